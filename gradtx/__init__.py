@@ -1,0 +1,106 @@
+"""Composable gradient transformations for PyTorch.
+
+An optimizer is a value, made by `chain()` from small named pieces. It runs as pure functions, under `torch.func`
+transforms and `torch.compile`, and, wrapped by `as_optimizer`, as a real `torch.optim.Optimizer`.
+"""
+
+from gradtx import optim as optim
+from gradtx._arguments import Betas, Scalar, Schedule, is_off
+from gradtx.combine import accumulate, freeze, map_after_step, masked, partition, skip_nonfinite
+from gradtx.core import GradientTransformation, alias, apply_updates, chain, per_tensor, whole_tree
+from gradtx.optim import as_optimizer
+from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
+from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.schedules import (
+    constant_schedule,
+    cosine_schedule,
+    join_schedules,
+    linear_schedule,
+    warmup_cosine_schedule,
+)
+from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
+from gradtx.transforms.atan2 import (
+    orthogonalize_against_ema,
+    scale_by_adopt_atan2,
+    scale_by_atan2,
+    scale_by_caution,
+)
+from gradtx.transforms.averaging import average, lookahead, with_lookahead
+from gradtx.transforms.centralize import centralize, normalize_by_std
+from gradtx.transforms.clipping import (
+    clip_adaptive,
+    clip_by_global_norm,
+    clip_by_norm,
+    clip_by_value,
+    soft_row_clip,
+)
+from gradtx.transforms.control import hold_until, record
+from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
+from gradtx.transforms.momentum import ema, trace
+from gradtx.transforms.projection import project_scale_invariant
+from gradtx.transforms.scaling import scale, scale_by_learning_rate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Betas",
+    "GradientTransformation",
+    "Scalar",
+    "Schedule",
+    "accumulate",
+    "adam",
+    "adam_atan2",
+    "adamp",
+    "adamw",
+    "add_decayed_weights",
+    "add_norm_loss",
+    "adopt",
+    "adopt_atan2",
+    "alias",
+    "apply_updates",
+    "as_optimizer",
+    "average",
+    "centralize",
+    "chain",
+    "clip_adaptive",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "constant_schedule",
+    "cosine_schedule",
+    "ema",
+    "freeze",
+    "hold_until",
+    "is_off",
+    "join_schedules",
+    "linear_schedule",
+    "lookahead",
+    "map_after_step",
+    "masked",
+    "normalize_by_std",
+    "optim",
+    "orthogonalize_against_ema",
+    "partition",
+    "per_tensor",
+    "project_scale_invariant",
+    "record",
+    "regenerate_towards_init",
+    "scale",
+    "scale_by_adam",
+    "scale_by_adopt",
+    "scale_by_adopt_atan2",
+    "scale_by_atan2",
+    "scale_by_caution",
+    "scale_by_learning_rate",
+    "scale_by_rms",
+    "schedules",
+    "sgd",
+    "sgdp",
+    "sgdw",
+    "skip_nonfinite",
+    "soft_row_clip",
+    "trace",
+    "warmup_cosine_schedule",
+    "whole_tree",
+    "with_lookahead",
+]

@@ -1,0 +1,289 @@
+"""What a factory's arguments mean: kinds, ranges, conversion, and values that change with the step."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+class Schedule:
+    """A hyperparameter that changes with the step: a pure function of the number of updates already done.
+
+    The first update uses `schedule(0)`, as torch's schedulers do.
+
+    Args:
+        function: Maps a Python int or a 0-d int64 tensor to a number or a 0-d tensor, without reading the
+            tensor on the host (`torch.where`, not `if`), and is defined for every step >= 0.
+
+    Raises:
+        TypeError: `function` is not callable.
+
+    Example:
+        >>> halve = Schedule(lambda step: 0.1 * 0.5**step)
+        >>> halve(0), halve(2)
+        (0.1, 0.025)
+    """
+
+    def __init__(self, function: Callable[[Any], Any]):
+        if not callable(function):
+            raise TypeError(f"Schedule: needs a function of the step, got {function!r}")
+        self._function = function
+
+    def __call__(self, step: Any) -> Any:
+        return self._function(step)
+
+    def __repr__(self) -> str:
+        return f"Schedule({describe(self._function)})"
+
+
+Scalar: TypeAlias = float | Tensor | Schedule
+Betas: TypeAlias = tuple[Scalar, ...]
+
+
+class Range:
+    """An interval such as `[0, 1)`, and the value that means 'off' (see `is_off`)."""
+
+    def __init__(self, text: str, off: float = 0.0):
+        low, high = text[1:-1].split(",")
+        self.text, self.off = text, off
+        self._low, self._high = float(low), float(high)
+        self._open_low, self._open_high = text[0] == "(", text[-1] == ")"
+
+    def __contains__(self, x: float) -> bool:
+        above = x > self._low if self._open_low else x >= self._low
+        below = x < self._high if self._open_high else x <= self._high
+        return above and below  # a NaN is in no interval
+
+
+# The one table of ranges, by argument name; `ranges=` of a decorator overrides it for one factory.
+RANGES = {
+    "a": Range("(0, inf)"),
+    "alpha": Range("[0, 1]"),
+    "b": Range("(0, inf)"),
+    "beta": Range("[0, 1)"),
+    "betas": Range("[0, 1)"),
+    "cautious_factor": Range("[0, 1]", off=1.0),
+    "clip_exponent": Range("[0, inf)"),
+    "clip_to_grok_max_norm": Range("(1, inf)"),
+    "clipping": Range("(0, inf)"),
+    "decay": Range("[0, 1)"),
+    "delta": Range("[0, inf)"),
+    "eps": Range("[0, inf)"),
+    "every": Range("[1, inf)"),
+    "k": Range("[1, inf)"),
+    "lr": Range("[0, inf)"),
+    "max_norm": Range("(0, inf]"),
+    "max_value": Range("(0, inf]"),
+    "momentum": Range("[0, inf)"),
+    "orig_grad_ema_beta": Range("[0, 1)"),
+    "regen_reg_rate": Range("[0, inf)"),
+    "start": Range("[0, inf)"),
+    "t0": Range("[0, inf)"),
+    "wd_ratio": Range("[0, inf)"),
+    "weight_decay": Range("[0, inf)"),
+}
+_NO_RANGE = Range("(-inf, inf)")
+
+
+def is_off(value: Any, off: float = 0.0) -> bool:
+    """True for a plain number equal to `off`: the only float values that may decide structure.
+
+    Tensors and schedules are never off, so that a value under `vmap`, `grad` or a scheduler follows the
+    general formula.
+    """
+    return isinstance(value, float) and value == off
+
+
+def describe(value: Any) -> str:
+    """`value` as one would type it, as far as that is possible."""
+    if isinstance(value, Tensor):
+        # A tensor that belongs to a transform (vmap, grad, compile) has no value to show.
+        plain = value.ndim == 0 and not (
+            torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value)
+        )
+        return f"tensor({value.item():g})" if plain else f"tensor(shape={tuple(value.shape)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
+    if callable(value) and not isinstance(value, Schedule):
+        return getattr(value, "__qualname__", repr(value)).rpartition("<locals>.")[2]
+    return repr(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A did-you-mean for an unknown name, or the list of known ones."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}" if known else "there are none"
+
+
+class Argument:
+    """One parameter of a factory: what it accepts, and how a given value becomes the value that the body sees."""
+
+    def __init__(self, owner: str, parameter: inspect.Parameter, hint: Any, rng: Range, static: bool):
+        self.owner, self.name, self.default, self.range = owner, parameter.name, parameter.default, rng
+        self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
+        self.required = parameter.default is parameter.empty
+        members = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+        self.optional = type(None) in members
+        self.kind = self._kind(members - {type(None)})
+        self.is_hyperparameter = not static and self.kind in ("scalar", "betas", "int", "bool", "str")
+        if not self.required:
+            self.default = self.check(parameter.default)
+
+    @staticmethod
+    def _kind(members: set) -> str:
+        if members <= {float, Tensor, Schedule} and float in members:
+            return "scalar"
+        if members == {Betas}:
+            return "betas"
+        return {frozenset({t}): t.__name__ for t in (int, bool, str)}.get(frozenset(members), "structure")
+
+    def check(self, value: Any) -> Any:
+        """`value` converted to its kind; a TypeError or ValueError that names the culprit otherwise."""
+        if value is None and self.optional:
+            return None
+        if self.kind == "scalar":
+            return self._scalar(value, self.name)
+        if self.kind == "betas":
+            if not isinstance(value, tuple | list):
+                raise TypeError(f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}")
+            expected = len(self.default) if isinstance(self.default, tuple) else len(value)
+            if len(value) != expected:
+                raise ValueError(f"{self.owner}: {self.name} must have {expected} entries, got {len(value)}")
+            return tuple(self._scalar(item, f"{self.name}[{i}]") for i, item in enumerate(value))
+        if self.kind == "int":
+            # bool is an int to Python, never to a user who wrote `every=True`.
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise TypeError(f"{self.owner}: {self.name} must be an int, got {describe(value)}")
+            return int(self._in_range(int(value), self.name))
+        if self.kind in ("bool", "str") and not isinstance(value, bool if self.kind == "bool" else str):
+            raise TypeError(f"{self.owner}: {self.name} must be a {self.kind}, got {describe(value)}")
+        return value
+
+    def _in_range(self, value: Any, name: str) -> Any:
+        if value not in self.range:
+            raise ValueError(f"{self.owner}: {name} must be in {self.range.text}, got {value!r}")
+        return value
+
+    def _scalar(self, value: Any, name: str) -> Any:
+        if isinstance(value, Schedule):
+            return value
+        if isinstance(value, Tensor):
+            if value.ndim:
+                raise ValueError(
+                    f"{self.owner}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "
+                    "use torch.vmap to run one member per value"
+                )
+            return value
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            remedy = "; wrap it: gradtx.Schedule(...)" if callable(value) else ""
+            raise TypeError(
+                f"{self.owner}: {name} must be a number, a 0-d tensor or a gradtx.Schedule, "
+                f"got {describe(value)}{remedy}"
+            )
+        return self._in_range(float(value), name)
+
+
+def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+class Arguments:
+    """The signature of a factory: binds a call to checked values."""
+
+    def __init__(
+        self, name: str, function: Callable, ranges: Mapping[str, Range], static: Iterable[str], is_alias: bool
+    ):
+        hints = typing.get_type_hints(function)
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())
+        for parameter in parameters:
+            if parameter.name not in hints:
+                raise TypeError(f"{name}: annotate {parameter.name!r}; numbers are gradtx.Scalar or gradtx.Betas")
+        self.added = ()  # arguments that the body does not see
+        if is_alias:
+            self.added, hints["maximize"] = ("maximize",), bool
+            parameters.append(_keyword("maximize", False, "bool"))
+        table = {**RANGES, **ranges}
+        self.name = name
+        self.all = tuple(
+            Argument(name, p, hints[p.name], table.get(p.name, _NO_RANGE), p.name in static) for p in parameters
+        )
+        self.by_name = {argument.name: argument for argument in self.all}
+        self._positional = [a for a in self.all if not a.keyword_only]
+        parameters.append(_keyword("state_dtype", None, "torch.dtype | None"))
+        self.signature = signature.replace(parameters=parameters)
+
+    def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Every argument's checked value by name, defaults included. Plain loops: dynamo traces them."""
+        given = {a.name: value for a, value in zip(self._positional, args, strict=False)}
+        if len(args) > len(self._positional):
+            raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
+        for key, value in kwargs.items():
+            if key not in self.by_name:
+                raise TypeError(f"{self.name}: unknown argument {key!r}; {nearest(key, self.by_name)}")
+            if key in given:
+                raise TypeError(f"{self.name}: got two values for {key!r}")
+            given[key] = value
+        bound = {}
+        for argument in self.all:
+            if argument.name in given:
+                bound[argument.name] = argument.check(given[argument.name])
+            elif argument.required:
+                raise TypeError(f"{self.name}: missing argument {argument.name!r}")
+            else:
+                bound[argument.name] = argument.default
+        return bound
+
+
+def varies(value: Any) -> bool:
+    """True if the value that a body sees may differ from step to step: tensors (written in place) and schedules."""
+    if isinstance(value, tuple):
+        return any(varies(item) for item in value)
+    return isinstance(value, Tensor | Schedule)
+
+
+def resolve(value: Any, count: Any) -> Any:
+    """The value of an argument at `count` finished updates.
+
+    Tensors become float64, because 1 - 0.999 in float32 is off by 1e-5; so do the values of schedules.
+    """
+    if isinstance(value, tuple):
+        return tuple(resolve(item, count) for item in value)
+    if isinstance(value, Schedule):
+        count = torch.as_tensor(count)
+        return exact(value(count), count.device)
+    return exact(value, value.device) if isinstance(value, Tensor) else value
+
+
+def exact(value: Any, device: torch.device) -> Tensor:
+    """A number or 0-d tensor as float64. (`torch.as_tensor` of a Python float would be float32.)"""
+    if isinstance(value, Tensor):
+        return value.to(device, exact_dtype(device))
+    return torch.tensor(value, dtype=exact_dtype(device), device=device)
+
+
+def exact_dtype(like: Any) -> torch.dtype:
+    """float64, or float32 where the device has no float64."""
+    device = like.device if isinstance(like, Tensor) else like
+    return torch.float32 if getattr(device, "type", "cpu") == "mps" else torch.float64
+
+
+def log_or_zero(beta: Any) -> Any:
+    """log(beta), with 0 in place of -inf at beta = 0; `math.log` for a number, so that nothing is rounded."""
+    if isinstance(beta, Tensor):
+        return torch.where(beta == 0, torch.ones_like(beta), beta).log()
+    return math.log(beta) if beta else 0.0

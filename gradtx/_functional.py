@@ -1,0 +1,300 @@
+"""Functional use: trees in, trees out. The case of one group, whose state is one nested dict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _tree
+from gradtx._arguments import nearest
+from gradtx._program import (
+    ALWAYS_KNOWN,
+    OWN_STATE,
+    Block,
+    Clock,
+    Leaf,
+    Path,
+    Run,
+    Scope,
+    execute,
+    initialize,
+)
+
+if TYPE_CHECKING:
+    from gradtx.core import GradientTransformation
+
+
+class TreeRun(Run):
+    """A run whose old state is a nested dict, as `init` makes it."""
+
+    keeps_trees = True
+
+    def __init__(self, tx: GradientTransformation, like: dict[str, Any], unflatten: Any, state: Any = None):
+        super().__init__()
+        self._unflatten, self._state, self._like = unflatten, state, like
+        self.initial = state is None
+        self.device = next((leaf.device for leaf in like.values() if leaf is not None), torch.device("cpu"))
+        if state is not None and not (isinstance(state, dict) and isinstance(state.get("step"), Tensor)):
+            raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
+        self.old_step = torch.zeros((), dtype=torch.int64, device=self.device) if state is None else state["step"]
+        self.clock = Clock(self.old_step + 1)
+        frozen: list[Any] = []
+        self.block = Block(tx._expand(Scope(self, (), self.old_step, frozen)), frozen)
+        self._slot_lists: dict[Path, list[tuple[str, dict[str, Tensor]]]] = {}
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        entry = self._state
+        for key in path:
+            entry = entry.get(key, {}) if isinstance(entry, dict) else {}
+        return entry if isinstance(entry, dict) else {}
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        return {key: value for key, value in self._entry(path).items() if isinstance(value, Tensor)}
+
+    def slot_dicts(self, path: Path) -> list[tuple[str, dict[str, Tensor]]]:
+        if path not in self._slot_lists:
+            self._slot_lists[path] = [
+                (key, value)
+                for key, value in self._entry(path).items()
+                if isinstance(value, dict) and (*path, key) not in self.stages
+            ]
+        return self._slot_lists[path]
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        if self._state is None:
+            return {}
+        return {slot: values[leaf.name] for slot, values in self.slot_dicts(path) if leaf.name in values}
+
+    def tree(self, path: Path) -> Any:
+        entry = self._state
+        for key in path:
+            if not isinstance(entry, dict) or key not in entry:
+                raise ValueError(f"state lacks {'.'.join(path)!r}; {OWN_STATE}")
+            entry = entry[key]
+        return entry
+
+    def own(self, tree: Any) -> Any:
+        return _tree.map_tensors(self.fresh(()), tree)
+
+    def select(self, accept: Tensor, new: Any, old: Any) -> Any:
+        return _tree.map_tensors(lambda a, b: torch.where(accept, a, b), new, old)
+
+    def whole(self, values: dict[str, Any]) -> Any:
+        return self._unflatten({name: values.get(name) for name in self._like})
+
+    def by_name(self, tree: Any) -> dict[str, Any]:
+        return _tree.match(tree, self._like, "updates returned by a plain function", "the updates given to it")
+
+    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        params = {name: values.get(name, param) for name, param in self.params.items()}
+        typed = {name: value.to(self.params[name].dtype) for name, value in params.items()}
+        found = _tree.match(self.grad_fn(self.unflatten_params(typed)), params, "gradients from grad_fn", "params")
+        return {name: found[name].to(value.dtype) for name, value in values.items()}
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        if self.initial:
+            label = selector.choose(leaf.name, leaf.given[1])
+            # A predicate may depend on the parameter of today, so the state remembers what it said, as a mark.
+            mark = None if selector.by_name else selector.mark(path, label)
+            if mark is not None:
+                leaf.new[mark] = {MARK: torch.empty(0, device=leaf.device)}
+            return label
+        if selector.by_name:
+            return selector.choose(leaf.name, None)
+        return selector.recall(path, lambda where: leaf.name in self._entry(where).get(MARK, {}))
+
+    def template(self, name: str) -> Tensor | None:
+        """Some stored tensor shaped as the leaf, for a leaf that comes without gradient and parameter."""
+        for path in self.stages:
+            for slot, values in self.slot_dicts(path):
+                if slot == "acc" and name in values:
+                    return values[name]
+        return None
+
+    def check(self, names: dict[str, Any]) -> None:
+        """Before anything runs: is this a state of this chain, with these leaves?"""
+        for key in self._state:
+            if key != "step" and (key,) not in self.stages:
+                raise ValueError(f"state has {key!r}, which this chain does not keep; {OWN_STATE}")
+        for path in self.stages:
+            for slot, values in self.slot_dicts(path) if path not in self.opaque else ():
+                for name in values:
+                    if name not in names:
+                        where = ".".join([*path, slot])
+                        raise ValueError(
+                            f"updates lack leaf {name!r}, which the state has at {where!r}; "
+                            "pass None for a leaf without gradient"
+                        )
+
+    def rebuilt(self, leaves: dict[str, Leaf], entry: dict[str, Any], path: Path = ()) -> dict[str, Any]:
+        """The new state, in the order of the old one."""
+        shared = self.new_shared.get(path, {})
+        new: dict[str, Any] = {}
+        for key, value in entry.items():
+            below = (*path, key)
+            if below in self.opaque:
+                new[key] = self.new_trees[below] if below in self.new_trees else self.own(value)
+            elif below in self.stages:
+                new[key] = self.rebuilt(leaves, value, below)
+            elif isinstance(value, dict):
+                new[key] = {name: self._slot(leaves.get(name), path, key, old) for name, old in value.items()}
+            else:
+                new[key] = self.fresh(())(shared.get(key, value))
+        return new
+
+    def _slot(self, leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
+        if leaf is None or leaf.update is None:
+            return old.clone()  # no gradient: unchanged
+        new = leaf.new.get(path, {}).get(slot)
+        if new is None and slot != MARK:
+            raise ValueError(f"state has {'.'.join([*path, slot])!r}, which this chain does not keep; {OWN_STATE}")
+        return old.clone() if new is None else new
+
+
+MARK = "members"
+
+
+def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
+    leaves, unflatten = _tree.flatten(params, "params")
+    run = TreeRun(tx, leaves, unflatten)
+    cells = [Leaf(run, name, None, leaf, {}, run.clock) for name, leaf in leaves.items() if leaf is not None]
+    for cell in cells:
+        cell.program = run.block.for_leaf(cell)
+    for selector in run.selectors:
+        selector.check_used([cell.name for cell in cells])
+    initialize(cells)
+    state: dict[str, Any] = {"step": run.old_step}
+    for cell in cells:
+        run.unshare(cell)
+    for path in run.stages:
+        if path in run.new_trees:
+            _enter(state, path[:-1])[path[-1]] = run.new_trees[path]
+        for name, value in run.new_shared.get(path, {}).items():
+            _enter(state, path)[name] = value
+        for cell in cells:
+            for slot, value in cell.new.get(path, {}).items():
+                _enter(state, (*path, slot))[cell.name] = value
+    return state
+
+
+def _enter(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    for key in path:
+        state = state.setdefault(key, {})
+    return state
+
+
+def update(
+    tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    grads, unflatten = _tree.flatten(updates, "updates")
+    by_name, unflatten_params = {}, None
+    if params is not None:
+        by_name, unflatten_params = _tree.flatten(params, "params")
+        _tree.check_names(by_name, grads, "params", "updates")
+    kinds = check_extras(tx, params, extras)
+    run = TreeRun(tx, by_name or grads, unflatten, state)
+    run.params, run.unflatten_params, run.grad_fn = by_name, unflatten_params, extras.get("grad_fn")
+    run.check(grads)
+    scalars, trees = split_extras(extras, kinds, grads)
+    run.leaf_extras = tuple(trees)
+    leaves = {}
+    for name, grad in grads.items():
+        param = by_name.get(name)
+        like = run.template(name) if grad is None and param is None else None
+        if grad is None and param is None and like is None:
+            continue
+        if grad is not None and param is not None and grad.shape != param.shape:
+            raise ValueError(
+                f"updates: leaf {name!r} has shape {tuple(grad.shape)}, its parameter {tuple(param.shape)}"
+            )
+        leaf = leaves[name] = Leaf(run, name, grad, param, scalars, run.clock, like)
+        if trees:
+            leaf.extras = {**scalars, **{key: widen(values[name], leaf) for key, values in trees.items()}}
+    for leaf in leaves.values():
+        leaf.program = run.block.for_leaf(leaf)
+
+    def finish(leaf: Leaf) -> None:
+        leaf.update = leaf.result()
+        run.unshare(leaf)
+
+    execute(leaves.values(), finish)
+    for commit in reversed(run.commits):
+        commit()
+    new_state = {**run.rebuilt(leaves, state), "step": run.clock.step}
+    return unflatten({name: leaves[name].update if name in leaves else None for name in grads}), new_state
+
+
+def widen(value: Any, leaf: Leaf) -> Any:
+    return value if value is None else value.to(leaf.wide)
+
+
+def check_extras(tx: GradientTransformation, params: Any, extras: dict[str, Any]) -> dict[str, str]:
+    """The kinds of the extras that `tx` knows, after checking that these are the right ones."""
+    kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
+    for link in tx._links():
+        kinds.update(link._extras)
+    for name in extras:
+        if name not in kinds:
+            raise TypeError(f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}")
+    for link in tx._links():
+        for need in link._needs:
+            if need == "params" and params is None:
+                raise ValueError(f"{link._name} needs params: call update(updates, state, params)")
+            # hessian_diag=None means 'keep the last one'; the key is required all the same.
+            given = extras.get(need) is not None or (need == "hessian_diag" and need in extras)
+            if need != "params" and not given:
+                raise ValueError(f"{link._name} needs {need}: call update(updates, state, params, {need}=...)")
+    return kinds
+
+
+def split_extras(
+    extras: dict[str, Any], kinds: dict[str, str], names: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Extras that all leaves share, and those by leaf."""
+    scalars: dict[str, Any] = {}
+    trees: dict[str, dict[str, Any]] = {}
+    for name, value in extras.items():
+        if name == "value" and value is not None:
+            scalars[name] = torch.as_tensor(value).to(torch.promote_types(torch.as_tensor(value).dtype, torch.float32))
+        elif kinds[name].startswith("leaf") and value is not None:
+            trees[name] = _tree.match(value, names, name, "updates")
+        else:
+            scalars[name] = value
+    return scalars, trees
+
+
+def eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
+    by_name, unflatten = _tree.flatten(params, "params")
+    run = TreeRun(tx, by_name, unflatten, state)
+    run.check(by_name)
+    chosen = {}
+    for name, param in by_name.items():
+        chosen[name] = param
+        if param is not None:
+            leaf = Leaf(run, name, None, param, {}, run.clock)
+            found = evaluated(leaf, run.block.for_leaf(leaf))
+            if found is not None:
+                chosen[name] = found.to(param.dtype, copy=True)
+    return unflatten(chosen)
+
+
+def evaluated(leaf: Leaf, program: list[Any]) -> Any:
+    """What the last link with an opinion says to evaluate with."""
+    for operation in reversed(program):
+        value = operation.evaluate(leaf)
+        if value is not None:
+            return value
+    return None
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    by_name, unflatten = _tree.flatten(params, "params")
+    steps = _tree.match(updates, by_name, "updates", "params")
+    return unflatten(
+        {
+            name: param if param is None or steps[name] is None else (param + steps[name]).to(param.dtype)
+            for name, param in by_name.items()
+        }
+    )

@@ -1,0 +1,410 @@
+"""How a chain runs: every tensor goes through a list of operations; sums over tensors are barriers.
+
+Functional use and the adapter share this module: both make `Leaf` objects, expand a transformation into a
+`Block` of operations and call `execute`. Where old state is found is their `Run`'s affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _tree
+from gradtx._arguments import exact, exact_dtype, is_off, log_or_zero
+
+Path = tuple[str, ...]
+ALWAYS_KNOWN = ("value", "grad_fn", "hessian_diag")
+
+
+class Clock:
+    """A count of updates: `step` is the 1-based number of the present one, a 0-d int64 tensor.
+
+    `host` is the same number as a Python int where the caller knows it (the adapter), else None.
+    """
+
+    def __init__(self, step: Tensor, host: int | None = None):
+        self.step, self.host = step, host
+        self._moments: dict[torch.device, Moment] = {}
+
+    def on(self, device: torch.device) -> Moment:
+        if device not in self._moments:
+            self._moments[device] = Moment(self.step.to(device), self.host)
+        return self._moments[device]
+
+
+class Moment:
+    """A clock's step on one device, and what follows from it, computed once for all leaves."""
+
+    def __init__(self, step: Tensor, host: int | None):
+        self.step, self.host = step, host
+        self.time = step.to(exact_dtype(step))
+        self._corrections: list[tuple[Any, Tensor]] = []
+
+    def bias_correction(self, beta: Any) -> Tensor:
+        for known, value in self._corrections:
+            if known is beta or (isinstance(beta, float) and isinstance(known, float) and known == beta):
+                return value
+        value = bias_correction(beta, self.time)
+        self._corrections.append((beta, value))
+        return value
+
+
+def bias_correction(beta: Any, time: Any) -> Tensor:
+    started = (time > 0).to(time.dtype)
+    if is_off(beta):
+        return started
+    value = -torch.expm1(time * log_or_zero(beta))
+    return torch.where(beta == 0, started, value) if isinstance(beta, Tensor) else value
+
+
+class Context:
+    """What a rule may know beyond its own tensor. Nothing is ever written to it."""
+
+    def __init__(self, leaf: Leaf, moment: Moment, dtype: torch.dtype | None, rng: Any = None):
+        self._leaf, self._moment, self._dtype = leaf, moment, dtype
+        if rng is not None:
+            self.rng = rng
+
+    @property
+    def step(self) -> Tensor:
+        """The number of this update on the rule's clock, 1-based, 0-d int64."""
+        return self._moment.step
+
+    @property
+    def time(self) -> Tensor:
+        """`step` in float64, for wherever t enters arithmetic (`step.sqrt()` would be float32)."""
+        return self._moment.time
+
+    @property
+    def grad(self) -> Any:
+        """The gradient of this tensor as the clock saw it, before any link of the chain."""
+        grad = self._leaf.grad
+        return grad if self._dtype is None else grad.to(self._dtype)
+
+    def bias_correction(self, beta: Any, step: Any = None) -> Tensor:
+        """1 - beta**step in float64, safe at beta 0 and step 0; computed once for all leaves of equal count."""
+        if step is None:
+            return self._moment.bias_correction(beta)
+        return bias_correction(beta, exact(step, self._moment.time.device))
+
+    def every(self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+        """`compute()` at steps with step % k == phase % k, else `keep()`: tensors or equally built trees of them.
+
+        In pure use both sides run and `torch.where` selects; where the count is known on the host, only one.
+        """
+        if self._moment.host is not None:
+            return compute() if self._moment.host % k == phase % k else keep()
+        now = self._moment.step % k == phase % k
+        return _tree.map_tensors(lambda new, old: torch.where(now, new, old), compute(), keep())
+
+    def __getattr__(self, name: str) -> Any:
+        extras = self.__dict__["_leaf"].extras
+        if name in extras:
+            return extras[name]
+        if name in ALWAYS_KNOWN:
+            return None
+        raise AttributeError(f"ctx.{name}: nobody declared it; use needs=({name!r},) or extras={{{name!r}: 'leaf'}}")
+
+
+class Leaf:
+    """One tensor on its way through a chain."""
+
+    def __init__(
+        self, run: Run, name: str, update: Any, param: Any, extras: dict[str, Any], clock: Clock, like: Any = None
+    ):
+        self.run, self.name, self.extras, self.clock = run, name, extras, clock
+        stored = param if param is not None else like if like is not None else update
+        given = update if update is not None else stored
+        self.device, self.dtype, self.param_dtype = stored.device, given.dtype, stored.dtype
+        # Rules never see half precision.
+        self.wide = torch.promote_types(torch.promote_types(stored.dtype, given.dtype), torch.float32)
+        self.given = (update, param)
+        self.update = None if update is None else update.to(self.wide)
+        self.param = None if param is None else param.to(self.wide)
+        self.grad = self.update
+        self.active: Tensor | None = None  # a 0-d bool where the leaf may turn out to be skipped
+        self.new: dict[Path, dict[str, Tensor]] = {}
+        self.saved: dict[Any, Any] = {}
+        self.program: list[Any] = []
+        self.at = 0
+        self.pending: Any = None
+
+    def moment(self) -> Moment:
+        return self.clock.on(self.device)
+
+    def result(self) -> Tensor | None:
+        """The update after the last link, rounded once."""
+        return None if self.update is None else self.update.to(self.dtype)
+
+
+class Run:
+    """One call of `init` or `update`: where operations find shared values and leave new ones.
+
+    `initial` says which of the two. Subclasses know where the old state is.
+    """
+
+    initial = False
+    keeps_trees = False  # whether a pair of plain functions may keep a tree of its own
+    device = torch.device("cpu")
+    leaf_extras: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.new_shared: dict[Path, dict[str, Any]] = {}
+        self.new_trees: dict[Path, Any] = {}
+        self.stages: dict[Path, str] = {}
+        self.opaque: set[Path] = set()
+        self.selectors: list[Any] = []
+        self.commits: list[Callable[[], None]] = []
+        self._taken: set[int] = set()
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        """The old 0-d values of a stage that all leaves share."""
+        raise NotImplementedError
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        """The old slots of a leaf at a stage."""
+        raise NotImplementedError
+
+    def tree(self, path: Path) -> Any:
+        """The old state of a pair of plain functions."""
+        raise NotImplementedError
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        """What a selector decided for a leaf at init."""
+        raise NotImplementedError
+
+    def own(self, tree: Any) -> Any:
+        """A user's state with memory of its own."""
+        raise NotImplementedError
+
+    def select(self, accept: Tensor, new: Any, old: Any) -> Any:
+        """A user's new state where `accept`, else the old one."""
+        raise NotImplementedError
+
+    def by_name(self, tree: Any) -> dict[str, Any]:
+        """The reverse of `whole`."""
+        raise NotImplementedError
+
+    def whole(self, values: dict[str, Any]) -> Any:
+        """Leaves by name as the tree that the caller uses; leaves that are not given are None."""
+        raise NotImplementedError
+
+    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The caller's `grad_fn` at the parameters with some leaves replaced."""
+        raise NotImplementedError
+
+    def shared(self, path: Path, start: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """A stage's shared scalars: the old ones, or at init those that `start` makes, which are then written down."""
+        if self.initial:
+            self.new_shared[path] = {name: make() for name, make in start.items()}
+            return self.new_shared[path]
+        found = self.scalars(path)
+        for name in start:
+            if name not in found:
+                raise ValueError(f"state lacks {'.'.join([*path, name])!r}; {OWN_STATE}")
+        return found
+
+    def unshare(self, leaf: Leaf) -> None:
+        """Copy what shares storage with an input of this call, or with another output."""
+        inputs = [value for value in leaf.given if value is not None]
+        for path in leaf.new:
+            inputs.extend(self.slots(path, leaf).values())
+        fresh = self.fresh(inputs)
+        if leaf.update is not None:
+            leaf.update = fresh(leaf.update)
+        for slots in leaf.new.values():
+            for slot, value in slots.items():
+                slots[slot] = fresh(value)
+
+    def fresh(self, inputs: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
+        """A function that copies a tensor whose memory is already taken, and takes the memory of the others."""
+        if torch.compiler.is_compiling():
+            return _Traced(list(inputs))
+        self._taken.update(storage(value) for value in inputs)
+
+        def copied(value: Tensor) -> Tensor:
+            if storage(value) in self._taken:
+                value = value.clone()
+            self._taken.add(storage(value))
+            return value
+
+        return copied
+
+
+class _Traced:
+    """`Run.fresh` while dynamo traces, where memory can't be read: by identity and base, within one leaf."""
+
+    def __init__(self, taken: list[Tensor]):
+        self._taken = taken
+
+    def __call__(self, value: Tensor) -> Tensor:
+        base = value if value._base is None else value._base
+        if any(base is other or base is other._base for other in self._taken):
+            value = value.clone()
+        self._taken.append(value)
+        return value
+
+
+OWN_STATE = "pass the state made by this chain's own init, with these parameters"
+
+
+def storage(tensor: Tensor) -> int:
+    """What identifies a tensor's memory, also inside vmap and grad."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.untyped_storage()._cdata
+
+
+class Scope:
+    """Where in a chain expansion stands: the path of state entries, and the clock that schedules follow."""
+
+    def __init__(self, run: Run, path: Path, count: Any, frozen: list[Any], state_dtype: Any = None):
+        self.run, self.path, self.count, self.frozen, self.state_dtype = run, path, count, frozen, state_dtype
+        self._counts: dict[str, int] = {}
+
+    def claim(self, name: str) -> Path:
+        """The path of the next stage called `name`: a second one is `name_1`."""
+        n = self._counts.get(name, 0)
+        self._counts[name] = n + 1
+        path = (*self.path, name if n == 0 else f"{name}_{n}")
+        self.run.stages[path] = name
+        return path
+
+    def inside(self, path: Path, count: Any = None) -> Scope:
+        """The inside of a wrapper, which may own a clock; a freeze in it covers the whole chain around it."""
+        return Scope(self.run, path, self.count if count is None else count, self.frozen, self.state_dtype)
+
+    def branch(self, path: Path) -> Scope:
+        """The inside of a branch: a freeze in it covers the branch."""
+        self.run.stages[path] = path[-1]
+        return Scope(self.run, path, self.count, [], self.state_dtype)
+
+
+class Operation:
+    """A step of a leaf's program.
+
+    `start` and `resume` do the work on `leaf`; they return None when done, or a payload to wait with until all
+    leaves that have this operation are there. `combine` then makes of the payloads what `resume` gets.
+    """
+
+    path: Path = ()
+    takes_none = False  # whether a leaf without gradient enters; others pass by
+
+    def init(self, leaf: Leaf) -> None:
+        """Put the leaf's first slots in `leaf.new`."""
+
+    def start(self, leaf: Leaf) -> Any:
+        raise NotImplementedError
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        raise NotImplementedError
+
+    def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Any:
+        """Sums over leaves, in float64, added in name order."""
+        waiting = sorted(waiting, key=lambda item: item[0].name)
+        device = waiting[0][0].device
+        total = {}
+        for key in waiting[0][1]:
+            terms = [payload[key].to(device) for _, payload in waiting]
+            total[key] = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
+        return total
+
+    def init_all(self) -> None:
+        """Called once, after `init` of all leaves."""
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        """The tensor to evaluate with in place of the parameter, or None."""
+        return None
+
+
+class Branch:
+    """A fork in the program: every leaf takes the block of its label."""
+
+    def __init__(self, path: Path, selector: Any, blocks: dict[Any, Block]):
+        self.path, self.selector, self.blocks = path, selector, blocks
+
+
+class Block:
+    """Operations in order, and the selectors of what is frozen in them."""
+
+    def __init__(self, operations: list[Any], frozen: list[tuple[Path, Any]]):
+        self.operations, self.frozen = operations, frozen
+        self._forks = any(isinstance(operation, Branch) for operation in operations)
+
+    def for_leaf(self, leaf: Leaf) -> list[Operation]:
+        for path, selector in self.frozen:
+            if leaf.run.choice(path, leaf, selector):
+                return [FROZEN]
+        if not self._forks:
+            return self.operations
+        program: list[Operation] = []
+        for operation in self.operations:
+            if isinstance(operation, Branch):
+                label = leaf.run.choice(operation.path, leaf, operation.selector)
+                program.extend(operation.blocks[label].for_leaf(leaf))
+            else:
+                program.append(operation)
+        return program
+
+
+class _Frozen(Operation):
+    def start(self, leaf: Leaf) -> None:
+        leaf.update = torch.zeros_like(leaf.update)
+
+
+class _Negate(Operation):
+    def start(self, leaf: Leaf) -> None:
+        leaf.update, leaf.grad = -leaf.update, -leaf.grad
+
+
+FROZEN, NEGATE = _Frozen(), _Negate()
+
+
+def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
+    """Run every leaf through its program; `finish` is called for each as soon as it is through."""
+    blocked: dict[Path, list[tuple[Leaf, Any]]] = {}
+
+    def advance(leaf: Leaf, payload: Any) -> None:
+        while payload is None:
+            leaf.at += 1
+            if leaf.at >= len(leaf.program):
+                finish(leaf)
+                return
+            operation = leaf.program[leaf.at]
+            if leaf.update is not None or operation.takes_none:
+                payload = operation.start(leaf)
+        blocked.setdefault(leaf.program[leaf.at].path, []).append((leaf, payload))
+
+    for leaf in leaves:
+        leaf.at = -1
+        advance(leaf, None)
+    while blocked:
+        path = next(path for path in blocked if not _awaited(path, blocked))
+        waiting = blocked.pop(path)
+        operation = waiting[0][0].program[waiting[0][0].at]
+        total = operation.combine(waiting)
+        for leaf, _ in waiting:
+            advance(leaf, leaf.program[leaf.at].resume(leaf, total))
+
+
+def _awaited(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:
+    """True if a leaf that waits elsewhere has yet to come to `path`."""
+    return len(blocked) > 1 and any(
+        operation.path == path
+        for other, waiting in blocked.items()
+        if other != path
+        for leaf, _ in waiting
+        for operation in leaf.program[leaf.at + 1 :]
+    )
+
+
+def initialize(leaves: list[Leaf]) -> None:
+    """First slots for every leaf's program."""
+    for leaf in leaves:
+        for operation in leaf.program:
+            operation.init(leaf)
+    for operation in {id(operation): operation for leaf in leaves for operation in leaf.program}.values():
+        operation.init_all()

@@ -1,0 +1,59 @@
+"""Random numbers as a pure function of (seed, counter, leaf name): splitmix64 in tensor operations.
+
+Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators". int64 arithmetic wraps, so the
+unsigned constants are written as signed ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import exact_dtype
+
+_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & (2 ** (64 - bits) - 1)  # torch's >> copies the sign bit
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = x + _GOLDEN
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+@torch.compiler.assume_constant_result
+def _name_key(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+class Stream:
+    """The random numbers of one leaf at one step; every draw differs from the ones before it."""
+
+    def __init__(self, seed: Tensor, counter: Tensor, name: str):
+        self._key = _mix(_mix(_mix(seed) + counter) ^ _name_key(name))
+        self._draws = 0
+
+    def _bits(self, like: Tensor) -> Tensor:
+        self._draws += 1
+        index = torch.arange(like.numel(), device=like.device, dtype=torch.int64).reshape(like.shape)
+        return _mix(_mix(self._key.to(like.device) + self._draws) + index)
+
+    def _uniform(self, like: Tensor) -> Tensor:
+        # 53 bits, centred in their cells: never 0, whose logarithm is -inf, and never 1.
+        return (_shift(self._bits(like), 11).to(exact_dtype(like)) + 0.5) * 2.0**-53
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers, shaped as `like`."""
+        radius = (-2 * self._uniform(like).log()).sqrt()
+        return (radius * (2 * math.pi * self._uniform(like)).cos()).to(like.dtype)
+
+    def rademacher(self, like: Tensor) -> Tensor:
+        """-1 or 1 with equal odds, shaped as `like`."""
+        return (1 - 2 * _shift(self._bits(like), 63)).to(like.dtype)

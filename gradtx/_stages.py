@@ -1,0 +1,338 @@
+"""The operations that hold maths: a rule for one tensor, and functions of whole trees."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import exact, exact_dtype
+from gradtx._program import OWN_STATE, Context, Leaf, Operation, Path, Run
+from gradtx._random import Stream
+
+
+class Parts(NamedTuple):
+    """What the body of a `@per_tensor` or `@whole_tree` factory returns."""
+
+    init: Callable | None
+    update: Callable
+    evaluate: Callable | None = None
+
+    @classmethod
+    def of(cls, made: Any, name: str) -> Parts:
+        parts = made if isinstance(made, tuple) else (None, made)
+        if not 2 <= len(parts) <= 3 or not all(callable(part) for part in parts[1:]):
+            raise TypeError(f"{name}: return update, (init, update) or (init, update, evaluate), got {made!r}")
+        return cls(*parts)
+
+
+class RuleStage(Operation):
+    """A rule written for one tensor."""
+
+    def __init__(self, path: Path, run: Run, spec: Any, parts: Parts, arguments: dict[str, Any], state_dtype: Any):
+        self.path, self._spec, self._parts, self._state_dtype = path, spec, parts, state_dtype
+        start = {name: _scalar_maker(value, arguments, run) for name, value in spec.shared_of(arguments).items()}
+        if spec.random:
+            start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)
+            start["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=run.device)
+        self._shared = run.shared(path, start) if start else {}
+        self._names = tuple(start)
+
+    def init(self, leaf: Leaf) -> None:
+        slots = self._first(leaf)
+        if slots:
+            leaf.new[self.path] = slots
+
+    def _first(self, leaf: Leaf) -> dict[str, Tensor]:
+        if self._parts.init is None:
+            return {}
+        like = leaf.param if leaf.param is not None else leaf.update
+        assert like is not None
+        like = like.to(self._wide(leaf))
+        rng = (Stream(self._shared["seed"], self._shared["counter"], leaf.name),) if self._spec.random else ()
+        return first_slots(self._parts.init(like, *rng), like, self._state_dtype or leaf.param_dtype)
+
+    def _wide(self, leaf: Leaf) -> torch.dtype:
+        return leaf.wide if self._state_dtype is None else torch.promote_types(leaf.wide, self._state_dtype)
+
+    def start(self, leaf: Leaf) -> Any:
+        wide = self._wide(leaf)
+        assert leaf.update is not None
+        if leaf.update.dtype != wide:
+            wide = torch.promote_types(wide, leaf.update.dtype)
+            leaf.update = leaf.update.to(wide)
+        old = leaf.run.slots(self.path, leaf)
+        if not old and self._parts.init is not None and self._first(leaf):
+            raise ValueError(f"state lacks {'.'.join(self.path)!r} of leaf {leaf.name!r}; {OWN_STATE}")
+        state = with_lists({slot: widened(value, wide) for slot, value in old.items()})
+        for name in self._names:
+            state[name] = self._shared[name]
+        rng = None
+        if self._spec.random:
+            rng = Stream(self._shared["seed"], self._shared["counter"] + 1, leaf.name)
+            leaf.run.new_shared[self.path] = {"seed": self._shared["seed"], "counter": self._shared["counter"] + 1}
+        param = leaf.param if leaf.param is None else leaf.param.to(wide)
+        context = Context(leaf, leaf.moment(), wide, rng)
+        try:
+            out = self._parts.update(leaf.update, state, param, context)
+            if isinstance(out, types.GeneratorType):
+                leaf.pending = (out, old, wide)
+                return self._payload(leaf, next(out))
+        except KeyError as error:
+            self._explain(error, state, leaf)
+            raise
+        self._finish(leaf, out, old, wide)
+        return None
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        generator, old, wide = leaf.pending
+        try:
+            out = generator.send(total)
+        except StopIteration as stop:
+            raise TypeError(f"{self._spec.name}: end with `yield update, state`, not with return") from stop
+        if isinstance(out, dict):
+            return self._payload(leaf, out)
+        leaf.pending = None
+        self._finish(leaf, out, old, wide)
+        return None
+
+    def _payload(self, leaf: Leaf, sums: Any) -> dict[str, Tensor]:
+        if not isinstance(sums, dict):
+            raise TypeError(f"{self._spec.name}: yield a dict of 0-d sums before the result, got {sums!r}")
+        payload = {}
+        for name, value in sums.items():
+            value = exact(value, leaf.device)
+            if value.ndim:
+                raise ValueError(f"{self._spec.name}: the sum {name!r} has shape {tuple(value.shape)}, needs 0-d")
+            # A leaf that is skipped adds nothing; where, since 0 * inf is NaN.
+            payload[name] = value if leaf.active is None else torch.where(leaf.active, value, 0.0)
+        return payload
+
+    def _finish(self, leaf: Leaf, out: Any, old: dict[str, Tensor], wide: torch.dtype) -> None:
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+            raise TypeError(f"{self._spec.name}: a rule returns (update, state), got {type(out).__name__}")
+        assert leaf.update is not None
+        update, state = out
+        if update.shape != leaf.update.shape:
+            raise ValueError(
+                f"{self._spec.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
+                f"its update came out as {tuple(update.shape)}"
+            )
+        leaf.update = update if update.dtype == wide else update.to(wide)
+        state = numbered(state)
+        if self._names and not self._spec.random:
+            shared = {name: state.pop(name) for name in self._names}
+            leaf.run.new_shared.setdefault(
+                self.path, {name: value.to(self._shared[name].dtype) for name, value in shared.items()}
+            )
+        for name in self._names:
+            state.pop(name, None)
+        new = {}
+        for slot, value in old.items():
+            if slot not in state:
+                break
+            new[slot] = value_for(state[slot], value, self.path, slot, leaf.name)
+        if len(new) != len(old) or len(new) != len(state):
+            raise ValueError(
+                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
+                f"{sorted(state)}; {OWN_STATE}"
+            )
+        if new:
+            leaf.new[self.path] = new
+
+    def _explain(self, error: KeyError, state: dict[str, Any], leaf: Leaf) -> None:
+        missing = error.args[0] if error.args else None
+        if isinstance(missing, str) and missing not in state:
+            name = ".".join([*self.path, missing])
+            raise ValueError(f"state lacks {name!r} of leaf {leaf.name!r}; {OWN_STATE}") from error
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        if self._parts.evaluate is None:
+            return None
+        wide = self._wide(leaf)
+        state = {slot: widened(value, wide) for slot, value in leaf.run.slots(self.path, leaf).items()}
+        assert leaf.param is not None
+        return self._parts.evaluate(state, leaf.param.to(wide))
+
+
+class TreeStage(Operation):
+    """Functions of whole trees: a `@whole_tree` factory's, of dicts by leaf name, or any two as in optax.
+
+    The latter (`plain`) get trees as the caller built them and no context. What they return is kept as the caller's
+    own tree where there is one (functional use), else as slots (dicts by leaf name) and shared 0-d tensors.
+    """
+
+    def __init__(self, path: Path, run: Run, name: str, parts: Parts, state_dtype: Any = None, plain: bool = False):
+        self.path, self._run, self._name, self._parts, self._state_dtype = path, run, name, parts, state_dtype
+        self._plain, self._opaque = plain, plain and run.keeps_trees
+        self._members: list[Leaf] = []
+        if self._opaque:
+            run.opaque.add(path)
+
+    def _tree(self, values: dict[str, Any]) -> Any:
+        return self._run.whole(values) if self._plain else values
+
+    def init(self, leaf: Leaf) -> None:
+        self._members.append(leaf)
+
+    def init_all(self) -> None:
+        if self._parts.init is None:
+            return
+        state = self._parts.init(self._tree({leaf.name: leaf.param for leaf in self._members}))
+        if self._opaque:
+            self._run.new_trees[self.path] = self._run.own(state)
+            return
+        leaves = {leaf.name: leaf for leaf in self._members}
+        slots, self._run.new_shared[self.path] = self._split(state, leaves)
+        for name, values in slots.items():
+            leaf = leaves[name]
+            assert leaf.param is not None
+            leaf.new[self.path] = first_slots(values, leaf.param, self._state_dtype or leaf.param_dtype)
+
+    def _split(self, state: Any, leaves: dict[str, Leaf]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+        slots: dict[str, dict[str, Tensor]] = {}
+        shared: dict[str, Tensor] = {}
+        for key, value in state.items() if isinstance(state, dict) else [("", state)] if state else []:
+            if isinstance(value, Tensor) and value.ndim == 0:
+                shared[key] = value
+            elif isinstance(value, dict) and set(value) <= set(leaves):
+                for name, tensor in value.items():
+                    slots.setdefault(name, {})[key] = tensor
+            else:
+                raise TypeError(
+                    f"{self._name}: its state {key!r} is neither a dict keyed by leaf name nor a 0-d tensor; "
+                    "only these can be kept here"
+                )
+        return slots, shared
+
+    def start(self, leaf: Leaf) -> Any:
+        return True  # nothing to send: `combine` reads the leaves themselves
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        leaves = {leaf.name: leaf for leaf, _ in waiting}
+        updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
+        known = waiting[0][0].param is not None
+        params = self._tree({name: leaf.param for name, leaf in leaves.items()}) if known else None
+        context = () if self._plain else (TreeContext(leaves),)
+        updates, state = self._parts.update(updates, self._old(leaves), params, *context)
+        if self._opaque:
+            self._run.new_trees[self.path] = self._run.own(state)
+        elif state:
+            self._keep(state, leaves)
+        return self._run.by_name(updates) if self._plain else updates
+
+    def _old(self, leaves: dict[str, Leaf]) -> Any:
+        if self._opaque:
+            return self._run.tree(self.path)
+        state: dict[str, Any] = dict(self._run.scalars(self.path))
+        for name, leaf in leaves.items():
+            for slot, value in self._run.slots(self.path, leaf).items():
+                state.setdefault(slot, {})[name] = widened(value, leaf.wide)
+        return state
+
+    def _keep(self, state: Any, leaves: dict[str, Leaf]) -> None:
+        slots, self._run.new_shared[self.path] = self._split(state, leaves)
+        for name, leaf in leaves.items():
+            old, new = self._run.slots(self.path, leaf), slots.get(name, {})
+            if old.keys() != new.keys():
+                raise ValueError(f"{self._name}: the slots of leaf {name!r} became {sorted(new)}, were {sorted(old)}")
+            if new:
+                leaf.new[self.path] = {
+                    slot: value_for(new[slot], value, self.path, slot, name) for slot, value in old.items()
+                }
+
+    def resume(self, leaf: Leaf, total: Any) -> None:
+        update = total[leaf.name]
+        assert leaf.update is not None
+        if update.shape != leaf.update.shape:
+            raise ValueError(
+                f"{self._name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
+                f"its update came out as {tuple(update.shape)}"
+            )
+        leaf.update = update.to(leaf.wide)
+
+
+class TreeContext(Context):
+    """What a `@whole_tree` rule may know: as `Context`, with dicts by leaf name where that has one tensor."""
+
+    def __init__(self, leaves: dict[str, Leaf]):
+        first = next(iter(leaves.values()))
+        super().__init__(first, first.moment(), None)
+        self._leaves = leaves
+
+    @property
+    def grad(self) -> Any:
+        return {name: leaf.grad for name, leaf in self._leaves.items()}
+
+    def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients at `params` (by leaf name; leaves not given stay where they are)."""
+        return self._leaf.run.gradients_at(params)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__["_leaf"].run.leaf_extras:
+            return {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
+        return super().__getattr__(name)
+
+
+def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype) -> dict[str, Tensor]:
+    """What `init` made, in the dtype it is kept in: `stored`, unless the rule asked for a dtype of its own."""
+    kept = {}
+    if any(slot.rpartition("_")[2].isdigit() for slot in slots):
+        raise TypeError(f"slots {sorted(slots)}: a trailing number is the library's; return a list in one slot")
+    for slot, value in numbered(slots).items():
+        scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
+        kept[slot] = value.to(stored) if value.dtype == like.dtype and not scalar else value
+    return kept
+
+
+def widened(value: Tensor, wide: torch.dtype) -> Tensor:
+    """A stored tensor as rules see it: never in half precision."""
+    if value.dtype == wide or not value.dtype.is_floating_point:
+        return value
+    return value.to(torch.promote_types(value.dtype, wide))
+
+
+def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
+    """A new value of a slot, in the slot's own dtype."""
+    if not isinstance(value, Tensor) or value.shape != old.shape:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old.shape)}, "
+            f"its new value has {got}; {OWN_STATE}"
+        )
+    return value if value.dtype == old.dtype else value.to(old.dtype)
+
+
+def numbered(state: dict[str, Any]) -> dict[str, Any]:
+    """A list becomes numbered slots: `{"x": [a, b]}` is kept as `{"x_0": a, "x_1": b}`."""
+    if not any(isinstance(value, list) for value in state.values()):
+        return dict(state)
+    flat: dict[str, Any] = {}
+    for slot, value in state.items():
+        flat.update({f"{slot}_{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {slot: value})
+    return flat
+
+
+def with_lists(state: dict[str, Any]) -> dict[str, Any]:
+    """The reverse of `numbered`."""
+    if not any(slot[-1].isdigit() and slot.rpartition("_")[2].isdigit() for slot in state):
+        return state
+    whole: dict[str, Any] = {}
+    for slot in sorted(state, key=lambda slot: (len(slot), slot)):
+        name, _, number = slot.rpartition("_")
+        if number.isdigit():
+            whole.setdefault(name, []).append(state[slot])
+        else:
+            whole[slot] = state[slot]
+    return whole
+
+
+def _scalar_maker(value: Any, arguments: dict[str, Any], run: Run) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        number = value(arguments) if callable(value) else value
+        return exact(number, run.device)
+
+    return make

@@ -1,0 +1,73 @@
+"""Trees of tensors and the dotted names of their leaves. The only module that touches torch.utils._pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree
+
+
+def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+    """The leaves of `tree` by dotted name, in tree order, and the function that puts leaves back by name.
+
+    `None` is a leaf. A bare tensor has the empty name.
+
+    Raises:
+        TypeError: a leaf is neither a floating-point tensor nor None.
+        ValueError: two leaves have the same dotted name.
+    """
+    paths, spec = _pytree.tree_flatten_with_path(tree)
+    names = [".".join([_key(key) for key in path]) for path, _ in paths]
+    leaves = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
+    if len(leaves) != len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"{what}: two leaves are both named {twice!r}; rename a key, since leaves go by dotted name")
+    for name, leaf in leaves.items():
+        check_leaf(name, leaf, what)
+
+    def unflatten(values: Mapping[str, Any]) -> Any:
+        return _pytree.tree_unflatten([values[name] for name in names], spec)
+
+    return leaves, unflatten
+
+
+def check_leaf(name: str, leaf: Any, what: str) -> None:
+    if leaf is not None and not isinstance(leaf, Tensor):
+        raise TypeError(f"{what}: leaf {name!r} is a {type(leaf).__name__}, needs a tensor or None")
+    if leaf is not None and not leaf.dtype.is_floating_point:
+        raise TypeError(
+            f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "
+            "leave integer and complex tensors out of the tree"
+        )
+
+
+def match(tree: Any, names: Iterable[str], what: str, of: str) -> dict[str, Any]:
+    """The leaves of `tree` by name, which must be exactly `names`, in any order."""
+    leaves, _ = flatten(tree, what)
+    check_names(leaves, names, what, of)
+    return leaves
+
+
+def check_names(given: Iterable[str], expected: Iterable[str], what: str, of: str) -> None:
+    given, expected = list(given), list(expected)
+    known, present = set(expected), set(given)
+    for name in expected:
+        if name not in present:
+            raise ValueError(f"{what} lack leaf {name!r}, which {of} have; leaves are matched by name")
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{what} have leaf {name!r}, which {of} lack; leaves are matched by name")
+
+
+def map_tensors(function: Callable, *trees: Any) -> Any:
+    """`function` over the tensors of equally built trees (a user's own state)."""
+    return _pytree.tree_map(lambda *leaves: function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0], *trees)
+
+
+def _key(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    raise TypeError(f"unknown kind of tree key: {key!r}")

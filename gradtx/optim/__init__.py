@@ -1,0 +1,2 @@
+def as_optimizer(*a, **k):
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+"""The optimizers with a name, one module a family: each a docstring and a chain."""

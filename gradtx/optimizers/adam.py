@@ -1,0 +1,362 @@
+"""Adam and what differs from it in one link: AdamW, AdamP and SGDP, Adam-atan2, ADOPT."""
+
+from __future__ import annotations
+
+import functools
+
+from gradtx._arguments import Betas, Scalar, is_off
+from gradtx.combine import map_after_step
+from gradtx.core import alias, chain
+from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt
+from gradtx.transforms.atan2 import orthogonalize_against_ema, scale_by_adopt_atan2, scale_by_atan2
+from gradtx.transforms.clipping import soft_row_clip
+from gradtx.transforms.control import hold_until
+from gradtx.transforms.decay import add_decayed_weights, regenerate_towards_init
+from gradtx.transforms.momentum import trace
+from gradtx.transforms.projection import project_scale_invariant
+from gradtx.transforms.scaling import scale_by_learning_rate
+
+
+def with_decay(direction, weight_decay, decoupled: bool, lr):
+    """A direction with weight decay in front (coupled) or behind (decoupled), and the learning rate."""
+    decay = add_decayed_weights(weight_decay)
+    links = (direction, decay) if decoupled else (decay, direction)
+    return chain(*links, scale_by_learning_rate(lr))
+
+
+@alias
+def adam(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    amsgrad: bool = False,
+    *,
+    decoupled_weight_decay: bool = False,
+):
+    r"""Adam, as torch.optim.Adam.
+
+    $p \leftarrow p - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$ with the bias-corrected averages $\hat m$ of $g$ and
+    $\hat v$ of $g^2$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        amsgrad: Use the largest $v$ so far.
+        decoupled_weight_decay: Apply the decay to the weights, as `adamw`.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
+        [`max_exp_avg_sq`].
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.adam(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.1000,  0.1000])
+
+    Source: Kingma and Ba 2014, arXiv:1412.6980. Departures: none from torch.optim.Adam.
+    """
+    return with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias
+def adamw(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 1e-2,
+    amsgrad: bool = False,
+):
+    r"""Adam with decoupled weight decay, as torch.optim.AdamW: $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root.
+        weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
+        amsgrad: Use the largest $v$ so far.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
+        [`max_exp_avg_sq`].
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adamw(lr=0.1, weight_decay=0.5)
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> tx.update({"w": torch.tensor([0.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.1000])
+
+    Source: Loshchilov and Hutter 2017, arXiv:1711.05101. Departures: none from torch.optim.AdamW.
+    """
+    return with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, True, lr)
+
+
+@alias
+def adamp(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    delta: Scalar = 0.1,
+    wd_ratio: Scalar = 0.1,
+    nesterov: bool = False,
+):
+    r"""AdamP: Adam whose direction loses its radial part on weights that look scale-invariant.
+
+    $(s, r) = \Pi(p, g, \hat m/(\sqrt{\hat v} + \epsilon))$, $p \leftarrow p (1 - \eta \lambda r) - \eta s$; $\Pi$ is
+    `project_scale_invariant`.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, in Adam's denominator and in the projection.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        delta: Threshold of the test for scale invariance.
+        wd_ratio: $r$, share of the decay for scale-invariant weights.
+        nesterov: $\beta_1 m + (1-\beta_1) g$ in place of $m$, over the same correction.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> params = {"w": torch.tensor([[3.0, 4.0]])}
+        >>> tx = gradtx.adamp(lr=0.1)
+        >>> updates, _ = tx.update({"w": torch.tensor([[-0.4, 0.3]])}, tx.init(params), params)
+        >>> (updates["w"] * params["w"]).sum().abs() < 1e-6  # nothing along w
+        tensor(True)
+
+    Source: Heo et al. 2021, arXiv:2006.08217. Departures: none from the authors' adamp 0.3.0.
+    """
+    return chain(
+        scale_by_adam(betas, eps, nesterov=nesterov),
+        project_scale_invariant(delta, wd_ratio, eps, weight_decay),  # decays too: only it knows r
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias(ranges={"momentum": "[0, 1)"})
+def sgdp(
+    lr: Scalar,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    nesterov: bool = False,
+    eps: Scalar = 1e-8,
+    delta: Scalar = 0.1,
+    wd_ratio: Scalar = 0.1,
+):
+    r"""SGDP: SGD with momentum whose direction loses its radial part on weights that look scale-invariant.
+
+    $b \leftarrow \mu b + (1-\tau) g$ from 0, $s = b$ or $g + \mu b$ with `nesterov`, $(s, r) = \Pi(p, g, s)$,
+    $p \leftarrow p (1 - \eta \lambda r / (1-\mu)) - \eta s$; $\Pi$ is `project_scale_invariant`.
+
+    Args:
+        lr: $\eta$ in [0, inf); the authors give no default.
+        momentum: $\mu$ in [0, 1).
+        dampening: $\tau$; applied to the first step too, unlike in `sgd`.
+        weight_decay: $\lambda \ge 0$, decoupled and divided by $1-\mu$.
+        nesterov: Look one step ahead; needs a momentum.
+        eps: $\epsilon \ge 0$ of the projection.
+        delta: Threshold of the test for scale invariance.
+        wd_ratio: $r$, share of the decay for scale-invariant weights.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, never projected.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> params = {"w": torch.tensor([[3.0, 4.0]])}
+        >>> tx = gradtx.sgdp(lr=0.1, weight_decay=1.0)
+        >>> tx.update({"w": torch.tensor([[-0.4, 0.3]])}, tx.init(params), params)[0]["w"]  # a tenth of the decay
+        tensor([[ 0.0100, -0.0700]])
+
+    Source: Heo et al. 2021, arXiv:2006.08217. Departures: the paper's momentum, which is not projected (the authors'
+    code without nesterov projects its buffer in place); a literal momentum of 0.0 keeps no buffer.
+    """
+    return chain(
+        trace(momentum, dampening, nesterov, dampen_first=True),
+        project_scale_invariant(delta, wd_ratio, eps, weight_decay / (1 - momentum)),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias
+def adam_atan2(
+    lr: Scalar = 1e-4,
+    betas: Betas = (0.9, 0.99),
+    weight_decay: Scalar = 0.0,
+    regen_reg_rate: Scalar = 0.0,
+    decoupled_wd: bool = False,
+    cautious_wd: bool = False,
+    cautious_factor: Scalar = 1.0,
+    a: Scalar = 1.27,
+    b: Scalar = 1.0,
+    *,
+    wasserstein_reg: bool = False,
+    orthog_grad: bool = False,
+    orig_grad_ema_beta: Scalar = 0.9,
+    clip_to_grok: bool = False,
+    clip_to_grok_max_norm: Scalar = 2.0,
+):
+    r"""Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that keep a network plastic.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta a \, \mathrm{atan2}(\hat m, b \sqrt{\hat v})$.
+
+    Args:
+        lr: $\eta$ in [0, inf); a weight moves by at most $\eta a \pi / 2$.
+        betas: Decay of the two averages, each in [0, 1).
+        weight_decay: $\lambda \ge 0$.
+        regen_reg_rate: Pull towards the initial weights, >= 0, in place of the decay towards 0.
+        decoupled_wd: Divide both rates by the learning rate that training starts with.
+        cautious_wd: Decay only where update and weight have the same sign.
+        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        a: Scale of the update, > 0.
+        b: Scale of the denominator, > 0.
+        wasserstein_reg: Pull the distribution of a leaf's weights to the initial one.
+        orthog_grad: Take out of the gradient its part along the mean of earlier gradients.
+        orig_grad_ema_beta: Decay of that mean, in [0, 1).
+        clip_to_grok: Divide rows of weights by their softly clamped norm after each step.
+        clip_to_grok_max_norm: Upper end of the clamp, > 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` and, by option,
+        `grad_ema`, `param_init`, `initial_lr`.
+
+    Raises:
+        ValueError: numbers out of range, both rates above 0, missing `params` for an option that reads them.
+
+    Example:
+        >>> tx = gradtx.adam_atan2(lr=0.1, a=4 / torch.pi)
+        >>> tx.update({"w": torch.tensor([1e-20, -3.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.1000,  0.1000])
+
+    Source: Everett et al. 2024, arXiv:2407.05872; options: arXiv 2308.11958, 2406.06811, 2411.16085, 2504.01961,
+    2510.12402. The form is adam-atan2-pytorch 0.4.1's. Departures: `decoupled_wd` is that package's; it is not
+    `decoupled_weight_decay` (the decay is decoupled in both cases).
+    """
+    return chain(
+        *([orthogonalize_against_ema(orig_grad_ema_beta)] if orthog_grad else []),
+        scale_by_atan2(betas, a, b, cautious_factor),
+        _decay_or_regenerate(weight_decay, regen_reg_rate, lr, decoupled_wd, cautious_wd, wasserstein_reg),
+        scale_by_learning_rate(lr),
+        *([map_after_step(functools.partial(soft_row_clip, max_norm=clip_to_grok_max_norm))] if clip_to_grok else []),
+    )
+
+
+def _decay_or_regenerate(weight_decay, rate, lr, relative: bool, cautious: bool = False, wasserstein: bool = False):
+    if not (is_off(weight_decay) or is_off(rate)):
+        raise ValueError("weight_decay and regen_reg_rate exclude each other; leave one at 0.0")
+    relative_to = lr if relative else None
+    if is_off(rate):
+        return add_decayed_weights(weight_decay, cautious=cautious, relative_to=relative_to)
+    return regenerate_towards_init(rate, wasserstein, relative_to=relative_to)
+
+
+@alias
+def adopt(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.9999),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    clip_exponent: Scalar | None = 0.25,
+):
+    r"""ADOPT: Adam that divides by the size of earlier gradients only, and so converges with any $\beta_2$.
+
+    $n_t = g_t / \max(\sqrt{v_{t-1}}, \epsilon)$ clamped to $\pm (t-1)^c$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) n_t$,
+    $p \leftarrow p - \eta m_t$; the first step only sets $v_1 = g_1^2$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: Lower bound of the denominator, >= 0.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        decoupled_weight_decay: Apply the decay to the weights.
+        clip_exponent: $c \ge 0$; None for no clamping.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.adopt(lr=0.1, betas=(0.0, 0.99))
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([5.0])}, state)
+        ...     print(updates["w"])
+        tensor([0.])
+        tensor([-0.1000])
+
+    Source: Taniguchi et al. 2024, arXiv:2411.02853. Departures: none from the authors' code; their `clip_lambda` is
+    the exponent here.
+    """
+    return chain(
+        with_decay(scale_by_adopt(betas, eps, clip_exponent), weight_decay, decoupled_weight_decay, lr),
+        hold_until(2),  # nothing moves in the first step, the decay neither
+    )
+
+
+@alias
+def adopt_atan2(
+    lr: Scalar = 1e-4,
+    betas: Betas = (0.9, 0.99),
+    weight_decay: Scalar = 0.0,
+    regen_reg_rate: Scalar = 0.0,
+    decoupled_wd: bool = True,
+    cautious_factor: Scalar = 1.0,
+    a: Scalar = 1.27,
+    b: Scalar = 1.0,
+):
+    r"""ADOPT with the arc tangent in place of its division and clamp.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) \mathrm{atan2}(g_t, b \sqrt{v_{t-1}})$,
+    $p \leftarrow p (1 - \eta \lambda) - \eta a m_t$; the first step only decays and sets $v_1 = g_1^2$.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: Decay of the two averages, each in [0, 1).
+        weight_decay: $\lambda \ge 0$.
+        regen_reg_rate: Pull towards the initial weights, >= 0, in place of the decay towards 0.
+        decoupled_wd: Divide both rates by the learning rate that training starts with.
+        cautious_factor: Weight in [0, 1] of entries whose old momentum opposes the gradient; 1.0 is off.
+        a: Scale of the update, > 0.
+        b: Scale of the denominator, > 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` and, by option,
+        `param_init`, `initial_lr`.
+
+    Raises:
+        ValueError: numbers out of range, both rates above 0, missing `params` for an option that reads them.
+
+    Example:
+        >>> tx = gradtx.adopt_atan2(lr=0.1, betas=(0.0, 0.99), a=4 / torch.pi)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([1e-12])}, state)
+        ...     print(updates["w"])
+        tensor([-0.])
+        tensor([-0.1000])
+
+    Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853.
+    """
+    return chain(
+        scale_by_adopt_atan2(betas, a, b, cautious_factor),
+        _decay_or_regenerate(weight_decay, regen_reg_rate, lr, decoupled_wd),
+        scale_by_learning_rate(lr),
+    )

@@ -1,0 +1,150 @@
+"""Divide by a running size of the gradient: Adam, RMSprop, ADOPT."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+
+@per_tensor(elementwise=True)
+def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool = False, nesterov: bool = False):
+    r"""Divide the mean gradient by its root mean square: Adam's direction.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, direction
+    $\hat m_t / (\sqrt{\hat v_t} + \epsilon)$ with $\hat m_t = m_t/(1-\beta_1^t)$, $\hat v_t = v_t/(1-\beta_2^t)$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        amsgrad: Take the running maximum of $v$ in place of $v$.
+        nesterov: Take $\beta_1 m_t + (1-\beta_1) g_t$ in place of $m_t$, over the same correction (AdamP's form).
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
+        `max_exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_adam()
+        >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([ 1.0000, -1.0000])
+
+    Source: Kingma and Ba 2014, arXiv:1412.6980; amsgrad: Reddi et al. 2018, arXiv:1904.09237. Departures: the
+    maximum is taken before the correction, as in torch.optim.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
+        return {slot: torch.zeros_like(param) for slot in slots}
+
+    def update(update, state, param, ctx):
+        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        new = {"exp_avg": mean, "exp_avg_sq": square}
+        if amsgrad:
+            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+        ahead = beta1 * mean + (1 - beta1) * update if nesterov else mean
+        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        return ahead / ctx.bias_correction(beta1) / (root + eps), new
+
+    return init, update
+
+
+@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)", "initial_accumulator_value": "[0, inf)"})
+def scale_by_rms(
+    alpha: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    eps_in_root: bool = False,
+    centered: bool = False,
+    initial_accumulator_value: Scalar = 0.0,
+):
+    r"""Divide by the root mean square of the gradient: RMSprop's direction.
+
+    $q_t = \alpha q_{t-1} + (1-\alpha) g_t^2$, direction $g_t / (\sqrt{q_t} + \epsilon)$; no bias correction.
+
+    Args:
+        alpha: Weight of the old average, in [0, inf), below 1 in practice.
+        eps: $\epsilon \ge 0$: in the unit of a gradient outside the root, of a squared gradient inside.
+        eps_in_root: $g_t / \sqrt{q_t + \epsilon}$, as TensorFlow has it.
+        centered: Subtract the square of the mean gradient from $q_t$ (never below 0).
+        initial_accumulator_value: $q_0 \ge 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `square_avg` and, if centered, `grad_avg`.
+
+    Raises:
+        ValueError: a negative number.
+
+    Example:
+        >>> tx = gradtx.scale_by_rms(alpha=0.75)
+        >>> tx.update({"w": torch.tensor([3.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # 1 / sqrt(1 - alpha)
+        tensor([2.])
+
+    Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850.
+    """
+
+    def init(param):
+        slots = {"square_avg": torch.zeros_like(param) + initial_accumulator_value}
+        return slots | {"grad_avg": torch.zeros_like(param)} if centered else slots
+
+    def update(update, state, param, ctx):
+        square = alpha * state["square_avg"] + (1 - alpha) * update.square()
+        new, variance = {"square_avg": square}, square
+        if centered:
+            mean = new["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * update
+            variance = (square - mean.square()).clamp(min=0)  # rounding can make it negative
+        root = safe_sqrt(variance + eps) if eps_in_root else safe_sqrt(variance) + eps
+        return update / root, new
+
+    return init, update
+
+
+@per_tensor(elementwise=True)
+def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_exponent: Scalar | None = 0.25):
+    r"""Average gradients that were divided by the size of earlier ones: ADOPT's direction.
+
+    $n_t = g_t / \max(\sqrt{v_{t-1}}, \epsilon)$ clamped to $\pm (t-1)^{c}$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) n_t$,
+    then $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$. The first step only sets $v_1 = g_1^2$ and gives 0.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Lower bound of the denominator, >= 0.
+        clip_exponent: $c \ge 0$; None for no clamping.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps or exponent.
+
+    Example:
+        >>> tx = gradtx.scale_by_adopt()
+        >>> updates, state = tx.update({"w": torch.tensor([2.0])}, tx.init({"w": torch.zeros(1)}))
+        >>> updates["w"], state["scale_by_adopt"]["exp_avg_sq"]["w"]
+        (tensor([0.]), tensor([4.]))
+
+    Source: Taniguchi et al. 2024, arXiv:2411.02853. Departures: none (the clamp counts earlier calls, as there).
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        first = ctx.step == 1
+        normal = update / torch.where(first, 1.0, safe_sqrt(square)).clamp(min=eps)
+        if clip_exponent is not None:
+            bound = (ctx.time - 1) ** clip_exponent
+            normal = normal.clamp(-bound, bound)
+        mean = torch.where(first, mean, beta1 * mean + (1 - beta1) * normal)
+        fresh = update.square()
+        return mean, {"exp_avg": mean, "exp_avg_sq": torch.where(first, fresh, beta2 * square + (1 - beta2) * fresh)}
+
+    return init, update

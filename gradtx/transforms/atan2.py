@@ -1,0 +1,177 @@
+"""Adam and ADOPT without eps: the arc tangent in place of a division."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Range, Scalar, is_off
+from gradtx.core import chain, per_tensor
+from gradtx.transforms._math import atan2, caution, norm, safe_sqrt
+
+
+def _no_caution(arguments):
+    return is_off(arguments["cautious_factor"], 1.0)
+
+
+@per_tensor(elementwise=_no_caution)
+def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
+    r"""Adam's direction by the arc tangent of its two moments, which needs no eps and is invariant to scale.
+
+    $u_t = a \, \mathrm{atan2}(\hat m_t, b \sqrt{\hat v_t})$, with Adam's $\hat m_t$ and $\hat v_t$. With caution,
+    entries whose sign differs from the gradient's are multiplied by $f$, then all by 1 over the mean weight.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        a: Scale of the result, > 0. $|u| \le a \pi / 2$.
+        b: Scale of the denominator, > 0.
+        cautious_factor: $f$ in [0, 1]; a literal 1.0 is no caution.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a factor outside [0, 1], a or b not above 0.
+
+    Example:
+        >>> tx = gradtx.scale_by_atan2(a=4 / torch.pi)
+        >>> tx.update({"w": torch.tensor([1e-9, -5.0, 0.0])}, tx.init({"w": torch.zeros(3)}))[0]["w"]
+        tensor([ 1., -1.,  0.])
+
+    Source: Everett et al. 2024, arXiv:2407.05872; caution: Liang et al. 2024, arXiv:2411.16085.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        direction = atan2(mean / ctx.bias_correction(beta1), b * root)
+        if not is_off(cautious_factor, 1.0):
+            direction = direction * caution(direction, update, cautious_factor)
+        return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
+
+    return init, update
+
+
+@per_tensor(elementwise=_no_caution)
+def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
+    r"""ADOPT's direction with the arc tangent in place of its division and clamp.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) \mathrm{atan2}(g_t, b \sqrt{v_{t-1}})$, $u_t = a m_t$, then
+    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$. The first step only sets $v_1 = g_1^2$ and gives 0. Caution compares
+    $g_t$ with the old $m_{t-1}$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        a: Scale of the result, > 0.
+        b: Scale of the denominator, > 0.
+        cautious_factor: As in `scale_by_atan2`.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a factor outside [0, 1], a or b not above 0.
+
+    Example:
+        >>> tx = gradtx.scale_by_adopt_atan2(betas=(0.0, 0.5), a=4 / torch.pi)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([-3.0])}, state)
+        ...     print(updates["w"])
+        tensor([0.])
+        tensor([-1.])
+
+    Source: lucidrains, adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        old, square = state["exp_avg"], state["exp_avg_sq"]
+        first = ctx.step == 1
+        mean = torch.where(first, old, beta1 * old + (1 - beta1) * atan2(update, b * safe_sqrt(square)))
+        direction = mean if is_off(cautious_factor, 1.0) else mean * caution(old, update, cautious_factor)
+        fresh = update.square()
+        square = torch.where(first, fresh, beta2 * square + (1 - beta2) * fresh)
+        return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
+
+    return init, update
+
+
+@per_tensor(ranges={"factor": Range("[0, 1]", off=1.0)})
+def scale_by_caution(factor: Scalar = 0.0):
+    r"""Damp the entries of an update that point against the gradient.
+
+    Entries with $u g \le 0$ are multiplied by $f$, then all by 1 over the mean weight (at least 1e-5) of the leaf; $g$ is
+    the gradient as the clock saw it.
+
+    Args:
+        factor: $f$ in [0, 1]. A literal 1.0 leaves the link out.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a factor outside [0, 1].
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_caution())
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> _, state = tx.update({"w": torch.tensor([10.0, 1.0])}, state)
+        >>> tx.update({"w": torch.tensor([-1.0, 1.0])}, state)[0]["w"]  # the first still rolls on, uphill
+        tensor([0.0000, 3.8000])
+
+    Source: Liang et al. 2024, arXiv:2411.16085.
+    """
+    if is_off(factor, 1.0):
+        return chain()
+
+    def update(update, state, param, ctx):
+        return update * caution(update, ctx.grad, factor), state
+
+    return update
+
+
+@per_tensor
+def orthogonalize_against_ema(beta: Scalar = 0.9):
+    r"""Take out of a gradient its component along the mean of earlier ones.
+
+    $u = e_{t-1} / \max(\lVert e_{t-1} \rVert, 10^{-12})$, gives $g_t - \langle g_t, u \rangle u$ over the whole leaf (in
+    float64), then $e_t = \beta e_{t-1} + (1-\beta) g_t$ with the gradient as it came.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter. A leaf of one
+        entry gets 0 from the second step on.
+
+    Raises:
+        ValueError: a beta outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.orthogonalize_against_ema()
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> _, state = tx.update({"w": torch.tensor([1.0, 0.0])}, state)
+        >>> tx.update({"w": torch.tensor([1.0, 1.0])}, state)[0]["w"]
+        tensor([0., 1.])
+
+    Source: Han et al. 2025, arXiv:2504.01961; the form is adam-atan2-pytorch 0.4.1's.
+    """
+
+    def init(param):
+        return {"grad_ema": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        old, exact = state["grad_ema"], update.to(ctx.time.dtype)
+        unit = old.to(exact.dtype)
+        unit = unit / norm(unit).clamp(min=1e-12)
+        return exact - (exact * unit).sum() * unit, {"grad_ema": beta * old + (1 - beta) * update}
+
+    return init, update

@@ -1,0 +1,154 @@
+"""Bound updates: by value, by the norm of a leaf, of a row, of the whole tree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx.core import per_tensor
+from gradtx.transforms._math import norm, safe_sqrt, unit_norm
+
+
+@per_tensor(elementwise=True, example={"max_value": 0.5})
+def clip_by_value(max_value: Scalar):
+    """Clamp every entry to [-max_value, max_value].
+
+    Args:
+        max_value: The bound, > 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a bound that is not above 0.
+
+    Example:
+        >>> tx = gradtx.clip_by_value(1.0)
+        >>> tx.update({"w": torch.tensor([-3.0, 0.5])}, tx.init({}))[0]["w"]
+        tensor([-1.0000,  0.5000])
+    """
+
+    def update(update, state, param, ctx):
+        return update.clamp(-max_value, max_value), state
+
+    return update
+
+
+@per_tensor(example={"max_norm": 1.0})
+def clip_by_norm(max_norm: Scalar):
+    r"""Shorten every leaf on its own to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
+
+    Args:
+        max_norm: $c > 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a bound that is not above 0.
+
+    Example:
+        >>> tx = gradtx.clip_by_norm(1.0)
+        >>> tx.update({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
+        {'a': tensor([0.6000, 0.8000]), 'b': tensor([0.5000])}
+    """
+
+    def update(update, state, param, ctx):
+        return update * _shrink(norm(update), max_norm), state
+
+    return update
+
+
+@per_tensor(elementwise=True, agree=("max_norm", "eps"), example={"max_norm": 1.0})
+def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
+    r"""Shorten the whole tree to a norm of at most `max_norm`, keeping its direction.
+
+    $u \min(1, c / (G + \epsilon))$ with $G$ the 2-norm over all leaves together, as torch's `clip_grad_norm_`.
+
+    Args:
+        max_norm: $c > 0$.
+        eps: $\epsilon \ge 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a bound that is not above 0, a negative eps.
+
+    Example:
+        >>> tx = gradtx.clip_by_global_norm(1.0, eps=0.0)
+        >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, tx.init({}))[0]
+        {'a': tensor([0.6000]), 'b': tensor([0.8000])}
+
+    Source: Pascanu et al. 2012, arXiv:1211.5063.
+    """
+
+    def update(update, state, param, ctx):
+        total = yield {"square": update.square().sum()}
+        yield update * _shrink(safe_sqrt(total["square"]) + eps, max_norm), state
+
+    return update
+
+
+def _shrink(size: Tensor, bound) -> Tensor:
+    """min(1, bound / size), safe at size 0 and bound inf, also for gradients."""
+    over = size > bound
+    return torch.where(over, bound / torch.where(over, size, 1.0), 1.0)
+
+
+@per_tensor(needs=("params",))
+def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
+    r"""Clip the update of every output unit relative to the norm of its weights (adaptive gradient clipping).
+
+    Where a unit's $\lVert u_i \rVert > \lambda \max(\lVert p_i \rVert, \epsilon)$, it is shortened to that length. A unit
+    is an index of dimension 0; a leaf with 0 or 1 dimensions is one unit.
+
+    Args:
+        clipping: $\lambda > 0$.
+        eps: $\epsilon \ge 0$, so that zero weights can still learn.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.clip_adaptive(0.5)
+        >>> params = {"w": torch.tensor([[3.0, 4.0], [0.0, 10.0]])}
+        >>> tx.update({"w": torch.tensor([[0.0, 5.0], [1.0, 0.0]])}, tx.init(params), params)[0]["w"]
+        tensor([[0.0000, 2.5000],
+                [1.0000, 0.0000]])
+
+    Source: Brock et al. 2021, arXiv:2102.06171. Departures: units are dimension 0, torch's order.
+    """
+
+    def update(update, state, param, ctx):
+        size, limit = unit_norm(update), clipping * unit_norm(param).clamp(min=eps)
+        return torch.where(size > limit, update * (limit / size.clamp(min=1e-6)), update), state
+
+    return update
+
+
+def soft_row_clip(x: Tensor, max_norm) -> Tensor:
+    r"""Divide every row (last axis) of a tensor with 2 or more dimensions by its softly clamped norm.
+
+    $n' = h \tanh((n - c)/h) + c$ with $c = (M+1)/2$, $h = (M-1)/2$; gives $x / \max(n', 10^{-5})$, so rows with norms in
+    about [1, M] end near norm 1. For `map_after_step`.
+
+    Args:
+        x: The parameter.
+        max_norm: $M > 1$.
+
+    Example:
+        >>> soft_row_clip(torch.tensor([[1.5, 0.0]]), 2.0)
+        tensor([[1., 0.]])
+
+    Source: Volchkov and Rivlin 2026, "Clip to Grok"; the form is adam-atan2-pytorch 0.4.1's.
+    """
+    if x.ndim < 2:
+        return x
+    middle, half = (max_norm + 1) / 2, (max_norm - 1) / 2
+    size = safe_sqrt(x.square().sum(dim=-1, keepdim=True))
+    return x / (half * ((size - middle) / half).tanh() + middle).clamp(min=1e-5)

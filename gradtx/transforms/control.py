@@ -1,0 +1,67 @@
+"""Watch updates, and hold them back."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx.core import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+
+@per_tensor(elementwise=True, example={"t0": 3})
+def hold_until(t0: int):
+    """Give zero updates before step `t0`, while the links before go on collecting their state.
+
+    Last link of a chain. Steps count from 1, so `hold_until(1)` holds nothing.
+
+    Args:
+        t0: The first step that passes, >= 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.hold_until(2))
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state)
+        ...     print(updates["w"])
+        tensor([0.])
+        tensor([2.])
+    """
+
+    def update(update, state, param, ctx):
+        return torch.where(ctx.step < t0, 0.0, update), state
+
+    return update
+
+
+@per_tensor(
+    elementwise=True,
+    shared=lambda arguments: {arguments["name"]: 0.0},
+    static=("name",),
+    example={"name": "seen"},
+)
+def record(name: str):
+    """Keep the 2-norm of the whole update tree at this place of the chain in the state; updates pass unchanged.
+
+    Args:
+        name: What the number is called: `state["record"][name]`, for a second one `state["record_1"][name]`.
+
+    Returns:
+        A transformation that keeps updates as they are. State: one 0-d float64 for all leaves.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.record("before"), gradtx.clip_by_global_norm(1.0), gradtx.record("after"))
+        >>> _, state = tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)}))
+        >>> f"{state['record']['before']:.3f}, {state['record_1']['after']:.3f}"
+        '5.000, 1.000'
+    """
+    if not name.isidentifier():
+        raise ValueError(f"record: name must be an identifier, since it becomes a key of the state, got {name!r}")
+
+    def update(update, state, param, ctx):
+        total = yield {"square": update.square().sum()}
+        yield update, {name: safe_sqrt(total["square"])}
+
+    return update

@@ -1,0 +1,156 @@
+"""Pull weights towards zero, towards norm one, towards where they started."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar, exact, is_off
+from gradtx.core import chain, per_tensor
+from gradtx.transforms._math import unit_norm
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    before_owner=True,
+    example={"weight_decay": 0.1},
+)
+def add_decayed_weights(
+    weight_decay: Scalar, *, fixed: bool = False, cautious: bool = False, relative_to: Scalar | None = None
+):
+    r"""Add $\lambda p$ to the update.
+
+    First in a chain it is coupled (L2) decay; right before `scale_by_learning_rate` it is decoupled decay,
+    $p (1 - \eta \lambda)$; after it, with `fixed`, it is $p (1 - \lambda)$.
+
+    Args:
+        weight_decay: $\lambda \ge 0$. A literal 0.0 leaves the link out.
+        fixed: Subtract $\lambda p$ in place of adding it: for the place after the learning rate.
+        cautious: Only where the update and the weight have the same sign.
+        relative_to: The learning rate: $\lambda$ is divided by the value it starts with.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: none, or with `relative_to` `initial_lr`, a 0-d
+        float64 slot of every leaf.
+
+    Raises:
+        ValueError: a negative decay, missing `params`, a `relative_to` that starts at 0, or a place after a link
+            that owns the learning rate.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.add_decayed_weights(0.5), gradtx.scale_by_learning_rate(0.1))
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> tx.update({"w": torch.tensor([0.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.1000])
+
+    Source: Loshchilov and Hutter 2017, arXiv:1711.05101; cautious: Chen et al. 2025, arXiv:2510.12402.
+    """
+    if is_off(weight_decay):
+        return chain()
+
+    def update(update, state, param, ctx):
+        rate = -weight_decay if fixed else weight_decay
+        if relative_to is not None:
+            rate = rate / state["initial_lr"]
+        decay = rate * param
+        if cautious:
+            decay = torch.where(update.sign() * param.sign() > 0, decay, 0.0)
+        return update + decay, state
+
+    if relative_to is None:
+        return update
+    return lambda param: initial_lr("add_decayed_weights", relative_to, param), update
+
+
+@per_tensor(
+    elementwise=lambda arguments: not arguments["wasserstein"],
+    needs=("params",),
+    before_owner=True,
+    ranges={"rate": "[0, inf)"},
+    example={"rate": 0.1},
+)
+def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative_to: Scalar | None = None):
+    r"""Pull weights towards their initial values (regenerative regularization): add $\rho (p - p_0)$.
+
+    Args:
+        rate: $\rho \ge 0$. A literal 0.0 leaves the link out.
+        wasserstein: Pull the distribution of a leaf's weights: the entry of rank i towards the i-th smallest initial
+            value.
+        relative_to: The learning rate: $\rho$ is divided by the value it starts with.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter (its values in
+        ascending order with `wasserstein`), and with `relative_to` `initial_lr`, 0-d float64, of every leaf.
+
+    Raises:
+        ValueError: a negative rate, missing `params`, a `relative_to` that starts at 0, or a place after a link
+            that owns the learning rate.
+
+    Example:
+        >>> tx = gradtx.regenerate_towards_init(0.1)
+        >>> state = tx.init({"w": torch.tensor([1.0])})
+        >>> tx.update({"w": torch.tensor([0.0])}, state, {"w": torch.tensor([3.0])})[0]["w"]
+        tensor([0.2000])
+
+    Source: Kumar et al. 2023, arXiv:2308.11958; wasserstein: Lewandowski et al. 2024, arXiv:2406.06811.
+    """
+    if is_off(rate):
+        return chain()
+
+    def init(param):
+        start = param.flatten().sort().values.view_as(param) if wasserstein else param
+        return {"param_init": start, **initial_lr("regenerate_towards_init", relative_to, param)}
+
+    def update(update, state, param, ctx):
+        target = state["param_init"]
+        if wasserstein:
+            rank = param.flatten().argsort(stable=True).argsort()
+            target = target.flatten()[rank].view_as(param)
+        strength = rate if relative_to is None else rate / state["initial_lr"]
+        return update + strength * (param - target), state
+
+    return init, update
+
+
+def initial_lr(owner: str, lr, param) -> dict:
+    """The slot that keeps the learning rate that a leaf started with."""
+    if lr is None:
+        return {}
+    value = exact(lr, param.device)
+    readable = not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value))
+    if readable and value == 0:
+        raise ValueError(
+            f"{owner}: the rate is divided by the initial learning rate, which is 0; "
+            "start the schedule above 0, or leave out relative_to (decoupled_wd)"
+        )
+    return {"initial_lr": value.clone()}
+
+
+@per_tensor(needs=("params",), ranges={"factor": "[0, inf)"})
+def add_norm_loss(factor: Scalar = 1e-4, eps: Scalar = 1e-8):
+    r"""Pull the norm of every output unit's weights to 1: add $2 \lambda (1 - 1/(\lVert p_i \rVert + \epsilon)) p_i$.
+
+    Args:
+        factor: $\lambda \ge 0$.
+        eps: $\epsilon \ge 0$; keep it above 0, for units of norm 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a negative number, missing `params`.
+
+    Example:
+        >>> tx = gradtx.add_norm_loss(factor=0.5)
+        >>> params = {"w": torch.tensor([[0.0, 2.0], [1.0, 0.0]])}
+        >>> tx.update({"w": torch.zeros(2, 2)}, tx.init(params), params)[0]["w"]
+        tensor([[0., 1.],
+                [0., 0.]])
+
+    Source: Georgiou et al. 2021, arXiv:2103.06583.
+    """
+
+    def update(update, state, param, ctx):
+        return update + 2 * factor * (1 - 1 / (unit_norm(param) + eps)) * param, state
+
+    return update

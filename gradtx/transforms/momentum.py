@@ -1,0 +1,91 @@
+"""Averages of the updates themselves: momentum."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar, is_off
+from gradtx.core import chain, per_tensor
+
+
+@per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
+def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dampen_first: bool = False):
+    r"""Accumulate updates as torch.optim.SGD does.
+
+    $b_t = \mu b_{t-1} + (1 - \tau) g_t$ with $b_1 = g_1$; gives $b_t$, or $g_t + \mu b_t$ with `nesterov`.
+
+    Args:
+        momentum: $\mu$, in [0, inf), below 1 in practice. A literal 0.0 leaves the link out.
+        dampening: $\tau$, usually in [0, 1).
+        nesterov: Look one step ahead.
+        dampen_first: Start from $b_0 = 0$, so that the first step is dampened too.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter.
+
+    Raises:
+        ValueError: a negative momentum; `nesterov` without momentum or, unless `dampen_first`, with dampening.
+
+    Example:
+        >>> tx = gradtx.trace(0.5)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(3):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state)
+        ...     print(updates["w"].item())
+        1.0
+        1.5
+        1.75
+
+    Source: Polyak 1964; Sutskever et al. 2013; the form is torch.optim.SGD's. Departures: `dampen_first`.
+    """
+    undampened = is_off(dampening)
+    # Only a number says at once that it is not 0; tensors and schedules are taken at their word.
+    dampened = isinstance(dampening, float) and not undampened
+    if nesterov and (is_off(momentum) or (dampened and not dampen_first)):
+        raise ValueError("trace: nesterov needs a momentum above 0 and a dampening of 0")
+    if is_off(momentum):
+        return chain()
+
+    def init(param):
+        return {"momentum_buffer": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        share = 1 - dampening
+        if not undampened and not dampen_first:
+            share = torch.where(ctx.step == 1, torch.ones_like(ctx.time), share)
+        buffer = momentum * state["momentum_buffer"] + (update if undampened else share * update)
+        return update + momentum * buffer if nesterov else buffer, {"momentum_buffer": buffer}
+
+    return init, update
+
+
+@per_tensor(elementwise=True, example={"decay": 0.9})
+def ema(decay: Scalar, debias: bool = False):
+    r"""Replace updates by their exponential moving average.
+
+    $m_t = \beta m_{t-1} + (1 - \beta) g_t$ from $m_0 = 0$; gives $m_t$, or $m_t / (1 - \beta^t)$ with `debias`.
+
+    Args:
+        decay: $\beta$, in [0, 1).
+        debias: Divide by $1 - \beta^t$. optax's `ema` does so by default.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter.
+
+    Raises:
+        ValueError: a decay outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.ema(0.5)
+        >>> tx.update({"w": torch.ones(1)}, tx.init({"w": torch.zeros(1)}))[0]["w"]
+        tensor([0.5000])
+    """
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        mean = decay * state["exp_avg"] + (1 - decay) * update
+        return mean / ctx.bias_correction(decay) if debias else mean, {"exp_avg": mean}
+
+    return init, update

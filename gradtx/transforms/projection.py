@@ -1,0 +1,70 @@
+"""Keep the norm of scale-invariant weights from growing: AdamP's projection."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx.core import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+
+@per_tensor(needs=("params",))
+def project_scale_invariant(
+    delta: Scalar = 0.1, wd_ratio: Scalar = 0.1, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0
+):
+    r"""Take the radial part out of an update of weights that look scale-invariant, and decay those less.
+
+    With $\cos_i = |\langle g_i, p_i \rangle| / (\max(\lVert g_i \rVert, \epsilon) \max(\lVert p_i \rVert, \epsilon))$ for the
+    rows (index of dimension 0) of a leaf, $g$ the gradient as the clock saw it: if $\max_i \cos_i < \delta / \sqrt n$, $n$
+    the length of a row, then $u_i \leftarrow u_i - e_i \langle e_i, u_i \rangle$ with $e_i = p_i / (\lVert p_i \rVert +
+    \epsilon)$ and $r$ = `wd_ratio`. Otherwise the same with the whole leaf as one row; otherwise $u$ stays and $r = 1$.
+    Gives $u + \lambda r p$: it decays itself, since only it knows $r$. Leaves with 0 or 1 dimensions have $r = 1$.
+
+    Args:
+        delta: $\delta \ge 0$, the threshold of the test.
+        wd_ratio: $r \ge 0$ for projected leaves.
+        eps: $\epsilon \ge 0$.
+        weight_decay: $\lambda \ge 0$; decoupled where a `scale_by_learning_rate` follows.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a negative number, missing `params`.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.project_scale_invariant())
+        >>> params = {"w": torch.tensor([[1.0, 0.0]])}
+        >>> _, state = tx.update({"w": torch.tensor([[1.0, 1.0]])}, tx.init(params), params)
+        >>> tx.update({"w": torch.tensor([[0.0, 1.0]])}, state, params)[0]["w"]  # the momentum along w is gone
+        tensor([[0.0000, 1.9000]])
+
+    Source: Heo et al. 2021, arXiv:2006.08217.
+    """
+
+    def update(update, state, param, ctx):
+        if param.ndim <= 1 or param.numel() == 0:
+            return update + weight_decay * param, state
+        grad, inner = ctx.grad, tuple(range(1, param.ndim))
+
+        def rows(x, y):
+            return (x * y).sum(dim=inner, keepdim=True)
+
+        # Everything follows from four sums a row; those of the whole leaf are their sums.
+        sums = rows(grad, param), rows(grad, grad), rows(param, param), rows(update, param)
+        by_row, row_radial = _view(*sums, param[0].numel(), delta, eps)
+        by_leaf, leaf_radial = _view(*(x.sum() for x in sums), param.numel(), delta, eps)
+        radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
+        projected = (by_row | by_leaf).to(param.dtype)
+        ratio = 1 - (1 - wd_ratio) * projected
+        return update - radial * param + weight_decay * ratio * param, state
+
+    return update
+
+
+def _view(grad_param, grad_grad, param_param, update_param, length, delta, eps):
+    """Whether all rows of a view are orthogonal enough, and by how much of p the radial part differs."""
+    param_norm = safe_sqrt(param_param)
+    cosine = grad_param.abs() / (safe_sqrt(grad_grad).clamp(min=eps) * param_norm.clamp(min=eps))
+    return cosine.max() < delta / length**0.5, update_param / (param_norm + eps).square()
