@@ -230,7 +230,9 @@ def widen(value: Any, leaf: Leaf) -> Any:
     return value if value is None else value.to(leaf.wide)
 
 
-def check_extras(tx: GradientTransformation, params: Any, extras: dict[str, Any]) -> dict[str, str]:
+def check_extras(
+    tx: GradientTransformation, params: Any, extras: dict[str, Any], call: str = "update(updates, state, params"
+) -> dict[str, str]:
     """The kinds of the extras that `tx` knows, after checking that these are the right ones."""
     kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
     for link in tx._links():
@@ -241,11 +243,11 @@ def check_extras(tx: GradientTransformation, params: Any, extras: dict[str, Any]
     for link in tx._links():
         for need in link._needs:
             if need == "params" and params is None:
-                raise ValueError(f"{link._name} needs params: call update(updates, state, params)")
+                raise ValueError(f"{link._name} needs params: call {call})")
             # hessian_diag=None means 'keep the last one'; the key is required all the same.
             given = extras.get(need) is not None or (need == "hessian_diag" and need in extras)
             if need != "params" and not given:
-                raise ValueError(f"{link._name} needs {need}: call update(updates, state, params, {need}=...)")
+                raise ValueError(f"{link._name} needs {need}: call {call}, {need}=...)")
     return kinds
 
 

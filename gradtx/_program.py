@@ -128,6 +128,7 @@ class Leaf:
         self.active: Tensor | None = None  # a 0-d bool where the leaf may turn out to be skipped
         self.new: dict[Path, dict[str, Tensor]] = {}
         self.saved: dict[Any, Any] = {}
+        self.key: Any = None  # the adapter's own handle of the tensor
         self.program: list[Any] = []
         self.at = 0
         self.pending: Any = None
@@ -157,6 +158,7 @@ class Run:
         self.stages: dict[Path, str] = {}
         self.opaque: set[Path] = set()
         self.selectors: list[Any] = []
+        self.clock_paths: dict[Any, Path] = {}  # place of a wrapper with a clock -> its path
         self.commits: list[Callable[[], None]] = []
         self._taken: set[int] = set()
 
@@ -261,9 +263,15 @@ def storage(tensor: Tensor) -> int:
 class Scope:
     """Where in a chain expansion stands: the path of state entries, and the clock that schedules follow."""
 
-    def __init__(self, run: Run, path: Path, count: Any, frozen: list[Any], state_dtype: Any = None):
+    def __init__(
+        self, run: Run, path: Path, count: Any, frozen: list[Any], state_dtype: Any = None, place: Any = ()
+    ):
         self.run, self.path, self.count, self.frozen, self.state_dtype = run, path, count, frozen, state_dtype
+        self.place = place  # the indices of children that lead here; None inside an alias
         self._counts: dict[str, int] = {}
+
+    def below(self, i: int) -> Any:
+        return None if self.place is None else (*self.place, i)
 
     def claim(self, name: str) -> Path:
         """The path of the next stage called `name`: a second one is `name_1`."""
@@ -275,12 +283,13 @@ class Scope:
 
     def inside(self, path: Path, count: Any = None) -> Scope:
         """The inside of a wrapper, which may own a clock; a freeze in it covers the whole chain around it."""
-        return Scope(self.run, path, self.count if count is None else count, self.frozen, self.state_dtype)
+        count = self.count if count is None else count
+        return Scope(self.run, path, count, self.frozen, self.state_dtype, self.below(0))
 
-    def branch(self, path: Path) -> Scope:
+    def branch(self, path: Path, i: int) -> Scope:
         """The inside of a branch: a freeze in it covers the branch."""
         self.run.stages[path] = path[-1]
-        return Scope(self.run, path, self.count, [], self.state_dtype)
+        return Scope(self.run, path, self.count, [], self.state_dtype, self.below(i))
 
 
 class Operation:
@@ -335,9 +344,8 @@ class Block:
         self._forks = any(isinstance(operation, Branch) for operation in operations)
 
     def for_leaf(self, leaf: Leaf) -> list[Operation]:
-        for path, selector in self.frozen:
-            if leaf.run.choice(path, leaf, selector):
-                return [FROZEN]
+        if self.is_frozen(leaf):
+            return [FROZEN]
         if not self._forks:
             return self.operations
         program: list[Operation] = []
@@ -348,6 +356,21 @@ class Block:
             else:
                 program.append(operation)
         return program
+
+
+    def labels(self, leaf: Leaf) -> list[tuple[Any, Any]]:
+        """(selector, label) of every partition that the leaf goes through."""
+        found = []
+        for operation in self.operations:
+            if isinstance(operation, Branch):
+                label = leaf.run.choice(operation.path, leaf, operation.selector)
+                if operation.selector.labels != (True,):
+                    found.append((operation.selector, label))
+                found.extend(operation.blocks[label].labels(leaf))
+        return found
+
+    def is_frozen(self, leaf: Leaf) -> bool:
+        return any(leaf.run.choice(path, leaf, selector) for path, selector in self.frozen)
 
 
 class _Frozen(Operation):

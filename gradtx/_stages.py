@@ -34,6 +34,7 @@ class RuleStage(Operation):
 
     def __init__(self, path: Path, run: Run, spec: Any, parts: Parts, arguments: dict[str, Any], state_dtype: Any):
         self.path, self._spec, self._parts, self._state_dtype = path, spec, parts, state_dtype
+        self.agree = {name: arguments[name] for name in spec.agree}
         start = {name: _scalar_maker(value, arguments, run) for name, value in spec.shared_of(arguments).items()}
         if spec.random:
             start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)

@@ -96,16 +96,16 @@ def _listed(items: Iterable[Any], most: int = 8) -> str:
 
 class _Fork(Combinator):
     def __init__(self, name: str, selector: Selector, txs: Mapping[Any, GradientTransformation], levels: bool):
-        self._name, self._selector, self._txs, self._levels = name, selector, txs, levels
+        self._name, self.selector, self._txs, self._levels = name, selector, txs, levels
 
     def expand(self, scope: Scope) -> list[Any]:
         path = scope.claim(self._name)
-        scope.run.selectors.append(self._selector)
+        scope.run.selectors.append(self.selector)
         blocks = {}
-        for label, tx in self._txs.items():
-            inside = scope.branch((*path, label) if self._levels else path)
+        for i, (label, tx) in enumerate(self._txs.items()):
+            inside = scope.branch((*path, label) if self._levels else path, i)
             blocks[label] = Block(tx._expand(inside), inside.frozen)
-        return [Branch(path, self._selector, blocks)]
+        return [Branch(path, self.selector, blocks)]
 
 
 @combinator(static=("labels",), example=lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}})
@@ -224,6 +224,8 @@ class Frame:
         self.run, self.path, self.tx, self.state_dtype = scope.run, scope.claim(name), tx, scope.state_dtype
 
     def around(self, scope: Scope, count: Any = None) -> list[Any]:
+        if count is not None:
+            self.run.clock_paths[scope.place] = self.path
         inner = self.tx._expand(scope.inside(self.path, count))
         return [_Enter(self), *inner, _Exit(self)]
 
@@ -431,7 +433,7 @@ class _SkipNonfinite(Frame):
     def commit(self) -> None:
         finite = self.finite  # None where no leaf had a gradient: nothing to skip
         if finite is None:
-            self.run.new_shared[self.path] = {"step": self.clock.step, "skipped": self.skipped}
+            self.run.new_shared.setdefault(self.path, {"step": self.clock.step, "skipped": self.skipped})
             return
         finite = finite.to(self.old_step.device)
         self.keep_shared(finite)

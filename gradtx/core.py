@@ -142,36 +142,34 @@ class GradientTransformation:
         """The links that this comes down to, aliases opened, wrappers as one."""
         return [self]
 
-    def _entries(self, labels: tuple[str, ...] | None = None) -> list[Entry]:
-        """Every hyperparameter with its public name; with `labels`, as the leaves of that path of labels see it."""
+    def _entries(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
+        """Every hyperparameter with its public name; with `labels` (id of a partition's selector -> label), as the
+        leaves of these labels see it: their branches' names are their own."""
         entries: list[Entry] = []
         taken: set[str] = set()
         counts: dict[str, int] = {}
 
-        def visit(node: GradientTransformation, at: tuple[int, ...], label: str, path: tuple[str, ...]) -> None:
+        def visit(node: GradientTransformation, at: tuple[int, ...], prefix: str) -> None:
             own = list(node._own_entries())
             if own:
                 n = counts.get(node._name, 0)
                 counts[node._name] = n + 1
                 owner = node._name if n == 0 else f"{node._name}_{n}"
-            for name, value, argument in own:
-                full = f"{label}{owner}.{name}"
-                public = next(p for p in (name, f"{label}{name}" if label else full, full) if p not in taken)
-                taken.add(public)
-                entries.append(Entry(public, full, value, argument, (at, name)))
+                for name, value, argument in own:
+                    names = [name, f"{prefix}{name}", f"{prefix}{owner}.{name}"]
+                    public = next(name for name in names if name not in taken)
+                    taken.add(public)
+                    entries.append(Entry(public, names[-1], value, argument, (at, name)))
             branches = node._branches()
             for i, child in enumerate(node._children()):
-                inner, rest = label, path
-                if branches is not None:
-                    if labels is None:
-                        inner = f"{label}{branches[i]}."
-                    elif not path or path[0] != branches[i]:
-                        continue
-                    else:
-                        rest = path[1:]
-                visit(child, (*at, i), inner, rest)
+                if branches is None:
+                    visit(child, (*at, i), prefix)
+                elif labels is None:
+                    visit(child, (*at, i), f"{prefix}{branches[i]}.")
+                elif labels.get(id(node._body.selector)) == branches[i]:  # type: ignore[attr-defined]
+                    visit(child, (*at, i), prefix)
 
-        visit(self, (), "", labels or ())
+        visit(self, (), "")
         return entries
 
     def _branches(self) -> tuple[str, ...] | None:
@@ -230,7 +228,13 @@ class Chain(GradientTransformation):
         return self._txs
 
     def _expand(self, scope: Scope) -> list[Any]:
-        return [operation for tx in self._txs for operation in tx._expand(scope)]
+        operations: list[Any] = []
+        here = scope.place
+        for i, tx in enumerate(self._txs):
+            scope.place = None if here is None else (*here, i)
+            operations.extend(tx._expand(scope))
+        scope.place = here
+        return operations
 
     def _links(self) -> list[GradientTransformation]:
         return [link for tx in self._txs for link in tx._links()]
@@ -393,7 +397,9 @@ class Made(GradientTransformation):
         outer = scope.state_dtype
         scope.state_dtype = outer if self._state_dtype is None else self._state_dtype
         if isinstance(made, GradientTransformation):
+            here, scope.place = scope.place, None
             operations = made._expand(scope)
+            scope.place = here
             if arguments.get("maximize"):
                 operations = [NEGATE, *operations]
         elif isinstance(made, Combinator):

@@ -1,0 +1,143 @@
+"""Parameter groups: hyperparameters as numbers that anyone may write, turned into a chain for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Schedule, exact, is_off
+from gradtx.core import Entry, GradientTransformation
+
+REFUSED = ("foreach", "fused", "capturable", "differentiable")
+
+
+class GroupView:
+    """What the adapter knows of one parameter group beyond its dict.
+
+    Rules get the group's numbers as 0-d float64 tensors. A number that was literally off (0.0) when the group was
+    made stays literal until somebody writes another value over it; then the group's links and slots change.
+    """
+
+    def __init__(self, tx: GradientTransformation, group: dict[str, Any], labels: Mapping[int, str]):
+        self.tx, self.group = tx, group
+        self.entries: dict[str, Entry] = {entry.name: entry for entry in tx._entries(labels)}
+        self.sources = {name: entry.value for name, entry in self.entries.items()}
+        for name in REFUSED:
+            if name in group:
+                raise TypeError(f"{name!r} is not an option of gradtx; drop it: compile=True is what makes steps fast")
+        for name, entry in self.entries.items():
+            if name in group:
+                self.sources[name] = entry.argument.check(group[name])
+            group[name] = self.sources[name]
+        group.setdefault("lr", 0.0)  # torch's schedulers need one, also where no link reads it
+        self.live = {name for name, source in self.sources.items() if _each(source, _is_schedule, any)}
+        self.literal = {name: self._off(name, source) for name, source in self.sources.items()}
+        self.shown: dict[str, Any] = {}
+        self.first = dict(self.sources)
+        self._cached: tuple[Any, GradientTransformation] | None = None
+
+    def _off(self, name: str, value: Any) -> Any:
+        off = self.entries[name].argument.range.off
+        return tuple(is_off(item, off) for item in value) if isinstance(value, tuple) else is_off(value, off)
+
+    def values(self) -> dict[str, Any]:
+        """The present values, checked as a constructor checks them; a schedule where nobody wrote over it."""
+        present = {}
+        for name, entry in self.entries.items():
+            value = self.group[name]
+            if name in self.live and value == self.shown[name]:
+                present[name] = self.sources[name]
+            else:
+                present[name] = entry.argument.check(value)
+        return present
+
+    def settle(self, values: Mapping[str, Any]) -> bool:
+        """Take note of what was written since the last step; True if links or slots may have changed."""
+        changed = False
+        for name, value in values.items():
+            if name in self.live and value is not self.sources[name]:
+                self.live.discard(name)
+            literal = _both(self.literal[name], self._off(name, value))
+            static = not _each(value, _is_number, any) and value != self.first[name]
+            if literal != self.literal[name] or static:
+                changed, self.literal[name], self.first[name] = True, literal, value
+                self._cached = None
+        return changed
+
+    def chain(self, values: Mapping[str, Any], device: torch.device) -> GradientTransformation:
+        """The transformation with these values, as rules get them."""
+        key = tuple(values.items())
+        if self._cached is not None and self._cached[0] == key:
+            return self._cached[1]
+        placed = {self.entries[name].place: self._as_rule(name, value, device) for name, value in values.items()}
+        tx = self.tx._replaced(placed, checked=False)
+        self._cached = None if any(_each(value, _is_tensor, any) for value in values.values()) else (key, tx)
+        return tx
+
+    def _as_rule(self, name: str, value: Any, device: torch.device) -> Any:
+        def one(item: Any, literal: bool) -> Any:
+            return exact(item, device) if isinstance(item, float) and not literal else item
+
+        literal = self.literal[name]
+        if isinstance(value, tuple):
+            return tuple(one(item, flag) for item, flag in zip(value, literal, strict=True))
+        return one(value, literal)
+
+    def show(self, count: Callable[[Entry], int]) -> None:
+        """Write the values that the next step will use into the group."""
+        for name in self.live:
+            self.shown[name] = self.group[name] = next_value(self.sources[name], count(self.entries[name]))
+
+    def loaded(self, group: dict[str, Any], literal: bool, count: Callable[[Entry], int]) -> GroupView:
+        """The view of a group that a checkpoint brings.
+
+        With `literal`, every number that is off there counts as literally off; otherwise those that do so here.
+        """
+        new = GroupView.__new__(GroupView)
+        new.__dict__.update(self.__dict__)
+        new.group, new._cached, new.shown = group, None, {}
+        new.live = {name for name, source in self.sources.items() if _each(source, _is_schedule, any)}
+        for name, entry in self.entries.items():
+            group.setdefault(name, self.group[name])
+            if name in new.live:
+                new.shown[name] = next_value(self.sources[name], count(entry))
+        values = new.values()
+        new.live = {name for name in new.live if values[name] is self.sources[name]}
+        group.update({name: value for name, value in values.items() if name not in new.live})
+        off = {name: self._off(name, value) for name, value in values.items()}
+        new.literal = off if literal else {name: _both(self.literal[name], off[name]) for name in off}
+        new.first = {**self.first, **{name: v for name, v in values.items() if not _each(v, _is_number, any)}}
+        return new
+
+
+def next_value(value: Any, count: int) -> Any:
+    """A schedule's value as a group shows it: a number, or a tuple of them."""
+    if isinstance(value, tuple):
+        return tuple(next_value(item, count) for item in value)
+    found = value(count) if isinstance(value, Schedule) else value
+    return found.item() if isinstance(found, Tensor) else found
+
+
+def _is_schedule(value: Any) -> bool:
+    return isinstance(value, Schedule)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | Tensor | Schedule)
+
+
+def _each(value: Any, test: Callable[[Any], bool], how: Callable[..., bool]) -> bool:
+    return how(map(test, value)) if isinstance(value, tuple) else test(value)
+
+
+def _both(a: Any, b: Any) -> Any:
+    if isinstance(a, tuple):
+        return tuple(x and y for x, y in zip(a, b, strict=True))
+    return a and b
