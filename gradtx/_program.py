@@ -6,6 +6,7 @@ Functional use and the adapter share this module: both make `Leaf` objects, expa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -63,10 +64,14 @@ def bias_correction(beta: Any, time: Any) -> Tensor:
 class Context:
     """What a rule may know beyond its own tensor. Nothing is ever written to it."""
 
-    def __init__(self, leaf: Leaf, moment: Moment, dtype: torch.dtype | None, rng: Any = None):
-        self._leaf, self._moment, self._dtype = leaf, moment, dtype
+    def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
+        self._leaf, self._clock, self._dtype, self._grad = leaf, clock, dtype, leaf.grad
+        self._moment = clock.on(leaf.device)
         if rng is not None:
             self.rng = rng
+
+    def holds_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
+        return self._clock is clock and self._grad is grad and self._dtype == dtype
 
     @property
     def step(self) -> Tensor:
@@ -81,8 +86,7 @@ class Context:
     @property
     def grad(self) -> Any:
         """The gradient of this tensor as the clock saw it, before any link of the chain."""
-        grad = self._leaf.grad
-        return grad if self._dtype is None else grad.to(self._dtype)
+        return self._grad.to(self._dtype)
 
     def bias_correction(self, beta: Any, step: Any = None) -> Tensor:
         """1 - beta**step in float64, safe at beta 0 and step 0; computed once for all leaves of equal count."""
@@ -116,11 +120,13 @@ class Leaf:
         self, run: Run, name: str, update: Any, param: Any, extras: dict[str, Any], clock: Clock, like: Any = None
     ):
         self.run, self.name, self.extras, self.clock = run, name, extras, clock
+        self._context: Context | None = None
         stored = param if param is not None else like if like is not None else update
         given = update if update is not None else stored
         self.device, self.dtype, self.param_dtype = stored.device, given.dtype, stored.dtype
         # Rules never see half precision.
-        self.wide = torch.promote_types(torch.promote_types(stored.dtype, given.dtype), torch.float32)
+        single = stored.dtype is torch.float32 and given.dtype is torch.float32
+        self.wide = torch.float32 if single else _promoted(stored.dtype, given.dtype, torch.float32)
         self.given = (update, param)
         self.update = None if update is None else update.to(self.wide)
         self.param = None if param is None else param.to(self.wide)
@@ -128,13 +134,23 @@ class Leaf:
         self.active: Tensor | None = None  # a 0-d bool where the leaf may turn out to be skipped
         self.new: dict[Path, dict[str, Tensor]] = {}
         self.saved: dict[Any, Any] = {}
-        self.key: Any = None  # the adapter's own handle of the tensor
+        self.key: Any = None  # the adapter's own handle of the tensor, and where it keeps the state
+        self.state: dict[str, Any] = {}
+        self.layout: Any = None
+        self.window: slice | None = None  # where this is a part of a flattened tensor
         self.program: list[Any] = []
         self.at = 0
         self.pending: Any = None
 
     def moment(self) -> Moment:
         return self.clock.on(self.device)
+
+    def context(self, dtype: torch.dtype) -> Context:
+        """What rules may know, the same for all links as long as clock, gradient and dtype stay."""
+        context = self._context
+        if context is None or not context.holds_for(self.clock, self.grad, dtype):
+            context = self._context = Context(self, self.clock, dtype)
+        return context
 
     def result(self) -> Tensor | None:
         """The update after the last link, rounded once."""
@@ -255,17 +271,16 @@ OWN_STATE = "pass the state made by this chain's own init, with these parameters
 
 def storage(tensor: Tensor) -> int:
     """What identifies a tensor's memory, also inside vmap and grad."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor.untyped_storage()._cdata
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:  # a tensor of a transform has no memory of its own
+        return storage(torch._C._functorch.get_unwrapped(tensor))
 
 
 class Scope:
     """Where in a chain expansion stands: the path of state entries, and the clock that schedules follow."""
 
-    def __init__(
-        self, run: Run, path: Path, count: Any, frozen: list[Any], state_dtype: Any = None, place: Any = ()
-    ):
+    def __init__(self, run: Run, path: Path, count: Any, frozen: list[Any], state_dtype: Any = None, place: Any = ()):
         self.run, self.path, self.count, self.frozen, self.state_dtype = run, path, count, frozen, state_dtype
         self.place = place  # the indices of children that lead here; None inside an alias
         self._counts: dict[str, int] = {}
@@ -301,6 +316,7 @@ class Operation:
 
     path: Path = ()
     takes_none = False  # whether a leaf without gradient enters; others pass by
+    elementwise = True  # whether entries of a leaf don't mix, sums over leaves apart
 
     def init(self, leaf: Leaf) -> None:
         """Put the leaf's first slots in `leaf.new`."""
@@ -357,7 +373,6 @@ class Block:
                 program.append(operation)
         return program
 
-
     def labels(self, leaf: Leaf) -> list[tuple[Any, Any]]:
         """(selector, label) of every partition that the leaf goes through."""
         found = []
@@ -384,6 +399,10 @@ class _Negate(Operation):
 
 
 FROZEN, NEGATE = _Frozen(), _Negate()
+
+
+def _promoted(*dtypes: torch.dtype) -> torch.dtype:
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:

@@ -34,13 +34,13 @@ class RuleStage(Operation):
 
     def __init__(self, path: Path, run: Run, spec: Any, parts: Parts, arguments: dict[str, Any], state_dtype: Any):
         self.path, self._spec, self._parts, self._state_dtype = path, spec, parts, state_dtype
+        self.elementwise = spec.elementwise(arguments) if callable(spec.elementwise) else spec.elementwise
         self.agree = {name: arguments[name] for name in spec.agree}
         start = {name: _scalar_maker(value, arguments, run) for name, value in spec.shared_of(arguments).items()}
         if spec.random:
             start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)
             start["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=run.device)
         self._shared = run.shared(path, start) if start else {}
-        self._names = tuple(start)
 
     def init(self, leaf: Leaf) -> None:
         slots = self._first(leaf)
@@ -60,25 +60,16 @@ class RuleStage(Operation):
         return leaf.wide if self._state_dtype is None else torch.promote_types(leaf.wide, self._state_dtype)
 
     def start(self, leaf: Leaf) -> Any:
-        wide = self._wide(leaf)
-        assert leaf.update is not None
-        if leaf.update.dtype != wide:
-            wide = torch.promote_types(wide, leaf.update.dtype)
-            leaf.update = leaf.update.to(wide)
-        old = leaf.run.slots(self.path, leaf)
-        if not old and self._parts.init is not None and self._first(leaf):
-            raise ValueError(f"state lacks {'.'.join(self.path)!r} of leaf {leaf.name!r}; {OWN_STATE}")
-        state = with_lists({slot: widened(value, wide) for slot, value in old.items()})
-        for name in self._names:
-            state[name] = self._shared[name]
-        rng = None
-        if self._spec.random:
-            rng = Stream(self._shared["seed"], self._shared["counter"] + 1, leaf.name)
-            leaf.run.new_shared[self.path] = {"seed": self._shared["seed"], "counter": self._shared["counter"] + 1}
+        wide, update = self._wide(leaf), leaf.update
+        assert update is not None
+        if update.dtype != wide:
+            wide = torch.promote_types(wide, update.dtype)
+            leaf.update = update = update.to(wide)
+        old, state = self._state(leaf, wide)
         param = leaf.param if leaf.param is None else leaf.param.to(wide)
-        context = Context(leaf, leaf.moment(), wide, rng)
+        context = Context(leaf, leaf.clock, wide, self._stream(leaf)) if self._spec.random else leaf.context(wide)
         try:
-            out = self._parts.update(leaf.update, state, param, context)
+            out = self._parts.update(update, state, param, context)
             if isinstance(out, types.GeneratorType):
                 leaf.pending = (out, old, wide)
                 return self._payload(leaf, next(out))
@@ -87,6 +78,21 @@ class RuleStage(Operation):
             raise
         self._finish(leaf, out, old, wide)
         return None
+
+    def _state(self, leaf: Leaf, wide: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The leaf's slots as they are kept, and the state as the rule gets it."""
+        if self._parts.init is None:
+            return {}, dict(self._shared)
+        old = leaf.run.slots(self.path, leaf)
+        if not old and self._first(leaf):
+            raise ValueError(f"state lacks {'.'.join(self.path)!r} of leaf {leaf.name!r}; {OWN_STATE}")
+        state = with_lists({slot: widened(value, wide) for slot, value in old.items()})
+        return old, {**state, **self._shared} if self._shared else state
+
+    def _stream(self, leaf: Leaf) -> Stream:
+        seed, counter = self._shared["seed"], self._shared["counter"] + 1
+        leaf.run.new_shared.setdefault(self.path, {}).update(seed=seed, counter=counter)
+        return Stream(seed, counter, leaf.name)
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
         generator, old, wide = leaf.pending
@@ -123,26 +129,22 @@ class RuleStage(Operation):
                 f"its update came out as {tuple(update.shape)}"
             )
         leaf.update = update if update.dtype == wide else update.to(wide)
+        if not old and not state:
+            return
         state = numbered(state)
-        if self._names and not self._spec.random:
-            shared = {name: state.pop(name) for name in self._names}
-            leaf.run.new_shared.setdefault(
-                self.path, {name: value.to(self._shared[name].dtype) for name, value in shared.items()}
-            )
-        for name in self._names:
-            state.pop(name, None)
-        new = {}
-        for slot, value in old.items():
-            if slot not in state:
-                break
-            new[slot] = value_for(state[slot], value, self.path, slot, leaf.name)
-        if len(new) != len(old) or len(new) != len(state):
+        if self._shared:
+            shared = {name: state.pop(name) for name in self._shared if name in state}
+            run = leaf.run.new_shared.setdefault(self.path, {})
+            run.update({name: value.to(self._shared[name].dtype) for name, value in shared.items() if name not in run})
+        if old.keys() != state.keys():
             raise ValueError(
                 f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
                 f"{sorted(state)}; {OWN_STATE}"
             )
-        if new:
-            leaf.new[self.path] = new
+        if old:
+            leaf.new[self.path] = {
+                slot: value_for(state[slot], value, self.path, slot, leaf.name) for slot, value in old.items()
+            }
 
     def _explain(self, error: KeyError, state: dict[str, Any], leaf: Leaf) -> None:
         missing = error.args[0] if error.args else None
@@ -170,6 +172,7 @@ class TreeStage(Operation):
         self.path, self._run, self._name, self._parts, self._state_dtype = path, run, name, parts, state_dtype
         self._plain, self._opaque = plain, plain and run.keeps_trees
         self._members: list[Leaf] = []
+        self.elementwise = False
         if self._opaque:
             run.opaque.add(path)
 
@@ -261,7 +264,7 @@ class TreeContext(Context):
 
     def __init__(self, leaves: dict[str, Leaf]):
         first = next(iter(leaves.values()))
-        super().__init__(first, first.moment(), None)
+        super().__init__(first, first.clock, first.wide)
         self._leaves = leaves
 
     @property

@@ -68,7 +68,9 @@ def _class(name: str, alias: Any) -> type[ChainOptimizer]:
         parameters=[inspect.Parameter("self", first.kind), first, *own.parameters.values()]
     )
     summary = f"`gradtx.{alias.__name__}` as a torch optimizer: `{name}(params, ...)`.\n\n    "
-    return type(name, (ChainOptimizer,), {"__init__": __init__, "__doc__": summary + alias.__doc__, "__module__": __name__})
+    return type(
+        name, (ChainOptimizer,), {"__init__": __init__, "__doc__": summary + alias.__doc__, "__module__": __name__}
+    )
 
 
 SGD = _class("SGD", sgd)

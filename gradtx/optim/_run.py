@@ -39,6 +39,11 @@ def _shared(run: Run, path: Path, leaf: Leaf) -> dict[str, Any]:
     return run.new_shared.get(path, {}) if passes else {}
 
 
+def part(value: Tensor, leaf: Leaf) -> Tensor:
+    """The part of a slot that goes with a part of a leaf; the whole of a slot that is shaped otherwise."""
+    return value.view(-1)[leaf.window] if value.shape == leaf.key.shape else value
+
+
 class OptimizerRun(Run):
     """A run over the parameters of an optimizer.
 
@@ -62,6 +67,10 @@ class OptimizerRun(Run):
         self._state, self._layouts, self._choices = state, layouts, choices
         self.grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
+    def kept(self, param: Any) -> tuple[dict[str, Any], Any]:
+        """Where a parameter's state is, and its layout."""
+        return self._state.get(param, {}), self._layouts.get(param)
+
     def scalars(self, path: Path) -> dict[str, Tensor]:
         for param, layout in self._layouts.items():
             if path in layout.shared:
@@ -71,8 +80,12 @@ class OptimizerRun(Run):
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         if self.initial:
             return {}
-        state = self._state[leaf.key]
-        return {slot: state[key] for slot, key in self._layouts[leaf.key].slots.get(path, {}).items()}
+        keys, state = leaf.layout.slots.get(path), leaf.state
+        if keys is None:
+            return {}
+        if leaf.window is None:
+            return {slot: state[key] for slot, key in keys.items()}
+        return {slot: part(state[key], leaf) for slot, key in keys.items()}
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         known = self._choices.setdefault(leaf.key, {})

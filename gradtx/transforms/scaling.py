@@ -50,7 +50,9 @@ def scale_by_learning_rate(lr: Scalar):
         (tensor([-0.1000]), tensor([-0.2000]))
     """
 
+    factor = -lr
+
     def update(update, state, param, ctx):
-        return -lr * update, state
+        return factor * update, state
 
     return update
