@@ -57,8 +57,8 @@ def record(name: str):
         >>> f"{state['record']['before']:.3f}, {state['record_1']['after']:.3f}"
         '5.000, 1.000'
     """
-    if not name.isidentifier():
-        raise ValueError(f"record: name must be an identifier, since it becomes a key of the state, got {name!r}")
+    if not name.isidentifier() or name == "step":
+        raise ValueError(f"record: name becomes a key beside 'step', so it must be another identifier, got {name!r}")
 
     def update(update, state, param, ctx):
         total = yield {"square": update.square().sum()}
