@@ -97,7 +97,9 @@ class Run:
         self.norms: dict[str, list[float]] = {link: [] for link in LINKS}
         self.seconds, self.params = 0.0, {}
 
-    def train(self, step: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Any]]], evaluate: Callable[[], Any]) -> Run:
+    def train(
+        self, step: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Any]]], evaluate: Callable[[], Any]
+    ) -> Run:
         """Call `step(x, y) -> (loss, norms by link)` for every batch; `evaluate()` gives the weights to test."""
         train_x, train_y, test_x, test_y = self.data
         model, start = network(), time.perf_counter()

@@ -5,9 +5,11 @@ transforms and `torch.compile`, and, wrapped by `as_optimizer`, as a real `torch
 """
 
 from gradtx import optim as optim
+from gradtx import schedules as schedules
 from gradtx._arguments import Betas, Scalar, Schedule, is_off
-from gradtx.combine import accumulate, freeze, map_after_step, masked, partition, skip_nonfinite
-from gradtx.core import GradientTransformation, alias, apply_updates, chain, per_tensor, whole_tree
+from gradtx.combine import freeze, map_after_step, masked, partition
+from gradtx.core import GradientTransformation, apply_updates, chain
+from gradtx.factories import alias, per_tensor, whole_tree
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.sgd import sgd, sgdw
@@ -39,6 +41,7 @@ from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenera
 from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.wrappers import accumulate, skip_nonfinite
 
 __version__ = "0.1.0"
 

@@ -9,10 +9,12 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  # no public name
 
 
 class Schedule:
@@ -43,6 +45,14 @@ class Schedule:
 
     def __repr__(self) -> str:
         return f"Schedule({describe(self._function)})"
+
+    if TYPE_CHECKING:  # the body of a factory sees the value in place of the schedule, and computes with it
+
+        def _operator(self, other: Any) -> Any: ...
+        def __neg__(self) -> Any: ...
+
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _operator
+        __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _operator
 
 
 Scalar: TypeAlias = float | Tensor | Schedule
@@ -103,14 +113,19 @@ def is_off(value: Any, off: float = 0.0) -> bool:
     return isinstance(value, float) and value == off
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether a tensor has a value to look at: it belongs to no transform (vmap, grad, compile) and has data."""
+    return not (torch.compiler.is_compiling() or functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_meta)
+
+
 def describe(value: Any) -> str:
     """`value` as one would type it, as far as that is possible."""
     if isinstance(value, Tensor):
-        # A tensor that belongs to a transform (vmap, grad, compile) has no value to show.
-        plain = value.ndim == 0 and not (
-            torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value)
+        return (
+            f"tensor({value.item():g})"
+            if value.ndim == 0 and readable(value)
+            else f"tensor(shape={tuple(value.shape)})"
         )
-        return f"tensor({value.item():g})" if plain else f"tensor(shape={tuple(value.shape)})"
     if isinstance(value, tuple):
         return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, Mapping):

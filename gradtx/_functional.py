@@ -9,11 +9,10 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._arguments import nearest
+from gradtx._context import ALWAYS_KNOWN, Clock
 from gradtx._program import (
-    ALWAYS_KNOWN,
     OWN_STATE,
     Block,
-    Clock,
     Leaf,
     Path,
     Run,
@@ -30,6 +29,9 @@ class TreeRun(Run):
     """A run whose old state is a nested dict, as `init` makes it."""
 
     keeps_trees = True
+    params: dict[str, Any]
+    unflatten_params: Any
+    grad_fn: Any
 
     def __init__(self, tx: GradientTransformation, like: dict[str, Any], unflatten: Any, state: Any = None):
         super().__init__()
@@ -88,10 +90,13 @@ class TreeRun(Run):
         return _tree.match(tree, self._like, "updates returned by a plain function", "the updates given to it")
 
     def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        params = {name: values.get(name, param) for name, param in self.params.items()}
-        typed = {name: value.to(self.params[name].dtype) for name, value in params.items()}
-        found = _tree.match(self.grad_fn(self.unflatten_params(typed)), params, "gradients from grad_fn", "params")
-        return {name: found[name].to(value.dtype) for name, value in values.items()}
+        moved = {name: value.to(self.params[name].dtype) for name, value in values.items()}
+        params = self.unflatten_params({**self.params, **moved})
+        found = _tree.match(self.grad_fn(params), self.params, "gradients from grad_fn", "params")
+        return {
+            name: torch.zeros_like(value) if found[name] is None else found[name].to(value.dtype)
+            for name, value in values.items()
+        }
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         if self.initial:

@@ -13,108 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx import _tree
-from gradtx._arguments import exact, exact_dtype, is_off, log_or_zero
+from gradtx._arguments import functorch
+from gradtx._context import Clock, Context, Moment
 
 Path = tuple[str, ...]
-ALWAYS_KNOWN = ("value", "grad_fn", "hessian_diag")
-
-
-class Clock:
-    """A count of updates: `step` is the 1-based number of the present one, a 0-d int64 tensor.
-
-    `host` is the same number as a Python int where the caller knows it (the adapter), else None.
-    """
-
-    def __init__(self, step: Tensor, host: int | None = None):
-        self.step, self.host = step, host
-        self._moments: dict[torch.device, Moment] = {}
-
-    def on(self, device: torch.device) -> Moment:
-        if device not in self._moments:
-            self._moments[device] = Moment(self.step.to(device), self.host)
-        return self._moments[device]
-
-
-class Moment:
-    """A clock's step on one device, and what follows from it, computed once for all leaves."""
-
-    def __init__(self, step: Tensor, host: int | None):
-        self.step, self.host = step, host
-        self.time = step.to(exact_dtype(step))
-        self._corrections: list[tuple[Any, Tensor]] = []
-
-    def bias_correction(self, beta: Any) -> Tensor:
-        for known, value in self._corrections:
-            if known is beta or (isinstance(beta, float) and isinstance(known, float) and known == beta):
-                return value
-        value = bias_correction(beta, self.time)
-        self._corrections.append((beta, value))
-        return value
-
-
-def bias_correction(beta: Any, time: Any) -> Tensor:
-    started = (time > 0).to(time.dtype)
-    if is_off(beta):
-        return started
-    value = -torch.expm1(time * log_or_zero(beta))
-    return torch.where(beta == 0, started, value) if isinstance(beta, Tensor) else value
-
-
-class Context:
-    """What a rule may know beyond its own tensor. Nothing is ever written to it."""
-
-    def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
-        self._leaf, self._clock, self._dtype, self._grad = leaf, clock, dtype, leaf.grad
-        self._moment = clock.on(leaf.device)
-        if rng is not None:
-            self.rng = rng
-
-    def holds_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
-        return self._clock is clock and self._grad is grad and self._dtype == dtype
-
-    @property
-    def step(self) -> Tensor:
-        """The number of this update on the rule's clock, 1-based, 0-d int64."""
-        return self._moment.step
-
-    @property
-    def time(self) -> Tensor:
-        """`step` in float64, for wherever t enters arithmetic (`step.sqrt()` would be float32)."""
-        return self._moment.time
-
-    @property
-    def grad(self) -> Any:
-        """The gradient of this tensor as the clock saw it, before any link of the chain."""
-        return self._grad.to(self._dtype)
-
-    def bias_correction(self, beta: Any, step: Any = None) -> Tensor:
-        """1 - beta**step in float64, safe at beta 0 and step 0; computed once for all leaves of equal count."""
-        if step is None:
-            return self._moment.bias_correction(beta)
-        return bias_correction(beta, exact(step, self._moment.time.device))
-
-    def every(self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
-        """`compute()` at steps with step % k == phase % k, else `keep()`: tensors or equally built trees of them.
-
-        In pure use both sides run and `torch.where` selects; where the count is known on the host, only one.
-        """
-        if self._moment.host is not None:
-            return compute() if self._moment.host % k == phase % k else keep()
-        now = self._moment.step % k == phase % k
-        return _tree.map_tensors(lambda new, old: torch.where(now, new, old), compute(), keep())
-
-    def __getattr__(self, name: str) -> Any:
-        extras = self.__dict__["_leaf"].extras
-        if name in extras:
-            return extras[name]
-        if name in ALWAYS_KNOWN:
-            return None
-        raise AttributeError(f"ctx.{name}: nobody declared it; use needs=({name!r},) or extras={{{name!r}: 'leaf'}}")
 
 
 class Leaf:
-    """One tensor on its way through a chain."""
+    """One tensor on its way through a chain: what it is, where it stands, what came of it."""
+
+    update: Any  # None where there is no gradient
+    param: Any
+    given: tuple[Any, Any]
 
     def __init__(
         self, run: Run, name: str, update: Any, param: Any, extras: dict[str, Any], clock: Clock, like: Any = None
@@ -274,7 +184,7 @@ def storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage()._cdata
     except NotImplementedError:  # a tensor of a transform has no memory of its own
-        return storage(torch._C._functorch.get_unwrapped(tensor))
+        return storage(functorch.get_unwrapped(tensor))
 
 
 class Scope:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import exact, exact_dtype
-from gradtx._program import OWN_STATE, Context, Leaf, Operation, Path, Run
+from gradtx._context import Context
+from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run
 from gradtx._random import Stream
 
 
@@ -23,7 +24,7 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, made: Any, name: str) -> Parts:
-        parts = made if isinstance(made, tuple) else (None, made)
+        parts: tuple = made if isinstance(made, tuple) else (None, made)
         if not 2 <= len(parts) <= 3 or not all(callable(part) for part in parts[1:]):
             raise TypeError(f"{name}: return update, (init, update) or (init, update, evaluate), got {made!r}")
         return cls(*parts)
@@ -51,7 +52,6 @@ class RuleStage(Operation):
         if self._parts.init is None:
             return {}
         like = leaf.param if leaf.param is not None else leaf.update
-        assert like is not None
         like = like.to(self._wide(leaf))
         rng = (Stream(self._shared["seed"], self._shared["counter"], leaf.name),) if self._spec.random else ()
         return first_slots(self._parts.init(like, *rng), like, self._state_dtype or leaf.param_dtype)
@@ -61,7 +61,6 @@ class RuleStage(Operation):
 
     def start(self, leaf: Leaf) -> Any:
         wide, update = self._wide(leaf), leaf.update
-        assert update is not None
         if update.dtype != wide:
             wide = torch.promote_types(wide, update.dtype)
             leaf.update = update = update.to(wide)
@@ -121,7 +120,6 @@ class RuleStage(Operation):
     def _finish(self, leaf: Leaf, out: Any, old: dict[str, Tensor], wide: torch.dtype) -> None:
         if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
             raise TypeError(f"{self._spec.name}: a rule returns (update, state), got {type(out).__name__}")
-        assert leaf.update is not None
         update, state = out
         if update.shape != leaf.update.shape:
             raise ValueError(
@@ -157,7 +155,6 @@ class RuleStage(Operation):
             return None
         wide = self._wide(leaf)
         state = {slot: widened(value, wide) for slot, value in leaf.run.slots(self.path, leaf).items()}
-        assert leaf.param is not None
         return self._parts.evaluate(state, leaf.param.to(wide))
 
 
@@ -193,7 +190,6 @@ class TreeStage(Operation):
         slots, self._run.new_shared[self.path] = self._split(state, leaves)
         for name, values in slots.items():
             leaf = leaves[name]
-            assert leaf.param is not None
             leaf.new[self.path] = first_slots(values, leaf.param, self._state_dtype or leaf.param_dtype)
 
     def _split(self, state: Any, leaves: dict[str, Leaf]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
@@ -250,7 +246,6 @@ class TreeStage(Operation):
 
     def resume(self, leaf: Leaf, total: Any) -> None:
         update = total[leaf.name]
-        assert leaf.update is not None
         if update.shape != leaf.update.shape:
             raise ValueError(
                 f"{self._name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "

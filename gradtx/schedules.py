@@ -84,7 +84,7 @@ def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
         >>> [s(i) for i in range(4)]
         [0.05, 0.05, 0.1, 0.1]
     """
-    return lambda step: torch.where(step < total_iters, lr * factor, lr)
+    return lambda step: lr * factor ** (step < total_iters).to(step.dtype)
 
 
 @schedule(start_factor="(0, 1]", end_factor="[0, 1]", total_iters="[1, inf)")

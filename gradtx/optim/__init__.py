@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from gradtx.core import GradientTransformation
@@ -53,32 +54,52 @@ def as_optimizer(tx: GradientTransformation, params: Any) -> ChainOptimizer:
     return ChainOptimizer(tx, params)
 
 
-def _class(name: str, alias: Any) -> type[ChainOptimizer]:
-    """The optimizer class of an alias: its arguments, after `params`."""
+class AliasOptimizer(ChainOptimizer):
+    """Base of the classes below: `class Name(AliasOptimizer, alias=name)` takes `params` and the alias's arguments."""
 
-    def __init__(self: Any, params: Any, *args: Any, **kwargs: Any) -> None:
+    _alias: Callable[..., GradientTransformation]
+
+    def __init_subclass__(cls, alias: Any, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls._alias = staticmethod(alias)
+        cls.__doc__ = (
+            f"`gradtx.{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`.\n\n    {alias.__doc__}"
+        )
+        own = inspect.signature(alias)
+        params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        cls.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[params, *own.parameters.values()], return_annotation=own.empty
+        )
+
+    def __init__(self, params: Any, *args: Any, **kwargs: Any):
         for option in REFUSED:
             if option in kwargs:
-                raise TypeError(f"{name}: {option!r} is not an option of gradtx; drop it")
-        ChainOptimizer.__init__(self, alias(*args, **kwargs), params)
-
-    first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    own = inspect.signature(alias)
-    __init__.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[inspect.Parameter("self", first.kind), first, *own.parameters.values()]
-    )
-    summary = f"`gradtx.{alias.__name__}` as a torch optimizer: `{name}(params, ...)`.\n\n    "
-    return type(
-        name, (ChainOptimizer,), {"__init__": __init__, "__doc__": summary + alias.__doc__, "__module__": __name__}
-    )
+                raise TypeError(f"{type(self).__name__}: {option!r} is not an option of gradtx; drop it")
+        super().__init__(self._alias(*args, **kwargs), params)
 
 
-SGD = _class("SGD", sgd)
-SGDW = _class("SGDW", sgdw)
-Adam = _class("Adam", adam)
-AdamW = _class("AdamW", adamw)
-AdamP = _class("AdamP", adamp)
-SGDP = _class("SGDP", sgdp)
-AdamAtan2 = _class("AdamAtan2", adam_atan2)
-ADOPT = _class("ADOPT", adopt)
-AdoptAtan2 = _class("AdoptAtan2", adopt_atan2)
+class SGD(AliasOptimizer, alias=sgd): ...
+
+
+class SGDW(AliasOptimizer, alias=sgdw): ...
+
+
+class Adam(AliasOptimizer, alias=adam): ...
+
+
+class AdamW(AliasOptimizer, alias=adamw): ...
+
+
+class AdamP(AliasOptimizer, alias=adamp): ...
+
+
+class SGDP(AliasOptimizer, alias=sgdp): ...
+
+
+class AdamAtan2(AliasOptimizer, alias=adam_atan2): ...
+
+
+class ADOPT(AliasOptimizer, alias=adopt): ...
+
+
+class AdoptAtan2(AliasOptimizer, alias=adopt_atan2): ...

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from gradtx._context import Clock
 from gradtx._functional import check_extras, evaluated, split_extras, widen
-from gradtx._program import Block, Clock, Leaf, Path, Scope, execute, initialize
+from gradtx._program import Block, Leaf, Path, Scope, execute, initialize
 from gradtx._tree import check_leaf, check_names
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import agree_on_shared, matched
@@ -35,7 +36,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._names: dict[Tensor, str] = {}
         self._choices: dict[Tensor, dict[Path, Any]] = {}
         self._layouts: dict[Tensor, Layout] = {}
-        self._fresh: dict[Tensor, dict[str, tuple[Tensor, int]]] = {}
+        self._fresh: dict[Tensor, dict[str, tuple[int, int]]] = {}
         self._clock_paths: dict[Any, Path] = {}
         super().__init__(params, {})
         run = self._run(initial=True)
@@ -82,7 +83,9 @@ class ChainOptimizer(torch.optim.Optimizer):
             view = GroupView(self._tx, part, {id(selector): label for selector, label in labels})
             view.show(lambda entry: 0)
             views.append(view)
-        states = [self._initial(view, view.group["params"], choices, dict(zip(params, names))) for view in views]
+        states = [
+            self._initial(view, view.group["params"], choices, dict(zip(params, names, strict=True))) for view in views
+        ]
         self._names.update(zip(params, names, strict=True))
         self._choices.update(choices)
         self._clock_paths = run.clock_paths
@@ -144,7 +147,9 @@ class ChainOptimizer(torch.optim.Optimizer):
     def _parts(self, leaf: Leaf) -> list[Leaf]:
         """A large leaf whose links are all elementwise, in parts that stay in cache; else the leaf itself."""
         param, grad = leaf.key, leaf.key.grad
-        plain = grad is not None and type(grad) is Tensor and param.is_contiguous() and grad.is_contiguous()
+        if grad is None:
+            return [leaf]
+        plain = type(grad) is Tensor and param.is_contiguous() and grad.is_contiguous()
         if param.numel() <= PART or not plain or not all(operation.elementwise for operation in leaf.program):
             return [leaf]
         slots = [leaf.state[key] for names in leaf.layout.slots.values() for key in names.values()]

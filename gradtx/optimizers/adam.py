@@ -6,7 +6,8 @@ import functools
 
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.combine import map_after_step
-from gradtx.core import alias, chain
+from gradtx.core import chain
+from gradtx.factories import alias
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt
 from gradtx.transforms.atan2 import orthogonalize_against_ema, scale_by_adopt_atan2, scale_by_atan2
 from gradtx.transforms.clipping import soft_row_clip
@@ -72,7 +73,9 @@ def adamw(
     weight_decay: Scalar = 1e-2,
     amsgrad: bool = False,
 ):
-    r"""Adam with decoupled weight decay, as torch.optim.AdamW: $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
+    r"""Adam with decoupled weight decay, as torch.optim.AdamW.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.

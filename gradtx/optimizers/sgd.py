@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gradtx._arguments import Scalar
-from gradtx.core import alias, chain
+from gradtx.core import chain
+from gradtx.factories import alias
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.scaling import scale_by_learning_rate
@@ -58,7 +59,9 @@ def sgdw(
     weight_decay: Scalar = 0.0,
     nesterov: bool = False,
 ):
-    r"""SGD with decoupled weight decay: $p \leftarrow p (1 - \eta \lambda)$, then `sgd` without decay on the same gradient.
+    r"""SGD with decoupled weight decay.
+
+    $p \leftarrow p (1 - \eta \lambda)$, then `sgd` without decay on the same gradient.
 
     Args:
         lr: $\eta$ in [0, inf).

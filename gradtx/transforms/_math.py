@@ -16,13 +16,18 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
 
+def at_least(x: Tensor, bound: Any) -> Tensor:
+    """The larger of each entry and a number or 0-d tensor."""
+    return x.clamp(min=bound)
+
+
 def norm(x: Tensor) -> Tensor:
     """The 2-norm of a whole leaf, 0-d."""
     return safe_sqrt(x.square().sum())
 
 
 def unit_norm(x: Tensor) -> Tensor:
-    """One norm an output unit: over all dimensions but the first, kept as size 1; of the whole leaf if it has 0 or 1."""
+    """One norm an output unit: over all dimensions but the first (kept as size 1); of a whole leaf of 0 or 1."""
     if x.ndim <= 1:
         return norm(x)
     return safe_sqrt(x.square().sum(dim=tuple(range(1, x.ndim)), keepdim=True))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from gradtx._arguments import Betas, Scalar
-from gradtx.core import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, safe_sqrt
 
 
 @per_tensor(elementwise=True)
@@ -140,7 +140,7 @@ def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_expone
     def update(update, state, param, ctx):
         mean, square = state["exp_avg"], state["exp_avg_sq"]
         first = ctx.step == 1
-        normal = update / torch.where(first, 1.0, safe_sqrt(square)).clamp(min=eps)
+        normal = update / at_least(torch.where(first, 1.0, safe_sqrt(square)), eps)
         if clip_exponent is not None:
             bound = (ctx.time - 1) ** clip_exponent
             normal = normal.clamp(-bound, bound)

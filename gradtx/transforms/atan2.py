@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from gradtx._arguments import Betas, Range, Scalar, is_off
-from gradtx.core import chain, per_tensor
+from gradtx.core import chain
+from gradtx.factories import per_tensor
 from gradtx.transforms._math import atan2, caution, norm, safe_sqrt
 
 
@@ -108,8 +109,8 @@ def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar
 def scale_by_caution(factor: Scalar = 0.0):
     r"""Damp the entries of an update that point against the gradient.
 
-    Entries with $u g \le 0$ are multiplied by $f$, then all by 1 over the mean weight (at least 1e-5) of the leaf; $g$ is
-    the gradient as the clock saw it.
+    Entries with $u g \le 0$ are multiplied by $f$, then all by 1 over the mean weight (at least 1e-5) of the leaf;
+    $g$ is the gradient as the clock saw it.
 
     Args:
         factor: $f$ in [0, 1]. A literal 1.0 leaves the link out.
@@ -142,8 +143,8 @@ def scale_by_caution(factor: Scalar = 0.0):
 def orthogonalize_against_ema(beta: Scalar = 0.9):
     r"""Take out of a gradient its component along the mean of earlier ones.
 
-    $u = e_{t-1} / \max(\lVert e_{t-1} \rVert, 10^{-12})$, gives $g_t - \langle g_t, u \rangle u$ over the whole leaf (in
-    float64), then $e_t = \beta e_{t-1} + (1-\beta) g_t$ with the gradient as it came.
+    $u = e_{t-1} / \max(\lVert e_{t-1} \rVert, 10^{-12})$, gives $g_t - \langle g_t, u \rangle u$ over the whole leaf
+    (in float64), then $e_t = \beta e_{t-1} + (1-\beta) g_t$ with the gradient as it came.
 
     Args:
         beta: $\beta$, in [0, 1).

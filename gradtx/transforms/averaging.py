@@ -9,16 +9,17 @@ import torch
 from gradtx._arguments import Scalar
 from gradtx._program import Leaf, Scope
 from gradtx._stages import first_slots
-from gradtx.combine import Frame, Wrapper
-from gradtx.core import GradientTransformation, check_transformation, combinator, per_tensor
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import combinator, per_tensor
+from gradtx.wrappers import Frame, Wrapper
 
 
 @per_tensor(elementwise=True, needs=("params",))
 def lookahead(k: int = 5, alpha: Scalar = 0.5):
     r"""Every k-th step, move slow weights part of the way to the fast ones and start again from there.
 
-    Last link of a chain. With $p' = p + u$: where $t \bmod k = 0$, $s \leftarrow s + \alpha (p' - s)$ and the update becomes
-    $s - p$; elsewhere it stays $u$. $s$ starts as the parameters given to `init`.
+    Last link of a chain. With $p' = p + u$: where $t \bmod k = 0$, $s \leftarrow s + \alpha (p' - s)$ and the update
+    becomes $s - p$; elsewhere it stays $u$. $s$ starts as the parameters given to `init`.
 
     Args:
         k: Steps between synchronisations, >= 1.
@@ -77,15 +78,12 @@ class _WithLookahead(Frame):
         return [(*where, f"slow_momentum_{i}" if i else "slow_momentum") for i, where in enumerate(found)]
 
     def init_exit(self, leaf: Leaf) -> None:
-        assert leaf.param is not None
         leaf.new[self.path] = first_slots({"slow": leaf.param}, leaf.param, self.stored_dtype(leaf))
         if self._pullback == "pullback":
             for path, slot, name in self._momenta(leaf):
                 leaf.new[self.path][name] = torch.zeros_like(leaf.new[path][slot])
 
     def exit(self, leaf: Leaf) -> None:
-        assert leaf.update is not None
-        assert leaf.param is not None
         own, alpha = self.own(leaf), self._alpha
         now = leaf.moment().step % self._k == 0
         fast, new = leaf.param + leaf.update, {}
@@ -112,8 +110,8 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
         k: Steps between synchronisations, >= 1.
         alpha: $\alpha$ in [0, 1].
         pullback_momentum: "none" leaves the inner momentum (`momentum_buffer`, `exp_avg`) alone, "reset" makes it 0,
-            "pullback" treats it as the weights: $s_m \leftarrow s_m + \alpha (m - s_m)$, $m \leftarrow s_m$, from $s_m = 0$.
-            Second moments and counts are never touched.
+            "pullback" treats it as the weights: $s_m \leftarrow s_m + \alpha (m - s_m)$, $m \leftarrow s_m$, from
+            $s_m = 0$. Second moments and counts are never touched.
 
     Returns:
         A transformation with the state `slow`, with "pullback" `slow_momentum` (a second one is `slow_momentum_1`),
@@ -144,7 +142,8 @@ def average(decay: Scalar | None = None, start: int = 0):
     r"""Keep an average of the weights, to evaluate with; updates pass unchanged.
 
     Last link of a chain. With $p' = p + u$: $a \leftarrow p'$ while $t \le$ `start`; then
-    $a \leftarrow a + (p' - a)/(t - \mathrm{start})$ (Polyak's mean), or $a \leftarrow \beta a + (1-\beta) p'$ with a decay.
+    $a \leftarrow a + (p' - a)/(t - \mathrm{start})$ (Polyak's mean), or, with a decay,
+    $a \leftarrow \beta a + (1-\beta) p'$.
 
     Args:
         decay: $\beta$ in [0, 1), or None for the mean of all weights since `start`.

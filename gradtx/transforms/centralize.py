@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradtx._arguments import Scalar
-from gradtx.core import per_tensor
+from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
 

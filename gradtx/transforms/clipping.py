@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
-from gradtx.core import per_tensor
-from gradtx.transforms._math import norm, safe_sqrt, unit_norm
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, norm, safe_sqrt, unit_norm
 
 
 @per_tensor(elementwise=True, example={"max_value": 0.5})
@@ -101,8 +101,8 @@ def _shrink(size: Tensor, bound) -> Tensor:
 def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
     r"""Clip the update of every output unit relative to the norm of its weights (adaptive gradient clipping).
 
-    Where a unit's $\lVert u_i \rVert > \lambda \max(\lVert p_i \rVert, \epsilon)$, it is shortened to that length. A unit
-    is an index of dimension 0; a leaf with 0 or 1 dimensions is one unit.
+    Where a unit's $\lVert u_i \rVert > \lambda \max(\lVert p_i \rVert, \epsilon)$, it is shortened to that length. A
+    unit is an index of dimension 0; a leaf with 0 or 1 dimensions is one unit.
 
     Args:
         clipping: $\lambda > 0$.
@@ -125,7 +125,7 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
     """
 
     def update(update, state, param, ctx):
-        size, limit = unit_norm(update), clipping * unit_norm(param).clamp(min=eps)
+        size, limit = unit_norm(update), clipping * at_least(unit_norm(param), eps)
         return torch.where(size > limit, update * (limit / size.clamp(min=1e-6)), update), state
 
     return update
@@ -134,8 +134,8 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
 def soft_row_clip(x: Tensor, max_norm) -> Tensor:
     r"""Divide every row (last axis) of a tensor with 2 or more dimensions by its softly clamped norm.
 
-    $n' = h \tanh((n - c)/h) + c$ with $c = (M+1)/2$, $h = (M-1)/2$; gives $x / \max(n', 10^{-5})$, so rows with norms in
-    about [1, M] end near norm 1. For `map_after_step`.
+    $n' = h \tanh((n - c)/h) + c$ with $c = (M+1)/2$, $h = (M-1)/2$; gives $x / \max(n', 10^{-5})$, so rows with norms
+    in about [1, M] end near norm 1. For `map_after_step`.
 
     Args:
         x: The parameter.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.core import per_tensor
+from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar, exact, is_off
-from gradtx.core import chain, per_tensor
+from gradtx._arguments import Scalar, exact, is_off, readable
+from gradtx.core import chain
+from gradtx.factories import per_tensor
 from gradtx.transforms._math import unit_norm
 
 
@@ -117,8 +118,7 @@ def initial_lr(owner: str, lr, param) -> dict:
     if lr is None:
         return {}
     value = exact(lr, param.device)
-    readable = not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value))
-    if readable and value == 0:
+    if readable(value) and value == 0:
         raise ValueError(
             f"{owner}: the rate is divided by the initial learning rate, which is 0; "
             "start the schedule above 0, or leave out relative_to (decoupled_wd)"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from gradtx._arguments import Scalar, is_off
-from gradtx.core import chain, per_tensor
+from gradtx.core import chain
+from gradtx.factories import per_tensor
 
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from gradtx._arguments import Scalar
-from gradtx.core import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, safe_sqrt
 
 
 @per_tensor(needs=("params",))
@@ -15,10 +15,11 @@ def project_scale_invariant(
 ):
     r"""Take the radial part out of an update of weights that look scale-invariant, and decay those less.
 
-    With $\cos_i = |\langle g_i, p_i \rangle| / (\max(\lVert g_i \rVert, \epsilon) \max(\lVert p_i \rVert, \epsilon))$ for the
-    rows (index of dimension 0) of a leaf, $g$ the gradient as the clock saw it: if $\max_i \cos_i < \delta / \sqrt n$, $n$
-    the length of a row, then $u_i \leftarrow u_i - e_i \langle e_i, u_i \rangle$ with $e_i = p_i / (\lVert p_i \rVert +
-    \epsilon)$ and $r$ = `wd_ratio`. Otherwise the same with the whole leaf as one row; otherwise $u$ stays and $r = 1$.
+    With $\cos_i = |\langle g_i, p_i \rangle| / (\max(\lVert g_i \rVert, \epsilon) \max(\lVert p_i \rVert, \epsilon))$
+    for the rows (index of dimension 0) of a leaf, $g$ the gradient as the clock saw it: if
+    $\max_i \cos_i < \delta / \sqrt n$, $n$ the length of a row, then
+    $u_i \leftarrow u_i - e_i \langle e_i, u_i \rangle$ with $e_i = p_i / (\lVert p_i \rVert + \epsilon)$, and $r$ =
+    `wd_ratio`. Otherwise the same with the whole leaf as one row; otherwise $u$ stays and $r = 1$.
     Gives $u + \lambda r p$: it decays itself, since only it knows $r$. Leaves with 0 or 1 dimensions have $r = 1$.
 
     Args:
@@ -52,9 +53,9 @@ def project_scale_invariant(
             return (x * y).sum(dim=inner, keepdim=True)
 
         # Everything follows from four sums a row; those of the whole leaf are their sums.
-        sums = rows(grad, param), rows(grad, grad), rows(param, param), rows(update, param)
-        by_row, row_radial = _view(*sums, param[0].numel(), delta, eps)
-        by_leaf, leaf_radial = _view(*(x.sum() for x in sums), param.numel(), delta, eps)
+        sums = [rows(grad, param), rows(grad, grad), rows(param, param), rows(update, param)]
+        by_row, row_radial = _view(sums, param[0].numel(), delta, eps)
+        by_leaf, leaf_radial = _view([x.sum() for x in sums], param.numel(), delta, eps)
         radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
         projected = (by_row | by_leaf).to(param.dtype)
         ratio = 1 - (1 - wd_ratio) * projected
@@ -63,8 +64,9 @@ def project_scale_invariant(
     return update
 
 
-def _view(grad_param, grad_grad, param_param, update_param, length, delta, eps):
-    """Whether all rows of a view are orthogonal enough, and by how much of p the radial part differs."""
+def _view(sums, length, delta, eps):
+    """Whether all rows of a view are orthogonal enough to p, and what multiple of p their radial part is."""
+    grad_param, grad_grad, param_param, update_param = sums
     param_norm = safe_sqrt(param_param)
-    cosine = grad_param.abs() / (safe_sqrt(grad_grad).clamp(min=eps) * param_norm.clamp(min=eps))
+    cosine = grad_param.abs() / (at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps))
     return cosine.max() < delta / length**0.5, update_param / (param_norm + eps).square()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradtx._arguments import Scalar
-from gradtx.core import per_tensor
+from gradtx.factories import per_tensor
 
 
 @per_tensor(elementwise=True, example={"factor": 0.5})
@@ -49,7 +49,6 @@ def scale_by_learning_rate(lr: Scalar):
         >>> first["w"], second["w"]
         (tensor([-0.1000]), tensor([-0.2000]))
     """
-
     factor = -lr
 
     def update(update, state, param, ctx):

@@ -1,0 +1,337 @@
+"""Decorators that make transformation factories: from a rule for one tensor, from functions of trees, from a chain."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, Protocol, overload
+
+import torch
+
+from gradtx._arguments import Argument, Arguments, Range, describe, nearest, resolve, varies
+from gradtx._program import NEGATE, Scope
+from gradtx._stages import Parts, RuleStage, TreeStage
+from gradtx.core import GradientTransformation, same
+
+
+class Combinator:
+    """What the body of a combinator returns: how its operations stand around those of inner transformations."""
+
+    def expand(self, scope: Scope) -> list[Any]:
+        raise NotImplementedError
+
+
+class Spec:
+    """A decorated factory: its signature and what it declares."""
+
+    def __init__(self, kind: str, function: Callable[..., Any], **options: Any):
+        self.kind, self.function, self.name = kind, function, function.__name__
+        self.ranges: Mapping[str, Range] = {
+            name: Range(text) if isinstance(text, str) else text for name, text in options.get("ranges", {}).items()
+        }
+        self.arguments = Arguments(self.name, function, self.ranges, options.get("static", ()), kind == "alias")
+        self.extras: dict[str, str] = dict(options.get("extras", {}))
+        required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
+        self.needs: tuple[str, ...] = (*options.get("needs", ()), *required)
+        self.lr_role = options.get("lr_role")
+        self.elementwise = options.get("elementwise", False)
+        self.random: bool = options.get("random", False)
+        self.agree: tuple[str, ...] = options.get("agree", ())
+        self.example: dict[str, Any] = options.get("example", {})
+        self._shared: Any = options.get("shared", {})
+        self.factory: Any = None
+        if self.random and "seed" not in self.arguments.by_name:
+            raise TypeError(f"{self.name}: a random rule takes `seed: int`")
+
+    def shared_of(self, arguments: dict[str, Any]) -> Mapping[str, Any]:
+        """Shared scalars: name -> start."""
+        return self._shared(arguments) if callable(self._shared) else self._shared
+
+    def body(self, arguments: dict[str, Any]) -> Any:
+        """What the factory's function returns for these values, in the form that its kind asks for."""
+        given = {name: value for name, value in arguments.items() if name not in self.arguments.added}
+        made = self.function(**given)
+        if isinstance(made, GradientTransformation | Combinator):
+            return made
+        if self.kind in ("alias", "combinator"):
+            raise TypeError(f"{self.name}: must return a transformation, such as chain(...), got {describe(made)}")
+        return Parts.of(made, self.name)
+
+
+class Made(GradientTransformation):
+    """The call of a decorated factory: bound arguments, and the body to run with each step's values."""
+
+    _spec: Spec
+    _arguments: dict[str, Any]
+    _state_dtype: torch.dtype | None
+    _varies: bool
+    _first: Any
+
+    def __init__(self, spec: Spec, arguments: dict[str, Any], state_dtype: Any = None, checked: bool = True):
+        self._set(_name=spec.name, _spec=spec, _arguments=arguments, _state_dtype=state_dtype)
+        self._set(_varies=any(varies(value) for value in arguments.values()), _first=None)
+        if checked and state_dtype is not None and isinstance(self._body, Parts) and self._body.init is None:
+            raise TypeError(f"{spec.name}: keeps no state with these options; leave out state_dtype")
+
+    @property
+    def _body(self) -> Any:
+        """What the body returns for the values of the first step; they decide structure, whatever comes later."""
+        if self._first is None:
+            self._set(_first=self._spec.body({name: resolve(value, 0) for name, value in self._arguments.items()}))
+        return self._first
+
+    def __reduce__(self) -> tuple:
+        return _remade, (self._spec.factory, self._arguments, self._state_dtype)
+
+    def __repr__(self) -> str:
+        shown = []
+        for argument in self._spec.arguments.all:
+            value = self._arguments[argument.name]
+            if argument.required:
+                shown.append(f"{argument.name}={describe(value)}" if argument.keyword_only else describe(value))
+            elif varies(value) or value != argument.default:
+                shown.append(f"{argument.name}={describe(value)}")
+        if self._state_dtype is not None:
+            shown.append(f"state_dtype={self._state_dtype}")
+        return f"{self._name}({', '.join(shown)})"
+
+    @property
+    def _needs(self) -> tuple[str, ...]:
+        return (*self._spec.needs, *(need for link in self._inner_links() for need in link._needs))
+
+    @property
+    def _extras(self) -> Mapping[str, str]:
+        extras = dict(self._spec.extras)
+        for link in self._inner_links():
+            extras.update(link._extras)
+        return extras
+
+    @property
+    def _lr_role(self) -> str | None:
+        inner = any(link._lr_role == "owner" for link in self._inner_links())
+        return "owner" if inner else self._spec.lr_role
+
+    def _inner_links(self) -> list[GradientTransformation]:
+        return [link for child in self._children() for link in child._links()]
+
+    def _children(self) -> tuple[GradientTransformation, ...]:
+        return tuple(child for value in self._arguments.values() for child in _transformations(value))
+
+    def _branches(self) -> tuple[str, ...] | None:
+        labels = [list(value) for value in self._arguments.values() if isinstance(value, Mapping)]
+        return tuple(labels[0]) if labels and self._children() else None
+
+    def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
+        for argument in self._spec.arguments.all:
+            if argument.is_hyperparameter:
+                yield argument.name, self._arguments[argument.name], argument
+
+    def _links(self) -> list[GradientTransformation]:
+        return self._body._links() if isinstance(self._body, GradientTransformation) else [self]
+
+    def _expand(self, scope: Scope) -> list[Any]:
+        spec, arguments = self._spec, self._arguments
+        made: Any = None if self._varies else self._body
+        if self._varies:
+            arguments = {name: resolve(value, scope.count) for name, value in arguments.items()}
+            made = spec.body(arguments)
+        outer = scope.state_dtype
+        scope.state_dtype = outer if self._state_dtype is None else self._state_dtype
+        if isinstance(made, GradientTransformation):
+            here, scope.place = scope.place, None
+            operations = made._expand(scope)
+            scope.place = here
+            if arguments.get("maximize"):
+                operations = [NEGATE, *operations]
+        elif isinstance(made, Combinator):
+            operations = made.expand(scope)
+        elif spec.kind == "tree":
+            operations = [TreeStage(scope.claim(spec.name), scope.run, spec.name, made, scope.state_dtype)]
+        else:
+            path = scope.claim(spec.name)
+            operations = [RuleStage(path, scope.run, spec, made, arguments, scope.state_dtype)]
+        scope.state_dtype = outer
+        return operations
+
+    def _rebuilt(self, children: tuple, arguments: dict[str, Any], checked: bool) -> GradientTransformation:
+        if not arguments and same(self, children):
+            return self
+        new = iter(children)
+        bound = {}
+        for name, value in self._arguments.items():
+            if isinstance(value, GradientTransformation):
+                bound[name] = next(new)
+            elif isinstance(value, Mapping) and _transformations(value):
+                bound[name] = {label: next(new) for label in value}
+            elif name in arguments and checked:
+                bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
+            else:
+                bound[name] = arguments.get(name, value)
+        made = Made(self._spec, bound, self._state_dtype, checked)
+        if checked:
+            made._links()  # runs the body, which may have its own say on the values
+        return made
+
+
+def _transformations(value: Any) -> list[GradientTransformation]:
+    values = value.values() if isinstance(value, Mapping) else [value]
+    return [item for item in values if isinstance(item, GradientTransformation)]
+
+
+def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
+    return Made(factory.spec, arguments, state_dtype)
+
+
+P = ParamSpec("P")
+
+
+class Factory(Protocol[P]):
+    """A decorated factory. It takes its function's arguments, and `state_dtype`."""
+
+    spec: Spec
+    __name__: str
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
+    @overload
+    def __call__(self, *args: Any, state_dtype: torch.dtype | None, **kwargs: Any) -> GradientTransformation: ...
+
+
+class Alias(Protocol[P]):
+    """A decorated alias. It takes its function's arguments, `state_dtype` and `maximize`."""
+
+    spec: Spec
+    __name__: str
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
+    @overload
+    def __call__(self, *args: Any, state_dtype: torch.dtype | None, **kwargs: Any) -> GradientTransformation: ...
+    @overload
+    def __call__(self, *args: Any, maximize: bool, **kwargs: Any) -> GradientTransformation: ...
+
+
+def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    spec = Spec(kind, function, **options)
+
+    @functools.wraps(function)
+    def factory(*args: Any, **kwargs: Any) -> GradientTransformation:
+        state_dtype = kwargs.pop("state_dtype", None)
+        if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
+            raise TypeError(f"{spec.name}: state_dtype must be a floating-point torch.dtype, got {state_dtype!r}")
+        made = Made(spec, spec.arguments.bind(args, kwargs), state_dtype)
+        made._links()  # runs the body: its own checks belong to construction
+        return made
+
+    factory.spec, spec.factory = spec, factory  # type: ignore[attr-defined]
+    factory.__signature__ = spec.arguments.signature  # type: ignore[attr-defined]
+    return factory
+
+
+@overload
+def per_tensor(function: Callable[P, Any], /) -> Factory[P]: ...
+@overload
+def per_tensor(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def per_tensor(function: Any = None, /, **options: Any) -> Any:
+    """Make a transformation factory from a rule written for one tensor.
+
+    The function picks options and returns `(init, update)`, or `update` alone for a rule without state, or
+    `(init, update, evaluate)`; or another transformation, such as `chain()` to leave the link out:
+
+    - `init(param) -> {slot: tensor}`; a list is kept as numbered slots.
+    - `update(update, state, param, ctx) -> (update, state)`, pure; `ctx` is a `Context`. For sums over all leaves
+      it yields `{name: 0-d}` and gets the totals under the same names, then yields `(update, state)` at the end.
+    - `evaluate(state, param) -> tensor`: what `eval_params` gives in place of the parameter.
+
+    Every argument is annotated: `Scalar` or `Betas` for numbers, which may then be 0-d tensors and schedules and
+    never decide structure; `int`, `bool`, `str` and the rest are static. The factory also takes `state_dtype`.
+
+    Args:
+        elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
+        needs: What `update` requires: "params", "value", "grad_fn", "hessian_diag".
+        extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
+        shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
+            function of the arguments that gives such a dict. Read and returned like slots, kept in float64.
+        agree: Hyperparameters that must agree across the groups of an adapter.
+        owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
+        before_owner: The link has no place after one that owns the learning rate.
+        random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
+        ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit.
+        static: Arguments that are no hyperparameters.
+        example: Arguments with which the conformance tests call the factory.
+
+    Raises:
+        TypeError: an argument without annotation, or an unknown option.
+
+    Example:
+        >>> @gradtx.per_tensor(elementwise=True)
+        ... def scale_by_sign(factor: gradtx.Scalar = 1.0):
+        ...     def update(update, state, param, ctx):
+        ...         return factor * update.sign(), state
+        ...     return update
+        >>> updates, _ = scale_by_sign(2.0).update({"w": torch.tensor([3.0, -0.1])}, scale_by_sign().init({}))
+        >>> updates["w"]
+        tensor([ 2., -2.])
+    """
+    return _decorated("per_tensor", "rule", function, options)
+
+
+@overload
+def whole_tree(function: Callable[P, Any], /) -> Factory[P]: ...
+@overload
+def whole_tree(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def whole_tree(function: Any = None, /, **options: Any) -> Any:
+    """Make a transformation factory from functions of whole trees, for what one sum cannot express.
+
+    As `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` get dicts by leaf name where the
+    others get tensors; the state is a dict of slots (dicts by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
+    takes and returns such dicts. Takes the options `needs`, `extras`, `ranges`, `static`, `example`.
+    """
+    return _decorated("whole_tree", "tree", function, options)
+
+
+@overload
+def alias(function: Callable[P, Any], /) -> Alias[P]: ...
+@overload
+def alias(**options: Any) -> Callable[[Callable[P, Any]], Alias[P]]: ...
+def alias(function: Any = None, /, **options: Any) -> Any:
+    """Make an optimizer with a name from a function that returns a chain.
+
+    The alias owns its arguments as hyperparameters, and its body is run again with each step's values, so what it
+    derives from them stays right. It also takes `maximize` (negates the gradient before all else) and
+    `state_dtype` (for every link inside). Takes the options `ranges`, `static`, `example` of `per_tensor`.
+
+    Example:
+        >>> @gradtx.alias
+        ... def sign_sgd(lr: gradtx.Scalar = 1e-3, momentum: gradtx.Scalar = 0.9):
+        ...     return gradtx.chain(gradtx.trace(momentum), gradtx.scale_by_learning_rate(lr))
+        >>> sign_sgd(momentum=0.5)
+        sign_sgd(momentum=0.5)
+    """
+    return _decorated("alias", "alias", function, options)
+
+
+def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
+    """Make a factory whose arguments hold transformations; its function returns a `Combinator`."""
+    return _decorated("combinator", "combinator", None, options)
+
+
+_OPTIONS = {
+    "rule": "elementwise needs extras shared agree owns_lr before_owner random ranges static example",
+    "tree": "needs extras ranges static example",
+    "alias": "ranges static example",
+    "combinator": "needs ranges static example",
+}
+
+
+def _decorated(name: str, kind: str, function: Any, options: dict[str, Any]) -> Any:
+    for option in options:
+        if option not in _OPTIONS[kind].split():
+            raise TypeError(f"{name}: unknown option {option!r}; {nearest(option, _OPTIONS[kind].split())}")
+    if options.pop("owns_lr", False):
+        options["lr_role"] = "owner"
+    if options.pop("before_owner", False):
+        options["lr_role"] = "before owner"
+    if function is not None:
+        return _factory(kind, function, options)
+    return lambda function: _factory(kind, function, options)
