@@ -271,6 +271,11 @@ def varies(value: Any) -> bool:
     return isinstance(value, Tensor | Schedule)
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of an argument's value."""
+    return [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Tensor)]
+
+
 def resolve(value: Any, count: Any) -> Any:
     """The value of an argument at `count` finished updates.
 

@@ -153,7 +153,8 @@ class TreeRun(Run):
         if leaf is None or leaf.update is None:
             return old.clone()  # no gradient: unchanged
         new = leaf.new.get(path, {}).get(slot)
-        if new is None and slot != MARK:
+        passed_by = leaf.given[0] is None  # a link in front of the accumulation that made an update of it
+        if new is None and slot != MARK and not passed_by:
             raise ValueError(f"state has {'.'.join([*path, slot])!r}, which this chain does not keep; {OWN_STATE}")
         return old.clone() if new is None else new
 
@@ -219,6 +220,8 @@ def update(
             leaf.extras = {**scalars, **{key: widen(values[name], leaf) for key, values in trees.items()}}
     for leaf in leaves.values():
         leaf.program = run.block.for_leaf(leaf)
+
+    run.fresh([run.clock.step])  # an output, which rules also get to see
 
     def finish(leaf: Leaf) -> None:
         leaf.update = leaf.result()

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, Protocol, overload
 
 import torch
 
-from gradtx._arguments import Argument, Arguments, Range, describe, nearest, resolve, varies
+from gradtx._arguments import Argument, Arguments, Range, describe, nearest, resolve, tensors_in, varies
 from gradtx._program import NEGATE, Scope
 from gradtx._stages import Parts, RuleStage, TreeStage
 from gradtx.core import GradientTransformation, same
@@ -43,7 +43,7 @@ class Spec:
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
-    def shared_of(self, arguments: dict[str, Any]) -> Mapping[str, Any]:
+    def shared_of(self, arguments: dict[str, Any]) -> Any:
         """Shared scalars: name -> start."""
         return self._shared(arguments) if callable(self._shared) else self._shared
 
@@ -134,6 +134,7 @@ class Made(GradientTransformation):
         made: Any = None if self._varies else self._body
         if self._varies:
             arguments = {name: resolve(value, scope.count) for name, value in arguments.items()}
+            scope.run.fresh(tensor for value in arguments.values() for tensor in tensors_in(value))
             made = spec.body(arguments)
         outer = scope.state_dtype
         scope.state_dtype = outer if self._state_dtype is None else self._state_dtype
