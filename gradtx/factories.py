@@ -221,7 +221,12 @@ def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]
         if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
             raise TypeError(f"{spec.name}: state_dtype must be a floating-point torch.dtype, got {state_dtype!r}")
         made = Made(spec, spec.arguments.bind(args, kwargs), state_dtype)
-        made._links()  # runs the body: its own checks belong to construction
+        try:
+            made._links()  # runs the body: its own checks belong to construction
+        except (TypeError, ValueError) as error:
+            if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
+                raise
+            raise type(error)(f"{spec.name}: {error}") from error  # what the user called comes first
         return made
 
     factory.spec, spec.factory = spec, factory  # type: ignore[attr-defined]

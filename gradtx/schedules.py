@@ -155,7 +155,7 @@ def warmup_cosine_schedule(
 
     def value(step: Tensor) -> Tensor:
         rising = init_lr + (max_lr - init_lr) * step / max(warmup_steps, 1)
-        share = (step - warmup_steps).clamp(0, t_max - warmup_steps) / max(t_max - warmup_steps, 1)
+        share = ((step - warmup_steps) / max(t_max - warmup_steps, 1)).clamp(0, 1)
         falling = min_lr + (max_lr - min_lr) * (1 + (math.pi * share).cos()) / 2
         return torch.where(step < warmup_steps, rising, falling)
 
@@ -179,6 +179,8 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
         >>> [round(s(i), 3) for i in range(5)]
         [0.1, 0.1, 1.0, 0.5, 0.0]
     """
+    if not schedules:
+        raise ValueError("join_schedules: needs at least one schedule")
     for i, part in enumerate(schedules):
         if not isinstance(part, Schedule):
             raise TypeError(f"join_schedules: schedules[{i}] must be a gradtx.Schedule, got {describe(part)}")
