@@ -105,6 +105,6 @@ class Context:
         extras = self.__dict__["_leaf"].extras
         if name in extras:
             return extras[name]
-        if name in ALWAYS_KNOWN:
+        if name in ALWAYS_KNOWN or name in self.__dict__["_leaf"].run.known_extras:
             return None
         raise AttributeError(f"ctx.{name}: nobody declared it; use needs=({name!r},) or extras={{{name!r}: 'leaf'}}")

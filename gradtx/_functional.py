@@ -77,9 +77,6 @@ class TreeRun(Run):
             entry = entry[key]
         return entry
 
-    def own(self, tree: Any) -> Any:
-        return _tree.map_tensors(self.fresh(()), tree)
-
     def select(self, accept: Tensor, new: Any, old: Any) -> Any:
         return _tree.map_tensors(lambda a, b: torch.where(accept, a, b), new, old)
 
@@ -140,23 +137,23 @@ class TreeRun(Run):
         for key, value in entry.items():
             below = (*path, key)
             if below in self.opaque:
-                new[key] = self.new_trees[below] if below in self.new_trees else self.own(value)
+                new[key] = self.new_trees.get(below, value)
             elif below in self.stages:
                 new[key] = self.rebuilt(leaves, value, below)
             elif isinstance(value, dict):
                 new[key] = {name: self._slot(leaves.get(name), path, key, old) for name, old in value.items()}
             else:
-                new[key] = self.fresh(())(shared.get(key, value))
+                new[key] = shared.get(key, value)
         return new
 
     def _slot(self, leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
         if leaf is None or leaf.update is None:
-            return old.clone()  # no gradient: unchanged
+            return old  # no gradient: unchanged
         new = leaf.new.get(path, {}).get(slot)
         passed_by = leaf.given[0] is None  # a link in front of the accumulation that made an update of it
         if new is None and slot != MARK and not passed_by:
             raise ValueError(f"state has {'.'.join([*path, slot])!r}, which this chain does not keep; {OWN_STATE}")
-        return old.clone() if new is None else new
+        return old if new is None else new
 
 
 MARK = "members"
@@ -172,8 +169,6 @@ def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
         selector.check_used([cell.name for cell in cells])
     initialize(cells)
     state: dict[str, Any] = {"step": run.old_step}
-    for cell in cells:
-        run.unshare(cell)
     for path in run.stages:
         if path in run.new_trees:
             _enter(state, path[:-1])[path[-1]] = run.new_trees[path]
@@ -182,7 +177,8 @@ def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
         for cell in cells:
             for slot, value in cell.new.get(path, {}).items():
                 _enter(state, (*path, slot))[cell.name] = value
-    return state
+    run.memory.take(_tree.tensors(params))
+    return _tree.map_tensors(run.memory.fresh, state)
 
 
 def _enter(state: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -204,7 +200,7 @@ def update(
     run.params, run.unflatten_params, run.grad_fn = by_name, unflatten_params, extras.get("grad_fn")
     run.check(grads)
     scalars, trees = split_extras(extras, kinds, grads)
-    run.leaf_extras = tuple(trees)
+    run.known_extras, run.leaf_extras = kinds, trees
     leaves = {}
     for name, grad in grads.items():
         param = by_name.get(name)
@@ -221,17 +217,13 @@ def update(
     for leaf in leaves.values():
         leaf.program = run.block.for_leaf(leaf)
 
-    run.fresh([run.clock.step])  # an output, which rules also get to see
-
-    def finish(leaf: Leaf) -> None:
-        leaf.update = leaf.result()
-        run.unshare(leaf)
-
-    execute(leaves.values(), finish)
+    execute(leaves.values(), lambda leaf: None)
     for commit in reversed(run.commits):
         commit()
+    outputs = {name: leaves[name].result() if name in leaves else None for name in grads}
     new_state = {**run.rebuilt(leaves, state), "step": run.clock.step}
-    return unflatten({name: leaves[name].update if name in leaves else None for name in grads}), new_state
+    run.memory.take(_tree.tensors((updates, state, params, extras)))
+    return _tree.map_tensors(run.memory.fresh, (unflatten(outputs), new_state))
 
 
 def widen(value: Any, leaf: Leaf) -> Any:

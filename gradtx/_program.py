@@ -7,7 +7,7 @@ Functional use and the adapter share this module: both make `Leaf` objects, expa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
@@ -62,6 +62,12 @@ class Leaf:
             context = self._context = Context(self, self.clock, dtype)
         return context
 
+    def accepted(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+        """New slots, unless the leaf turned out to be skipped."""
+        if self.active is None:
+            return new
+        return {slot: torch.where(self.active, value, old[slot]) for slot, value in new.items()}
+
     def result(self) -> Tensor | None:
         """The update after the last link, rounded once."""
         return None if self.update is None else self.update.to(self.dtype)
@@ -76,7 +82,8 @@ class Run:
     initial = False
     keeps_trees = False  # whether a pair of plain functions may keep a tree of its own
     device = torch.device("cpu")
-    leaf_extras: tuple[str, ...] = ()
+    known_extras: Container[str] = ()
+    leaf_extras: Container[str] = ()  # those given by leaf
 
     def __init__(self) -> None:
         self.new_shared: dict[Path, dict[str, Any]] = {}
@@ -86,7 +93,7 @@ class Run:
         self.selectors: list[Any] = []
         self.clock_paths: dict[Any, Path] = {}  # place of a wrapper with a clock -> its path
         self.commits: list[Callable[[], None]] = []
-        self._taken: set[int] = set()
+        self.memory = Memory()
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         """The old 0-d values of a stage that all leaves share."""
@@ -102,10 +109,6 @@ class Run:
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         """What a selector decided for a leaf at init."""
-        raise NotImplementedError
-
-    def own(self, tree: Any) -> Any:
-        """A user's state with memory of its own."""
         raise NotImplementedError
 
     def select(self, accept: Tensor, new: Any, old: Any) -> Any:
@@ -135,56 +138,36 @@ class Run:
                 raise ValueError(f"state lacks {'.'.join([*path, name])!r}; {OWN_STATE}")
         return found
 
-    def unshare(self, leaf: Leaf) -> None:
-        """Copy what shares storage with an input of this call, or with another output."""
-        inputs = [value for value in leaf.given if value is not None]
-        for path in leaf.new:
-            inputs.extend(self.slots(path, leaf).values())
-        fresh = self.fresh(inputs)
-        if leaf.update is not None:
-            leaf.update = fresh(leaf.update)
-        for slots in leaf.new.values():
-            for slot, value in slots.items():
-                slots[slot] = fresh(value)
 
-    def fresh(self, inputs: Iterable[Tensor]) -> Callable[[Tensor], Tensor]:
-        """A function that copies a tensor whose memory is already taken, and takes the memory of the others."""
-        if torch.compiler.is_compiling():
-            return _Traced(list(inputs))
-        self._taken.update(storage(value) for value in inputs)
+class Memory:
+    """Sees to it that no output shares memory with an input, or with another output."""
 
-        def copied(value: Tensor) -> Tensor:
-            if storage(value) in self._taken:
-                value = value.clone()
-            self._taken.add(storage(value))
-            return value
+    def __init__(self) -> None:
+        self._taken: dict[Any, bool] = {}
 
-        return copied
+    def take(self, tensors: Iterable[Tensor]) -> None:
+        """Inputs, whose memory no output may have."""
+        self._taken.update({memory_of(tensor): True for tensor in tensors})
 
-
-class _Traced:
-    """`Run.fresh` while dynamo traces, where memory can't be read: by identity and base, within one leaf."""
-
-    def __init__(self, taken: list[Tensor]):
-        self._taken = taken
-
-    def __call__(self, value: Tensor) -> Tensor:
-        base = value if value._base is None else value._base
-        if any(base is other or base is other._base for other in self._taken):
-            value = value.clone()
-        self._taken.append(value)
-        return value
+    def fresh(self, tensor: Tensor) -> Tensor:
+        """An output: itself, or a copy where its memory is taken."""
+        if memory_of(tensor) in self._taken:
+            tensor = tensor.clone()
+        self._taken[memory_of(tensor)] = True
+        return tensor
 
 
 OWN_STATE = "pass the state made by this chain's own init, with these parameters"
 
 
-def storage(tensor: Tensor) -> int:
-    """What identifies a tensor's memory, also inside vmap and grad."""
+def memory_of(tensor: Tensor) -> Any:
+    """What identifies a tensor's memory, also inside vmap and grad; while dynamo traces, the tensor or its base."""
+    if torch.compiler.is_compiling():
+        return tensor if tensor._base is None else tensor._base
     try:
         return tensor.untyped_storage()._cdata
     except NotImplementedError:  # a tensor of a transform has no memory of its own
-        return storage(functorch.get_unwrapped(tensor))
+        return memory_of(functorch.get_unwrapped(tensor))
 
 
 class Scope:
@@ -296,6 +279,16 @@ class Block:
 
     def is_frozen(self, leaf: Leaf) -> bool:
         return any(leaf.run.choice(path, leaf, selector) for path, selector in self.frozen)
+
+
+def takes_none(operations: Iterable[Any]) -> bool:
+    """Whether a leaf without gradient has business in these operations."""
+    return any(
+        any(takes_none(block.operations) for block in operation.blocks.values())
+        if isinstance(operation, Branch)
+        else operation.takes_none
+        for operation in operations
+    )
 
 
 class _Frozen(Operation):

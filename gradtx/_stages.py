@@ -48,13 +48,18 @@ class RuleStage(Operation):
         if slots:
             leaf.new[self.path] = slots
 
+    def _like(self, leaf: Leaf) -> Tensor:
+        return (leaf.param if leaf.param is not None else leaf.update).to(self._wide(leaf))
+
+    def _made(self, leaf: Leaf) -> dict[str, Any]:
+        """What the rule's own `init` returns."""
+        rng = (Stream(self._shared["seed"], self._shared["counter"], leaf.name),) if self._spec.random else ()
+        return self._parts.init(self._like(leaf), *rng)  # type: ignore[misc]
+
     def _first(self, leaf: Leaf) -> dict[str, Tensor]:
         if self._parts.init is None:
             return {}
-        like = leaf.param if leaf.param is not None else leaf.update
-        like = like.to(self._wide(leaf))
-        rng = (Stream(self._shared["seed"], self._shared["counter"], leaf.name),) if self._spec.random else ()
-        return first_slots(self._parts.init(like, *rng), like, self._state_dtype or leaf.param_dtype)
+        return first_slots(self._made(leaf), self._like(leaf), self._state_dtype or leaf.param_dtype)
 
     def _wide(self, leaf: Leaf) -> torch.dtype:
         return leaf.wide if self._state_dtype is None else torch.promote_types(leaf.wide, self._state_dtype)
@@ -67,14 +72,15 @@ class RuleStage(Operation):
         old, state = self._state(leaf, wide)
         param = leaf.param if leaf.param is None else leaf.param.to(wide)
         context = Context(leaf, leaf.clock, wide, self._stream(leaf)) if self._spec.random else leaf.context(wide)
-        try:
-            out = self._parts.update(update, state, param, context)
-            if isinstance(out, types.GeneratorType):
+        while True:
+            try:
+                out = self._parts.update(update, state, param, context)
+                if not isinstance(out, types.GeneratorType):
+                    break
                 leaf.pending = (out, old, wide)
-                return self._payload(leaf, next(out))
-        except KeyError as error:
-            self._explain(error, state, leaf)
-            raise
+                return self._payload(leaf, self._advanced(out, None))
+            except KeyError as error:
+                self._supply(error, state, leaf)
         self._finish(leaf, out, old, wide)
         return None
 
@@ -95,15 +101,18 @@ class RuleStage(Operation):
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
         generator, old, wide = leaf.pending
-        try:
-            out = generator.send(total)
-        except StopIteration as stop:
-            raise TypeError(f"{self._spec.name}: end with `yield update, state`, not with return") from stop
+        out = self._advanced(generator, total)
         if isinstance(out, dict):
             return self._payload(leaf, out)
         leaf.pending = None
         self._finish(leaf, out, old, wide)
         return None
+
+    def _advanced(self, generator: Any, total: Any) -> Any:
+        try:
+            return generator.send(total)
+        except StopIteration as stop:
+            raise TypeError(f"{self._spec.name}: end with `yield update, state`, not with return") from stop
 
     def _payload(self, leaf: Leaf, sums: Any) -> dict[str, Tensor]:
         if not isinstance(sums, dict):
@@ -140,15 +149,18 @@ class RuleStage(Operation):
                 f"{sorted(state)}; {OWN_STATE}"
             )
         if old:
-            leaf.new[self.path] = {
-                slot: value_for(state[slot], value, self.path, slot, leaf.name) for slot, value in old.items()
-            }
+            new = {slot: value_for(state[slot], value, self.path, slot, leaf.name) for slot, value in old.items()}
+            leaf.new[self.path] = leaf.accepted(new, old)
 
-    def _explain(self, error: KeyError, state: dict[str, Any], leaf: Leaf) -> None:
+    def _supply(self, error: KeyError, state: dict[str, Any], leaf: Leaf) -> None:
+        """A slot that the rule missed: an empty list leaves nothing in the state; anything else is an error."""
         missing = error.args[0] if error.args else None
-        if isinstance(missing, str) and missing not in state:
+        if not isinstance(missing, str) or missing in state:
+            raise error
+        if self._parts.init is None or self._made(leaf).get(missing) != []:
             name = ".".join([*self.path, missing])
             raise ValueError(f"state lacks {name!r} of leaf {leaf.name!r}; {OWN_STATE}") from error
+        state[missing] = []
 
     def evaluate(self, leaf: Leaf) -> Any:
         if self._parts.evaluate is None:
@@ -184,7 +196,7 @@ class TreeStage(Operation):
             return
         state = self._parts.init(self._tree({leaf.name: leaf.param for leaf in self._members}))
         if self._opaque:
-            self._run.new_trees[self.path] = self._run.own(state)
+            self._run.new_trees[self.path] = state
             return
         leaves = {leaf.name: leaf for leaf in self._members}
         slots, self._run.new_shared[self.path] = self._split(state, leaves)
@@ -219,7 +231,7 @@ class TreeStage(Operation):
         context = () if self._plain else (TreeContext(leaves),)
         updates, state = self._parts.update(updates, self._old(leaves), params, *context)
         if self._opaque:
-            self._run.new_trees[self.path] = self._run.own(state)
+            self._run.new_trees[self.path] = state
         elif state:
             self._keep(state, leaves)
         return self._run.by_name(updates) if self._plain else updates
@@ -240,9 +252,8 @@ class TreeStage(Operation):
             if old.keys() != new.keys():
                 raise ValueError(f"{self._name}: the slots of leaf {name!r} became {sorted(new)}, were {sorted(old)}")
             if new:
-                leaf.new[self.path] = {
-                    slot: value_for(new[slot], value, self.path, slot, name) for slot, value in old.items()
-                }
+                new = {slot: value_for(new[slot], value, self.path, slot, name) for slot, value in old.items()}
+                leaf.new[self.path] = leaf.accepted(new, old)
 
     def resume(self, leaf: Leaf, total: Any) -> None:
         update = total[leaf.name]

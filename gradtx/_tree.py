@@ -61,6 +61,10 @@ def check_names(given: Iterable[str], expected: Iterable[str], what: str, of: st
             raise ValueError(f"{what} have leaf {name!r}, which {of} lack; leaves are matched by name")
 
 
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def map_tensors(function: Callable, *trees: Any) -> Any:
     """`function` over the tensors of equally built trees (a user's own state)."""
     return _pytree.tree_map(lambda *leaves: function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0], *trees)

@@ -49,6 +49,9 @@ class GradientTransformation:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{self._name}: a GradientTransformation can't be changed; use replace({name}=...)")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{self._name}: a GradientTransformation can't be changed")
+
     def __reduce__(self) -> tuple:
         return GradientTransformation, (self._parts.init, self._parts.update)
 

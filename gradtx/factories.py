@@ -134,7 +134,7 @@ class Made(GradientTransformation):
         made: Any = None if self._varies else self._body
         if self._varies:
             arguments = {name: resolve(value, scope.count) for name, value in arguments.items()}
-            scope.run.fresh(tensor for value in arguments.values() for tensor in tensors_in(value))
+            scope.run.memory.take(tensor for value in arguments.values() for tensor in tensors_in(value))
             made = spec.body(arguments)
         outer = scope.state_dtype
         scope.state_dtype = outer if self._state_dtype is None else self._state_dtype

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._context import Clock
-from gradtx._program import Leaf, Operation, Path, Scope
+from gradtx._program import Leaf, Operation, Path, Scope, takes_none
 from gradtx._stages import first_slots, value_for, widened
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import Combinator, combinator
@@ -25,6 +25,7 @@ class Frame:
         if count is not None:
             self.run.clock_paths[scope.place] = self.path
         inner = self.tx._expand(scope.inside(self.path, count))
+        self.takes_none = self.takes_none or takes_none(inner)
         return [_Enter(self), *inner, _Exit(self)]
 
     takes_none = False
@@ -54,9 +55,8 @@ class Frame:
     def store(self, leaf: Leaf, new: dict[str, Tensor]) -> None:
         """Own slots, in the dtypes they are kept in."""
         old = self.run.slots(self.path, leaf)
-        leaf.new[self.path] = {
-            slot: value_for(value, old[slot], self.path, slot, leaf.name) for slot, value in new.items()
-        }
+        kept = {slot: value_for(value, old[slot], self.path, slot, leaf.name) for slot, value in new.items()}
+        leaf.new[self.path] = leaf.accepted(kept, old)
 
     def stored_dtype(self, leaf: Leaf) -> torch.dtype:
         return self.state_dtype or leaf.param_dtype
@@ -129,21 +129,22 @@ class _Accumulate(Frame):
 
     def enter(self, leaf: Leaf) -> None:
         own = self.own(leaf)
-        given, seen = leaf.update, own["seen"]
-        total = own["acc"] if given is None else own["acc"] + given
-        seen = seen if given is None else torch.ones_like(seen)
-        leaf.saved[self] = (leaf.clock, leaf.grad, leaf.active, total, seen)
+        total, seen = own["acc"], own["seen"]
+        if leaf.update is not None and leaf.active is None:
+            total, seen = total + leaf.update, torch.ones_like(seen)
+        elif leaf.update is not None:
+            total, seen = torch.where(leaf.active, total + leaf.update, total), seen | leaf.active
+        leaf.saved[self] = (leaf.clock, leaf.grad, total, seen)
         leaf.update = leaf.grad = total / self.every
-        leaf.clock = self.clock
-        leaf.active = seen if leaf.active is None else leaf.active & seen
+        leaf.clock, leaf.active = self.clock, seen
 
     def exit(self, leaf: Leaf) -> None:
-        leaf.clock, leaf.grad, active, total, seen = leaf.saved.pop(self)
-        accept = self.emit.to(leaf.device) & seen
-        leaf.update = torch.where(accept, leaf.update, torch.zeros_like(leaf.update))
-        self.keep(leaf, accept)
-        leaf.active = active
+        leaf.clock, leaf.grad, total, seen = leaf.saved.pop(self)
         emit = self.emit.to(leaf.device)
+        accept = emit if leaf.active is None else emit & leaf.active
+        leaf.update = torch.where(accept, leaf.update, torch.zeros_like(leaf.update))
+        leaf.active = None  # from here on it has an update, if a zero one
+        self.keep(leaf, emit)
         self.store(leaf, {"acc": torch.where(emit, torch.zeros_like(total), total), "seen": seen & ~emit})
 
     def commit(self) -> None:
@@ -206,15 +207,19 @@ class _SkipNonfinite(Frame):
             self.run.commits.append(self.commit)
 
     def enter(self, leaf: Leaf) -> Any:
+        if leaf.update is None:  # on its way to an accumulation inside
+            return {"bad": torch.zeros((), dtype=torch.float64, device=leaf.device)}
         bad = (~leaf.update.isfinite()).sum().to(torch.float64)
         return {"bad": bad if leaf.active is None else torch.where(leaf.active, bad, 0.0)}
 
     def resume(self, leaf: Leaf, total: Any) -> None:
         finite = self.finite = total["bad"] == 0
         leaf.saved[self] = (leaf.clock, leaf.grad)
+        leaf.clock = self.clock
+        if leaf.update is None:
+            return
         # The inner rules run in any case; on zeros, so that no NaN comes back through a gradient of `where`.
         leaf.update = leaf.grad = torch.where(finite.to(leaf.device), leaf.update, torch.zeros_like(leaf.update))
-        leaf.clock = self.clock
 
     def exit(self, leaf: Leaf) -> None:
         leaf.clock, leaf.grad = leaf.saved.pop(self)

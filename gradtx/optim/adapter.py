@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._context import Clock
 from gradtx._functional import check_extras, evaluated, split_extras, widen
-from gradtx._program import Block, Leaf, Path, Scope, execute, initialize
+from gradtx._program import Block, Leaf, Path, Scope, execute, initialize, takes_none
 from gradtx._tree import check_leaf, check_names
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import agree_on_shared, matched
@@ -184,11 +184,11 @@ class ChainOptimizer(torch.optim.Optimizer):
             initialize(leaves)
             layouts, states = {}, {}
             for leaf in leaves:
-                run.unshare(leaf)
+                run.memory.take([leaf.given[1]])
                 layout = layouts[leaf.key] = layout_of(run, leaf)
                 state = states[leaf.key] = {"step": torch.tensor(0.0)}
                 for path, slots in layout.slots.items():
-                    state.update({key: leaf.new[path][slot] for slot, key in slots.items()})
+                    state.update({key: run.memory.fresh(leaf.new[path][slot]) for slot, key in slots.items()})
                 for path, slots in layout.shared.items():
                     values = run.scalars(path) or run.new_shared[path]
                     state.update({key: values[slot] for slot, key in slots.items()})
@@ -263,7 +263,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             key: self._by_name(key, value) if kinds[key].startswith("leaf") else value for key, value in extras.items()
         }
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(self._names.values()))
-        run.leaf_extras = tuple(trees)
+        run.known_extras, run.leaf_extras = kinds, trees
         views = self._synced()
         values = [view.values() for view in views]
         for group in self.param_groups:
@@ -291,9 +291,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         clocks: dict[float, Clock] = {}
         leaves = []
         for view, block in zip(views, blocks, strict=True):
-            takes_none = _takes_none(block)
+            all_enter = takes_none(block.operations)
             for param in view.group["params"]:
-                if param not in self._layouts or (param.grad is None and not takes_none):
+                if param not in self._layouts or (param.grad is None and not all_enter):
                     continue
                 count = self.state[param]["step"].item()
                 if count not in clocks:
@@ -310,9 +310,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         """The one place that changes a parameter: when its values (or those of a part of it) are all there."""
         param, state, update = leaf.key, leaf.state, leaf.result()
         last = leaf.window is None or leaf.window.stop == param.numel()
-        leaf.update = None  # added to the parameter at once, so it may share memory
-        if leaf.window is None:
-            leaf.run.unshare(leaf)
+        memory = leaf.run.memory
+        memory.take((leaf.given[1], *state.values()) if leaf.given[0] is None else (*leaf.given, *state.values()))
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
@@ -320,15 +319,17 @@ class ChainOptimizer(torch.optim.Optimizer):
                 if leaf.window is not None and state[key].shape == param.shape:
                     state[key].view(-1)[leaf.window] = value
                 elif last:
-                    state[key] = value
+                    state[key] = memory.fresh(value)
         if leaf.given[0] is not None and last:
             state["step"] = state["step"] + 1
         if update is not None:
             leaf.given[1].add_(update)
 
     def _write_shared(self, run: OptimizerRun) -> None:
-        fresh = run.fresh(())
-        new = {path: {name: fresh(value) for name, value in found.items()} for path, found in run.new_shared.items()}
+        new = {
+            path: {name: run.memory.fresh(value) for name, value in found.items()}
+            for path, found in run.new_shared.items()
+        }
         for param, layout in self._layouts.items():
             for path, slots in layout.shared.items():
                 for slot, key in slots.items() if path in new else ():
@@ -475,13 +476,6 @@ def _versions(state: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
 
 def _number(value: Any) -> float:
     return value.item() if isinstance(value, Tensor) else value
-
-
-def _takes_none(block: Block) -> bool:
-    return any(
-        any(map(_takes_none, operation.blocks.values())) if hasattr(operation, "blocks") else operation.takes_none
-        for operation in block.operations
-    )
 
 
 def _check_agreement(blocks: list[Block]) -> None:

@@ -86,6 +86,8 @@ class _WithLookahead(Frame):
     def exit(self, leaf: Leaf) -> None:
         own, alpha = self.own(leaf), self._alpha
         now = leaf.moment().step % self._k == 0
+        if leaf.active is not None:
+            now = now & leaf.active
         fast, new = leaf.param + leaf.update, {}
         new["slow"] = torch.where(now, own["slow"] + alpha * (fast - own["slow"]), own["slow"])
         leaf.update = torch.where(now, new["slow"] - leaf.param, leaf.update)
