@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,13 +100,16 @@ class TreeRun(Run):
         if self.initial:
             label = selector.choose(leaf.name, leaf.given[1])
             # A predicate may depend on the parameter of today, so the state remembers what it said, as a mark.
-            mark = None if selector.by_name else selector.mark(path, label)
-            if mark is not None:
-                leaf.new[mark] = {MARK: torch.empty(0, device=leaf.device)}
+            where = None if selector.by_name else selector.mark(path, label)
+            if where is not None:
+                leaf.new.setdefault(where[:-1], {})[where[-1]] = torch.empty(0, device=leaf.device)
             return label
         if selector.by_name:
             return selector.choose(leaf.name, None)
-        return selector.recall(path, lambda where: leaf.name in self._entry(where).get(MARK, {}))
+        label = selector.recall(path, lambda where: leaf.name in self._entry(where))
+        if label is None:
+            raise ValueError(f"state lacks {'.'.join(path)!r} of leaf {leaf.name!r}; {OWN_STATE}")
+        return label
 
     def template(self, name: str) -> Tensor | None:
         """Some stored tensor shaped as the leaf, for a leaf that comes without gradient and parameter."""
@@ -119,16 +123,29 @@ class TreeRun(Run):
         """Before anything runs: is this a state of this chain, with these leaves?"""
         for key in self._state:
             if key != "step" and (key,) not in self.stages:
-                raise ValueError(f"state has {key!r}, which this chain does not keep; {OWN_STATE}")
+                raise foreign((key,))
         for path in self.stages:
-            for slot, values in self.slot_dicts(path) if path not in self.opaque else ():
-                for name in values:
-                    if name not in names:
-                        where = ".".join([*path, slot])
-                        raise ValueError(
-                            f"updates lack leaf {name!r}, which the state has at {where!r}; "
-                            "pass None for a leaf without gradient"
-                        )
+            if path in self.opaque:
+                continue
+            for name in self.scalars(path) if path not in self.free else ():
+                if name not in self.declared.get(path, ()) and (*path, name) not in self.opaque:
+                    raise foreign((*path, name))
+            for slot, values in self.slot_dicts(path):
+                self._check_slot((*path, slot), values, names)
+
+    @staticmethod
+    def _check_slot(path: Path, values: dict[str, Any], names: dict[str, Any]) -> None:
+        where = ".".join(path)
+        for name, value in values.items():
+            if isinstance(value, dict):
+                raise foreign(path)
+            if name not in names:
+                raise ValueError(
+                    f"updates lack leaf {name!r}, which the state has at {where!r}; "
+                    "pass None for a leaf without gradient"
+                )
+            if not isinstance(value, Tensor):
+                raise ValueError(f"state at {where!r} has no tensor for leaf {name!r}, got {value!r}; {OWN_STATE}")
 
     def rebuilt(self, leaves: dict[str, Leaf], entry: dict[str, Any], path: Path = ()) -> dict[str, Any]:
         """The new state, in the order of the old one."""
@@ -151,12 +168,13 @@ class TreeRun(Run):
             return old  # no gradient: unchanged
         new = leaf.new.get(path, {}).get(slot)
         passed_by = leaf.given[0] is None  # a link in front of the accumulation that made an update of it
-        if new is None and slot != MARK and not passed_by:
-            raise ValueError(f"state has {'.'.join([*path, slot])!r}, which this chain does not keep; {OWN_STATE}")
+        if new is None and old.numel() and not passed_by:  # a selector's mark is empty, and stays
+            raise foreign((*path, slot))
         return old if new is None else new
 
 
-MARK = "members"
+def foreign(path: Path) -> ValueError:
+    return ValueError(f"state has {'.'.join(path)!r}, which this chain does not keep; {OWN_STATE}")
 
 
 def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
@@ -207,13 +225,15 @@ def update(
         like = run.template(name) if grad is None and param is None else None
         if grad is None and param is None and like is None:
             continue
+        if grad is not None and param is None and params is not None:
+            raise ValueError(f"params: leaf {name!r} is None, but it has a gradient")
         if grad is not None and param is not None and grad.shape != param.shape:
             raise ValueError(
                 f"updates: leaf {name!r} has shape {tuple(grad.shape)}, its parameter {tuple(param.shape)}"
             )
         leaf = leaves[name] = Leaf(run, name, grad, param, scalars, run.clock, like)
         if trees:
-            leaf.extras = {**scalars, **{key: widen(values[name], leaf) for key, values in trees.items()}}
+            leaf.extras = {**scalars, **{key: by_leaf(key, values[name], leaf) for key, values in trees.items()}}
     for leaf in leaves.values():
         leaf.program = run.block.for_leaf(leaf)
 
@@ -226,8 +246,14 @@ def update(
     return _tree.map_tensors(run.memory.fresh, (unflatten(outputs), new_state))
 
 
-def widen(value: Any, leaf: Leaf) -> Any:
-    return value if value is None else value.to(leaf.wide)
+def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
+    """A leaf's own part of an extra, in the dtype that rules compute in."""
+    if value is None:
+        return None
+    shape = next(tensor.shape for tensor in leaf.given if tensor is not None)
+    if value.shape != shape:
+        raise ValueError(f"{extra}: leaf {leaf.name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}")
+    return value.to(leaf.wide)
 
 
 def check_extras(
@@ -258,12 +284,21 @@ def split_extras(
     scalars: dict[str, Any] = {}
     trees: dict[str, dict[str, Any]] = {}
     for name, value in extras.items():
-        if name == "value" and value is not None:
-            scalars[name] = torch.as_tensor(value).to(torch.promote_types(torch.as_tensor(value).dtype, torch.float32))
-        elif kinds[name].startswith("leaf") and value is not None:
+        if value is None:
+            scalars[name] = None
+        elif kinds[name].startswith("leaf"):
             trees[name] = _tree.match(value, names, name, "updates")
-        else:
+        elif name == "grad_fn":
+            if not callable(value):
+                raise TypeError(f"grad_fn must be a function params -> gradients, got {value!r}")
             scalars[name] = value
+        else:
+            if not isinstance(value, Tensor | numbers.Real):
+                raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
+            number = torch.as_tensor(value)
+            if number.ndim:
+                raise ValueError(f"{name} must be 0-d, got a tensor of shape {tuple(number.shape)}")
+            scalars[name] = number.to(torch.promote_types(number.dtype, torch.float32))
     return scalars, trees
 
 
@@ -294,6 +329,10 @@ def evaluated(leaf: Leaf, program: list[Any]) -> Any:
 def apply_updates(params: Any, updates: Any) -> Any:
     by_name, unflatten = _tree.flatten(params, "params")
     steps = _tree.match(updates, by_name, "updates", "params")
+    for name, param in by_name.items():
+        if param is not None and steps[name] is not None and steps[name].shape != param.shape:
+            shapes = f"{tuple(steps[name].shape)}, its parameter {tuple(param.shape)}"
+            raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
     return unflatten(
         {
             name: param if param is None or steps[name] is None else (param + steps[name]).to(param.dtype)

@@ -89,7 +89,9 @@ class Run:
         self.new_shared: dict[Path, dict[str, Any]] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
-        self.opaque: set[Path] = set()
+        self.opaque: set[Path] = set()  # stages whose state is a tree of the user's
+        self.free: set[Path] = set()  # stages that may keep any shared scalars
+        self.declared: dict[Path, Container[str]] = {}  # the shared scalars of the others
         self.selectors: list[Any] = []
         self.clock_paths: dict[Any, Path] = {}  # place of a wrapper with a clock -> its path
         self.commits: list[Callable[[], None]] = []
@@ -129,6 +131,7 @@ class Run:
 
     def shared(self, path: Path, start: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """A stage's shared scalars: the old ones, or at init those that `start` makes, which are then written down."""
+        self.declared[path] = start
         if self.initial:
             self.new_shared[path] = {name: make() for name, make in start.items()}
             return self.new_shared[path]
@@ -136,7 +139,10 @@ class Run:
         for name in start:
             if name not in found:
                 raise ValueError(f"state lacks {'.'.join([*path, name])!r}; {OWN_STATE}")
-        return found
+            if found[name].ndim:
+                shape = tuple(found[name].shape)
+                raise ValueError(f"state has {'.'.join([*path, name])!r} of shape {shape}, needs 0-d; {OWN_STATE}")
+        return {name: found[name] for name in start}
 
 
 class Memory:
@@ -225,6 +231,12 @@ class Operation:
         waiting = sorted(waiting, key=lambda item: item[0].name)
         device = waiting[0][0].device
         total = {}
+        for leaf, payload in waiting:
+            if payload.keys() != waiting[0][1].keys():
+                raise ValueError(
+                    f"{'.'.join(self.path)}: leaf {leaf.name!r} yields the sums {sorted(payload)}, "
+                    f"leaf {waiting[0][0].name!r} {sorted(waiting[0][1])}"
+                )
         for key in waiting[0][1]:
             terms = [payload[key].to(device) for _, payload in waiting]
             total[key] = terms[0] if len(terms) == 1 else torch.stack(terms).sum()

@@ -59,7 +59,8 @@ class RuleStage(Operation):
     def _first(self, leaf: Leaf) -> dict[str, Tensor]:
         if self._parts.init is None:
             return {}
-        return first_slots(self._made(leaf), self._like(leaf), self._state_dtype or leaf.param_dtype)
+        stored = self._state_dtype or leaf.param_dtype
+        return first_slots(self._made(leaf), self._like(leaf), stored, self._spec.name)
 
     def _wide(self, leaf: Leaf) -> torch.dtype:
         return leaf.wide if self._state_dtype is None else torch.promote_types(leaf.wide, self._state_dtype)
@@ -81,6 +82,9 @@ class RuleStage(Operation):
                 return self._payload(leaf, self._advanced(out, None))
             except KeyError as error:
                 self._supply(error, state, leaf)
+            except RuntimeError:
+                self._check_shapes(leaf, old)
+                raise
         self._finish(leaf, out, old, wide)
         return None
 
@@ -130,19 +134,23 @@ class RuleStage(Operation):
         if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
             raise TypeError(f"{self._spec.name}: a rule returns (update, state), got {type(out).__name__}")
         update, state = out
+        if not isinstance(update, Tensor):
+            raise TypeError(f"{self._spec.name}: the update of leaf {leaf.name!r} came out as {update!r}")
         if update.shape != leaf.update.shape:
             raise ValueError(
                 f"{self._spec.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
                 f"its update came out as {tuple(update.shape)}"
             )
         leaf.update = update if update.dtype == wide else update.to(wide)
-        if not old and not state:
+        if not old and not state and not self._shared:
             return
         state = numbered(state)
         if self._shared:
-            shared = {name: state.pop(name) for name in self._shared if name in state}
-            run = leaf.run.new_shared.setdefault(self.path, {})
-            run.update({name: value.to(self._shared[name].dtype) for name, value in shared.items() if name not in run})
+            new = leaf.run.new_shared.setdefault(self.path, {})
+            for name, value in self._shared.items():
+                if not self._spec.random or name in state:
+                    found = value_for(state.pop(name, None), value, self.path, name, leaf.name)
+                    new.setdefault(name, found)
         if old.keys() != state.keys():
             raise ValueError(
                 f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
@@ -162,12 +170,22 @@ class RuleStage(Operation):
             raise ValueError(f"state lacks {name!r} of leaf {leaf.name!r}; {OWN_STATE}") from error
         state[missing] = []
 
+    def _check_shapes(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
+        """Something went wrong in the rule: perhaps the state is of other tensors."""
+        for slot, value in self._first(leaf).items():
+            if slot in old and old[slot].shape != value.shape:
+                raise wrong_shape(self.path, slot, leaf.name, old[slot].shape, value.shape)
+
     def evaluate(self, leaf: Leaf) -> Any:
         if self._parts.evaluate is None:
             return None
         wide = self._wide(leaf)
-        state = {slot: widened(value, wide) for slot, value in leaf.run.slots(self.path, leaf).items()}
-        return self._parts.evaluate(state, leaf.param.to(wide))
+        _, state = self._state(leaf, wide)
+        try:
+            return self._parts.evaluate(state, leaf.param.to(wide))
+        except KeyError as error:
+            self._supply(error, state, leaf)
+            raise
 
 
 class TreeStage(Operation):
@@ -182,6 +200,7 @@ class TreeStage(Operation):
         self._plain, self._opaque = plain, plain and run.keeps_trees
         self._members: list[Leaf] = []
         self.elementwise = False
+        run.free.add(path)
         if self._opaque:
             run.opaque.add(path)
 
@@ -202,7 +221,7 @@ class TreeStage(Operation):
         slots, self._run.new_shared[self.path] = self._split(state, leaves)
         for name, values in slots.items():
             leaf = leaves[name]
-            leaf.new[self.path] = first_slots(values, leaf.param, self._state_dtype or leaf.param_dtype)
+            leaf.new[self.path] = first_slots(values, leaf.param, self._state_dtype or leaf.param_dtype, self._name)
 
     def _split(self, state: Any, leaves: dict[str, Leaf]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
         slots: dict[str, dict[str, Tensor]] = {}
@@ -229,12 +248,19 @@ class TreeStage(Operation):
         known = waiting[0][0].param is not None
         params = self._tree({name: leaf.param for name, leaf in leaves.items()}) if known else None
         context = () if self._plain else (TreeContext(leaves),)
-        updates, state = self._parts.update(updates, self._old(leaves), params, *context)
+        out = self._parts.update(updates, self._old(leaves), params, *context)
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(f"{self._name}: update returns (updates, state), got {type(out).__name__}")
+        updates, state = out
         if self._opaque:
             self._run.new_trees[self.path] = state
         elif state:
             self._keep(state, leaves)
-        return self._run.by_name(updates) if self._plain else updates
+        found = self._run.by_name(updates) if self._plain else updates
+        for name in leaves:
+            if not isinstance(found, dict) or not isinstance(found.get(name), Tensor):
+                raise TypeError(f"{self._name}: update returned no tensor for leaf {name!r}")
+        return found
 
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         if self._opaque:
@@ -287,12 +313,18 @@ class TreeContext(Context):
         return super().__getattr__(name)
 
 
-def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype) -> dict[str, Tensor]:
+def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner: str) -> dict[str, Tensor]:
     """What `init` made, in the dtype it is kept in: `stored`, unless the rule asked for a dtype of its own."""
     kept = {}
+    if not isinstance(slots, dict) or not all(isinstance(slot, str) for slot in slots):
+        raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
     if any(slot.rpartition("_")[2].isdigit() for slot in slots):
-        raise TypeError(f"slots {sorted(slots)}: a trailing number is the library's; return a list in one slot")
+        raise TypeError(
+            f"{owner}: slots {sorted(slots)}: a trailing number is the library's; return a list in one slot"
+        )
     for slot, value in numbered(slots).items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {value!r} for {slot!r}")
         scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
         kept[slot] = value.to(stored) if value.dtype == like.dtype and not scalar else value
     return kept
@@ -307,13 +339,18 @@ def widened(value: Tensor, wide: torch.dtype) -> Tensor:
 
 def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
     """A new value of a slot, in the slot's own dtype."""
-    if not isinstance(value, Tensor) or value.shape != old.shape:
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old.shape)}, "
-            f"its new value has {got}; {OWN_STATE}"
-        )
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{'.'.join([*path, slot])}: the new value of leaf {leaf!r} came out as {value!r}")
+    if value.shape != old.shape:
+        raise wrong_shape(path, slot, leaf, old.shape, value.shape)
     return value if value.dtype == old.dtype else value.to(old.dtype)
+
+
+def wrong_shape(path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size) -> ValueError:
+    return ValueError(
+        f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old)}, "
+        f"its new value has shape {tuple(new)}; {OWN_STATE}"
+    )
 
 
 def numbered(state: dict[str, Any]) -> dict[str, Any]:

@@ -61,13 +61,13 @@ class Selector:
         )
 
     def mark(self, path: Path, label: Any) -> Path | None:
-        """Where the state marks the leaf as a member; None where a missing mark says it."""
-        return (path if label is True else None) if self.labels == (True,) else (*path, label)
+        """Where the state marks a leaf as having this label, if it does."""
+        return (*path, "selected" if label else "others") if self.labels == (True,) else (*path, label, "members")
 
     def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
-        if self.labels == (True,):
-            return marked(path)
-        return next((label for label in self.labels if marked((*path, label))), None)
+        """The label by the marks in the state, or None."""
+        labels = (True, False) if self.labels == (True,) else self.labels
+        return next((label for label in labels if marked(self.mark(path, label) or ())), None)
 
     def check_used(self, names: list[str]) -> None:
         for where in self._wheres if isinstance(self._wheres, tuple) else ():
@@ -170,6 +170,16 @@ def masked(tx: GradientTransformation, where: Where):
     return _Fork("masked", Selector.of("masked", where), {True: tx, False: chain()}, False)
 
 
+class _FrozenSelector(Selector):
+    """As `Selector.of`, but only what is not frozen is marked: frozen leaves leave no trace in the state."""
+
+    def mark(self, path: Path, label: Any) -> Path | None:
+        return None if label else super().mark(path, label)
+
+    def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
+        return super().recall(path, marked) is None
+
+
 class _Freeze(Combinator):
     def __init__(self, selector: Selector):
         self._selector = selector
@@ -202,20 +212,7 @@ def freeze(where: Where):
         >>> tx.update(grads, state)[0]
         {'embed': {'w': tensor([0.])}, 'head': {'w': tensor([-0.1000])}}
     """
-    return _Freeze(_Negated("freeze", where))
-
-
-class _Negated(Selector):
-    """As `Selector.of`, but a mark says that a leaf is not selected, so that frozen leaves leave no trace."""
-
-    def __init__(self, owner: str, where: Any):
-        super().__init__(owner, (True,), (_patterns(owner, where),))
-
-    def mark(self, path: Path, label: Any) -> Path | None:
-        return None if label is True else path
-
-    def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
-        return not marked(path)
+    return _Freeze(_FrozenSelector("freeze", (True,), (_patterns("freeze", where),)))
 
 
 @per_tensor(needs=("params",), static=("fn",), example={"fn": torch.tanh})

@@ -139,6 +139,10 @@ class GradientTransformation:
         """The operations that a leaf goes through, for this run."""
         return [TreeStage(scope.claim(self._name), scope.run, self._name, self._parts, plain=True)]
 
+    def _owner(self) -> GradientTransformation:
+        """The link that owns the learning rate, inside wrappers."""
+        return self
+
     def _links(self) -> list[GradientTransformation]:
         """The links that this comes down to, aliases opened, wrappers as one."""
         return [self]
@@ -281,7 +285,7 @@ def _check_owners(links: Iterable[GradientTransformation]) -> None:
                 f"so {link._name} can't follow it; give {owner._name} its lr and decay, or leave one of them out"
             )
         if link._lr_role == "owner":
-            owner = link
+            owner = link._owner()
 
 
 def apply_updates(params: Any, updates: Any) -> Any:

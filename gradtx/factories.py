@@ -111,6 +111,9 @@ class Made(GradientTransformation):
         inner = any(link._lr_role == "owner" for link in self._inner_links())
         return "owner" if inner else self._spec.lr_role
 
+    def _owner(self) -> GradientTransformation:
+        return next((link._owner() for link in self._inner_links() if link._lr_role == "owner"), self)
+
     def _inner_links(self) -> list[GradientTransformation]:
         return [link for child in self._children() for link in child._links()]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._context import Clock
-from gradtx._program import Leaf, Operation, Path, Scope, takes_none
+from gradtx._program import OWN_STATE, Leaf, Operation, Path, Scope, takes_none
 from gradtx._stages import first_slots, value_for, widened
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import Combinator, combinator
@@ -49,8 +49,13 @@ class Frame:
     def exit(self, leaf: Leaf) -> None:
         pass
 
-    def own(self, leaf: Leaf) -> dict[str, Tensor]:
-        return {slot: widened(value, leaf.wide) for slot, value in self.run.slots(self.path, leaf).items()}
+    def own(self, leaf: Leaf, *slots: str) -> dict[str, Tensor]:
+        """Own slots as maths gets them, of which some must be there."""
+        found = {slot: widened(value, leaf.wide) for slot, value in self.run.slots(self.path, leaf).items()}
+        for slot in slots:
+            if slot not in found:
+                raise ValueError(f"state lacks {'.'.join([*self.path, slot])!r} of leaf {leaf.name!r}; {OWN_STATE}")
+        return found
 
     def store(self, leaf: Leaf, new: dict[str, Tensor]) -> None:
         """Own slots, in the dtypes they are kept in."""
@@ -124,11 +129,11 @@ class _Accumulate(Frame):
             self.run.commits.append(self.commit)
 
     def init_exit(self, leaf: Leaf) -> None:
-        zeros = first_slots({"acc": torch.zeros_like(leaf.param)}, leaf.param, self.stored_dtype(leaf))
+        zeros = first_slots({"acc": torch.zeros_like(leaf.param)}, leaf.param, self.stored_dtype(leaf), "accumulate")
         leaf.new[self.path] = {**zeros, "seen": torch.zeros((), dtype=torch.bool, device=leaf.device)}
 
     def enter(self, leaf: Leaf) -> None:
-        own = self.own(leaf)
+        own = self.own(leaf, "acc", "seen")
         total, seen = own["acc"], own["seen"]
         if leaf.update is not None and leaf.active is None:
             total, seen = total + leaf.update, torch.ones_like(seen)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx._context import Clock
-from gradtx._functional import check_extras, evaluated, split_extras, widen
+from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
 from gradtx._program import Block, Leaf, Path, Scope, execute, initialize, takes_none
 from gradtx._tree import check_leaf, check_names
 from gradtx.core import Entry, GradientTransformation, check_transformation
@@ -300,7 +300,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                     clocks[count] = Clock(torch.tensor(int(count) + 1), int(count) + 1)
                 leaf = self._leaf(run, self._name(param), param, param.grad, clocks[count], scalars)
                 if trees:
-                    own = {key: widen(values[leaf.name], leaf) for key, values in trees.items()}
+                    own = {key: by_leaf(key, values[leaf.name], leaf) for key, values in trees.items()}
                     leaf.extras = {**scalars, **own}
                 leaf.program = block.for_leaf(leaf)
                 leaves.extend(self._parts(leaf))

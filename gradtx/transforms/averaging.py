@@ -78,13 +78,13 @@ class _WithLookahead(Frame):
         return [(*where, f"slow_momentum_{i}" if i else "slow_momentum") for i, where in enumerate(found)]
 
     def init_exit(self, leaf: Leaf) -> None:
-        leaf.new[self.path] = first_slots({"slow": leaf.param}, leaf.param, self.stored_dtype(leaf))
+        leaf.new[self.path] = first_slots({"slow": leaf.param}, leaf.param, self.stored_dtype(leaf), "with_lookahead")
         if self._pullback == "pullback":
             for path, slot, name in self._momenta(leaf):
                 leaf.new[self.path][name] = torch.zeros_like(leaf.new[path][slot])
 
     def exit(self, leaf: Leaf) -> None:
-        own, alpha = self.own(leaf), self._alpha
+        own, alpha = self.own(leaf, "slow"), self._alpha
         now = leaf.moment().step % self._k == 0
         if leaf.active is not None:
             now = now & leaf.active
@@ -100,7 +100,7 @@ class _WithLookahead(Frame):
         self.store(leaf, new)
 
     def evaluate(self, leaf: Leaf) -> Any:
-        return self.own(leaf)["slow"]
+        return self.own(leaf, "slow")["slow"]
 
 
 @combinator(needs=("params",), example=lambda tx: {"tx": tx})
