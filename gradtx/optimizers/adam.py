@@ -148,7 +148,7 @@ def adamp(
     )
 
 
-@alias(ranges={"momentum": "[0, 1)"})
+@alias(ranges={"momentum": "[0, 1)"}, example={"lr": 0.1})
 def sgdp(
     lr: Scalar,
     momentum: Scalar = 0.0,
