@@ -23,8 +23,9 @@ class Schedule:
     The first update uses `schedule(0)`, as torch's schedulers do.
 
     Args:
-        function: Maps a Python int or a 0-d int64 tensor to a number or a 0-d tensor, without reading the
-            tensor on the host (`torch.where`, not `if`), and is defined for every step >= 0.
+        function: Maps a step, a Python int or a 0-d tensor, to a number or a 0-d tensor, without reading the
+            tensor on the host (`torch.where`, not `if`), and is defined for every step >= 0. Chains pass a whole
+            number in float64, so that arithmetic with Python floats stays exact.
 
     Raises:
         TypeError: `function` is not callable.
@@ -284,8 +285,11 @@ def resolve(value: Any, count: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(resolve(item, count) for item in value)
     if isinstance(value, Schedule):
-        count = torch.as_tensor(count)
-        return exact(value(count), count.device)
+        device = count.device if isinstance(count, Tensor) else torch.device("cpu")
+        if not isinstance(count, Tensor) and not torch.compiler.is_compiling():
+            return exact(value(count), device)
+        # In float64: an int64 tensor times a Python float would be float32.
+        return exact(value(exact(count, device)), device)
     return exact(value, value.device) if isinstance(value, Tensor) else value
 
 

@@ -62,7 +62,9 @@ class Context:
     """What a rule may know beyond its own tensor. Nothing is ever written to it."""
 
     def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
-        self._leaf, self._clock, self._dtype, self._grad = leaf, clock, dtype, leaf.grad
+        # Not the leaf itself: a cycle would keep its tensors until Python's collector comes by.
+        self._extras, self._known = leaf.extras, leaf.run.known_extras
+        self._clock, self._dtype, self._grad = clock, dtype, leaf.grad
         self._moment = clock.on(leaf.device)
         if rng is not None:
             self.rng = rng
@@ -102,9 +104,9 @@ class Context:
         return _tree.map_tensors(lambda new, old: torch.where(now, new, old), compute(), keep())
 
     def __getattr__(self, name: str) -> Any:
-        extras = self.__dict__["_leaf"].extras
-        if name in extras:
-            return extras[name]
-        if name in ALWAYS_KNOWN or name in self.__dict__["_leaf"].run.known_extras:
+        own = self.__dict__
+        if name in own.get("_extras", ()):
+            return own["_extras"][name]
+        if name in ALWAYS_KNOWN or name in own.get("_known", ()):
             return None
         raise AttributeError(f"ctx.{name}: nobody declared it; use needs=({name!r},) or extras={{{name!r}: 'leaf'}}")

@@ -7,7 +7,7 @@ Functional use and the adapter share this module: both make `Leaf` objects, expa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -131,7 +131,7 @@ class Run:
 
     def shared(self, path: Path, start: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """A stage's shared scalars: the old ones, or at init those that `start` makes, which are then written down."""
-        self.declared[path] = start
+        self.declared[path] = tuple(start)
         if self.initial:
             self.new_shared[path] = {name: make() for name, make in start.items()}
             return self.new_shared[path]
@@ -195,6 +195,10 @@ class Scope:
         self.run.stages[path] = name
         return path
 
+    def skip(self, name: str) -> None:
+        """Count a stage that is left out, so that the names of others don't depend on it."""
+        self._counts[name] = self._counts.get(name, 0) + 1
+
     def inside(self, path: Path, count: Any = None) -> Scope:
         """The inside of a wrapper, which may own a clock; a freeze in it covers the whole chain around it."""
         count = self.count if count is None else count
@@ -215,6 +219,7 @@ class Operation:
 
     path: Path = ()
     takes_none = False  # whether a leaf without gradient enters; others pass by
+    agree: Mapping[str, Any] = {}  # hyperparameters that must be the same for all groups of an adapter
     elementwise = True  # whether entries of a leaf don't mix, sums over leaves apart
 
     def init(self, leaf: Leaf) -> None:

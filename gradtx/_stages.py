@@ -37,7 +37,7 @@ class RuleStage(Operation):
         self.path, self._spec, self._parts, self._state_dtype = path, spec, parts, state_dtype
         self.elementwise = spec.elementwise(arguments) if callable(spec.elementwise) else spec.elementwise
         self.agree = {name: arguments[name] for name in spec.agree}
-        start = {name: _scalar_maker(value, arguments, run) for name, value in spec.shared_of(arguments).items()}
+        start = {name: _scalar_maker(value, arguments, run.device) for name, value in spec.shared_of(arguments).items()}
         if spec.random:
             start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)
             start["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=run.device)
@@ -195,7 +195,17 @@ class TreeStage(Operation):
     own tree where there is one (functional use), else as slots (dicts by leaf name) and shared 0-d tensors.
     """
 
-    def __init__(self, path: Path, run: Run, name: str, parts: Parts, state_dtype: Any = None, plain: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        run: Run,
+        name: str,
+        parts: Parts,
+        state_dtype: Any = None,
+        plain: bool = False,
+        agree: dict[str, Any] | None = None,
+    ):
+        self.agree = agree or {}
         self.path, self._run, self._name, self._parts, self._state_dtype = path, run, name, parts, state_dtype
         self._plain, self._opaque = plain, plain and run.keeps_trees
         self._members: list[Leaf] = []
@@ -305,10 +315,10 @@ class TreeContext(Context):
 
     def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """The gradients at `params` (by leaf name; leaves not given stay where they are)."""
-        return self._leaf.run.gradients_at(params)
+        return next(iter(self._leaves.values())).run.gradients_at(params)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.__dict__["_leaf"].run.leaf_extras:
+        if name in next(iter(self._leaves.values())).run.leaf_extras:
             return {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
         return super().__getattr__(name)
 
@@ -377,9 +387,9 @@ def with_lists(state: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _scalar_maker(value: Any, arguments: dict[str, Any], run: Run) -> Callable[[], Tensor]:
+def _scalar_maker(value: Any, arguments: dict[str, Any], device: torch.device) -> Callable[[], Tensor]:
     def make() -> Tensor:
         number = value(arguments) if callable(value) else value
-        return exact(number, run.device)
+        return exact(number, device)
 
     return make

@@ -142,6 +142,8 @@ class Made(GradientTransformation):
         outer = scope.state_dtype
         scope.state_dtype = outer if self._state_dtype is None else self._state_dtype
         if isinstance(made, GradientTransformation):
+            if spec.kind == "rule":
+                scope.skip(spec.name)
             here, scope.place = scope.place, None
             operations = made._expand(scope)
             scope.place = here
@@ -150,7 +152,8 @@ class Made(GradientTransformation):
         elif isinstance(made, Combinator):
             operations = made.expand(scope)
         elif spec.kind == "tree":
-            operations = [TreeStage(scope.claim(spec.name), scope.run, spec.name, made, scope.state_dtype)]
+            path = scope.claim(spec.name)
+            operations = [TreeStage(path, scope.run, spec.name, made, scope.state_dtype, agree=arguments)]
         else:
             path = scope.claim(spec.name)
             operations = [RuleStage(path, scope.run, spec, made, arguments, scope.state_dtype)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Frame:
         return [_Enter(self), *inner, _Exit(self)]
 
     takes_none = False
+    agree: Mapping[str, Any] = {}  # what must be the same for all groups of an adapter
 
     def init_exit(self, leaf: Leaf) -> None:
         """First own slots, when those of the inner operations are there."""
@@ -88,7 +89,7 @@ class Frame:
 
 class _Enter(Operation):
     def __init__(self, frame: Any):
-        self.frame, self.path, self.takes_none = frame, frame.path, frame.takes_none
+        self.frame, self.path, self.takes_none, self.agree = frame, frame.path, frame.takes_none, frame.agree
 
     def start(self, leaf: Leaf) -> Any:
         return self.frame.enter(leaf)
@@ -120,6 +121,7 @@ class _Accumulate(Frame):
         shared = self.run.shared(self.path, {"step": zero, "mini_step": zero})
         mini_step = shared["mini_step"] + 1
         self.every, self.emit, self.old_step = every, mini_step >= every, shared["step"]
+        self.agree = {"every": every}
         self.clock = Clock(self.old_step + 1)
         if not self.run.initial:
             self.new = {
@@ -158,7 +160,8 @@ class _Accumulate(Frame):
 
 
 def _zero_count(run: Any) -> Callable[[], Tensor]:
-    return lambda: torch.zeros((), dtype=torch.int64, device=run.device)
+    device = run.device
+    return lambda: torch.zeros((), dtype=torch.int64, device=device)
 
 
 class Wrapper(Combinator):

@@ -59,8 +59,13 @@ class AliasOptimizer(ChainOptimizer):
 
     _alias: Callable[..., GradientTransformation]
 
-    def __init_subclass__(cls, alias: Any, **kwargs: Any):
+    def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        if alias is None:  # a user's subclass of one of the classes below
+            if "__init__" in cls.__dict__:
+                _, *own = inspect.signature(cls.__init__).parameters.values()
+                cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+            return
         cls._alias = staticmethod(alias)
         cls.__doc__ = (
             f"`gradtx.{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`.\n\n    {alias.__doc__}"

@@ -24,13 +24,14 @@ def matched(
     saved = {key: value for key, value in saved.items() if value is not None}
     if "steps" in saved and "steps" not in fresh:  # adam-atan2-pytorch's word
         saved["step"] = saved.pop("steps")
-    present = saved.keys() & fresh.keys()
-    if "step" not in saved and present:
+        if "initial_lr" in fresh:  # and its rates are kept divided by the first learning rate
+            saved.setdefault("initial_lr", 1.0)
+    if "step" not in saved and saved.keys() & fresh.keys() == {"momentum_buffer"}:
         saved["step"] = 1.0  # torch's SGD keeps no count; a buffer means that it has stepped
     new = {}
     for key, value in fresh.items():
         if key not in saved:
-            if strict and (len(saved) > 0):
+            if strict and saved:
                 raise ValueError(f"state of parameter {name!r} lacks {key!r}; {OTHER}")
             new[key] = value
             continue
@@ -39,6 +40,10 @@ def matched(
             raise ValueError(
                 f"state of parameter {name!r}: {key!r} has shape {tuple(found.shape)}, needs {tuple(value.shape)}"
             )
+        if found.is_complex():
+            raise ValueError(f"state of parameter {name!r}: {key!r} has dtype {found.dtype}, needs {value.dtype}")
+        if key == "step" and not (found >= 0 and found == found.round()):
+            raise ValueError(f"state of parameter {name!r}: 'step' must be a count, got {found.item():g}")
         new[key] = found.detach().to(value.device if value.ndim == 0 else device, value.dtype, copy=True)
     unknown = sorted(saved.keys() - fresh.keys())
     if unknown and strict:

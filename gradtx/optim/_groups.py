@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Schedule, exact, is_off
+from gradtx._arguments import Schedule, exact, is_off, resolve
 from gradtx.core import Entry, GradientTransformation
 
+SCHEDULERS_OWN = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 REFUSED = ("foreach", "fused", "capturable", "differentiable")
 
 
@@ -23,7 +24,10 @@ class GroupView:
 
     def __init__(self, tx: GradientTransformation, group: dict[str, Any], labels: Mapping[int, str]):
         self.tx, self.group = tx, group
-        self.entries: dict[str, Entry] = {entry.name: entry for entry in tx._entries(labels)}
+        self.entries: dict[str, Entry] = {}
+        for entry in tx._entries(labels):
+            # What torch's schedulers write into groups for themselves is never a hyperparameter's name there.
+            self.entries[entry.full if entry.name in SCHEDULERS_OWN else entry.name] = entry
         self.sources = {name: entry.value for name, entry in self.entries.items()}
         for name in REFUSED:
             if name in group:
@@ -31,6 +35,8 @@ class GroupView:
         for name, entry in self.entries.items():
             if name in group:
                 self.sources[name] = entry.argument.check(group[name])
+            if isinstance(self.sources[name], Tensor):  # schedulers write into it, for this group alone
+                self.sources[name] = self.sources[name].detach().clone()
             group[name] = self.sources[name]
         group.setdefault("lr", 0.0)  # torch's schedulers need one, also where no link reads it
         self.live = {name for name, source in self.sources.items() if _each(source, _is_schedule, any)}
@@ -38,6 +44,7 @@ class GroupView:
         self.shown: dict[str, Any] = {}
         self.first = dict(self.sources)
         self._cached: tuple[Any, GradientTransformation] | None = None
+        self._checked: tuple | None = None
 
     def _off(self, name: str, value: Any) -> Any:
         off = self.entries[name].argument.range.off
@@ -48,7 +55,8 @@ class GroupView:
         present = {}
         for name, entry in self.entries.items():
             value = self.group[name]
-            if name in self.live and value == self.shown[name]:
+            value = tuple(value) if isinstance(value, list) else value  # groups that went through JSON
+            if name in self.live and _same(value, self.shown[name]):
                 present[name] = self.sources[name]
             else:
                 present[name] = entry.argument.check(value)
@@ -61,7 +69,8 @@ class GroupView:
             if name in self.live and value is not self.sources[name]:
                 self.live.discard(name)
             literal = _both(self.literal[name], self._off(name, value))
-            static = not _each(value, _is_number, any) and value != self.first[name]
+            first = self.first[name]
+            static = (value is None) != (first is None) or (not _each(value, _is_number, any) and value != first)
             if literal != self.literal[name] or static:
                 changed, self.literal[name], self.first[name] = True, literal, value
                 self._cached = None
@@ -70,7 +79,7 @@ class GroupView:
     def chain(self, values: Mapping[str, Any], device: torch.device) -> GradientTransformation:
         """The transformation with these values, as rules get them."""
         key = tuple(values.items())
-        if self._cached is not None and self._cached[0] == key:
+        if self._cached is not None and _same(self._cached[0], key):
             return self._cached[1]
         placed = {self.entries[name].place: self._as_rule(name, value, device) for name, value in values.items()}
         tx = self.tx._replaced(placed, checked=False)
@@ -101,23 +110,44 @@ class GroupView:
         new.group, new._cached, new.shown = group, None, {}
         new.live = {name for name, source in self.sources.items() if _each(source, _is_schedule, any)}
         for name, entry in self.entries.items():
-            group.setdefault(name, self.group[name])
             if name in new.live:
                 new.shown[name] = next_value(self.sources[name], count(entry))
+                group.setdefault(name, new.shown[name])
+            group.setdefault(name, self.group[name])
         values = new.values()
         new.live = {name for name in new.live if values[name] is self.sources[name]}
         group.update({name: value for name, value in values.items() if name not in new.live})
         off = {name: self._off(name, value) for name, value in values.items()}
         new.literal = off if literal else {name: _both(self.literal[name], off[name]) for name in off}
-        new.first = {**self.first, **{name: v for name, v in values.items() if not _each(v, _is_number, any)}}
+        new.first = dict(self.first)
+        for name, value in values.items():
+            now_off = literal and _each(off[name], bool, any)
+            if now_off or value is None or self.first[name] is None or not _each(value, _is_number, any):
+                new.first[name] = value  # what decides links and slots
         return new
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raise what the constructor would raise for these values together."""
+        key = tuple(values.items())
+        if self._checked is None or len(key) != len(self._checked) or not all(map(_same, key, self._checked)):
+            self.tx._replaced({self.entries[name].place: value for name, value in values.items()}, checked=True)
+            self._checked = key
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal, and safe to ask of tensors: those are the same only if they are the same object."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
 
 
 def next_value(value: Any, count: int) -> Any:
     """A schedule's value as a group shows it: a number, or a tuple of them."""
     if isinstance(value, tuple):
         return tuple(next_value(item, count) for item in value)
-    found = value(count) if isinstance(value, Schedule) else value
+    found = resolve(value, count) if isinstance(value, Schedule) else value
     return found.item() if isinstance(found, Tensor) else found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,26 +17,54 @@ class Layout(NamedTuple):
 
     slots: dict[Path, dict[str, str]]
     shared: dict[Path, dict[str, str]]
+    keys: tuple[str, ...]
 
-    def keys(self) -> set[str]:
-        return {key for part in self for names in part.values() for key in names.values()}
+    @classmethod
+    def of(cls, run: Run, leaf: Leaf) -> Layout:
+        """Keys for what `init` made: the first owner of a name keeps it bare, later ones are `stage.name`."""
+        slots: dict[Path, dict[str, str]] = {}
+        shared: dict[Path, dict[str, str]] = {}
+        taken = ["step"]
+        passes = {operation.path for operation in leaf.program}
+        for path in run.stages:
+            values = run.new_shared.get(path, {}) if path in passes else {}
+            for part, names in ((slots, leaf.new.get(path, {})), (shared, values)):
+                for name in names:
+                    key = ".".join([*path, name]) if name in taken else name
+                    taken.append(key)
+                    part.setdefault(path, {})[name] = key
+        return cls(slots, shared, tuple(taken))
+
+    def owners(self) -> dict[tuple[Path, str], str]:
+        """(path, slot) -> key."""
+        return {(path, slot): key for part in self[:2] for path, names in part.items() for slot, key in names.items()}
 
 
-def layout_of(run: Run, leaf: Leaf) -> Layout:
-    """Keys for what `init` made: the first owner of a name keeps it bare, later ones are `stage.name`."""
-    layout, taken = Layout({}, {}), {"step"}
-    for path in run.stages:
-        for part, names in zip(layout, (leaf.new.get(path, {}), _shared(run, path, leaf)), strict=True):
-            for name in names:
-                key = ".".join([*path, name]) if name in taken else name
-                taken.add(key)
-                part.setdefault(path, {})[name] = key
-    return layout
+class Record:
+    """What the adapter knows of one parameter: its name, what selectors said of it, where its state is.
+
+    `made` holds the tensors that the library made and nobody has used yet, each with its version.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.choices: dict[Path, Any] = {}
+        self.layout: Layout | None = None
+        self.made: dict[str, tuple[Tensor, int]] | None = None
+        self.waiting: dict[str, Any] | None = None  # what a checkpoint has for a parameter that is still lazy
+
+    def untouched(self, state: Mapping[str, Any]) -> bool:
+        """Whether the state is as the library made it, before any step."""
+        return self.made is not None and {key: (id(v), _version(v)) for key, v in state.items()} == {
+            key: (id(v), version) for key, (v, version) in self.made.items()
+        }
+
+    def note(self, state: Mapping[str, Tensor]) -> None:
+        self.made = {key: (value, _version(value)) for key, value in state.items()}
 
 
-def _shared(run: Run, path: Path, leaf: Leaf) -> dict[str, Any]:
-    passes = any(operation.path == path for operation in leaf.program)
-    return run.new_shared.get(path, {}) if passes else {}
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # inference tensors don't count theirs
 
 
 def part(value: Tensor, leaf: Leaf) -> Tensor:
@@ -45,36 +73,25 @@ def part(value: Tensor, leaf: Leaf) -> Tensor:
 
 
 class OptimizerRun(Run):
-    """A run over the parameters of an optimizer.
-
-    Args:
-        state: Per parameter, flat.
-        layouts: Per parameter.
-        choices: Per parameter, what selectors said of it; filled in where it is missing.
-        initial: Whether slots are made or read.
-    """
+    """A run over the parameters of an optimizer, whose state is flat, by parameter."""
 
     def __init__(
         self,
-        state: dict[Any, dict[str, Any]],
-        layouts: dict[Any, Layout],
-        choices: dict[Any, dict[Path, Any]],
+        state: Mapping[Any, dict[str, Any]],
+        records: Mapping[Any, Record],
         device: torch.device,
         initial: bool,
     ):
         super().__init__()
         self.initial, self.device = initial, device
-        self._state, self._layouts, self._choices = state, layouts, choices
+        self._state, self._records = state, records
         self.grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
-    def kept(self, param: Any) -> tuple[dict[str, Any], Any]:
-        """Where a parameter's state is, and its layout."""
-        return self._state.get(param, {}), self._layouts.get(param)
-
     def scalars(self, path: Path) -> dict[str, Tensor]:
-        for param, layout in self._layouts.items():
-            if path in layout.shared:
-                return {name: self._state[param][key] for name, key in layout.shared[path].items()}
+        for param, record in self._records.items():
+            state = self._state.get(param)
+            if state and record.layout is not None and path in record.layout.shared:
+                return {name: state[key] for name, key in record.layout.shared[path].items()}
         return {}
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
@@ -88,7 +105,7 @@ class OptimizerRun(Run):
         return {slot: part(state[key], leaf) for slot, key in keys.items()}
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        known = self._choices.setdefault(leaf.key, {})
+        known = self._records[leaf.key].choices
         if path not in known:
             known[path] = selector.choose(leaf.name, leaf.key)
         return known[path]

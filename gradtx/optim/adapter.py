@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -13,16 +13,17 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._context import Clock
 from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
-from gradtx._program import Block, Leaf, Path, Scope, execute, initialize, takes_none
+from gradtx._program import FROZEN, Block, Leaf, Path, Scope, execute, initialize, takes_none
 from gradtx._tree import check_leaf, check_names
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import agree_on_shared, matched
 from gradtx.optim._groups import REFUSED, GroupView
-from gradtx.optim._run import Layout, OptimizerRun, layout_of
+from gradtx.optim._run import Layout, OptimizerRun, Record
 
 CALL = "step(closure"
+CPU = torch.device("cpu")
 # Entries of a part of a large leaf: temporaries of a rule stay in a core's cache, and few enough calls remain.
-# Measured by benchmarks/step_time.py; from 2**15 to 2**18 the difference is small.
+# Measured by benchmarks/step_time.py; from 2**16 to 2**19 the difference is small.
 PART = 2**18
 
 
@@ -33,17 +34,14 @@ class ChainOptimizer(torch.optim.Optimizer):
         check_transformation(type(self).__name__, "tx", tx)
         self._tx = tx
         self._views: list[GroupView] = []
-        self._names: dict[Tensor, str] = {}
-        self._choices: dict[Tensor, dict[Path, Any]] = {}
-        self._layouts: dict[Tensor, Layout] = {}
-        self._fresh: dict[Tensor, dict[str, tuple[int, int]]] = {}
+        self._records: dict[Tensor, Record] = {}
         self._clock_paths: dict[Any, Path] = {}
         super().__init__(params, {})
         run = self._run(initial=True)
         self._block(run, tx, 0)
         for selector in run.selectors:
             try:
-                selector.check_used(list(self._names.values()))
+                selector.check_used([record.name for record in self._records.values()])
             except ValueError as error:
                 named = "param_names" in self.param_groups[0]
                 hint = "" if named else "; these are parameters without names: pass model.named_parameters()"
@@ -65,37 +63,36 @@ class ChainOptimizer(torch.optim.Optimizer):
             del self.param_groups[before:]
             self.defaults = defaults
         params = group["params"]
-        names = group.get("param_names") or [str(len(self._names) + i) for i in range(len(params))]
-        choices: dict[Tensor, dict[Path, Any]] = {}
-        parts: dict[tuple, list[tuple[str, Tensor]]] = {}
-        run = self._run(initial=True, choices=choices)
-        block = self._block(run, self._tx, 0)
+        names = group.get("param_names") or [str(len(self._records) + i) for i in range(len(params))]
+        records = dict(self._records)
         for name, param in zip(names, params, strict=True):
             check_leaf(name, param, type(self).__name__)
-            parts.setdefault(self._labels(run, block, name, param), []).append((name, param))
+            records[param] = Record(_unique(name, records))
+        run = self._run(initial=True, records=records)
+        block = self._block(run, self._tx, 0)
+        parts: dict[tuple, list[int]] = {} if params else {(): []}
+        for i, param in enumerate(params):
+            parts.setdefault(self._labels(run, block, param), []).append(i)
         views = []
         for labels, members in sorted(parts.items(), key=lambda item: [s.labels.index(v) for s, v in item[0]]):
-            part = {**group, "params": [param for _, param in members]}
-            if "param_names" in group:
-                part["param_names"] = [name for name, _ in members]
+            own = group if len(parts) == 1 else dict(group)  # the dict that the user gave, as in torch
+            own["params"] = [params[i] for i in members]
+            if "param_names" in own:
+                own["param_names"] = [names[i] for i in members]
             if labels:
-                part["label"] = ".".join(label for _, label in labels)
-            view = GroupView(self._tx, part, {id(selector): label for selector, label in labels})
+                own["label"] = ".".join(label for _, label in labels)
+            view = GroupView(self._tx, own, {id(selector): label for selector, label in labels})
             view.show(lambda entry: 0)
             views.append(view)
-        states = [
-            self._initial(view, view.group["params"], choices, dict(zip(params, names, strict=True))) for view in views
-        ]
-        self._names.update(zip(params, names, strict=True))
-        self._choices.update(choices)
-        self._clock_paths = run.clock_paths
-        for view, (layouts, state) in zip(views, states, strict=True):
+        made = [self._initial(view, view.group["params"], records) for view in views]
+        self._records, self._clock_paths = records, run.clock_paths
+        for view, (layouts, states) in zip(views, made, strict=True):
             self._views.append(view)
             self.param_groups.append(view.group)
-            self._adopt(layouts, state)
+            self._keep(layouts, states)
 
-    def _labels(self, run: OptimizerRun, block: Block, name: str, param: Tensor) -> tuple:
-        leaf = self._leaf(run, name, param, None, Clock(torch.ones((), dtype=torch.int64)))
+    def _labels(self, run: OptimizerRun, block: Block, param: Tensor) -> tuple:
+        leaf = self._leaf(run, param, Clock(torch.ones((), dtype=torch.int64, device=CPU)))
         try:
             return tuple(block.labels(leaf))
         except ValueError:
@@ -104,132 +101,129 @@ class ChainOptimizer(torch.optim.Optimizer):
             raise
 
     def _synced(self) -> list[GroupView]:
-        """The views of the present groups, also after somebody put other dicts in `param_groups`."""
-        if len(self._views) != len(self.param_groups) or any(
-            view.group is not group for view, group in zip(self._views, self.param_groups, strict=True)
-        ):
-            known = {id(view.group): view for view in self._views}
-            self._views = [known.get(id(group)) or self._adopted(group) for group in self.param_groups]
+        """The views of the present groups and parameters, also after somebody changed `param_groups`."""
+        views, groups = self._views, self.param_groups
+        if len(views) != len(groups) or any(v.group is not g for v, g in zip(views, groups, strict=True)):
+            by_dict = {id(view.group): view for view in views}
+            by_params = {tuple(map(id, view.group["params"])): view for view in views}
+            found = [by_dict.get(id(g)) or by_params.get(tuple(map(id, g["params"]))) for g in groups]
+            self._views = [view or self._adopted(g) for view, g in zip(found, groups, strict=True)]
+            for view, group in zip(self._views, groups, strict=True):
+                view.group = group
+        present = [param for group in groups for param in group["params"]]
+        if len(present) != len(self._records) or any(param not in self._records for param in present):
+            old = self._records
+            self._records = {param: old[param] for param in present if param in old}
+            for param in present:
+                self._records.setdefault(param, Record(_unique(str(len(self._records)), self._records)))
         return self._views
 
     def _adopted(self, group: dict[str, Any]) -> GroupView:
+        for param in group["params"]:
+            self._records.setdefault(param, Record(_unique(str(len(self._records)), self._records)))
         run = self._run(initial=True)
         block = self._block(run, self._tx, 0)
-        labels = self._labels(run, block, self._name(group["params"][0]), group["params"][0])
+        labels = self._labels(run, block, group["params"][0]) if group["params"] else ()
         view = GroupView(self._tx, group, {id(selector): label for selector, label in labels})
         view.show(self._count)
         return view
 
-    def _name(self, param: Tensor) -> str:
-        return self._names.setdefault(param, str(len(self._names)))
+    # Runs, and the state of parameters.
 
-    # Runs.
-
-    def _run(self, initial: bool, choices: Any = None) -> OptimizerRun:
-        device = self.param_groups[0]["params"][0].device if self.param_groups else torch.device("cpu")
-        choices = self._choices if choices is None else choices
-        return OptimizerRun(self.state, self._layouts, choices, device, initial)
+    def _run(self, initial: bool, records: Any = None) -> OptimizerRun:
+        device = next((p.device for group in self.param_groups for p in group["params"]), CPU)
+        return OptimizerRun(self.state, self._records if records is None else records, device, initial)
 
     @staticmethod
     def _block(run: OptimizerRun, tx: GradientTransformation, count: int) -> Block:
         frozen: list[Any] = []
-        return Block(tx._expand(Scope(run, (), torch.tensor(count), frozen)), frozen)
+        return Block(tx._expand(Scope(run, (), count, frozen)), frozen)
 
     @staticmethod
-    def _leaf(
-        run: OptimizerRun, name: str, param: Tensor, grad: Tensor | None, clock: Clock, extras: Any = None
-    ) -> Leaf:
-        leaf = Leaf(run, name, None if grad is None else grad.detach(), param.detach(), extras or {}, clock)
-        leaf.key = param
-        leaf.state, leaf.layout = run.kept(param)
+    def _leaf(run: OptimizerRun, param: Tensor, clock: Clock, grad: Tensor | None = None, extras: Any = None) -> Leaf:
+        record = run._records[param]
+        shown = torch.empty(0, dtype=param.dtype, device=CPU) if is_lazy(param) else param.detach()
+        leaf = Leaf(run, record.name, None if grad is None else grad.detach(), shown, extras or {}, clock)
+        leaf.key, leaf.layout, leaf.state = param, record.layout, run._state.get(param, {})
         return leaf
 
-    def _parts(self, leaf: Leaf) -> list[Leaf]:
-        """A large leaf whose links are all elementwise, in parts that stay in cache; else the leaf itself."""
-        param, grad = leaf.key, leaf.key.grad
-        if grad is None:
-            return [leaf]
-        plain = type(grad) is Tensor and param.is_contiguous() and grad.is_contiguous()
-        if param.numel() <= PART or not plain or not all(operation.elementwise for operation in leaf.program):
-            return [leaf]
-        slots = [leaf.state[key] for names in leaf.layout.slots.values() for key in names.values()]
-        if any(value.shape == param.shape and not value.is_contiguous() for value in slots):
-            return [leaf]
-        flat_param, flat_grad, parts = param.detach().view(-1), grad.detach().view(-1), []
-        for start in range(0, param.numel(), PART):
-            window = slice(start, min(start + PART, param.numel()))
-            extras = {
-                k: v.reshape(-1)[window] if k in leaf.run.leaf_extras and v is not None else v
-                for k, v in leaf.extras.items()
-            }
-            one = Leaf(leaf.run, leaf.name, flat_grad[window], flat_param[window], extras, leaf.clock)
-            one.key, one.state, one.layout = param, leaf.state, leaf.layout
-            one.window, one.program = window, leaf.program
-            parts.append(one)
-        return parts
-
+    @torch.no_grad()
     def _initial(
-        self, view: GroupView, params: list[Tensor], choices: Any = None, names: Any = None
+        self, view: GroupView, params: list[Tensor], records: Any, anew: bool = False
     ) -> tuple[dict[Tensor, Layout], dict[Tensor, dict[str, Tensor]]]:
-        """Layouts and first states of parameters, with the hyperparameters that the group was made with."""
+        """Layouts and first states of parameters, with the hyperparameters that the group was made with.
+
+        Values that all parameters share are those of the others, if there are any and not all is made `anew`.
+        """
         params = [param for param in params if not (is_lazy(param) or param.is_meta)]
-        run = self._run(initial=True, choices=choices)
+        run = self._run(initial=True, records=records)
         clock = Clock(torch.ones((), dtype=torch.int64, device=run.device))
-        names = self._names if names is None else names
-        with torch.no_grad():
-            block = self._block(run, view.chain(view.first, torch.device("cpu")), 0)
-            leaves = [self._leaf(run, names[param], param, None, clock) for param in params]
-            for leaf in leaves:
-                leaf.program = block.for_leaf(leaf)
-            initialize(leaves)
-            layouts, states = {}, {}
-            for leaf in leaves:
-                run.memory.take([leaf.given[1]])
-                layout = layouts[leaf.key] = layout_of(run, leaf)
-                state = states[leaf.key] = {"step": torch.tensor(0.0)}
-                for path, slots in layout.slots.items():
-                    state.update({key: run.memory.fresh(leaf.new[path][slot]) for slot, key in slots.items()})
-                for path, slots in layout.shared.items():
-                    values = run.scalars(path) or run.new_shared[path]
-                    state.update({key: values[slot] for slot, key in slots.items()})
+        block = self._block(run, view.chain(view.first, CPU), 0)
+        leaves = [self._leaf(run, param, clock) for param in params]
+        for leaf in leaves:
+            leaf.program = block.for_leaf(leaf)
+        initialize(leaves)
+        layouts, states = {}, {}
+        for leaf in leaves:
+            run.memory.take([leaf.given[1]])
+            layout = layouts[leaf.key] = Layout.of(run, leaf)
+            state = states[leaf.key] = {"step": torch.zeros((), dtype=_step_dtype(), device=CPU)}
+            for path, slots in layout.slots.items():
+                state.update({key: run.memory.fresh(leaf.new[path][slot]) for slot, key in slots.items()})
+            for path, slots in layout.shared.items():
+                values = run.new_shared[path] if anew else run.scalars(path) or run.new_shared[path]
+                state.update({key: values[slot] for slot, key in slots.items()})
+        run.commits.clear()
         return layouts, states
 
-    def _adopt(self, layouts: dict[Tensor, Layout], states: dict[Tensor, dict[str, Tensor]]) -> None:
+    def _keep(self, layouts: dict[Tensor, Layout], states: dict[Tensor, dict[str, Tensor]]) -> None:
         for param, state in states.items():
-            self._layouts[param] = layouts[param]
+            self._records[param].layout = layouts[param]
+            self._records[param].note(state)
             self.state[param] = state
-            self._fresh[param] = _versions(state)
+
+    def _refresh(self, view: GroupView, params: Iterable[Tensor]) -> None:
+        """Make state that nobody has used or touched once more, from the parameters' present values."""
+        again = [p for p in params if self._records[p].untouched(self.state.get(p, {}))]
+        if again:
+            self._keep(*self._initial(view, again, self._records))
+
+    def _refresh_all(self) -> None:
+        for view in self._synced():
+            self._refresh(view, view.group["params"])
 
     def _prepare(self, view: GroupView, changed: bool, stepping: list[Tensor]) -> None:
         """See to it that every parameter that is about to step has the slots of its group's links."""
-        again = []
-        for param in stepping:
-            fresh = self._fresh.pop(param, None)
-            if fresh is not None and fresh == _versions(self.state[param]):
-                del self.state[param], self._layouts[param]
-            if param not in self._layouts or not self.state.get(param):
-                again.append(param)
-        if again:
-            layouts, states = self._initial(view, again, names={param: self._name(param) for param in again})
-            self._layouts.update(layouts)
-            self.state.update(states)
+        self._refresh(view, stepping)
+        missing = [p for p in stepping if self._records[p].layout is None or not self.state.get(p)]
         if changed:
-            members = [param for param in view.group["params"] if param in self._layouts]
-            layouts, states = self._initial(view, members)
+            missing = [p for p in view.group["params"] if self._records[p].layout is not None or p in missing]
+        if missing:
+            layouts, states = self._initial(view, missing, self._records)
             for param, state in states.items():
-                old = self.state[param]
-                self.state[param] = {key: old.get(key, value) for key, value in state.items()}
-                self._layouts[param] = layouts[param]
+                record, new = self._records[param], layouts[param]
+                old, keys = self.state.get(param, {}), (record.layout or new).owners()
+                if record.waiting is not None:
+                    old, record.waiting = matched(record.name, record.waiting, state, param.device, True), None
+                # By stage, since a link that was switched on may now be the first owner of a key.
+                kept = {key: old.get(keys.get(owner, ""), state[key]) for owner, key in new.owners().items()}
+                self.state[param] = {"step": old.get("step", state["step"]), **kept}
+                record.layout = new
+        for param in stepping:
+            self._records[param].made = None
 
     def _count(self, entry: Entry | None = None) -> int:
         """The largest step of the parameters; for a hyperparameter inside a wrapper with a clock, that clock's."""
-        place = entry.place[0] if entry is not None else ()
-        for n in range(len(place), -1, -1):
-            path = self._clock_paths.get(place[:n])
-            if entry is not None and path is not None:
-                scalars = self._run(initial=False).scalars(path)
-                return int(scalars["step"]) if scalars else 0
-        return max((int(self.state[param]["step"]) for param in self._layouts), default=0)
+        path = self._clock_path(entry)
+        if path is not None:
+            return int(self._run(initial=False).scalars(path).get("step", 0))
+        steps = (self.state.get(param, {}).get("step", 0) for param in self._records)
+        return max(map(int, steps), default=0)
+
+    def _clock_path(self, entry: Entry | None) -> Path | None:
+        place = () if entry is None else entry.place[0]
+        paths = (self._clock_paths.get(place[:n]) for n in range(len(place), -1, -1))
+        return None if entry is None else next((path for path in paths if path is not None), None)
 
     # Steps.
 
@@ -256,36 +250,52 @@ class ChainOptimizer(torch.optim.Optimizer):
             if loss is not None:
                 extras.setdefault("value", torch.as_tensor(loss).detach())
             extras.setdefault("grad_fn", closure)
+        views = self._synced()
         run = self._run(initial=False)
         run.grad_fn = lambda values: self._gradients_at(values, extras["grad_fn"])
-        kinds = check_extras(self._tx, True, extras, CALL)
-        extras = {
-            key: self._by_name(key, value) if kinds[key].startswith("leaf") else value for key, value in extras.items()
-        }
-        scalars, trees = split_extras(extras, kinds, dict.fromkeys(self._names.values()))
-        run.known_extras, run.leaf_extras = kinds, trees
-        views = self._synced()
-        values = [view.values() for view in views]
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None and param.grad.is_sparse:
-                    raise RuntimeError(f"{type(self).__name__}: parameter {self._name(param)!r} has a sparse gradient")
+        scalars, trees = self._extras(run, extras)
+        values = self._checked(views)
         for view, present in zip(views, values, strict=True):
-            changed = view.settle(present)
-            self._prepare(view, changed, [p for p in view.group["params"] if p.grad is not None])
+            self._prepare(view, view.settle(present), [p for p in view.group["params"] if p.grad is not None])
         count = self._count()
-        blocks = [
-            self._block(run, view.chain(v, torch.device("cpu")), count) for view, v in zip(views, values, strict=True)
-        ]
+        pairs = zip(views, values, strict=True)
+        blocks = [self._block(run, view.chain(present, CPU), count) for view, present in pairs]
         _check_agreement(blocks)
         leaves = self._stepping(run, views, blocks, scalars, trees)
         execute(leaves, self._write)
         for commit in reversed(run.commits):
             commit()
+        run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
         self._write_shared(run)
         for view in views:
             view.show(self._count)
         return loss
+
+    def _extras(self, run: OptimizerRun, extras: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        kinds = check_extras(self._tx, True, extras, CALL)
+        names = [record.name for record in self._records.values()]
+        for key, value in extras.items():
+            if kinds[key].startswith("leaf") and isinstance(value, list | tuple):
+                if len(value) != len(names):
+                    raise ValueError(f"{key}: {len(value)} tensors for {len(names)} parameters")
+                extras[key] = dict(zip(names, value, strict=True))
+        scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
+        run.known_extras, run.leaf_extras = kinds, trees
+        return scalars, trees
+
+    def _checked(self, views: list[GroupView]) -> list[dict[str, Any]]:
+        """The values of all groups, after everything that can be checked before anything changes."""
+        values = [view.values() for view in views]
+        for view, present in zip(views, values, strict=True):
+            view.check(present)
+            for param in view.group["params"]:
+                record, state = self._records[param], self.state.get(param)
+                if param.grad is not None and param.grad.is_sparse:
+                    raise RuntimeError(f"{type(self).__name__}: parameter {record.name!r} has a sparse gradient")
+                if state and record.layout is not None and not all(key in state for key in record.layout.keys):
+                    key = next(key for key in record.layout.keys if key not in state)
+                    raise ValueError(f"{type(self).__name__}: the state of parameter {record.name!r} lacks {key!r}")
+        return values
 
     def _stepping(self, run: Any, views: Any, blocks: list[Block], scalars: Any, trees: Any) -> list[Leaf]:
         clocks: dict[float, Clock] = {}
@@ -293,25 +303,26 @@ class ChainOptimizer(torch.optim.Optimizer):
         for view, block in zip(views, blocks, strict=True):
             all_enter = takes_none(block.operations)
             for param in view.group["params"]:
-                if param not in self._layouts or (param.grad is None and not all_enter):
+                if self._records[param].layout is None or (param.grad is None and not all_enter):
                     continue
-                count = self.state[param]["step"].item()
+                count = int(self.state[param]["step"])
                 if count not in clocks:
-                    clocks[count] = Clock(torch.tensor(int(count) + 1), int(count) + 1)
-                leaf = self._leaf(run, self._name(param), param, param.grad, clocks[count], scalars)
+                    clocks[count] = Clock(torch.tensor(count + 1, device=CPU), count + 1)
+                leaf = self._leaf(run, param, clocks[count], param.grad, scalars)
                 if trees:
                     own = {key: by_leaf(key, values[leaf.name], leaf) for key, values in trees.items()}
                     leaf.extras = {**scalars, **own}
                 leaf.program = block.for_leaf(leaf)
-                leaves.extend(self._parts(leaf))
+                if FROZEN not in leaf.program[:1]:
+                    leaves.extend(_parts(leaf))
         return leaves
 
-    def _write(self, leaf: Leaf) -> None:
+    @staticmethod
+    def _write(leaf: Leaf) -> None:
         """The one place that changes a parameter: when its values (or those of a part of it) are all there."""
-        param, state, update = leaf.key, leaf.state, leaf.result()
+        param, state, update, memory = leaf.key, leaf.state, leaf.result(), leaf.run.memory
         last = leaf.window is None or leaf.window.stop == param.numel()
-        memory = leaf.run.memory
-        memory.take((leaf.given[1], *state.values()) if leaf.given[0] is None else (*leaf.given, *state.values()))
+        memory.take((*(tensor for tensor in leaf.given if tensor is not None), *state.values()))
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
@@ -330,55 +341,50 @@ class ChainOptimizer(torch.optim.Optimizer):
             path: {name: run.memory.fresh(value) for name, value in found.items()}
             for path, found in run.new_shared.items()
         }
-        for param, layout in self._layouts.items():
-            for path, slots in layout.shared.items():
-                for slot, key in slots.items() if path in new else ():
-                    self.state[param][key] = new[path][slot]
-
-    def _by_name(self, extra: str, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            if len(value) != len(self._names):
-                raise ValueError(f"{extra}: {len(value)} tensors for {len(self._names)} parameters")
-            return dict(zip(self._names.values(), value, strict=True))
-        return value
+        for param, record in self._records.items():
+            for path, slots in record.layout.shared.items() if record.layout is not None else ():
+                if path in new:
+                    self.state[param].update({key: new[path][slot] for slot, key in slots.items()})
 
     def _gradients_at(self, values: dict[str, Tensor], closure: Callable[[], Any]) -> dict[str, Tensor]:
         """Gradients by the closure at other weights; weights and gradients are put back whatever happens."""
-        named = {self._names[param]: param for param in self._layouts}
+        named = {record.name: param for param, record in self._records.items()}
         check_names(values, [name for name in named if name in values], "params", "the optimizer's parameters")
-        old = {name: (param.detach().clone(), param.grad) for name, param in named.items()}
+        old = {name: (param.detach().clone(), param.grad) for name, param in named.items() if not is_lazy(param)}
         try:
-            for name, param in named.items():
-                param.grad = None
+            for name in old:
+                named[name].grad = None
                 if name in values:
-                    param.copy_(values[name])
+                    named[name].copy_(values[name])
             with torch.enable_grad():
                 closure()
             found = {}
-            for name in values:
+            for name, value in values.items():
                 grad = named[name].grad
-                found[name] = torch.zeros_like(values[name]) if grad is None else grad.detach().to(values[name].dtype)
+                found[name] = torch.zeros_like(value) if grad is None else grad.detach().to(value.dtype)
             return found
         finally:
-            for name, param in named.items():
-                param.copy_(old[name][0])
-                param.grad = old[name][1]
+            for name, (own, grad) in old.items():
+                named[name].copy_(own)
+                named[name].grad = grad
 
     @contextlib.contextmanager
     def eval_params(self) -> Iterator[None]:
         """Put the weights to evaluate with in place of the parameters, and the parameters back at the end."""
         with torch.no_grad():
+            self._refresh_all()
             run = self._run(initial=False)
-            clock = Clock(torch.tensor(self._count() + 1))
+            clock = Clock(torch.tensor(self._count() + 1, device=CPU))
             swapped = {}
-            for view in self._synced():
-                block = self._block(run, view.chain(view.values(), torch.device("cpu")), self._count())
+            for view in self._views:
+                block = self._block(run, view.chain(view.values(), CPU), self._count())
                 for param in view.group["params"]:
-                    if param in self._layouts:
-                        leaf = self._leaf(run, self._name(param), param, None, clock)
+                    if self._records[param].layout is not None:
+                        leaf = self._leaf(run, param, clock)
                         found = evaluated(leaf, block.for_leaf(leaf))
                         if found is not None:
                             swapped[param] = (param.detach().clone(), found)
+            run.commits.clear()
             for param, (_, found) in swapped.items():
                 param.copy_(found)
         try:
@@ -389,6 +395,11 @@ class ChainOptimizer(torch.optim.Optimizer):
                     param.copy_(own)
 
     # Checkpoints and copies.
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; state that no step has used yet is made from the present parameters."""
+        self._refresh_all()
+        return super().state_dict()
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
@@ -405,52 +416,60 @@ class ChainOptimizer(torch.optim.Optimizer):
         state_dict = state_dict.copy()
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        saved = deepcopy(state_dict["param_groups"])
+        entries, views = state_dict["state"], self._synced()
+        saved = [
+            {key: value for key, value in group.items() if key not in REFUSED}
+            for group in deepcopy(state_dict["param_groups"])
+        ]
         sizes, own = [len(group["params"]) for group in saved], [len(g["params"]) for g in self.param_groups]
         if len(sizes) != len(own):
             raise ValueError(f"loaded state dict has {len(sizes)} parameter groups, the optimizer has {len(own)}")
         if sizes != own:
             raise ValueError(f"loaded state dict has groups of {sizes} parameters, the optimizer's have {own}")
-        steps = [_number(entry.get("step", entry.get("steps", 0))) for entry in state_dict["state"].values()]
-        count = int(max(steps, default=0))
-        views, states, layouts = [], {}, {}
-        for view, group in zip(self._synced(), saved, strict=True):
-            ids = group.pop("params")
-            group = {key: value for key, value in group.items() if key not in REFUSED}
-            for kept in ("param_names", "label"):
-                if kept in view.group:
-                    group.setdefault(kept, view.group[kept])
+
+        def count(entry: Entry) -> int:
+            path = self._clock_path(entry)
+            layouts = (record.layout for record in self._records.values() if record.layout is not None)
+            key = next((layout.shared[path]["step"] for layout in layouts if path in layout.shared), "step")
+            return int(max((_number(e.get(key, e.get("steps", 0))) for e in entries.values()), default=0))
+
+        new_views, states, layouts, absent, waiting = [], {}, {}, set(), {}
+        for view, group in zip(views, saved, strict=True):
+            ids, group["params"] = group["params"], view.group["params"]
+            group.update({k: v for k, v in view.group.items() if k in ("param_names", "label") and k not in group})
             if group.get("label") != view.group.get("label"):
                 raise ValueError(f"loaded group has label {group.get('label')!r}, ours {view.group.get('label')!r}")
-            group["params"] = view.group["params"]
-            entries = {p: state_dict["state"].get(i, {}) for i, p in zip(ids, group["params"], strict=True)}
-            new, found, places = self._loaded(view, group, entries, count, strict)
-            views.append(new)
+            own_entries = {param: entries.get(i, {}) for i, param in zip(ids, group["params"], strict=True)}
+            absent.update(param for param, entry in own_entries.items() if not entry)
+            waiting.update({param: entry for param, entry in own_entries.items() if is_lazy(param) and entry})
+            new, found, places = self._loaded(view, group, own_entries, count, strict)
+            new_views.append(new)
             states.update(found)
             layouts.update(places)
-        absent = {
-            p for i, p in enumerate(q for g in self.param_groups for q in g["params"]) if i not in state_dict["state"]
-        }
-        agree_on_shared(states, layouts, absent, self._name)
-        foreign = {key: value for key, value in state_dict["state"].items() if not isinstance(key, int)}
+        agree_on_shared(states, layouts, absent, lambda param: self._records[param].name)
+        foreign = {key: value for key, value in entries.items() if not isinstance(key, int)}
         self.state.clear()
-        self.state.update(states)
-        self.state.update(foreign)
-        self._layouts, self._views, self._fresh = layouts, views, {}
-        self.param_groups = [view.group for view in views]
-        for view in views:
+        self.state.update({**states, **foreign})
+        self._views, self.param_groups = new_views, [view.group for view in new_views]
+        for param, record in self._records.items():
+            record.layout, record.made, record.waiting = layouts.get(param), None, waiting.get(param)
+            if param in absent and param in states:
+                record.note(states[param])
+        for view in new_views:
             view.show(self._count)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
-    def _loaded(self, view: GroupView, group: Any, entries: dict[Tensor, Any], count: int, strict: bool) -> tuple:
+    def _loaded(
+        self, view: GroupView, group: dict[str, Any], entries: dict[Tensor, Any], count: Any, strict: bool
+    ) -> tuple:
         error = None
         for literal in (False, True):  # numbers that are off: as here, or else all literally, as when it was saved
-            new = view.loaded(dict(group), literal, lambda entry: count)
-            layouts, fresh = self._initial(new, group["params"])
+            new = view.loaded(dict(group), literal, count)
+            layouts, fresh = self._initial(new, group["params"], self._records, anew=True)
             try:
                 states = {
-                    param: matched(self._name(param), entries[param], state, param.device, strict)
+                    param: matched(self._records[param].name, entries[param], state, param.device, strict)
                     for param, state in fresh.items()
                 }
                 return new, states, layouts
@@ -460,18 +479,50 @@ class ChainOptimizer(torch.optim.Optimizer):
         raise error
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_tx", "_views", "_names", "_choices", "_layouts", "_clock_paths")
-        untouched = [p for p, seen in self._fresh.items() if seen == _versions(self.state[p])]
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_fresh": untouched}
+        own = ("_tx", "_views", "_clock_paths", "_records")
+        for param, record in self._records.items():
+            if not record.untouched(self.state.get(param, {})):
+                record.made = None
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._fresh = {param: _versions(self.state[param]) for param in self._fresh}
+        for param, record in self._records.items():
+            if record.made is not None:  # copies start counting their versions anew
+                record.note(self.state[param])
 
 
-def _versions(state: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """What changes when anybody writes to a state: which tensors, and how often each was written in place."""
-    return {key: (id(value), value._version) for key, value in state.items()}
+def _parts(leaf: Leaf) -> list[Leaf]:
+    """A large leaf whose links are all elementwise, in parts that stay in cache; else the leaf itself."""
+    param, grad = leaf.key, leaf.key.grad
+    if grad is None or param.numel() <= PART or not all(operation.elementwise for operation in leaf.program):
+        return [leaf]
+    slots = [leaf.state[key] for names in leaf.layout.slots.values() for key in names.values()]
+    flat = [param, grad, *(value for value in slots if value.shape == param.shape)]
+    if type(grad) is not Tensor or not all(value.is_contiguous() for value in flat):
+        return [leaf]
+    flat_param, flat_grad, parts = param.detach().view(-1), grad.detach().view(-1), []
+    for start in range(0, param.numel(), PART):
+        window = slice(start, min(start + PART, param.numel()))
+        extras = {
+            key: value.reshape(-1)[window] if key in leaf.run.leaf_extras and value is not None else value
+            for key, value in leaf.extras.items()
+        }
+        one = Leaf(leaf.run, leaf.name, flat_grad[window], flat_param[window], extras, leaf.clock)
+        one.key, one.state, one.layout = param, leaf.state, leaf.layout
+        one.window, one.program = window, leaf.program
+        parts.append(one)
+    return parts
+
+
+def _step_dtype() -> torch.dtype:
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch.optim
+
+
+def _unique(name: str, records: dict[Tensor, Record]) -> str:
+    """A name that no other parameter has: leaves go by name."""
+    taken = {record.name for record in records.values()}
+    return name if name not in taken else next(n for i in range(1, len(taken) + 2) if (n := f"{name}#{i}") not in taken)
 
 
 def _number(value: Any) -> float:
@@ -479,16 +530,21 @@ def _number(value: Any) -> float:
 
 
 def _check_agreement(blocks: list[Block]) -> None:
-    """Hyperparameters of one sum must agree across groups."""
+    """Hyperparameters that belong to all leaves together must agree across groups."""
     seen: dict[Any, Any] = {}
-    for block in blocks:
-        for operation in block.operations:
-            if hasattr(operation, "blocks"):
-                _check_agreement(list(operation.blocks.values()))
-            for name, value in getattr(operation, "agree", {}).items():
-                value = tuple(map(_number, value)) if isinstance(value, tuple) else _number(value)
-                first = seen.setdefault((operation.path, name), value)
-                if first != value:
-                    raise ValueError(
-                        f"{'.'.join(operation.path)}: {name} must agree across groups, got {first!r} and {value!r}"
-                    )
+    for operation in (operation for block in blocks for operation in _all_operations(block)):
+        for name, value in operation.agree.items():
+            value = tuple(map(_number, value)) if isinstance(value, tuple) else _number(value)
+            first = seen.setdefault((operation.path, name), value)
+            if first is not value and first != value:
+                where = ".".join(operation.path)
+                raise ValueError(f"{where}: {name} must agree across groups, got {first!r} and {value!r}")
+
+
+def _all_operations(block: Block) -> Iterator[Any]:
+    for operation in block.operations:
+        if hasattr(operation, "blocks"):
+            for inner in operation.blocks.values():
+                yield from _all_operations(inner)
+        else:
+            yield operation
