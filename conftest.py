@@ -1,9 +1,11 @@
-"""What doctests may use without importing it."""
+"""What doctests may use without importing it, and one thread a test process: `make test` runs a process a core."""
 
 import pytest
 import torch
 
 import gradtx
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

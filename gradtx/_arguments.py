@@ -197,7 +197,7 @@ class Argument:
     def _scalar(self, value: Any, name: str) -> Any:
         if isinstance(value, Schedule):
             return value
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not (value.is_complex() or value.dtype == torch.bool):
             if value.ndim:
                 raise ValueError(
                     f"{self.owner}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "

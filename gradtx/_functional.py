@@ -313,6 +313,11 @@ def eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
             leaf = Leaf(run, name, None, param, {}, run.clock)
             found = evaluated(leaf, run.block.for_leaf(leaf))
             if found is not None:
+                if found.shape != param.shape:
+                    raise ValueError(
+                        f"eval_params: leaf {name!r} has shape {tuple(param.shape)}, its state {tuple(found.shape)}; "
+                        f"{OWN_STATE}"
+                    )
                 chosen[name] = found.to(param.dtype, copy=True)
     return unflatten(chosen)
 

@@ -147,6 +147,8 @@ def soft_row_clip(x: Tensor, max_norm) -> Tensor:
 
     Source: Volchkov and Rivlin 2026, "Clip to Grok"; the form is adam-atan2-pytorch 0.4.1's.
     """
+    if isinstance(max_norm, float | int) and not max_norm > 1:
+        raise ValueError(f"soft_row_clip: max_norm must be above 1, got {max_norm!r}")
     if x.ndim < 2:
         return x
     middle, half = (max_norm + 1) / 2, (max_norm - 1) / 2

@@ -46,6 +46,8 @@ def add_decayed_weights(
 
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101; cautious: Chen et al. 2025, arXiv:2510.12402.
     """
+    if fixed and cautious:
+        raise ValueError("add_decayed_weights: cautious compares a direction with the weight, fixed follows a step")
     if is_off(weight_decay):
         return chain()
 
@@ -121,7 +123,7 @@ def initial_lr(owner: str, lr, param) -> dict:
     if readable(value) and value == 0:
         raise ValueError(
             f"{owner}: the rate is divided by the initial learning rate, which is 0; "
-            "start the schedule above 0, or leave out relative_to (decoupled_wd)"
+            "start above 0, or leave out relative_to (decoupled_wd)"
         )
     return {"initial_lr": value.clone()}
 
