@@ -100,8 +100,8 @@ class TreeRun(Run):
         if self.initial:
             label = selector.choose(leaf.name, leaf.given[1])
             # A predicate may depend on the parameter of today, so the state remembers what it said, as a mark.
-            where = None if selector.by_name else selector.mark(path, label)
-            if where is not None:
+            if not selector.by_name:
+                where = selector.mark(path, label)
                 leaf.new.setdefault(where[:-1], {})[where[-1]] = torch.empty(0, device=leaf.device)
             return label
         if selector.by_name:

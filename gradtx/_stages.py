@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._arguments import exact, exact_dtype
+from gradtx._arguments import exact, exact_dtype, readable
 from gradtx._context import Context
 from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run
 from gradtx._random import Stream
@@ -48,13 +48,13 @@ class RuleStage(Operation):
         if slots:
             leaf.new[self.path] = slots
 
-    def _like(self, leaf: Leaf) -> Tensor:
-        return (leaf.param if leaf.param is not None else leaf.update).to(self._wide(leaf))
+    def _like(self, leaf: Leaf, device: Any = None) -> Tensor:
+        return (leaf.param if leaf.param is not None else leaf.update).to(device or leaf.device, self._wide(leaf))
 
-    def _made(self, leaf: Leaf) -> dict[str, Any]:
+    def _made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
         """What the rule's own `init` returns."""
         rng = (Stream(self._shared["seed"], self._shared["counter"], leaf.name),) if self._spec.random else ()
-        return self._parts.init(self._like(leaf), *rng)  # type: ignore[misc]
+        return self._parts.init(self._like(leaf, device), *rng)  # type: ignore[misc]
 
     def _first(self, leaf: Leaf) -> dict[str, Tensor]:
         if self._parts.init is None:
@@ -95,7 +95,13 @@ class RuleStage(Operation):
         old = leaf.run.slots(self.path, leaf)
         if not old and self._first(leaf):
             raise ValueError(f"state lacks {'.'.join(self.path)!r} of leaf {leaf.name!r}; {OWN_STATE}")
-        state = with_lists({slot: widened(value, wide) for slot, value in old.items()})
+        flat = {slot: widened(value, wide) for slot, value in old.items()}
+        state = with_lists(flat)
+        if state is not flat and readable(leaf.given[0] if leaf.given[0] is not None else leaf.given[1]):
+            # A list that lost an entry would just be a shorter list.
+            for slot in numbered(self._made(leaf, "meta")):
+                if slot not in old:
+                    raise ValueError(f"state lacks {'.'.join([*self.path, slot])!r} of leaf {leaf.name!r}; {OWN_STATE}")
         return old, {**state, **self._shared} if self._shared else state
 
     def _stream(self, leaf: Leaf) -> Stream:

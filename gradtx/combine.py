@@ -60,14 +60,14 @@ class Selector:
             f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
         )
 
-    def mark(self, path: Path, label: Any) -> Path | None:
-        """Where the state marks a leaf as having this label, if it does."""
-        return (*path, "selected" if label else "others") if self.labels == (True,) else (*path, label, "members")
+    def mark(self, path: Path, label: Any) -> Path:
+        """Where the state marks a leaf as having this label."""
+        return (*path, "members" if label else "others") if self.labels == (True,) else (*path, label, "members")
 
     def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
         """The label by the marks in the state, or None."""
         labels = (True, False) if self.labels == (True,) else self.labels
-        return next((label for label in labels if marked(self.mark(path, label) or ())), None)
+        return next((label for label in labels if marked(self.mark(path, label))), None)
 
     def check_used(self, names: list[str]) -> None:
         for where in self._wheres if isinstance(self._wheres, tuple) else ():
@@ -170,16 +170,6 @@ def masked(tx: GradientTransformation, where: Where):
     return _Fork("masked", Selector.of("masked", where), {True: tx, False: chain()}, False)
 
 
-class _FrozenSelector(Selector):
-    """As `Selector.of`, but only what is not frozen is marked: frozen leaves leave no trace in the state."""
-
-    def mark(self, path: Path, label: Any) -> Path | None:
-        return None if label else super().mark(path, label)
-
-    def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
-        return super().recall(path, marked) is None
-
-
 class _Freeze(Combinator):
     def __init__(self, selector: Selector):
         self._selector = selector
@@ -212,7 +202,7 @@ def freeze(where: Where):
         >>> tx.update(grads, state)[0]
         {'embed': {'w': tensor([0.])}, 'head': {'w': tensor([-0.1000])}}
     """
-    return _Freeze(_FrozenSelector("freeze", (True,), (_patterns("freeze", where),)))
+    return _Freeze(Selector.of("freeze", where))
 
 
 @per_tensor(needs=("params",), static=("fn",), example={"fn": torch.tanh})

@@ -108,8 +108,8 @@ class Made(GradientTransformation):
 
     @property
     def _lr_role(self) -> str | None:
-        inner = any(link._lr_role == "owner" for link in self._inner_links())
-        return "owner" if inner else self._spec.lr_role
+        inner = {link._lr_role for link in self._inner_links()}
+        return next((role for role in ("owner", "before owner") if role in inner), self._spec.lr_role)
 
     def _owner(self) -> GradientTransformation:
         return next((link._owner() for link in self._inner_links() if link._lr_role == "owner"), self)

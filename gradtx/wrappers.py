@@ -137,10 +137,11 @@ class _Accumulate(Frame):
     def enter(self, leaf: Leaf) -> None:
         own = self.own(leaf, "acc", "seen")
         total, seen = own["acc"], own["seen"]
-        if leaf.update is not None and leaf.active is None:
+        active = leaf.active
+        if leaf.update is not None and active is None:
             total, seen = total + leaf.update, torch.ones_like(seen)
-        elif leaf.update is not None:
-            total, seen = torch.where(leaf.active, total + leaf.update, total), seen | leaf.active
+        elif leaf.update is not None and active is not None:
+            total, seen = torch.where(active, total + leaf.update, total), seen | active
         leaf.saved[self] = (leaf.clock, leaf.grad, total, seen)
         leaf.update = leaf.grad = total / self.every
         leaf.clock, leaf.active = self.clock, seen

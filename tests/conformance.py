@@ -1,0 +1,276 @@
+"""What the tests of the core share: comparisons bit for bit, a small problem, and the table of all factories."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+import gradtx
+
+# Trees.
+
+
+def tensors(tree: Any) -> dict[str, Tensor]:
+    """Every tensor of a tree by its path."""
+    leaves, _ = _pytree.tree_flatten_with_path(tree)
+    return {_pytree.keystr(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
+
+
+def snapshot(tree: Any) -> Any:
+    return _pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The memory of a tensor as bytes, so that NaN equals NaN and -0 differs from 0."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """The same structure, dtypes, shapes and bits."""
+    got, wanted = tensors(actual), tensors(expected)
+    assert list(got) == list(wanted)
+    assert _pytree.tree_structure(actual) == _pytree.tree_structure(expected)
+    for path, tensor in got.items():
+        other = wanted[path]
+        assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), path
+        assert torch.equal(bits(tensor), bits(other)), f"{path}: {tensor} is not {other}"
+
+
+def assert_close(actual: Any, expected: Any, rtol: float, atol: float = 0.0) -> None:
+    """The same structure, and values within tolerances; dtypes and shapes as they are."""
+    got, wanted = tensors(actual), tensors(expected)
+    assert set(got) == set(wanted)
+    for path, tensor in got.items():
+        torch.testing.assert_close(tensor, wanted[path], rtol=rtol, atol=atol, msg=lambda text, p=path: f"{p}: {text}")
+
+
+def layout(tree: Any) -> dict[str, tuple]:
+    return {path: (tuple(tensor.shape), tensor.dtype) for path, tensor in tensors(tree).items()}
+
+
+@contextlib.contextmanager
+def untouched(*trees: Any) -> Iterator[None]:
+    """The block changes no bit of these trees, not even by writing what was there."""
+    before, versions = snapshot(trees), [tensor._version for tensor in tensors(trees).values()]
+    yield
+    assert_same(trees, before)
+    assert [tensor._version for tensor in tensors(trees).values()] == versions
+
+
+def assert_own_memory(outputs: Any, *inputs: Any) -> None:
+    """No tensor of `outputs` shares memory with one of `inputs`, or with another output."""
+    taken = {
+        tensor.untyped_storage().data_ptr(): f"input {path}"
+        for path, tensor in tensors(inputs).items()
+        if _used(tensor)
+    }
+    for path, tensor in tensors(outputs).items():
+        if _used(tensor):
+            pointer = tensor.untyped_storage().data_ptr()
+            assert pointer not in taken, f"output {path} shares memory with {taken[pointer]}"
+            taken[pointer] = f"output {path}"
+
+
+def _used(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > 0
+
+
+# A problem: parameters of all ranks, and a gradient field that depends on them smoothly.
+
+SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": ()}
+
+
+@functools.cache
+def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def noise(
+    seed: int = 0, shapes: Mapping[str, tuple] = SHAPES, dtype: torch.dtype = torch.float64, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """A dict of normal numbers, the same in every call. Not for the inside of vmap, which refuses randomness."""
+    return {
+        name: (scale * _noise(1000 * seed + i, tuple(shape))).to(dtype)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def field(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A gradient that depends smoothly on the parameters, entry by entry."""
+    return {name: (0.5 * p + 0.3 * (2 * p).sin() + _OFFSETS[name]).to(p.dtype) for name, p in params.items()}
+
+
+_OFFSETS = noise(7)
+
+
+def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `tx` says it needs beyond gradients and parameters."""
+    known = {
+        "value": lambda: sum(p.square().sum() for p in params.values()),
+        "grad_fn": lambda: field,
+        "hessian_diag": lambda: {name: 0.5 + 0.6 * (2 * p).cos() for name, p in params.items()},
+    }
+    return {need: known[need]() for need in tx.needs if need != "params"}
+
+
+def step(tx: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    return tx.update(grads, state, params, **extras(tx, params))
+
+
+def train(tx: gradtx.GradientTransformation, params: Any, steps: int) -> Any:
+    """The parameters after some steps along the field."""
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = step(tx, field(params), state, params)
+        params = gradtx.apply_updates(params, updates)
+    return params
+
+
+# The table.
+
+
+class Float(NamedTuple):
+    """A float hyperparameter of a case: an argument, or an entry of one."""
+
+    name: str
+    index: int | None
+    value: float  # of the case, or where that is too small for a difference quotient another
+
+    def __str__(self) -> str:
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
+
+
+class Case(NamedTuple):
+    """A factory and arguments to call it with."""
+
+    factory: Any
+    arguments: dict[str, Any]
+    label: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.factory.__name__}{self.label and '-' + self.label}"
+
+    def make(self, changes: Mapping[Float, Any] | None = None, **options: Any) -> gradtx.GradientTransformation:
+        """The transformation, some of its float hyperparameters changed."""
+        arguments = {**self.arguments, **options}
+        for place, value in (changes or {}).items():
+            if place.index is None:
+                arguments[place.name] = value
+            else:
+                default = self.factory.spec.arguments.by_name[place.name].default
+                entries = list(arguments.get(place.name, default))
+                entries[place.index] = value
+                arguments[place.name] = tuple(entries)
+        return self.factory(**arguments)
+
+    def floats(self) -> list[Float]:
+        found = []
+        for argument in self.factory.spec.arguments.all:
+            value = self.arguments.get(argument.name, argument.default)
+            if argument.kind == "scalar":
+                found.append(Float(argument.name, None, _lively(value, argument.range.off)))
+            elif argument.kind == "betas":
+                found.extend(Float(argument.name, i, _lively(item, 0.0)) for i, item in enumerate(value))
+        return [place for place in found if self._takes([place])]
+
+    def some_floats(self) -> list[Float]:
+        """As many float hyperparameters as may be switched on together, first come first served."""
+        chosen: list[Float] = []
+        for place in self.floats():
+            if self._takes([*chosen, place]):
+                chosen.append(place)
+        return chosen
+
+    def _takes(self, places: list[Float]) -> bool:
+        try:
+            self.make({place: place.value for place in places})
+        except ValueError:
+            return False
+        return True
+
+
+def _lively(value: float | None, off: float) -> float:
+    """A value near `value` that is not off, and that float64 can take differences at."""
+    if value is None:
+        return 0.3
+    return 0.75 * value if value >= 0.01 else 0.1
+
+
+def factories() -> list[Any]:
+    """Everything public that was made by a decorator: rules, trees, combinators, aliases."""
+    return [found for name in gradtx.__all__ if hasattr(found := getattr(gradtx, name), "spec")]
+
+
+def example(factory: Any) -> dict[str, Any]:
+    """Arguments for a factory, from its decorator."""
+    declared = factory.spec.example
+    return dict(declared(gradtx.adam()) if callable(declared) else declared)
+
+
+def plain_cases() -> list[Case]:
+    """Every factory as its decorator says to call it; a test of its own says whether that is enough."""
+    cases = [Case(factory, example(factory)) for factory in factories()]
+    return [case for case in cases if _can_be_made(case)]
+
+
+def _can_be_made(case: Case) -> bool:
+    try:
+        case.make()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def all_cases() -> list[Case]:
+    """Every factory as declared, with its switched-off numbers on, and then with each of its switches turned.
+
+    Numbers may exclude each other, so they are switched on in both orders. A combination that the factory refuses is
+    no case.
+    """
+    cases: list[Case] = []
+    for case in plain_cases():
+        seen = []
+        for arguments, label in _variants(case):
+            variant = Case(case.factory, arguments, label)
+            if arguments not in seen and _can_be_made(variant):
+                seen.append(arguments)
+                cases.append(variant)
+    return cases
+
+
+def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
+    yield case.arguments, ""
+    table = case.factory.spec.arguments.all
+    off = [
+        argument.name
+        for argument in table
+        if argument.kind == "scalar" and case.arguments.get(argument.name, argument.default) == argument.range.off
+    ]
+    switches = [argument for argument in table if argument.kind == "bool"]
+    for label, order in (("on", off), ("reversed", off[::-1])):
+        lively = dict(case.arguments)
+        for name in order:
+            with contextlib.suppress(ValueError):
+                case.factory(**lively, **{name: 0.5})
+                lively[name] = 0.5
+        yield lively, label
+        for switch in switches:
+            flipped = {switch.name: not case.arguments.get(switch.name, switch.default)}
+            some = ({**case.arguments, name: 0.5, **flipped} for name in off)  # where all at once is refused
+            variants = ({**lively, **flipped}, *some)
+            yield (
+                next((v for v in variants if _can_be_made(Case(case.factory, v))), variants[0]),
+                f"{label}-{switch.name}",
+            )
+
+
+def has_slots(tx: gradtx.GradientTransformation) -> bool:
+    """Whether it keeps anything by leaf."""
+    slots = (path for path in tensors(tx.init(noise())) if "['members']" not in path)
+    return any(path.endswith(tuple(f"['{name}']" for name in SHAPES)) for path in slots)

@@ -1,0 +1,169 @@
+"""The adapter is the functional loop, kept in place."""
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.chains import CHAINS, WARM_UP
+from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, values
+
+# Hyperparameters are 0-d float64 tensors in the adapter and Python numbers in the loop: `log` and `1 - beta` may differ
+# in the last bit of float64, and thirty steps make that up to about 1e-14.
+TOLERANCE = 1e-12
+
+
+def trained(tx, steps=30, dtype=torch.float64, **options):
+    params = parameters(dtype)
+    optimizer = gradtx.as_optimizer(tx, list(params.items()))
+    descend(optimizer, params, steps, **options)
+    return params, optimizer
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_thirty_steps_equal_the_functional_loop(name):
+    params, _ = trained(CHAINS[name])
+    expected, _ = functional(CHAINS[name], parameters(), 30)
+    assert_close(params.values(), expected.values(), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_parameters_of_different_dtypes_equal_the_functional_loop(name):
+    def mixed():
+        dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+        params = zip(parameters().items(), dtypes, strict=True)
+        return {name: torch.nn.Parameter(param.detach().to(dtype)) for (name, param), dtype in params}
+
+    params = mixed()
+    descend(gradtx.as_optimizer(CHAINS[name], list(params.items())), params, 6)
+    expected, _ = functional(CHAINS[name], mixed(), 6)
+    for key, param in params.items():
+        # One rounding of the dtype that may fall to the other side; plain functions keep half-precision slots here,
+        # and their own float32 tree there.
+        tolerance = {torch.float64: 1e-6, torch.float32: 1e-6}.get(param.dtype, 2e-2)
+        torch.testing.assert_close(param.detach(), expected[key], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["accumulate", "accumulate a partition", "skip", "record", "average", "random"])
+def test_steps_without_some_gradients_equal_the_functional_loop_where_no_bias_correction_counts(name):
+    def skip(leaf, t):
+        return (t + len(leaf)) % 4 == 0 and leaf != "body.weight"
+
+    params, _ = trained(CHAINS[name], skip=skip)
+    expected, _ = functional(CHAINS[name], parameters(), 30, skip)
+    assert_close(params.values(), expected.values(), TOLERANCE)
+
+
+def test_skip_nonfinite_around_accumulate_takes_leaves_without_gradient():
+    tx = CHAINS["skip an accumulation"]
+
+    def skip(leaf, t):
+        return (t + len(leaf)) % 4 == 0
+
+    params, _ = trained(tx, skip=skip)
+    expected, _ = functional(tx, parameters(), 30, skip)
+    assert_close(params.values(), expected.values(), TOLERANCE)
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.float32])
+def test_bfloat16_parameters_equal_the_functional_loop_bit_for_bit(state_dtype):
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=WARM_UP, state_dtype=state_dtype))
+    params, optimizer = trained(tx, dtype=torch.bfloat16)
+    expected, state = functional(tx, parameters(torch.bfloat16), 30)
+    assert_equal(values(params), values(expected))
+    for name, param in params.items():
+        kept = optimizer.state[param]["exp_avg"]
+        assert kept.dtype == (state_dtype or torch.bfloat16)
+        # Only a 0-d leaf meets the adapter's 0-d float64 hyperparameters in float64 rather than float32.
+        assert_close([kept], [state["scale_by_adam"]["exp_avg"][name]], 1e-6)
+
+
+def test_state_holds_the_slots_of_the_functional_state():
+    tx = gradtx.chain(gradtx.ema(0.5), gradtx.record("norm"), gradtx.adam(lr=1e-2), gradtx.lookahead(k=3))
+    params, optimizer = trained(tx, steps=7)
+    _, state = functional(tx, parameters(), 7)
+    for name, param in params.items():
+        own = optimizer.state[param]
+        pairs = [
+            (own["exp_avg"], state["ema"]["exp_avg"][name]),
+            (own["scale_by_adam.exp_avg"], state["scale_by_adam"]["exp_avg"][name]),
+            (own["exp_avg_sq"], state["scale_by_adam"]["exp_avg_sq"][name]),
+            (own["slow"], state["lookahead"]["slow"][name]),
+            (own["norm"], state["record"]["norm"]),
+        ]
+        assert_close(*zip(*pairs, strict=True), tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_skip_nonfinite_leaves_parameters_and_inner_state_bit_identical(bad):
+    params = parameters()
+    optimizer = gradtx.as_optimizer(gradtx.skip_nonfinite(gradtx.adamw(lr=0.1)), list(params.items()))
+    descend(optimizer, params, 3)
+    before = values(params), values(optimizer.state[param]["exp_avg"] for param in params.values())
+    for param in params.values():
+        param.grad = torch.full_like(param, bad)
+    optimizer.step()
+    assert_equal((values(params), values(optimizer.state[param]["exp_avg"] for param in params.values())), before)
+    state = optimizer.state[params["head.scale"]]
+    assert (state["skipped"].item(), state["skip_nonfinite.step"].item()) == (1, 3)
+
+
+def test_parameters_that_are_not_contiguous_move_as_contiguous_ones():
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1), gradtx.lookahead(k=2))
+    matrix, image = torch.randn(6, 4, dtype=torch.float64), torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    for strided in (
+        matrix.t().contiguous().t(),
+        matrix.clone()[:, ::2],
+        image.clone().to(memory_format=torch.channels_last),
+    ):
+        odd, plain = torch.nn.Parameter(strided), torch.nn.Parameter(strided.detach().contiguous().clone())
+        for param in (odd, plain):
+            descend(gradtx.as_optimizer(tx, [param]), {"w": param}, 6)
+        assert odd.stride() != plain.stride()
+        # Sums over other strides add in another order.
+        assert_close([odd], [plain], TOLERANCE)
+
+
+def test_updates_of_a_step_do_not_depend_on_the_order_of_parameters():
+    tx = gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.adam(lr=0.1))
+    forth, back = parameters(), parameters()
+    descend(gradtx.as_optimizer(tx, list(forth.items())), forth, 5)
+    descend(gradtx.as_optimizer(tx, list(back.items())[::-1]), back, 5)
+    assert_equal(values(forth), values(back))
+
+
+def test_two_user_groups_without_overrides_equal_one():
+    for name in ("design", "partition", "accumulate", "skip", "with lookahead", "whole tree", "random", "two sums"):
+        params = parameters()
+        items = list(params.items())
+        optimizer = gradtx.as_optimizer(CHAINS[name], [{"params": items[:1]}, {"params": items[1:]}])
+        descend(optimizer, params, 8)
+        expected, _ = trained(CHAINS[name], 8)
+        assert_equal(values(params), values(expected))
+
+
+@pytest.mark.parametrize("name", [name for name in CHAINS if "accumulat" not in name])  # there, None counts as zero
+def test_a_step_without_any_gradient_moves_nothing(name):
+    params, optimizer = trained(CHAINS[name], steps=2)
+    before = values(params)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert_equal(values(params), before)
+
+
+def test_a_rule_may_keep_the_gradient_itself():
+    @gradtx.per_tensor
+    def keep():
+        def init(param):
+            return {"previous": torch.zeros_like(param)}
+
+        def update(update, state, param, ctx):
+            return -update, {"previous": update}
+
+        return init, update
+
+    params = parameters()
+    optimizer = gradtx.as_optimizer(keep(), params.values())
+    descend(optimizer, params, 1)
+    kept = values(optimizer.state[param]["previous"] for param in params.values())
+    optimizer.zero_grad(set_to_none=False)
+    assert_equal(values(optimizer.state[param]["previous"] for param in params.values()), kept)

@@ -1,0 +1,209 @@
+"""The generated classes: real signatures and docstrings, real torch optimizers, torch's errors."""
+
+import inspect
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.problems import assert_close, assert_equal, descend, parameters, values
+
+ALIASES = {
+    "SGD": gradtx.sgd,
+    "SGDW": gradtx.sgdw,
+    "Adam": gradtx.adam,
+    "AdamW": gradtx.adamw,
+    "AdamP": gradtx.adamp,
+    "SGDP": gradtx.sgdp,
+    "AdamAtan2": gradtx.adam_atan2,
+    "ADOPT": gradtx.adopt,
+    "AdoptAtan2": gradtx.adopt_atan2,
+}
+
+
+def test_every_alias_has_a_class():
+    aliases = {name for name in gradtx.__all__ if getattr(getattr(gradtx, name), "spec", None)}
+    aliases = {getattr(gradtx, name) for name in aliases if getattr(gradtx, name).spec.kind == "alias"}
+    assert aliases == set(ALIASES.values())
+    assert set(gradtx.optim.__all__) >= set(ALIASES)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_class_has_the_signature_of_its_alias_after_params(name):
+    own = list(inspect.signature(getattr(gradtx.optim, name)).parameters.values())
+    expected = list(inspect.signature(ALIASES[name]).parameters.values())
+    assert own[0].name == "params"
+    assert own[1 : 1 + len(expected)] == expected
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_class_has_the_docstring_of_its_alias_and_a_name_to_pickle_it_by(name):
+    cls = getattr(gradtx.optim, name)
+    assert ALIASES[name].__doc__ in cls.__doc__
+    assert (cls.__name__, cls.__qualname__, cls.__module__) == (name, name, "gradtx.optim")
+    assert issubclass(cls, torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_options_that_torch_takes_by_position_are_taken_by_position(name):
+    theirs = inspect.signature(getattr(torch.optim, name)).parameters.values()
+    positional = [p.name for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]
+    own = inspect.signature(getattr(gradtx.optim, name)).parameters.values()
+    assert [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_class_takes_the_steps_of_as_optimizer(name):
+    required = {"lr": 0.1} if name == "SGDP" else {}
+    first, second = parameters(), parameters()
+    descend(getattr(gradtx.optim, name)(first.values(), **required), first, 5)
+    descend(gradtx.as_optimizer(ALIASES[name](**required), second.values()), second, 5)
+    assert_equal(values(first), values(second))
+
+
+def test_arguments_may_come_by_position_or_by_name():
+    params = list(parameters().values())
+    by_position, by_name = (
+        gradtx.optim.AdamW(params, 0.1, (0.5, 0.6)),
+        gradtx.optim.AdamW(betas=(0.5, 0.6), params=params, lr=0.1),
+    )
+    assert by_position.param_groups == by_name.param_groups
+
+
+def test_state_dtype_is_an_argument_of_the_classes():
+    params = parameters(torch.bfloat16)
+    optimizer = gradtx.optim.AdamW(params.values(), state_dtype=torch.float32)
+    assert {state["exp_avg"].dtype for state in optimizer.state.values()} == {torch.float32}
+
+
+def test_an_unknown_argument_is_an_error_with_a_suggestion():
+    with pytest.raises(TypeError, match="adamw: unknown argument 'weight_deccay'; did you mean 'weight_decay'"):
+        gradtx.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], weight_deccay=0.1)
+
+
+def test_repr_shows_the_class_and_every_hyperparameter_of_every_group():
+    params = parameters()
+    text = repr(gradtx.optim.SGD(params.values(), lr=gradtx.linear_schedule(0.5, start_factor=0.5), momentum=0.9))
+    assert text.startswith(
+        "SGD (\nParameter Group 0\n    dampening: 0.0\n    lr: 0.25\n    maximize: False\n    momentum: 0.9"
+    )
+
+
+def test_a_class_may_be_subclassed():
+    class Mine(gradtx.optim.AdamW):
+        def __init__(self, params, depth=1):
+            super().__init__(params, lr=0.1 / depth)
+            self.steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            return super().step(closure)
+
+    params, others = parameters(), parameters()
+    optimizer = Mine(params.values(), depth=2)
+    descend(optimizer, params, 3)
+    descend(gradtx.optim.AdamW(others.values(), lr=0.05), others, 3)
+    assert optimizer.steps == 3
+    assert list(inspect.signature(Mine).parameters) == ["params", "depth"]
+    assert_equal(values(params), values(others))
+
+
+# What torch says to bad parameters.
+
+
+BAD = {
+    "an empty list": lambda: [],
+    "an exhausted generator": lambda: iter(()),
+    "a tensor": lambda: torch.zeros(2, requires_grad=True),
+    "a non-leaf": lambda: [torch.zeros(2, requires_grad=True) * 2],
+    "a number": lambda: [1.0],
+    "an array": lambda: [[1.0, 2.0]],
+    "a set": lambda: [{"params": {torch.nn.Parameter(torch.zeros(2))}}],
+    "nothing": lambda: None,
+    "a number in place of a list": lambda: 3,
+    "a group without params": lambda: [{"lr": 0.1}],
+    "a group after parameters": lambda: [torch.nn.Parameter(torch.zeros(2)), {"params": []}],
+    "a parameter in two groups": lambda: [{"params": [p]} for p in [torch.nn.Parameter(torch.zeros(2))] * 2],
+    "names for some": lambda: [("a", torch.nn.Parameter(torch.zeros(2))), torch.nn.Parameter(torch.zeros(2))],
+    "names in one group": lambda: [
+        {"params": [("a", torch.nn.Parameter(torch.zeros(2)))]},
+        {"params": [torch.nn.Parameter(torch.zeros(2))]},
+    ],
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_parameters_are_refused_with_torchs_type_of_error(bad):
+    with pytest.raises((TypeError, ValueError, KeyError)) as expected:
+        torch.optim.AdamW(BAD[bad]())
+    with pytest.raises(expected.type):
+        gradtx.optim.AdamW(BAD[bad]())
+
+
+def test_a_parameter_twice_in_a_group_is_torchs_warning():
+    param = torch.nn.Parameter(torch.zeros(2))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        gradtx.optim.AdamW([param, param])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_parameters_that_are_not_floating_point_are_refused_by_name(dtype):
+    param = torch.zeros(2, dtype=dtype)
+    with pytest.raises(TypeError, match=r"'w' has dtype .* needs a floating-point one"):
+        gradtx.optim.SGD([("w", param)])
+
+
+def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was():
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(params.values())
+    descend(optimizer, params, 2)
+    groups, state = list(optimizer.param_groups), dict(optimizer.state)
+    fresh = torch.nn.Parameter(torch.zeros(2))
+    for group, error in (
+        ({"params": [fresh], "lr": -1.0}, ValueError),
+        ({"params": [fresh], "fused": True}, TypeError),
+        ({"params": [params["body.bias"]]}, ValueError),
+        ({"params": [torch.zeros(2, dtype=torch.int64)]}, TypeError),
+        ([fresh], TypeError),
+    ):
+        with pytest.raises(error):
+            optimizer.add_param_group(group)
+    assert optimizer.param_groups == groups
+    assert optimizer.state == state
+    optimizer.add_param_group({"params": [fresh]})
+    descend(optimizer, {**params, "fresh": fresh}, 1)
+
+
+def test_a_non_leaf_that_retains_its_gradient_is_optimized_as_in_torch():
+    results = []
+    for module in (gradtx.optim, torch.optim):
+        inner = torch.ones(2, requires_grad=True) * 2
+        inner.retain_grad()
+        optimizer = module.SGD([inner], lr=0.5)
+        inner.square().sum().backward()
+        optimizer.step()
+        results.append(inner)
+    assert_close(results[:1], results[1:], 0.0)
+
+
+@pytest.mark.parametrize("params", [None, [], 3])
+def test_as_optimizer_says_what_it_needs(params):
+    with pytest.raises(TypeError, match=r"tx must be a GradientTransformation, got .*sgd.*; call it"):
+        gradtx.as_optimizer(gradtx.sgd, params)
+
+
+def test_a_pattern_without_a_match_is_an_error_that_tells_of_named_parameters():
+    params = parameters()
+    tx = gradtx.chain(gradtx.adam(), gradtx.freeze("head.*"))
+    gradtx.as_optimizer(tx, list(params.items()))
+    with pytest.raises(ValueError, match=r"'head.\*' matches no leaf.*pass model.named_parameters\(\)"):
+        gradtx.as_optimizer(tx, params.values())
+    with pytest.raises(ValueError, match=r"freeze: 'tail.\*' matches no leaf; leaves: body.weight, body.bias") as error:
+        gradtx.as_optimizer(gradtx.chain(gradtx.adam(), gradtx.freeze("tail.*")), list(params.items()))
+    assert "named_parameters" not in str(error.value)
+
+
+def test_a_leaf_without_label_is_an_error_that_names_it():
+    tx = gradtx.partition({"body": gradtx.sgd()}, {"body": "body.*"})
+    with pytest.raises(ValueError, match=r"partition: leaf 'head\.weight' has no label"):
+        gradtx.as_optimizer(tx, list(parameters().items()))

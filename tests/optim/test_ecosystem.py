@@ -1,0 +1,179 @@
+"""What the rest of torch does with an optimizer."""
+
+import pytest
+import torch
+from torch.optim import swa_utils
+
+import gradtx
+from tests.optim.problems import (
+    assert_close,
+    assert_equal,
+    parameters,
+    unchanged,
+    values,
+)
+
+TOLERANCE = 1e-12  # the same sums in float64, in another order
+
+
+def scaled_run(make, steps=8):
+    """Training under a GradScaler whose third loss is infinite."""
+    params = parameters(torch.float32)
+    optimizer = make(params)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+    for t in range(steps):
+        optimizer.zero_grad()
+        loss = sum((param * (t + 1)).sin().sum() for param in params.values())
+        scaler.scale(loss * float("inf") if t == 2 else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return params, optimizer, scaler
+
+
+def test_a_grad_scaler_skips_steps_with_infinite_gradients_as_with_torch():
+    ours, optimizer, scaler = scaled_run(lambda params: gradtx.optim.AdamW(params.values(), lr=0.1))
+    theirs, _, reference = scaled_run(lambda params: torch.optim.AdamW(params.values(), lr=0.1))
+    # Eight roundings of float32.
+    assert_close(ours.values(), theirs.values(), 1e-6)
+    assert scaler.get_scale() == reference.get_scale()
+    assert {optimizer.state[param]["step"].item() for param in ours.values()} == {7.0}
+
+
+def test_a_skipped_step_of_a_grad_scaler_changes_no_state_and_no_schedule():
+    schedule = gradtx.cosine_schedule(0.1, T_max=20)
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=schedule), gradtx.lookahead(k=2))
+    params, optimizer, _ = scaled_run(lambda params: gradtx.as_optimizer(tx, list(params.items())), steps=2)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    for param in params.values():
+        param.grad = torch.full_like(param, float("inf"))
+    with unchanged(optimizer):
+        scaler.step(optimizer)
+    assert optimizer.param_groups[0]["lr"] == schedule(2)
+
+
+def test_a_grad_scaler_unscales_before_clipping():
+    params = parameters(torch.float32)
+    optimizer = gradtx.optim.SGD(params.values(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    before = values(params)
+    scaler.scale(sum(param.sum() for param in params.values())).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(params.values(), 1e-3)
+    scaler.step(optimizer)
+    moved = torch.cat([(param.detach() - old).flatten() for param, old in zip(params.values(), before, strict=True)])
+    assert_close([moved.norm()], [torch.tensor(1e-4)], 1e-3)  # differences of float32 weights of size 1
+
+
+def train(model, optimizer, steps, after=lambda: None):
+    for t in range(steps):
+        optimizer.zero_grad()
+        (model(torch.ones(4, 3) * (t + 1)) - 1).square().mean().backward()
+        optimizer.step()
+        after()
+
+
+def model_of(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+
+
+def test_averaged_models_and_swalr_work_as_with_torch():
+    results = []
+    for module in (gradtx.optim, torch.optim):
+        model = model_of()
+        optimizer = module.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        averaged = swa_utils.AveragedModel(model)
+        scheduler = swa_utils.SWALR(optimizer, swa_lr=0.01, anneal_epochs=3)
+
+        def after(averaged=averaged, model=model, scheduler=scheduler):
+            averaged.update_parameters(model)
+            scheduler.step()
+
+        train(model, optimizer, 6, after)
+        assert optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["swa_lr"] == 0.01
+        results.append(list(averaged.parameters()))
+    assert_close(*results, tolerance=1e-6)  # six roundings of float32
+
+
+def test_an_average_of_weights_equals_torchs_averaged_model():
+    model = model_of().double()
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), model.parameters())
+    averaged = swa_utils.AveragedModel(model)
+    for t in range(5):
+        optimizer.zero_grad()
+        model(torch.ones(4, 3, dtype=torch.float64) * (t + 1)).square().mean().backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+    with optimizer.eval_params():
+        assert_close(model.parameters(), averaged.module.parameters(), TOLERANCE)
+
+
+def test_a_compiled_model_trains_as_a_plain_one():
+    results = []
+    for wrap in (lambda model: model, lambda model: torch.compile(model, backend="eager")):
+        model = model_of()
+        train(wrap(model), gradtx.optim.AdamW(model.parameters(), lr=0.1), 4)
+        results.append(values(model.parameters()))
+    assert_equal(*results)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about what it can't trace
+def test_a_compiled_training_step_trains_as_a_plain_one():
+    results = []
+    for wrap in (lambda step: step, lambda step: torch.compile(step, backend="eager")):
+        param = torch.nn.Parameter(torch.ones(2))
+        optimizer = gradtx.optim.SGD([param], lr=0.1)
+
+        def step(param=param, optimizer=optimizer):
+            optimizer.zero_grad()
+            param.sin().sum().backward()
+            optimizer.step()
+
+        run = wrap(step)
+        for _ in range(3):
+            run()
+        results.append(param.detach())
+    assert_equal(*results)
+
+
+def test_one_optimizer_for_each_parameter_inside_backward():
+    model, twin = model_of(), model_of()
+    optimizers = {param: gradtx.optim.AdamW([param], lr=0.1) for param in model.parameters()}
+
+    def step_and_free(param):
+        optimizers[param].step()
+        optimizers[param].zero_grad()
+
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(step_and_free)
+    reference = gradtx.optim.AdamW(twin.parameters(), lr=0.1)
+    for _ in range(3):
+        model(torch.ones(4, 3)).square().mean().backward()
+        assert all(param.grad is None for param in model.parameters())
+        reference.zero_grad()
+        twin(torch.ones(4, 3)).square().mean().backward()
+        reference.step()
+    assert_equal(values(model.parameters()), values(twin.parameters()))
+
+
+def test_a_model_moved_to_another_dtype_keeps_training():
+    model = model_of()
+    optimizer = gradtx.optim.AdamW(model.parameters(), lr=0.1)
+    train(model, optimizer, 2)
+    model.to(torch.bfloat16)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(4, 3, dtype=torch.bfloat16)).square().mean().backward()
+        optimizer.step()
+    assert {param.dtype for param in model.parameters()} == {torch.bfloat16}
+    assert {optimizer.state[param]["exp_avg"].dtype for param in model.parameters()} == {torch.float32}
+
+
+def test_a_model_moved_before_the_first_step_makes_its_state_there():
+    model = model_of()
+    optimizer = gradtx.optim.AdamW(model.parameters(), lr=0.1)
+    model.to(torch.float64)
+    model(torch.ones(4, 3, dtype=torch.float64)).square().mean().backward()
+    optimizer.step()
+    assert {optimizer.state[param]["exp_avg"].dtype for param in model.parameters()} == {torch.float64}

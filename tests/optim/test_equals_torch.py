@@ -1,0 +1,150 @@
+"""Where torch.optim has an optimizer of the name, ours takes the same steps."""
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.problems import assert_close, assert_equal, descend, parameters, twins, values
+
+# The same sums in another order: torch updates in place by fused operations.
+TOLERANCE = 1e-12
+
+SGD = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "dampening": 0.5},
+    {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "maximize": True},
+    {"lr": 0, "momentum": 1},
+]
+ADAM = [
+    {},
+    {"betas": (0.5, 0.6), "eps": 1e-3},
+    {"betas": (0.0, 0.0)},
+    {"betas": (0.0, 0.9), "amsgrad": True},
+    {"weight_decay": 0.1, "amsgrad": True},
+    {"weight_decay": 0.1, "maximize": True},
+    {"lr": 0, "eps": 1},
+]
+CASES = [
+    *(("SGD", options) for options in SGD),
+    *(("Adam", options) for options in ADAM),
+    *(("AdamW", options) for options in [*ADAM, {"weight_decay": 0.0}]),
+    ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+]
+
+
+def pair(name, params=parameters, **options):
+    """Our optimizer and torch's, each with parameters of its own."""
+    return [
+        (made(ours.values(), **{"lr": 0.03, **options}), ours)
+        for made, ours in ((getattr(gradtx.optim, name), params()), (getattr(torch.optim, name), params()))
+    ]
+
+
+def assert_same_steps(name, steps=30, tolerance=TOLERANCE, params=parameters, skip=lambda name, t: False, **options):
+    (ours, own), (theirs, other) = pair(name, params, **options)
+    descend(ours, own, steps, skip=skip)
+    descend(theirs, other, steps, skip=skip)
+    assert_close(own.values(), other.values(), tolerance)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_thirty_steps_equal_torch(name, options):
+    assert_same_steps(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_steps_without_some_gradients_equal_torch(name, options):
+    assert_same_steps(name, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0, **options)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # Thirty roundings of the dtype; torch computes in half precision where we compute in float32.
+    [(torch.float32, 1e-5), (torch.bfloat16, 0.05)],
+)
+def test_narrow_dtypes_follow_torch(name, dtype, tolerance):
+    assert_same_steps(name, tolerance=tolerance, params=lambda: parameters(dtype))
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_adam_state_has_the_keys_shapes_and_dtypes_of_torch(name):
+    for options in ({}, {"amsgrad": True}):
+        (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float32), **options)
+        descend(ours, own, 3)
+        descend(theirs, other, 3)
+        for a, b in zip(own.values(), other.values(), strict=True):
+            state, expected = ours.state[a], theirs.state[b]
+            assert list(state) == list(expected)
+            for key, value in expected.items():
+                assert (state[key].shape, state[key].dtype) == (value.shape, value.dtype)
+            assert_equal(state["step"], expected["step"])
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_a_tensor_as_learning_rate_equals_torch(name):
+    assert_same_steps(name, lr=torch.tensor(0.03, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_gradients_that_are_not_zeroed_accumulate_as_in_torch(name):
+    results = []
+    for optimizer, params in pair(name):
+        for t in range(6):
+            sum((p * (t + 1)).sin().sum() for p in params.values()).backward()
+            if t % 2:
+                optimizer.step()
+            if t == 3:
+                optimizer.zero_grad()
+        results.append(values(params))
+    assert_close(*results, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_is_that_of_torch(set_to_none):
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(params.values())
+    descend(optimizer, params, 1)
+    optimizer.zero_grad(set_to_none=set_to_none)
+    for param in params.values():
+        assert (param.grad is None) if set_to_none else not param.grad.any()
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_maximize_climbs_where_the_default_descends(name):
+    (up, params), _ = pair(name, maximize=True)
+    down = twins(params)
+    other = getattr(gradtx.optim, name)(down.values(), lr=0.03)
+    for t in range(5):
+        for a, b in zip(params.values(), down.values(), strict=True):
+            a.grad = torch.full_like(a, 0.1 * (t + 1))
+            b.grad = -a.grad
+        up.step()
+        other.step()
+    assert_equal(values(params), values(down))
+
+
+def test_a_gradient_with_a_graph_of_its_own_is_taken_as_it_is():
+    (ours, own), (theirs, other) = pair("SGD", momentum=0.9)
+    for optimizer, params in ((ours, own), (theirs, other)):
+        loss = sum(param.pow(3).sum() for param in params.values())
+        grads = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+        for param, grad in zip(params.values(), grads, strict=True):
+            param.grad = grad
+        optimizer.step()
+    assert_close(own.values(), other.values(), TOLERANCE)
+    assert not any(value.requires_grad for param in own.values() for value in ours.state[param].values())
+
+
+def test_a_gradient_wider_than_its_parameter_is_rounded_once_at_the_end():
+    narrow = parameters(torch.bfloat16)
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=1.0), narrow.values())
+    expected = []
+    for param in narrow.values():
+        param.grad_dtype = torch.float32
+        param.grad = torch.full(param.shape, 1 + 2**-12, dtype=torch.float32)
+        expected.append((param.detach().float() - param.grad).to(torch.bfloat16))
+    optimizer.step()
+    assert_equal(values(narrow), expected)

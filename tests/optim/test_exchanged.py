@@ -1,0 +1,232 @@
+"""Parameters, groups and state that users exchange, move and throw away."""
+
+import collections
+import gc
+import weakref
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.problems import assert_close, assert_equal, descend, parameters, set_gradients, unchanged, values
+
+TOLERANCE = 1e-12  # the same sums in float64, in another order
+
+
+def both(run):
+    """The results of the same handling of our optimizer and of torch's."""
+    return [run(module) for module in (gradtx.optim, torch.optim)]
+
+
+def grown(optimizer, params, more=2):
+    """Every parameter with more entries, its state moved along, as 3D Gaussian splatting does to densify."""
+    for group in optimizer.param_groups:
+        (old,) = group["params"]
+        state = optimizer.state.get(old)
+        extension = torch.ones(more, dtype=old.dtype)
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = torch.cat([state[key], torch.zeros_like(extension)])
+        del optimizer.state[old]
+        group["params"][0] = torch.nn.Parameter(torch.cat([old.detach(), extension]))
+        optimizer.state[group["params"][0]] = state
+        params[group["name"]] = group["params"][0]
+
+
+def test_parameters_exchanged_with_their_state_moved_along_step_as_in_torch():
+    def run(module):
+        params = parameters(shapes={"xyz": (3,), "opacity": (4,)})
+        optimizer = module.Adam([{"params": [param], "name": name} for name, param in params.items()], lr=0.1)
+        for start in (0, 3, 6):
+            descend(optimizer, params, 3, start=start)
+            grown(optimizer, params)
+        descend(optimizer, params, 3, start=9)
+        return params.values(), [optimizer.state[param]["step"] for param in params.values()]
+
+    (ours, steps), (theirs, expected) = both(run)
+    assert_close(ours, theirs, TOLERANCE)
+    assert_equal(steps, expected)
+
+
+def test_parameters_that_were_exchanged_are_freed():
+    params = parameters(shapes={"xyz": (300,), "opacity": (400,)})
+    optimizer = gradtx.optim.Adam([{"params": [param], "name": name} for name, param in params.items()], lr=0.1)
+    descend(optimizer, params, 2)
+    old = [weakref.ref(param) for param in params.values()]
+    grown(optimizer, params)
+    descend(optimizer, params, 2)
+    gc.collect()
+    assert [ref() for ref in old] == [None, None]
+
+
+def exchanged(optimizer, params, name, new=None):
+    """Another tensor in the place of a named parameter, with its state."""
+    old = params[name]
+    new = torch.nn.Parameter(old.detach().clone()) if new is None else new
+    for group in optimizer.param_groups:
+        group["params"] = [new if param is old else param for param in group["params"]]
+    optimizer.state[new] = optimizer.state.pop(old)
+    params[name] = new
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.chain(gradtx.adam(lr=0.1), gradtx.freeze("head.*")),
+        gradtx.partition(
+            {"bias": gradtx.sgd(momentum=0.9), "weight": gradtx.adam()}, {"bias": "*.bias", "weight": "*.*"}
+        ),
+        gradtx.chain(gradtx.masked(gradtx.ema(0.5), "*.bias"), gradtx.adam(lr=0.1)),
+        gradtx.accumulate(gradtx.adam(lr=0.1), every=2),
+    ],
+    ids=["freeze", "partition", "masked", "accumulate"],
+)
+@pytest.mark.parametrize("name", ["body.bias", "head.weight"])
+def test_a_parameter_exchanged_keeps_its_name_and_so_its_place_in_the_chain(tx, name):
+    params, others = parameters(), parameters()
+    optimizer, reference = (gradtx.as_optimizer(tx, list(leaves.items())) for leaves in (params, others))
+    descend(optimizer, params, 3)
+    exchanged(optimizer, params, name)
+    descend(optimizer, params, 3, start=3)
+    descend(reference, others, 6)
+    assert_equal(values(params), values(others))
+
+
+def test_a_parameter_exchanged_is_evaluated_with_the_average_that_moved_along():
+    params = parameters()
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), list(params.items()))
+    descend(optimizer, params, 3)
+    exchanged(optimizer, params, "body.bias")
+    average = optimizer.state[params["body.bias"]]["average"].clone()
+    with optimizer.eval_params():
+        assert_equal(params["body.bias"].detach(), average)
+
+
+@pytest.mark.parametrize("damage", ["another shape", "a slot is missing"])
+def test_state_moved_along_that_does_not_fit_is_an_error_that_changes_nothing(damage):
+    params = parameters()
+    optimizer = gradtx.as_optimizer(gradtx.adam(lr=0.1), list(params.items()))
+    descend(optimizer, params, 3)
+    if damage == "another shape":
+        exchanged(optimizer, params, "head.weight", torch.nn.Parameter(torch.ones(7, dtype=torch.float64)))
+    else:
+        exchanged(optimizer, params, "head.weight")
+        del optimizer.state[params["head.weight"]]["exp_avg"]
+    set_gradients(params, 3)
+    with unchanged(optimizer), pytest.raises(ValueError, match="exp_avg"):
+        optimizer.step()
+
+
+def test_a_parameter_exchanged_without_its_state_starts_afresh_as_in_torch():
+    def run(module):
+        params = parameters()
+        optimizer = module.AdamW(params.values(), lr=0.1)
+        descend(optimizer, params, 3)
+        old = params["body.bias"]
+        del optimizer.state[old]
+        params["body.bias"] = optimizer.param_groups[0]["params"][1] = torch.nn.Parameter(old.detach() + 1)
+        descend(optimizer, params, 3, start=3)
+        return params.values()
+
+    assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def test_a_parameter_appended_to_a_group_joins_as_in_torch():
+    def run(module):
+        params = parameters()
+        late = params.pop("head.scale")
+        optimizer = module.AdamW(params.values(), lr=0.1)
+        descend(optimizer, params, 3)
+        optimizer.param_groups[0]["params"].append(late)
+        params["head.scale"] = late
+        descend(optimizer, params, 3, start=3)
+        return params.values()
+
+    assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def test_a_parameter_taken_out_of_its_group_with_its_state_stays_where_it_is():
+    def run(module):
+        params = parameters()
+        optimizer = module.AdamW(params.values(), lr=0.1)
+        descend(optimizer, params, 2)
+        del optimizer.state[optimizer.param_groups[0]["params"].pop()]
+        descend(optimizer, params, 2, start=2)
+        return [*params.values(), torch.tensor(float(len(optimizer.state_dict()["state"])))]
+
+    assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def test_a_group_taken_out_with_its_state_is_gone():
+    def run(module):
+        params = parameters()
+        items = list(params.values())
+        optimizer = module.AdamW([{"params": items[:2]}, {"params": items[2:]}], lr=0.1)
+        descend(optimizer, params, 2)
+        for param in optimizer.param_groups.pop()["params"]:
+            del optimizer.state[param]
+        descend(optimizer, params, 2, start=2)
+        return [*items, torch.tensor(float(len(optimizer.state_dict()["state"])))]
+
+    assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def test_groups_in_another_order_keep_their_state():
+    params, others = parameters(), parameters()
+    split = [{"params": [param], "lr": 0.1 * i} for i, param in enumerate(params.values())]
+    optimizer = gradtx.optim.AdamW(split)
+    reference = gradtx.optim.AdamW([{"params": [param], "lr": 0.1 * i} for i, param in enumerate(others.values())])
+    for t in range(4):
+        optimizer.param_groups.reverse()
+        descend(optimizer, params, 1, start=t)
+        descend(reference, others, 1, start=t)
+    assert_equal(values(params), values(others))
+
+
+@pytest.mark.parametrize("reset", ["clear", "replace"])
+def test_state_thrown_away_is_made_afresh_as_in_torch(reset):
+    def run(module):
+        params = parameters()
+        optimizer = module.AdamW(params.values(), lr=0.1)
+        descend(optimizer, params, 3)
+        if reset == "clear":
+            optimizer.state.clear()
+        else:
+            optimizer.state = collections.defaultdict(dict)
+        descend(optimizer, params, 3, start=3, skip=lambda name, t: name == "body.bias" and t < 5)
+        return params.values()
+
+    assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def test_state_of_one_parameter_reset_in_place_is_obeyed_as_in_torch():
+    def run(module):
+        params = parameters()
+        optimizer = module.AdamW(params.values(), lr=0.1)
+        descend(optimizer, params, 3)
+        for value in optimizer.state[params["body.weight"]].values():
+            value.zero_()
+        descend(optimizer, params, 3, start=3)
+        return params.values()
+
+    assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def test_a_slot_that_somebody_deleted_is_an_error_that_names_it_and_changes_nothing():
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(params.values())
+    descend(optimizer, params, 2)
+    del optimizer.state[params["head.scale"]]["exp_avg"]
+    with unchanged(optimizer), pytest.raises(ValueError, match="exp_avg"):
+        optimizer.step()
+
+
+def test_the_dict_that_a_user_gave_is_the_group_as_in_torch():
+    def run(module):
+        params = parameters()
+        group = {"params": params.values(), "lr": 0.1}
+        optimizer = module.SGD([group])
+        group["lr"] = 0.5
+        descend(optimizer, params, 2)
+        return params.values()
+
+    assert_close(*both(run), tolerance=TOLERANCE)

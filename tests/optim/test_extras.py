@@ -1,0 +1,96 @@
+"""Extras other than those of a closure: by leaf, as a list in parameter order or a dict by name."""
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.problems import assert_close, functional, parameters, set_gradients, unchanged, values
+
+TOLERANCE = 1e-12  # the same sums in float64, in another order
+
+
+@gradtx.per_tensor(needs=("hessian_diag",))
+def newton():
+    def update(update, state, param, ctx):
+        return -update / ctx.hessian_diag, state
+
+    return update
+
+
+@gradtx.per_tensor(extras={"fisher": "leaf", "temperature": "scalar?"})
+def natural():
+    def update(update, state, param, ctx):
+        return -update / ctx.fisher, state
+
+    return update
+
+
+def made(tx):
+    params = parameters()
+    return gradtx.as_optimizer(tx, list(params.items())), params
+
+
+@pytest.mark.parametrize(
+    ("tx", "message"),
+    [
+        (newton(), r"newton needs hessian_diag: call step\(closure, hessian_diag=\.\.\.\)"),
+        (natural(), r"natural needs fisher: call step\(closure, fisher=\.\.\.\)"),
+    ],
+    ids=["hessian_diag", "fisher"],
+)
+def test_a_missing_extra_is_an_error_that_says_what_to_call_and_changes_nothing(tx, message):
+    optimizer, params = made(gradtx.chain(tx, gradtx.trace(0.9)))
+    set_gradients(params)
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.step()
+
+
+def test_an_unknown_extra_is_an_error_with_a_suggestion():
+    optimizer, params = made(newton())
+    set_gradients(params)
+    with (
+        unchanged(optimizer),
+        pytest.raises(TypeError, match="unknown extra 'hesian_diag'; did you mean 'hessian_diag'"),
+    ):
+        optimizer.step(hesian_diag=[])
+
+
+@pytest.mark.parametrize("form", [list, tuple, lambda h: dict(zip(parameters(), h, strict=True))])
+@pytest.mark.parametrize("labels", [None, {"bias": "*.bias", "weight": "*"}])
+def test_extras_by_leaf_come_as_a_list_in_parameter_order_or_a_dict_by_name(form, labels):
+    tx = newton() if labels is None else gradtx.partition({"bias": newton(), "weight": newton()}, labels)
+    optimizer, params = made(tx)
+    before = values(params)
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    diagonal = [torch.full_like(param, 2.0 + i) for i, param in enumerate(params.values())]
+    optimizer.step(hessian_diag=form(diagonal))
+    expected = [old - 1 / h for old, h in zip(before, diagonal, strict=True)]
+    assert_close(params.values(), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda h: h[:2], "hessian_diag: 2 tensors for 4 parameters"),
+        (lambda h: {"body.weight": h[0], "tail": h[1]}, "hessian_diag lack leaf 'body.bias'"),
+        (lambda h: [*h[:3], torch.ones(7)], "'head.scale'.*shape"),
+    ],
+    ids=["too few", "another name", "another shape"],
+)
+def test_extras_by_leaf_that_do_not_fit_are_an_error_that_changes_nothing(wrong, message):
+    optimizer, params = made(gradtx.chain(newton(), gradtx.trace(0.9)))
+    set_gradients(params)
+    diagonal = [torch.ones_like(param) for param in params.values()]
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.step(hessian_diag=wrong(diagonal))
+
+
+def test_a_leaf_without_gradient_needs_no_extra():
+    optimizer, params = made(natural())
+    set_gradients(params, skip=lambda name, t: name == "head.scale")
+    fisher = [torch.ones_like(param) for param in params.values()]
+    fisher[-1] = None
+    optimizer.step(fisher=fisher)
+    expected, _ = functional(gradtx.scale(-1.0), parameters(), 1, lambda name, t: name == "head.scale")
+    assert_close(params.values(), expected.values(), TOLERANCE)

@@ -1,0 +1,195 @@
+"""Checkpoints of torch.optim, adamp and adam-atan2-pytorch continue here, ours continue there; the rest is refused."""
+
+import copy
+
+import adam_atan2_pytorch
+import adamp
+import pytest
+import torch
+
+import gradtx
+from tests.optim.problems import (
+    assert_close,
+    assert_equal,
+    descend,
+    parameters,
+    saved_and_loaded,
+    twins,
+    unchanged,
+)
+
+# The same sums in float64, in another order.
+TOLERANCE = 1e-12
+
+CASES = [
+    ("SGD", {}),
+    ("SGD", {"momentum": 0.9}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("Adam", {}),
+    ("Adam", {"amsgrad": True, "weight_decay": 0.1}),
+    ("Adam", {"decoupled_weight_decay": True, "weight_decay": 0.1}),
+    ("AdamW", {"betas": (0.5, 0.9), "eps": 1e-3}),
+    ("AdamW", {"amsgrad": True}),
+]
+
+
+def continues(make, remake, skip=lambda name, t: False, tolerance=TOLERANCE, change=lambda state: state):
+    """Whether the checkpoint of one optimizer goes on in another as in the first, both by ten more steps."""
+    params = parameters()
+    optimizer = make(params.values())
+    descend(optimizer, params, 10, skip=skip)
+    own = twins(params)
+    other = remake(own.values())
+    other.load_state_dict(change(saved_and_loaded(optimizer.state_dict())))
+    descend(optimizer, params, 10, start=10)
+    descend(other, own, 10, start=10)
+    assert_close(own.values(), params.values(), tolerance)
+
+
+def pair(name, options):
+    """How to make torch's optimizer, and ours with defaults that the checkpoint is to replace."""
+    structure = {key: value for key, value in options.items() if isinstance(value, bool) or key == "momentum"}
+    return (
+        lambda params: getattr(torch.optim, name)(params, lr=0.03, **options),
+        lambda params: getattr(gradtx.optim, name)(params, **structure),
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_checkpoint_of_torch_continues_here(name, options):
+    continues(*pair(name, options))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_checkpoint_of_torch_continues_in_an_optimizer_built_with_defaults(name, options):
+    continues(pair(name, options)[0], lambda params: getattr(gradtx.optim, name)(params))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_checkpoint_of_ours_continues_in_torch(name, options):
+    ours = lambda params: getattr(gradtx.optim, name)(params, lr=0.03, **options)  # noqa: E731
+    continues(ours, lambda params: getattr(torch.optim, name)(params))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_checkpoint_of_torch_in_which_a_parameter_never_stepped_continues_here(name, options):
+    continues(*pair(name, options), skip=lambda leaf, t: leaf == "head.scale")
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_checkpoint_of_ours_in_which_a_parameter_never_stepped_continues_in_torch(name, options):
+    ours = lambda params: getattr(gradtx.optim, name)(params, lr=0.03, **options)  # noqa: E731
+    theirs = lambda params: getattr(torch.optim, name)(params)  # noqa: E731
+    continues(ours, theirs, skip=lambda leaf, t: leaf == "head.scale")
+
+
+@pytest.mark.parametrize("step", [10, 10.0, torch.tensor(10), torch.tensor(10.0)], ids=str)
+def test_a_step_of_any_kind_loads_as_older_versions_of_torch_saved_it(step):
+    def change(state):
+        for entry in state["state"].values():
+            entry["step"] = step
+        return state
+
+    continues(*pair("AdamW", {}), change=change)
+
+
+def test_a_momentum_buffer_of_none_loads_as_older_versions_of_torch_saved_it():
+    def change(state):
+        state["state"] = {i: {"momentum_buffer": None} for i in range(4)}
+        return state
+
+    continues(*pair("SGD", {}), change=change)
+
+
+def test_options_of_torchs_engines_in_a_checkpoint_are_ignored():
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(params.values())
+    optimizer.load_state_dict(torch.optim.AdamW(params.values(), foreach=True).state_dict())
+    assert not {"foreach", "fused", "capturable", "differentiable"} & optimizer.param_groups[0].keys()
+
+
+def test_a_checkpoint_of_groups_continues_in_groups():
+    def groups(params):
+        params = list(params)
+        return [{"params": params[:1], "lr": 0.1}, {"params": params[1:], "betas": (0.5, 0.6), "name": "rest"}]
+
+    make = lambda params: torch.optim.AdamW(groups(params))  # noqa: E731
+    continues(make, lambda params: gradtx.optim.AdamW(groups(params)))
+
+
+PACKAGES = {
+    "adamp": (
+        lambda params: adamp.AdamP(params, lr=0.03, weight_decay=0.1, nesterov=True, delta=0.2, wd_ratio=0.3),
+        lambda params: gradtx.optim.AdamP(params),
+    ),
+    "adam_atan2": (
+        lambda params: adam_atan2_pytorch.AdamAtan2(params, lr=0.03, weight_decay=0.1, cautious_factor=0.3),
+        lambda params: gradtx.optim.AdamAtan2(params),
+    ),
+    "regenerating adam_atan2": (
+        lambda params: adam_atan2_pytorch.AdamAtan2(params, lr=0.03, regen_reg_rate=0.1),
+        lambda params: gradtx.optim.AdamAtan2(params, regen_reg_rate=0.1),
+    ),
+    "decoupled adam_atan2, whose decay is stored divided": (
+        lambda params: adam_atan2_pytorch.AdamAtan2(params, lr=0.03, weight_decay=0.1, decoupled_wd=True),
+        lambda params: gradtx.optim.AdamAtan2(params),
+    ),
+    "decoupled adam_atan2 into the same option": (
+        lambda params: adam_atan2_pytorch.AdamAtan2(params, lr=0.03, weight_decay=0.1, decoupled_wd=True),
+        lambda params: gradtx.optim.AdamAtan2(params, lr=0.03, weight_decay=0.1, decoupled_wd=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_checkpoints_of_the_authors_packages_continue(name):
+    continues(*PACKAGES[name])
+
+
+OTHERS = {
+    "NAdam": {},
+    "Adamax": {},
+    "RMSprop": {},
+    "Adagrad": {},
+    "Adadelta": {},
+    "ASGD": {},
+    "Rprop": {},
+    "Adafactor": {},
+}
+
+
+@pytest.mark.parametrize("into", ["AdamW", "SGD", "AdamP", "ADOPT"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_checkpoints_of_other_optimizers_are_refused_and_change_nothing(name, into):
+    params = parameters()
+    other = getattr(torch.optim, name)(params.values(), **OTHERS[name])
+    descend(other, params, 3)
+    optimizer = getattr(gradtx.optim, into)(params.values())
+    descend(optimizer, params, 1)
+    with unchanged(optimizer), pytest.raises((ValueError, TypeError)):
+        optimizer.load_state_dict(other.state_dict())
+
+
+def test_adam_moments_whose_step_is_kept_elsewhere_are_refused():
+    # As apex's FusedAdam does, which counts in the group: a step of 1 would undo the bias correction of a long run.
+    params = parameters()
+    theirs = torch.optim.AdamW(params.values())
+    descend(theirs, params, 3)
+    saved = copy.deepcopy(theirs.state_dict())
+    for entry in saved["state"].values():
+        del entry["step"]
+    saved["param_groups"][0]["step"] = 3
+    optimizer = gradtx.optim.AdamW(params.values())
+    with unchanged(optimizer), pytest.raises(ValueError, match="lacks 'step'"):
+        optimizer.load_state_dict(saved)
+
+
+def test_an_sgd_checkpoint_without_a_step_means_step_1():
+    params = parameters()
+    theirs = torch.optim.SGD(params.values(), momentum=0.9)
+    descend(theirs, params, 5)
+    optimizer = gradtx.optim.SGD(params.values(), momentum=0.9)
+    optimizer.load_state_dict(theirs.state_dict())
+    for param in params.values():
+        assert_equal(optimizer.state[param]["step"], torch.tensor(1.0))

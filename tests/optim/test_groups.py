@@ -1,0 +1,250 @@
+"""Parameter groups: hyperparameters that anybody may read, give and write."""
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.chains import NESTED, scale_by_mean_of_trees
+from tests.optim.problems import (
+    assert_close,
+    assert_equal,
+    descend,
+    functional,
+    hyperparameters,
+    parameters,
+    set_gradients,
+    unchanged,
+)
+
+TOLERANCE = 1e-12  # the same sums in float64, in another order
+
+OVERRIDES = {
+    "SGD": {"lr": 0.2, "momentum": 0.5, "dampening": 0.1, "weight_decay": 0.3, "nesterov": True, "maximize": True},
+    "Adam": {
+        **{"lr": 0.2, "betas": (0.5, 0.6), "eps": 1e-2, "weight_decay": 0.3, "amsgrad": True, "maximize": True},
+        "decoupled_weight_decay": True,
+    },
+    "AdamW": {"lr": 0.2, "betas": [0.5, 0.6], "eps": 1e-2, "weight_decay": 0.3, "amsgrad": True, "maximize": True},
+}
+CASES = [(name, {key: value}) for name, options in OVERRIDES.items() for key, value in options.items()]
+
+
+def in_groups(make, *overrides, **options):
+    """Parameters one group each, cyclically with these overrides, and their optimizer."""
+    params = parameters()
+    groups = [{"params": [param], **overrides[i % len(overrides)]} for i, param in enumerate(params.values())]
+    return make(groups, **options), params
+
+
+@pytest.mark.parametrize(("name", "override"), CASES, ids=str)
+def test_a_group_that_overrides_a_hyperparameter_steps_as_torch(name, override):
+    options = {"lr": 0.05, **({"momentum": 0.9} if name == "SGD" else {})}
+    results = []
+    for module in (gradtx.optim, torch.optim):
+        optimizer, params = in_groups(getattr(module, name), {}, override, **options)
+        descend(optimizer, params, 20)
+        results.append(params.values())
+    assert_close(*results, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "override"), CASES, ids=str)
+def test_a_hyperparameter_written_between_steps_is_obeyed_at_the_next_as_torch(name, override):
+    options = {"lr": 0.05, **({"momentum": 0.9} if name == "SGD" else {})}
+    if "amsgrad" in override:
+        pytest.skip("torch fails here: it makes max_exp_avg_sq at the first step only")
+    results = []
+    for module in (gradtx.optim, torch.optim):
+        optimizer, params = in_groups(getattr(module, name), {}, **options)
+        descend(optimizer, params, 5)
+        optimizer.param_groups[1].update(override)
+        descend(optimizer, params, 5, start=5)
+        results.append(params.values())
+    assert_close(*results, tolerance=TOLERANCE)
+
+
+def test_amsgrad_switched_on_between_steps_starts_from_a_fresh_maximum():
+    params = parameters()
+    optimizer = gradtx.optim.Adam(params.values(), lr=0.1)
+    descend(optimizer, params, 3)
+    optimizer.param_groups[0]["amsgrad"] = True
+    descend(optimizer, params, 1, start=3)
+    for param in params.values():
+        assert_equal(optimizer.state[param]["max_exp_avg_sq"], optimizer.state[param]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "AdamP", "SGDP", "SGDW", "AdamAtan2", "ADOPT", "AdoptAtan2"])
+def test_groups_show_every_hyperparameter_at_its_default(name):
+    required = {"lr": 0.1} if name == "SGDP" else {}
+    optimizer = getattr(gradtx.optim, name)([torch.nn.Parameter(torch.zeros(2))], **required)
+    assert hyperparameters(optimizer.param_groups[0]) == optimizer._tx.hyperparams
+    assert optimizer.defaults == optimizer._tx.hyperparams
+
+
+def test_repeated_names_are_shown_with_their_owner():
+    tx = gradtx.chain(gradtx.add_decayed_weights(0.1), gradtx.sgd(lr=0.2, weight_decay=0.3))
+    params = parameters()
+    optimizer = gradtx.as_optimizer(tx, [{"params": params.values(), "sgd.weight_decay": 0.5}])
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert optimizer.param_groups[0]["sgd.weight_decay"] == 0.5
+    expected = functional(tx.replace(**{"sgd.weight_decay": 0.5}), parameters(), 5)[0]
+    descend(optimizer, params, 5)
+    assert_close(params.values(), expected.values(), TOLERANCE)
+
+
+def test_unknown_keys_of_a_group_are_kept():
+    params = parameters()
+    optimizer = gradtx.optim.AdamW([{"params": params.values(), "name": "all", "initial_lr": 3.0, "depth": [1, 2]}])
+    descend(optimizer, params, 2)
+    optimizer.load_state_dict(optimizer.state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["name"], group["initial_lr"], group["depth"]) == ("all", 3.0, [1, 2])
+
+
+@pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])
+def test_options_of_torchs_engines_are_refused_with_a_hint(option):
+    param = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(TypeError, match=f"{option!r} is not an option of gradtx"):
+        gradtx.optim.AdamW([param], **{option: True})
+    with pytest.raises(TypeError, match=f"{option!r} is not an option of gradtx.*compile=True"):
+        gradtx.optim.AdamW([{"params": [param], option: False}])
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ({"lr": -1.0}, ValueError, r"adamw: lr must be in \[0, inf\), got -1.0"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"adamw: betas\[1\] must be in \[0, 1\), got 1.0"),
+        ({"betas": (0.9,)}, ValueError, "adamw: betas must have 2 entries, got 1"),
+        ({"betas": 0.9}, TypeError, "adamw: betas must be a tuple of numbers"),
+        ({"lr": "fast"}, TypeError, "adamw: lr must be a number"),
+        ({"lr": lambda step: 0.1}, TypeError, r"wrap it: gradtx.Schedule\(...\)"),
+        ({"lr": float("nan")}, ValueError, r"adamw: lr must be in \[0, inf\), got nan"),
+        ({"amsgrad": 1}, TypeError, "adamw: amsgrad must be a bool"),
+        ({"lr": torch.ones(2)}, ValueError, "adamw: lr must be 0-d"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_bad_value_is_an_error_in_a_group_as_in_a_constructor_and_at_a_step_changes_nothing(override, error, message):
+    params = parameters()
+    items = list(params.values())
+    with pytest.raises(error, match=message):
+        gradtx.optim.AdamW([{"params": items[:1]}, {"params": items[1:], **override}])
+    optimizer = gradtx.optim.AdamW([{"params": items[:1]}, {"params": items[1:]}])
+    descend(optimizer, params, 2)
+    optimizer.param_groups[1].update(override)
+    with unchanged(optimizer), pytest.raises(error, match=message):
+        optimizer.step()
+
+
+def test_options_that_exclude_each_other_in_one_group_change_nothing_in_another():
+    params = parameters()
+    items = list(params.values())
+    optimizer = gradtx.optim.SGD([{"params": items[:1]}, {"params": items[1:]}])
+    descend(optimizer, params, 2)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    optimizer.param_groups[1]["nesterov"] = True  # without momentum
+    with unchanged(optimizer), pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
+        optimizer.step()
+
+
+def test_hyperparameters_of_a_sum_that_differ_between_groups_are_an_error_and_change_nothing():
+    optimizer, params = in_groups(
+        lambda groups: gradtx.as_optimizer(gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam()), groups),
+        {},
+        {"max_norm": 2.0},
+    )
+    set_gradients(params)
+    message = r"clip_by_global_norm: max_norm must agree across groups, got 1.0 and 2.0"
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.step()
+    for group in optimizer.param_groups:
+        group["max_norm"] = 3.0
+    optimizer.step()
+
+
+def test_hyperparameters_of_a_whole_tree_that_differ_between_groups_are_an_error():
+    optimizer, params = in_groups(
+        lambda groups: gradtx.as_optimizer(scale_by_mean_of_trees(1.0), groups), {}, {"factor": 2.0}
+    )
+    with pytest.raises(ValueError, match="factor must agree across groups"):
+        descend(optimizer, params, 1)
+
+
+def test_cycles_of_an_accumulation_that_differ_between_groups_are_an_error():
+    optimizer, params = in_groups(
+        lambda groups: gradtx.as_optimizer(gradtx.accumulate(gradtx.sgd(), every=2), groups), {}, {"every": 3}
+    )
+    with pytest.raises(ValueError, match="every must agree across groups"):
+        descend(optimizer, params, 1)
+
+
+def test_a_partition_makes_a_group_of_each_user_group_and_label_in_this_order():
+    tx = gradtx.partition(
+        {"bias": gradtx.sgd(momentum=0.9), "weight": gradtx.adamw()}, {"weight": "*.weight", "bias": "*"}
+    )
+    params = parameters()
+    items = list(params.items())
+    optimizer = gradtx.as_optimizer(tx, [{"params": items[2:], "lr": 0.5, "name": "head"}, {"params": items[:2]}])
+    shown = [(g["label"], g["param_names"], g["lr"], g.get("name")) for g in optimizer.param_groups]
+    assert shown == [
+        ("weight", ["head.weight"], 0.5, "head"),
+        ("bias", ["head.scale"], 0.5, "head"),
+        ("weight", ["body.weight"], 1e-3, None),
+        ("bias", ["body.bias"], 1e-3, None),
+    ]
+    own = [set(hyperparameters(group)) - {"label", "name"} for group in optimizer.param_groups[2:]]
+    assert own == [set(gradtx.adamw().hyperparams), set(gradtx.sgd().hyperparams)]
+
+
+def test_a_nested_partition_joins_its_labels_and_leaves_out_empty_ones():
+    params = parameters()
+    optimizer = gradtx.as_optimizer(NESTED, list(params.items()))
+    assert [(group["label"], group["lr"]) for group in optimizer.param_groups] == [
+        ("head.scale", 0.1),
+        ("head.rest", 1e-2),
+        ("body", 0.1),
+    ]
+
+
+def test_a_group_added_to_a_partition_is_divided_too():
+    tx = gradtx.partition({"bias": gradtx.sgd(lr=0.1), "weight": gradtx.adamw()}, {"weight": "*.weight", "bias": "*"})
+    items = list(parameters().items())
+    optimizer = gradtx.as_optimizer(tx, items[:2])
+    optimizer.add_param_group({"params": items[2:], "lr": 0.7})
+    shown = [(group["label"], group["param_names"][0], group["lr"]) for group in optimizer.param_groups]
+    assert shown[2:] == [("weight", "head.weight", 0.7), ("bias", "head.scale", 0.7)]
+    descend(optimizer, dict(items), 2)
+
+
+def test_groups_without_a_learning_rate_show_one_that_nobody_reads():
+    params = parameters()
+    optimizer = gradtx.as_optimizer(gradtx.scale(-0.1), params.values())
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    optimizer.param_groups[0]["lr"] = 77.0
+    descend(optimizer, params, 3)
+    assert_close(params.values(), functional(gradtx.scale(-0.1), parameters(), 3)[0].values(), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["initial_lr", "max_lr"])
+def test_names_that_torchs_schedulers_write_are_never_hyperparameter_names(name):
+    @gradtx.per_tensor
+    def rule(initial_lr: gradtx.Scalar = 0.5, max_lr: gradtx.Scalar = 0.5):
+        def update(update, state, param, ctx):
+            return -initial_lr * max_lr * update, state
+
+        return update
+
+    tx = rule()
+    params = parameters()
+    optimizer = gradtx.as_optimizer(tx, params.values())
+    optimizer.param_groups[0][name] = 77.0
+    descend(optimizer, params, 1)
+    assert_close(params.values(), functional(tx, parameters(), 1)[0].values(), TOLERANCE)
+
+
+def test_an_empty_group_is_kept_as_in_torch():
+    params = parameters()
+    optimizer = gradtx.optim.AdamW([{"params": params.values()}, {"params": [], "weight_decay": 0.0}])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 0]
+    descend(optimizer, params, 2)
+    optimizer.load_state_dict(optimizer.state_dict())

@@ -1,0 +1,169 @@
+"""Hooks: all of torch.optim's, at the same moments, with the same say."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim import optimizer as torch_optimizer
+
+import gradtx
+from tests.optim.problems import assert_equal, descend, parameters, set_gradients, unchanged, values, whole
+
+
+def made(module=gradtx.optim, **options):
+    params = parameters()
+    return module.AdamW(params.values(), **options), params
+
+
+def log_of(module):
+    """What the hooks of an optimizer are called with, in order."""
+    optimizer, params = made(module)
+    log = []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: log.append(("step pre", o is optimizer, args[1:], kwargs)))
+    optimizer.register_step_post_hook(
+        lambda o, args, kwargs: log.append(("step post", o is optimizer, args[1:], kwargs))
+    )
+    optimizer.register_state_dict_pre_hook(lambda o: log.append("state_dict pre"))
+    optimizer.register_state_dict_post_hook(lambda o, state: log.append(("state_dict post", sorted(state))))
+    optimizer.register_load_state_dict_pre_hook(lambda o, state: log.append(("load pre", sorted(state))))
+    optimizer.register_load_state_dict_post_hook(lambda o: log.append("load post"))
+    handles = [
+        torch_optimizer.register_optimizer_step_pre_hook(lambda o, args, kwargs: log.append("global pre")),
+        torch_optimizer.register_optimizer_step_post_hook(lambda o, args, kwargs: log.append("global post")),
+    ]
+    try:
+        descend(optimizer, params, 2)
+        optimizer.step(closure=None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    optimizer.load_state_dict(optimizer.state_dict())
+    descend(optimizer, params, 1)
+    return log
+
+
+def test_every_hook_is_called_as_torch_calls_it():
+    assert log_of(gradtx.optim) == log_of(torch.optim)
+
+
+def test_a_removed_hook_is_not_called():
+    optimizer, params = made()
+    log = []
+    optimizer.register_step_post_hook(lambda *args: log.append(1)).remove()
+    descend(optimizer, params, 1)
+    assert not log
+
+
+def test_a_step_pre_hook_may_change_the_arguments():
+    optimizer, params = made()
+    set_gradients(params)
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: ((args[0], lambda: torch.tensor(3.0)), {}))
+    assert optimizer.step().item() == 3.0
+
+
+def test_a_step_pre_hook_may_change_gradients_and_hyperparameters():
+    (hooked, params), (plain, others) = made(lr=0.1), made(lr=0.05)
+
+    def halve(optimizer, args, kwargs):
+        optimizer.param_groups[0]["lr"] = 0.05
+        for param in optimizer.param_groups[0]["params"]:
+            param.grad = param.grad / 2
+
+    hooked.register_step_pre_hook(halve)
+    set_gradients(params)
+    for param, other in zip(params.values(), others.values(), strict=True):
+        other.grad = param.grad / 2
+    hooked.step()
+    plain.step()
+    assert_equal(values(params), values(others))
+
+
+def test_a_step_post_hook_sees_the_finished_step():
+    optimizer, params = made()
+    steps = []
+    optimizer.register_step_post_hook(lambda o, args, kwargs: steps.append(o.state[params["body.bias"]]["step"].item()))
+    descend(optimizer, params, 2)
+    assert steps == [1.0, 2.0]
+
+
+def test_a_post_hook_may_clamp_the_weights():
+    optimizer, params = made(lr=0.1)
+
+    def clamp(optimizer, args, kwargs):
+        with torch.no_grad():
+            for param in params.values():
+                param.clamp_(-0.5, 0.5)
+
+    optimizer.register_step_post_hook(clamp)
+    descend(optimizer, params, 3)
+    assert all(param.abs().max() <= 0.5 for param in params.values())
+
+
+def failing(*args):
+    raise RuntimeError("hook")
+
+
+def test_a_pre_hook_that_raises_changes_nothing():
+    optimizer, params = made()
+    descend(optimizer, params, 1)
+    handle = optimizer.register_step_pre_hook(failing)
+    with unchanged(optimizer), pytest.raises(RuntimeError, match="hook"):
+        optimizer.step()
+    handle.remove()
+    optimizer.step()
+
+
+def test_a_post_hook_that_raises_leaves_a_finished_step():
+    (optimizer, params), (plain, others) = made(), made()
+    descend(plain, others, 1)
+    handle = optimizer.register_step_post_hook(failing)
+    with pytest.raises(RuntimeError, match="hook"):
+        descend(optimizer, params, 1)
+    assert_equal(whole(optimizer), whole(plain))
+    handle.remove()
+    descend(optimizer, params, 1, start=1)
+
+
+def test_state_dict_hooks_may_replace_what_is_saved_and_loaded():
+    optimizer, params = made()
+    descend(optimizer, params, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.register_state_dict_post_hook(lambda o, state: {**state, "version": 7})
+    assert optimizer.state_dict()["version"] == 7
+    again, own = made()
+    again.register_load_state_dict_pre_hook(lambda o, state: saved)
+    again.load_state_dict({"nothing": "of use"})
+    assert again.state[own["body.bias"]]["step"].item() == 3
+
+
+def test_a_load_pre_hook_that_writes_into_its_dict_is_obeyed_and_leaves_the_callers_dict():
+    optimizer, params = made()
+    descend(optimizer, params, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+
+    def renamed(optimizer, state):
+        state["state"] = {}
+
+    optimizer.register_load_state_dict_pre_hook(renamed)
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[params["body.bias"]]["step"].item() == 0
+    assert len(saved["state"]) == 4
+
+
+def test_a_load_pre_hook_that_raises_changes_nothing():
+    optimizer, params = made()
+    descend(optimizer, params, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    descend(optimizer, params, 2)
+    optimizer.register_load_state_dict_pre_hook(failing)
+    with unchanged(optimizer), pytest.raises(RuntimeError, match="hook"):
+        optimizer.load_state_dict(saved)
+
+
+def test_hooks_may_be_put_first():
+    optimizer, _ = made()
+    log = []
+    optimizer.register_load_state_dict_post_hook(lambda o: log.append("second"))
+    optimizer.register_load_state_dict_post_hook(lambda o: log.append("first"), prepend=True)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert log == ["first", "second"]

@@ -1,0 +1,218 @@
+"""What users of torch.optim do to its optimizers behind its back."""
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.chains import scale_by_mean_of_trees
+from tests.optim.problems import (
+    assert_close,
+    assert_equal,
+    descend,
+    gradient,
+    parameters,
+    set_gradients,
+    twins,
+    unchanged,
+    values,
+)
+
+TOLERANCE = 1e-12  # the same sums in float64, in another order
+
+
+def both(run):
+    """The results of the same handling of our optimizer and of torch's."""
+    return [run(module) for module in (gradtx.optim, torch.optim)]
+
+
+def test_data_of_a_parameter_may_be_exchanged_and_written():
+    def run(module):
+        params = parameters()
+        optimizer = module.AdamW(params.values(), lr=0.1)
+        for t in range(4):
+            params["body.weight"].data = params["body.weight"].data.clone() * 0.9
+            params["body.bias"].data.mul_(0.9)
+            descend(optimizer, params, 1, start=t)
+        return params.values()
+
+    assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def test_parameters_whose_requires_grad_changes_step_whenever_they_have_a_gradient():
+    def run(module):
+        params = parameters()
+        optimizer = module.AdamW(params.values(), lr=0.1)
+        for t in range(6):
+            params["body.bias"].requires_grad_(t % 2 == 0)
+            optimizer.zero_grad()
+            sum((param * (t + 1)).sin().sum() for param in params.values()).backward()
+            optimizer.step()
+        return params.values()
+
+    assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def test_tied_parameters_of_a_model_are_one():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=1.0), model.named_parameters())
+    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "0.bias", "1.bias"]
+    before = model[0].weight.detach().clone()
+    model(torch.ones(1, 3)).sum().backward()
+    expected = before - model[0].weight.grad
+    optimizer.step()
+    assert_equal(model[1].weight.detach(), expected)
+
+
+# Names.
+
+
+def two_models(tx, **options):
+    """One optimizer of two models whose parameters have the same names; the gradients of the second are larger."""
+    models = [torch.nn.Linear(2, 2, dtype=torch.float64) for _ in range(2)]
+    groups = [{"params": model.named_parameters(), **options} for model in models]
+    optimizer = gradtx.as_optimizer(tx, groups)
+    for model, size in zip(models, (1.0, 10.0), strict=True):
+        for param in model.parameters():
+            param.grad = torch.full_like(param, size)
+    return optimizer, [dict(model.named_parameters()) for model in models]
+
+
+def test_equal_names_in_two_groups_are_no_obstacle_to_functions_of_whole_trees():
+    optimizer, (first, second) = two_models(gradtx.chain(scale_by_mean_of_trees(-1.0)))
+    before = values(first), values(second)
+    optimizer.step()
+    moved = [(param.detach() - old).abs() for param, old in zip(first.values(), before[0], strict=True)]
+    others = [(param.detach() - old).abs() for param, old in zip(second.values(), before[1], strict=True)]
+    # The same factor for both, and gradients ten times as large.
+    assert_close(others, [10 * move for move in moved], 1e-9)
+
+
+def test_equal_names_in_two_groups_get_random_numbers_of_their_own():
+    @gradtx.per_tensor(random=True)
+    def noise(seed: int = 0):
+        def update(update, state, param, ctx):
+            return ctx.rng.normal(update), state
+
+        return update
+
+    optimizer, (first, second) = two_models(noise())
+    with torch.no_grad():
+        for param in [*first.values(), *second.values()]:
+            param.zero_()
+    optimizer.step()
+    assert not torch.equal(first["weight"], second["weight"])
+
+
+# Odd tensors.
+
+
+def test_parameters_of_size_zero_are_carried_along():
+    shapes = {"empty": (0,), "thin": (2, 0), "full": (3,)}
+    tx = gradtx.chain(
+        gradtx.clip_by_global_norm(1.0),
+        gradtx.centralize(),
+        gradtx.clip_adaptive(),
+        gradtx.adamp(),
+        gradtx.lookahead(k=2),
+    )
+    for made in (
+        tx,
+        gradtx.adam_atan2(cautious_factor=0.5, orthog_grad=True, regen_reg_rate=0.1, wasserstein_reg=True),
+    ):
+        params = parameters(shapes=shapes)
+        optimizer = gradtx.as_optimizer(made, list(params.items()))
+        descend(optimizer, params, 3)
+        assert params["full"].isfinite().all()
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "AdamP"])
+def test_a_sparse_gradient_is_a_clear_error_that_changes_nothing(name):
+    params = parameters()
+    optimizer = getattr(gradtx.optim, name)(list(params.items()))
+    descend(optimizer, params, 1)
+    params["head.weight"].grad = params["head.weight"].detach().to_sparse()
+    before = values(params)
+    with pytest.raises(RuntimeError, match=f"{name}: parameter 'head.weight' has a sparse gradient"):
+        optimizer.step()
+    assert_equal(values(params), before)
+
+
+def test_gradients_of_several_backward_passes_add_up_until_they_are_zeroed():
+    params, others = parameters(), parameters()
+    one, other = gradtx.optim.SGD(params.values(), lr=0.1), gradtx.optim.SGD(others.values(), lr=0.1)
+    for _ in range(3):
+        sum(param.sum() for param in params.values()).backward()
+        one.step()
+    for scale in (1.0, 2.0, 3.0):
+        for param in others.values():
+            param.grad = torch.full_like(param, scale)
+        other.step()
+    assert_equal(values(params), values(others))
+
+
+# Errors halfway.
+
+
+def test_an_error_in_a_rule_leaves_every_parameter_either_before_or_after_its_step():
+    fail = []
+
+    @gradtx.per_tensor
+    def count():
+        def init(param):
+            return {"seen": torch.zeros_like(param)}
+
+        def update(update, state, param, ctx):
+            if fail and param.ndim == 0:
+                raise RuntimeError("out of memory")
+            return -update, {"seen": state["seen"] + 1}
+
+        return init, update
+
+    params, others = parameters(), parameters()
+    optimizer = gradtx.as_optimizer(count(), list(params.items()))
+    descend(optimizer, params, 1)
+    fail.append(True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        descend(optimizer, params, 1, start=1)
+    fail.clear()
+    states = [optimizer.state[param] for param in params.values()]
+    assert all((state["seen"] == state["step"]).all() for state in states)
+    descend(gradtx.as_optimizer(count(), list(others.items())), others, 2)
+    done = [state["step"].item() == 2 for state in states]
+    assert_equal([p for p, d in zip(values(params), done, strict=True) if d], values(others)[: sum(done)])
+
+
+def test_an_error_in_a_chain_with_a_sum_changes_nothing_at_all():
+    @gradtx.per_tensor
+    def fail_late():
+        def update(update, state, param, ctx):
+            total = yield {"size": update.abs().sum()}
+            if param.ndim == 0:
+                raise RuntimeError("out of memory")
+            yield update * total["size"], state
+
+        return update
+
+    params = parameters()
+    optimizer = gradtx.as_optimizer(
+        gradtx.chain(gradtx.trace(0.9), fail_late(), gradtx.clip_by_global_norm(1.0)), params.values()
+    )
+    set_gradients(params)
+    with unchanged(optimizer), pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+
+
+def test_a_number_written_over_none_makes_the_slots_that_it_needs():
+    params = parameters()
+    items = list(params.values())
+    tx = gradtx.chain(gradtx.add_decayed_weights(0.1), gradtx.scale_by_learning_rate(0.1))
+    optimizer = gradtx.as_optimizer(tx, [{"params": items[:2]}, {"params": items[2:]}])
+    descend(optimizer, params, 1)
+    optimizer.param_groups[1]["relative_to"] = 0.1
+    expected = twins(params)
+    set_gradients(params, 1)
+    optimizer.step()  # the decay is now divided by 0.1 in that group, from fresh slots
+    for param, old, size in zip(items, expected.values(), (0.1, 0.1, 1.0, 1.0), strict=True):
+        assert_close([param], [old.detach() - 0.1 * (gradient(old, 1) + size * old.detach())], TOLERANCE)

@@ -1,0 +1,184 @@
+"""Schedules of the library inside an optimizer: shown ahead, overridden by whoever writes, on their own clock."""
+
+import json
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.problems import assert_close, descend, functional, parameters, saved_and_loaded, twins
+
+SCHEDULE = gradtx.Schedule(lambda step: 0.5 ** (step + 1))  # exact also where torch computes it in float32
+TOLERANCE = 1e-12  # the same sums in float64, in another order
+
+
+def made(tx):
+    params = parameters()
+    return gradtx.as_optimizer(tx, list(params.items())), params
+
+
+def lr_at_each_step(optimizer, params, steps):
+    shown = []
+    for t in range(steps):
+        shown.append(optimizer.param_groups[0]["lr"])
+        descend(optimizer, params, 1, start=t)
+    return shown
+
+
+def test_a_group_shows_the_value_that_the_next_step_will_use():
+    optimizer, params = made(gradtx.sgd(lr=SCHEDULE))
+    assert lr_at_each_step(optimizer, params, 3) == [SCHEDULE(0), SCHEDULE(1), SCHEDULE(2)]
+    expected, _ = functional(gradtx.sgd(lr=SCHEDULE), parameters(), 3)
+    assert_close(params.values(), expected.values(), TOLERANCE)
+
+
+def test_a_schedule_inside_a_tuple_is_shown_there():
+    beta = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=4)
+    optimizer, params = made(gradtx.adam(betas=(beta, 0.99)))
+    descend(optimizer, params, 2)
+    assert optimizer.param_groups[0]["betas"] == (beta(2), 0.99)
+
+
+def test_schedules_follow_the_largest_step_of_the_parameters():
+    optimizer, params = made(gradtx.sgd(lr=SCHEDULE))
+    descend(optimizer, params, 3, skip=lambda name, t: name != "body.bias")
+    before = params["head.scale"].detach().clone()
+    descend(optimizer, params, 1, start=3)
+    moved = params["head.scale"].detach() - before
+    assert_close([moved], [-SCHEDULE(3) * params["head.scale"].grad], TOLERANCE)
+
+
+def test_another_value_written_over_a_schedule_is_a_lasting_override():
+    optimizer, params = made(gradtx.sgd(lr=SCHEDULE))
+    descend(optimizer, params, 2)
+    optimizer.param_groups[0]["lr"] = 0.7
+    assert lr_at_each_step(optimizer, params, 3) == [0.7, 0.7, 0.7]
+
+
+def test_an_override_concerns_its_own_group():
+    params = list(parameters().items())
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=SCHEDULE), [{"params": params[:2]}, {"params": params[2:]}])
+    optimizer.param_groups[1]["lr"] = 0.7
+    descend(optimizer, dict(params), 2)
+    assert [group["lr"] for group in optimizer.param_groups] == [SCHEDULE(2), 0.7]
+
+
+def test_the_shown_value_written_back_is_no_override():
+    optimizer, params = made(gradtx.sgd(lr=SCHEDULE))
+    for group in optimizer.param_groups:
+        group["lr"] = float(group["lr"])
+    assert lr_at_each_step(optimizer, params, 3) == [SCHEDULE(0), SCHEDULE(1), SCHEDULE(2)]
+
+
+def test_a_group_may_have_a_schedule_of_its_own():
+    params = list(parameters().items())
+    halved = gradtx.Schedule(lambda step: 0.25**step)
+    optimizer = gradtx.as_optimizer(
+        gradtx.sgd(lr=SCHEDULE), [{"params": params[:2]}, {"params": params[2:], "lr": halved}]
+    )
+    descend(optimizer, dict(params), 2)
+    assert [group["lr"] for group in optimizer.param_groups] == [SCHEDULE(2), 0.0625]
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6])
+def test_a_schedule_inside_accumulate_follows_its_clock(steps):
+    tx = gradtx.accumulate(gradtx.sgd(lr=SCHEDULE), every=3)
+    optimizer, params = made(tx)
+    shown = lr_at_each_step(optimizer, params, steps)
+    assert shown == [SCHEDULE(t // 3) for t in range(steps)]
+    expected, _ = functional(tx, parameters(), steps)
+    assert_close(params.values(), expected.values(), TOLERANCE)
+
+
+@pytest.mark.parametrize("wrapper", ["accumulate", "skip", "partition of both"])
+def test_a_schedule_on_a_clock_of_its_own_is_still_one_after_loading(wrapper):
+    inner = gradtx.sgd(lr=SCHEDULE)
+    clocked = gradtx.skip_nonfinite(inner) if wrapper == "skip" else gradtx.accumulate(inner, every=2)
+    tx = gradtx.partition({"a": clocked, "b": inner}, {"a": "body.*", "b": "*"}) if "both" in wrapper else clocked
+    optimizer, params = made(tx)
+    descend(optimizer, params, 3)
+    if wrapper == "skip":
+        params["body.bias"].grad[0] = float("nan")
+    optimizer.step()
+    again, own = made(tx)
+    again.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    descend(optimizer, params, 4)
+    descend(again, own, 4)
+    assert [g["lr"] for g in again.param_groups] == [g["lr"] for g in optimizer.param_groups]
+    assert again.param_groups[0]["lr"] == SCHEDULE(7 if wrapper == "skip" else 4)
+
+
+def test_a_loaded_value_equal_to_the_schedule_at_the_loaded_count_is_no_override():
+    optimizer, params = made(gradtx.adamw(lr=SCHEDULE))
+    descend(optimizer, params, 3)
+    again, own = made(gradtx.adamw(lr=SCHEDULE))
+    again.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert lr_at_each_step(again, own, 3) == [SCHEDULE(3), SCHEDULE(4), SCHEDULE(5)]
+
+
+def test_another_loaded_value_is_an_override():
+    optimizer, params = made(gradtx.sgd(lr=SCHEDULE))
+    descend(optimizer, params, 2)
+    optimizer.param_groups[0]["lr"] = 0.7
+    again, own = made(gradtx.sgd(lr=SCHEDULE))
+    again.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert lr_at_each_step(again, own, 2) == [0.7, 0.7]
+
+
+def test_loading_takes_an_override_back():
+    optimizer, params = made(gradtx.sgd(lr=SCHEDULE))
+    descend(optimizer, params, 2)
+    saved = saved_and_loaded(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.7
+    descend(optimizer, params, 2)
+    optimizer.load_state_dict(saved)
+    assert lr_at_each_step(optimizer, params, 2) == [SCHEDULE(2), SCHEDULE(3)]
+
+
+def test_groups_that_went_through_json_do_not_override_a_schedule_in_a_tuple():
+    tx = gradtx.adam(betas=(gradtx.linear_schedule(0.9), 0.99))
+    optimizer, params = made(tx)
+    descend(optimizer, params, 2)
+    saved = optimizer.state_dict()
+    saved["param_groups"] = json.loads(json.dumps(saved["param_groups"]))
+    again, own = made(tx)
+    again.load_state_dict(saved)
+    descend(optimizer, params, 2)
+    descend(again, own, 2)
+    assert again.param_groups[0]["betas"] == optimizer.param_groups[0]["betas"]
+
+
+def test_a_hyperparameter_that_the_checkpoint_lacks_keeps_its_schedule():
+    optimizer, params = made(gradtx.sgd(lr=SCHEDULE))
+    descend(optimizer, params, 2)
+    saved = saved_and_loaded(optimizer.state_dict())
+    del saved["param_groups"][0]["lr"]
+    again, own = made(gradtx.sgd(lr=SCHEDULE))
+    again.load_state_dict(saved)
+    assert lr_at_each_step(again, own, 2) == [SCHEDULE(2), SCHEDULE(3)]
+
+
+def test_a_copy_of_a_group_dict_put_in_its_place_does_not_override_a_schedule():
+    optimizer, params = made(gradtx.sgd(lr=SCHEDULE))
+    descend(optimizer, params, 1)
+    optimizer.param_groups[0] = dict(optimizer.param_groups[0])
+    assert lr_at_each_step(optimizer, params, 3) == [SCHEDULE(1), SCHEDULE(2), SCHEDULE(3)]
+
+
+def test_a_group_of_a_schedule_is_saved_as_plain_numbers():
+    optimizer, params = made(gradtx.adamw(lr=gradtx.cosine_schedule(0.1, T_max=9)))
+    descend(optimizer, params, 2)
+    assert type(optimizer.state_dict()["param_groups"][0]["lr"]) is float
+
+
+def test_a_schedule_of_a_plain_function_is_as_exact_as_under_a_scheduler_of_torch():
+    def rate(step):
+        return 0.1 / (step + 1)
+
+    optimizer, params = made(gradtx.sgd(lr=gradtx.Schedule(rate)))
+    other = twins(params)
+    reference = torch.optim.SGD(other.values(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(reference, rate)
+    descend(optimizer, params, 5)
+    descend(reference, other, 5, after=scheduler.step)
+    assert_close(params.values(), other.values(), TOLERANCE)

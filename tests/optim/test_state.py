@@ -1,0 +1,248 @@
+"""State: per parameter, flat, made early, and made again from the weights that training starts with."""
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.problems import (
+    assert_close,
+    assert_equal,
+    descend,
+    functional,
+    parameters,
+    set_gradients,
+    values,
+)
+
+TOLERANCE = 1e-12  # the same sums in float64, in another order
+LOOKAHEAD = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))
+
+
+def made(tx, params=None):
+    params = parameters() if params is None else params
+    return gradtx.as_optimizer(tx, list(params.items())), params
+
+
+def load(params, value):
+    """As `model.load_state_dict` does."""
+    with torch.no_grad():
+        for param in params.values():
+            param.copy_(torch.full_like(param, value))
+
+
+def test_state_is_flat_made_with_the_optimizer_and_later_owners_of_a_name_are_spelled_out():
+    tx = gradtx.chain(
+        gradtx.ema(0.9),
+        gradtx.adam(),
+        gradtx.masked(gradtx.ema(0.5), "body.*"),
+        gradtx.accumulate(gradtx.ema(0.5), every=2),
+    )
+    optimizer, params = made(tx)
+    keys = ["step", "exp_avg", "scale_by_adam.exp_avg", "exp_avg_sq"]
+    wrapped = {"accumulate.step", "mini_step", "acc", "seen", "accumulate.ema.exp_avg"}
+    own = {name: set(optimizer.state[param]) for name, param in params.items()}
+    assert own["head.scale"] == {*keys, *wrapped}
+    assert len(own["body.bias"] - own["head.scale"]) == 1
+
+
+def test_step_is_a_0d_float32_tensor_as_torchs():
+    optimizer, params = made(gradtx.adamw())
+    for expected in (0.0, 1.0, 2.0):
+        for param in params.values():
+            step = optimizer.state[param]["step"]
+            assert (step.shape, step.dtype, step.item()) == ((), torch.float32, expected)
+        descend(optimizer, params, 1)
+
+
+def test_rules_see_the_step_as_int64():
+    seen = []
+
+    @gradtx.per_tensor
+    def watch():
+        def update(update, state, param, ctx):
+            seen.append((ctx.step.dtype, ctx.step.item()))
+            return update, state
+
+        return update
+
+    descend(*made(watch(), {"w": torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))}), steps=2)
+    assert seen == [(torch.int64, 1), (torch.int64, 2)]
+
+
+def test_shared_numbers_are_in_the_state_of_every_parameter_also_without_gradient():
+    optimizer, params = made(gradtx.record("norm"))
+    descend(optimizer, params, 1, skip=lambda name, t: name == "head.scale")
+    grads = [param.grad.square().sum() for param in params.values() if param.grad is not None]
+    for param in params.values():
+        kept = optimizer.state[param]["norm"]
+        assert kept.dtype is torch.float64
+        assert_close([kept], [torch.stack(grads).sum().sqrt()], TOLERANCE)
+
+
+def test_a_frozen_parameter_keeps_a_step_of_0():
+    optimizer, params = made(gradtx.chain(gradtx.adam(lr=0.1), gradtx.freeze("head.*")))
+    descend(optimizer, params, 3)
+    assert_equal(dict(optimizer.state[params["head.weight"]]), {"step": torch.tensor(0.0)})
+
+
+def test_a_frozen_parameter_keeps_every_bit():
+    params = parameters()
+    with torch.no_grad():
+        params["head.weight"][0] = torch.tensor([-0.0, float("nan"), float("inf")])
+    before = values(params)
+    optimizer, _ = made(gradtx.chain(gradtx.adam(lr=0.1), gradtx.freeze("head.*")), params)
+    descend(optimizer, params, 3)
+    assert_equal(values(params)[2:], before[2:])
+
+
+def test_state_is_made_again_at_the_first_step_from_the_present_weights():
+    optimizer, params = made(LOOKAHEAD)
+    load(params, 7.0)
+    expected, _ = functional(LOOKAHEAD, params, 4)
+    descend(optimizer, params, 4)
+    assert_close(params.values(), expected.values(), TOLERANCE)
+
+
+def test_each_parameter_makes_its_state_again_at_its_own_first_step():
+    optimizer, params = made(gradtx.chain(gradtx.sgd(lr=0.0), gradtx.lookahead(k=1)))
+    descend(optimizer, params, 1, skip=lambda name, t: name.startswith("head"))
+    load(params, 7.0)
+    descend(optimizer, params, 1, start=1)
+    slow = [optimizer.state[param]["slow"].flatten()[0].item() for param in params.values()]
+    assert slow[2:] == [7.0, 7.0]
+    assert 7.0 not in slow[:2]
+
+
+def test_state_that_was_loaded_is_not_made_again():
+    source, params = made(LOOKAHEAD)
+    descend(source, params, 1)
+    optimizer, own = made(LOOKAHEAD)
+    optimizer.load_state_dict(source.state_dict())
+    load(own, 7.0)
+    set_gradients(own)
+    optimizer.step()
+    for a, b in zip(params.values(), own.values(), strict=True):
+        assert not torch.equal(optimizer.state[b]["slow"], torch.full_like(b, 7.0))
+        assert optimizer.state[b]["step"].item() == 2
+        assert source.state[a]["step"].item() == 1
+
+
+def removed_and_replaced(state):
+    shape, dtype = state["exp_avg"].shape, state["exp_avg"].dtype
+    del state["exp_avg"]  # from here on, another tensor may have its id
+    state["exp_avg"] = torch.ones(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda state: state["exp_avg"].fill_(1.0),
+        lambda state: state.update(exp_avg=torch.ones_like(state["exp_avg"])),
+        removed_and_replaced,
+    ],
+    ids=["in place", "replaced", "removed and replaced"],
+)
+def test_state_that_was_touched_is_not_made_again(touch):
+    for _ in range(20):
+        optimizer, params = made(gradtx.ema(0.5))
+        for param in params.values():
+            touch(optimizer.state[param])
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        for param in params.values():
+            assert_equal(optimizer.state[param]["exp_avg"], torch.full_like(param, 0.5))
+
+
+def test_weights_to_evaluate_with_before_the_first_step_are_the_present_ones():
+    optimizer, params = made(gradtx.chain(gradtx.sgd(), gradtx.average()))
+    load(params, 7.0)
+    with optimizer.eval_params():
+        assert all((param == 7.0).all() for param in params.values())
+
+
+def test_a_checkpoint_before_the_first_step_continues_from_the_present_weights():
+    optimizer, params = made(LOOKAHEAD)
+    load(params, 7.0)
+    again, own = made(LOOKAHEAD)
+    load(own, 7.0)
+    again.load_state_dict(optimizer.state_dict())
+    descend(optimizer, params, 4)
+    descend(again, own, 4)
+    assert_equal(values(own), values(params))
+
+
+def test_bias_corrections_count_only_steps_with_a_gradient_as_torch():
+    def skip(name, t):
+        return (name == "head.scale" and t < 5) or (name == "body.bias" and t % 2)
+
+    optimizer, params = made(gradtx.adam(lr=0.1))
+    other = parameters()
+    descend(optimizer, params, 12, skip=skip)
+    reference = torch.optim.Adam(other.values(), lr=0.1)
+    descend(reference, other, 12, skip=skip)
+    assert_close(params.values(), other.values(), TOLERANCE)
+    steps = {name: optimizer.state[param]["step"].item() for name, param in params.items()}
+    assert steps == {"body.weight": 12, "body.bias": 6, "head.weight": 12, "head.scale": 7}
+
+
+def test_a_parameter_without_gradient_is_skipped_bit_for_bit():
+    optimizer, params = made(gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.adamw(lr=0.1)))
+    descend(optimizer, params, 2)
+    still = params["body.bias"]
+    before = still.detach().clone(), {key: value.clone() for key, value in optimizer.state[still].items()}
+    descend(optimizer, params, 2, start=2, skip=lambda name, t: name == "body.bias")
+    assert_equal((still.detach(), dict(optimizer.state[still])), before)
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_a_group_added_later_steps_as_in_torch(steps):
+    results = []
+    for module in (gradtx.optim, torch.optim):
+        params = parameters()
+        head = [params.pop("head.weight"), params.pop("head.scale")]
+        optimizer = module.AdamW(params.values(), lr=0.1)
+        descend(optimizer, params, steps)
+        optimizer.add_param_group({"params": head, "lr": 0.01})
+        params |= {"head.weight": head[0], "head.scale": head[1]}
+        descend(optimizer, params, 5, start=steps)
+        assert optimizer.state[head[0]]["step"].item() == 5
+        results.append(params.values())
+    assert_close(*results, tolerance=TOLERANCE)
+
+
+def test_parameters_added_later_take_over_what_the_others_share():
+    tx = gradtx.chain(gradtx.record("norm"), gradtx.accumulate(gradtx.sgd(lr=0.1), every=3))
+    params = parameters()
+    late = {"head.scale": params.pop("head.scale")}
+    optimizer = gradtx.as_optimizer(tx, list(params.items()))
+    descend(optimizer, params, 4)
+    optimizer.add_param_group({"params": list(late.items())})
+    first, added = optimizer.state[params["body.bias"]], optimizer.state[late["head.scale"]]
+    for key in ("norm", "accumulate.step", "mini_step"):
+        assert_equal(added[key], first[key])
+    descend(optimizer, {**params, **late}, 4, start=4)
+
+
+def test_lazy_parameters_get_their_state_at_the_first_step():
+    model = torch.nn.Sequential(torch.nn.LazyLinear(3), torch.nn.LazyLinear(1))
+    optimizer = gradtx.as_optimizer(LOOKAHEAD, model.named_parameters())
+    assert not optimizer.state
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    for param in model.parameters():
+        assert optimizer.state[param]["slow"].shape == param.shape
+        assert optimizer.state[param]["step"].item() == 1
+
+
+def test_meta_parameters_get_their_state_at_the_first_step(monkeypatch):
+    monkeypatch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)
+    with torch.device("meta"):
+        model = torch.nn.Linear(4, 3)
+    optimizer = gradtx.as_optimizer(LOOKAHEAD, model.named_parameters())
+    assert not optimizer.state
+    model.to_empty(device="cpu")
+    torch.nn.init.ones_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert_equal(optimizer.state[model.weight]["slow"], torch.ones(3, 4))

@@ -1,0 +1,174 @@
+"""Optimizers beside each other, over many steps, and in surroundings of other dtypes, devices and modes."""
+
+import copy
+import gc
+import threading
+
+import pytest
+import torch
+
+import gradtx
+from tests.optim.chains import CHAINS
+from tests.optim.problems import (
+    assert_close,
+    assert_equal,
+    descend,
+    functional,
+    parameters,
+    saved_and_loaded,
+    set_gradients,
+    twins,
+    values,
+)
+
+TOLERANCE = 1e-12  # the same sums in float64, in another order
+
+
+def test_two_optimizers_on_one_model_do_not_meet():
+    params, others = parameters(), parameters()
+    split = list(params.items())
+    pair = gradtx.optim.SGD(dict(split[:2]).values(), lr=0.1), gradtx.optim.AdamW(dict(split[2:]).values(), lr=0.1)
+    tx = gradtx.partition({"a": gradtx.sgd(lr=0.1), "b": gradtx.adamw(lr=0.1)}, {"a": "body.*", "b": "*"})
+    one = gradtx.as_optimizer(tx, list(others.items()))
+    for t in range(4):
+        set_gradients(params, t)
+        for optimizer in pair:
+            optimizer.step()
+        descend(one, others, 1, start=t)
+    assert_equal(values(params), values(others))
+
+
+def test_one_transformation_serves_many_optimizers():
+    tx = CHAINS["design"]
+    first, second = parameters(), parameters()
+    one, other = gradtx.as_optimizer(tx, first.values()), gradtx.as_optimizer(tx, second.values())
+    other.param_groups[0]["delta"] = 0.5
+    descend(one, first, 3)
+    expected, _ = functional(tx, parameters(), 3)
+    assert_close(first.values(), expected.values(), TOLERANCE)
+
+
+def test_a_tensor_that_a_scheduler_fills_belongs_to_one_optimizer():
+    lr = torch.tensor(0.1)
+    tx = gradtx.sgd(lr=lr)
+    one, other = (gradtx.as_optimizer(tx, parameters().values()) for _ in range(2))
+    one.param_groups[0]["lr"].fill_(0.5)
+    assert other.param_groups[0]["lr"].item() == pytest.approx(0.1)
+    assert tx.hyperparams["lr"].item() == pytest.approx(0.1)
+
+
+def test_optimizers_in_threads_do_not_disturb_each_other():
+    runs = [parameters() for _ in range(4)]
+    optimizers = [gradtx.as_optimizer(CHAINS["design"], list(params.items())) for params in runs]
+    errors = []
+
+    def work(optimizer, params):
+        try:
+            descend(optimizer, params, 20)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(optimizers, runs, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for params in runs[1:]:
+        assert_equal(values(params), values(runs[0]))
+
+
+def test_a_thousand_steps_keep_no_more_objects_than_ten():
+    params = {"w": torch.nn.Parameter(torch.ones(2))}
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(lr=gradtx.cosine_schedule(0.1, 1000), momentum=0.9))
+    optimizer = gradtx.as_optimizer(tx, list(params.items()))
+    counts = []
+    for steps in (10, 990):
+        for _ in range(steps):
+            params["w"].grad = torch.ones(2)
+            optimizer.step()
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert counts[1] - counts[0] < 100
+
+
+@pytest.mark.parametrize("name", ["with lookahead", "record", "adamp", "skip", "whole tree", "accumulate"])
+def test_a_step_leaves_no_tensor_to_the_garbage_collector(name):
+    # Tensors in reference cycles live until Python looks for cycles: a copy of the state a step, where it rarely does.
+    params = parameters()
+    optimizer = gradtx.as_optimizer(CHAINS[name], list(params.items()))
+    for t in range(5):
+        set_gradients(params, t)  # whose noise is cached
+    descend(optimizer, params, 2)
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for t in range(2, 5):
+            descend(optimizer, params, 1, start=t)
+            counts.append(sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert counts[2] <= counts[0]
+
+
+def test_a_default_dtype_of_float64_keeps_the_state_of_float32_parameters_float32():
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = []
+        for module in (gradtx.optim, torch.optim):
+            params = parameters(torch.float32)
+            optimizer = module.AdamW(params.values(), lr=0.1)
+            descend(optimizer, params, 3)
+            results.append((values(params), [{k: v.dtype for k, v in s.items()} for s in optimizer.state.values()]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert results[0][1] == results[1][1]
+    assert_close(results[0][0], results[1][0], 1e-6)  # three roundings of float32
+
+
+def test_a_step_under_autocast_is_a_plain_step():
+    params, others = parameters(torch.float32), parameters(torch.float32)
+    tx = CHAINS["design"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        descend(gradtx.as_optimizer(tx, list(params.items())), params, 3)
+    descend(gradtx.as_optimizer(tx, list(others.items())), others, 3)
+    assert_equal(values(params), values(others))
+
+
+def test_a_step_with_gradients_enabled_or_in_inference_mode_records_nothing():
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        params = parameters()
+        optimizer = gradtx.optim.AdamP(params.values())
+        set_gradients(params)
+        with mode():
+            optimizer.step()
+        optimizer.step()
+        assert all(param.is_leaf and param.requires_grad for param in params.values())
+        assert not any(value.requires_grad for state in optimizer.state.values() for value in state.values())
+
+
+def test_a_default_device_of_new_tensors_does_not_matter_to_a_step():
+    params, others = parameters(), parameters()
+    one, other = gradtx.optim.AdamW(params.values()), gradtx.optim.AdamW(others.values())
+    descend(other, others, 2)
+    descend(one, params, 1)
+    set_gradients(params, 1)
+    with torch.device("meta"):
+        one.step()
+    assert_equal(values(params), values(others))
+
+
+def test_checkpoint_and_deepcopy_mid_accumulation_agree():
+    tx = gradtx.accumulate(gradtx.adamw(lr=0.1), every=3)
+    params = parameters()
+    optimizer = gradtx.as_optimizer(tx, list(params.items()))
+    descend(optimizer, params, 4)
+    copied, other = copy.deepcopy((params, optimizer))
+    own = twins(params)
+    loaded = gradtx.as_optimizer(tx, list(own.items()))
+    loaded.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    for run, leaves in ((optimizer, params), (other, copied), (loaded, own)):
+        descend(run, leaves, 5, start=4)
+    assert_equal(values(copied), values(params))
+    assert_equal(values(own), values(params))

@@ -1,0 +1,248 @@
+"""What the tests of the maths share: a problem in float64, plain loops, ways to run both, and a distance.
+
+A *stepper* is a function `(grads, params) -> updates` with a memory of its own: the library's (`Transformed`), a plain
+loop written from a paper (`Loop`, `WeightsLoop`), or a published optimizer (`Published`). `difference` runs two of them
+on the problem and compares every update of every leaf.
+"""
+
+import inspect
+import math
+import types
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gradtx
+
+STEPS = 32
+# Two ways to round the same float64 sums differ by 1e-16, 32 steps of feedback through the weights make up to 1e-12 of
+# it, and an update of 1e-5 as the difference of two weights loses as much; any slip in a formula is far above.
+TOLERANCE = 1e-10
+
+
+@cache
+def _data() -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor, Tensor]]]:
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+    params = {
+        "matrix": draw(4, 3),
+        "kernel": draw(3, 2, 2, 2),
+        "rows": draw(3, 4),
+        "whole": draw(3, 5),
+        "bias": draw(5),
+        "scalar": draw(),
+    }
+    return params, [(draw(8, 3), draw(8, 2, 2, 2), draw(8, 5)) for _ in range(STEPS)]
+
+
+def problem() -> dict[str, Tensor]:
+    """The initial parameters.
+
+    The gradient of `rows` is orthogonal to every row of it, that of `whole` to it as a whole only, the others' to
+    nothing. Every step has data of its own, so gradients change their signs.
+    """
+    return {name: param.clone() for name, param in _data()[0].items()}
+
+
+def gradients(params: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+    """The gradient of the loss of step `t` (from 1), a nonlinear function of all leaves."""
+    x, images, target = _data()[1][t - 1]
+    p = {name: param.detach().requires_grad_() for name, param in params.items()}
+    hidden = torch.tanh(x @ p["matrix"].T) @ torch.nn.functional.normalize(p["rows"], dim=1).T
+    output = torch.tanh(hidden @ (p["whole"] / p["whole"].norm()) + p["bias"]) * p["scalar"]
+    seen = torch.tanh(images.flatten(1) @ p["kernel"].flatten(1).T).mean(dim=1)  # a convolution of one position
+    loss = (output + seen[:, None] - target).square().mean()
+    return dict(zip(p, torch.autograd.grad(loss, list(p.values())), strict=True))
+
+
+class Transformed:
+    """A transformation that keeps its state."""
+
+    def __init__(self, tx: gradtx.GradientTransformation):
+        self.tx, self.state = tx, None
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = self.tx.init(params) if self.state is None else self.state
+        updates, self.state = self.tx.update(grads, state, params)
+        return updates
+
+
+class Slots(types.SimpleNamespace):
+    """What a plain loop remembers of one leaf: attributes that are 0 before they are set."""
+
+    def __getattr__(self, name: str) -> float:
+        return 0.0
+
+
+class Loop:
+    """A rule for one leaf, `rule(slots, t, g, p, **options) -> update`, run over a tree.
+
+    Schedules among the options are resolved: update `t` uses `schedule(t - 1)`. A rule may note in `slots.seen` which
+    of its branches ran; the notes of all leaves and steps are in `seen`.
+    """
+
+    def __init__(self, rule: Callable[..., Tensor], **options: Any):
+        self.rule, self.options, self.seen = rule, options, set()
+        self.slots: dict[str, Slots] = {}
+        self.t = 0
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.t += 1
+        options = {name: _resolved(value, self.t - 1) for name, value in self.options.items()}
+        for name in grads:
+            self.slots.setdefault(name, Slots(seen=self.seen, name=name))
+        return {name: self.rule(self.slots[name], self.t, g, params[name], **options) for name, g in grads.items()}
+
+
+class WeightsLoop(Loop):
+    """A `Loop` whose rule gives the new weights."""
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: new - params[name] for name, new in super().__call__(grads, params).items()}
+
+
+def _resolved(value: Any, step: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_resolved(item, step) for item in value)
+    return float(value(step)) if isinstance(value, gradtx.Schedule) else value
+
+
+class Published:
+    """A torch optimizer, stepped from the given parameters with the given gradients."""
+
+    def __init__(self, optimizer: Callable[..., torch.optim.Optimizer], **options: Any):
+        self.make = lambda params: optimizer(params, **options)
+        self.params: dict[str, Tensor] = {}
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.params:
+            self.params = {name: torch.nn.Parameter(param.clone()) for name, param in params.items()}
+            self.optimizer = self.make(list(self.params.values()))
+        for name, param in self.params.items():
+            param.data.copy_(params[name])
+            param.grad = grads[name].clone()
+        self.optimizer.step()
+        return {name: param.detach() - params[name] for name, param in self.params.items()}
+
+
+def negated(step: Any) -> Any:
+    """A stepper that is handed the gradients of minus the loss, so that one which maximizes goes downhill."""
+    step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
+    return lambda grads, params: step({name: -g for name, g in grads.items()}, params)
+
+
+def run(step: Any, rate: float = 1.0, without: tuple[str, ...] = (), weights: bool = False) -> list[dict[str, Tensor]]:
+    """The updates, or the weights, of all steps; weights move by `rate` updates. Leaves in `without` are left out."""
+    step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
+    params, history = problem(), []
+    for t in range(1, STEPS + 1):
+        grads = gradients(params, t)
+        present = [name for name in params if name not in without]
+        updates = step({name: grads[name] for name in present}, {name: params[name] for name in present})
+        params = {name: params[name] + rate * updates[name] if name in updates else params[name] for name in params}
+        history.append(params if weights else updates)
+    return history
+
+
+def distance(history: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> float:
+    """The largest difference of two lists of trees, relative to the largest entry of each leaf of `expected`."""
+    worst = 0.0
+    for got, wanted in zip(history, expected, strict=True):
+        if got.keys() != wanted.keys():
+            return math.inf
+        for name in wanted:
+            if (got[name].shape, got[name].dtype) != (wanted[name].shape, wanted[name].dtype):
+                return math.inf
+            error, size = (got[name] - wanted[name]).abs().max().item(), wanted[name].abs().max().item()
+            relative = error / size if size else math.inf if error else 0.0
+            worst = max(worst, relative) if math.isfinite(relative) else math.inf
+    return worst
+
+
+def difference(step: Any, reference: Any, rate: float = 1.0) -> float:
+    """The distance between the updates of two runs."""
+    return distance(run(step, rate), run(reference, rate))
+
+
+def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:
+    """The distance between the weights of two runs: for optimizers that round them where they add an update."""
+    return distance(run(step, without=without, weights=True), run(reference, without=without, weights=True))
+
+
+def first_update(tx: gradtx.GradientTransformation, grad: Any, param: Any = None, steps: int = 1) -> Any:
+    """The update (the last of `steps` with one gradient) of a leaf of numbers, as numbers."""
+    grad = torch.tensor(grad, dtype=torch.float64)
+    param = torch.zeros_like(grad) if param is None else torch.tensor(param, dtype=torch.float64)
+    step = Transformed(tx)
+    for _ in range(steps):
+        updates = step({"w": grad}, {"w": param})
+    return updates["w"].tolist()
+
+
+def finite_without_gradient(tx: gradtx.GradientTransformation) -> bool:
+    """Whether three steps with zero gradients give finite updates for all leaves."""
+    step, params = Transformed(tx), problem()
+    zeros = {name: torch.zeros_like(param) for name, param in params.items()}
+    return all(update.isfinite().all() for _ in range(3) for update in step(zeros, params).values())
+
+
+def arguments(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+    """Names and defaults of a rule or a factory, without what all rules and all factories have."""
+    common = ("s", "t", "g", "p", "maximize", "state_dtype")
+    signature = inspect.signature(function)
+    return [(name, parameter.default) for name, parameter in signature.parameters.items() if name not in common]
+
+
+def named(item: Any) -> str | None:
+    """The id of a test's parameter: the name of a function; None, so pytest's own, for a set, which has no order."""
+    if isinstance(item, types.FunctionType | type):
+        return item.__name__
+    return None if isinstance(item, set) else str(item)
+
+
+# Maths that references of several files share.
+
+
+def project(p: Tensor, g: Tensor, s: Tensor, delta: float, wd_ratio: float, eps: float) -> tuple[Tensor, float, str]:
+    """AdamP's projection of a direction s: (s, r, the view that passed the test: "rows", "layer" or "none")."""
+    for view, rows in (("rows", p.shape[0]), ("layer", 1)) if p.ndim > 1 else ():
+        P, G, S = (x.reshape(rows, -1) for x in (p, g, s))
+        norm_p, norm_g = P.norm(dim=1), G.norm(dim=1)
+        cosine = (G * P).sum(dim=1).abs() / (norm_g.clamp(min=eps) * norm_p.clamp(min=eps))
+        if cosine.max() < delta / math.sqrt(P.shape[1]):
+            e = P / (norm_p[:, None] + eps)
+            return (S - e * (e * S).sum(dim=1, keepdim=True)).reshape(p.shape), wd_ratio, view
+    return s, 1.0, "none"
+
+
+def caution_weights(direction: Tensor, gradient: Tensor, factor: float) -> Tensor:
+    """1 where the signs agree, else `factor`, over the mean of that."""
+    weights = torch.where(direction * gradient > 0, torch.ones_like(direction), factor)
+    return weights / max(weights.mean().item(), 1e-5)
+
+
+def placed_by_rank(values: Tensor, p: Tensor) -> Tensor:
+    """The i-th smallest of `values` where `p` has its i-th smallest entry."""
+    ranks = [0] * p.numel()
+    for rank, index in enumerate(sorted(range(p.numel()), key=p.flatten().tolist().__getitem__)):
+        ranks[index] = rank
+    return values.flatten().sort().values[ranks].reshape(p.shape)
+
+
+def unit_norm(x: Tensor) -> Tensor:
+    """The norm of every index of dimension 0, in a shape that broadcasts; of all of a leaf with 0 or 1 dimensions."""
+    return x.norm() if x.ndim <= 1 else x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def adam_moments(s: Slots, t: int, g: Tensor, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """The averages of g and of its square, m and v in the slots, both without their bias."""
+    b1, b2 = betas
+    s.m = b1 * s.m + (1 - b1) * g
+    s.v = b2 * s.v + (1 - b2) * g**2
+    return s.m / (1 - b1**t), s.v / (1 - b2**t)

@@ -1,0 +1,256 @@
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+import gradtx
+from tests.references import TOLERANCE, WeightsLoop, difference, first_update, named
+
+LR = 0.3
+SCHEDULES = [  # factory, its numbers, the rest
+    (gradtx.constant_schedule, {"lr": LR}, {}),
+    (gradtx.constant_schedule, {"lr": LR, "factor": 0.2}, {"total_iters": 4}),
+    (gradtx.linear_schedule, {"lr": LR}, {}),
+    (gradtx.linear_schedule, {"lr": LR, "start_factor": 0.2, "end_factor": 0.9}, {"total_iters": 7}),
+    (gradtx.cosine_schedule, {"lr": LR, "eta_min": 0.02}, {"T_max": 6}),
+    (gradtx.warmup_cosine_schedule, {"max_lr": LR, "min_lr": 0.02, "init_lr": 0.05}, {"t_max": 9, "warmup_steps": 3}),
+    (gradtx.warmup_cosine_schedule, {"max_lr": LR}, {"t_max": 5, "warmup_steps": 5}),
+]
+JOINED = gradtx.join_schedules([factory(**numbers, **rest) for factory, numbers, rest in SCHEDULES[1:6:2]], [5, 11])
+MADE = [*(factory(**numbers, **rest) for factory, numbers, rest in SCHEDULES), JOINED]
+
+
+def torchs_rates(make, steps):
+    """The rates that a torch scheduler leaves in an optimizer of rate LR, of the first update on."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "make"),
+    [
+        (gradtx.constant_schedule(LR, 0.2, 4), lambda o: lr_scheduler.ConstantLR(o, 0.2, 4)),
+        (gradtx.constant_schedule(LR, 1 / 3, 5), lr_scheduler.ConstantLR),
+        (gradtx.linear_schedule(LR), lr_scheduler.LinearLR),
+        (gradtx.linear_schedule(LR, 0.2, 0.9, 7), lambda o: lr_scheduler.LinearLR(o, 0.2, 0.9, 7)),
+        (gradtx.linear_schedule(LR, 1.0, 0.0, 7), lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, 7)),
+        (gradtx.cosine_schedule(LR, 6), lambda o: lr_scheduler.CosineAnnealingLR(o, 6)),
+        (gradtx.cosine_schedule(LR, 7, 0.02), lambda o: lr_scheduler.CosineAnnealingLR(o, 7, 0.02)),
+        (
+            gradtx.join_schedules(
+                [gradtx.constant_schedule(LR, 0.2, 3), gradtx.linear_schedule(LR, 0.5), gradtx.cosine_schedule(LR, 9)],
+                [5, 11],
+            ),
+            lambda o: lr_scheduler.SequentialLR(
+                o,
+                [
+                    lr_scheduler.ConstantLR(o, 0.2, 3),
+                    lr_scheduler.LinearLR(o, 0.5),
+                    lr_scheduler.CosineAnnealingLR(o, 9),
+                ],
+                [5, 11],
+            ),
+        ),
+    ],
+    ids=named,
+)
+def test_every_step_equals_the_scheduler_of_torch(schedule, make):
+    # torch's are recursive: each step adds a rounding of 1e-16 to the last value
+    assert [schedule(step) for step in range(40)] == pytest.approx(torchs_rates(make, 40), rel=0, abs=1e-14)
+
+
+def warmup_cosine(s, t_max, max_lr, min_lr=0.0, init_lr=0.0, warmup_steps=0):
+    w = warmup_steps
+    if s < w:
+        return init_lr + (max_lr - init_lr) * s / w
+    if s == w:
+        return max_lr
+    if s >= t_max:
+        return min_lr
+    return min_lr + (max_lr - min_lr) * (1 + math.cos(math.pi * (s - w) / (t_max - w))) / 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"t_max": 1, "max_lr": 0.3},
+        {"t_max": 12, "max_lr": 0.3},
+        {"t_max": 12, "max_lr": 0.3, "min_lr": 0.02, "warmup_steps": 5},
+        {"t_max": 12, "max_lr": 0.3, "min_lr": 0.02, "init_lr": 0.1, "warmup_steps": 1},
+        {"t_max": 12, "max_lr": 0.3, "min_lr": 0.02, "init_lr": 0.5, "warmup_steps": 11},
+        {"t_max": 5, "max_lr": 0.1, "min_lr": 0.3, "warmup_steps": 2},  # "falls" upwards
+    ],
+    ids=str,
+)
+def test_every_step_of_warmup_cosine_follows_the_loop(options):
+    schedule = gradtx.warmup_cosine_schedule(**options)
+    expected = [warmup_cosine(s, **options) for s in range(30)]
+    assert [schedule(s) for s in range(30)] == pytest.approx(expected, rel=1e-15, abs=1e-16)
+
+
+def test_with_no_step_to_fall_in_the_lowest_rate_holds_after_the_highest():
+    schedule = gradtx.warmup_cosine_schedule(5, 0.5, min_lr=0.25, warmup_steps=5)
+    assert [schedule(step) for step in (4, 5, 6, 7, 100)] == [0.4, 0.5, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (gradtx.constant_schedule(0.5, 0.5, 2), [0.25, 0.25, 0.5, 0.5]),
+        (gradtx.constant_schedule(0.5, 0.5), [0.5, 0.5]),  # for 0 steps
+        (gradtx.linear_schedule(1.0, 0.25, 0.75, 2), [0.25, 0.5, 0.75, 0.75]),
+        (gradtx.cosine_schedule(1.0, 2), [1.0, 0.5, 0.0, 0.5, 1.0]),
+        (gradtx.cosine_schedule(1.0, 3, 0.5), [1.0, 0.875, 0.625, 0.5]),  # cosine of 60 degrees
+        (gradtx.warmup_cosine_schedule(4, 1.0, 0.5, 0.25, 2), [0.25, 0.625, 1.0, 0.75, 0.5, 0.5]),
+        (gradtx.join_schedules([gradtx.constant_schedule(0.5)], []), [0.5, 0.5]),
+    ],
+    ids=str,
+)
+def test_the_first_values_equal_the_hand_computed_ones(schedule, values):
+    assert [schedule(step) for step in range(len(values))] == pytest.approx(values, abs=1e-15)
+
+
+@pytest.mark.parametrize("schedule", MADE, ids=str)
+def test_a_python_step_gives_a_float_and_a_tensor_step_the_same_as_a_float64_tensor(schedule):
+    for step in (0, 3, 5, 11, 1000):
+        value = schedule(step)
+        assert type(value) is float
+        for dtype in (torch.int64, torch.int32):
+            result = schedule(torch.tensor(step, dtype=dtype))
+            assert (result.shape, result.dtype) == ((), torch.float64)
+            assert result.item() == value
+
+
+@pytest.mark.parametrize(("factory", "numbers", "rest"), SCHEDULES, ids=named)
+def test_under_vmap_over_any_number_every_member_gets_its_own_value(factory, numbers, rest):
+    for name in numbers:
+        members = torch.tensor([0.1, 0.4, 0.8], dtype=torch.float64)
+
+        def value(member, step, name=name):
+            return factory(**{**numbers, name: member}, **rest)(step)
+
+        for step in (0, 2, 4, 20):
+            expected = torch.tensor([value(member, step) for member in members.tolist()], dtype=torch.float64)
+            assert torch.allclose(torch.vmap(value, (0, None))(members, step), expected, rtol=1e-15, atol=1e-16)
+
+
+@pytest.mark.parametrize("schedule", MADE, ids=str)
+def test_under_vmap_over_steps_every_member_gets_its_own_value(schedule):
+    expected = torch.tensor([schedule(step) for step in range(15)], dtype=torch.float64)
+    assert torch.equal(torch.vmap(schedule)(torch.arange(15)), expected)
+
+
+def test_the_derivative_with_respect_to_a_number_is_that_of_the_formula():
+    def value(lr):
+        return gradtx.warmup_cosine_schedule(10, lr, min_lr=0.1, warmup_steps=4)(7)  # half-way down
+
+    assert torch.func.grad(value)(torch.tensor(0.3, dtype=torch.float64)).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("schedule", MADE, ids=str)
+def test_one_compiled_graph_serves_every_step(schedule):
+    graphs = []
+
+    def eager(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(lambda step: schedule(step), fullgraph=True, backend=eager)
+    values = [compiled(torch.tensor(step)).item() for step in range(15)]
+    assert values == [schedule(step) for step in range(15)]
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("schedule", MADE, ids=str)
+def test_a_copy_and_a_pickle_and_the_repr_make_the_same_schedule(schedule):
+    names = {name: getattr(gradtx, name) for name in gradtx.__all__ if name.endswith("_schedule")}
+    copies = [
+        copy.deepcopy(schedule),
+        pickle.loads(pickle.dumps(schedule)),
+        eval(repr(schedule), {**names, "join_schedules": gradtx.join_schedules}),
+    ]
+    for other in copies:
+        assert isinstance(other, gradtx.Schedule)
+        assert repr(other) == repr(schedule)
+        assert [other(step) for step in range(15)] == [schedule(step) for step in range(15)]
+
+
+def test_the_repr_leaves_defaults_out():
+    assert repr(gradtx.linear_schedule(0.1)) == "linear_schedule(0.1)"
+    assert repr(JOINED) == (
+        "join_schedules([constant_schedule(0.3, factor=0.2, total_iters=4), linear_schedule(0.3, start_factor=0.2, "
+        "end_factor=0.9, total_iters=7), warmup_cosine_schedule(9, 0.3, min_lr=0.02, init_lr=0.05, warmup_steps=3)], "
+        "[5, 11])"
+    )
+
+
+def sgd(s, t, g, p, lr, momentum, weight_decay):
+    g = g + weight_decay * p
+    s.b = g if t == 1 else momentum * s.b + g
+    return p - lr * s.b
+
+
+def test_schedules_in_an_alias_follow_a_loop_in_which_update_t_uses_step_t_minus_1():
+    made = {"lr": JOINED, "momentum": gradtx.linear_schedule(0.9), "weight_decay": gradtx.cosine_schedule(0.2, 20)}
+    step = gradtx.Schedule(lambda step: step)
+
+    def rule(s, t, g, p, step):
+        assert step == t - 1
+        return sgd(s, t, g, p, **{name: schedule(t - 1) for name, schedule in made.items()})
+
+    assert difference(gradtx.sgd(**made), WeightsLoop(rule, step=step)) < TOLERANCE
+
+
+def test_the_first_update_uses_step_zero():
+    tx = gradtx.sgd(lr=gradtx.Schedule(lambda step: 10.0 ** (step + 1)))
+    assert [first_update(tx, [1.0], steps=n) for n in (1, 2, 3)] == [[-10.0], [-100.0], [-1000.0]]
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "message"),
+    [
+        (gradtx.constant_schedule, (-0.1,), r"lr must be in \[0, inf\), got -0.1"),
+        (gradtx.constant_schedule, (0.1, -1.0), r"factor must be in \[0, inf\), got -1.0"),
+        (gradtx.constant_schedule, (0.1, 1.0, -1), r"total_iters must be in \[0, inf\), got -1"),
+        (gradtx.linear_schedule, (-0.1,), r"lr must be in \[0, inf\), got -0.1"),
+        (gradtx.linear_schedule, (0.1, 0.0), r"start_factor must be in \(0, 1\], got 0.0"),
+        (gradtx.linear_schedule, (0.1, 0.5, 1.5), r"end_factor must be in \[0, 1\], got 1.5"),
+        (gradtx.linear_schedule, (0.1, 0.5, 1.0, 0), r"total_iters must be in \[1, inf\), got 0"),
+        (gradtx.cosine_schedule, (-0.1, 5), r"lr must be in \[0, inf\), got -0.1"),
+        (gradtx.cosine_schedule, (0.1, 0), r"T_max must be in \[1, inf\), got 0"),
+        (gradtx.cosine_schedule, (0.1, 5, -0.1), r"eta_min must be in \[0, inf\), got -0.1"),
+        (gradtx.warmup_cosine_schedule, (5, -0.1), r"max_lr must be in \[0, inf\), got -0.1"),
+        (gradtx.warmup_cosine_schedule, (0, 0.1), r"t_max must be in \[1, inf\), got 0"),
+        (gradtx.warmup_cosine_schedule, (5, 0.1, 0.0, 0.0, 6), r"warmup_steps must be at most t_max = 5, got 6"),
+        (gradtx.join_schedules, (MADE[:2], []), "2 schedules need 1 milestones, got 0"),
+        (gradtx.join_schedules, (MADE[:2], [2, 3]), "2 schedules need 1 milestones, got 2"),
+        (gradtx.join_schedules, (MADE[:3], [3, 3]), r"milestones must rise from above 0, got \[3, 3\]"),
+        (gradtx.join_schedules, (MADE[:2], [0]), r"milestones must rise from above 0, got \[0\]"),
+    ],
+)
+def test_rejects_numbers_out_of_range_and_milestones_that_do_not_fit(factory, arguments, message):
+    with pytest.raises(ValueError, match=f"^{factory.__name__}: {message}$"):
+        factory(*arguments)
+
+
+def test_rejects_what_is_no_schedule_and_a_length_that_is_no_int():
+    with pytest.raises(TypeError, match=r"^join_schedules: schedules\[1\] must be a gradtx.Schedule, got 0.1$"):
+        gradtx.join_schedules([MADE[0], 0.1], [2])
+    with pytest.raises(TypeError, match=r"^cosine_schedule: T_max must be an int, got 5.5$"):
+        gradtx.cosine_schedule(0.1, 5.5)
+    with pytest.raises(TypeError, match=r"^Schedule: needs a function of the step, got 0.1$"):
+        gradtx.Schedule(0.1)
+
+
+def test_no_schedules_to_join_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match=r"^join_schedules: .*at least one"):
+        gradtx.join_schedules([], [])

@@ -1,0 +1,204 @@
+import math
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Loop,
+    adam_moments,
+    arguments,
+    caution_weights,
+    difference,
+    finite_without_gradient,
+    first_update,
+    named,
+)
+
+RISING = gradtx.linear_schedule(0.99, start_factor=0.5, total_iters=20)
+OPTIONS = [
+    {},
+    {"betas": (0.8, 0.95), "a": 0.7, "b": 3.0},
+    {"betas": (0.0, 0.0), "cautious_factor": 0.3},
+    {"betas": (0.9, 0.95), "a": 2.0, "b": 0.1, "cautious_factor": 0.3},
+    {"betas": (0.9, 0.95), "cautious_factor": 0.0},
+    {"betas": (RISING, RISING), "a": RISING, "b": RISING, "cautious_factor": RISING},
+]
+
+
+def atan2(s, t, g, p, betas=(0.9, 0.99), a=1.27, b=1.0, cautious_factor=1.0):
+    m, v = adam_moments(s, t, g, betas)
+    u = torch.atan2(m, b * v.sqrt())
+    s.seen.update((u * g > 0).flatten().tolist())
+    if cautious_factor < 1:
+        u = u * caution_weights(u, g, cautious_factor)
+    return a * u
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_scale_by_atan2_follows_the_loop(options):
+    reference = Loop(atan2, **options)
+    assert difference(gradtx.scale_by_atan2(**options), reference, rate=-0.02) < TOLERANCE
+    assert reference.seen == {True, False} or options.get("betas") == (0.0, 0.0)  # without memory all signs agree
+
+
+def adopt_atan2(s, t, g, p, betas=(0.9, 0.99), a=1.27, b=1.0, cautious_factor=1.0):
+    b1, b2 = betas
+    if t == 1:
+        s.v = g**2
+        return 0 * g
+    w = caution_weights(s.m + 0 * g, g, cautious_factor) if cautious_factor < 1 else 1.0
+    s.seen.update((s.m * g > 0).flatten().tolist())
+    s.m = b1 * s.m + (1 - b1) * torch.atan2(g, b * s.v.sqrt())
+    s.v = b2 * s.v + (1 - b2) * g**2
+    return a * w * s.m
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_scale_by_adopt_atan2_follows_the_loop(options):
+    reference = Loop(adopt_atan2, **options)
+    assert difference(gradtx.scale_by_adopt_atan2(**options), reference, rate=-0.02) < TOLERANCE
+    assert reference.seen == {True, False}
+
+
+def cautious_momentum(s, t, g, p, factor):
+    s.b = 0.9 * s.b + g
+    s.seen.update((s.b * g > 0).flatten().tolist())
+    return s.b * caution_weights(s.b, g, factor)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, RISING], ids=str)
+def test_scale_by_caution_compares_with_the_gradient_before_all_links(factor):
+    reference = Loop(cautious_momentum, factor=factor)
+    assert difference(gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_caution(factor)), reference, -0.05) < TOLERANCE
+    assert reference.seen == {True, False}
+
+
+def test_a_literal_factor_of_one_leaves_caution_out():
+    assert difference(gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_caution(1.0)), gradtx.trace(0.9), -0.05) == 0
+
+
+def orthogonalized(s, t, g, p, beta=0.9):
+    result = g
+    if t > 1:
+        u = s.e / max(s.e.norm().item(), 1e-12)
+        result = g - (g * u).sum() * u
+    s.e = beta * s.e + (1 - beta) * g
+    return result
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 0.0}, {"beta": 0.5}, {"beta": RISING}], ids=str)
+def test_orthogonalize_against_ema_follows_the_loop(options):
+    assert difference(gradtx.orthogonalize_against_ema(**options), Loop(orthogonalized, **options), -0.1) < TOLERANCE
+
+
+def test_a_leaf_of_one_entry_gets_zero_from_the_second_step_on():
+    assert [first_update(gradtx.orthogonalize_against_ema(), 0.7, steps=n) for n in (1, 2, 3)] == [0.7, 0.0, 0.0]
+
+
+def test_the_part_along_earlier_gradients_of_a_float32_leaf_is_taken_out_in_float64():
+    first = torch.tensor([0.1, 0.2, 0.3])
+    second = first + torch.tensor([1e-5, 0.0, -1e-5])
+    tx = gradtx.orthogonalize_against_ema(0.5)
+    _, state = tx.update({"w": first}, tx.init({"w": torch.zeros(3)}))
+    updates, _ = tx.update({"w": second}, state)
+    u, g = torch.nn.functional.normalize(first.double(), dim=0), second.double()
+    assert torch.equal(updates["w"], (g - (g * u).sum() * u).float())
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (gradtx.scale_by_atan2, atan2),
+        (gradtx.scale_by_adopt_atan2, adopt_atan2),
+        (gradtx.orthogonalize_against_ema, orthogonalized),
+    ],
+    ids=named,
+)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+def test_one_step_equals_the_hand_computed_values():
+    assert first_update(gradtx.scale_by_atan2(a=1.0, b=1.0), [3.0, -3.0, 0.0]) == pytest.approx(
+        [math.pi / 4, -math.pi / 4, 0.0]
+    )
+    assert first_update(gradtx.scale_by_atan2(a=3.0, b=3**0.5), [5.0]) == pytest.approx(
+        [math.pi / 2]
+    )  # atan(1/√3) = π/6
+    assert first_update(gradtx.scale_by_adopt_atan2(), [3.0]) == [0.0]
+    assert first_update(gradtx.scale_by_adopt_atan2((0.5, 0.5), a=2.0), [3.0], steps=2) == pytest.approx([math.pi / 4])
+    # e = (1, 0) / 2 after (1, 0), so the first entry of a second gradient goes
+    tx = gradtx.orthogonalize_against_ema(0.5)
+    _, state = tx.update({"w": torch.tensor([1.0, 0.0])}, tx.init({"w": torch.zeros(2)}))
+    assert tx.update({"w": torch.tensor([3.0, 4.0])}, state)[0]["w"].tolist() == [0.0, 4.0]
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.0, [0.0, 2.0]), (0.5, [2 / 3, 4 / 3]), (1.0, [1.0, 1.0])])
+def test_caution_divides_the_weights_by_their_mean(factor, expected):
+    # the first entry points against its gradient after the sign change of `flip`
+    flip = gradtx.GradientTransformation(lambda p: {}, lambda u, s, p: ({"w": u["w"] * torch.tensor([-1.0, 1.0])}, s))
+    tx = gradtx.chain(flip, gradtx.scale_by_caution(factor))
+    assert first_update(tx, [-1.0, 1.0]) == pytest.approx(expected)
+
+
+def test_where_no_entry_agrees_a_zero_factor_gives_zero_and_another_one_nothing_at_all():
+    against = [gradtx.chain(gradtx.scale(-1.0), gradtx.scale_by_caution(factor)) for factor in (0.0, 0.3)]
+    assert [first_update(tx, [1.0, 2.0]) for tx in against] == [[0.0, 0.0], [-1.0, -2.0]]
+
+
+def test_an_entry_of_zero_counts_as_disagreeing():
+    assert first_update(gradtx.scale_by_caution(0.5), [0.0, 2.0]) == pytest.approx([0.0, 8 / 3])  # 2 / 0.75
+
+
+def test_signs_agree_even_where_their_product_underflows():
+    assert first_update(gradtx.scale_by_caution(0.0), [1e-200, -1e-200]) == [1e-200, -1e-200]
+
+
+def test_the_direction_does_not_depend_on_the_scale_of_the_gradient():
+    tx = gradtx.scale_by_atan2()
+    assert first_update(tx, [3e-120, -2e-120]) == pytest.approx(first_update(tx, [3.0, -2.0]), rel=1e-12)
+
+
+def test_a_gradient_whose_square_underflows_gives_a_quarter_turn_with_its_sign():
+    # as atan2(g, 0)
+    assert first_update(gradtx.scale_by_atan2(a=1.0), [1e-200, -1e-200]) == pytest.approx([math.pi / 2, -math.pi / 2])
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.scale_by_atan2(cautious_factor=0.0),
+        gradtx.scale_by_adopt_atan2(cautious_factor=0.0),
+        gradtx.scale_by_caution(),
+        gradtx.orthogonalize_against_ema(),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize("make", [gradtx.scale_by_atan2, gradtx.scale_by_adopt_atan2], ids=named)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"betas": (1.0, 0.9)}, r"betas\[0\] must be in \[0, 1\), got 1.0"),
+        ({"betas": (0.9, 1.5)}, r"betas\[1\] must be in \[0, 1\), got 1.5"),
+        ({"a": 0.0}, r"a must be in \(0, inf\), got 0.0"),
+        ({"b": 0.0}, r"b must be in \(0, inf\), got 0.0"),
+        ({"cautious_factor": 1.5}, r"cautious_factor must be in \[0, 1\], got 1.5"),
+    ],
+    ids=str,
+)
+def test_rejects_a_number_out_of_range(make, options, message):
+    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
+        make(**options)
+
+
+def test_rejects_a_caution_or_an_average_out_of_range():
+    with pytest.raises(ValueError, match=r"^scale_by_caution: factor must be in \[0, 1\], got -0.5$"):
+        gradtx.scale_by_caution(-0.5)
+    with pytest.raises(ValueError, match=r"^orthogonalize_against_ema: beta must be in \[0, 1\), got 1.0$"):
+        gradtx.orthogonalize_against_ema(1.0)

@@ -1,0 +1,220 @@
+import pytest
+import torch
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Loop,
+    Transformed,
+    WeightsLoop,
+    adam_moments,
+    arguments,
+    difference,
+    distance,
+    finite_without_gradient,
+    first_update,
+    run,
+)
+
+RISING = gradtx.linear_schedule(0.8, start_factor=0.25, total_iters=20)
+
+
+def momentum(s, t, g):
+    s.m = g if t == 1 else 0.9 * s.m + (1 - 0.3) * g
+    return s.m
+
+
+def adam(s, t, g):
+    m, v = adam_moments(s, t, g, (0.9, 0.99))
+    return m / (v.sqrt() + 1e-8)
+
+
+BASES = {  # name -> the transformation, and the same direction with its momentum in `m`
+    "momentum": (gradtx.chain(gradtx.trace(0.9, dampening=0.3), gradtx.scale_by_learning_rate(0.1)), momentum, 0.1),
+    "adam": (gradtx.adam(lr=0.02, betas=(0.9, 0.99)), adam, 0.02),
+}
+
+
+def lookahead(s, t, g, p, direction, lr, k=5, alpha=0.5, pullback_momentum="none"):
+    if t == 1:
+        s.slow = p
+    fast = p - lr * direction(s, t, g)
+    if t % k:
+        return fast
+    s.slow = s.slow + alpha * (fast - s.slow)
+    if pullback_momentum == "reset":
+        s.m = 0 * s.m
+    elif pullback_momentum == "pullback":
+        s.slow_m = s.slow_m + alpha * (s.m - s.slow_m)
+        s.m = s.slow_m
+    return s.slow
+
+
+@pytest.mark.parametrize("options", [{}, {"k": 3, "alpha": 0.8}, {"k": 1, "alpha": 0.3}, {"alpha": RISING}], ids=str)
+@pytest.mark.parametrize("base", BASES)
+def test_lookahead_as_the_last_link_follows_the_loop(base, options):
+    tx, direction, lr = BASES[base]
+    reference = WeightsLoop(lookahead, direction=direction, lr=lr, **options)
+    assert difference(gradtx.chain(tx, gradtx.lookahead(**options)), reference) < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["none", "reset", "pullback"])
+@pytest.mark.parametrize("options", [{}, {"k": 3, "alpha": 0.8}, {"k": 2, "alpha": RISING}], ids=str)
+@pytest.mark.parametrize("base", BASES)
+def test_with_lookahead_follows_the_loop_in_its_three_modes(base, options, mode):
+    tx, direction, lr = BASES[base]
+    reference = WeightsLoop(lookahead, direction=direction, lr=lr, pullback_momentum=mode, **options)
+    assert difference(gradtx.with_lookahead(tx, pullback_momentum=mode, **options), reference) < TOLERANCE
+
+
+def test_with_lookahead_pulls_back_every_momentum_slot_of_its_base():
+    def direction(s, t, g):
+        s.m = 0.5 * s.m + g  # two momenta in one tensor: of the gradient, and of that
+        s.m2 = 0.8 * s.m2 + 0.2 * s.m
+        return s.m2
+
+    def rule(s, t, g, p):
+        if t == 1:
+            s.slow = p
+        fast = p - 0.1 * direction(s, t, g)
+        if t % 3:
+            return fast
+        s.slow, s.slow_m, s.slow_m2 = ((a + b) / 2 for a, b in ((s.slow, fast), (s.slow_m, s.m), (s.slow_m2, s.m2)))
+        s.m, s.m2 = s.slow_m, s.slow_m2
+        return s.slow
+
+    base = gradtx.chain(gradtx.trace(0.5), gradtx.ema(0.8), gradtx.scale_by_learning_rate(0.1))
+    tx = gradtx.with_lookahead(base, k=3, alpha=0.5, pullback_momentum="pullback")
+    assert difference(tx, WeightsLoop(rule)) < TOLERANCE
+
+
+def averaged(s, t, g, p, decay=None, start=0):
+    update = -0.1 * g
+    new = p + update
+    if t <= start:
+        s.average = new
+    elif decay is None:
+        s.average = s.average + (new - s.average) / (t - start)
+    else:
+        s.average = decay * (p if t == 1 else s.average) + (1 - decay) * new
+    return update
+
+
+def evaluation_weights(tx):
+    """What `eval_params` gives after every step of a run, and the weights themselves."""
+    step, weights, history = Transformed(tx), [], []
+
+    def spy(grads, params):
+        updates = step(grads, params)
+        weights.append(gradtx.apply_updates(params, updates))
+        history.append(tx.eval_params(step.state, weights[-1]))
+        return updates
+
+    run(spy)
+    return history, weights
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"start": 7}, {"decay": 0.8}, {"decay": 0.8, "start": 7}, {"decay": RISING}, {"decay": 0.0}],
+    ids=str,
+)
+def test_average_gives_the_weights_to_evaluate_with_that_the_loop_gives(options):
+    expected, reference = [], Loop(averaged, **options)
+
+    def spy(grads, params):
+        updates = reference(grads, params)
+        expected.append({name: slots.average for name, slots in reference.slots.items()})
+        return updates
+
+    run(spy)
+    history, _ = evaluation_weights(gradtx.chain(gradtx.scale(-0.1), gradtx.average(**options)))
+    assert distance(history, expected) < TOLERANCE
+
+
+def test_average_passes_updates_as_they_are():
+    assert difference(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), gradtx.sgd(lr=0.1)) == 0
+
+
+def test_the_mean_of_all_weights_is_their_arithmetic_mean():
+    history, weights = evaluation_weights(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()))
+    mean = {name: torch.stack([tree[name] for tree in weights]).mean(dim=0) for name in weights[0]}
+    assert distance(history[-1:], [mean]) < 1e-14
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=4)),
+        gradtx.with_lookahead(gradtx.sgd(lr=0.1, momentum=0.9), k=4, pullback_momentum="pullback"),
+    ],
+    ids=str,
+)
+def test_lookahead_evaluates_with_the_slow_weights(tx):
+    history, weights = evaluation_weights(tx)
+    # the slow weights are those of the last synchronisation, where the parameters equal them
+    assert distance(history[3:], [weights[t - t % 4 - 1] for t in range(4, len(weights) + 1)]) < 1e-15
+    assert distance(history[4:5], weights[4:5]) > 1e-3
+
+
+def test_alpha_one_changes_nothing():
+    base = gradtx.sgd(lr=0.1, momentum=0.9)
+    # s - p with s = p + u costs one rounding of p
+    assert difference(gradtx.chain(base, gradtx.lookahead(k=2, alpha=1.0)), base) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("mode", "third"), [("none", -1.75), ("reset", -1.0), ("pullback", -1.375)], ids=["none", "reset", "pullback"]
+)
+def test_one_cycle_equals_the_hand_computed_values(mode, third):
+    # Steps of momentum 0.5 and gradient 1: -1, then -1.5 to -2.5, of which half: -1.25. The momentum of 1.5 becomes
+    # 1.5, 0 or 0.75, so the third step is 1.75, 1 or 1.375.
+    tx = gradtx.with_lookahead(gradtx.sgd(lr=1.0, momentum=0.5), k=2, alpha=0.5, pullback_momentum=mode)
+    params = {"w": torch.zeros(1)}
+    state, positions = tx.init(params), []
+    for _ in range(3):
+        updates, state = tx.update({"w": torch.ones(1)}, state, params)
+        params = gradtx.apply_updates(params, updates)
+        positions.append(params["w"].item())
+    assert positions == [-1.0, -1.25, -1.25 + third]
+
+
+def test_the_second_average_with_a_decay_equals_the_hand_computed_value():
+    tx = gradtx.chain(gradtx.scale(-1.0), gradtx.average(decay=0.75, start=1))
+    step, params = Transformed(tx), {"w": torch.tensor([8.0])}
+    for grad in (4.0, 8.0):  # weights 4, then -4: 0.75 * 4 - 0.25 * 4
+        params = gradtx.apply_updates(params, step({"w": torch.tensor([grad])}, params))
+    assert tx.eval_params(step.state, params)["w"].tolist() == [2.0]
+    assert first_update(gradtx.chain(gradtx.scale(-1.0), gradtx.average()), [4.0], [8.0]) == [-4.0]
+
+
+def test_names_and_defaults_are_those_of_the_published_signature():
+    assert arguments(gradtx.average) == arguments(averaged)
+
+
+def test_zero_gradients_give_finite_updates():
+    assert finite_without_gradient(gradtx.chain(gradtx.average(), gradtx.lookahead(k=2)))
+
+
+@pytest.mark.parametrize("make", [gradtx.lookahead, lambda **o: gradtx.with_lookahead(gradtx.sgd(), **o)])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"k": 0}, r"k must be in \[1, inf\), got 0$"), ({"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1.5$")],
+    ids=str,
+)
+def test_lookahead_rejects_a_number_out_of_range(make, options, message):
+    with pytest.raises(ValueError, match=r"^(with_)?lookahead: " + message):
+        make(**options)
+
+
+def test_with_lookahead_lists_its_modes_for_an_unknown_one():
+    message = r"^with_lookahead: pullback_momentum must be 'none', 'reset' or 'pullback', got 'pull'$"
+    with pytest.raises(ValueError, match=message):
+        gradtx.with_lookahead(gradtx.sgd(), pullback_momentum="pull")
+
+
+def test_average_rejects_a_number_out_of_range():
+    with pytest.raises(ValueError, match=r"^average: decay must be in \[0, 1\), got 1.0$"):
+        gradtx.average(1.0)
+    with pytest.raises(ValueError, match=r"^average: start must be in \[0, inf\), got -1$"):
+        gradtx.average(start=-1)

@@ -1,0 +1,78 @@
+import pytest
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Loop,
+    arguments,
+    difference,
+    finite_without_gradient,
+    first_update,
+    named,
+    problem,
+)
+
+
+def centralized(s, t, g, p, conv_only=False):
+    if g.ndim <= (3 if conv_only else 1):
+        return g
+    return g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True)
+
+
+@pytest.mark.parametrize("conv_only", [False, True])
+def test_centralize_follows_the_loop(conv_only):
+    assert difference(gradtx.centralize(conv_only), Loop(centralized, conv_only=conv_only), rate=-0.1) < TOLERANCE
+
+
+def normalized(s, t, g, p, eps=1e-8):
+    return g / (g.std(correction=1) + eps) if g.numel() > 2 else g
+
+
+@pytest.mark.parametrize("options", [{}, {"eps": 0.1}, {"eps": gradtx.linear_schedule(0.3)}], ids=str)
+def test_normalize_by_std_follows_the_loop(options):
+    assert difference(gradtx.normalize_by_std(**options), Loop(normalized, **options), rate=-0.02) < TOLERANCE
+
+
+def test_centralized_units_have_mean_zero_and_small_leaves_pass():
+    params = problem()
+    updates, _ = gradtx.centralize().update(params, gradtx.centralize().init(params))
+    for name in ("matrix", "kernel"):
+        # the mean of about 8 numbers of size 1 that sum to 0 up to rounding
+        assert updates[name].flatten(1).mean(dim=1).abs().max() < 1e-15
+    for name in ("bias", "scalar"):
+        assert updates[name].equal(params[name])
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"), [(gradtx.centralize, centralized), (gradtx.normalize_by_std, normalized)], ids=named
+)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+@pytest.mark.parametrize(
+    ("tx", "grad", "expected"),
+    [
+        (gradtx.centralize(), [[1.0, 3.0], [2.0, 4.0]], [[-1.0, 1.0], [-1.0, 1.0]]),
+        (gradtx.centralize(), [1.0, 3.0], [1.0, 3.0]),
+        (gradtx.centralize(conv_only=True), [[[1.0, 3.0]]], [[[1.0, 3.0]]]),
+        (gradtx.centralize(conv_only=True), [[[[1.0, 3.0]]]], [[[[-1.0, 1.0]]]]),
+        (gradtx.normalize_by_std(eps=0.0), [1.0, 3.0, 5.0], [0.5, 1.5, 2.5]),  # variance (4 + 0 + 4) / 2
+        (gradtx.normalize_by_std(eps=2.0), [1.0, 3.0, 5.0], [0.25, 0.75, 1.25]),
+        (gradtx.normalize_by_std(), [1.0, 3.0], [1.0, 3.0]),  # two entries pass
+        (gradtx.normalize_by_std(), 3.0, 3.0),
+    ],
+    ids=str,
+)
+def test_one_step_equals_the_hand_computed_values(tx, grad, expected):
+    assert first_update(tx, grad) == expected
+
+
+def test_zero_gradients_give_finite_updates():
+    assert finite_without_gradient(gradtx.normalize_by_std())
+    assert finite_without_gradient(gradtx.centralize())
+
+
+def test_rejects_a_negative_eps():
+    with pytest.raises(ValueError, match=r"^normalize_by_std: eps must be in \[0, inf\), got -1.0$"):
+        gradtx.normalize_by_std(-1.0)

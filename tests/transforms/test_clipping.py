@@ -1,0 +1,194 @@
+import math
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Loop,
+    WeightsLoop,
+    arguments,
+    difference,
+    finite_without_gradient,
+    first_update,
+    named,
+    unit_norm,
+)
+
+FALLING = gradtx.linear_schedule(0.5, start_factor=1.0, end_factor=0.01, total_iters=20)
+
+
+def clipped_by_value(s, t, g, p, max_value):
+    s.seen.update((g.abs() > max_value).flatten().tolist())
+    return g.clamp(-max_value, max_value)
+
+
+def clipped_by_norm(s, t, g, p, max_norm):
+    s.seen.add(bool(g.norm() > max_norm))
+    return g * min(1.0, max_norm / g.norm().item())
+
+
+@pytest.mark.parametrize("bound", [0.1, FALLING], ids=str)
+@pytest.mark.parametrize(
+    ("make", "rule", "argument"),
+    [(gradtx.clip_by_value, clipped_by_value, "max_value"), (gradtx.clip_by_norm, clipped_by_norm, "max_norm")],
+)
+def test_a_clip_of_single_leaves_follows_the_loop(make, rule, argument, bound):
+    reference = Loop(rule, **{argument: bound})
+    assert difference(make(bound), reference, rate=-0.2) < TOLERANCE
+    assert reference.seen == {True, False}
+
+
+class GlobalNorm:
+    """The rule as a plain function of the whole tree."""
+
+    def __init__(self, max_norm, eps):
+        self.max_norm, self.eps, self.seen = max_norm, eps, set()
+
+    def __call__(self, grads, params):
+        norm = math.sqrt(sum((g**2).sum().item() for g in grads.values()))
+        self.seen.add(norm > self.max_norm)
+        return {name: g * min(1.0, self.max_norm / (norm + self.eps)) for name, g in grads.items()}
+
+
+@pytest.mark.parametrize(("max_norm", "eps"), [(0.5, 1e-6), (0.5, 0.0), (0.6, 0.1)])
+def test_clip_by_global_norm_follows_the_loop(max_norm, eps):
+    reference = GlobalNorm(max_norm, eps)
+    assert difference(gradtx.clip_by_global_norm(max_norm, eps), reference, rate=-0.2) < TOLERANCE
+    assert reference.seen == {True, False}
+
+
+def test_clip_by_global_norm_is_clip_grad_norm_of_torch():
+    def torchs(grads, params):
+        leaves = {name: torch.nn.Parameter(param) for name, param in params.items()}
+        for name, leaf in leaves.items():
+            leaf.grad = grads[name].clone()
+        torch.nn.utils.clip_grad_norm_(leaves.values(), 0.5)
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    assert difference(gradtx.clip_by_global_norm(0.5), torchs, rate=-0.2) < TOLERANCE
+
+
+def clipped_adaptively(s, t, g, p, clipping=0.01, eps=1e-3):
+    limit = clipping * unit_norm(p).clamp(min=eps)
+    norm = unit_norm(g)
+    s.seen.update((norm > limit).flatten().tolist())
+    s.seen.update("floor" for floor in (unit_norm(p) < eps).flatten().tolist() if floor)
+    return torch.where(norm > limit, g * limit / norm.clamp(min=1e-6), g)
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({}, {True, False}),
+        ({"clipping": 0.05}, {True, False}),
+        ({"clipping": 0.05, "eps": 2.0}, {True, False, "floor"}),
+        ({"clipping": FALLING}, {True, False}),
+    ],
+    ids=named,
+)
+def test_clip_adaptive_follows_the_loop(options, seen):
+    reference = Loop(clipped_adaptively, **options)
+    assert difference(gradtx.clip_adaptive(**options), reference, rate=-0.5) < TOLERANCE
+    assert reference.seen == seen
+
+
+def softly_clipped(s, t, g, p, max_norm):
+    x = p - 0.3 * g
+    if p.ndim < 2:
+        return x
+    c, h = (max_norm + 1) / 2, (max_norm - 1) / 2
+    n = x.norm(dim=-1, keepdim=True)
+    s.seen.update((n > max_norm).flatten().tolist())
+    return x / (h * torch.tanh((n - c) / h) + c).clamp(min=1e-5)
+
+
+@pytest.mark.parametrize("max_norm", [1.05, 1.5, 5.0])
+def test_soft_row_clip_after_a_step_follows_the_loop(max_norm):
+    tx = gradtx.chain(gradtx.scale(-0.3), gradtx.map_after_step(lambda x: gradtx.soft_row_clip(x, max_norm)))
+    reference = WeightsLoop(softly_clipped, max_norm=max_norm)
+    assert difference(tx, reference) < TOLERANCE
+    assert reference.seen == {True, False} or max_norm == 5.0
+
+
+def test_names_and_defaults_are_those_of_the_published_signature():
+    assert arguments(gradtx.clip_adaptive) == arguments(clipped_adaptively)
+
+
+@pytest.mark.parametrize(
+    ("tx", "grad", "expected"),
+    [
+        (gradtx.clip_by_value(2.0), [-3.0, 0.5, 7.0], [-2.0, 0.5, 2.0]),
+        (gradtx.clip_by_norm(1.0), [3.0, 4.0], [0.6, 0.8]),
+        (gradtx.clip_by_norm(6.0), [3.0, 4.0], [3.0, 4.0]),
+        (gradtx.clip_by_global_norm(3.0, eps=1.0), [3.0, 4.0], [1.5, 2.0]),  # 3 / (5 + 1)
+        (gradtx.clip_by_global_norm(5.0, eps=1.0), [3.0, 4.0], [2.5, 10 / 3]),  # eps shortens a norm at the bound
+        (gradtx.clip_by_global_norm(math.inf), [3.0, 4.0], [3.0, 4.0]),
+    ],
+    ids=str,
+)
+def test_one_step_equals_the_hand_computed_values(tx, grad, expected):
+    assert first_update(tx, grad) == pytest.approx(expected, rel=1e-15)
+
+
+def test_clip_adaptive_bounds_each_row_by_its_own_weights():
+    # limits 0.1 * 5, 0.1 * 0.2 (the floor), 0.1 * 10 for norms 5, 1, 1
+    tx = gradtx.clip_adaptive(0.1, eps=0.2)
+    grad, param = [[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]], [[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]]
+    expected = [[0.3, 0.4], [0.0, 0.02], [1.0, 0.0]]
+    assert first_update(tx, grad, param) == [pytest.approx(row) for row in expected]
+
+
+def test_a_vector_is_one_unit_of_clip_adaptive():
+    assert first_update(gradtx.clip_adaptive(0.1), [3.0, 4.0], [0.0, 10.0]) == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        ([[0.0, 1.5]], [[0.0, 1.0]]),  # the middle of [1, 2] is its own clamp
+        ([[30.0, 40.0]], [[15.0, 20.0]]),  # far above: divided by 2
+        ([[0.0, 0.0]], [[0.0, 0.0]]),
+        ([30.0, 40.0], [30.0, 40.0]),  # a vector passes
+    ],
+    ids=str,
+)
+def test_soft_row_clip_divides_rows_by_their_softly_clamped_norm(x, expected):
+    assert torch.allclose(gradtx.soft_row_clip(torch.tensor(x), 2.0), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.clip_by_value(1.0),
+        gradtx.clip_by_norm(1.0),
+        gradtx.clip_by_global_norm(1.0, eps=0.0),
+        gradtx.clip_by_global_norm(math.inf),
+        gradtx.clip_adaptive(eps=0.0),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "interval"),
+    [
+        (gradtx.clip_by_value, "max_value", r"\(0, inf\]"),
+        (gradtx.clip_by_norm, "max_norm", r"\(0, inf\]"),
+        (gradtx.clip_by_global_norm, "max_norm", r"\(0, inf\]"),
+        (gradtx.clip_adaptive, "clipping", r"\(0, inf\)"),
+    ],
+)
+def test_a_bound_that_is_not_above_zero_is_an_error(make, argument, interval):
+    with pytest.raises(ValueError, match=f"^{make.__name__}: {argument} must be in {interval}, got 0.0$"):
+        make(**{argument: 0.0})
+
+
+def test_rejects_a_negative_eps():
+    with pytest.raises(ValueError, match=r"^clip_by_global_norm: eps must be in \[0, inf\), got -1.0$"):
+        gradtx.clip_by_global_norm(1.0, eps=-1.0)
+    with pytest.raises(ValueError, match=r"^clip_adaptive: eps must be in \[0, inf\), got -1.0$"):
+        gradtx.clip_adaptive(eps=-1.0)

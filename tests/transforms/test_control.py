@@ -1,0 +1,63 @@
+import math
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import TOLERANCE, Loop, Transformed, difference, finite_without_gradient, first_update, run
+
+
+def held(s, t, g, p, t0):
+    s.b = 0.9 * s.b + g
+    return s.b if t >= t0 else 0 * g
+
+
+@pytest.mark.parametrize("t0", [0, 1, 2, 7, 100])
+def test_hold_until_passes_nothing_before_its_step_while_momentum_collects(t0):
+    tx = gradtx.chain(gradtx.trace(0.9), gradtx.hold_until(t0))
+    assert difference(tx, Loop(held, t0=t0), rate=-0.1) < TOLERANCE
+
+
+def test_held_updates_are_zero_even_where_they_were_not_finite():
+    assert first_update(gradtx.hold_until(2), [math.inf, -1.0]) == [0.0, 0.0]
+    assert first_update(gradtx.hold_until(2), [math.inf, -1.0], steps=2) == [math.inf, -1.0]
+
+
+def test_record_keeps_the_norm_of_the_whole_tree_at_its_place():
+    tx = gradtx.chain(gradtx.record("before"), gradtx.clip_by_global_norm(0.3, eps=0.0), gradtx.record("after"))
+    step, norms = Transformed(tx), []
+
+    def spy(grads, params):
+        updates = step(grads, params)
+        for tree, entry in ((grads, step.state["record"]["before"]), (updates, step.state["record_1"]["after"])):
+            assert (entry.shape, entry.dtype) == ((), torch.float64)
+            assert entry.item() == pytest.approx(math.sqrt(sum((x**2).sum() for x in tree.values())), rel=1e-14)
+        norms.append((step.state["record"]["before"].item(), step.state["record_1"]["after"].item()))
+        return updates
+
+    run(spy, rate=-0.1)
+    assert len({before for before, _ in norms}) == len(norms)
+    assert all(after == pytest.approx(min(before, 0.3)) for before, after in norms)
+
+
+def test_record_passes_updates_as_they_are():
+    assert difference(gradtx.chain(gradtx.record("norm"), gradtx.trace(0.9)), gradtx.trace(0.9), rate=-0.1) == 0
+
+
+def test_one_step_equals_the_hand_computed_values():
+    tx = gradtx.chain(gradtx.record("norm"), gradtx.hold_until(1))
+    state = tx.init({"a": torch.zeros(2), "b": torch.zeros(())})
+    updates, state = tx.update({"a": torch.tensor([2.0, 3.0]), "b": torch.tensor(6.0)}, state)
+    assert state["record"]["norm"].item() == 7.0
+    assert updates["a"].tolist() == [2.0, 3.0]
+
+
+def test_zero_gradients_give_finite_updates():
+    assert finite_without_gradient(gradtx.chain(gradtx.record("norm"), gradtx.hold_until(2)))
+
+
+def test_rejects_a_step_below_zero_or_between_two_steps():
+    with pytest.raises(ValueError, match=r"^hold_until: t0 must be in \[0, inf\), got -1$"):
+        gradtx.hold_until(-1)
+    with pytest.raises(TypeError, match=r"^hold_until: t0 must be an int, got 1.5$"):
+        gradtx.hold_until(1.5)

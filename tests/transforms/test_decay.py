@@ -1,0 +1,204 @@
+import pytest
+import torch
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Loop,
+    Transformed,
+    WeightsLoop,
+    arguments,
+    difference,
+    finite_without_gradient,
+    first_update,
+    named,
+    placed_by_rank,
+    problem,
+    run,
+    unit_norm,
+)
+
+FALLING = gradtx.linear_schedule(0.2, start_factor=1.0, end_factor=0.1, total_iters=20)
+
+
+def decayed(s, t, g, p, weight_decay, fixed=False, cautious=False, relative_to=None):
+    if t == 1:
+        s.initial_lr = 1.0 if relative_to is None else relative_to
+    term = weight_decay / s.initial_lr * p
+    if cautious:
+        s.seen.update((g * p > 0).flatten().tolist())
+        term = torch.where(g * p > 0, term, torch.zeros_like(p))
+    return g - term if fixed else g + term
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.0},
+        {"weight_decay": 0.3},
+        {"weight_decay": 0.3, "fixed": True},
+        {"weight_decay": 0.3, "cautious": True},
+        {"weight_decay": 0.3, "relative_to": 0.05},
+        {"weight_decay": FALLING, "relative_to": FALLING, "cautious": True},
+    ],
+    ids=str,
+)
+def test_add_decayed_weights_follows_the_loop(options):
+    reference = Loop(decayed, **options)
+    assert difference(gradtx.add_decayed_weights(**options), reference, rate=-0.05) < TOLERANCE
+    assert reference.seen == ({True, False} if options.get("cautious") else set())
+
+
+PLACES = {  # place of the decay -> the chain, and the weights after a step of momentum 0.9, rate 0.1 and decay 0.2
+    "coupled": (
+        gradtx.chain(gradtx.add_decayed_weights(0.2), gradtx.trace(0.9), gradtx.scale_by_learning_rate(0.1)),
+        lambda p, g, s: p - 0.1 * s.buffer(g + 0.2 * p),
+    ),
+    "decoupled": (
+        gradtx.chain(gradtx.trace(0.9), gradtx.add_decayed_weights(0.2), gradtx.scale_by_learning_rate(0.1)),
+        lambda p, g, s: p * (1 - 0.1 * 0.2) - 0.1 * s.buffer(g),
+    ),
+    "fixed": (
+        gradtx.chain(
+            gradtx.trace(0.9), gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.2, fixed=True)
+        ),
+        lambda p, g, s: p * (1 - 0.2) - 0.1 * s.buffer(g),
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_place_in_the_chain_makes_the_decay_coupled_decoupled_or_fixed(place):
+    tx, weights = PLACES[place]
+
+    def rule(s, t, g, p):
+        def buffer(g):
+            s.b = 0.9 * s.b + g
+            return s.b
+
+        s.buffer = buffer
+        return weights(p, g, s)
+
+    assert difference(tx, WeightsLoop(rule)) < TOLERANCE
+
+
+def regenerated(s, t, g, p, rate, wasserstein=False, relative_to=None):
+    if t == 1:
+        s.initial, s.initial_lr = p, 1.0 if relative_to is None else relative_to
+    target = placed_by_rank(s.initial, p) if wasserstein else s.initial
+    s.seen.add("same order" if torch.equal(target, s.initial) else "other order")
+    return g + rate / s.initial_lr * (p - target)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rate": 0.0},
+        {"rate": 0.4},
+        {"rate": 0.4, "wasserstein": True},
+        {"rate": 0.04, "relative_to": 0.2},
+        {"rate": FALLING, "relative_to": FALLING, "wasserstein": True},
+    ],
+    ids=str,
+)
+def test_regenerate_towards_init_follows_the_loop(options):
+    reference = Loop(regenerated, **options)
+    assert difference(gradtx.regenerate_towards_init(**options), reference, rate=-0.3) < TOLERANCE
+    assert not options.get("wasserstein") or reference.seen == {"same order", "other order"}
+
+
+def test_wasserstein_places_initial_values_by_rank_and_ties_in_their_order():
+    tx = gradtx.regenerate_towards_init(0.5, wasserstein=True)
+    state = tx.init({"w": torch.tensor([3.0, 1.0, 2.0, 8.0])})
+    updates, _ = tx.update({"w": torch.zeros(4)}, state, {"w": torch.tensor([5.0, 7.0, 5.0, 0.0])})
+    # ranks 1, 3, 2, 0, so targets 2, 8, 3, 1
+    assert updates["w"].tolist() == [1.5, -0.5, 1.0, -0.5]
+
+
+@pytest.mark.parametrize("make", [gradtx.add_decayed_weights, gradtx.regenerate_towards_init], ids=named)
+def test_relative_to_keeps_the_first_rate_of_a_schedule_in_a_slot_of_every_leaf(make):
+    step = Transformed(make(0.1, relative_to=FALLING))
+    run(step)
+    (entry,) = (entry for name, entry in step.state.items() if name != "step")
+    assert entry["initial_lr"].keys() == problem().keys()
+    assert {(lr.item(), lr.shape, lr.dtype) for lr in entry["initial_lr"].values()} == {(0.2, (), torch.float64)}
+
+
+@pytest.mark.parametrize("lr", [0.0, gradtx.linear_schedule(0.0)], ids=str)
+@pytest.mark.parametrize("make", [gradtx.add_decayed_weights, gradtx.regenerate_towards_init], ids=named)
+def test_relative_to_a_rate_that_starts_at_zero_is_a_named_error(make, lr):
+    with pytest.raises(
+        ValueError, match=f"^{make.__name__}: the rate is divided by the initial learning rate, which is 0"
+    ):
+        make(0.1, relative_to=lr).init(problem())
+
+
+def norm_loss(s, t, g, p, factor=1e-4, eps=1e-8):
+    return g + 2 * factor * (1 - 1 / (unit_norm(p) + eps)) * p
+
+
+@pytest.mark.parametrize("options", [{}, {"factor": 0.7}, {"factor": 0.7, "eps": 0.5}, {"factor": FALLING}], ids=str)
+def test_add_norm_loss_follows_the_loop(options):
+    assert difference(gradtx.add_norm_loss(**options), Loop(norm_loss, **options), rate=-0.1) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (gradtx.add_decayed_weights, decayed),
+        (gradtx.regenerate_towards_init, regenerated),
+        (gradtx.add_norm_loss, norm_loss),
+    ],
+    ids=named,
+)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+def test_one_step_equals_the_hand_computed_values():
+    assert first_update(gradtx.add_decayed_weights(0.5), [1.0, 1.0], [2.0, -4.0]) == [2.0, -1.0]
+    assert first_update(gradtx.add_decayed_weights(0.5, fixed=True), [1.0, 1.0], [2.0, -4.0]) == [0.0, 3.0]
+    assert first_update(gradtx.add_decayed_weights(0.5, cautious=True), [1.0, 1.0], [2.0, -4.0]) == [2.0, 1.0]
+    assert first_update(gradtx.add_decayed_weights(0.5, relative_to=0.25), [1.0], [2.0]) == [5.0]
+    # rows of norm 5 and 0.5: 2 * 0.5 * (1 - 1/5) = 0.8 and 2 * 0.5 * (1 - 2) = -1 times the row
+    tx = gradtx.add_norm_loss(0.5, eps=0.0)
+    assert first_update(tx, [[0.0, 0.0], [1.0, 0.0]], [[3.0, 4.0], [0.5, 0.0]]) == [
+        [pytest.approx(2.4), pytest.approx(3.2)],
+        [0.5, 0.0],
+    ]
+
+
+def test_norm_loss_of_zero_weights_is_exactly_zero():
+    assert first_update(gradtx.add_norm_loss(0.5), [[0.0, 0.0]], [[0.0, 0.0]]) == [[0.0, 0.0]]
+
+
+def test_nothing_decays_where_update_and_weight_have_no_common_sign():
+    tx = gradtx.add_decayed_weights(0.5, cautious=True)
+    assert first_update(tx, [0.0, -1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 2.0]) == [0.0, -1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.add_decayed_weights(0.1, cautious=True),
+        gradtx.regenerate_towards_init(0.1, wasserstein=True),
+        gradtx.add_norm_loss(),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (gradtx.add_decayed_weights, "weight_decay"),
+        (gradtx.regenerate_towards_init, "rate"),
+        (gradtx.add_norm_loss, "factor"),
+        (gradtx.add_norm_loss, "eps"),
+    ],
+)
+def test_rejects_a_negative_rate(make, argument):
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: {argument} must be in \[0, inf\), got -1.0$"):
+        make(**{argument: -1.0})

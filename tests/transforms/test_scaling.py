@@ -1,0 +1,33 @@
+import pytest
+
+import gradtx
+from tests.references import TOLERANCE, Loop, difference, first_update
+
+RISING = gradtx.linear_schedule(0.4, start_factor=0.25, total_iters=10)
+
+
+@pytest.mark.parametrize("factor", [-0.3, 2.5, RISING], ids=str)
+def test_scale_multiplies_every_update(factor):
+    reference = Loop(lambda s, t, g, p, factor: factor * g, factor=factor)
+    assert difference(gradtx.scale(factor), reference, rate=-0.1) < TOLERANCE
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.3, RISING], ids=str)
+def test_scale_by_learning_rate_multiplies_by_minus_the_rate_of_the_step(lr):
+    reference = Loop(lambda s, t, g, p, lr: -lr * g, lr=lr)
+    assert difference(gradtx.scale_by_learning_rate(lr), reference) < TOLERANCE
+
+
+def test_one_step_equals_the_hand_computed_values():
+    assert first_update(gradtx.scale(-2.0), [1.0, 3.0]) == [-2.0, -6.0]
+    assert first_update(gradtx.scale_by_learning_rate(0.5), [1.0, -3.0]) == [-0.5, 1.5]
+
+
+def test_the_first_update_uses_the_schedule_at_step_zero():
+    tx = gradtx.scale_by_learning_rate(gradtx.Schedule(lambda step: 1.0 + step))
+    assert [first_update(tx, [1.0], steps=n) for n in (1, 2, 3)] == [[-1.0], [-2.0], [-3.0]]
+
+
+def test_rejects_a_negative_learning_rate():
+    with pytest.raises(ValueError, match=r"^scale_by_learning_rate: lr must be in \[0, inf\), got -0.1$"):
+        gradtx.scale_by_learning_rate(-0.1)
