@@ -77,7 +77,12 @@ def test_a_checkpoint_of_torch_in_which_a_parameter_never_stepped_continues_here
     continues(*pair(name, options), skip=lambda leaf, t: leaf == "head.scale")
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+# torch's SGD has no count: to it, the buffer of zeros that ours has from the start means a step that was taken, so
+# with dampening it would dampen the first one (docs/design.md, "What differs from torch").
+NEVER_STEPPED = [case for case in CASES if not case[1].get("dampening")]
+
+
+@pytest.mark.parametrize(("name", "options"), NEVER_STEPPED, ids=str)
 def test_a_checkpoint_of_ours_in_which_a_parameter_never_stepped_continues_in_torch(name, options):
     ours = lambda params: getattr(gradtx.optim, name)(params, lr=0.03, **options)  # noqa: E731
     theirs = lambda params: getattr(torch.optim, name)(params)  # noqa: E731
