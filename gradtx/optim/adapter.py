@@ -112,11 +112,20 @@ class ChainOptimizer(torch.optim.Optimizer):
                 view.group = group
         present = [param for group in groups for param in group["params"]]
         if len(present) != len(self._records) or any(param not in self._records for param in present):
-            old = self._records
-            self._records = {param: old[param] for param in present if param in old}
-            for param in present:
-                self._records.setdefault(param, Record(_unique(str(len(self._records)), self._records)))
+            self._exchange(present)
         return self._views
+
+    def _exchange(self, present: list[Tensor]) -> None:
+        """Somebody put other parameters in the groups: one for one, they take over the names and places of the old."""
+        old, new = self._records, [param for param in present if param not in self._records]
+        gone = [record for param, record in old.items() if param not in set(present)]
+        self._records = {param: old[param] for param in present if param in old}
+        for i, param in enumerate(new):
+            record = Record(_unique(gone[i].name if len(gone) == len(new) else str(len(old) + i), self._records))
+            if len(gone) == len(new):
+                record.choices = dict(gone[i].choices)
+            self._records[param] = record
+        self._records = {param: self._records[param] for param in present}
 
     def _adopted(self, group: dict[str, Any]) -> GroupView:
         for param in group["params"]:
@@ -184,6 +193,13 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def _refresh(self, view: GroupView, params: Iterable[Tensor]) -> None:
         """Make state that nobody has used or touched once more, from the parameters' present values."""
+        params = list(params)
+        for param in params:
+            record, state = self._records[param], self.state.get(param)
+            if record.layout is None and state and record.waiting is None:  # state that moved along with a parameter
+                layouts, fresh = self._initial(view, [param], self._records)
+                matched(record.name, state, fresh[param], param.device, True)
+                record.layout = layouts[param]
         again = [p for p in params if self._records[p].untouched(self.state.get(p, {}))]
         if again:
             self._keep(*self._initial(view, again, self._records))
@@ -433,6 +449,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             key = next((layout.shared[path]["step"] for layout in layouts if path in layout.shared), "step")
             return int(max((_number(e.get(key, e.get("steps", 0))) for e in entries.values()), default=0))
 
+        numbered = {i for group in saved for i in group["params"]}
         new_views, states, layouts, absent, waiting = [], {}, {}, set(), {}
         for view, group in zip(views, saved, strict=True):
             ids, group["params"] = group["params"], view.group["params"]
@@ -447,7 +464,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             states.update(found)
             layouts.update(places)
         agree_on_shared(states, layouts, absent, lambda param: self._records[param].name)
-        foreign = {key: value for key, value in entries.items() if not isinstance(key, int)}
+        foreign = {key: value for key, value in entries.items() if key not in numbered}
         self.state.clear()
         self.state.update({**states, **foreign})
         self._views, self.param_groups = new_views, [view.group for view in new_views]
