@@ -155,9 +155,10 @@ class Memory:
         """Inputs, whose memory no output may have."""
         self._taken.update({memory_of(tensor): True for tensor in tensors})
 
-    def fresh(self, tensor: Tensor) -> Tensor:
-        """An output: itself, or a copy where its memory is taken."""
-        if memory_of(tensor) in self._taken:
+    def fresh(self, tensor: Tensor, besides: Container[Any] = ()) -> Tensor:
+        """An output: itself, or a copy where its memory is taken, or is among some others'."""
+        key = memory_of(tensor)
+        if key in self._taken or key in besides:
             tensor = tensor.clone()
         self._taken[memory_of(tensor)] = True
         return tensor

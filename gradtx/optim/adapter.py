@@ -13,12 +13,12 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._context import Clock
 from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
-from gradtx._program import FROZEN, Block, Leaf, Path, Scope, execute, initialize, takes_none
+from gradtx._program import FROZEN, Block, Leaf, Path, Scope, execute, initialize, memory_of, takes_none
 from gradtx._tree import check_leaf, check_names
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import agree_on_shared, matched
 from gradtx.optim._groups import REFUSED, GroupView
-from gradtx.optim._run import Layout, OptimizerRun, Record
+from gradtx.optim._run import Layout, OptimizerRun, Record, part
 
 CALL = "step(closure"
 CPU = torch.device("cpu")
@@ -336,17 +336,19 @@ class ChainOptimizer(torch.optim.Optimizer):
     @staticmethod
     def _write(leaf: Leaf) -> None:
         """The one place that changes a parameter: when its values (or those of a part of it) are all there."""
-        param, state, update, memory = leaf.key, leaf.state, leaf.result(), leaf.run.memory
+        param, state, update = leaf.key, leaf.state, leaf.result()
         last = leaf.window is None or leaf.window.stop == param.numel()
-        memory.take((*(tensor for tensor in leaf.given if tensor is not None), *state.values()))
+        # Only now: once old state is replaced, its memory may come back as that of a later leaf's new state.
+        old = [*(tensor for tensor in leaf.given if tensor is not None), *state.values()]
+        taken = {memory_of(tensor) for tensor in old}
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
                 key = keys[slot]
                 if leaf.window is not None and state[key].shape == param.shape:
-                    state[key].view(-1)[leaf.window] = value
+                    part(state[key], leaf).copy_(value)
                 elif last:
-                    state[key] = memory.fresh(value)
+                    state[key] = leaf.run.memory.fresh(value, taken)
         if leaf.given[0] is not None and last:
             state["step"] = state["step"] + 1
         if update is not None:
