@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gradtx.core import GradientTransformation
-from gradtx.optim._groups import REFUSED
+from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.sgd import sgd, sgdw
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def as_optimizer(tx: GradientTransformation, params: Any) -> ChainOptimizer:
+def as_optimizer(tx: GradientTransformation, params: Any, *, compile: bool = False) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 
     Parameter groups hold the hyperparameters (`tx.hyperparams`) as numbers; whoever writes them, such as torch's LR
@@ -37,8 +37,10 @@ def as_optimizer(tx: GradientTransformation, params: Any) -> ChainOptimizer:
         tx: A transformation whose updates are to be added to the parameters.
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and hyperparameters of its own.
+        compile: Reserved for compiled steps; only False for now.
 
     Raises:
+        NotImplementedError: `compile=True`.
         TypeError: `tx` is no transformation, or something that is no tensor.
         ValueError: no parameters, a parameter twice, a hyperparameter out of range, a pattern without a match.
 
@@ -51,7 +53,7 @@ def as_optimizer(tx: GradientTransformation, params: Any) -> ChainOptimizer:
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
-    return ChainOptimizer(tx, params)
+    return ChainOptimizer(tx, params, compile=compile)
 
 
 class AliasOptimizer(ChainOptimizer):
@@ -72,15 +74,16 @@ class AliasOptimizer(ChainOptimizer):
         )
         own = inspect.signature(alias)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        engine = inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")
         cls.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[params, *own.parameters.values()], return_annotation=own.empty
+            parameters=[params, *own.parameters.values(), engine], return_annotation=own.empty
         )
 
-    def __init__(self, params: Any, *args: Any, **kwargs: Any):
+    def __init__(self, params: Any, *args: Any, compile: bool = False, **kwargs: Any):
         for option in REFUSED:
             if option in kwargs:
-                raise TypeError(f"{type(self).__name__}: {option!r} is not an option of gradtx; drop it")
-        super().__init__(self._alias(*args, **kwargs), params)
+                raise refused(option)
+        super().__init__(self._alias(*args, **kwargs), params, compile=compile)
 
 
 class SGD(AliasOptimizer, alias=sgd): ...

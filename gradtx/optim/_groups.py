@@ -15,6 +15,10 @@ SCHEDULERS_OWN = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_moment
 REFUSED = ("foreach", "fused", "capturable", "differentiable")
 
 
+def refused(name: str) -> TypeError:
+    return TypeError(f"{name!r} is not an option of gradtx; drop it, compile=True will be its place")
+
+
 class GroupView:
     """What the adapter knows of one parameter group beyond its dict.
 
@@ -31,7 +35,7 @@ class GroupView:
         self.sources = {name: entry.value for name, entry in self.entries.items()}
         for name in REFUSED:
             if name in group:
-                raise TypeError(f"{name!r} is not an option of gradtx; drop it: compile=True is what makes steps fast")
+                raise refused(name)
         for name, entry in self.entries.items():
             if name in group:
                 self.sources[name] = entry.argument.check(group[name])

@@ -30,8 +30,12 @@ PART = 2**18
 class ChainOptimizer(torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
 
-    def __init__(self, tx: GradientTransformation, params: Any):
+    def __init__(self, tx: GradientTransformation, params: Any, *, compile: bool = False):
         check_transformation(type(self).__name__, "tx", tx)
+        if compile:
+            raise NotImplementedError(
+                f"{type(self).__name__}: compile=True is not there yet; leave it out, or compile a functional step"
+            )
         self._tx = tx
         self._views: list[GroupView] = []
         self._records: dict[Tensor, Record] = {}
