@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from gradtx.optim._run import Layout
+from gradtx.core import Entry
+from gradtx.optim._groups import REFUSED, GroupView
+from gradtx.optim._run import Layout, number
 
 OTHER = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
 
@@ -68,3 +72,73 @@ def agree_on_shared(
                         f"state of parameter {name(param)!r}: {key!r} is {value.item():g}, "
                         f"elsewhere {first.item():g}; it belongs to all parameters together"
                     )
+
+
+def load(optimizer: Any, state_dict: dict[str, Any], strict: bool) -> None:
+    """`ChainOptimizer.load_state_dict`."""
+    state_dict = state_dict.copy()
+    for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        state_dict = hook(optimizer, state_dict) or state_dict
+    entries, views = state_dict["state"], optimizer._synced()
+    saved = [
+        {key: value for key, value in group.items() if key not in REFUSED}
+        for group in deepcopy(state_dict["param_groups"])
+    ]
+    sizes, own = [len(group["params"]) for group in saved], [len(g["params"]) for g in optimizer.param_groups]
+    if len(sizes) != len(own):
+        raise ValueError(f"loaded state dict has {len(sizes)} parameter groups, the optimizer has {len(own)}")
+    if sizes != own:
+        raise ValueError(f"loaded state dict has groups of {sizes} parameters, the optimizer's have {own}")
+
+    def count(entry: Entry) -> int:
+        path = optimizer._clock_path(entry)
+        layouts = (record.layout for record in optimizer._records.values() if record.layout is not None)
+        key = next((layout.shared[path]["step"] for layout in layouts if path in layout.shared), "step")
+        return int(max((number(e.get(key, e.get("steps", 0))) for e in entries.values()), default=0))
+
+    numbered = {i for group in saved for i in group["params"]}
+    new_views, states, layouts, absent, waiting = [], {}, {}, set(), {}
+    for view, group in zip(views, saved, strict=True):
+        ids, group["params"] = group["params"], view.group["params"]
+        group.update({k: v for k, v in view.group.items() if k in ("param_names", "label") and k not in group})
+        if group.get("label") != view.group.get("label"):
+            raise ValueError(f"loaded group has label {group.get('label')!r}, ours {view.group.get('label')!r}")
+        own_entries = {param: entries.get(i, {}) for i, param in zip(ids, group["params"], strict=True)}
+        absent.update(param for param, entry in own_entries.items() if not entry)
+        waiting.update({param: entry for param, entry in own_entries.items() if is_lazy(param) and entry})
+        new, found, places = _loaded(optimizer, view, group, own_entries, count, strict)
+        new_views.append(new)
+        states.update(found)
+        layouts.update(places)
+    agree_on_shared(states, layouts, absent, lambda param: optimizer._records[param].name)
+    foreign = {key: value for key, value in entries.items() if key not in numbered}
+    optimizer.state.clear()
+    optimizer.state.update({**states, **foreign})
+    optimizer._views, optimizer.param_groups = new_views, [view.group for view in new_views]
+    for param, record in optimizer._records.items():
+        record.layout, record.made, record.waiting = layouts.get(param), None, waiting.get(param)
+        if param in absent and param in states:
+            record.note(states[param])
+    for view in new_views:
+        view.show(optimizer._count)
+    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        hook(optimizer)
+
+
+def _loaded(
+    optimizer: Any, view: GroupView, group: dict[str, Any], entries: dict[Tensor, Any], count: Any, strict: bool
+) -> tuple:
+    error = None
+    for literal in (False, True):  # numbers that are off: as here, or else all literally, as when it was saved
+        new = view.loaded(dict(group), literal, count)
+        layouts, fresh = optimizer._initial(new, group["params"], optimizer._records, anew=True)
+        try:
+            states = {
+                param: matched(optimizer._records[param].name, entries[param], state, param.device, strict)
+                for param, state in fresh.items()
+            }
+            return new, states, layouts
+        except ValueError as found:
+            error = error or found
+    assert error is not None
+    raise error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._program import Leaf, Path, Run
+from gradtx._program import Block, Leaf, Path, Run
+
+# Entries of a part of a large leaf: temporaries of a rule stay in a core's cache, and few enough calls remain.
+# Measured by benchmarks/step_time.py; from 2**16 to 2**19 the difference is small.
+PART = 2**18
 
 
 class Layout(NamedTuple):
@@ -119,3 +123,51 @@ class OptimizerRun(Run):
     def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         assert self.grad_fn is not None
         return self.grad_fn(values)
+
+
+def parts_of(leaf: Leaf) -> list[Leaf]:
+    """A large leaf whose links are all elementwise, in parts that stay in cache; else the leaf itself."""
+    param, grad = leaf.key, leaf.key.grad
+    if grad is None or param.numel() <= PART or not all(operation.elementwise for operation in leaf.program):
+        return [leaf]
+    slots = [leaf.state[key] for names in leaf.layout.slots.values() for key in names.values()]
+    flat = [param, grad, *(value for value in slots if value.shape == param.shape)]
+    if type(grad) is not Tensor or not all(value.is_contiguous() for value in flat):
+        return [leaf]
+    flat_param, flat_grad, parts = param.detach().view(-1), grad.detach().view(-1), []
+    for start in range(0, param.numel(), PART):
+        window = slice(start, min(start + PART, param.numel()))
+        extras = {
+            key: value.reshape(-1)[window] if key in leaf.run.leaf_extras and value is not None else value
+            for key, value in leaf.extras.items()
+        }
+        one = Leaf(leaf.run, leaf.name, flat_grad[window], flat_param[window], extras, leaf.clock)
+        one.key, one.state, one.layout = param, leaf.state, leaf.layout
+        one.window, one.program = window, leaf.program
+        parts.append(one)
+    return parts
+
+
+def number(value: Any) -> float:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def check_agreement(blocks: list[Block]) -> None:
+    """Hyperparameters that belong to all leaves together must agree across groups."""
+    seen: dict[Any, Any] = {}
+    for operation in (operation for block in blocks for operation in _all_operations(block)):
+        for name, value in operation.agree.items():
+            value = tuple(map(number, value)) if isinstance(value, tuple) else number(value)
+            first = seen.setdefault((operation.path, name), value)
+            if first is not value and first != value:
+                where = ".".join(operation.path)
+                raise ValueError(f"{where}: {name} must agree across groups, got {first!r} and {value!r}")
+
+
+def _all_operations(block: Block) -> Iterator[Any]:
+    for operation in block.operations:
+        if hasattr(operation, "blocks"):
+            for inner in operation.blocks.values():
+                yield from _all_operations(inner)
+        else:
+            yield operation

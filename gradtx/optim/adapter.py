@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Callable, Iterable, Iterator
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -16,15 +16,12 @@ from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
 from gradtx._program import FROZEN, Block, Leaf, Path, Scope, execute, initialize, memory_of, takes_none
 from gradtx._tree import check_leaf, check_names
 from gradtx.core import Entry, GradientTransformation, check_transformation
-from gradtx.optim._checkpoint import agree_on_shared, matched
-from gradtx.optim._groups import REFUSED, GroupView
-from gradtx.optim._run import Layout, OptimizerRun, Record, part
+from gradtx.optim._checkpoint import load, matched
+from gradtx.optim._groups import GroupView
+from gradtx.optim._run import Layout, OptimizerRun, Record, check_agreement, part, parts_of
 
 CALL = "step(closure"
 CPU = torch.device("cpu")
-# Entries of a part of a large leaf: temporaries of a rule stay in a core's cache, and few enough calls remain.
-# Measured by benchmarks/step_time.py; from 2**16 to 2**19 the difference is small.
-PART = 2**18
 
 
 class ChainOptimizer(torch.optim.Optimizer):
@@ -39,6 +36,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._tx = tx
         self._views: list[GroupView] = []
         self._records: dict[Tensor, Record] = {}
+        self._present: list[Tensor] = []  # the parameters in the order of the groups, as last seen
         self._clock_paths: dict[Any, Path] = {}
         super().__init__(params, {})
         run = self._run(initial=True)
@@ -94,6 +92,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             self._views.append(view)
             self.param_groups.append(view.group)
             self._keep(layouts, states)
+        self._present = [param for view in self._views for param in view.group["params"]]
 
     def _labels(self, run: OptimizerRun, block: Block, param: Tensor) -> tuple:
         leaf = self._leaf(run, param, Clock(torch.ones((), dtype=torch.int64, device=CPU)))
@@ -117,19 +116,30 @@ class ChainOptimizer(torch.optim.Optimizer):
         present = [param for group in groups for param in group["params"]]
         if len(present) != len(self._records) or any(param not in self._records for param in present):
             self._exchange(present)
+        self._present = present
         return self._views
 
     def _exchange(self, present: list[Tensor]) -> None:
-        """Somebody put other parameters in the groups: one for one, they take over the names and places of the old."""
-        old, new = self._records, [param for param in present if param not in self._records]
-        gone = [record for param, record in old.items() if param not in set(present)]
-        self._records = {param: old[param] for param in present if param in old}
-        for i, param in enumerate(new):
-            record = Record(_unique(gone[i].name if len(gone) == len(new) else str(len(old) + i), self._records))
-            if len(gone) == len(new):
-                record.choices = dict(gone[i].choices)
-            self._records[param] = record
-        self._records = {param: self._records[param] for param in present}
+        """Somebody put other parameters in the groups: those that stand in the place of one that is gone take over
+        its name and what selectors said of it.
+        """
+        old = self._records
+        matcher = difflib.SequenceMatcher(None, list(map(id, self._present)), list(map(id, present)), autojunk=False)
+        heirs: dict[Tensor, Tensor] = {}
+        for tag, a, b, c, d in matcher.get_opcodes():
+            if tag == "replace" and b - a == d - c:
+                heirs.update(zip(self._present[a:b], present[c:d], strict=True))
+        here = set(present)
+        self._records = {}
+        for param, record in old.items():  # in the old order, which lists of extras follow
+            if param in here:
+                self._records[param] = record
+            elif param in heirs and heirs[param] not in old:
+                heir = self._records[heirs[param]] = Record(record.name)
+                heir.choices = dict(record.choices)
+        for i, param in enumerate(present):
+            if param not in self._records:
+                self._records[param] = Record(_unique(str(len(old) + i), self._records))
 
     def _adopted(self, group: dict[str, Any]) -> GroupView:
         for param in group["params"]:
@@ -280,7 +290,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         count = self._count()
         pairs = zip(views, values, strict=True)
         blocks = [self._block(run, view.chain(present, CPU), count) for view, present in pairs]
-        _check_agreement(blocks)
+        check_agreement(blocks)
         leaves = self._stepping(run, views, blocks, scalars, trees)
         execute(leaves, self._write)
         for commit in reversed(run.commits):
@@ -334,7 +344,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                     leaf.extras = {**scalars, **own}
                 leaf.program = block.for_leaf(leaf)
                 if FROZEN not in leaf.program[:1]:
-                    leaves.extend(_parts(leaf))
+                    leaves.extend(parts_of(leaf))
         return leaves
 
     @staticmethod
@@ -347,6 +357,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         taken = {memory_of(tensor) for tensor in old}
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
+            if leaf.window is not None:  # written in place, so nothing may still be a view of old state
+                slots = {slot: v.clone() if memory_of(v) in taken else v for slot, v in slots.items()}
             for slot, value in slots.items():
                 key = keys[slot]
                 if leaf.window is not None and state[key].shape == param.shape:
@@ -435,74 +447,10 @@ class ChainOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: groups, slots, shapes or values that don't fit; nothing has changed then.
         """
-        state_dict = state_dict.copy()
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = hook(self, state_dict) or state_dict
-        entries, views = state_dict["state"], self._synced()
-        saved = [
-            {key: value for key, value in group.items() if key not in REFUSED}
-            for group in deepcopy(state_dict["param_groups"])
-        ]
-        sizes, own = [len(group["params"]) for group in saved], [len(g["params"]) for g in self.param_groups]
-        if len(sizes) != len(own):
-            raise ValueError(f"loaded state dict has {len(sizes)} parameter groups, the optimizer has {len(own)}")
-        if sizes != own:
-            raise ValueError(f"loaded state dict has groups of {sizes} parameters, the optimizer's have {own}")
-
-        def count(entry: Entry) -> int:
-            path = self._clock_path(entry)
-            layouts = (record.layout for record in self._records.values() if record.layout is not None)
-            key = next((layout.shared[path]["step"] for layout in layouts if path in layout.shared), "step")
-            return int(max((_number(e.get(key, e.get("steps", 0))) for e in entries.values()), default=0))
-
-        numbered = {i for group in saved for i in group["params"]}
-        new_views, states, layouts, absent, waiting = [], {}, {}, set(), {}
-        for view, group in zip(views, saved, strict=True):
-            ids, group["params"] = group["params"], view.group["params"]
-            group.update({k: v for k, v in view.group.items() if k in ("param_names", "label") and k not in group})
-            if group.get("label") != view.group.get("label"):
-                raise ValueError(f"loaded group has label {group.get('label')!r}, ours {view.group.get('label')!r}")
-            own_entries = {param: entries.get(i, {}) for i, param in zip(ids, group["params"], strict=True)}
-            absent.update(param for param, entry in own_entries.items() if not entry)
-            waiting.update({param: entry for param, entry in own_entries.items() if is_lazy(param) and entry})
-            new, found, places = self._loaded(view, group, own_entries, count, strict)
-            new_views.append(new)
-            states.update(found)
-            layouts.update(places)
-        agree_on_shared(states, layouts, absent, lambda param: self._records[param].name)
-        foreign = {key: value for key, value in entries.items() if key not in numbered}
-        self.state.clear()
-        self.state.update({**states, **foreign})
-        self._views, self.param_groups = new_views, [view.group for view in new_views]
-        for param, record in self._records.items():
-            record.layout, record.made, record.waiting = layouts.get(param), None, waiting.get(param)
-            if param in absent and param in states:
-                record.note(states[param])
-        for view in new_views:
-            view.show(self._count)
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
-
-    def _loaded(
-        self, view: GroupView, group: dict[str, Any], entries: dict[Tensor, Any], count: Any, strict: bool
-    ) -> tuple:
-        error = None
-        for literal in (False, True):  # numbers that are off: as here, or else all literally, as when it was saved
-            new = view.loaded(dict(group), literal, count)
-            layouts, fresh = self._initial(new, group["params"], self._records, anew=True)
-            try:
-                states = {
-                    param: matched(self._records[param].name, entries[param], state, param.device, strict)
-                    for param, state in fresh.items()
-                }
-                return new, states, layouts
-            except ValueError as found:
-                error = error or found
-        assert error is not None
-        raise error
+        load(self, state_dict, strict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_tx", "_views", "_clock_paths", "_records")
+        own = ("_tx", "_views", "_clock_paths", "_records", "_present")
         for param, record in self._records.items():
             if not record.untouched(self.state.get(param, {})):
                 record.made = None
@@ -515,29 +463,6 @@ class ChainOptimizer(torch.optim.Optimizer):
                 record.note(self.state[param])
 
 
-def _parts(leaf: Leaf) -> list[Leaf]:
-    """A large leaf whose links are all elementwise, in parts that stay in cache; else the leaf itself."""
-    param, grad = leaf.key, leaf.key.grad
-    if grad is None or param.numel() <= PART or not all(operation.elementwise for operation in leaf.program):
-        return [leaf]
-    slots = [leaf.state[key] for names in leaf.layout.slots.values() for key in names.values()]
-    flat = [param, grad, *(value for value in slots if value.shape == param.shape)]
-    if type(grad) is not Tensor or not all(value.is_contiguous() for value in flat):
-        return [leaf]
-    flat_param, flat_grad, parts = param.detach().view(-1), grad.detach().view(-1), []
-    for start in range(0, param.numel(), PART):
-        window = slice(start, min(start + PART, param.numel()))
-        extras = {
-            key: value.reshape(-1)[window] if key in leaf.run.leaf_extras and value is not None else value
-            for key, value in leaf.extras.items()
-        }
-        one = Leaf(leaf.run, leaf.name, flat_grad[window], flat_param[window], extras, leaf.clock)
-        one.key, one.state, one.layout = param, leaf.state, leaf.layout
-        one.window, one.program = window, leaf.program
-        parts.append(one)
-    return parts
-
-
 def _step_dtype() -> torch.dtype:
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch.optim
 
@@ -546,28 +471,3 @@ def _unique(name: str, records: dict[Tensor, Record]) -> str:
     """A name that no other parameter has: leaves go by name."""
     taken = {record.name for record in records.values()}
     return name if name not in taken else next(n for i in range(1, len(taken) + 2) if (n := f"{name}#{i}") not in taken)
-
-
-def _number(value: Any) -> float:
-    return value.item() if isinstance(value, Tensor) else value
-
-
-def _check_agreement(blocks: list[Block]) -> None:
-    """Hyperparameters that belong to all leaves together must agree across groups."""
-    seen: dict[Any, Any] = {}
-    for operation in (operation for block in blocks for operation in _all_operations(block)):
-        for name, value in operation.agree.items():
-            value = tuple(map(_number, value)) if isinstance(value, tuple) else _number(value)
-            first = seen.setdefault((operation.path, name), value)
-            if first is not value and first != value:
-                where = ".".join(operation.path)
-                raise ValueError(f"{where}: {name} must agree across groups, got {first!r} and {value!r}")
-
-
-def _all_operations(block: Block) -> Iterator[Any]:
-    for operation in block.operations:
-        if hasattr(operation, "blocks"):
-            for inner in operation.blocks.values():
-                yield from _all_operations(inner)
-        else:
-            yield operation

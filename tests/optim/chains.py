@@ -23,6 +23,32 @@ def scale_by_two_sums(factor: gradtx.Scalar = 1.0):
     return update
 
 
+@gradtx.per_tensor(elementwise=True)
+def take_turns():
+    """Two slots that change places at every step, as in positive-negative momentum."""
+
+    def init(param):
+        return {"even": torch.zeros_like(param), "odd": torch.ones_like(param)}
+
+    def update(update, state, param, ctx):
+        return update + 0.1 * state["odd"], {"even": state["odd"], "odd": 0.9 * state["even"] + update}
+
+    return init, update
+
+
+@gradtx.per_tensor(elementwise=True)
+def swap_slots():
+    """Two slots that change places as they are."""
+
+    def init(param):
+        return {"one": torch.zeros_like(param), "other": torch.ones_like(param)}
+
+    def update(update, state, param, ctx):
+        return update + 0.1 * state["one"], {"one": state["other"], "other": state["one"]}
+
+    return init, update
+
+
 @gradtx.per_tensor(random=True)
 def add_noise(size: gradtx.Scalar = 0.1, seed: int = 3):
     """Random numbers at init and at every step, of both kinds."""
@@ -118,6 +144,7 @@ CHAINS = {
     "whole tree": chain(scale_by_mean_of_trees(2.0), gradtx.scale(-0.5)),
     "plain functions": chain(gradtx.GradientTransformation(plain_init, plain_update), gradtx.scale(-0.1)),
     "two sums": chain(scale_by_two_sums(), gradtx.adamw(lr=1e-2)),
+    "slots that change places": chain(take_turns(), swap_slots(), gradtx.sgd(lr=0.1)),
     "random": chain(add_noise(), gradtx.sgd(lr=0.1, momentum=0.9)),
     "average": chain(gradtx.sgd(lr=0.1), gradtx.average(decay=0.9)),
     "map after step": chain(gradtx.sgd(lr=0.1), gradtx.map_after_step(torch.tanh, before=True)),

@@ -80,15 +80,33 @@ def exchanged(optimizer, params, name, new=None):
     ],
     ids=["freeze", "partition", "masked", "accumulate"],
 )
-@pytest.mark.parametrize("name", ["body.bias", "head.weight"])
-def test_a_parameter_exchanged_keeps_its_name_and_so_its_place_in_the_chain(tx, name):
+@pytest.mark.parametrize("names", [["body.bias"], ["head.weight"], ["body.weight", "body.bias"]], ids="-".join)
+def test_a_parameter_exchanged_keeps_its_name_and_so_its_place_in_the_chain(tx, names):
     params, others = parameters(), parameters()
     optimizer, reference = (gradtx.as_optimizer(tx, list(leaves.items())) for leaves in (params, others))
     descend(optimizer, params, 3)
-    exchanged(optimizer, params, name)
+    for name in names:
+        exchanged(optimizer, params, name)
     descend(optimizer, params, 3, start=3)
     descend(reference, others, 6)
     assert_equal(values(params), values(others))
+
+
+def test_a_parameter_exchanged_stays_frozen_when_another_joins_or_leaves_in_the_same_breath():
+    for more in (1, -1):
+        params = parameters()
+        optimizer = gradtx.as_optimizer(
+            gradtx.chain(gradtx.adam(lr=0.1), gradtx.freeze("head.*")), list(params.items())
+        )
+        descend(optimizer, params, 2)
+        exchanged(optimizer, params, "head.weight")
+        if more > 0:
+            optimizer.param_groups[0]["params"].append(torch.nn.Parameter(torch.ones(2)))
+        else:
+            del optimizer.state[optimizer.param_groups[0]["params"].pop(0)]
+        before = params["head.weight"].detach().clone()
+        descend(optimizer, params, 2)
+        assert_equal(params["head.weight"].detach(), before)
 
 
 def test_a_parameter_exchanged_is_evaluated_with_the_average_that_moved_along():

@@ -69,6 +69,23 @@ def test_extras_by_leaf_come_as_a_list_in_parameter_order_or_a_dict_by_name(form
     assert_close(params.values(), expected, TOLERANCE)
 
 
+def test_the_order_of_a_list_stays_when_a_parameter_is_exchanged():
+    optimizer, params = made(
+        gradtx.partition({"bias": newton(), "weight": newton()}, {"bias": "*.bias", "weight": "*"})
+    )
+    new = torch.nn.Parameter(params["body.weight"].detach().clone())
+    group = next(group for group in optimizer.param_groups if group["label"] == "weight")
+    group["params"] = [new if param is params["body.weight"] else param for param in group["params"]]
+    optimizer.state[new] = optimizer.state.pop(params["body.weight"])
+    params["body.weight"] = new
+    before = values(params)
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    diagonal = [torch.full_like(param, 2.0 + i) for i, param in enumerate(params.values())]
+    optimizer.step(hessian_diag=diagonal)
+    assert_close(params.values(), [old - 1 / h for old, h in zip(before, diagonal, strict=True)], TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

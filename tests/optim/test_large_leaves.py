@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim import adapter
+from gradtx.optim import _run
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, saved_and_loaded, values
 
@@ -26,7 +26,7 @@ EXTRA = {
 @pytest.fixture
 def small_parts(monkeypatch):
     """Leaves of more than 4 entries count as large."""
-    monkeypatch.setattr(adapter, "PART", 4)
+    monkeypatch.setattr(_run, "PART", 4)
 
 
 @pytest.mark.parametrize("name", [*CHAINS, *EXTRA])
@@ -40,8 +40,8 @@ def test_steps_in_parts_equal_the_functional_loop(name, small_parts):
 @pytest.mark.parametrize("name", EXTRA)
 def test_state_of_a_step_in_parts_equals_that_of_a_step_in_one(name, monkeypatch):
     states = []
-    for size in (4, adapter.PART):
-        monkeypatch.setattr(adapter, "PART", size)
+    for size in (4, _run.PART):
+        monkeypatch.setattr(_run, "PART", size)
         params = parameters()
         optimizer = gradtx.as_optimizer(EXTRA[name], list(params.items()))
         descend(optimizer, params, 6)
