@@ -17,9 +17,9 @@ from gradtx._program import (
     Leaf,
     Path,
     Run,
-    Scope,
     execute,
     initialize,
+    lacking,
 )
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ class TreeRun(Run):
             raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
         self.old_step = torch.zeros((), dtype=torch.int64, device=self.device) if state is None else state["step"]
         self.clock = Clock(self.old_step + 1)
-        frozen: list[Any] = []
-        self.block = Block(tx._expand(Scope(self, (), self.old_step, frozen)), frozen)
+        self.block = Block.of(tx, self, self.old_step)
         self._slot_lists: dict[Path, list[tuple[str, dict[str, Tensor]]]] = {}
 
     def _entry(self, path: Path) -> dict[str, Any]:
@@ -74,7 +73,7 @@ class TreeRun(Run):
         entry = self._state
         for key in path:
             if not isinstance(entry, dict) or key not in entry:
-                raise ValueError(f"state lacks {'.'.join(path)!r}; {OWN_STATE}")
+                raise lacking(path)
             entry = entry[key]
         return entry
 
@@ -108,7 +107,7 @@ class TreeRun(Run):
             return selector.choose(leaf.name, None)
         label = selector.recall(path, lambda where: leaf.name in self._entry(where))
         if label is None:
-            raise ValueError(f"state lacks {'.'.join(path)!r} of leaf {leaf.name!r}; {OWN_STATE}")
+            raise lacking(path, leaf.name)
         return label
 
     def template(self, name: str) -> Tensor | None:

@@ -138,7 +138,7 @@ class Run:
         found = self.scalars(path)
         for name in start:
             if name not in found:
-                raise ValueError(f"state lacks {'.'.join([*path, name])!r}; {OWN_STATE}")
+                raise lacking((*path, name))
             if found[name].ndim:
                 shape = tuple(found[name].shape)
                 raise ValueError(f"state has {'.'.join([*path, name])!r} of shape {shape}, needs 0-d; {OWN_STATE}")
@@ -165,6 +165,11 @@ class Memory:
 
 
 OWN_STATE = "pass the state made by this chain's own init, with these parameters"
+
+
+def lacking(path: Iterable[str], leaf: str | None = None) -> ValueError:
+    """The error for a state without something that this chain keeps, of one leaf or of all."""
+    return ValueError(f"state lacks {'.'.join(path)!r}{'' if leaf is None else f' of leaf {leaf!r}'}; {OWN_STATE}")
 
 
 def memory_of(tensor: Tensor) -> Any:
@@ -269,6 +274,12 @@ class Block:
     def __init__(self, operations: list[Any], frozen: list[tuple[Path, Any]]):
         self.operations, self.frozen = operations, frozen
         self._forks = any(isinstance(operation, Branch) for operation in operations)
+
+    @classmethod
+    def of(cls, tx: Any, run: Run, count: Any) -> Block:
+        """A whole transformation, expanded for one run."""
+        frozen: list[Any] = []
+        return cls(tx._expand(Scope(run, (), count, frozen)), frozen)
 
     def for_leaf(self, leaf: Leaf) -> list[Operation]:
         if self.is_frozen(leaf):

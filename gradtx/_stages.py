@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx._arguments import exact, exact_dtype, readable
 from gradtx._context import Context
-from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run
+from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run, lacking
 from gradtx._random import Stream
 
 
@@ -94,14 +94,14 @@ class RuleStage(Operation):
             return {}, dict(self._shared)
         old = leaf.run.slots(self.path, leaf)
         if not old and self._first(leaf):
-            raise ValueError(f"state lacks {'.'.join(self.path)!r} of leaf {leaf.name!r}; {OWN_STATE}")
+            raise lacking(self.path, leaf.name)
         flat = {slot: widened(value, wide) for slot, value in old.items()}
         state = with_lists(flat)
         if state is not flat and readable(leaf.given[0] if leaf.given[0] is not None else leaf.given[1]):
             # A list that lost an entry would just be a shorter list.
             for slot in numbered(self._made(leaf, "meta")):
                 if slot not in old:
-                    raise ValueError(f"state lacks {'.'.join([*self.path, slot])!r} of leaf {leaf.name!r}; {OWN_STATE}")
+                    raise lacking((*self.path, slot), leaf.name)
         return old, {**state, **self._shared} if self._shared else state
 
     def _stream(self, leaf: Leaf) -> Stream:
@@ -172,8 +172,7 @@ class RuleStage(Operation):
         if not isinstance(missing, str) or missing in state:
             raise error
         if self._parts.init is None or self._made(leaf).get(missing) != []:
-            name = ".".join([*self.path, missing])
-            raise ValueError(f"state lacks {name!r} of leaf {leaf.name!r}; {OWN_STATE}") from error
+            raise lacking((*self.path, missing), leaf.name) from error
         state[missing] = []
 
     def _check_shapes(self, leaf: Leaf, old: dict[str, Tensor]) -> None:

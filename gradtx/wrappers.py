@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._context import Clock
-from gradtx._program import OWN_STATE, Leaf, Operation, Path, Scope, takes_none
+from gradtx._program import Leaf, Operation, Path, Scope, lacking, takes_none
 from gradtx._stages import first_slots, value_for, widened
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import Combinator, combinator
@@ -55,7 +55,7 @@ class Frame:
         found = {slot: widened(value, leaf.wide) for slot, value in self.run.slots(self.path, leaf).items()}
         for slot in slots:
             if slot not in found:
-                raise ValueError(f"state lacks {'.'.join([*self.path, slot])!r} of leaf {leaf.name!r}; {OWN_STATE}")
+                raise lacking((*self.path, slot), leaf.name)
         return found
 
     def store(self, leaf: Leaf, new: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._context import Clock
 from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
-from gradtx._program import FROZEN, Block, Leaf, Path, Scope, execute, initialize, memory_of, takes_none
+from gradtx._program import FROZEN, Block, Leaf, Path, execute, initialize, memory_of, takes_none
 from gradtx._tree import check_leaf, check_names
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
@@ -40,7 +40,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._clock_paths: dict[Any, Path] = {}
         super().__init__(params, {})
         run = self._run(initial=True)
-        self._block(run, tx, 0)
+        Block.of(tx, run, 0)
         for selector in run.selectors:
             try:
                 selector.check_used([record.name for record in self._records.values()])
@@ -71,7 +71,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             check_leaf(name, param, type(self).__name__)
             records[param] = Record(_unique(name, records))
         run = self._run(initial=True, records=records)
-        block = self._block(run, self._tx, 0)
+        block = Block.of(self._tx, run, 0)
         parts: dict[tuple, list[int]] = {} if params else {(): []}
         for i, param in enumerate(params):
             parts.setdefault(self._labels(run, block, param), []).append(i)
@@ -145,7 +145,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         for param in group["params"]:
             self._records.setdefault(param, Record(_unique(str(len(self._records)), self._records)))
         run = self._run(initial=True)
-        block = self._block(run, self._tx, 0)
+        block = Block.of(self._tx, run, 0)
         labels = self._labels(run, block, group["params"][0]) if group["params"] else ()
         view = GroupView(self._tx, group, {id(selector): label for selector, label in labels})
         view.show(self._count)
@@ -156,11 +156,6 @@ class ChainOptimizer(torch.optim.Optimizer):
     def _run(self, initial: bool, records: Any = None) -> OptimizerRun:
         device = next((p.device for group in self.param_groups for p in group["params"]), CPU)
         return OptimizerRun(self.state, self._records if records is None else records, device, initial)
-
-    @staticmethod
-    def _block(run: OptimizerRun, tx: GradientTransformation, count: int) -> Block:
-        frozen: list[Any] = []
-        return Block(tx._expand(Scope(run, (), count, frozen)), frozen)
 
     @staticmethod
     def _leaf(run: OptimizerRun, param: Tensor, clock: Clock, grad: Tensor | None = None, extras: Any = None) -> Leaf:
@@ -181,7 +176,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         params = [param for param in params if not (is_lazy(param) or param.is_meta)]
         run = self._run(initial=True, records=records)
         clock = Clock(torch.ones((), dtype=torch.int64, device=run.device))
-        block = self._block(run, view.chain(view.first, CPU), 0)
+        block = Block.of(view.chain(view.first, CPU), run, 0)
         leaves = [self._leaf(run, param, clock) for param in params]
         for leaf in leaves:
             leaf.program = block.for_leaf(leaf)
@@ -289,7 +284,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             self._prepare(view, view.settle(present), [p for p in view.group["params"] if p.grad is not None])
         count = self._count()
         pairs = zip(views, values, strict=True)
-        blocks = [self._block(run, view.chain(present, CPU), count) for view, present in pairs]
+        blocks = [Block.of(view.chain(present, CPU), run, count) for view, present in pairs]
         check_agreement(blocks)
         leaves = self._stepping(run, views, blocks, scalars, trees)
         execute(leaves, self._write)
@@ -411,7 +406,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             clock = Clock(torch.tensor(self._count() + 1, device=CPU))
             swapped = {}
             for view in self._views:
-                block = self._block(run, view.chain(view.values(), CPU), self._count())
+                block = Block.of(view.chain(view.values(), CPU), run, self._count())
                 for param in view.group["params"]:
                     if self._records[param].layout is not None:
                         leaf = self._leaf(run, param, clock)
