@@ -13,7 +13,7 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	@$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: $(VENV)/test
+lint: $(VENV)/test $(VENV)/demo $(VENV)/bench  # types are checked against what examples and benchmarks import
 	@$(RUN) -m ruff format --check --quiet . || (echo "formatting differs: run $(RUN) -m ruff format ."; exit 1)
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m pyright --warnings
