@@ -129,6 +129,10 @@ class Run:
         """The caller's `grad_fn` at the parameters with some leaves replaced."""
         raise NotImplementedError
 
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        """What the leaves that wait at an operation get."""
+        return operation.combine(waiting)
+
     def shared(self, path: Path, start: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """A stage's shared scalars: the old ones, or at init those that `start` makes, which are then written down."""
         self.declared[path] = tuple(start)
@@ -227,6 +231,7 @@ class Operation:
     takes_none = False  # whether a leaf without gradient enters; others pass by
     agree: Mapping[str, Any] = {}  # hyperparameters that must be the same for all groups of an adapter
     elementwise = True  # whether entries of a leaf don't mix, sums over leaves apart
+    compiles = True  # whether the adapter's compiled engine takes it
 
     def init(self, leaf: Leaf) -> None:
         """Put the leaf's first slots in `leaf.new`."""
@@ -358,8 +363,8 @@ def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
     while blocked:
         path = next(path for path in blocked if not _awaited(path, blocked))
         waiting = blocked.pop(path)
-        operation = waiting[0][0].program[waiting[0][0].at]
-        total = operation.combine(waiting)
+        first = waiting[0][0]
+        total = first.run.combined(first.program[first.at], waiting)
         for leaf, _ in waiting:
             advance(leaf, leaf.program[leaf.at].resume(leaf, total))
 

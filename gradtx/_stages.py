@@ -36,6 +36,7 @@ class RuleStage(Operation):
     def __init__(self, path: Path, run: Run, spec: Any, parts: Parts, arguments: dict[str, Any], state_dtype: Any):
         self.path, self._spec, self._parts, self._state_dtype = path, spec, parts, state_dtype
         self.elementwise = spec.elementwise(arguments) if callable(spec.elementwise) else spec.elementwise
+        self.compiles = spec.compiles and not spec.random and "grad_fn" not in spec.needs
         self.agree = {name: arguments[name] for name in spec.agree}
         start = {name: _scalar_maker(value, arguments, run.device) for name, value in spec.shared_of(arguments).items()}
         if spec.random:
@@ -199,6 +200,8 @@ class TreeStage(Operation):
     The latter (`plain`) get trees as the caller built them and no context. What they return is kept as the caller's
     own tree where there is one (functional use), else as slots (dicts by leaf name) and shared 0-d tensors.
     """
+
+    compiles = False
 
     def __init__(
         self,

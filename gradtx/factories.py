@@ -36,6 +36,7 @@ class Spec:
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
+        self.compiles: bool = options.get("compiles", True)
         self.agree: tuple[str, ...] = options.get("agree", ())
         self.example: dict[str, Any] = options.get("example", {})
         self._shared: Any = options.get("shared", {})
@@ -267,6 +268,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         agree: Hyperparameters that must agree across the groups of an adapter.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
+        compiles: False for a rule that the adapter's `compile=True` leaves to eager steps (factorisations).
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
         ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit.
         static: Arguments that are no hyperparameters.

@@ -12,6 +12,7 @@ from gradtx._arguments import Schedule, exact, is_off, resolve
 from gradtx.core import Entry, GradientTransformation
 
 SCHEDULERS_OWN = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+NUMBER = "a number"  # stands for one where only structure matters
 REFUSED = ("foreach", "fused", "capturable", "differentiable")
 
 
@@ -89,6 +90,43 @@ class GroupView:
         tx = self.tx._replaced(placed, checked=False)
         self._cached = None if any(_each(value, _is_tensor, any) for value in values.values()) else (key, tx)
         return tx
+
+    def structure(self, values: Mapping[str, Any], count: Callable[[Entry], int]) -> tuple[Any, list[Any]]:
+        """What of these values decides links and slots, with `NUMBER` for what doesn't; and these numbers in order."""
+        numbers: list[Any] = []
+
+        def one(item: Any, literal: bool, entry: Entry) -> Any:
+            if literal or not _is_number(item):
+                return item
+            numbers.append(next_value(item, count(entry)) if isinstance(item, Schedule) else item)
+            return NUMBER
+
+        frame = []
+        for name, value in values.items():
+            entry, literal = self.entries[name], self.literal[name]
+            if isinstance(value, tuple):
+                kept = tuple(one(item, flag, entry) for item, flag in zip(value, literal, strict=True))
+            else:
+                kept = one(value, literal, entry)
+            frame.append((entry.place, kept))
+        return tuple(frame), numbers
+
+    def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
+        """The reverse of `structure`: a function that puts 0-d tensors in the places of the numbers."""
+
+        def chain(tensors: list[Tensor]) -> GradientTransformation:
+            given = iter(tensors)
+            placed = {
+                place: tuple(next(given) if item is NUMBER else item for item in kept)
+                if isinstance(kept, tuple)
+                else next(given)
+                if kept is NUMBER
+                else kept
+                for place, kept in structure
+            }
+            return self.tx._replaced(placed, checked=False)
+
+        return chain
 
     def _as_rule(self, name: str, value: Any, device: torch.device) -> Any:
         def one(item: Any, literal: bool) -> Any:

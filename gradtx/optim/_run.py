@@ -56,6 +56,9 @@ class Record:
         self.layout: Layout | None = None
         self.made: dict[str, tuple[Tensor, int]] | None = None
         self.waiting: dict[str, Any] | None = None  # what a checkpoint has for a parameter that is still lazy
+        self.param: Any = None  # the parameter and its state, as looked up for the present step
+        self.state: dict[str, Any] = {}
+        self.count = 0
 
     def untouched(self, state: Mapping[str, Any]) -> bool:
         """Whether the state is as the library made it, before any step."""
@@ -155,7 +158,7 @@ def number(value: Any) -> float:
 def check_agreement(blocks: list[Block]) -> None:
     """Hyperparameters that belong to all leaves together must agree across groups."""
     seen: dict[Any, Any] = {}
-    for operation in (operation for block in blocks for operation in _all_operations(block)):
+    for operation in (operation for block in blocks for operation in operations_of(block)):
         for name, value in operation.agree.items():
             value = tuple(map(number, value)) if isinstance(value, tuple) else number(value)
             first = seen.setdefault((operation.path, name), value)
@@ -164,10 +167,10 @@ def check_agreement(blocks: list[Block]) -> None:
                 raise ValueError(f"{where}: {name} must agree across groups, got {first!r} and {value!r}")
 
 
-def _all_operations(block: Block) -> Iterator[Any]:
+def operations_of(block: Block) -> Iterator[Any]:
     for operation in block.operations:
         if hasattr(operation, "blocks"):
             for inner in operation.blocks.values():
-                yield from _all_operations(inner)
+                yield from operations_of(inner)
         else:
             yield operation

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from gradtx._program import FROZEN, Block, Leaf, Path, execute, initialize, memo
 from gradtx._tree import check_leaf, check_names
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
+from gradtx.optim._engine import Bundle, Call, Engine, Work, compiler_options
 from gradtx.optim._groups import GroupView
-from gradtx.optim._run import Layout, OptimizerRun, Record, check_agreement, part, parts_of
+from gradtx.optim._run import Layout, OptimizerRun, Record, check_agreement, operations_of, part, parts_of
 
 CALL = "step(closure"
 CPU = torch.device("cpu")
@@ -27,20 +29,18 @@ CPU = torch.device("cpu")
 class ChainOptimizer(torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
 
-    def __init__(self, tx: GradientTransformation, params: Any, *, compile: bool = False):
+    def __init__(self, tx: GradientTransformation, params: Any, *, compile: bool | str | Mapping[str, Any] = False):
         check_transformation(type(self).__name__, "tx", tx)
-        if compile:
-            raise NotImplementedError(
-                f"{type(self).__name__}: compile=True is not there yet; leave it out, or compile a functional step"
-            )
-        self._tx = tx
+        self._tx, self._engine = tx, None if compile is False else Engine(compiler_options(compile))
         self._views: list[GroupView] = []
         self._records: dict[Tensor, Record] = {}
         self._present: list[Tensor] = []  # the parameters in the order of the groups, as last seen
         self._clock_paths: dict[Any, Path] = {}
         super().__init__(params, {})
         run = self._run(initial=True)
-        Block.of(tx, run, 0)
+        block = Block.of(tx, run, 0)
+        self._takes_none = takes_none(block.operations)
+        self._agrees = any(operation.agree for operation in operations_of(block))
         for selector in run.selectors:
             try:
                 selector.check_used([record.name for record in self._records.values()])
@@ -114,10 +114,19 @@ class ChainOptimizer(torch.optim.Optimizer):
             for view, group in zip(self._views, groups, strict=True):
                 view.group = group
         present = [param for group in groups for param in group["params"]]
-        if len(present) != len(self._records) or any(param not in self._records for param in present):
-            self._exchange(present)
-        self._present = present
+        if not _identical(present, self._present) or len(present) != len(self._records):
+            if len(present) != len(self._records) or any(param not in self._records for param in present):
+                self._exchange(present)
+            self._present = present
         return self._views
+
+    def _rows(self, views: list[GroupView]) -> list[list[Record]]:
+        """The records of each group's parameters, which know their state for this step: tensors are slow keys."""
+        rows = [[self._records[param] for param in view.group["params"]] for view in views]
+        for row, view in zip(rows, views, strict=True):
+            for record, param in zip(row, view.group["params"], strict=True):
+                record.param, record.state = param, self.state.get(param, {})
+        return rows
 
     def _exchange(self, present: list[Tensor]) -> None:
         """Somebody put other parameters in the groups: those that stand in the place of one that is gone take over
@@ -217,8 +226,12 @@ class ChainOptimizer(torch.optim.Optimizer):
         for view in self._synced():
             self._refresh(view, view.group["params"])
 
-    def _prepare(self, view: GroupView, changed: bool, stepping: list[Tensor]) -> None:
+    def _prepare(self, view: GroupView, row: list[Record], changed: bool) -> None:
         """See to it that every parameter that is about to step has the slots of its group's links."""
+        fresh = [record for record in row if record.made is not None or record.layout is None or not record.state]
+        if not (fresh or changed):
+            return
+        stepping = [record.param for record in row if record.param.grad is not None]
         self._refresh(view, stepping)
         missing = [p for p in stepping if self._records[p].layout is None or not self.state.get(p)]
         if changed:
@@ -234,8 +247,9 @@ class ChainOptimizer(torch.optim.Optimizer):
                 kept = {key: old.get(keys.get(owner, ""), state[key]) for owner, key in new.owners().items()}
                 self.state[param] = {"step": old.get("step", state["step"]), **kept}
                 record.layout = new
-        for param in stepping:
-            self._records[param].made = None
+        for record in row:
+            record.made = None if record.param.grad is not None else record.made
+            record.state = self.state.get(record.param, {})
 
     def _count(self, entry: Entry | None = None) -> int:
         """The largest step of the parameters; for a hyperparameter inside a wrapper with a clock, that clock's."""
@@ -279,15 +293,33 @@ class ChainOptimizer(torch.optim.Optimizer):
         run = self._run(initial=False)
         run.grad_fn = lambda values: self._gradients_at(values, extras["grad_fn"])
         scalars, trees = self._extras(run, extras)
-        values = self._checked(views)
-        for view, present in zip(views, values, strict=True):
-            self._prepare(view, view.settle(present), [p for p in view.group["params"] if p.grad is not None])
-        count = self._count()
-        pairs = zip(views, values, strict=True)
-        blocks = [Block.of(view.chain(present, CPU), run, count) for view, present in pairs]
-        check_agreement(blocks)
-        leaves = self._stepping(run, views, blocks, scalars, trees)
-        execute(leaves, self._write)
+        rows = self._rows(views)
+        values = self._checked(views, rows)
+        for view, row, present in zip(views, rows, values, strict=True):
+            self._prepare(view, row, view.settle(present))
+        work = self._work(rows)
+        count = max((record.count for row in rows for record in row), default=0)
+        blocks: list[Block] = []
+
+        def leaves_of(work: list[Work]) -> list[Leaf]:
+            if not blocks:
+                pairs = zip(views, values, strict=True)
+                blocks.extend(Block.of(view.chain(present, CPU), run, count) for view, present in pairs)
+            return self._leaves(run, blocks, work, scalars, trees)
+
+        bundles: list[Bundle] = []
+        if self._engine is not None:
+            pairs = zip(views, values, strict=True)
+            frames = [view.structure(present, self._count) for view, present in pairs]
+            structures, numbers = [frame for frame, _ in frames], [own for _, own in frames]
+            given = Call(run, views, structures, numbers, work, leaves_of, scalars, trees)
+            bundles, work = self._engine.bundles(given)
+        leaves: list[Any] = [*bundles]
+        if work or not bundles or (len(views) > 1 and self._agrees):
+            leaves += (each for leaf in leaves_of(work) if FROZEN not in leaf.program[:1] for each in parts_of(leaf))
+            check_agreement(blocks)
+        execute(leaves, self._finish)
+        self._count_up(bundles)
         for commit in reversed(run.commits):
             commit()
         run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
@@ -308,39 +340,55 @@ class ChainOptimizer(torch.optim.Optimizer):
         run.known_extras, run.leaf_extras = kinds, trees
         return scalars, trees
 
-    def _checked(self, views: list[GroupView]) -> list[dict[str, Any]]:
+    def _checked(self, views: list[GroupView], rows: list[list[Record]]) -> list[dict[str, Any]]:
         """The values of all groups, after everything that can be checked before anything changes."""
         values = [view.values() for view in views]
-        for view, present in zip(views, values, strict=True):
+        for view, row, present in zip(views, rows, values, strict=True):
             view.check(present)
-            for param in view.group["params"]:
-                record, state = self._records[param], self.state.get(param)
-                if param.grad is not None and param.grad.is_sparse:
+            for record in row:
+                grad, state = record.param.grad, record.state
+                if grad is not None and grad.is_sparse:
                     raise RuntimeError(f"{type(self).__name__}: parameter {record.name!r} has a sparse gradient")
-                if state and record.layout is not None and not all(key in state for key in record.layout.keys):
+                if state and record.layout is not None and not all(map(state.__contains__, record.layout.keys)):
                     key = next(key for key in record.layout.keys if key not in state)
                     raise ValueError(f"{type(self).__name__}: the state of parameter {record.name!r} lacks {key!r}")
         return values
 
-    def _stepping(self, run: Any, views: Any, blocks: list[Block], scalars: Any, trees: Any) -> list[Leaf]:
-        clocks: dict[float, Clock] = {}
+    def _work(self, rows: list[list[Record]]) -> list[Work]:
+        """The parameters that step, in the order of groups."""
+        work = []
+        for i, row in enumerate(rows):
+            for record in row:
+                record.count = int(record.state["step"]) if record.state else 0
+                if (record.param.grad is not None or self._takes_none) and record.layout is not None:
+                    work.append(Work(i, record))
+        return work
+
+    def _leaves(self, run: Any, blocks: list[Block], work: list[Work], scalars: Any, trees: Any) -> list[Leaf]:
+        clocks: dict[int, Clock] = {}
         leaves = []
-        for view, block in zip(views, blocks, strict=True):
-            all_enter = takes_none(block.operations)
-            for param in view.group["params"]:
-                if self._records[param].layout is None or (param.grad is None and not all_enter):
-                    continue
-                count = int(self.state[param]["step"])
-                if count not in clocks:
-                    clocks[count] = Clock(torch.tensor(count + 1, device=CPU), count + 1)
-                leaf = self._leaf(run, param, clocks[count], param.grad, scalars)
-                if trees:
-                    own = {key: by_leaf(key, values[leaf.name], leaf) for key, values in trees.items()}
-                    leaf.extras = {**scalars, **own}
-                leaf.program = block.for_leaf(leaf)
-                if FROZEN not in leaf.program[:1]:
-                    leaves.extend(parts_of(leaf))
+        for group, record in work:
+            count = record.count
+            if count not in clocks:
+                clocks[count] = Clock(torch.tensor(count + 1, device=CPU), count + 1)
+            leaf = self._leaf(run, record.param, clocks[count], record.param.grad, scalars)
+            if trees:
+                own = {key: by_leaf(key, values[leaf.name], leaf) for key, values in trees.items()}
+                leaf.extras = {**scalars, **own}
+            leaf.program = blocks[group].for_leaf(leaf)
+            leaves.append(leaf)
         return leaves
+
+    def _finish(self, leaf: Any) -> None:
+        if not isinstance(leaf, Bundle):
+            self._write(leaf)
+
+    @staticmethod
+    def _count_up(bundles: list[Bundle]) -> None:
+        states = [record.state for bundle in bundles for record in bundle.records]
+        if states:
+            for state, step in zip(states, torch._foreach_add([state["step"] for state in states], 1), strict=True):
+                state["step"] = step
 
     @staticmethod
     def _write(leaf: Leaf) -> None:
@@ -445,7 +493,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         load(self, state_dict, strict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_tx", "_views", "_clock_paths", "_records", "_present")
+        own = ("_tx", "_views", "_clock_paths", "_records", "_present", "_engine", "_takes_none", "_agrees")
         for param, record in self._records.items():
             if not record.untouched(self.state.get(param, {})):
                 record.made = None
@@ -456,6 +504,10 @@ class ChainOptimizer(torch.optim.Optimizer):
         for param, record in self._records.items():
             if record.made is not None:  # copies start counting their versions anew
                 record.note(self.state[param])
+
+
+def _identical(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 def _step_dtype() -> torch.dtype:

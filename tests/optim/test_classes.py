@@ -207,14 +207,3 @@ def test_a_leaf_without_label_is_an_error_that_names_it():
     tx = gradtx.partition({"body": gradtx.sgd()}, {"body": "body.*"})
     with pytest.raises(ValueError, match=r"partition: leaf 'head\.weight' has no label"):
         gradtx.as_optimizer(tx, list(parameters().items()))
-
-
-def test_compiled_steps_are_refused_until_they_are_there():
-    params = [torch.nn.Parameter(torch.ones(2))]
-    for make in (
-        lambda **kw: gradtx.as_optimizer(gradtx.sgd(), params, **kw),
-        lambda **kw: gradtx.optim.SGD(params, **kw),
-    ):
-        assert make(compile=False).param_groups
-        with pytest.raises(NotImplementedError, match="compile=True is not there yet"):
-            make(compile=True)

@@ -1,0 +1,377 @@
+"""The compiled engine: leaves in bundles, each updated in place by one program that all bundles of a kind share.
+
+A bundle takes the place of its leaves in `execute`. What decides a program is what decides structure: a chain's static
+options, which slots there are, dtypes and which sizes are 1. The rest is an argument, so that no number, schedule,
+group or missing gradient compiles anything twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import exact
+from gradtx._program import FROZEN, Leaf, Operation
+from gradtx.optim._groups import GroupView
+from gradtx.optim._run import OptimizerRun, Record
+from gradtx.optim._trace import Form, Pass, Program
+
+logger = logging.getLogger("gradtx")
+
+WIDTH = 8  # leaves in a bundle, where these are flat: more of them compile longer than they save
+LARGE = 2**15  # entries from which a flat leaf is worth more than one thread, as torch's own kernels have it
+PATIENCE = 3.0  # seconds of compiling after which a line is logged
+
+
+Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
+
+
+class Work(NamedTuple):
+    """A parameter that steps: the position of its group, and what is known of it."""
+
+    group: int
+    record: Record
+
+
+class Call(NamedTuple):
+    """What a step gives the engine: `structures` and `numbers` are those of the groups."""
+
+    run: OptimizerRun
+    views: list[GroupView]
+    structures: list[Any]
+    numbers: list[list[Any]]
+    work: list[Work]
+    leaves_of: Callable[[list[Work]], list[Leaf]]
+    scalars: Mapping[str, Any]
+    trees: Trees
+
+
+class Bundle:
+    """Leaves of one group and count that go through a program together; stands for them in `execute`."""
+
+    update = True
+
+    def __init__(self, items: list[Work], form: Form, flat: bool, name: str):
+        self.records, self.group = [item.record for item in items], items[0].group
+        self.form, self.flat, self.name = form, flat, name
+        self.device = local(self.records[0].param).device
+        self.template: list[Any] = []  # the leaves' arguments, without what is read from outside in each step
+        self.program: list[Any] = []
+        self.at = -1
+
+    def held(self) -> list[Tensor]:
+        """Parameters and slots, whose aliases are kept from step to step."""
+        keys = self.form.slots
+        return [tensor for record in self.records for tensor in (record.param, *map(record.state.__getitem__, keys))]
+
+    def fill(self, flag: Callable[[torch.device, bool], Tensor], trees: Trees) -> None:
+        """Make the aliases of what is held, and what pads a short bundle."""
+        given, held = 1 + len(self.form.by_leaf), iter(self.held())
+        for record in self.records:
+            own = [alias(next(held), record.param, self.flat) for _ in range(1 + len(self.form.slots))]
+            self.template += [flag(self.device, True), *own, *[None] * given]
+        self._size = len(self.template) // len(self.records)
+        like = self.arguments(trees)[1 : self._size]
+        for i in range(len(self.records), self.form.width):
+            padding = (torch.zeros_like(t) if t.ndim == 0 else t.new_zeros(5 + i) for t in like)
+            self.template += [flag(self.device, False), *padding]
+
+    def arguments(self, trees: Trees) -> list[Tensor]:
+        """What a program gets of the leaves: what is held; then gradients and extras, which are only read."""
+        tensors, size, end = self.template.copy(), self._size, self._size * len(self.records)
+        outside = [[record.param.grad for record in self.records]]
+        outside += [[trees[key][record.name] for record in self.records] for key in self.form.by_leaf]
+        for i, column in enumerate(outside, start=size - len(outside)):
+            tensors[i:end:size] = [self._read(t, r.param) for t, r in zip(column, self.records, strict=True)]
+        return tensors
+
+    def _read(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """An alias of a tensor, or of a copy where its entries are laid out otherwise."""
+        try:
+            return alias(tensor, like, self.flat)
+        except OddTensorError:
+            return alias(torch.empty_like(like, dtype=tensor.dtype).copy_(tensor), like, self.flat)
+
+    def begin(self, run: OptimizerRun, first: list[Tensor], trees: Trees) -> None:
+        self.run, self.at, self._arguments, self._tensors = run, -1, first, self.arguments(trees)
+
+    def call(self, compiled: Pass) -> dict[Any, Tensor]:
+        return dict(zip(compiled.names, compiled.call(*self._arguments, *self._tensors), strict=True))
+
+    def know(self, totals: list[Tensor]) -> None:
+        self._arguments = [*self._arguments, *(total.to(self.device) for total in totals)]
+
+    def end(self, new: Mapping[Any, Tensor]) -> None:
+        for (path, name), value in new.items():
+            self.run.new_shared.setdefault(path, {}).setdefault(name, value)
+        del self.run, self._arguments, self._tensors
+
+
+class PassOperation(Operation):
+    """One pass of a bundle as an operation: up to a sum over leaves, or to the end."""
+
+    def __init__(self, compiled: Pass):
+        self._compiled, self._operation = compiled, compiled.operation
+        self.path = () if compiled.operation is None else compiled.operation.path
+
+    def start(self, bundle: Any) -> Any:
+        found = bundle.call(self._compiled)
+        return bundle.end(found) if self._operation is None else found
+
+    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
+        assert self._operation is not None
+        return self._operation.combine(waiting)
+
+    def resume(self, bundle: Any, total: dict[str, Tensor]) -> None:
+        bundle.know([total[name] for name in self._compiled.names])
+
+
+class OddTensorError(Exception):
+    """A tensor that no program takes: its leaf steps eagerly."""
+
+
+def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
+    """The same memory as a plain tensor; flattened if its entries go with those of `like` one by one."""
+    tensor = local(tensor)
+    if tensor.is_contiguous():
+        return tensor.view(-1) if flat and (tensor.ndim > 0 or like.ndim == 0) else tensor
+    if flat and tensor.stride() == local(like).stride() and _dense(tensor):
+        return tensor.as_strided((tensor.numel(),), (1,))
+    raise OddTensorError
+
+
+def local(tensor: Tensor) -> Tensor:
+    """A plain tensor: of a DTensor, what this process holds."""
+    if type(tensor) is not Tensor:
+        tensor = getattr(tensor, "_local_tensor", tensor).detach()
+        if type(tensor) is not Tensor:
+            raise OddTensorError
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _dense(tensor: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+class Plan(NamedTuple):
+    """The bundles of a step, and the parameters that step eagerly; the same as long as `token` is.
+
+    `held` are the tensors of which bundles have aliases, and `addresses` where these are.
+    """
+
+    token: Any
+    bundles: list[Bundle]
+    rest: set[int]
+    held: list[Tensor]
+    addresses: list[int]
+
+    def holds(self) -> bool:
+        """Whether everything is still where it was."""
+        held = _held(self.bundles)
+        return all(map(operator.is_, held, self.held)) and [t.data_ptr() for t in held] == self.addresses
+
+
+class Engine:
+    """Programs, and the plan of the last step. `options` are the compiler's."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self._options = dict(options)
+        self._programs: dict[Any, list[Program]] = {}
+        self._plan: Plan | None = None
+        self._numbers: dict[Any, tuple[list[Any], list[Tensor]]] = {}
+        self._flags: dict[Any, Tensor] = {}
+        self._told: set[str] = set()
+        self._broken = False
+
+    def __reduce__(self) -> tuple:
+        return Engine, (self._options,)  # programs are made again where they are needed
+
+    def bundles(self, call: Call) -> tuple[list[Bundle], list[Work]]:
+        """The bundles of this step, ready to run, and the work that is left for eager leaves."""
+        if self._broken or not call.work:
+            return [], call.work
+        records = [record for _, record in call.work]
+        least = min(record.count for record in records)
+        token = (
+            [(i, id(r), id(r.param), r.param.grad is None, r.count - least, r.layout) for i, r in call.work],
+            call.structures,
+            {name: value.dtype for name, value in call.scalars.items() if isinstance(value, Tensor)},
+            {key: [name for name, value in tree.items() if value is None] for key, tree in call.trees.items()},
+        )
+        try:
+            plan = self._plan
+            if plan is None or plan.token != token or not plan.holds():
+                plan = self._plan = self._planned(token, call)
+            counts: dict[Any, Tensor] = {}
+            for bundle in plan.bundles:
+                key = bundle.records[0].count, bundle.device
+                if key not in counts:
+                    counts[key] = torch.tensor(key[0] + 1, device=key[1])
+                bundle.begin(
+                    call.run, [counts[key], *self._first(bundle.group, bundle.form, bundle.device, call)], call.trees
+                )
+            return plan.bundles, [item for item in call.work if id(item.record) in plan.rest]
+        except Exception as error:
+            self._broken = True
+            reason = next(iter(str(error).strip().splitlines()), "")
+            warnings.warn(
+                f"compile=True has no effect, steps run eagerly: {type(error).__name__}: {reason}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        return [], call.work
+
+    def _first(self, group: int, form: Form, device: torch.device, call: Call) -> list[Tensor]:
+        """A group's numbers as 0-d tensors (the same ones as long as nobody changes them), shared values, extras."""
+        numbers, known = call.numbers[group], self._numbers.get((group, device))
+        if known is None or any(isinstance(value, Tensor) for value in numbers) or known[0] != numbers:
+            known = self._numbers[group, device] = (list(numbers), [exact(value, device) for value in numbers])
+        if not (form.shared or form.scalars):
+            return known[1]
+        shared = [call.run.scalars(path)[name] for path, name in form.shared]
+        return [*known[1], *(value.to(device) for value in (*shared, *(call.scalars[name] for name in form.scalars)))]
+
+    def _flag(self, device: torch.device, real: bool) -> Tensor:
+        if (device, real) not in self._flags:
+            self._flags[device, real] = torch.tensor(real, device=device)
+        return self._flags[device, real]
+
+    # Planning.
+
+    def _planned(self, token: Any, call: Call) -> Plan:
+        kinds: dict[Any, list[tuple[Work, Leaf]]] = {}
+        bundles, rest = [], []
+        for item, leaf in zip(call.work, call.leaves_of(call.work), strict=True):
+            kind = self._kind(item, leaf, call)
+            if kind is None:
+                rest.append(item)
+            else:
+                kinds.setdefault((item.group, item.record.count, kind), []).append((item, leaf))
+        for (group, _, kind), found in kinds.items():
+            found.sort(key=lambda pair: -pair[0].record.param.numel())  # compilers look at the first sizes they see
+            for i in range(0, len(found), kind.width):
+                members = found[i : i + kind.width]
+                bundle = self._bundle(members, kind, (call.structures[group], kind), call)
+                if bundle is None:
+                    rest.extend(item for item, _ in members)
+                else:
+                    bundles.append(bundle)
+        held = _held(bundles)
+        return Plan(token, bundles, {id(item.record) for item in rest}, held, [tensor.data_ptr() for tensor in held])
+
+    def _kind(self, item: Work, leaf: Leaf, call: Call) -> Kind | None:
+        """What leaves of one program share; None for a leaf that steps eagerly."""
+        record, param = item.record, item.record.param
+        if param.grad is None or leaf.program[:1] == [FROZEN]:
+            return None
+        for operation in leaf.program:
+            if not operation.compiles:
+                name = ".".join(operation.path)
+                if name not in self._told:
+                    self._told.add(name)
+                    logger.warning("%s is not compiled: leaves that pass it step eagerly", name)
+                return None
+        assert record.layout is not None
+        slots = [record.state[key] for names in record.layout.slots.values() for key in names.values()]
+        flat = all(operation.elementwise for operation in leaf.program)
+        flat = flat and all(slot.shape in (param.shape, ()) for slot in slots)
+        if not flat and hasattr(param, "_local_tensor"):
+            return None  # a reduction over a shard is not that over the whole
+        by_leaf = tuple(key for key, tree in call.trees.items() if tree[leaf.name] is not None)
+        try:
+            tensors = [alias(tensor, param, flat) for tensor in (param, *slots)]
+        except OddTensorError:
+            return None
+        entries, dimensions = tensors[0].numel(), tensors[0].ndim
+        if entries <= 1:
+            return None  # compilers make programs of their own for sizes 0 and 1
+        outside = (param.grad, *(call.trees[key][leaf.name] for key in by_leaf))
+        return Kind(
+            flat,
+            tuple((tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape)) for tensor in tensors),
+            tuple((tensor.dtype, tensor.device) for tensor in outside),
+            by_leaf,
+            tuple(sorted(record.choices.items())),
+            repr(record.layout[:2]),
+            WIDTH if dimensions <= 1 else 1,
+            flat and entries >= LARGE,
+        )
+
+    def _bundle(self, found: list[tuple[Work, Leaf]], kind: Kind, key: Any, call: Call) -> Bundle | None:
+        item, leaf = found[0]
+        layout = item.record.layout
+        assert layout is not None
+        form = Form(
+            layout,
+            item.record.choices,
+            len(call.numbers[item.group]),
+            tuple((path, name) for path, names in layout.shared.items() for name in names),
+            tuple(name for name, value in call.scalars.items() if isinstance(value, Tensor)),
+            kind.by_leaf,
+            tuple(name for name, value in leaf.extras.items() if value is None),
+            call.run.known_extras,
+            kind.width,
+        )
+        bundle = Bundle([item for item, _ in found], form, kind.flat, leaf.name)
+        bundle.fill(self._flag, call.trees)
+        first = [torch.tensor(item.record.count + 1, device=bundle.device)]
+        first += self._first(item.group, form, bundle.device, call)
+        tensors = bundle.arguments(call.trees)
+        programs = self._programs.setdefault(key, [])
+        program = next((program for program in programs if program.fits(tensors)), None)
+        if program is None:
+            if kind.flat:  # lengths that tell the compiler whether threads are worth it
+                size, length = len(tensors) // kind.width, 4 * LARGE if kind.large else 64
+                tensors = [t if t.ndim == 0 else t.new_empty(length + i // size) for i, t in enumerate(tensors)]
+            start = time.monotonic()
+            program = Program(form, call.views[item.group].chain_of(key[0]), first, tensors, self._options)
+            programs.append(program)
+            if time.monotonic() - start > PATIENCE:
+                logger.info("compiled a program for %s in %.1f s", leaf.name, time.monotonic() - start)
+        if len(program.passes) > 1 and hasattr(item.record.param, "_local_tensor"):
+            return None
+        bundle.program = [PassOperation(each) for each in program.passes]
+        return bundle
+
+
+class Kind(NamedTuple):
+    """What leaves of one program share, besides the structure of their group's chain."""
+
+    flat: bool
+    held: tuple[Any, ...]
+    outside: tuple[Any, ...]
+    by_leaf: tuple[str, ...]
+    choices: tuple[Any, ...]
+    layout: str
+    width: int
+    large: bool
+
+
+def _held(bundles: list[Bundle]) -> list[Tensor]:
+    return [tensor for bundle in bundles for tensor in bundle.held()]
+
+
+def compiler_options(compile: Any) -> dict[str, Any]:
+    """What `compile=` says, as options of torch's compiler: True, a mode of `torch.compile`, or its `options`."""
+    if compile is True:
+        return {}
+    if isinstance(compile, Mapping):
+        return dict(compile)
+    if isinstance(compile, str):
+        modes = torch._inductor.list_mode_options()
+        if compile not in modes:
+            raise ValueError(f"compile: unknown mode {compile!r}; modes: {', '.join(modes)}")
+        return modes[compile]
+    raise TypeError(f"compile must be True, False, a mode of torch.compile or a dict of its options, got {compile!r}")

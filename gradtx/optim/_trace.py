@@ -1,0 +1,200 @@
+"""Programs of the compiled engine: the links of a chain, traced for a bundle of leaves, compiled, working in place.
+
+What is traced is the core itself, run on fake tensors with symbolic sizes; there is no second version of anything. A
+sum over leaves cuts a program into passes. Each pass begins anew with the totals that are known by then, and all but
+the last compute only what the sum needs, so that nothing is held in between.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._dynamo.source import ConstantSource
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from gradtx._context import Clock
+from gradtx._program import Block, Leaf, Operation, Path, Run, execute, memory_of
+from gradtx.core import GradientTransformation
+from gradtx.optim._run import Layout
+
+
+class Form(NamedTuple):
+    """What decides a program besides the chain: what is passed, in which order, and what selectors said of the leaves.
+
+    The flat arguments are: the number of this step, hyperparameters, shared values, 0-d extras; then totals; then for
+    each leaf whether it is real (a bundle may be padded), parameter, slots, gradient, extras.
+    """
+
+    layout: Layout
+    choices: Mapping[Path, Any]
+    numbers: int
+    shared: tuple[tuple[Path, str], ...]
+    scalars: tuple[str, ...]
+    by_leaf: tuple[str, ...]
+    absent: tuple[str, ...]  # extras that are None
+    known_extras: Any
+    width: int
+
+    @property
+    def slots(self) -> list[str]:
+        """The keys of slots, in the order in which they are passed."""
+        return [key for slots in self.layout.slots.values() for key in slots.values()]
+
+
+class Pass(NamedTuple):
+    """A compiled function, and what it returns: sums that `operation` waits for, or (None) new shared values."""
+
+    call: Callable[..., Sequence[Tensor]]
+    operation: Operation | None
+    names: tuple[Any, ...]
+
+
+class Program:
+    """The passes of one form, for one pattern of sizes."""
+
+    def __init__(
+        self,
+        form: Form,
+        chain: Callable[[list[Tensor]], GradientTransformation],
+        start: list[Tensor],
+        leaves: list[Tensor],
+        options: Mapping[str, Any],
+    ):
+        self._form, self._chain, self._options = form, chain, options
+        self._guards: list[tuple[ShapeEnv, list[Any]]] = []
+        self.passes: list[Pass] = []
+        self._sums: list[Tensor] = []  # fakes of all that passes have returned to be summed
+        while not self.passes or self.passes[-1].operation is not None:
+            self.passes.append(self._pass(start, leaves))
+
+    def fits(self, leaves: list[Tensor]) -> bool:
+        """Whether the sizes of these tensors are as was assumed while tracing."""
+        return all(env.evaluate_guards_for_args(fakes, leaves) for env, fakes in self._guards)
+
+    def _pass(self, start: list[Tensor], leaves: list[Tensor]) -> Pass:
+        env = ShapeEnv(duck_shape=False)
+        mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+        totals = [torch.zeros((), dtype=each.dtype, device=leaves[0].device) for each in self._sums]
+        # Every argument is a tensor of its own: fakes of one and the same tensor would be taken for one argument.
+        start, leaves = ([t.clone() if t.ndim == 0 else t for t in given] for given in ((*start, *totals), leaves))
+        plain = [mode.from_tensor(tensor, static_shapes=True) for tensor in start]
+        fakes = [
+            mode.from_tensor(tensor, symbolic_context=_symbolic(tensor), source=ConstantSource(f"leaf{i}"))
+            for i, tensor in enumerate(leaves)
+        ]
+        found: list[Any] = []
+
+        def run(*arguments: Tensor) -> list[Tensor]:
+            returned, *about = self._run(list(arguments))
+            found[:] = about
+            return returned
+
+        with mode, torch.no_grad():
+            graph = make_fx(run)(*plain, *fakes)
+        self._guards.append((env, fakes))
+        returned = next(iter(reversed(graph.graph.nodes))).args[0]
+        self._sums += [node.meta["val"] for node in returned] if found[0] is not None else []
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        with tracing(TracingContext(mode)), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, such as a deprecation at its first import
+            call: Any = torch._inductor.compile(
+                graph, [*plain, *fakes], options={"size_asserts": False, **self._options}
+            )
+        return Pass(call, *found)
+
+    def _run(self, arguments: list[Tensor]) -> tuple[list[Tensor], Operation | None, tuple]:
+        """One pass over a bundle, in the order of `Form`."""
+        form, given = self._form, iter(arguments)
+        step = next(given)
+        tx = self._chain([next(given) for _ in range(form.numbers)])
+        run = TracedRun(form, arguments[-1].device)
+        for path, name in form.shared:
+            run.old.setdefault(path, {})[name] = next(given)
+        scalars: dict[str, Any] = {**{name: next(given) for name in form.scalars}, **dict.fromkeys(form.absent)}
+        run.totals = [{name: next(given) for name in known.names} for known in self.passes]
+        block = Block.of(tx, run, step - 1)
+        clock, leaves, taken = Clock(step), [], set()
+        for i in range(form.width):
+            real, param = next(given), next(given)
+            state, grad = {key: next(given) for key in form.slots}, next(given)
+            extras = {name: next(given) for name in form.by_leaf}
+            leaf = Leaf(run, str(i), grad, param, {**scalars, **extras}, clock)
+            leaf.layout, leaf.state = form.layout, state
+            leaf.program = block.for_leaf(leaf)
+            run.real[leaf.name] = real
+            leaves.append(leaf)
+            taken.update(map(memory_of, (param, grad, *state.values(), *extras.values())))
+        try:
+            execute(leaves, lambda leaf: None)
+        except AwaitedSumError as waiting:
+            return list(waiting.sums.values()), waiting.operation, tuple(waiting.sums)
+        for commit in reversed(run.commits):
+            commit()
+        new = {(path, name): value for path, values in run.new_shared.items() for name, value in values.items()}
+        new = {key: value.clone() for key, value in new.items() if key in form.shared}
+        results = [
+            [
+                (leaf.state[form.layout.slots[path][slot]], value.clone() if memory_of(value) in taken else value)
+                for path, slots in leaf.new.items()
+                for slot, value in slots.items()
+            ]
+            for leaf in leaves
+        ]
+        for leaf, slots in zip(leaves, results, strict=True):  # everything is computed before anything is written
+            for old, value in slots:
+                old.copy_(value)
+            leaf.given[1].add_(leaf.result())
+        return list(new.values()), None, tuple(new)
+
+
+class AwaitedSumError(Exception):
+    """A pass has come to a sum whose total is not known yet."""
+
+    def __init__(self, operation: Operation, sums: dict[str, Tensor]):
+        super().__init__(operation.path)
+        self.operation, self.sums = operation, sums
+
+
+class TracedRun(Run):
+    """A run over the tensors that a program gets."""
+
+    def __init__(self, form: Form, device: torch.device):
+        super().__init__()
+        self.device, self._choices = device, form.choices
+        self.known_extras, self.leaf_extras = form.known_extras, form.by_leaf
+        self.old: dict[Path, dict[str, Tensor]] = {}
+        self.totals: list[dict[str, Tensor]] = []
+        self.real: dict[str, Tensor] = {}
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        return self.old.get(path, {})
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        return {slot: leaf.state[key] for slot, key in leaf.layout.slots.get(path, {}).items()}
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        return self._choices[path]
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if self.totals:
+            return self.totals.pop(0)
+        real = [
+            (leaf, {name: torch.where(self.real[leaf.name], term, 0.0) for name, term in terms.items()})
+            for leaf, terms in waiting
+        ]
+        raise AwaitedSumError(operation, operation.combine(real))
+
+
+def _symbolic(tensor: Tensor) -> StatelessSymbolicContext:
+    """Every size may change, except those that are 1."""
+    return StatelessSymbolicContext(
+        dynamic_sizes=[DimDynamic.STATIC if size == 1 else DimDynamic.DYNAMIC for size in tensor.shape]
+    )
