@@ -12,6 +12,7 @@ from gradtx.core import GradientTransformation, apply_updates, chain
 from gradtx.factories import alias, per_tensor, whole_tree
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
+from gradtx.optimizers.adam_relatives import radam
 from gradtx.optimizers.sgd import sgd, sgdw
 from gradtx.schedules import (
     constant_schedule,
@@ -40,6 +41,7 @@ from gradtx.transforms.control import hold_until, record
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
 from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.projection import project_scale_invariant
+from gradtx.transforms.rectified import hold_until_rectified, scale_by_radam
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
 from gradtx.wrappers import accumulate, skip_nonfinite
 
@@ -74,6 +76,7 @@ __all__ = [
     "ema",
     "freeze",
     "hold_until",
+    "hold_until_rectified",
     "is_off",
     "join_schedules",
     "linear_schedule",
@@ -86,6 +89,7 @@ __all__ = [
     "partition",
     "per_tensor",
     "project_scale_invariant",
+    "radam",
     "record",
     "regenerate_towards_init",
     "scale",
@@ -95,6 +99,7 @@ __all__ = [
     "scale_by_atan2",
     "scale_by_caution",
     "scale_by_learning_rate",
+    "scale_by_radam",
     "scale_by_rms",
     "schedules",
     "sgd",

@@ -10,6 +10,7 @@ from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
+from gradtx.optimizers.adam_relatives import radam
 from gradtx.optimizers.sgd import sgd, sgdw
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "AdamW",
     "AdoptAtan2",
     "ChainOptimizer",
+    "RAdam",
     "as_optimizer",
 ]
 
@@ -111,3 +113,6 @@ class ADOPT(AliasOptimizer, alias=adopt): ...
 
 
 class AdoptAtan2(AliasOptimizer, alias=adopt_atan2): ...
+
+
+class RAdam(AliasOptimizer, alias=radam): ...
