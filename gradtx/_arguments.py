@@ -91,6 +91,7 @@ RANGES = {
     "delta": Range("[0, inf)"),
     "eps": Range("[0, inf)"),
     "every": Range("[1, inf)"),
+    "initial_accumulator_value": Range("[0, inf)"),
     "k": Range("[1, inf)"),
     "lr": Range("[0, inf)"),
     "max_norm": Range("(0, inf]"),

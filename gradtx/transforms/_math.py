@@ -55,10 +55,10 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
     return init, average
 
 
-def hat_rate(square: Tensor, ctx: Any, betas: Any, eps: Any) -> Tensor:
-    r"""$\sqrt{c_2} / c_1 / (\sqrt{v} + \epsilon)$: Adam's rate with eps added to the root before its correction."""
+def hat_rate(root: Tensor, ctx: Any, betas: Any) -> Tensor:
+    r"""$\sqrt{c_2} / (c_1 \, root)$, Adam's rate where eps is in the root already, before its correction."""
     beta1, beta2 = betas
-    return ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
+    return ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1) / root
 
 
 def rectification(ctx: Any, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]:

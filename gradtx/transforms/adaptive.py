@@ -50,7 +50,7 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)", "initial_accumulator_value": "[0, inf)"})
+@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"})
 def scale_by_rms(
     alpha: Scalar = 0.99,
     eps: Scalar = 1e-8,

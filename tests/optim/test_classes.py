@@ -19,6 +19,13 @@ ALIASES = {
     "ADOPT": gradtx.adopt,
     "AdoptAtan2": gradtx.adopt_atan2,
     "RAdam": gradtx.radam,
+    "AdaBelief": gradtx.adabelief,
+    "Yogi": gradtx.yogi,
+    "AdamD": gradtx.adamd,
+    "DiffGrad": gradtx.diffgrad,
+    "Sadam": gradtx.sadam,
+    "AdamS": gradtx.adams,
+    "SGDS": gradtx.sgds,
 }
 
 
