@@ -36,7 +36,7 @@ def adabelief(
         weight_decay: $\lambda \ge 0$.
         decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
         fixed_decay: $p (1 - \lambda)$, not multiplied by the learning rate; only read when decoupled.
-        rectify: Rectify the variance of the first steps, as `radam`, from $\rho_t \ge 5$ on.
+        rectify: Rectify the variance of the first steps, as `radam`, where $\rho_t > 5$.
         degenerated_to_sgd: Move by $\eta \hat m_t$ before that; if False not at all, but the decay still acts.
         amsgrad: Use the largest $s$ so far.
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, rectification, safe_sqrt
-
-_BELOW_FIVE = math.nextafter(5.0, 0.0)  # AdaBelief rectifies at 5 already: above this and at least 5 are the same
 
 
 def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: bool):
@@ -85,7 +81,7 @@ def scale_by_belief(
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$, and with
     $c_i = 1-\beta_i^t$ the direction $\frac{m_t}{c_1} / (\sqrt{s_t / c_2} + \epsilon)$. With `rectify`, where
-    $\rho_t \ge 5$ (see `scale_by_radam`), it is $r_t \frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{s_t} + \epsilon}$, and
+    $\rho_t > 5$ (see `scale_by_radam`), it is $r_t \frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{s_t} + \epsilon}$, and
     $m_t / c_1$ before.
 
     Args:
@@ -127,7 +123,7 @@ def scale_by_belief(
         if amsgrad:
             variance = new["max_exp_avg_var"] = torch.maximum(state["max_exp_avg_var"], variance)
         if rectify:
-            return _rectified(mean, variance, ctx, betas, eps, _BELOW_FIVE, degenerated_to_sgd), new
+            return _rectified(mean, variance, ctx, betas, eps, 5.0, degenerated_to_sgd), new
         root = safe_sqrt(variance / ctx.bias_correction(beta2))
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
