@@ -12,7 +12,8 @@ from gradtx.core import GradientTransformation, apply_updates, chain
 from gradtx.factories import alias, per_tensor, whole_tree
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
-from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
+from gradtx.optimizers.sgd import sgd, sgds, sgdw
 from gradtx.schedules import (
     constant_schedule,
     cosine_schedule,
@@ -20,6 +21,7 @@ from gradtx.schedules import (
     linear_schedule,
     warmup_cosine_schedule,
 )
+from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
 from gradtx.transforms.atan2 import (
     orthogonalize_against_ema,
@@ -40,7 +42,9 @@ from gradtx.transforms.control import hold_until, record
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
 from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.projection import project_scale_invariant
+from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 from gradtx.wrappers import accumulate, skip_nonfinite
 
 __version__ = "0.1.0"
@@ -51,9 +55,12 @@ __all__ = [
     "Scalar",
     "Schedule",
     "accumulate",
+    "adabelief",
     "adam",
     "adam_atan2",
+    "adamd",
     "adamp",
+    "adams",
     "adamw",
     "add_decayed_weights",
     "add_norm_loss",
@@ -71,9 +78,11 @@ __all__ = [
     "clip_by_value",
     "constant_schedule",
     "cosine_schedule",
+    "diffgrad",
     "ema",
     "freeze",
     "hold_until",
+    "hold_until_rectified",
     "is_off",
     "join_schedules",
     "linear_schedule",
@@ -86,19 +95,28 @@ __all__ = [
     "partition",
     "per_tensor",
     "project_scale_invariant",
+    "radam",
     "record",
     "regenerate_towards_init",
+    "sadam",
     "scale",
     "scale_by_adam",
+    "scale_by_adam_hat",
+    "scale_by_adam_stable_decay",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
     "scale_by_atan2",
+    "scale_by_belief",
     "scale_by_caution",
+    "scale_by_diffgrad",
     "scale_by_learning_rate",
+    "scale_by_radam",
     "scale_by_rms",
+    "scale_by_yogi",
     "schedules",
     "sgd",
     "sgdp",
+    "sgds",
     "sgdw",
     "skip_nonfinite",
     "soft_row_clip",
@@ -106,4 +124,5 @@ __all__ = [
     "warmup_cosine_schedule",
     "whole_tree",
     "with_lookahead",
+    "yogi",
 ]

@@ -246,3 +246,84 @@ def adam_moments(s: Slots, t: int, g: Tensor, betas: tuple[float, float]) -> tup
     s.m = b1 * s.m + (1 - b1) * g
     s.v = b2 * s.v + (1 - b2) * g**2
     return s.m / (1 - b1**t), s.v / (1 - b2**t)
+
+
+def rectifier(t: int, b2: float, threshold: float) -> float | None:
+    """RAdam's r_t, or None where rho_t has not passed the threshold."""
+    rho_inf = 2 / (1 - b2) - 1
+    rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
+    if rho <= threshold:
+        return None
+    return math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+
+
+def rectified(
+    s: Slots, t: int, m: Tensor, v: Tensor, betas: tuple[float, float], eps: float, threshold: float, sgd: bool
+) -> Tensor:
+    """The direction of RAdam and of AdaBelief from m and v with their bias; which phase it was is noted in `seen`."""
+    b1, b2 = betas
+    r = rectifier(t, b2, threshold)
+    s.seen.add("held" if r is None else "rectified")
+    m = m / (1 - b1**t)
+    return (m if sgd else 0 * m) if r is None else r * m * math.sqrt(1 - b2**t) / (v.sqrt() + eps)
+
+
+def belief_moments(s: Slots, g: Tensor, betas: tuple[float, float], eps: float, amsgrad: bool) -> tuple[Tensor, Tensor]:
+    """AdaBelief's averages of g and of (g - m)^2, the latter's maximum with amsgrad, both with their bias."""
+    b1, b2 = betas
+    s.m = b1 * s.m + (1 - b1) * g
+    s.v = b2 * s.v + (1 - b2) * (g - s.m) ** 2 + eps
+    s.top = torch.maximum(s.top + 0 * s.v, s.v)
+    return s.m, s.top if amsgrad else s.v
+
+
+def yogi_moments(s: Slots, t: int, g: Tensor, betas: tuple[float, float], initial: float) -> tuple[Tensor, Tensor]:
+    """Yogi's averages, with their bias; the three cases of its sign one by one."""
+    b1, b2 = betas
+    s.m = b1 * s.m + (1 - b1) * g
+    v = torch.full_like(g, initial) if t == 1 else s.v
+    s.v = torch.where(v > g**2, v - (1 - b2) * g**2, torch.where(v < g**2, v + (1 - b2) * g**2, v))
+    s.seen.update((v > g**2).flatten().tolist())
+    return s.m, s.v
+
+
+def friction(s: Slots, g: Tensor) -> Tensor:
+    """diffGrad's xi."""
+    xi = 1 / (1 + torch.exp(-(s.previous - g).abs()))
+    s.previous = g
+    return xi
+
+
+def softplus(x: Tensor, b: float) -> Tensor:
+    """log(1 + exp(bx)) / b, and x where b x > 20, entry by entry."""
+    values = [y if b * y > 20 else math.log1p(math.exp(b * y)) / b for y in x.flatten().tolist()]
+    return torch.tensor(values, dtype=x.dtype).reshape(x.shape)
+
+
+class StableDecay:
+    """The paper's loop over a whole tree: v of every leaf first, then their common mean, then the directions."""
+
+    def __init__(self, **options: Any):
+        self.options, self.t = options, 0
+        self.m, self.v, self.top = {}, {}, {}
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        options = {name: _resolved(value, self.t) for name, value in self.options.items()}
+        return self.directions(grads, params, **options)
+
+    def directions(self, grads, params, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-4, amsgrad=False):
+        self.t += 1
+        b1, b2 = betas
+        square, entries = 0.0, 0
+        for name, g in grads.items():
+            self.m[name] = b1 * self.m.get(name, 0) + (1 - b1) * g
+            self.v[name] = b2 * self.v.get(name, 0) + (1 - b2) * g**2
+            self.top[name] = torch.maximum(self.top.get(name, 0 * g), self.v[name])
+            square += ((self.top if amsgrad else self.v)[name] / (1 - b2**self.t)).sum().item()
+            entries += g.numel()
+        decay = weight_decay / math.sqrt(square / entries) if square else 0.0
+        found = {}
+        for name, p in params.items():
+            v = (self.top if amsgrad else self.v)[name] / (1 - b2**self.t)
+            found[name] = self.m[name] / (1 - b1**self.t) / (v.sqrt() + eps) + decay * p
+        return found

@@ -10,19 +10,28 @@ from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
-from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
+from gradtx.optimizers.sgd import sgd, sgds, sgdw
 
 __all__ = [
     "ADOPT",
     "SGD",
     "SGDP",
+    "SGDS",
     "SGDW",
+    "AdaBelief",
     "Adam",
     "AdamAtan2",
+    "AdamD",
     "AdamP",
+    "AdamS",
     "AdamW",
     "AdoptAtan2",
     "ChainOptimizer",
+    "DiffGrad",
+    "RAdam",
+    "Sadam",
+    "Yogi",
     "as_optimizer",
 ]
 
@@ -111,3 +120,27 @@ class ADOPT(AliasOptimizer, alias=adopt): ...
 
 
 class AdoptAtan2(AliasOptimizer, alias=adopt_atan2): ...
+
+
+class RAdam(AliasOptimizer, alias=radam): ...
+
+
+class AdaBelief(AliasOptimizer, alias=adabelief): ...
+
+
+class Yogi(AliasOptimizer, alias=yogi): ...
+
+
+class AdamD(AliasOptimizer, alias=adamd): ...
+
+
+class DiffGrad(AliasOptimizer, alias=diffgrad): ...
+
+
+class Sadam(AliasOptimizer, alias=sadam): ...
+
+
+class AdamS(AliasOptimizer, alias=adams): ...
+
+
+class SGDS(AliasOptimizer, alias=sgds): ...

@@ -26,11 +26,19 @@ ADAM = [
     {"weight_decay": 0.1, "maximize": True},
     {"lr": 0, "eps": 1},
 ]
+RADAM = [
+    {},
+    {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1},
+    {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    {"betas": (0.9, 0.6)},
+    {"betas": (0.0, 0.0)},
+]
 CASES = [
     *(("SGD", options) for options in SGD),
     *(("Adam", options) for options in ADAM),
     *(("AdamW", options) for options in [*ADAM, {"weight_decay": 0.0}]),
     ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    *(("RAdam", options) for options in RADAM),
 ]
 
 
@@ -59,7 +67,7 @@ def test_steps_without_some_gradients_equal_torch(name, options):
     assert_same_steps(name, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0, **options)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     # Thirty roundings of the dtype; torch computes in half precision where we compute in float32.
@@ -69,9 +77,9 @@ def test_narrow_dtypes_follow_torch(name, dtype, tolerance):
     assert_same_steps(name, tolerance=tolerance, params=lambda: parameters(dtype))
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RAdam"])
 def test_adam_state_has_the_keys_shapes_and_dtypes_of_torch(name):
-    for options in ({}, {"amsgrad": True}):
+    for options in ({},) if name == "RAdam" else ({}, {"amsgrad": True}):
         (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float32), **options)
         descend(ours, own, 3)
         descend(theirs, other, 3)
@@ -83,12 +91,12 @@ def test_adam_state_has_the_keys_shapes_and_dtypes_of_torch(name):
             assert_equal(state["step"], expected["step"])
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
 def test_a_tensor_as_learning_rate_equals_torch(name):
     assert_same_steps(name, lr=torch.tensor(0.03, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
 def test_gradients_that_are_not_zeroed_accumulate_as_in_torch(name):
     results = []
     for optimizer, params in pair(name):
@@ -112,7 +120,7 @@ def test_zero_grad_is_that_of_torch(set_to_none):
         assert (param.grad is None) if set_to_none else not param.grad.any()
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
 def test_maximize_climbs_where_the_default_descends(name):
     (up, params), _ = pair(name, maximize=True)
     down = twins(params)

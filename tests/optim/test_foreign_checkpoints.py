@@ -31,6 +31,8 @@ CASES = [
     ("Adam", {"decoupled_weight_decay": True, "weight_decay": 0.1}),
     ("AdamW", {"betas": (0.5, 0.9), "eps": 1e-3}),
     ("AdamW", {"amsgrad": True}),
+    ("RAdam", {}),
+    ("RAdam", {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1, "decoupled_weight_decay": True}),
 ]
 
 

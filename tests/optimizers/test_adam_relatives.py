@@ -1,0 +1,372 @@
+import math
+
+import pytest
+import pytorch_optimizer
+import torch
+import torch_optimizer
+from adabelief_pytorch import AdaBelief
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Published,
+    StableDecay,
+    Transformed,
+    WeightsLoop,
+    adam_moments,
+    arguments,
+    belief_moments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    friction,
+    named,
+    negated,
+    problem,
+    rectified,
+    rectifier,
+    softplus,
+    yogi_moments,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
+# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
+PUBLISHED = 1e-12
+
+
+def stepped(p, lr, direction, weight_decay, decoupled):
+    return (p * (1 - lr * weight_decay) if decoupled else p) - lr * direction
+
+
+def decayed(g, p, weight_decay, decoupled):
+    return g if decoupled else g + weight_decay * p
+
+
+def hat(t, m, v, betas, eps):
+    return m / (1 - betas[0] ** t) * math.sqrt(1 - betas[1] ** t) / (v.sqrt() + eps)
+
+
+def adabelief(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-16, weight_decay=0.0, decoupled_weight_decay=True,
+    fixed_decay=False, rectify=True, degenerated_to_sgd=True, amsgrad=False,
+):  # fmt: skip
+    m, v = belief_moments(s, decayed(g, p, weight_decay, decoupled_weight_decay), betas, eps, amsgrad)
+    if rectify:
+        direction = rectified(s, t, m, v, betas, eps, 5.0, degenerated_to_sgd)
+    else:
+        direction = m / (1 - betas[0] ** t) / (v.sqrt() / math.sqrt(1 - betas[1] ** t) + eps)
+    if fixed_decay and decoupled_weight_decay:
+        return p * (1 - weight_decay) - lr * direction
+    return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
+
+
+def radam(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
+    rho_threshold=5.0, degenerated_to_sgd=True,
+):  # fmt: skip
+    adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
+    direction = rectified(s, t, s.m, s.v, betas, eps, rho_threshold, True)
+    if not degenerated_to_sgd and rectifier(t, betas[1], rho_threshold) is None:
+        return p
+    return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
+
+
+def yogi(
+    s, t, g, p, lr=1e-2, betas=(0.9, 0.999), eps=1e-3, initial_accumulator_value=1e-6, weight_decay=0.0,
+    decoupled_weight_decay=False,
+):  # fmt: skip
+    m, v = yogi_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas, initial_accumulator_value)
+    return stepped(p, lr, hat(t, m, v, betas, eps), weight_decay, decoupled_weight_decay)
+
+
+def adamd(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False):
+    adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
+    direction = math.sqrt(1 - betas[1] ** t) * s.m / (s.v.sqrt() + eps)
+    return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
+
+
+def diffgrad(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False):
+    g = decayed(g, p, weight_decay, decoupled_weight_decay)
+    adam_moments(s, t, g, betas)
+    return stepped(p, lr, friction(s, g) * hat(t, s.m, s.v, betas, eps), weight_decay, decoupled_weight_decay)
+
+
+def sadam(
+    s, t, g, p, lr=0.1, betas=(0.9, 0.999), beta_softplus=50.0, weight_decay=0.0, decoupled_weight_decay=False,
+    amsgrad=False,
+):  # fmt: skip
+    b1, b2 = betas
+    adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
+    s.top = torch.maximum(s.top + 0 * s.v, s.v)
+    divisor = softplus((s.top if amsgrad else s.v).sqrt(), beta_softplus)
+    direction = math.sqrt(1 - b2**t) / (1 - b1**t) * s.m / divisor
+    return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
+
+
+COUPLED = {"weight_decay": 0.3}
+DECOUPLED = {"weight_decay": 0.3, "decoupled_weight_decay": True}
+SOME = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 0.05}
+SCHEDULED = {"lr": RATE, "betas": (BETA, BETA), "weight_decay": DECAY}
+OPTIONS = [
+    *(
+        (alias, rule, options)
+        for alias, rule in (
+            (gradtx.radam, radam), (gradtx.yogi, yogi), (gradtx.adamd, adamd), (gradtx.diffgrad, diffgrad),
+        )
+        for options in ({}, {**SOME, **COUPLED}, {**SOME, **DECOUPLED}, {**SCHEDULED, "eps": 0.01})
+    ),
+    (gradtx.radam, radam, {**SOME, **COUPLED, "rho_threshold": 4.0}),
+    (gradtx.radam, radam, {**SOME, **COUPLED, "rho_threshold": 7.5, "degenerated_to_sgd": False}),
+    (gradtx.radam, radam, {**SOME, **DECOUPLED, "degenerated_to_sgd": False}),
+    (gradtx.yogi, yogi, {**SOME, "initial_accumulator_value": 0.01}),
+    (gradtx.adabelief, adabelief, {}),
+    (gradtx.adabelief, adabelief, {**SOME, **COUPLED, "decoupled_weight_decay": False}),
+    # fixed_decay says nothing about a coupled decay
+    (gradtx.adabelief, adabelief, {**SOME, **COUPLED, "decoupled_weight_decay": False, "fixed_decay": True}),
+    (gradtx.adabelief, adabelief, {**SOME, **DECOUPLED, "rectify": False}),
+    (gradtx.adabelief, adabelief, {**SOME, "weight_decay": 0.01, "fixed_decay": True}),
+    (gradtx.adabelief, adabelief, {**SOME, **DECOUPLED, "degenerated_to_sgd": False}),
+    (gradtx.adabelief, adabelief, {**SOME, "betas": (0.8, 0.75), "amsgrad": True, "eps": 1e-4}),
+    (gradtx.adabelief, adabelief, {**SOME, "betas": (0.8, 0.75), "amsgrad": True, "eps": 1e-4, "rectify": False}),
+    (gradtx.adabelief, adabelief, {**SCHEDULED, "eps": 1e-3}),
+    (gradtx.sadam, sadam, {}),
+    (gradtx.sadam, sadam, {"lr": 0.02, "betas": (0.8, 0.95), "beta_softplus": 200.0, **COUPLED}),
+    (gradtx.sadam, sadam, {"lr": 0.02, "betas": (0.8, 0.7), "beta_softplus": 5.0, **DECOUPLED, "amsgrad": True}),
+    (gradtx.sadam, sadam, {**SCHEDULED, "beta_softplus": BETA}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1},
+        {"betas": (0.8, 0.7), "weight_decay": 0.1, "amsgrad": True},
+        {"weight_decay": DECAY},
+    ],
+    ids=str,
+)
+def test_adams_follows_the_loop(options):
+    loop = StableDecay(**options)
+
+    def step(grads, params):
+        return {name: -0.02 * direction for name, direction in loop(grads, params).items()}
+
+    assert difference(gradtx.adams(lr=0.02, **options), step) < TOLERANCE
+
+
+TORCH = [
+    {},
+    {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2},
+    {"lr": 0.02, "betas": (0.8, 0.9), "weight_decay": 0.2, "decoupled_weight_decay": True},
+    {"lr": 0.02, "betas": (0.9, 0.6)},
+    {"lr": 0.02, "betas": (0.0, 0.0)},
+]
+
+
+@pytest.mark.parametrize("options", TORCH, ids=str)
+def test_radam_has_the_weights_of_torch(options):
+    assert difference_of_weights(gradtx.radam(**options), Published(torch.optim.RAdam, **options)) < PUBLISHED
+    uphill = {**options, "maximize": True}
+    published = Published(torch.optim.RAdam, **uphill)
+    assert difference_of_weights(negated(gradtx.radam(**uphill)), negated(published)) < PUBLISHED
+
+
+FROM_ZERO = {"initial_accumulator": 0.0}
+# Our options, and those of theirs that have other names.
+PUBLIC = [
+    (gradtx.radam, DECOUPLED, pytorch_optimizer.RAdam, {"weight_decouple": True, "degenerated_to_sgd": True}),
+    (
+        gradtx.radam,
+        {**DECOUPLED, "rho_threshold": 4.0, "degenerated_to_sgd": False},
+        pytorch_optimizer.RAdam,
+        {"weight_decouple": True, "n_sma_threshold": 4, "degenerated_to_sgd": False},
+    ),
+    (
+        gradtx.adamd,
+        COUPLED,
+        pytorch_optimizer.AdaMod,
+        {"betas": (0.8, 0.95, 0.0), "weight_decouple": False, "adam_debias": True},
+    ),
+    (
+        gradtx.adamd,
+        DECOUPLED,
+        pytorch_optimizer.AdaMod,
+        {"betas": (0.8, 0.95, 0.0), "weight_decouple": True, "adam_debias": True},
+    ),
+    (gradtx.diffgrad, COUPLED, torch_optimizer.DiffGrad, {}),
+    # Only without eps, which they add after the correction, and without the start of 1e-6 that they give m as well.
+    (gradtx.yogi, {**COUPLED, "eps": 0.0, "initial_accumulator_value": 0.0}, torch_optimizer.Yogi, FROM_ZERO),
+    (
+        gradtx.yogi,
+        {**COUPLED, "eps": 0.0, "initial_accumulator_value": 0.0},
+        pytorch_optimizer.Yogi,
+        {**FROM_ZERO, "weight_decouple": False},
+    ),
+    (gradtx.adams, {"weight_decay": 0.3, "eps": 0.0}, pytorch_optimizer.AdamS, {}),  # which has an eps in the decay too
+    (gradtx.adams, {"weight_decay": 0.3, "eps": 0.0, "amsgrad": True}, pytorch_optimizer.AdamS, {"ams_bound": True}),
+]
+
+
+@pytest.mark.parametrize(("alias", "own", "optimizer", "their"), PUBLIC, ids=named)
+def test_the_weights_are_those_of_public_code(alias, own, optimizer, their):
+    theirs = {**SOME, "weight_decay": own["weight_decay"], "eps": own.get("eps", SOME["eps"])}
+    published = Published(optimizer, **{**theirs, **their})
+    assert difference_of_weights(alias(**{**SOME, **own}), published) < PUBLISHED
+
+
+def test_diffgrad_has_the_weights_of_pytorch_optimizer():
+    published = Published(pytorch_optimizer.DiffGrad, **SOME, weight_decay=0.3, weight_decouple=False)
+    # its friction is computed in another form, with a constant of its own: 2e-12 of the weights
+    assert difference_of_weights(gradtx.diffgrad(**SOME, **COUPLED), published) < 1e-11
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2},
+        {"lr": 0.02, "weight_decay": 0.01, "fixed_decay": True},
+        {"lr": 0.02, "weight_decay": 0.2, "degenerated_to_sgd": False},
+        {"lr": 0.02, "weight_decay": 0.2, "rectify": False},
+        {"lr": 0.02, "betas": (0.8, 0.75), "rectify": False, "amsgrad": True},
+        {"lr": 0.02, "weight_decay": 0.2, "decoupled_weight_decay": False},
+    ],
+    ids=str,
+)
+def test_adabelief_has_the_weights_of_the_authors(options):
+    theirs = {("weight_decouple" if k == "decoupled_weight_decay" else k): v for k, v in options.items()}
+    published = Published(AdaBelief, **theirs, print_change_log=False)
+    assert difference_of_weights(gradtx.adabelief(**options), published) < PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [
+        (gradtx.adabelief(lr=0.5, betas=(0.75, 0.9), eps=0.0, rectify=False), [-2 / 3, 2 / 3]),  # s = (0.75 g)^2
+        (gradtx.adabelief(lr=0.5, weight_decay=0.25), [-2.0, 0.25]),  # g / 2, and an eighth of 4 and of 2
+        (gradtx.adabelief(lr=0.5, weight_decay=0.25, fixed_decay=True), [-2.5, 0.0]),  # a quarter
+        (gradtx.adabelief(lr=0.5, weight_decay=0.25, degenerated_to_sgd=False), [-0.5, -0.25]),  # the decay only
+        (gradtx.radam(lr=0.5, weight_decay=0.25), [-2.0, 0.25]),
+        (gradtx.radam(lr=0.5, weight_decay=0.25, decoupled_weight_decay=True), [-2.0, 0.25]),
+        (gradtx.radam(lr=0.5, weight_decay=0.25, degenerated_to_sgd=False), [0.0, 0.0]),
+        (gradtx.adamd(lr=0.5, betas=(0.75, 0.9), eps=0.0), [-0.125, 0.125]),
+        (gradtx.adams(lr=0.5, eps=0.0, weight_decay=5**0.5), [-0.5 - 2, 0.5 - 1]),  # the mean square is 5
+    ],
+    ids=str,
+)
+def test_one_step_equals_the_hand_computed_values(tx, expected):
+    assert first_update(tx, [3.0, -1.0], [4.0, 2.0]) == pytest.approx(expected)
+
+
+def test_sadam_divides_by_at_least_the_logarithm_of_2_over_its_beta():
+    tx = gradtx.sadam(lr=1.0, betas=(0.0, 0.0), beta_softplus=4.0)
+    assert first_update(tx, [1e-9, -100.0]) == pytest.approx([-1e-9 * 4 / math.log(2), 1.0], rel=1e-8)
+
+
+def test_the_decay_of_adabelief_acts_before_its_first_rectified_step_and_that_of_radam_does_not():
+    options = {"lr": 0.5, "weight_decay": 0.1, "degenerated_to_sgd": False, "decoupled_weight_decay": True}
+    held = [first_update(alias(**options), [1.0], [2.0], steps=5)[0] for alias in (gradtx.adabelief, gradtx.radam)]
+    assert held == pytest.approx([-0.1, 0.0])
+    assert first_update(gradtx.radam(**options), [1.0], [2.0], steps=6)[0] < -0.1
+
+
+def test_diffgrad_compares_decayed_gradients_only_where_the_decay_is_coupled():
+    def previous(**options):
+        step = Transformed(gradtx.diffgrad(weight_decay=0.5, **options))
+        step({"w": torch.tensor([1.0])}, {"w": torch.tensor([4.0])})
+        return step.state["scale_by_diffgrad"]["previous_grad"]["w"].item()
+
+    assert (previous(), previous(decoupled_weight_decay=True)) == (3.0, 1.0)
+
+
+def test_the_mean_of_adams_spans_parameter_groups():
+    def trained(groups):
+        params = [torch.nn.Parameter(param) for param in problem().values()]
+        optimizer = gradtx.optim.AdamS(groups(params), lr=0.02, weight_decay=0.3)
+        for t in range(5):
+            for i, param in enumerate(params):
+                param.grad = (i + 1) * (param.detach() + t).sin()
+            optimizer.step()
+        return params
+
+    one, two = trained(lambda p: p), trained(lambda p: [{"params": p[:2]}, {"params": p[2:]}])
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
+
+
+EVERY_ALIAS = [
+    gradtx.adabelief(weight_decay=0.1),
+    gradtx.adabelief(rectify=False, amsgrad=True),
+    gradtx.radam(weight_decay=0.1),
+    gradtx.radam(weight_decay=0.1, degenerated_to_sgd=False),
+    gradtx.yogi(weight_decay=0.1, decoupled_weight_decay=True),
+    gradtx.adamd(weight_decay=0.1, decoupled_weight_decay=True),
+    gradtx.diffgrad(weight_decay=0.1, decoupled_weight_decay=True),
+    gradtx.sadam(weight_decay=0.1, amsgrad=True),
+    gradtx.adams(),
+]
+
+
+@pytest.mark.parametrize("tx", EVERY_ALIAS, ids=str)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+ALIASES = [
+    gradtx.adabelief, gradtx.radam, gradtx.yogi, gradtx.adamd, gradtx.diffgrad, gradtx.sadam, gradtx.adams,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    assert difference(negated(alias(**options, maximize=True)), alias(**options)) == 0
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_a_beta_outside_the_half_open_unit_interval_is_an_error(alias):
+    with pytest.raises(ValueError, match=rf"^{alias.__name__}: betas\[1\] must be in \[0, 1\), got 1.5$"):
+        alias(betas=(0.9, 1.5))
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_decay_without_params_is_an_error(alias):
+    tx = alias(weight_decay=0.1)
+    with pytest.raises(ValueError, match="needs params"):
+        tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.adabelief, {"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+        (gradtx.radam, {"rho_threshold": 3.0}, r"rho_threshold must be in \[4, inf\), got 3.0"),
+        (
+            gradtx.yogi,
+            {"initial_accumulator_value": -1.0},
+            r"initial_accumulator_value must be in \[0, inf\), got -1.0",
+        ),
+        (gradtx.adamd, {"lr": -1.0}, r"lr must be in \[0, inf\), got -1.0"),
+        (gradtx.diffgrad, {"weight_decay": -1.0}, r"weight_decay must be in \[0, inf\), got -1.0"),
+        (gradtx.sadam, {"beta_softplus": 0.0}, r"beta_softplus must be in \(0, inf\), got 0.0"),
+        (gradtx.adams, {"weight_decay": -1.0}, r"weight_decay must be in \[0, inf\), got -1.0"),
+    ],
+    ids=named,
+)
+def test_rejects_a_number_out_of_range(alias, options, message):
+    with pytest.raises(ValueError, match=f"^{alias.__name__}: {message}$"):
+        alias(**options)

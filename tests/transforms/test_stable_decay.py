@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import TOLERANCE, StableDecay, arguments, difference, finite_without_gradient, first_update
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1},
+        {"betas": (0.8, 0.7), "eps": 0.05, "weight_decay": 0.1, "amsgrad": True},
+        {"betas": (0.0, 0.9), "weight_decay": 0.0},
+        {"weight_decay": gradtx.linear_schedule(0.3, end_factor=0.1, start_factor=1.0, total_iters=20)},
+    ],
+    ids=str,
+)
+def test_scale_by_adam_stable_decay_follows_the_loop(options):
+    tx = gradtx.scale_by_adam_stable_decay(**options)
+    assert difference(tx, StableDecay(**options), rate=-0.02) < TOLERANCE
+
+
+def test_without_decay_it_is_adam():
+    tx = gradtx.scale_by_adam_stable_decay((0.8, 0.95), eps=1e-3, weight_decay=0.0)
+    assert difference(tx, gradtx.scale_by_adam((0.8, 0.95), eps=1e-3), rate=-0.02) < TOLERANCE
+
+
+def test_one_step_equals_the_hand_computed_values():
+    # v without bias is [9, 16, 1, 0], its mean 6.5
+    tx = gradtx.scale_by_adam_stable_decay(weight_decay=2.0, eps=0.5)
+    grad, param = [3.0, -4.0, 1.0, 0.0], [1.0, 1.0, 2.0, -1.0]
+    decay = 2 / 6.5**0.5
+    expected = [3 / 3.5 + decay, -4 / 4.5 + decay, 1 / 1.5 + 2 * decay, -decay]
+    assert first_update(tx, grad, param) == pytest.approx(expected, rel=1e-14)
+
+
+def test_the_mean_is_over_entries_of_leaves_with_a_gradient():
+    tx = gradtx.scale_by_adam_stable_decay(weight_decay=1.0, eps=0.0)
+    params = {"large": torch.ones(9, dtype=torch.float64), "small": torch.ones((), dtype=torch.float64)}
+    params["frozen"] = torch.ones(1000, dtype=torch.float64)
+    grads = {"large": torch.zeros_like(params["large"]) + 1, "small": torch.tensor(11.0).double(), "frozen": None}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert updates["small"].item() == pytest.approx(1 + 1 / math.sqrt((9 + 121) / 10), rel=1e-14)
+    assert updates["frozen"] is None
+
+
+def test_zero_gradients_skip_the_decay():
+    tx = gradtx.scale_by_adam_stable_decay(weight_decay=1.0)
+    assert finite_without_gradient(tx)
+    assert first_update(tx, [0.0, 0.0], [1.0, 2.0], steps=3) == [0.0, 0.0]
+
+
+def test_zero_gradients_have_finite_derivatives():
+    def first(scale):
+        tx = gradtx.scale_by_adam_stable_decay(weight_decay=1.0)
+        params = {"w": torch.ones(2, dtype=torch.float64)}
+        return tx.update({"w": scale * params["w"]}, tx.init(params), params)[0]["w"].sum()
+
+    assert torch.func.grad(first)(torch.tensor(0.0, dtype=torch.float64)).isfinite()
+
+
+def test_names_and_defaults_are_those_of_the_published_signature():
+    rule = arguments(StableDecay().directions)
+    assert [item for item in rule if item[0] not in ("grads", "params")] == arguments(gradtx.scale_by_adam_stable_decay)
+
+
+def test_params_are_asked_for():
+    tx = gradtx.scale_by_adam_stable_decay()
+    with pytest.raises(ValueError, match="scale_by_adam_stable_decay needs params"):
+        tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"betas": (0.9, 1.0)}, r"betas\[1\] must be in \[0, 1\), got 1.0"),
+        ({"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+        ({"weight_decay": -1.0}, r"weight_decay must be in \[0, inf\), got -1.0"),
+    ],
+    ids=str,
+)
+def test_rejects_a_number_out_of_range(options, message):
+    with pytest.raises(ValueError, match=f"^scale_by_adam_stable_decay: {message}$"):
+        gradtx.scale_by_adam_stable_decay(**options)
