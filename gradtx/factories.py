@@ -31,8 +31,8 @@ class Spec:
         }
         self.arguments = Arguments(self.name, function, self.ranges, options.get("static", ()), kind == "alias")
         self.extras: dict[str, str] = dict(options.get("extras", {}))
-        required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
-        self.needs: tuple[str, ...] = (*options.get("needs", ()), *required)
+        self._required = tuple(name for name, kind in self.extras.items() if not kind.endswith("?"))
+        self._needs: Any = options.get("needs", ())
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
@@ -42,6 +42,11 @@ class Spec:
         self.factory: Any = None
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
+
+    def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+        """What `update` requires: what the decorator says, and extras that are not optional."""
+        needs = self._needs(arguments) if callable(self._needs) else self._needs
+        return (*needs, *self._required)
 
     def shared_of(self, arguments: dict[str, Any]) -> Any:
         """Shared scalars: name -> start."""
@@ -97,7 +102,8 @@ class Made(GradientTransformation):
 
     @property
     def _needs(self) -> tuple[str, ...]:
-        return (*self._spec.needs, *(need for link in self._inner_links() for need in link._needs))
+        own = self._spec.needs_of(self._arguments)
+        return (*own, *(need for link in self._inner_links() for need in link._needs))
 
     @property
     def _extras(self) -> Mapping[str, str]:
@@ -260,7 +266,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 
     Args:
         elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
-        needs: What `update` requires: "params", "value", "grad_fn", "hessian_diag".
+        needs: What `update` requires: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
+            that gives them.
         extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.

@@ -11,18 +11,31 @@ from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import radam
+from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
+from gradtx.optimizers.quasi_newton import apollo
 from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.variance import a2grad, msvag
 
 __all__ = [
     "ADOPT",
+    "MSVAG",
     "SGD",
     "SGDP",
     "SGDW",
+    "SWATS",
+    "A2Grad",
+    "AdaBound",
+    "AdaMod",
+    "AdaNorm",
+    "AdaShift",
+    "AdaSmooth",
     "Adam",
     "AdamAtan2",
     "AdamP",
     "AdamW",
     "AdoptAtan2",
+    "ApolloDQN",
+    "AvaGrad",
     "ChainOptimizer",
     "RAdam",
     "as_optimizer",
@@ -116,3 +129,33 @@ class AdoptAtan2(AliasOptimizer, alias=adopt_atan2): ...
 
 
 class RAdam(AliasOptimizer, alias=radam): ...
+
+
+class A2Grad(AliasOptimizer, alias=a2grad): ...
+
+
+class AdaBound(AliasOptimizer, alias=adabound): ...
+
+
+class AdaMod(AliasOptimizer, alias=adamod): ...
+
+
+class AdaNorm(AliasOptimizer, alias=adanorm): ...
+
+
+class AdaShift(AliasOptimizer, alias=adashift): ...
+
+
+class AdaSmooth(AliasOptimizer, alias=adasmooth): ...
+
+
+class ApolloDQN(AliasOptimizer, alias=apollo): ...
+
+
+class AvaGrad(AliasOptimizer, alias=avagrad): ...
+
+
+class MSVAG(AliasOptimizer, alias=msvag): ...
+
+
+class SWATS(AliasOptimizer, alias=swats): ...
