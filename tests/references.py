@@ -107,6 +107,20 @@ class WeightsLoop(Loop):
         return {name: new - params[name] for name, new in super().__call__(grads, params).items()}
 
 
+class TreeLoop(Loop):
+    """A `Loop` whose rule sees all leaves at once, for sums over them: dicts by name where others get one leaf's.
+
+    What belongs to all leaves it may keep in `s["all"]`.
+    """
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.t += 1
+        options = {name: _resolved(value, self.t - 1) for name, value in self.options.items()}
+        for name in ("all", *grads):
+            self.slots.setdefault(name, Slots(seen=self.seen, name=name))
+        return self.rule(self.slots, self.t, grads, params, **options)
+
+
 def _resolved(value: Any, step: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_resolved(item, step) for item in value)

@@ -11,7 +11,10 @@ from gradtx.transforms.quasi_newton import scale_by_apollo
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 
-@alias(ranges={"eps": "(0, inf)", "warmup": "[0, inf)", "init_lr": "[0, inf)"})
+@alias(
+    ranges={"eps": "(0, inf)", "warmup": "[0, inf)", "init_lr": "[0, inf)"},
+    example={"rebound": "belief", "warmup": 3},
+)
 def apollo(
     lr: Scalar = 0.01,
     beta: Scalar = 0.9,

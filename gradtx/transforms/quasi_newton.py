@@ -9,7 +9,7 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, largest, safe_sqrt
 
 
-@per_tensor(needs=("params",), ranges={"eps": "(0, inf)"})
+@per_tensor(needs=("params",), ranges={"eps": "(0, inf)"}, example={"rebound": "belief", "eps": 0.1})
 def scale_by_apollo(
     beta: Scalar = 0.9,
     eps: Scalar = 1e-4,
