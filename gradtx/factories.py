@@ -45,7 +45,7 @@ class Spec:
 
     def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
         """What `update` requires: what the decorator says, and extras that are not optional."""
-        needs = self._needs(arguments) if callable(self._needs) else self._needs
+        needs: Any = self._needs(arguments) if callable(self._needs) else self._needs
         return (*needs, *self._required)
 
     def shared_of(self, arguments: dict[str, Any]) -> Any:
