@@ -31,8 +31,10 @@ class Spec:
         }
         self.arguments = Arguments(self.name, function, self.ranges, options.get("static", ()), kind == "alias")
         self.extras: dict[str, str] = dict(options.get("extras", {}))
-        self._required = tuple(name for name, kind in self.extras.items() if not kind.endswith("?"))
-        self._needs: Any = options.get("needs", ())
+        required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
+        needs = options.get("needs", ())
+        self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
+        self._needs: Any = needs
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
@@ -44,9 +46,8 @@ class Spec:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
     def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
-        """What `update` requires: what the decorator says, and extras that are not optional."""
-        needs: Any = self._needs(arguments) if callable(self._needs) else self._needs
-        return (*needs, *self._required)
+        """What `update` requires with these arguments."""
+        return (*self.needs, *self._needs(arguments)) if callable(self._needs) else self.needs
 
     def shared_of(self, arguments: dict[str, Any]) -> Any:
         """Shared scalars: name -> start."""

@@ -108,17 +108,18 @@ class WeightsLoop(Loop):
 
 
 class TreeLoop(Loop):
-    """A `Loop` whose rule sees all leaves at once, for sums over them: dicts by name where others get one leaf's.
+    """A rule for a whole tree, `rule(slots, t, grads, params, **options) -> new weights`, trees by leaf name.
 
-    What belongs to all leaves it may keep in `s["all"]`.
+    `slots[name]` are those of a leaf, `slots[""]` those that leaves share.
     """
 
     def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
         self.t += 1
         options = {name: _resolved(value, self.t - 1) for name, value in self.options.items()}
-        for name in ("all", *grads):
+        for name in ("", *grads):
             self.slots.setdefault(name, Slots(seen=self.seen, name=name))
-        return self.rule(self.slots, self.t, grads, params, **options)
+        new = self.rule(self.slots, self.t, grads, params, **options)  # type: ignore[arg-type]
+        return {name: new[name] - params[name] for name in new}
 
 
 def _resolved(value: Any, step: int) -> Any:

@@ -101,20 +101,19 @@ def avagrad(
         return 1 / math.sqrt(total / d)
 
     old = {name: s[name].v + 0 * g[name] for name in g}
-    steps = {}
+    new = dict(p)
     for name in g:
         u = g[name] if decoupled_weight_decay else g[name] + weight_decay * p[name]
         s[name].m = b1 * s[name].m + (1 - b1) * u
         s[name].v = b2 * s[name].v + (1 - b2) * u**2
-        steps[name] = 0 * u
         if t >= 2:
-            gamma = s["all"].gamma if lagged_norm else scale(old, t - 1)
+            gamma = s[""].gamma if lagged_norm else scale(old, t - 1)
             eta = 1 / ((old[name] / (1 - b2 ** (t - 1))).sqrt() + eps)
-            steps[name] = -lr * gamma * eta * s[name].m / (1 - b1**t)
+            new[name] = p[name] - lr * gamma * eta * s[name].m / (1 - b1**t)
             if decoupled_weight_decay:
-                steps[name] = steps[name] - lr * weight_decay * p[name]
-    s["all"].gamma = scale(old, t)
-    return steps
+                new[name] = new[name] - lr * weight_decay * p[name]
+    s[""].gamma = scale(old, t)
+    return new
 
 
 def adashift(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), keep_num=10, eps=1e-10, reduce="max"):
@@ -149,13 +148,13 @@ def adasmooth(
 
 
 def swats(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-9, weight_decay=0.0, amsgrad=False, switch_tol=None):
-    (b1, b2), common = betas, s["all"]
+    (b1, b2), common = betas, s[""]
     g = {name: g[name] + weight_decay * p[name] for name in g}
     common.seen.add("sgd" if common.sgd else "adam")
     if common.sgd:
         for name in g:
             s[name].b = b1 * s[name].b + g[name]
-        return {name: -(1 - b1) * common.rate * s[name].b for name in g}
+        return {name: p[name] - (1 - b1) * common.rate * s[name].b for name in g}
     steps = {}
     for name in g:
         adam_moments(s[name], t, g[name], betas)
@@ -169,7 +168,7 @@ def swats(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-9, weight_decay=0.0, a
         rate = common.l / (1 - b2**t)
         if t > 1 and rate > 0 and abs(rate - gamma) < (eps if switch_tol is None else switch_tol):
             common.sgd, common.rate = True, rate
-    return steps
+    return {name: p[name] + steps[name] for name in g}
 
 
 NARROW = {"final_lr": 0.5, "gamma": 0.1}
