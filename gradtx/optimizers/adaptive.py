@@ -314,7 +314,7 @@ def swats(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
-        [`max_exp_avg_sq`], `momentum_buffer`; for all leaves `rate_avg`, `sgd_rate`, `switched`.
+        [`max_exp_avg_sq`], `momentum_buffer`; for all leaves `count`, `rate_avg`, `sgd_rate`, `switched`.
 
     Raises:
         ValueError: numbers out of range.

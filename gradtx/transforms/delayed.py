@@ -56,8 +56,9 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
         earlier = state["exp_avg_sq"]
         eta = 1 / (safe_sqrt(earlier / (ctx.bias_correction(beta2, ctx.step - 1) + first)) + (eps + first))
         late = 1 / (safe_sqrt(earlier / ctx.bias_correction(beta2)) + eps) if lagged_norm else eta
-        total = yield {"square": late.square().sum(), "count": late.numel()}
-        gamma = (total["count"] / total["square"]).sqrt()
+        left_out = 0.0 if lagged_norm else first  # a tensor in its first step has no size to count with
+        total = yield {"square": (1 - left_out) * late.square().sum(), "count": (1 - left_out) * late.numel()}
+        gamma = ((total["count"] + left_out) / (total["square"] + left_out)).sqrt()
         if lagged_norm:
             gamma, new = state["gamma"], new | {"gamma": gamma}
         yield (1 - first) * gamma / ctx.bias_correction(beta1) * eta * mean, new

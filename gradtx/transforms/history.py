@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar, exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import norm, safe_sqrt
+from gradtx.transforms._math import adam_moments, norm, safe_sqrt
 
 
 @per_tensor(ranges={"r": "[0, 1)"})
@@ -50,11 +50,10 @@ def scale_by_adanorm(
     Source: Dubey et al. 2022, arXiv:2210.06364. Departures: none from the paper.
     """
     beta1, beta2 = betas
+    moments, _ = adam_moments(betas, amsgrad)  # their update is another
 
     def init(param):
-        slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
-        usual = param.new_zeros((), dtype=exact_dtype(param))
-        return {slot: torch.zeros_like(param) for slot in slots} | {"exp_grad_norm": usual}
+        return moments(param) | {"exp_grad_norm": param.new_zeros((), dtype=exact_dtype(param))}
 
     def update(update, state, param, ctx):
         length = norm(update)

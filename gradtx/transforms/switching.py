@@ -12,7 +12,7 @@ from gradtx.transforms._math import adam_moments, hat_rate
 @per_tensor(
     elementwise=True,
     owns_lr=True,
-    shared={"rate_avg": 0.0, "sgd_rate": 0.0, "switched": 0.0},
+    shared={"count": 0.0, "rate_avg": 0.0, "sgd_rate": 0.0, "switched": 0.0},
     agree=("betas", "eps", "switch_tol"),
     ranges={"switch_tol": "[0, inf)"},
 )
@@ -41,8 +41,8 @@ def scale_by_swats(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
-        [`max_exp_avg_sq`], `momentum_buffer`, shaped as the parameter; for all leaves 0-d float64 `rate_avg`
-        ($\lambda$), `sgd_rate` ($\Lambda$) and `switched` (1.0 in SGD's phase).
+        [`max_exp_avg_sq`], `momentum_buffer`, shaped as the parameter; for all leaves 0-d float64 `count` ($t$),
+        `rate_avg` ($\lambda$), `sgd_rate` ($\Lambda$) and `switched` (1.0 in SGD's phase).
 
     Raises:
         ValueError: numbers out of range, or a place before another link that scales by a learning rate or decays.
@@ -72,16 +72,17 @@ def scale_by_swats(
         step = -lr * hat_rate(square, ctx, betas, eps) * mean
         total = yield {"square": step.square().sum(), "slope": (step * update).sum()}
 
-        sgd, slope = state["switched"] > 0, total["slope"]
+        # The steps of all leaves together: one of them may have had its first gradient late.
+        count, sgd, slope = state["count"] + 1, state["switched"] > 0, total["slope"]
         seen = (slope != 0) & ~sgd  # there is an estimate in this step, and a use for it
         estimate = total["square"] / -torch.where(seen, slope, -1.0)
         rate_avg = torch.where(seen, beta2 * state["rate_avg"] + (1 - beta2) * estimate, state["rate_avg"])
-        sgd_rate = torch.where(seen, rate_avg / ctx.bias_correction(beta2), state["sgd_rate"])
-        settled = seen & (ctx.step > 1) & (sgd_rate > 0) & ((sgd_rate - estimate).abs() < tolerance)
+        sgd_rate = torch.where(seen, rate_avg / ctx.bias_correction(beta2, count), state["sgd_rate"])
+        settled = seen & (count > 1) & (sgd_rate > 0) & ((sgd_rate - estimate).abs() < tolerance)
 
         buffer = torch.where(sgd, beta1 * state["momentum_buffer"] + update, 0.0)
         new = {slot: torch.where(sgd, state[slot], value) for slot, value in new.items()}
-        new |= {"momentum_buffer": buffer, "rate_avg": rate_avg, "sgd_rate": sgd_rate}
+        new |= {"momentum_buffer": buffer, "count": count, "rate_avg": rate_avg, "sgd_rate": sgd_rate}
         new["switched"] = (sgd | settled).to(rate_avg.dtype)
         yield torch.where(sgd, -(1 - beta1) * state["sgd_rate"] * buffer, step), new
 

@@ -570,3 +570,26 @@ def test_a_parameter_without_gradient_does_not_count_in_the_mean_of_avagrad():
         stepped(both, params[:1], t)
         stepped(one, alone, t)
     assert torch.equal(params[0], alone[0])
+
+
+def test_a_parameter_in_its_first_step_does_not_count_in_the_mean_of_avagrad_either():
+    params, alone = weights(2), weights(1)
+    both, one = gradtx.optim.AvaGrad(params), gradtx.optim.AvaGrad(alone)
+    late = params[1].detach().clone()
+    for t in range(3):
+        params[1].grad = None
+        stepped(both, params[: 2 if t == 2 else 1], t)
+        stepped(one, alone, t)
+    assert torch.equal(params[0], alone[0])
+    assert torch.equal(params[1], late)
+
+
+def test_the_rate_of_swats_counts_the_steps_of_all_parameters_together():
+    params = weights(2)
+    optimizer = gradtx.optim.SWATS(params, lr=0.02, betas=(0.8, 0.7), switch_tol=0.0)
+    for t in range(3):
+        params[0].grad = None
+        stepped(optimizer, params if t == 2 else params[1:], t)  # the first parameter's first step is the third
+    kept = optimizer.state[params[0]]
+    assert (kept["count"].item(), kept["step"].item()) == (3.0, 1.0)
+    assert kept["sgd_rate"].item() == pytest.approx(kept["rate_avg"].item() / (1 - 0.7**3), rel=1e-14)
