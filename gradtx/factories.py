@@ -32,9 +32,9 @@ class Spec:
         self.arguments = Arguments(self.name, function, self.ranges, options.get("static", ()), kind == "alias")
         self.extras: dict[str, str] = dict(options.get("extras", {}))
         required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
-        needs = options.get("needs", ())
+        needs: Any = options.get("needs", ())
         self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
-        self._needs: Any = needs
+        self._needs = needs
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
