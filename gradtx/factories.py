@@ -33,8 +33,8 @@ class Spec:
         self.extras: dict[str, str] = dict(options.get("extras", {}))
         required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
         needs: Any = options.get("needs", ())
+        self._conditional: Any = needs if callable(needs) else lambda arguments: ()
         self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
-        self._needs = needs
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
@@ -47,7 +47,7 @@ class Spec:
 
     def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
         """What `update` requires with these arguments."""
-        return (*self.needs, *self._needs(arguments)) if callable(self._needs) else self.needs
+        return (*self.needs, *self._conditional(arguments))
 
     def shared_of(self, arguments: dict[str, Any]) -> Any:
         """Shared scalars: name -> start."""
