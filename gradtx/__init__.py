@@ -14,6 +14,11 @@ from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.sgd import sgd, sgds, sgdw
+from gradtx.optimizers.adam_relatives import radam
+from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
+from gradtx.optimizers.quasi_newton import apollo
+from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.variance import a2grad, msvag
 from gradtx.schedules import (
     constant_schedule,
     cosine_schedule,
@@ -30,6 +35,7 @@ from gradtx.transforms.atan2 import (
     scale_by_caution,
 )
 from gradtx.transforms.averaging import average, lookahead, with_lookahead
+from gradtx.transforms.bounded import scale_by_adabound, scale_by_adamod
 from gradtx.transforms.centralize import centralize, normalize_by_std
 from gradtx.transforms.clipping import (
     clip_adaptive,
@@ -40,11 +46,18 @@ from gradtx.transforms.clipping import (
 )
 from gradtx.transforms.control import hold_until, record
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
+from gradtx.transforms.delayed import scale_by_adashift, scale_by_avagrad
+from gradtx.transforms.history import scale_by_adanorm, scale_by_adasmooth
 from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
+from gradtx.transforms.quasi_newton import scale_by_apollo
+from gradtx.transforms.rectified import hold_until_rectified, scale_by_radam
+from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.transforms.switching import scale_by_swats
+from gradtx.transforms.variance import scale_by_a2grad, scale_by_msvag
 from gradtx.wrappers import accumulate, skip_nonfinite
 
 __version__ = "0.1.0"
@@ -54,21 +67,31 @@ __all__ = [
     "GradientTransformation",
     "Scalar",
     "Schedule",
+    "a2grad",
     "accumulate",
     "adabelief",
     "adam",
     "adam_atan2",
     "adamd",
+    "adabound",
+    "adam",
+    "adam_atan2",
+    "adamod",
     "adamp",
     "adams",
     "adamw",
+    "adanorm",
+    "adashift",
+    "adasmooth",
     "add_decayed_weights",
     "add_norm_loss",
     "adopt",
     "adopt_atan2",
     "alias",
+    "apollo",
     "apply_updates",
     "as_optimizer",
+    "avagrad",
     "average",
     "centralize",
     "chain",
@@ -89,6 +112,7 @@ __all__ = [
     "lookahead",
     "map_after_step",
     "masked",
+    "msvag",
     "normalize_by_std",
     "optim",
     "orthogonalize_against_ema",
@@ -100,19 +124,29 @@ __all__ = [
     "regenerate_towards_init",
     "sadam",
     "scale",
+    "scale_by_a2grad",
+    "scale_by_adabound",
     "scale_by_adam",
     "scale_by_adam_hat",
     "scale_by_adam_stable_decay",
+    "scale_by_adamod",
+    "scale_by_adanorm",
+    "scale_by_adashift",
+    "scale_by_adasmooth",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
+    "scale_by_apollo",
     "scale_by_atan2",
     "scale_by_belief",
+    "scale_by_avagrad",
     "scale_by_caution",
     "scale_by_diffgrad",
     "scale_by_learning_rate",
+    "scale_by_msvag",
     "scale_by_radam",
     "scale_by_rms",
     "scale_by_yogi",
+    "scale_by_swats",
     "schedules",
     "sgd",
     "sgdp",
@@ -120,6 +154,7 @@ __all__ = [
     "sgdw",
     "skip_nonfinite",
     "soft_row_clip",
+    "swats",
     "trace",
     "warmup_cosine_schedule",
     "whole_tree",

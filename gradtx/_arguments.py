@@ -82,6 +82,7 @@ RANGES = {
     "b": Range("(0, inf)"),
     "beta": Range("[0, 1)"),
     "beta2": Range("[0, 1)"),
+    "beta3": Range("[0, 1)"),
     "betas": Range("[0, 1)"),
     "cautious_factor": Range("[0, 1]", off=1.0),
     "clip_exponent": Range("[0, inf)"),

@@ -32,7 +32,9 @@ class Spec:
         self.arguments = Arguments(self.name, function, self.ranges, options.get("static", ()), kind == "alias")
         self.extras: dict[str, str] = dict(options.get("extras", {}))
         required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
-        self.needs: tuple[str, ...] = (*options.get("needs", ()), *required)
+        needs: Any = options.get("needs", ())
+        self._conditional: Any = needs if callable(needs) else lambda arguments: ()
+        self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
@@ -43,6 +45,10 @@ class Spec:
         self.factory: Any = None
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
+
+    def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+        """What `update` requires with these arguments."""
+        return (*self.needs, *self._conditional(arguments))
 
     def shared_of(self, arguments: dict[str, Any]) -> Any:
         """Shared scalars: name -> start."""
@@ -98,7 +104,8 @@ class Made(GradientTransformation):
 
     @property
     def _needs(self) -> tuple[str, ...]:
-        return (*self._spec.needs, *(need for link in self._inner_links() for need in link._needs))
+        own = self._spec.needs_of(self._arguments)
+        return (*own, *(need for link in self._inner_links() for need in link._needs))
 
     @property
     def _extras(self) -> Mapping[str, str]:
@@ -261,7 +268,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 
     Args:
         elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
-        needs: What `update` requires: "params", "value", "grad_fn", "hessian_diag".
+        needs: What `update` requires: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
+            that gives them.
         extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.

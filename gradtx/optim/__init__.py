@@ -12,14 +12,27 @@ from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.sgd import sgd, sgds, sgdw
+from gradtx.optimizers.adam_relatives import radam
+from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
+from gradtx.optimizers.quasi_newton import apollo
+from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.variance import a2grad, msvag
 
 __all__ = [
     "ADOPT",
+    "MSVAG",
     "SGD",
     "SGDP",
     "SGDS",
     "SGDW",
     "AdaBelief",
+    "SWATS",
+    "A2Grad",
+    "AdaBound",
+    "AdaMod",
+    "AdaNorm",
+    "AdaShift",
+    "AdaSmooth",
     "Adam",
     "AdamAtan2",
     "AdamD",
@@ -27,6 +40,8 @@ __all__ = [
     "AdamS",
     "AdamW",
     "AdoptAtan2",
+    "ApolloDQN",
+    "AvaGrad",
     "ChainOptimizer",
     "DiffGrad",
     "RAdam",
@@ -144,3 +159,31 @@ class AdamS(AliasOptimizer, alias=adams): ...
 
 
 class SGDS(AliasOptimizer, alias=sgds): ...
+class A2Grad(AliasOptimizer, alias=a2grad): ...
+
+
+class AdaBound(AliasOptimizer, alias=adabound): ...
+
+
+class AdaMod(AliasOptimizer, alias=adamod): ...
+
+
+class AdaNorm(AliasOptimizer, alias=adanorm): ...
+
+
+class AdaShift(AliasOptimizer, alias=adashift): ...
+
+
+class AdaSmooth(AliasOptimizer, alias=adasmooth): ...
+
+
+class ApolloDQN(AliasOptimizer, alias=apollo): ...
+
+
+class AvaGrad(AliasOptimizer, alias=avagrad): ...
+
+
+class MSVAG(AliasOptimizer, alias=msvag): ...
+
+
+class SWATS(AliasOptimizer, alias=swats): ...

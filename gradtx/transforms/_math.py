@@ -23,6 +23,11 @@ def at_least(x: Tensor, bound: Any) -> Tensor:
     return x.clamp(min=bound)
 
 
+def largest(x: Tensor) -> Tensor:
+    """The largest entry of a whole leaf, 0-d; 0 for an empty one."""
+    return x.amax() if x.numel() else x.sum()
+
+
 def norm(x: Tensor) -> Tensor:
     """The 2-norm of a whole leaf, 0-d."""
     return safe_sqrt(x.square().sum())

@@ -115,16 +115,19 @@ def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative
     return init, update
 
 
-def initial_lr(owner: str, lr, param) -> dict:
-    """The slot that keeps the learning rate that a leaf started with."""
+def initial_lr(
+    owner: str,
+    lr,
+    param,
+    divided: str = "the rate",
+    remedy: str = "start above 0, or leave out relative_to (decoupled_wd)",
+) -> dict:
+    """The slot that keeps the learning rate that a leaf started with, for something that is divided by it."""
     if lr is None:
         return {}
     value = exact(lr, param.device)
     if readable(value) and value == 0:
-        raise ValueError(
-            f"{owner}: the rate is divided by the initial learning rate, which is 0; "
-            "start above 0, or leave out relative_to (decoupled_wd)"
-        )
+        raise ValueError(f"{owner}: {divided} is divided by the initial learning rate, which is 0; {remedy}")
     return {"initial_lr": value.clone()}
 
 

@@ -26,6 +26,16 @@ ALIASES = {
     "Sadam": gradtx.sadam,
     "AdamS": gradtx.adams,
     "SGDS": gradtx.sgds,
+    "A2Grad": gradtx.a2grad,
+    "AdaBound": gradtx.adabound,
+    "AdaMod": gradtx.adamod,
+    "AdaNorm": gradtx.adanorm,
+    "AdaShift": gradtx.adashift,
+    "AdaSmooth": gradtx.adasmooth,
+    "ApolloDQN": gradtx.apollo,
+    "AvaGrad": gradtx.avagrad,
+    "MSVAG": gradtx.msvag,
+    "SWATS": gradtx.swats,
 }
 
 
@@ -62,7 +72,7 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_class_takes_the_steps_of_as_optimizer(name):
-    required = {"lr": 0.1} if name == "SGDP" else {}
+    required = ALIASES[name].spec.example
     first, second = parameters(), parameters()
     descend(getattr(gradtx.optim, name)(first.values(), **required), first, 5)
     descend(gradtx.as_optimizer(ALIASES[name](**required), second.values()), second, 5)

@@ -1,0 +1,333 @@
+"""Methods with a rate for every weight: AdaBound, AdaMod, AdaNorm, AvaGrad, AdaShift, AdaSmooth, SWATS."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.optimizers.adam import with_decay
+from gradtx.transforms.bounded import scale_by_adabound, scale_by_adamod
+from gradtx.transforms.control import hold_until
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.delayed import scale_by_adashift, scale_by_avagrad
+from gradtx.transforms.history import scale_by_adanorm, scale_by_adasmooth
+from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.switching import scale_by_swats
+
+
+@alias(ranges={"final_lr": "[0, inf)", "gamma": "(0, inf)"})
+def adabound(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    final_lr: Scalar = 0.1,
+    gamma: Scalar = 1e-3,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    fixed_decay: bool = False,
+    amsgrad: bool = False,
+):
+    r"""AdaBound, with amsgrad AMSBound: Adam whose rates are clipped ever closer to one rate, that of SGD.
+
+    $p \leftarrow p - \mathrm{clip}(\frac{\eta_t \sqrt{c_2}}{c_1 (\sqrt{v_t} + \epsilon)},
+    f_t (1 - \frac{1}{\gamma t + 1}), f_t (1 + \frac{1}{\gamma t})) \, m_t$ with Adam's averages, $c_i = 1-\beta_i^t$
+    and $f_t$ = `final_lr` times $\eta_t/\eta_1$.
+
+    Args:
+        lr: $\eta$ in (0, inf) at first, about the change of each weight per step in the beginning.
+        betas: Decay of the two averages, each in [0, 1).
+        final_lr: The rate of SGD in the end, >= 0.
+        gamma: How fast the bounds close in, > 0: they are within a factor of 2 after $1/\gamma$ steps.
+        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        fixed_decay: $p (1 - \lambda)$ in place of that; read only if decoupled.
+        amsgrad: Use the largest $v$ so far.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
+        [`max_exp_avg_sq`] and the 0-d `initial_lr`.
+
+    Raises:
+        ValueError: numbers out of range; at `init`, a learning rate that starts at 0.
+
+    Example:
+        >>> tx = gradtx.adabound(lr=1e-3, final_lr=0.1, gamma=1e6)  # SGD from the start
+        >>> tx.update({"w": torch.tensor([1.0, -2.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 0.1 (1 - beta1) g
+        tensor([-0.0100,  0.0200])
+
+    Source: Luo et al. 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate" (ICLR). Departures: none;
+    the authors' AdaBoundW is decoupled with a fixed decay, and pytorch_optimizer's decouples by default.
+    """
+    direction = scale_by_adabound(lr, final_lr, betas, eps, gamma, amsgrad)
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
+
+
+@alias
+def adamod(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    beta3: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = True,
+):
+    r"""AdaMod: Adam whose rate of every weight is at most the average of its own past.
+
+    $p \leftarrow p (1 - \eta_t \lambda) - \min(r_t, n_t) m_t$ with $r_t$ Adam's rate, $\eta_t$ included, and $n_t$ its
+    average from 0: see `scale_by_adamod`.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step once warmed up.
+        betas: Decay of the two averages, each in [0, 1).
+        beta3: Decay of the average rate, in [0, 1); a warm-up of about $1/(1-\beta_3)$ steps.
+        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        weight_decay: $\lambda \ge 0$, applied to the weights.
+        decoupled_weight_decay: If False, the decay is added to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `exp_avg_lr`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adamod(lr=0.1, beta3=0.9)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(3):  # of a constant gradient: a warm-up
+        ...     updates, state = tx.update({"w": torch.tensor([5.0])}, state)
+        ...     print(updates["w"])
+        tensor([-0.0100])
+        tensor([-0.0271])
+        tensor([-0.0448])
+
+    Source: Ding et al. 2019, arXiv:1910.12249. Departures: none; pytorch_optimizer's takes $\beta_3$ as a third beta,
+    0.9999 by default.
+    """
+    if decoupled_weight_decay:
+        return scale_by_adamod(lr, betas, beta3, eps, weight_decay)
+    return chain(add_decayed_weights(weight_decay), scale_by_adamod(lr, betas, beta3, eps))
+
+
+@alias(ranges={"r": "[0, 1)"})
+def adanorm(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    r: Scalar = 0.95,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    accumulate_eps: bool = False,
+    amsgrad: bool = False,
+):
+    r"""AdamNorm: Adam whose first average takes no gradient shorter than usual.
+
+    $p \leftarrow p - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$, where $m$ averages
+    $g_t \max(1, e_t / \lVert g_t \rVert)$ with $e$ the average norm of the leaf's gradients, and $v$ averages $g_t^2$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root.
+        r: Decay of the average norm, in [0, 1).
+        weight_decay: $\lambda \ge 0$, added to the gradient, and then part of its norm.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        accumulate_eps: Add $\epsilon$ to the kept $v$ at every step as well, as the authors' code does.
+        amsgrad: Use the largest $v$ so far.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
+        [`max_exp_avg_sq`] and the 0-d `exp_grad_norm`.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.adanorm(lr=0.1, betas=(0.0, 0.0), r=0.5)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (4.0, 1.0):  # the second is lengthened to (2 + 1) / 2
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([-0.1000])
+        tensor([-0.1500])
+
+    Source: Dubey et al. 2022, arXiv:2210.06364. Departures: none from the paper. pytorch_optimizer's always accumulates
+    eps, and divides it by the correction of $v$ too.
+    """
+    return with_decay(
+        scale_by_adanorm(betas, eps, r, amsgrad, accumulate_eps), weight_decay, decoupled_weight_decay, lr
+    )
+
+
+@alias
+def avagrad(
+    lr: Scalar = 0.1,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 0.1,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    lagged_norm: bool = False,
+):
+    r"""AvaGrad: divide by the size of earlier gradients, at an overall scale that neither it nor eps changes.
+
+    $p \leftarrow p - \eta \gamma_t \eta_t m_t/(1-\beta_1^t)$, see `scale_by_avagrad`; so lr and eps can be tuned one
+    after the other. In the first step nothing moves.
+
+    Args:
+        lr: $\eta$ in [0, inf), in units of SGD's.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root: small is adaptive, large is SGD with momentum.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        lagged_norm: $\gamma$ of the step before, as in the authors' code.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; for all leaves
+        [`gamma`], with `lagged_norm`.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> params = {"w": torch.tensor([0.0, 0.0])}
+        >>> for eps in (1.0, 1e6):  # the largest eps is SGD
+        ...     tx = gradtx.avagrad(lr=1.0, betas=(0.0, 0.5), eps=eps)
+        ...     state = tx.init(params)
+        ...     for _ in range(2):
+        ...         updates, state = tx.update({"w": torch.tensor([1.0, 3.0])}, state)
+        ...     print(updates["w"])
+        tensor([-1.2649, -1.8974])
+        tensor([-1.0000, -3.0000])
+
+    Source: Savarese et al. 2019, arXiv:1912.01823. Departures: none from the paper; the authors' code and
+    pytorch_optimizer's class are `lagged_norm=True`.
+    """
+    return chain(
+        with_decay(scale_by_avagrad(betas, eps, lagged_norm), weight_decay, decoupled_weight_decay, lr),
+        hold_until(2),  # nothing moves in the first step, the decay neither
+    )
+
+
+@alias(ranges={"keep_num": "[1, inf)"})
+def adashift(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    keep_num: int = 10,
+    eps: Scalar = 1e-10,
+    reduce: str = "max",
+):
+    r"""AdaShift: divide the mean of the last n gradients by the size of those before, which it doesn't depend on.
+
+    $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$, see `scale_by_adashift`; nothing moves in
+    the first n steps.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change per step of the weight with the largest gradients ("max").
+        betas: Weights in the window and decay of the average, each in [0, 1).
+        keep_num: $n \ge 1$, the gradients in the window; all of them are kept.
+        eps: $\epsilon \ge 0$, outside the root.
+        reduce: "max" or "mean" of the squares over a leaf, or "none" for a rate for each weight.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `grad_0` ... `grad_{n-1}`, `exp_avg_sq`
+        (0-d unless reduce is "none").
+
+    Raises:
+        ValueError: numbers out of range, an unknown reduction.
+
+    Example:
+        >>> tx = gradtx.adashift(lr=0.1, keep_num=1)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([4.0, 1.0])}, state)
+        ...     print(updates["w"])
+        tensor([-0., -0.])
+        tensor([-0.1000, -0.0250])
+
+    Source: Zhou et al. 2018, arXiv:1810.00143. Departures: none from the paper; pytorch_optimizer's option is a
+    function, `reduce_func`.
+    """
+    return chain(scale_by_adashift(betas, keep_num, eps, reduce), scale_by_learning_rate(lr))
+
+
+@alias(ranges={"reset_every": "[1, inf)"})
+def adasmooth(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.5, 0.99),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    reset_every: int | None = None,
+):
+    r"""AdaSmooth: RMSprop whose average forgets fast for weights that move straight, slowly for those that waver.
+
+    $p \leftarrow p - \eta g_t / \sqrt{v_t + \epsilon}$ with $v_t = c_t g_t^2 + (1 - c_t) v_{t-1}$ and $c_t$ from
+    $(1-\rho_2)^2$ (wavers) to $(1-\rho_1)^2$ (straight): see `scale_by_adasmooth`.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step; that of the first is $\eta/(1-\rho_2)$.
+        betas: $(\rho_1, \rho_2)$, the fast and the slow decay, $0 \le \rho_1 < \rho_2 < 1$.
+        eps: $\epsilon \ge 0$, inside the root, in the unit of a squared gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; it counts as movement.
+        reset_every: Steps of one window of movement (the paper's: an epoch); None for one without end.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg_sq`, `prev_param`, `sum`,
+        `abs_sum`.
+
+    Raises:
+        ValueError: numbers out of range, betas that don't rise, missing `params`.
+
+    Example:
+        >>> tx = gradtx.adasmooth(lr=1e-3)
+        >>> params = {"w": torch.tensor([0.0])}
+        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]  # lr / (1 - 0.99)
+        tensor([-0.1000])
+
+    Source: Lu 2022, arXiv:2204.00825. Departures: none from the paper. pytorch_optimizer's adds eps to the length of
+    the path, and counts the decoupled decay of the first step as movement before it.
+    """
+    return with_decay(scale_by_adasmooth(betas, eps, reset_every), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(ranges={"switch_tol": "[0, inf)"})
+def swats(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-9,
+    weight_decay: Scalar = 0.0,
+    amsgrad: bool = False,
+    switch_tol: Scalar | None = None,
+):
+    r"""SWATS: Adam that switches to SGD with momentum once the SGD rate that its steps amount to has settled.
+
+    See `scale_by_swats`. Adam's phase needs `lr`; SGD's finds its own rate, the same for all parameters.
+
+    Args:
+        lr: $\eta$ in [0, inf) of Adam's phase; SGD's does not read it, nor a schedule.
+        betas: Decay of the two averages, each in [0, 1); the first is SGD's momentum.
+        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        weight_decay: $\lambda \ge 0$, added to the gradient in both phases.
+        amsgrad: Use the largest $v$ so far.
+        switch_tol: Tolerance >= 0 of the test, in the unit of a learning rate; None for `eps`, as in the paper.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
+        [`max_exp_avg_sq`], `momentum_buffer`; for all leaves `count`, `rate_avg`, `sgd_rate`, `switched`.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.swats(lr=0.1, switch_tol=1e-3)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):  # of a constant gradient: Adam's steps of 0.1 are SGD's at a rate of 0.025
+        ...     _, state = tx.update({"w": torch.tensor([4.0])}, state)
+        >>> state["scale_by_swats"]["sgd_rate"], state["scale_by_swats"]["switched"]
+        (tensor(0.0250, dtype=torch.float64), tensor(1., dtype=torch.float64))
+
+    Source: Keskar and Socher 2017, arXiv:1712.07628. Departures: none from the paper, which has one vector of all
+    parameters and an absolute tolerance; torch_optimizer's and pytorch_optimizer's classes have neither.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_swats(lr, betas, eps, amsgrad, switch_tol))

@@ -1,0 +1,77 @@
+"""Methods that step shorter where gradients vary: M-SVAG, A2Grad."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.variance import scale_by_a2grad, scale_by_msvag
+
+
+@alias(example={"lr": 0.1})
+def msvag(lr: Scalar, beta: Scalar = 0.9):
+    r"""M-SVAG: momentum SGD that shortens the step of every weight by the share of variance in its gradient.
+
+    $p \leftarrow p - \eta f_t \hat m_t$, with $f_t$ in [0, 1] the estimated share of the squared mean in the square of
+    $\hat m_t$: see `scale_by_msvag`.
+
+    Args:
+        lr: $\eta$ in [0, inf), in units of SGD's; the authors give no default.
+        beta: Decay of both averages, in [0, 1).
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range.
+        TypeError: no lr.
+
+    Example:
+        >>> tx = gradtx.msvag(lr=0.1)
+        >>> state = tx.init({"w": torch.zeros(2, dtype=torch.float64)})
+        >>> for grads in ([1.0, 1.0], [1.0, 0.0], [1.0, 2.0]):  # without and with variance
+        ...     updates, state = tx.update({"w": torch.tensor(grads, dtype=torch.float64)}, state)
+        >>> updates["w"]
+        tensor([-0.1000, -0.0780], dtype=torch.float64)
+
+    Source: Balles and Hennig 2018, arXiv:1705.07774. Departures: none from the authors' code.
+    """
+    return chain(scale_by_msvag(beta), scale_by_learning_rate(lr))
+
+
+@alias(ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"})
+def a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5):
+    r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
+
+    See `scale_by_a2grad`, which this is.
+
+    Args:
+        variant: "uni", "inc" or "exp": how quickly earlier deviations are forgotten.
+        beta: $\beta \ge 0$, the weight of the damping.
+        lips: $L > 0$, the Lipschitz constant of the gradient: steps are 1/L large.
+        rho: Decay of the average deviation in [0, 1); read by "exp" only.
+
+    Returns:
+        A transformation whose updates are added to the parameters; there is no learning rate. State: `x`, `avg_grad`,
+        `v`, [`v_tilde`].
+
+    Raises:
+        ValueError: numbers out of range, an unknown variant, missing `params`.
+
+    Example:
+        >>> tx, params = gradtx.a2grad(beta=0.0, lips=1.0), {"w": torch.tensor([1.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(4):  # of w**2 / 2, without damping
+        ...     updates, state = tx.update(params, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(params["w"])
+        tensor([0.5000])
+        tensor([0.0833])
+        tensor([-0.0375])
+        tensor([-0.0217])
+
+    Source: Deng et al. 2018, arXiv:1810.00553. Departures: none from the paper; published codes have one damping a
+    leaf, and pytorch_optimizer's counts from 1.
+    """
+    return scale_by_a2grad(variant, beta, lips, rho)

@@ -1,0 +1,129 @@
+"""Adam with gradients lifted to their usual norm (AdaNorm), RMSprop whose memory follows the path (AdaSmooth)."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar, exact_dtype
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import adam_moments, norm, safe_sqrt
+
+
+@per_tensor(ranges={"r": "[0, 1)"})
+def scale_by_adanorm(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    r: Scalar = 0.95,
+    amsgrad: bool = False,
+    accumulate_eps: bool = False,
+):
+    r"""Lengthen gradients that are shorter than usual to the usual norm before Adam averages them.
+
+    For every leaf, $e_t = r e_{t-1} + (1-r) \lVert g_t \rVert$ from 0 and without correction,
+    $s_t = g_t \max(1, e_t / \lVert g_t \rVert)$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) s_t$,
+    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$ with the gradient as it came, direction
+    $\hat m_t / (\sqrt{\hat v_t} + \epsilon)$. A zero gradient stays 0.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        r: Decay of the average norm, in [0, 1).
+        amsgrad: Take the running maximum of $v$ in place of $v$.
+        accumulate_eps: Add $\epsilon$ to the kept $v$ at every step as well, as the authors' code does.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
+        `max_exp_avg_sq`, shaped as the parameter; `exp_grad_norm`, 0-d float64, of every leaf.
+
+    Raises:
+        ValueError: a beta or r outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_adanorm(betas=(0.0, 0.5), r=0.5)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for size in (4.0, 1.0):  # e = 2, then 1.5: the second gradient is lengthened by half
+        ...     _, state = tx.update({"w": torch.tensor([0.6, 0.8]) * size}, state)
+        ...     print(state["scale_by_adanorm"]["exp_avg"]["w"])
+        tensor([2.4000, 3.2000])
+        tensor([0.9000, 1.2000])
+
+    Source: Dubey et al. 2022, arXiv:2210.06364. Departures: none from the paper.
+    """
+    beta1, beta2 = betas
+    moments, _ = adam_moments(betas, amsgrad)  # their update is another
+
+    def init(param):
+        return moments(param) | {"exp_grad_norm": param.new_zeros((), dtype=exact_dtype(param))}
+
+    def update(update, state, param, ctx):
+        length = norm(update)
+        usual = r * state["exp_grad_norm"] + (1 - r) * length
+        short = (length < usual) & (length > 0)
+        lifted = torch.where(short, usual / torch.where(short, length, 1.0), 1.0) * update
+        mean = beta1 * state["exp_avg"] + (1 - beta1) * lifted
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        if accumulate_eps:
+            square = square + eps
+        new = {"exp_avg": mean, "exp_avg_sq": square, "exp_grad_norm": usual}
+        if amsgrad:
+            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        return mean / ctx.bias_correction(beta1) / (root + eps), new
+
+    return init, update
+
+
+@per_tensor(elementwise=True, needs=("params",), ranges={"reset_every": "[1, inf)"})
+def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_every: int | None = None):
+    r"""Divide by a root mean square that forgets fast where the weight moves straight, slowly where it wavers.
+
+    With $\Delta_t = p_t - p_{t-1}$, what the weight moved since the last call (0 at the first):
+    $S \leftarrow S + \Delta$, $N \leftarrow N + |\Delta|$, $e_t = |S|/N$ (0 where N = 0),
+    $c_t = ((\rho_2 - \rho_1) e_t + 1 - \rho_2)^2$, $v_t = c_t g_t^2 + (1 - c_t) v_{t-1}$, direction
+    $g_t / \sqrt{v_t + \epsilon}$; no bias correction.
+
+    Args:
+        betas: $(\rho_1, \rho_2)$, the fast and the slow decay, $0 \le \rho_1 < \rho_2 < 1$.
+        eps: $\epsilon \ge 0$ inside the root, in the unit of a squared gradient.
+        reset_every: Steps after which $S$ and $N$ start again from 0 (the paper's window: an epoch); None for never.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, `prev_param`, `sum` ($S$) and `abs_sum`
+        ($N$), shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, betas that don't rise, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scale_by_adasmooth()
+        >>> params = {"w": torch.tensor([0.0, 0.0])}
+        >>> state = tx.init(params)
+        >>> for moved in ([0.0, 0.0], [1.0, 1.0], [2.0, 0.0]):  # one weight goes on, the other comes back
+        ...     updates, state = tx.update({"w": torch.ones(2)}, state, {"w": torch.tensor(moved)})
+        >>> updates["w"]
+        tensor([1.5118, 1.9994])
+
+    Source: Lu 2022, arXiv:2204.00825. Departures: none from the paper.
+    """
+    fast, slow = betas
+    if isinstance(fast, float) and isinstance(slow, float) and fast >= slow:
+        raise ValueError(f"scale_by_adasmooth: betas must rise, the fast decay first, got ({fast!r}, {slow!r})")
+
+    def init(param):
+        slots = ("exp_avg_sq", "sum", "abs_sum")
+        return {"prev_param": param, **{slot: torch.zeros_like(param) for slot in slots}}
+
+    def update(update, state, param, ctx):
+        moved = torch.where(ctx.step == 1, 0.0, param - state["prev_param"])
+        total, path = state["sum"] + moved, state["abs_sum"] + moved.abs()
+        if reset_every is not None:
+            again = (ctx.step - 1) % reset_every == 0
+            total, path = torch.where(again, 0.0, total), torch.where(again, 0.0, path)
+        still = path == 0
+        straightness = total.abs() / torch.where(still, 1.0, path)  # 0 where still, as total is
+        fresh = ((slow - fast) * straightness + (1 - slow)).square()
+        square = fresh * update.square() + (1 - fresh) * state["exp_avg_sq"]
+        new = {"exp_avg_sq": square, "prev_param": param, "sum": total, "abs_sum": path}
+        return update / safe_sqrt(square + eps), new
+
+    return init, update

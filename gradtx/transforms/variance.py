@@ -1,0 +1,126 @@
+"""Shorten steps where gradients vary from step to step: M-SVAG, A2Grad."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+
+@per_tensor(elementwise=True)
+def scale_by_msvag(beta: Scalar = 0.9):
+    r"""Shorten every entry of the mean gradient by how much of its square is variance.
+
+    $m_t$, $v_t$ are the averages of $g$ and $g^2$ with one $\beta$, $\hat m$ and $\hat v$ the same over $1-\beta^t$;
+    $\rho_t = \min(0.9999, \frac{(1-\beta)^2 (1-\beta^{2t})}{(1-\beta^t)^2 (1-\beta^2)})$,
+    $s_t = (\hat v_t - \hat m_t^2)/(1-\rho_t)$, direction
+    $\hat m_t \, \mathrm{clip}(\hat m_t^2 / (\hat m_t^2 + \rho_t s_t), 0, 1)$, and 0 where this is 0/0.
+
+    Args:
+        beta: $\beta$ in [0, 1).
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.scale_by_msvag(beta=0.5)
+        >>> state = tx.init({"w": torch.zeros(2, dtype=torch.float64)})
+        >>> for grads in ([4.0, 1.0], [4.0, 7.0]):  # steady, and with variance
+        ...     updates, state = tx.update({"w": torch.tensor(grads, dtype=torch.float64)}, state)
+        >>> updates["w"]
+        tensor([4.0000, 3.5714], dtype=torch.float64)
+
+    Source: Balles and Hennig 2018, arXiv:1705.07774. Departures: none from the authors' code. In the first step, where
+    $\hat v = \hat m^2$ but for rounding, $1 - \rho_t$ is 1e-4: rounding errors are 10,000 times as large.
+    """
+    rest = 1 - beta
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        exp_avg = beta * state["exp_avg"] + rest * update
+        exp_avg_sq = beta * state["exp_avg_sq"] + rest * update.square()
+        correction = ctx.bias_correction(beta)
+        # The paper's quotient without common factors: 1 - b**2 = (1 - b) * (1 + b), for b = beta and b = beta**t.
+        rho = (rest * (2 - correction) / ((1 + beta) * correction)).clamp(max=0.9999)
+        mean, square = exp_avg / correction, (exp_avg / correction).square()
+        size = square + rho / (1 - rho) * (exp_avg_sq / correction - square)
+        empty = size == 0
+        factor = torch.where(empty, 0.0, square / torch.where(empty, 1.0, size)).clamp(0, 1)
+        return factor * mean, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+    return init, update
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"},
+)
+def scale_by_a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5):
+    r"""Accelerated gradient descent that damps its step by how far gradients strayed from their mean.
+
+    With $k = t - 1$ and $\bar g_k$ the mean of all gradients so far, $\delta_k = g_k - \bar g_k$,
+    $\gamma_k = 2L/(k+1)$, $\alpha_k = 2/(k+2)$, $c_k = 1/(\gamma_k + \beta h_k)$, entry by entry:
+    $x_{k+1} = x_k - c_k g_k$, $p_{k+1} = (1-\alpha_{k+1}) (p_k - \alpha_k c_k g_k) + \alpha_{k+1} x_{k+1}$. The damping
+    is, from 0:
+
+    - uni: $v_k = v_{k-1} + \delta_k^2$, $h_k = \sqrt{v_k}$;
+    - inc: $v_k = (\frac{k}{k+1})^2 v_{k-1} + \delta_k^2$, $h_k = \sqrt{v_k}$;
+    - exp: $\tilde v_k = \rho \tilde v_{k-1} + (1-\rho) \delta_k^2$, $v_k = \max(v_{k-1}, \tilde v_k)$,
+      $h_k = \sqrt{(k+1) v_k}$.
+
+    Args:
+        variant: "uni", "inc" or "exp": how quickly earlier deviations are forgotten.
+        beta: $\beta \ge 0$, the weight of the damping.
+        lips: $L > 0$, the Lipschitz constant of the gradient: steps are 1/L large.
+        rho: $\rho$ in [0, 1); read by "exp" only.
+
+    Returns:
+        A transformation whose updates are added to the parameters; it has no learning rate. State: `x` (at first the
+        parameter), `avg_grad`, `v` and, for "exp", `v_tilde`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, an unknown variant, missing `params`, or a place before another link that
+            scales by a learning rate or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_a2grad(lips=2.0)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> tx.update({"w": torch.tensor([4.0])}, tx.init(params), params)[0]["w"]  # nothing strays yet: 4 / (2 L)
+        tensor([-1.])
+
+    Source: Deng et al. 2018, arXiv:1810.00553, algorithms 4 to 7. Departures: none from the paper. Published codes,
+    torch_optimizer's and pytorch_optimizer's among them, take one $\lVert\delta\rVert^2$ a leaf in place of a vector.
+    """
+    if variant not in ("uni", "inc", "exp"):
+        raise ValueError(f"scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got {variant!r}")
+
+    def init(param):
+        slots = ("avg_grad", "v", "v_tilde") if variant == "exp" else ("avg_grad", "v")
+        return {"x": param, **{slot: torch.zeros_like(param) for slot in slots}}
+
+    def update(update, state, param, ctx):
+        t = ctx.time  # k + 1
+        mean = state["avg_grad"] + (update - state["avg_grad"]) / t
+        stray = (update - mean).square()
+        new = {"avg_grad": mean}
+        if variant == "exp":
+            new["v_tilde"] = rho * state["v_tilde"] + (1 - rho) * stray
+            new["v"] = torch.maximum(state["v"], new["v_tilde"])
+        else:
+            new["v"] = (((t - 1) / t).square() if variant == "inc" else 1.0) * state["v"] + stray
+        damping = safe_sqrt(t * new["v"] if variant == "exp" else new["v"])
+        step = update / (2 * lips / t + beta * damping)
+        new["x"] = state["x"] - step
+        alpha, following = 2 / (t + 1), 2 / (t + 2)
+        return following * (new["x"] - param) - (1 - following) * alpha * step, new
+
+    return init, update

@@ -1,0 +1,595 @@
+import math
+
+import pytest
+import pytorch_optimizer
+import torch
+import torch_optimizer
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Loop,
+    Published,
+    TreeLoop,
+    adam_moments,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    named,
+    negated,
+    problem,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
+# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
+PUBLISHED = 1e-12
+
+
+def loop(rule, **options):
+    return (TreeLoop if rule in (avagrad, swats) else Loop)(rule, **options)
+
+
+def largest_so_far(s):
+    s.top = torch.maximum(s.top + 0 * s.v, s.v)
+    return s.top
+
+
+def adabound(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), final_lr=0.1, gamma=1e-3, eps=1e-8, weight_decay=0.0,
+    decoupled_weight_decay=False, fixed_decay=False, amsgrad=False,
+):  # fmt: skip
+    b1, b2 = betas
+    if t == 1:
+        s.base = lr
+    if not decoupled_weight_decay:
+        g = g + weight_decay * p
+    adam_moments(s, t, g, betas)
+    v = largest_so_far(s) if amsgrad else s.v
+    rate = lr * math.sqrt(1 - b2**t) / (1 - b1**t) / (v.sqrt() + eps)
+    f = final_lr * lr / s.base
+    low, high = f * (1 - 1 / (gamma * t + 1)), f * (1 + 1 / (gamma * t))
+    s.seen.update("low" if r < low else "high" if r > high else "free" for r in rate.flatten().tolist())
+    step = -rate.clamp(low, high) * s.m
+    return step - (1 if fixed_decay else lr) * weight_decay * p if decoupled_weight_decay else step
+
+
+def adamod(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), beta3=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=True
+):
+    b1, b2 = betas
+    if not decoupled_weight_decay:
+        g = g + weight_decay * p
+    adam_moments(s, t, g, betas)
+    rate = lr * math.sqrt(1 - b2**t) / (1 - b1**t) / (s.v.sqrt() + eps)
+    s.n = beta3 * s.n + (1 - beta3) * rate
+    s.seen.update((rate < s.n).flatten().tolist())
+    step = -torch.minimum(rate, s.n) * s.m
+    return step - lr * weight_decay * p if decoupled_weight_decay else step
+
+
+def adanorm(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, r=0.95, weight_decay=0.0, decoupled_weight_decay=False,
+    accumulate_eps=False, amsgrad=False,
+):  # fmt: skip
+    b1, b2 = betas
+    if not decoupled_weight_decay:
+        g = g + weight_decay * p
+    n = g.norm().item()
+    s.e = r * s.e + (1 - r) * n
+    s.seen.add(s.e > n)
+    s.m = b1 * s.m + (1 - b1) * (g * s.e / n if s.e > n else g)
+    s.v = b2 * s.v + (1 - b2) * g**2 + (eps if accumulate_eps else 0.0)
+    v = largest_so_far(s) if amsgrad else s.v
+    step = -lr * s.m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + eps)
+    return step - lr * weight_decay * p if decoupled_weight_decay else step
+
+
+def avagrad(
+    s, t, g, p, lr=0.1, betas=(0.9, 0.999), eps=0.1, weight_decay=0.0, decoupled_weight_decay=False,
+    lagged_norm=False,
+):  # fmt: skip
+    b1, b2 = betas
+    d = sum(x.numel() for x in g.values())
+
+    def scale(v, t):
+        """gamma from the v of all leaves, corrected as that of step t."""
+        total = sum(((1 / ((v[name] / (1 - b2**t)).sqrt() + eps)) ** 2).sum().item() for name in g)
+        return 1 / math.sqrt(total / d)
+
+    old = {name: s[name].v + 0 * g[name] for name in g}
+    new = dict(p)
+    for name in g:
+        u = g[name] if decoupled_weight_decay else g[name] + weight_decay * p[name]
+        s[name].m = b1 * s[name].m + (1 - b1) * u
+        s[name].v = b2 * s[name].v + (1 - b2) * u**2
+        if t >= 2:
+            gamma = s[""].gamma if lagged_norm else scale(old, t - 1)
+            eta = 1 / ((old[name] / (1 - b2 ** (t - 1))).sqrt() + eps)
+            new[name] = p[name] - lr * gamma * eta * s[name].m / (1 - b1**t)
+            if decoupled_weight_decay:
+                new[name] = new[name] - lr * weight_decay * p[name]
+    s[""].gamma = scale(old, t)
+    return new
+
+
+def adashift(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), keep_num=10, eps=1e-10, reduce="max"):
+    b1, b2 = betas
+    s.past = [*(s.past or []), g]
+    if t <= keep_num:
+        return 0 * p
+    square = s.past[t - keep_num - 1] ** 2
+    square = {"max": square.max(), "mean": square.mean(), "none": square}[reduce]
+    s.v = b2 * s.v + (1 - b2) * square
+    weights = [b1**i for i in range(keep_num)]
+    m = sum(w * s.past[t - 1 - i] for i, w in enumerate(weights)) / sum(weights)
+    return -lr * m / ((s.v / (1 - b2 ** (t - keep_num))).sqrt() + eps)
+
+
+def adasmooth(
+    s, t, g, p, lr=1e-3, betas=(0.5, 0.99), eps=1e-6, weight_decay=0.0, decoupled_weight_decay=False, reset_every=None
+):
+    r1, r2 = betas
+    if not decoupled_weight_decay:
+        g = g + weight_decay * p
+    moved = p - s.before if t > 1 else 0 * p
+    s.before = p
+    s.S, s.N = s.S + moved, s.N + moved.abs()
+    if reset_every is not None and (t - 1) % reset_every == 0:
+        s.S, s.N = 0 * p, 0 * p
+    e = torch.where(s.N == 0, 0.0, s.S.abs() / s.N)
+    c = ((r2 - r1) * e + (1 - r2)) ** 2
+    s.v = c * g**2 + (1 - c) * s.v
+    step = -lr * g / (s.v + eps).sqrt()
+    return step - lr * weight_decay * p if decoupled_weight_decay else step
+
+
+def swats(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-9, weight_decay=0.0, amsgrad=False, switch_tol=None):
+    (b1, b2), common = betas, s[""]
+    g = {name: g[name] + weight_decay * p[name] for name in g}
+    common.seen.add("sgd" if common.sgd else "adam")
+    if common.sgd:
+        for name in g:
+            s[name].b = b1 * s[name].b + g[name]
+        return {name: p[name] - (1 - b1) * common.rate * s[name].b for name in g}
+    steps = {}
+    for name in g:
+        adam_moments(s[name], t, g[name], betas)
+        v = largest_so_far(s[name]) if amsgrad else s[name].v
+        steps[name] = -lr * math.sqrt(1 - b2**t) / (1 - b1**t) * s[name].m / (v.sqrt() + eps)
+    ss = sum((steps[name] * steps[name]).sum().item() for name in g)
+    sg = sum((steps[name] * g[name]).sum().item() for name in g)
+    if sg != 0:
+        gamma = ss / -sg
+        common.l = b2 * common.l + (1 - b2) * gamma
+        rate = common.l / (1 - b2**t)
+        if t > 1 and rate > 0 and abs(rate - gamma) < (eps if switch_tol is None else switch_tol):
+            common.sgd, common.rate = True, rate
+    return {name: p[name] + steps[name] for name in g}
+
+
+NARROW = {"final_lr": 0.5, "gamma": 0.1}
+OPTIONS = [
+    (gradtx.adabound, adabound, {}),
+    (gradtx.adabound, adabound, {"lr": 0.02, "betas": (0.8, 0.95), **NARROW, "eps": 1e-3, "weight_decay": 0.2}),
+    (gradtx.adabound, adabound, {"lr": 0.02, "betas": (0.8, 0.7), **NARROW, "amsgrad": True}),
+    (gradtx.adabound, adabound, {"lr": 0.02, **NARROW, "weight_decay": 0.2, "decoupled_weight_decay": True}),
+    (gradtx.adabound, adabound, {"lr": 0.02, "weight_decay": 0.2, "fixed_decay": True}),
+    (
+        gradtx.adabound,
+        adabound,
+        {"lr": 0.02, "weight_decay": 0.01, "decoupled_weight_decay": True, "fixed_decay": True},
+    ),
+    (
+        gradtx.adabound,
+        adabound,
+        {"lr": RATE, "betas": (BETA, BETA), "final_lr": BETA, "gamma": DECAY, "weight_decay": DECAY},
+    ),
+    (gradtx.adamod, adamod, {}),
+    (gradtx.adamod, adamod, {"lr": 0.02, "betas": (0.8, 0.95), "beta3": 0.7, "eps": 1e-3, "weight_decay": 0.2}),
+    (gradtx.adamod, adamod, {"lr": 0.02, "beta3": 0.9, "weight_decay": 0.2, "decoupled_weight_decay": False}),
+    (gradtx.adamod, adamod, {"lr": RATE, "betas": (BETA, BETA), "beta3": BETA, "weight_decay": DECAY}),
+    (gradtx.adanorm, adanorm, {}),
+    (gradtx.adanorm, adanorm, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "r": 0.8, "weight_decay": 0.2}),
+    (gradtx.adanorm, adanorm, {"lr": 0.02, "r": 0.6, "weight_decay": 0.2, "decoupled_weight_decay": True}),
+    (gradtx.adanorm, adanorm, {"lr": 0.02, "r": 0.6, "eps": 0.01, "accumulate_eps": True}),
+    (gradtx.adanorm, adanorm, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True, "accumulate_eps": True, "eps": 0.01}),
+    (gradtx.adanorm, adanorm, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True}),
+    (gradtx.adanorm, adanorm, {"lr": RATE, "betas": (BETA, BETA), "r": BETA, "weight_decay": DECAY}),
+    (gradtx.avagrad, avagrad, {}),
+    (gradtx.avagrad, avagrad, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2}),
+    (gradtx.avagrad, avagrad, {"lr": 0.02, "weight_decay": 0.2, "decoupled_weight_decay": True}),
+    (gradtx.avagrad, avagrad, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 0.3, "lagged_norm": True}),
+    (gradtx.avagrad, avagrad, {"weight_decay": 0.2, "decoupled_weight_decay": True, "lagged_norm": True}),
+    (gradtx.avagrad, avagrad, {"lr": RATE, "betas": (BETA, BETA), "weight_decay": DECAY}),
+    (gradtx.avagrad, avagrad, {"lr": RATE, "betas": (BETA, BETA), "weight_decay": DECAY, "lagged_norm": True}),
+    (gradtx.adashift, adashift, {}),
+    (gradtx.adashift, adashift, {"lr": 0.02, "betas": (0.8, 0.95), "keep_num": 4, "eps": 1e-3}),
+    (gradtx.adashift, adashift, {"lr": 0.02, "betas": (0.8, 0.95), "keep_num": 5, "reduce": "mean"}),
+    (gradtx.adashift, adashift, {"lr": 0.002, "betas": (0.8, 0.95), "keep_num": 3, "reduce": "none"}),
+    (gradtx.adashift, adashift, {"lr": 0.02, "betas": (0.0, 0.9), "keep_num": 1}),
+    (gradtx.adashift, adashift, {"lr": 0.02, "betas": (0.0, 0.9), "keep_num": 2}),
+    (gradtx.adashift, adashift, {"lr": RATE, "betas": (BETA, BETA), "keep_num": 4}),
+    (gradtx.adasmooth, adasmooth, {}),
+    (gradtx.adasmooth, adasmooth, {"lr": 0.002, "betas": (0.3, 0.95), "eps": 1e-3, "weight_decay": 0.2}),
+    (gradtx.adasmooth, adasmooth, {"lr": 0.002, "weight_decay": 0.2, "decoupled_weight_decay": True}),
+    (gradtx.adasmooth, adasmooth, {"lr": 0.002, "betas": (0.3, 0.95), "reset_every": 5}),
+    (gradtx.adasmooth, adasmooth, {"lr": 0.002, "reset_every": 1}),
+    (gradtx.adasmooth, adasmooth, {"lr": RATE, "betas": (0.3, BETA), "weight_decay": DECAY, "reset_every": 7}),
+    (gradtx.swats, swats, {}),
+    (gradtx.swats, swats, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2, "switch_tol": 0.03}),
+    (gradtx.swats, swats, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True, "switch_tol": 0.01}),
+    (gradtx.swats, swats, {"lr": 0.02, "eps": 0.01}),
+    (gradtx.swats, swats, {"lr": RATE, "betas": (BETA, 0.9), "weight_decay": DECAY, "switch_tol": 0.02}),
+]
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), loop(rule, **options)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "branches"),
+    [
+        (adabound, {"lr": 0.02, **NARROW}, {"low", "high", "free"}),
+        (adamod, {"lr": 0.02, "beta3": 0.7}, {True, False}),
+        (adanorm, {"lr": 0.02, "r": 0.6}, {True, False}),
+        (
+            swats,
+            {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2, "switch_tol": 0.03},
+            {"adam", "sgd"},
+        ),
+        (swats, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True, "switch_tol": 0.01}, {"adam", "sgd"}),
+        (swats, {"lr": 0.02, "eps": 0.01}, {"adam", "sgd"}),
+    ],
+    ids=named,
+)
+def test_the_options_above_take_every_branch(rule, options, branches):
+    reference = loop(rule, **options)
+    difference(reference, reference)
+    assert reference.seen == branches
+
+
+def test_decoupled_and_coupled_decay_differ():
+    for alias in (gradtx.adabound, gradtx.adamod, gradtx.adanorm, gradtx.avagrad, gradtx.adasmooth):
+        both = (alias(lr=0.02, weight_decay=0.2, decoupled_weight_decay=flag) for flag in (True, False))
+        assert difference(*both) > 1e-3
+
+
+PLAIN = {"lr": 0.02, "betas": (0.8, 0.95)}
+BOUNDED = {**PLAIN, **NARROW, "eps": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "optimizer", "theirs"),
+    [
+        (gradtx.adabound, {}, torch_optimizer.AdaBound, {}),
+        (gradtx.adabound, {**BOUNDED, "weight_decay": 0.2}, torch_optimizer.AdaBound, {}),
+        (gradtx.adabound, {**BOUNDED, "betas": (0.8, 0.7), "amsgrad": True}, torch_optimizer.AdaBound, {}),
+        (gradtx.adamod, {}, torch_optimizer.AdaMod, {}),
+        (gradtx.adamod, {**PLAIN, "beta3": 0.7, "weight_decay": 0.2, "eps": 1e-3}, torch_optimizer.AdaMod, {}),
+        (gradtx.adamod, {"lr": 0.02}, pytorch_optimizer.AdaMod, {"betas": (0.9, 0.999, 0.999)}),
+        (
+            gradtx.adamod,
+            {**PLAIN, "beta3": 0.7, "eps": 1e-3, "weight_decay": 0.2},
+            pytorch_optimizer.AdaMod,
+            {"betas": (0.8, 0.95, 0.7)},
+        ),
+        (
+            gradtx.adamod,
+            {**PLAIN, "beta3": 0.7, "weight_decay": 0.2, "decoupled_weight_decay": False},
+            pytorch_optimizer.AdaMod,
+            {"betas": (0.8, 0.95, 0.7), "weight_decouple": False},
+        ),
+        (gradtx.avagrad, {"lagged_norm": True}, pytorch_optimizer.AvaGrad, {"weight_decouple": False}),
+        (
+            gradtx.avagrad,
+            {**PLAIN, "eps": 0.3, "weight_decay": 0.2, "lagged_norm": True},
+            pytorch_optimizer.AvaGrad,
+            {"weight_decouple": False},
+        ),
+        (gradtx.adashift, {}, pytorch_optimizer.AdaShift, {"reduce_func": torch.max}),
+        (gradtx.adashift, {**PLAIN, "keep_num": 4, "eps": 1e-3}, pytorch_optimizer.AdaShift, {}),
+        (
+            gradtx.adashift,
+            {**PLAIN, "keep_num": 3, "reduce": "mean"},
+            pytorch_optimizer.AdaShift,
+            {"reduce_func": torch.mean},
+        ),
+        (
+            gradtx.adashift,
+            {**PLAIN, "lr": 0.002, "keep_num": 3, "reduce": "none"},
+            pytorch_optimizer.AdaShift,
+            {"reduce_func": None},
+        ),
+    ],
+    ids=named,
+)
+def test_the_weights_are_those_of_published_code(alias, options, optimizer, theirs):
+    words = {"amsgrad": "amsbound", "decoupled_weight_decay": None, "lagged_norm": None, "reduce": None}
+    shared = {words.get(name, name): value for name, value in options.items()}
+    if optimizer is pytorch_optimizer.AdaMod:
+        shared.pop("beta3", None)
+    shared.pop(None, None)
+    assert difference_of_weights(alias(**options), Published(optimizer, **{**shared, **theirs})) < PUBLISHED
+
+
+# That package adds 1e-15 to v: relative to squares of gradients of 1e-4 to 1.
+NEARLY_PUBLISHED = 1e-9
+
+
+@pytest.mark.parametrize(
+    ("alias", "optimizer", "options"),
+    [
+        (gradtx.adabound, pytorch_optimizer.AdaBound, {}),
+        (gradtx.adabound, pytorch_optimizer.AdaBound, {**BOUNDED, "betas": (0.8, 0.7), "amsgrad": True}),
+        (gradtx.adabound, pytorch_optimizer.AdaBound, {**BOUNDED, "weight_decay": 0.2}),
+        (gradtx.adabound, pytorch_optimizer.AdaBound, {**BOUNDED, "weight_decay": 0.2, "decoupled_weight_decay": True}),
+        (
+            gradtx.adabound,
+            pytorch_optimizer.AdaBound,
+            {**BOUNDED, "weight_decay": 0.01, "decoupled_weight_decay": True, "fixed_decay": True},
+        ),
+        # Its AdaNorm keeps an eps in v and corrects another: equal without one.
+        (gradtx.adanorm, pytorch_optimizer.AdaNorm, {**PLAIN, "eps": 0.0, "r": 0.6}),
+        (gradtx.adanorm, pytorch_optimizer.AdaNorm, {"eps": 0.0, "lr": 0.02, "weight_decay": 0.2}),
+        (
+            gradtx.adanorm,
+            pytorch_optimizer.AdaNorm,
+            {**PLAIN, "eps": 0.0, "weight_decay": 0.2, "decoupled_weight_decay": True},
+        ),
+        (gradtx.adanorm, pytorch_optimizer.AdaNorm, {**PLAIN, "betas": (0.8, 0.7), "eps": 0.0, "amsgrad": True}),
+        # Its AdaSmooth adds eps to the length of the path as well.
+        (gradtx.adasmooth, pytorch_optimizer.AdaSmooth, {"eps": 1e-30}),
+        (
+            gradtx.adasmooth,
+            pytorch_optimizer.AdaSmooth,
+            {"lr": 0.002, "betas": (0.3, 0.95), "eps": 1e-30, "weight_decay": 0.2},
+        ),
+    ],
+    ids=named,
+)
+def test_the_weights_are_nearly_those_of_published_code(alias, optimizer, options):
+    theirs = {"betas": arguments_of(alias)["betas"], "weight_decouple": False, **options}
+    theirs["weight_decouple"] = theirs.pop("decoupled_weight_decay", False)
+    theirs["ams_bound"] = theirs.pop("amsgrad", False)
+    assert difference_of_weights(alias(**options), Published(optimizer, **theirs)) < NEARLY_PUBLISHED
+
+
+def arguments_of(alias):
+    return dict(arguments(alias))
+
+
+@pytest.mark.parametrize(
+    "options", [{"eps": 1e-3}, {**PLAIN, "eps": 0.01, "weight_decay": 0.2}, {**PLAIN, "eps": 0.01, "amsgrad": True}]
+)
+def test_until_it_switches_swats_takes_the_steps_of_published_code(options):
+    published = Published(torch_optimizer.SWATS, **options)  # each leaf of which switches on its own, if it did
+    assert difference_of_weights(gradtx.swats(**options, switch_tol=0.0), published) < PUBLISHED
+    assert published.optimizer.param_groups[0]["phase"] == "ADAM"
+
+
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [
+        # m = 0.1 g; Adam's rate 1 / (0.1 * 3) is clipped to 0.5 * (1 + 1)
+        (gradtx.adabound(lr=1.0, final_lr=0.5, gamma=1.0, eps=0.0), [-0.3]),
+        (gradtx.adabound(lr=1.0, final_lr=0.5, gamma=1.0, eps=0.0, weight_decay=1.0), [-0.7]),  # of 7
+        (
+            gradtx.adabound(lr=0.5, final_lr=0.5, gamma=1.0, weight_decay=1.0, decoupled_weight_decay=True),
+            [-0.3 - 2.0],
+        ),
+        (
+            gradtx.adabound(lr=0.5, final_lr=0.5, gamma=1.0, weight_decay=0.25, decoupled_weight_decay=True)
+            .replace(fixed_decay=True),
+            [-0.3 - 1.0],
+        ),
+        (gradtx.adamod(lr=1.0, beta3=0.75, eps=0.0), [-0.25]),
+        (gradtx.adamod(lr=1.0, beta3=0.75, eps=0.0, weight_decay=0.25), [-1.25]),
+        (gradtx.adanorm(lr=1.0, eps=0.0, weight_decay=1.0), [-1.0]),
+        (gradtx.adanorm(lr=1.0, eps=0.0, weight_decay=1.0, decoupled_weight_decay=True), [-5.0]),
+        (gradtx.avagrad(weight_decay=1.0, decoupled_weight_decay=True), [0.0]),
+        (gradtx.adashift(), [0.0]),
+        (gradtx.adasmooth(lr=1.0, betas=(0.5, 0.75), eps=0.0), [-4.0]),
+        (gradtx.adasmooth(lr=1.0, betas=(0.5, 0.75), eps=0.0, weight_decay=1.0), [-4.0]),
+        (gradtx.swats(lr=1.0, eps=0.0, weight_decay=1.0), [-1.0]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_one_step_equals_the_hand_computed_values(tx, expected):
+    assert first_update(tx, [3.0], [4.0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.adabound(weight_decay=0.1, amsgrad=True),
+        gradtx.adamod(weight_decay=0.1),
+        gradtx.adanorm(weight_decay=0.1, accumulate_eps=True),
+        gradtx.avagrad(weight_decay=0.1, lagged_norm=True),
+        gradtx.avagrad(),
+        gradtx.adashift(keep_num=1),
+        gradtx.adashift(keep_num=2, reduce="none", eps=0.0),
+        gradtx.adasmooth(weight_decay=0.1),
+        gradtx.swats(weight_decay=0.1),
+        gradtx.swats(),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize(("alias", "options"), {alias: options for alias, _, options in OPTIONS}.items(), ids=named)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias, options):
+    assert difference(negated(alias(**options, maximize=True)), alias(**options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.adabound, {"betas": (0.9, 1.0)}, r"betas\[1\] must be in \[0, 1\), got 1.0"),
+        (gradtx.adabound, {"final_lr": -1.0}, r"final_lr must be in \[0, inf\), got -1.0"),
+        (gradtx.adabound, {"gamma": 0.0}, r"gamma must be in \(0, inf\), got 0.0"),
+        (gradtx.adabound, {"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+        (gradtx.adamod, {"beta3": 1.0}, r"beta3 must be in \[0, 1\), got 1.0"),
+        (gradtx.adamod, {"weight_decay": -1.0}, r"weight_decay must be in \[0, inf\), got -1.0"),
+        (gradtx.adanorm, {"r": 1.0}, r"r must be in \[0, 1\), got 1.0"),
+        (gradtx.avagrad, {"betas": (-0.1, 0.9)}, r"betas\[0\] must be in \[0, 1\), got -0.1"),
+        (gradtx.avagrad, {"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+        (gradtx.adashift, {"keep_num": 0}, r"keep_num must be in \[1, inf\), got 0"),
+        (gradtx.adashift, {"keep_num": 2.0}, "keep_num must be an int, got 2.0"),
+        (gradtx.adashift, {"reduce": "sum"}, "scale_by_adashift: reduce must be 'max', 'mean' or 'none', got 'sum'"),
+        (gradtx.adasmooth, {"betas": (0.9, 0.5)}, r"scale_by_adasmooth: betas must rise, .* got \(0.9, 0.5\)"),
+        (gradtx.adasmooth, {"reset_every": 0}, r"reset_every must be in \[1, inf\), got 0"),
+        (gradtx.swats, {"switch_tol": -1.0}, r"switch_tol must be in \[0, inf\), got -1.0"),
+    ],
+    ids=named,
+)
+def test_rejects_what_is_out_of_range(alias, options, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
+        alias(**options)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.adabound(weight_decay=0.1),
+        gradtx.adamod(weight_decay=0.1),
+        gradtx.adamod(weight_decay=0.1, decoupled_weight_decay=False),
+        gradtx.adasmooth(),
+        gradtx.swats(weight_decay=0.1),
+    ],
+    ids=str,
+)
+def test_missing_params_are_an_error_where_they_are_read(tx):
+    grads = {"w": torch.ones(2)}
+    with pytest.raises(ValueError, match="needs params: call update"):
+        tx.update(grads, tx.init(grads))
+
+
+@pytest.mark.parametrize(
+    "alias", [gradtx.adabound, gradtx.adamod, gradtx.adanorm, gradtx.avagrad, gradtx.adashift, gradtx.swats], ids=named
+)
+def test_without_a_decay_params_are_not_asked_for(alias):
+    grads = {"w": torch.ones(2)}
+    alias().update(grads, alias().init(grads))
+
+
+@pytest.mark.parametrize("lr", [0.0, gradtx.linear_schedule(0.0)], ids=str)
+def test_adabound_with_a_learning_rate_that_starts_at_zero_is_a_named_error(lr):
+    message = "^scale_by_adabound: final_lr is divided by the initial learning rate, which is 0; start above 0$"
+    with pytest.raises(ValueError, match=message):
+        gradtx.adabound(lr=lr).init({"w": torch.ones(2)})
+
+
+@pytest.mark.parametrize("alias", [gradtx.adamod, gradtx.swats], ids=named)
+def test_nothing_scales_by_a_learning_rate_after_an_optimizer_that_owns_it(alias):
+    with pytest.raises(ValueError, match=f"scale_by_learning_rate.*{alias.__name__}|{alias.__name__}.*scale_by_lea"):
+        gradtx.chain(alias(), gradtx.scale_by_learning_rate(0.1))
+
+
+# As torch optimizers.
+
+
+def stepped(optimizer, params, t, scale=1.0):
+    for i, param in enumerate(params):
+        param.grad = scale * torch.cos(param.detach() * (i + 1) + t)
+    optimizer.step()
+
+
+def weights(count=2):
+    return [torch.nn.Parameter(x) for x in list(problem().values())[:count]]
+
+
+def test_adabound_follows_a_scheduler_of_torch_as_it_follows_a_schedule():
+    params = weights()
+    optimizer = gradtx.optim.AdaBound(params, lr=0.05, **NARROW)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.002)
+    tx = gradtx.adabound(lr=gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002), **NARROW)
+    tree = {str(i): param.detach().clone() for i, param in enumerate(params)}
+    state = tx.init(tree)
+    for t in range(10):
+        grads = {str(i): torch.cos(tree[str(i)] * (i + 1) + t) for i in range(len(params))}
+        updates, state = tx.update(grads, state, tree)
+        tree = gradtx.apply_updates(tree, updates)
+        stepped(optimizer, params, t)
+        scheduler.step()
+    for i, param in enumerate(params):
+        torch.testing.assert_close(param.detach(), tree[str(i)], rtol=1e-10, atol=0)  # torch's recursion of the cosine
+
+
+def test_avagrad_has_one_scale_for_all_parameter_groups():
+    together, apart = weights(), weights()
+    one = gradtx.optim.AvaGrad(together, lr=0.1)
+    two = gradtx.optim.AvaGrad([{"params": apart[:1]}, {"params": apart[1:]}], lr=0.1)
+    for t in range(5):
+        stepped(one, together, t)
+        stepped(two, apart, t)
+    for first, second in zip(together, apart, strict=True):
+        torch.testing.assert_close(second, first, rtol=1e-13, atol=0)
+
+
+def test_groups_of_avagrad_must_agree_on_the_kind_of_scale():
+    params = weights()
+    optimizer = gradtx.optim.AvaGrad([{"params": params[:1], "lagged_norm": True}, {"params": params[1:]}])
+    with pytest.raises(ValueError, match="lagged_norm must agree across groups"):
+        stepped(optimizer, params, 0)
+
+
+def test_groups_of_swats_switch_together_and_must_agree_on_what_decides():
+    params = weights()
+    groups = [{"params": params[:1], "lr": 0.02}, {"params": params[1:], "lr": 0.01}]
+    optimizer = gradtx.optim.SWATS(groups, betas=(0.8, 0.7), switch_tol=0.05)
+    phases = []
+    for t in range(12):
+        stepped(optimizer, params, t / 4)
+        phases.append({optimizer.state[param]["switched"].item() for param in params})
+    assert all(len(phase) == 1 for phase in phases)
+    assert phases[0] == {0.0}
+    assert phases[-1] == {1.0}
+    optimizer.param_groups[0]["betas"] = (0.8, 0.9)
+    with pytest.raises(ValueError, match="betas must agree across groups"):
+        stepped(optimizer, params, 0)
+
+
+def test_a_parameter_without_gradient_does_not_count_in_the_mean_of_avagrad():
+    params, alone = weights(2), weights(1)
+    both, one = gradtx.optim.AvaGrad(params), gradtx.optim.AvaGrad(alone)
+    for t in range(3):
+        params[1].grad = None
+        stepped(both, params[:1], t)
+        stepped(one, alone, t)
+    assert torch.equal(params[0], alone[0])
+
+
+def test_a_parameter_in_its_first_step_does_not_count_in_the_mean_of_avagrad_either():
+    params, alone = weights(2), weights(1)
+    both, one = gradtx.optim.AvaGrad(params), gradtx.optim.AvaGrad(alone)
+    late = params[1].detach().clone()
+    for t in range(3):
+        params[1].grad = None
+        stepped(both, params[: 2 if t == 2 else 1], t)
+        stepped(one, alone, t)
+    assert torch.equal(params[0], alone[0])
+    assert torch.equal(params[1], late)
+
+
+def test_the_rate_of_swats_counts_the_steps_of_all_parameters_together():
+    params = weights(2)
+    optimizer = gradtx.optim.SWATS(params, lr=0.02, betas=(0.8, 0.7), switch_tol=0.0)
+    for t in range(3):
+        params[0].grad = None
+        stepped(optimizer, params if t == 2 else params[1:], t)  # the first parameter's first step is the third
+    kept = optimizer.state[params[0]]
+    assert (kept["count"].item(), kept["step"].item()) == (3.0, 1.0)
+    assert kept["sgd_rate"].item() == pytest.approx(kept["rate_avg"].item() / (1 - 0.7**3), rel=1e-14)

@@ -1,0 +1,168 @@
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+from tests.references import (
+    Loop,
+    Published,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    named,
+    negated,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
+# Small denominators amplify the rounding of sums: H starts at 0.01.
+ROUNDING = 1e-10
+
+loop = Loop
+
+
+def apollo(
+    s, t, g, p, lr=0.01, beta=0.9, eps=1e-4, rebound="constant", warmup=500, init_lr=None, weight_decay=0.0,
+    weight_decay_type=None,
+):  # fmt: skip
+    first = lr / 1000 if init_lr is None else init_lr
+    rate = first + (lr - first) * (t - 1) / warmup if t - 1 < warmup else lr
+    kind = weight_decay_type or ("L2" if rebound == "constant" else "decoupled")
+    if kind == "L2":
+        g = g + weight_decay * p
+    a = (1 - beta) / (1 - beta**t)
+    delta = g - s.m
+    s.m = s.m + a * delta
+    d, B = s.d + 0 * p, s.B + 0 * p
+    sigma, e = (0.01, eps / 0.01) if rebound == "constant" else (delta.abs().max().item(), eps)
+    n = (d**4).sum().item() ** 0.25 + e
+    q = d / n
+    s.B = B - (a * (delta * q).sum() / n + (B * q**2).sum()) * q**2
+    s.seen.update((s.B.abs() > sigma).flatten().tolist())
+    H = s.B.abs().clamp(min=sigma)
+    if rebound == "belief":
+        H = H + eps / a
+    s.d = s.m / H
+    if kind == "decoupled":
+        s.d = s.d + weight_decay * p
+    if kind == "stable":
+        s.d = s.d + weight_decay / H.mean() * p
+    return -rate * s.d
+
+
+BELIEF = {"rebound": "belief", "lr": 0.1, "warmup": 4}
+OPTIONS = [
+    (gradtx.apollo, apollo, {}),
+    (gradtx.apollo, apollo, {"lr": 0.002, "beta": 0.7, "eps": 0.01, "warmup": 10, "weight_decay": 0.2}),
+    (gradtx.apollo, apollo, {"lr": 0.002, "warmup": 0, "weight_decay": 0.2, "weight_decay_type": "decoupled"}),
+    (gradtx.apollo, apollo, {"lr": 0.002, "warmup": 5, "init_lr": 0.0, "weight_decay": 0.2}),
+    (gradtx.apollo, apollo, {"lr": 0.002, "warmup": 1, "weight_decay": 0.02, "weight_decay_type": "stable"}),
+    (gradtx.apollo, apollo, BELIEF),
+    (gradtx.apollo, apollo, {**BELIEF, "beta": 0.7, "eps": 0.01, "weight_decay": 0.2}),
+    (gradtx.apollo, apollo, {**BELIEF, "weight_decay": 0.2, "weight_decay_type": "L2"}),
+    (gradtx.apollo, apollo, {**BELIEF, "weight_decay": 0.02, "weight_decay_type": "stable"}),
+    (gradtx.apollo, apollo, {**BELIEF, "lr": 2.0, "init_lr": 0.01}),
+    (gradtx.apollo, apollo, {**BELIEF, "lr": RATE, "beta": BETA, "eps": BETA, "weight_decay": DECAY, "init_lr": RATE}),
+]
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_updates_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), loop(rule, **options)) < ROUNDING
+
+
+def test_names_and_defaults_are_those_of_the_published_signature():
+    assert arguments(gradtx.apollo) == arguments(apollo)
+
+
+@pytest.mark.parametrize("options", [OPTIONS[1][2], BELIEF], ids=str)
+def test_some_curvatures_are_above_their_bound_and_some_below(options):
+    reference = loop(apollo, **options)
+    difference(reference, reference)
+    assert reference.seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.002},
+        {"lr": 0.002, "beta": 0.7, "eps": 0.01, "weight_decay": 0.2, "weight_decay_type": "L2"},
+        {"lr": 0.002, "weight_decay": 0.2, "weight_decay_type": "decoupled"},
+        {"lr": 0.002, "weight_decay": 0.02, "weight_decay_type": "stable"},
+        {"lr": 0.1, "rebound": "belief", "beta": 0.7, "eps": 0.01},
+        {"lr": 0.1, "rebound": "belief", "weight_decay": 0.2, "weight_decay_type": "decoupled"},
+        {"lr": 0.1, "rebound": "belief", "weight_decay": 0.02, "weight_decay_type": "stable"},
+    ],
+    ids=str,
+)
+def test_the_weights_are_those_of_published_code(options):
+    theirs = {**options, "weight_decay_type": options.get("weight_decay_type", "L2").lower(), "warmup_steps": 0}
+    published = Published(pytorch_optimizer.ApolloDQN, **theirs)
+    assert difference_of_weights(gradtx.apollo(**options, warmup=0), published) < ROUNDING
+
+
+def test_the_rate_rises_over_the_warm_up_and_stays():
+    tx = gradtx.apollo(lr=1.0, warmup=4, init_lr=0.2, beta=0.0)
+    steps = [first_update(tx, [1e-3], [0.0], steps=n)[0] for n in range(1, 8)]  # d is 0.1
+    assert steps == pytest.approx([-0.02, -0.04, -0.06, -0.08, -0.1, -0.1, -0.1])
+
+
+@pytest.mark.parametrize(("rebound", "kind"), [("constant", "L2"), ("belief", "decoupled")])
+def test_the_kind_of_decay_follows_from_the_bound_unless_it_is_given(rebound, kind):
+    options = {"rebound": rebound, "weight_decay": 0.2, "lr": 0.002, "warmup": 0}
+    assert difference(gradtx.apollo(**options), gradtx.apollo(**options, weight_decay_type=kind)) == 0
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.apollo(warmup=0),
+        gradtx.apollo(warmup=0, rebound="belief"),
+        gradtx.apollo(warmup=0, rebound="belief", weight_decay=0.1, weight_decay_type="stable"),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+def test_maximizing_minus_the_loss_is_minimizing_the_loss():
+    assert difference(negated(gradtx.apollo(**BELIEF, maximize=True)), gradtx.apollo(**BELIEF)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
+        ({"eps": 0.0}, r"eps must be in \(0, inf\), got 0.0"),
+        ({"warmup": -1}, r"warmup must be in \[0, inf\), got -1"),
+        ({"init_lr": -1.0}, r"init_lr must be in \[0, inf\), got -1.0"),
+        ({"rebound": "none"}, "scale_by_apollo: rebound must be 'constant' or 'belief', got 'none'"),
+        ({"weight_decay_type": "l2"}, "weight_decay_type must be 'L2', 'decoupled' or 'stable', got 'l2'"),
+    ],
+    ids=named,
+)
+def test_rejects_what_is_out_of_range(options, message):
+    with pytest.raises((ValueError, TypeError), match=f"^apollo: {message}$"):
+        gradtx.apollo(**options)
+
+
+def test_missing_params_are_an_error():
+    grads = {"w": torch.ones(2)}
+    with pytest.raises(ValueError, match="scale_by_apollo needs params: call update"):
+        gradtx.apollo().update(grads, gradtx.apollo().init(grads))
+
+
+def test_a_scheduler_of_torch_writes_the_rate_that_the_warm_up_ends_at():
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = gradtx.optim.ApolloDQN([weight], lr=1.0, warmup=2, init_lr=0.0, beta=0.0)
+    moved = []
+    for lr in (1.0, 0.5, 0.5, 0.25):
+        optimizer.param_groups[0]["lr"] = lr
+        before, weight.grad = weight.item(), torch.full_like(weight, 1e-3)
+        optimizer.step()
+        moved.append(weight.item() - before)
+    assert moved == pytest.approx([0.0, -0.025, -0.05, -0.025])

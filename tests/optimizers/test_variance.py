@@ -1,0 +1,192 @@
+import math
+
+import pytest
+import pytorch_optimizer
+import torch
+import torch_optimizer
+
+import gradtx
+from tests.references import (
+    Loop,
+    Published,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    named,
+    negated,
+    problem,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+RISING = gradtx.linear_schedule(10.0, start_factor=0.5, total_iters=25)
+ROUNDING = 1e-12
+# M-SVAG's first step subtracts equal numbers and divides by 1e-4.
+CANCELLED = 1e-11
+
+loop = Loop
+
+
+def msvag(s, t, g, p, lr, beta=0.9):
+    s.m = beta * s.m + (1 - beta) * g
+    s.v = beta * s.v + (1 - beta) * g**2
+    m, v = s.m / (1 - beta**t), s.v / (1 - beta**t)
+    rho = min(0.9999, (1 - beta) ** 2 * (1 - beta ** (2 * t)) / ((1 - beta**t) ** 2 * (1 - beta**2)))
+    variance = (v - m**2) / (1 - rho)
+    f = torch.nan_to_num(m**2 / (m**2 + rho * variance), nan=0.0).clamp(0, 1)
+    s.seen.update((f < 0.5).flatten().tolist())
+    return -lr * f * m
+
+
+def a2grad(s, t, g, p, variant="uni", beta=10.0, lips=10.0, rho=0.5):
+    k = t - 1
+    x = p if k == 0 else s.x
+    s.mean = (k * s.mean + g) / (k + 1)
+    delta = g - s.mean
+    gamma, alpha, following = 2 * lips / (k + 1), 2 / (k + 2), 2 / (k + 3)
+    if variant == "uni":
+        s.v = s.v + delta**2
+        h = s.v.sqrt()
+    elif variant == "inc":
+        s.v = (k / (k + 1)) ** 2 * s.v + delta**2
+        h = s.v.sqrt()
+    else:
+        s.w = delta**2 if k == 0 else rho * s.w + (1 - rho) * delta**2
+        s.v = torch.maximum(s.v + 0 * g, s.w)
+        h = ((k + 1) * s.v).sqrt()
+    c = 1 / (gamma + beta * h)
+    s.x = x - c * g
+    return -following * p + following * s.x - (1 - following) * alpha * c * g
+
+
+OPTIONS = [
+    (gradtx.msvag, msvag, {"lr": 0.1}),
+    (gradtx.msvag, msvag, {"lr": 0.1, "beta": 0.6}),
+    (gradtx.msvag, msvag, {"lr": 0.1, "beta": 0.0}),
+    (gradtx.msvag, msvag, {"lr": RATE, "beta": BETA}),
+    (gradtx.a2grad, a2grad, {}),
+    (gradtx.a2grad, a2grad, {"beta": 3.0, "lips": 2.0}),
+    (gradtx.a2grad, a2grad, {"beta": 0.0, "lips": 2.0}),
+    (gradtx.a2grad, a2grad, {"variant": "inc"}),
+    (gradtx.a2grad, a2grad, {"variant": "inc", "beta": 30.0, "lips": 2.0}),
+    (gradtx.a2grad, a2grad, {"variant": "exp"}),
+    (gradtx.a2grad, a2grad, {"variant": "exp", "beta": 3.0, "lips": 2.0, "rho": 0.8}),
+    (gradtx.a2grad, a2grad, {"variant": "exp", "beta": RISING, "lips": RISING, "rho": BETA}),
+]
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_updates_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), loop(rule, **options)) < (CANCELLED if rule is msvag else ROUNDING)
+
+
+@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+def test_msvag_shortens_some_steps_a_lot_and_others_little():
+    reference = loop(msvag, lr=0.1)
+    difference(reference, reference)
+    assert reference.seen == {True, False}
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.1}, {"lr": 0.02, "beta": 0.6}, {"lr": 0.1, "beta": 0.0}], ids=str)
+def test_the_weights_are_those_of_published_msvag(options):
+    assert difference_of_weights(gradtx.msvag(**options), Published(pytorch_optimizer.MSVAG, **options)) < CANCELLED
+
+
+def entry_by_entry(optimizer, **options):
+    """A published optimizer that gets every entry of every leaf as a parameter of its own."""
+    published = Published(optimizer, **options)
+
+    def step(grads, params):
+        apart = [
+            {f"{name}.{i}": x for name, leaf in tree.items() for i, x in enumerate(leaf.reshape(-1, 1))}
+            for tree in (grads, params)
+        ]
+        moved = published(*apart)
+        return {
+            name: torch.cat([moved[f"{name}.{i}"] for i in range(leaf.numel())]).reshape(leaf.shape)
+            for name, leaf in params.items()
+        }
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (torch_optimizer.A2GradUni, {"variant": "uni"}),
+        (torch_optimizer.A2GradUni, {"variant": "uni", "beta": 3.0, "lips": 2.0}),
+        (torch_optimizer.A2GradInc, {"variant": "inc"}),
+        (torch_optimizer.A2GradInc, {"variant": "inc", "beta": 3.0, "lips": 2.0}),
+        (torch_optimizer.A2GradExp, {"variant": "exp"}),
+        (torch_optimizer.A2GradExp, {"variant": "exp", "beta": 3.0, "lips": 2.0, "rho": 0.8}),
+    ],
+    ids=named,
+)
+def test_the_weights_are_those_of_published_a2grad_given_entry_by_entry(optimizer, options):
+    theirs = {name: value for name, value in options.items() if name != "variant"}
+    assert difference_of_weights(gradtx.a2grad(**options), entry_by_entry(optimizer, **theirs)) < ROUNDING
+
+
+def test_one_step_of_a2grad_is_the_gradient_over_twice_the_constant():
+    # delta = 0: x = p - g/(2L), and p' = p/3 + 2 x/3 - g/(2L)/3
+    assert first_update(gradtx.a2grad(lips=2.0), [8.0, -4.0], [1.0, 1.0]) == pytest.approx([-2.0, 1.0], rel=1e-15)
+
+
+@pytest.mark.parametrize("tx", [gradtx.msvag(lr=0.1), *(gradtx.a2grad(v) for v in ("uni", "inc", "exp"))], ids=str)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize(("alias", "options"), {alias: options for alias, _, options in OPTIONS}.items(), ids=named)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias, options):
+    assert difference(negated(alias(**options, maximize=True)), alias(**options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.msvag, {}, "missing argument 'lr'"),
+        (gradtx.msvag, {"lr": 0.1, "beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
+        (gradtx.a2grad, {"beta": -1.0}, r"beta must be in \[0, inf\), got -1.0"),
+        (gradtx.a2grad, {"lips": 0.0}, r"lips must be in \(0, inf\), got 0.0"),
+        (gradtx.a2grad, {"rho": 1.0}, r"rho must be in \[0, 1\), got 1.0"),
+        (gradtx.a2grad, {"lr": 0.1}, "unknown argument 'lr'; .*"),
+        (
+            gradtx.a2grad,
+            {"variant": "all"},
+            "scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got 'all'",
+        ),
+    ],
+    ids=named,
+)
+def test_rejects_what_is_out_of_range(alias, options, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
+        alias(**options)
+
+
+def test_a2grad_needs_params():
+    grads = {"w": torch.ones(2)}
+    with pytest.raises(ValueError, match="scale_by_a2grad needs params: call update"):
+        gradtx.a2grad().update(grads, gradtx.a2grad().init(grads))
+
+
+def test_nothing_scales_by_a_learning_rate_after_a2grad():
+    with pytest.raises(ValueError, match=r"scale_by_learning_rate.*a2grad|a2grad.*scale_by_learning_rate"):
+        gradtx.chain(gradtx.a2grad(), gradtx.scale_by_learning_rate(0.1))
+
+
+def test_a2grad_works_as_a_torch_optimizer_although_it_has_no_learning_rate():
+    weights = [torch.nn.Parameter(x) for x in problem().values()]
+    optimizer = gradtx.optim.A2Grad(weights, lips=2.0)
+    before = math.sqrt(sum(w.square().sum().item() for w in weights))
+    for _ in range(5):
+        optimizer.zero_grad()
+        sum(w.square().sum() for w in weights).backward()
+        optimizer.step()
+    assert math.sqrt(sum(w.square().sum().item() for w in weights)) < before

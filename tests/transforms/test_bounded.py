@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+import gradtx
+from tests.references import Transformed, arguments, difference, first_update, problem, run
+
+FALLING = gradtx.linear_schedule(0.2, end_factor=0.1, start_factor=1.0, total_iters=10)
+
+
+def test_signatures_are_the_published_ones():
+    lr, betas, eps = ("lr", 1e-3), ("betas", (0.9, 0.999)), ("eps", 1e-8)
+    assert arguments(gradtx.scale_by_adabound)[1:] == [
+        ("final_lr", 0.1), betas, eps, ("gamma", 1e-3), ("amsgrad", False),
+    ]  # fmt: skip
+    assert arguments(gradtx.scale_by_adamod) == [lr, betas, ("beta3", 0.999), eps, ("weight_decay", 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("tx", "updates"),
+    [
+        # m = 2, then 3; Adam's rates 1/2 and 1/3 are below the band, [1, 4] and then [4/3, 3]
+        (gradtx.scale_by_adabound(0.5, 1.0, (0.5, 0.75), eps=0.0, gamma=1.0), [2.0, 4.0]),
+        (gradtx.scale_by_adabound(0.5, 4.0, (0.5, 0.75), eps=0.0, gamma=1.0), [8.0, 3 * 8 * (1 - 1 / 3)]),
+        (gradtx.scale_by_adabound(0.5, 0.01, (0.5, 0.75), eps=0.0, gamma=1e9), [2 * 0.02, 3 * 0.02]),
+        # Adam's rate is 1/2, then sqrt(7/16) / (3/4) / sqrt(7) = 1/3; n = 1/4, then 7/24
+        (gradtx.scale_by_adamod(1.0, (0.5, 0.75), 0.5, eps=0.0), [-2 / 4, -3 * 7 / 24]),
+        (gradtx.scale_by_adamod(1.0, (0.5, 0.75), 0.0, eps=0.0), [-2 / 2, -3 / 3]),  # Adam
+        (gradtx.scale_by_adamod(2.0, (0.5, 0.75), 0.0, eps=0.0, weight_decay=0.125), [-2 - 2.5, -2 - 2.5]),
+    ],
+    ids=str,
+)
+def test_two_steps_with_a_gradient_of_four_equal_the_hand_computed_values(tx, updates):
+    assert [first_update(tx, [4.0], [10.0], steps=n)[0] for n in (1, 2)] == pytest.approx(updates, rel=1e-8)
+
+
+def test_adabound_ends_at_its_final_rate_whatever_the_gradient():
+    tx = gradtx.chain(gradtx.scale_by_adabound(0.01, 0.1, (0.0, 0.9), gamma=1e4), gradtx.scale_by_learning_rate(0.01))
+    assert first_update(tx, [1e-6, -300.0]) == pytest.approx([-1e-7, 30.0], rel=1e-3)
+
+
+def test_amsgrad_bounds_with_the_largest_square_so_far():
+    tx = gradtx.scale_by_adabound(1.0, 1.0, (0.0, 0.5), eps=0.0, gamma=1e-9, amsgrad=True)
+    state = tx.init({"w": torch.zeros(1, dtype=torch.float64)})
+    for grad in (4.0, 0.0, 1.0):
+        updates, state = tx.update({"w": torch.tensor([grad], dtype=torch.float64)}, state)
+    # v was 8, 4, 2.5: sqrt(7/8) / sqrt(8)
+    assert updates["w"].item() == pytest.approx((7 / 64) ** 0.5, rel=1e-6)
+    assert state["scale_by_adabound"]["max_exp_avg_sq"]["w"].item() == 8.0
+
+
+@pytest.mark.parametrize("lr", [0.2, FALLING, torch.tensor(0.2, dtype=torch.float64)], ids=str)
+def test_the_first_rate_is_kept_in_a_slot_of_every_leaf_and_never_changes(lr):
+    step = Transformed(gradtx.scale_by_adabound(lr))
+    run(step, rate=-0.01)
+    kept = step.state["scale_by_adabound"]["initial_lr"]
+    assert kept.keys() == problem().keys()
+    assert {(lr.item(), lr.shape, lr.dtype) for lr in kept.values()} == {(0.2, (), torch.float64)}
+
+
+def test_a_schedule_moves_the_whole_band_of_adabound():
+    options = {"final_lr": 0.5, "gamma": 0.1}
+    by_schedule = gradtx.chain(gradtx.scale_by_adabound(FALLING, **options), gradtx.scale_by_learning_rate(FALLING))
+    by_number = gradtx.chain(gradtx.scale_by_adabound(0.2, **options), gradtx.scale_by_learning_rate(FALLING))
+    assert difference(by_schedule, by_number) == 0
+
+
+def test_adamod_averages_the_rates_of_its_schedule():
+    # betas of 0 and a gradient of 1: the rate is the schedule's, 1 and then 0.1; n = 0.5, then 0.3
+    lr = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.1, total_iters=1)
+    tx = gradtx.scale_by_adamod(lr, (0.0, 0.0), 0.5, eps=0.0)
+    step = Transformed(tx)
+    got = [step({"w": torch.ones(1, dtype=torch.float64)}, {"w": torch.zeros(1)})["w"].item() for _ in range(2)]
+    assert got == pytest.approx([-0.5, -0.1])
+    assert step.state["scale_by_adamod"]["exp_avg_lr"]["w"].item() == pytest.approx(0.3)
+
+
+def test_adabound_may_have_no_eps():
+    assert first_update(gradtx.scale_by_adabound(1e-3, eps=0.0), [0.0, 1.0])[0] == 0.0  # the band is finite
+
+
+@pytest.mark.parametrize("lr", [0.0, gradtx.linear_schedule(0.0)], ids=str)
+def test_a_learning_rate_that_starts_at_zero_is_a_named_error(lr):
+    with pytest.raises(
+        ValueError, match=r"^scale_by_adabound: final_lr is divided by the initial learning rate, which is 0"
+    ):
+        gradtx.scale_by_adabound(lr).init(problem())
+
+
+def test_adamod_asks_for_params_exactly_if_it_decays():
+    assert gradtx.scale_by_adamod().needs == ()
+    assert gradtx.scale_by_adamod(weight_decay=0.1).needs == ("params",)
+    assert gradtx.scale_by_adamod(weight_decay=torch.tensor(0.0)).needs == ("params",)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1), gradtx.scale_by_adamod()],
+    ids=str,
+)
+def test_after_adamod_there_is_no_place_for_a_rate_a_decay_or_a_second_owner(after):
+    with pytest.raises(ValueError, match="scale_by_adamod"):
+        gradtx.chain(gradtx.scale_by_adamod(), after)
