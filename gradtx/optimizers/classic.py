@@ -137,7 +137,7 @@ def rmsprop(
     Example:
         >>> tx = gradtx.rmsprop(lr=0.1)
         >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
-        tensor([-0.9999,  1.0000])
+        tensor([-0.9990,  1.0000])
 
     Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850. Departures: none from
     torch.optim.RMSprop, except that the centered average cannot round below 0 (NaN there).

@@ -96,7 +96,7 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
     return init, update
 
 
-@per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
+@per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5})
 def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5.0, derivative: Scalar = 10.0):
     r"""Steer by the gradient, by what it has added up to and by how it changes: a PID controller.
 
