@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, arguments, difference, finite_without_gradient
+from tests.references import TOLERANCE, Loop, arguments, difference, finite_without_gradient, named
 
 RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
 
@@ -33,7 +33,7 @@ BRANCHES = {"turned", "kept", "neither"}
         ({"lr": 0.0}, {*BRANCHES, "least"}),
         ({"lr": RISING, "etas": (RISING, 1.1)}, BRANCHES),
     ],
-    ids=str,
+    ids=named,
 )
 def test_scale_by_rprop_follows_the_loop(options, branches):
     reference = Loop(rprop, **options)
