@@ -13,11 +13,11 @@ from gradtx.factories import alias, per_tensor, whole_tree
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
-from gradtx.optimizers.sgd import sgd, sgds, sgdw
-from gradtx.optimizers.adam_relatives import radam
 from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
+from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
+from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.quasi_newton import apollo
-from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.sgd import sgd, sgds, sgdw
 from gradtx.optimizers.variance import a2grad, msvag
 from gradtx.schedules import (
     constant_schedule,
@@ -26,6 +26,8 @@ from gradtx.schedules import (
     linear_schedule,
     warmup_cosine_schedule,
 )
+from gradtx.transforms.accelerated import scale_by_accsgd, scale_by_aggmo, scale_by_gravity, scale_by_pid
+from gradtx.transforms.accumulators import scale_by_adadelta, scale_by_adamax, scale_by_rss
 from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
 from gradtx.transforms.atan2 import (
@@ -48,14 +50,15 @@ from gradtx.transforms.control import hold_until, record
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
 from gradtx.transforms.delayed import scale_by_adashift, scale_by_avagrad
 from gradtx.transforms.history import scale_by_adanorm, scale_by_adasmooth
-from gradtx.transforms.momentum import ema, trace
+from gradtx.transforms.momentum import ema, trace, trace_ema
+from gradtx.transforms.nadam import scale_by_nadam
 from gradtx.transforms.projection import project_scale_invariant
-from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
-from gradtx.transforms.scaling import scale, scale_by_learning_rate
-from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
+from gradtx.transforms.quasi_hyperbolic import scale_by_qhadam, scale_by_qhm
 from gradtx.transforms.quasi_newton import scale_by_apollo
-from gradtx.transforms.rectified import hold_until_rectified, scale_by_radam
-from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
+from gradtx.transforms.rprop import scale_by_rprop
+from gradtx.transforms.scaling import scale, scale_by_inverse_time, scale_by_learning_rate
+from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 from gradtx.transforms.switching import scale_by_swats
 from gradtx.transforms.variance import scale_by_a2grad, scale_by_msvag
 from gradtx.wrappers import accumulate, skip_nonfinite
@@ -68,14 +71,16 @@ __all__ = [
     "Scalar",
     "Schedule",
     "a2grad",
+    "accsgd",
     "accumulate",
     "adabelief",
-    "adam",
-    "adam_atan2",
-    "adamd",
     "adabound",
+    "adadelta",
+    "adagrad",
     "adam",
     "adam_atan2",
+    "adamax",
+    "adamd",
     "adamod",
     "adamp",
     "adams",
@@ -87,6 +92,7 @@ __all__ = [
     "add_norm_loss",
     "adopt",
     "adopt_atan2",
+    "aggmo",
     "alias",
     "apollo",
     "apply_updates",
@@ -104,6 +110,7 @@ __all__ = [
     "diffgrad",
     "ema",
     "freeze",
+    "gravity",
     "hold_until",
     "hold_until_rectified",
     "is_off",
@@ -113,40 +120,58 @@ __all__ = [
     "map_after_step",
     "masked",
     "msvag",
+    "nadam",
     "normalize_by_std",
     "optim",
     "orthogonalize_against_ema",
     "partition",
     "per_tensor",
+    "pid",
     "project_scale_invariant",
+    "qhadam",
+    "qhm",
     "radam",
     "record",
     "regenerate_towards_init",
+    "rmsprop",
+    "rprop",
     "sadam",
     "scale",
     "scale_by_a2grad",
+    "scale_by_accsgd",
     "scale_by_adabound",
+    "scale_by_adadelta",
     "scale_by_adam",
     "scale_by_adam_hat",
     "scale_by_adam_stable_decay",
+    "scale_by_adamax",
     "scale_by_adamod",
     "scale_by_adanorm",
     "scale_by_adashift",
     "scale_by_adasmooth",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
+    "scale_by_aggmo",
     "scale_by_apollo",
     "scale_by_atan2",
-    "scale_by_belief",
     "scale_by_avagrad",
+    "scale_by_belief",
     "scale_by_caution",
     "scale_by_diffgrad",
+    "scale_by_gravity",
+    "scale_by_inverse_time",
     "scale_by_learning_rate",
     "scale_by_msvag",
+    "scale_by_nadam",
+    "scale_by_pid",
+    "scale_by_qhadam",
+    "scale_by_qhm",
     "scale_by_radam",
     "scale_by_rms",
-    "scale_by_yogi",
+    "scale_by_rprop",
+    "scale_by_rss",
     "scale_by_swats",
+    "scale_by_yogi",
     "schedules",
     "sgd",
     "sgdp",
@@ -156,6 +181,7 @@ __all__ = [
     "soft_row_clip",
     "swats",
     "trace",
+    "trace_ema",
     "warmup_cosine_schedule",
     "whole_tree",
     "with_lookahead",

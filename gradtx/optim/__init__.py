@@ -11,40 +11,52 @@ from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
-from gradtx.optimizers.sgd import sgd, sgds, sgdw
-from gradtx.optimizers.adam_relatives import radam
 from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
+from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
+from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.quasi_newton import apollo
-from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.sgd import sgd, sgds, sgdw
 from gradtx.optimizers.variance import a2grad, msvag
 
 __all__ = [
     "ADOPT",
     "MSVAG",
+    "PID",
+    "QHM",
     "SGD",
     "SGDP",
     "SGDS",
     "SGDW",
-    "AdaBelief",
     "SWATS",
     "A2Grad",
+    "AccSGD",
+    "AdaBelief",
     "AdaBound",
     "AdaMod",
     "AdaNorm",
     "AdaShift",
     "AdaSmooth",
+    "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamAtan2",
     "AdamD",
     "AdamP",
     "AdamS",
     "AdamW",
+    "Adamax",
     "AdoptAtan2",
+    "AggMo",
     "ApolloDQN",
     "AvaGrad",
     "ChainOptimizer",
     "DiffGrad",
+    "Gravity",
+    "NAdam",
+    "QHAdam",
     "RAdam",
+    "RMSprop",
+    "Rprop",
     "Sadam",
     "Yogi",
     "as_optimizer",
@@ -159,6 +171,8 @@ class AdamS(AliasOptimizer, alias=adams): ...
 
 
 class SGDS(AliasOptimizer, alias=sgds): ...
+
+
 class A2Grad(AliasOptimizer, alias=a2grad): ...
 
 
@@ -187,3 +201,39 @@ class MSVAG(AliasOptimizer, alias=msvag): ...
 
 
 class SWATS(AliasOptimizer, alias=swats): ...
+
+
+class Adadelta(AliasOptimizer, alias=adadelta): ...
+
+
+class Adagrad(AliasOptimizer, alias=adagrad): ...
+
+
+class Adamax(AliasOptimizer, alias=adamax): ...
+
+
+class NAdam(AliasOptimizer, alias=nadam): ...
+
+
+class RMSprop(AliasOptimizer, alias=rmsprop): ...
+
+
+class Rprop(AliasOptimizer, alias=rprop): ...
+
+
+class AccSGD(AliasOptimizer, alias=accsgd): ...
+
+
+class AggMo(AliasOptimizer, alias=aggmo): ...
+
+
+class Gravity(AliasOptimizer, alias=gravity): ...
+
+
+class PID(AliasOptimizer, alias=pid): ...
+
+
+class QHAdam(AliasOptimizer, alias=qhadam): ...
+
+
+class QHM(AliasOptimizer, alias=qhm): ...

@@ -164,7 +164,7 @@ class GroupView:
         new.first = dict(self.first)
         for name, value in values.items():
             now_off = literal and _each(off[name], bool, any)
-            if now_off or value is None or self.first[name] is None or not _each(value, _is_number, any):
+            if now_off or _form(value) != _form(self.first[name]) or not _each(value, _is_number, any):
                 new.first[name] = value  # what decides links and slots
         return new
 
@@ -209,7 +209,12 @@ def _each(value: Any, test: Callable[[Any], bool], how: Callable[..., bool]) -> 
     return how(map(test, value)) if isinstance(value, tuple) else test(value)
 
 
+def _form(value: Any) -> int | None:
+    """What of a number or tuple of numbers decides links and slots: whether it is there, how many entries it has."""
+    return len(value) if isinstance(value, tuple) else None if value is None else 1
+
+
 def _both(a: Any, b: Any) -> Any:
     if isinstance(a, tuple):
-        return tuple(x and y for x, y in zip(a, b, strict=True))
+        return tuple(x and y for x, y in zip(a, b, strict=True)) if len(a) == len(b) else b
     return a and b

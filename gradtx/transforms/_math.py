@@ -28,6 +28,16 @@ def largest(x: Tensor) -> Tensor:
     return x.amax() if x.numel() else x.sum()
 
 
+def at_most(x: Tensor, bound: Any) -> Tensor:
+    """The smaller of each entry and a number or 0-d tensor."""
+    return x.clamp(max=bound)
+
+
+def filled_like(x: Tensor, value: Any) -> Tensor:
+    """A tensor like `x` with one number in all places, which may be a 0-d tensor (`full_like` would read it)."""
+    return (torch.zeros_like(x) + value).to(x.dtype)
+
+
 def norm(x: Tensor) -> Tensor:
     """The 2-norm of a whole leaf, 0-d."""
     return safe_sqrt(x.square().sum())

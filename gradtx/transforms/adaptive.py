@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, at_least, safe_sqrt
+from gradtx.transforms._math import adam_moments, at_least, filled_like, safe_sqrt
 
 
 @per_tensor(elementwise=True)
@@ -84,7 +84,7 @@ def scale_by_rms(
     """
 
     def init(param):
-        slots = {"square_avg": torch.zeros_like(param) + initial_accumulator_value}
+        slots = {"square_avg": filled_like(param, initial_accumulator_value)}
         return slots | {"grad_avg": torch.zeros_like(param)} if centered else slots
 
     def update(update, state, param, ctx):

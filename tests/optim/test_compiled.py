@@ -1,18 +1,13 @@
 """`compile=True`: equal to eager steps, in place, and nothing compiles twice."""
 
-import copy
 import functools
-import io
-import logging
-import subprocess
-import sys
 
 import pytest
 import torch
 
 import gradtx
-from gradtx.optim import _engine, _trace
-from tests.conformance import all_cases, example, extras, factories, field, noise, plain_cases
+from gradtx.optim import _engine
+from tests.conformance import all_cases, extras, noise, plain_cases
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
