@@ -332,11 +332,14 @@ class Engine:
         programs = self._programs.setdefault(key, [])
         program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
-            if kind.flat:  # lengths that tell the compiler whether threads are worth it
+            start, chain = time.monotonic(), call.views[item.group].chain_of(key[0])
+            examples = tensors
+            if kind.flat and not programs:  # lengths that tell the compiler whether threads are worth it
                 size, length = len(tensors) // kind.width, 4 * LARGE if kind.large else 64
-                tensors = [t if t.ndim == 0 else t.new_empty(length + i // size) for i, t in enumerate(tensors)]
-            start = time.monotonic()
-            program = Program(form, call.views[item.group].chain_of(key[0]), first, tensors, self._options)
+                examples = [t if t.ndim == 0 else t.new_empty(length + i // size) for i, t in enumerate(tensors)]
+            program = Program(form, chain, first, examples, self._options)
+            if not program.fits(tensors):  # a rule asks for the length
+                program = Program(form, chain, first, tensors, self._options)
             programs.append(program)
             if time.monotonic() - start > PATIENCE:
                 logger.info("compiled a program for %s in %.1f s", leaf.name, time.monotonic() - start)

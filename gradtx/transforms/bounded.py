@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, hat_rate
+from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
 from gradtx.transforms.decay import initial_lr
 
 
@@ -58,7 +58,7 @@ def scale_by_adabound(
         mean, square, new = average(update, state)
         final, narrowing = final_lr / state["initial_lr"], gamma * ctx.time
         lowest, highest = final * (1 - 1 / (narrowing + 1)), final * (1 + 1 / narrowing)
-        rates = hat_rate(square, ctx, betas, eps).clamp(lowest, highest)
+        rates = hat_rate(safe_sqrt(square) + eps, ctx, betas).clamp(lowest, highest)
         return rates * mean, new | {"initial_lr": state["initial_lr"]}
 
     return init, update
@@ -111,7 +111,7 @@ def scale_by_adamod(
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
-        rates = lr * hat_rate(square, ctx, betas, eps)
+        rates = lr * hat_rate(safe_sqrt(square) + eps, ctx, betas)
         usual = beta3 * state["exp_avg_lr"] + (1 - beta3) * rates
         step = -torch.minimum(rates, usual) * mean
         if not is_off(weight_decay):

@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, hat_rate
+from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
 
 
 @per_tensor(
@@ -69,7 +69,7 @@ def scale_by_swats(
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
-        step = -lr * hat_rate(square, ctx, betas, eps) * mean
+        step = -lr * hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean
         total = yield {"square": step.square().sum(), "slope": (step * update).sum()}
 
         # The steps of all leaves together: one of them may have had its first gradient late.
