@@ -297,7 +297,7 @@ def exact(value: Any, device: torch.device) -> Tensor:
     """A number or 0-d tensor as float64. (`torch.as_tensor` of a Python float would be float32.)"""
     if isinstance(value, Tensor):
         return value.to(device, exact_dtype(device))
-    return torch.tensor(value, dtype=exact_dtype(device), device=device)
+    return torch.full((), value, dtype=exact_dtype(device), device=device)  # filled in there: nothing is sent
 
 
 def exact_dtype(like: Any) -> torch.dtype:

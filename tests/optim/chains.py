@@ -17,7 +17,7 @@ def scale_by_two_sums(factor: gradtx.Scalar = 1.0):
     def update(update, state, param, ctx):
         square = yield {"square": update.square().sum()}
         update = update / (square["square"].sqrt() + 1)
-        size = yield {"sum": update.abs().sum(), "count": torch.tensor(float(update.numel()))}
+        size = yield {"sum": update.abs().sum(), "count": update.new_full((), update.numel())}
         yield factor * update / (size["sum"] / size["count"] + 1e-3), state
 
     return update
