@@ -39,12 +39,12 @@ def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, monkeypatch)
     monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)  # ours wait until they are somewhere else
     params = {key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()}
     optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()))
-    for _ in range(3):
+    for t in range(4):
         for param in params.values():
             param.grad = torch.empty_like(param)
         with Traffic() as traffic:
             optimizer.step()
-        assert traffic.seen == []
+        assert t == 0 or traffic.seen == []  # the first step makes state, perhaps from numbers
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
