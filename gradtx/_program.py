@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradtx._arguments import functorch
 from gradtx._context import Clock, Context, Moment
-from gradtx._sharding import is_sharded, local, stacked
+from gradtx._sharding import is_sharded, local, placed_as, stacked
 
 Path = tuple[str, ...]
 
@@ -71,7 +71,9 @@ class Leaf:
 
     def result(self) -> Tensor | None:
         """The update after the last link, rounded once."""
-        return None if self.update is None else self.update.to(self.dtype)
+        if self.update is None:
+            return None
+        return placed_as(self.update.to(self.dtype), self.given[0] if self.given[1] is None else self.given[1])
 
 
 class Run:

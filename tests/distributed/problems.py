@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 import gradtx
 from gradtx import chain
 from gradtx._sharding import local, rejoined
+from tests.optim.chains import CHAINS as OF_ONE_PROCESS
 from tests.optim.chains import add_noise
 
 STEPS = 6
@@ -142,6 +143,19 @@ def keep_views():
     return init, update
 
 
+@gradtx.whole_tree
+def divide_otherwise():
+    """Updates come back divided along another dimension, as products of matrices may."""
+
+    def update(updates, state, params, ctx):
+        return {
+            name: u.redistribute(placements=[Shard(1)]) if isinstance(u, DTensor) and u.ndim > 1 else u
+            for name, u in updates.items()
+        }, state
+
+    return update
+
+
 @gradtx.whole_tree(needs=("grad_fn", "params"))
 def gradient_ahead(rate: gradtx.Scalar = 0.1):
     """The gradient where a step of plain descent would lead."""
@@ -186,7 +200,9 @@ CHAINS = {
     "lookahead": chain(gradtx.adamp(lr=1e-2), gradtx.lookahead(k=2), gradtx.average(decay=0.9)),
     "record": chain(gradtx.record("norm"), gradtx.adamw(lr=1e-2)),
     "views": chain(keep_views(), gradtx.sgd(lr=0.1)),
+    **{name: OF_ONE_PROCESS[name] for name in ("whole tree", "plain functions", "two sums", "twice")},
     "bounded": chain(gradtx.sgd(lr=0.1), gradtx.map_after_step(torch.tanh)),
+    "divided otherwise": chain(gradtx.sgd(lr=0.1), divide_otherwise()),
 }
 
 WITH_CLOSURES = {
