@@ -8,6 +8,7 @@ import torch
 
 import gradtx
 from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, counting_steps, decaying
+from tests.optim.chains import gradient_ahead, scale_by_value
 from tests.optim.problems import assert_close, assert_equal, values
 
 with warnings.catch_warnings():
@@ -126,24 +127,6 @@ def test_lightning_resumes_torchs_run_with_our_adamw(tmp_path):
     trained(tmp_path, contest.theirs, epochs=1, save=True)
     resumed, _ = trained(tmp_path, contest.ours, resume=tmp_path / "run.ckpt")
     assert_close(weights(resumed), weights(whole), TOLERANCE)
-
-
-@gradtx.per_tensor(needs=("value",))
-def scale_by_value():
-    def update(update, state, param, ctx):
-        return ctx.value * update, state
-
-    return update
-
-
-@gradtx.whole_tree(needs=("grad_fn", "params"))
-def gradient_ahead(rate: gradtx.Scalar = 0.1):
-    """The gradient where a step of plain descent would lead."""
-
-    def update(updates, state, params, ctx):
-        return ctx.grad_fn({name: params[name] - rate * update for name, update in updates.items()}), state
-
-    return update
 
 
 @pytest.mark.parametrize("link", [scale_by_value(), gradient_ahead()], ids=["value", "grad_fn"])

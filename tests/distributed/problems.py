@@ -16,7 +16,7 @@ import gradtx
 from gradtx import chain
 from gradtx._sharding import local, rejoined
 from tests.optim.chains import CHAINS as OF_ONE_PROCESS
-from tests.optim.chains import add_noise
+from tests.optim.chains import add_noise, gradient_ahead, scale_by_value
 
 STEPS = 6
 
@@ -152,24 +152,6 @@ def divide_otherwise():
             name: u.redistribute(placements=[Shard(1)]) if isinstance(u, DTensor) and u.ndim > 1 else u
             for name, u in updates.items()
         }, state
-
-    return update
-
-
-@gradtx.whole_tree(needs=("grad_fn", "params"))
-def gradient_ahead(rate: gradtx.Scalar = 0.1):
-    """The gradient where a step of plain descent would lead."""
-
-    def update(updates, state, params, ctx):
-        return ctx.grad_fn({name: params[name] - rate * update for name, update in updates.items()}), state
-
-    return update
-
-
-@gradtx.per_tensor(needs=("value",))
-def scale_by_value():
-    def update(update, state, param, ctx):
-        return ctx.value * update, state
 
     return update
 

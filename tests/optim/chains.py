@@ -81,6 +81,24 @@ def scale_by_mean_of_trees(factor: gradtx.Scalar = 1.0):
     return init, update
 
 
+@gradtx.whole_tree(needs=("grad_fn", "params"))
+def gradient_ahead(rate: gradtx.Scalar = 0.1):
+    """The gradient where a step of plain descent would lead."""
+
+    def update(updates, state, params, ctx):
+        return ctx.grad_fn({name: params[name] - rate * update for name, update in updates.items()}), state
+
+    return update
+
+
+@gradtx.per_tensor(needs=("value",))
+def scale_by_value():
+    def update(update, state, param, ctx):
+        return ctx.value * update, state
+
+    return update
+
+
 def plain_init(params):
     return {"mean": {name: torch.zeros_like(p) for name, p in params.items()}}
 
