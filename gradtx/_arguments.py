@@ -329,9 +329,8 @@ def exact(value: Any, device: torch.device) -> Tensor:
     """A number or 0-d tensor as float64. (`torch.as_tensor` of a Python float would be float32.)"""
     if isinstance(value, Tensor):
         return value.to(device, exact_dtype(device))
-    if isinstance(value, torch.SymInt):  # a size, while a program is traced for all sizes
-        return torch.full((), value, dtype=exact_dtype(device), device=device)
-    return torch.tensor(value, dtype=exact_dtype(device), device=device)
+    # Filled in there: nothing is sent, and sizes stay symbolic where a program is traced for all of them.
+    return torch.full((), value, dtype=exact_dtype(device), device=device)
 
 
 def exact_dtype(like: Any) -> torch.dtype:

@@ -29,7 +29,9 @@ class Clock:
 
     def on(self, device: torch.device) -> Moment:
         if device not in self._moments:
-            self._moments[device] = Moment(self.step.to(device), self.host)
+            # A copy to a device would wait for all that is queued there; filling in a number does not.
+            step = self.step.to(device) if self.host is None else torch.full_like(self.step, self.host, device=device)
+            self._moments[device] = Moment(step, self.host)
         return self._moments[device]
 
 

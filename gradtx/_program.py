@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradtx._arguments import functorch
 from gradtx._context import Clock, Context, Moment
+from gradtx._sharding import is_sharded, local, placed_as, stacked
 
 Path = tuple[str, ...]
 
@@ -70,7 +71,9 @@ class Leaf:
 
     def result(self) -> Tensor | None:
         """The update after the last link, rounded once."""
-        return None if self.update is None else self.update.to(self.dtype)
+        if self.update is None:
+            return None
+        return placed_as(self.update.to(self.dtype), self.given[0] if self.given[1] is None else self.given[1])
 
 
 class Run:
@@ -181,7 +184,7 @@ def memory_of(tensor: Tensor) -> Any:
     if torch.compiler.is_compiling():
         return tensor if tensor._base is None else tensor._base
     try:
-        return tensor.untyped_storage()._cdata
+        return local(tensor).untyped_storage()._cdata
     except NotImplementedError:  # a tensor of a transform has no memory of its own
         return memory_of(functorch.get_unwrapped(tensor))
 
@@ -255,7 +258,7 @@ class Operation:
                 )
         for key in waiting[0][1]:
             terms = [payload[key].to(device) for _, payload in waiting]
-            total[key] = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
+            total[key] = terms[0] if len(terms) == 1 and not is_sharded(terms[0]) else stacked(terms).sum()
         return total
 
     def init_all(self) -> None:

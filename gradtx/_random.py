@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import exact_dtype
+from gradtx._sharding import local, placed_as, rejoined
 
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
@@ -43,7 +44,8 @@ class Stream:
     def _bits(self, like: Tensor) -> Tensor:
         self._draws += 1
         index = torch.arange(like.numel(), device=like.device, dtype=torch.int64).reshape(like.shape)
-        return _mix(_mix(self._key.to(like.device) + self._draws) + index)
+        # Only this process's part of a divided leaf: torch 2.13 shifts the bits of DTensors wrongly.
+        return _mix(_mix(self._key.to(like.device) + self._draws) + local(placed_as(index, like)))
 
     def _uniform(self, like: Tensor) -> Tensor:
         # 53 bits, centred in their cells: never 0, whose logarithm is -inf, and never 1.
@@ -52,8 +54,8 @@ class Stream:
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers, shaped as `like`."""
         radius = (-2 * self._uniform(like).log()).sqrt()
-        return (radius * (2 * math.pi * self._uniform(like)).cos()).to(like.dtype)
+        return rejoined((radius * (2 * math.pi * self._uniform(like)).cos()).to(like.dtype), like)
 
     def rademacher(self, like: Tensor) -> Tensor:
         """-1 or 1 with equal odds, shaped as `like`."""
-        return (1 - 2 * _shift(self._bits(like), 63)).to(like.dtype)
+        return rejoined((1 - 2 * _shift(self._bits(like), 63)).to(like.dtype), like)

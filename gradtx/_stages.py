@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradtx import _tree
 from gradtx._arguments import exact, exact_dtype, readable
 from gradtx._context import Context
 from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run, lacking
 from gradtx._random import Stream
+from gradtx._sharding import gathered, is_sharded, placed_as, undivided
 
 
 class Parts(NamedTuple):
@@ -55,7 +57,14 @@ class RuleStage(Operation):
     def _made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
         """What the rule's own `init` returns."""
         rng = (Stream(self._shared["seed"], self._shared["counter"], leaf.name),) if self._spec.random else ()
-        return self._parts.init(self._like(leaf, device), *rng)  # type: ignore[misc]
+        like, init = self._like(leaf, device), self._parts.init
+        assert init is not None
+        try:
+            return init(like, *rng)
+        except RuntimeError:
+            if not is_sharded(like):
+                raise
+            return init(gathered(like), *rng)
 
     def _first(self, leaf: Leaf) -> dict[str, Tensor]:
         if self._parts.init is None:
@@ -74,6 +83,7 @@ class RuleStage(Operation):
         old, state = self._state(leaf, wide)
         param = leaf.param if leaf.param is None else leaf.param.to(wide)
         context = Context(leaf, leaf.clock, wide, self._stream(leaf)) if self._spec.random else leaf.context(wide)
+        whole = False
         while True:
             try:
                 out = self._parts.update(update, state, param, context)
@@ -85,7 +95,11 @@ class RuleStage(Operation):
                 self._supply(error, state, leaf)
             except RuntimeError:
                 self._check_shapes(leaf, old)
-                raise
+                if whole or not is_sharded(update):
+                    raise
+                # Some operations have no form for divided tensors; which ones is the same on every process.
+                whole, update, param = True, gathered(update), gathered(param)
+                state = _tree.map_tensors(gathered, state)
         self._finish(leaf, out, old, wide)
         return None
 
@@ -148,7 +162,7 @@ class RuleStage(Operation):
                 f"{self._spec.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
                 f"its update came out as {tuple(update.shape)}"
             )
-        leaf.update = update if update.dtype == wide else update.to(wide)
+        leaf.update = placed_as(update if update.dtype == wide else update.to(wide), leaf.update)
         if not old and not state and not self._shared:
             return
         state = numbered(state)
@@ -246,7 +260,7 @@ class TreeStage(Operation):
         shared: dict[str, Tensor] = {}
         for key, value in state.items() if isinstance(state, dict) else [("", state)] if state else []:
             if isinstance(value, Tensor) and value.ndim == 0:
-                shared[key] = value
+                shared[key] = undivided(value)
             elif isinstance(value, dict) and set(value) <= set(leaves):
                 for name, tensor in value.items():
                     slots.setdefault(name, {})[key] = tensor
@@ -344,7 +358,11 @@ def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner:
         if not isinstance(value, Tensor):
             raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {value!r} for {slot!r}")
         scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
-        kept[slot] = value.to(stored) if value.dtype == like.dtype and not scalar else value
+        value = value.to(stored) if value.dtype == like.dtype and not scalar else value
+        if value.shape == like.shape:
+            kept[slot] = placed_as(value, like)
+        else:
+            kept[slot] = gathered(value) if value.ndim else undivided(value)
     return kept
 
 
@@ -361,7 +379,7 @@ def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tens
         raise TypeError(f"{'.'.join([*path, slot])}: the new value of leaf {leaf!r} came out as {value!r}")
     if value.shape != old.shape:
         raise wrong_shape(path, slot, leaf, old.shape, value.shape)
-    return value if value.dtype == old.dtype else value.to(old.dtype)
+    return placed_as(value if value.dtype == old.dtype else value.to(old.dtype), old)
 
 
 def wrong_shape(path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size) -> ValueError:

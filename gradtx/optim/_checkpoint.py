@@ -113,13 +113,16 @@ def load(optimizer: Any, state_dict: dict[str, Any], strict: bool) -> None:
         states.update(found)
         layouts.update(places)
     agree_on_shared(states, layouts, absent, lambda param: optimizer._records[param].name)
+    # What comes back as the library made it is still to be made from the weights of the first step: accelerate's
+    # `prepare` loads an optimizer's own state into it.
+    unused = {param for param in states if param in absent or _unused(optimizer, param, states[param])}
     foreign = {key: value for key, value in entries.items() if key not in numbered}
     optimizer.state.clear()
     optimizer.state.update({**states, **foreign})
     optimizer._views, optimizer.param_groups = new_views, [view.group for view in new_views]
     for param, record in optimizer._records.items():
         record.layout, record.made, record.waiting = layouts.get(param), None, waiting.get(param)
-        if param in absent and param in states:
+        if param in unused:
             record.note(states[param])
     for view in new_views:
         view.show(optimizer._count)
@@ -132,6 +135,15 @@ def _rename_decoupled(group: dict[str, Any]) -> None:
     for word, on in (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True)):
         if word in group:
             group.setdefault("decoupled_weight_decay", group.pop(word) == on)
+
+
+def _unused(optimizer: Any, param: Tensor, state: Mapping[str, Tensor]) -> bool:
+    """Whether this is the state that the parameter has, and nobody has used or touched that yet."""
+    own = optimizer.state.get(param, {})
+    if not optimizer._records[param].untouched(own) or own.keys() != state.keys():
+        return False
+    # The parameter may have been moved since its state was made.
+    return all(torch.equal(value, own[key].to(value)) for key, value in state.items())
 
 
 def _loaded(

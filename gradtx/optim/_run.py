@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._program import Block, Leaf, Path, Run
+from gradtx._sharding import local
 
 # Entries of a part of a large leaf: temporaries of a rule stay in a core's cache, and few enough calls remain.
 # Measured with benchmarks/step_time.py: smaller parts are slower, from 2**18 to 2**24 all take the same time.
@@ -71,6 +72,7 @@ class Record:
 
 
 def _version(tensor: Tensor) -> int:
+    tensor = local(tensor)
     return 0 if tensor.is_inference() else tensor._version  # inference tensors don't count theirs
 
 

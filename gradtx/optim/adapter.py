@@ -163,8 +163,9 @@ class ChainOptimizer(torch.optim.Optimizer):
     # Runs, and the state of parameters.
 
     def _run(self, initial: bool, records: Any = None) -> OptimizerRun:
-        device = next((p.device for group in self.param_groups for p in group["params"]), CPU)
-        return OptimizerRun(self.state, self._records if records is None else records, device, initial)
+        records = self._records if records is None else records
+        device = next((param.device for param in records), CPU)
+        return OptimizerRun(self.state, records, device, initial)
 
     @staticmethod
     def _leaf(run: OptimizerRun, param: Tensor, clock: Clock, grad: Tensor | None = None, extras: Any = None) -> Leaf:

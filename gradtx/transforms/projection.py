@@ -69,4 +69,4 @@ def _view(sums, length, delta, eps):
     grad_param, grad_grad, param_param, update_param = sums
     param_norm = safe_sqrt(param_param)
     cosine = grad_param.abs() / (at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps))
-    return cosine.max() < delta / length**0.5, update_param / (param_norm + eps).square()
+    return (cosine < delta / length**0.5).all(), update_param / (param_norm + eps).square()

@@ -17,7 +17,7 @@ def scale_by_two_sums(factor: gradtx.Scalar = 1.0):
     def update(update, state, param, ctx):
         square = yield {"square": update.square().sum()}
         update = update / (square["square"].sqrt() + 1)
-        size = yield {"sum": update.abs().sum(), "count": torch.tensor(float(update.numel()))}
+        size = yield {"sum": update.abs().sum(), "count": update.new_full((), update.numel())}
         yield factor * update / (size["sum"] / size["count"] + 1e-3), state
 
     return update
@@ -79,6 +79,24 @@ def scale_by_mean_of_trees(factor: gradtx.Scalar = 1.0):
         return {name: factor * m / (size + 1) for name, m in mean.items()}, {"mean": mean, "size": size}
 
     return init, update
+
+
+@gradtx.whole_tree(needs=("grad_fn", "params"))
+def gradient_ahead(rate: gradtx.Scalar = 0.1):
+    """The gradient where a step of plain descent would lead."""
+
+    def update(updates, state, params, ctx):
+        return ctx.grad_fn({name: params[name] - rate * update for name, update in updates.items()}), state
+
+    return update
+
+
+@gradtx.per_tensor(needs=("value",))
+def scale_by_value():
+    def update(update, state, param, ctx):
+        return ctx.value * update, state
+
+    return update
 
 
 def plain_init(params):

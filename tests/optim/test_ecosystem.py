@@ -96,6 +96,25 @@ def test_averaged_models_and_swalr_work_as_with_torch():
     assert_close(*results, tolerance=1e-6)  # six roundings of float32
 
 
+def test_update_bn_sees_the_averaged_weights():
+    results = []
+    for module in (gradtx.optim, torch.optim):
+        torch.manual_seed(0)
+        first = torch.nn.Linear(3, 4, bias=False)  # its gradient would be all rounding
+        model = torch.nn.Sequential(first, torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)).double()
+        averaged = swa_utils.AveragedModel(model)
+        batches = [torch.randn(4, 3, dtype=torch.float64) for _ in range(5)]
+        optimizer = module.AdamW(model.parameters(), lr=0.1)
+        for batch in batches:
+            optimizer.zero_grad()
+            (model(batch) - 1).square().mean().backward()
+            optimizer.step()
+            averaged.update_parameters(model)
+        swa_utils.update_bn(batches, averaged)
+        results.append([*averaged.parameters(), *averaged.module[1].buffers()])
+    assert_close(*results, tolerance=TOLERANCE)
+
+
 def test_an_average_of_weights_equals_torchs_averaged_model():
     model = model_of().double()
     optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), model.parameters())

@@ -1,0 +1,70 @@
+"""Tensors divided among processes (DTensors), known by what they offer: most programs never import them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(tensor: Any) -> bool:
+    return type(tensor) is not Tensor and hasattr(tensor, "placements")
+
+
+def local(tensor: Any) -> Tensor:
+    """The part that this process has."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def undivided(tensor: Any) -> Tensor:
+    """All of it, as a plain tensor."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def rejoined(part: Tensor, like: Any) -> Any:
+    """The tensor divided as `like` of which `part` is what this process has."""
+    if not is_sharded(like):
+        return part
+    shape = {"shape": like.shape, "stride": like.stride()}
+    return type(like).from_local(part, like.device_mesh, like.placements, run_check=False, **shape)
+
+
+def gathered(tensor: Any) -> Any:
+    """The same with all entries on every process: for operations that have no other form."""
+    if not is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(placements=[Replicate()] * tensor.device_mesh.ndim)
+
+
+def placed_as(tensor: Any, like: Any) -> Any:
+    """The same numbers divided as `like`; operations may return them otherwise, also with sums outstanding."""
+    if not is_sharded(like):
+        return undivided(tensor)
+    if not is_sharded(tensor):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        # Every process has all of it, so nothing needs to be sent.
+        whole = [Replicate()] * like.device_mesh.ndim
+        tensor = DTensor.from_local(tensor, like.device_mesh, whole, run_check=False)
+    return tensor if tensor.placements == like.placements else tensor.redistribute(placements=like.placements)
+
+
+def stacked(numbers: list[Any]) -> Tensor:
+    """0-d tensors as one plain vector, with one exchange for all that are divided alike."""
+    alike: dict[Any, list[int]] = {}
+    for i, number in enumerate(numbers):
+        alike.setdefault((number.device_mesh, number.placements) if is_sharded(number) else None, []).append(i)
+    if list(alike) == [None]:
+        return torch.stack(numbers)
+    vectors = []
+    for places in alike.values():
+        first, vector = numbers[places[0]], torch.stack([local(numbers[i]) for i in places])
+        if is_sharded(first):
+            vector = type(first).from_local(vector, first.device_mesh, first.placements, run_check=False).full_tensor()
+        vectors.append(vector)
+    order = [i for places in alike.values() for i in places]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat(vectors)[back]

@@ -1,0 +1,100 @@
+"""Hugging Face accelerate."""
+
+import accelerate
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+import gradtx
+from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, counting_steps, decaying
+from tests.optim.problems import assert_close, assert_equal, values
+
+BATCHES, EVERY = 12, 2
+
+
+@pytest.fixture(autouse=True)
+def _alone():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+
+
+def prepared(make):
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=EVERY)
+    model = network()
+    optimizer = counting_steps(make(model))
+    rows = torch.randn(4 * BATCHES, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batches = torch.utils.data.DataLoader(rows, batch_size=4)
+    return accelerator, *accelerator.prepare(model, optimizer, batches, decaying(optimizer))
+
+
+def trained(make, clip=CLIP, save=None, resume=None):
+    """The model after its run, and its optimizer; `save` is written half-way, where `resume` starts."""
+    accelerator, model, optimizer, batches, scheduler = prepared(make)
+    if resume is not None:
+        accelerator.load_state(str(resume))
+        batches = accelerator.skip_first_batches(batches, BATCHES // 2)
+    for done, batch in enumerate(batches, 1):
+        with accelerator.accumulate(model):
+            accelerator.backward((model(batch) - 1).square().mean())
+            if accelerator.sync_gradients and clip:
+                accelerator.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if save is not None and done == BATCHES // 2:
+            accelerator.save_state(str(save))
+    return values(model.parameters()), optimizer.optimizer
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+def test_an_accelerated_run_equals_the_reference(name):
+    contest = CONTESTS[name]
+    ours, optimizer = trained(contest.ours, None if contest.clips else CLIP)
+    theirs, reference = trained(contest.theirs)
+    assert_close(ours, theirs, TOLERANCE)
+    for each in (optimizer, reference):
+        assert each.steps_taken == BATCHES // EVERY
+        assert each.param_groups[0]["lr"] == pytest.approx(RATE * DECAY ** (BATCHES // EVERY))
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+def test_accelerate_resumes_bit_for_bit(name, tmp_path):
+    make = CONTESTS[name].ours
+    whole, first = trained(make, save=tmp_path)
+    resumed, second = trained(make, resume=tmp_path)
+    assert (first.steps_taken, second.steps_taken) == (BATCHES // EVERY, BATCHES // EVERY // 2)
+    assert_equal(resumed, whole)
+    assert_equal(second.state_dict(), first.state_dict())
+
+
+def test_accelerate_resumes_torchs_run_with_our_adamw(tmp_path):
+    contest = CONTESTS["AdamW"]
+    whole, _ = trained(contest.theirs, save=tmp_path)
+    resumed, _ = trained(contest.ours, resume=tmp_path)
+    assert_close(resumed, whole, TOLERANCE)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_weights_loaded_after_prepare_count_for_first_states(moved):
+    """`prepare` loads the optimizer's own state back into it; nothing has been trained by then."""
+    tx = gradtx.chain(gradtx.adamp(lr=RATE), gradtx.lookahead(k=2))
+
+    def make(model):
+        optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+        if moved:
+            model.float()
+        return optimizer
+
+    _, model, optimizer, *_ = prepared(make)
+    for param in model.parameters():
+        torch.nn.init.constant_(param, 3.0)
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    for param in model.parameters():
+        assert_equal(optimizer.state[param]["slow"], torch.full_like(param, 3.0).detach())

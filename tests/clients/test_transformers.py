@@ -1,0 +1,94 @@
+"""The Trainer of Hugging Face transformers."""
+
+import pytest
+import torch
+import transformers
+
+import gradtx
+from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, counting_steps, decaying
+from tests.optim.problems import assert_close, assert_equal, values
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
+    transformers.logging.set_verbosity(before)
+
+
+def language_model():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 11, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tokens)).double()
+
+
+def sentences():
+    rows = torch.randint(11, (16, 8), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def trained(folder, make=None, clip=CLIP, resume=None, **options):
+    """Parameters and optimizer after the Trainer's run; without `make`, the Trainer makes the optimizer itself."""
+    model = language_model()
+    if make is not None:
+        optimizer = counting_steps(make(model))
+        options["optimizers"] = (optimizer, decaying(optimizer))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        save_steps=STEPS // 2,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_grad_norm=clip,
+        weight_decay=0.1,
+        learning_rate=RATE,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=sentences(), **options)
+    trainer.train(resume_from_checkpoint=resume)
+    return values(model.parameters()), trainer.optimizer.optimizer  # inside accelerate's
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+def test_a_trainer_run_equals_the_reference(name, tmp_path):
+    contest = CONTESTS[name]
+    ours, optimizer = trained(tmp_path / "ours", contest.ours, 0.0 if contest.clips else CLIP)
+    theirs, reference = trained(tmp_path / "theirs", contest.theirs)
+    assert_close(ours, theirs, TOLERANCE)
+    assert optimizer.param_groups[0]["lr"] == reference.param_groups[0]["lr"] == pytest.approx(RATE * DECAY**STEPS)
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+def test_a_trainer_resumes_bit_for_bit(name, tmp_path):
+    contest = CONTESTS[name]
+    clip = 0.0 if contest.clips else CLIP
+    whole, first = trained(tmp_path, contest.ours, clip)
+    resumed, second = trained(tmp_path, contest.ours, clip, resume=str(tmp_path / f"checkpoint-{STEPS // 2}"))
+    assert_equal(resumed, whole)
+    assert (first.steps_taken, second.steps_taken) == (STEPS, STEPS - STEPS // 2)
+    assert_equal(second.state_dict(), first.state_dict())
+
+
+def test_a_trainer_resumes_torchs_run_with_our_adamw(tmp_path):
+    contest = CONTESTS["AdamW"]
+    whole, _ = trained(tmp_path, contest.theirs)
+    resumed, _ = trained(tmp_path, contest.ours, resume=str(tmp_path / f"checkpoint-{STEPS // 2}"))
+    assert_close(resumed, whole, TOLERANCE)
+
+
+def test_a_trainer_makes_our_optimizer_from_class_and_arguments(tmp_path):
+    """It then sorts parameters into groups with and without weight decay."""
+    options = {"lr": RATE, "betas": (0.8, 0.9)}
+    ours, optimizer = trained(tmp_path / "ours", optimizer_cls_and_kwargs=(gradtx.optim.AdamW, options))
+    theirs, _ = trained(tmp_path / "theirs", optimizer_cls_and_kwargs=(torch.optim.AdamW, options))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert_close(ours, theirs, TOLERANCE)

@@ -1,0 +1,132 @@
+"""Every rule, alias and combinator on divided tensors; whatever has a `.spec` in `gradtx.__all__` joins by itself."""
+
+import functools
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils import _pytree
+
+import gradtx
+from tests.conformance import all_cases, noise
+from tests.distributed.problems import assert_close, whole
+
+# All switches of rules; what is made of rules, once.
+CASES = {str(case): case for case in all_cases() if case.factory.spec.kind in ("rule", "tree") or not case.label}
+
+# The last process has nothing of `row`; `scalar` is not divided, as parameters that FSDP ignores.
+SHAPES = {"conv": (3, 2, 2, 2), "matrix": (3, 4), "columns": (2, 3), "row": (1, 4), "vector": (5,), "scalar": ()}
+OFFSETS = noise(7, SHAPES)
+
+
+@functools.cache
+def mesh():
+    return init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+
+
+def divided(tensor):
+    dim = 1 if tensor.shape == SHAPES["columns"] else 0
+    return distribute_tensor(tensor, mesh(), [Shard(dim)]) if tensor.ndim else tensor
+
+
+def run(tx, place, compile, steps=3):
+    """Parameters, state and weights to evaluate with after some steps; `place` divides tensors, or not."""
+    params = {name: torch.nn.Parameter(place(value)) for name, value in noise(1, SHAPES).items()}
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=compile)
+
+    def slope(p, name):
+        return 0.5 * p + 0.3 * (2 * p).sin() + OFFSETS[name]
+
+    def closure():
+        found = {name: whole(param) for name, param in params.items()}
+        for name, param in params.items():
+            param.grad = place(slope(found[name], name))
+        return sum(p.square().sum() for p in found.values())
+
+    for _ in range(steps):
+        extras = {}
+        if "hessian_diag" in tx.needs:
+            curved = {name: 0.5 + 0.6 * (2 * whole(param)).cos() for name, param in params.items()}
+            extras["hessian_diag"] = {name: place(value) for name, value in curved.items()}
+        optimizer.step(closure, **extras)
+    found = [[whole(param) for param in params.values()]]
+    found.append([{key: whole(value) for key, value in optimizer.state[p].items()} for p in params.values()])
+    with optimizer.eval_params():
+        found.append([whole(param) for param in params.values()])
+    return found
+
+
+def divided_equals_whole(case, compile):
+    tx = CASES[case].make()
+    assert_close(run(tx, divided, compile), run(tx, lambda tensor: tensor.clone(), False))
+
+
+@pytest.mark.parametrize("compile", [False])
+@pytest.mark.parametrize("case", CASES)
+def test_divided_tensors_take_the_steps_of_whole_ones(case, compile, two):
+    two.run(divided_equals_whole, case, compile)
+
+
+def pure_functions_agree():
+    tx = gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamp(lr=0.1), gradtx.lookahead(k=2))
+    results = []
+    for place in (divided, lambda tensor: tensor):
+        params = {name: place(value) for name, value in noise(1, SHAPES).items()}
+        state = tx.init(params)
+        for t in range(4):
+            grads = {name: place(value) for name, value in noise(10 + t, SHAPES).items()}
+            updates, state = tx.update(grads, state, params)
+            params = gradtx.apply_updates(params, updates)
+        found = _pytree.tree_map(whole, (params, state, tx.eval_params(state, params)))
+        results.append(_pytree.tree_leaves(found))
+    assert_close(*results)
+
+
+def test_pure_functions_take_divided_tensors(two):
+    two.run(pure_functions_agree)
+
+
+@gradtx.per_tensor
+def sort_entries():
+    """Torch can't flatten what does not divide evenly, so this runs on gathered tensors."""
+
+    def init(param):
+        first = param.flatten().sort().values.view_as(param)
+        return {"first": first, "sizes": [param.square().sum(dim=-1), param.square().sum()]}
+
+    def update(update, state, param, ctx):
+        rows, all_rows = state["sizes"]
+        update = update.flatten().sort().values.view_as(param) + state["first"]
+        sizes = [rows + update.sum(dim=-1), all_rows + update.sum()]
+        return update / (1 + sizes[1].square()), {"first": state["first"] + param, "sizes": sizes}
+
+    return init, update
+
+
+@gradtx.per_tensor
+def refuse():
+    def update(update, state, param, ctx):
+        raise RuntimeError("not today")
+
+    return update
+
+
+def gathers_what_cannot_be_divided():
+    tx = gradtx.chain(sort_entries(), gradtx.sgd(lr=0.1))
+    assert_close(run(tx, divided, False), run(tx, lambda tensor: tensor.clone(), False))
+    param = torch.nn.Parameter(divided(torch.ones(SHAPES["conv"], dtype=torch.float64)))
+    optimizer = gradtx.as_optimizer(tx, [param])
+    for _ in range(2):
+        state = optimizer.state[param]
+        assert state["first"].placements == param.placements
+        assert [isinstance(state[key], DTensor) for key in ("sizes_0", "sizes_1", "step")] == [True, False, False]
+        assert all(placement.is_replicate() for placement in state["sizes_0"].placements)
+        param.grad = param.detach()
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="not today"):
+        run(refuse(), divided, False)
+
+
+def test_rules_that_cannot_be_divided_run_on_gathered_tensors_and_keep_divided_state(two):
+    two.run(gathers_what_cannot_be_divided)

@@ -1,0 +1,66 @@
+"""DistributedDataParallel: every process has all parameters and a part of each batch."""
+
+import pytest
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+import gradtx
+from tests.distributed.problems import CHAINS, WITH_CLOSURES, Model, assert_close, states, train, weights
+from tests.optim.problems import assert_equal
+
+STEPS = 4
+
+
+class Halved(DistributedDataParallel):
+    """Takes its process's rows of a batch, so that it can be trained like the model of one process."""
+
+    def forward(self, x):
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+        return super().forward(x.chunk(size)[rank])
+
+
+def replicated_equals_whole(name, compile):
+    tx, closure = {**CHAINS, **WITH_CLOSURES}[name], name in WITH_CLOSURES
+    plain, model = Model(), Model()
+    reference = gradtx.as_optimizer(tx, plain.named_parameters())
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters(), compile=compile)
+    train(plain, reference, STEPS, closure=closure)
+    train(Halved(model), optimizer, STEPS, closure=closure)
+    assert_close(weights(model), weights(plain))
+    assert_close(states(model, optimizer), states(plain, reference))
+    return weights(model), states(model, optimizer)
+
+
+@pytest.mark.parametrize("compile", [False])
+@pytest.mark.parametrize("name", [*CHAINS, "gradients elsewhere"])  # each process has a loss of its own
+def test_processes_with_half_a_batch_each_take_the_steps_of_one_with_all_of_it(name, compile, two):
+    first, second = two.run(replicated_equals_whole, name, compile)
+    assert_equal(first, second)
+
+
+def divided_states_equal_whole(compile):
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # here, since its import warns
+
+    plain, model = Model(), Model()
+    reference = gradtx.optim.AdamP(plain.parameters(), lr=1e-2, weight_decay=0.1)
+    options = {"lr": 1e-2, "weight_decay": 0.1, "compile": compile}
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), gradtx.optim.AdamP, **options)
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(each, 0.5) for each in (reference, optimizer)]
+    for t in range(STEPS):
+        train(plain, reference, 1, t)
+        train(Halved(model), optimizer, 1, t)
+        for scheduler in schedulers:
+            scheduler.step()
+    assert_close(weights(model), weights(plain))
+    optimizer.consolidate_state_dict(0)
+    if distributed.get_rank() == 0:
+        whole = gradtx.optim.AdamP(Model().parameters())
+        whole.load_state_dict(optimizer.state_dict())
+        expected, found = reference.state_dict(), whole.state_dict()
+        assert_close([found["state"]], [expected["state"]])
+
+
+@pytest.mark.parametrize("compile", [False])
+def test_states_divided_by_zero_redundancy_take_the_steps_of_whole_ones(compile, two):
+    two.run(divided_states_equal_whole, compile)

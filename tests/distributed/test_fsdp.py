@@ -1,0 +1,73 @@
+"""FSDP2: parameters are DTensors, of which some processes have nothing."""
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+import gradtx
+from tests.distributed.problems import (
+    CHAINS,
+    WITH_CLOSURES,
+    Model,
+    assert_close,
+    sharded,
+    states,
+    train,
+    weights,
+)
+
+each_engine = pytest.mark.parametrize("compile", [False])
+
+
+def made(tx, model, compile=False):
+    return gradtx.as_optimizer(tx, model.named_parameters(), compile=compile)
+
+
+def pieces_differ():
+    return [param.to_local().numel() for param in sharded().parameters()]
+
+
+def test_sizes_are_odd_and_some_pieces_are_empty(two):
+    first, second = two.run(pieces_differ)
+    assert any(a != b > 0 for a, b in zip(first, second, strict=True))
+    assert 0 in second
+
+
+def sharded_equals_whole(name, compile):
+    closure = name in WITH_CLOSURES
+    tx = {**CHAINS, **WITH_CLOSURES}[name]
+    plain, divided = Model(), sharded()
+    reference, optimizer = made(tx, plain), made(tx, divided, compile)
+    assert_close(train(divided, optimizer, closure=closure), train(plain, reference, closure=closure))
+    assert_close(weights(divided), weights(plain))
+    assert_close(states(divided, optimizer), states(plain, reference))
+    with optimizer.eval_params(), reference.eval_params():
+        assert_close(weights(divided), weights(plain))
+    for ours, theirs in zip(divided.parameters(), plain.parameters(), strict=True):
+        for key, value in optimizer.state[ours].items():
+            assert isinstance(value, DTensor) == (reference.state[theirs][key].ndim > 0), key
+    moved = [not torch.equal(a, b) for a, b in zip(weights(plain), weights(Model()), strict=True)]
+    assert any(moved)
+
+
+@each_engine
+@pytest.mark.parametrize("name", [*CHAINS, *WITH_CLOSURES])
+def test_a_sharded_run_equals_that_of_one_process(name, compile, two):
+    two.run(sharded_equals_whole, name, compile)
+
+
+def touched_state_is_kept():
+    model = sharded()
+    optimizer = made(gradtx.adamw(), model)
+    for param in model.parameters():
+        optimizer.state[param]["exp_avg"].to_local().fill_(1.0)
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for param in model.parameters():
+        assert_close(
+            [optimizer.state[param]["exp_avg"].full_tensor()], [torch.full(param.shape, 0.9, dtype=torch.float64)]
+        )
+
+
+def test_state_whose_local_part_was_touched_is_not_made_again(two):
+    two.run(touched_state_is_kept)

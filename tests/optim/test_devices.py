@@ -1,0 +1,102 @@
+"""A step on a device that computes by itself: nothing is sent there, and nobody waits for it."""
+
+import pytest
+import torch
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gradtx
+from tests.optim.chains import CHAINS
+from tests.optim.problems import SHAPES, assert_close, assert_equal, parameters, values
+
+# A schedule on the clock of a wrapper is shown in the group by reading that clock.
+READ = {"accumulate", "accumulate a partition", "skip", "skip an accumulation", "accumulate around skip"}
+QUIET = {
+    **{name: tx for name, tx in CHAINS.items() if name not in READ},
+    "accumulate": gradtx.accumulate(gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw()), every=3),
+    "skip": gradtx.skip_nonfinite(gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw())),
+}
+
+
+class Traffic(TorchDispatchMode):
+    """What goes between devices. (A read of a meta tensor raises an error by itself.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        found = {leaf.device for leaf in _pytree.tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)}
+        if len(found) > 1 and func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            self.seen.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, monkeypatch):
+    """Meta tensors stand for those of a device, since any read of them is an error."""
+    monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)  # ours wait until they are somewhere else
+    params = {key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()}
+    optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()))
+    for t in range(4):
+        for param in params.values():
+            param.grad = torch.empty_like(param)
+        with Traffic() as traffic:
+            optimizer.step()
+        assert t == 0 or traffic.seen == []  # the first step makes state, perhaps from numbers
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def on_cuda(tx, dtype=torch.float64):
+    params = {name: torch.nn.Parameter(param.detach().cuda()) for name, param in parameters(dtype).items()}
+    return gradtx.as_optimizer(tx, list(params.items())), params
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", QUIET)
+def test_a_step_on_a_gpu_waits_for_nothing(name):
+    optimizer, params = on_cuda(QUIET[name])
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    optimizer.step()  # may load kernels, and makes state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", CHAINS)
+def test_steps_on_a_gpu_equal_those_on_the_cpu(name):
+    optimizer, params = on_cuda(CHAINS[name])
+    twins = parameters()
+    reference = gradtx.as_optimizer(CHAINS[name], list(twins.items()))
+    for t in range(4):
+        for param, twin in zip(params.values(), twins.values(), strict=True):
+            twin.grad = torch.full_like(twin, 0.1 * (t + 1)) + 0.1 * twin.detach()
+            param.grad = twin.grad.cuda()
+        optimizer.step()
+        reference.step()
+    # Elementary functions of the two devices differ in their last bit.
+    assert_close([param.cpu() for param in params.values()], twins.values(), 1e-10)
+
+
+@needs_cuda
+def test_a_grad_scaler_on_a_gpu_skips_steps_with_infinite_gradients():
+    optimizer, params = on_cuda(gradtx.adamw(), torch.float32)
+    scaler = torch.amp.GradScaler("cuda", init_scale=4.0)
+    for bad in (False, True, False):
+        before = values(params)
+        optimizer.zero_grad()
+        loss = sum(param.square().sum() for param in params.values())
+        scaler.scale(loss * float("inf") if bad else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if bad:
+            assert_equal(values(params), before)
+    assert {optimizer.state[param]["step"].item() for param in params.values()} == {2.0}
