@@ -12,7 +12,9 @@ from gradtx.core import GradientTransformation, apply_updates, chain
 from gradtx.factories import alias, per_tensor, whole_tree
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
-from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.inertia import adai, adan, lion
+from gradtx.optimizers.layerwise import amos, fromage, lamb, lars, nero, novograd, sm3
+from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgdw
 from gradtx.schedules import (
     constant_schedule,
     cosine_schedule,
@@ -21,6 +23,7 @@ from gradtx.schedules import (
     warmup_cosine_schedule,
 )
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
+from gradtx.transforms.asgd import scale_by_asgd
 from gradtx.transforms.atan2 import (
     orthogonalize_against_ema,
     scale_by_adopt_atan2,
@@ -30,6 +33,7 @@ from gradtx.transforms.atan2 import (
 from gradtx.transforms.averaging import average, lookahead, with_lookahead
 from gradtx.transforms.centralize import centralize, normalize_by_std
 from gradtx.transforms.clipping import (
+    bound_norm,
     clip_adaptive,
     clip_by_global_norm,
     clip_by_norm,
@@ -37,10 +41,19 @@ from gradtx.transforms.clipping import (
     soft_row_clip,
 )
 from gradtx.transforms.control import hold_until, record
+from gradtx.transforms.covers import scale_by_sm3
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
+from gradtx.transforms.inertia import scale_by_adai
+from gradtx.transforms.layer_rms import scale_by_layer_rms
+from gradtx.transforms.local_smoothness import scale_by_local_smoothness
+from gradtx.transforms.model_scale import scale_by_amos
 from gradtx.transforms.momentum import ema, trace
+from gradtx.transforms.nesterov import scale_by_adan
+from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.transforms.sign import scale_by_lion
+from gradtx.transforms.trust_ratio import scale_by_lamb, scale_by_lars, scale_by_trust_ratio
 from gradtx.wrappers import accumulate, skip_nonfinite
 
 __version__ = "0.1.0"
@@ -51,18 +64,24 @@ __all__ = [
     "Scalar",
     "Schedule",
     "accumulate",
+    "adai",
     "adam",
     "adam_atan2",
     "adamp",
     "adamw",
+    "adan",
+    "adaptive_gd",
     "add_decayed_weights",
     "add_norm_loss",
     "adopt",
     "adopt_atan2",
     "alias",
+    "amos",
     "apply_updates",
     "as_optimizer",
+    "asgd",
     "average",
+    "bound_norm",
     "centralize",
     "chain",
     "clip_adaptive",
@@ -73,34 +92,54 @@ __all__ = [
     "cosine_schedule",
     "ema",
     "freeze",
+    "fromage",
     "hold_until",
     "is_off",
     "join_schedules",
+    "lamb",
+    "lars",
     "linear_schedule",
+    "lion",
     "lookahead",
     "map_after_step",
     "masked",
+    "nero",
     "normalize_by_std",
+    "novograd",
     "optim",
     "orthogonalize_against_ema",
     "partition",
     "per_tensor",
+    "project_neurons",
     "project_scale_invariant",
     "record",
     "regenerate_towards_init",
     "scale",
+    "scale_by_adai",
     "scale_by_adam",
+    "scale_by_adan",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
+    "scale_by_amos",
+    "scale_by_asgd",
     "scale_by_atan2",
     "scale_by_caution",
+    "scale_by_lamb",
+    "scale_by_lars",
+    "scale_by_layer_rms",
     "scale_by_learning_rate",
+    "scale_by_lion",
+    "scale_by_local_smoothness",
+    "scale_by_neuron_norm",
     "scale_by_rms",
+    "scale_by_sm3",
+    "scale_by_trust_ratio",
     "schedules",
     "sgd",
     "sgdp",
     "sgdw",
     "skip_nonfinite",
+    "sm3",
     "soft_row_clip",
     "trace",
     "warmup_cosine_schedule",

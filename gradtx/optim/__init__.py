@@ -10,19 +10,33 @@ from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
-from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.inertia import adai, adan, lion
+from gradtx.optimizers.layerwise import amos, fromage, lamb, lars, nero, novograd, sm3
+from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgdw
 
 __all__ = [
     "ADOPT",
+    "ASGD",
+    "LARS",
     "SGD",
     "SGDP",
     "SGDW",
+    "SM3",
+    "Adai",
     "Adam",
     "AdamAtan2",
     "AdamP",
     "AdamW",
+    "Adan",
+    "AdaptiveGD",
     "AdoptAtan2",
+    "Amos",
     "ChainOptimizer",
+    "Fromage",
+    "Lamb",
+    "Lion",
+    "Nero",
+    "NovoGrad",
     "as_optimizer",
 ]
 
@@ -111,3 +125,39 @@ class ADOPT(AliasOptimizer, alias=adopt): ...
 
 
 class AdoptAtan2(AliasOptimizer, alias=adopt_atan2): ...
+
+
+class Lamb(AliasOptimizer, alias=lamb): ...
+
+
+class LARS(AliasOptimizer, alias=lars): ...
+
+
+class NovoGrad(AliasOptimizer, alias=novograd): ...
+
+
+class Nero(AliasOptimizer, alias=nero): ...
+
+
+class Fromage(AliasOptimizer, alias=fromage): ...
+
+
+class SM3(AliasOptimizer, alias=sm3): ...
+
+
+class Amos(AliasOptimizer, alias=amos): ...
+
+
+class Lion(AliasOptimizer, alias=lion): ...
+
+
+class Adan(AliasOptimizer, alias=adan): ...
+
+
+class Adai(AliasOptimizer, alias=adai): ...
+
+
+class ASGD(AliasOptimizer, alias=asgd): ...
+
+
+class AdaptiveGD(AliasOptimizer, alias=adaptive_gd): ...

@@ -21,6 +21,11 @@ def at_least(x: Tensor, bound: Any) -> Tensor:
     return x.clamp(min=bound)
 
 
+def quotient(top: Any, bottom: Any, known: Tensor, otherwise: float) -> Tensor:
+    """Top / bottom where `known`, elsewhere another number; safe at bottom 0, also for gradients."""
+    return torch.where(known, top / torch.where(known, bottom, 1.0), otherwise)
+
+
 def norm(x: Tensor) -> Tensor:
     """The 2-norm of a whole leaf, 0-d."""
     return safe_sqrt(x.square().sum())
