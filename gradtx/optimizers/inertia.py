@@ -91,7 +91,7 @@ def adan(
     )
 
 
-@alias(ranges={"dampening": "[0, 1]", "eps": "(0, 1)"})
+@alias(ranges={"dampening": "[0, 1]", "eps": "(0, 1)"}, example={"lr": 0.1})
 def adai(
     lr: Scalar,
     betas: Betas = (0.1, 0.99),

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from gradtx._arguments import Scalar, exact, is_off
+from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 
 
@@ -40,6 +40,8 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
     the maxima never fall by themselves, so that keeping the larger one changes nothing.
     """
 
+    kept = beta + (beta == 0)  # 1 at beta 0
+
     def init(param):
         shapes = [[1] * i + [size] + [1] * (param.ndim - i - 1) for i, size in enumerate(param.shape)] or [[]]
         return {"accumulator": [param.new_zeros(shape) for shape in shapes]}
@@ -47,7 +49,6 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
     def update(update, state, param, ctx):
         if update.numel() == 0:
             return update, state
-        kept = 1.0 if is_off(beta) else torch.where(exact(beta, update.device) == 0, 1.0, beta)
         old = state["accumulator"]
         cover = kept * functools.reduce(torch.minimum, old) + (1 - beta) * update.square()
         return update / (cover + eps).sqrt(), {
