@@ -107,6 +107,21 @@ class WeightsLoop(Loop):
         return {name: new - params[name] for name, new in super().__call__(grads, params).items()}
 
 
+class TreeLoop(Loop):
+    """A rule for a whole tree, `rule(slots, t, grads, params, **options) -> new weights`, trees by leaf name.
+
+    `slots[name]` are those of a leaf, `slots[""]` those that leaves share.
+    """
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.t += 1
+        options = {name: _resolved(value, self.t - 1) for name, value in self.options.items()}
+        for name in ("", *grads):
+            self.slots.setdefault(name, Slots(seen=self.seen, name=name))
+        new = self.rule(self.slots, self.t, grads, params, **options)  # type: ignore[arg-type]
+        return {name: new[name] - params[name] for name in new}
+
+
 def _resolved(value: Any, step: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_resolved(item, step) for item in value)
@@ -238,6 +253,11 @@ def placed_by_rank(values: Tensor, p: Tensor) -> Tensor:
 def unit_norm(x: Tensor) -> Tensor:
     """The norm of every index of dimension 0, in a shape that broadcasts; of all of a leaf with 0 or 1 dimensions."""
     return x.norm() if x.ndim <= 1 else x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def global_norm(tree: dict[str, Tensor]) -> float:
+    """The norm of all leaves together."""
+    return math.sqrt(sum(x.square().sum().item() for x in tree.values()))
 
 
 def adam_moments(s: Slots, t: int, g: Tensor, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
