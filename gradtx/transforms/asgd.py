@@ -53,7 +53,8 @@ def scale_by_asgd(lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75,
         return {"ax": param, "eta": rate.clone(), "mu": torch.ones_like(rate)}
 
     def update(update, state, param, ctx):
-        rate, weight = state["eta"], state["mu"]
+        # As in torch, which makes its state at the first step: a rate written since `init` counts.
+        rate, weight = torch.where(ctx.step == 1, exact(lr, param.device), state["eta"]), state["mu"]
         step = -rate * update - (lambd * rate) * param
         moved = param + step
         mean = torch.where(weight == 1, moved, state["ax"] + weight * (moved - state["ax"]))

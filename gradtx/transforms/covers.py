@@ -39,7 +39,6 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
     Source: Anil et al. 2019, arXiv:1901.11150 (SM3-II). Departures: beta > 0 is Enealor/PyTorch-SM3's. Without it
     the maxima never fall by themselves, so that keeping the larger one changes nothing.
     """
-
     kept = beta + (beta == 0)  # 1 at beta 0
 
     def init(param):

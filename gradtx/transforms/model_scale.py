@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from gradtx.transforms._math import at_least, safe_sqrt
 
 
 def _entrywise(arguments):
-    return arguments["slot"] == "full" and isinstance(arguments["eta"], Real | Tensor)
+    return arguments["slot"] == "full" and isinstance(arguments["eta"], float | int | Tensor)
 
 
 @per_tensor(
@@ -78,7 +78,7 @@ def scale_by_amos(
     """
     if slot not in ("scalar", "rows", "full"):
         raise ValueError(f"scale_by_amos: slot must be 'scalar', 'rows' or 'full', got {slot!r}")
-    if isinstance(eta, Real) and not 0 < eta < math.inf:
+    if isinstance(eta, float | int) and not 0 < eta < math.inf:
         raise ValueError(f"scale_by_amos: eta must be in (0, inf), got {eta!r}")
 
     def mean(x):
@@ -105,7 +105,7 @@ def scale_by_amos(
     return init, update
 
 
-def _expected_scale(eta, shape):
+def _expected_scale(eta: Any, shape: torch.Size) -> Any:
     if callable(eta):
         return eta(shape)
     if eta is not None:

@@ -18,6 +18,18 @@ ALIASES = {
     "AdamAtan2": gradtx.adam_atan2,
     "ADOPT": gradtx.adopt,
     "AdoptAtan2": gradtx.adopt_atan2,
+    "Lamb": gradtx.lamb,
+    "LARS": gradtx.lars,
+    "NovoGrad": gradtx.novograd,
+    "Nero": gradtx.nero,
+    "Fromage": gradtx.fromage,
+    "SM3": gradtx.sm3,
+    "Lion": gradtx.lion,
+    "Adan": gradtx.adan,
+    "Adai": gradtx.adai,
+    "ASGD": gradtx.asgd,
+    "AdaptiveGD": gradtx.adaptive_gd,
+    "Amos": gradtx.amos,
 }
 
 
@@ -54,7 +66,7 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_class_takes_the_steps_of_as_optimizer(name):
-    required = {"lr": 0.1} if name == "SGDP" else {}
+    required = {"lr": 0.1} if name in ("SGDP", "Adai") else {}
     first, second = parameters(), parameters()
     descend(getattr(gradtx.optim, name)(first.values(), **required), first, 5)
     descend(gradtx.as_optimizer(ALIASES[name](**required), second.values()), second, 5)
