@@ -162,7 +162,8 @@ def adaptive_gd(
 
     Returns:
         A transformation whose updates are added to the parameters; it takes the extra `prev_grad` (see
-        `scale_by_local_smoothness`). State: `prev_param`, `previous_grad`; `step_size`, `theta`, 0-d for all leaves.
+        `scale_by_local_smoothness`; with `maximize` pass it negated). State: `prev_param`, `previous_grad`;
+        `step_size`, `theta`, 0-d for all leaves.
 
     Raises:
         ValueError: numbers out of range, a first rate of 0, missing `params`.
