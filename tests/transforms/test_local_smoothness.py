@@ -103,6 +103,29 @@ def test_decay_is_coupled_but_no_part_of_the_measurement():
     assert tx.update({"w": torch.tensor([1.0])}, tx.init(params), params)[0]["w"].tolist() == [-3.0]
 
 
+def test_it_measures_the_gradient_as_it_came_whatever_stands_before():
+    doubled = gradtx.chain(gradtx.scale(2.0), gradtx.scale_by_local_smoothness(**PAPER))
+    sizes, params, _ = descend(doubled, lambda p: 5 * p, {"w": [1.0, -3.0]}, 2)
+    assert sizes == pytest.approx([1e-6, 0.1])
+    assert params["w"].tolist() == pytest.approx([0.0, 0.0], abs=1e-4)  # 0.1 * 2 * 5 is the whole way
+
+
+def test_a_parameter_that_joins_late_is_not_measured_at_its_first_step():
+    def sizes(joins):
+        first, late = (torch.nn.Parameter(torch.tensor([x], dtype=torch.float64)) for x in (1.0, 2.0))
+        optimizer, found = gradtx.optim.AdaptiveGD([first, late], lr=0.1, amplifier=1e6), []
+        for t in range(4):
+            first.grad, late.grad = first.detach() * (1 + t), None
+            if joins and t == 2:
+                late.data.add_(50.0)
+                late.grad = torch.ones(1, dtype=torch.float64)
+            optimizer.step()
+            found.append(optimizer.state[first]["step_size"].item())
+        return found
+
+    assert sizes(joins=True) == sizes(joins=False)
+
+
 def test_groups_share_one_step_size():
     def optimizer(groups):
         return gradtx.optim.AdaptiveGD(groups, lr=0.1)
