@@ -15,9 +15,11 @@ from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
 from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
+from gradtx.optimizers.inertia import adai, adan, lion
+from gradtx.optimizers.layerwise import amos, fromage, lamb, lars, nero, novograd, sm3
 from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.quasi_newton import apollo
-from gradtx.optimizers.sgd import sgd, sgds, sgdw
+from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgds, sgdw
 from gradtx.optimizers.variance import a2grad, msvag
 from gradtx.schedules import (
     constant_schedule,
@@ -30,6 +32,7 @@ from gradtx.transforms.accelerated import scale_by_accsgd, scale_by_aggmo, scale
 from gradtx.transforms.accumulators import scale_by_adadelta, scale_by_adamax, scale_by_rss
 from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
+from gradtx.transforms.asgd import scale_by_asgd
 from gradtx.transforms.atan2 import (
     orthogonalize_against_ema,
     scale_by_adopt_atan2,
@@ -40,6 +43,7 @@ from gradtx.transforms.averaging import average, lookahead, with_lookahead
 from gradtx.transforms.bounded import scale_by_adabound, scale_by_adamod
 from gradtx.transforms.centralize import centralize, normalize_by_std
 from gradtx.transforms.clipping import (
+    bound_norm,
     clip_adaptive,
     clip_by_global_norm,
     clip_by_norm,
@@ -47,19 +51,28 @@ from gradtx.transforms.clipping import (
     soft_row_clip,
 )
 from gradtx.transforms.control import hold_until, record
+from gradtx.transforms.covers import scale_by_sm3
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
 from gradtx.transforms.delayed import scale_by_adashift, scale_by_avagrad
 from gradtx.transforms.history import scale_by_adanorm, scale_by_adasmooth
+from gradtx.transforms.inertia import scale_by_adai
+from gradtx.transforms.layer_rms import scale_by_layer_rms
+from gradtx.transforms.local_smoothness import scale_by_local_smoothness
+from gradtx.transforms.model_scale import scale_by_amos
 from gradtx.transforms.momentum import ema, trace, trace_ema
 from gradtx.transforms.nadam import scale_by_nadam
+from gradtx.transforms.nesterov import scale_by_adan
+from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.quasi_hyperbolic import scale_by_qhadam, scale_by_qhm
 from gradtx.transforms.quasi_newton import scale_by_apollo
 from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
 from gradtx.transforms.rprop import scale_by_rprop
 from gradtx.transforms.scaling import scale, scale_by_inverse_time, scale_by_learning_rate
+from gradtx.transforms.sign import scale_by_lion
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 from gradtx.transforms.switching import scale_by_swats
+from gradtx.transforms.trust_ratio import scale_by_lamb, scale_by_lars, scale_by_trust_ratio
 from gradtx.transforms.variance import scale_by_a2grad, scale_by_msvag
 from gradtx.wrappers import accumulate, skip_nonfinite
 
@@ -77,6 +90,7 @@ __all__ = [
     "adabound",
     "adadelta",
     "adagrad",
+    "adai",
     "adam",
     "adam_atan2",
     "adamax",
@@ -85,7 +99,9 @@ __all__ = [
     "adamp",
     "adams",
     "adamw",
+    "adan",
     "adanorm",
+    "adaptive_gd",
     "adashift",
     "adasmooth",
     "add_decayed_weights",
@@ -94,11 +110,14 @@ __all__ = [
     "adopt_atan2",
     "aggmo",
     "alias",
+    "amos",
     "apollo",
     "apply_updates",
     "as_optimizer",
+    "asgd",
     "avagrad",
     "average",
+    "bound_norm",
     "centralize",
     "chain",
     "clip_adaptive",
@@ -110,23 +129,30 @@ __all__ = [
     "diffgrad",
     "ema",
     "freeze",
+    "fromage",
     "gravity",
     "hold_until",
     "hold_until_rectified",
     "is_off",
     "join_schedules",
+    "lamb",
+    "lars",
     "linear_schedule",
+    "lion",
     "lookahead",
     "map_after_step",
     "masked",
     "msvag",
     "nadam",
+    "nero",
     "normalize_by_std",
+    "novograd",
     "optim",
     "orthogonalize_against_ema",
     "partition",
     "per_tensor",
     "pid",
+    "project_neurons",
     "project_scale_invariant",
     "qhadam",
     "qhm",
@@ -141,18 +167,22 @@ __all__ = [
     "scale_by_accsgd",
     "scale_by_adabound",
     "scale_by_adadelta",
+    "scale_by_adai",
     "scale_by_adam",
     "scale_by_adam_hat",
     "scale_by_adam_stable_decay",
     "scale_by_adamax",
     "scale_by_adamod",
+    "scale_by_adan",
     "scale_by_adanorm",
     "scale_by_adashift",
     "scale_by_adasmooth",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
     "scale_by_aggmo",
+    "scale_by_amos",
     "scale_by_apollo",
+    "scale_by_asgd",
     "scale_by_atan2",
     "scale_by_avagrad",
     "scale_by_belief",
@@ -160,9 +190,15 @@ __all__ = [
     "scale_by_diffgrad",
     "scale_by_gravity",
     "scale_by_inverse_time",
+    "scale_by_lamb",
+    "scale_by_lars",
+    "scale_by_layer_rms",
     "scale_by_learning_rate",
+    "scale_by_lion",
+    "scale_by_local_smoothness",
     "scale_by_msvag",
     "scale_by_nadam",
+    "scale_by_neuron_norm",
     "scale_by_pid",
     "scale_by_qhadam",
     "scale_by_qhm",
@@ -170,7 +206,9 @@ __all__ = [
     "scale_by_rms",
     "scale_by_rprop",
     "scale_by_rss",
+    "scale_by_sm3",
     "scale_by_swats",
+    "scale_by_trust_ratio",
     "scale_by_yogi",
     "schedules",
     "sgd",
@@ -178,6 +216,7 @@ __all__ = [
     "sgds",
     "sgdw",
     "skip_nonfinite",
+    "sm3",
     "soft_row_clip",
     "swats",
     "trace",

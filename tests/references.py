@@ -255,6 +255,11 @@ def unit_norm(x: Tensor) -> Tensor:
     return x.norm() if x.ndim <= 1 else x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def global_norm(tree: dict[str, Tensor]) -> float:
+    """The norm of all leaves together."""
+    return math.sqrt(sum(x.square().sum().item() for x in tree.values()))
+
+
 def adam_moments(s: Slots, t: int, g: Tensor, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """The averages of g and of its square, m and v in the slots, both without their bias."""
     b1, b2 = betas

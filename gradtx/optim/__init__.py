@@ -23,6 +23,14 @@ __all__ = [
     "MSVAG",
     "PID",
     "QHM",
+from gradtx.optimizers.inertia import adai, adan, lion
+from gradtx.optimizers.layerwise import amos, fromage, lamb, lars, nero, novograd, sm3
+from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgdw
+
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "LARS",
     "SGD",
     "SGDP",
     "SGDS",
@@ -38,6 +46,8 @@ __all__ = [
     "AdaSmooth",
     "Adadelta",
     "Adagrad",
+    "SM3",
+    "Adai",
     "Adam",
     "AdamAtan2",
     "AdamD",
@@ -59,6 +69,16 @@ __all__ = [
     "Rprop",
     "Sadam",
     "Yogi",
+    "Adan",
+    "AdaptiveGD",
+    "AdoptAtan2",
+    "Amos",
+    "ChainOptimizer",
+    "Fromage",
+    "Lamb",
+    "Lion",
+    "Nero",
+    "NovoGrad",
     "as_optimizer",
 ]
 
@@ -237,3 +257,37 @@ class QHAdam(AliasOptimizer, alias=qhadam): ...
 
 
 class QHM(AliasOptimizer, alias=qhm): ...
+class Lamb(AliasOptimizer, alias=lamb): ...
+
+
+class LARS(AliasOptimizer, alias=lars): ...
+
+
+class NovoGrad(AliasOptimizer, alias=novograd): ...
+
+
+class Nero(AliasOptimizer, alias=nero): ...
+
+
+class Fromage(AliasOptimizer, alias=fromage): ...
+
+
+class SM3(AliasOptimizer, alias=sm3): ...
+
+
+class Amos(AliasOptimizer, alias=amos): ...
+
+
+class Lion(AliasOptimizer, alias=lion): ...
+
+
+class Adan(AliasOptimizer, alias=adan): ...
+
+
+class Adai(AliasOptimizer, alias=adai): ...
+
+
+class ASGD(AliasOptimizer, alias=asgd): ...
+
+
+class AdaptiveGD(AliasOptimizer, alias=adaptive_gd): ...

@@ -1,11 +1,13 @@
-"""Gradient descent with momentum: SGD, SGDW, SGDS."""
+"""Gradient descent: with momentum (SGD, SGDW, SGDS), averaged (ASGD), with a step size of its own (adaptive GD)."""
 
 from __future__ import annotations
 
 from gradtx._arguments import Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
+from gradtx.transforms.asgd import scale_by_asgd
 from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.local_smoothness import scale_by_local_smoothness
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.scaling import scale_by_learning_rate
 
@@ -134,3 +136,94 @@ def sgds(
         add_decayed_weights(decay),
         scale_by_learning_rate(lr),
     )
+
+
+@alias(ranges={"lambd": "[0, inf)", "alpha": "[0, inf)"})
+def asgd(
+    lr: Scalar = 1e-2,
+    lambd: Scalar = 1e-4,
+    alpha: Scalar = 0.75,
+    t0: Scalar = 1e6,
+    weight_decay: Scalar = 0.0,
+):
+    r"""Averaged SGD, as torch.optim.ASGD.
+
+    $p \leftarrow p (1 - \lambda \eta_t) - \eta_t (g + w p)$ with $\eta_t = \eta / (1 + \lambda \eta (t - 1))^\alpha$,
+    and the mean of $p$ since step $t_0$ beside it.
+
+    Args:
+        lr: $\eta$ in [0, inf), change of a weight per unit of gradient; a change of it acts one step later.
+        lambd: $\lambda \ge 0$, decay of weights and of the rate.
+        alpha: $\alpha \ge 0$, power of the decay of the rate.
+        t0: $t_0 \ge 0$, the step at which the average begins.
+        weight_decay: $w \ge 0$, added to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `ax`, the average, which `eval_params`
+        gives; `eta`, `mu`, 0-d for every leaf.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.asgd(lr=1.0, lambd=0.0, t0=0.0)
+        >>> params = {"w": torch.tensor([0.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(3):
+        ...     updates, state = tx.update({"w": torch.tensor([-2.0])}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> params["w"], tx.eval_params(state, params)["w"]
+        (tensor([6.]), tensor([5.]))
+
+    Source: Polyak and Juditsky 1992. Departures: none from torch.optim.ASGD, but `eta` and `mu` in float64.
+    pytorch_optimizer's ASGD is another method: see `adaptive_gd`.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_asgd(lr, lambd, alpha, t0))
+
+
+@alias(ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"})
+def adaptive_gd(
+    lr: Scalar = 0.2,
+    amplifier: Scalar = 0.02,
+    damping: Scalar = 1.0,
+    theta: Scalar = 1.0,
+    eps: Scalar = 1e-5,
+    weight_decay: Scalar = 0.0,
+):
+    r"""Adaptive gradient descent without descent: the step size follows the local smoothness of the loss.
+
+    $\lambda_t = \min(\lambda_{t-1} \sqrt{1 + a \theta}, \lVert \Delta p \rVert / (b \lVert \Delta g \rVert)) +
+    \epsilon$, $\theta = \lambda_t / \lambda_{t-1}$, $p \leftarrow p - \lambda_t (g + w p)$, one $\lambda$ for all
+    weights.
+
+    Args:
+        lr: $\lambda_0 > 0$, the first step size; later values are never read.
+        amplifier: $a \ge 0$, how fast the step size may grow. 1 in the paper.
+        damping: $b > 0$. 2 in the paper.
+        theta: First $\theta > 0$. inf in the paper.
+        eps: $\epsilon \ge 0$, in the unit of a step size. 0 in the paper.
+        weight_decay: $w \ge 0$, coupled, but left out of the measurement.
+
+    Returns:
+        A transformation whose updates are added to the parameters; it takes the extra `prev_grad` (see
+        `scale_by_local_smoothness`; with `maximize` pass it negated). State: `prev_param`, `previous_grad`;
+        `step_size`, `theta`, 0-d for all leaves.
+
+    Raises:
+        ValueError: numbers out of range, a first rate of 0, missing `params`.
+
+    Example:
+        >>> tx = gradtx.adaptive_gd(lr=0.001, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0)
+        >>> params = {"w": torch.tensor([1.0, -3.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(30):  # the loss is 5 / 2 |w|^2
+        ...     updates, state = tx.update({"w": 5 * params["w"]}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> bool(params["w"].norm() < 1e-6)
+        True
+
+    Source: Malitsky and Mishchenko 2019, arXiv:1910.09529; the defaults are those of the authors' `Adsgd`.
+    Departures: without the extra, noisy gradients shrink the step size, since their noise counts as curvature.
+    pytorch_optimizer's ASGD takes the difference of norms for the norm of the difference.
+    """
+    return scale_by_local_smoothness(lr, amplifier, damping, theta, eps, weight_decay)

@@ -38,6 +38,11 @@ def filled_like(x: Tensor, value: Any) -> Tensor:
     return (torch.zeros_like(x) + value).to(x.dtype)
 
 
+def quotient(top: Any, bottom: Any, known: Tensor, otherwise: float) -> Tensor:
+    """Top / bottom where `known`, elsewhere another number; safe at bottom 0, also for gradients."""
+    return torch.where(known, top / torch.where(known, bottom, 1.0), otherwise)
+
+
 def norm(x: Tensor) -> Tensor:
     """The 2-norm of a whole leaf, 0-d."""
     return safe_sqrt(x.square().sum())

@@ -1,13 +1,13 @@
-"""Bound updates: by value, by the norm of a leaf, of a row, of the whole tree."""
+"""Bound updates: by value, by the norm of a leaf, of a row, of the whole tree; and the norm of weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._arguments import Scalar, exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, norm, safe_sqrt, unit_norm
+from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt, unit_norm
 
 
 @per_tensor(elementwise=True, example={"max_value": 0.5})
@@ -93,8 +93,7 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
 
 def _shrink(size: Tensor, bound) -> Tensor:
     """min(1, bound / size), safe at size 0 and bound inf, also for gradients."""
-    over = size > bound
-    return torch.where(over, bound / torch.where(over, size, 1.0), 1.0)
+    return quotient(bound, size, size > bound, 1.0)
 
 
 @per_tensor(needs=("params",))
@@ -129,6 +128,42 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
         return torch.where(size > limit, update * (limit / size.clamp(min=1e-6)), update), state
 
     return update
+
+
+@per_tensor(needs=("params",), ranges={"p_bound": "(0, inf)"}, example={"p_bound": 1.5})
+def bound_norm(p_bound: Scalar):
+    r"""Keep the norm of every leaf of weights below a multiple of the norm that it started with.
+
+    Stands after the learning rate. With $x = p + u$ the update becomes
+    $x \min(1, b / \lVert x \rVert) - p$, $b = c \lVert p_0 \rVert$.
+
+    Args:
+        p_bound: $c > 0$; read by `init` only.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `bound`, the $b$ of every leaf, 0-d float64.
+
+    Raises:
+        ValueError: a bound that is not above 0, missing `params`.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.bound_norm(2.0))
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([-27.0, -36.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]
+        tensor([6., 8.])
+
+    Source: Bernstein et al. 2020, arXiv:2002.03432.
+    """
+
+    def init(param):
+        return {"bound": exact(p_bound * norm(param), param.device)}
+
+    def update(update, state, param, ctx):
+        moved = param + update
+        return moved * _shrink(norm(moved), state["bound"]) - param, state
+
+    return init, update
 
 
 def soft_row_clip(x: Tensor, max_norm) -> Tensor:

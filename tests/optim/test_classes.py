@@ -50,6 +50,18 @@ ALIASES = {
     "AvaGrad": gradtx.avagrad,
     "MSVAG": gradtx.msvag,
     "SWATS": gradtx.swats,
+    "Lamb": gradtx.lamb,
+    "LARS": gradtx.lars,
+    "NovoGrad": gradtx.novograd,
+    "Nero": gradtx.nero,
+    "Fromage": gradtx.fromage,
+    "SM3": gradtx.sm3,
+    "Lion": gradtx.lion,
+    "Adan": gradtx.adan,
+    "Adai": gradtx.adai,
+    "ASGD": gradtx.asgd,
+    "AdaptiveGD": gradtx.adaptive_gd,
+    "Amos": gradtx.amos,
 }
 
 

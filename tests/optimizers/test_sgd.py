@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -5,14 +7,20 @@ import gradtx
 from tests.references import (
     TOLERANCE,
     Published,
+    Transformed,
+    TreeLoop,
     WeightsLoop,
     arguments,
     difference,
     difference_of_weights,
+    distance,
     finite_without_gradient,
     first_update,
+    global_norm,
+    gradients,
     named,
     negated,
+    problem,
 )
 
 RATE = gradtx.cosine_schedule(0.2, T_max=20, eta_min=0.01)
@@ -128,3 +136,147 @@ def test_sgds_decays_as_much_more_as_its_momentum_moves(momentum):
 def test_sgds_without_decay_is_torch_sgd():
     options = {"lr": 0.1, "momentum": 0.8, "dampening": 0.3}
     assert difference_of_weights(gradtx.sgds(**options), Published(torch.optim.SGD, **options)) < 1e-12
+
+
+# Averaged and adaptive descent.
+
+
+def asgd(s, t, g, p, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, weight_decay=0.0):
+    if t == 1:
+        s.eta, s.mu, s.ax = lr, 1.0, 0 * p
+    s.seen.add(s.mu == 1)
+    x = p * (1 - lambd * s.eta) - s.eta * (g + weight_decay * p)
+    s.ax = x if s.mu == 1 else s.ax + s.mu * (x - s.ax)
+    s.eta = lr / (1 + lambd * lr * t) ** alpha
+    s.mu = 1 / max(1, t - t0)
+    return x
+
+
+ASGD = [
+    {},
+    {"lr": 0.2, "lambd": 0.3, "alpha": 0.5, "t0": 5.0, "weight_decay": 0.1},
+    {"lr": 0.2, "lambd": 2.0, "alpha": 2.0, "t0": 0.0},
+    {"lr": 0.2, "lambd": 0.0, "alpha": 0.0, "t0": 7.5},
+]
+
+
+@pytest.mark.parametrize("options", [*ASGD, {"lr": RATE, "lambd": RATE, "t0": 3.0, "weight_decay": RATE}], ids=str)
+def test_weights_and_averages_of_asgd_follow_the_loop(options):
+    ours, loop, params = Transformed(gradtx.asgd(**options)), WeightsLoop(asgd, **options), problem()
+    assert arguments(gradtx.asgd) == arguments(asgd)
+    for t in range(1, 33):
+        grads = gradients(params, t)
+        updates, expected = ours(grads, params), loop(grads, params)
+        params = gradtx.apply_updates(params, updates)
+        averages = ours.tx.eval_params(ours.state, params)
+        for name in params:
+            torch.testing.assert_close(updates[name], expected[name], rtol=TOLERANCE, atol=1e-15)
+            torch.testing.assert_close(averages[name], loop.slots[name].ax, rtol=1e-13, atol=1e-15)
+    assert loop.seen == ({True, False} if options else {True})
+
+
+def test_averaging_begins_two_steps_after_t0():
+    # weights 1, 2, 3, 4, ...: at step 5 the first mean, of 4 and 5 in halves, then a third towards 6
+    step, params = Transformed(gradtx.asgd(lr=1.0, lambd=0.0, t0=2.0)), {"w": torch.zeros(1)}
+    averages = []
+    for _ in range(6):
+        params = gradtx.apply_updates(params, step({"w": -torch.ones(1)}, params))
+        averages.append(step.tx.eval_params(step.state, params)["w"].item())
+    assert averages == [1.0, 2.0, 3.0, 4.0, 4.5, 5.0]
+
+
+def adaptive_gd(s, t, g, p, lr=0.2, amplifier=0.02, damping=1.0, theta=1.0, eps=1e-5, weight_decay=0.0):
+    own = s[""]
+    if t == 1:
+        own.rate, own.theta, own.p, own.g = lr, theta, p, g
+    D = global_norm({name: p[name] - own.p[name] for name in p})
+    G = global_norm({name: g[name] - own.g[name] for name in p})
+    grown = own.rate * math.sqrt(1 + amplifier * own.theta)
+    if D > 0 and G > 0:
+        own.seen.add("measured" if D / (damping * G) < grown else "grown")
+        rate = min(grown, D / (damping * G)) + eps
+    else:
+        rate = own.rate if math.isinf(own.theta) else grown
+    if not (t == 1 and math.isinf(own.theta)):
+        own.theta = rate / own.rate
+    own.rate, own.p, own.g = rate, p, g
+    return {name: p[name] - rate * (g[name] + weight_decay * p[name]) for name in p}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lr": 0.02, "amplifier": 0.5, "damping": 0.3, "theta": 2.0, "eps": 1e-3, "weight_decay": 0.2},
+        {"lr": 0.02, "amplifier": 2.0, "damping": 0.05, "weight_decay": RATE},
+    ],
+    ids=str,
+)
+def test_the_weights_of_adaptive_gd_follow_the_loop(options):
+    loop = TreeLoop(adaptive_gd, **options)
+    # noisy gradients make steps tiny, and their difference from the weights loses digits
+    assert difference(gradtx.adaptive_gd(**options), loop) < 1e-9
+    assert "measured" in loop.seen
+    assert arguments(gradtx.adaptive_gd) == arguments(adaptive_gd)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.1])
+def test_the_form_of_the_paper_follows_the_loop_on_one_loss(lr):
+    # With a loss of each step's own the step size would shrink to nothing.
+    options = {"lr": lr, "amplifier": 1.0, "damping": 2.0, "theta": math.inf, "eps": 0.0}
+    ours, loop, params = Transformed(gradtx.adaptive_gd(**options)), TreeLoop(adaptive_gd, **options), problem()
+    for _ in range(32):
+        grads = gradients(params, 1)
+        updates, expected = ours(grads, params), loop(grads, params)
+        assert distance([updates], [expected]) < TOLERANCE
+        params = gradtx.apply_updates(params, updates)
+    assert loop.seen == {"measured", "grown"}
+
+
+@pytest.mark.parametrize("alias", [gradtx.asgd, gradtx.adaptive_gd], ids=named)
+def test_zero_gradients_give_finite_updates_to_the_owners_of_the_rate(alias):
+    assert finite_without_gradient(alias(weight_decay=0.1))
+    assert finite_without_gradient(alias())
+
+
+@pytest.mark.parametrize(
+    ("alias", "argument", "interval"),
+    [
+        (gradtx.asgd, "lr", r"\[0, inf\)"),
+        (gradtx.asgd, "lambd", r"\[0, inf\)"),
+        (gradtx.asgd, "alpha", r"\[0, inf\)"),
+        (gradtx.asgd, "t0", r"\[0, inf\)"),
+        (gradtx.adaptive_gd, "amplifier", r"\[0, inf\)"),
+        (gradtx.adaptive_gd, "damping", r"\(0, inf\)"),
+        (gradtx.adaptive_gd, "theta", r"\(0, inf\]"),
+        (gradtx.adaptive_gd, "eps", r"\[0, inf\)"),
+    ],
+    ids=named,
+)
+def test_a_number_out_of_range_is_an_error(alias, argument, interval):
+    with pytest.raises(ValueError, match=rf"^{alias.__name__}: {argument} must be in {interval}, got -1.0$"):
+        alias(**{argument: -1.0})
+
+
+@pytest.mark.parametrize("link", [gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1)], ids=str)
+@pytest.mark.parametrize(
+    ("alias", "owner"),
+    [(gradtx.asgd, "scale_by_asgd"), (gradtx.adaptive_gd, "scale_by_local_smoothness")],
+    ids=["asgd", "adaptive_gd"],
+)
+def test_nothing_that_scales_or_decays_may_follow_an_owner_of_the_rate(alias, owner, link):
+    with pytest.raises(ValueError, match=rf"{owner} owns the learning rate.*so {link._name} can't follow it"):
+        gradtx.chain(alias(), link)
+
+
+@pytest.mark.parametrize("alias", [gradtx.asgd, gradtx.adaptive_gd], ids=named)
+def test_missing_params_are_an_error(alias):
+    tx, params = alias(), problem()
+    with pytest.raises(ValueError, match="needs params: call update"):
+        tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
+def test_adaptive_gd_from_a_rate_of_zero_is_an_error(lr):
+    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; start above 0$"):
+        gradtx.adaptive_gd(lr=lr).init(problem())

@@ -13,6 +13,8 @@ from tests.references import (
     finite_without_gradient,
     first_update,
     named,
+    problem,
+    run,
     unit_norm,
 )
 
@@ -144,6 +146,27 @@ def test_a_vector_is_one_unit_of_clip_adaptive():
     assert first_update(gradtx.clip_adaptive(0.1), [3.0, 4.0], [0.0, 10.0]) == pytest.approx([0.6, 0.8])
 
 
+def bound_norm(s, t, g, p, p_bound):
+    if t == 1:
+        s.limit = p_bound * p.norm()
+    x = p + g
+    s.seen.add((x.norm() > s.limit).item())
+    return x * min(1.0, s.limit / x.norm()) - p
+
+
+def test_bound_norm_follows_the_loop_and_bounds_the_weights():
+    tx, loop = gradtx.chain(gradtx.scale(-3.0), gradtx.bound_norm(1.05)), Loop(bound_norm, p_bound=1.05)
+    reference = lambda grads, params: loop({name: -3.0 * g for name, g in grads.items()}, params)  # noqa: E731
+    assert difference(tx, reference) < TOLERANCE
+    assert loop.seen == {True, False}
+    for params in run(tx, weights=True):
+        assert all(p.norm() <= 1.05 * problem()[name].norm() * (1 + 1e-12) for name, p in params.items())
+
+
+def test_bound_norm_keeps_weights_that_start_at_zero_there():
+    assert first_update(gradtx.bound_norm(2.0), [3.0, 4.0], [0.0, 0.0]) == [0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("x", "expected"),
     [
@@ -166,6 +189,7 @@ def test_soft_row_clip_divides_rows_by_their_softly_clamped_norm(x, expected):
         gradtx.clip_by_global_norm(1.0, eps=0.0),
         gradtx.clip_by_global_norm(math.inf),
         gradtx.clip_adaptive(eps=0.0),
+        gradtx.bound_norm(1.0),
     ],
     ids=str,
 )
@@ -180,6 +204,7 @@ def test_zero_gradients_give_finite_updates(tx):
         (gradtx.clip_by_norm, "max_norm", r"\(0, inf\]"),
         (gradtx.clip_by_global_norm, "max_norm", r"\(0, inf\]"),
         (gradtx.clip_adaptive, "clipping", r"\(0, inf\)"),
+        (gradtx.bound_norm, "p_bound", r"\(0, inf\)"),
     ],
 )
 def test_a_bound_that_is_not_above_zero_is_an_error(make, argument, interval):

@@ -1,0 +1,131 @@
+"""Momentum in other forms: Lion, Adan, Adai."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar, is_off
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.optimizers.adam import with_decay
+from gradtx.transforms.clipping import clip_by_global_norm
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.inertia import scale_by_adai
+from gradtx.transforms.nesterov import scale_by_adan
+from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.sign import scale_by_lion
+
+
+@alias
+def lion(lr: Scalar = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0):
+    r"""Lion: the sign of an interpolated momentum, with decoupled weight decay.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, then
+    $m \leftarrow \beta_2 m + (1-\beta_2) g$.
+
+    Args:
+        lr: $\eta$ in [0, inf), the change of each weight per step; a third to a tenth of Adam's.
+        betas: Weights of the old momentum in the direction and in the next momentum, each in [0, 1).
+        weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.lion(lr=0.1, weight_decay=1.0)
+        >>> params = {"w": torch.tensor([0.0, 2.0])}
+        >>> tx.update({"w": torch.tensor([1e-9, -7.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.1000, -0.1000])
+
+    Source: Chen et al. 2023, arXiv:2302.06675. Departures: none.
+    """
+    return with_decay(scale_by_lion(betas), weight_decay, True, lr)
+
+
+@alias(ranges={"max_grad_norm": "[0, inf]"})
+def adan(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.98, 0.92, 0.99),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    max_grad_norm: Scalar = 0.0,
+    no_prox: bool = False,
+):
+    r"""Adan: Adam with Nesterov momentum, estimated from the change of the gradient, and a proximal decay.
+
+    $p \leftarrow (p - \eta u) / (1 + \eta \lambda)$ with $u$ the direction of `scale_by_adan`.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the averages of gradients, of their changes and of squares, each in [0, 1). The paper's are
+            one minus these.
+        eps: $\epsilon \ge 0$, outside the root; with `max_grad_norm` added to the norm as well.
+        weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
+        max_grad_norm: Shorten the gradient of all leaves together to this norm, >= 0; a literal 0.0 is no clipping.
+        no_prox: Decay as AdamW does, $p \leftarrow p (1 - \eta \lambda) - \eta u$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,
+        `previous_grad`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adan(lr=0.5, weight_decay=2.0)
+        >>> params = {"w": torch.tensor([4.0])}
+        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]  # (4 - 0.5) / 2 - 4
+        tensor([-2.2500])
+
+    Source: Xie et al. 2022, arXiv:2208.06677. Departures: none from the authors' code, which keeps the previous
+    gradient negated.
+    """
+    # The proximal step is a decoupled decay at a smaller rate: (p - lr u) / (1 + lr wd) = p - rate (u + wd p).
+    rate = lr if no_prox else lr / (1 + lr * weight_decay)
+    return chain(
+        *([] if is_off(max_grad_norm) else [clip_by_global_norm(max_grad_norm, eps=eps)]),
+        scale_by_adan(betas, eps),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(rate),
+    )
+
+
+@alias(ranges={"dampening": "[0, 1]", "eps": "(0, 1)"}, example={"lr": 0.1})
+def adai(
+    lr: Scalar,
+    betas: Betas = (0.1, 0.99),
+    eps: Scalar = 1e-3,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    dampening: Scalar = 1.0,
+):
+    r"""Adai: momentum SGD whose inertia, not its rate, adapts to every entry's gradients.
+
+    $\beta_1 = \mathrm{clip}(1 - \beta_0 (\hat v / M)^{1/(3 - 2\tau)}, 0, 1 - \epsilon)$ with $M$ the mean of $\hat v$
+    over all weights, $m \leftarrow \beta_1 m + (1-\beta_1)^\tau g$,
+    $p \leftarrow p - \eta \beta_0^{1-\tau} m / (1 - \prod \beta_1)$.
+
+    Args:
+        lr: $\eta$ in [0, inf), change of a weight per unit of gradient; as for SGD without momentum, times 1 to 10.
+        betas: $(\beta_0, \beta_2)$, each in [0, 1).
+        eps: $\epsilon$ in (0, 1): the inertia stays below $1 - \epsilon$.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        decoupled_weight_decay: Apply the decay to the weights, times the learning rate: AdaiS.
+        dampening: $\tau$ in [0, 1]. Below 1 it is AdaiV2.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `beta1_prod`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adai(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1.0, -3.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # as SGD
+        tensor([-0.1000,  0.3000])
+
+    Source: Xie et al. 2020, arXiv:2006.15815; AdaiS: Xie et al. 2020, arXiv:2011.11152. Departures: none from the
+    authors' code but a ratio of 0 where all gradients are 0.
+    """
+    return with_decay(scale_by_adai(betas, eps, dampening), weight_decay, decoupled_weight_decay, lr)

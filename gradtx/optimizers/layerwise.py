@@ -1,0 +1,342 @@
+"""One rate for many weights: LAMB, LARS, NovoGrad, Nero, Fromage, SM3, Amos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from gradtx._arguments import Betas, Scalar, is_off
+from gradtx.combine import map_after_step
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.transforms.clipping import bound_norm, clip_by_global_norm
+from gradtx.transforms.covers import scale_by_sm3
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.layer_rms import scale_by_layer_rms
+from gradtx.transforms.model_scale import scale_by_amos
+from gradtx.transforms.momentum import ema, trace
+from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
+from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.trust_ratio import scale_by_lamb, scale_by_lars, scale_by_trust_ratio
+
+
+@alias(ranges={"max_grad_norm": "(0, inf]"})
+def lamb(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    bias_correction: bool = True,
+    grad_averaging: bool = True,
+    max_grad_norm: Scalar | None = None,
+    trust_clip: bool = False,
+    always_adapt: bool = True,
+):
+    r"""LAMB: Adam's direction with decay, given the size of every leaf's weights.
+
+    $r = \hat m / (\sqrt{\hat v} + \epsilon) + \lambda p$,
+    $p \leftarrow p - \eta \, r \lVert p \rVert / \lVert r \rVert$; the ratio of norms is 1 where either is 0.
+
+    Args:
+        lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root.
+        weight_decay: $\lambda \ge 0$; it enters the ratio.
+        bias_correction: If False, $m$ and $v$ in place of $\hat m$ and $\hat v$.
+        grad_averaging: If False, $m = \beta_1 m + g$.
+        max_grad_norm: Shorten the gradient of all leaves together to this norm, > 0; None for no clipping.
+        trust_clip: Let no ratio be above 1 (LAMBC).
+        always_adapt: If False, the ratio is 1 where `weight_decay` is 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.lamb(lr=0.1)
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([1e-2, 7.0])}, tx.init(params), params)
+        >>> updates["w"].norm()  # lr times the norm of w
+        tensor(0.5000)
+
+    Source: You et al. 2019, arXiv:1904.00962. Departures: NVIDIA's and timm's versions clip at `max_grad_norm=1.0`
+    and set `always_adapt=False` by default; pytorch_optimizer's has no bias correction, bounds the norm of the
+    weights by 10 and by default keeps the decay out of the ratio.
+    """
+    return chain(
+        *([] if max_grad_norm is None else [clip_by_global_norm(max_grad_norm, eps=0.0)]),
+        scale_by_lamb(betas, eps, bias_correction, grad_averaging),
+        add_decayed_weights(weight_decay),  # before the ratio, which is of the whole direction
+        scale_by_trust_ratio(trust_clip, weight_decay, always_adapt),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias(ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"})
+def lars(
+    lr: Scalar = 1.0,
+    momentum: Scalar = 0.9,
+    dampening: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    nesterov: bool = False,
+    trust_coefficient: Scalar = 0.001,
+    eps: Scalar = 1e-8,
+    trust_clip: bool = False,
+    min_ndim: int = 0,
+):
+    r"""LARS: SGD with momentum and a rate of every leaf's own, from the sizes of its weights and its gradient.
+
+    $\gamma = c \lVert p \rVert / (\lVert g \rVert + \lambda \lVert p \rVert + \epsilon)$, 1 where $\lVert p \rVert$
+    or $\lVert g \rVert$ is 0; then `sgd` without decay on $\gamma (g + \lambda p)$.
+
+    Args:
+        lr: $\eta$ in [0, inf), a multiple of the leaf's own rate.
+        momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
+        dampening: $\tau$; not applied to the first step.
+        weight_decay: $\lambda \ge 0$; it enters the momentum.
+        nesterov: Needs a momentum and no dampening.
+        trust_coefficient: $c > 0$, change of a leaf per step relative to its norm.
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        trust_clip: $\gamma \leftarrow \min(\gamma / \eta, 1)$ (LARC).
+        min_ndim: Leaves with fewer dimensions have $\gamma = 1$ and no decay.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`.
+
+    Raises:
+        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params`.
+
+    Example:
+        >>> tx = gradtx.lars(trust_coefficient=0.1, min_ndim=1)
+        >>> params = {"w": torch.tensor([6.0, 8.0]), "scale": torch.tensor(2.0)}
+        >>> tx.update({"w": torch.tensor([30.0, 40.0]), "scale": torch.tensor(5.0)}, tx.init(params), params)[0]
+        {'w': tensor([-0.6000, -0.8000]), 'scale': tensor(-5.)}
+
+    Source: You et al. 2017, arXiv:1708.03888. Departures: the paper has no eps, and multiplies by $\eta$ before the
+    momentum, which is the same as long as $\eta$ does not change. pytorch_optimizer's class has `min_ndim=2`,
+    `eps=0` and dampens the first step.
+    """
+    return chain(
+        scale_by_lars(trust_coefficient, weight_decay, eps, trust_clip, min_ndim, lr),
+        trace(momentum, dampening, nesterov),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias
+def novograd(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.95, 0.98),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    grad_averaging: bool = False,
+    amsgrad: bool = False,
+):
+    r"""NovoGrad: momentum of gradients that were divided by a running norm of their leaf.
+
+    $v \leftarrow \beta_2 v + (1-\beta_2) \lVert g \rVert^2$ ($v = \lVert g \rVert^2$ at first),
+    $m \leftarrow \beta_1 m + g / (\sqrt v + \epsilon) + \lambda p$, $p \leftarrow p - \eta m$.
+
+    Args:
+        lr: $\eta$ in [0, inf); a leaf moves by about $\eta / (1 - \beta_1)$ in norm.
+        betas: Decay of momentum and of $v$, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root; keep it above 0.
+        weight_decay: $\lambda \ge 0$; it enters the momentum, after the division.
+        grad_averaging: $m \leftarrow \beta_1 m + (1-\beta_1) (\ldots)$.
+        amsgrad: Use the largest $v$ so far.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg_sq` and, with `amsgrad`,
+        `max_exp_avg_sq`, 0-d for every leaf; `momentum_buffer`, or with `grad_averaging` `exp_avg`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.novograd(lr=0.1, weight_decay=1.0)
+        >>> params = {"w": torch.tensor([0.0, 2.0])}
+        >>> tx.update({"w": torch.tensor([30.0, 40.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.0600, -0.2800])
+
+    Source: Ginsburg et al. 2019, arXiv:1905.11286. Departures: none from the authors' code; its `luc` is left out.
+    pytorch_optimizer's class does not average at the first step.
+    """
+    beta1, beta2 = betas
+    return chain(
+        scale_by_layer_rms(beta2, eps, amsgrad),
+        add_decayed_weights(weight_decay),
+        ema(beta1) if grad_averaging else trace(beta1),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias
+def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
+    r"""Nero: a rate for every neuron, whose weights are kept at mean 0 and norm 1.
+
+    $v \leftarrow \beta v + (1-\beta) \lVert g \rVert^2$ for every neuron,
+    $p \leftarrow N(N(p) - \eta \sigma g / \sqrt{v / (1 - \beta^t)})$; $N$ is `project_neurons`, $\sigma$ the mean norm
+    of the leaf's neurons at the start (see `scale_by_neuron_norm`).
+
+    Args:
+        lr: $\eta$ in [0, inf), change of a neuron per step relative to its norm.
+        beta: $\beta$ in [0, 1).
+        constraints: If False, $N$ is left out.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg_sq`, one entry a neuron, and
+        `scale`, 0-d for every leaf.
+
+    Raises:
+        ValueError: numbers out of range; under `constraints` missing `params`, and neurons with one weight each.
+
+    Example:
+        >>> params = gradtx.project_neurons({"w": torch.tensor([[1.0, 3.0, 2.0]])})
+        >>> tx = gradtx.nero(lr=0.1)
+        >>> updates, _ = tx.update({"w": torch.tensor([[5.0, 5.0, -5.0]])}, tx.init(params), params)
+        >>> after = gradtx.apply_updates(params, updates)["w"]
+        >>> f"{after.norm():.4f}", bool(after.mean().abs() < 1e-6)
+        ('1.0000', True)
+
+    Source: Liu et al. 2021, arXiv:2102.07227. Departures: the authors project the weights when the optimizer is
+    made; here call `project_neurons` before training. Else the first step does it, with a gradient from before.
+    """
+    return chain(
+        scale_by_neuron_norm(beta, constraints),
+        scale_by_learning_rate(lr),
+        *([map_after_step(project_neurons, before=True)] if constraints else []),
+    )
+
+
+@alias(ranges={"p_bound": "(0, inf)"})
+def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
+    r"""Fromage: every leaf turns by a fixed angle, and keeps its norm where the gradient is orthogonal to it.
+
+    $p \leftarrow (p - \eta \, g \lVert p \rVert / \lVert g \rVert) / \sqrt{1 + \eta^2}$; the ratio of norms is 1
+    where either is 0.
+
+    Args:
+        lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
+        p_bound: Keep the norm of every leaf below this multiple (> 0) of the norm it started with; None for no bound.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: none, or with `p_bound` `bound`, 0-d for
+        every leaf.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.fromage(lr=0.75)
+        >>> params = {"w": torch.tensor([5.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([0.0, 1e-3])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]
+        tensor([ 4., -3.])
+
+    Source: Bernstein et al. 2020, arXiv:2002.03432. Departures: none; weights shrink also where the gradient is 0.
+    """
+    shrink = (1 + lr * lr) ** -0.5
+    return chain(
+        scale_by_trust_ratio(),
+        scale_by_learning_rate(lr),
+        map_after_step(lambda x: shrink * x),
+        *([] if p_bound is None else [bound_norm(p_bound)]),
+    )
+
+
+@alias(ranges={"momentum": "[0, 1)", "eps": "(0, inf)"})
+def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scalar = 1e-30):
+    r"""SM3: Adagrad whose memory is one vector a dimension, not one number a weight.
+
+    $p \leftarrow p - \eta m$ with $m$ the average of $g / \sqrt{c + \epsilon}$, $c$ the smallest of the sums that
+    cover an entry (see `scale_by_sm3`).
+
+    Args:
+        lr: $\eta$ in [0, inf), change of each weight in the first step.
+        momentum: $\mu$ in [0, 1): $m \leftarrow \mu m + (1-\mu) (\ldots)$. A literal 0.0 keeps no average.
+        beta: In [0, 1): above 0, averages of squares in place of sums.
+        eps: $\epsilon > 0$, in the unit of a squared gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `accumulator_0`, ..., one a dimension, and
+        with momentum `exp_avg`.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.sm3(lr=0.1, momentum=0.5)
+        >>> state = tx.init({"w": torch.zeros(300, 200)})
+        >>> [tuple(state["scale_by_sm3"][slot]["w"].shape) for slot in ("accumulator_0", "accumulator_1")]
+        [(300, 1), (1, 200)]
+
+    Source: Anil et al. 2019, arXiv:1901.11150. Departures: beta > 0 is Enealor/PyTorch-SM3's. The momentum is an
+    average, not torch SGD's sum.
+    """
+    return chain(
+        scale_by_sm3(beta, eps),
+        *([] if is_off(momentum) else [ema(momentum)]),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias(
+    ranges={
+        "momentum": "[0, 1)",
+        "extra_l2": "[0, inf)",
+        "c_coef": "[0, inf)",
+        "d_coef": "[0, inf)",
+        "eps": "(0, inf)",
+    }
+)
+def amos(
+    lr: Scalar = 1e-3,
+    beta: Scalar = 0.999,
+    momentum: Scalar = 0.0,
+    extra_l2: Scalar = 0.0,
+    eta: Scalar | Callable[[torch.Size], float] | None = None,
+    slot: str = "scalar",
+    c_coef: Scalar = 0.25,
+    d_coef: Scalar = 0.25,
+    eps: Scalar = 2**-125,
+):
+    r"""Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to how far training is.
+
+    $p \leftarrow p - m$ with $m \leftarrow \mu m + (1-\mu) u$, $u$ the step of `scale_by_amos`.
+
+    Args:
+        lr: $\xi$ in [0, inf), relative to $\eta$; about 1 over the root of the number of batches of an epoch. It
+            needs no schedule.
+        beta: Decay of the average of squares, in [0, 1).
+        momentum: $\mu$ in [0, 1), an average of steps. A literal 0.0 keeps none.
+        extra_l2: An additional decay, >= 0.
+        eta: $\eta > 0$, the expected size of an entry: a number, a function of the shape, or None (see
+            `scale_by_amos`).
+        slot: Which entries share an average: "scalar" the whole leaf, "rows" an index of dimension 0, "full" none.
+        c_coef: Speed of the fall of the decay, >= 0.
+        d_coef: Speed of the fall of the rate, >= 0.
+        eps: Lower bound of the average of squares, > 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg_sq`, `decay` (of the size that
+        `slot` says) and with momentum `exp_avg`.
+
+    Raises:
+        ValueError: numbers out of range, an unknown slot, missing `params`, a decay or learning rate after it.
+
+    Example:
+        >>> tx = gradtx.amos(lr=0.01, eta=lambda shape: 2.0)
+        >>> params = {"w": torch.zeros(2, 3)}
+        >>> tx.update({"w": 7 * torch.ones(2, 3)}, tx.init(params), params)[0]["w"][0]
+        tensor([-0.0200, -0.0200, -0.0200])
+
+    Source: Tian and Parikh 2022, arXiv:2210.11693. Departures: the authors have no defaults for `lr` and `eta`, and
+    "full" for `slot`. pytorch_optimizer's class subtracts `extra_l2`, and adds eps where this takes the larger.
+    """
+    return chain(
+        scale_by_amos(lr, beta, extra_l2, eta, slot, c_coef, d_coef, eps),
+        *([] if is_off(momentum) else [ema(momentum)]),
+    )

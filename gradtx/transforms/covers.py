@@ -1,0 +1,63 @@
+"""A second moment from one vector a dimension: SM3."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx.factories import per_tensor
+
+
+@per_tensor(ranges={"eps": "(0, inf)"})
+def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
+    r"""Divide by the root of the summed squares of the gradient, of which only the maxima of slices are kept.
+
+    $A^i$ is a vector along dimension i. $c_t = \min_i A^i_{t-1} + g_t^2$ (broadcast), or with $\beta > 0$
+    $c_t = \beta \min_i A^i_{t-1} + (1-\beta) g_t^2$; gives $g_t / \sqrt{c_t + \epsilon}$. Then $A^i_t$ is the larger
+    of $A^i_{t-1}$ and the maximum of $c_t$ over the other dimensions.
+
+    Args:
+        beta: $\beta$, in [0, 1). 0 sums squares as Adagrad does.
+        eps: $\epsilon > 0$, in the unit of a squared gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `accumulator_0`, `accumulator_1`, ..., one a dimension,
+        of size 1 in the others (one for a leaf of 0 dimensions).
+
+    Raises:
+        ValueError: a beta outside [0, 1), an eps that is not above 0.
+
+    Example:
+        >>> tx = gradtx.scale_by_sm3()
+        >>> _, state = tx.update({"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, tx.init({"w": torch.zeros(2, 2)}))
+        >>> state["scale_by_sm3"]["accumulator_0"]["w"], state["scale_by_sm3"]["accumulator_1"]["w"]
+        (tensor([[4.],
+                [9.]]), tensor([[9., 4.]]))
+
+    Source: Anil et al. 2019, arXiv:1901.11150 (SM3-II). Departures: beta > 0 is Enealor/PyTorch-SM3's. Without it
+    the maxima never fall by themselves, so that keeping the larger one changes nothing.
+    """
+    kept = beta + (beta == 0)  # 1 at beta 0
+
+    def init(param):
+        shapes = [[1] * i + [size] + [1] * (param.ndim - i - 1) for i, size in enumerate(param.shape)] or [[]]
+        return {"accumulator": [param.new_zeros(shape) for shape in shapes]}
+
+    def update(update, state, param, ctx):
+        if update.numel() == 0:
+            return update, state
+        old = state["accumulator"]
+        cover = kept * functools.reduce(torch.minimum, old) + (1 - beta) * update.square()
+        return update / (cover + eps).sqrt(), {
+            "accumulator": [torch.maximum(maxima, _maxima(cover, i)) for i, maxima in enumerate(old)]
+        }
+
+    return init, update
+
+
+def _maxima(x, dim):
+    """The maxima over all dimensions but one, which are kept with size 1."""
+    others = tuple(i for i in range(x.ndim) if i != dim)
+    return x.amax(dim=others, keepdim=True) if others else x

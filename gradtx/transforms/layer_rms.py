@@ -1,0 +1,53 @@
+"""One second moment for a whole layer: NovoGrad."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar, exact_dtype
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+
+@per_tensor
+def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = False):
+    r"""Divide the gradient of every leaf by a running norm of it.
+
+    $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$, with $v_t = \lVert g_t \rVert^2$ where $v_{t-1} = 0$; gives
+    $g_t / (\sqrt{v_t} + \epsilon)$.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        eps: $\epsilon \ge 0$, in the unit of a gradient; keep it above 0, for zero gradients.
+        amsgrad: Take the running maximum of $v$ in place of $v$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, both
+        0-d float64 for every leaf.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_layer_rms()
+        >>> updates, state = tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)}))
+        >>> updates["w"], state["scale_by_layer_rms"]["exp_avg_sq"]["w"]
+        (tensor([0.6000, 0.8000]), tensor(25., dtype=torch.float64))
+
+    Source: Ginsburg et al. 2019, arXiv:1905.11286. Departures: none; the average starts anew as long as it is
+    exactly 0, as in the authors' code.
+    """
+
+    def init(param):
+        slots = ("exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg_sq",)
+        return {slot: param.new_zeros((), dtype=exact_dtype(param)) for slot in slots}
+
+    def update(update, state, param, ctx):
+        old, fresh = state["exp_avg_sq"], update.square().sum()
+        square = torch.where(old == 0, fresh, beta * old + (1 - beta) * fresh)
+        new = {"exp_avg_sq": square}
+        if amsgrad:
+            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+        return update / (safe_sqrt(square) + eps), new
+
+    return init, update

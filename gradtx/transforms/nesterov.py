@@ -1,0 +1,57 @@
+"""Nesterov's look ahead from the change of the gradient: Adan."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+
+@per_tensor(elementwise=True)
+def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
+    r"""Extrapolate the mean gradient by its mean change, and divide by the root mean square of the two: Adan.
+
+    With $\Delta_t = g_t - g_{t-1}$ (0 at $t = 1$): $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$,
+    $d_t = \beta_2 d_{t-1} + (1-\beta_2) \Delta_t$, $n_t = \beta_3 n_{t-1} + (1-\beta_3) (g_t + \beta_2 \Delta_t)^2$;
+    gives $(\hat m_t + \beta_2 \hat d_t) / (\sqrt{\hat n_t} + \epsilon)$, where $\hat x_t = x_t / (1 - \beta^t)$ with
+    the beta of x.
+
+    Args:
+        betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1): weights of the old averages. The paper's betas are one
+            minus these.
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,
+        `previous_grad`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_adan(betas=(0.0, 0.5, 0.0))
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> _, state = tx.update({"w": torch.tensor([1.0])}, state)
+        >>> tx.update({"w": torch.tensor([4.0])}, state)[0]["w"]  # (4 + 0.5 * (1.5 / 0.75)) / (4 + 0.5 * 3)
+        tensor([0.9091])
+
+    Source: Xie et al. 2022, arXiv:2208.06677. Departures: bias corrections, as in the authors' code.
+    """
+    beta1, beta2, beta3 = betas
+
+    def init(param):
+        return {slot: torch.zeros_like(param) for slot in ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad")}
+
+    def update(update, state, param, ctx):
+        change = torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
+        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        mean_change = beta2 * state["exp_avg_diff"] + (1 - beta2) * change
+        square = beta3 * state["exp_avg_sq"] + (1 - beta3) * (update + beta2 * change).square()
+        ahead = mean / ctx.bias_correction(beta1) + (beta2 / ctx.bias_correction(beta2)) * mean_change
+        root = safe_sqrt(square / ctx.bias_correction(beta3))
+        new = {"exp_avg": mean, "exp_avg_diff": mean_change, "exp_avg_sq": square, "previous_grad": update}
+        return ahead / (root + eps), new
+
+    return init, update

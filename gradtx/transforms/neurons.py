@@ -1,0 +1,100 @@
+"""Neurons as units: Nero's constraint and its normalisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _tree
+from gradtx._arguments import Scalar, exact_dtype
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import quotient, safe_sqrt, unit_norm
+
+
+def project_neurons(params: Any) -> Any:
+    r"""Give every neuron's weights mean 0 and norm 1: $w \mapsto (w - \bar w) / \lVert w - \bar w \rVert$.
+
+    A neuron is an index of dimension 0; one of equal weights becomes 0. Leaves with 0 or 1 dimensions stay as they
+    are. `nero` keeps weights like this. Apply it to them once before training, so that the first gradient is taken
+    there.
+
+    Args:
+        params: A tree of tensors, or one tensor.
+
+    Returns:
+        A tree of the same structure.
+
+    Raises:
+        ValueError: neurons with one weight each, of which nothing would be left.
+
+    Example:
+        >>> project_neurons({"weight": torch.tensor([[1.0, 3.0], [0.0, 8.0]]), "bias": torch.tensor([5.0])})
+        {'weight': tensor([[-0.7071,  0.7071],
+                [-0.7071,  0.7071]]), 'bias': tensor([5.])}
+
+    Source: Liu et al. 2021, arXiv:2102.07227.
+    """
+    return _tree.map_tensors(_projected, params)
+
+
+def _projected(x: Tensor) -> Tensor:
+    if x.ndim < 2:
+        return x
+    if math.prod(x.shape[1:]) == 1:
+        raise ValueError(
+            f"project_neurons: neurons of shape {tuple(x.shape)} have one weight each, which is its own mean; "
+            "train it without constraints, in another branch of partition(...)"
+        )
+    centered = x - x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+    size = unit_norm(centered)
+    return centered * quotient(1.0, size, size > 0, 0.0)
+
+
+def _neuron_norm(x: Tensor) -> Tensor:
+    """One norm a neuron; an entry of a bias or of a scale is one."""
+    return x.abs() if x.ndim < 2 else unit_norm(x)
+
+
+@per_tensor
+def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
+    r"""Divide the gradient of every neuron by a running norm of it, and give it the scale that the weights began with.
+
+    $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$ for each neuron, an index of dimension 0, or an entry of a
+    leaf with 0 or 1 dimensions; gives $\sigma g_t / \sqrt{v_t / (1 - \beta^t)}$, 0 where $v_t = 0$. $\sigma$ is the
+    mean norm of the neurons of the leaf at `init`, or 0.01 if that is 0.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        constraints: Take $\sigma$ from the weights after `project_neurons`, where `nero` keeps them.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, one entry a neuron (of size 1 in the other
+        dimensions), and `scale`, $\sigma$, 0-d float64 for every leaf.
+
+    Raises:
+        ValueError: a beta outside [0, 1), neurons with one weight each under `constraints`.
+
+    Example:
+        >>> tx = gradtx.scale_by_neuron_norm()
+        >>> state = tx.init({"w": torch.tensor([[1.0, 3.0], [0.0, 8.0]])})
+        >>> tx.update({"w": torch.tensor([[30.0, 40.0], [0.0, -0.1]])}, state)[0]["w"]
+        tensor([[ 0.6000,  0.8000],
+                [ 0.0000, -1.0000]])
+
+    Source: Liu et al. 2021, arXiv:2102.07227.
+    """
+
+    def init(param):
+        sizes = _neuron_norm(_projected(param) if constraints else param)
+        mean = sizes.sum(dtype=exact_dtype(param)) / max(sizes.numel(), 1)
+        return {"exp_avg_sq": torch.zeros_like(sizes), "scale": torch.where(mean == 0, 0.01, mean)}
+
+    def update(update, state, param, ctx):
+        square = beta * state["exp_avg_sq"] + (1 - beta) * _neuron_norm(update).square()
+        size = safe_sqrt(square / ctx.bias_correction(beta))
+        return update * quotient(state["scale"], size, size > 0, 0.0), {"exp_avg_sq": square, "scale": state["scale"]}
+
+    return init, update

@@ -1,0 +1,45 @@
+"""Only the sign of a momentum: Lion."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas
+from gradtx.factories import per_tensor
+
+
+@per_tensor(elementwise=True)
+def scale_by_lion(betas: Betas = (0.9, 0.99)):
+    r"""Replace every gradient by the sign of an interpolated momentum.
+
+    $u_t = \mathrm{sign}(\beta_1 m_{t-1} + (1-\beta_1) g_t)$, then $m_t = \beta_2 m_{t-1} + (1-\beta_2) g_t$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, weights of the old momentum in the direction and in the next momentum, each in
+            [0, 1).
+
+    Returns:
+        A transformation that keeps shapes and dtypes; every entry becomes -1, 0 or 1. State: `exp_avg`, shaped as the
+        parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.scale_by_lion()
+        >>> tx.update({"w": torch.tensor([2e-9, 0.0, -5.0])}, tx.init({"w": torch.zeros(3)}))[0]["w"]
+        tensor([ 1.,  0., -1.])
+
+    Source: Chen et al. 2023, arXiv:2302.06675. Departures: none.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        mean = state["exp_avg"]
+        direction = (beta1 * mean + (1 - beta1) * update).sign()
+        return direction, {"exp_avg": beta2 * mean + (1 - beta2) * update}
+
+    return init, update

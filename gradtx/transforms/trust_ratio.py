@@ -1,0 +1,146 @@
+"""Steps in proportion to the size of a layer's weights: LAMB, LARS."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar, exact
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import norm, quotient, safe_sqrt
+
+
+@per_tensor(needs=("params",))
+def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_adapt: bool = True):
+    r"""Give the update of every leaf the norm of its weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
+
+    The ratio is 1 where either norm is 0.
+
+    Args:
+        clip: Let no ratio be above 1 (LAMBC).
+        weight_decay: The decay that the update holds already, >= 0; read only without `always_adapt`.
+        always_adapt: If False, the ratio is 1 where `weight_decay` is 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a negative decay, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scale_by_trust_ratio()
+        >>> params = {"w": torch.tensor([6.0, 8.0]), "b": torch.zeros(1)}
+        >>> tx.update({"w": torch.tensor([0.0, 1e-3]), "b": torch.ones(1)}, tx.init(params), params)[0]
+        {'w': tensor([ 0., 10.]), 'b': tensor([1.])}
+
+    Source: You et al. 2019, arXiv:1904.00962; without clip and decay: Bernstein et al. 2020, arXiv:2002.03432.
+    Departures: the bounds that LAMB's paper allows on the norm of the weights are left out.
+    """
+
+    def update(update, state, param, ctx):
+        weights, size = norm(param), norm(update)
+        ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
+        if clip:
+            ratio = ratio.clamp(max=1)
+        if not always_adapt:
+            ratio = torch.where(exact(weight_decay, param.device) == 0, 1.0, ratio)
+        return ratio * update, state
+
+    return update
+
+
+@per_tensor(needs=("params",), ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"}, example={"lr": 0.5})
+def scale_by_lars(
+    trust_coefficient: Scalar = 0.001,
+    weight_decay: Scalar = 0.0,
+    eps: Scalar = 1e-8,
+    trust_clip: bool = False,
+    min_ndim: int = 0,
+    lr: Scalar | None = None,
+):
+    r"""Decay the weights and scale by a rate of every leaf's own, from the sizes of its weights and its gradient.
+
+    $d = \gamma (g + \lambda p)$ with $\gamma = c \lVert p \rVert / (\lVert g \rVert + \lambda \lVert p \rVert +
+    \epsilon)$, and $\gamma = 1$ where $\lVert p \rVert$ or $\lVert g \rVert$ is 0.
+
+    Args:
+        trust_coefficient: $c > 0$, the change of a leaf relative to its size, per unit of the learning rate.
+        weight_decay: $\lambda \ge 0$.
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        trust_clip: $\gamma \leftarrow \min(\gamma / \eta, 1)$, so that no leaf moves by more than plain descent
+            would move it (LARC).
+        min_ndim: Leaves with fewer dimensions pass as they are, without decay; 2 leaves out biases and scales.
+        lr: $\eta$, for `trust_clip` only; the link that applies it comes later.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: numbers out of range, `trust_clip` without `lr`, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scale_by_lars(trust_coefficient=0.1, eps=0.0, min_ndim=1)
+        >>> params = {"w": torch.tensor([6.0, 8.0]), "scale": torch.tensor(2.0)}
+        >>> tx.update({"w": torch.tensor([0.0, 1e-3]), "scale": torch.tensor(5.0)}, tx.init(params), params)[0]
+        {'w': tensor([0., 1.]), 'scale': tensor(5.)}
+
+    Source: You et al. 2017, arXiv:1708.03888; trust_clip: NVIDIA's apex LARC. Departures: the paper has no eps.
+    """
+    if trust_clip and lr is None:
+        raise ValueError("scale_by_lars: trust_clip needs lr; pass the rate that scale_by_learning_rate gets")
+
+    def update(update, state, param, ctx):
+        if param.ndim < min_ndim:
+            return update, state
+        weights, size = norm(param), norm(update)
+        total = size + weight_decay * weights + eps
+        ratio = quotient(trust_coefficient * weights, total, (weights > 0) & (size > 0), 1.0)
+        if trust_clip:
+            ratio = ratio / torch.maximum(ratio, exact(lr, param.device))  # min(ratio / lr, 1), also at lr 0
+        return ratio * (update + weight_decay * param), state
+
+    return update
+
+
+@per_tensor(elementwise=True)
+def scale_by_lamb(
+    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, bias_correction: bool = True, grad_averaging: bool = True
+):
+    r"""Divide the mean gradient by its root mean square as Adam does, with a choice of corrections: LAMB's direction.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, direction
+    $\hat m_t / (\sqrt{\hat v_t} + \epsilon)$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        bias_correction: If False, $m_t / (\sqrt{v_t} + \epsilon)$.
+        grad_averaging: If False, $m_t = \beta_1 m_{t-1} + g_t$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_lamb(betas=(0.9, 0.99), grad_averaging=False)
+        >>> tx.update({"w": torch.tensor([1e-2, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([  9.9990, -10.0000])
+
+    Source: You et al. 2019, arXiv:1904.00962. Departures: `grad_averaging` is NVIDIA apex's.
+    """
+    beta1, beta2 = betas
+    share = 1 - beta1 if grad_averaging else 1.0
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        mean = beta1 * state["exp_avg"] + share * update
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        new = {"exp_avg": mean, "exp_avg_sq": square}
+        if bias_correction:
+            mean, square = mean / ctx.bias_correction(beta1), square / ctx.bias_correction(beta2)
+        return mean / (safe_sqrt(square) + eps), new
+
+    return init, update

@@ -1,0 +1,224 @@
+import math
+import re
+
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Published,
+    TreeLoop,
+    WeightsLoop,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    global_norm,
+    named,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
+# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
+PUBLISHED = 1e-12
+
+
+def lion(s, t, g, p, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
+    b1, b2 = betas
+    d = (b1 * s.m + (1 - b1) * g).sign()
+    s.seen.update((d != g.sign()).flatten().tolist())
+    s.m = b2 * s.m + (1 - b2) * g
+    return p * (1 - lr * weight_decay) - lr * d
+
+
+def adan(s, t, g, p, lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0.0, max_grad_norm=0.0, no_prox=False):
+    b1, b2, b3 = betas
+    if max_grad_norm > 0:
+        shrink = min(1.0, max_grad_norm / (global_norm(g) + eps))
+        s[""].seen.add(shrink < 1)
+        g = {name: x * shrink for name, x in g.items()}
+    new = {}
+    for name in g:
+        slots = s[name]
+        change = g[name] - slots.previous if t > 1 else 0 * g[name]
+        slots.m = b1 * slots.m + (1 - b1) * g[name]
+        slots.d = b2 * slots.d + (1 - b2) * change
+        slots.n = b3 * slots.n + (1 - b3) * (g[name] + b2 * change) ** 2
+        slots.previous = g[name]
+        u = slots.m / (1 - b1**t) + b2 * slots.d / (1 - b2**t)
+        u = u / ((slots.n / (1 - b3**t)).sqrt() + eps)
+        if no_prox:
+            new[name] = p[name] * (1 - lr * weight_decay) - lr * u
+        else:
+            new[name] = (p[name] - lr * u) / (1 + lr * weight_decay)
+    return new
+
+
+def adai(s, t, g, p, lr, betas=(0.1, 0.99), eps=1e-3, weight_decay=0.0, decoupled_weight_decay=False, dampening=1.0):
+    b0, b2 = betas
+    if not decoupled_weight_decay:
+        g = {name: x + weight_decay * p[name] for name, x in g.items()}
+    for name, x in g.items():
+        s[name].v = b2 * s[name].v + (1 - b2) * x**2
+    hats = {name: s[name].v / (1 - b2**t) for name in g}
+    mean = sum(v.sum().item() for v in hats.values()) / sum(v.numel() for v in hats.values())
+    new = {}
+    for name in g:
+        slots = s[name]
+        b1 = 1 - b0 * (hats[name] / mean) ** (1 / (3 - 2 * dampening))
+        s[""].seen.update((b1 < 0).flatten().tolist(), (b1 > 1 - eps).flatten().tolist())
+        b1 = b1.clamp(0, 1 - eps)
+        slots.product = b1 * (1.0 if t == 1 else slots.product)
+        slots.m = b1 * slots.m + (1 - b1) ** dampening * g[name]
+        direction = b0 ** (1 - dampening) * slots.m / (1 - slots.product)
+        kept = p[name] * (1 - lr * weight_decay) if decoupled_weight_decay else p[name]
+        new[name] = kept - lr * direction
+    return new
+
+
+OPTIONS = [
+    (gradtx.lion, lion, {}),
+    (gradtx.lion, lion, {"lr": 0.02, "betas": (0.6, 0.9), "weight_decay": 0.3}),
+    (gradtx.lion, lion, {"lr": RATE, "betas": (BETA, 0.9), "weight_decay": DECAY}),
+    (gradtx.adan, adan, {}),
+    (gradtx.adan, adan, {"lr": 0.02, "betas": (0.9, 0.7, 0.8), "eps": 0.1, "weight_decay": 0.3}),
+    (gradtx.adan, adan, {"lr": 0.02, "betas": (0.9, 0.7, 0.8), "weight_decay": 0.3, "no_prox": True}),
+    (gradtx.adan, adan, {"lr": 0.02, "max_grad_norm": 0.5, "weight_decay": 0.3, "eps": 0.1}),
+    (gradtx.adan, adan, {"lr": RATE, "betas": (BETA, BETA, 0.9), "weight_decay": DECAY, "max_grad_norm": BETA}),
+    (gradtx.adai, adai, {"lr": 0.1}),
+    (gradtx.adai, adai, {"lr": 0.1, "betas": (0.6, 0.8), "eps": 0.3, "weight_decay": 0.2}),
+    (gradtx.adai, adai, {"lr": 0.1, "betas": (0.6, 0.8), "weight_decay": 0.2, "decoupled_weight_decay": True}),
+    (gradtx.adai, adai, {"lr": 0.1, "betas": (0.3, 0.8), "dampening": 0.4}),
+    (gradtx.adai, adai, {"lr": 0.1, "betas": (0.3, 0.8), "dampening": 0.0, "eps": 0.05}),
+    (gradtx.adai, adai, {"lr": RATE, "betas": (RATE, BETA), "eps": RATE, "dampening": BETA, "weight_decay": DECAY}),
+]
+
+
+def reference(rule, options):
+    return (WeightsLoop if rule is lion else TreeLoop)(rule, **options)
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), reference(rule, options)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+@pytest.mark.parametrize(("rule", "options"), [(rule, options) for _, rule, options in OPTIONS[4:]], ids=named)
+def test_the_options_above_take_both_branches(rule, options):
+    if rule is adan and "max_grad_norm" not in options:
+        return
+    loop = reference(rule, options)
+    difference(loop, reference(rule, options))
+    assert loop.seen == {True, False}
+
+
+# Published code.
+
+
+@pytest.mark.parametrize("options", [{}, {"lr": 0.02, "betas": (0.6, 0.9), "weight_decay": 0.3}], ids=str)
+def test_lion_is_that_of_pytorch_optimizer(options):
+    assert difference_of_weights(gradtx.lion(**options), Published(pytorch_optimizer.Lion, **options)) < PUBLISHED
+
+
+@pytest.mark.parametrize("no_prox", [False, True])
+@pytest.mark.parametrize("options", [{}, {"lr": 0.02, "betas": (0.9, 0.7, 0.8), "weight_decay": 0.3}], ids=str)
+def test_adan_is_that_of_pytorch_optimizer(options, no_prox):
+    published = Published(pytorch_optimizer.Adan, weight_decouple=no_prox, **options)
+    assert difference_of_weights(gradtx.adan(no_prox=no_prox, **options), published) < PUBLISHED
+
+
+@pytest.mark.parametrize(("decoupled", "stable"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("options", [{}, {"betas": (0.6, 0.8)}, {"dampening": 0.4}], ids=str)
+def test_adai_is_that_of_pytorch_optimizer(options, decoupled, stable):
+    # it takes M for at least eps, which these gradients are well above
+    theirs = {"weight_decouple": decoupled, "stable_weight_decay": stable}
+    published = Published(pytorch_optimizer.Adai, lr=0.1, weight_decay=0.2, **theirs, **options)
+    ours = gradtx.adai(lr=0.1, weight_decay=0.2, decoupled_weight_decay=decoupled, **options)
+    assert difference_of_weights(ours, published) < PUBLISHED
+
+
+# What papers promise, and where they are silent.
+
+
+def test_the_proximal_decay_of_adan_equals_the_hand_computed_value():
+    # the direction is 1: (4 - 0.5) / (1 + 0.5 * 2), or 4 * (1 - 0.5 * 2) - 0.5
+    assert first_update(gradtx.adan(lr=0.5, weight_decay=2.0), [7.0], [4.0]) == pytest.approx([1.75 - 4])
+    assert first_update(gradtx.adan(lr=0.5, weight_decay=2.0, no_prox=True), [7.0], [4.0]) == pytest.approx([-4.5])
+
+
+def test_adan_keeps_the_clipped_gradient():
+    params = {"w": torch.zeros(2)}
+    tx = gradtx.adan(max_grad_norm=1.0, eps=0.0)
+    _, state = tx.update({"w": torch.tensor([30.0, 40.0])}, tx.init(params), params)
+    torch.testing.assert_close(state["scale_by_adan"]["previous_grad"]["w"], torch.tensor([0.6, 0.8]))
+
+
+def test_the_first_step_of_adai_is_that_of_gradient_descent():
+    # m = (1 - b1) g over 1 - b1, whatever b1 is
+    assert first_update(gradtx.adai(lr=0.1, dampening=1.0), [1.0, -3.0, 0.0]) == pytest.approx([-0.1, 0.3, 0.0])
+
+
+def test_adai_does_not_depend_on_the_scale_of_the_loss_other_than_by_its_gradient():
+    # M has no lower bound: tiny gradients have the inertia of large ones
+    tiny = first_update(gradtx.adai(lr=1.0, betas=(0.5, 0.9)), [1e-20, -2e-20], steps=3)
+    assert [1e20 * x for x in tiny] == pytest.approx(
+        first_update(gradtx.adai(lr=1.0, betas=(0.5, 0.9)), [1.0, -2.0], steps=3)
+    )
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.lion(weight_decay=0.1),
+        gradtx.adan(weight_decay=0.1, max_grad_norm=1.0),
+        gradtx.adai(lr=0.1),
+        gradtx.adai(lr=0.1, dampening=0.5, weight_decay=0.1, decoupled_weight_decay=True),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("alias", "argument", "value", "interval"),
+    [
+        (gradtx.lion, "lr", -1.0, "[0, inf)"),
+        (gradtx.adan, "eps", -1.0, "[0, inf)"),
+        (gradtx.adan, "max_grad_norm", -1.0, "[0, inf]"),
+        (gradtx.adai, "lr", math.inf, "[0, inf)"),
+        (gradtx.adai, "eps", 0.0, "(0, 1)"),
+        (gradtx.adai, "dampening", 1.5, "[0, 1]"),
+    ],
+    ids=named,
+)
+def test_a_number_out_of_range_is_an_error(alias, argument, value, interval):
+    message = f"{alias.__name__}: {argument} must be in {interval}, got {value}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        alias(**{"lr": 0.1, argument: value})
+
+
+@pytest.mark.parametrize(("alias", "count"), [(gradtx.lion, 2), (gradtx.adan, 3), (gradtx.adai, 2)], ids=named)
+def test_a_beta_outside_the_half_open_unit_interval_is_an_error(alias, count):
+    rate = {"lr": 0.1}
+    with pytest.raises(ValueError, match=rf"^{alias.__name__}: betas\[{count - 1}\] must be in \[0, 1\), got 1.0$"):
+        alias(betas=(0.5,) * (count - 1) + (1.0,), **rate)
+    with pytest.raises(ValueError, match=rf"^{alias.__name__}: betas must have {count} entries, got 4$"):
+        alias(betas=(0.5,) * 4, **rate)
+
+
+def test_adai_asks_for_a_learning_rate():
+    with pytest.raises(TypeError, match=r"^adai: missing argument 'lr'$"):
+        gradtx.adai()

@@ -1,0 +1,86 @@
+import itertools
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Loop,
+    Transformed,
+    arguments,
+    difference,
+    finite_without_gradient,
+    first_update,
+    gradients,
+    problem,
+)
+
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+
+
+def covers(s, t, g, p, beta=0.0, eps=1e-30):
+    dims = range(max(g.ndim, 1))
+    entries = list(itertools.product(*map(range, g.shape)))
+    if t == 1:
+        s.a = {(i, at[i] if at else 0): 0.0 for i in dims for at in entries}
+    c = {}
+    for at in entries:
+        least = min(s.a[i, at[i] if at else 0] for i in dims)
+        square = g[at].item() ** 2
+        c[at] = beta * least + (1 - beta) * square if beta > 0 else least + square
+    for i, k in s.a:
+        largest = max(c[at] for at in entries if not at or at[i] == k)
+        s.a[i, k] = max(largest, s.a[i, k]) if beta > 0 else largest
+    return torch.tensor([g[at].item() / (c[at] + eps) ** 0.5 for at in entries], dtype=g.dtype).reshape(g.shape)
+
+
+@pytest.mark.parametrize("options", [{}, {"eps": 0.1}, {"beta": 0.6}, {"beta": BETA, "eps": BETA}], ids=str)
+def test_it_follows_the_loop(options):
+    assert difference(gradtx.scale_by_sm3(**options), Loop(covers, **options), rate=-0.1) < TOLERANCE
+    assert arguments(gradtx.scale_by_sm3) == arguments(covers)
+
+
+def test_the_maxima_follow_the_loop():
+    loop, step, params = Loop(covers, beta=0.6), Transformed(gradtx.scale_by_sm3(beta=0.6)), problem()
+    for t in range(1, 10):
+        grads = gradients(params, t)
+        loop(grads, params)
+        step(grads, params)
+    for (i, k), expected in loop.slots["kernel"].a.items():
+        kept = step.state["scale_by_sm3"][f"accumulator_{i}"]["kernel"]
+        assert kept.flatten()[k].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((), [()]), ((5,), [(5,)]), ((3, 4), [(3, 1), (1, 4)]), ((2, 3, 4), [(2, 1, 1), (1, 3, 1), (1, 1, 4)])],
+    ids=str,
+)
+def test_there_is_one_vector_a_dimension(shape, expected):
+    state = gradtx.scale_by_sm3().init({"w": torch.ones(shape)})["scale_by_sm3"]
+    assert [tuple(state[f"accumulator_{i}"]["w"].shape) for i in range(len(state))] == expected
+
+
+def test_a_vector_is_treated_as_by_adagrad():
+    assert first_update(gradtx.scale_by_sm3(), [3.0, -4.0], steps=4) == pytest.approx([0.5, -0.5])
+
+
+def test_an_entry_is_covered_by_its_row_and_its_column():
+    # step 1 leaves rows (4, 9) and columns (9, 4); the last entry then has 4 + 0.5^2 from its column
+    tx, params = gradtx.scale_by_sm3(), {"w": torch.zeros(2, 2)}
+    state = tx.init(params)
+    _, state = tx.update({"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, state)
+    updates, _ = tx.update({"w": torch.tensor([[0.0, 0.0], [0.0, 0.5]])}, state)
+    assert updates["w"][1, 1].item() == pytest.approx(0.5 / 4.25**0.5)
+
+
+def test_zero_gradients_give_zero_and_not_nan():
+    assert first_update(gradtx.scale_by_sm3(), [[0.0, 0.0]]) == [[0.0, 0.0]]
+    assert finite_without_gradient(gradtx.scale_by_sm3())
+
+
+@pytest.mark.parametrize(("argument", "value", "interval"), [("beta", 1.0, r"\[0, 1\)"), ("eps", 0.0, r"\(0, inf\)")])
+def test_a_number_out_of_range_is_an_error(argument, value, interval):
+    with pytest.raises(ValueError, match=f"^scale_by_sm3: {argument} must be in {interval}, got {value}$"):
+        gradtx.scale_by_sm3(**{argument: value})

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+import gradtx
+from tests.references import arguments, finite_without_gradient, first_update
+
+# Loops and published code: tests/optimizers/test_inertia.py.
+
+
+def test_inertia_depends_on_the_mean_over_all_leaves():
+    # squares 1, 9, 0, 0 with mean 2.5
+    grads = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.zeros(2)}
+    tx = gradtx.scale_by_adai(betas=(0.1, 0.0), eps=0.01)
+    _, state = tx.update(grads, tx.init(grads))
+    inertia = state["scale_by_adai"]["beta1_prod"]
+    torch.testing.assert_close(inertia["a"], torch.tensor([[0.96, 0.64]]))
+    torch.testing.assert_close(inertia["b"], torch.tensor([0.99, 0.99]))
+
+
+def test_leaves_without_a_gradient_and_empty_ones_do_not_enter_the_mean():
+    params = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(0)}
+    grads = {"a": torch.tensor([1.0, 3.0]), "b": None, "c": torch.zeros(0)}
+    tx = gradtx.scale_by_adai(betas=(0.1, 0.0))
+    _, state = tx.update(grads, tx.init(params))
+    # the mean is 5
+    torch.testing.assert_close(state["scale_by_adai"]["beta1_prod"]["a"], torch.tensor([0.98, 0.82]))
+
+
+def test_the_product_corrects_the_bias_of_the_average():
+    # a constant gradient comes out as itself, at every inertia
+    for steps in (1, 2, 5):
+        assert first_update(gradtx.scale_by_adai(betas=(0.5, 0.9)), [1.0, -3.0, 0.0], steps=steps) == pytest.approx(
+            [1.0, -3.0, 0.0]
+        )
+
+
+def test_less_dampening_takes_more_of_the_gradient():
+    # of one entry: inertia 1 - 0.25, so 0.25^0.5 g over 0.25, times 0.25^0.5
+    assert first_update(gradtx.scale_by_adai(betas=(0.25, 0.0), dampening=0.5), [2.0]) == pytest.approx([2.0])
+    # at step 2 the average is 0.75 * 1 + 0.5 * 2, over 1 - 0.75^2
+    update = first_update(gradtx.scale_by_adai(betas=(0.25, 0.0), dampening=0.5), [2.0], steps=2)
+    assert update == pytest.approx([0.5 * 1.75 / (1 - 0.5625)])
+
+
+def test_all_gradients_zero_give_zero():
+    assert first_update(gradtx.scale_by_adai(), [0.0, 0.0], steps=3) == [0.0, 0.0]
+    assert finite_without_gradient(gradtx.scale_by_adai(dampening=0.5))
+
+
+def test_defaults_are_those_of_the_paper():
+    assert arguments(gradtx.scale_by_adai) == [("betas", (0.1, 0.99)), ("eps", 1e-3), ("dampening", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "interval"),
+    [("eps", 0.0, r"\(0, 1\)"), ("eps", 1.0, r"\(0, 1\)"), ("dampening", -0.1, r"\[0, 1\]")],
+)
+def test_a_number_out_of_range_is_an_error(argument, value, interval):
+    with pytest.raises(ValueError, match=f"^scale_by_adai: {argument} must be in {interval}, got {value}$"):
+        gradtx.scale_by_adai(**{argument: value})

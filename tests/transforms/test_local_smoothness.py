@@ -1,0 +1,159 @@
+import math
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import Transformed, arguments
+
+# The loop: tests/optimizers/test_sgd.py.
+
+PAPER = {"lr": 1e-6, "amplifier": 1.0, "damping": 2.0, "theta": math.inf, "eps": 0.0}
+
+
+def descend(tx, grad, start, steps, **extras):
+    """Step sizes and weights of a run on the gradient `grad`, of one leaf or several."""
+    params = {name: torch.tensor(x, dtype=torch.float64) for name, x in start.items()}
+    state, sizes = tx.init(params), []
+    for _ in range(steps):
+        given = {name: {key: f(params[key]) for key in params} for name, f in extras.items()}
+        updates, state = tx.update({name: grad(p) for name, p in params.items()}, state, params, **given)
+        params = gradtx.apply_updates(params, updates)
+        sizes.append(state["scale_by_local_smoothness"]["step_size"].item())
+    return sizes, params, state["scale_by_local_smoothness"]
+
+
+def test_the_first_measured_step_is_half_the_inverse_smoothness():
+    sizes, _, state = descend(gradtx.scale_by_local_smoothness(**PAPER), lambda p: 5 * p, {"w": [1.0, -3.0]}, 2)
+    assert sizes == pytest.approx([1e-6, 0.1])
+    assert state["theta"].item() == pytest.approx(1e5)
+
+
+def test_norms_are_of_differences_and_of_all_leaves_together():
+    # curvatures 1 and 3: |dp| / |dg| with dp = -0.1 (1, 3 * 2), so sqrt(1 + 36) / sqrt(1 + 9 * 36)
+    curvature = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    tx = gradtx.scale_by_local_smoothness(lr=0.1, amplifier=0.0, eps=0.01)
+    params = {"a": torch.tensor([1.0], dtype=torch.float64), "b": torch.tensor([2.0], dtype=torch.float64)}
+    step = Transformed(tx)
+    for _ in range(2):
+        updates = step({"a": curvature[0] * params["a"], "b": curvature[1] * params["b"]}, params)
+        params = gradtx.apply_updates(params, updates)
+    # without growth the old size is the limit
+    assert step.state["scale_by_local_smoothness"]["step_size"].item() == pytest.approx(0.11)
+    loose = gradtx.scale_by_local_smoothness(lr=0.1, amplifier=1e6, eps=0.01)
+    params = {"a": torch.tensor([1.0], dtype=torch.float64), "b": torch.tensor([2.0], dtype=torch.float64)}
+    first = 0.1 * math.sqrt(1 + 1e6)
+    step = Transformed(loose)
+    for _ in range(2):
+        updates = step({"a": curvature[0] * params["a"], "b": curvature[1] * params["b"]}, params)
+        params = gradtx.apply_updates(params, updates)
+    assert first > 1
+    measured = math.sqrt(37 / 325) + 0.01
+    assert step.state["scale_by_local_smoothness"]["step_size"].item() == pytest.approx(measured)
+
+
+def test_without_a_difference_it_grows_by_theta():
+    sizes, _, state = descend(
+        gradtx.scale_by_local_smoothness(lr=0.5, amplifier=3.0), lambda p: 0 * p + 1, {"w": [0.0]}, 3
+    )
+    # the gradient never changes: sqrt(1 + 3 * 1), then sqrt(1 + 3 * 2), then sqrt(1 + 3 * sqrt 7); no eps
+    assert sizes == pytest.approx([1.0, math.sqrt(7), math.sqrt(7 * (1 + 3 * math.sqrt(7)))])
+    assert state["theta"].item() == pytest.approx(math.sqrt(1 + 3 * math.sqrt(7)))
+
+
+def test_an_infinite_theta_waits_for_a_measurement():
+    sizes, _, state = descend(gradtx.scale_by_local_smoothness(**PAPER), lambda p: 0 * p + 1, {"w": [0.0]}, 3)
+    assert sizes == [1e-6] * 3
+    assert state["theta"].item() == math.inf
+
+
+def test_an_infinite_theta_without_growth_gives_no_nan():
+    tx = gradtx.scale_by_local_smoothness(**{**PAPER, "amplifier": 0.0})
+    sizes, _, _ = descend(tx, lambda p: 5 * p, {"w": [1.0, -3.0]}, 4)
+    assert sizes == pytest.approx([1e-6, 0.1, 0.1, 0.1])
+
+
+def test_on_a_quadratic_loss_it_converges_linearly():
+    curvature = torch.tensor([1.0, 10.0, 4.0], dtype=torch.float64)
+    _, params, _ = descend(gradtx.scale_by_local_smoothness(**PAPER), lambda p: curvature * p, {"w": [1.0] * 3}, 300)
+    assert params["w"].norm() < 1e-8
+
+
+def test_a_gradient_of_the_previous_weights_takes_the_place_of_the_previous_gradient():
+    tx = gradtx.scale_by_local_smoothness(lr=0.1, amplifier=1e6, eps=0.0)
+    start = {"w": torch.tensor([2.0], dtype=torch.float64)}
+    state = tx.init(start)
+    updates, state = tx.update({"w": torch.tensor([1.0], dtype=torch.float64)}, state, start)
+    params = gradtx.apply_updates(start, updates)
+    # another batch, of curvature 4: its gradient at both weights
+    updates, state = tx.update({"w": 4 * params["w"]}, state, params, prev_grad={"w": 4 * start["w"]})
+    assert state["scale_by_local_smoothness"]["step_size"].item() == pytest.approx(0.25)
+    with pytest.raises((ValueError, TypeError), match="prev_grd"):
+        tx.update({"w": 4 * params["w"]}, state, params, prev_grd={"w": 4 * start["w"]})
+
+
+def test_decay_is_coupled_but_no_part_of_the_measurement():
+    sizes, _, _ = descend(gradtx.scale_by_local_smoothness(**PAPER), lambda p: 5 * p, {"w": [1.0]}, 5)
+    decayed, _, _ = descend(
+        gradtx.scale_by_local_smoothness(**PAPER, weight_decay=0.5), lambda p: 5 * p, {"w": [1.0]}, 5
+    )
+    assert decayed == pytest.approx(sizes)
+    tx = gradtx.scale_by_local_smoothness(lr=1.0, amplifier=0.0, weight_decay=0.5)
+    params = {"w": torch.tensor([4.0])}
+    assert tx.update({"w": torch.tensor([1.0])}, tx.init(params), params)[0]["w"].tolist() == [-3.0]
+
+
+def test_it_measures_the_gradient_as_it_came_whatever_stands_before():
+    doubled = gradtx.chain(gradtx.scale(2.0), gradtx.scale_by_local_smoothness(**PAPER))
+    sizes, params, _ = descend(doubled, lambda p: 5 * p, {"w": [1.0, -3.0]}, 2)
+    assert sizes == pytest.approx([1e-6, 0.1])
+    assert params["w"].tolist() == pytest.approx([0.0, 0.0], abs=1e-4)  # 0.1 * 2 * 5 is the whole way
+
+
+def test_a_parameter_that_joins_late_is_not_measured_at_its_first_step():
+    def sizes(joins):
+        first, late = (torch.nn.Parameter(torch.tensor([x], dtype=torch.float64)) for x in (1.0, 2.0))
+        optimizer, found = gradtx.optim.AdaptiveGD([first, late], lr=0.1, amplifier=1e6), []
+        for t in range(4):
+            first.grad, late.grad = first.detach() * (1 + t), None
+            if joins and t == 2:
+                late.data.add_(50.0)
+                late.grad = torch.ones(1, dtype=torch.float64)
+            optimizer.step()
+            found.append(optimizer.state[first]["step_size"].item())
+        return found
+
+    assert sizes(joins=True) == sizes(joins=False)
+
+
+def test_groups_share_one_step_size():
+    def optimizer(groups):
+        return gradtx.optim.AdaptiveGD(groups, lr=0.1)
+
+    weights = [[torch.nn.Parameter(torch.tensor([float(i)], dtype=torch.float64)) for i in (1, 2)] for _ in range(2)]
+    together, apart = optimizer(weights[0]), optimizer([{"params": [w]} for w in weights[1]])
+    for _ in range(4):
+        for one, params in ((together, weights[0]), (apart, weights[1])):
+            for i, p in enumerate(params):
+                p.grad = (i + 1) * p.detach()
+            one.step()
+    assert [w.item() for w in weights[0]] == [w.item() for w in weights[1]]
+
+
+def test_groups_that_disagree_on_the_first_step_size_are_an_error():
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = gradtx.optim.AdaptiveGD([{"params": params[:1], "lr": 0.5}, {"params": params[1:]}])
+    for param in params:
+        param.grad = torch.ones(1)
+    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: lr must agree across groups, got 0.5 and 0.2$"):
+        optimizer.step()
+
+
+def test_defaults_are_those_of_the_authors():
+    assert arguments(gradtx.scale_by_local_smoothness) == arguments(gradtx.adaptive_gd)
+
+
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
+def test_a_first_rate_of_zero_is_an_error(lr):
+    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; start above 0$"):
+        gradtx.scale_by_local_smoothness(lr=lr).init({"w": torch.ones(1)})

@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import arguments, finite_without_gradient, first_update
+
+# Loops and published code: tests/optimizers/test_layerwise.py.
+
+
+@pytest.mark.parametrize(
+    ("slot", "shape", "expected"),
+    [
+        ("scalar", (3, 4), ()),
+        ("scalar", (5,), ()),
+        ("rows", (3, 4), (3, 1)),
+        ("rows", (2, 3, 2, 2), (2, 1, 1, 1)),
+        ("rows", (5,), (5,)),
+        ("rows", (), ()),
+        ("full", (3, 4), (3, 4)),
+    ],
+    ids=str,
+)
+def test_slots_have_the_size_that_the_option_says(slot, shape, expected):
+    state = gradtx.scale_by_amos(slot=slot).init({"w": torch.ones(shape)})["scale_by_amos"]
+    assert {name: tuple(leaves["w"].shape) for name, leaves in state.items()} == {
+        "exp_avg_sq": expected,
+        "decay": expected,
+    }
+    assert state["decay"]["w"].dtype == (torch.float64 if slot == "scalar" else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "eta"), [((), 0.5), ((7,), 0.5), ((5, 8), 0.5), ((5, 2), 1.0), ((3, 16, 2, 2), 0.25)], ids=str
+)
+def test_the_expected_size_of_an_entry_follows_from_the_shape(shape, eta):
+    # the first step is rate * eta * the sign, without weights to decay
+    grad, zero = torch.ones(shape).tolist(), torch.zeros(shape).tolist()
+    update = torch.tensor(first_update(gradtx.scale_by_amos(lr=0.5), grad, zero))
+    torch.testing.assert_close(update, torch.full(shape, -0.5 * eta))
+
+
+@pytest.mark.parametrize("eta", [0.25, torch.tensor(0.25), lambda shape: 1 / shape[0], gradtx.Schedule(lambda t: 0.25)])
+def test_the_expected_size_may_be_a_number_or_a_function_of_the_shape(eta):
+    assert first_update(gradtx.scale_by_amos(lr=0.5, eta=eta), [3.0] * 4, [0.0] * 4) == pytest.approx([-0.125] * 4)
+
+
+def test_decays_run_over_a_scale_under_vmap_as_one_by_one():
+    params, grads = {"w": torch.ones(3)}, {"w": torch.tensor([1.0, -2.0, 3.0])}
+
+    def update(eta):
+        tx = gradtx.scale_by_amos(lr=0.1, eta=eta)
+        return tx.update(grads, tx.init(params), params)[0]["w"]
+
+    etas = torch.tensor([0.1, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(torch.vmap(update)(etas), torch.stack([update(0.1), update(2.0)]))
+
+
+def test_one_step_equals_the_hand_computed_values():
+    # v = 4, r = 1 / 4, s = 4: gamma = 0.25; the step is 0.5 * 2 * 0.5 * g and half of gamma, and 0.1, of p
+    tx = gradtx.scale_by_amos(lr=0.5, beta=0.5, eta=2.0, extra_l2=0.1)
+    assert first_update(tx, [2.0], [8.0]) == pytest.approx([-(1.0 + 0.225 * 8)])
+
+
+def test_a_gradient_below_eps_is_divided_by_eps():
+    # v = 0.5 * 0.01, below eps = 1: r = 0.5
+    tx = gradtx.scale_by_amos(lr=1.0, beta=0.5, eta=1.0, eps=1.0)
+    assert first_update(tx, [0.1], [0.0]) == pytest.approx([-math.sqrt(0.5) * 0.1])
+
+
+@pytest.mark.parametrize("slot", ["scalar", "rows", "full"])
+def test_zero_gradients_and_empty_leaves_stay_finite(slot):
+    tx = gradtx.scale_by_amos(slot=slot)
+    assert finite_without_gradient(tx)
+    params = {"none": torch.zeros(0), "rows": torch.zeros(0, 2), "columns": torch.zeros(2, 0)}
+    _, state = tx.update(params, tx.init(params), params)
+    assert all(slot.isfinite().all() for leaves in state["scale_by_amos"].values() for slot in leaves.values())
+
+
+def test_a_slot_for_every_entry_and_one_scale_is_elementwise():
+    # what the adapter asks before it runs a large leaf in parts; a scale from the shape needs the whole leaf
+    elementwise = gradtx.scale_by_amos.spec.elementwise
+    assert elementwise({"slot": "full", "eta": 0.5})
+    assert not elementwise({"slot": "full", "eta": None})
+    assert not elementwise({"slot": "full", "eta": len})
+    assert not elementwise({"slot": "rows", "eta": 0.5})
+
+
+def test_defaults_are_those_of_the_authors():
+    momentum = ("momentum", 0.0)
+    assert [pair for pair in arguments(gradtx.amos) if pair != momentum] == arguments(gradtx.scale_by_amos)
+
+
+def test_bad_options_are_errors():
+    with pytest.raises(ValueError, match=r"^scale_by_amos: slot must be 'scalar', 'rows' or 'full', got 'row'$"):
+        gradtx.scale_by_amos(slot="row")
+    with pytest.raises(ValueError, match=r"^scale_by_amos: eta must be in \(0, inf\), got 0$"):
+        gradtx.scale_by_amos(eta=0)
+    with pytest.raises(ValueError, match=r"^scale_by_amos: eps must be in \(0, inf\), got 0.0$"):
+        gradtx.scale_by_amos(eps=0.0)

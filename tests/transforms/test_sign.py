@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+import gradtx
+from tests.references import TOLERANCE, Loop, arguments, difference, first_update
+
+
+def lion(s, t, g, p, betas=(0.9, 0.99)):
+    u = torch.sign(betas[0] * s.m + (1 - betas[0]) * g)
+    s.m = betas[1] * s.m + (1 - betas[1]) * g
+    s.seen.update((u == g.sign()).flatten().tolist())
+    return u
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.6, 0.9), (0.0, 0.5), (0.5, 0.0)], ids=str)
+def test_it_follows_the_loop(betas):
+    loop = Loop(lion, betas=betas)
+    assert difference(gradtx.scale_by_lion(betas), loop, rate=-0.02) < TOLERANCE
+    assert loop.seen == ({True, False} if betas[0] else {True})
+    assert arguments(gradtx.scale_by_lion) == arguments(lion)
+
+
+def test_the_direction_uses_the_old_momentum_and_its_own_beta():
+    tx, params = gradtx.scale_by_lion((0.5, 0.75)), {"w": torch.zeros(2)}
+    state = tx.init(params)
+    _, state = tx.update({"w": torch.tensor([4.0, 4.0])}, state)  # m = 1
+    updates, state = tx.update({"w": torch.tensor([-0.5, -2.0])}, state)
+    assert updates["w"].tolist() == [1.0, -1.0]  # 0.5 - 0.25 and 0.5 - 1
+    assert state["scale_by_lion"]["exp_avg"]["w"].tolist() == [0.625, 0.25]
+
+
+def test_no_gradient_and_no_momentum_give_zero():
+    assert first_update(gradtx.scale_by_lion(), [0.0, -1e-30], steps=2) == [0.0, -1.0]
+
+
+def test_rejects_a_beta_outside_the_half_open_unit_interval():
+    with pytest.raises(ValueError, match=r"^scale_by_lion: betas\[1\] must be in \[0, 1\), got 1.0$"):
+        gradtx.scale_by_lion(betas=(0.9, 1.0))

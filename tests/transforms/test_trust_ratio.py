@@ -1,0 +1,131 @@
+import re
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import TOLERANCE, Loop, arguments, difference, finite_without_gradient, first_update, named
+
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+
+
+def trust_ratio(s, t, g, p, clip=False, weight_decay=0.0, always_adapt=True):
+    ratio = (p.norm() / g.norm()).item()
+    s.seen.add(ratio > 1)
+    if clip:
+        ratio = min(ratio, 1.0)
+    return (ratio if always_adapt or weight_decay != 0 else 1.0) * g
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clip": True},
+        {"always_adapt": False},
+        {"always_adapt": False, "weight_decay": 0.1, "clip": True},
+        {"always_adapt": False, "weight_decay": torch.tensor(0.0)},
+        {"always_adapt": False, "weight_decay": gradtx.Schedule(lambda step: 0.1 * (step % 2))},
+    ],
+    ids=str,
+)
+def test_scale_by_trust_ratio_follows_the_loop(options):
+    loop = Loop(trust_ratio, **options)
+    assert difference(gradtx.scale_by_trust_ratio(**options), loop, rate=-0.1) < TOLERANCE
+    assert loop.seen == {True, False} or not options.get("clip")
+    assert arguments(gradtx.scale_by_trust_ratio) == arguments(trust_ratio)
+
+
+def lamb(s, t, g, p, betas=(0.9, 0.999), eps=1e-6, bias_correction=True, grad_averaging=True):
+    b1, b2 = betas
+    s.m = b1 * s.m + (1 - b1 if grad_averaging else 1) * g
+    s.v = b2 * s.v + (1 - b2) * g**2
+    if bias_correction:
+        return s.m / (1 - b1**t) / ((s.v / (1 - b2**t)).sqrt() + eps)
+    return s.m / (s.v.sqrt() + eps)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"betas": (0.8, 0.6), "eps": 0.1, "bias_correction": False},
+        {"betas": (0.8, 0.6), "eps": 0.1, "grad_averaging": False},
+        {"betas": (BETA, BETA), "eps": BETA, "bias_correction": False, "grad_averaging": False},
+    ],
+    ids=str,
+)
+def test_scale_by_lamb_follows_the_loop(options):
+    assert difference(gradtx.scale_by_lamb(**options), Loop(lamb, **options), rate=-0.02) < TOLERANCE
+    assert arguments(gradtx.scale_by_lamb) == arguments(lamb)
+
+
+def test_with_its_defaults_it_is_adams_direction():
+    assert difference(gradtx.scale_by_lamb(eps=1e-8), gradtx.scale_by_adam(), rate=-0.02) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # |p| = 10, |g| = 5
+        ({"eps": 0.0}, [0.6, 0.8]),
+        ({"eps": 0.0, "weight_decay": 0.5}, [0.1 * 6, 0.1 * 8]),  # 0.1 * 10 / (5 + 5)
+        ({"eps": 5.0}, [0.3, 0.4]),
+        ({"eps": 0.0, "trust_clip": True, "lr": 0.4}, [1.5, 2.0]),  # 0.2 / 0.4
+        ({"eps": 0.0, "trust_clip": True, "lr": 0.1}, [3.0, 4.0]),  # no more than plain descent
+        ({"eps": 0.0, "trust_clip": True, "lr": 0.0}, [3.0, 4.0]),
+        ({"min_ndim": 2, "weight_decay": 0.5}, [3.0, 4.0]),
+    ],
+    ids=str,
+)
+def test_one_step_of_lars_equals_the_hand_computed_values(options, expected):
+    tx = gradtx.scale_by_lars(trust_coefficient=0.1, **options)
+    assert first_update(tx, [3.0, 4.0], [6.0, 8.0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "tx", [gradtx.scale_by_trust_ratio(), gradtx.scale_by_lars(eps=0.0), gradtx.scale_by_lars(1.0)], ids=str
+)
+def test_the_ratio_is_one_where_a_norm_is_zero(tx):
+    assert first_update(tx, [3.0, 4.0], [0.0, 0.0]) == [3.0, 4.0]
+    assert first_update(tx, [0.0, 0.0], [3.0, 4.0]) == [0.0, 0.0]
+
+
+def test_weights_without_a_gradient_still_decay_in_lars():
+    assert first_update(gradtx.scale_by_lars(weight_decay=0.5), [0.0], [3.0]) == [1.5]
+
+
+def test_an_empty_leaf_passes():
+    empty = {"w": torch.zeros(0, 3)}
+    for tx in (gradtx.scale_by_trust_ratio(), gradtx.scale_by_lars()):
+        assert tx.update(empty, tx.init(empty), empty)[0]["w"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "tx", [gradtx.scale_by_trust_ratio(clip=True), gradtx.scale_by_lars(), gradtx.scale_by_lamb()], ids=str
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+def test_a_ratio_clipped_by_the_rate_needs_the_rate():
+    with pytest.raises(ValueError, match=r"^scale_by_lars: trust_clip needs lr; pass the rate that"):
+        gradtx.scale_by_lars(trust_clip=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "value", "interval"),
+    [
+        (gradtx.scale_by_trust_ratio, "weight_decay", -1.0, "[0, inf)"),
+        (gradtx.scale_by_lars, "trust_coefficient", 0.0, "(0, inf)"),
+        (gradtx.scale_by_lars, "eps", -1.0, "[0, inf)"),
+        (gradtx.scale_by_lars, "weight_decay", -1.0, "[0, inf)"),
+        (gradtx.scale_by_lars, "min_ndim", -1, "[0, inf)"),
+        (gradtx.scale_by_lamb, "eps", -1.0, "[0, inf)"),
+    ],
+    ids=named,
+)
+def test_a_number_out_of_range_is_an_error(make, argument, value, interval):
+    message = f"{make.__name__}: {argument} must be in {interval}, got {value}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make(**{argument: value})
