@@ -113,6 +113,8 @@ class Made(GradientTransformation):
 
     @property
     def _lr_role(self) -> str | None:
+        if self._spec.lr_role == "owner":
+            return "owner"
         inner = {link._lr_role for link in self._inner_links()}
         return next((role for role in ("owner", "before owner") if role in inner), self._spec.lr_role)
 
@@ -340,7 +342,7 @@ _OPTIONS = {
     "rule": "elementwise needs extras shared agree owns_lr before_owner random ranges static any_length example",
     "tree": "needs extras ranges static any_length example",
     "alias": "ranges static any_length example",
-    "combinator": "needs ranges static any_length example",
+    "combinator": "needs owns_lr ranges static any_length example",
 }
 
 

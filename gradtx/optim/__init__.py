@@ -10,19 +10,44 @@ from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
+from gradtx.optimizers.averaging import madgrad, srmm
+from gradtx.optimizers.learning_rate_free import (
+    alig,
+    dadapt_adagrad,
+    dadapt_adam,
+    dadapt_adan,
+    dadapt_lion,
+    dadapt_sgd,
+    prodigy,
+)
+from gradtx.optimizers.positive_negative import adapnm, pnm
+from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
 from gradtx.optimizers.sgd import sgd, sgdw
 
 __all__ = [
     "ADOPT",
+    "MADGRAD",
+    "PNM",
     "SGD",
     "SGDP",
     "SGDW",
+    "SRMM",
+    "AdaPNM",
     "Adam",
     "AdamAtan2",
     "AdamP",
     "AdamW",
     "AdoptAtan2",
+    "AliG",
     "ChainOptimizer",
+    "DAdaptAdaGrad",
+    "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
+    "Prodigy",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "as_optimizer",
 ]
 
@@ -111,3 +136,42 @@ class ADOPT(AliasOptimizer, alias=adopt): ...
 
 
 class AdoptAtan2(AliasOptimizer, alias=adopt_atan2): ...
+
+
+class PNM(AliasOptimizer, alias=pnm): ...
+
+
+class AdaPNM(AliasOptimizer, alias=adapnm): ...
+
+
+class SRMM(AliasOptimizer, alias=srmm): ...
+
+
+class MADGRAD(AliasOptimizer, alias=madgrad): ...
+
+
+class AliG(AliasOptimizer, alias=alig): ...
+
+
+class DAdaptAdaGrad(AliasOptimizer, alias=dadapt_adagrad): ...
+
+
+class DAdaptAdam(AliasOptimizer, alias=dadapt_adam): ...
+
+
+class DAdaptSGD(AliasOptimizer, alias=dadapt_sgd): ...
+
+
+class DAdaptAdan(AliasOptimizer, alias=dadapt_adan): ...
+
+
+class DAdaptLion(AliasOptimizer, alias=dadapt_lion): ...
+
+
+class Prodigy(AliasOptimizer, alias=prodigy): ...
+
+
+class ScheduleFreeSGD(AliasOptimizer, alias=schedule_free_sgd): ...
+
+
+class ScheduleFreeAdamW(AliasOptimizer, alias=schedule_free_adamw): ...
