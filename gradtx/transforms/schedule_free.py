@@ -76,7 +76,8 @@ def schedule_free(
         base: What the gradient goes through, without a learning rate: `chain()` for the gradient itself. Decay in it
             pulls at $y$.
         lr: $\eta \ge 0$; no schedule is needed.
-        beta: $\beta$ in (0, 1), the place of $y$ between $z$ and $x$; in the role of a momentum.
+        beta: $\beta$ in (0, 1), the place of $y$ between $z$ and $x$; in the role of a momentum. Keep it constant:
+            $x$ is computed with the present one.
         warmup_steps: Steps over which the rate rises to `lr`, >= 0.
         r: Exponent of the step in the weights of the average, >= 0.
         weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
