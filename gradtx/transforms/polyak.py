@@ -79,6 +79,6 @@ def project_l2_ball(max_norm: Scalar):
         moved = param + update
         total = yield {"square": moved.square().sum()}
         size = safe_sqrt(total["square"])
-        yield torch.where(size > max_norm, shrink(size, max_norm) * moved - param, update), state
+        yield torch.where(size > exact(max_norm, size.device), shrink(size, max_norm) * moved - param, update), state
 
     return update
