@@ -14,31 +14,32 @@ from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
+from gradtx.optimizers.averaging import madgrad, srmm
 from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
 from gradtx.optimizers.inertia import adai, adan, lion
 from gradtx.optimizers.layerwise import amos, fromage, lamb, lars, nero, novograd, sm3
+from gradtx.optimizers.learning_rate_free import (
+    alig,
+    dadapt_adagrad,
+    dadapt_adam,
+    dadapt_adan,
+    dadapt_lion,
+    dadapt_sgd,
+    prodigy,
+)
 from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
+from gradtx.optimizers.positive_negative import adapnm, pnm
 from gradtx.optimizers.quasi_newton import apollo
+from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
 from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgds, sgdw
 from gradtx.optimizers.variance import a2grad, msvag
-from gradtx.schedules import (
-    constant_schedule,
-    cosine_schedule,
-    join_schedules,
-    linear_schedule,
-    warmup_cosine_schedule,
-)
+from gradtx.schedules import constant_schedule, cosine_schedule, join_schedules, linear_schedule, warmup_cosine_schedule
 from gradtx.transforms.accelerated import scale_by_accsgd, scale_by_aggmo, scale_by_gravity, scale_by_pid
 from gradtx.transforms.accumulators import scale_by_adadelta, scale_by_adamax, scale_by_rss
 from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
 from gradtx.transforms.asgd import scale_by_asgd
-from gradtx.transforms.atan2 import (
-    orthogonalize_against_ema,
-    scale_by_adopt_atan2,
-    scale_by_atan2,
-    scale_by_caution,
-)
+from gradtx.transforms.atan2 import orthogonalize_against_ema, scale_by_adopt_atan2, scale_by_atan2, scale_by_caution
 from gradtx.transforms.averaging import average, lookahead, with_lookahead
 from gradtx.transforms.bounded import scale_by_adabound, scale_by_adamod
 from gradtx.transforms.centralize import centralize, normalize_by_std
@@ -52,23 +53,36 @@ from gradtx.transforms.clipping import (
 )
 from gradtx.transforms.control import hold_until, record
 from gradtx.transforms.covers import scale_by_sm3
+from gradtx.transforms.dadapt import (
+    scale_by_dadapt_adagrad,
+    scale_by_dadapt_adam,
+    scale_by_dadapt_adan,
+    scale_by_dadapt_lion,
+    scale_by_dadapt_sgd,
+)
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
 from gradtx.transforms.delayed import scale_by_adashift, scale_by_avagrad
+from gradtx.transforms.dual_averaging import scale_by_madgrad
 from gradtx.transforms.history import scale_by_adanorm, scale_by_adasmooth
 from gradtx.transforms.inertia import scale_by_adai
 from gradtx.transforms.layer_rms import scale_by_layer_rms
 from gradtx.transforms.local_smoothness import scale_by_local_smoothness
+from gradtx.transforms.majorization import scale_by_srmm
 from gradtx.transforms.model_scale import scale_by_amos
 from gradtx.transforms.momentum import ema, trace, trace_ema
 from gradtx.transforms.nadam import scale_by_nadam
 from gradtx.transforms.nesterov import scale_by_adan
 from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
+from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
+from gradtx.transforms.positive_negative import scale_by_adapnm, scale_by_pnm
+from gradtx.transforms.prodigy import scale_by_prodigy
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.quasi_hyperbolic import scale_by_qhadam, scale_by_qhm
 from gradtx.transforms.quasi_newton import scale_by_apollo
 from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
 from gradtx.transforms.rprop import scale_by_rprop
 from gradtx.transforms.scaling import scale, scale_by_inverse_time, scale_by_learning_rate
+from gradtx.transforms.schedule_free import schedule_free
 from gradtx.transforms.sign import scale_by_lion
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 from gradtx.transforms.switching import scale_by_swats
@@ -101,6 +115,7 @@ __all__ = [
     "adamw",
     "adan",
     "adanorm",
+    "adapnm",
     "adaptive_gd",
     "adashift",
     "adasmooth",
@@ -110,6 +125,7 @@ __all__ = [
     "adopt_atan2",
     "aggmo",
     "alias",
+    "alig",
     "amos",
     "apollo",
     "apply_updates",
@@ -126,6 +142,11 @@ __all__ = [
     "clip_by_value",
     "constant_schedule",
     "cosine_schedule",
+    "dadapt_adagrad",
+    "dadapt_adam",
+    "dadapt_adan",
+    "dadapt_lion",
+    "dadapt_sgd",
     "diffgrad",
     "ema",
     "freeze",
@@ -140,6 +161,7 @@ __all__ = [
     "linear_schedule",
     "lion",
     "lookahead",
+    "madgrad",
     "map_after_step",
     "masked",
     "msvag",
@@ -152,6 +174,9 @@ __all__ = [
     "partition",
     "per_tensor",
     "pid",
+    "pnm",
+    "prodigy",
+    "project_l2_ball",
     "project_neurons",
     "project_scale_invariant",
     "qhadam",
@@ -175,6 +200,7 @@ __all__ = [
     "scale_by_adamod",
     "scale_by_adan",
     "scale_by_adanorm",
+    "scale_by_adapnm",
     "scale_by_adashift",
     "scale_by_adasmooth",
     "scale_by_adopt",
@@ -187,6 +213,11 @@ __all__ = [
     "scale_by_avagrad",
     "scale_by_belief",
     "scale_by_caution",
+    "scale_by_dadapt_adagrad",
+    "scale_by_dadapt_adam",
+    "scale_by_dadapt_adan",
+    "scale_by_dadapt_lion",
+    "scale_by_dadapt_sgd",
     "scale_by_diffgrad",
     "scale_by_gravity",
     "scale_by_inverse_time",
@@ -196,10 +227,14 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_local_smoothness",
+    "scale_by_madgrad",
     "scale_by_msvag",
     "scale_by_nadam",
     "scale_by_neuron_norm",
     "scale_by_pid",
+    "scale_by_pnm",
+    "scale_by_polyak",
+    "scale_by_prodigy",
     "scale_by_qhadam",
     "scale_by_qhm",
     "scale_by_radam",
@@ -207,9 +242,13 @@ __all__ = [
     "scale_by_rprop",
     "scale_by_rss",
     "scale_by_sm3",
+    "scale_by_srmm",
     "scale_by_swats",
     "scale_by_trust_ratio",
     "scale_by_yogi",
+    "schedule_free",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "schedules",
     "sgd",
     "sgdp",
@@ -218,6 +257,7 @@ __all__ = [
     "skip_nonfinite",
     "sm3",
     "soft_row_clip",
+    "srmm",
     "swats",
     "trace",
     "trace_ema",

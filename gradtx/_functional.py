@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import nearest
+from gradtx._arguments import exact, nearest
 from gradtx._context import ALWAYS_KNOWN, Clock
 from gradtx._program import (
     OWN_STATE,
@@ -294,7 +294,7 @@ def split_extras(
         else:
             if not isinstance(value, Tensor | numbers.Real):
                 raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
-            number = torch.as_tensor(value)
+            number = value if isinstance(value, Tensor) else exact(value, torch.device("cpu"))
             if number.ndim:
                 raise ValueError(f"{name} must be 0-d, got a tensor of shape {tuple(number.shape)}")
             scalars[name] = number.to(torch.promote_types(number.dtype, torch.float32))

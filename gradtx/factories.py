@@ -121,6 +121,8 @@ class Made(GradientTransformation):
 
     @property
     def _lr_role(self) -> str | None:
+        if self._spec.lr_role == "owner":
+            return "owner"
         inner = {link._lr_role for link in self._inner_links()}
         return next((role for role in ("owner", "before owner") if role in inner), self._spec.lr_role)
 
@@ -350,7 +352,7 @@ _OPTIONS = {
     "rule": "elementwise needs extras shared agree owns_lr before_owner random ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "ranges static any_length example",
-    "combinator": "needs ranges static example",
+    "combinator": "needs owns_lr ranges static example",
 }
 
 

@@ -112,7 +112,8 @@ _OFFSETS = noise(7)
 def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> dict[str, Any]:
     """What `tx` says it needs beyond gradients and parameters."""
     known = {
-        "value": lambda: sum(p.square().sum() for p in params.values()),
+        # in float64 and in name order, so that the loss depends on neither dtype nor order
+        "value": lambda: sum(params[name].double().square().sum() for name in sorted(params)),
         "grad_fn": lambda: field,
         "hessian_diag": lambda: {name: 0.5 + 0.6 * (2 * p).cos() for name, p in params.items()},
     }

@@ -8,7 +8,7 @@ on the problem and compares every update of every leaf.
 import inspect
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -122,6 +122,29 @@ class TreeLoop(Loop):
         return {name: new[name] - params[name] for name in new}
 
 
+class WholeLoop:
+    """A rule for all leaves as one long vector, `rule(slots, t, g, p, **options) -> new weights`.
+
+    An option that is a dict by leaf name becomes a vector. `slots.sizes` has the number of entries of each leaf.
+    """
+
+    def __init__(self, rule: Callable[..., Tensor], **options: Any):
+        self.rule, self.options, self.slots, self.t = rule, options, Slots(), 0
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.t += 1
+        sizes = self.slots.sizes = {name: param.numel() for name, param in params.items()}
+        options = {name: _resolved(value, self.t - 1) for name, value in self.options.items()}
+        for name, value in options.items():
+            if isinstance(value, dict):
+                options[name] = torch.cat(
+                    [torch.full((n,), value[leaf], dtype=torch.float64) for leaf, n in sizes.items()]
+                )
+        g, p = (torch.cat([tree[name].flatten() for name in sizes]) for tree in (grads, params))
+        pieces = self.rule(self.slots, self.t, g, p, **options).split(list(sizes.values()))
+        return {n: piece.view_as(params[n]) - params[n] for n, piece in zip(sizes, pieces, strict=True)}
+
+
 def _resolved(value: Any, step: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_resolved(item, step) for item in value)
@@ -142,8 +165,11 @@ class Published:
         for name, param in self.params.items():
             param.data.copy_(params[name])
             param.grad = grads[name].clone()
-        self.optimizer.step()
+        self.advance()
         return {name: param.detach() - params[name] for name, param in self.params.items()}
+
+    def advance(self) -> None:
+        self.optimizer.step()
 
 
 def negated(step: Any) -> Any:
@@ -165,7 +191,7 @@ def run(step: Any, rate: float = 1.0, without: tuple[str, ...] = (), weights: bo
     return history
 
 
-def distance(history: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> float:
+def distance(history: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> float:
     """The largest difference of two lists of trees, relative to the largest entry of each leaf of `expected`."""
     worst = 0.0
     for got, wanted in zip(history, expected, strict=True):
@@ -188,6 +214,23 @@ def difference(step: Any, reference: Any, rate: float = 1.0) -> float:
 def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:
     """The distance between the weights of two runs: for optimizers that round them where they add an update."""
     return distance(run(step, without=without, weights=True), run(reference, without=without, weights=True))
+
+
+def difference_along(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:
+    """The distance between the weights that two give at every point of one path, that of the reference.
+
+    For rules whose weights depend so strongly on every bit that two runs of their own would part.
+    """
+    step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
+    history = []
+
+    def both(grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        found, expected = step(grads, params), reference(grads, params)
+        history.append(tuple({n: params[n] + updates[n] for n in updates} for updates in (found, expected)))
+        return expected
+
+    run(both, without=without)
+    return distance(*zip(*history, strict=True))
 
 
 def first_update(tx: gradtx.GradientTransformation, grad: Any, param: Any = None, steps: int = 1) -> Any:

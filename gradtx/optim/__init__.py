@@ -12,29 +12,41 @@ from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
+from gradtx.optimizers.averaging import madgrad, srmm
 from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
-from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
-from gradtx.optimizers.quasi_newton import apollo
-from gradtx.optimizers.sgd import sgd, sgds, sgdw
-from gradtx.optimizers.variance import a2grad, msvag
-
-__all__ = [
-    "ADOPT",
-    "MSVAG",
-    "PID",
-    "QHM",
 from gradtx.optimizers.inertia import adai, adan, lion
 from gradtx.optimizers.layerwise import amos, fromage, lamb, lars, nero, novograd, sm3
-from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgdw
+from gradtx.optimizers.learning_rate_free import (
+    alig,
+    dadapt_adagrad,
+    dadapt_adam,
+    dadapt_adan,
+    dadapt_lion,
+    dadapt_sgd,
+    prodigy,
+)
+from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
+from gradtx.optimizers.positive_negative import adapnm, pnm
+from gradtx.optimizers.quasi_newton import apollo
+from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgds, sgdw
+from gradtx.optimizers.variance import a2grad, msvag
 
 __all__ = [
     "ADOPT",
     "ASGD",
     "LARS",
+    "MADGRAD",
+    "MSVAG",
+    "PID",
+    "PNM",
+    "QHM",
     "SGD",
     "SGDP",
     "SGDS",
     "SGDW",
+    "SM3",
+    "SRMM",
     "SWATS",
     "A2Grad",
     "AccSGD",
@@ -42,11 +54,11 @@ __all__ = [
     "AdaBound",
     "AdaMod",
     "AdaNorm",
+    "AdaPNM",
     "AdaShift",
     "AdaSmooth",
     "Adadelta",
     "Adagrad",
-    "SM3",
     "Adai",
     "Adam",
     "AdamAtan2",
@@ -55,30 +67,37 @@ __all__ = [
     "AdamS",
     "AdamW",
     "Adamax",
+    "Adan",
+    "AdaptiveGD",
     "AdoptAtan2",
     "AggMo",
+    "AliG",
+    "Amos",
     "ApolloDQN",
     "AvaGrad",
     "ChainOptimizer",
+    "DAdaptAdaGrad",
+    "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
     "DiffGrad",
+    "Fromage",
     "Gravity",
+    "Lamb",
+    "Lion",
     "NAdam",
+    "Nero",
+    "NovoGrad",
+    "Prodigy",
     "QHAdam",
     "RAdam",
     "RMSprop",
     "Rprop",
     "Sadam",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "Yogi",
-    "Adan",
-    "AdaptiveGD",
-    "AdoptAtan2",
-    "Amos",
-    "ChainOptimizer",
-    "Fromage",
-    "Lamb",
-    "Lion",
-    "Nero",
-    "NovoGrad",
     "as_optimizer",
 ]
 
@@ -257,6 +276,8 @@ class QHAdam(AliasOptimizer, alias=qhadam): ...
 
 
 class QHM(AliasOptimizer, alias=qhm): ...
+
+
 class Lamb(AliasOptimizer, alias=lamb): ...
 
 
@@ -291,3 +312,42 @@ class ASGD(AliasOptimizer, alias=asgd): ...
 
 
 class AdaptiveGD(AliasOptimizer, alias=adaptive_gd): ...
+
+
+class PNM(AliasOptimizer, alias=pnm): ...
+
+
+class AdaPNM(AliasOptimizer, alias=adapnm): ...
+
+
+class SRMM(AliasOptimizer, alias=srmm): ...
+
+
+class MADGRAD(AliasOptimizer, alias=madgrad): ...
+
+
+class AliG(AliasOptimizer, alias=alig): ...
+
+
+class DAdaptAdaGrad(AliasOptimizer, alias=dadapt_adagrad): ...
+
+
+class DAdaptAdam(AliasOptimizer, alias=dadapt_adam): ...
+
+
+class DAdaptSGD(AliasOptimizer, alias=dadapt_sgd): ...
+
+
+class DAdaptAdan(AliasOptimizer, alias=dadapt_adan): ...
+
+
+class DAdaptLion(AliasOptimizer, alias=dadapt_lion): ...
+
+
+class Prodigy(AliasOptimizer, alias=prodigy): ...
+
+
+class ScheduleFreeSGD(AliasOptimizer, alias=schedule_free_sgd): ...
+
+
+class ScheduleFreeAdamW(AliasOptimizer, alias=schedule_free_adamw): ...

@@ -288,7 +288,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
             if loss is not None:
-                extras.setdefault("value", torch.as_tensor(loss).detach())
+                extras.setdefault("value", loss.detach() if isinstance(loss, Tensor) else loss)
             extras.setdefault("grad_fn", closure)
         views = self._synced()
         run = self._run(initial=False)

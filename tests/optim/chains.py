@@ -173,4 +173,8 @@ CHAINS = {
         lr=1e-2, weight_decay=0.1, decoupled_wd=True, cautious_factor=0.3, orthog_grad=True, clip_to_grok=True
     ),
     "regenerate": gradtx.adam_atan2(lr=1e-2, regen_reg_rate=0.1, decoupled_wd=True, wasserstein_reg=True),
+    "pnm": gradtx.pnm(lr=0.1, weight_decay=0.1),
+    "dadapt_sgd": gradtx.dadapt_sgd(lr=0.1, d0=0.01, momentum=0.5),
+    "prodigy": gradtx.prodigy(lr=0.1, d0=0.01, weight_decay=0.1),
+    "schedule free": gradtx.schedule_free_adamw(lr=1e-2, weight_decay=0.1, warmup_steps=4),
 }

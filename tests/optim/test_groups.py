@@ -242,6 +242,16 @@ def test_names_that_torchs_schedulers_write_are_never_hyperparameter_names(name)
     assert_close(params.values(), functional(tx, parameters(), 1)[0].values(), TOLERANCE)
 
 
+def test_a_bound_of_the_learning_rate_is_shown_as_lr_where_there_is_no_other():
+    params = parameters()
+    bounded = gradtx.optim.AliG([{"params": params.values(), "lr": 0.3}], max_lr=0.2)
+    assert [group["lr"] for group in bounded.param_groups] == [0.3]
+    both = gradtx.as_optimizer(
+        gradtx.chain(gradtx.scale_by_learning_rate(0.5), gradtx.scale_by_polyak(0.2)), params.values()
+    )
+    assert (both.param_groups[0]["lr"], both.param_groups[0]["scale_by_polyak.max_lr"]) == (0.5, 0.2)
+
+
 def test_an_empty_group_is_kept_as_in_torch():
     params = parameters()
     optimizer = gradtx.optim.AdamW([{"params": params.values()}, {"params": [], "weight_decay": 0.0}])

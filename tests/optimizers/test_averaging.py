@@ -1,0 +1,217 @@
+import math
+
+import madgrad as facebook
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+from tests.references import (
+    Published,
+    Transformed,
+    WeightsLoop,
+    arguments,
+    difference_of_weights,
+    finite_without_gradient,
+    named,
+    problem,
+    run,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+WARM_UP = gradtx.Schedule(lambda step: 0.05 * min(step / 8, 1.0))  # from 0
+FALLING = gradtx.linear_schedule(0.8, start_factor=1.0, end_factor=0.2, total_iters=25)
+CLOSE = 1e-12
+
+
+def madgrad(s, t, g, p, lr=1e-2, momentum=0.9, eps=1e-6, weight_decay=0.0, decoupled_weight_decay=False):
+    if t == 1:
+        s.x0, s.s, s.v = p, 0 * p, 0 * p
+    base = s.x0
+    if momentum == 0 and decoupled_weight_decay:  # from the weights, with all decay so far in them
+        root = s.v ** (1 / 3) + eps
+        base = p + torch.where(s.s == 0, 0.0, s.s / root)
+    r = lr + eps if lr else 0.0
+    step = r * math.sqrt(t)
+    old = p
+    if not decoupled_weight_decay:
+        g = g + weight_decay * p
+    s.s = s.s + step * g
+    s.v = s.v + step * g**2
+    root = s.v ** (1 / 3) + eps
+    z = base - torch.where(root == 0, 0.0, s.s / root)
+    p = momentum * p + (1 - momentum) * z
+    return p - r * weight_decay * old if decoupled_weight_decay else p
+
+
+def srmm(s, t, g, p, lr=0.01, beta=0.5, memory_length=100, proximal=0.0):
+    if t == 1:
+        s.p = p
+    n = t if memory_length is None else t % memory_length
+    w = (n + 1) ** (-beta)
+    s.seen.add(w == 1)
+    s.g = (1 - w) * s.g + w * g
+    s.p = (1 - w) * s.p + w * p
+    return (1 - lr * proximal) * s.p + lr * proximal * p - lr * s.g
+
+
+OPTIONS = [
+    (gradtx.madgrad, madgrad, {}),
+    (gradtx.madgrad, madgrad, {"lr": 0.05, "momentum": 0.5, "eps": 0.01, "weight_decay": 0.1}),
+    (gradtx.madgrad, madgrad, {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (gradtx.madgrad, madgrad, {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.1}),
+    (gradtx.madgrad, madgrad, {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (gradtx.madgrad, madgrad, {"lr": 0.05, "momentum": 0.0, "eps": 0.0}),
+    (gradtx.madgrad, madgrad, {"lr": 0.05, "momentum": 0.3, "eps": 0.0}),
+    (gradtx.madgrad, madgrad, {"lr": RATE, "momentum": FALLING, "weight_decay": FALLING}),
+    (gradtx.madgrad, madgrad, {"lr": WARM_UP, "momentum": 0.0}),
+    (gradtx.madgrad, madgrad, {"lr": WARM_UP, "eps": 0.0}),
+    (gradtx.srmm, srmm, {}),
+    (gradtx.srmm, srmm, {"lr": 0.2, "beta": 0.8, "memory_length": 7}),
+    (gradtx.srmm, srmm, {"lr": 0.2, "beta": 0.3, "memory_length": None, "proximal": 2.0}),
+    (gradtx.srmm, srmm, {"lr": 0.2, "beta": 0.3, "memory_length": 1}),
+    (gradtx.srmm, srmm, {"lr": RATE, "beta": FALLING, "proximal": FALLING, "memory_length": 10}),
+]
+
+
+@pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
+def test_follows_the_loop(make, rule, options):
+    reference = WeightsLoop(rule, **options)
+    assert difference_of_weights(make(**options), reference) < CLOSE
+    length = options.get("memory_length", 100)
+    assert rule is madgrad or reference.seen == {1: {True}, None: {False}, 100: {False}}.get(length, {True, False})
+
+
+@pytest.mark.parametrize(("make", "rule"), [(gradtx.madgrad, madgrad), (gradtx.srmm, srmm)], ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+MADGRAD = [
+    {},
+    {"lr": 0.05, "momentum": 0.5, "eps": 0.01, "weight_decay": 0.1},
+    {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", MADGRAD, ids=str)
+@pytest.mark.parametrize("published", ["facebook", "pytorch_optimizer"])
+def test_madgrad_equals_the_published_optimizers(options, published):
+    options = dict(options)
+    if published == "facebook":
+        switch, make = "decouple_decay", facebook.MADGRAD
+    else:
+        switch, make = "weight_decouple", pytorch_optimizer.MADGRAD
+    theirs = {switch if name == "decoupled_weight_decay" else name: value for name, value in options.items()}
+    theirs = {"lr": 1e-2, "momentum": 0.9, "eps": 1e-6, **theirs}
+    assert difference_of_weights(gradtx.madgrad(**options), Published(make, **theirs)) < CLOSE
+
+
+def test_madgrad_keeps_the_start_only_where_it_is_needed():
+    params = {"w": torch.ones(2)}
+    assert "x0" in gradtx.madgrad().init(params)["scale_by_madgrad"]
+    assert "x0" not in gradtx.madgrad(momentum=0.0).init(params)["scale_by_madgrad"]
+    assert "x0" in gradtx.madgrad(momentum=torch.tensor(0.0)).init(params)["scale_by_madgrad"]
+
+
+def test_madgrad_without_momentum_keeps_its_decay_and_with_a_fixed_start_loses_it():
+    def end(momentum):
+        params = {"w": torch.ones(1, dtype=torch.float64)}
+        step = Transformed(gradtx.madgrad(lr=0.1, momentum=momentum, weight_decay=1.0, decoupled_weight_decay=True))
+        for _ in range(20):
+            params = gradtx.apply_updates(params, step({"w": torch.zeros(1, dtype=torch.float64)}, params))
+        return params["w"].item()
+
+    assert end(0.0) == pytest.approx((1 - 0.1 - 1e-6) ** 20)
+    assert end(torch.tensor(0.0)) == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"eps": 0.0}, {"momentum": 0.0, "eps": 0.0}], ids=str)
+def test_madgrad_stays_where_no_gradient_came(options):
+    step, params = Transformed(gradtx.madgrad(lr=0.1, **options)), problem()
+    zeros = {name: torch.zeros_like(p) for name, p in params.items()}
+    for _ in range(3):
+        assert not any(update.any() for update in step(zeros, params).values())
+
+
+def test_srmm_starts_its_average_of_weights_at_the_weights():
+    params = {"w": torch.tensor([5.0])}
+    tx = gradtx.srmm(lr=0.1)
+    updates, state = tx.update({"w": torch.zeros(1)}, tx.init(params), params)
+    assert updates["w"] == 0
+    assert state["scale_by_srmm"]["mov_avg_param"]["w"] == 5
+
+
+def test_srmm_forgets_all_at_every_memory_length_steps():
+    step, params = Transformed(gradtx.srmm(lr=0.1, beta=0.5, memory_length=4)), {"w": torch.tensor([0.0])}
+    for t in range(1, 5):
+        step({"w": torch.tensor([float(t)])}, {"w": torch.tensor([10.0 * t])})
+    state = step.state["scale_by_srmm"]
+    assert (state["mov_avg_grad"]["w"].item(), state["mov_avg_param"]["w"].item()) == (4.0, 40.0)
+    assert params["w"] == 0
+
+
+@pytest.mark.parametrize("tx", [gradtx.madgrad(), gradtx.srmm(), gradtx.srmm(memory_length=None)], ids=str)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (gradtx.madgrad, {"momentum": 1.0}, r"madgrad: momentum must be in \[0, 1\), got 1.0"),
+        (gradtx.madgrad, {"eps": -1.0}, r"madgrad: eps must be in \[0, inf\), got -1.0"),
+        (gradtx.madgrad, {"weight_decay": -1.0}, r"madgrad: weight_decay must be in \[0, inf\), got -1.0"),
+        (gradtx.srmm, {"beta": -0.1}, r"srmm: beta must be in \[0, inf\), got -0.1"),
+        (gradtx.srmm, {"memory_length": 0}, r"srmm: memory_length must be in \[1, inf\), got 0"),
+        (gradtx.srmm, {"proximal": -1.0}, r"srmm: proximal must be in \[0, inf\), got -1.0"),
+        (
+            gradtx.srmm,
+            {"lr": 0.5, "proximal": 3.0},
+            r"srmm: scale_by_srmm: lr \* proximal must be in \[0, 1\], got 0.5 \* 3.0; lower one",
+        ),
+    ],
+)
+def test_a_number_out_of_range_is_an_error(make, options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make(**options)
+
+
+@pytest.mark.parametrize("make", [gradtx.madgrad, gradtx.srmm], ids=named)
+def test_nothing_that_scales_or_decays_may_follow_and_params_are_needed(make):
+    with pytest.raises(ValueError, match=f"scale_by_{make.__name__} owns the learning rate"):
+        gradtx.chain(make(), gradtx.scale_by_learning_rate(0.1))
+    params, tx = problem(), make()
+    with pytest.raises(ValueError, match=f"scale_by_{make.__name__} needs params"):
+        tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize(
+    ("cls", "rule"), [(gradtx.optim.MADGRAD, madgrad), (gradtx.optim.SRMM, srmm)], ids=["MADGRAD", "SRMM"]
+)
+def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule):
+    rates = dict(zip(problem(), (0.05, 0.02, 0.0, 0.1, 0.05, 0.01), strict=True))
+
+    def make(params):
+        groups = [{"params": [param], "lr": lr} for param, lr in zip(params, rates.values(), strict=True)]
+        optimizer = cls(groups)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 5, 1.0))
+        optimizer.register_step_post_hook(lambda *_: scheduler.step())
+        return optimizer
+
+    def loop(s, t, g, p):
+        return rule(s, t, g, p, lr=rates[s.name] * min((t - 1) / 5, 1.0))
+
+    assert difference_of_weights(Published(make), WeightsLoop(loop)) < CLOSE
+
+
+def test_runs_are_finite_in_half_precision():
+    for tx in (gradtx.madgrad(), gradtx.madgrad(momentum=0.0), gradtx.srmm()):
+        step = Transformed(tx)
+        history = run(lambda g, p, step=step: {
+            n: u.double()
+            for n, u in step({n: x.half() for n, x in g.items()}, {n: x.half() for n, x in p.items()}).items()
+        })  # fmt: skip
+        assert all(update.isfinite().all() for updates in history for update in updates.values())

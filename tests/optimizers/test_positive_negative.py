@@ -1,0 +1,127 @@
+import math
+
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+from tests.references import (
+    Published,
+    WeightsLoop,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    named,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+TOLERANCE = 1e-11  # the same roundings in another order, fed back through the weights for 32 steps
+
+
+def mixed(s, t, g, beta, weight):
+    """Two averages by the parity of the step."""
+    name = "odd" if t % 2 else "even"
+    setattr(s, name, beta**2 * getattr(s, name) + (1 - beta**2) * g)
+    pos, neg = (s.odd, s.even) if t % 2 else (s.even, s.odd)
+    return ((1 + weight) * pos - weight * neg) / math.sqrt((1 + weight) ** 2 + weight**2)
+
+
+def pnm(s, t, g, p, lr, betas=(0.9, 1.0), weight_decay=0.0, decoupled_weight_decay=True):
+    if decoupled_weight_decay:
+        return (1 - lr * weight_decay) * p - lr * mixed(s, t, g, *betas)
+    return p - lr * mixed(s, t, g + weight_decay * p, *betas)
+
+
+def adapnm(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999, 1.0), eps=1e-8, weight_decay=0.0, amsgrad=True,
+    decoupled_weight_decay=True,
+):  # fmt: skip
+    b1, b2, b3 = betas
+    if not decoupled_weight_decay:
+        g = g + weight_decay * p
+    n = mixed(s, t, g, b1, b3)
+    s.v = b2 * s.v + (1 - b2) * g**2
+    s.top = torch.maximum(s.top + 0 * s.v, s.v)
+    s.seen.update((s.top > s.v).flatten().tolist())
+    v = s.top if amsgrad else s.v
+    if decoupled_weight_decay:
+        p = (1 - lr * weight_decay) * p
+    return p - lr / (1 - b1**t) * n / (v.sqrt() / math.sqrt(1 - b2**t) + eps)
+
+
+OPTIONS = [
+    (gradtx.pnm, pnm, {"lr": 0.1}),
+    (gradtx.pnm, pnm, {"lr": 0.1, "betas": (0.7, 0.4), "weight_decay": 0.3}),
+    (gradtx.pnm, pnm, {"lr": 0.1, "betas": (0.7, 0.0), "weight_decay": 0.3, "decoupled_weight_decay": False}),
+    (gradtx.pnm, pnm, {"lr": RATE, "betas": (BETA, BETA), "weight_decay": BETA}),
+    (gradtx.adapnm, adapnm, {}),
+    (gradtx.adapnm, adapnm, {"lr": 0.02, "betas": (0.7, 0.9, 0.4), "eps": 1e-3, "weight_decay": 0.3}),
+    (gradtx.adapnm, adapnm, {"lr": 0.02, "betas": (0.7, 0.9, 0.4), "eps": 0.1, "amsgrad": False}),
+    (gradtx.adapnm, adapnm, {"lr": 0.02, "weight_decay": 0.3, "decoupled_weight_decay": False}),
+    (gradtx.adapnm, adapnm, {"lr": RATE, "betas": (BETA, 0.9, BETA), "weight_decay": BETA}),
+]
+
+
+@pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
+def test_follows_the_loop(make, rule, options):
+    reference = WeightsLoop(rule, **options)
+    assert difference(make(**options), reference) < TOLERANCE
+    assert reference.seen == (set() if rule is pnm else {True, False})
+
+
+@pytest.mark.parametrize(("make", "rule"), [(gradtx.pnm, pnm), (gradtx.adapnm, adapnm)], ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+@pytest.mark.parametrize(
+    ("make", "published", "options"),
+    [
+        (gradtx.pnm, pytorch_optimizer.PNM, {"lr": 0.1, "betas": (0.7, 0.4)}),
+        (gradtx.pnm, pytorch_optimizer.PNM, {"lr": 0.1, "weight_decay": 0.3}),
+        (gradtx.pnm, pytorch_optimizer.PNM, {"lr": 0.1, "weight_decay": 0.3, "decoupled_weight_decay": False}),
+        # theirs divides eps, too, by the correction of the root, and adds 1e-15 inside it
+        (gradtx.adapnm, pytorch_optimizer.AdaPNM, {"lr": 0.02, "betas": (0.7, 0.9, 0.4), "eps": 1e-30}),
+        (gradtx.adapnm, pytorch_optimizer.AdaPNM, {"lr": 0.02, "eps": 1e-30, "amsgrad": False, "weight_decay": 0.3}),
+    ],
+    ids=named,
+)
+@pytest.mark.parametrize("foreach", [True, False])
+def test_equals_the_published_optimizer(make, published, options, foreach):
+    names = {"decoupled_weight_decay": "weight_decouple", "amsgrad": "ams_bound"}
+    theirs = {names.get(name, name): value for name, value in {"amsgrad": True, **options}.items()}
+    tolerance = 1e-12 if make is gradtx.pnm else 1e-7
+    assert difference_of_weights(make(**options), Published(published, foreach=foreach, **theirs)) < tolerance
+
+
+def test_the_two_momenta_change_places_at_every_step():
+    params, grads = {"w": torch.zeros(1)}, [torch.tensor([x]) for x in (1.0, 10.0, 100.0)]
+    tx, seen = gradtx.pnm(lr=0.1, betas=(0.0, 1.0)), []
+    state = tx.init(params)
+    for grad in grads:
+        _, state = tx.update({"w": grad}, state)
+        seen.append([state["scale_by_pnm"][slot]["w"].item() for slot in ("pos_momentum", "neg_momentum")])
+    assert seen == [[0.0, 1.0], [1.0, 10.0], [10.0, 100.0]]
+
+
+@pytest.mark.parametrize("tx", [gradtx.pnm(lr=0.1), gradtx.adapnm(), gradtx.adapnm(amsgrad=False)], ids=str)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (gradtx.pnm, {"lr": 0.1, "betas": (1.0, 1.0)}, r"pnm: betas\[0\] must be in \[0, 1\), got 1.0"),
+        (gradtx.pnm, {"lr": 0.1, "betas": (0.9, 1.1)}, r"pnm: betas\[1\] must be in \[0, 1\], got 1.1"),
+        (gradtx.pnm, {"lr": -1.0}, r"pnm: lr must be in \[0, inf\), got -1.0"),
+        (gradtx.adapnm, {"betas": (0.9, 1.0, 1.0)}, r"adapnm: betas\[1\] must be in \[0, 1\), got 1.0"),
+        (gradtx.adapnm, {"betas": (0.9, 0.9)}, "adapnm: betas must have 3 entries, got 2"),
+        (gradtx.adapnm, {"eps": -1.0}, r"adapnm: eps must be in \[0, inf\), got -1.0"),
+    ],
+)
+def test_a_number_out_of_range_is_an_error(make, options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make(**options)

@@ -1,0 +1,188 @@
+import math
+
+import pytest
+import pytorch_optimizer
+import schedulefree
+import torch
+
+import gradtx
+from tests.references import (
+    Published,
+    Transformed,
+    WeightsLoop,
+    arguments,
+    difference_of_weights,
+    distance,
+    finite_without_gradient,
+    named,
+    problem,
+    run,
+)
+
+FALLING = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
+WARM_UP = gradtx.Schedule(lambda step: 0.1 * min(step / 8, 1.0))  # from 0
+CLOSE = 1e-12
+
+
+def schedule_free(s, t, p, direction, lr, beta, warmup_steps=0, r=0.0, weight_lr_power=2.0):
+    """All three sequences, as the paper has them."""
+    if t == 1:
+        s.z = s.x = p
+        s.L = -1.0
+    eta = lr * min(1, t / warmup_steps) if warmup_steps else lr
+    s.L = max(s.L, eta)
+    w = t**r * s.L**weight_lr_power
+    s.W = s.W + w
+    a = w / s.W if s.W else 0.0
+    s.z = s.z - eta * direction
+    s.x = (1 - a) * s.x + a * s.z
+    return (1 - beta) * s.z + beta * s.x
+
+
+def schedule_free_sgd(s, t, g, p, lr=1.0, momentum=0.9, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0):
+    return schedule_free(s, t, p, g + weight_decay * p, lr, momentum, warmup_steps, r, weight_lr_power)
+
+
+def schedule_free_adamw(
+    s, t, g, p, lr=0.0025, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0
+):
+    b1, b2 = betas
+    s.v = b2 * s.v + (1 - b2) * g**2
+    direction = g / ((s.v / (1 - b2**t)).sqrt() + eps) + weight_decay * p
+    return schedule_free(s, t, p, direction, lr, b1, warmup_steps, r, weight_lr_power)
+
+
+OPTIONS = [
+    (gradtx.schedule_free_sgd, schedule_free_sgd, {}),
+    (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": 0.3, "momentum": 0.6, "weight_decay": 0.2, "warmup_steps": 9}),
+    (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": 0.3, "r": 1.5, "weight_lr_power": 0.0, "warmup_steps": 9}),
+    (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": WARM_UP, "weight_lr_power": 1.0, "weight_decay": FALLING}),
+    (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": WARM_UP, "weight_lr_power": 0.0, "r": FALLING}),
+    (gradtx.schedule_free_adamw, schedule_free_adamw, {}),
+    (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": 0.05, "betas": (0.6, 0.9), "eps": 0.05, "r": 1.0}),
+    (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": 0.05, "weight_decay": 0.2, "warmup_steps": 50}),
+    (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": FALLING, "betas": (0.6, 0.9), "weight_decay": FALLING}),
+]
+
+
+@pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
+def test_trained_and_evaluated_weights_follow_the_loop(make, rule, options):
+    step, reference = Transformed(make(**options)), WeightsLoop(rule, **options)
+    assert difference_of_weights(step, reference) < CLOSE
+    weights = run(WeightsLoop(rule, **options), weights=True)[-1]
+    found = step.tx.eval_params(step.state, weights)
+    expected = {name: slots.x for name, slots in reference.slots.items()}
+    assert distance([found], [expected]) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [(gradtx.schedule_free_sgd, schedule_free_sgd), (gradtx.schedule_free_adamw, schedule_free_adamw)],
+    ids=named,
+)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+PUBLISHED = [
+    (gradtx.schedule_free_sgd, schedulefree.SGDScheduleFree, {"lr": 0.3, "weight_decay": 0.2, "warmup_steps": 9}),
+    (gradtx.schedule_free_sgd, schedulefree.SGDScheduleFree, {"lr": 0.3, "momentum": 0.6, "r": 1.5}),
+    (gradtx.schedule_free_sgd, pytorch_optimizer.ScheduleFreeSGD, {"lr": 0.3, "momentum": 0.6, "warmup_steps": 9}),
+    (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "weight_decay": 0.2, "warmup_steps": 9}),
+    (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "betas": (0.6, 0.9), "eps": 0.05}),
+    (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "r": 1.5, "weight_lr_power": 0.5}),
+]
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize(("make", "published", "options"), PUBLISHED, ids=named)
+def test_equals_the_published_optimizer_in_training_and_evaluation(make, published, options, foreach):
+    def theirs(params):
+        optimizer = published(params, foreach=foreach, **options)
+        optimizer.train()
+        return optimizer
+
+    mine, other = Transformed(make(**options)), Published(theirs)
+    assert difference_of_weights(mine, other) < CLOSE
+    weights = {name: param.detach().clone() for name, param in other.params.items()}
+    other.optimizer.eval()
+    found = mine.tx.eval_params(mine.state, weights)
+    assert distance([found], [{name: param.detach() for name, param in other.params.items()}]) < CLOSE
+
+
+CLASSES = [
+    (gradtx.optim.ScheduleFreeSGD, schedule_free_sgd, {"weight_decay": 0.1, "momentum": 0.7}),
+    (gradtx.optim.ScheduleFreeAdamW, schedule_free_adamw, {"weight_decay": 0.1, "warmup_steps": 4}),
+]
+
+
+@pytest.mark.parametrize(("cls", "rule", "options"), CLASSES, ids=["ScheduleFreeSGD", "ScheduleFreeAdamW"])
+def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule, options):
+    rates = dict(zip(problem(), (0.1, 0.05, 0.0, 0.2, 0.1, 0.03), strict=True))
+
+    def make(params):
+        optimizer = cls([{"params": [p], "lr": lr} for p, lr in zip(params, rates.values(), strict=True)], **options)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 5, 1.0))
+        optimizer.register_step_post_hook(lambda *_: scheduler.step())
+        return optimizer
+
+    def loop(s, t, g, p):
+        return rule(s, t, g, p, lr=rates[s.name] * min((t - 1) / 5, 1.0), **options)
+
+    step, reference = Published(make), WeightsLoop(loop)
+    assert difference_of_weights(step, reference) < CLOSE
+    with step.optimizer.eval_params():
+        found = {name: param.detach().clone() for name, param in step.params.items()}
+    assert distance([found], [{name: slots.x for name, slots in reference.slots.items()}]) < CLOSE
+
+
+@pytest.mark.parametrize("make", [gradtx.schedule_free_sgd, gradtx.schedule_free_adamw], ids=named)
+def test_before_the_first_step_the_weights_to_evaluate_with_are_the_parameters_bit_for_bit(make):
+    params = {name: param.float() for name, param in problem().items()}
+    for options in ({}, {"state_dtype": torch.bfloat16}):
+        tx = make(**options)
+        state = tx.init(params)
+        found = tx.eval_params(state, params)
+        assert all(torch.equal(found[name], params[name]) for name in params)
+        assert all(found[name] is not params[name] for name in params)
+
+
+def test_the_first_moment_of_adam_is_left_out():
+    params = problem()
+    step = Transformed(gradtx.schedule_free_adamw())
+    step(params, params)
+    inner = step.state["schedule_free"]["scale_by_adam"]
+    assert all(torch.equal(inner["exp_avg"][name], params[name]) for name in params)
+
+
+@pytest.mark.parametrize("tx", [gradtx.schedule_free_sgd(lr=0.0), gradtx.schedule_free_adamw()], ids=str)
+def test_zero_gradients_and_a_rate_of_zero_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (gradtx.schedule_free_sgd, {"momentum": 0.0}, r"momentum must be in \(0, 1\), got 0.0"),
+        (gradtx.schedule_free_sgd, {"momentum": 1.0}, r"momentum must be in \(0, 1\), got 1.0"),
+        (gradtx.schedule_free_sgd, {"warmup_steps": -1}, r"warmup_steps must be in \[0, inf\), got -1"),
+        (gradtx.schedule_free_sgd, {"r": -1.0}, r"r must be in \[0, inf\), got -1.0"),
+        (gradtx.schedule_free_adamw, {"betas": (0.0, 0.9)}, r"betas\[0\] must be in \(0, 1\), got 0.0"),
+        (gradtx.schedule_free_adamw, {"betas": (0.9, 1.0)}, r"betas\[1\] must be in \[0, 1\), got 1.0"),
+        (gradtx.schedule_free_adamw, {"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+        (gradtx.schedule_free_adamw, {"lr": math.inf}, r"lr must be in \[0, inf\), got inf"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_an_error(make, options, message):
+    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
+        make(**options)
+
+
+@pytest.mark.parametrize("make", [gradtx.schedule_free_sgd, gradtx.schedule_free_adamw], ids=named)
+def test_nothing_that_scales_or_decays_may_follow_and_params_are_needed(make):
+    for link in (gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1), make()):
+        with pytest.raises(ValueError, match="schedule_free owns the learning rate and returns the finished update"):
+            gradtx.chain(make(), link)
+    params, tx = problem(), make()
+    with pytest.raises(ValueError, match="schedule_free needs params"):
+        tx.update(params, tx.init(params))

@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+
+import gradtx
+from gradtx.transforms.dadapt import grown, limited
+from tests.references import arguments, named, problem
+
+PIECES = {
+    "dadapt_adagrad": gradtx.scale_by_dadapt_adagrad,
+    "dadapt_adam": gradtx.scale_by_dadapt_adam,
+    "dadapt_sgd": gradtx.scale_by_dadapt_sgd,
+    "dadapt_adan": gradtx.scale_by_dadapt_adan,
+    "dadapt_lion": gradtx.scale_by_dadapt_lion,
+    "prodigy": gradtx.scale_by_prodigy,
+}
+
+
+def double(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("d", "estimate", "growth_rate", "expected"),
+    [
+        (2.0, 1.0, math.inf, 2.0),  # never falls
+        (2.0, -5.0, 1.5, 2.0),
+        (2.0, 9.0, math.inf, 9.0),
+        (2.0, 9.0, 1.5, 3.0),
+        (2.0, 2.5, 1.5, 2.5),
+        (2.0, 9.0, torch.tensor(1.5), 3.0),
+        (2.0, 9.0, torch.tensor(math.inf), 9.0),
+    ],
+)
+def test_d_grows_to_the_estimate_but_not_too_fast(d, estimate, growth_rate, expected):
+    assert grown(double(d), double(estimate), growth_rate).item() == expected
+
+
+def test_an_endless_growth_rate_has_finite_derivatives():
+    d, estimate, growth = (double(x).requires_grad_() for x in (1e-6, 3.0, math.inf))
+    slopes = torch.autograd.grad(limited(estimate, d, growth), (d, estimate, growth))
+    assert [slope.item() for slope in slopes] == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        # one weight, gradient 4, delta 1: the second step's estimate on paper
+        # A = 32 + 1e-6, s = 8, G = 16/4 + 16/sqrt(32): (64/sqrt(32) - G) / 8
+        (gradtx.scale_by_dadapt_adagrad(eps=0.0), (64 / 32**0.5 - 4 - 16 / 32**0.5) / 8),
+        # c = 1/2, v = 12, s = 2 then 3; N = 4 * 2 / sqrt(12), r = N / 2: r / (1/2 * 3)
+        (gradtx.scale_by_dadapt_adam(betas=(0.0, 0.25), eps=1e-30), 8 / 12**0.5 / 3),
+        # delta = 1/4, s = 1 then 2, N = 1: 2 * 1 / 2
+        (gradtx.scale_by_dadapt_sgd(), 1.0),
+        # b3 = 1/2: n = 8 then 12, s = 2 then 3, G = 8/sqrt(8) then half of it + 8/sqrt(12): (2 * 9/sqrt(12) - G) / 3
+        (
+            gradtx.scale_by_dadapt_adan(betas=(0.0, 0.0, 0.5), eps=1e-30),
+            (18 / 12**0.5 - 4 / 8**0.5 - 8 / 12**0.5) / 3,
+        ),
+        # y = 1, c = 1/2, s = 1/2 then 3/4, N = 1/2, r = 1/4: 1/4 / (1/2 * 3/4)
+        (gradtx.scale_by_dadapt_lion(betas=(0.0, 0.25)), 2 / 3),
+        # first step: 1 down; b3 = 1/2, s = 4 then 6, N = 4 * 1: 4 / 6
+        (gradtx.scale_by_prodigy(betas=(0.0, 0.0), beta3=0.5, eps=1e-30), 4 / 6),
+    ],
+    ids=["adagrad", "adam", "sgd", "adan", "lion", "prodigy"],
+)
+def test_the_estimate_of_the_second_step_equals_the_hand_computed_value(make, expected):
+    tx, params = make.replace(d0=1e-3, lr=1e3), {"w": double([10.0])}  # delta 1, and d below the estimate
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update({"w": double([4.0])}, state, params)
+        params = gradtx.apply_updates(params, updates)
+    (entry,) = [entry for key, entry in state.items() if key != "step"]
+    assert entry["d"].item() == pytest.approx(expected, rel=1e-6)  # A starts at 1e-6
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_piece_has_the_arguments_of_its_alias(name):
+    own, alias = dict(arguments(PIECES[name])), dict(arguments(getattr(gradtx, name)))
+    own.pop("weight_decay", None)
+    assert own == {key: alias[key] for key in own}
+    assert set(alias) - set(own) <= {"weight_decay", "decoupled_weight_decay"}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_piece_owns_the_learning_rate_and_needs_params(name):
+    for link in (gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1), PIECES[name]()):
+        with pytest.raises(ValueError, match=f"scale_by_{name} owns the learning rate"):
+            gradtx.chain(PIECES[name](), link)
+    params, tx = problem(), PIECES[name]()
+    with pytest.raises(ValueError, match=f"scale_by_{name} needs params"):
+        tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("make", PIECES.values(), ids=named)
+def test_shared_scalars_are_kept_in_float64_and_d_starts_at_d0(make):
+    params = {"w": torch.ones(3, dtype=torch.bfloat16)}
+    (entry,) = [entry for key, entry in make(d0=0.3).init(params).items() if key != "step"]
+    scalars = {name: value for name, value in entry.items() if isinstance(value, torch.Tensor)}
+    assert scalars["d"].item() == 0.3
+    assert {value.dtype for value in scalars.values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", [name for name in PIECES if name != "dadapt_lion"])  # which has no growth_rate
+def test_every_rate_of_a_step_is_that_of_the_old_d(name):
+    free, bound = (PIECES[name](d0=1e-3, growth_rate=rate) for rate in (math.inf, 1.0))
+    params, states = problem(), [tx.init(problem()) for tx in (free, bound)]
+    for _ in range(30):  # with the same gradients, until d jumps, which it may not with the second
+        grads = {leaf: p.sign() for leaf, p in params.items()}
+        found = [tx.update(grads, state, params) for tx, state in zip((free, bound), states, strict=True)]
+        states = [state for _, state in found]
+        # Prodigy has the new d in its eps
+        torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0.0)
+        if states[0][f"scale_by_{name}"]["d"] > 1e-3:
+            return
+        params = gradtx.apply_updates(params, found[0][0])
+    pytest.fail("d never grew")

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+import gradtx
+from tests.references import WeightsLoop, arguments, difference_of_weights
+
+
+def srmm(s, t, g, p, lr=0.01, beta=0.5, memory_length=100, proximal=0.0):
+    """The minimum of the averaged surrogate: all past gradients and weights, each with its own weight."""
+    s.past = s.past or [(1.0, 0 * p, p)]
+    n = t if memory_length is None else t % memory_length
+    w = (1 + n) ** -beta
+    s.past = [*((share * (1 - w), *rest) for share, *rest in s.past), (w, g, p)]
+    grad, mean = (sum(share * item[i] for share, *item in s.past) for i in (0, 1))
+    return mean - lr * (grad + proximal * (mean - p))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 0.3, "beta": 0.9, "memory_length": 5}, {"lr": 0.3, "proximal": 1.5, "memory_length": None}]
+)
+def test_scale_by_srmm_follows_the_loop(options):
+    assert difference_of_weights(gradtx.scale_by_srmm(**options), WeightsLoop(srmm, **options)) < 1e-12
+
+
+def test_names_and_defaults():
+    assert arguments(gradtx.scale_by_srmm) == arguments(srmm)
+
+
+def test_two_steps_equal_the_hand_computed_values():
+    # w = 1/2, then 1/3: mean weight 4, then 2/3 * 4 + 1/3 * 3; mean gradient 1, then 2/3 + 1/3 * 2
+    params = {"w": torch.tensor([4.0], dtype=torch.float64)}
+    tx = gradtx.scale_by_srmm(lr=1.0, beta=1.0)
+    state = tx.init(params)
+    for expected in (3.0, 8 / 3 + 1 - 4 / 3):
+        updates, state = tx.update({"w": torch.full((1,), 2.0, dtype=torch.float64)}, state, params)
+        params = gradtx.apply_updates(params, updates)
+        assert params["w"].item() == pytest.approx(expected)
+
+
+def test_bad_input_is_an_error():
+    with pytest.raises(ValueError, match="scale_by_srmm owns the learning rate"):
+        gradtx.chain(gradtx.scale_by_srmm(), gradtx.scale_by_learning_rate(0.1))
+    with pytest.raises(ValueError, match=r"^scale_by_srmm: lr \* proximal must be in \[0, 1\], got 1.0 \* 1.5; lower"):
+        gradtx.scale_by_srmm(lr=1.0, proximal=1.5)
+    with pytest.raises(TypeError, match=r"memory_length must be an int, got 2\.5"):
+        gradtx.scale_by_srmm(memory_length=2.5)
+    params = {"w": torch.ones(1)}
+    with pytest.raises(ValueError, match="scale_by_srmm needs params"):
+        gradtx.scale_by_srmm().update(params, gradtx.scale_by_srmm().init(params))
