@@ -10,8 +10,11 @@ from gradtx._arguments import Betas, Scalar, Schedule, is_off
 from gradtx.combine import freeze, map_after_step, masked, partition
 from gradtx.core import GradientTransformation, apply_updates, chain
 from gradtx.factories import alias, per_tensor, whole_tree
+from gradtx.hessian import hutchinson_hessian_diag
+from gradtx.multitask import RotoGrad, pcgrad, pcgrad_backward, rotograd_rotation_loss, rotograd_scale
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
+from gradtx.optimizers.second_order import adahessian, sophia
 from gradtx.optimizers.sgd import sgd, sgdw
 from gradtx.schedules import (
     constant_schedule,
@@ -20,6 +23,7 @@ from gradtx.schedules import (
     linear_schedule,
     warmup_cosine_schedule,
 )
+from gradtx.sharpness import asam, gsam, sam
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
 from gradtx.transforms.atan2 import (
     orthogonalize_against_ema,
@@ -41,6 +45,7 @@ from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenera
 from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
 from gradtx.wrappers import accumulate, skip_nonfinite
 
 __version__ = "0.1.0"
@@ -48,9 +53,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Betas",
     "GradientTransformation",
+    "RotoGrad",
     "Scalar",
     "Schedule",
     "accumulate",
+    "adahessian",
     "adam",
     "adam_atan2",
     "adamp",
@@ -62,6 +69,7 @@ __all__ = [
     "alias",
     "apply_updates",
     "as_optimizer",
+    "asam",
     "average",
     "centralize",
     "chain",
@@ -73,7 +81,9 @@ __all__ = [
     "cosine_schedule",
     "ema",
     "freeze",
+    "gsam",
     "hold_until",
+    "hutchinson_hessian_diag",
     "is_off",
     "join_schedules",
     "linear_schedule",
@@ -84,24 +94,32 @@ __all__ = [
     "optim",
     "orthogonalize_against_ema",
     "partition",
+    "pcgrad",
+    "pcgrad_backward",
     "per_tensor",
     "project_scale_invariant",
     "record",
     "regenerate_towards_init",
+    "rotograd_rotation_loss",
+    "rotograd_scale",
+    "sam",
     "scale",
     "scale_by_adam",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
     "scale_by_atan2",
     "scale_by_caution",
+    "scale_by_hessian",
     "scale_by_learning_rate",
     "scale_by_rms",
+    "scale_by_sophia",
     "schedules",
     "sgd",
     "sgdp",
     "sgdw",
     "skip_nonfinite",
     "soft_row_clip",
+    "sophia",
     "trace",
     "warmup_cosine_schedule",
     "whole_tree",

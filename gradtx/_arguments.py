@@ -99,6 +99,7 @@ RANGES = {
     "regen_reg_rate": Range("[0, inf)"),
     "start": Range("[0, inf)"),
     "t0": Range("[0, inf)"),
+    "update_period": Range("[1, inf)"),
     "wd_ratio": Range("[0, inf)"),
     "weight_decay": Range("[0, inf)"),
 }
