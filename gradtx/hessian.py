@@ -78,7 +78,7 @@ def hutchinson_hessian_diag(
     totals = {name: torch.zeros_like(value) for name, value in at.items()}
     if at:
         with torch.enable_grad():
-            _, product = torch.func.vjp(gradients, at)
+            product = torch.func.vjp(gradients, at)[1]
         for i in range(n_samples):
             z = {name: _drawn(value, generator, distribution) for name, value in at.items()}
             (columns,) = product(z, retain_graph=i + 1 < n_samples, create_graph=False)

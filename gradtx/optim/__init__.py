@@ -10,24 +10,27 @@ from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
+from gradtx.optimizers.second_order import adahessian, sophia
 from gradtx.optimizers.sgd import sgd, sgdw
 
 __all__ = [
     "ADOPT",
-    "SGD",
-    "SGDP",
-    "SGDW",
+    "AdaHessian",
     "Adam",
     "AdamAtan2",
     "AdamP",
     "AdamW",
     "AdoptAtan2",
     "ChainOptimizer",
+    "SGD",
+    "SGDP",
+    "SGDW",
+    "SophiaH",
     "as_optimizer",
 ]
 
 
-def as_optimizer(tx: GradientTransformation, params: Any, *, compile: bool = False) -> ChainOptimizer:
+def as_optimizer(tx: GradientTransformation, params: Any, *, compile: bool = False, seed: int = 0) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 
     Parameter groups hold the hyperparameters (`tx.hyperparams`) as numbers; whoever writes them, such as torch's LR
@@ -38,6 +41,9 @@ def as_optimizer(tx: GradientTransformation, params: Any, *, compile: bool = Fal
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and hyperparameters of its own.
         compile: Reserved for compiled steps; only False for now.
+        seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
+            groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
+            no GradScaler.
 
     Raises:
         NotImplementedError: `compile=True`.
@@ -53,13 +59,14 @@ def as_optimizer(tx: GradientTransformation, params: Any, *, compile: bool = Fal
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
-    return ChainOptimizer(tx, params, compile=compile)
+    return ChainOptimizer(tx, params, compile=compile, seed=seed)
 
 
 class AliasOptimizer(ChainOptimizer):
     """Base of the classes below: `class Name(AliasOptimizer, alias=name)` takes `params` and the alias's arguments."""
 
     _alias: Callable[..., GradientTransformation]
+    _seeded = False  # whether `seed` is the optimizer's own; else it is an argument of the alias, if anything
 
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -74,16 +81,20 @@ class AliasOptimizer(ChainOptimizer):
         )
         own = inspect.signature(alias)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        engine = inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")
+        engine = [inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")]
+        if "hessian_diag" in alias(**alias.spec.example).needs:
+            cls._seeded = True
+            engine.append(inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation="int"))
         cls.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[params, *own.parameters.values(), engine], return_annotation=own.empty
+            parameters=[params, *own.parameters.values(), *engine], return_annotation=own.empty
         )
 
     def __init__(self, params: Any, *args: Any, compile: bool = False, **kwargs: Any):
         for option in REFUSED:
             if option in kwargs:
                 raise refused(option)
-        super().__init__(self._alias(*args, **kwargs), params, compile=compile)
+        seed = kwargs.pop("seed", 0) if self._seeded else 0
+        super().__init__(self._alias(*args, **kwargs), params, compile=compile, seed=seed)
 
 
 class SGD(AliasOptimizer, alias=sgd): ...
@@ -111,3 +122,9 @@ class ADOPT(AliasOptimizer, alias=adopt): ...
 
 
 class AdoptAtan2(AliasOptimizer, alias=adopt_atan2): ...
+
+
+class AdaHessian(AliasOptimizer, alias=adahessian): ...
+
+
+class SophiaH(AliasOptimizer, alias=sophia): ...

@@ -14,10 +14,11 @@ from torch.nn.parameter import is_lazy
 from gradtx._context import Clock
 from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
 from gradtx._program import FROZEN, Block, Leaf, Path, execute, initialize, memory_of, takes_none
-from gradtx._tree import check_leaf, check_names
+from gradtx._tree import check_leaf, check_names, tensors
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
 from gradtx.optim._groups import GroupView
+from gradtx.optim._hessian import HessianSource, HessianStep
 from gradtx.optim._run import Layout, OptimizerRun, Record, check_agreement, part, parts_of
 
 CALL = "step(closure"
@@ -27,13 +28,14 @@ CPU = torch.device("cpu")
 class ChainOptimizer(torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
 
-    def __init__(self, tx: GradientTransformation, params: Any, *, compile: bool = False):
+    def __init__(self, tx: GradientTransformation, params: Any, *, compile: bool = False, seed: int = 0):
         check_transformation(type(self).__name__, "tx", tx)
         if compile:
             raise NotImplementedError(
                 f"{type(self).__name__}: compile=True is not there yet; leave it out, or compile a functional step"
             )
         self._tx = tx
+        self._hessian = HessianSource(type(self).__name__, tx, seed)
         self._views: list[GroupView] = []
         self._records: dict[Tensor, Record] = {}
         self._present: list[Tensor] = []  # the parameters in the order of the groups, as last seen
@@ -85,6 +87,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 own["label"] = ".".join(label for _, label in labels)
             view = GroupView(self._tx, own, {id(selector): label for selector, label in labels})
             view.show(lambda entry: 0)
+            self._hessian.mark(own)
             views.append(view)
         made = [self._initial(view, view.group["params"], records) for view in views]
         self._records, self._clock_paths = records, run.clock_paths
@@ -259,6 +262,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         Args:
             closure: Computes the loss and its gradients anew and returns the loss; links may call it again.
             **extras: What links need beyond the gradients; by leaf as a list in parameter order or a dict by name.
+                A `hessian_diag` that is left out is estimated at the steps that use it, from the gradients of
+                `loss.backward(create_graph=True)` or by a closure that calls `loss.backward()`.
 
         Returns:
             What the closure returned.
@@ -268,9 +273,9 @@ class ChainOptimizer(torch.optim.Optimizer):
             TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
                 changed then.
         """
-        loss = None
+        loss, hessian = None, HessianStep(self, extras)
         if closure is not None:
-            with torch.enable_grad():
+            with torch.enable_grad(), hessian:
                 loss = closure()
             if loss is not None:
                 extras.setdefault("value", torch.as_tensor(loss).detach())
@@ -287,6 +292,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         blocks = [Block.of(view.chain(present, CPU), run, count) for view, present in pairs]
         check_agreement(blocks)
         leaves = self._stepping(run, views, blocks, scalars, trees)
+        hessian.supply(leaves)
         execute(leaves, self._write)
         for commit in reversed(run.commits):
             commit()
@@ -306,6 +312,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 extras[key] = dict(zip(names, value, strict=True))
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
         run.known_extras, run.leaf_extras = kinds, trees
+        run.memory.take(tensors(trees))  # a rule may keep one as it is
         return scalars, trees
 
     def _checked(self, views: list[GroupView]) -> list[dict[str, Any]]:
@@ -445,7 +452,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         load(self, state_dict, strict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_tx", "_views", "_clock_paths", "_records", "_present")
+        own = ("_tx", "_views", "_clock_paths", "_records", "_present", "_hessian")
         for param, record in self._records.items():
             if not record.untouched(self.state.get(param, {})):
                 record.made = None

@@ -118,8 +118,8 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
         if update_period == 1:
             fresh = _given("scale_by_sophia", fresh)
         if fresh is not None:
-            averaged = beta2 * hessian + (1 - beta2) * fresh
-            hessian = ctx.every(update_period, 1, lambda: averaged, lambda: state["hessian"])
+            old = hessian
+            hessian = ctx.every(update_period, 1, lambda: beta2 * old + (1 - beta2) * fresh, lambda: old)
         mean = beta1 * state["exp_avg"] + (1 - beta1) * update
         return (mean / at_least(gamma * hessian, eps)).clamp(-1, 1), {"exp_avg": mean, "hessian": hessian}
 
