@@ -16,6 +16,8 @@ from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.second_order import adahessian, sophia
 from gradtx.optimizers.sgd import sgd, sgdw
+from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
+from gradtx.optimizers.sgd import sgd, sgds, sgdw
 from gradtx.schedules import (
     constant_schedule,
     cosine_schedule,
@@ -24,6 +26,7 @@ from gradtx.schedules import (
     warmup_cosine_schedule,
 )
 from gradtx.sharpness import asam, gsam, sam
+from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
 from gradtx.transforms.atan2 import (
     orthogonalize_against_ema,
@@ -44,8 +47,10 @@ from gradtx.transforms.control import hold_until, record
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
 from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.projection import project_scale_invariant
+from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
 from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
+from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 from gradtx.wrappers import accumulate, skip_nonfinite
 
 __version__ = "0.1.0"
@@ -58,9 +63,12 @@ __all__ = [
     "Schedule",
     "accumulate",
     "adahessian",
+    "adabelief",
     "adam",
     "adam_atan2",
+    "adamd",
     "adamp",
+    "adams",
     "adamw",
     "add_decayed_weights",
     "add_norm_loss",
@@ -79,11 +87,13 @@ __all__ = [
     "clip_by_value",
     "constant_schedule",
     "cosine_schedule",
+    "diffgrad",
     "ema",
     "freeze",
     "gsam",
     "hold_until",
     "hutchinson_hessian_diag",
+    "hold_until_rectified",
     "is_off",
     "join_schedules",
     "linear_schedule",
@@ -98,24 +108,33 @@ __all__ = [
     "pcgrad_backward",
     "per_tensor",
     "project_scale_invariant",
+    "radam",
     "record",
     "regenerate_towards_init",
     "rotograd_rotation_loss",
     "rotograd_scale",
     "sam",
+    "sadam",
     "scale",
     "scale_by_adam",
+    "scale_by_adam_hat",
+    "scale_by_adam_stable_decay",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
     "scale_by_atan2",
+    "scale_by_belief",
     "scale_by_caution",
     "scale_by_hessian",
+    "scale_by_diffgrad",
     "scale_by_learning_rate",
+    "scale_by_radam",
     "scale_by_rms",
     "scale_by_sophia",
+    "scale_by_yogi",
     "schedules",
     "sgd",
     "sgdp",
+    "sgds",
     "sgdw",
     "skip_nonfinite",
     "soft_row_clip",
@@ -124,4 +143,5 @@ __all__ = [
     "warmup_cosine_schedule",
     "whole_tree",
     "with_lookahead",
+    "yogi",
 ]

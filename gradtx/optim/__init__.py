@@ -16,9 +16,21 @@ from gradtx.optimizers.sgd import sgd, sgdw
 __all__ = [
     "ADOPT",
     "AdaHessian",
+from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
+from gradtx.optimizers.sgd import sgd, sgds, sgdw
+
+__all__ = [
+    "ADOPT",
+    "SGD",
+    "SGDP",
+    "SGDS",
+    "SGDW",
+    "AdaBelief",
     "Adam",
     "AdamAtan2",
+    "AdamD",
     "AdamP",
+    "AdamS",
     "AdamW",
     "AdoptAtan2",
     "ChainOptimizer",
@@ -26,6 +38,10 @@ __all__ = [
     "SGDP",
     "SGDW",
     "SophiaH",
+    "DiffGrad",
+    "RAdam",
+    "Sadam",
+    "Yogi",
     "as_optimizer",
 ]
 
@@ -128,3 +144,25 @@ class AdaHessian(AliasOptimizer, alias=adahessian): ...
 
 
 class SophiaH(AliasOptimizer, alias=sophia): ...
+class RAdam(AliasOptimizer, alias=radam): ...
+
+
+class AdaBelief(AliasOptimizer, alias=adabelief): ...
+
+
+class Yogi(AliasOptimizer, alias=yogi): ...
+
+
+class AdamD(AliasOptimizer, alias=adamd): ...
+
+
+class DiffGrad(AliasOptimizer, alias=diffgrad): ...
+
+
+class Sadam(AliasOptimizer, alias=sadam): ...
+
+
+class AdamS(AliasOptimizer, alias=adams): ...
+
+
+class SGDS(AliasOptimizer, alias=sgds): ...

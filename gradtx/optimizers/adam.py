@@ -18,11 +18,16 @@ from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 
-def with_decay(direction, weight_decay, decoupled: bool, lr):
-    """A direction with weight decay in front (coupled) or behind (decoupled), and the learning rate."""
-    decay = add_decayed_weights(weight_decay)
-    links = (direction, decay) if decoupled else (decay, direction)
-    return chain(*links, scale_by_learning_rate(lr))
+def with_decay(direction, weight_decay, decoupled: bool, lr, fixed: bool = False):
+    """A direction, its weight decay in front (coupled) or behind (decoupled), and the learning rate.
+
+    A `fixed` decay, which is not multiplied by the learning rate, comes last; only read when decoupled.
+    """
+    rate, fixed = scale_by_learning_rate(lr), fixed and decoupled
+    decay = add_decayed_weights(weight_decay, fixed=fixed)
+    if fixed:
+        return chain(direction, rate, decay)
+    return chain(direction, decay, rate) if decoupled else chain(decay, direction, rate)
 
 
 @alias

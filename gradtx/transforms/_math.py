@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._arguments import exact
+
 
 def safe_sqrt(x: Tensor) -> Tensor:
     """The square root, with derivative 0 (not inf) at 0, so that a gradient through training stays finite."""
@@ -39,6 +41,49 @@ def unit_norm(x: Tensor) -> Tensor:
     if x.ndim <= 1:
         return norm(x)
     return safe_sqrt(x.square().sum(dim=tuple(range(1, x.ndim)), keepdim=True))
+
+
+def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
+    """Adam's averages: `init(param)`, and `average(update, state) -> (m, v, new state)`, v the maximum with amsgrad."""
+    beta1, beta2 = betas
+    rest1, rest2 = 1 - beta1, 1 - beta2
+
+    def init(param):
+        slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
+        return {slot: torch.zeros_like(param) for slot in slots}
+
+    def average(update, state):
+        mean = beta1 * state["exp_avg"] + rest1 * update
+        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
+        new = {"exp_avg": mean, "exp_avg_sq": square}
+        if amsgrad:
+            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+        return mean, square, new
+
+    return init, average
+
+
+def hat_rate(root: Tensor, ctx: Any, betas: Any) -> Tensor:
+    r"""$\sqrt{c_2} / (c_1 \, root)$, Adam's rate where eps is in the root already, before its correction."""
+    beta1, beta2 = betas
+    return ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1) / root
+
+
+def rectification(ctx: Any, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]:
+    r"""RAdam's factor $r_t$ and whether it holds yet, $\rho_t >$ threshold (at least 4); 0-d. $r_t$ is 1 before."""
+    correction = ctx.bias_correction(beta2)
+    limit = exact(2 / (1 - beta2) - 1, correction.device)
+    rho = limit - 2 * ctx.time * (1 - correction) / correction
+    rectified = rho > threshold
+    # Before that the root may be of a negative number, and at beta2 = 0.6 of 0/0: any number will do.
+    rho, limit = (torch.where(rectified, x, 5.0) for x in (rho, limit))
+    return ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)).sqrt(), rectified
+
+
+def softplus(x: Tensor, beta: Any) -> Tensor:
+    """log(1 + exp(beta x)) / beta, and x itself where beta x > 20, as torch has it; beta may be a tensor."""
+    scaled = beta * x
+    return torch.where(scaled > 20, x, scaled.clamp(max=20).exp().log1p() / beta)
 
 
 def caution(direction: Tensor, gradient: Tensor, factor: Any) -> Tensor:

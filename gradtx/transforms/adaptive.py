@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, safe_sqrt
+from gradtx.transforms._math import adam_moments, at_least, safe_sqrt
 
 
 @per_tensor(elementwise=True)
@@ -38,18 +38,11 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
     maximum is taken before the correction, as in torch.optim.
     """
     beta1, beta2 = betas
-    rest1, rest2 = 1 - beta1, 1 - beta2
-
-    def init(param):
-        slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
-        return {slot: torch.zeros_like(param) for slot in slots}
+    rest1 = 1 - beta1
+    init, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
-        mean = beta1 * state["exp_avg"] + rest1 * update
-        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
-        new = {"exp_avg": mean, "exp_avg_sq": square}
-        if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+        mean, square, new = average(update, state)
         ahead = beta1 * mean + rest1 * update if nesterov else mean
         root = safe_sqrt(square / ctx.bias_correction(beta2))
         return ahead / ctx.bias_correction(beta1) / (root + eps), new
@@ -57,7 +50,7 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)", "initial_accumulator_value": "[0, inf)"})
+@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"})
 def scale_by_rms(
     alpha: Scalar = 0.99,
     eps: Scalar = 1e-8,

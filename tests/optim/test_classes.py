@@ -18,6 +18,14 @@ ALIASES = {
     "AdamAtan2": gradtx.adam_atan2,
     "ADOPT": gradtx.adopt,
     "AdoptAtan2": gradtx.adopt_atan2,
+    "RAdam": gradtx.radam,
+    "AdaBelief": gradtx.adabelief,
+    "Yogi": gradtx.yogi,
+    "AdamD": gradtx.adamd,
+    "DiffGrad": gradtx.diffgrad,
+    "Sadam": gradtx.sadam,
+    "AdamS": gradtx.adams,
+    "SGDS": gradtx.sgds,
 }
 
 
@@ -44,7 +52,7 @@ def test_a_class_has_the_docstring_of_its_alias_and_a_name_to_pickle_it_by(name)
     assert issubclass(cls, torch.optim.Optimizer)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
 def test_options_that_torch_takes_by_position_are_taken_by_position(name):
     theirs = inspect.signature(getattr(torch.optim, name)).parameters.values()
     positional = [p.name for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -1,0 +1,300 @@
+"""Adam with another link in the place of its own: AdaBelief, RAdam, Yogi, AdamD, diffGrad, Sadam, AdamS."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.optimizers.adam import with_decay
+from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
+from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
+from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
+
+
+@alias
+def adabelief(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-16,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = True,
+    fixed_decay: bool = False,
+    rectify: bool = True,
+    degenerated_to_sgd: bool = True,
+    amsgrad: bool = False,
+):
+    r"""AdaBelief: Adam that divides by how far gradients stray from their mean.
+
+    $p \leftarrow p - \eta r_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{s_t} + \epsilon)$, with $s$ and $r_t$ of
+    `scale_by_belief`.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step, more where gradients agree.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its root.
+        weight_decay: $\lambda \ge 0$.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
+        fixed_decay: $p (1 - \lambda)$, not multiplied by the learning rate; only read when decoupled.
+        rectify: Rectify the variance of the first steps, as `radam`, from $\rho_t \ge 5$ on.
+        degenerated_to_sgd: Move by $\eta \hat m_t$ before that; if False not at all, but the decay still acts.
+        amsgrad: Use the largest $s$ so far.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_var`,
+        [`max_exp_avg_var`].
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adabelief(lr=0.1, rectify=False)  # at first (g - m) is 0.9 g
+        >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.1111,  0.1111])
+
+    Source: Zhuang et al. 2020, arXiv:2010.07468. Departures: amsgrad acts when rectifying as well; adabelief-pytorch
+    0.2 ignores it there. pytorch_optimizer's AdaBelief does not rectify by default.
+    """
+    direction = scale_by_belief(betas, eps, amsgrad, rectify, degenerated_to_sgd)
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
+
+
+@alias
+def radam(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    *,
+    rho_threshold: Scalar = 5.0,
+    degenerated_to_sgd: bool = True,
+):
+    r"""RAdam, as torch.optim.RAdam: Adam that takes plain momentum steps until its step size is reliable.
+
+    $p \leftarrow p - \eta r_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$ with $r_t$ of `scale_by_radam`
+    where $\rho_t$ is above the threshold; before, $p \leftarrow p - \eta \hat m_t$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step; the first steps are in units of a gradient.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        rho_threshold: What $\rho_t$ must exceed, >= 4; the paper's is 4.
+        degenerated_to_sgd: If False, nothing moves before the first rectified step, the decay included.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.radam(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-1.0000e-04,  4.0000e-01])
+
+    Source: Liu et al. 2019, arXiv:1908.03265. Departures: none from torch.optim.RAdam, which lacks the last two
+    options. pytorch_optimizer's RAdam decouples the decay and has `degenerated_to_sgd=False` by default.
+    """
+    radam = with_decay(
+        scale_by_radam(betas, eps, rho_threshold, degenerated_to_sgd), weight_decay, decoupled_weight_decay, lr
+    )
+    return radam if degenerated_to_sgd else chain(radam, hold_until_rectified(betas[1], rho_threshold))
+
+
+@alias(example={"initial_accumulator_value": 2**-20})  # near the default, and the same number in every dtype
+def yogi(
+    lr: Scalar = 1e-2,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-3,
+    initial_accumulator_value: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+):
+    r"""Yogi: Adam whose mean square changes by no more than the new square.
+
+    $v_t = v_{t-1} - (1-\beta_2) \mathrm{sign}(v_{t-1} - g_t^2) g_t^2$,
+    $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the mean, and of the mean square, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        initial_accumulator_value: $v_0 \ge 0$.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> for tx in (gradtx.adam(lr=0.1, betas=(0.0, 0.99)), gradtx.yogi(lr=0.1, betas=(0.0, 0.99))):
+        ...     state = tx.init({"w": torch.zeros(1)})
+        ...     for grad in [10.0, *200 * [0.1]]:  # one large gradient, which Adam has forgotten by then
+        ...         updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([-0.0247])
+        tensor([-0.0094])
+
+    Source: Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization", NeurIPS. Departures: corrected as in the
+    authors' code. torch_optimizer's and pytorch_optimizer's Yogi start the mean at 1e-6 as well and add eps after the
+    correction, which with this eps makes 1 %.
+    """
+    direction = scale_by_yogi(betas, eps, initial_accumulator_value)
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
+
+
+@alias
+def adamd(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+):
+    r"""AdamD: Adam without the correction of its first moment, so that it warms up by itself.
+
+    $p \leftarrow p - \eta m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$. The first step has the size
+    $(1-\beta_1) \eta$; after about $1/(1-\beta_1)$ steps it is Adam.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adamd(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.0100,  0.0100])
+
+    Source: St John 2021, arXiv:2110.10828. Departures: eps is added before the correction.
+    """
+    return with_decay(scale_by_adam_hat(betas, eps, debias_first=False), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias
+def diffgrad(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+):
+    r"""diffGrad: Adam that slows down, to half its step, where the gradient hardly changes.
+
+    $p \leftarrow p - \eta \xi_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$ with
+    $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$, $g_0 = 0$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient, so also to what is compared.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `previous_grad`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.diffgrad(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.0500,  0.0982])
+
+    Source: Dubey et al. 2019, arXiv:1909.11015. Departures: none from the authors' code.
+    """
+    return with_decay(scale_by_diffgrad(betas, eps), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(ranges={"beta_softplus": "(0, inf)"})
+def sadam(
+    lr: Scalar = 0.1,
+    betas: Betas = (0.9, 0.999),
+    beta_softplus: Scalar = 50.0,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    amsgrad: bool = False,
+):
+    r"""Sadam: Adam that divides by a softplus of the root mean square, which needs no eps; with amsgrad, SAMSGrad.
+
+    $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / s(\sqrt{v_t})$, $s(x) = \log(1 + \exp(b x)) / b$.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: Decay of the two averages, each in [0, 1).
+        beta_softplus: $b > 0$. The divisor is at least $\log(2)/b$: a large $b$ makes it Adam, a small one SGD with
+            momentum. Where $b x > 20$, $s(x) = x$.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        amsgrad: Use the largest $v$ so far; the authors' class does by default.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
+        [`max_exp_avg_sq`].
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.sadam(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1e-3, -400.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.0002,  0.1000])
+
+    Source: Tong et al. 2019, arXiv:1908.00700. Departures: none from the authors' code.
+    """
+    direction = scale_by_adam_hat(betas, amsgrad=amsgrad, softplus=beta_softplus)
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
+
+
+@alias
+def adams(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 1e-4,
+    amsgrad: bool = False,
+):
+    r"""AdamS: Adam with a decoupled decay that is as strong as its rates are on average (stable weight decay).
+
+    $p \leftarrow p (1 - \eta \lambda / \sqrt{\bar v_t}) - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$, with
+    $\bar v_t$ the mean of $\hat v_t$ over all entries of all leaves.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root; not in the decay.
+        weight_decay: $\lambda \ge 0$, as for SGD: in the unit of a gradient over a weight.
+        amsgrad: Use the largest $v$ so far, in the decay too.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
+        [`max_exp_avg_sq`].
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.adams(lr=0.1, weight_decay=1.0)
+        >>> params = {"w": torch.tensor([4.0, 4.0])}
+        >>> tx.update({"w": torch.tensor([0.0, 1.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.5657, -0.6657])
+
+    Source: Xie et al. 2020, arXiv:2011.11152. Departures: no decay while all gradients were zero, where the authors'
+    code divides by 0. pytorch_optimizer's AdamS adds eps to $\sqrt{\bar v_t}$.
+    """
+    return chain(scale_by_adam_stable_decay(betas, eps, weight_decay, amsgrad), scale_by_learning_rate(lr))

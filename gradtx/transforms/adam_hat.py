@@ -1,0 +1,151 @@
+"""Adam with eps added before the correction, and what builds on that form: AdamD, Sadam, Yogi, diffGrad."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
+from gradtx.transforms._math import softplus as smooth
+
+
+@per_tensor(elementwise=True, ranges={"softplus": "(0, inf)"})
+def scale_by_adam_hat(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    amsgrad: bool = False,
+    debias_first: bool = True,
+    softplus: Scalar | None = None,
+):
+    r"""Divide the mean gradient by its root mean square, with eps added before the root is corrected.
+
+    $m_t$ and $v_t$ as in `scale_by_adam`, $c_i = 1-\beta_i^t$, direction
+    $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$. It is `scale_by_adam` with $\epsilon / \sqrt{c_2}$ in
+    place of $\epsilon$, at first some 30 times as much.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, in the unit of a gradient. Not used with `softplus`.
+        amsgrad: Take the running maximum of $v$ in place of $v$.
+        debias_first: False leaves $1/c_1$ out (AdamD).
+        softplus: $b > 0$: $\log(1 + \exp(b \sqrt{v_t})) / b$ in place of $\sqrt{v_t} + \epsilon$ (Sadam), and
+            $\sqrt{v_t}$ itself where $b \sqrt{v_t} > 20$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
+        `max_exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps, a softplus that is not above 0.
+
+    Example:
+        >>> for tx in (gradtx.scale_by_adam(eps=1.0), gradtx.scale_by_adam_hat(eps=1.0)):
+        ...     print(tx.update({"w": torch.ones(1)}, tx.init({"w": torch.zeros(1)}))[0]["w"])
+        tensor([0.5000])
+        tensor([0.0307])
+
+    Source: Kingma and Ba 2014, arXiv:1412.6980, the form at the end of section 2; without the first correction:
+    St John 2021, arXiv:2110.10828; softplus: Tong et al. 2019, arXiv:1908.00700.
+    """
+    _, beta2 = betas
+    corrected = betas if debias_first else (0.0, beta2)  # 1 - 0**t is 1
+    init, average = adam_moments(betas, amsgrad)
+
+    def update(update, state, param, ctx):
+        mean, square, new = average(update, state)
+        root = safe_sqrt(square)
+        root = root + eps if softplus is None else smooth(root, softplus)
+        return hat_rate(root, ctx, corrected) * mean, new
+
+    return init, update
+
+
+@per_tensor(elementwise=True, example={"initial_accumulator_value": 2**-20})  # the same number in every dtype
+def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accumulator_value: Scalar = 1e-6):
+    r"""Divide the mean gradient by a root mean square that changes by no more than the new square: Yogi's direction.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$,
+    $v_t = v_{t-1} - (1-\beta_2) \mathrm{sign}(v_{t-1} - g_t^2) g_t^2$, and with $c_i = 1-\beta_i^t$ the direction
+    $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$. Where gradients become small, $v$ shrinks much more
+    slowly than Adam's.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        initial_accumulator_value: $v_0 \ge 0$; $m_0$ is 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative number.
+
+    Example:
+        >>> tx = gradtx.scale_by_yogi(betas=(0.9, 0.5), initial_accumulator_value=1.0)
+        >>> state = tx.init({"w": torch.zeros(4)})
+        >>> _, state = tx.update({"w": torch.tensor([0.0, 0.1, 1.0, 2.0])}, state)
+        >>> state["scale_by_yogi"]["exp_avg_sq"]["w"]  # Adam's would be 0.5, 0.505, 1.0, 2.5
+        tensor([1.0000, 0.9950, 1.0000, 3.0000])
+
+    Source: Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization", NeurIPS. Departures: the correction and
+    the start of $v$ are those of the authors' code; torch_optimizer and pytorch_optimizer start $m$ at 1e-6 too and
+    add eps after the correction.
+    """
+    beta1, beta2 = betas
+    rest1, rest2 = 1 - beta1, 1 - beta2
+
+    def init(param):
+        zeros = torch.zeros_like(param)
+        return {"exp_avg": zeros, "exp_avg_sq": zeros + initial_accumulator_value}
+
+    def update(update, state, param, ctx):
+        mean = beta1 * state["exp_avg"] + rest1 * update
+        square, fresh = state["exp_avg_sq"], update.square()
+        square = square - rest2 * (square - fresh).sign() * fresh
+        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, {"exp_avg": mean, "exp_avg_sq": square}
+
+    return init, update
+
+
+@per_tensor(elementwise=True)
+def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
+    r"""Slow Adam's direction down where the gradient hardly changes: diffGrad's direction.
+
+    $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$ with $g_0 = 0$, between 0.5 and 1, times the direction of
+    `scale_by_adam_hat`, $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, added to the root before its correction, in the unit of a gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, `previous_grad`, shaped as the
+        parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_diffgrad()
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for grads in ([1.0, 9.0], [1.0, 9.0]):  # a constant gradient: xi is 0.5 at the second step
+        ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
+        ...     print(updates["w"])
+        tensor([0.7311, 0.9999])
+        tensor([0.5000, 0.5000])
+
+    Source: Dubey et al. 2019, arXiv:1909.11015. Departures: none.
+    """
+    init_moments, average = adam_moments(betas)
+
+    def init(param):
+        return {**init_moments(param), "previous_grad": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        mean, square, new = average(update, state)
+        friction = (state["previous_grad"] - update).abs().sigmoid()
+        direction = hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean
+        return friction * direction, {**new, "previous_grad": update}
+
+    return init, update

@@ -1,0 +1,173 @@
+"""Rectify the variance of the first adaptive steps: RAdam, AdaBelief."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import adam_moments, rectification, safe_sqrt
+
+_BELOW_FIVE = math.nextafter(5.0, 0.0)  # AdaBelief rectifies at 5 already: above this and at least 5 are the same
+
+
+def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: bool):
+    """R (m/c1) sqrt(c2) / (sqrt(v) + eps) where rectified; before, m/c1 or 0."""
+    beta1, beta2 = betas
+    factor, rectified = rectification(ctx, beta2, threshold)
+    rate = torch.where(rectified, factor * ctx.bias_correction(beta2).sqrt(), float(degenerated_to_sgd))
+    # One quotient for both phases: the divisor is what changes.
+    return rate / ctx.bias_correction(beta1) * mean / torch.where(rectified, safe_sqrt(square) + eps, 1.0)
+
+
+@per_tensor(elementwise=True)
+def scale_by_radam(
+    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, rho_threshold: Scalar = 5.0, degenerated_to_sgd: bool = True
+):
+    r"""Give Adam's direction only as much weight as the variance of its step size allows: RAdam's direction.
+
+    $m_t$ and $v_t$ as in `scale_by_adam`, $c_i = 1-\beta_i^t$, $\rho_\infty = 2/(1-\beta_2) - 1$,
+    $\rho_t = \rho_\infty - 2 t \beta_2^t / c_2$. Where $\rho_t$ is above the threshold, the direction is
+    $r_t \frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$ with
+    $r_t = \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}$; before, it is
+    $m_t / c_1$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1). With $\beta_2 = 0.999$ rectified steps start at t = 6, with
+            $\beta_2 \le 2/3$ never.
+        eps: $\epsilon \ge 0$, added to the root before its correction, in the unit of a gradient.
+        rho_threshold: What $\rho_t$ must exceed, >= 4: 4 in the paper, 5 in torch.optim.
+        degenerated_to_sgd: Give 0 before the first rectified step if False; `hold_until_rectified` then holds back
+            a decay as well.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps, a threshold below 4.
+
+    Example:
+        >>> tx = gradtx.scale_by_radam()
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(7):
+        ...     updates, state = tx.update({"w": torch.tensor([100.0])}, state)
+        ...     print(round(updates["w"].item(), 4))
+        100.0
+        100.0
+        100.0
+        100.0
+        100.0
+        0.0258
+        0.0327
+
+    Source: Liu et al. 2019, arXiv:1908.03265. Departures: torch.optim.RAdam's threshold of 5.
+    """
+    init, average = adam_moments(betas)
+
+    def update(update, state, param, ctx):
+        mean, square, new = average(update, state)
+        return _rectified(mean, square, ctx, betas, eps, rho_threshold, degenerated_to_sgd), new
+
+    return init, update
+
+
+@per_tensor(elementwise=True)
+def scale_by_belief(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-16,
+    amsgrad: bool = False,
+    rectify: bool = True,
+    degenerated_to_sgd: bool = True,
+):
+    r"""Divide the mean gradient by how far gradients stray from it: AdaBelief's direction.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$, and with
+    $c_i = 1-\beta_i^t$ the direction $\frac{m_t}{c_1} / (\sqrt{s_t / c_2} + \epsilon)$. With `rectify`, where
+    $\rho_t \ge 5$ (see `scale_by_radam`), it is $r_t \frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{s_t} + \epsilon}$, and
+    $m_t / c_1$ before.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$. It is added twice: to $s$, where it accumulates, and to its root.
+        amsgrad: Take the running maximum of $s$ in place of $s$.
+        rectify: Rectify the variance of the first steps, as RAdam does.
+        degenerated_to_sgd: Give 0 before the first rectified step if False; a decay of another link still acts.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_var` and, with `amsgrad`,
+        `max_exp_avg_var`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_belief(betas=(0.5, 0.5), eps=0.0, rectify=False)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):  # steady, and changing its sign
+        ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
+        >>> updates["w"]
+        tensor([ 2.8284, -0.4924])
+
+    Source: Zhuang et al. 2020, arXiv:2010.07468. Departures: the defaults are those of adabelief-pytorch 0.2; unlike
+    there, amsgrad acts when rectifying as well.
+    """
+    beta1, beta2 = betas
+    rest1, rest2 = 1 - beta1, 1 - beta2
+
+    def init(param):
+        slots = ("exp_avg", "exp_avg_var", "max_exp_avg_var") if amsgrad else ("exp_avg", "exp_avg_var")
+        return {slot: torch.zeros_like(param) for slot in slots}
+
+    def update(update, state, param, ctx):
+        mean = beta1 * state["exp_avg"] + rest1 * update
+        variance = beta2 * state["exp_avg_var"] + rest2 * (update - mean).square() + eps
+        new = {"exp_avg": mean, "exp_avg_var": variance}
+        if amsgrad:
+            variance = new["max_exp_avg_var"] = torch.maximum(state["max_exp_avg_var"], variance)
+        if rectify:
+            return _rectified(mean, variance, ctx, betas, eps, _BELOW_FIVE, degenerated_to_sgd), new
+        root = safe_sqrt(variance / ctx.bias_correction(beta2))
+        return mean / ctx.bias_correction(beta1) / (root + eps), new
+
+    return init, update
+
+
+@per_tensor(elementwise=True)
+def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
+    r"""Give zero updates before RAdam's first rectified step, while the links before go on collecting their state.
+
+    Last link of a chain; zero where $\rho_t$ of `scale_by_radam` is not above the threshold.
+
+    Args:
+        beta2: $\beta_2$ in [0, 1).
+        rho_threshold: What $\rho_t$ must exceed, >= 4.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.hold_until_rectified(0.999))
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(6):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state)
+        ...     print(updates["w"].item())
+        0.0
+        0.0
+        0.0
+        0.0
+        0.0
+        6.0
+
+    Source: Liu et al. 2019, arXiv:1908.03265: the authors' package with `degenerated_to_sgd=False`.
+    """
+
+    def update(update, state, param, ctx):
+        _, rectified = rectification(ctx, beta2, rho_threshold)
+        return torch.where(rectified, update, 0.0), state
+
+    return update

@@ -1,0 +1,55 @@
+"""Weight decay in proportion to the mean rate of the adaptive step: stable weight decay."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar, exact
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import adam_moments, safe_sqrt
+
+
+@per_tensor(elementwise=True, needs=("params",))
+def scale_by_adam_stable_decay(
+    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, weight_decay: Scalar = 1e-4, amsgrad: bool = False
+):
+    r"""Add to Adam's direction a decay that is as strong as the adaptive rates are on average: AdamS' direction.
+
+    $\hat m_t / (\sqrt{\hat v_t} + \epsilon) + \frac{\lambda}{\sqrt{\bar v_t}} p$ with $\hat m$ and $\hat v$ of
+    `scale_by_adam` and $\bar v_t$ the mean of $\hat v_t$ over all entries of all leaves. No decay while $\bar v_t = 0$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, in the unit of a gradient; not in the decay.
+        weight_decay: $\lambda \ge 0$, in the unit of a gradient over a weight.
+        amsgrad: Take the running maximum of $v$ in place of $v$, in the decay too.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
+        `max_exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps or decay, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scale_by_adam_stable_decay(weight_decay=1.0)
+        >>> params = {"a": torch.tensor([2.0]), "b": torch.tensor([2.0])}
+        >>> grads = {"a": torch.tensor([0.0]), "b": torch.tensor([10.0])}
+        >>> tx.update(grads, tx.init(params), params)[0]  # 2 / sqrt((0 + 100) / 2) each, and Adam's 1
+        {'a': tensor([0.2828]), 'b': tensor([1.2828])}
+
+    Source: Xie et al. 2020, arXiv:2011.11152. Departures: none.
+    """
+    beta1, beta2 = betas
+    init, average = adam_moments(betas, amsgrad)
+
+    def update(update, state, param, ctx):
+        mean, square, new = average(update, state)
+        square = square / ctx.bias_correction(beta2)
+        total = yield {"square": square.sum(), "count": exact(square.numel(), square.device)}
+        moved = total["square"] > 0
+        mean_rate = torch.where(moved, total["count"] / torch.where(moved, total["square"], 1.0), 0.0)
+        direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
+        yield direction + weight_decay * safe_sqrt(mean_rate) * param, new
+
+    return init, update
