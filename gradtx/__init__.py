@@ -15,6 +15,18 @@ from gradtx.multitask import RotoGrad, pcgrad, pcgrad_backward, rotograd_rotatio
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.second_order import adahessian, sophia
+from gradtx.optimizers.averaging import madgrad, srmm
+from gradtx.optimizers.learning_rate_free import (
+    alig,
+    dadapt_adagrad,
+    dadapt_adam,
+    dadapt_adan,
+    dadapt_lion,
+    dadapt_sgd,
+    prodigy,
+)
+from gradtx.optimizers.positive_negative import adapnm, pnm
+from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
 from gradtx.optimizers.sgd import sgd, sgdw
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.sgd import sgd, sgds, sgdw
@@ -44,13 +56,26 @@ from gradtx.transforms.clipping import (
     soft_row_clip,
 )
 from gradtx.transforms.control import hold_until, record
+from gradtx.transforms.dadapt import (
+    scale_by_dadapt_adagrad,
+    scale_by_dadapt_adam,
+    scale_by_dadapt_adan,
+    scale_by_dadapt_lion,
+    scale_by_dadapt_sgd,
+)
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
+from gradtx.transforms.dual_averaging import scale_by_madgrad
+from gradtx.transforms.majorization import scale_by_srmm
 from gradtx.transforms.momentum import ema, trace
+from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
+from gradtx.transforms.positive_negative import scale_by_adapnm, scale_by_pnm
+from gradtx.transforms.prodigy import scale_by_prodigy
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
 from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
+from gradtx.transforms.schedule_free import schedule_free
 from gradtx.wrappers import accumulate, skip_nonfinite
 
 __version__ = "0.1.0"
@@ -70,11 +95,13 @@ __all__ = [
     "adamp",
     "adams",
     "adamw",
+    "adapnm",
     "add_decayed_weights",
     "add_norm_loss",
     "adopt",
     "adopt_atan2",
     "alias",
+    "alig",
     "apply_updates",
     "as_optimizer",
     "asam",
@@ -88,6 +115,11 @@ __all__ = [
     "constant_schedule",
     "cosine_schedule",
     "diffgrad",
+    "dadapt_adagrad",
+    "dadapt_adam",
+    "dadapt_adan",
+    "dadapt_lion",
+    "dadapt_sgd",
     "ema",
     "freeze",
     "gsam",
@@ -98,6 +130,7 @@ __all__ = [
     "join_schedules",
     "linear_schedule",
     "lookahead",
+    "madgrad",
     "map_after_step",
     "masked",
     "normalize_by_std",
@@ -107,6 +140,9 @@ __all__ = [
     "pcgrad",
     "pcgrad_backward",
     "per_tensor",
+    "pnm",
+    "prodigy",
+    "project_l2_ball",
     "project_scale_invariant",
     "radam",
     "record",
@@ -119,6 +155,7 @@ __all__ = [
     "scale_by_adam",
     "scale_by_adam_hat",
     "scale_by_adam_stable_decay",
+    "scale_by_adapnm",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
     "scale_by_atan2",
@@ -131,6 +168,21 @@ __all__ = [
     "scale_by_rms",
     "scale_by_sophia",
     "scale_by_yogi",
+    "scale_by_dadapt_adagrad",
+    "scale_by_dadapt_adam",
+    "scale_by_dadapt_adan",
+    "scale_by_dadapt_lion",
+    "scale_by_dadapt_sgd",
+    "scale_by_learning_rate",
+    "scale_by_madgrad",
+    "scale_by_pnm",
+    "scale_by_polyak",
+    "scale_by_prodigy",
+    "scale_by_rms",
+    "scale_by_srmm",
+    "schedule_free",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "schedules",
     "sgd",
     "sgdp",
@@ -139,6 +191,7 @@ __all__ = [
     "skip_nonfinite",
     "soft_row_clip",
     "sophia",
+    "srmm",
     "trace",
     "warmup_cosine_schedule",
     "whole_tree",

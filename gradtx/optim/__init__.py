@@ -11,6 +11,18 @@ from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.second_order import adahessian, sophia
+from gradtx.optimizers.averaging import madgrad, srmm
+from gradtx.optimizers.learning_rate_free import (
+    alig,
+    dadapt_adagrad,
+    dadapt_adam,
+    dadapt_adan,
+    dadapt_lion,
+    dadapt_sgd,
+    prodigy,
+)
+from gradtx.optimizers.positive_negative import adapnm, pnm
+from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
 from gradtx.optimizers.sgd import sgd, sgdw
 
 __all__ = [
@@ -21,11 +33,15 @@ from gradtx.optimizers.sgd import sgd, sgds, sgdw
 
 __all__ = [
     "ADOPT",
+    "MADGRAD",
+    "PNM",
     "SGD",
     "SGDP",
     "SGDS",
     "SGDW",
     "AdaBelief",
+    "SRMM",
+    "AdaPNM",
     "Adam",
     "AdamAtan2",
     "AdamD",
@@ -33,6 +49,7 @@ __all__ = [
     "AdamS",
     "AdamW",
     "AdoptAtan2",
+    "AliG",
     "ChainOptimizer",
     "SGD",
     "SGDP",
@@ -42,6 +59,14 @@ __all__ = [
     "RAdam",
     "Sadam",
     "Yogi",
+    "DAdaptAdaGrad",
+    "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
+    "Prodigy",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "as_optimizer",
 ]
 
@@ -166,3 +191,40 @@ class AdamS(AliasOptimizer, alias=adams): ...
 
 
 class SGDS(AliasOptimizer, alias=sgds): ...
+class PNM(AliasOptimizer, alias=pnm): ...
+
+
+class AdaPNM(AliasOptimizer, alias=adapnm): ...
+
+
+class SRMM(AliasOptimizer, alias=srmm): ...
+
+
+class MADGRAD(AliasOptimizer, alias=madgrad): ...
+
+
+class AliG(AliasOptimizer, alias=alig): ...
+
+
+class DAdaptAdaGrad(AliasOptimizer, alias=dadapt_adagrad): ...
+
+
+class DAdaptAdam(AliasOptimizer, alias=dadapt_adam): ...
+
+
+class DAdaptSGD(AliasOptimizer, alias=dadapt_sgd): ...
+
+
+class DAdaptAdan(AliasOptimizer, alias=dadapt_adan): ...
+
+
+class DAdaptLion(AliasOptimizer, alias=dadapt_lion): ...
+
+
+class Prodigy(AliasOptimizer, alias=prodigy): ...
+
+
+class ScheduleFreeSGD(AliasOptimizer, alias=schedule_free_sgd): ...
+
+
+class ScheduleFreeAdamW(AliasOptimizer, alias=schedule_free_adamw): ...

@@ -28,10 +28,7 @@ class GroupView:
 
     def __init__(self, tx: GradientTransformation, group: dict[str, Any], labels: Mapping[int, str]):
         self.tx, self.group = tx, group
-        self.entries: dict[str, Entry] = {}
-        for entry in tx._entries(labels):
-            # What torch's schedulers write into groups for themselves is never a hyperparameter's name there.
-            self.entries[entry.full if entry.name in SCHEDULERS_OWN else entry.name] = entry
+        self.entries = _shown_names(tx._entries(labels))
         self.sources = {name: entry.value for name, entry in self.entries.items()}
         for name in REFUSED:
             if name in group:
@@ -74,7 +71,7 @@ class GroupView:
                 self.live.discard(name)
             literal = _both(self.literal[name], self._off(name, value))
             first = self.first[name]
-            static = (value is None) != (first is None) or (not _each(value, _is_number, any) and value != first)
+            static = _form(value) != _form(first) or (not _each(value, _is_number, any) and value != first)
             if literal != self.literal[name] or static:
                 changed, self.literal[name], self.first[name] = True, literal, value
                 self._cached = None
@@ -126,7 +123,7 @@ class GroupView:
         new.first = dict(self.first)
         for name, value in values.items():
             now_off = literal and _each(off[name], bool, any)
-            if now_off or value is None or self.first[name] is None or not _each(value, _is_number, any):
+            if now_off or _form(value) != _form(self.first[name]) or not _each(value, _is_number, any):
                 new.first[name] = value  # what decides links and slots
         return new
 
@@ -136,6 +133,20 @@ class GroupView:
         if self._checked is None or len(key) != len(self._checked) or not all(map(_same, key, self._checked)):
             self.tx._replaced({self.entries[name].place: value for name, value in values.items()}, checked=True)
             self._checked = key
+
+
+def _shown_names(entries: list[Entry]) -> dict[str, Entry]:
+    """Hyperparameters by their names in a group.
+
+    What torch's schedulers write into groups for themselves is never a hyperparameter's name there. A bound of the
+    learning rate (`max_lr`) is shown as `lr`, which schedulers scale, where there is no other.
+    """
+    names: dict[str, Entry] = {}
+    taken = {entry.name for entry in entries}
+    for entry in entries:
+        name = entry.full if entry.name in SCHEDULERS_OWN else entry.name
+        names["lr" if entry.name == "max_lr" and "lr" not in taken else name] = entry
+    return names
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -171,7 +182,12 @@ def _each(value: Any, test: Callable[[Any], bool], how: Callable[..., bool]) -> 
     return how(map(test, value)) if isinstance(value, tuple) else test(value)
 
 
+def _form(value: Any) -> int | None:
+    """What of a number or tuple of numbers decides links and slots: whether it is there, how many entries it has."""
+    return len(value) if isinstance(value, tuple) else None if value is None else 1
+
+
 def _both(a: Any, b: Any) -> Any:
     if isinstance(a, tuple):
-        return tuple(x and y for x, y in zip(a, b, strict=True))
+        return tuple(x and y for x, y in zip(a, b, strict=True)) if len(a) == len(b) else b
     return a and b

@@ -26,6 +26,12 @@ def safe_pow(x: Tensor, exponent: Any) -> Tensor:
     return torch.where(zero, 1.0 * (exponent == 0), torch.where(zero, 1.0, x) ** exponent)
 
 
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, and 0 (with derivative 0) where the denominator is 0."""
+    zero = denominator == 0
+    return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
+
+
 def at_least(x: Tensor, bound: Any) -> Tensor:
     """The larger of each entry and a number or 0-d tensor."""
     return x.clamp(min=bound)

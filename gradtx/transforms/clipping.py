@@ -55,7 +55,7 @@ def clip_by_norm(max_norm: Scalar):
     """
 
     def update(update, state, param, ctx):
-        return update * _shrink(norm(update), max_norm), state
+        return update * shrink(norm(update), max_norm), state
 
     return update
 
@@ -86,12 +86,12 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
 
     def update(update, state, param, ctx):
         total = yield {"square": update.square().sum()}
-        yield update * _shrink(safe_sqrt(total["square"]) + eps, max_norm), state
+        yield update * shrink(safe_sqrt(total["square"]) + eps, max_norm), state
 
     return update
 
 
-def _shrink(size: Tensor, bound) -> Tensor:
+def shrink(size: Tensor, bound) -> Tensor:
     """min(1, bound / size), safe at size 0 and bound inf, also for gradients."""
     over = size > bound
     return torch.where(over, bound / torch.where(over, size, 1.0), 1.0)

@@ -1,0 +1,80 @@
+"""Steps from averages and sums over all of training: MADGRAD, SRMM."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.dual_averaging import scale_by_madgrad
+from gradtx.transforms.majorization import scale_by_srmm
+
+
+@alias(ranges={"momentum": "[0, 1)"})
+def madgrad(
+    lr: Scalar = 1e-2,
+    momentum: Scalar = 0.9,
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+):
+    r"""MADGRAD: momentumized, adaptive dual averaging.
+
+    With $\lambda_t = r \sqrt t$, $r = \eta + \epsilon$: $s \leftarrow s + \lambda_t g$,
+    $\nu \leftarrow \nu + \lambda_t g^2$, $p \leftarrow \mu p + (1-\mu) (x_0 - s / (\sqrt[3]\nu + \epsilon))$.
+
+    Args:
+        lr: $\eta$ in [0, inf). Good values differ from those of SGD and of Adam; try powers of 2.
+        momentum: $\mu$ in [0, 1). With a literal 0.0, $x_0$ is computed from the weights in place of kept.
+        eps: $\epsilon \ge 0$.
+        weight_decay: $\lambda \ge 0$; smaller values than with other optimizers, often 0.
+        decoupled_weight_decay: Take $r \lambda p$ off the weights; else add $\lambda p$ to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `grad_sum_sq`, `s`, [`x0`].
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.madgrad(lr=0.125, momentum=0.5, eps=0.0)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> tx.update({"w": torch.tensor([8.0])}, tx.init(params), params)[0]["w"]  # half of 0.125 * 8 / cbrt(8)
+        tensor([-0.2500])
+
+    Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code; decoupled decay with
+    momentum is undone by later steps, as there, since $x_0$ never decays.
+    """
+    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    return chain(add_decayed_weights(coupled), scale_by_madgrad(lr, momentum, eps, decoupled))
+
+
+@alias(ranges={"beta": "[0, inf)"})
+def srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):
+    r"""SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients.
+
+    With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,
+    $\bar p \leftarrow (1-w) \bar p + w p$, $p \leftarrow (1 - \eta\lambda) \bar p + \eta\lambda p - \eta \bar g$.
+
+    Args:
+        lr: $\eta \ge 0$, in the paper's terms $1 / (L + \lambda)$.
+        beta: $\beta \ge 0$: how fast the weight of new gradients falls; 0 keeps no memory.
+        memory_length: Steps after which the averages start anew, >= 1; None for never.
+        proximal: $\lambda \ge 0$, the pull towards the present weights; $\eta \lambda \le 1$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `mov_avg_grad`, `mov_avg_param`.
+
+    Raises:
+        ValueError: numbers out of range, `lr * proximal` above 1, missing `params`.
+
+    Example:
+        >>> tx = gradtx.srmm(lr=1.0, beta=0.0)  # no memory: gradient descent
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> tx.update({"w": torch.tensor([0.5])}, tx.init(params), params)[0]["w"]
+        tensor([-0.5000])
+
+    Source: Lyu 2022, arXiv:2201.01652, eq. 23. Departures from the authors' code: see `scale_by_srmm`.
+    (pytorch_optimizer's class overwrites $\bar p$ with the weights, so that it averages gradients only.)
+    """
+    return scale_by_srmm(lr, beta, memory_length, proximal)

@@ -1,0 +1,346 @@
+"""Optimizers that find their learning rate: from the loss (ALI-G), from the way they went (D-Adaptation, Prodigy)."""
+
+from __future__ import annotations
+
+import math
+
+from gradtx._arguments import Betas, Scalar, is_off
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.transforms.dadapt import (
+    scale_by_dadapt_adagrad,
+    scale_by_dadapt_adam,
+    scale_by_dadapt_adan,
+    scale_by_dadapt_lion,
+    scale_by_dadapt_sgd,
+)
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.momentum import trace
+from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
+from gradtx.transforms.prodigy import scale_by_prodigy
+
+
+@alias(ranges={"max_lr": "[0, inf]", "momentum": "[0, 1)"})
+def alig(
+    max_lr: Scalar | None = None,
+    momentum: Scalar = 0.0,
+    adjusted_momentum: bool = False,
+    eps: Scalar = 1e-5,
+    max_norm: Scalar | None = None,
+):
+    r"""ALI-G: SGD whose rate follows from the loss, for models that can reach a loss of 0.
+
+    $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$ with the loss $f$ at the point and batch of $g$ and the
+    norm of the whole tree; $b \leftarrow \mu b - \gamma g$, $p \leftarrow p - \gamma g + \mu b$, then
+    $p \leftarrow p \min(1, r / \lVert p \rVert)$.
+
+    Args:
+        max_lr: $\eta \ge 0$, the largest rate; None for no bound. A parameter group shows it as `lr`.
+        momentum: $\mu$ in [0, 1). A literal 0.0 keeps no buffer.
+        adjusted_momentum: $b \leftarrow \mu b - g$, $p \leftarrow p + \gamma (-g + \mu b)$: the rate of the step for
+            the whole momentum.
+        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        max_norm: $r > 0$, in place of weight decay; None for no bound.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: [`momentum_buffer`].
+
+    Raises:
+        ValueError: numbers out of range, missing `value`, missing `params` with `max_norm`.
+
+    Example:
+        >>> tx = gradtx.alig(eps=0.0)
+        >>> params = {"w": torch.tensor([3.0, 4.0])}  # loss: half the square, which falls to a quarter in a step
+        >>> updates, _ = tx.update({"w": params["w"]}, tx.init(params), value=12.5)
+        >>> updates["w"]
+        tensor([-1.5000, -2.0000])
+
+    Source: Berrada et al. 2019, arXiv:1906.05661. Departures: the weights that training starts with are not projected
+    (the authors' code does). pytorch_optimizer's class has an eps of 1e-6 that can't be changed.
+    """
+    step = scale_by_polyak(max_lr, eps)
+    average = trace(momentum, nesterov=not is_off(momentum))
+    links = (average, step) if adjusted_momentum else (step, average)
+    return chain(*links, *([] if max_norm is None else [project_l2_ball(max_norm)]))
+
+
+@alias(ranges={"momentum": "[0, 1)"})
+def dadapt_adagrad(
+    lr: Scalar = 1.0,
+    momentum: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    eps: Scalar = 1e-6,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar = math.inf,
+):
+    r"""AdaGrad with a rate that is found on the way: D-Adapt AdaGrad.
+
+    $\delta = d \eta$, $A \leftarrow A + g^2$, $s \leftarrow s + \delta g$,
+    $p \leftarrow \mu p + (1-\mu)(x_0 - s/(\sqrt A + \epsilon))$; $d$ is a lower bound of the distance to the solution
+    that grows with what was seen, see `scale_by_dadapt_adagrad`.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        momentum: $\mu$ in [0, 1).
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        eps: $\epsilon \ge 0$.
+        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+        growth_rate: The largest factor of $d$ in a step, >= 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `alphak`, `sk`, `x0`; for all leaves
+        together `d`, `gsq_weighted`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.dadapt_adagrad()
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(100):  # the loss is |w - 7|, which no rate was chosen for
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> bool((params["w"] - 7).abs() < 0.5)
+        True
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_adagrad`.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate))
+
+
+@alias(ranges={"eps": "(0, inf)"})
+def dadapt_adam(
+    lr: Scalar = 1.0,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    use_bias_correction: bool = False,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar = math.inf,
+):
+    r"""Adam with a rate that is found on the way: D-Adapt Adam.
+
+    $\delta = d \eta$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $p \leftarrow p - m / (\sqrt v + \epsilon)$, $v$
+    the average of $g^2$; $d$ is a lower bound of the distance to the solution that grows with what was seen, see
+    `scale_by_dadapt_adam`.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon > 0$.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        decoupled_weight_decay: Take $\delta \lambda p$ off the weights.
+        use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
+        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+        growth_rate: The largest factor of $d$ in a step, >= 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`; for all
+        leaves together `d`, `numerator_weighted`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.dadapt_adam(d0=0.1, betas=(0.0, 0.99))  # a first step of d0 / sqrt(1 - beta2)
+        >>> params = {"w": torch.tensor([0.0, 0.0])}
+        >>> tx.update({"w": torch.tensor([0.3, -7.0])}, tx.init(params), params)[0]["w"]
+        tensor([-1.0000,  1.0000])
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_adam`.
+    """
+    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    return chain(
+        add_decayed_weights(coupled),
+        scale_by_dadapt_adam(lr, betas, eps, decoupled, use_bias_correction, d0, growth_rate),
+    )
+
+
+@alias(ranges={"momentum": "[0, 1)"})
+def dadapt_sgd(
+    lr: Scalar = 1.0,
+    momentum: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar = math.inf,
+):
+    r"""SGD with a rate that is found on the way: D-Adapt SGD.
+
+    $\delta = d \eta / \lVert g_1 \rVert$, $s \leftarrow s + \delta g$, $p \leftarrow \mu p + (1-\mu)(x_0 - s)$; $d$
+    is a lower bound of the distance to the solution that grows with what was seen, see `scale_by_dadapt_sgd`.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        momentum: $\mu$ in [0, 1).
+        weight_decay: $\lambda \ge 0$, added to the gradient, though not where $\lVert g_1 \rVert$ is taken.
+        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+        growth_rate: The largest factor of $d$ in a step, >= 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `s`, `x0`; for all leaves together `d`,
+        `numerator_weighted`, `g0_norm`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.dadapt_sgd(d0=1e-3, growth_rate=2.0)
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(5):  # d first moves at the second step, then it doubles
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(f"{10 - params['w'].item():.3f}")
+        0.001
+        0.002
+        0.003
+        0.005
+        0.009
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_sgd`.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_dadapt_sgd(lr, momentum, d0, growth_rate))
+
+
+@alias(ranges={"eps": "(0, inf)"})
+def dadapt_adan(
+    lr: Scalar = 1.0,
+    betas: Betas = (0.98, 0.92, 0.99),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.02,
+    no_prox: bool = False,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar = math.inf,
+):
+    r"""Adan with a rate that is found on the way: D-Adapt Adan.
+
+    $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
+    $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$, $p \leftarrow (p - (m + \beta_2 f)/D) / (1 + \delta\lambda)$,
+    $D$ from the average of $(g + \beta_2 \Delta)^2$; $d$ is a lower bound of the distance to the solution that grows
+    with what was seen, see `scale_by_dadapt_adan`.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1): weights of the old averages (the Adan paper writes
+            $1 - \beta$).
+        eps: $\epsilon > 0$.
+        weight_decay: $\lambda \ge 0$.
+        no_prox: $p \leftarrow (1 - \delta\lambda) p - y$ in place of the division.
+        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+        growth_rate: The largest factor of $d$ in a step, >= 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,
+        `s`, `previous_grad`; for all leaves together `d`, `gsq_weighted`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.dadapt_adan(d0=0.1, betas=(0.0, 0.0, 0.0), weight_decay=1.0, no_prox=True)
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> tx.update({"w": torch.tensor([4.0])}, tx.init(params), params)[0]["w"]  # -d0 (sign + p)
+        tensor([-1.1000])
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Xie et al. 2022, arXiv:2208.06677. Departures: see
+    `scale_by_dadapt_adan`. (pytorch_optimizer's class of the name is another method.)
+    """
+    return scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate)
+
+
+@alias
+def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
+    r"""Lion with a rate that is found on the way: D-Adapt Lion.
+
+    $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,
+    $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$; $d$ is a lower bound of the distance to the solution that grows
+    with what was seen, see `scale_by_dadapt_lion`.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        betas: Weights of the old momentum in the direction and in the next momentum, each in [0, 1).
+        weight_decay: $\lambda \ge 0$, decoupled.
+        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `s`; for all leaves together
+        `d`, `numerator_weighted`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.dadapt_lion(lr=0.5, d0=0.1, weight_decay=1.0)
+        >>> params = {"w": torch.tensor([2.0, 2.0])}
+        >>> tx.update({"w": torch.tensor([9.0, -1e-5])}, tx.init(params), params)[0]["w"]  # -0.05 (sign + p)
+        tensor([-0.1500, -0.0500])
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Chen et al. 2023, arXiv:2302.06675. Departures: see
+    `scale_by_dadapt_lion`.
+    """
+    return scale_by_dadapt_lion(lr, betas, weight_decay, d0)
+
+
+@alias(ranges={"beta3": "[0, 1)", "eps": "(0, inf)"})
+def prodigy(
+    lr: Scalar = 1.0,
+    betas: Betas = (0.9, 0.999),
+    beta3: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = True,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+    d0: Scalar = 1e-6,
+    d_coef: Scalar = 1.0,
+    growth_rate: Scalar = math.inf,
+    slice_p: int = 1,
+):
+    r"""Prodigy: Adam with a rate that is found on the way, faster than by D-Adaptation.
+
+    $\delta = d \eta$, $p \leftarrow p - \delta m / (\sqrt v + d \epsilon)$ with the averages $m$ of $d g$ and $v$ of
+    $(d g)^2$; $d$ grows with $\sum g (p_0 - p)$, see `scale_by_prodigy`.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        beta3: Decay of the sums that the estimate is made of, in [0, 1); None for $\sqrt{\beta_2}$.
+        eps: $\epsilon > 0$.
+        weight_decay: $\lambda \ge 0$.
+        decoupled_weight_decay: Take $\delta \lambda p$ off the weights; else add $\lambda p$ to the gradient.
+        use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
+        safeguard_warmup: Leave $\eta$ out of the denominator of the estimate, for long warm-ups.
+        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+        d_coef: Multiplier of the estimate, > 0: the way to ask for a larger or smaller rate.
+        growth_rate: The largest factor of $d$ in a step, >= 1.
+        slice_p: Estimate from every `slice_p`-th entry of a leaf only, which saves memory; >= 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`, `p0`; for
+        all leaves together `d`, `d_max`, `d_numerator`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.prodigy()
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(100):  # the loss is |w - 7|, which no rate was chosen for
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> bool((params["w"] - 7).abs() < 0.5)
+        True
+
+    Source: Mishchenko and Defazio 2023, arXiv:2306.06101. Departures: see `scale_by_prodigy`. (pytorch_optimizer's
+    class has no `slice_p`, and its coupled decay differs.)
+    """
+    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    return chain(
+        add_decayed_weights(coupled),
+        scale_by_prodigy(
+            lr, betas, beta3, eps, decoupled, use_bias_correction, safeguard_warmup, d0, d_coef, growth_rate, slice_p
+        ),
+    )

@@ -1,0 +1,88 @@
+"""Positive-negative momentum: PNM, AdaPNM."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import alias
+from gradtx.optimizers.adam import with_decay
+from gradtx.transforms.positive_negative import scale_by_adapnm, scale_by_pnm
+
+
+@alias(ranges={"betas": ("[0, 1)", "[0, 1]")}, example={"lr": 0.1})
+def pnm(
+    lr: Scalar,
+    betas: Betas = (0.9, 1.0),
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = True,
+):
+    r"""Positive-negative momentum: SGD whose gradient noise is amplified by an older momentum, subtracted.
+
+    Two averages from 0 are written in turn, $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$;
+    $p \leftarrow p - \eta ((1+\beta_2) m_t - \beta_2 m_{t-1}) / \sqrt{(1+\beta_2)^2 + \beta_2^2}$.
+
+    Args:
+        lr: $\eta$ in [0, inf); the authors give no default.
+        betas: $(\beta_1, \beta_2)$: the decay per step, in [0, 1), and the weight of the negative part, in [0, 1].
+        weight_decay: $\lambda \ge 0$.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `pos_momentum`, `neg_momentum`, which
+        change places at every step.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.pnm(lr=1.0, betas=(0.0, 0.75))  # (7 g_t - 3 g_{t-1}) / sqrt(58)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([58**0.5])}, state)
+        ...     print(updates["w"])
+        tensor([-7.])
+        tensor([-4.])
+
+    Source: Xie et al. 2021, arXiv:2103.17182. Departures: none from the authors' code.
+    """
+    return with_decay(scale_by_pnm(betas), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")})
+def adapnm(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999, 1.0),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    amsgrad: bool = True,
+    decoupled_weight_decay: bool = True,
+):
+    r"""AdaPNM: positive-negative momentum over Adam's denominator.
+
+    $p \leftarrow p - \eta n_t / (1-\beta_1^t) / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$ with $n_t$ the direction of
+    `pnm` for $(\beta_1, \beta_3)$ and $v$ the average of $g^2$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: $(\beta_1, \beta_2, \beta_3)$: decay of the momenta and of $v$, in [0, 1); weight of the negative
+            part, in [0, 1].
+        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        weight_decay: $\lambda \ge 0$.
+        amsgrad: Use the largest $v$ so far.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `neg_exp_avg`, which change
+        places at every step, `exp_avg_sq`, [`max_exp_avg_sq`].
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adapnm(lr=0.1, betas=(0.9, 0.999, 0.0))  # without a negative part
+        >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 1 + beta1 times lr
+        tensor([-0.1900,  0.1900])
+
+    Source: Xie et al. 2021, arXiv:2103.17182. Departures: none from the authors' code. (pytorch_optimizer's class
+    divides eps by $\sqrt{1-\beta_2^t}$.)
+    """
+    return with_decay(scale_by_adapnm(betas, eps, amsgrad), weight_decay, decoupled_weight_decay, lr)

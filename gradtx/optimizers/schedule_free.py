@@ -1,0 +1,98 @@
+"""Schedule-Free SGD and AdamW."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.transforms.adaptive import scale_by_adam
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.schedule_free import schedule_free
+
+
+@alias(ranges={"momentum": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"})
+def schedule_free_sgd(
+    lr: Scalar = 1.0,
+    momentum: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
+    warmup_steps: int = 0,
+    r: Scalar = 0.0,
+    weight_lr_power: Scalar = 2.0,
+):
+    r"""SGD that averages its weights in place of a schedule.
+
+    `schedule_free` with $\beta$ = `momentum` along $g + \lambda y$. The parameters are $y$, where gradients are taken;
+    evaluate with `eval_params`, which gives the average $x$, and recompute the statistics of batch norm there.
+
+    Args:
+        lr: $\eta$ in [0, inf); larger than a scheduled one, from 1 to 50.
+        momentum: $\beta$ in (0, 1).
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        warmup_steps: Steps over which the rate rises to `lr`, >= 0.
+        r: Exponent of the step in the weights of the average, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.schedule_free_sgd(lr=1.0, warmup_steps=4)
+        >>> params = {"w": torch.tensor([8.0])}
+        >>> tx.update({"w": torch.tensor([2.0])}, tx.init(params), params)[0]["w"]  # at first x = y = z
+        tensor([-0.5000])
+
+    Source: Defazio et al. 2024, arXiv:2405.15682. Departures: none from the authors' released optimizer.
+    """
+    return schedule_free(add_decayed_weights(weight_decay), lr, momentum, warmup_steps, r, weight_lr_power)
+
+
+@alias(ranges={"betas": ("(0, 1)", "[0, 1)"), "warmup_steps": "[0, inf)", "r": "[0, inf)"})
+def schedule_free_adamw(
+    lr: Scalar = 0.0025,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    warmup_steps: int = 0,
+    r: Scalar = 0.0,
+    weight_lr_power: Scalar = 2.0,
+):
+    r"""AdamW that averages its weights in place of a schedule.
+
+    `schedule_free` with $\beta = \beta_1$ along $g / (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average
+    of $g^2$. The parameters are $y$, where gradients are taken; evaluate with `eval_params`, which gives the average
+    $x$, and recompute the statistics of batch norm there.
+
+    Args:
+        lr: $\eta$ in [0, inf); 1 to 10 times a scheduled one.
+        betas: $\beta_1$ in (0, 1), the place of $y$ between $z$ and $x$; $\beta_2$ in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root.
+        weight_decay: $\lambda \ge 0$, multiplied by the rate, its warm-up included.
+        warmup_steps: Steps over which the rate rises to `lr`, >= 0.
+        r: Exponent of the step in the weights of the average, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d;
+        `exp_avg_sq`, and `exp_avg`, which is the last gradient.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.schedule_free_adamw(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0, 1.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([1e-4, -7.0])}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> tx.eval_params(state, params)["w"]  # the mean of two points, at 0.1 and 0.2 from the start
+        tensor([0.8500, 1.1500])
+
+    Source: Defazio et al. 2024, arXiv:2405.15682. Departures: $v$ is corrected where it divides, as in the authors'
+    released optimizer (the paper puts $\sqrt{1-\beta_2^t}$ into the rate, and so into the average).
+    """
+    base = chain(scale_by_adam((0.0, betas[1]), eps), add_decayed_weights(weight_decay))
+    return schedule_free(base, lr, betas[0], warmup_steps, r, weight_lr_power)

@@ -1,0 +1,390 @@
+"""Learning rates that grow from nothing with an estimate of the distance to the solution: D-Adaptation.
+
+What all rules share: a scalar d, for all leaves together, that never falls. Within a step the old d gives every rate.
+While the denominator of its estimate is 0, so no gradient has had an effect yet, updates are 0 and d stays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Betas, Scalar, exact
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import ratio, safe_sqrt
+from gradtx.transforms.dual_averaging import dual_averaging
+
+OWN = {"elementwise": True, "needs": ("params",), "owns_lr": True}
+
+
+def started(numerator: str) -> Any:
+    """The scalars that all leaves share at the start: d, and a numerator."""
+    return lambda arguments: {"d": arguments["d0"], numerator: 0.0}
+
+
+def limited(estimate: Tensor, d: Tensor, growth_rate: Any) -> Tensor:
+    """The estimate, or where that is less `growth_rate` times d."""
+    growth = exact(growth_rate, d.device)
+    endless = growth == math.inf  # inf * d would make a NaN of its derivative
+    return torch.where(endless, estimate, torch.minimum(estimate, d * torch.where(endless, 1.0, growth)))
+
+
+def grown(d: Tensor, estimate: Tensor, growth_rate: Any) -> Tensor:
+    """The next d."""
+    return torch.maximum(d, limited(estimate, d, growth_rate))
+
+
+def corrected_rate(d: Tensor, lr: Any, betas: Any, use_bias_correction: bool, ctx: Any) -> Tensor:
+    """The rate of a step: d times lr, with Adam's bias correction on demand."""
+    if not use_bias_correction:
+        return d * lr
+    return d * lr * safe_sqrt(ctx.bias_correction(betas[1])) / ctx.bias_correction(betas[0])
+
+
+def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(whether the step is held, the new average of <direction, s>, the estimate that follows), for Adam and Lion."""
+    held = total["size"] == 0
+    numerator = torch.where(held, numerator, keep * numerator + (1 - keep) * total["product"])
+    return held, numerator, ratio(numerator, (1 - keep) * total["size"])
+
+
+@per_tensor(**OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"), ranges={"momentum": "[0, 1)"})
+def scale_by_dadapt_adagrad(
+    lr: Scalar = 1.0, momentum: Scalar = 0.0, eps: Scalar = 1e-6, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf
+):
+    r"""Dual averaging over AdaGrad's denominator, with a rate that is found on the way: D-Adapt AdaGrad.
+
+    $\delta = d \eta$, $A \leftarrow A + g^2$ from $10^{-6}$, $D = \sqrt A + \epsilon$, $s \leftarrow s + \delta g$,
+    $G \leftarrow G + \delta^2 \sum g^2/D$, $\hat d = (\sum s^2/D - G) / \lVert s \rVert_1$,
+    $p \leftarrow \mu p + (1-\mu)(x_0 - s/D)$. Sums are over all leaves; then
+    $d \leftarrow \max(d, \min(\hat d, \kappa d))$.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        momentum: $\mu$ in [0, 1).
+        eps: $\epsilon \ge 0$.
+        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
+        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `alphak`
+        ($A$), `sk` ($s$), `x0`, shaped as the parameter; for all leaves together `d`, `gsq_weighted` ($G$), 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_dadapt_adagrad()
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(40):  # the loss is |w - 7|
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> bool(0.3 < state["scale_by_dadapt_adagrad"]["d"] < 3)
+        True
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: the sums are taken anew
+    at every step (theirs are running totals, which also keep what leaves without a gradient once added), and rates
+    may differ between groups.
+    """
+
+    def init(param):
+        return {"alphak": torch.full_like(param, 1e-6), "sk": torch.zeros_like(param), "x0": param}
+
+    def update(update, state, param, ctx):
+        d, start = state["d"], state["x0"]
+        rate, square = d * lr, update.square()
+        accumulated, s = state["alphak"] + square, state["sk"] + rate * update
+        root = safe_sqrt(accumulated) + eps
+        total = yield {
+            "square": rate.square() * (square / root).sum(),
+            "weighted": (s.square() / root).sum(),
+            "size": s.abs().sum(),
+        }
+        held = total["size"] == 0
+        squares = torch.where(held, state["gsq_weighted"], state["gsq_weighted"] + total["square"])
+        step = torch.where(held, 0.0, dual_averaging(start, s, root, momentum, param))
+        d = grown(d, ratio(total["weighted"] - squares, total["size"]), growth_rate)
+        yield step, {"alphak": accumulated, "sk": s, "x0": start, "d": d, "gsq_weighted": squares}
+
+    return init, update
+
+
+@per_tensor(
+    **OWN,
+    shared=started("numerator_weighted"),
+    agree=("betas", "d0", "growth_rate"),
+    ranges={"eps": "(0, inf)"},
+)
+def scale_by_dadapt_adam(
+    lr: Scalar = 1.0,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    use_bias_correction: bool = False,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar = math.inf,
+):
+    r"""Adam with a rate that is found on the way: D-Adapt Adam.
+
+    $\delta = d \eta$, $c = \sqrt{\beta_2}$, $N = \sum \delta g s / (\sqrt v + \epsilon)$ with the old $s$ and $v$;
+    $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $v \leftarrow \beta_2 v + (1-\beta_2) g^2$,
+    $s \leftarrow c s + (1-c) \delta g$, $r \leftarrow c r + (1-c) N$, $\hat d = r / ((1-c) \lVert s \rVert_1)$,
+    $p \leftarrow p (1 - \delta \lambda) - m / (\sqrt v + \epsilon)$. Sums are over all leaves; then
+    $d \leftarrow \max(d, \min(\hat d, \kappa d))$.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon > 0$.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
+        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
+        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`
+        (with $\delta$ in it), `exp_avg_sq`, `s`, shaped as the parameter; for all leaves together `d`,
+        `numerator_weighted` ($r$), 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_dadapt_adam()
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(2):  # d first moves at the second step
+        ...     _, state = tx.update({"w": torch.tensor([1.0])}, state, params)
+        ...     print(f"{state['scale_by_dadapt_adam']['d']:.2g}")
+        1e-06
+        1.6e-05
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: rates may differ between
+    groups, and the first moments of $v$ are also collected while lr is 0.
+    """
+    beta1, beta2 = betas
+    keep = beta2**0.5
+
+    def init(param):
+        return {slot: torch.zeros_like(param) for slot in ("exp_avg", "exp_avg_sq", "s")}
+
+    def update(update, state, param, ctx):
+        d = state["d"]
+        rate = corrected_rate(d, lr, betas, use_bias_correction, ctx)
+        product = rate * (update * (state["s"] / (safe_sqrt(state["exp_avg_sq"]) + eps))).sum()
+        mean = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * update
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        s = keep * state["s"] + ((1 - keep) * rate) * update
+        total = yield {"product": product, "size": s.abs().sum()}
+        held, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
+        step = -mean / (safe_sqrt(square) + eps) - (rate * weight_decay) * param
+        new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "numerator_weighted": numerator}
+        yield torch.where(held, 0.0, step), {**new, "d": grown(d, estimate, growth_rate)}
+
+    return init, update
+
+
+@per_tensor(
+    **OWN,
+    shared=lambda arguments: {**started("numerator_weighted")(arguments), "g0_norm": 0.0},
+    agree=("d0", "growth_rate"),
+    ranges={"momentum": "[0, 1)"},
+)
+def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf):
+    r"""SGD with a rate that is found on the way, over the norm of the first gradient: D-Adapt SGD.
+
+    $G_0 = \lVert g_1 \rVert$ of the gradient before any link, $\delta = d \eta / G_0$,
+    $N \leftarrow N + \sum \delta g s$ with the old $s$, $s \leftarrow s + \delta g$, $\hat d = 2 N / \lVert s \rVert$,
+    $p \leftarrow \mu p + (1-\mu)(x_0 - s)$. Sums are over all leaves; then
+    $d \leftarrow \max(d, \min(\hat d, \kappa d))$.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        momentum: $\mu$ in [0, 1).
+        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
+        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `s`, `x0`,
+        shaped as the parameter; for all leaves together `d`, `numerator_weighted` ($N$), `g0_norm` ($G_0$, 0 until
+        a gradient came at a rate above 0), 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_dadapt_sgd(d0=0.1)
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> updates, state = tx.update({"w": params["w"]}, tx.init(params), params)
+        >>> updates["w"], state["scale_by_dadapt_sgd"]["g0_norm"]  # a first step of length d0
+        (tensor([-0.0600, -0.0800]), tensor(5., dtype=torch.float64))
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: rates may differ between
+    groups, and $G_0$ waits for a gradient that is not 0 (theirs divides by 0 there).
+    """
+
+    def init(param):
+        return {"s": torch.zeros_like(param), "x0": param}
+
+    def update(update, state, param, ctx):
+        d, known, start = state["d"], state["g0_norm"], state["x0"]
+        off = exact(lr, update.device) == 0
+        rate = ratio(d * lr, known)
+        s = state["s"] + rate * update
+        total = yield {
+            "first": torch.where(off, 0.0, ctx.grad.square().sum()),
+            "product": rate * (update * state["s"]).sum(),
+            "square": s.square().sum(),
+        }
+        fresh = known == 0  # s has not moved yet: what follows is its first move, at the rate that is known now
+        norm = torch.where(fresh, safe_sqrt(total["first"]), known)
+        s = torch.where(fresh, state["s"] + ratio(d * lr, norm) * update, s)
+        numerator = state["numerator_weighted"] + total["product"]
+        d = grown(d, ratio(2 * numerator, safe_sqrt(total["square"])), growth_rate)
+        step = torch.where(norm == 0, 0.0, dual_averaging(start, s, 1.0, momentum, param))
+        yield step, {"s": s, "x0": start, "d": d, "numerator_weighted": numerator, "g0_norm": norm}
+
+    return init, update
+
+
+@per_tensor(**OWN, shared=started("gsq_weighted"), agree=("betas", "d0", "growth_rate"), ranges={"eps": "(0, inf)"})
+def scale_by_dadapt_adan(
+    lr: Scalar = 1.0,
+    betas: Betas = (0.98, 0.92, 0.99),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.02,
+    no_prox: bool = False,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar = math.inf,
+):
+    r"""Adan with a rate that is found on the way: D-Adapt Adan.
+
+    $\delta = d \eta$, $\Delta = g_t - g_{t-1}$ (0 at first), $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
+    $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$,
+    $n \leftarrow \beta_3 n + (1-\beta_3)(g + \beta_2 \Delta)^2$, $D = \sqrt n + \epsilon$,
+    $s \leftarrow \beta_3 s + (1-\beta_3) \delta g$, $G \leftarrow \beta_3 G + (1-\beta_3) \delta^2 \sum g^2/D$,
+    $\hat d = (\sum s^2/D / (1-\beta_3) - G) / \lVert s \rVert_1$, $y = (m + \beta_2 f)/D$,
+    $p \leftarrow (p - y)/(1 + \delta\lambda)$. Sums are over all leaves; then
+    $d \leftarrow \max(d, \min(\hat d, \kappa d))$.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1): weights of the old averages.
+        eps: $\epsilon > 0$.
+        weight_decay: $\lambda \ge 0$.
+        no_prox: $p \leftarrow (1 - \delta\lambda) p - y$ in place of the division.
+        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
+        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`,
+        `exp_avg_diff` (both with $\delta$ in them), `exp_avg_sq`, `s`, `previous_grad`, shaped as the parameter; for
+        all leaves together `d`, `gsq_weighted` ($G$), 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_dadapt_adan(d0=0.1, weight_decay=1.0, betas=(0.0, 0.0, 0.0))
+        >>> params = {"w": torch.tensor([11.1])}
+        >>> updates, _ = tx.update({"w": torch.tensor([4.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]  # (11.1 - 0.1) / (1 + 0.1)
+        tensor([10.])
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Xie et al. 2022, arXiv:2208.06677. Departures from the
+    authors' code: rates may differ between groups.
+    """
+    beta1, beta2, beta3 = betas
+
+    def init(param):
+        slots = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "s", "previous_grad")
+        return {slot: torch.zeros_like(param) for slot in slots}
+
+    def update(update, state, param, ctx):
+        d = state["d"]
+        rate = d * lr
+        change = torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
+        mean = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * update
+        trend = beta2 * state["exp_avg_diff"] + ((1 - beta2) * rate) * change
+        square = beta3 * state["exp_avg_sq"] + (1 - beta3) * (update + beta2 * change).square()
+        s = beta3 * state["s"] + ((1 - beta3) * rate) * update
+        root = safe_sqrt(square) + eps
+        total = yield {
+            "square": rate.square() * (update.square() / root).sum(),
+            "weighted": (s.square() / root).sum(),
+            "size": s.abs().sum(),
+        }
+        held = total["size"] == 0
+        squares = beta3 * state["gsq_weighted"] + (1 - beta3) * total["square"]
+        squares = torch.where(held, state["gsq_weighted"], squares)
+        d = grown(d, ratio(total["weighted"] / (1 - beta3) - squares, total["size"]), growth_rate)
+        decay = rate * weight_decay
+        step = -(mean + beta2 * trend) / root - decay * param
+        step = torch.where(held, 0.0, step if no_prox else step / (1 + decay))
+        new = {"exp_avg": mean, "exp_avg_diff": trend, "exp_avg_sq": square, "s": s, "previous_grad": update}
+        yield step, {**new, "d": d, "gsq_weighted": squares}
+
+    return init, update
+
+
+@per_tensor(**OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
+def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
+    r"""Lion with a rate that is found on the way: D-Adapt Lion.
+
+    $\delta = d \eta$, $c = \sqrt{\beta_2}$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$,
+    $p \leftarrow (1 - \delta\lambda) p - \delta y$, $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$,
+    $N = \sum \delta y s$ with the old $s$, $s \leftarrow c s + (1-c) \delta y$, $r \leftarrow c r + (1-c) N$,
+    $\hat d = r / ((1-c) \lVert s \rVert_1)$. Sums are over all leaves; then $d \leftarrow \max(d, \hat d)$.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        betas: $(\beta_1, \beta_2)$: weights of the old momentum in the direction and in the next momentum, each in
+            [0, 1).
+        weight_decay: $\lambda \ge 0$, decoupled.
+        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`
+        (with $\delta$ in it), `s`, shaped as the parameter; for all leaves together `d`, `numerator_weighted`
+        ($r$), 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_dadapt_lion(d0=0.1)
+        >>> params = {"w": torch.zeros(2)}
+        >>> tx.update({"w": torch.tensor([3.0, -0.1])}, tx.init(params), params)[0]["w"]
+        tensor([-0.1000,  0.1000])
+
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Chen et al. 2023, arXiv:2302.06675; the authors'
+    package. Departures: rates may differ between groups, and nothing decays before the first gradient. As there, $m$
+    has $\delta$ in it and the fresh gradient in $y$ has not, so for a small $d$ the sign is nearly that of $g$.
+    """
+    beta1, beta2 = betas
+    keep = beta2**0.5
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param), "s": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        d = state["d"]
+        rate = d * lr
+        direction = (beta1 * state["exp_avg"] + (1 - beta1) * update).sign()
+        mean = beta2 * state["exp_avg"] + ((1 - beta2) * rate) * update
+        s = keep * state["s"] + ((1 - keep) * rate) * direction
+        total = yield {"product": rate * (direction * state["s"]).sum(), "size": s.abs().sum()}
+        held, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
+        step = torch.where(held, 0.0, -rate * (direction + weight_decay * param))
+        yield step, {"exp_avg": mean, "s": s, "numerator_weighted": numerator, "d": torch.maximum(d, estimate)}
+
+    return init, update

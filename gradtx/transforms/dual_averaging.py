@@ -1,0 +1,82 @@
+"""Steps from the starting point along the sum of all gradients: MADGRAD."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar, exact, is_off
+from gradtx.factories import per_tensor
+
+
+def dual_averaging(start: Tensor, total: Tensor, denominator, momentum, param: Tensor) -> Tensor:
+    """The update of an average of the weights: a share of 1 - momentum of the way to start - total / denominator."""
+    return (1 - momentum) * (start - total / denominator - param)
+
+
+def _cube_root(x: Tensor) -> Tensor:
+    """The cube root of numbers >= 0, with derivative 0 at 0."""
+    if not torch.is_grad_enabled():
+        return x ** (1 / 3)
+    zero = x == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x) ** (1 / 3))
+
+
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True, ranges={"momentum": "[0, 1)"})
+def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-6, weight_decay: Scalar = 0.0):
+    r"""Step from the starting point along the weighted sum of gradients, over a cube root: MADGRAD.
+
+    With $\lambda_t = r \sqrt t$, $r = \eta + \epsilon$ (0 where $\eta = 0$): $s_t = s_{t-1} + \lambda_t g_t$,
+    $\nu_t = \nu_{t-1} + \lambda_t g_t^2$, $z_t = x_0 - s_t / (\sqrt[3]{\nu_t} + \epsilon)$,
+    $p \leftarrow \mu p + (1-\mu) z_t - r \lambda p$.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: $\mu$ in [0, 1). With a literal 0.0, $x_0$ is computed from the weights in place of kept.
+        eps: $\epsilon \ge 0$; with 0, entries whose gradients were all 0 stay.
+        weight_decay: $\lambda \ge 0$, decoupled.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State:
+        `grad_sum_sq`, `s` and, with momentum, `x0`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_madgrad(lr=0.125, momentum=0.0, eps=0.0)
+        >>> params = {"w": torch.tensor([1.0, 1.0])}
+        >>> tx.update({"w": torch.tensor([8.0, 0.0])}, tx.init(params), params)[0]["w"]  # 0.125 * 8 / cbrt(8)
+        tensor([-0.5000,  0.0000])
+
+    Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code. With momentum, $x_0$
+    never decays, so that the decoupled decay of a step is undone by those after it; without, it is kept.
+    """
+    reconstructs = is_off(momentum)
+
+    def init(param):
+        slots = {"grad_sum_sq": torch.zeros_like(param), "s": torch.zeros_like(param)}
+        return slots if reconstructs else {**slots, "x0": param}
+
+    def denominator(grad_sum_sq):
+        root = _cube_root(grad_sum_sq) + eps
+        return torch.where(root == 0, math.inf, root)
+
+    def update(update, state, param, ctx):
+        rate = exact(lr, update.device)
+        rate = torch.where(rate == 0, 0.0, rate + eps)
+        weight = rate * ctx.time.sqrt()
+        start = param + state["s"] / denominator(state["grad_sum_sq"]) if reconstructs else state["x0"]
+        new = {
+            "grad_sum_sq": state["grad_sum_sq"] + weight * update.square(),
+            "s": state["s"] + weight * update,
+        }
+        step = dual_averaging(start, new["s"], denominator(new["grad_sum_sq"]), momentum, param)
+        if not reconstructs:
+            new["x0"] = start
+        return step - (rate * weight_decay) * param, new
+
+    return init, update

@@ -1,0 +1,60 @@
+"""Minimize an average of majorizing surrogates of the loss: SRMM."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx.factories import per_tensor
+
+
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True, ranges={"beta": "[0, inf)"})
+def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):
+    r"""Step from an average of the weights along an average of the gradients that were taken there: SRMM.
+
+    With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,
+    $\bar p \leftarrow (1-w) \bar p + w p$, $p \leftarrow (1 - \eta\lambda) \bar p + \eta\lambda p - \eta \bar g$.
+
+    Args:
+        lr: $\eta \ge 0$, in the paper's terms $1 / (L + \lambda)$.
+        beta: $\beta \ge 0$: how fast the weight of new gradients falls; 0 keeps no memory.
+        memory_length: Steps after which the averages start anew, >= 1; None for never.
+        proximal: $\lambda \ge 0$, the pull towards the present weights; $\eta \lambda \le 1$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State:
+        `mov_avg_grad` and `mov_avg_param` (which starts as the parameter), shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, `lr * proximal` above 1, missing `params`, or a link after it that scales
+            by a learning rate or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_srmm(lr=1.0, beta=1.0)
+        >>> params = {"w": torch.tensor([0.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(2):  # 1/2 of the gradient, then the mean of 1/2, 1/2 * 2/3 + 1/3, from the mean weight
+        ...     updates, state = tx.update({"w": torch.tensor([1.0])}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(params["w"])
+        tensor([-0.5000])
+        tensor([-0.8333])
+
+    Source: Lyu 2022, arXiv:2201.01652, eq. 23. Departures from the authors' code: $\bar p$ starts at the parameters
+    (theirs at 0), and the memory is refreshed (theirs never is, by an operator's precedence).
+    """
+    if isinstance(lr, float) and isinstance(proximal, float) and lr * proximal > 1:
+        raise ValueError(f"scale_by_srmm: lr * proximal must be in [0, 1], got {lr!r} * {proximal!r}; lower one")
+
+    def init(param):
+        return {"mov_avg_grad": torch.zeros_like(param), "mov_avg_param": param}
+
+    def update(update, state, param, ctx):
+        n = ctx.time if memory_length is None else ctx.time % memory_length
+        weight = (n + 1) ** -beta
+        grad = (1 - weight) * state["mov_avg_grad"] + weight * update
+        mean = (1 - weight) * state["mov_avg_param"] + weight * param
+        step = (1 - lr * proximal) * (mean - param) - lr * grad
+        return step, {"mov_avg_grad": grad, "mov_avg_param": mean}
+
+    return init, update

@@ -1,0 +1,84 @@
+"""Step sizes from the value of the loss (Polyak, ALI-G), and the ball that such steps need."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar, exact
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import ratio, safe_sqrt
+from gradtx.transforms.clipping import shrink
+
+
+@per_tensor(elementwise=True, needs=("value",), owns_lr=True, agree=("eps",), ranges={"max_lr": "[0, inf]"})
+def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
+    r"""Step as far as the loss would fall to 0 if it went on falling as steeply as here: Polyak's step size.
+
+    $u \mapsto -\gamma u$ with $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$: $f$ is the extra `value`, $g$
+    the gradient as the clock saw it, before any link, and its norm that of the whole tree.
+
+    Args:
+        max_lr: $\eta \ge 0$, the largest step size; None for no bound. A parameter group shows it as `lr`.
+        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a negative number, missing `value`, or a link after it that scales by a learning rate or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_polyak(eps=0.0)
+        >>> params = {"w": torch.tensor([3.0, 4.0])}  # loss: the norm of w, which falls to 0 in one step
+        >>> updates, _ = tx.update({"w": params["w"] / 5}, tx.init(params), value=5.0)
+        >>> updates["w"]
+        tensor([-3., -4.])
+
+    Source: Polyak 1969; Berrada et al. 2019, arXiv:1906.05661. Departures: a step of 0 where the gradient is 0 and
+    eps, too.
+    """
+
+    def update(update, state, param, ctx):
+        total = yield {"square": ctx.grad.square().sum()}
+        step = ratio(exact(ctx.value, update.device), total["square"] + eps)
+        if max_lr is not None:
+            step = torch.minimum(step, exact(max_lr, update.device))
+        yield -step * update, state
+
+    return update
+
+
+@per_tensor(elementwise=True, needs=("params",), agree=("max_norm",), example={"max_norm": 1.0})
+def project_l2_ball(max_norm: Scalar):
+    r"""Keep all weights together within a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
+
+    Last link of a chain: it changes the update so that $p + u$ lands in the ball. The norm is that of the whole tree;
+    leaves without a gradient neither count nor move.
+
+    Args:
+        max_norm: $r > 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a radius that is not above 0, missing `params`.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.project_l2_ball(10.0))
+        >>> params = {"a": torch.tensor([6.0]), "b": torch.tensor([16.0])}
+        >>> updates, _ = tx.update({"a": torch.tensor([-6.0]), "b": torch.tensor([0.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)  # 12 and 16, of norm 20
+        {'a': tensor([6.]), 'b': tensor([8.])}
+
+    Source: Berrada et al. 2019, arXiv:1906.05661. Departures: the weights that training starts with are taken as they
+    are (the authors' code projects these as well).
+    """
+
+    def update(update, state, param, ctx):
+        moved = param + update
+        total = yield {"square": moved.square().sum()}
+        size = safe_sqrt(total["square"])
+        yield torch.where(size > max_norm, shrink(size, max_norm) * moved - param, update), state
+
+    return update

@@ -1,0 +1,111 @@
+"""Two momenta used in turn, one subtracted from the other: PNM, AdaPNM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+
+def positive_negative(positive: Tensor, negative: Tensor, gradient: Tensor, beta, weight) -> tuple[Tensor, Tensor]:
+    """The direction, and the positive momentum with the new gradient in it; the negative one stays.
+
+    The decay is the square of beta, since each momentum is written at every second step. The direction is divided so
+    that two momenta of independent noise would give noise of the size of one.
+    """
+    positive = beta**2 * positive + (1 - beta**2) * gradient
+    size = ((1 + weight) ** 2 + weight**2) ** 0.5
+    return ((1 + weight) / size) * positive - (weight / size) * negative, positive
+
+
+@per_tensor(elementwise=True, ranges={"betas": ("[0, 1)", "[0, 1]")})
+def scale_by_pnm(betas: Betas = (0.9, 1.0)):
+    r"""Subtract an older momentum from a newer one: positive-negative momentum.
+
+    Two averages from 0 are written in turn: $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$; direction
+    $((1+\beta_2) m_t - \beta_2 m_{t-1}) / \sqrt{(1+\beta_2)^2 + \beta_2^2}$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$: the decay per step, in [0, 1), and the weight of the negative part, in [0, 1].
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `pos_momentum`, which the next step writes, and
+        `neg_momentum`, shaped as the parameter; they change places at every step.
+
+    Raises:
+        ValueError: betas out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_pnm((0.0, 1.0))
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(3):  # without decay: (2 g_t - g_{t-1}) / sqrt(5)
+        ...     updates, state = tx.update({"w": torch.tensor([5**0.5])}, state)
+        ...     print(updates["w"])
+        tensor([2.])
+        tensor([1.])
+        tensor([1.])
+
+    Source: Xie et al. 2021, arXiv:2103.17182. Departures: none from the authors' code.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        return {"pos_momentum": torch.zeros_like(param), "neg_momentum": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        negative = state["neg_momentum"]
+        direction, positive = positive_negative(state["pos_momentum"], negative, update, beta1, beta2)
+        return direction, {"pos_momentum": negative, "neg_momentum": positive}
+
+    return init, update
+
+
+@per_tensor(elementwise=True, ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")})
+def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgrad: bool = True):
+    r"""Divide positive-negative momentum by the root mean square of the gradient: AdaPNM's direction.
+
+    With $n_t$ the direction of `scale_by_pnm` for $(\beta_1, \beta_3)$ and
+    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$: $n_t / (1-\beta_1^t) / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$.
+
+    Args:
+        betas: $(\beta_1, \beta_2, \beta_3)$: decay of the momenta and of $v$, in [0, 1); weight of the negative
+            part, in [0, 1].
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        amsgrad: Take the running maximum of $v$ in place of $v$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, which the next step writes, and
+        `neg_exp_avg`, which change places at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`.
+
+    Raises:
+        ValueError: betas out of range, a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_adapnm((0.0, 0.9, 1.0))
+        >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 2 / sqrt(5)
+        tensor([ 0.8944, -0.8944])
+
+    Source: Xie et al. 2021, arXiv:2103.17182. Departures: none from the authors' code, which corrects by
+    $1-\beta_1^t$ although each momentum decays by $\beta_1^2$ at every second step.
+    """
+    beta1, beta2, beta3 = betas
+    rest2 = 1 - beta2
+
+    def init(param):
+        slots = ("exp_avg", "neg_exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+        return {slot: torch.zeros_like(param) for slot in slots}
+
+    def update(update, state, param, ctx):
+        negative = state["neg_exp_avg"]
+        direction, positive = positive_negative(state["exp_avg"], negative, update, beta1, beta3)
+        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
+        new = {"exp_avg": negative, "neg_exp_avg": positive, "exp_avg_sq": square}
+        if amsgrad:
+            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        return direction / ctx.bias_correction(beta1) / (root + eps), new
+
+    return init, update

@@ -1,0 +1,111 @@
+"""D-Adaptation that weighs gradients by the distance they were taken at: Prodigy."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Betas, Scalar, exact
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import ratio, safe_sqrt
+from gradtx.transforms.dadapt import corrected_rate, limited
+
+
+@per_tensor(
+    elementwise=lambda arguments: arguments["slice_p"] == 1,
+    needs=("params",),
+    owns_lr=True,
+    shared=lambda arguments: {"d": arguments["d0"], "d_max": arguments["d0"], "d_numerator": 0.0},
+    agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
+    ranges={"beta3": "[0, 1)", "eps": "(0, inf)"},
+)
+def scale_by_prodigy(
+    lr: Scalar = 1.0,
+    betas: Betas = (0.9, 0.999),
+    beta3: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+    d0: Scalar = 1e-6,
+    d_coef: Scalar = 1.0,
+    growth_rate: Scalar = math.inf,
+    slice_p: int = 1,
+):
+    r"""Adam with a rate that is found on the way from how far the weights have come: Prodigy.
+
+    $\delta = d \eta$, $N \leftarrow \beta_3 N + (d/d_0) \delta \sum g (p_0 - p)$,
+    $m \leftarrow \beta_1 m + (1-\beta_1) d g$, $v \leftarrow \beta_2 v + (1-\beta_2) d^2 g^2$,
+    $s \leftarrow \beta_3 s + (d/d_0) \delta g$, $\hat d = c N / \lVert s \rVert_1$,
+    $p \leftarrow p (1 - \delta\lambda) - \delta m / (\sqrt v + d' \epsilon)$, sums over all leaves, with the next $d$:
+    if $d = d_0$, $d \leftarrow \max(d, \hat d)$; $d_{max} \leftarrow \max(d_{max}, \hat d)$;
+    $d' = \min(d_{max}, \kappa d)$.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        beta3: $\beta_3$ in [0, 1); None for $\sqrt{\beta_2}$.
+        eps: $\epsilon > 0$.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
+        safeguard_warmup: Leave $\eta$ and the correction out of $s$, so that a warm-up does not inflate $\hat d$.
+        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
+        d_coef: $c > 0$, a multiplier of the estimate.
+        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+        slice_p: Only every `slice_p`-th entry of a leaf enters $N$ and $s$, which saves memory; >= 1.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`,
+        `exp_avg_sq`, `s`, `p0`, shaped as the parameter (the last two one-dimensional with `slice_p` above 1); for
+        all leaves together `d`, `d_max`, `d_numerator`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_prodigy()
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(60):  # the loss is |w - 7|
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> bool(0.1 < state["scale_by_prodigy"]["d"] < 3)
+        True
+
+    Source: Mishchenko and Defazio 2023, arXiv:2306.06101. Departures from the authors' code: rates may differ between
+    groups; with a first beta of 0 the direction has the old $d$ in it, as for every other beta.
+    """
+    beta1, beta2 = betas
+    keep = beta2**0.5 if beta3 is None else beta3
+
+    def part(x: Tensor) -> Tensor:
+        return x if slice_p == 1 else x.flatten()[::slice_p]
+
+    def init(param):
+        zeros = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        return {**zeros, "s": torch.zeros_like(part(param)), "p0": part(param)}
+
+    def update(update, state, param, ctx):
+        d, start = state["d"], state["p0"]
+        rate, growth = corrected_rate(d, lr, betas, use_bias_correction, ctx), d / d0
+        # A group that stands still has no say, whatever the weights in s are.
+        weight = torch.where(exact(lr, update.device) == 0, 0.0, d) if safeguard_warmup else rate
+        product = growth * rate * (part(update) * (start - part(param))).sum()
+        mean = beta1 * state["exp_avg"] + ((1 - beta1) * d) * update
+        square = beta2 * state["exp_avg_sq"] + ((1 - beta2) * d.square()) * update.square()
+        s = keep * state["s"] + (growth * weight) * part(update)
+        total = yield {"product": product, "size": s.abs().sum()}
+        held = total["size"] == 0
+        numerator = torch.where(held, state["d_numerator"], keep * state["d_numerator"] + total["product"])
+        estimate = d_coef * ratio(numerator, total["size"])
+        largest = torch.maximum(state["d_max"], estimate)
+        base = torch.where(d == d0, torch.maximum(d, estimate), d)
+        d = torch.where(held, d, limited(largest, base, growth_rate))
+        step = -rate * mean / (safe_sqrt(square) + d * eps) - (rate * weight_decay) * param
+        new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "p0": start}
+        yield torch.where(held, 0.0, step), {**new, "d": d, "d_max": largest, "d_numerator": numerator}
+
+    return init, update
