@@ -10,7 +10,7 @@ from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
-from gradtx.optimizers.second_order import adahessian, sophia
+from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.averaging import madgrad, srmm
 from gradtx.optimizers.learning_rate_free import (
     alig,
@@ -22,13 +22,9 @@ from gradtx.optimizers.learning_rate_free import (
     prodigy,
 )
 from gradtx.optimizers.positive_negative import adapnm, pnm
+from gradtx.optimizers.ranger import ranger, ranger21
 from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
-from gradtx.optimizers.sgd import sgd, sgdw
-
-__all__ = [
-    "ADOPT",
-    "AdaHessian",
-from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
+from gradtx.optimizers.second_order import adahessian, sophia
 from gradtx.optimizers.sgd import sgd, sgds, sgdw
 
 __all__ = [
@@ -39,8 +35,9 @@ __all__ = [
     "SGDP",
     "SGDS",
     "SGDW",
-    "AdaBelief",
     "SRMM",
+    "AdaBelief",
+    "AdaHessian",
     "AdaPNM",
     "Adam",
     "AdamAtan2",
@@ -51,22 +48,21 @@ __all__ = [
     "AdoptAtan2",
     "AliG",
     "ChainOptimizer",
-    "SGD",
-    "SGDP",
-    "SGDW",
-    "SophiaH",
-    "DiffGrad",
-    "RAdam",
-    "Sadam",
-    "Yogi",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptAdan",
     "DAdaptLion",
     "DAdaptSGD",
+    "DiffGrad",
     "Prodigy",
+    "RAdam",
+    "Ranger",
+    "Ranger21",
+    "Sadam",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "SophiaH",
+    "Yogi",
     "as_optimizer",
 ]
 
@@ -169,6 +165,8 @@ class AdaHessian(AliasOptimizer, alias=adahessian): ...
 
 
 class SophiaH(AliasOptimizer, alias=sophia): ...
+
+
 class RAdam(AliasOptimizer, alias=radam): ...
 
 
@@ -191,6 +189,8 @@ class AdamS(AliasOptimizer, alias=adams): ...
 
 
 class SGDS(AliasOptimizer, alias=sgds): ...
+
+
 class PNM(AliasOptimizer, alias=pnm): ...
 
 
@@ -228,3 +228,9 @@ class ScheduleFreeSGD(AliasOptimizer, alias=schedule_free_sgd): ...
 
 
 class ScheduleFreeAdamW(AliasOptimizer, alias=schedule_free_adamw): ...
+
+
+class Ranger(AliasOptimizer, alias=ranger): ...
+
+
+class Ranger21(AliasOptimizer, alias=ranger21): ...
