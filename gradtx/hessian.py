@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
+from gradtx._arguments import functorch
 from gradtx.transforms.second_order import average_over_space
 
 NO_GRAPH = (
@@ -76,17 +77,35 @@ def hutchinson_hessian_diag(
         return found
 
     totals = {name: torch.zeros_like(value) for name, value in at.items()}
-    if at:
-        with torch.enable_grad():
-            product = torch.func.vjp(gradients, at)[1]
-        for i in range(n_samples):
-            z = {name: _drawn(value, generator, distribution) for name, value in at.items()}
-            (columns,) = product(z, retain_graph=i + 1 < n_samples, create_graph=False)
-            totals = {name: total + z[name] * columns[name].detach() for name, total in totals.items()}
+    product = _hessian_product(gradients, at) if at else lambda z, again: {}
+    for i in range(n_samples):
+        z = {name: _drawn(value, generator, distribution) for name, value in at.items()}
+        columns = product(z, i + 1 < n_samples)
+        totals = {name: total + z[name] * columns[name] for name, total in totals.items()}
     mean = {name: total / n_samples for name, total in totals.items()}
     if spatial_average:
         mean = {name: average_over_space(value) for name, value in mean.items()}
     return unflatten({**leaves, **mean})
+
+
+def _hessian_product(gradients: Callable[[Any], dict[str, Tensor]], at: dict[str, Tensor]) -> Callable[..., Any]:
+    """The function (z, whether it will be called again) -> H z."""
+    # Inside vmap, grad and compile plain autograd is not to be had; elsewhere it takes more kinds of functions.
+    if torch.compiler.is_compiling() or functorch.peek_interpreter_stack() is not None:
+        with torch.enable_grad():
+            pull = torch.func.vjp(gradients, at)[1]
+        return lambda z, again: pull(z, retain_graph=again, create_graph=False)[0]
+    at = {name: value.requires_grad_() for name, value in at.items()}
+    with torch.enable_grad():
+        outputs = {name: grad for name, grad in gradients(at).items() if grad.requires_grad}
+
+    def product(z: dict[str, Tensor], again: bool) -> dict[str, Tensor]:
+        columns = torch.autograd.grad(
+            list(outputs.values()), list(at.values()), [z[name] for name in outputs], again, materialize_grads=True
+        )
+        return dict(zip(at, columns, strict=True))
+
+    return product
 
 
 def _drawn(like: Tensor, generator: torch.Generator, distribution: str) -> Tensor:
