@@ -293,7 +293,13 @@ class ChainOptimizer(torch.optim.Optimizer):
         check_agreement(blocks)
         leaves = self._stepping(run, views, blocks, scalars, trees)
         hessian.supply(leaves)
-        execute(leaves, self._write)
+        if "grad_fn" in extras and "grad_fn" in self._tx.needs:
+            done: list[Leaf] = []  # a leaf that is through early must not move before the closure is called again
+            execute(leaves, done.append)
+            for leaf in done:
+                self._write(leaf)
+        else:
+            execute(leaves, self._write)
         for commit in reversed(run.commits):
             commit()
         run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
