@@ -107,6 +107,18 @@ class WeightsLoop(Loop):
         return {name: new - params[name] for name, new in super().__call__(grads, params).items()}
 
 
+class TreeLoop(Loop):
+    """A `Loop` whose rule sees the whole tree, `rule(slots by name, t, grads, params, **options) -> new weights`."""
+
+    def __call__(self, grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.t += 1
+        options = {name: _resolved(value, self.t - 1) for name, value in self.options.items()}
+        for name in grads:
+            self.slots.setdefault(name, Slots(seen=self.seen, name=name))
+        new: Any = self.rule(self.slots, self.t, grads, params, **options)
+        return {name: new[name] - params[name] for name in grads}
+
+
 def _resolved(value: Any, step: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_resolved(item, step) for item in value)
