@@ -156,6 +156,19 @@ def test_zero_gradients_and_zero_hessians_give_zero_updates(tx):
     assert updates_of(tx, [[0.0, 0.0]] * 3, [[0.0, 0.0]] * 3) == [[0.0, 0.0]] * 3
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_derivatives_at_a_zero_hessian_are_finite_and_the_value_is_that_without_them(power):
+    tx = gradtx.scale_by_hessian(eps=0.5, hessian_power=power)
+    params, grads = {"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 0.0], requires_grad=True)}
+    diag = {"w": torch.zeros(2, requires_grad=True)}
+    updates, _ = tx.update(grads, tx.init(params), params, hessian_diag=diag)
+    with torch.no_grad():
+        plain, _ = tx.update(grads, tx.init(params), params, hessian_diag=diag)
+    assert torch.equal(updates["w"], plain["w"])
+    assert updates["w"].tolist() == pytest.approx([1 / 1.5 if power == 0 else 2.0, 0.0])
+    assert all(g.isfinite().all() for g in torch.autograd.grad(updates["w"].sum(), [grads["w"], diag["w"]]))
+
+
 @pytest.mark.parametrize("make", [gradtx.scale_by_hessian, gradtx.scale_by_sophia], ids=named)
 class TestErrors:
     def test_a_missing_hessian_is_an_error(self, make):
