@@ -121,7 +121,7 @@ SHORT = {"num_warm_up_iterations": 3, "num_warm_down_iterations": 8}
         {},
         {"num_iterations": 40, **NUMBERS},
         {"num_iterations": 20, "lr": 0.02, **SHORT, "amsgrad": False},
-        {"lr": 0.02, "agc_clipping_value": 0.5, "agc_eps": 0.1, "normalize_gradients": False},
+        {"lr": 0.02, "agc_clipping_value": 0.05, "agc_eps": 2.0, "normalize_gradients": False},
         {"lr": 0.02, "centralize_gradients": False, "use_softplus": False, "eps": 0.01},
         {"lr": 0.02, "lookahead_merge_time": 3, "lookahead_blending_alpha": 0.8, "beta_softplus": 5.0},
         {"lr": 0.002, **SHORT, "chebyshev_epochs": 8, "warm_down_min_lr": 1e-3},
