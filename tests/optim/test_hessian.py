@@ -180,6 +180,15 @@ def test_periods_within_an_accumulation_count_updates(estimates):
     assert_close(params.values(), functional(gradtx.adahessian(lr=0.1, update_period=2), 4).values(), TOLERANCE)
 
 
+def test_behind_an_accumulation_periods_count_calls(estimates):
+    optimizer, params = made(gradtx.chain(gradtx.accumulate(gradtx.chain(), every=3), gradtx.sophia(update_period=2)))
+    made_at = []
+    for i in range(5):
+        by_closure(optimizer, params)
+        made_at.extend([i] * (len(estimates) - len(made_at)))
+    assert made_at == [0, 2, 4]
+
+
 def test_with_sam_the_hessian_is_the_one_at_the_weights():
     optimizer, params = made(gradtx.sam(gradtx.adahessian(lr=0.1, update_period=2), rho=0.1))
     tx = gradtx.sam(gradtx.adahessian(lr=0.1, update_period=2), rho=0.1)
