@@ -10,6 +10,8 @@ from gradtx._arguments import Betas, Scalar, Schedule, is_off
 from gradtx.combine import freeze, map_after_step, masked, partition
 from gradtx.core import GradientTransformation, apply_updates, chain
 from gradtx.factories import alias, per_tensor, whole_tree
+from gradtx.hessian import hutchinson_hessian_diag
+from gradtx.multitask import RotoGrad, pcgrad, pcgrad_backward, rotograd_rotation_loss, rotograd_scale
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
@@ -30,10 +32,20 @@ from gradtx.optimizers.learning_rate_free import (
 from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.positive_negative import adapnm, pnm
 from gradtx.optimizers.quasi_newton import apollo
+from gradtx.optimizers.ranger import ranger, ranger21
 from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from gradtx.optimizers.second_order import adahessian, sophia
 from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgds, sgdw
 from gradtx.optimizers.variance import a2grad, msvag
-from gradtx.schedules import constant_schedule, cosine_schedule, join_schedules, linear_schedule, warmup_cosine_schedule
+from gradtx.schedules import (
+    constant_schedule,
+    cosine_schedule,
+    join_schedules,
+    linear_schedule,
+    ranger21_schedule,
+    warmup_cosine_schedule,
+)
+from gradtx.sharpness import asam, gsam, sam
 from gradtx.transforms.accelerated import scale_by_accsgd, scale_by_aggmo, scale_by_gravity, scale_by_pid
 from gradtx.transforms.accumulators import scale_by_adadelta, scale_by_adamax, scale_by_rss
 from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
@@ -79,10 +91,12 @@ from gradtx.transforms.prodigy import scale_by_prodigy
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.quasi_hyperbolic import scale_by_qhadam, scale_by_qhm
 from gradtx.transforms.quasi_newton import scale_by_apollo
+from gradtx.transforms.ranger21 import scale_by_ranger21
 from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
 from gradtx.transforms.rprop import scale_by_rprop
 from gradtx.transforms.scaling import scale, scale_by_inverse_time, scale_by_learning_rate
 from gradtx.transforms.schedule_free import schedule_free
+from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
 from gradtx.transforms.sign import scale_by_lion
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 from gradtx.transforms.switching import scale_by_swats
@@ -95,6 +109,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Betas",
     "GradientTransformation",
+    "RotoGrad",
     "Scalar",
     "Schedule",
     "a2grad",
@@ -104,6 +119,7 @@ __all__ = [
     "adabound",
     "adadelta",
     "adagrad",
+    "adahessian",
     "adai",
     "adam",
     "adam_atan2",
@@ -130,6 +146,7 @@ __all__ = [
     "apollo",
     "apply_updates",
     "as_optimizer",
+    "asam",
     "asgd",
     "avagrad",
     "average",
@@ -152,8 +169,10 @@ __all__ = [
     "freeze",
     "fromage",
     "gravity",
+    "gsam",
     "hold_until",
     "hold_until_rectified",
+    "hutchinson_hessian_diag",
     "is_off",
     "join_schedules",
     "lamb",
@@ -172,6 +191,8 @@ __all__ = [
     "optim",
     "orthogonalize_against_ema",
     "partition",
+    "pcgrad",
+    "pcgrad_backward",
     "per_tensor",
     "pid",
     "pnm",
@@ -182,11 +203,17 @@ __all__ = [
     "qhadam",
     "qhm",
     "radam",
+    "ranger",
+    "ranger21",
+    "ranger21_schedule",
     "record",
     "regenerate_towards_init",
     "rmsprop",
+    "rotograd_rotation_loss",
+    "rotograd_scale",
     "rprop",
     "sadam",
+    "sam",
     "scale",
     "scale_by_a2grad",
     "scale_by_accsgd",
@@ -220,6 +247,7 @@ __all__ = [
     "scale_by_dadapt_sgd",
     "scale_by_diffgrad",
     "scale_by_gravity",
+    "scale_by_hessian",
     "scale_by_inverse_time",
     "scale_by_lamb",
     "scale_by_lars",
@@ -238,10 +266,12 @@ __all__ = [
     "scale_by_qhadam",
     "scale_by_qhm",
     "scale_by_radam",
+    "scale_by_ranger21",
     "scale_by_rms",
     "scale_by_rprop",
     "scale_by_rss",
     "scale_by_sm3",
+    "scale_by_sophia",
     "scale_by_srmm",
     "scale_by_swats",
     "scale_by_trust_ratio",
@@ -257,6 +287,7 @@ __all__ = [
     "skip_nonfinite",
     "sm3",
     "soft_row_clip",
+    "sophia",
     "srmm",
     "swats",
     "trace",

@@ -114,6 +114,7 @@ RANGES = {
     "start": Range("[0, inf)"),
     "step_sizes": Range("[0, inf)"),
     "t0": Range("[0, inf)"),
+    "update_period": Range("[1, inf)"),
     "wd_ratio": Range("[0, inf)"),
     "weight_decay": Range("[0, inf)"),
     "weight_lr_power": Range("[0, inf)"),

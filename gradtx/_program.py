@@ -235,6 +235,7 @@ class Operation:
     agree: Mapping[str, Any] = {}  # hyperparameters that must be the same for all groups of an adapter
     elementwise = True  # whether entries of a leaf don't mix, sums over leaves apart
     compiles = True  # whether the adapter's compiled engine takes it
+    hessian_period = 0  # how often it reads `hessian_diag`: at the first of so many steps; 0 is never
 
     def init(self, leaf: Leaf) -> None:
         """Put the leaf's first slots in `leaf.new`."""

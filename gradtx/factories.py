@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, Protocol, overload
 import torch
 
 from gradtx._arguments import Argument, Arguments, Range, describe, nearest, resolve, tensors_in, varies
-from gradtx._program import NEGATE, Scope
+from gradtx._program import NEGATE, Operation, Scope
 from gradtx._stages import Parts, RuleStage, TreeStage
 from gradtx.core import GradientTransformation, same
 
@@ -166,12 +166,16 @@ class Made(GradientTransformation):
                 operations = [NEGATE, *operations]
         elif isinstance(made, Combinator):
             operations = made.expand(scope)
-        elif spec.kind == "tree":
-            path = scope.claim(spec.name)
-            operations = [TreeStage(path, scope.run, spec.name, made, scope.state_dtype, agree=arguments)]
         else:
             path = scope.claim(spec.name)
-            operations = [RuleStage(path, scope.run, spec, made, arguments, scope.state_dtype)]
+            stage: Operation
+            if spec.kind == "tree":
+                stage = TreeStage(path, scope.run, spec.name, made, scope.state_dtype, agree=arguments)
+            else:
+                stage = RuleStage(path, scope.run, spec, made, arguments, scope.state_dtype)
+            if "hessian_diag" in spec.needs:
+                stage.hessian_period = arguments.get("update_period", 1)
+            operations = [stage]
         scope.state_dtype = outer
         return operations
 
@@ -276,7 +280,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
     Args:
         elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
         needs: What `update` requires: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
-            that gives them.
+            that gives them. An argument `update_period` is taken to say how often it reads the last one: at the
+            first of so many steps.
         extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.

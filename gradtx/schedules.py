@@ -198,3 +198,82 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
         return now
 
     return value
+
+
+def _chebyshev_factors(number: int, small_m: float = 0.1, big_m: float = 1.0) -> list[float]:
+    """The inverses of Chebyshev's nodes on [small_m, big_m], in fractal order: large and small ones in turn."""
+    middle, half = (big_m + small_m) / 2, (big_m - small_m) / 2
+    order = [0]
+    while len(order) < number:
+        last = 2 * len(order) - 1
+        order = [x for i in order for x in (i, last - i)]
+    return [1 / (middle - half * math.cos(math.pi * (i + 0.5) / number)) for i in order if i < number]
+
+
+@schedule(
+    lr="[0, inf)",
+    num_iterations="[1, inf)",
+    beta2="[0, 1)",
+    num_warm_up_iterations="[0, inf)",
+    num_warm_down_iterations="[0, inf)",
+    warm_down_min_lr="[0, inf)",
+    chebyshev_epochs="[3, inf)",
+)
+def ranger21_schedule(
+    lr: Scalar,
+    num_iterations: int,
+    beta2: Scalar = 0.999,
+    num_warm_up_iterations: int | None = None,
+    num_warm_down_iterations: int | None = None,
+    warm_down_min_lr: Scalar = 3e-5,
+    chebyshev_epochs: int | None = None,
+):
+    r"""Rise linearly from near 0, stay (or follow Chebyshev's factors), and fall linearly at the end: Ranger21's rate.
+
+    With $t = s + 1$, $u$ and $d$ the lengths of rise and fall and $N$ that of all: $\eta t / u$ for $t \le u$; then
+    $\eta$; from $t = N - d$ on $\max(\eta - (\eta - \eta_{min}) \min((t + 1 - N + d)/(d + 1), 1), \eta_{min})$.
+
+    Args:
+        lr: $\eta \ge 0$.
+        num_iterations: $N \ge 1$.
+        beta2: Decay of the optimizer's squares, in [0, 1).
+        num_warm_up_iterations: $u \ge 0$; None: $2/(1-\beta_2)$ rounded up, or 22 % of $N$ where that exceeds 45 %.
+        num_warm_down_iterations: $d \ge 0$; None: 28 % of $N$.
+        warm_down_min_lr: $\eta_{min} \ge 0$.
+        chebyshev_epochs: $E$ in [3, N]: between rise and fall the rate of each epoch (of $\lfloor N/E \rfloor$ steps)
+            is multiplied by the inverse of a Chebyshev node on [0.1, 1], a number in (1, 10), in fractal order.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> s = gradtx.ranger21_schedule(1.0, 8, num_warm_up_iterations=2, num_warm_down_iterations=3)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+    Source: Wright and Demeure 2021, arXiv:2106.13731; factors: Agarwal et al. 2021, arXiv:2103.01338.
+    """
+    total, epochs = num_iterations, chebyshev_epochs
+    if epochs is not None and epochs > total:
+        raise ValueError(f"ranger21_schedule: chebyshev_epochs must be at most num_iterations = {total}, got {epochs}")
+    down = total - int(0.72 * total) if num_warm_down_iterations is None else num_warm_down_iterations
+    start = total - down
+
+    def value(step: Tensor) -> Tensor:
+        t = step + 1
+        up: Any = num_warm_up_iterations
+        if up is None:
+            up = exact(2 / (1 - beta2), step.device).ceil()
+            up = torch.where(up / total > 0.45, math.floor(0.22 * total), up)
+        up = exact(up, step.device)
+        now = lr * torch.ones_like(step)
+        if epochs is not None:
+            factors = torch.tensor(_chebyshev_factors(epochs - 2), dtype=step.dtype, device=step.device)
+            epoch = (t // (total // epochs) - 1).clamp(0, epochs - 3)
+            # A sum in place of an index, which vmap could not take.
+            now = now * (factors * (torch.arange(epochs - 2, device=step.device) == epoch)).sum()
+        now = torch.where(t <= up, lr * t / up.clamp(min=1), now)
+        falling = lr - (lr - warm_down_min_lr) * ((t + 1 - start) / (down + 1)).clamp(max=1)
+        return torch.where(t >= start, torch.maximum(falling, exact(warm_down_min_lr, step.device)), now)
+
+    return value

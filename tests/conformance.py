@@ -103,10 +103,14 @@ def noise(
 
 def field(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A gradient that depends smoothly on the parameters, entry by entry."""
-    return {name: (0.5 * p + 0.3 * (2 * p).sin() + _OFFSETS[name]).to(p.dtype) for name, p in params.items()}
+    return {name: (0.5 * p + 0.3 * (2 * p).sin() + _offset(name, p)).to(p.dtype) for name, p in params.items()}
 
 
 _OFFSETS = noise(7)
+
+
+def _offset(name: str, p: Tensor) -> Tensor | float:
+    return _OFFSETS[name] if SHAPES.get(name) == p.shape else 0.25
 
 
 def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> d
         # in float64 and in name order, so that the loss depends on neither dtype nor order
         "value": lambda: sum(params[name].double().square().sum() for name in sorted(params)),
         "grad_fn": lambda: field,
-        "hessian_diag": lambda: {name: 0.5 + 0.6 * (2 * p).cos() for name, p in params.items()},
+        "hessian_diag": lambda: {name: 1.0 + 0.6 * (2 * p.to(torch.float64)).cos() for name, p in params.items()},
     }
     return {need: known[need]() for need in tx.needs if need != "params"}
 

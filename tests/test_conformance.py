@@ -66,7 +66,8 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
         assert kept == dtype if own else kept in (dtype, torch.float64, torch.int64, torch.bool, torch.float32), path
 
 
-@each("case", ALL)
+# A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32.
+@each("case", [case for case in ALL if "grad_fn" not in case.make().needs])
 def test_a_bf16_update_is_the_float32_one_rounded_once(case):
     tx = case.make()
     params, grads = noise(1, dtype=torch.bfloat16), noise(2, dtype=torch.bfloat16)

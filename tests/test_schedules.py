@@ -3,6 +3,8 @@ import math
 import pickle
 
 import pytest
+import pytorch_optimizer
+import pytorch_optimizer.lr_scheduler.chebyshev
 import torch
 from torch.optim import lr_scheduler
 
@@ -18,6 +20,8 @@ SCHEDULES = [  # factory, its numbers, the rest
     (gradtx.cosine_schedule, {"lr": LR, "eta_min": 0.02}, {"T_max": 6}),
     (gradtx.warmup_cosine_schedule, {"max_lr": LR, "min_lr": 0.02, "init_lr": 0.05}, {"t_max": 9, "warmup_steps": 3}),
     (gradtx.warmup_cosine_schedule, {"max_lr": LR}, {"t_max": 5, "warmup_steps": 5}),
+    (gradtx.ranger21_schedule, {"lr": LR, "beta2": 0.9, "warm_down_min_lr": 0.02}, {"num_iterations": 20}),
+    (gradtx.ranger21_schedule, {"lr": LR}, {"num_iterations": 20, "num_warm_up_iterations": 2, "chebyshev_epochs": 6}),
 ]
 JOINED = gradtx.join_schedules([factory(**numbers, **rest) for factory, numbers, rest in SCHEDULES[1:6:2]], [5, 11])
 MADE = [*(factory(**numbers, **rest) for factory, numbers, rest in SCHEDULES), JOINED]
@@ -94,6 +98,88 @@ def test_every_step_of_warmup_cosine_follows_the_loop(options):
     schedule = gradtx.warmup_cosine_schedule(**options)
     expected = [warmup_cosine(s, **options) for s in range(30)]
     assert [schedule(s) for s in range(30)] == pytest.approx(expected, rel=1e-15, abs=1e-16)
+
+
+def chebyshev_factors(T, m=0.1, M=1.0):
+    """Inverse nodes in fractal order: the permutation is refined, each x by (x, its mirror image)."""
+    factors = [1 / ((M + m) / 2 - (M - m) / 2 * math.cos(math.pi * (i + 0.5) / T)) for i in range(T)]
+    order = [0]
+    while len(order) < T:
+        n = len(order)
+        order = [place for x in order for place in (x, 2 * n - 1 - x)]
+    return [factors[x] for x in order if x < T]
+
+
+def ranger21_rate(
+    s, lr, num_iterations, beta2=0.999, num_warm_up_iterations=None, num_warm_down_iterations=None,
+    warm_down_min_lr=3e-5, chebyshev_epochs=None,
+):  # fmt: skip
+    N, t, up, down = num_iterations, s + 1, num_warm_up_iterations, num_warm_down_iterations
+    if up is None:
+        up = math.ceil(2 / (1 - beta2))
+        if up > 0.45 * N:
+            up = int(0.22 * N)
+    if down is None:
+        down = N - int(0.72 * N)
+    start = N - down
+    if t >= start:
+        return max(lr - (lr - warm_down_min_lr) * min((t + 1 - start) / (down + 1), 1), warm_down_min_lr)
+    if t <= up:
+        return lr * t / up
+    if chebyshev_epochs is None:
+        return lr
+    E = chebyshev_epochs
+    return lr * chebyshev_factors(E - 2)[min(max(t // (N // E) - 1, 0), E - 3)]
+
+
+RANGER21 = [
+    {"num_iterations": 50},
+    {"num_iterations": 50, "beta2": 0.9},
+    {"num_iterations": 44, "beta2": 0.9},  # 20 of 44 are more than 45 %
+    {"num_iterations": 45, "beta2": 0.9},
+    {"num_iterations": 1},
+    {"num_iterations": 30, "num_warm_up_iterations": 0, "num_warm_down_iterations": 0},
+    {"num_iterations": 30, "num_warm_up_iterations": 20, "num_warm_down_iterations": 25},
+    {"num_iterations": 30, "num_warm_up_iterations": 5, "num_warm_down_iterations": 9, "warm_down_min_lr": 0.7},
+    {"num_iterations": 50, "num_warm_up_iterations": 5, "num_warm_down_iterations": 5, "chebyshev_epochs": 10},
+    {"num_iterations": 50, "num_warm_up_iterations": 3, "num_warm_down_iterations": 0, "chebyshev_epochs": 3},
+    {"num_iterations": 60, "num_warm_up_iterations": 0, "num_warm_down_iterations": 9, "chebyshev_epochs": 13},
+]
+
+
+@pytest.mark.parametrize("options", RANGER21, ids=str)
+def test_every_step_of_ranger21s_rate_follows_the_loop(options):
+    schedule = gradtx.ranger21_schedule(LR, **options)
+    expected = [ranger21_rate(s, LR, **options) for s in range(80)]
+    assert [schedule(s) for s in range(80)] == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("options", RANGER21[:2], ids=str)
+def test_without_chebyshev_it_is_the_plan_of_pytorch_optimizer(options):
+    beta2 = options.get("beta2", 0.999)
+    theirs = pytorch_optimizer.Ranger21(
+        [torch.nn.Parameter(torch.zeros(1))], num_iterations=options["num_iterations"], lr=LR, betas=(0.9, beta2)
+    )
+    rates = [theirs.warm_down(theirs.warm_up_dampening(LR, t), t) for t in range(1, 51)]
+    schedule = gradtx.ranger21_schedule(LR, **options)
+    assert [schedule(s) for s in range(50)] == pytest.approx(rates, rel=1e-15)
+
+
+def test_chebyshevs_factors_for_a_power_of_two_are_the_published_ones():
+    chebyshev = pytorch_optimizer.lr_scheduler.chebyshev
+    nodes, order = chebyshev.get_chebyshev_steps(8, 0.1, 1.0), chebyshev.get_chebyshev_permutation(8)
+    assert chebyshev_factors(8) == pytest.approx(list(nodes[order]), rel=1e-14)
+    schedule = gradtx.ranger21_schedule(
+        1.0, 40, num_warm_up_iterations=0, num_warm_down_iterations=0, chebyshev_epochs=10
+    )
+    assert [schedule(4 * (i + 1) - 1) for i in range(8)] == pytest.approx(list(nodes[order]), rel=1e-14)
+
+
+def test_more_epochs_than_iterations_are_an_error():
+    with pytest.raises(
+        ValueError, match="ranger21_schedule: chebyshev_epochs must be at most num_iterations = 4, got 5"
+    ):
+        gradtx.ranger21_schedule(0.1, 4, chebyshev_epochs=5)
 
 
 def test_with_no_step_to_fall_in_the_lowest_rate_holds_after_the_highest():

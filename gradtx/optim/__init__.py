@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradtx.core import GradientTransformation
@@ -28,7 +28,9 @@ from gradtx.optimizers.learning_rate_free import (
 from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.positive_negative import adapnm, pnm
 from gradtx.optimizers.quasi_newton import apollo
+from gradtx.optimizers.ranger import ranger, ranger21
 from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from gradtx.optimizers.second_order import adahessian, sophia
 from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgds, sgdw
 from gradtx.optimizers.variance import a2grad, msvag
 
@@ -52,6 +54,7 @@ __all__ = [
     "AccSGD",
     "AdaBelief",
     "AdaBound",
+    "AdaHessian",
     "AdaMod",
     "AdaNorm",
     "AdaPNM",
@@ -93,16 +96,21 @@ __all__ = [
     "QHAdam",
     "RAdam",
     "RMSprop",
+    "Ranger",
+    "Ranger21",
     "Rprop",
     "Sadam",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "SophiaH",
     "Yogi",
     "as_optimizer",
 ]
 
 
-def as_optimizer(tx: GradientTransformation, params: Any, *, compile: bool = False) -> ChainOptimizer:
+def as_optimizer(
+    tx: GradientTransformation, params: Any, *, compile: bool | str | Mapping[str, Any] = False, seed: int = 0
+) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 
     Parameter groups hold the hyperparameters (`tx.hyperparams`) as numbers; whoever writes them, such as torch's LR
@@ -112,12 +120,17 @@ def as_optimizer(tx: GradientTransformation, params: Any, *, compile: bool = Fal
         tx: A transformation whose updates are to be added to the parameters.
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and hyperparameters of its own.
-        compile: Reserved for compiled steps; only False for now.
+        compile: True for steps through torch's compiler, in place and at the speed of fused kernels; or a mode of
+            `torch.compile` ("max-autotune"), or a dict of its options. Without a working compiler there is one
+            warning, and steps run eagerly.
+        seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
+            groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
+            no GradScaler.
 
     Raises:
-        NotImplementedError: `compile=True`.
         TypeError: `tx` is no transformation, or something that is no tensor.
-        ValueError: no parameters, a parameter twice, a hyperparameter out of range, a pattern without a match.
+        ValueError: an unknown mode, no parameters, a parameter twice, a hyperparameter out of range, a pattern without
+            a match.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -128,13 +141,14 @@ def as_optimizer(tx: GradientTransformation, params: Any, *, compile: bool = Fal
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
-    return ChainOptimizer(tx, params, compile=compile)
+    return ChainOptimizer(tx, params, compile=compile, seed=seed)
 
 
 class AliasOptimizer(ChainOptimizer):
     """Base of the classes below: `class Name(AliasOptimizer, alias=name)` takes `params` and the alias's arguments."""
 
     _alias: Callable[..., GradientTransformation]
+    _seeded = False  # whether `seed` is the optimizer's own; else it is an argument of the alias, if anything
 
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -149,16 +163,20 @@ class AliasOptimizer(ChainOptimizer):
         )
         own = inspect.signature(alias)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        engine = inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")
+        engine = [inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")]
+        if "hessian_diag" in alias(**alias.spec.example).needs:
+            cls._seeded = True
+            engine.append(inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation="int"))
         cls.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[params, *own.parameters.values(), engine], return_annotation=own.empty
+            parameters=[params, *own.parameters.values(), *engine], return_annotation=own.empty
         )
 
-    def __init__(self, params: Any, *args: Any, compile: bool = False, **kwargs: Any):
+    def __init__(self, params: Any, *args: Any, compile: bool | str | Mapping[str, Any] = False, **kwargs: Any):
         for option in REFUSED:
             if option in kwargs:
                 raise refused(option)
-        super().__init__(self._alias(*args, **kwargs), params, compile=compile)
+        seed = kwargs.pop("seed", 0) if self._seeded else 0
+        super().__init__(self._alias(*args, **kwargs), params, compile=compile, seed=seed)
 
 
 class SGD(AliasOptimizer, alias=sgd): ...
@@ -351,3 +369,15 @@ class ScheduleFreeSGD(AliasOptimizer, alias=schedule_free_sgd): ...
 
 
 class ScheduleFreeAdamW(AliasOptimizer, alias=schedule_free_adamw): ...
+
+
+class AdaHessian(AliasOptimizer, alias=adahessian): ...
+
+
+class SophiaH(AliasOptimizer, alias=sophia): ...
+
+
+class Ranger(AliasOptimizer, alias=ranger): ...
+
+
+class Ranger21(AliasOptimizer, alias=ranger21): ...

@@ -15,11 +15,12 @@ from torch.nn.parameter import is_lazy
 from gradtx._context import Clock
 from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
 from gradtx._program import FROZEN, Block, Leaf, Path, execute, initialize, memory_of, takes_none
-from gradtx._tree import check_leaf, check_names
+from gradtx._tree import check_leaf, check_names, tensors
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
 from gradtx.optim._engine import Bundle, Call, Engine, Work, compiler_options
 from gradtx.optim._groups import GroupView
+from gradtx.optim._hessian import HessianSource, HessianStep
 from gradtx.optim._run import Layout, OptimizerRun, Record, check_agreement, operations_of, part, parts_of
 
 CALL = "step(closure"
@@ -29,9 +30,17 @@ CPU = torch.device("cpu")
 class ChainOptimizer(torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
 
-    def __init__(self, tx: GradientTransformation, params: Any, *, compile: bool | str | Mapping[str, Any] = False):
+    def __init__(
+        self,
+        tx: GradientTransformation,
+        params: Any,
+        *,
+        compile: bool | str | Mapping[str, Any] = False,
+        seed: int = 0,
+    ):
         check_transformation(type(self).__name__, "tx", tx)
         self._tx, self._engine = tx, None if compile is False else Engine(compiler_options(compile))
+        self._hessian = HessianSource(type(self).__name__, tx, seed)
         self._views: list[GroupView] = []
         self._records: dict[Tensor, Record] = {}
         self._present: list[Tensor] = []  # the parameters in the order of the groups, as last seen
@@ -85,6 +94,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 own["label"] = ".".join(label for _, label in labels)
             view = GroupView(self._tx, own, {id(selector): label for selector, label in labels})
             view.show(lambda entry: 0)
+            self._hessian.mark(own)
             views.append(view)
         made = [self._initial(view, view.group["params"], records) for view in views]
         self._records, self._clock_paths = records, run.clock_paths
@@ -274,6 +284,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         Args:
             closure: Computes the loss and its gradients anew and returns the loss; links may call it again.
             **extras: What links need beyond the gradients; by leaf as a list in parameter order or a dict by name.
+                A `hessian_diag` that is left out is estimated at the steps that use it, from the gradients of
+                `loss.backward(create_graph=True)` or by a closure that calls `loss.backward()`.
 
         Returns:
             What the closure returned.
@@ -283,9 +295,9 @@ class ChainOptimizer(torch.optim.Optimizer):
             TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
                 changed then.
         """
-        loss = None
+        loss, hessian = None, HessianStep(self, extras)
         if closure is not None:
-            with torch.enable_grad():
+            with torch.enable_grad(), hessian:
                 loss = closure()
             if loss is not None:
                 extras.setdefault("value", loss.detach() if isinstance(loss, Tensor) else loss)
@@ -308,8 +320,13 @@ class ChainOptimizer(torch.optim.Optimizer):
                 blocks.extend(Block.of(view.chain(present, CPU), run, count) for view, present in pairs)
             return self._leaves(run, blocks, work, scalars, trees)
 
+        if self._hessian.link is not None:
+            found = leaves_of(work)
+            hessian.supply(found)
+            trees = {**trees, "hessian_diag": {leaf.name: leaf.extras.get("hessian_diag") for leaf in found}}
+        calls_again = "grad_fn" in extras and "grad_fn" in self._tx.needs
         bundles: list[Bundle] = []
-        if self._engine is not None:
+        if self._engine is not None and not calls_again:
             pairs = zip(views, values, strict=True)
             frames = [view.structure(present, self._count) for view, present in pairs]
             structures, numbers = [frame for frame, _ in frames], [own for _, own in frames]
@@ -319,7 +336,13 @@ class ChainOptimizer(torch.optim.Optimizer):
         if work or not bundles or (len(views) > 1 and self._agrees):
             leaves += (each for leaf in leaves_of(work) if FROZEN not in leaf.program[:1] for each in parts_of(leaf))
             check_agreement(blocks)
-        execute(leaves, self._finish)
+        if calls_again:
+            done: list[Leaf] = []  # a leaf that is through early must not move before the closure is called again
+            execute(leaves, done.append)
+            for leaf in done:
+                self._write(leaf)
+        else:
+            execute(leaves, self._finish)
         self._count_up(bundles)
         for commit in reversed(run.commits):
             commit()
@@ -339,6 +362,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 extras[key] = dict(zip(names, value, strict=True))
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
         run.known_extras, run.leaf_extras = kinds, trees
+        run.memory.take(tensors(trees))  # a rule may keep one as it is
         return scalars, trees
 
     def _checked(self, views: list[GroupView], rows: list[list[Record]]) -> list[dict[str, Any]]:
@@ -494,7 +518,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         load(self, state_dict, strict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_tx", "_views", "_clock_paths", "_records", "_present", "_engine", "_takes_none", "_agrees")
+        own = ("_tx", "_views", "_clock_paths", "_records", "_present", "_hessian", "_engine", "_takes_none", "_agrees")
         for param, record in self._records.items():
             if not record.untouched(self.state.get(param, {})):
                 record.made = None

@@ -18,6 +18,14 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
 
+def safe_pow(x: Tensor, exponent: Any) -> Tensor:
+    """A power >= 0 of x >= 0, with derivative 0 at 0, as `safe_sqrt`."""
+    if not torch.is_grad_enabled():
+        return x**exponent
+    zero = x == 0
+    return torch.where(zero, 1.0 * (exponent == 0), torch.where(zero, 1.0, x) ** exponent)
+
+
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """The quotient, and 0 (with derivative 0) where the denominator is 0."""
     zero = denominator == 0

@@ -1,0 +1,176 @@
+"""RAdam or Ranger21's step, with centralized gradients and lookahead: Ranger, Ranger21."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.optimizers.adam import with_decay
+from gradtx.schedules import ranger21_schedule
+from gradtx.transforms.averaging import lookahead
+from gradtx.transforms.centralize import centralize, normalize_by_std
+from gradtx.transforms.clipping import clip_adaptive
+from gradtx.transforms.ranger21 import scale_by_ranger21
+from gradtx.transforms.rectified import scale_by_radam
+
+
+@alias(ranges={"n_sma_threshold": "[4, inf)"})
+def ranger(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.95, 0.999),
+    eps: Scalar = 1e-5,
+    weight_decay: Scalar = 0.0,
+    alpha: Scalar = 0.5,
+    k: int = 6,
+    n_sma_threshold: Scalar = 5.0,
+    use_gc: bool = True,
+    gc_conv_only: bool = False,
+):
+    r"""Ranger: RAdam on centralized gradients, with lookahead around it.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta d_t$ with $d_t$ the direction of `scale_by_radam` ($\hat m_t$ in the first
+    steps), and every k-th step the weights go back to $s \leftarrow s + \alpha (p - s)$.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added to the root before its correction.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        alpha: $\alpha$ in [0, 1], how far the slow weights follow.
+        k: Steps between synchronisations, >= 1.
+        n_sma_threshold: What $\rho_t$ must exceed for a rectified step, >= 4.
+        use_gc: Centralize gradients.
+        gc_conv_only: Only of leaves with at least 4 dimensions.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `slow`;
+        `eval_params` gives `slow`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.ranger(lr=1.0, k=2)
+        >>> params = {"w": torch.zeros(1)}
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(params["w"])
+        tensor([-1.])
+        tensor([-1.])
+
+    Source: Wright's Ranger 20.4.11, after Liu et al. 2019, arXiv:1908.03265, Zhang et al. 2019, arXiv:1907.08610 and
+    Yong et al. 2020, arXiv:2004.01461. Departures from that code: `use_gc=False` is honoured.
+    """
+    return chain(
+        *([centralize(gc_conv_only)] if use_gc else []),
+        with_decay(scale_by_radam(betas, eps, n_sma_threshold), weight_decay, True, lr),
+        lookahead(k, alpha),
+    )
+
+
+@alias(
+    ranges={
+        "num_iterations": "[1, inf)",
+        "beta0": "[0, 1]",
+        "beta_softplus": "(0, inf)",
+        "num_warm_up_iterations": "[0, inf)",
+        "num_warm_down_iterations": "[0, inf)",
+        "warm_down_min_lr": "[0, inf)",
+        "agc_clipping_value": "(0, inf)",
+        "agc_eps": "[0, inf)",
+        "lookahead_merge_time": "[1, inf)",
+        "lookahead_blending_alpha": "[0, 1]",
+        "norm_loss_factor": "[0, inf)",
+        "chebyshev_epochs": "[3, inf)",
+    },
+    example={"num_iterations": 12},
+)
+def ranger21(
+    num_iterations: int,
+    lr: Scalar = 1e-3,
+    beta0: Scalar = 0.9,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    use_softplus: bool = True,
+    beta_softplus: Scalar = 50.0,
+    num_warm_up_iterations: int | None = None,
+    num_warm_down_iterations: int | None = None,
+    warm_down_min_lr: Scalar = 3e-5,
+    agc_clipping_value: Scalar = 1e-2,
+    agc_eps: Scalar = 1e-3,
+    centralize_gradients: bool = True,
+    normalize_gradients: bool = True,
+    lookahead_merge_time: int = 5,
+    lookahead_blending_alpha: Scalar = 0.5,
+    weight_decay: Scalar = 1e-4,
+    norm_loss_factor: Scalar = 1e-4,
+    amsgrad: bool = True,
+    chebyshev_epochs: int | None = None,
+):
+    r"""Ranger21: eight ideas in a row, from adaptive clipping to lookahead, with a learning rate plan of its own.
+
+    Gradients are clipped by `clip_adaptive`, centralized and normalized by `normalize_by_std`; `scale_by_ranger21`
+    makes the step, at the rate of `ranger21_schedule`; `lookahead` averages.
+
+    Args:
+        num_iterations: How many updates there will be, >= 1; the rate follows from it.
+        lr: The highest rate, in [0, inf).
+        beta0: Weight of the negative momentum, in [0, 1]; the authors' code has 1.
+        betas: Decay of the momenta and of the squares, each in [0, 1).
+        eps: $\epsilon \ge 0$; keep it above 0.
+        use_softplus: Smooth the denominator.
+        beta_softplus: Sharpness of that, > 0.
+        num_warm_up_iterations: Updates of the linear rise, >= 0; None: about $2/(1-\beta_2)$, or 22 % of all.
+        num_warm_down_iterations: Updates of the linear fall at the end, >= 0; None: 28 % of all.
+        warm_down_min_lr: Where the fall ends, >= 0.
+        agc_clipping_value: Longest gradient of a unit, relative to its weights, > 0.
+        agc_eps: Least norm of weights in that comparison, >= 0.
+        centralize_gradients: Subtract the mean of every output unit's gradient.
+        normalize_gradients: Divide every leaf's gradient by its standard deviation.
+        lookahead_merge_time: Steps between lookahead's synchronisations, >= 1.
+        lookahead_blending_alpha: How far the slow weights follow, in [0, 1].
+        weight_decay: Stable decay, >= 0.
+        norm_loss_factor: Pull of every unit's norm to 1, >= 0.
+        amsgrad: Use the largest average of squares so far.
+        chebyshev_epochs: Number of epochs, >= 3, for Chebyshev's factors between rise and fall; None for a flat rate.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `grad_ma`, `neg_grad_ma`, `exp_avg_sq`,
+        [`max_exp_avg_sq`], `slow`; `eval_params` gives `slow`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.ranger21(num_iterations=100, lr=1.0, num_warm_up_iterations=10, weight_decay=0.0)
+        >>> params = {"w": torch.ones(1)}
+        >>> state, grads = tx.init(params), {"w": torch.ones(1)}
+        >>> for _ in range(2):  # 0.1 and 0.2 of the rate
+        ...     updates, state = tx.update(grads, state, params)
+        ...     print(round(updates["w"].item(), 3))
+        -0.088
+        -0.049
+
+    Source: Wright and Demeure 2021, arXiv:2106.13731. Departures: those of `scale_by_ranger21`; gradients are
+    centralized and normalized once (the authors' code does it twice).
+    """
+    rate = ranger21_schedule(
+        lr,
+        num_iterations,
+        betas[1],
+        num_warm_up_iterations,
+        num_warm_down_iterations,
+        warm_down_min_lr,
+        chebyshev_epochs,
+    )
+    return chain(
+        clip_adaptive(agc_clipping_value, agc_eps),
+        *([centralize()] if centralize_gradients else []),
+        *([normalize_by_std()] if normalize_gradients else []),
+        scale_by_ranger21(
+            rate, beta0, betas, eps, use_softplus, beta_softplus, weight_decay, norm_loss_factor, amsgrad
+        ),
+        lookahead(lookahead_merge_time, lookahead_blending_alpha),
+    )

@@ -1,0 +1,96 @@
+"""Optimizers that use the diagonal of the Hessian: AdaHessian and Sophia."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import alias
+from gradtx.optimizers.adam import with_decay
+from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
+
+
+@alias(ranges={"hessian_power": "[0, 1]"})
+def adahessian(
+    lr: Scalar = 0.15,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-4,
+    weight_decay: Scalar = 0.0,
+    hessian_power: Scalar = 1.0,
+    update_period: int = 1,
+    spatial_average: bool = True,
+):
+    r"""AdaHessian: Adam with the diagonal of the Hessian in place of the gradient in the denominator.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta \hat m_t / (\hat v_t^{k/2} + \epsilon)$ with the bias-corrected averages
+    $\hat m$ of $g$ and $\hat v$ of $D^2$. $D$ is the extra `hessian_diag`, such as `hutchinson_hessian_diag` gives it;
+    as a torch optimizer it takes it from `loss.backward(create_graph=True)` or from a closure by itself.
+
+    Args:
+        lr: $\eta$ in [0, inf): a Newton step at 1, so larger than Adam's.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the power, in the unit of a Hessian.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        hessian_power: $k$ in [0, 1]; 0 is momentum SGD.
+        update_period: Steps between two Hessians, >= 1.
+        spatial_average: Average $|D|$ over dimensions 2 and up of leaves that have them.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_hessian_diag_sq`,
+        [`hessian_diag`].
+
+    Raises:
+        ValueError: numbers out of range, no `hessian_diag`, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adahessian(lr=1.0, eps=0.0)
+        >>> params = {"w": torch.tensor([3.0, -1.0])}  # the loss 2 a^2 + 5 b^2, gone in one step
+        >>> grads, diag = {"w": params["w"] * torch.tensor([4.0, 10.0])}, {"w": torch.tensor([4.0, 10.0])}
+        >>> updates, _ = tx.update(grads, tx.init(params), params, hessian_diag=diag)
+        >>> gradtx.apply_updates(params, updates)["w"].abs().max() < 1e-6
+        tensor(True)
+
+    Source: Yao et al. 2020, arXiv:2006.00719. Departures: those of `scale_by_hessian`; the decay is decoupled, as in
+    the authors' code.
+    """
+    direction = scale_by_hessian(betas, eps, hessian_power, update_period, spatial_average)
+    return with_decay(direction, weight_decay, True, lr)
+
+
+@alias(ranges={"gamma": "[0, inf)"})
+def sophia(
+    lr: Scalar = 6e-4,
+    betas: Betas = (0.96, 0.99),
+    gamma: Scalar = 0.01,
+    eps: Scalar = 1e-12,
+    weight_decay: Scalar = 0.1,
+    update_period: int = 10,
+):
+    r"""Sophia-H: the mean gradient over the mean of the Hessian's diagonal, clipped entry by entry.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{clip}(m_t / \max(\gamma h, \epsilon), -1, 1)$ with averages
+    $m$ of $g$ and $h$ of the extra `hessian_diag`, taken every `update_period` steps. As a torch optimizer it takes it
+    from `loss.backward(create_graph=True)` or from a closure by itself.
+
+    Args:
+        lr: $\eta$ in [0, inf), the largest change of a weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        gamma: $\gamma \ge 0$: the smaller, the more entries are clipped.
+        eps: $\epsilon \ge 0$, the least denominator.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        update_period: Steps between two Hessians, >= 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `hessian`.
+
+    Raises:
+        ValueError: numbers out of range, no `hessian_diag`, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.sophia(lr=0.1, weight_decay=0.0)
+        >>> params = {"w": torch.zeros(2)}
+        >>> diag = {"w": torch.tensor([1e6, -1.0])}  # steep, and a saddle
+        >>> tx.update({"w": torch.tensor([1.0, 1.0])}, tx.init(params), params, hessian_diag=diag)[0]["w"]
+        tensor([-4.0000e-05, -1.0000e-01])
+
+    Source: Liu et al. 2023, arXiv:2305.14342, last version; the authors' code has only Sophia-G.
+    """
+    return with_decay(scale_by_sophia(betas, gamma, eps, update_period), weight_decay, True, lr)

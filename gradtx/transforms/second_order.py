@@ -1,0 +1,143 @@
+"""Divide by the diagonal of the Hessian: AdaHessian and Sophia."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, safe_pow
+
+
+@per_tensor(
+    elementwise=lambda arguments: not arguments["spatial_average"],
+    needs=("hessian_diag",),
+    ranges={"hessian_power": "[0, 1]"},
+)
+def scale_by_hessian(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-4,
+    hessian_power: Scalar = 1.0,
+    update_period: int = 1,
+    spatial_average: bool = True,
+):
+    r"""Divide the mean gradient by the root mean square of the Hessian's diagonal: AdaHessian's direction.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $v_t = \beta_2 v_{t-1} + (1-\beta_2) D_t^2$, direction
+    $\hat m_t / (\hat v_t^{k/2} + \epsilon)$ with $\hat m_t = m_t/(1-\beta_1^t)$, $\hat v_t = v_t/(1-\beta_2^t)$. $D_t$
+    is the extra `hessian_diag` where $(t-1) \bmod$ `update_period` $= 0$, else the last one that was used.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the power.
+        hessian_power: $k$ in [0, 1]; 0 divides by $1 + \epsilon$.
+        update_period: Steps between two Hessians, >= 1. `hessian_diag` is given at every call; None keeps the last.
+        spatial_average: Average $|D|$ over dimensions 2 and up of leaves that have them.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_hessian_diag_sq` and, with an
+        `update_period` above 1, `hessian_diag` (the last $|D|$), shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, no `hessian_diag`, or None with an `update_period` of 1.
+
+    Example:
+        >>> tx = gradtx.scale_by_hessian(eps=0.0)
+        >>> params = {"w": torch.zeros(2)}
+        >>> diag = {"w": torch.tensor([2.0, -8.0])}
+        >>> tx.update({"w": torch.tensor([4.0, 4.0])}, tx.init(params), hessian_diag=diag)[0]["w"]
+        tensor([2.0000, 0.5000])
+
+    Source: Yao et al. 2020, arXiv:2006.00719. Departures: 2-D weights are not averaged over rows, as in the authors'
+    image code; $v$ is averaged at every step, also where $D$ is reused, so that its correction fits.
+    """
+    beta1, beta2 = betas
+    slots = ("exp_avg", "exp_hessian_diag_sq", *(("hessian_diag",) if update_period > 1 else ()))
+
+    def init(param):
+        return {slot: torch.zeros_like(param) for slot in slots}
+
+    def update(update, state, param, ctx):
+        def size(diag):
+            return average_over_space(diag) if spatial_average else diag.abs()
+
+        new = {}
+        if update_period == 1:
+            diag = size(_given("scale_by_hessian", ctx.hessian_diag))
+        else:
+            last, fresh = state["hessian_diag"], ctx.hessian_diag
+            diag = last if fresh is None else ctx.every(update_period, 1, lambda: size(fresh), lambda: last)
+            new["hessian_diag"] = diag
+        mean = new["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * update
+        square = new["exp_hessian_diag_sq"] = beta2 * state["exp_hessian_diag_sq"] + (1 - beta2) * diag.square()
+        root = safe_pow(square / ctx.bias_correction(beta2), hessian_power / 2)
+        return mean / ctx.bias_correction(beta1) / (root + eps), new
+
+    return init, update
+
+
+@per_tensor(elementwise=True, needs=("hessian_diag",), ranges={"gamma": "[0, inf)"})
+def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scalar = 1e-12, update_period: int = 10):
+    r"""Divide the mean gradient by the mean of the Hessian's diagonal, and clip every entry to $\pm 1$: Sophia.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$; where $(t-1) \bmod$ `update_period` $= 0$,
+    $h \leftarrow \beta_2 h + (1-\beta_2) D_t$ with $D_t$ the extra `hessian_diag`; direction
+    $\mathrm{clip}(m_t / \max(\gamma h, \epsilon), -1, 1)$. No bias correction. Where
+    $h \le 0$ it is the sign of $m$, as long as $|m| \ge \epsilon$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        gamma: $\gamma \ge 0$: the smaller, the more entries are clipped.
+        eps: $\epsilon \ge 0$, the least denominator; keep it above 0, for entries without gradient and Hessian.
+        update_period: Steps between two Hessians, >= 1. `hessian_diag` is given at every call; None keeps the last.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `hessian`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, no `hessian_diag`, or None with an `update_period` of 1.
+
+    Example:
+        >>> tx = gradtx.scale_by_sophia(betas=(0.0, 0.0), gamma=1.0)
+        >>> params = {"w": torch.zeros(3)}
+        >>> diag = {"w": torch.tensor([8.0, 0.1, -8.0])}
+        >>> tx.update({"w": torch.tensor([2.0, 2.0, 2.0])}, tx.init(params), hessian_diag=diag)[0]["w"]
+        tensor([0.2500, 1.0000, 1.0000])
+
+    Source: Liu et al. 2023, arXiv:2305.14342, last version. The first version's threshold $\rho$ is $\gamma$ here, its
+    rate is divided by $\gamma$ and so is its eps.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param), "hessian": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        hessian, fresh = state["hessian"], ctx.hessian_diag
+        if update_period == 1:
+            fresh = _given("scale_by_sophia", fresh)
+        if fresh is not None:
+            old = hessian
+            hessian = ctx.every(update_period, 1, lambda: beta2 * old + (1 - beta2) * fresh, lambda: old)
+        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        return (mean / at_least(gamma * hessian, eps)).clamp(-1, 1), {"exp_avg": mean, "hessian": hessian}
+
+    return init, update
+
+
+def _given(owner: str, diag):
+    if diag is None:
+        raise ValueError(
+            f"{owner}: hessian_diag is None, which keeps the last one, but update_period=1 uses a new one at every "
+            "step; pass a tensor for each leaf with a gradient"
+        )
+    return diag
+
+
+def average_over_space(diag: Tensor) -> Tensor:
+    """The size of a Hessian's diagonal, its mean over dimensions 2 and up in place of each entry there."""
+    size = diag.abs()
+    if diag.ndim <= 2:
+        return size
+    return size.mean(dim=tuple(range(2, diag.ndim)), keepdim=True).expand_as(size)

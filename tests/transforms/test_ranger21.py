@@ -1,0 +1,152 @@
+import functools
+import math
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import TOLERANCE, TreeLoop, arguments, difference, finite_without_gradient, problem, unit_norm
+
+RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
+
+
+def smooth(x, b):
+    """log(1 + exp(b x)) / b, entry by entry, and x where b x > 20."""
+    values = [y if b * y > 20 else math.log1p(math.exp(b * y)) / b for y in x.flatten().tolist()]
+    return torch.tensor(values, dtype=x.dtype).reshape(x.shape)
+
+
+def stage(
+    slots, t, grads, params, lr, beta0=0.9, betas=(0.9, 0.999), eps=1e-8, use_softplus=True, beta_softplus=50.0,
+    weight_decay=1e-4, norm_loss_factor=1e-4, amsgrad=True,
+):  # fmt: skip
+    """The paper's step over a whole tree: the new weights. Two momenta by the parity of t, weights decayed in turn."""
+    b1, b2 = betas
+    for name, g in grads.items():
+        s = slots[name]
+        s.v = b2 * s.v + (1 - b2) * g**2
+        s.top = torch.maximum(s.top + 0 * s.v, s.v)
+    total = sum((slots[name].v / (1 - b2**t)).sum().item() for name in grads)
+    level = math.sqrt(total / sum(g.numel() for g in grads.values()))
+    new = {}
+    for name, g in grads.items():
+        s, p = slots[name], params[name]
+        if level > 0:
+            p = p * (1 - lr * weight_decay / level)
+        p = p * (1 - lr * 2 * norm_loss_factor * (1 - 1 / (unit_norm(p) + eps)))
+        written, other = ("odd", "even") if t % 2 else ("even", "odd")
+        setattr(s, written, b1**2 * getattr(s, written) + (1 - b1**2) * g)
+        n = (1 + beta0) * getattr(s, written) - beta0 * getattr(s, other)
+        n = n / math.sqrt((1 + beta0) ** 2 + beta0**2)
+        D = ((s.top if amsgrad else s.v) / (1 - b2**t)).sqrt() + eps
+        s.seen.update((s.top > s.v).flatten().tolist())
+        new[name] = p - lr / (1 - b1**t) * n / (smooth(D, beta_softplus) if use_softplus else D)
+    return new
+
+
+OPTIONS = [
+    {"lr": 0.01},
+    {"lr": 0.02, "beta0": 0.5, "betas": (0.8, 0.7), "weight_decay": 0.3, "norm_loss_factor": 0.2, "beta_softplus": 3.0},
+    {"lr": 0.02, "beta0": 1.0, "betas": (0.5, 0.6), "use_softplus": False, "eps": 0.05, "amsgrad": False},
+    {"lr": 0.02, "beta0": 0.0, "betas": (0.0, 0.9), "weight_decay": 0.0, "norm_loss_factor": 0.5},
+    {"lr": RISING, "beta0": RISING, "betas": (RISING, RISING), "weight_decay": RISING, "eps": 0.1, "amsgrad": False},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_scale_by_ranger21_follows_the_loop(options):
+    reference = TreeLoop(stage, **options)
+    assert difference(gradtx.scale_by_ranger21(**options), reference) < TOLERANCE
+    assert reference.seen == {True, False}
+
+
+def test_names_and_defaults_are_those_of_the_published_signature():
+    ours, loop = arguments(gradtx.scale_by_ranger21), arguments(stage)
+    assert ours == [item for item in loop if item[0] not in ("slots", "grads", "params")]
+
+
+def updates_of(grads, params=1.0, **options):
+    """The updates of one weight, and the state at the end."""
+    tx = gradtx.scale_by_ranger21(**{"weight_decay": 0.0, "norm_loss_factor": 0.0, "use_softplus": False, **options})
+    params = {"w": torch.tensor([params], dtype=torch.float64)}
+    state, found = tx.init(params), []
+    for grad in grads:
+        updates, state = tx.update({"w": torch.tensor([grad], dtype=torch.float64)}, state, params)
+        found.append(updates["w"].item())
+    return found, state["scale_by_ranger21"]
+
+
+def test_two_steps_equal_the_hand_computed_values():
+    found, state = updates_of([2.0, 2.0], lr=1.0, beta0=1.0, betas=(0.5, 0.5), eps=0.0)
+    # a = 0.75 * 2; n = 2 a / sqrt(5), over c1 = 0.5 and 2; then 2 a - a, over 0.75 and 2
+    assert found == pytest.approx([-3 / 5**0.5 / 0.5 / 2, -1.5 / 5**0.5 / 0.75 / 2])
+    assert state["grad_ma"]["w"].item() == state["neg_grad_ma"]["w"].item() == 1.5
+
+
+def test_the_decays_follow_one_another_on_the_weights():
+    found, _ = updates_of(
+        [3.0], 4.0, lr=0.5, beta0=0.0, betas=(0.0, 0.0), eps=0.0, weight_decay=3.0, norm_loss_factor=0.5
+    )
+    # level 3: 4 (1 - 0.5 * 3 / 3) = 2; norm loss: 2 (1 - 0.5 (1 - 1/2)) = 1.5; then a step of 0.5
+    assert 4 + found[0] == pytest.approx(1.0)
+
+
+def test_the_level_of_the_decay_is_that_of_all_leaves_without_the_maximum():
+    tx = gradtx.scale_by_ranger21(lr=1.0, betas=(0.0, 0.0), weight_decay=0.5, norm_loss_factor=0.0)
+    params = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0, 1.0, 1.0])}
+    state = tx.init(params)
+    _, state = tx.update({"a": torch.tensor([100.0]), "b": torch.zeros(3)}, state, params)
+    grads = {"a": torch.tensor([4.0]), "b": torch.zeros(3)}
+    updates, _ = tx.update(grads, state, params)
+    torch.testing.assert_close(updates["b"], torch.full((3,), -0.25))  # 0.5 / sqrt(16 / 4)
+
+
+def test_as_long_as_all_gradients_are_zero_only_the_norm_loss_acts():
+    found, _ = updates_of([0.0, 0.0], 2.0, lr=0.1, weight_decay=7.0, norm_loss_factor=0.5)
+    assert found == pytest.approx([-0.1, -0.1])
+    assert finite_without_gradient(gradtx.scale_by_ranger21(lr=0.1, weight_decay=0.5))
+    zeros = {name: torch.zeros_like(p) for name, p in problem().items()}
+    tx = gradtx.scale_by_ranger21(lr=0.1)
+    assert all(u.isfinite().all() for u in tx.update(zeros, tx.init(zeros), zeros)[0].values())
+
+
+def test_tiny_decays_survive_in_single_precision():
+    tx = gradtx.scale_by_ranger21(lr=1e-3, weight_decay=1e-6, norm_loss_factor=0.0, betas=(0.0, 0.0))
+    params = {"w": torch.tensor([1.0, 1.0])}
+    updates, _ = tx.update({"w": torch.tensor([0.0, 1.0])}, tx.init(params), params)
+    # 1e-9 * sqrt(2), which 1 - 1e-9 could not show
+    assert updates["w"][0].item() == pytest.approx(-1e-9 * 2**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (functools.partial(gradtx.scale_by_ranger21, 0.1, beta0=1.5), r"beta0 must be in \[0, 1\], got 1.5"),
+        (
+            functools.partial(gradtx.scale_by_ranger21, 0.1, betas=(0.9, 1.0)),
+            r"betas\[1\] must be in \[0, 1\), got 1.0",
+        ),
+        (functools.partial(gradtx.scale_by_ranger21, 0.1, beta_softplus=0.0), r"beta_softplus must be in \(0, inf\)"),
+        (
+            functools.partial(gradtx.scale_by_ranger21, 0.1, norm_loss_factor=-1.0),
+            r"norm_loss_factor must be in \[0, inf",
+        ),
+        (
+            lambda: gradtx.chain(gradtx.scale_by_ranger21(0.1), gradtx.scale_by_learning_rate(0.1)),
+            "scale_by_ranger21 owns the learning rate .*scale_by_learning_rate can't follow",
+        ),
+        (
+            lambda: gradtx.chain(gradtx.scale_by_ranger21(0.1), gradtx.add_decayed_weights(0.1)),
+            "scale_by_ranger21 owns the learning rate .*add_decayed_weights can't follow",
+        ),
+    ],
+)
+def test_misuse_is_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_missing_params_are_an_error():
+    tx = gradtx.scale_by_ranger21(0.1)
+    with pytest.raises(ValueError, match="scale_by_ranger21 needs params"):
+        tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))

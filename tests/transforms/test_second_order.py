@@ -1,0 +1,204 @@
+import functools
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import TOLERANCE, Loop, arguments, difference, named
+
+RISING = gradtx.linear_schedule(0.99, start_factor=0.5, total_iters=20)
+
+
+def diagonal(p, t):
+    """A made-up diagonal of the Hessian at step t; about a third of it is negative."""
+    return 0.3 + 0.8 * torch.cos(2 * p + t)
+
+
+class WithHessian:
+    """A transformation that gets `diagonal` at the steps that use it, and else None or numbers nobody may look at."""
+
+    def __init__(self, tx, period=1, between=lambda p: None):
+        self.tx, self.period, self.between, self.state, self.t = tx, period, between, None, 0
+
+    def __call__(self, grads, params):
+        self.t += 1
+        state = self.tx.init(params) if self.state is None else self.state
+        fresh = (self.t - 1) % self.period == 0
+        diag = {name: diagonal(p, self.t) if fresh else self.between(p) for name, p in params.items()}
+        updates, self.state = self.tx.update(grads, state, params, hessian_diag=diag)
+        return updates
+
+
+BETWEEN = {"none": lambda p: None, "ignored": lambda p: torch.full_like(p, torch.nan)}
+
+
+def hessian(s, t, g, p, betas=(0.9, 0.999), eps=1e-4, hessian_power=1.0, update_period=1, spatial_average=True):
+    b1, b2 = betas
+    if (t - 1) % update_period == 0:
+        s.d = diagonal(p, t)
+        if spatial_average:
+            s.d = s.d.abs()
+            if p.ndim > 2:
+                s.d = s.d.flatten(2).mean(dim=2).reshape(*p.shape[:2], *[1] * (p.ndim - 2)) + 0 * p
+    s.m = b1 * s.m + (1 - b1) * g
+    s.v = b2 * s.v + (1 - b2) * s.d * s.d
+    return s.m / (1 - b1**t) / ((s.v / (1 - b2**t)) ** (hessian_power / 2) + eps)
+
+
+def sophia(s, t, g, p, betas=(0.96, 0.99), gamma=0.01, eps=1e-12, update_period=10):
+    b1, b2 = betas
+    s.m = b1 * s.m + (1 - b1) * g
+    s.h = s.h + 0 * p
+    if (t - 1) % update_period == 0:
+        s.h = b2 * s.h + (1 - b2) * diagonal(p, t)
+    ratio = s.m / (gamma * s.h).clamp(min=eps)
+    s.seen.update((ratio.abs() > 1).flatten().tolist())
+    s.seen.update({"negative"} if (s.h < 0).any() else set())
+    return ratio.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"betas": (0.8, 0.95), "eps": 0.05, "hessian_power": 0.6},
+        {"betas": (0.8, 0.95), "spatial_average": False, "update_period": 3},
+        {"update_period": 4, "hessian_power": 0.0},
+        {"betas": (0.0, 0.5), "update_period": 40},
+        {"betas": (RISING, RISING), "eps": RISING, "hessian_power": RISING},
+    ],
+    ids=str,
+)
+def test_scale_by_hessian_follows_the_loop(options, between):
+    step = WithHessian(gradtx.scale_by_hessian(**options), options.get("update_period", 1), BETWEEN[between])
+    assert difference(step, Loop(hessian, **options), rate=-0.02) < TOLERANCE
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"betas": (0.8, 0.5), "gamma": 0.5, "eps": 0.02, "update_period": 3},
+        {"betas": (0.5, 0.9), "gamma": 2.0, "eps": 0.1, "update_period": 1},
+        {"betas": (RISING, 0.5), "gamma": RISING, "eps": 1e-3, "update_period": 5},
+    ],
+    ids=str,
+)
+def test_scale_by_sophia_follows_the_loop(options, between):
+    step = WithHessian(gradtx.scale_by_sophia(**options), options.get("update_period", 10), BETWEEN[between])
+    reference = Loop(sophia, **options)
+    assert difference(step, reference, rate=-0.02) < TOLERANCE
+    assert reference.seen == {True, False, "negative"} or not options
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"), [(gradtx.scale_by_hessian, hessian), (gradtx.scale_by_sophia, sophia)], ids=named
+)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+def updates_of(tx, grads, diags):
+    """The updates of a leaf of numbers, with a Hessian (or None) at each step."""
+    state, found = tx.init({"w": torch.zeros(len(grads[0]))}), []
+    for grad, diag in zip(grads, diags, strict=True):
+        given = None if diag is None else {"w": torch.tensor(diag)}
+        updates, state = tx.update({"w": torch.tensor(grad)}, state, hessian_diag=given)
+        found.append(updates["w"].tolist())
+    return found
+
+
+def test_two_steps_equal_the_hand_computed_values():
+    tx = gradtx.scale_by_hessian((0.5, 0.5), eps=1.0)
+    # m / c1 = 4, then (0.5 * 2 + 0.5 * 4) / 0.75 = 4; v / c2 = 9, then (0.25 * 9 + 0.5 * 36) / 0.75 = 27
+    assert updates_of(tx, [[4.0]] * 2, [[3.0], [-6.0]]) == [[1.0], [pytest.approx(4 / (27**0.5 + 1))]]
+    tx = gradtx.scale_by_sophia((0.5, 0.5), gamma=1.0, update_period=2)
+    # m = 2, 3, 3.5; h = 4, 4, then 2 + 0.5 * 20 = 12
+    expected = [[0.5], [0.75], [pytest.approx(3.5 / 12)]]
+    assert updates_of(tx, [[4.0]] * 3, [[8.0], None, [20.0]]) == expected
+
+
+def test_a_reused_hessian_still_enters_the_average():
+    tx = gradtx.scale_by_hessian((0.0, 0.9), eps=0.0, update_period=5)
+    # constant D, so v / c2 stays D^2; with v held and only its correction moving, the update would grow
+    assert updates_of(tx, [[1.0]] * 4, [[2.0], None, None, None]) == [[pytest.approx(0.5)]] * 4
+
+
+def test_the_average_is_over_dimensions_two_and_up_and_idempotent():
+    tx = gradtx.scale_by_hessian((0.0, 0.0), eps=0.0)
+    params = {"kernel": torch.zeros(2, 1, 2), "matrix": torch.zeros(1, 2)}
+    grads = {name: torch.ones_like(p) for name, p in params.items()}
+    diag = {"kernel": torch.tensor([[[1.0, -3.0]], [[4.0, 4.0]]]), "matrix": torch.tensor([[1.0, -4.0]])}
+    averaged = {"kernel": torch.tensor([[[2.0, 2.0]], [[4.0, 4.0]]]), "matrix": torch.tensor([[1.0, 4.0]])}
+    for given in (diag, averaged):
+        updates, _ = tx.update(grads, tx.init(params), params, hessian_diag=given)
+        for name in params:
+            torch.testing.assert_close(updates[name], 1 / averaged[name])
+
+
+def test_sophia_takes_the_sign_of_the_momentum_where_the_curvature_is_not_positive():
+    tx = gradtx.scale_by_sophia(update_period=1)
+    assert updates_of(tx, [[2.0, -2.0, 0.0]], [[-1.0, 0.0, 0.0]]) == [[1.0, -1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.scale_by_hessian(),
+        gradtx.scale_by_hessian(hessian_power=0.5, update_period=2),
+        gradtx.scale_by_sophia(update_period=2),
+    ],
+    ids=str,
+)
+def test_zero_gradients_and_zero_hessians_give_zero_updates(tx):
+    assert updates_of(tx, [[0.0, 0.0]] * 3, [[0.0, 0.0]] * 3) == [[0.0, 0.0]] * 3
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_derivatives_at_a_zero_hessian_are_finite_and_the_value_is_that_without_them(power):
+    tx = gradtx.scale_by_hessian(eps=0.5, hessian_power=power)
+    params, grads = {"w": torch.zeros(2)}, {"w": torch.tensor([1.0, 0.0], requires_grad=True)}
+    diag = {"w": torch.zeros(2, requires_grad=True)}
+    updates, _ = tx.update(grads, tx.init(params), params, hessian_diag=diag)
+    with torch.no_grad():
+        plain, _ = tx.update(grads, tx.init(params), params, hessian_diag=diag)
+    assert torch.equal(updates["w"], plain["w"])
+    assert updates["w"].tolist() == pytest.approx([1 / 1.5 if power == 0 else 2.0, 0.0])
+    assert all(g.isfinite().all() for g in torch.autograd.grad(updates["w"].sum(), [grads["w"], diag["w"]]))
+
+
+@pytest.mark.parametrize("make", [gradtx.scale_by_hessian, gradtx.scale_by_sophia], ids=named)
+class TestErrors:
+    def test_a_missing_hessian_is_an_error(self, make):
+        tx = make()
+        with pytest.raises(ValueError, match=rf"^{make.__name__} needs hessian_diag: call update"):
+            tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))
+
+    def test_none_is_an_error_where_every_step_uses_a_new_one(self, make):
+        tx = make(update_period=1)
+        with pytest.raises(ValueError, match=rf"^{make.__name__}: hessian_diag is None, .*update_period=1"):
+            tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}), hessian_diag=None)
+
+    def test_a_period_of_zero_is_an_error(self, make):
+        with pytest.raises(ValueError, match=rf"^{make.__name__}: update_period must be in \[1, inf\), got 0$"):
+            make(update_period=0)
+
+    def test_a_beta_of_one_is_an_error(self, make):
+        with pytest.raises(ValueError, match=rf"^{make.__name__}: betas\[1\] must be in \[0, 1\), got 1.0$"):
+            make(betas=(0.9, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (functools.partial(gradtx.scale_by_hessian, hessian_power=1.5), r"hessian_power must be in \[0, 1\], got 1.5"),
+        (functools.partial(gradtx.scale_by_hessian, eps=-1.0), r"eps must be in \[0, inf\), got -1.0"),
+        (functools.partial(gradtx.scale_by_sophia, gamma=-1.0), r"gamma must be in \[0, inf\), got -1.0"),
+        (functools.partial(gradtx.scale_by_sophia, eps=-1.0), r"eps must be in \[0, inf\), got -1.0"),
+    ],
+)
+def test_numbers_out_of_range_are_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
