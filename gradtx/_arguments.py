@@ -145,6 +145,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "there are none"
 
 
+_SCALAR = {float, Tensor, Schedule}
+
+
+def _members(hint: Any) -> set:
+    """The alternatives of an annotation."""
+    return set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+
+
 class Argument:
     """One parameter of a factory: what it accepts, and how a given value becomes the value that the body sees."""
 
@@ -152,19 +160,24 @@ class Argument:
         self.owner, self.name, self.default, self.range = owner, parameter.name, parameter.default, rng
         self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
         self.required = parameter.default is parameter.empty
-        members = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+        members = _members(hint)
         self.optional = type(None) in members
         self.kind = self._kind(members - {type(None)})
-        self.is_hyperparameter = not static and self.kind in ("scalar", "betas", "int", "bool", "str")
+        self._entries = [_members(entry) for entry in typing.get_args(hint)] if self.kind in ("betas", "floats") else []
+        self.is_hyperparameter = not static and self.kind in ("scalar", "betas", "floats", "int", "bool", "str")
         if not self.required:
             self.default = self.check(parameter.default)
 
     @staticmethod
     def _kind(members: set) -> str:
-        if members <= {float, Tensor, Schedule} and float in members:
+        if members <= _SCALAR and float in members:
             return "scalar"
-        if members == {Betas}:
-            return "betas"
+        entries = typing.get_args(next(iter(members))) if len(members) == 1 else ()
+        if entries and typing.get_origin(next(iter(members))) is tuple:
+            if set(entries) == {float}:
+                return "floats"
+            if all(entry is Ellipsis or _members(entry) - {type(None)} == _SCALAR for entry in entries):
+                return "betas"
         return {frozenset({t}): t.__name__ for t in (int, bool, str)}.get(frozenset(members), "structure")
 
     def check(self, value: Any) -> Any:
@@ -179,7 +192,9 @@ class Argument:
             expected = len(self.default) if isinstance(self.default, tuple) else len(value)
             if len(value) != expected:
                 raise ValueError(f"{self.owner}: {self.name} must have {expected} entries, got {len(value)}")
-            return tuple(self._scalar(item, f"{self.name}[{i}]") for i, item in enumerate(value))
+            return tuple(self._entry(i, item) for i, item in enumerate(value))
+        if self.kind == "floats":
+            return self._floats(value)
         if self.kind == "int":
             # bool is an int to Python, never to a user who wrote `every=True`.
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -193,6 +208,20 @@ class Argument:
         if value not in self.range:
             raise ValueError(f"{self.owner}: {name} must be in {self.range.text}, got {value!r}")
         return value
+
+    def _entry(self, i: int, value: Any) -> Any:
+        """An entry of a tuple, which may be None where `tuple[Scalar | None, ...]` says so."""
+        if value is None and type(None) in self._entries[min(i, len(self._entries) - 1)]:
+            return None
+        return self._scalar(value, f"{self.name}[{i}]")
+
+    def _floats(self, value: Any) -> tuple[float, ...]:
+        """Plain numbers, as many as the default has, which no tensor or schedule can stand for."""
+        count = len(self._entries)
+        plain = isinstance(value, tuple | list) and all(isinstance(item, numbers.Real) for item in value)
+        if not plain or len(value) != count:
+            raise TypeError(f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}")
+        return tuple(self._in_range(float(item), f"{self.name}[{i}]") for i, item in enumerate(value))
 
     def _scalar(self, value: Any, name: str) -> Any:
         if isinstance(value, Schedule):

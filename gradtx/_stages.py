@@ -37,6 +37,7 @@ class RuleStage(Operation):
         self.path, self._spec, self._parts, self._state_dtype = path, spec, parts, state_dtype
         self.elementwise = spec.elementwise(arguments) if callable(spec.elementwise) else spec.elementwise
         self.agree = {name: arguments[name] for name in spec.agree}
+        self._dims = spec.dims(arguments)
         start = {name: _scalar_maker(value, arguments, run.device) for name, value in spec.shared_of(arguments).items()}
         if spec.random:
             start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)
@@ -44,9 +45,21 @@ class RuleStage(Operation):
         self._shared = run.shared(path, start) if start else {}
 
     def init(self, leaf: Leaf) -> None:
+        self._check_dims(leaf)
         slots = self._first(leaf)
         if slots:
             leaf.new[self.path] = slots
+
+    def _check_dims(self, leaf: Leaf) -> None:
+        if self._dims is None:
+            return
+        shape, (least, most) = tuple((leaf.param if leaf.param is not None else leaf.update).shape), self._dims
+        if not least <= len(shape) <= most:
+            count = str(least) if least == most else f"at least {least}"
+            raise ValueError(
+                f"{self._spec.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
+                "send it through another transformation, by partition(...) or an optimizer's fallback"
+            )
 
     def _like(self, leaf: Leaf, device: Any = None) -> Tensor:
         return (leaf.param if leaf.param is not None else leaf.update).to(device or leaf.device, self._wide(leaf))
@@ -66,6 +79,7 @@ class RuleStage(Operation):
         return leaf.wide if self._state_dtype is None else torch.promote_types(leaf.wide, self._state_dtype)
 
     def start(self, leaf: Leaf) -> Any:
+        self._check_dims(leaf)
         wide, update = self._wide(leaf), leaf.update
         if update.dtype != wide:
             wide = torch.promote_types(wide, update.dtype)

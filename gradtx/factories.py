@@ -36,12 +36,18 @@ class Spec:
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
+        self.smooth: bool = options.get("smooth", True)
+        self._dims: Any = options.get("dims")
         self.agree: tuple[str, ...] = options.get("agree", ())
         self.example: dict[str, Any] = options.get("example", {})
         self._shared: Any = options.get("shared", {})
         self.factory: Any = None
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
+
+    def dims(self, arguments: dict[str, Any]) -> tuple[int, int] | None:
+        """The least and the largest number of dimensions that a leaf may have; None for any."""
+        return self._dims(arguments) if callable(self._dims) else self._dims
 
     def shared_of(self, arguments: dict[str, Any]) -> Any:
         """Shared scalars: name -> start."""
@@ -267,6 +273,10 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         agree: Hyperparameters that must agree across the groups of an adapter.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
+        dims: The least and the largest number of dimensions that a leaf may have, or a function of the arguments
+            that gives such a pair; a leaf with another number is an error that names it.
+        smooth: Whether training is differentiable; False for rules that depend on a basis that is arbitrary where
+            eigenvalues are equal.
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
         ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit.
         static: Arguments that are no hyperparameters.
@@ -329,7 +339,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree owns_lr before_owner random ranges static example",
+    "rule": "elementwise needs extras shared agree owns_lr before_owner dims smooth random ranges static example",
     "tree": "needs extras ranges static example",
     "alias": "ranges static example",
     "combinator": "needs ranges static example",

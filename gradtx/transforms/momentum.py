@@ -60,6 +60,43 @@ def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dam
     return init, update
 
 
+@per_tensor(elementwise=True, example={"beta": 0.9})
+def trace_ema(beta: Scalar, nesterov: bool = False):
+    r"""Average updates as torch.optim.Muon does.
+
+    $b_t = \beta b_{t-1} + (1 - \beta) g_t$ from $b_0 = 0$; gives $b_t$, or $\beta b_t + (1 - \beta) g_t$ with
+    `nesterov`. No bias correction.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        nesterov: Look one step ahead.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.trace_ema(0.5, nesterov=True)
+        >>> updates, state = tx.update({"w": torch.ones(1)}, tx.init({"w": torch.zeros(1)}))
+        >>> updates["w"], state["trace_ema"]["momentum_buffer"]["w"]
+        (tensor([0.7500]), tensor([0.5000]))
+
+    Source: Jordan et al. 2024, Muon; the form is torch.optim.Muon's.
+    """
+
+    def init(param):
+        return {"momentum_buffer": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        buffer = beta * state["momentum_buffer"] + (1 - beta) * update
+        ahead = beta * buffer + (1 - beta) * update if nesterov else buffer
+        return ahead, {"momentum_buffer": buffer}
+
+    return init, update
+
+
 @per_tensor(elementwise=True, example={"decay": 0.9})
 def ema(decay: Scalar, debias: bool = False):
     r"""Replace updates by their exponential moving average.
