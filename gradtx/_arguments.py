@@ -90,17 +90,24 @@ RANGES = {
     "delta": Range("[0, inf)"),
     "eps": Range("[0, inf)"),
     "every": Range("[1, inf)"),
+    "initial_accumulator_value": Range("[0, inf)"),
     "k": Range("[1, inf)"),
+    "kappa": Range("[1, inf)"),
     "lr": Range("[0, inf)"),
+    "lr_decay": Range("[0, inf)"),
     "max_norm": Range("(0, inf]"),
     "max_value": Range("(0, inf]"),
     "momentum": Range("[0, inf)"),
+    "momentum_decay": Range("[0, inf)"),
     "orig_grad_ema_beta": Range("[0, 1)"),
     "regen_reg_rate": Range("[0, inf)"),
+    "small_const": Range("(0, 1]"),
     "start": Range("[0, inf)"),
+    "step_sizes": Range("[0, inf)"),
     "t0": Range("[0, inf)"),
     "wd_ratio": Range("[0, inf)"),
     "weight_decay": Range("[0, inf)"),
+    "xi": Range("[0, inf)"),
 }
 _NO_RANGE = Range("(-inf, inf)")
 
@@ -156,8 +163,19 @@ def _members(hint: Any) -> set:
 class Argument:
     """One parameter of a factory: what it accepts, and how a given value becomes the value that the body sees."""
 
-    def __init__(self, owner: str, parameter: inspect.Parameter, hint: Any, rng: Range, static: bool):
-        self.owner, self.name, self.default, self.range = owner, parameter.name, parameter.default, rng
+    def __init__(
+        self,
+        owner: str,
+        parameter: inspect.Parameter,
+        hint: Any,
+        rng: Range | tuple[Range, ...],
+        static: bool,
+        any_length: bool,
+    ):
+        self.owner, self.name, self.default = owner, parameter.name, parameter.default
+        self.entry_ranges = rng if isinstance(rng, tuple) else None
+        self.range = rng[0] if isinstance(rng, tuple) else rng
+        self.any_length = any_length
         self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
         self.required = parameter.default is parameter.empty
         members = _members(hint)
@@ -185,45 +203,48 @@ class Argument:
         if value is None and self.optional:
             return None
         if self.kind == "scalar":
-            return self._scalar(value, self.name)
+            return self._scalar(value, self.name, self.range)
         if self.kind == "betas":
             if not isinstance(value, tuple | list):
                 raise TypeError(f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}")
-            expected = len(self.default) if isinstance(self.default, tuple) else len(value)
+            expected = len(self.default) if isinstance(self.default, tuple) and not self.any_length else len(value)
             if len(value) != expected:
                 raise ValueError(f"{self.owner}: {self.name} must have {expected} entries, got {len(value)}")
-            return tuple(self._entry(i, item) for i, item in enumerate(value))
+            if not value:
+                raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
+            ranges = self.entry_ranges or (self.range,) * len(value)
+            return tuple(self._entry(i, item, rng) for i, (item, rng) in enumerate(zip(value, ranges, strict=True)))
         if self.kind == "floats":
             return self._floats(value)
         if self.kind == "int":
             # bool is an int to Python, never to a user who wrote `every=True`.
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise TypeError(f"{self.owner}: {self.name} must be an int, got {describe(value)}")
-            return int(self._in_range(int(value), self.name))
+            return int(self._in_range(int(value), self.name, self.range))
         if self.kind in ("bool", "str") and not isinstance(value, bool if self.kind == "bool" else str):
             raise TypeError(f"{self.owner}: {self.name} must be a {self.kind}, got {describe(value)}")
         return value
 
-    def _in_range(self, value: Any, name: str) -> Any:
-        if value not in self.range:
-            raise ValueError(f"{self.owner}: {name} must be in {self.range.text}, got {value!r}")
+    def _in_range(self, value: Any, name: str, rng: Range) -> Any:
+        if value not in rng:
+            raise ValueError(f"{self.owner}: {name} must be in {rng.text}, got {value!r}")
         return value
 
-    def _entry(self, i: int, value: Any) -> Any:
+    def _entry(self, i: int, value: Any, rng: Range) -> Any:
         """An entry of a tuple, which may be None where `tuple[Scalar | None, ...]` says so."""
         if value is None and type(None) in self._entries[min(i, len(self._entries) - 1)]:
             return None
-        return self._scalar(value, f"{self.name}[{i}]")
+        return self._scalar(value, f"{self.name}[{i}]", rng)
 
     def _floats(self, value: Any) -> tuple[float, ...]:
-        """Plain numbers, as many as the default has, which no tensor or schedule can stand for."""
+        """Plain numbers, for which no tensor or schedule can stand."""
         count = len(self._entries)
         plain = isinstance(value, tuple | list) and all(isinstance(item, numbers.Real) for item in value)
         if not plain or len(value) != count:
             raise TypeError(f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}")
-        return tuple(self._in_range(float(item), f"{self.name}[{i}]") for i, item in enumerate(value))
+        return tuple(self._in_range(float(item), f"{self.name}[{i}]", self.range) for i, item in enumerate(value))
 
-    def _scalar(self, value: Any, name: str) -> Any:
+    def _scalar(self, value: Any, name: str, rng: Range) -> Any:
         if isinstance(value, Schedule):
             return value
         if isinstance(value, Tensor) and not (value.is_complex() or value.dtype == torch.bool):
@@ -239,7 +260,7 @@ class Argument:
                 f"{self.owner}: {name} must be a number, a 0-d tensor or a gradtx.Schedule, "
                 f"got {describe(value)}{remedy}"
             )
-        return self._in_range(float(value), name)
+        return self._in_range(float(value), name, rng)
 
 
 def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
@@ -250,7 +271,13 @@ class Arguments:
     """The signature of a factory: binds a call to checked values."""
 
     def __init__(
-        self, name: str, function: Callable, ranges: Mapping[str, Range], static: Iterable[str], is_alias: bool
+        self,
+        name: str,
+        function: Callable,
+        ranges: Mapping[str, Range | tuple[Range, ...]],
+        static: Iterable[str],
+        any_length: Iterable[str],
+        is_alias: bool,
     ):
         hints = typing.get_type_hints(function)
         signature = inspect.signature(function)
@@ -265,7 +292,8 @@ class Arguments:
         table = {**RANGES, **ranges}
         self.name = name
         self.all = tuple(
-            Argument(name, p, hints[p.name], table.get(p.name, _NO_RANGE), p.name in static) for p in parameters
+            Argument(name, p, hints[p.name], table.get(p.name, _NO_RANGE), p.name in static, p.name in any_length)
+            for p in parameters
         )
         self.by_name = {argument.name: argument for argument in self.all}
         self._positional = [a for a in self.all if not a.keyword_only]

@@ -26,10 +26,9 @@ class Spec:
 
     def __init__(self, kind: str, function: Callable[..., Any], **options: Any):
         self.kind, self.function, self.name = kind, function, function.__name__
-        self.ranges: Mapping[str, Range] = {
-            name: Range(text) if isinstance(text, str) else text for name, text in options.get("ranges", {}).items()
-        }
-        self.arguments = Arguments(self.name, function, self.ranges, options.get("static", ()), kind == "alias")
+        self.ranges = {name: _range_of(text) for name, text in options.get("ranges", {}).items()}
+        static, any_length = options.get("static", ()), options.get("any_length", ())
+        self.arguments = Arguments(self.name, function, self.ranges, static, any_length, kind == "alias")
         self.extras: dict[str, str] = dict(options.get("extras", {}))
         required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
         self.needs: tuple[str, ...] = (*options.get("needs", ()), *required)
@@ -62,6 +61,12 @@ class Spec:
         if self.kind in ("alias", "combinator"):
             raise TypeError(f"{self.name}: must return a transformation, such as chain(...), got {describe(made)}")
         return Parts.of(made, self.name)
+
+
+def _range_of(text: Any) -> Any:
+    if isinstance(text, tuple):
+        return tuple(map(_range_of, text))
+    return Range(text) if isinstance(text, str) else text
 
 
 class Made(GradientTransformation):
@@ -278,8 +283,10 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         smooth: Whether training is differentiable; False for rules that depend on a basis that is arbitrary where
             eigenvalues are equal.
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
-        ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit.
+        ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit; for a tuple of
+            numbers also a tuple, an interval for each entry.
         static: Arguments that are no hyperparameters.
+        any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
         example: Arguments with which the conformance tests call the factory.
 
     Raises:
@@ -307,7 +314,7 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     As `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` get dicts by leaf name where the
     others get tensors; the state is a dict of slots (dicts by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    takes and returns such dicts. Takes the options `needs`, `extras`, `ranges`, `static`, `example`.
+    takes and returns such dicts. Takes the options `needs`, `extras`, `ranges`, `static`, `any_length`, `example`.
     """
     return _decorated("whole_tree", "tree", function, options)
 
@@ -321,7 +328,8 @@ def alias(function: Any = None, /, **options: Any) -> Any:
 
     The alias owns its arguments as hyperparameters, and its body is run again with each step's values, so what it
     derives from them stays right. It also takes `maximize` (negates the gradient before all else) and
-    `state_dtype` (for every link inside). Takes the options `ranges`, `static`, `example` of `per_tensor`.
+    `state_dtype` (for every link inside). Takes the options `ranges`, `static`, `any_length`, `example` of
+    `per_tensor`.
 
     Example:
         >>> @gradtx.alias
@@ -339,10 +347,11 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree owns_lr before_owner dims smooth random ranges static example",
-    "tree": "needs extras ranges static example",
-    "alias": "ranges static example",
-    "combinator": "needs ranges static example",
+    "rule": "elementwise needs extras shared agree owns_lr before_owner dims smooth random ranges static any_length"
+    " example",
+    "tree": "needs extras ranges static any_length example",
+    "alias": "ranges static any_length example",
+    "combinator": "needs ranges static any_length example",
 }
 
 

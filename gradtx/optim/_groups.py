@@ -74,7 +74,7 @@ class GroupView:
                 self.live.discard(name)
             literal = _both(self.literal[name], self._off(name, value))
             first = self.first[name]
-            static = (value is None) != (first is None) or (not _each(value, _is_number, any) and value != first)
+            static = _form(value) != _form(first) or (not _each(value, _is_number, any) and value != first)
             if literal != self.literal[name] or static:
                 changed, self.literal[name], self.first[name] = True, literal, value
                 self._cached = None
@@ -128,7 +128,7 @@ class GroupView:
         new.first = dict(self.first)
         for name, value in values.items():
             now_off = literal and _each(off[name], bool, any)
-            if now_off or value is None or self.first[name] is None or not _each(value, _is_number, any):
+            if now_off or _form(value) != _form(self.first[name]) or not _each(value, _is_number, any):
                 new.first[name] = value  # what decides links and slots
         return new
 
@@ -173,7 +173,12 @@ def _each(value: Any, test: Callable[[Any], bool], how: Callable[..., bool]) -> 
     return how(map(test, value)) if isinstance(value, tuple) else test(value)
 
 
+def _form(value: Any) -> int | None:
+    """What of a number or tuple of numbers decides links and slots: whether it is there, how many entries it has."""
+    return len(value) if isinstance(value, tuple) else None if value is None else 1
+
+
 def _both(a: Any, b: Any) -> Any:
     if isinstance(a, tuple):
-        return tuple(x and y for x, y in zip(a, b, strict=True))
+        return tuple(x and y for x, y in zip(a, b, strict=True)) if len(a) == len(b) else b
     return a and b

@@ -18,11 +18,15 @@ from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 
+def decayed(direction, weight_decay, decoupled: bool):
+    """A direction with weight decay in front (coupled) or behind (decoupled)."""
+    decay = add_decayed_weights(weight_decay)
+    return chain(direction, decay) if decoupled else chain(decay, direction)
+
+
 def with_decay(direction, weight_decay, decoupled: bool, lr):
     """A direction with weight decay in front (coupled) or behind (decoupled), and the learning rate."""
-    decay = add_decayed_weights(weight_decay)
-    links = (direction, decay) if decoupled else (decay, direction)
-    return chain(*links, scale_by_learning_rate(lr))
+    return chain(decayed(direction, weight_decay, decoupled), scale_by_learning_rate(lr))
 
 
 @alias

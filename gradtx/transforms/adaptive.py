@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, safe_sqrt
+from gradtx.transforms._math import at_least, filled_like, safe_sqrt
 
 
 @per_tensor(elementwise=True)
@@ -57,7 +57,7 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)", "initial_accumulator_value": "[0, inf)"})
+@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"})
 def scale_by_rms(
     alpha: Scalar = 0.99,
     eps: Scalar = 1e-8,
@@ -91,7 +91,7 @@ def scale_by_rms(
     """
 
     def init(param):
-        slots = {"square_avg": torch.zeros_like(param) + initial_accumulator_value}
+        slots = {"square_avg": filled_like(param, initial_accumulator_value)}
         return slots | {"grad_avg": torch.zeros_like(param)} if centered else slots
 
     def update(update, state, param, ctx):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gradtx._arguments import Scalar, is_off
 from gradtx.core import chain
@@ -39,9 +40,8 @@ def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dam
 
     Source: Polyak 1964; Sutskever et al. 2013; the form is torch.optim.SGD's. Departures: `dampen_first`.
     """
-    undampened = is_off(dampening)
     # Only a number says at once that it is not 0; tensors and schedules are taken at their word.
-    dampened = isinstance(dampening, float) and not undampened
+    dampened = isinstance(dampening, float) and not is_off(dampening)
     if nesterov and (is_off(momentum) or (dampened and not dampen_first)):
         raise ValueError("trace: nesterov needs a momentum above 0 and a dampening of 0")
     if is_off(momentum):
@@ -51,21 +51,28 @@ def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dam
         return {"momentum_buffer": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        share = 1 - dampening
-        if not undampened and not dampen_first:
-            share = torch.where(ctx.step == 1, torch.ones_like(ctx.time), share)
-        buffer = momentum * state["momentum_buffer"] + (update if undampened else share * update)
+        buffer = accumulated(state["momentum_buffer"], update, momentum, dampening, ctx, dampen_first)
         return update + momentum * buffer if nesterov else buffer, {"momentum_buffer": buffer}
 
     return init, update
 
 
+def accumulated(buffer: Tensor, update: Tensor, momentum, dampening, ctx, dampen_first: bool = False) -> Tensor:
+    """The next momentum buffer as torch.optim.SGD has it: the first update enters undampened."""
+    if is_off(dampening):
+        return momentum * buffer + update
+    share = 1 - dampening
+    if not dampen_first:
+        share = torch.where(ctx.step == 1, torch.ones_like(ctx.time), share)
+    return momentum * buffer + share * update
+
+
 @per_tensor(elementwise=True, example={"beta": 0.9})
 def trace_ema(beta: Scalar, nesterov: bool = False):
-    r"""Average updates as torch.optim.Muon does.
+    r"""Replace updates by their exponential moving average, without bias correction, as a momentum.
 
     $b_t = \beta b_{t-1} + (1 - \beta) g_t$ from $b_0 = 0$; gives $b_t$, or $\beta b_t + (1 - \beta) g_t$ with
-    `nesterov`. No bias correction.
+    `nesterov`.
 
     Args:
         beta: $\beta$, in [0, 1).
@@ -83,16 +90,17 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
         >>> updates["w"], state["trace_ema"]["momentum_buffer"]["w"]
         (tensor([0.7500]), tensor([0.5000]))
 
-    Source: Jordan et al. 2024, Muon; the form is torch.optim.Muon's.
+    Source: Nesterov 1983, in the averaged form of Muon's code. Departures: none; `ema` is the same average with an
+    optional bias correction, under another slot name.
     """
 
     def init(param):
         return {"momentum_buffer": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        buffer = beta * state["momentum_buffer"] + (1 - beta) * update
-        ahead = beta * buffer + (1 - beta) * update if nesterov else buffer
-        return ahead, {"momentum_buffer": buffer}
+        fresh = (1 - beta) * update
+        buffer = beta * state["momentum_buffer"] + fresh
+        return beta * buffer + fresh if nesterov else buffer, {"momentum_buffer": buffer}
 
     return init, update
 

@@ -55,3 +55,37 @@ def scale_by_learning_rate(lr: Scalar):
         return factor * update, state
 
     return update
+
+
+@per_tensor(elementwise=True, example={"lr_decay": 0.1})
+def scale_by_inverse_time(lr_decay: Scalar):
+    r"""Let the learning rate fall with time: $u \mapsto u / (1 + (t-1) \kappa)$.
+
+    Its place is right before `scale_by_learning_rate`, so that decoupled weight decay falls too.
+
+    Args:
+        lr_decay: $\kappa \ge 0$, per step; the first step is at the full rate.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a negative number.
+
+    Example:
+        >>> tx = gradtx.scale_by_inverse_time(1.0)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(3):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state)
+        ...     print(updates["w"])
+        tensor([1.])
+        tensor([0.5000])
+        tensor([0.3333])
+
+    Source: the `lr_decay` of torch.optim.Adagrad.
+    """
+
+    def update(update, state, param, ctx):
+        return update / (1 + (ctx.time - 1) * lr_decay), state
+
+    return update

@@ -1,0 +1,57 @@
+"""Adam with Nesterov's momentum, on a schedule: NAdam."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar, exact_dtype
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+
+@per_tensor(elementwise=True)
+def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3):
+    r"""Divide a gradient that looks one step of momentum ahead by its root mean square: NAdam's direction.
+
+    $\mu_t = \beta_1 (1 - \frac12 \cdot 0.96^{t \psi})$, $P_t = \prod_{i \le t} \mu_i$, $m$ and $\hat v$ as in Adam;
+    direction $\left( \frac{1-\mu_t}{1-P_t} g_t + \frac{\mu_{t+1}}{1-P_t \mu_{t+1}} m_t \right) /
+    (\sqrt{\hat v_t} + \epsilon)$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        momentum_decay: $\psi \ge 0$: how fast $\mu$ rises from $\beta_1 / 2$ to $\beta_1$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter, and
+        `mu_product` ($P$), 0-d float64, of every leaf.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative number.
+
+    Example:
+        >>> tx = gradtx.scale_by_nadam(betas=(0.5, 0.999), momentum_decay=0.0)  # mu is 1/4 throughout
+        >>> updates, state = tx.update({"w": torch.tensor([2.0])}, tx.init({"w": torch.zeros(1)}))
+        >>> updates["w"], state["scale_by_nadam"]["mu_product"]["w"]  # 1 + 1/4 / (1 - 1/16) * 1/2
+        (tensor([1.1333]), tensor(0.2500, dtype=torch.float64))
+
+    Source: Dozat 2016, "Incorporating Nesterov momentum into Adam". Departures: $m$ is averaged with $\beta_1$, not
+    $\mu_t$, as in torch.optim.NAdam; $P$ is kept in float64, where torch has float32.
+    """
+    beta1, beta2 = betas
+    rest1, rest2 = 1 - beta1, 1 - beta2
+
+    def init(param):
+        product = param.new_ones((), dtype=exact_dtype(param))
+        return {"mu_product": product, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        mu, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (ctx.time, ctx.time + 1))
+        product = state["mu_product"] * mu
+        mean = beta1 * state["exp_avg"] + rest1 * update
+        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
+        looking = ((1 - mu) / (1 - product)) * update + (ahead / (1 - product * ahead)) * mean
+        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        return looking / (root + eps), {"mu_product": product, "exp_avg": mean, "exp_avg_sq": square}
+
+    return init, update

@@ -1,0 +1,89 @@
+"""Averages of gradients, mixed with the gradient itself: QHM and QHAdam."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import safe_sqrt
+
+# Above 1 the second would make the mean square of QHAdam negative.
+NUS = ("(-inf, inf)", "[0, 1]")
+
+
+@per_tensor(elementwise=True, ranges={"momentum": "[0, 1)"})
+def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
+    r"""Mix the gradient with its average: quasi-hyperbolic momentum.
+
+    $b_t = \beta b_{t-1} + (1-\beta) g_t$, direction $(1-\nu) g_t + \nu b_t$.
+
+    Args:
+        momentum: $\beta$, in [0, 1).
+        nu: $\nu$, usually in [0, 1]: 0 is plain gradient descent, 1 an average, $\nu = \beta$ Nesterov's momentum.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($b$), shaped as the parameter.
+
+    Raises:
+        ValueError: a momentum outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.scale_by_qhm(momentum=0.75, nu=0.5)
+        >>> tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # half of 8, half of 8 / 4
+        tensor([5.])
+
+    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none.
+    """
+
+    def init(param):
+        return {"momentum_buffer": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        buffer = momentum * state["momentum_buffer"] + (1 - momentum) * update
+        return (1 - nu) * update + nu * buffer, {"momentum_buffer": buffer}
+
+    return init, update
+
+
+@per_tensor(elementwise=True, ranges={"nus": NUS})
+def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: Scalar = 1e-8):
+    r"""Mix both of Adam's averages with the gradient and its square: QHAdam's direction.
+
+    $\frac{(1-\nu_1) g_t + \nu_1 \hat m_t}{\sqrt{(1-\nu_2) g_t^2 + \nu_2 \hat v_t} + \epsilon}$ with Adam's corrected
+    averages $\hat m$ of $g$ and $\hat v$ of $g^2$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        nus: $(\nu_1, \nu_2)$; the second in [0, 1], the first usually too. (1, 1) is Adam.
+        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta or the second nu out of range, a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_qhadam(nus=(0.0, 0.0))  # the sign of each gradient
+        >>> tx.update({"w": torch.tensor([3.0, -0.1])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([ 1.0000, -1.0000])
+
+    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none in value; the authors keep corrected averages.
+    """
+    beta1, beta2 = betas
+    nu1, nu2 = nus
+    rest1, rest2 = 1 - beta1, 1 - beta2
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        fresh = update.square()
+        mean = beta1 * state["exp_avg"] + rest1 * update
+        square = beta2 * state["exp_avg_sq"] + rest2 * fresh
+        top = (1 - nu1) * update + (nu1 / ctx.bias_correction(beta1)) * mean
+        root = safe_sqrt((1 - nu2) * fresh + (nu2 / ctx.bias_correction(beta2)) * square)
+        return top / (root + eps), {"exp_avg": mean, "exp_avg_sq": square}
+
+    return init, update

@@ -1,0 +1,65 @@
+"""Steps whose size follows from signs alone: Rprop."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import filled_like
+
+ETAS = ("(0, 1)", "(1, inf)")
+
+
+@per_tensor(elementwise=True, owns_lr=True, ranges={"etas": ETAS}, example={"lr": 0.1})
+def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
+    r"""Step by a size of each weight's own that grows while the gradient keeps its sign and shrinks where it turns.
+
+    With $a = \mathrm{sign}(g_t g_{t-1})$: $\Delta_t = \Delta_{t-1} \cdot (\eta^+, 1, \eta^-)$ for $a = 1, 0, -1$,
+    clipped to $[\Delta_{\min}, \Delta_{\max}]$; then $p \leftarrow p - \mathrm{sign}(g_t) \Delta_t$, but where $a = -1$
+    the weight stays, and the next step counts as a first one ($g_t = 0$ is remembered).
+
+    Args:
+        lr: $\Delta_0 \ge 0$, the size of the first step; later values are not read.
+        etas: $(\eta^-, \eta^+)$, the first in (0, 1), the second above 1.
+        step_sizes: $(\Delta_{\min}, \Delta_{\max})$, each in [0, inf).
+
+    Returns:
+        A transformation that owns the learning rate: its updates are added to the parameters. State: `prev` (the
+        gradient as it is remembered), `step_size`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range; a link after it that scales by a learning rate or decays.
+
+    Example:
+        >>> tx, params = gradtx.scale_by_rprop(0.1), {"w": torch.zeros(1)}
+        >>> state = tx.init(params)
+        >>> for grad in (3.0, 0.2, -5.0, -5.0):  # steps of 0.1, of 0.12, none, of 0.06 back
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(f"{params['w'].item():.2f}")
+        -0.10
+        -0.22
+        -0.22
+        -0.16
+
+    Source: Riedmiller and Braun 1993; Igel and Huesken 2000 (iRprop-). Departures: none from torch.optim.Rprop, except
+    that signs are compared, so that a product of small gradients cannot vanish. The rule of 1993 also undoes the step
+    before a turn.
+    """
+    shrink, grow = etas
+    smallest, largest = step_sizes
+
+    def init(param):
+        return {"prev": torch.zeros_like(param), "step_size": filled_like(param, lr)}
+
+    def update(update, state, param, ctx):
+        # The first size is the rate of the first step, which a scheduler may have written since init, as in torch.
+        size = torch.where(ctx.step == 1, lr, state["step_size"])
+        agreement = update.sign() * state["prev"].sign()
+        size = torch.where(agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size))
+        size = size.clamp(min=smallest).clamp(max=largest)
+        kept = torch.where(agreement < 0, 0.0, update)
+        return -kept.sign() * size, {"prev": kept, "step_size": size}
+
+    return init, update
