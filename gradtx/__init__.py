@@ -12,6 +12,8 @@ from gradtx.core import GradientTransformation, apply_updates, chain
 from gradtx.factories import alias, per_tensor, whole_tree
 from gradtx.optim import as_optimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
+from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
+from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.sgd import sgd, sgdw
 from gradtx.schedules import (
     constant_schedule,
@@ -20,6 +22,8 @@ from gradtx.schedules import (
     linear_schedule,
     warmup_cosine_schedule,
 )
+from gradtx.transforms.accelerated import scale_by_accsgd, scale_by_aggmo, scale_by_gravity, scale_by_pid
+from gradtx.transforms.accumulators import scale_by_adadelta, scale_by_adamax, scale_by_rss
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt, scale_by_rms
 from gradtx.transforms.atan2 import (
     orthogonalize_against_ema,
@@ -38,9 +42,12 @@ from gradtx.transforms.clipping import (
 )
 from gradtx.transforms.control import hold_until, record
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
-from gradtx.transforms.momentum import ema, trace
+from gradtx.transforms.momentum import ema, trace, trace_ema
+from gradtx.transforms.nadam import scale_by_nadam
 from gradtx.transforms.projection import project_scale_invariant
-from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.transforms.quasi_hyperbolic import scale_by_qhadam, scale_by_qhm
+from gradtx.transforms.rprop import scale_by_rprop
+from gradtx.transforms.scaling import scale, scale_by_inverse_time, scale_by_learning_rate
 from gradtx.wrappers import accumulate, skip_nonfinite
 
 __version__ = "0.1.0"
@@ -50,15 +57,20 @@ __all__ = [
     "GradientTransformation",
     "Scalar",
     "Schedule",
+    "accsgd",
     "accumulate",
+    "adadelta",
+    "adagrad",
     "adam",
     "adam_atan2",
+    "adamax",
     "adamp",
     "adamw",
     "add_decayed_weights",
     "add_norm_loss",
     "adopt",
     "adopt_atan2",
+    "aggmo",
     "alias",
     "apply_updates",
     "as_optimizer",
@@ -73,6 +85,7 @@ __all__ = [
     "cosine_schedule",
     "ema",
     "freeze",
+    "gravity",
     "hold_until",
     "is_off",
     "join_schedules",
@@ -80,22 +93,40 @@ __all__ = [
     "lookahead",
     "map_after_step",
     "masked",
+    "nadam",
     "normalize_by_std",
     "optim",
     "orthogonalize_against_ema",
     "partition",
     "per_tensor",
+    "pid",
     "project_scale_invariant",
+    "qhadam",
+    "qhm",
     "record",
     "regenerate_towards_init",
+    "rmsprop",
+    "rprop",
     "scale",
+    "scale_by_accsgd",
+    "scale_by_adadelta",
     "scale_by_adam",
+    "scale_by_adamax",
     "scale_by_adopt",
     "scale_by_adopt_atan2",
+    "scale_by_aggmo",
     "scale_by_atan2",
     "scale_by_caution",
+    "scale_by_gravity",
+    "scale_by_inverse_time",
     "scale_by_learning_rate",
+    "scale_by_nadam",
+    "scale_by_pid",
+    "scale_by_qhadam",
+    "scale_by_qhm",
     "scale_by_rms",
+    "scale_by_rprop",
+    "scale_by_rss",
     "schedules",
     "sgd",
     "sgdp",
@@ -103,6 +134,7 @@ __all__ = [
     "skip_nonfinite",
     "soft_row_clip",
     "trace",
+    "trace_ema",
     "warmup_cosine_schedule",
     "whole_tree",
     "with_lookahead",

@@ -276,8 +276,8 @@ class Arguments:
         function: Callable,
         ranges: Mapping[str, Range | tuple[Range, ...]],
         static: Iterable[str],
-        any_length: Iterable[str],
         is_alias: bool,
+        any_length: Iterable[str] = (),
     ):
         hints = typing.get_type_hints(function)
         signature = inspect.signature(function)

@@ -28,7 +28,7 @@ class Spec:
         self.kind, self.function, self.name = kind, function, function.__name__
         self.ranges = {name: _range_of(text) for name, text in options.get("ranges", {}).items()}
         static, any_length = options.get("static", ()), options.get("any_length", ())
-        self.arguments = Arguments(self.name, function, self.ranges, static, any_length, kind == "alias")
+        self.arguments = Arguments(self.name, function, self.ranges, static, kind == "alias", any_length)
         self.extras: dict[str, str] = dict(options.get("extras", {}))
         required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
         self.needs: tuple[str, ...] = (*options.get("needs", ()), *required)

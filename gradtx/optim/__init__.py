@@ -10,19 +10,33 @@ from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
+from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
+from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.sgd import sgd, sgdw
 
 __all__ = [
     "ADOPT",
+    "PID",
+    "QHM",
     "SGD",
     "SGDP",
     "SGDW",
+    "AccSGD",
+    "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamAtan2",
     "AdamP",
     "AdamW",
+    "Adamax",
     "AdoptAtan2",
+    "AggMo",
     "ChainOptimizer",
+    "Gravity",
+    "NAdam",
+    "QHAdam",
+    "RMSprop",
+    "Rprop",
     "as_optimizer",
 ]
 
@@ -111,3 +125,39 @@ class ADOPT(AliasOptimizer, alias=adopt): ...
 
 
 class AdoptAtan2(AliasOptimizer, alias=adopt_atan2): ...
+
+
+class Adadelta(AliasOptimizer, alias=adadelta): ...
+
+
+class Adagrad(AliasOptimizer, alias=adagrad): ...
+
+
+class Adamax(AliasOptimizer, alias=adamax): ...
+
+
+class NAdam(AliasOptimizer, alias=nadam): ...
+
+
+class RMSprop(AliasOptimizer, alias=rmsprop): ...
+
+
+class Rprop(AliasOptimizer, alias=rprop): ...
+
+
+class AccSGD(AliasOptimizer, alias=accsgd): ...
+
+
+class AggMo(AliasOptimizer, alias=aggmo): ...
+
+
+class Gravity(AliasOptimizer, alias=gravity): ...
+
+
+class PID(AliasOptimizer, alias=pid): ...
+
+
+class QHAdam(AliasOptimizer, alias=qhadam): ...
+
+
+class QHM(AliasOptimizer, alias=qhm): ...

@@ -91,12 +91,12 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
 
     def update(update, state, param, ctx):
         buffers = [beta * old + update for beta, old in zip(betas, state["momentum_buffer"], strict=True)]
-        return torch.stack(buffers).mean(dim=0), {"momentum_buffer": buffers}
+        return sum(buffers[1:], buffers[0]) / len(buffers), {"momentum_buffer": buffers}
 
     return init, update
 
 
-@per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
+@per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5})
 def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5.0, derivative: Scalar = 10.0):
     r"""Steer by the gradient, by what it has added up to and by how it changes: a PID controller.
 
@@ -183,7 +183,8 @@ def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed:
                 "alpha to 0"
             )
         still = spread == 0
-        return {"v": torch.where(still, 0.0, spread / torch.where(still, 1.0, rate)) * rng.normal(param)}
+        size = torch.where(still, spread, spread / torch.where(still, torch.ones_like(rate), rate))
+        return {"v": (size * rng.normal(param)).to(param.dtype)}
 
     def update(update, state, param, ctx):
         bent = update

@@ -11,7 +11,7 @@ from gradtx.transforms._math import filled_like
 ETAS = ("(0, 1)", "(1, inf)")
 
 
-@per_tensor(elementwise=True, owns_lr=True, ranges={"etas": ETAS}, example={"lr": 0.1})
+@per_tensor(elementwise=True, owns_lr=True, ranges={"etas": ETAS}, example={"lr": 0.15})
 def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
     r"""Step by a size of each weight's own that grows while the gradient keeps its sign and shrinks where it turns.
 

@@ -1,0 +1,251 @@
+"""torch.optim's older adaptive optimizers: Adagrad, Adadelta, RMSprop, Rprop, AdaMax, NAdam."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.optimizers.adam import decayed, with_decay
+from gradtx.transforms.accumulators import scale_by_adadelta, scale_by_adamax, scale_by_rss
+from gradtx.transforms.adaptive import scale_by_rms
+from gradtx.transforms.momentum import trace
+from gradtx.transforms.nadam import scale_by_nadam
+from gradtx.transforms.rprop import ETAS, scale_by_rprop
+from gradtx.transforms.scaling import scale_by_inverse_time, scale_by_learning_rate
+
+
+@alias
+def adagrad(
+    lr: Scalar = 1e-2,
+    lr_decay: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    initial_accumulator_value: Scalar = 0.0,
+    eps: Scalar = 1e-10,
+    *,
+    decoupled_weight_decay: bool = False,
+):
+    r"""Adagrad, as torch.optim.Adagrad.
+
+    $G_t = G_{t-1} + g_t^2$, $p \leftarrow p - \frac{\eta}{1 + (t-1) \kappa} \cdot g_t / (\sqrt{G_t} + \epsilon)$.
+
+    Args:
+        lr: $\eta$ in [0, inf), the change of each weight in the first step.
+        lr_decay: $\kappa \ge 0$, an extra decay of the rate; the first step is at the full rate.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        initial_accumulator_value: $G_0 \ge 0$.
+        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        decoupled_weight_decay: Apply the decay to the weights, at the decayed rate.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `sum`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adagrad(lr=0.1, lr_decay=1.0)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(4):
+        ...     updates, state = tx.update({"w": torch.tensor([3.0])}, state)
+        >>> updates["w"]  # 0.1 / 4 by the decay, and / 2 by the sum
+        tensor([-0.0125])
+
+    Source: Duchi, Hazan and Singer 2011, JMLR 12. Departures: none from torch.optim.Adagrad; a group's own
+    `initial_accumulator_value` is followed.
+    """
+    return chain(
+        decayed(scale_by_rss(eps, initial_accumulator_value), weight_decay, decoupled_weight_decay),
+        scale_by_inverse_time(lr_decay),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias(ranges={"rho": "[0, 1]"})
+def adadelta(
+    lr: Scalar = 1.0,
+    rho: Scalar = 0.9,
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    *,
+    decoupled_weight_decay: bool = False,
+):
+    r"""Adadelta, as torch.optim.Adadelta: steps as long as the steps before.
+
+    $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon} \cdot g_t$, $p \leftarrow p - \eta \delta_t$ with the
+    averages $q$ of $g^2$ and $a$ of $\delta^2$.
+
+    Args:
+        lr: $\eta$ in [0, inf); 1 is the paper's rule.
+        rho: Weight of the old averages, in [0, 1].
+        eps: $\epsilon \ge 0$, inside both roots; the first steps are about $\sqrt{\epsilon}$ long.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        decoupled_weight_decay: Apply the decay to the weights.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `square_avg`, `acc_delta`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adadelta(rho=0.0)
+        >>> tx.update({"w": torch.tensor([1e3, -5.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # the root of eps
+        tensor([-0.0010,  0.0010])
+
+    Source: Zeiler 2012, arXiv:1212.5701. Departures: none from torch.optim.Adadelta.
+    """
+    return with_decay(scale_by_adadelta(rho, eps), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(ranges={"alpha": "[0, inf)"})
+def rmsprop(
+    lr: Scalar = 1e-2,
+    alpha: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    momentum: Scalar = 0.0,
+    centered: bool = False,
+    *,
+    eps_in_root: bool = False,
+    initial_accumulator_value: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+):
+    r"""RMSprop, as torch.optim.RMSprop.
+
+    $q_t = \alpha q_{t-1} + (1-\alpha) g_t^2$, $b_t = \mu b_{t-1} + g_t / (\sqrt{q_t} + \epsilon)$,
+    $p \leftarrow p - \eta b_t$.
+
+    Args:
+        lr: $\eta$ in [0, inf); the first step is $\eta / \sqrt{1-\alpha}$ long, ten times as much by default.
+        alpha: $\alpha$ in [0, inf), below 1 in practice.
+        eps: $\epsilon \ge 0$: in the unit of a gradient outside the root, of a squared gradient inside.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
+        centered: Subtract the square of the mean gradient from $q_t$.
+        eps_in_root: $\sqrt{q_t + \epsilon}$. With `initial_accumulator_value=1.0`, `alpha=0.9` and `eps=1e-10` this is
+            TensorFlow's RMSprop, at a constant rate.
+        initial_accumulator_value: $q_0 \ge 0$.
+        decoupled_weight_decay: Apply the decay to the weights.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `square_avg`, [`grad_avg`],
+        [`momentum_buffer`].
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.rmsprop(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.9990,  1.0000])
+
+    Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850. Departures: none from
+    torch.optim.RMSprop, except that the centered average cannot round below 0 (NaN there).
+    """
+    direction = chain(scale_by_rms(alpha, eps, eps_in_root, centered, initial_accumulator_value), trace(momentum))
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(ranges={"etas": ETAS})
+def rprop(lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
+    r"""Rprop, as torch.optim.Rprop: steps that only know signs. For full gradients, not for mini-batches.
+
+    $\Delta \leftarrow \Delta \cdot (\eta^+, 1, \eta^-)$ for gradients of the same sign as before, of none, of the
+    other, clipped; $p \leftarrow p - \mathrm{sign}(g) \Delta$, except where the sign has changed: there the weight
+    stays and the gradient counts as 0.
+
+    Args:
+        lr: $\Delta \ge 0$ of the first step; later values are not read.
+        etas: $(\eta^-, \eta^+)$, the first in (0, 1), the second above 1.
+        step_sizes: Bounds of $\Delta$, each in [0, inf).
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `prev`, `step_size`.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.rprop(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.1000,  0.1000])
+
+    Source: Riedmiller and Braun 1993; Igel and Huesken 2000 (iRprop-). Departures: none from torch.optim.Rprop.
+    """
+    return scale_by_rprop(lr, etas, step_sizes)
+
+
+@alias
+def adamax(
+    lr: Scalar = 2e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    *,
+    decoupled_weight_decay: bool = False,
+):
+    r"""AdaMax, as torch.optim.Adamax: Adam with a fading maximum in place of the root mean square.
+
+    $u_t = \max(\beta_2 u_{t-1}, |g_t| + \epsilon)$, $p \leftarrow p - \frac{\eta}{1-\beta_1^t} m_t / u_t$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the largest change of a weight per step.
+        betas: Decay of the average and of the maximum, each in [0, 1).
+        eps: $\epsilon \ge 0$, inside the maximum, in the unit of a gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        decoupled_weight_decay: Apply the decay to the weights.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_inf`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.adamax(lr=0.1)
+        >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.1000,  0.1000])
+
+    Source: Kingma and Ba 2014, arXiv:1412.6980, section 7.1. Departures: none from torch.optim.Adamax.
+    """
+    return with_decay(scale_by_adamax(betas, eps), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias
+def nadam(
+    lr: Scalar = 2e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    momentum_decay: Scalar = 4e-3,
+    decoupled_weight_decay: bool = False,
+):
+    r"""NAdam, as torch.optim.NAdam: Adam that looks one step of a rising momentum ahead.
+
+    $p \leftarrow p - \eta \left( \frac{1-\mu_t}{1-P_t} g_t + \frac{\mu_{t+1}}{1-P_{t+1}} m_t \right) /
+    (\sqrt{\hat v_t} + \epsilon)$ with $\mu_t = \beta_1 (1 - \frac12 \cdot 0.96^{t \psi})$ and their product $P$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        momentum_decay: $\psi \ge 0$, how fast $\mu$ rises from $\beta_1 / 2$ to $\beta_1$.
+        decoupled_weight_decay: Apply the decay to the weights.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `mu_product` (0-d float64), `exp_avg`,
+        `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.nadam(lr=0.1, betas=(0.0, 0.999))  # without momentum it is Adam without momentum
+        >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.1000,  0.1000])
+
+    Source: Dozat 2016, "Incorporating Nesterov momentum into Adam". Departures: none from torch.optim.NAdam, except
+    that the product is kept in float64 (there in float32, which costs 1e-9 of the weights).
+    """
+    return with_decay(scale_by_nadam(betas, eps, momentum_decay), weight_decay, decoupled_weight_decay, lr)

@@ -1,0 +1,235 @@
+"""Momentum of other kinds: AccSGD, AggMo, QHM, QHAdam, PID, Gravity."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.optimizers.adam import with_decay
+from gradtx.transforms.accelerated import scale_by_accsgd, scale_by_aggmo, scale_by_gravity, scale_by_pid
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.quasi_hyperbolic import NUS, scale_by_qhadam, scale_by_qhm
+from gradtx.transforms.scaling import scale_by_learning_rate
+
+
+@alias(example={"lr": 0.1})
+def accsgd(
+    lr: Scalar,
+    kappa: Scalar = 1000.0,
+    xi: Scalar = 10.0,
+    small_const: Scalar = 0.7,
+    weight_decay: Scalar = 0.0,
+):
+    r"""Accelerated SGD: a short step, drawn towards an average of long ones.
+
+    $\bar p \leftarrow \alpha \bar p + (1-\alpha)(p - \frac{\eta \kappa}{c} g)$, $p \leftarrow \zeta (p - \eta g) +
+    (1-\zeta) \bar p$ with $\alpha = 1 - c^2 \xi / \kappa$, $\zeta = c / (c + 1 - \alpha)$.
+
+    Args:
+        lr: $\eta$ in [0, inf), the short step; the authors give no default.
+        kappa: $\kappa \ge 1$, how many times as long the long step is ($c$ apart).
+        xi: $\xi$ in $[0, \sqrt{\kappa}]$, the statistical advantage.
+        small_const: $c$ in (0, 1].
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `avg`, which starts as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.accsgd(lr=0.1, kappa=4.0, xi=0.0)  # without advantage it is SGD
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> tx.update({"w": torch.tensor([2.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.2000])
+
+    Source: Jain et al. 2017, arXiv:1704.08227; Kidambi et al. 2018, arXiv:1803.05591. Departures: none in value. The
+    same steps as `qhm(lr * c * (1 + xi) / (1 + c), (kappa - c * c * xi) / (kappa + c * xi), (c * xi - 1) / (c * (1 +
+    xi)))`.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_accsgd(lr, kappa, xi, small_const))
+
+
+@alias(any_length=("betas",), example={"lr": 0.1})
+def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.0):
+    r"""Aggregated momentum: SGD with the average of several momenta.
+
+    $b^{(i)} \leftarrow \beta_i b^{(i)} + g$, $p \leftarrow p - \frac{\eta}{K} \sum_i b^{(i)}$.
+
+    Args:
+        lr: $\eta$ in [0, inf); the authors give no default.
+        betas: $(\beta_1, \dots, \beta_K)$, one or more, each in [0, 1). The paper takes $1 - 0.1^i$, i = 0, 1, ...
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer_0`,
+        `momentum_buffer_1`, ..., in the order of `betas`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.aggmo(lr=0.1, betas=(0.0, 0.5))
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([4.0])}, state)
+        >>> updates["w"]  # buffers of 4 and 6
+        tensor([-0.5000])
+
+    Source: Lucas et al. 2018, arXiv:1804.00325. Departures: equal betas each have a buffer of their own.
+    """
+    return with_decay(scale_by_aggmo(betas), weight_decay, False, lr)
+
+
+@alias(ranges={"momentum": "[0, 1)"}, example={"lr": 0.1})
+def qhm(
+    lr: Scalar,
+    momentum: Scalar = 0.999,
+    nu: Scalar = 0.7,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+):
+    r"""Quasi-hyperbolic momentum: SGD with a mix of the gradient and its average.
+
+    $b \leftarrow \beta b + (1-\beta) g$, $p \leftarrow p - \eta ((1-\nu) g + \nu b)$.
+
+    Args:
+        lr: $\eta$ in [0, inf); about $1/(1-\beta)$ times that of `sgd`, whose momentum adds up. The authors give no
+            default.
+        momentum: $\beta$ in [0, 1).
+        nu: $\nu$, usually in [0, 1]: 0 is SGD, $\beta$ is Nesterov's momentum.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        decoupled_weight_decay: Apply the decay to the weights.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.qhm(lr=1.0, momentum=0.75, nu=0.5)
+        >>> tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # half of 8, half of 8 / 4
+        tensor([-5.])
+
+    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: momentum and nu have the paper's rule of thumb as
+    defaults.
+    """
+    return with_decay(scale_by_qhm(momentum, nu), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(ranges={"nus": NUS})
+def qhadam(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    nus: Betas = (1.0, 1.0),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+):
+    r"""QHAdam: Adam whose averages are both mixed with the present gradient.
+
+    $p \leftarrow p - \eta \frac{(1-\nu_1) g + \nu_1 \hat m}{\sqrt{(1-\nu_2) g^2 + \nu_2 \hat v} + \epsilon}$.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        nus: $(\nu_1, \nu_2)$; the second in [0, 1], the first usually too. (1, 1) is Adam; the paper suggests (0.7, 1).
+        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
+        decoupled_weight_decay: Apply the decay to the weights.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx, state = gradtx.qhadam(lr=0.1, nus=(0.0, 1.0)), {}  # the gradient, over Adam's root
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (1.0, 0.0):
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"].abs())
+        tensor([0.1000])
+        tensor([0.])
+
+    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none.
+    """
+    return with_decay(scale_by_qhadam(betas, nus, eps), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(example={"lr": 0.1})
+def pid(
+    lr: Scalar,
+    momentum: Scalar = 0.0,
+    dampening: Scalar = 0.0,
+    integral: Scalar = 5.0,
+    derivative: Scalar = 10.0,
+    weight_decay: Scalar = 0.0,
+):
+    r"""SGD as a PID controller: the gradient, its sum with momentum, and its change.
+
+    $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} +
+    (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
+
+    Args:
+        lr: $\eta$ in [0, inf); the authors give no default.
+        momentum: $\mu$ in [0, inf), below 1 in practice. A literal 0.0 is plain SGD, without the other terms.
+        dampening: $\tau$; not applied to the first step.
+        integral: $K_I$, the weight of the sum.
+        derivative: $K_D$, the weight of the change.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `d_buffer`,
+        `previous_grad` (with the decay in it).
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.pid(lr=0.1, momentum=0.5)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (1.0, 0.0):  # 1 + 5, then 5 / 2 - 10 / 2
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([-0.6000])
+        tensor([0.2500])
+
+    Source: An et al. 2018, "A PID controller approach for stochastic optimization of deep networks", CVPR.
+    Departures: none from the paper; the authors' code starts $D$ from $g_2 - 0$. Their `nesterov` did nothing.
+    """
+    return with_decay(scale_by_pid(momentum, dampening, integral, derivative), weight_decay, False, lr)
+
+
+@alias(ranges={"alpha": "[0, inf)"})
+def gravity(lr: Scalar = 0.1, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0):
+    r"""Gravity: a moving average of gradients whose large entries are bent back towards zero.
+
+    $v \leftarrow \hat\beta v + (1-\hat\beta) g / (1 + (g \max|g|)^2)$ with $\hat\beta = \frac{\beta t + 1}{t + 2}$ and
+    $v_0 \sim N(0, (\alpha/\eta)^2)$, $p \leftarrow p - \eta v$; the maximum is over each tensor.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        alpha: $\alpha \ge 0$, standard deviation of the weights' first movement; 0 starts from $v_0 = 0$.
+        beta: $\beta$ in [0, 1), what $\hat\beta$ tends to.
+        seed: Of $v_0$, which also follows from the parameter's name.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `v`, and `seed` and `counter` of all
+        parameters together.
+
+    Raises:
+        ValueError: numbers out of range; an lr that starts at 0, unless alpha is 0.
+
+    Example:
+        >>> tx = gradtx.gravity(lr=0.1, alpha=0.0, beta=0.0)
+        >>> tx.update({"w": torch.tensor([1.0, 30.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-7.3992e-05, -2.4691e-06])
+
+    Source: Bahrami and Pouriyan Zadeh 2021, arXiv:2101.09192. Departures: $v_0$ comes from the library's own stream of
+    random numbers, not from torch's global generator.
+    """
+    return chain(scale_by_gravity(lr, alpha, beta, seed), scale_by_learning_rate(lr))
