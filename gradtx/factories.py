@@ -44,7 +44,7 @@ class Spec:
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
-    def dims(self, arguments: dict[str, Any]) -> tuple[int, int] | None:
+    def dims(self, arguments: dict[str, Any]) -> tuple[float, float] | None:
         """The least and the largest number of dimensions that a leaf may have; None for any."""
         return self._dims(arguments) if callable(self._dims) else self._dims
 

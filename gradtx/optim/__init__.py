@@ -9,8 +9,10 @@ from typing import Any
 from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
+from gradtx.optimizers.adafactor import adafactor, adafactor_torch
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
+from gradtx.optimizers.matrix import muon, muon_adam_atan2, polar_adam_atan2, scalable_shampoo, shampoo, soap
 from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.sgd import sgd, sgdw
 
@@ -21,8 +23,11 @@ __all__ = [
     "SGD",
     "SGDP",
     "SGDW",
+    "SOAP",
     "AccSGD",
+    "AdaFactor",
     "Adadelta",
+    "AdafactorTorch",
     "Adagrad",
     "Adam",
     "AdamAtan2",
@@ -33,10 +38,15 @@ __all__ = [
     "AggMo",
     "ChainOptimizer",
     "Gravity",
+    "Muon",
+    "MuonAdamAtan2",
     "NAdam",
+    "PolarAdamAtan2",
     "QHAdam",
     "RMSprop",
     "Rprop",
+    "ScalableShampoo",
+    "Shampoo",
     "as_optimizer",
 ]
 
@@ -161,3 +171,27 @@ class QHAdam(AliasOptimizer, alias=qhadam): ...
 
 
 class QHM(AliasOptimizer, alias=qhm): ...
+
+
+class AdaFactor(AliasOptimizer, alias=adafactor): ...
+
+
+class AdafactorTorch(AliasOptimizer, alias=adafactor_torch): ...
+
+
+class Muon(AliasOptimizer, alias=muon): ...
+
+
+class MuonAdamAtan2(AliasOptimizer, alias=muon_adam_atan2): ...
+
+
+class PolarAdamAtan2(AliasOptimizer, alias=polar_adam_atan2): ...
+
+
+class ScalableShampoo(AliasOptimizer, alias=scalable_shampoo): ...
+
+
+class Shampoo(AliasOptimizer, alias=shampoo): ...
+
+
+class SOAP(AliasOptimizer, alias=soap): ...

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from gradtx.transforms._math import at_least
 
-
 # A tensor seen as matrices.
 
 
@@ -130,7 +129,8 @@ def _change(x: Tensor, basis: Tensor) -> Tensor | None:
 def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any) -> Tensor:
     r"""A matrix (or a batch of them) whose singular values are brought near 1 by odd polynomials of degree 5.
 
-    From $X / \max(\lVert X \rVert_F, \epsilon)$, $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$, on the wide side.
+    From $X / \max(\lVert X \rVert_F, \epsilon)$, $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$,
+    transposed if that is smaller.
     """
     tall = x.shape[-2] > x.shape[-1]
     shape = x.shape

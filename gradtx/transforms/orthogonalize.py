@@ -43,8 +43,8 @@ POLAR_EXPRESS = _polar_express()
 _VIEWS = ("matrix", "batch", "flatten")
 
 
-def _dims(arguments: dict[str, Any]) -> tuple[int, int]:
-    return (2, 2) if arguments["view"] == "matrix" else (2, 64)
+def _dims(arguments: dict[str, Any]) -> tuple[int, float]:
+    return (2, 2) if arguments["view"] == "matrix" else (2, math.inf)
 
 
 def _check_view(owner: str, view: str) -> None:
@@ -160,7 +160,7 @@ def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
     return rows, columns
 
 
-@per_tensor(dims=(2, 64))
+@per_tensor(dims=(2, math.inf))
 def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
     r"""Divide every row of a matrix by its running root mean square, and keep the norm of the matrix.
 

@@ -115,8 +115,9 @@ def scale_by_scalable_shampoo(
     r"""Shampoo in blocks, with averaged statistics, a simpler method's length, and momentum.
 
     A leaf is reshaped (neighbouring dimensions merged while their product is at most `block_size`) and cut into blocks.
-    For every block $G$ and preconditioned dimension: $L \leftarrow \beta_2 L + w_2\, \mathrm{mat}(G) \mathrm{mat}(G)^\top$
-    from $\epsilon I$ ($w_2 = 1-\beta_2$, or 1 for $\beta_2 = 1$) and
+    For every block $G$ and preconditioned dimension:
+    $L \leftarrow \beta_2 L + w_2\, \mathrm{mat}(G) \mathrm{mat}(G)^\top$ from $\epsilon I$ ($w_2 = 1-\beta_2$, or 1 for
+    $\beta_2 = 1$) and
     $P = (L + \epsilon \max(\lambda_{\max}(L), 10^{-16}) I)^{-1/e}$, $I$ at first. $s$ is the gradient with every block
     multiplied by its $P$s, as long as $u$, the grafted method's step. Two momenta, of $s$ and of $u$, run side by side;
     the latter is given before `start_preconditioning_step`.
@@ -134,8 +135,8 @@ def scale_by_scalable_shampoo(
         skip_preconditioning_rank_lt: Leaves with fewer dimensions are not preconditioned.
         no_preconditioning_for_layers_with_dim_gt: Nor are leaves with a larger dimension.
         shape_interpretation: Whether to merge dimensions. A leaf that merges into a vector is not preconditioned.
-        graft_type: $u$: "sgd" $g$, "adagrad" and "rmsprop" $g / (\sqrt{D} + \epsilon_d)$ with $D$ the sum or the average
-            of $g^2$, "sqrtn" the sign of $g$; "none" keeps the length of $s$ (and $u = g$).
+        graft_type: $u$: "sgd" $g$, "adagrad" and "rmsprop" $g / (\sqrt{D} + \epsilon_d)$ with $D$ the sum or the
+            average of $g^2$, "sqrtn" the sign of $g$; "none" keeps the length of $s$ (and $u = g$).
         pre_conditioner_type: Preconditioned dimensions: "all", "input" (all but the last) or "output" (the last).
         nesterov: Look one step ahead, in both momenta.
         diagonal_eps: $\epsilon_d \ge 0$, in the unit of a gradient.

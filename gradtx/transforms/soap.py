@@ -112,12 +112,19 @@ def scale_by_soap(
 
         new = [beta * old + (1 - beta) * gram(gradient, i) for i, old in zip(dims, statistics, strict=True)]
 
-        def refreshed():
-            return ctx.first(lambda: ([eigenbasis(x) for x in new], square), lambda: _refreshed(new, bases, square, dims))
+        def initial():
+            return [eigenbasis(x) for x in new], square
 
-        bases, square = ctx.every(precondition_frequency, 1, refreshed, lambda: (bases, square))
-        slots = {"GG": new, "Q": bases} if dims else {}
-        return direction.reshape(update.shape), {"exp_avg": mean, "exp_avg_sq": square.reshape(update.shape), **slots}
+        def refreshed():
+            return ctx.first(initial, lambda: _refreshed(new, bases, square, dims))
+
+        next_bases, next_square = ctx.every(precondition_frequency, 1, refreshed, lambda: (bases, square))
+        slots = {"GG": new, "Q": next_bases} if dims else {}
+        return direction.reshape(update.shape), {
+            "exp_avg": mean,
+            "exp_avg_sq": next_square.reshape(update.shape),
+            **slots,
+        }
 
     return init, update
 
