@@ -289,7 +289,7 @@ def shampoo(
         >>> tx = gradtx.shampoo(lr=1.0, matrix_eps=1e-3)
         >>> params = {"w": torch.zeros(3)}
         >>> tx.update({"w": torch.tensor([30.0, 0.0, -40.0])}, tx.init(params), params)[0]["w"]  # of norm 1
-        tensor([-0.6000,  0.0000,  0.8000])
+        tensor([-0.6000, -0.0000,  0.8000])
 
     Source: Gupta et al. 2018, arXiv:1802.09568; momentum and "moskomule": moskomule/shampoo.pytorch.
     """
