@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._arguments import exact, exact_dtype, readable
+from gradtx._arguments import exact, exact_dtype, readable, tensors_in
 from gradtx._context import Context
 from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run, lacking
 from gradtx._random import Stream
@@ -38,6 +38,7 @@ class RuleStage(Operation):
         self.elementwise = spec.elementwise(arguments) if callable(spec.elementwise) else spec.elementwise
         self.agree = {name: arguments[name] for name in spec.agree}
         self._dims = spec.dims(arguments)
+        self._readable = all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value))
         start = {name: _scalar_maker(value, arguments, run.device) for name, value in spec.shared_of(arguments).items()}
         if spec.random:
             start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)
@@ -111,7 +112,8 @@ class RuleStage(Operation):
             raise lacking(self.path, leaf.name)
         flat = {slot: widened(value, wide) for slot, value in old.items()}
         state = with_lists(flat)
-        if state is not flat and readable(leaf.given[0] if leaf.given[0] is not None else leaf.given[1]):
+        like = leaf.given[0] if leaf.given[0] is not None else leaf.given[1]
+        if state is not flat and self._readable and readable(like):
             # A list that lost an entry would just be a shorter list.
             for slot in numbered(self._made(leaf, "meta")):
                 if slot not in old:

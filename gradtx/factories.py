@@ -35,7 +35,7 @@ class Spec:
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
-        self.smooth: bool = options.get("smooth", True)
+        self._determined: Any = options.get("determined", True)
         self._dims: Any = options.get("dims")
         self.agree: tuple[str, ...] = options.get("agree", ())
         self.example: dict[str, Any] = options.get("example", {})
@@ -47,6 +47,10 @@ class Spec:
     def dims(self, arguments: dict[str, Any]) -> tuple[float, float] | None:
         """The least and the largest number of dimensions that a leaf may have; None for any."""
         return self._dims(arguments) if callable(self._dims) else self._dims
+
+    def determined(self, arguments: dict[str, Any]) -> bool:
+        """Whether results depend on nothing that rounding decides."""
+        return self._determined(arguments) if callable(self._determined) else self._determined
 
     def shared_of(self, arguments: dict[str, Any]) -> Any:
         """Shared scalars: name -> start."""
@@ -280,8 +284,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         before_owner: The link has no place after one that owns the learning rate.
         dims: The least and the largest number of dimensions that a leaf may have, or a function of the arguments
             that gives such a pair; a leaf with another number is an error that names it.
-        smooth: Whether training is differentiable; False for rules that depend on a basis that is arbitrary where
-            eigenvalues are equal.
+        determined: False, or a function of the arguments that says so, where results depend on a basis that rounding
+            decides (eigenvectors of equal eigenvalues): the conformance tests compare neither batched runs nor
+            difference quotients then.
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
         ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit; for a tuple of
             numbers also a tuple, an interval for each entry.
@@ -347,7 +352,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree owns_lr before_owner dims smooth random ranges static any_length"
+    "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined random ranges static any_length"
     " example",
     "tree": "needs extras ranges static any_length example",
     "alias": "ranges static any_length example",

@@ -183,12 +183,12 @@ class Case(NamedTuple):
         least, most = max((a for a, _ in bounds), default=0), min((b for _, b in bounds), default=math.inf)
         return noise(seed, {name: shape for name, shape in shapes.items() if least <= len(shape) <= most}, dtype, scale)
 
-    def is_smooth(self) -> bool:
-        """Whether all rules that it comes down to say so."""
+    def is_determined(self) -> bool:
+        """Whether all rules that it comes down to are."""
         waiting = list(self.make()._links())
         for link in waiting:
             waiting.extend(link._inner_links())
-        return all(link._spec.smooth for link in waiting)
+        return all(link._spec.determined(link._arguments) for link in waiting)
 
     def floats(self) -> list[Float]:
         found = []

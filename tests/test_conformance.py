@@ -32,7 +32,7 @@ from tests.conformance import (
 
 PLAIN, ALL = plain_cases(), all_cases()
 ALIASES = [case for case in ALL if case.factory.spec.kind == "alias"]
-SMOOTH = [case for case in ALL if case.is_smooth()]
+DETERMINED = [case for case in ALL if case.is_determined()]
 RULES = [case for case in ALL if case.factory.spec.kind == "rule"]
 EDGES = {"zero_d": (), "vector": (3,), "empty": (0,), "empty_rows": (0, 2), "matrix": (2, 3), "conv": (2, 3, 2, 2)}
 
@@ -166,7 +166,7 @@ def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case
             assert_close(result, results[0], rtol=1e-12, atol=1e-12)
 
 
-@each("case", ALL)
+@each("case", DETERMINED)
 def test_vmap_over_every_float_equals_a_loop(case):
     params = case.noise(1)
     for place in case.floats():
@@ -185,7 +185,7 @@ def _objective(params):
     return sum((WEIGHTS[name] * p).sum() for name, p in params.items())
 
 
-@each("case", SMOOTH)
+@each("case", DETERMINED)
 def test_the_gradient_of_training_by_every_float_is_the_difference_quotient(case):
     params, h = case.noise(1), 1e-6
     for place in case.floats():
@@ -199,7 +199,7 @@ def test_the_gradient_of_training_by_every_float_is_the_difference_quotient(case
         assert abs((0.0 if slope is None else slope) - quotient) < tolerance, str(place)
 
 
-@each("case", SMOOTH)
+@each("case", DETERMINED)
 def test_the_gradient_of_training_by_the_first_weights_is_the_difference_quotient(case):
     params, direction, h = case.noise(1), case.noise(3), 1e-6
     for p in params.values():

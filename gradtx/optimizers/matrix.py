@@ -23,8 +23,8 @@ from gradtx.transforms.orthogonalize import (
     scale_by_shape,
 )
 from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.shampoo import scale_by_scalable_shampoo, scale_by_shampoo
-from gradtx.transforms.soap import scale_by_soap
+from gradtx.transforms.shampoo import BLOCKS, ROOTS, scale_by_scalable_shampoo, scale_by_shampoo
+from gradtx.transforms.soap import EXAMPLE, scale_by_soap
 
 
 @alias(
@@ -254,7 +254,7 @@ def polar_adam_atan2(
     )
 
 
-@alias(ranges={"momentum": "[0, 1)"})
+@alias(ranges={"momentum": "[0, 1)"}, example=ROOTS)
 def shampoo(
     lr: Scalar = 1e-1,
     momentum: Scalar = 0.0,
@@ -301,7 +301,7 @@ def shampoo(
     )
 
 
-@alias(ranges={"betas": "[0, 1]"})
+@alias(ranges={"betas": "[0, 1]"}, example=BLOCKS)
 def scalable_shampoo(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -386,7 +386,7 @@ def scalable_shampoo(
     )
 
 
-@alias(ranges={"shampoo_beta": "[0, 1)"})
+@alias(ranges={"shampoo_beta": "[0, 1)"}, example=EXAMPLE)
 def soap(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),

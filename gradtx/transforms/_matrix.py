@@ -27,7 +27,7 @@ def gram(x: Tensor, i: int) -> Tensor:
 
 def multiplied(x: Tensor, matrix: Tensor, i: int) -> Tensor:
     """`x` with dimension i multiplied by a matrix: y_{..a..} = sum_b matrix_{ab} x_{..b..}."""
-    return torch.tensordot(matrix, x, dims=([1], [i])).movedim(0, i)
+    return torch.tensordot(matrix, x, dims=([1], [i])).movedim(0, i).contiguous()  # state keeps its strides
 
 
 def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:
@@ -96,7 +96,7 @@ def eigenbasis(x: Tensor) -> Tensor:
     The derivative leaves out turns among vectors of equal eigenvalues, whose basis is arbitrary.
     """
     values, basis = torch.linalg.eigh(x.detach())
-    values, basis = values.flip(-1), basis.flip(-1)
+    values, basis = values.flip(-1), basis.flip(-1).contiguous()
     change = _change(x, basis)
     if change is None:
         return basis
@@ -108,6 +108,7 @@ def eigenbasis(x: Tensor) -> Tensor:
 def orthonormal(x: Tensor) -> Tensor:
     """Q of the QR decomposition of a square matrix; columns that depend on earlier ones have no derivative."""
     basis, upper = torch.linalg.qr(x.detach())
+    basis = basis.contiguous()
     if not torch.is_grad_enabled():
         return basis
     diagonal = upper.diagonal()

@@ -12,8 +12,18 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import grafted, safe_sqrt
 from gradtx.transforms._matrix import blocks, gram, inverse_root, joined, merged, multiplied
 
+# Roots that are not always due, of matrices that are far from singular: rounding moves those little.
+ROOTS = {"preconditioning_compute_steps": 2, "matrix_eps": 0.1}
+# And small blocks, so that a few steps of small leaves meet all of the rule.
+BLOCKS = {
+    **ROOTS,
+    "block_size": 3,
+    "start_preconditioning_step": 2,
+    "graft_type": "rmsprop",
+}
 
-@per_tensor(needs=("params",), ranges={"momentum": "[0, 1)"})
+
+@per_tensor(needs=("params",), ranges={"momentum": "[0, 1)"}, example=ROOTS)
 def scale_by_shampoo(
     momentum: Scalar = 0.0,
     weight_decay: Scalar = 0.0,
@@ -93,7 +103,7 @@ _GRAFTS = ("none", "sgd", "adagrad", "rmsprop", "sqrtn")
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-@per_tensor(needs=("params",), ranges={"betas": "[0, 1]"})
+@per_tensor(needs=("params",), ranges={"betas": "[0, 1]"}, example=BLOCKS)
 def scale_by_scalable_shampoo(
     betas: Betas = (0.9, 0.999),
     moving_average_for_momentum: bool = False,

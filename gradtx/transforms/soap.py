@@ -10,8 +10,16 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import rms, safe_sqrt
 from gradtx.transforms._matrix import eigenbasis, gram, merged, multiplied, orthonormal
 
+# Bases that are renewed early, and an eps far above rounding: entries that the rotation makes 0 are divided by it.
+EXAMPLE = {"precondition_frequency": 2, "eps": 0.1}
 
-@per_tensor(smooth=False, ranges={"shampoo_beta": "[0, 1)"})
+
+def _full_rank(arguments):
+    """Whether leaves that become a single long dimension, whose statistics have rank 1 at first, stay unrotated."""
+    return not (arguments["merge_dims"] or arguments["precondition_1d"])
+
+
+@per_tensor(determined=_full_rank, ranges={"shampoo_beta": "[0, 1)"}, example=EXAMPLE)
 def scale_by_soap(
     betas: Betas = (0.95, 0.95),
     shampoo_beta: Scalar | None = None,
