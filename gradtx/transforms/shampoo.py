@@ -210,26 +210,27 @@ def scale_by_scalable_shampoo(
         exponent = 1 / (inverse_exponent_override or 2 * len(which))
         directions, statistics, roots = [], [], []
         for piece in pieces:
+            direction = piece
             for i in which:
                 old, old_root = state["statistics"][len(roots)], state["preconditioners"][len(roots)]
-                seen = functools.partial(lambda old, piece, i: beta2 * old + rest2(ctx) * gram(piece, i), old, piece, i)
+                seen = functools.partial(averaged, old, gram(piece, i), ctx)
                 statistics.append(ctx.every(statistics_compute_steps, 0, seen, lambda old=old: old))
                 root = functools.partial(inverse_root, statistics[-1], exponent, ridge=matrix_eps)
                 roots.append(ctx.every(preconditioning_compute_steps, 0, root, lambda old=old_root: old))
-                piece = multiplied(piece, roots[-1], i)
-            directions.append(piece)
+                direction = multiplied(direction, roots[-1], i)
+            directions.append(direction)
         return joined(directions, shape, block_size).reshape(update.shape), statistics, roots
 
-    def rest2(ctx):
+    def averaged(old, fresh, ctx):
         decay = exact(beta2, ctx.time.device)
-        return torch.where(decay == 1, 1.0, 1 - decay)  # at 1 statistics are sums
+        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * fresh  # a decay of 1 sums up
 
     def update(update, state, param, ctx):
         new, simple = {}, update
         if graft_type in ("adagrad", "rmsprop"):
             square = update.square()
             old = state["graft_statistics"]
-            seen = old + square if graft_type == "adagrad" else beta2 * old + rest2(ctx) * square
+            seen = old + square if graft_type == "adagrad" else averaged(old, square, ctx)
             new["graft_statistics"] = seen
             simple = update / (safe_sqrt(seen) + diagonal_eps)
         elif graft_type == "sqrtn":

@@ -18,6 +18,14 @@ ALIASES = {
     "AdamAtan2": gradtx.adam_atan2,
     "ADOPT": gradtx.adopt,
     "AdoptAtan2": gradtx.adopt_atan2,
+    "AdaFactor": gradtx.adafactor,
+    "AdafactorTorch": gradtx.adafactor_torch,
+    "Muon": gradtx.muon,
+    "MuonAdamAtan2": gradtx.muon_adam_atan2,
+    "PolarAdamAtan2": gradtx.polar_adam_atan2,
+    "Shampoo": gradtx.shampoo,
+    "ScalableShampoo": gradtx.scalable_shampoo,
+    "SOAP": gradtx.soap,
 }
 
 
@@ -54,7 +62,7 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_class_takes_the_steps_of_as_optimizer(name):
-    required = {"lr": 0.1} if name == "SGDP" else {}
+    required = {"SGDP": {"lr": 0.1}, "Muon": {"fallback": gradtx.adamw()}}.get(name, {})
     first, second = parameters(), parameters()
     descend(getattr(gradtx.optim, name)(first.values(), **required), first, 5)
     descend(gradtx.as_optimizer(ALIASES[name](**required), second.values()), second, 5)

@@ -62,7 +62,7 @@ def adafactor_torch(s, t, g, p, lr=1e-2, beta2_decay=-0.8, eps=(None, 1e-3), d=1
     else:
         V = s.V = beta * s.V + (1 - beta) * g * g
     u = g / V.clamp(min=eps1**2).sqrt()
-    s.seen.update((V < eps1**2).flatten().tolist())
+    s.seen.update((eps1**2 > V).flatten().tolist())
     alpha = max(eps[1], size(p)) * min(lr, 1 / math.sqrt(t))
     return p * (1 - lr * weight_decay) - alpha * u / max(1.0, size(u) / d)
 
