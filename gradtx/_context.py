@@ -104,10 +104,10 @@ class Context:
         """`compute()` at step 1, else `keep()`, as `every` selects."""
         return self._select(lambda step: step == 1, compute, keep)
 
-    def _select(self, now: Callable[[Any], Any], compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+    def _select(self, due: Callable[[Any], Any], compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
         if self._moment.host is not None:
-            return compute() if now(self._moment.host) else keep()
-        now = now(self._moment.step)
+            return compute() if due(self._moment.host) else keep()
+        now = due(self._moment.step)
         return _tree.map_tensors(lambda new, old: torch.where(now, new, old), compute(), keep())
 
     def __getattr__(self, name: str) -> Any:

@@ -44,11 +44,11 @@ class Spec:
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
-    def dims(self, arguments: dict[str, Any]) -> tuple[float, float] | None:
+    def dims(self, arguments: dict[str, Any]) -> Any:
         """The least and the largest number of dimensions that a leaf may have; None for any."""
         return self._dims(arguments) if callable(self._dims) else self._dims
 
-    def determined(self, arguments: dict[str, Any]) -> bool:
+    def determined(self, arguments: dict[str, Any]) -> Any:
         """Whether results depend on nothing that rounding decides."""
         return self._determined(arguments) if callable(self._determined) else self._determined
 

@@ -27,7 +27,7 @@ def gram(x: Tensor, i: int) -> Tensor:
 
 def multiplied(x: Tensor, matrix: Tensor, i: int) -> Tensor:
     """`x` with dimension i multiplied by a matrix: y_{..a..} = sum_b matrix_{ab} x_{..b..}."""
-    return torch.tensordot(matrix, x, dims=([1], [i])).movedim(0, i).contiguous()  # state keeps its strides
+    return torch.tensordot(matrix, x.movedim(i, 0), dims=1).movedim(0, i).contiguous()  # state keeps its strides
 
 
 def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from gradtx._arguments import Scalar, is_off
@@ -227,7 +229,7 @@ def scale_by_adafactor(
         return {"exp_avg": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        rate = lr
+        rate: Any = lr
         if relative_step:
             rate = torch.minimum(1e-6 * ctx.time if warmup_init else 0.01 * torch.ones_like(ctx.time), ctx.time**-0.5)
         if scale_parameter:

@@ -224,8 +224,7 @@ CASES = [
 
 @pytest.mark.parametrize(("alias", "rule", "options"), CASES, ids=named)
 def test_mixtures_with_adam_atan2_follow_the_loop(alias, rule, options):
-    # Where the iteration has not converged it stretches differences: 1e-15 becomes 1e-12.
-    assert difference_of_weights(alias(**options), WeightsLoop(rule, **options)) < 1e-11
+    assert difference_of_weights(alias(**options), WeightsLoop(rule, **options)) < PUBLISHED
 
 
 def published_mixture(cls):
@@ -312,7 +311,7 @@ SHAMPOO = [
     {"lr": RATE, "momentum": BETA, "weight_decay": RATE, "matrix_eps": 0.1},
 ]
 # The null space of H is magnified by its inverse root: 1e-16 of H is 1e-12 of matrix_eps.
-ROOTS = 1e-9
+ROOTS = 1e-10
 
 
 @pytest.mark.parametrize("options", SHAMPOO, ids=str)
@@ -504,8 +503,8 @@ SOAP = [
     {"lr": 0.02, "eps": 0.01, "precondition_frequency": 4, "merge_dims": True, "max_precondition_dim": 6},
     {"lr": RATE, "betas": (BETA, BETA), "weight_decay": RATE, "eps": 0.01},
 ]
-# A basis of vectors of nearly equal eigenvalues turns far for little: 1e-16 becomes 1e-12 and more in 32 steps.
-BASES = 1e-9
+# A basis of vectors of nearly equal eigenvalues turns far for little: 1e-16 becomes 1e-13 in 32 steps.
+BASES = 1e-11
 
 
 @pytest.mark.parametrize("options", SOAP, ids=str)
