@@ -319,7 +319,7 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     As `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` get dicts by leaf name where the
     others get tensors; the state is a dict of slots (dicts by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    takes and returns such dicts. Takes the options `needs`, `extras`, `ranges`, `static`, `any_length`, `example`.
+    takes and returns such dicts. Takes the options `needs`, `extras`, `ranges`, `static`, `example`.
     """
     return _decorated("whole_tree", "tree", function, options)
 
@@ -354,9 +354,9 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 _OPTIONS = {
     "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined random ranges static any_length"
     " example",
-    "tree": "needs extras ranges static any_length example",
+    "tree": "needs extras ranges static example",
     "alias": "ranges static any_length example",
-    "combinator": "needs ranges static any_length example",
+    "combinator": "needs ranges static example",
 }
 
 

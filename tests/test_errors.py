@@ -248,7 +248,10 @@ BUILDING = {
         TypeError,
         lambda: whole_tree(elementwise=True),
     ),
-    "alias: unknown option 'needs'; known: example, ranges, static": (TypeError, lambda: alias(needs=("params",))),
+    "alias: unknown option 'needs'; known: any_length, example, ranges, static": (
+        TypeError,
+        lambda: alias(needs=("params",)),
+    ),
     "unannotated: annotate 'x'; numbers are gradtx.Scalar or gradtx.Betas": (
         TypeError,
         lambda: per_tensor(unannotated),

@@ -84,6 +84,8 @@ def load(optimizer: Any, state_dict: dict[str, Any], strict: bool) -> None:
         {key: value for key, value in group.items() if key not in REFUSED}
         for group in deepcopy(state_dict["param_groups"])
     ]
+    for group in saved:
+        _rename_decoupled(group)
     sizes, own = [len(group["params"]) for group in saved], [len(g["params"]) for g in optimizer.param_groups]
     if len(sizes) != len(own):
         raise ValueError(f"loaded state dict has {len(sizes)} parameter groups, the optimizer has {len(own)}")
@@ -123,6 +125,13 @@ def load(optimizer: Any, state_dict: dict[str, Any], strict: bool) -> None:
         view.show(optimizer._count)
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         hook(optimizer)
+
+
+def _rename_decoupled(group: dict[str, Any]) -> None:
+    """What qhoptim and pytorch_optimizer call `decoupled_weight_decay`: without it the decay would silently change."""
+    for word, on in (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True)):
+        if word in group:
+            group.setdefault("decoupled_weight_decay", group.pop(word) == on)
 
 
 def _loaded(

@@ -74,7 +74,7 @@ class GroupView:
                 self.live.discard(name)
             literal = _both(self.literal[name], self._off(name, value))
             first = self.first[name]
-            static = _form(value) != _form(first) or (not _each(value, _is_number, any) and value != first)
+            static = (value is None) != (first is None) or (not _each(value, _is_number, any) and value != first)
             if literal != self.literal[name] or static:
                 changed, self.literal[name], self.first[name] = True, literal, value
                 self._cached = None

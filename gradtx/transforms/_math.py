@@ -21,6 +21,11 @@ def at_least(x: Tensor, bound: Any) -> Tensor:
     return x.clamp(min=bound)
 
 
+def at_most(x: Tensor, bound: Any) -> Tensor:
+    """The smaller of each entry and a number or 0-d tensor."""
+    return x.clamp(max=bound)
+
+
 def filled_like(x: Tensor, value: Any) -> Tensor:
     """A tensor like `x` with one number in all places, which may be a 0-d tensor (`full_like` would read it)."""
     return (torch.zeros_like(x) + value).to(x.dtype)

@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import filled_like
+from gradtx.transforms._math import at_least, at_most, filled_like
 
 ETAS = ("(0, 1)", "(1, inf)")
 
@@ -55,10 +55,11 @@ def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e
 
     def update(update, state, param, ctx):
         # The first size is the rate of the first step, which a scheduler may have written since init, as in torch.
-        size = torch.where(ctx.step == 1, lr, state["step_size"])
+        old = state["step_size"]
+        size = torch.where(ctx.step == 1, filled_like(old, lr), old)
         agreement = update.sign() * state["prev"].sign()
         size = torch.where(agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size))
-        size = size.clamp(min=smallest).clamp(max=largest)
+        size = at_most(at_least(size, smallest), largest)
         kept = torch.where(agreement < 0, 0.0, update)
         return -kept.sign() * size, {"prev": kept, "step_size": size}
 

@@ -31,6 +31,8 @@ CASES = [
     *(("Adam", options) for options in ADAM),
     *(("AdamW", options) for options in [*ADAM, {"weight_decay": 0.0}]),
     ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    # with further options in tests/optimizers/test_classic.py
+    *((name, {}) for name in ("Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax")),
 ]
 
 

@@ -56,6 +56,24 @@ def test_ema_follows_the_loop(decay, debias):
     assert difference(gradtx.ema(**options), Loop(ema, **options), rate=-0.1) < TOLERANCE
 
 
+def trace_ema(s, t, g, p, beta, nesterov=False):
+    s.b = beta * s.b + (1 - beta) * g
+    return beta * s.b + (1 - beta) * g if nesterov else s.b
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.9, FALLING], ids=str)
+def test_trace_ema_follows_the_loop(beta, nesterov):
+    options = {"beta": beta, "nesterov": nesterov}
+    assert difference(gradtx.trace_ema(**options), Loop(trace_ema, **options), rate=-0.1) < TOLERANCE
+
+
+def test_trace_ema_keeps_its_average_as_a_momentum_buffer():
+    tx = gradtx.trace_ema(0.75, nesterov=True)
+    _, state = tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))
+    assert state["trace_ema"]["momentum_buffer"]["w"].tolist() == [2.0]
+
+
 @pytest.mark.parametrize("options", [{"momentum": 0.9, "dampening": 0.4}, {"momentum": 0.7, "nesterov": True}], ids=str)
 def test_trace_and_a_learning_rate_are_torch_sgd(options):
     tx = gradtx.chain(gradtx.trace(**options), gradtx.scale_by_learning_rate(0.1))
@@ -71,6 +89,8 @@ def test_trace_and_a_learning_rate_are_torch_sgd(options):
         (gradtx.trace(0.5, dampening=0.25, dampen_first=True), [6.0, 9.0]),  # 0.75 * 8, then 0.5 * 6 + 6
         (gradtx.ema(0.75), [2.0, 3.5]),  # 8 / 4, then 0.75 * 2 + 2
         (gradtx.ema(0.75, debias=True), [8.0, 8.0]),
+        (gradtx.trace_ema(0.75), [2.0, 3.5]),
+        (gradtx.trace_ema(0.75, nesterov=True), [3.5, 4.625]),  # 0.75 * 2 + 2, 0.75 * 3.5 + 2
     ],
     ids=str,
 )
@@ -78,7 +98,9 @@ def test_two_steps_with_a_gradient_of_eight_equal_the_hand_computed_values(tx, u
     assert [first_update(tx, [8.0], steps=n)[0] for n in (1, 2)] == pytest.approx(updates)
 
 
-@pytest.mark.parametrize(("make", "rule"), [(gradtx.trace, trace), (gradtx.ema, ema)], ids=named)
+@pytest.mark.parametrize(
+    ("make", "rule"), [(gradtx.trace, trace), (gradtx.ema, ema), (gradtx.trace_ema, trace_ema)], ids=named
+)
 def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
     assert arguments(make) == arguments(rule)
 
@@ -97,5 +119,7 @@ def test_nesterov_without_momentum_or_with_dampening_is_an_error(options):
 def test_rejects_a_momentum_or_a_decay_out_of_range():
     with pytest.raises(ValueError, match=r"^trace: momentum must be in \[0, inf\), got -0.1$"):
         gradtx.trace(-0.1)
+    with pytest.raises(ValueError, match=r"^trace_ema: beta must be in \[0, 1\), got 1.0$"):
+        gradtx.trace_ema(1.0)
     with pytest.raises(ValueError, match=r"^ema: decay must be in \[0, 1\), got 1.0$"):
         gradtx.ema(1.0)

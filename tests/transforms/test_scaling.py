@@ -18,6 +18,22 @@ def test_scale_by_learning_rate_multiplies_by_minus_the_rate_of_the_step(lr):
     assert difference(gradtx.scale_by_learning_rate(lr), reference) < TOLERANCE
 
 
+def inverse_time(s, t, g, p, lr_decay):
+    return g / (1 + (t - 1) * lr_decay)
+
+
+@pytest.mark.parametrize("lr_decay", [0.0, 0.3, RISING], ids=str)
+def test_scale_by_inverse_time_divides_by_the_steps_that_were_done(lr_decay):
+    reference = Loop(inverse_time, lr_decay=lr_decay)
+    assert difference(gradtx.scale_by_inverse_time(lr_decay), reference, rate=-0.1) < TOLERANCE
+    assert [first_update(gradtx.scale_by_inverse_time(0.5), [6.0], steps=n) for n in (1, 2, 3)] == [[6.0], [4.0], [3.0]]
+
+
+def test_rejects_a_negative_decay_of_the_rate():
+    with pytest.raises(ValueError, match=r"^scale_by_inverse_time: lr_decay must be in \[0, inf\), got -0.1$"):
+        gradtx.scale_by_inverse_time(-0.1)
+
+
 def test_one_step_equals_the_hand_computed_values():
     assert first_update(gradtx.scale(-2.0), [1.0, 3.0]) == [-2.0, -6.0]
     assert first_update(gradtx.scale_by_learning_rate(0.5), [1.0, -3.0]) == [-0.5, 1.5]

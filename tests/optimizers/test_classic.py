@@ -1,0 +1,332 @@
+import pytest
+import torch
+
+import gradtx
+from tests.optim.problems import assert_close, assert_equal, descend, parameters, twins
+from tests.references import (
+    TOLERANCE,
+    Published,
+    WeightsLoop,
+    adam_moments,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    named,
+    negated,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
+# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
+PUBLISHED = 1e-12
+
+
+def with_decay(direction):
+    """The rule of a direction `(s, t, g, p, ...)` with weight decay on the gradient or on the weights."""
+
+    def rule(s, t, g, p, lr, weight_decay, decoupled_weight_decay, **options):
+        if decoupled_weight_decay:
+            return p * (1 - lr * weight_decay) - lr * direction(s, t, g, p, **options)
+        return p - lr * direction(s, t, g + weight_decay * p, p, **options)
+
+    return rule
+
+
+def adagrad(
+    s, t, g, p, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10,
+    decoupled_weight_decay=False,
+):  # fmt: skip
+    def direction(s, t, g, p):
+        s.total = (initial_accumulator_value if t == 1 else s.total) + g**2
+        return g / (s.total.sqrt() + eps)
+
+    rate = lr / (1 + (t - 1) * lr_decay)
+    return with_decay(direction)(s, t, g, p, rate, weight_decay, decoupled_weight_decay)
+
+
+def adadelta(s, t, g, p, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, decoupled_weight_decay=False):
+    def direction(s, t, g, p):
+        s.q = rho * s.q + (1 - rho) * g**2
+        step = (s.a + 0 * g + eps).sqrt() / (s.q + eps).sqrt() * g
+        s.a = rho * s.a + (1 - rho) * step**2
+        return step
+
+    return with_decay(direction)(s, t, g, p, lr, weight_decay, decoupled_weight_decay)
+
+
+def rmsprop(
+    s, t, g, p, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False, eps_in_root=False,
+    initial_accumulator_value=0.0, decoupled_weight_decay=False,
+):  # fmt: skip
+    def direction(s, t, g, p):
+        s.q = alpha * (initial_accumulator_value if t == 1 else s.q) + (1 - alpha) * g**2
+        s.a = alpha * s.a + (1 - alpha) * g
+        spread = s.q - s.a**2 if centered else s.q
+        s.b = momentum * s.b + g / ((spread + eps).sqrt() if eps_in_root else spread.sqrt() + eps)
+        return s.b
+
+    return with_decay(direction)(s, t, g, p, lr, weight_decay, decoupled_weight_decay)
+
+
+def rprop(s, t, g, p, lr=1e-2, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0)):
+    if t == 1:
+        s.size, s.last = torch.full_like(p, lr), torch.zeros_like(p)
+    a = torch.sign(g) * torch.sign(s.last)
+    factor = torch.ones_like(p)
+    factor[a > 0], factor[a < 0] = etas[1], etas[0]
+    s.size = (s.size * factor).clamp(*step_sizes)
+    s.last = torch.where(a < 0, torch.zeros_like(g), g)
+    return p - torch.sign(s.last) * s.size
+
+
+def adamax(s, t, g, p, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False):
+    def direction(s, t, g, p):
+        s.m = betas[0] * s.m + (1 - betas[0]) * g
+        s.u = torch.maximum(betas[1] * s.u + 0 * g, g.abs() + eps)
+        return s.m / s.u / (1 - betas[0] ** t)
+
+    return with_decay(direction)(s, t, g, p, lr, weight_decay, decoupled_weight_decay)
+
+
+def nadam(
+    s, t, g, p, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, momentum_decay=4e-3,
+    decoupled_weight_decay=False,
+):  # fmt: skip
+    def direction(s, t, g, p):
+        mu, ahead = (betas[0] * (1 - 0.5 * 0.96 ** (i * momentum_decay)) for i in (t, t + 1))
+        s.product = mu * (1 if t == 1 else s.product)
+        _, v = adam_moments(s, t, g, betas)
+        return ((1 - mu) / (1 - s.product) * g + ahead / (1 - s.product * ahead) * s.m) / (v.sqrt() + eps)
+
+    return with_decay(direction)(s, t, g, p, lr, weight_decay, decoupled_weight_decay)
+
+
+# What torch's optimizer of the name takes too.
+SHARED = [
+    (gradtx.adagrad, "Adagrad", adagrad, {}),
+    (gradtx.adagrad, "Adagrad", adagrad, {"lr": 0.1, "lr_decay": 0.2, "weight_decay": 0.2, "eps": 0.01}),
+    (gradtx.adagrad, "Adagrad", adagrad, {"lr": 0.1, "lr_decay": 0.01, "initial_accumulator_value": 0.3}),
+    (gradtx.adadelta, "Adadelta", adadelta, {}),
+    (gradtx.adadelta, "Adadelta", adadelta, {"lr": 0.7, "rho": 0.6, "eps": 1e-3, "weight_decay": 0.2}),
+    (gradtx.adadelta, "Adadelta", adadelta, {"lr": 3.0, "rho": 0.0}),
+    (gradtx.rmsprop, "RMSprop", rmsprop, {}),
+    (gradtx.rmsprop, "RMSprop", rmsprop, {"lr": 0.02, "alpha": 0.8, "eps": 1e-3, "weight_decay": 0.2}),
+    (gradtx.rmsprop, "RMSprop", rmsprop, {"momentum": 0.7, "centered": True, "alpha": 0.9, "eps": 0.01}),
+    (gradtx.rmsprop, "RMSprop", rmsprop, {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.2}),
+    (gradtx.rprop, "Rprop", rprop, {}),
+    (gradtx.rprop, "Rprop", rprop, {"lr": 0.1, "etas": (0.3, 1.5), "step_sizes": (0.02, 0.2)}),
+    (gradtx.adamax, "Adamax", adamax, {}),
+    (gradtx.adamax, "Adamax", adamax, {"lr": 0.02, "betas": (0.7, 0.8), "eps": 0.05, "weight_decay": 0.2}),
+    (gradtx.adamax, "Adamax", adamax, {"lr": 0.02, "betas": (0.0, 0.5)}),
+    (gradtx.nadam, "NAdam", nadam, {}),
+    (gradtx.nadam, "NAdam", nadam, {"lr": 0.02, "betas": (0.7, 0.8), "eps": 0.05, "weight_decay": 0.2}),
+    (gradtx.nadam, "NAdam", nadam, {"lr": 0.02, "momentum_decay": 0.5, "betas": (0.0, 0.9)}),
+    (gradtx.nadam, "NAdam", nadam, {"lr": 0.02, "weight_decay": 0.2, "decoupled_weight_decay": True}),
+]
+DECOUPLED = {"weight_decay": 0.2, "decoupled_weight_decay": True}
+TF = {"eps_in_root": True, "initial_accumulator_value": 1.0, "alpha": 0.9, "eps": 1e-10, "momentum": 0.5}
+OPTIONS = [
+    *((alias, rule, options) for alias, _, rule, options in SHARED),
+    (gradtx.adagrad, adagrad, {"lr": 0.1, "lr_decay": 0.5, **DECOUPLED}),
+    (gradtx.adagrad, adagrad, {"lr": RATE, "lr_decay": DECAY, "weight_decay": DECAY, "eps": BETA}),
+    (gradtx.adadelta, adadelta, {"lr": 0.7, **DECOUPLED}),
+    (gradtx.adadelta, adadelta, {"lr": RATE, "rho": BETA, "weight_decay": DECAY, "eps": DECAY}),
+    (gradtx.rmsprop, rmsprop, {"lr": 0.02, "momentum": 0.7, **DECOUPLED}),
+    (gradtx.rmsprop, rmsprop, TF),
+    (gradtx.rmsprop, rmsprop, {"lr": RATE, "alpha": BETA, "momentum": BETA, "weight_decay": DECAY, "eps": DECAY}),
+    (gradtx.rprop, rprop, {"lr": 0.1, "etas": (BETA, 1.2), "step_sizes": (RATE, 0.5)}),
+    (gradtx.adamax, adamax, {"lr": 0.02, **DECOUPLED}),
+    (gradtx.adamax, adamax, {"lr": RATE, "betas": (BETA, BETA), "weight_decay": DECAY}),
+    (gradtx.nadam, nadam, {"lr": RATE, "betas": (BETA, BETA), "weight_decay": DECAY, "momentum_decay": DECAY}),
+]
+ALIASES = {alias: (name, rule) for alias, name, rule, _ in SHARED}
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias):
+    assert arguments(alias) == arguments(ALIASES[alias][1])
+
+
+@pytest.fixture
+def torch_counts_in_float64():
+    """torch.optim.NAdam keeps its product in the default dtype, which costs 1e-9 in float32."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("torch_counts_in_float64")
+@pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
+def test_the_weights_are_those_of_torch_optim(alias, name, rule, options):
+    optimizer = getattr(torch.optim, name)
+    assert difference_of_weights(alias(**options), Published(optimizer, **options)) < PUBLISHED
+    uphill = {**options, "maximize": True}
+    assert difference_of_weights(negated(alias(**uphill)), negated(Published(optimizer, **uphill))) < PUBLISHED
+
+
+# The classes: what else torch's do.
+
+
+def pair(name, params=parameters, **options):
+    """Our optimizer and torch's, each with parameters of its own."""
+    return [(getattr(package, name)(own.values(), **options), own)
+            for package, own in ((gradtx.optim, params()), (torch.optim, params()))]  # fmt: skip
+
+
+@pytest.mark.usefixtures("torch_counts_in_float64")
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
+def test_steps_of_the_class_without_some_gradients_equal_torch(alias, name, rule, options, maximize):
+    (ours, own), (theirs, other) = pair(name, maximize=maximize, **options)
+    descend(ours, own, 30, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0)
+    descend(theirs, other, 30, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0)
+    assert_close(own.values(), other.values(), PUBLISHED)
+
+
+@pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
+def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(alias, name, rule, options):
+    (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float32), **options)
+    if name == "Adagrad":  # makes its state with the optimizer
+        for a, b in zip(own.values(), other.values(), strict=True):
+            assert_equal(dict(sorted(ours.state[a].items())), dict(sorted(theirs.state[b].items())))
+    descend(ours, own, 3)
+    descend(theirs, other, 3)
+    for a, b in zip(own.values(), other.values(), strict=True):
+        state, expected = ours.state[a], theirs.state[b]
+        assert set(state) == set(expected)
+        for key, value in expected.items():
+            kept = torch.float64 if key == "mu_product" else value.dtype
+            assert (state[key].shape, state[key].dtype) == (value.shape, kept)
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_narrow_dtypes_follow_torch(name, dtype, tolerance):
+    # Ten roundings of the dtype; torch computes in half precision where we compute in float32.
+    (ours, own), (theirs, other) = pair(name, lambda: parameters(dtype))
+    descend(ours, own, 10)
+    descend(theirs, other, 10)
+    assert_close(own.values(), other.values(), tolerance)
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"])
+def test_a_scheduler_that_warms_up_from_the_start_moves_it_as_torch(name):
+    after = []
+    for optimizer, params in pair(name, lr=0.1):
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=5)
+        descend(optimizer, params, 10, after=scheduler.step, skip=lambda leaf, t: leaf == "head.scale" and t < 3)
+        after.append(params)
+    # torch keeps NAdam's product in float32
+    assert_close(after[0].values(), after[1].values(), 1e-7 if name == "NAdam" else PUBLISHED)
+
+
+def test_a_parameter_of_rprop_that_first_steps_after_a_reload_takes_the_rate_of_then_as_in_torch():
+    after = []
+    for optimizer, params in pair("Rprop", lr=0.1):
+        descend(optimizer, params, 3, skip=lambda leaf, t: leaf == "head.scale")
+        own = twins(params)
+        again = type(optimizer)(own.values())
+        again.load_state_dict(optimizer.state_dict())
+        again.param_groups[0]["lr"] = 0.03
+        descend(again, own, 3, start=3)
+        after.append(own)
+    assert_close(after[0].values(), after[1].values(), PUBLISHED)
+
+
+HALF = {"lr": 0.5, "weight_decay": 0.5, "eps": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [
+        # coupled: signs of 3 + 2 and -1 + 2; decoupled: 0.5 * (1 + 2) and 0.5 * (-1 + 2)
+        (gradtx.adagrad(**HALF), [-0.5, -0.5]),
+        (gradtx.adagrad(**HALF, decoupled_weight_decay=True), [-1.5, -0.5]),
+        (gradtx.rmsprop(**HALF, alpha=0.75), [-1.0, -1.0]),  # directions twice as long
+        (gradtx.rmsprop(**HALF, alpha=0.75, decoupled_weight_decay=True), [-2.0, 0.0]),
+        (gradtx.adamax(**HALF), [-0.5, -0.5]),
+        (gradtx.adamax(**HALF, decoupled_weight_decay=True), [-1.5, -0.5]),
+        (gradtx.adadelta(**HALF, decoupled_weight_decay=True), [-1.0, -1.0]),  # never starts without eps
+        (gradtx.nadam(**HALF, betas=(0.0, 0.9)), [-0.5, -0.5]),
+        (gradtx.nadam(**HALF, betas=(0.0, 0.9), decoupled_weight_decay=True), [-1.5, -0.5]),
+        (gradtx.rprop(lr=0.5), [-0.5, 0.5]),
+    ],
+    ids=str,
+)
+def test_one_step_equals_the_hand_computed_values(tx, expected):
+    assert first_update(tx, [3.0, -1.0], [4.0, 4.0]) == pytest.approx(expected)
+
+
+def test_decoupled_decay_of_adagrad_falls_with_its_rate():
+    tx = gradtx.adagrad(lr=1.0, lr_decay=1.0, weight_decay=0.5, decoupled_weight_decay=True)
+    assert [first_update(tx, [0.0], [4.0], steps=n) for n in (1, 2, 3, 4)] == [[-2.0], [-1.0], [-2 / 3], [-0.5]]
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.adagrad(lr_decay=0.1),
+        gradtx.adadelta(),
+        gradtx.rmsprop(momentum=0.9, centered=True),
+        gradtx.rprop(),
+        gradtx.adamax(),
+        gradtx.nadam(weight_decay=0.1),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
+    assert difference(negated(alias(maximize=True)), alias()) == 0
+
+
+def test_a_literal_momentum_of_zero_keeps_no_buffer():
+    params = parameters()
+    assert "momentum_buffer" not in gradtx.optim.RMSprop(params.values()).state[params["body.bias"]]
+    assert "momentum_buffer" in gradtx.optim.RMSprop(params.values(), momentum=0.1).state[params["body.bias"]]
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.adagrad, {"lr": -1.0}, r"lr must be in \[0, inf\), got -1.0"),
+        (gradtx.adagrad, {"lr_decay": -1.0}, r"lr_decay must be in \[0, inf\), got -1.0"),
+        (
+            gradtx.adagrad,
+            {"initial_accumulator_value": -1.0},
+            r"initial_accumulator_value must be in \[0, inf\), got -1.0",
+        ),
+        (gradtx.adadelta, {"rho": 1.5}, r"rho must be in \[0, 1\], got 1.5"),
+        (gradtx.adadelta, {"weight_decay": -1.0}, r"weight_decay must be in \[0, inf\), got -1.0"),
+        (gradtx.rmsprop, {"alpha": -1.0}, r"alpha must be in \[0, inf\), got -1.0"),
+        (gradtx.rmsprop, {"momentum": -1.0}, r"momentum must be in \[0, inf\), got -1.0"),
+        (gradtx.rprop, {"etas": (0.5, 0.9)}, r"etas\[1\] must be in \(1, inf\), got 0.9"),
+        (gradtx.rprop, {"etas": (1.5, 2.0)}, r"etas\[0\] must be in \(0, 1\), got 1.5"),
+        (gradtx.adamax, {"betas": (0.9, 1.5)}, r"betas\[1\] must be in \[0, 1\), got 1.5"),
+        (gradtx.nadam, {"betas": (1.0, 0.9)}, r"betas\[0\] must be in \[0, 1\), got 1.0"),
+        (gradtx.nadam, {"momentum_decay": -1.0}, r"momentum_decay must be in \[0, inf\), got -1.0"),
+    ],
+    ids=named,
+)
+def test_rejects_a_number_out_of_range(alias, options, message):
+    with pytest.raises(ValueError, match=f"^{alias.__name__}: {message}$"):
+        alias(**options)
+
+
+def test_a_group_is_checked_as_the_constructor_is():
+    params = parameters()
+    optimizer = gradtx.optim.Rprop(params.values())
+    optimizer.param_groups[0]["etas"] = (0.5, 0.9)
+    with pytest.raises(ValueError, match=r"^rprop: etas\[1\] must be in \(1, inf\), got 0.9$"):
+        descend(optimizer, params, 1)

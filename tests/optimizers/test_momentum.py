@@ -1,0 +1,345 @@
+import pytest
+import pytorch_optimizer
+import qhoptim.pyt
+import torch
+
+import gradtx
+from tests.optim.problems import assert_close, assert_equal, descend, parameters, saved_and_loaded, twins
+from tests.references import (
+    TOLERANCE,
+    Published,
+    WeightsLoop,
+    adam_moments,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    named,
+    negated,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
+# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
+PUBLISHED = 1e-12
+
+
+def accsgd(s, t, g, p, lr, kappa=1000.0, xi=10.0, small_const=0.7, weight_decay=0.0):
+    c = small_const
+    alpha = 1 - c**2 * xi / kappa
+    zeta = c / (c + 1 - alpha)
+    g = g + weight_decay * p
+    s.avg = alpha * (p if t == 1 else s.avg) + (1 - alpha) * (p - lr * kappa / c * g)
+    return zeta * (p - lr * g) + (1 - zeta) * s.avg
+
+
+def aggmo(s, t, g, p, lr, betas=(0.0, 0.9, 0.99), weight_decay=0.0):
+    if t == 1:
+        s.b = [0 * g for _ in betas]
+    for i, beta in enumerate(betas):
+        s.b[i] = beta * s.b[i] + g + weight_decay * p
+    return p - lr / len(betas) * sum(s.b)
+
+
+def qhm(s, t, g, p, lr, momentum=0.999, nu=0.7, weight_decay=0.0, decoupled_weight_decay=False):
+    start = p * (1 - lr * weight_decay) if decoupled_weight_decay else p
+    g = g if decoupled_weight_decay else g + weight_decay * p
+    s.b = momentum * s.b + (1 - momentum) * g
+    return start - lr * ((1 - nu) * g + nu * s.b)
+
+
+def qhadam(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), nus=(1.0, 1.0), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False
+):
+    start = p * (1 - lr * weight_decay) if decoupled_weight_decay else p
+    g = g if decoupled_weight_decay else g + weight_decay * p
+    m, v = adam_moments(s, t, g, betas)
+    return start - lr * ((1 - nus[0]) * g + nus[0] * m) / (((1 - nus[1]) * g**2 + nus[1] * v).sqrt() + eps)
+
+
+def pid(s, t, g, p, lr, momentum=0.0, dampening=0.0, integral=5.0, derivative=10.0, weight_decay=0.0):
+    g = g + weight_decay * p
+    if momentum == 0:
+        return p - lr * g
+    s.i = g if t == 1 else momentum * s.i + (1 - dampening) * g
+    s.d = 0 * g if t == 1 else momentum * s.d + (1 - momentum) * (g - s.last)
+    s.last = g
+    return p - lr * (g + integral * s.i + derivative * s.d)
+
+
+def gravity(s, t, g, p, lr=0.1, alpha=0.01, beta=0.9, seed=0):
+    if t == 1 and alpha:
+        start = gradtx.gravity(lr=lr, alpha=alpha, seed=seed).init({s.name: p})
+        s.v = start["scale_by_gravity"]["v"][s.name]
+    beta_t = (beta * t + 1) / (t + 2)
+    s.v = beta_t * s.v + (1 - beta_t) * g / (1 + (g * g.abs().max()) ** 2)
+    return p - lr * s.v
+
+
+OPTIONS = [
+    (gradtx.accsgd, accsgd, {"lr": 0.01}),
+    (gradtx.accsgd, accsgd, {"lr": 0.02, "kappa": 50.0, "xi": 4.0, "small_const": 0.5, "weight_decay": 0.2}),
+    (gradtx.accsgd, accsgd, {"lr": RATE, "kappa": 4.0, "xi": BETA, "small_const": BETA, "weight_decay": DECAY}),
+    (gradtx.aggmo, aggmo, {"lr": 0.02}),
+    (gradtx.aggmo, aggmo, {"lr": 0.05, "betas": (0.3, 0.8), "weight_decay": 0.2}),
+    (gradtx.aggmo, aggmo, {"lr": 0.05, "betas": (0.9,)}),
+    (gradtx.aggmo, aggmo, {"lr": RATE, "betas": (BETA, 0.5, BETA, 0.0), "weight_decay": DECAY}),
+    (gradtx.qhm, qhm, {"lr": 1.0}),
+    (gradtx.qhm, qhm, {"lr": 0.2, "momentum": 0.8, "nu": 0.4, "weight_decay": 0.2}),
+    (gradtx.qhm, qhm, {"lr": 0.2, "momentum": 0.8, "weight_decay": 0.2, "decoupled_weight_decay": True}),
+    (gradtx.qhm, qhm, {"lr": RATE, "momentum": BETA, "nu": BETA, "weight_decay": DECAY}),
+    (gradtx.qhadam, qhadam, {}),
+    (gradtx.qhadam, qhadam, {"lr": 0.02, "nus": (0.7, 1.0), "betas": (0.8, 0.9), "weight_decay": 0.2}),
+    (gradtx.qhadam, qhadam, {"lr": 0.02, "nus": (0.3, 0.6), "eps": 0.01, "weight_decay": 0.2,
+                             "decoupled_weight_decay": True}),
+    (gradtx.qhadam, qhadam, {"lr": RATE, "nus": (BETA, BETA), "betas": (BETA, BETA), "weight_decay": DECAY}),
+    (gradtx.pid, pid, {"lr": 0.1, "weight_decay": 0.2}),
+    (gradtx.pid, pid, {"lr": 0.002, "momentum": 0.9}),
+    (gradtx.pid, pid, {"lr": 0.02, "momentum": 0.6, "dampening": 0.3, "integral": 0.5, "derivative": 2.0,
+                       "weight_decay": 0.2}),
+    (gradtx.pid, pid, {"lr": RATE, "momentum": BETA, "dampening": DECAY, "integral": BETA, "weight_decay": DECAY}),
+    (gradtx.gravity, gravity, {}),
+    (gradtx.gravity, gravity, {"lr": 0.3, "alpha": 0.1, "beta": 0.5, "seed": 7}),
+    (gradtx.gravity, gravity, {"lr": RATE, "alpha": 0.0, "beta": BETA}),
+]  # fmt: skip
+ALIASES = {alias: rule for alias, rule, _ in OPTIONS}
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias):
+    assert arguments(alias) == arguments(ALIASES[alias])
+
+
+def renamed(optimizer, **names):
+    """A published optimizer that takes its options under our names."""
+    return lambda params, **options: optimizer(params, **{names.get(k, k): v for k, v in options.items()})
+
+
+AccSGD = renamed(pytorch_optimizer.AccSGD, small_const="constant")
+QHM = renamed(pytorch_optimizer.QHM, decoupled_weight_decay="weight_decouple")
+
+
+@pytest.mark.parametrize(
+    ("alias", "optimizer", "options"),
+    [
+        (gradtx.accsgd, AccSGD, {"lr": 0.01}),
+        (gradtx.accsgd, AccSGD, {"lr": 0.02, "kappa": 50.0, "xi": 4.0, "small_const": 0.5, "weight_decay": 0.2}),
+        (gradtx.aggmo, pytorch_optimizer.AggMo, {"lr": 0.02}),
+        (gradtx.aggmo, pytorch_optimizer.AggMo, {"lr": 0.05, "betas": (0.3, 0.8), "weight_decay": 0.2}),
+        (gradtx.qhm, QHM, {"lr": 0.2, "momentum": 0.8, "nu": 0.4, "weight_decay": 0.2}),
+        (gradtx.qhm, QHM, {"lr": 0.2, "momentum": 0.8, "nu": 0.7, "weight_decay": 0.2, "decoupled_weight_decay": True}),
+        (gradtx.pid, pytorch_optimizer.PID, {"lr": 0.1, "weight_decay": 0.2}),
+        (gradtx.pid, pytorch_optimizer.PID, {"lr": 0.002, "momentum": 0.9, "integral": 2.0, "weight_decay": 0.2}),
+        (gradtx.gravity, pytorch_optimizer.Gravity, {"lr": 0.2, "alpha": 0.0}),
+        (gradtx.gravity, pytorch_optimizer.Gravity, {"lr": 0.2, "alpha": 0.0, "beta": 0.4}),
+    ],
+    ids=named,
+)
+def test_the_weights_are_those_of_pytorch_optimizer(alias, optimizer, options):
+    assert difference_of_weights(alias(**options), Published(optimizer, foreach=False, **options)) < PUBLISHED
+
+
+# qhoptim adds with `add_(number, tensor)`, a form that torch calls deprecated.
+old_add = pytest.mark.filterwarnings("ignore:This overload of add:UserWarning")
+DIRECT = {"weight_decay": 0.2, "weight_decay_type": "direct"}
+
+
+@old_add
+@pytest.mark.parametrize(
+    ("options", "theirs"),
+    [
+        ({}, {"momentum": 0.999, "nu": 0.7}),
+        ({"momentum": 0.8, "nu": 0.4, "weight_decay": 0.2}, {"momentum": 0.8, "nu": 0.4, "weight_decay": 0.2}),
+        (
+            {"momentum": 0.8, "weight_decay": 0.2, "decoupled_weight_decay": True},
+            {"momentum": 0.8, "nu": 0.7, **DIRECT},
+        ),
+    ],
+    ids=str,
+)
+def test_qhm_is_that_of_its_authors(options, theirs):
+    published = Published(qhoptim.pyt.QHM, lr=0.3, **theirs)
+    assert difference_of_weights(gradtx.qhm(lr=0.3, **options), published) < PUBLISHED
+
+
+@old_add
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lr": 0.02, "betas": (0.8, 0.9), "nus": (0.7, 1.0)}, {"lr": 0.02, "nus": (1.3, 0.4), "eps": 0.01}],
+    ids=str,
+)
+def test_qhadam_is_that_of_its_authors(options, decoupled):
+    theirs = Published(qhoptim.pyt.QHAdam, **options, weight_decay=0.2, decouple_weight_decay=decoupled)
+    ours = gradtx.qhadam(**options, weight_decay=0.2, decoupled_weight_decay=decoupled)
+    assert difference_of_weights(ours, theirs) < PUBLISHED
+
+
+@old_add
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: qhoptim.pyt.QHM(params, lr=0.3, momentum=0.8, nu=0.4, weight_decay=0.1),
+        lambda params: qhoptim.pyt.QHM(params, lr=0.3, momentum=0.8, nu=0.4, **DIRECT),
+        lambda params: pytorch_optimizer.QHM(params, lr=0.3, momentum=0.8, nu=0.4, weight_decay=0.1),
+        lambda params: pytorch_optimizer.QHM(params, lr=0.3, momentum=0.8, weight_decay=0.1, weight_decouple=True),
+    ],
+    ids=["qhoptim", "qhoptim, decoupled", "pytorch_optimizer", "pytorch_optimizer, decoupled"],
+)
+def test_a_published_checkpoint_of_qhm_continues_here(make):
+    params = parameters()
+    theirs = make(params.values())
+    descend(theirs, params, 5)
+    own = twins(params)
+    ours = gradtx.optim.QHM(own.values(), lr=0.1)
+    ours.load_state_dict(saved_and_loaded(theirs.state_dict()))
+    descend(theirs, params, 5, start=5)
+    descend(ours, own, 5, start=5)
+    assert_close(own.values(), params.values(), PUBLISHED)
+
+
+def test_accsgd_is_qhm_with_other_words():
+    lr, kappa, xi, c = 0.02, 60.0, 5.0, 0.7
+    other = gradtx.qhm(
+        lr=lr * c * (1 + xi) / (1 + c),
+        momentum=(kappa - c * c * xi) / (kappa + c * xi),
+        nu=(c * xi - 1) / (c * (1 + xi)),
+    )
+    # the same sequence of weights; its average of weights is another sum of the same gradients
+    assert difference_of_weights(gradtx.accsgd(lr, kappa, xi, c), other) < 1e-12
+
+
+def test_aggmo_with_one_beta_is_sgd_with_momentum():
+    assert difference(gradtx.aggmo(0.1, (0.9,)), gradtx.sgd(0.1, momentum=0.9)) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [
+        (gradtx.accsgd(0.1, kappa=4.0, xi=2.0, small_const=1.0, weight_decay=0.5), [-2 / 3 * 0.3 - 0.6 / 3]),
+        (gradtx.aggmo(0.5, betas=(0.0, 0.5), weight_decay=0.5), [-1.5]),
+        (gradtx.qhm(1.0, momentum=0.75, nu=0.5, weight_decay=0.5), [-1.5 - 0.375]),
+        (gradtx.qhm(1.0, momentum=0.75, nu=0.5, weight_decay=0.5, decoupled_weight_decay=True), [-1.0 - 0.25 - 1.0]),
+        (gradtx.qhadam(0.5, eps=0.0, weight_decay=0.5), [-0.5]),
+        (gradtx.qhadam(0.5, eps=0.0, weight_decay=0.5, decoupled_weight_decay=True), [-1.0]),
+        (gradtx.pid(0.1, momentum=0.5, dampening=0.5, weight_decay=0.5), [-0.3 * 6]),  # I = 3, not dampened
+        (gradtx.gravity(1.0, alpha=0.0, beta=0.0), [-2 / 3 * 2 / 17]),
+    ],
+    ids=str,
+)
+def test_one_step_equals_the_hand_computed_values(tx, expected):
+    assert first_update(tx, [2.0], [2.0]) == pytest.approx(expected)
+
+
+# The number of betas is the structure of aggmo's state.
+
+
+def test_groups_of_aggmo_may_have_different_numbers_of_betas():
+    first, second = parameters(), parameters()
+    names = list(first)
+    groups = [{"params": [first[n] for n in names[:2]], "betas": (0.5,)}, {"params": [first[n] for n in names[2:]]}]
+    descend(gradtx.optim.AggMo(groups, lr=0.05, betas=(0.3, 0.6, 0.9, 0.0)), first, 5)
+    for chosen, betas in ((names[:2], (0.5,)), (names[2:], (0.3, 0.6, 0.9, 0.0))):
+        own = {n: second[n] for n in chosen}
+        descend(gradtx.optim.AggMo(own.values(), lr=0.05, betas=betas), own, 5)
+    assert_equal(list(first.values()), list(second.values()))
+
+
+def test_betas_written_into_a_group_may_be_more_or_fewer():
+    params = parameters()
+    optimizer = gradtx.optim.AggMo(params.values(), lr=0.05, betas=(0.5, 0.9))
+    descend(optimizer, params, 3)
+    buffers = [optimizer.state[params["body.bias"]][f"momentum_buffer_{i}"].clone() for i in range(2)]
+    for betas in ((0.5, 0.9, 0.99), (0.5,)):
+        optimizer.param_groups[0]["betas"] = betas
+        descend(optimizer, params, 1, start=3)
+        state = optimizer.state[params["body.bias"]]
+        assert [key for key in state if key != "step"] == [f"momentum_buffer_{i}" for i in range(len(betas))]
+        gradient = params["body.bias"].grad
+        buffers = [beta * b + gradient for beta, b in zip(betas, [*buffers, 0.0], strict=False)]
+        assert_close([state[f"momentum_buffer_{i}"] for i in range(len(betas))], buffers, 1e-14)
+    optimizer.param_groups[0]["betas"] = ()
+    with pytest.raises(ValueError, match=r"^aggmo: betas must have at least one entry$"):
+        descend(optimizer, params, 1)
+
+
+@pytest.mark.parametrize("betas", [(0.3, 0.8), (0.9,), (0.0, 0.1, 0.2, 0.3)], ids=str)
+def test_a_checkpoint_of_other_betas_continues_in_an_aggmo_built_with_defaults(betas):
+    params = parameters()
+    optimizer = gradtx.optim.AggMo(params.values(), lr=0.05, betas=betas)
+    descend(optimizer, params, 5)
+    own = twins(params)
+    other = gradtx.optim.AggMo(own.values(), lr=0.01)
+    other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    descend(optimizer, params, 5, start=5)
+    descend(other, own, 5, start=5)
+    assert_equal(list(own.values()), list(params.values()))
+
+
+EVERY_ALIAS = [
+    gradtx.accsgd(lr=0.1, weight_decay=0.1),
+    gradtx.aggmo(lr=0.1),
+    gradtx.qhm(lr=0.1),
+    gradtx.qhadam(nus=(0.7, 0.0)),
+    gradtx.pid(lr=0.1, momentum=0.9),
+    gradtx.gravity(),
+]
+
+
+@pytest.mark.parametrize("tx", EVERY_ALIAS, ids=str)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
+    assert difference(negated(alias(lr=0.01, maximize=True)), alias(lr=0.01)) == 0
+
+
+def test_the_learning_rate_of_gravity_may_change_after_the_start():
+    params = parameters()
+    optimizer = gradtx.optim.Gravity(params.values(), lr=0.2, alpha=0.1)
+    start = optimizer.state[params["body.bias"]]["v"].clone()
+    optimizer.param_groups[0]["lr"] = 0.05
+    before = params["body.bias"].detach().clone()
+    for param in params.values():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert_close([params["body.bias"]], [before - 0.05 * start * 1.9 / 3], 1e-14)
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.accsgd, {}, "missing argument 'lr'"),
+        (gradtx.accsgd, {"lr": 0.1, "kappa": 0.5}, r"kappa must be in \[1, inf\), got 0.5"),
+        (
+            gradtx.accsgd,
+            {"lr": 0.1, "xi": 40.0},
+            r"scale_by_accsgd: xi must be at most sqrt\(kappa\) = 31.6228, got 40.0",
+        ),
+        (gradtx.accsgd, {"lr": 0.1, "small_const": 2.0}, r"small_const must be in \(0, 1\], got 2.0"),
+        (gradtx.aggmo, {}, "missing argument 'lr'"),
+        (gradtx.aggmo, {"lr": 0.1, "betas": (0.5, 1.0)}, r"betas\[1\] must be in \[0, 1\), got 1.0"),
+        (gradtx.aggmo, {"lr": 0.1, "betas": []}, "betas must have at least one entry"),
+        (gradtx.qhm, {}, "missing argument 'lr'"),
+        (gradtx.qhm, {"lr": 0.1, "momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        (gradtx.qhadam, {"nus": (1.0, -0.1)}, r"nus\[1\] must be in \[0, 1\], got -0.1"),
+        (gradtx.qhadam, {"nus": (1.0,)}, "nus must have 2 entries, got 1"),
+        (gradtx.pid, {}, "missing argument 'lr'"),
+        (gradtx.pid, {"lr": 0.1, "momentum": -0.1}, r"momentum must be in \[0, inf\), got -0.1"),
+        (gradtx.gravity, {"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
+        (gradtx.gravity, {"alpha": -0.1}, r"alpha must be in \[0, inf\), got -0.1"),
+    ],
+    ids=named,
+)
+def test_rejects_a_number_out_of_range(alias, options, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
+        alias(**options)

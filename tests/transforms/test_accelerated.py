@@ -1,0 +1,252 @@
+import pytest
+import torch
+
+import gradtx
+from tests.references import (
+    TOLERANCE,
+    Loop,
+    Transformed,
+    arguments,
+    difference,
+    finite_without_gradient,
+    first_update,
+    named,
+    problem,
+)
+
+RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
+
+
+def accsgd(s, t, g, p, lr, kappa=1000.0, xi=10.0, small_const=0.7):
+    alpha = 1 - small_const**2 * xi / kappa
+    zeta = small_const / (small_const + 1 - alpha)
+    s.avg = alpha * (p if t == 1 else s.avg) + (1 - alpha) * (p - lr * kappa / small_const * g)
+    return zeta * (p - lr * g) + (1 - zeta) * s.avg - p
+
+
+def aggmo(s, t, g, p, betas=(0.0, 0.9, 0.99)):
+    old = s.buffers if t > 1 else [0.0] * len(betas)
+    s.buffers = [beta * b + g for beta, b in zip(betas, old, strict=True)]
+    return sum(s.buffers) / len(betas)
+
+
+def pid(s, t, g, p, momentum, dampening=0.0, integral=5.0, derivative=10.0):
+    if t == 1:
+        s.I, s.D = g, 0 * g
+    else:
+        s.I = momentum * s.I + (1 - dampening) * g
+        s.D = momentum * s.D + (1 - momentum) * (g - s.last)
+    s.last = g
+    return g + integral * s.I + derivative * s.D
+
+
+def gravity(s, t, g, p, lr, alpha=0.01, beta=0.9, seed=0):
+    beta_t = (beta * t + 1) / (t + 2)
+    largest = max(map(abs, g.flatten().tolist()))
+    s.v = beta_t * s.v + (1 - beta_t) * g / (1 + (g * largest) ** 2)
+    return s.v
+
+
+CASES = [
+    (gradtx.scale_by_accsgd, accsgd, {"lr": 0.01}, 1.0),
+    (gradtx.scale_by_accsgd, accsgd, {"lr": 0.02, "kappa": 30.0, "xi": 5.0, "small_const": 0.4}, 1.0),
+    (gradtx.scale_by_accsgd, accsgd, {"lr": 0.02, "xi": 0.0}, 1.0),
+    (gradtx.scale_by_accsgd, accsgd, {"lr": RISING, "kappa": 4.0, "xi": RISING, "small_const": RISING}, 0.05),
+    (gradtx.scale_by_aggmo, aggmo, {}, -0.02),
+    (gradtx.scale_by_aggmo, aggmo, {"betas": (0.5,)}, -0.1),
+    (gradtx.scale_by_aggmo, aggmo, {"betas": (0.8, 0.8, 0.3, 0.0)}, -0.05),
+    (gradtx.scale_by_aggmo, aggmo, {"betas": (RISING, 0.7)}, -0.05),
+    (gradtx.scale_by_pid, pid, {"momentum": 0.9}, -0.001),
+    (gradtx.scale_by_pid, pid, {"momentum": 0.7, "dampening": 0.3, "integral": 0.5, "derivative": 2.0}, -0.02),
+    (gradtx.scale_by_pid, pid, {"momentum": RISING, "dampening": RISING, "integral": RISING}, -0.01),
+    (gradtx.scale_by_gravity, gravity, {"lr": 0.1, "alpha": 0.0}, -0.1),
+    (gradtx.scale_by_gravity, gravity, {"lr": 0.1, "alpha": 0.0, "beta": 0.4}, -0.1),
+    (gradtx.scale_by_gravity, gravity, {"lr": 0.0, "alpha": 0.0, "beta": RISING}, -0.1),
+]
+
+
+@pytest.mark.parametrize(("make", "rule", "options", "rate"), CASES, ids=named)
+def test_it_follows_the_loop(make, rule, options, rate):
+    assert difference(make(**options), Loop(rule, **options), rate=rate) < TOLERANCE
+
+
+@pytest.mark.parametrize(("make", "rule"), {make: rule for make, rule, *_ in CASES}.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.scale_by_accsgd(0.1),
+        gradtx.scale_by_accsgd(0.1, xi=0.0),
+        gradtx.scale_by_aggmo(),
+        gradtx.scale_by_pid(0.9),
+        gradtx.scale_by_gravity(0.1),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (gradtx.scale_by_accsgd, {"lr": -1.0}, r"lr must be in \[0, inf\), got -1.0"),
+        (gradtx.scale_by_accsgd, {"lr": 0.1, "kappa": 0.9}, r"kappa must be in \[1, inf\), got 0.9"),
+        (gradtx.scale_by_accsgd, {"lr": 0.1, "xi": -1.0}, r"xi must be in \[0, inf\), got -1.0"),
+        (
+            gradtx.scale_by_accsgd,
+            {"lr": 0.1, "kappa": 4.0, "xi": 2.5},
+            r"xi must be at most sqrt\(kappa\) = 2, got 2.5",
+        ),
+        (gradtx.scale_by_accsgd, {"lr": 0.1, "small_const": 0.0}, r"small_const must be in \(0, 1\], got 0.0"),
+        (gradtx.scale_by_accsgd, {"lr": 0.1, "small_const": 1.1}, r"small_const must be in \(0, 1\], got 1.1"),
+        (gradtx.scale_by_aggmo, {"betas": (0.1, 0.2, 0.3, 1.0)}, r"betas\[3\] must be in \[0, 1\), got 1.0"),
+        (gradtx.scale_by_aggmo, {"betas": ()}, "betas must have at least one entry"),
+        (gradtx.scale_by_pid, {"momentum": -0.1}, r"momentum must be in \[0, inf\), got -0.1"),
+        (gradtx.scale_by_gravity, {"lr": 0.1, "alpha": -1.0}, r"alpha must be in \[0, inf\), got -1.0"),
+        (gradtx.scale_by_gravity, {"lr": 0.1, "beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
+    ],
+    ids=named,
+)
+def test_rejects_a_number_out_of_range(make, options, message):
+    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
+        make(**options)
+
+
+# AccSGD.
+
+
+def test_a_step_of_accsgd_equals_the_hand_computed_one():
+    # alpha = 1/2, zeta = 2/3: the average of 1 and 1 - 0.4 * 3 is 0.4; then 2/3 * 0.7 + 1/3 * 0.4
+    tx = gradtx.scale_by_accsgd(0.1, kappa=4.0, xi=2.0, small_const=1.0)
+    assert first_update(tx, [3.0], [1.0]) == pytest.approx([2 / 3 * 0.7 + 0.4 / 3 - 1])
+
+
+def test_the_average_of_accsgd_starts_as_the_parameter_and_needs_it():
+    tx, params = gradtx.scale_by_accsgd(0.1), {"w": torch.tensor([2.0, -3.0])}
+    state = tx.init(params)
+    assert state["scale_by_accsgd"]["avg"]["w"].tolist() == [2.0, -3.0]
+    with pytest.raises(ValueError, match="scale_by_accsgd needs params: call update"):
+        tx.update(params, state)
+
+
+@pytest.mark.parametrize("link", [gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1)], ids=str)
+def test_a_learning_rate_or_a_decay_after_accsgd_is_an_error_that_names_both(link):
+    with pytest.raises(ValueError, match=rf"(?s){link._name}.*scale_by_accsgd|scale_by_accsgd.*{link._name}"):
+        gradtx.chain(gradtx.scale_by_accsgd(0.1), link)
+
+
+# AggMo.
+
+
+def test_buffers_are_kept_by_place_so_that_equal_betas_have_one_each():
+    params = {"w": torch.zeros(2), "s": torch.zeros(())}
+    tx = gradtx.scale_by_aggmo((0.5, 0.5, 0.0))
+    state = tx.init(params)
+    assert list(state["scale_by_aggmo"]) == ["momentum_buffer_0", "momentum_buffer_1", "momentum_buffer_2"]
+    for _ in range(2):
+        updates, state = tx.update({"w": torch.ones(2), "s": torch.ones(())}, state)
+    assert [slot["s"].item() for slot in state["scale_by_aggmo"].values()] == [1.5, 1.5, 1.0]
+    assert updates["w"].tolist() == pytest.approx([4 / 3, 4 / 3])
+
+
+def test_a_state_of_another_number_of_betas_is_refused():
+    params = {"w": torch.zeros(2)}
+    with pytest.raises(ValueError, match="momentum_buffer"):
+        gradtx.scale_by_aggmo((0.5, 0.6)).update(params, gradtx.scale_by_aggmo((0.5,)).init(params))
+
+
+# PID.
+
+
+def test_a_literal_momentum_of_zero_is_plain_descent_and_a_tensor_follows_the_formula():
+    off, on = gradtx.scale_by_pid(0.0), gradtx.scale_by_pid(torch.tensor(0.0))
+    assert off.init({"w": torch.zeros(1)}).keys() <= {"step"}
+    assert first_update(off, [2.0]) == [2.0]
+    assert first_update(on, [2.0]) == [12.0]  # 2 + 5 * 2
+
+
+def updates_of(tx, grads):
+    state, updates = tx.init({"w": torch.zeros(1, dtype=torch.float64)}), []
+    for grad in grads:
+        update, state = tx.update({"w": torch.tensor([grad], dtype=torch.float64)}, state)
+        updates.append(update["w"].item())
+    return updates
+
+
+def test_the_second_change_of_pid_is_from_the_first_gradient():
+    # 1 + 2 + 0; 3 + 2 * (0.5 * 1 + 3 * 0.75) + 4 * 0.5 * (3 - 1)
+    tx = gradtx.scale_by_pid(0.5, dampening=0.25, integral=2.0, derivative=4.0)
+    assert updates_of(tx, [1.0, 3.0]) == [3.0, 3 + 2 * 2.75 + 4.0]
+
+
+# Gravity.
+
+
+def test_steps_of_gravity_equal_the_hand_computed_ones():
+    # beta_t = 1.5 / 3, 2 / 4; zeta = 2 / (1 + 16) at both
+    assert updates_of(gradtx.scale_by_gravity(1.0, alpha=0.0, beta=0.5), [2.0, -2.0]) == pytest.approx(
+        [1 / 17, -1 / 34]
+    )
+
+
+def test_the_largest_gradient_is_that_of_each_tensor():
+    tx = gradtx.scale_by_gravity(1.0, alpha=0.0, beta=0.0)
+    params = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    updates, _ = tx.update({"a": torch.tensor([1.0, -3.0]), "b": torch.tensor([1.0, 1.0])}, tx.init(params))
+    assert updates["a"].tolist() == pytest.approx([2 / 3 / 10, -2 / 82])
+    assert updates["b"].tolist() == pytest.approx([1 / 3, 1 / 3])
+
+
+def starts(seed=0, names=("w",), shape=(200, 500), **options):
+    state = gradtx.scale_by_gravity(**{"lr": 0.2, "alpha": 0.05, "seed": seed, **options}).init(
+        {name: torch.zeros(shape, dtype=torch.float64) for name in names}
+    )
+    return state["scale_by_gravity"]["v"]
+
+
+def test_the_first_velocity_is_normal_with_a_deviation_of_alpha_over_lr():
+    z = starts()["w"].flatten() / 0.25
+    n = z.numel()
+    # four deviations of each estimate: of the mean 1, of the square 2, of the fourth power 96, of |z| < 1 0.216
+    assert z.mean().abs() < 4 / n**0.5
+    assert (z.square().mean() - 1).abs() < 4 * (2 / n) ** 0.5
+    assert (z.pow(4).mean() - 3).abs() < 4 * (96 / n) ** 0.5
+    assert ((z.abs() < 1).double().mean() - 0.6826895).abs() < 4 * (0.2166 / n) ** 0.5
+
+
+def test_it_follows_from_seed_and_leaf_name_and_never_from_torchs_generator():
+    before = torch.get_rng_state()
+    first, again = starts(names=("a", "b")), starts(names=("b", "a"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first["a"], again["a"])
+    assert torch.equal(first["b"], again["b"])
+    assert not torch.equal(first["a"], first["b"])
+    assert not torch.equal(first["a"], starts(seed=1, names=("a",))["a"])
+
+
+def test_a_velocity_that_started_at_random_fades_as_beta_says():
+    tx = gradtx.scale_by_gravity(lr=0.2, alpha=0.05, beta=0.5)
+    step, params = Transformed(tx), problem()
+    zeros = {name: torch.zeros_like(param) for name, param in params.items()}
+    first = tx.init(params)["scale_by_gravity"]["v"]
+    updates = [step(zeros, params) for _ in range(2)]
+    for name, start in first.items():
+        torch.testing.assert_close(updates[1][name], start * (1.5 / 3) * (2 / 4))
+
+
+def test_an_initial_rate_of_zero_is_a_named_error_unless_alpha_is_zero():
+    params = {"w": torch.zeros(2)}
+    for lr in (0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)):
+        with pytest.raises(ValueError, match="scale_by_gravity: alpha is divided by the initial learning rate, which"):
+            gradtx.scale_by_gravity(lr).init(params)
+        assert gradtx.scale_by_gravity(lr, alpha=0.0).init(params)["scale_by_gravity"]["v"]["w"].tolist() == [0.0, 0.0]
+
+
+def test_gradients_whose_square_overflows_are_bent_to_zero():
+    tx = gradtx.scale_by_gravity(0.1, alpha=0.0)
+    updates, _ = tx.update({"w": torch.tensor([1e30, -2.0])}, tx.init({"w": torch.zeros(2)}))
+    assert updates["w"].tolist() == [0.0, 0.0]

@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+import gradtx
+from tests.references import TOLERANCE, Loop, arguments, difference, finite_without_gradient, named
+
+RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
+
+
+def rprop(s, t, g, p, lr, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0)):
+    if t == 1:
+        s.size, s.prev = [lr] * g.numel(), [0.0] * g.numel()
+    moves = []
+    for i, entry in enumerate(g.flatten().tolist()):
+        turned, kept = entry * s.prev[i] < 0, entry * s.prev[i] > 0
+        s.size[i] = min(max(s.size[i] * (etas[1] if kept else etas[0] if turned else 1), step_sizes[0]), step_sizes[1])
+        s.prev[i] = 0.0 if turned else entry
+        s.seen.add("turned" if turned else "kept" if kept else "neither")
+        s.seen.update(name for name, bound in zip(("least", "most"), step_sizes, strict=True) if s.size[i] == bound)
+        moves.append(-s.size[i] * ((s.prev[i] > 0) - (s.prev[i] < 0)))
+    return torch.tensor(moves, dtype=g.dtype).reshape(g.shape)
+
+
+BRANCHES = {"turned", "kept", "neither"}
+
+
+@pytest.mark.parametrize(
+    ("options", "branches"),
+    [
+        ({"lr": 0.01}, BRANCHES),
+        ({"lr": 0.1, "etas": (0.3, 1.5), "step_sizes": (0.02, 0.2)}, {*BRANCHES, "least", "most"}),
+        ({"lr": 1.0, "step_sizes": (0.0, 0.1)}, {*BRANCHES, "most"}),
+        ({"lr": 0.0}, {*BRANCHES, "least"}),
+        ({"lr": RISING, "etas": (RISING, 1.1)}, BRANCHES),
+    ],
+    ids=named,
+)
+def test_scale_by_rprop_follows_the_loop(options, branches):
+    reference = Loop(rprop, **options)
+    assert difference(gradtx.scale_by_rprop(**options), reference) < TOLERANCE
+    assert reference.seen == branches
+
+
+def steps(tx, grads, dtype=torch.float64):
+    state, updates = tx.init({"w": torch.zeros(1, dtype=dtype)}), []
+    for grad in grads:
+        update, state = tx.update({"w": torch.tensor([grad], dtype=dtype)}, state)
+        updates.append(update["w"].item())
+    return updates
+
+
+def test_steps_equal_the_hand_computed_values():
+    # first, grown, turned (no move, halved), as a first one, grown, grown, clipped, no gradient, as a first one
+    grads = [2.0, 1.0, -1.0, -3.0, -1.0, -1.0, -1.0, 0.0, 1.0]
+    tx = gradtx.scale_by_rprop(1.0, etas=(0.5, 2.0), step_sizes=(0.1, 3.0))
+    assert steps(tx, grads) == [-1.0, -2.0, 0.0, 1.0, 2.0, 3.0, 3.0, 0.0, -3.0]
+
+
+def test_a_product_of_gradients_that_underflows_still_has_its_sign():
+    assert steps(gradtx.scale_by_rprop(1.0), [1e-30, 1e-30], torch.float32) == pytest.approx([-1.0, -1.2])
+    assert steps(gradtx.scale_by_rprop(1.0), [1e-200, -1e-200]) == [-1.0, 0.0]
+
+
+def test_later_learning_rates_are_not_read():
+    falling = gradtx.Schedule(lambda step: 0.5 / (1 + step))
+    assert steps(gradtx.scale_by_rprop(falling), [1.0] * 4) == steps(gradtx.scale_by_rprop(0.5), [1.0] * 4)
+
+
+def test_the_state_starts_with_the_rate_in_the_dtype_of_each_leaf():
+    lr = torch.tensor(0.25, dtype=torch.float64)
+    params = {"w": torch.zeros(2, 2, dtype=torch.bfloat16), "s": torch.zeros((), dtype=torch.float32)}
+    state = gradtx.scale_by_rprop(lr).init(params)["scale_by_rprop"]
+    assert state["step_size"]["w"].tolist() == [[0.25, 0.25], [0.25, 0.25]]
+    for slot in ("prev", "step_size"):
+        assert [state[slot][name].dtype for name in "ws"] == [torch.bfloat16, torch.float32]
+
+
+def test_factors_and_bounds_may_be_mapped_over_and_differentiated():
+    def walk(*numbers):
+        lr, shrink, grow, least, most = numbers
+        tx = gradtx.scale_by_rprop(lr, (shrink, grow), (least, most))
+        state, place = tx.init({"w": torch.zeros(1, dtype=torch.float64)}), 0.0
+        for grad in (1.0, 1.0, -1.0, -1.0):
+            updates, state = tx.update({"w": torch.tensor([grad], dtype=torch.float64)}, state)
+            place = place + updates["w"].sum()
+        return place
+
+    numbers = [torch.tensor(x, dtype=torch.float64) for x in (1.0, 0.5, 2.0, 0.1, 9.0)]
+    assert walk(*numbers) == -1.0 - 2.0 + 1.0  # -lr - lr * grow + lr * grow * shrink
+    slopes = torch.func.grad(walk, argnums=(0, 1, 2, 3, 4))(*numbers)
+    assert [slope.item() for slope in slopes] == [-2.0, 2.0, -0.5, 0.0, 0.0]
+    many = torch.vmap(walk)(*(torch.stack([x, x]) for x in numbers))
+    assert many.tolist() == [-2.0, -2.0]
+
+
+def test_names_and_defaults_are_those_of_the_published_signature():
+    assert arguments(gradtx.scale_by_rprop) == arguments(rprop)
+
+
+def test_zero_gradients_give_finite_updates():
+    assert finite_without_gradient(gradtx.scale_by_rprop(0.1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, r"lr must be in \[0, inf\), got -1.0"),
+        ({"lr": 0.1, "etas": (0.0, 1.2)}, r"etas\[0\] must be in \(0, 1\), got 0.0"),
+        ({"lr": 0.1, "etas": (1.0, 1.2)}, r"etas\[0\] must be in \(0, 1\), got 1.0"),
+        ({"lr": 0.1, "etas": (0.5, 1.0)}, r"etas\[1\] must be in \(1, inf\), got 1.0"),
+        ({"lr": 0.1, "etas": (0.5,)}, "etas must have 2 entries, got 1"),
+        ({"lr": 0.1, "step_sizes": (-1.0, 1.0)}, r"step_sizes\[0\] must be in \[0, inf\), got -1.0"),
+    ],
+    ids=str,
+)
+def test_rejects_a_number_out_of_range(options, message):
+    with pytest.raises(ValueError, match=f"^scale_by_rprop: {message}$"):
+        gradtx.scale_by_rprop(**options)
+
+
+@pytest.mark.parametrize("link", [gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1)], ids=str)
+def test_a_learning_rate_or_a_decay_after_it_is_an_error_that_names_both(link):
+    with pytest.raises(ValueError, match=rf"(?s){link._name}.*scale_by_rprop|scale_by_rprop.*{link._name}"):
+        gradtx.chain(gradtx.scale_by_rprop(0.1), link)
