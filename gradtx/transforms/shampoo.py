@@ -14,8 +14,9 @@ from gradtx.transforms._matrix import blocks, gram, inverse_root, joined, merged
 
 # Roots that are not always due, of matrices that are far from singular: rounding moves those little.
 ROOTS = {"preconditioning_compute_steps": 2, "matrix_eps": 0.1}
-# And small blocks, so that a few steps of small leaves meet all of the rule.
+# And small blocks, so that a few steps of small leaves meet all of the rule; momenta that don't run away uphill.
 BLOCKS = {
+    "betas": (0.5, 0.9),
     **ROOTS,
     "block_size": 3,
     "start_preconditioning_step": 2,
