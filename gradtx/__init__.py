@@ -13,6 +13,7 @@ from gradtx.factories import alias, per_tensor, whole_tree
 from gradtx.hessian import hutchinson_hessian_diag
 from gradtx.multitask import RotoGrad, pcgrad, pcgrad_backward, rotograd_rotation_loss, rotograd_scale
 from gradtx.optim import as_optimizer
+from gradtx.optimizers.adafactor import adafactor, adafactor_torch
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
@@ -29,6 +30,7 @@ from gradtx.optimizers.learning_rate_free import (
     dadapt_sgd,
     prodigy,
 )
+from gradtx.optimizers.matrix import muon, muon_adam_atan2, polar_adam_atan2, scalable_shampoo, shampoo, soap
 from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.positive_negative import adapnm, pnm
 from gradtx.optimizers.quasi_newton import apollo
@@ -75,6 +77,15 @@ from gradtx.transforms.dadapt import (
 from gradtx.transforms.decay import add_decayed_weights, add_norm_loss, regenerate_towards_init
 from gradtx.transforms.delayed import scale_by_adashift, scale_by_avagrad
 from gradtx.transforms.dual_averaging import scale_by_madgrad
+from gradtx.transforms.factored import (
+    clip_by_block_rms,
+    scale_by_adafactor,
+    scale_by_adafactor_torch,
+    scale_by_factored_rms,
+    scale_by_factored_rms_torch,
+    scale_by_param_block_rms,
+)
+from gradtx.transforms.graft import graft
 from gradtx.transforms.history import scale_by_adanorm, scale_by_adasmooth
 from gradtx.transforms.inertia import scale_by_adai
 from gradtx.transforms.layer_rms import scale_by_layer_rms
@@ -85,6 +96,7 @@ from gradtx.transforms.momentum import ema, trace, trace_ema
 from gradtx.transforms.nadam import scale_by_nadam
 from gradtx.transforms.nesterov import scale_by_adan
 from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
+from gradtx.transforms.orthogonalize import normalize_neurons, orthogonalize, scale_by_shape
 from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
 from gradtx.transforms.positive_negative import scale_by_adapnm, scale_by_pnm
 from gradtx.transforms.prodigy import scale_by_prodigy
@@ -97,7 +109,9 @@ from gradtx.transforms.rprop import scale_by_rprop
 from gradtx.transforms.scaling import scale, scale_by_inverse_time, scale_by_learning_rate
 from gradtx.transforms.schedule_free import schedule_free
 from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
+from gradtx.transforms.shampoo import scale_by_scalable_shampoo, scale_by_shampoo
 from gradtx.transforms.sign import scale_by_lion
+from gradtx.transforms.soap import scale_by_soap
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 from gradtx.transforms.switching import scale_by_swats
 from gradtx.transforms.trust_ratio import scale_by_lamb, scale_by_lars, scale_by_trust_ratio
@@ -118,6 +132,8 @@ __all__ = [
     "adabelief",
     "adabound",
     "adadelta",
+    "adafactor",
+    "adafactor_torch",
     "adagrad",
     "adahessian",
     "adai",
@@ -154,6 +170,7 @@ __all__ = [
     "centralize",
     "chain",
     "clip_adaptive",
+    "clip_by_block_rms",
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
@@ -168,6 +185,7 @@ __all__ = [
     "ema",
     "freeze",
     "fromage",
+    "graft",
     "gravity",
     "gsam",
     "hold_until",
@@ -184,11 +202,15 @@ __all__ = [
     "map_after_step",
     "masked",
     "msvag",
+    "muon",
+    "muon_adam_atan2",
     "nadam",
     "nero",
     "normalize_by_std",
+    "normalize_neurons",
     "novograd",
     "optim",
+    "orthogonalize",
     "orthogonalize_against_ema",
     "partition",
     "pcgrad",
@@ -196,6 +218,7 @@ __all__ = [
     "per_tensor",
     "pid",
     "pnm",
+    "polar_adam_atan2",
     "prodigy",
     "project_l2_ball",
     "project_neurons",
@@ -214,11 +237,14 @@ __all__ = [
     "rprop",
     "sadam",
     "sam",
+    "scalable_shampoo",
     "scale",
     "scale_by_a2grad",
     "scale_by_accsgd",
     "scale_by_adabound",
     "scale_by_adadelta",
+    "scale_by_adafactor",
+    "scale_by_adafactor_torch",
     "scale_by_adai",
     "scale_by_adam",
     "scale_by_adam_hat",
@@ -246,6 +272,8 @@ __all__ = [
     "scale_by_dadapt_lion",
     "scale_by_dadapt_sgd",
     "scale_by_diffgrad",
+    "scale_by_factored_rms",
+    "scale_by_factored_rms_torch",
     "scale_by_gravity",
     "scale_by_hessian",
     "scale_by_inverse_time",
@@ -259,6 +287,7 @@ __all__ = [
     "scale_by_msvag",
     "scale_by_nadam",
     "scale_by_neuron_norm",
+    "scale_by_param_block_rms",
     "scale_by_pid",
     "scale_by_pnm",
     "scale_by_polyak",
@@ -270,7 +299,11 @@ __all__ = [
     "scale_by_rms",
     "scale_by_rprop",
     "scale_by_rss",
+    "scale_by_scalable_shampoo",
+    "scale_by_shampoo",
+    "scale_by_shape",
     "scale_by_sm3",
+    "scale_by_soap",
     "scale_by_sophia",
     "scale_by_srmm",
     "scale_by_swats",
@@ -284,8 +317,10 @@ __all__ = [
     "sgdp",
     "sgds",
     "sgdw",
+    "shampoo",
     "skip_nonfinite",
     "sm3",
+    "soap",
     "soft_row_clip",
     "sophia",
     "srmm",

@@ -84,6 +84,7 @@ RANGES = {
     "beta2": Range("[0, 1)"),
     "beta3": Range("[0, 1)"),
     "betas": Range("[0, 1)"),
+    "block_size": Range("[1, inf)"),
     "cautious_factor": Range("[0, 1]", off=1.0),
     "clip_exponent": Range("[0, inf)"),
     "clip_to_grok_max_norm": Range("(1, inf)"),
@@ -92,26 +93,36 @@ RANGES = {
     "d_coef": Range("(0, inf)"),
     "decay": Range("[0, 1)"),
     "delta": Range("[0, inf)"),
+    "diagonal_eps": Range("[0, inf)"),
     "eps": Range("[0, inf)"),
     "every": Range("[1, inf)"),
     "growth_rate": Range("[1, inf]"),
     "initial_accumulator_value": Range("[0, inf)"),
+    "inverse_exponent_override": Range("[0, inf)"),
     "k": Range("[1, inf)"),
     "kappa": Range("[1, inf)"),
     "lr": Range("[0, inf)"),
     "lr_decay": Range("[0, inf)"),
+    "matrix_eps": Range("(0, inf)"),
     "max_norm": Range("(0, inf]"),
+    "max_precondition_dim": Range("[1, inf)"),
     "max_value": Range("(0, inf]"),
     "memory_length": Range("[1, inf)"),
     "momentum": Range("[0, inf)"),
     "momentum_decay": Range("[0, inf)"),
+    "no_preconditioning_for_layers_with_dim_gt": Range("[0, inf)"),
     "orig_grad_ema_beta": Range("[0, 1)"),
+    "precondition_frequency": Range("[1, inf)"),
+    "preconditioning_compute_steps": Range("[1, inf)"),
     "proximal": Range("[0, inf)"),
     "regen_reg_rate": Range("[0, inf)"),
     "rho_threshold": Range("[4, inf)"),
+    "skip_preconditioning_rank_lt": Range("[0, inf)"),
     "slice_p": Range("[1, inf)"),
     "small_const": Range("(0, 1]"),
     "start": Range("[0, inf)"),
+    "start_preconditioning_step": Range("[0, inf)"),
+    "statistics_compute_steps": Range("[1, inf)"),
     "step_sizes": Range("[0, inf)"),
     "t0": Range("[0, inf)"),
     "update_period": Range("[1, inf)"),
@@ -163,6 +174,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "there are none"
 
 
+_SCALAR = {float, Tensor, Schedule}
+
+
+def _members(hint: Any) -> set:
+    """The alternatives of an annotation."""
+    return set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+
+
 class Argument:
     """One parameter of a factory: what it accepts, and how a given value becomes the value that the body sees."""
 
@@ -181,19 +200,24 @@ class Argument:
         self.any_length = any_length
         self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
         self.required = parameter.default is parameter.empty
-        members = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+        members = _members(hint)
         self.optional = type(None) in members
         self.kind = self._kind(members - {type(None)})
-        self.is_hyperparameter = not static and self.kind in ("scalar", "betas", "int", "bool", "str")
+        self._entries = [_members(entry) for entry in typing.get_args(hint)] if self.kind in ("betas", "floats") else []
+        self.is_hyperparameter = not static and self.kind in ("scalar", "betas", "floats", "int", "bool", "str")
         if not self.required:
             self.default = self.check(parameter.default)
 
     @staticmethod
     def _kind(members: set) -> str:
-        if members <= {float, Tensor, Schedule} and float in members:
+        if members <= _SCALAR and float in members:
             return "scalar"
-        if members == {Betas}:
-            return "betas"
+        entries = typing.get_args(next(iter(members))) if len(members) == 1 else ()
+        if entries and typing.get_origin(next(iter(members))) is tuple:
+            if set(entries) == {float}:
+                return "floats"
+            if all(entry is Ellipsis or _members(entry) - {type(None)} == _SCALAR for entry in entries):
+                return "betas"
         return {frozenset({t}): t.__name__ for t in (int, bool, str)}.get(frozenset(members), "structure")
 
     def check(self, value: Any) -> Any:
@@ -211,8 +235,9 @@ class Argument:
             if not value:
                 raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
             ranges = self.entry_ranges or (self.range,) * len(value)
-            named = (f"{self.name}[{i}]" for i in range(len(value)))
-            return tuple(map(self._scalar, value, named, ranges))
+            return tuple(self._entry(i, item, rng) for i, (item, rng) in enumerate(zip(value, ranges, strict=True)))
+        if self.kind == "floats":
+            return self._floats(value)
         if self.kind == "int":
             # bool is an int to Python, never to a user who wrote `every=True`.
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -226,6 +251,20 @@ class Argument:
         if value not in rng:
             raise ValueError(f"{self.owner}: {name} must be in {rng.text}, got {value!r}")
         return value
+
+    def _entry(self, i: int, value: Any, rng: Range) -> Any:
+        """An entry of a tuple, which may be None where `tuple[Scalar | None, ...]` says so."""
+        if value is None and type(None) in self._entries[min(i, len(self._entries) - 1)]:
+            return None
+        return self._scalar(value, f"{self.name}[{i}]", rng)
+
+    def _floats(self, value: Any) -> tuple[float, ...]:
+        """Plain numbers, for which no tensor or schedule can stand."""
+        count = len(self._entries)
+        plain = isinstance(value, tuple | list) and all(isinstance(item, numbers.Real) for item in value)
+        if not plain or len(value) != count:
+            raise TypeError(f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}")
+        return tuple(self._in_range(float(item), f"{self.name}[{i}]", self.range) for i, item in enumerate(value))
 
     def _scalar(self, value: Any, name: str, rng: Range) -> Any:
         if isinstance(value, Schedule):

@@ -100,9 +100,16 @@ class Context:
 
         In pure use both sides run and `torch.where` selects; where the count is known on the host, only one.
         """
+        return self._select(lambda step: step % k == phase % k, compute, keep)
+
+    def first(self, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+        """`compute()` at step 1, else `keep()`, as `every` selects."""
+        return self._select(lambda step: step == 1, compute, keep)
+
+    def _select(self, due: Callable[[Any], Any], compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
         if self._moment.host is not None:
-            return compute() if self._moment.host % k == phase % k else keep()
-        now = self._moment.step % k == phase % k
+            return compute() if due(self._moment.host) else keep()
+        now = due(self._moment.step)
         return _tree.map_tensors(lambda new, old: torch.where(now, new, old), compute(), keep())
 
     def __getattr__(self, name: str) -> Any:

@@ -217,6 +217,11 @@ class Scope:
         count = self.count if count is None else count
         return Scope(self.run, path, count, self.frozen, self.state_dtype, self.below(0))
 
+    def arm(self, path: Path, i: int) -> Scope:
+        """The inside of one of several transformations that every leaf goes through; freezes as `inside`."""
+        self.run.stages[path] = path[-1]
+        return Scope(self.run, path, self.count, self.frozen, self.state_dtype, self.below(i))
+
     def branch(self, path: Path, i: int) -> Scope:
         """The inside of a branch: a freeze in it covers the branch."""
         self.run.stages[path] = path[-1]

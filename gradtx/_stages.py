@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import exact, exact_dtype, readable
+from gradtx._arguments import exact, exact_dtype, readable, tensors_in
 from gradtx._context import Context
 from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run, lacking
 from gradtx._random import Stream
@@ -40,6 +40,8 @@ class RuleStage(Operation):
         self.elementwise = spec.elementwise(arguments) if callable(spec.elementwise) else spec.elementwise
         self.compiles = spec.compiles and not spec.random and "grad_fn" not in spec.needs
         self.agree = {name: arguments[name] for name in spec.agree}
+        self._dims = spec.dims(arguments)
+        self._readable = all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value))
         start = {name: _scalar_maker(value, arguments, run.device) for name, value in spec.shared_of(arguments).items()}
         if spec.random:
             start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)
@@ -47,9 +49,21 @@ class RuleStage(Operation):
         self._shared = run.shared(path, start) if start else {}
 
     def init(self, leaf: Leaf) -> None:
+        self._check_dims(leaf)
         slots = self._first(leaf)
         if slots:
             leaf.new[self.path] = slots
+
+    def _check_dims(self, leaf: Leaf) -> None:
+        if self._dims is None:
+            return
+        shape, (least, most) = tuple((leaf.param if leaf.param is not None else leaf.update).shape), self._dims
+        if not least <= len(shape) <= most:
+            count = str(least) if least == most else f"at least {least}"
+            raise ValueError(
+                f"{self._spec.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
+                "send it through another transformation, by partition(...) or an optimizer's fallback"
+            )
 
     def _like(self, leaf: Leaf, device: Any = None) -> Tensor:
         return (leaf.param if leaf.param is not None else leaf.update).to(device or leaf.device, self._wide(leaf))
@@ -76,6 +90,7 @@ class RuleStage(Operation):
         return leaf.wide if self._state_dtype is None else torch.promote_types(leaf.wide, self._state_dtype)
 
     def start(self, leaf: Leaf) -> Any:
+        self._check_dims(leaf)
         wide, update = self._wide(leaf), leaf.update
         if update.dtype != wide:
             wide = torch.promote_types(wide, update.dtype)
@@ -112,7 +127,8 @@ class RuleStage(Operation):
             raise lacking(self.path, leaf.name)
         flat = {slot: widened(value, wide) for slot, value in old.items()}
         state = with_lists(flat)
-        if state is not flat and readable(leaf.given[0] if leaf.given[0] is not None else leaf.given[1]):
+        like = leaf.given[0] if leaf.given[0] is not None else leaf.given[1]
+        if state is not flat and self._readable and readable(like):
             # A list that lost an entry would just be a shorter list.
             for slot in numbered(self._made(leaf, "meta")):
                 if slot not in old:

@@ -38,6 +38,8 @@ class Spec:
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
         self.compiles: bool = options.get("compiles", True)
+        self._determined: Any = options.get("determined", True)
+        self._dims: Any = options.get("dims")
         self.agree: tuple[str, ...] = options.get("agree", ())
         self.example: dict[str, Any] = options.get("example", {})
         self._shared: Any = options.get("shared", {})
@@ -48,6 +50,14 @@ class Spec:
     def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
         """What `update` requires with these arguments."""
         return (*self.needs, *self._conditional(arguments))
+
+    def dims(self, arguments: dict[str, Any]) -> Any:
+        """The least and the largest number of dimensions that a leaf may have; None for any."""
+        return self._dims(arguments) if callable(self._dims) else self._dims
+
+    def determined(self, arguments: dict[str, Any]) -> Any:
+        """Whether results depend on nothing that rounding decides."""
+        return self._determined(arguments) if callable(self._determined) else self._determined
 
     def shared_of(self, arguments: dict[str, Any]) -> Any:
         """Shared scalars: name -> start."""
@@ -289,6 +299,11 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
         compiles: False for a rule that the adapter's `compile=True` leaves to eager steps (factorisations).
+        dims: The least and the largest number of dimensions that a leaf may have, or a function of the arguments
+            that gives such a pair; a leaf with another number is an error that names it.
+        determined: False, or a function of the arguments that says so, where results depend on a basis that rounding
+            decides (eigenvectors of equal eigenvalues): the conformance tests compare neither batched runs nor
+            difference quotients then.
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
         ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit; for a tuple of
             numbers also a tuple, an interval for each entry.
@@ -354,7 +369,8 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree owns_lr before_owner random ranges static any_length example",
+    "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined compiles random ranges static"
+    " any_length example",
     "tree": "needs extras ranges static example",
     "alias": "ranges static any_length example",
     "combinator": "needs owns_lr ranges static example",

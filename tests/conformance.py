@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -174,6 +175,26 @@ class Case(NamedTuple):
                 arguments[place.name] = tuple(entries)
         return self.factory(**arguments)
 
+    def noise(
+        self,
+        seed: int = 0,
+        shapes: Mapping[str, tuple] = SHAPES,
+        dtype: torch.dtype = torch.float64,
+        scale: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """`noise` of the leaves that the case takes."""
+        rules = [link for link in self.make()._links() if link._spec.kind == "rule"]
+        bounds = [link._spec.dims(link._arguments) or (0, math.inf) for link in rules]
+        least, most = max((a for a, _ in bounds), default=0), min((b for _, b in bounds), default=math.inf)
+        return noise(seed, {name: shape for name, shape in shapes.items() if least <= len(shape) <= most}, dtype, scale)
+
+    def is_determined(self) -> bool:
+        """Whether all rules that it comes down to are."""
+        waiting = list(self.make()._links())
+        for link in waiting:
+            waiting.extend(link._inner_links())
+        return all(link._spec.determined(link._arguments) for link in waiting)
+
     def floats(self) -> list[Float]:
         found = []
         for argument in self.factory.spec.arguments.all:
@@ -275,7 +296,7 @@ def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
             )
 
 
-def has_slots(tx: gradtx.GradientTransformation) -> bool:
+def has_slots(case: Case) -> bool:
     """Whether it keeps anything by leaf."""
-    slots = (path for path in tensors(tx.init(noise())) if "['members']" not in path)
+    slots = (path for path in tensors(case.make().init(case.noise())) if "['members']" not in path)
     return any(path.endswith(tuple(f"['{name}']" for name in SHAPES)) for path in slots)

@@ -9,6 +9,7 @@ from typing import Any
 from gradtx.core import GradientTransformation
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
+from gradtx.optimizers.adafactor import adafactor, adafactor_torch
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
 from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, radam, sadam, yogi
 from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
@@ -25,6 +26,7 @@ from gradtx.optimizers.learning_rate_free import (
     dadapt_sgd,
     prodigy,
 )
+from gradtx.optimizers.matrix import muon, muon_adam_atan2, polar_adam_atan2, scalable_shampoo, shampoo, soap
 from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
 from gradtx.optimizers.positive_negative import adapnm, pnm
 from gradtx.optimizers.quasi_newton import apollo
@@ -48,12 +50,14 @@ __all__ = [
     "SGDS",
     "SGDW",
     "SM3",
+    "SOAP",
     "SRMM",
     "SWATS",
     "A2Grad",
     "AccSGD",
     "AdaBelief",
     "AdaBound",
+    "AdaFactor",
     "AdaHessian",
     "AdaMod",
     "AdaNorm",
@@ -61,6 +65,7 @@ __all__ = [
     "AdaShift",
     "AdaSmooth",
     "Adadelta",
+    "AdafactorTorch",
     "Adagrad",
     "Adai",
     "Adam",
@@ -89,9 +94,12 @@ __all__ = [
     "Gravity",
     "Lamb",
     "Lion",
+    "Muon",
+    "MuonAdamAtan2",
     "NAdam",
     "Nero",
     "NovoGrad",
+    "PolarAdamAtan2",
     "Prodigy",
     "QHAdam",
     "RAdam",
@@ -100,8 +108,10 @@ __all__ = [
     "Ranger21",
     "Rprop",
     "Sadam",
+    "ScalableShampoo",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "Shampoo",
     "SophiaH",
     "Yogi",
     "as_optimizer",
@@ -381,3 +391,27 @@ class Ranger(AliasOptimizer, alias=ranger): ...
 
 
 class Ranger21(AliasOptimizer, alias=ranger21): ...
+
+
+class AdaFactor(AliasOptimizer, alias=adafactor): ...
+
+
+class AdafactorTorch(AliasOptimizer, alias=adafactor_torch): ...
+
+
+class Muon(AliasOptimizer, alias=muon): ...
+
+
+class MuonAdamAtan2(AliasOptimizer, alias=muon_adam_atan2): ...
+
+
+class PolarAdamAtan2(AliasOptimizer, alias=polar_adam_atan2): ...
+
+
+class ScalableShampoo(AliasOptimizer, alias=scalable_shampoo): ...
+
+
+class Shampoo(AliasOptimizer, alias=shampoo): ...
+
+
+class SOAP(AliasOptimizer, alias=soap): ...

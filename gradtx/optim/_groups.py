@@ -130,6 +130,8 @@ class GroupView:
             return exact(item, device) if isinstance(item, float) and not literal else item
 
         literal = self.literal[name]
+        if self.entries[name].argument.kind == "floats":
+            return value
         if isinstance(value, tuple):
             return tuple(one(item, flag) for item, flag in zip(value, literal, strict=True))
         return one(value, literal)

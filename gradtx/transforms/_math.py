@@ -62,6 +62,21 @@ def norm(x: Tensor) -> Tensor:
     return safe_sqrt(x.square().sum())
 
 
+def rms(x: Tensor) -> Tensor:
+    """The root mean square of a whole leaf, 0-d; 0 for an empty one."""
+    return safe_sqrt(x.square().sum() / max(x.numel(), 1))
+
+
+def mean(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """The mean over one dimension; 0 where that is empty."""
+    return x.sum(dim=dim, keepdim=keepdim) / max(x.shape[dim], 1)
+
+
+def grafted(direction: Tensor, magnitude: Tensor, eps: Any) -> Tensor:
+    """A direction with the norm of another tensor, each over the whole leaf."""
+    return direction * (norm(magnitude) / (norm(direction) + eps))
+
+
 def unit_norm(x: Tensor) -> Tensor:
     """One norm an output unit: over all dimensions but the first (kept as size 1); of a whole leaf of 0 or 1."""
     if x.ndim <= 1:

@@ -79,6 +79,14 @@ ALIASES = {
     "Prodigy": gradtx.prodigy,
     "ScheduleFreeSGD": gradtx.schedule_free_sgd,
     "ScheduleFreeAdamW": gradtx.schedule_free_adamw,
+    "AdaFactor": gradtx.adafactor,
+    "AdafactorTorch": gradtx.adafactor_torch,
+    "Muon": gradtx.muon,
+    "MuonAdamAtan2": gradtx.muon_adam_atan2,
+    "PolarAdamAtan2": gradtx.polar_adam_atan2,
+    "Shampoo": gradtx.shampoo,
+    "ScalableShampoo": gradtx.scalable_shampoo,
+    "SOAP": gradtx.soap,
 }
 
 

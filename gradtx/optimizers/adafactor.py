@@ -1,0 +1,122 @@
+"""Adafactor: the paper's, and torch's."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.transforms.factored import (
+    clip_by_block_rms,
+    scale_by_adafactor,
+    scale_by_adafactor_torch,
+    scale_by_factored_rms,
+    scale_by_factored_rms_torch,
+    scale_by_param_block_rms,
+)
+
+
+@alias(
+    ranges={
+        "eps": ("(0, inf)", "[0, inf)"),
+        "clip_threshold": "(0, inf)",
+        "decay_rate": "(-inf, 0]",
+        "beta1": "[0, 1)",
+    }
+)
+def adafactor(
+    lr: Scalar | None = None,
+    eps: Betas = (1e-30, 1e-3),
+    clip_threshold: Scalar = 1.0,
+    decay_rate: Scalar = -0.8,
+    beta1: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+    scale_parameter: bool = True,
+    relative_step: bool = True,
+    warmup_init: bool = False,
+):
+    r"""Adafactor, the paper's: second moments by row and column, clipped updates, steps relative to the weights.
+
+    $u = g / \sqrt{V}$ with the factored $V$ of `scale_by_factored_rms`, $u \leftarrow u / \max(1, \mathrm{rms}(u)/d)$,
+    $\alpha = \rho_t \max(\epsilon_2, \mathrm{rms}(p))$, $m \leftarrow \beta_1 m + (1-\beta_1) \alpha u$,
+    $p \leftarrow p (1 - \alpha \lambda) - m$.
+
+    Args:
+        lr: $\rho \ge 0$; None with `relative_step`.
+        eps: $(\epsilon_1, \epsilon_2)$: added to $g^2$ (> 0), and the least size of a leaf's weights (>= 0).
+        clip_threshold: $d > 0$.
+        decay_rate: $c \le 0$ in $\beta_{2,t} = 1 - t^{c}$.
+        beta1: $\beta_1$ in [0, 1), or None for no momentum.
+        weight_decay: $\lambda \ge 0$, decoupled, scaled by $\alpha$.
+        scale_parameter: Whether steps are relative to the weights; else $\alpha = \rho$.
+        relative_step: $\rho_t = \min(10^{-2}, 1/\sqrt{t})$.
+        warmup_init: $\rho_t = \min(10^{-6} t, 1/\sqrt{t})$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg_sq_row` and `exp_avg_sq_col`, or
+        `exp_avg_sq` for leaves with fewer than two dimensions, and with `beta1` `exp_avg`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, both or none of `lr` and `relative_step`, `warmup_init`
+            without `relative_step`.
+
+    Example:
+        >>> tx = gradtx.adafactor()
+        >>> params = {"w": torch.full((2, 2), 3.0)}
+        >>> tx.update({"w": torch.full((2, 2), 1e-5)}, tx.init(params), params)[0]["w"]  # a hundredth of the weights
+        tensor([[-0.0300, -0.0300],
+                [-0.0300, -0.0300]])
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none from tensor2tensor; fairseq compounds the rate
+    where `scale_parameter` is on and `relative_step` off. torch's own is `adafactor_torch`.
+    """
+    return chain(
+        scale_by_factored_rms(decay_rate, eps[0]),
+        clip_by_block_rms(clip_threshold),
+        scale_by_adafactor(lr, eps[1], beta1, weight_decay, scale_parameter, relative_step, warmup_init),
+    )
+
+
+@alias(ranges={"beta2_decay": "(-inf, 0]", "d": "[1, inf)"})
+def adafactor_torch(
+    lr: Scalar = 1e-2,
+    beta2_decay: Scalar = -0.8,
+    eps: tuple[Scalar | None, Scalar] = (None, 1e-3),
+    d: Scalar = 1.0,
+    weight_decay: Scalar = 0.0,
+):
+    r"""Adafactor as torch.optim.Adafactor has it.
+
+    $u = g / \sqrt{\max(V, \epsilon_1^2)}$ with the factored $V$ of `scale_by_factored_rms_torch`,
+    $\alpha = \max(\epsilon_2, \mathrm{rms}(p)) \min(\eta, 1/\sqrt{t})$,
+    $p \leftarrow p (1 - \eta \lambda) - \alpha u / \max(1, \mathrm{rms}(u)/d)$.
+
+    Args:
+        lr: $\eta \ge 0$: the cap of the relative step $1/\sqrt{t}$, no learning rate in the usual sense.
+        beta2_decay: $c \le 0$ in $\beta_{2,t} = 1 - t^{c}$.
+        eps: $(\epsilon_1, \epsilon_2)$, each >= 0; $\epsilon_1$ None is the machine epsilon of the dtype computed in.
+        d: Clipping threshold, >= 1.
+        weight_decay: $\lambda \ge 0$, decoupled, scaled by $\eta$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `row_var` and `col_var`, or `variance` for
+        leaves with fewer than two dimensions.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.adafactor_torch(lr=0.5)
+        >>> params = {"w": torch.full((2, 2), 3.0)}
+        >>> tx.update({"w": torch.ones(2, 2)}, tx.init(params), params)[0]["w"]  # half of the weights
+        tensor([[-1.5000, -1.5000],
+                [-1.5000, -1.5000]])
+
+    Source: torch.optim.Adafactor, after Shazeer and Stern 2018, arXiv:1804.04235. Departures: for parameters in half
+    precision, $\epsilon_1$ None means that of float32, in which rules compute. The paper's is `adafactor`.
+    """
+    return chain(
+        scale_by_factored_rms_torch(beta2_decay, eps[0]),
+        clip_by_block_rms(d),
+        scale_by_param_block_rms(eps[1]),
+        scale_by_adafactor_torch(lr, weight_decay),
+    )

@@ -1,0 +1,453 @@
+"""Optimizers that treat matrices as matrices: Muon and its mixtures with Adam-atan2, Shampoo, SOAP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.combine import map_after_step, partition
+from gradtx.core import GradientTransformation, chain, check_transformation
+from gradtx.factories import alias
+from gradtx.optimizers.adam import adam_atan2
+from gradtx.transforms.atan2 import scale_by_caution
+from gradtx.transforms.control import hold_until
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.momentum import trace_ema
+from gradtx.transforms.orthogonalize import (
+    NEWTON_SCHULZ,
+    POLAR_EXPRESS,
+    normalize_neurons,
+    orthogonalize,
+    scale_by_shape,
+)
+from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.shampoo import BLOCKS, ROOTS, scale_by_scalable_shampoo, scale_by_shampoo
+from gradtx.transforms.soap import EXAMPLE, scale_by_soap
+
+
+@alias(
+    ranges={"momentum": "[0, 1)", "ns_steps": "[0, 100)"},
+    example=lambda tx: {"ns_dtype": None, "fallback": tx},
+)
+def muon(
+    lr: Scalar = 1e-3,
+    weight_decay: Scalar = 0.1,
+    momentum: Scalar = 0.95,
+    nesterov: bool = True,
+    ns_coefficients: tuple[float, float, float] = NEWTON_SCHULZ,
+    eps: Scalar = 1e-7,
+    ns_steps: int = 5,
+    adjust_lr_fn: str | None = None,
+    ns_dtype: torch.dtype | None = torch.bfloat16,
+    flatten: bool = False,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Muon: momentum whose matrices are made orthogonal, as torch.optim.Muon.
+
+    $B \leftarrow \mu B + (1-\mu) g$, $U = B$ or $\mu B + (1-\mu) g$ with `nesterov`, $X$ = `orthogonalize`$(U)$,
+    $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        momentum: $\mu$ in [0, 1).
+        nesterov: Look one step ahead.
+        ns_coefficients: $(a, b, c)$ of the iteration, plain numbers.
+        eps: Least norm divided by, >= 0.
+        ns_steps: Number of iterations, in [0, 100).
+        adjust_lr_fn: $r$: None or "original" is $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
+            $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
+        ns_dtype: What to iterate in; None for the leaf's own dtype. bfloat16 is good to about 1e-2.
+        flatten: Take leaves of three and more dimensions as well, read as (first dimension, all others).
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are no matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`. In an optimizer's groups the fallback's hyperparameters are named
+        after it (`adamw.lr`); for a rate of its own that schedulers drive, make the `partition` oneself.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, a leaf that is no matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))
+        >>> params = {"w": torch.zeros(1, 2), "b": torch.zeros(1)}
+        >>> tx.update({"w": torch.tensor([[3e-4, 4e-4]]), "b": torch.ones(1)}, tx.init(params), params)[0]["b"]
+        tensor([-0.1000])
+
+    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982. Departures: none from torch.optim.Muon;
+    `ns_dtype`, `flatten` and `fallback` are added.
+    """
+    view = "flatten" if flatten else "matrix"
+    matrices = chain(
+        trace_ema(momentum, nesterov),
+        orthogonalize(ns_coefficients, ns_steps, eps, ns_dtype, view),
+        scale_by_shape(adjust_lr_fn, view=view),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    if fallback is None:
+        return matrices
+    check_transformation("muon", "fallback", fallback)
+
+    def is_matrix(name: str, tensor: Any) -> bool:
+        return tensor.ndim >= 2 if flatten else tensor.ndim == 2
+
+    return partition({"muon": matrices, "fallback": fallback}, {"muon": is_matrix, "fallback": "*"})
+
+
+def _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, matrix_lr, matrix_ndims):
+    """A direction for matrices, with the decay and rate around it, and Adam-atan2 for the other leaves."""
+    rate = lr if matrix_lr is None else matrix_lr
+    branch = chain(
+        matrix,
+        scale_by_caution(cautious_factor),
+        add_decayed_weights(weight_decay, relative_to=rate if decoupled_wd else None),
+        scale_by_learning_rate(rate),
+    )
+    rest = adam_atan2(lr, betas, weight_decay, 0.0, decoupled_wd, cautious_factor=cautious_factor, a=a, b=b)
+
+    def is_matrix(name: str, tensor: Any) -> bool:
+        return tensor.ndim in matrix_ndims
+
+    return partition({"matrix": branch, "rest": rest}, {"matrix": is_matrix, "rest": "*"})
+
+
+def _check_ndims(matrix_ndims: Any) -> None:
+    if not (isinstance(matrix_ndims, tuple) and all(isinstance(n, int) and n >= 2 for n in matrix_ndims)):
+        raise ValueError(f"matrix_ndims must be a tuple of whole numbers from 2 on, got {matrix_ndims!r}")
+
+
+_ATAN2_RANGES = {f"{name}_{what}": interval for name in ("muon", "polar") for what, interval in {
+    "lr": "[0, inf)", "beta1": "[0, 1)", "beta2": "[0, 1)", "steps": "[0, 100)", "rms_factor": "[0, inf)",
+}.items()}  # fmt: skip
+
+
+@alias(ranges={**_ATAN2_RANGES, "normuon_eps": "[0, inf)"})
+def muon_adam_atan2(
+    lr: Scalar = 1e-4,
+    betas: Betas = (0.9, 0.99),
+    muon_lr: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+    decoupled_wd: bool = False,
+    cautious_factor: Scalar = 1.0,
+    a: Scalar = 1.27,
+    b: Scalar = 1.0,
+    muon_beta1: Scalar = 0.95,
+    muon_beta2: Scalar = 0.95,
+    muon_steps: int = 5,
+    muon_rms_factor: Scalar = 0.2,
+    use_normuon: bool = False,
+    normuon_eps: Scalar = 1e-10,
+    matrix_ndims: tuple[int, ...] = (2, 3),
+):
+    r"""Muon for matrices, Adam-atan2 for all other leaves.
+
+    Matrices: $m \leftarrow \beta_1' m + (1-\beta_1') g$, $u$ = `orthogonalize`$(m)$, with `use_normuon`
+    `normalize_neurons`$(u)$, $p \leftarrow p (1 - L \lambda) - L f \sqrt{\max(\mathrm{rows}, \mathrm{columns})}\, u$.
+
+    Args:
+        lr: Learning rate of the other leaves, in [0, inf).
+        betas: Decay of their two averages, each in [0, 1).
+        muon_lr: $L$, learning rate of matrices; None for `lr`.
+        weight_decay: $\lambda \ge 0$, decoupled, for both.
+        decoupled_wd: Divide $\lambda$ by the learning rate that training starts with.
+        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        a: Scale of Adam-atan2's update, > 0.
+        b: Scale of its denominator, > 0.
+        muon_beta1: $\beta_1'$ in [0, 1).
+        muon_beta2: Decay of the rows' mean squares, in [0, 1).
+        muon_steps: Number of iterations, in [0, 100).
+        muon_rms_factor: $f \ge 0$, the root mean square of matrix updates.
+        use_normuon: Give all rows of an update the same size over time.
+        normuon_eps: $\epsilon \ge 0$ of that.
+        matrix_ndims: Numbers of dimensions that make a leaf a matrix, or a batch of them in its last two.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, with
+        `use_normuon` `exp_avg_sq` (one entry a row), and Adam-atan2's; with `decoupled_wd` `initial_lr`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` with a decay, an initial rate of 0 with `decoupled_wd`.
+
+    Example:
+        >>> tx = gradtx.muon_adam_atan2(lr=0.1, a=4 / torch.pi)
+        >>> params = {"w": torch.zeros(2, 2), "b": torch.zeros(1)}
+        >>> state = tx.init(params)["partition"]
+        >>> [sorted(k for k in state[label] if k != "members") for label in ("matrix", "rest")]
+        [['trace_ema'], ['scale_by_atan2']]
+
+    Source: adam-atan2-pytorch 0.4.1, after Jordan et al. 2024 (Muon), Liu et al. 2025, arXiv:2502.16982, and Li et al.
+    2025, arXiv:2510.05491. Departures: the iteration runs in the leaf's dtype; no regenerative regularization.
+    """
+    _check_ndims(matrix_ndims)
+    matrix = chain(
+        trace_ema(muon_beta1),
+        orthogonalize(NEWTON_SCHULZ, muon_steps, view="batch"),
+        *([normalize_neurons(muon_beta2, normuon_eps)] if use_normuon else []),
+        scale_by_shape("match_rms_adamw", muon_rms_factor, "batch"),
+    )
+    return _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, muon_lr, matrix_ndims)
+
+
+@alias(ranges=_ATAN2_RANGES)
+def polar_adam_atan2(
+    lr: Scalar = 1e-4,
+    betas: Betas = (0.9, 0.99),
+    polar_lr: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+    decoupled_wd: bool = False,
+    cautious_factor: Scalar = 1.0,
+    a: Scalar = 1.27,
+    b: Scalar = 1.0,
+    polar_beta1: Scalar = 0.95,
+    polar_steps: int = 5,
+    polar_rms_factor: Scalar = 0.2,
+    matrix_ndims: tuple[int, ...] = (2, 3),
+):
+    r"""Momentum made orthogonal by Polar Express for matrices, Adam-atan2 for all other leaves.
+
+    As `muon_adam_atan2` with another polynomial at every step of the iteration, which brings singular values to 1
+    itself and not only near it.
+
+    Args:
+        lr: Learning rate of the other leaves, in [0, inf).
+        betas: Decay of their two averages, each in [0, 1).
+        polar_lr: Learning rate of matrices; None for `lr`.
+        weight_decay: $\lambda \ge 0$, decoupled, for both.
+        decoupled_wd: Divide $\lambda$ by the learning rate that training starts with.
+        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        a: Scale of Adam-atan2's update, > 0.
+        b: Scale of its denominator, > 0.
+        polar_beta1: Decay of the momentum of matrices, in [0, 1).
+        polar_steps: Number of iterations, in [0, 100); after the seventh the polynomial stays the same.
+        polar_rms_factor: Root mean square of matrix updates, >= 0.
+        matrix_ndims: Numbers of dimensions that make a leaf a matrix, or a batch of them in its last two.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, and
+        Adam-atan2's; with `decoupled_wd` `initial_lr`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` with a decay, an initial rate of 0 with `decoupled_wd`.
+
+    Example:
+        >>> tx = gradtx.polar_adam_atan2(lr=0.1, polar_rms_factor=0.5**0.5, polar_steps=9)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> tx.update({"w": torch.tensor([[2.0, 0.0], [0.0, 1e-3]])}, tx.init(params), params)[0]["w"]
+        tensor([[-0.1000, -0.0000],
+                [-0.0000, -0.1000]])
+
+    Source: adam-atan2-pytorch 0.4.1, after Amsel et al. 2025, arXiv:2505.16932. Departures: the iteration runs in the
+    leaf's dtype; no regenerative regularization.
+    """
+    _check_ndims(matrix_ndims)
+    matrix = chain(
+        trace_ema(polar_beta1),
+        orthogonalize(POLAR_EXPRESS, polar_steps, view="batch"),
+        scale_by_shape("match_rms_adamw", polar_rms_factor, "batch"),
+    )
+    return _with_adam_atan2(
+        matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, polar_lr, matrix_ndims
+    )
+
+
+@alias(ranges={"momentum": "[0, 1)"}, example=ROOTS)
+def shampoo(
+    lr: Scalar = 1e-1,
+    momentum: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    matrix_eps: Scalar = 1e-4,
+    preconditioning_compute_steps: int = 1,
+    variant: str = "paper",
+):
+    r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
+
+    $p \leftarrow p - \eta\, u \times_1 H_1^{-e} \cdots \times_k H_k^{-e}$; see `scale_by_shampoo`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: $\mu$ in [0, 1), a share of the last direction.
+        weight_decay: $\lambda \ge 0$.
+        decoupled_weight_decay: Apply the decay to the weights in place of the gradient.
+        matrix_eps: $\epsilon > 0$: $H_i$ starts at $\epsilon I$.
+        preconditioning_compute_steps: Steps between two computations of the roots, >= 1.
+        variant: "paper" ($e = 1/(2k)$, statistics of the gradient), or "moskomule" ($e = 1/k$, statistics of the
+            gradient as the dimensions before left it).
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `pre_cond_i` and
+        `inv_pre_cond_i`, n x n, for every dimension i of size n.
+
+    Raises:
+        ValueError: numbers out of range, another variant, missing `params`.
+
+    Example:
+        >>> tx = gradtx.shampoo(lr=1.0, matrix_eps=1e-3)
+        >>> params = {"w": torch.zeros(3)}
+        >>> tx.update({"w": torch.tensor([30.0, 0.0, -40.0])}, tx.init(params), params)[0]["w"]  # of norm 1
+        tensor([-0.6000, -0.0000,  0.8000])
+
+    Source: Gupta et al. 2018, arXiv:1802.09568; momentum and "moskomule": moskomule/shampoo.pytorch.
+    """
+    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    return chain(
+        scale_by_shampoo(momentum, coupled, matrix_eps, preconditioning_compute_steps, variant),
+        add_decayed_weights(decoupled),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias(ranges={"betas": "[0, 1]"}, example=BLOCKS)
+def scalable_shampoo(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    moving_average_for_momentum: bool = False,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = False,
+    inverse_exponent_override: int = 0,
+    start_preconditioning_step: int = 25,
+    preconditioning_compute_steps: int = 1000,
+    statistics_compute_steps: int = 1,
+    block_size: int = 512,
+    skip_preconditioning_rank_lt: int = 1,
+    no_preconditioning_for_layers_with_dim_gt: int = 8192,
+    shape_interpretation: bool = True,
+    graft_type: str = "sgd",
+    pre_conditioner_type: str = "all",
+    nesterov: bool = True,
+    diagonal_eps: Scalar = 1e-10,
+    matrix_eps: Scalar = 1e-6,
+):
+    r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and the length of a simpler method's step.
+
+    $p \leftarrow p - \eta\, d$ with the direction $d$ of `scale_by_scalable_shampoo`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: Decay of the momenta and of the statistics, each in [0, 1]; a second one of 1 sums statistics up.
+        moving_average_for_momentum: Weigh what enters a momentum by $1 - \beta_1$ in place of 1.
+        weight_decay: $\lambda \ge 0$.
+        decoupled_weight_decay: Apply the decay to the weights; else it is added before the momenta.
+        inverse_exponent_override: $e$ of the roots $-1/e$, or 0 for twice the number of preconditioned dimensions.
+        start_preconditioning_step: The first step with a preconditioned direction.
+        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this.
+        statistics_compute_steps: Statistics are taken where $t$ is a multiple of this.
+        block_size: Largest side of a block.
+        skip_preconditioning_rank_lt: Leaves with fewer dimensions are not preconditioned.
+        no_preconditioning_for_layers_with_dim_gt: Nor are leaves with a larger dimension.
+        shape_interpretation: Whether to merge neighbouring dimensions.
+        graft_type: Whose length: "sgd", "adagrad", "rmsprop", "sqrtn", or "none".
+        pre_conditioner_type: Preconditioned dimensions: "all", "input" or "output".
+        nesterov: Look one step ahead.
+        diagonal_eps: $\ge 0$, of the grafted method.
+        matrix_eps: > 0, relative to the largest eigenvalue.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum`, `graft_momentum`,
+        [`graft_statistics`], `statistics_i`, `preconditioners_i`.
+
+    Raises:
+        ValueError: numbers out of range, an unknown `graft_type` or `pre_conditioner_type`, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scalable_shampoo(lr=1.0, betas=(0.0, 0.9))
+        >>> params = {"w": torch.zeros(2)}
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]  # a vector is left to SGD
+        tensor([-3., -4.])
+
+    Source: Anil et al. 2020, arXiv:2002.09018. Departures: roots by eigenvalues, exact, where the authors iterate.
+    """
+    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    return chain(
+        scale_by_scalable_shampoo(
+            betas,
+            moving_average_for_momentum,
+            coupled,
+            inverse_exponent_override,
+            start_preconditioning_step,
+            preconditioning_compute_steps,
+            statistics_compute_steps,
+            block_size,
+            skip_preconditioning_rank_lt,
+            no_preconditioning_for_layers_with_dim_gt,
+            shape_interpretation,
+            graft_type,
+            pre_conditioner_type,
+            nesterov,
+            diagonal_eps,
+            matrix_eps,
+        ),
+        add_decayed_weights(decoupled),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias(ranges={"shampoo_beta": "[0, 1)"}, example=EXAMPLE)
+def soap(
+    lr: Scalar = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    shampoo_beta: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.01,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10000,
+    merge_dims: bool = False,
+    precondition_1d: bool = False,
+    normalize_gradient: bool = False,
+    correct_bias: bool = True,
+):
+    r"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
+
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_soap`; the first step only sets
+    the bases up.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$ of Adam's averages, each in [0, 1).
+        shampoo_beta: Decay of the statistics, in [0, 1); None for $\beta_2$.
+        eps: $\epsilon \ge 0$.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        precondition_frequency: Steps between two refreshments of the bases, >= 1.
+        max_precondition_dim: Larger dimensions are not rotated.
+        merge_dims: Merge neighbouring dimensions while their product is at most that.
+        precondition_1d: Rotate leaves of one dimension too.
+        normalize_gradient: Divide the direction by its root mean square.
+        correct_bias: Whether Adam's averages are freed of their bias.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
+        basis), `GG_i` and `Q_i` for every rotated dimension.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.soap(lr=0.1, weight_decay=0.5)
+        >>> params = {"w": torch.ones(2, 2)}
+        >>> tx.update({"w": torch.eye(2)}, tx.init(params), params)[0]["w"]  # nothing moves in the first step
+        tensor([[0., 0.],
+                [0., 0.]])
+
+    Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32.
+    """
+    kept = 1 - lr * weight_decay
+    return chain(
+        scale_by_soap(
+            betas,
+            shampoo_beta,
+            eps,
+            precondition_frequency,
+            max_precondition_dim,
+            merge_dims,
+            precondition_1d,
+            normalize_gradient,
+            correct_bias,
+        ),
+        scale_by_learning_rate(lr),
+        map_after_step(lambda weights: kept * weights),
+        hold_until(2),  # the decay has no part in the first step either
+    )

@@ -1,0 +1,146 @@
+"""Matrix maths that several transformations share: roots, bases, dimensions of a tensor as matrices, blocks.
+
+Factorizations are differentiated here by hand: their factors come from a detached matrix, and what they make of
+`x - x.detach()`, which is 0 but has the derivative of `x`, is added. So derivatives are finite where eigenvalues are
+equal, which torch's own are not: right for a root, and for a basis leaving out what is arbitrary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.transforms._math import at_least
+
+# A tensor seen as matrices.
+
+
+def gram(x: Tensor, i: int) -> Tensor:
+    """mat_i(x) mat_i(x)^T, where mat_i puts dimension i first and flattens the others."""
+    rows = x.movedim(i, 0).reshape(x.shape[i], x.numel() // max(x.shape[i], 1))
+    return rows @ rows.mT
+
+
+def multiplied(x: Tensor, matrix: Tensor, i: int) -> Tensor:
+    """`x` with dimension i multiplied by a matrix: y_{..a..} = sum_b matrix_{ab} x_{..b..}."""
+    return torch.tensordot(matrix, x.movedim(i, 0), dims=1).movedim(0, i).contiguous()  # state keeps its strides
+
+
+def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:
+    """A shape whose neighbouring dimensions are merged, left to right, while their product is at most `limit`.
+
+    Ones are dropped; a dimension above the limit stands alone.
+    """
+    if math.prod(shape) == 0:
+        return tuple(shape)
+    found, product = [], 1
+    for size in shape:
+        if product * size > limit:
+            found.append(product)
+            product = 1
+        product *= size
+    return tuple(size for size in (*found, product) if size > 1)
+
+
+def blocks(x: Tensor, size: int) -> list[Tensor]:
+    """The pieces that every dimension leaves when it is cut every `size` entries, the last dimension fastest."""
+    pieces = [x]
+    for i in range(x.ndim):
+        pieces = [part for piece in pieces for part in piece.split(size, dim=i)]
+    return pieces
+
+
+def joined(pieces: list[Tensor], shape: Sequence[int], size: int) -> Tensor:
+    """The reverse of `blocks`."""
+    for i in reversed(range(len(shape))):
+        count = -(-shape[i] // size)
+        pieces = [torch.cat(pieces[k : k + count], dim=i) for k in range(0, len(pieces), count)]
+    return pieces[0]
+
+
+# Factorizations of symmetric matrices.
+
+
+def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None) -> Tensor:
+    """(x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix whose eigenvalues are >= `floor`.
+
+    Eigenvalues that rounding took below the floor are lifted to it. Cost: O(n^3).
+    """
+    values, basis = torch.linalg.eigh(x.detach())
+    values = at_least(values, floor.detach() if isinstance(floor, Tensor) else floor).to(x.dtype)
+    change = _change(x, basis)
+    if ridge is not None:
+        lift = ridge * at_least(values[-1] if change is None else values[-1] + change[-1, -1], 1e-16)
+        if change is not None:
+            change = change + (lift - lift.detach()) * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        values = values + lift.detach()
+    root = (basis * values**-exponent) @ basis.mT
+    if change is None:
+        return root
+    # The derivative of a root in its eigenbasis: entries times (f(b) - f(a)) / (b - a), in a form exact near b = a.
+    gap = values.log()[None, :] - values.log()[:, None]
+    equal = gap == 0
+    ratio = torch.expm1(-exponent * gap) / torch.expm1(torch.where(equal, 1.0, gap))
+    slope = torch.where(equal, -exponent, ratio) * (values ** (-exponent - 1))[:, None]
+    slope = slope.clamp(min=-torch.finfo(x.dtype).max)  # inf times the 0 of `change` would be NaN
+    return root + basis @ (slope * change) @ basis.mT
+
+
+def eigenbasis(x: Tensor) -> Tensor:
+    """Eigenvectors of a symmetric matrix as columns, the largest eigenvalue first.
+
+    The derivative leaves out turns among vectors of equal eigenvalues, whose basis is arbitrary.
+    """
+    values, basis = torch.linalg.eigh(x.detach())
+    values, basis = values.flip(-1), basis.flip(-1).contiguous()
+    change = _change(x, basis)
+    if change is None:
+        return basis
+    gap = values[None, :] - values[:, None]
+    equal = gap.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * values.abs().amax() if values.numel() else gap == 0
+    return basis + basis @ (torch.where(equal, 0.0, 1 / torch.where(equal, 1.0, gap)) * change)
+
+
+def orthonormal(x: Tensor) -> Tensor:
+    """Q of the QR decomposition of a square matrix; columns that depend on earlier ones have no derivative."""
+    basis, upper = torch.linalg.qr(x.detach())
+    basis = basis.contiguous()
+    if not torch.is_grad_enabled():
+        return basis
+    diagonal = upper.diagonal()
+    small = diagonal.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * (upper.abs().amax() if upper.numel() else 0.0)
+    regular = upper + torch.diag(torch.where(small, 1.0 - diagonal, 0.0))
+    change = torch.linalg.solve_triangular(regular, basis.mT @ (x - x.detach()), upper=True, left=False)
+    below = torch.where(small[None, :], 0.0, change).tril(-1)
+    return basis + basis @ (below - below.mT)
+
+
+def _change(x: Tensor, basis: Tensor) -> Tensor | None:
+    """`x - x.detach()`, 0 with the derivative of x, in a basis; None where no derivative can be asked for."""
+    return basis.mT @ (x - x.detach()) @ basis if torch.is_grad_enabled() else None
+
+
+# The nearest orthogonal matrix.
+
+
+def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any) -> Tensor:
+    r"""A matrix (or a batch of them) whose singular values are brought near 1 by odd polynomials of degree 5.
+
+    From $X / \max(\lVert X \rVert_F, \epsilon)$, $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$,
+    transposed if that is smaller.
+    """
+    tall = x.shape[-2] > x.shape[-1]
+    shape = x.shape
+    if x.ndim > 3:
+        x = x.flatten(0, -3)
+    x = x.mT if tall else x
+    x = x / at_least(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True), eps).to(x.dtype)
+    fused = torch.addmm if x.ndim == 2 else torch.baddbmm  # torch.optim.Muon's operations: they round once in bfloat16
+    for a, b, c in polynomials:
+        square = x @ x.mT
+        x = fused(x, fused(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(shape)

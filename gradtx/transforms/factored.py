@@ -1,0 +1,276 @@
+"""Divide by second moments that are kept by row and by column: Adafactor, in the paper's form and in torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gradtx._arguments import Scalar, is_off
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, mean, rms
+
+
+@per_tensor(ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)"})
+def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30):
+    r"""Divide by the root of a second moment of which only means of rows and of columns are kept.
+
+    With $s = g_t^2 + \epsilon$ and $\beta = 1 - t^{c}$: $R_t = \beta R_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(s)$,
+    $C_t = \beta C_{t-1} + (1-\beta)\, \mathrm{mean}_{-2}(s)$, $V_{ij} = R_i C_j / \mathrm{mean}(R)$; gives
+    $g_t / \sqrt{V}$. Leaves with fewer than two dimensions keep the whole
+    $V_t = \beta V_{t-1} + (1-\beta) s$.
+
+    Args:
+        decay_rate: $c \le 0$. The first step has $\beta = 0$.
+        eps: $\epsilon > 0$, in the unit of a squared gradient; it keeps rows of zeros from dividing by 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq_row` (the parameter's shape without the last
+        dimension) and `exp_avg_sq_col` (without the last but one), or `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a positive decay rate, an eps that is not above 0.
+
+    Example:
+        >>> tx = gradtx.scale_by_factored_rms()
+        >>> state = tx.init({"w": torch.zeros(2, 3)})
+        >>> {slot: tuple(by_leaf["w"].shape) for slot, by_leaf in state["scale_by_factored_rms"].items()}
+        {'exp_avg_sq_row': (2,), 'exp_avg_sq_col': (3,)}
+        >>> tx.update({"w": torch.tensor([[1.0, -2.0, 4.0], [3.0, -6.0, 12.0]])}, state)[0]["w"]  # rank 1: exact
+        tensor([[ 1.0000, -1.0000,  1.0000],
+                [ 1.0000, -1.0000,  1.0000]])
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: means in place of sums, which is the same; the last
+    two dimensions are factored at any rank, as in tensor2tensor and fairseq.
+    """
+
+    def init(param):
+        if param.ndim < 2:
+            return {"exp_avg_sq": torch.zeros_like(param)}
+        return {
+            "exp_avg_sq_row": param.new_zeros(param.shape[:-1]),
+            "exp_avg_sq_col": param.new_zeros((*param.shape[:-2], param.shape[-1])),
+        }
+
+    def update(update, state, param, ctx):
+        rest, square = ctx.time**decay_rate, update.square() + eps
+        if update.ndim < 2:
+            average = (1 - rest) * state["exp_avg_sq"] + rest * square
+            return update / average.sqrt(), {"exp_avg_sq": average}
+        rows = (1 - rest) * state["exp_avg_sq_row"] + rest * mean(square, -1)
+        columns = (1 - rest) * state["exp_avg_sq_col"] + rest * mean(square, -2)
+        # Two roots, since the product of two eps is 0 in float32.
+        share = (rows / mean(rows, -1, keepdim=True)).sqrt()
+        scaled = update / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
+        return scaled, {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
+
+    return init, update
+
+
+@per_tensor(ranges={"beta2_decay": "(-inf, 0]"})
+def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None = None):
+    r"""Divide by the root of a factored second moment, with the bounds and slots of torch.optim.Adafactor.
+
+    As `scale_by_factored_rms`, but nothing is added to $g_t^2$: $V_{ij} = R_i C_j / \max(\mathrm{mean}(R), \epsilon)$,
+    gives $g_t / \sqrt{\max(V, \epsilon^2)}$.
+
+    Args:
+        beta2_decay: $c \le 0$ in $\beta = 1 - t^{c}$.
+        eps: $\epsilon \ge 0$, in the unit of a gradient; None for the machine epsilon of the dtype computed in.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `row_var` and `col_var`, shaped as the parameter with
+        size 1 in the last and the last but one dimension, or `variance`, shaped as the parameter.
+
+    Raises:
+        ValueError: a positive decay, a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_factored_rms_torch(eps=1.0)
+        >>> tx.update({"w": torch.tensor([0.5, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([ 0.5000, -1.0000])
+
+    Source: torch.optim.Adafactor, after Shazeer and Stern 2018, arXiv:1804.04235. Departures: for parameters in half
+    precision, eps=None means that of float32, in which rules compute.
+    """
+
+    def init(param):
+        if param.ndim < 2:
+            return {"variance": torch.zeros_like(param)}
+        return {
+            "row_var": param.new_zeros((*param.shape[:-1], 1)),
+            "col_var": param.new_zeros((*param.shape[:-2], 1, param.shape[-1])),
+        }
+
+    def update(update, state, param, ctx):
+        bound = torch.finfo(update.dtype).eps if eps is None else eps
+        rest, square = ctx.time**beta2_decay, update.square()
+        if update.ndim < 2:
+            variance = (1 - rest) * state["variance"] + rest * square
+            new = {"variance": variance}
+        else:
+            rows = (1 - rest) * state["row_var"] + rest * mean(square, -1, keepdim=True)
+            columns = (1 - rest) * state["col_var"] + rest * mean(square, -2, keepdim=True)
+            variance = rows * columns / at_least(mean(rows, -2, keepdim=True), bound)
+            new = {"row_var": rows, "col_var": columns}
+        return update / at_least(variance, bound * bound).sqrt(), new
+
+    return init, update
+
+
+@per_tensor(ranges={"threshold": "(0, inf)"})
+def clip_by_block_rms(threshold: Scalar = 1.0):
+    r"""Shrink every leaf to a root mean square of at most `threshold`: $u / \max(1, \mathrm{rms}(u)/d)$.
+
+    Args:
+        threshold: $d > 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a threshold that is not above 0.
+
+    Example:
+        >>> tx = gradtx.clip_by_block_rms(1.0)
+        >>> tx.update({"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
+        {'a': tensor([1., 1.]), 'b': tensor([0.5000])}
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    """
+
+    def update(update, state, param, ctx):
+        return update / at_least(rms(update) / threshold, 1.0), state
+
+    return update
+
+
+@per_tensor(needs=("params",), ranges={"min_scale": "[0, inf)"})
+def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
+    r"""Make updates relative to the size of a leaf's weights: $u \max(\epsilon, \mathrm{rms}(p))$.
+
+    Args:
+        min_scale: $\epsilon \ge 0$, so that zero weights can still learn.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a negative scale, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scale_by_param_block_rms()
+        >>> params = {"w": torch.tensor([5.0, -5.0])}
+        >>> tx.update({"w": torch.tensor([1.0, 0.5])}, tx.init(params), params)[0]["w"]
+        tensor([5.0000, 2.5000])
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    """
+
+    def update(update, state, param, ctx):
+        return update * at_least(rms(param), min_scale), state
+
+    return update
+
+
+@per_tensor(
+    needs=("params",),
+    owns_lr=True,
+    ranges={"beta1": "[0, 1)"},
+    example={"lr": 0.01, "relative_step": False},
+)
+def scale_by_adafactor(
+    lr: Scalar | None = None,
+    eps: Scalar = 1e-3,
+    beta1: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+    scale_parameter: bool = True,
+    relative_step: bool = True,
+    warmup_init: bool = False,
+):
+    r"""Turn Adafactor's clipped direction into its step: relative step size, momentum and decay.
+
+    $\alpha_t = \rho_t \max(\epsilon, \mathrm{rms}(p))$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) \alpha_t u_t$, gives
+    $-m_t - \alpha_t \lambda p$; without $\beta_1$, $m_t = \alpha_t u_t$.
+
+    Args:
+        lr: $\rho \ge 0$, or None with `relative_step`.
+        eps: $\epsilon \ge 0$, the least size of a leaf's weights.
+        beta1: $\beta_1$ in [0, 1), or None for no momentum (and no slot).
+        weight_decay: $\lambda \ge 0$.
+        scale_parameter: Whether $\alpha$ is relative to the weights; else $\alpha = \rho$.
+        relative_step: $\rho_t = \min(10^{-2}, 1/\sqrt{t})$.
+        warmup_init: $\rho_t = \min(10^{-6} t, 1/\sqrt{t})$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes and owns the learning rate. State: `exp_avg`, shaped as the
+        parameter, with `beta1`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, both or none of `lr` and `relative_step`, `warmup_init`
+            without `relative_step`.
+
+    Example:
+        >>> tx = gradtx.scale_by_adafactor()
+        >>> params = {"w": torch.tensor([2.0, -2.0])}
+        >>> tx.update({"w": torch.tensor([1.0, 0.5])}, tx.init(params), params)[0]["w"]  # 0.01 of rms 2
+        tensor([-0.0200, -0.0100])
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    """
+    if relative_step and lr is not None:
+        raise ValueError("scale_by_adafactor: relative_step sets the rate itself; leave lr out, or set it to False")
+    if not relative_step and lr is None:
+        raise ValueError("scale_by_adafactor: needs lr, or relative_step=True")
+    if warmup_init and not relative_step:
+        raise ValueError("scale_by_adafactor: warmup_init warms up the relative step; it needs relative_step=True")
+
+    def init(param):
+        return {"exp_avg": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        rate: Any = lr
+        if relative_step:
+            rate = torch.minimum(1e-6 * ctx.time if warmup_init else 0.01 * torch.ones_like(ctx.time), ctx.time**-0.5)
+        if scale_parameter:
+            rate = rate * at_least(rms(param), eps)
+        step = rate * update
+        if beta1 is not None:
+            step = beta1 * state["exp_avg"] + (1 - beta1) * step
+            state = {"exp_avg": step}
+        return -step if is_off(weight_decay) else -step - (rate * weight_decay) * param, state
+
+    return update if beta1 is None else (init, update)
+
+
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
+    r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t})\, u - \eta \lambda p$.
+
+    Args:
+        lr: $\eta \ge 0$, the cap of the relative step.
+        weight_decay: $\lambda \ge 0$; the decay is by $\eta \lambda$, without the root.
+
+    Returns:
+        A transformation that keeps shapes and dtypes and owns the learning rate; no state.
+
+    Raises:
+        ValueError: a negative number, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scale_by_adafactor_torch(lr=0.8)
+        >>> params = {"w": torch.zeros(1)}
+        >>> state = tx.init(params)
+        >>> for _ in range(4):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state, params)
+        >>> updates["w"]
+        tensor([-0.5000])
+
+    Source: torch.optim.Adafactor.
+    """
+
+    def update(update, state, param, ctx):
+        step = -(ctx.time**-0.5).clamp(max=lr) * update
+        return step if is_off(weight_decay) else step - (lr * weight_decay) * param, state
+
+    return update

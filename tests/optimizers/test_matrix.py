@@ -1,0 +1,644 @@
+import itertools
+import math
+
+import adam_atan2_pytorch
+import pytest
+import pytorch_optimizer
+import torch
+from torch import Tensor
+
+import gradtx
+from tests.optim.problems import assert_close, descend, gradient, parameters, saved_and_loaded, twins
+from tests.references import (
+    Published,
+    WeightsLoop,
+    arguments,
+    caution_weights,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    named,
+    negated,
+    run,
+)
+
+RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
+BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+PUBLISHED = 1e-12
+NOT_MATRICES = ("kernel", "bias", "scalar")
+JORDAN = (3.4445, -4.7750, 2.0315)
+PUBLISHED_POLAR = [
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+]
+
+
+def orthogonal(U: Tensor, polynomials, eps=1e-7, shrink=1.0) -> Tensor:
+    """By singular values: an odd polynomial of a matrix is that of each of them."""
+    left, values, right = torch.linalg.svd(U, full_matrices=False)
+    values = values / max(U.norm().item(), eps) / shrink
+    for a, b, c in polynomials:
+        values = a * values + b * values**3 + c * values**5
+    return left @ torch.diag(values) @ right
+
+
+def polar(steps):
+    listed = [(a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in PUBLISHED_POLAR[:-1]] + [PUBLISHED_POLAR[-1]]
+    return [listed[min(i, 7)] for i in range(steps)]
+
+
+def muon(
+    s, t, g, p, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_coefficients=JORDAN, eps=1e-7, ns_steps=5,
+    adjust_lr_fn=None, ns_dtype=torch.bfloat16, flatten=False, fallback=None,
+):  # fmt: skip
+    s.B = momentum * s.B + (1 - momentum) * g
+    U = momentum * s.B + (1 - momentum) * g if nesterov else s.B
+    U = U.reshape(p.shape[0], -1)
+    X = orthogonal(U, [ns_coefficients] * ns_steps, eps).reshape(p.shape)
+    rows, cols = U.shape
+    r = 0.2 * math.sqrt(max(rows, cols)) if adjust_lr_fn == "match_rms_adamw" else math.sqrt(max(1, rows / cols))
+    return p * (1 - lr * weight_decay) - lr * r * X
+
+
+MUON = [
+    {},
+    {"lr": 0.02, "momentum": 0.8, "nesterov": False, "weight_decay": 0.3, "adjust_lr_fn": "original"},
+    {"lr": 0.02, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "eps": 2.0, "adjust_lr_fn": "match_rms_adamw"},
+    {"lr": RATE, "momentum": BETA, "weight_decay": RATE},
+]
+
+
+@pytest.mark.parametrize("options", MUON, ids=str)
+@pytest.mark.parametrize("flatten", [False, True])
+def test_muon_follows_the_loop(options, flatten):
+    without = ("bias", "scalar") if flatten else NOT_MATRICES
+    tx = gradtx.muon(**options, flatten=flatten, ns_dtype=torch.float64)
+    assert difference_of_weights(tx, WeightsLoop(muon, **options), without=without) < PUBLISHED
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lr": 0.02, "momentum": 0.8, "nesterov": False, "weight_decay": 0.3, "adjust_lr_fn": "original"},
+        {"lr": 0.02, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "adjust_lr_fn": "match_rms_adamw"},
+    ],
+    ids=str,
+)
+def test_muon_is_torch_optim_muon_in_bfloat16(options):
+    published = Published(torch.optim.Muon, **options)
+    assert difference_of_weights(gradtx.muon(**options), published, without=NOT_MATRICES) < PUBLISHED
+
+
+def matrices(dtype=torch.float64):
+    return parameters(dtype, {"wide": (5, 24), "tall": (17, 6), "square": (9, 9)})
+
+
+@pytest.mark.parametrize("options", [{}, {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 4}], ids=str)
+def test_the_class_takes_the_steps_of_torchs_on_larger_matrices(options):
+    (own, other) = matrices(), matrices()
+    descend(gradtx.optim.Muon(own.values(), lr=0.02, **options), own)
+    descend(torch.optim.Muon(other.values(), lr=0.02, **options), other)
+    assert_close(own.values(), other.values(), PUBLISHED)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_checkpoints_of_muon_continue_in_and_from_torch(ours_first):
+    makes = (gradtx.optim.Muon, torch.optim.Muon)
+    make, remake = makes if ours_first else makes[::-1]
+    params = matrices()
+    optimizer = make(params.values(), lr=0.02, momentum=0.8, ns_coefficients=(2.0, -1.5, 0.5), ns_steps=4)
+    descend(optimizer, params, 10)
+    own = twins(params)
+    other = remake(own.values())
+    other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    descend(optimizer, params, 10, start=10)
+    descend(other, own, 10, start=10)
+    assert_close(own.values(), params.values(), PUBLISHED)
+
+
+def test_muon_sends_other_leaves_to_its_fallback():
+    tx = gradtx.muon(lr=0.02, ns_dtype=None, fallback=gradtx.adamw(lr=0.03))
+    alone, other = gradtx.muon(lr=0.02, ns_dtype=None), gradtx.adamw(lr=0.03)
+    both = run(tx, weights=True)[-1]
+    grads = {name: torch.ones_like(p) for name, p in both.items()}
+    updates = tx.update(grads, tx.init(both), both)[0]
+    for name, tree in (("rows", alone), ("bias", other), ("kernel", other)):
+        one = {name: both[name]}
+        expected = tree.update({name: grads[name]}, tree.init(one), one)[0]
+        torch.testing.assert_close(updates[name], expected[name])
+
+
+def test_muon_with_a_fallback_is_an_optimizer_whose_groups_name_both_rates():
+    params = parameters()
+    optimizer = gradtx.optim.Muon(params.values(), fallback=gradtx.adamw(lr=0.03))
+    descend(optimizer, params, 3)
+    assert [group["label"] for group in optimizer.param_groups] == ["muon", "fallback"]
+    assert {group["adamw.lr"] for group in optimizer.param_groups} == {0.03}
+
+
+@pytest.mark.parametrize("name", ["kernel", "bias", "scalar"])
+def test_a_leaf_that_is_no_matrix_is_an_error_that_names_it(name):
+    params = {"matrix": torch.ones(2, 2), name: torch.ones({"kernel": (2, 2, 2, 2), "bias": (2,), "scalar": ()}[name])}
+    message = rf"orthogonalize: leaf '{name}' has shape \(.*\), needs 2 dimensions; .*partition.*fallback"
+    with pytest.raises(ValueError, match=message):
+        gradtx.muon().init(params)
+    with pytest.raises(ValueError, match=rf"leaf '{name}'"):
+        gradtx.optim.Muon([(key, torch.nn.Parameter(value)) for key, value in params.items()])
+
+
+# Matrices and Adam-atan2.
+
+
+def mixed(orth, prefix):
+    def rule(s, t, g, p, **options):
+        o = {
+            "lr": 1e-4, "betas": (0.9, 0.99), f"{prefix}_lr": None, "weight_decay": 0.0, "decoupled_wd": False,
+            "cautious_factor": 1.0, "a": 1.27, "b": 1.0, f"{prefix}_beta1": 0.95, f"{prefix}_beta2": 0.95,
+            f"{prefix}_steps": 5, f"{prefix}_rms_factor": 0.2, "use_normuon": False, "normuon_eps": 1e-10,
+            "matrix_ndims": (2, 3), **options,
+        }  # fmt: skip
+        lr, factor = o["lr"], o["cautious_factor"]
+        if p.ndim not in o["matrix_ndims"]:
+            wd = o["weight_decay"] / (s.first if t > 1 else lr) if o["decoupled_wd"] else o["weight_decay"]
+            if t == 1:
+                s.first = lr
+            b1, b2 = o["betas"]
+            s.m, s.v = b1 * s.m + (1 - b1) * g, b2 * s.v + (1 - b2) * g**2
+            u = torch.atan2(s.m / (1 - b1**t), o["b"] * (s.v / (1 - b2**t)).sqrt())
+            if factor < 1:
+                u = u * caution_weights(u, g, factor)
+            return p * (1 - lr * wd) - lr * o["a"] * u
+        lr = lr if o[f"{prefix}_lr"] is None else o[f"{prefix}_lr"]
+        if t == 1:
+            s.first = lr
+        wd = o["weight_decay"] / s.first if o["decoupled_wd"] else o["weight_decay"]
+        s.m = o[f"{prefix}_beta1"] * s.m + (1 - o[f"{prefix}_beta1"]) * g
+        batch = s.m.reshape(-1, *p.shape[-2:])
+        u = torch.stack([orth(m, o[f"{prefix}_steps"]) for m in batch])
+        if o["use_normuon"]:
+            beta, eps = o[f"{prefix}_beta2"], o["normuon_eps"]
+            size = u.flatten(1).norm(dim=1)[:, None, None]
+            s.q = beta * s.q + (1 - beta) * (u**2).mean(-1, keepdim=True)
+            u = u / (s.q.sqrt() + eps)
+            u = u * size / u.flatten(1).norm(dim=1).clamp(min=eps)[:, None, None]
+        u = u.reshape(p.shape) * math.sqrt(max(p.shape[-2:])) * o[f"{prefix}_rms_factor"]
+        if factor < 1:
+            u = u * caution_weights(u, g, factor)
+        return p * (1 - lr * wd) - lr * u
+
+    return rule
+
+
+muon_mixed = mixed(lambda m, steps: orthogonal(m, [JORDAN] * steps), "muon")
+polar_mixed = mixed(lambda m, steps: orthogonal(m, polar(steps), shrink=1.01), "polar")
+
+MIXED = [
+    {},
+    {"lr": 0.02, "X_lr": 0.05, "weight_decay": 0.3, "X_steps": 3, "X_rms_factor": 0.5, "X_beta1": 0.8},
+    {"lr": 0.02, "weight_decay": 0.01, "decoupled_wd": True, "cautious_factor": 0.3, "betas": (0.8, 0.9), "a": 0.7},
+    {"lr": 0.02, "X_steps": 9, "cautious_factor": 0.0, "matrix_ndims": (4,), "b": 2.0},
+    {"lr": RATE, "X_beta1": BETA, "weight_decay": RATE, "decoupled_wd": True},
+]
+NORMUON = [
+    {"lr": 0.02, "use_normuon": True, "muon_beta2": 0.8},
+    {"lr": 0.02, "use_normuon": True, "normuon_eps": 0.3, "matrix_ndims": (2, 4)},
+]
+
+
+def spelled(options, prefix):
+    return {key.replace("X_", f"{prefix}_"): value for key, value in options.items()}
+
+
+CASES = [
+    *((gradtx.muon_adam_atan2, muon_mixed, spelled(options, "muon")) for options in [*MIXED, *NORMUON]),
+    *((gradtx.polar_adam_atan2, polar_mixed, spelled(options, "polar")) for options in MIXED),
+]
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), CASES, ids=named)
+def test_mixtures_with_adam_atan2_follow_the_loop(alias, rule, options):
+    assert difference_of_weights(alias(**options), WeightsLoop(rule, **options)) < PUBLISHED
+
+
+def published_mixture(cls):
+    def make(params, **options):
+        chosen = [p for p in params if p.ndim == 2]
+        return cls(chosen, [p for p in params if p.ndim != 2], remove_muon_params_from_params=False, **options)
+
+    def make_polar(params, **options):
+        chosen = [p for p in params if p.ndim == 2]
+        return cls(chosen, [p for p in params if p.ndim != 2], remove_polar_params_from_params=False, **options)
+
+    return make if cls is adam_atan2_pytorch.MuonAdamAtan2 else make_polar
+
+
+@pytest.mark.parametrize(
+    ("alias", "options"),
+    [
+        *(
+            (alias, spelled(options, prefix))
+            for alias, prefix in ((gradtx.muon_adam_atan2, "muon"), (gradtx.polar_adam_atan2, "polar"))
+            for options in MIXED[:3]
+        ),
+        (gradtx.muon_adam_atan2, NORMUON[0]),
+    ],
+    ids=named,
+)
+def test_mixtures_are_those_of_adam_atan2_pytorch(alias, options):
+    cls = {"muon": adam_atan2_pytorch.MuonAdamAtan2, "polar": adam_atan2_pytorch.PolarAdamAtan2}
+    make = published_mixture(cls[alias.__name__.partition("_")[0]])
+    assert difference_of_weights(alias(**options), Published(make, **options)) < PUBLISHED
+
+
+def test_a_batch_of_matrices_is_treated_matrix_by_matrix():
+    grads = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tx = gradtx.muon_adam_atan2(lr=0.1, use_normuon=True)
+    one = lambda g: tx.update({"w": g}, tx.init({"w": g}), {"w": g})[0]["w"]  # noqa: E731
+    torch.testing.assert_close(one(grads), torch.stack([one(g) for g in grads]), rtol=1e-12, atol=1e-14)
+
+
+# Shampoo.
+
+
+def powered(H: Tensor, exponent: float, floor: float = 0.0) -> Tensor:
+    left, values, right = torch.linalg.svd(H)
+    return left @ torch.diag(values.clamp(min=floor) ** exponent) @ right
+
+
+def unfolded(x: Tensor, i: int) -> Tensor:
+    return x.transpose(0, i).reshape(x.shape[i], -1) if i == 0 else x.movedim(i, 0).reshape(x.shape[i], -1)
+
+
+def times(x: Tensor, R: Tensor, i: int) -> Tensor:
+    rest = [size for k, size in enumerate(x.shape) if k != i]
+    return (R @ unfolded(x, i)).reshape([x.shape[i], *rest]).movedim(0, i)
+
+
+def shampoo(
+    s, t, g, p, lr=1e-1, momentum=0.0, weight_decay=0.0, decoupled_weight_decay=False, matrix_eps=1e-4,
+    preconditioning_compute_steps=1, variant="paper",
+):  # fmt: skip
+    k = p.ndim
+    if t == 1:
+        s.b, s.H, s.R = g, [matrix_eps * torch.eye(n, dtype=p.dtype) for n in p.shape], [0] * k
+    u = (1 - momentum) * g + momentum * s.b
+    decayed = p * (1 - lr * weight_decay) if decoupled_weight_decay else p
+    u = u if decoupled_weight_decay else u + weight_decay * p
+    d = u
+    for i in range(k):
+        x = unfolded(u if variant == "paper" else d, i)
+        s.H[i] = s.H[i] + x @ x.T
+        if (t - 1) % preconditioning_compute_steps == 0:
+            s.R[i] = powered(s.H[i], -1 / (2 * k) if variant == "paper" else -1 / k, matrix_eps)
+        d = times(d, s.R[i], i)
+    s.b = d
+    return decayed - lr * d
+
+
+SHAMPOO = [
+    {},
+    {"lr": 0.02, "momentum": 0.7, "weight_decay": 0.3, "preconditioning_compute_steps": 3, "matrix_eps": 0.01},
+    {"lr": 0.02, "momentum": 0.7, "weight_decay": 0.3, "decoupled_weight_decay": True, "matrix_eps": 0.1},
+    {"lr": 0.02, "variant": "moskomule", "momentum": 0.5, "weight_decay": 0.1, "matrix_eps": 0.01},
+    {"lr": 0.02, "variant": "moskomule", "preconditioning_compute_steps": 4, "matrix_eps": 0.1},
+    {"lr": RATE, "momentum": BETA, "weight_decay": RATE, "matrix_eps": 0.1},
+]
+# The null space of H is magnified by its inverse root: 1e-16 of H is 1e-12 of matrix_eps.
+ROOTS = 1e-10
+
+
+@pytest.mark.parametrize("options", SHAMPOO, ids=str)
+def test_shampoo_follows_the_loop(options):
+    assert difference(gradtx.shampoo(**options), WeightsLoop(shampoo, **options)) < ROOTS
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.02, "matrix_eps": 0.01, "momentum": 0.7},
+        {"lr": 0.02, "matrix_eps": 0.1, "momentum": 0.5, "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_shampoo_is_the_one_of_pytorch_optimizer(options):
+    published = Published(pytorch_optimizer.Shampoo, preconditioning_compute_steps=1, **options)
+    assert difference_of_weights(gradtx.shampoo(**options), published) < ROOTS
+
+
+# Scalable Shampoo.
+
+
+def merge(shape, limit):
+    out, product = [], 1
+    for n in shape:
+        if product * n <= limit:
+            product *= n
+        else:
+            out += [product] if product > 1 else []
+            product = n
+    return out + ([product] if product > 1 else [])
+
+
+def cut(shape, size):
+    """Slices of all blocks, the last dimension fastest."""
+    edges = [[slice(k, min(k + size, n)) for k in range(0, n, size)] for n in shape]
+    return list(itertools.product(*edges))
+
+
+def scalable_shampoo(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), moving_average_for_momentum=False, weight_decay=0.0,
+    decoupled_weight_decay=False, inverse_exponent_override=0, start_preconditioning_step=25,
+    preconditioning_compute_steps=1000, statistics_compute_steps=1, block_size=512, skip_preconditioning_rank_lt=1,
+    no_preconditioning_for_layers_with_dim_gt=8192, shape_interpretation=True, graft_type="sgd",
+    pre_conditioner_type="all", nesterov=True, diagonal_eps=1e-10, matrix_eps=1e-6,
+):  # fmt: skip
+    b1, b2 = betas
+    w2 = 1.0 if b2 == 1 else 1 - b2
+    shape = merge(p.shape, block_size) if shape_interpretation else list(p.shape)
+    skipped = len(shape) <= 1 or p.ndim < skip_preconditioning_rank_lt
+    skipped = skipped or any(n > no_preconditioning_for_layers_with_dim_gt for n in p.shape)
+    every = list(range(len(shape)))
+    dims = {"all": every, "input": every[:-1], "output": every[-1:]}[pre_conditioner_type]
+    where = [] if skipped else cut(shape, block_size)
+    s.seen.add((s.name, len(where)))
+    if t == 1:
+        sizes = [[index[i].stop - index[i].start for i in dims] for index in where]
+        s.L = [[matrix_eps * torch.eye(n, dtype=p.dtype) for n in block] for block in sizes]
+        s.P = [[torch.eye(n, dtype=p.dtype) for n in block] for block in sizes]
+    if graft_type == "adagrad":
+        s.D = s.D + g**2
+    if graft_type == "rmsprop":
+        s.D = b2 * s.D + w2 * g**2
+    u = g
+    if graft_type in ("adagrad", "rmsprop"):
+        u = g / (s.D.sqrt() + diagonal_eps)
+    if graft_type == "sqrtn":
+        u = torch.sign(g)
+    out = u if skipped else torch.zeros(shape, dtype=p.dtype)
+    for n, index in enumerate(where):
+        G = g.reshape(shape)[index]
+        for j, i in enumerate(dims):
+            if t % statistics_compute_steps == 0:
+                s.L[n][j] = b2 * s.L[n][j] + w2 * unfolded(G, i) @ unfolded(G, i).T
+            if t % preconditioning_compute_steps == 0:
+                L, top = s.L[n][j], torch.linalg.matrix_norm(s.L[n][j], 2).item()
+                e = inverse_exponent_override or 2 * len(dims)
+                s.P[n][j] = powered(L + matrix_eps * max(top, 1e-16) * torch.eye(len(L), dtype=p.dtype), -1 / e)
+        block = G
+        for j, i in enumerate(dims):
+            block = times(block, s.P[n][j], i)
+        out[index] = block
+    out = out.reshape(p.shape)
+    if graft_type != "none":
+        out = out * u.norm() / (out.norm() + 1e-16)
+    if not decoupled_weight_decay:
+        out, u = out + weight_decay * p, u + weight_decay * p
+    w = 1 - b1 if moving_average_for_momentum else 1.0
+    s.M, s.U = b1 * s.M + w * out, b1 * s.U + w * u
+    d, c = (s.M, out) if t >= start_preconditioning_step else (s.U, u)
+    if nesterov:
+        d = b1 * d + w * c
+    return p - lr * (d + weight_decay * p if decoupled_weight_decay else d)
+
+
+BLOCKS = {"lr": 0.02, "block_size": 3, "start_preconditioning_step": 5, "preconditioning_compute_steps": 2}
+SCALABLE = [
+    {},
+    {**BLOCKS, "betas": (0.8, 0.9), "weight_decay": 0.2, "matrix_eps": 1e-3},
+    {**BLOCKS, "block_size": 4, "graft_type": "rmsprop", "weight_decay": 0.2, "decoupled_weight_decay": True},
+    {**BLOCKS, "graft_type": "adagrad", "diagonal_eps": 0.1, "nesterov": False, "moving_average_for_momentum": True},
+    {**BLOCKS, "graft_type": "sqrtn", "shape_interpretation": False, "statistics_compute_steps": 3},
+    {**BLOCKS, "graft_type": "none", "pre_conditioner_type": "input", "inverse_exponent_override": 3},
+    {**BLOCKS, "pre_conditioner_type": "output", "betas": (0.9, 1.0), "graft_type": "rmsprop"},
+    {**BLOCKS, "skip_preconditioning_rank_lt": 3, "moving_average_for_momentum": True},
+    {**BLOCKS, "no_preconditioning_for_layers_with_dim_gt": 3},
+    {**BLOCKS, "lr": RATE, "betas": (BETA, BETA), "weight_decay": RATE, "matrix_eps": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", SCALABLE, ids=str)
+def test_scalable_shampoo_follows_the_loop(options):
+    assert difference(gradtx.scalable_shampoo(**options), WeightsLoop(scalable_shampoo, **options)) < ROOTS
+
+
+def test_leaves_are_cut_into_as_many_blocks_as_the_reference_says():
+    reference = WeightsLoop(scalable_shampoo, **BLOCKS)
+    difference(gradtx.scalable_shampoo(), reference)
+    assert reference.seen == {("matrix", 2), ("kernel", 1), ("rows", 2), ("whole", 2), ("bias", 0), ("scalar", 0)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("graft", "number"), [("sgd", 1), ("adagrad", 2), ("rmsprop", 3)])
+def test_scalable_shampoo_is_the_one_of_pytorch_optimizer(graft, number):
+    # Its ridge is added once more at every root, so only the first root of a run is the same; its shapes merge
+    # otherwise, and nesterov without a moving average is the same.
+    options = {**BLOCKS, "block_size": 8, "shape_interpretation": False, "preconditioning_compute_steps": 20}
+    published = Published(pytorch_optimizer.ScalableShampoo, **options, graft_type=number, use_svd=True)
+    tx = gradtx.scalable_shampoo(**options, graft_type=graft)
+    assert difference_of_weights(tx, published) < 1e-6  # its top eigenvalue comes from an iteration; ridge 1e-6 of it
+
+
+# SOAP.
+
+
+def soap(
+    s, t, g, p, lr=3e-3, betas=(0.95, 0.95), shampoo_beta=None, eps=1e-8, weight_decay=0.01, precondition_frequency=10,
+    max_precondition_dim=10000, merge_dims=False, precondition_1d=False, normalize_gradient=False, correct_bias=True,
+):  # fmt: skip
+    b1, b2 = betas
+    bs = b2 if shampoo_beta is None else shampoo_beta
+    shape = merge(p.shape, max_precondition_dim) if merge_dims and p.ndim > 1 else list(p.shape)
+    dims = [i for i, n in enumerate(shape) if n <= max_precondition_dim and (p.ndim > 1 or precondition_1d)]
+    g = g.reshape(shape)
+    outer = {i: unfolded(g, i) @ unfolded(g, i).T for i in dims}
+    if t == 1:
+        s.GG = {i: (1 - bs) * outer[i] for i in dims}
+        s.Q = {i: torch.linalg.eigh(s.GG[i])[1].flip(1) for i in dims}
+        return p
+    n = t - 1
+
+    def rotate(x, back=False):
+        for i in dims:
+            x = times(x, s.Q[i] if back else s.Q[i].T, i)
+        return x
+
+    s.m = b1 * s.m + (1 - b1) * g
+    s.v = b2 * s.v + (1 - b2) * rotate(g) ** 2
+    d = rotate(rotate(s.m) / (s.v.sqrt() + eps), back=True)
+    if normalize_gradient:
+        d = d / (1e-30 + (d**2).mean().sqrt())
+    a = lr * math.sqrt(1 - b2**n) / (1 - b1**n) if correct_bias else lr
+    new = (p - a * d.reshape(p.shape)) * (1 - lr * weight_decay)
+    s.GG = {i: bs * s.GG[i] + (1 - bs) * outer[i] for i in dims}
+    if n % precondition_frequency == 0:
+        for i in dims:
+            order = torch.diag(s.Q[i].T @ s.GG[i] @ s.Q[i]).argsort(descending=True)
+            s.seen.add(order.tolist() != sorted(order.tolist()))
+            s.v = s.v.index_select(i, order)
+            s.Q[i] = torch.linalg.qr(s.GG[i] @ s.Q[i][:, order])[0]
+    return new
+
+
+# eps is far above rounding: a rotation makes entries 0 in the first steps, and rounding of them would be divided by it.
+SOAP = [
+    {"eps": 1e-3},
+    {
+        "lr": 0.02,
+        "betas": (0.8, 0.9),
+        "shampoo_beta": 0.7,
+        "eps": 0.01,
+        "weight_decay": 0.3,
+        "precondition_frequency": 3,
+    },
+    {"lr": 0.02, "eps": 0.01, "precondition_frequency": 2, "max_precondition_dim": 3, "correct_bias": False},
+    {"lr": 0.02, "eps": 0.01, "precondition_frequency": 1, "normalize_gradient": True},
+    {"lr": 0.02, "eps": 0.01, "precondition_frequency": 4, "merge_dims": True, "max_precondition_dim": 6},
+    {"lr": RATE, "betas": (BETA, BETA), "weight_decay": RATE, "eps": 0.01},
+]
+# A basis of vectors of nearly equal eigenvalues turns far for little: 1e-16 becomes 1e-13 in 32 steps.
+BASES = 1e-11
+
+
+@pytest.mark.parametrize("options", SOAP, ids=str)
+def test_soap_follows_the_loop(options):
+    reference = WeightsLoop(soap, **options)
+    assert difference_of_weights(gradtx.soap(**options), reference) < BASES
+
+
+def test_columns_change_places_in_the_reference():
+    reference = WeightsLoop(soap, precondition_frequency=2, lr=0.02)
+    difference(gradtx.soap(), reference)
+    assert reference.seen == {True, False}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eps": 1e-3},
+        {"lr": 0.02, "betas": (0.8, 0.9), "shampoo_beta": 0.7, "eps": 0.01, "weight_decay": 0.3},
+        {"lr": 0.02, "eps": 0.01, "precondition_frequency": 3, "max_precondition_dim": 3, "correct_bias": False},
+    ],
+    ids=str,
+)
+def test_soap_is_the_one_of_pytorch_optimizer(options):
+    published = Published(pytorch_optimizer.SOAP, **options)
+    assert difference_of_weights(gradtx.soap(**options), published) < 1e-5  # it does QR in float32
+
+
+# All.
+
+
+@pytest.mark.parametrize(
+    ("alias", "rule"),
+    [
+        (gradtx.muon, muon),
+        (gradtx.shampoo, shampoo),
+        (gradtx.scalable_shampoo, scalable_shampoo),
+        (gradtx.soap, soap),
+    ],
+    ids=named,
+)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+EVERY = [
+    gradtx.muon(ns_dtype=None, fallback=gradtx.sgd(lr=0.1)),
+    gradtx.muon_adam_atan2(lr=0.02, use_normuon=True, cautious_factor=0.3, weight_decay=0.1),
+    gradtx.polar_adam_atan2(lr=0.02, decoupled_wd=True, weight_decay=0.1),
+    gradtx.shampoo(momentum=0.9),
+    gradtx.scalable_shampoo(**{**BLOCKS, "graft_type": "adagrad"}),
+    gradtx.soap(precondition_frequency=2),
+]
+
+
+@pytest.mark.parametrize("tx", EVERY, ids=str)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize("tx", EVERY, ids=str)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(tx):
+    assert difference(negated(tx.replace(maximize=True)), tx) == 0
+
+
+@pytest.mark.parametrize("tx", EVERY, ids=str)
+def test_the_optimizer_takes_the_steps_of_the_pure_functions(tx):
+    # It computes roots and bases when they are due only.
+    params = parameters()
+    values = {name: param.detach().clone() for name, param in params.items()}
+    optimizer, state = gradtx.as_optimizer(tx, params.values()), tx.init(values)
+    for t in range(8):
+        grads = {name: gradient(value, t) for name, value in values.items()}
+        updates, state = tx.update(grads, state, values)
+        values = gradtx.apply_updates(values, updates)
+        descend(optimizer, params, 1, start=t)
+    assert_close(params.values(), values.values(), 1e-10)
+
+
+@pytest.mark.parametrize("make", [gradtx.shampoo, gradtx.scalable_shampoo, gradtx.soap], ids=named)
+def test_a_leaf_whose_first_gradient_comes_late_moves(make):
+    options = {gradtx.shampoo: {"preconditioning_compute_steps": 100}}.get(make, {})
+    tx, params = make(**options), {"w": torch.ones(2, 3), "x": torch.ones(2)}
+    state = tx.init(params)
+    for t in range(3):
+        grads = {"w": torch.randn(2, 3) if t else None, "x": torch.ones(2)}
+        updates, state = tx.update(grads, state, params)
+    assert updates["w"].abs().min() > 0
+
+
+@pytest.mark.parametrize("tx", [gradtx.shampoo(lr=1.0), gradtx.soap(lr=1.0, precondition_1d=True)], ids=str)
+def test_gradients_through_training_are_finite_at_equal_eigenvalues(tx):
+    scale = torch.tensor(1.0, requires_grad=True)
+    params = {"w": torch.ones(4), "m": torch.eye(3)}
+    state, total = tx.init(params), 0.0
+    for _ in range(3):
+        updates, state = tx.update({name: scale * p for name, p in params.items()}, state, params)
+        total = total + sum(u.sum() for u in updates.values())
+    (slope,) = torch.autograd.grad(total, scale)
+    assert slope.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.muon, {"adjust_lr_fn": "other"}, "scale_by_shape: adjust must be None, 'original' or .*, got 'other'"),
+        (gradtx.muon, {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        (gradtx.muon, {"ns_steps": 100}, r"ns_steps must be in \[0, 100\), got 100"),
+        (gradtx.muon, {"ns_coefficients": (1.0, 2.0)}, "ns_coefficients must be 3 plain numbers, got .*"),
+        (gradtx.muon, {"ns_coefficients": torch.ones(3)}, "ns_coefficients must be 3 plain numbers, got .*"),
+        (gradtx.muon, {"ns_dtype": torch.int64}, "orthogonalize: dtype must be a floating-point torch.dtype .*"),
+        (gradtx.muon, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
+        (gradtx.muon_adam_atan2, {"matrix_ndims": (1, 2)}, r"matrix_ndims must be .* from 2 on, got \(1, 2\)"),
+        (gradtx.muon_adam_atan2, {"muon_beta2": 1.0}, r"muon_beta2 must be in \[0, 1\), got 1.0"),
+        (gradtx.polar_adam_atan2, {"polar_lr": -1.0}, r"polar_lr must be in \[0, inf\), got -1.0"),
+        (gradtx.shampoo, {"variant": "other"}, "scale_by_shampoo: variant must be 'paper' or .*, got 'other'"),
+        (gradtx.shampoo, {"matrix_eps": 0.0}, r"matrix_eps must be in \(0, inf\), got 0.0"),
+        (gradtx.shampoo, {"preconditioning_compute_steps": 0}, r"preconditioning_compute_steps must be in \[1, .*"),
+        (gradtx.scalable_shampoo, {"graft_type": "adam"}, "scale_by_.*: graft_type must be one of .*, got 'adam'"),
+        (gradtx.scalable_shampoo, {"pre_conditioner_type": "x"}, "scale_by_.*: pre_conditioner_type must be one of .*"),
+        (gradtx.scalable_shampoo, {"block_size": 0}, r"block_size must be in \[1, inf\), got 0"),
+        (gradtx.soap, {"shampoo_beta": 1.0}, r"shampoo_beta must be in \[0, 1\), got 1.0"),
+        (gradtx.soap, {"precondition_frequency": 0}, r"precondition_frequency must be in \[1, inf\), got 0"),
+    ],
+    ids=named,
+)
+def test_rejects_what_makes_no_sense(alias, options, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
+        alias(**options)
+
+
+@pytest.mark.parametrize("prefix", ["muon", "polar"])
+def test_a_decoupled_decay_of_matrices_with_a_rate_that_starts_at_zero_is_a_named_error(prefix):
+    alias = getattr(gradtx, f"{prefix}_adam_atan2")
+    with pytest.raises(ValueError, match="the rate is divided by the initial learning rate, which is 0"):
+        alias(**{f"{prefix}_lr": 0.0}, weight_decay=0.1, decoupled_wd=True).init({"w": torch.ones(2, 2)})

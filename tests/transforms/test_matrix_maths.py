@@ -1,0 +1,133 @@
+import pytest
+import torch
+
+from gradtx.transforms import _matrix
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def spd(n, rank=None, seed=0):
+    x = rand(n, rank or n, seed=seed)
+    return x @ x.T
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2), (5,), (1, 7)])
+def test_a_gram_matrix_and_a_product_act_on_their_dimension(shape):
+    x = rand(*shape)
+    letters = "abc"[: len(shape)]
+    for i in range(len(shape)):
+        other = letters.replace(letters[i], "z")
+        expected = torch.einsum(f"{letters},{other}->{letters[i]}z", x, x)
+        torch.testing.assert_close(_matrix.gram(x, i), expected)
+        matrix = rand(shape[i], shape[i], seed=1)
+        expected = torch.einsum(f"z{letters[i]},{letters}->{other}", matrix, x)
+        torch.testing.assert_close(_matrix.multiplied(x, matrix, i), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit", "expected"),
+    [
+        ((1, 2, 512, 1, 2048, 1, 3, 4), 1024, (1024, 2048, 12)),
+        ((1, 2, 768, 1, 2048), 1024, (2, 768, 2048)),
+        ((3, 2, 2), 100, (12,)),
+        ((1, 1), 10, ()),
+        ((), 10, ()),
+        ((5,), 3, (5,)),
+        ((0, 4), 10, (0, 4)),
+    ],
+    ids=str,
+)
+def test_neighbouring_dimensions_merge_up_to_a_limit(shape, limit, expected):
+    assert _matrix.merged(shape, limit) == expected
+
+
+@pytest.mark.parametrize(("shape", "size"), [((5, 7), 3), ((4, 4, 2), 2), ((3,), 8), ((6, 2), 6)], ids=str)
+def test_blocks_are_joined_to_what_was_cut(shape, size):
+    x = rand(*shape)
+    pieces = _matrix.blocks(x, size)
+    assert all(max(piece.shape) <= size for piece in pieces)
+    assert torch.equal(_matrix.joined(pieces, shape, size), x)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.5, 1.0])
+def test_an_inverse_root_to_its_power_is_the_inverse(exponent):
+    x = spd(4)
+    root = _matrix.inverse_root(x, exponent)
+    power = torch.linalg.matrix_power(root, round(1 / exponent))
+    torch.testing.assert_close(power @ x, torch.eye(4, dtype=x.dtype))
+
+
+def test_a_ridge_is_relative_to_the_largest_eigenvalue_and_a_floor_lifts_the_small_ones():
+    x = torch.diag(torch.tensor([4.0, 1.0, -1e-18], dtype=torch.float64))
+    lifted = _matrix.inverse_root(x, 1.0, ridge=0.25)
+    torch.testing.assert_close(lifted.diagonal(), torch.tensor([0.2, 0.5, 1.0], dtype=x.dtype))
+    floored = _matrix.inverse_root(x, 1.0, floor=0.5)
+    torch.testing.assert_close(floored.diagonal(), torch.tensor([0.25, 1.0, 2.0], dtype=x.dtype))
+    assert _matrix.inverse_root(torch.zeros(2, 2), 0.5, ridge=1.0).diagonal().tolist() == pytest.approx([1e8, 1e8])
+
+
+MATRICES = {
+    "distinct": spd(4),
+    "one twice": torch.diag(torch.tensor([1.0, 1.0, 2.0, 3.0], dtype=torch.float64)),
+    "identity": torch.eye(4, dtype=torch.float64),
+    "low rank": spd(4, rank=1) + 0.1 * torch.eye(4, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("ridge", [None, 0.3])
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_derivative_of_a_root_is_the_difference_quotient_also_at_equal_eigenvalues(name, ridge):
+    x, direction, weights, h = MATRICES[name], spd(4, seed=1), rand(4, 4, seed=2), 1e-5
+    if ridge is not None and name == "identity":
+        pytest.skip("the largest eigenvalue of an identity has no derivative")
+    f = lambda s: (weights * _matrix.inverse_root(x + s * direction, 0.25, ridge=ridge)).sum()  # noqa: E731
+    zero = torch.zeros((), dtype=torch.float64)
+    quotient = (f(zero + h) - f(zero - h)) / (2 * h)
+    torch.testing.assert_close(torch.func.grad(f)(zero), quotient, rtol=1e-6, atol=1e-6)
+    batched = torch.vmap(torch.func.grad(f))(zero[None])
+    torch.testing.assert_close(batched[0], quotient, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [_matrix.eigenbasis, _matrix.orthonormal])
+def test_the_derivative_of_a_basis_is_the_difference_quotient(function):
+    x, direction, weights, h = spd(4), spd(4, seed=1), rand(4, 4, seed=2), 1e-6
+    if function is _matrix.orthonormal:
+        x, direction = rand(4, 4), rand(4, 4, seed=1)
+    f = lambda s: (weights * function(x + s * direction)).sum()  # noqa: E731
+    zero = torch.zeros((), dtype=torch.float64)
+    quotient = (f(zero + h) - f(zero - h)) / (2 * h)
+    torch.testing.assert_close(torch.func.grad(f)(zero), quotient, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3, 3), torch.eye(3), torch.ones(3, 3), torch.zeros(0, 0)], ids=str)
+def test_derivatives_of_singular_matrices_are_finite(x):
+    scale = torch.ones((), requires_grad=True)
+    for function in (_matrix.eigenbasis, _matrix.orthonormal, lambda x: _matrix.inverse_root(x, 0.5, floor=1e-4)):
+        (slope,) = torch.autograd.grad(function(scale * x).sum(), scale)
+        assert slope.isfinite()
+
+
+def test_a_basis_has_its_largest_eigenvalue_first():
+    x = spd(4)
+    basis = _matrix.eigenbasis(x)
+    values = (basis.T @ x @ basis).diagonal()
+    assert (values.diff() < 0).all()
+    torch.testing.assert_close(basis @ basis.T, torch.eye(4, dtype=x.dtype))
+
+
+def test_without_gradients_nothing_more_than_the_factorization_is_computed_and_the_value_is_the_same():
+    x = spd(4)
+    with torch.no_grad():
+        plain = _matrix.inverse_root(x, 0.25), _matrix.eigenbasis(x), _matrix.orthonormal(x)
+    for a, b in zip(plain, (_matrix.inverse_root(x, 0.25), _matrix.eigenbasis(x), _matrix.orthonormal(x)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (2, 4, 3), (2, 2, 3, 4)], ids=str)
+def test_newton_schulz_makes_the_rows_or_columns_orthogonal(shape):
+    x = _matrix.newton_schulz(rand(*shape), [(1.5, -0.5, 0.0)] * 60, 1e-7)
+    square = x.mT @ x if shape[-2] > shape[-1] else x @ x.mT
+    eye = torch.eye(square.shape[-1], dtype=x.dtype).expand_as(square)
+    torch.testing.assert_close(square, eye)

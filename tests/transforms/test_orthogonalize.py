@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import Loop, arguments, difference, first_update, named
+
+WIDE = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def shape_scale(s, t, g, p, adjust=None, factor=0.2, view="matrix"):
+    rows, cols = (p.shape[0], p.numel() // p.shape[0]) if view == "flatten" else p.shape[-2:]
+    return g * (factor * math.sqrt(max(rows, cols)) if adjust == "match_rms_adamw" else math.sqrt(max(1, rows / cols)))
+
+
+def neurons(s, t, g, p, beta=0.95, eps=1e-10):
+    out = []
+    matrices = g.reshape(-1, *g.shape[-2:])
+    if t == 1:
+        s.q = [torch.zeros(g.shape[-2], dtype=g.dtype) for _ in matrices]
+    for n, u in enumerate(matrices):
+        s.q[n] = beta * s.q[n] + (1 - beta) * (u**2).mean(1)
+        v = u / (s.q[n].sqrt() + eps)[:, None]
+        out.append(v * u.norm() / max(v.norm().item(), eps))
+    return torch.stack(out).reshape(g.shape)
+
+
+def only(*names):
+    """The part of a stepper's input with these leaves; the others stay."""
+
+    def cut(make):
+        step = None
+
+        def one(grads, params):
+            nonlocal step
+            step = step or make()
+            return step({n: grads[n] for n in names}, {n: params[n] for n in names})
+
+        return one
+
+    return cut
+
+
+def compare(tx, rule, **options):
+    from tests.references import Transformed
+
+    cut = only("matrix", "kernel", "rows")
+    return difference(cut(lambda: Transformed(tx)), cut(lambda: Loop(rule, **options)), rate=-0.02)
+
+
+@pytest.mark.parametrize(
+    ("make", "rule", "options"),
+    [
+        (gradtx.scale_by_shape, shape_scale, {"view": "batch"}),
+        (gradtx.scale_by_shape, shape_scale, {"view": "flatten", "adjust": "original"}),
+        (gradtx.scale_by_shape, shape_scale, {"view": "flatten", "adjust": "match_rms_adamw", "factor": 0.7}),
+        (gradtx.normalize_neurons, neurons, {}),
+        (gradtx.normalize_neurons, neurons, {"beta": 0.3, "eps": 0.2}),
+    ],
+    ids=named,
+)
+def test_the_updates_follow_the_loop(make, rule, options):
+    assert compare(make(**options), rule, **options) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"), [(gradtx.scale_by_shape, shape_scale), (gradtx.normalize_neurons, neurons)], ids=named
+)
+def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
+    assert arguments(make) == arguments(rule)
+
+
+def test_one_polynomial_step_equals_the_hand_computed_values():
+    # X = diag(0.6, 0.8); a x + b x^3 + c x^5
+    tx = gradtx.orthogonalize((2.0, -1.0, 0.5), steps=1)
+    expected = [2 * x - x**3 + 0.5 * x**5 for x in (0.6, 0.8)]
+    update = first_update(tx, [[3.0, 0.0], [0.0, 4.0]])
+    assert [update[0][0], update[1][1]] == pytest.approx(expected)
+
+
+def test_each_step_has_its_polynomial_and_the_last_is_repeated():
+    tx = gradtx.orthogonalize(((2.0, 0.0, 0.0), (3.0, 0.0, 0.0)), steps=4)
+    assert first_update(tx, [[5.0]]) == [[pytest.approx(2 * 27.0)]]
+
+
+def test_a_transposed_matrix_gives_the_transposed_update():
+    tx = gradtx.orthogonalize()
+    wide, tall = (torch.tensor(first_update(tx, x.tolist())) for x in (WIDE, WIDE.T))
+    torch.testing.assert_close(wide, tall.T)
+
+
+def test_views_of_a_kernel_differ():
+    kernel = WIDE.reshape(3, 1, 2, 2)
+    flat = torch.tensor(first_update(gradtx.orthogonalize(view="flatten"), kernel.tolist()))
+    torch.testing.assert_close(flat.reshape(3, 4), torch.tensor(first_update(gradtx.orthogonalize(), WIDE.tolist())))
+    batch = torch.tensor(first_update(gradtx.orthogonalize(view="batch"), kernel.tolist()))
+    one = torch.tensor(first_update(gradtx.orthogonalize(), kernel[1, 0].tolist()))
+    torch.testing.assert_close(batch[1, 0], one)
+
+
+def test_a_dtype_decides_what_is_iterated_in_and_the_update_keeps_its_own():
+    narrow = gradtx.orthogonalize(dtype=torch.bfloat16).update({"w": WIDE}, {"step": torch.tensor(0)})[0]["w"]
+    exact = gradtx.orthogonalize().update({"w": WIDE}, {"step": torch.tensor(0)})[0]["w"]
+    assert narrow.dtype == torch.float64
+    assert torch.equal(narrow, narrow.bfloat16().double())
+    assert 1e-6 < (narrow - exact).abs().max() < 0.1
+
+
+def test_a_zero_matrix_stays_zero():
+    assert first_update(gradtx.orthogonalize(), [[0.0, 0.0]]) == [[0.0, 0.0]]
+    assert first_update(gradtx.normalize_neurons(), [[0.0, 0.0], [1.0, 1.0]])[0] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("make", [gradtx.orthogonalize, gradtx.scale_by_shape, gradtx.normalize_neurons], ids=named)
+def test_a_vector_is_an_error_that_names_it_at_init_and_at_update(make):
+    params = {"layer": {"bias": torch.ones(3)}}
+    message = rf"^{make.__name__}: leaf 'layer.bias' has shape \(3,\), needs .*2 dimensions; .*partition"
+    with pytest.raises(ValueError, match=message):
+        make().init(params)
+    with pytest.raises(ValueError, match=message):
+        make().update(params, {"step": torch.tensor(0)}, params)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gradtx.orthogonalize((1.0, 2.0)), "coefs must be three plain numbers"),
+        (lambda: gradtx.orthogonalize(((1.0, 2.0, 3.0), (1.0,))), "coefs must be three plain numbers"),
+        (lambda: gradtx.orthogonalize(view="rows"), "view must be 'matrix', 'batch' or 'flatten', got 'rows'"),
+        (lambda: gradtx.orthogonalize(steps=100), r"steps must be in \[0, 100\), got 100"),
+        (lambda: gradtx.scale_by_shape("other"), "adjust must be None, 'original' or 'match_rms_adamw', got 'other'"),
+        (lambda: gradtx.scale_by_shape(factor=-1.0), r"factor must be in \[0, inf\), got -1.0"),
+        (lambda: gradtx.normalize_neurons(beta=1.0), r"beta must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_rejects_what_makes_no_sense(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
