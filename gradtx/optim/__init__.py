@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gradtx.core import GradientTransformation
+from gradtx.core import GradientTransformation, chain
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adafactor import adafactor, adafactor_torch
@@ -174,7 +174,8 @@ class AliasOptimizer(ChainOptimizer):
         own = inspect.signature(alias)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         engine = [inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")]
-        if "hessian_diag" in alias(**alias.spec.example).needs:
+        example = alias.spec.example
+        if "hessian_diag" in alias(**(example(chain()) if callable(example) else example)).needs:
             cls._seeded = True
             engine.append(inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation="int"))
         cls.__signature__ = own.replace(  # type: ignore[attr-defined]

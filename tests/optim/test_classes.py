@@ -8,6 +8,7 @@ import torch
 
 import gradtx
 from gradtx.optim._groups import REFUSED
+from tests.conformance import example
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, values
 
 ALIASES = {
@@ -127,7 +128,7 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
 
 @pytest.mark.parametrize("name", [name for name in ALIASES if name != "AliG"])  # which needs the loss
 def test_a_class_takes_the_steps_of_as_optimizer(name):
-    required, results = ALIASES[name].spec.example, []
+    required, results = example(ALIASES[name]), []
     for make in (
         getattr(gradtx.optim, name),
         lambda params, **given: gradtx.as_optimizer(ALIASES[name](**given), params),
