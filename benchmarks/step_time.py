@@ -1,81 +1,145 @@
-"""Step time of optimizers as a ratio to torch.optim.AdamW(foreach=False), measured in one interleaved run.
+"""Step time, compile time and memory of optimizers on the tensors of real models, as ratios within one run.
 
-Tensors: ResNet-50's 161 parameters (25.6 million entries). Every contestant steps once per round, in turn, so that a
-change of the machine's speed hits all alike; the ratio is the median over rounds of (its time / the reference's).
-Run as `make bench`. Writes nothing; copy the table with its header to docs/performance.md.
+Every contestant steps once a round, in turn; ratios are medians over rounds against torch.optim.AdamW(fused=True).
+Run as `make bench`: prints tables, writes docs/step-time.png. Caches of the compiler are off.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
 
-# Page faults of the stock allocator swamp every out-of-place method; glibc reads these when a process starts.
-TUNED = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
-if any(os.environ.get(key) != value for key, value in TUNED.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **TUNED})
+from common import Shapes, gpt, interleaved, machine, parameters, ratio, resnet50
 
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+
+import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
 import gradtx
 
-SEED, THREADS, ROUNDS = 0, 2, 30
+ROUNDS = 30
+REFERENCE = "torch AdamW, fused"
+MODELS = {"ResNet-50": resnet50(), "GPT, 12 layers": gpt()}
 
 
-def resnet50_shapes() -> list[tuple[int, ...]]:
-    """The shapes of torchvision's resnet50().parameters(), in order."""
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    width = 64
-    for planes, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            for out, inp, kernel in ((planes, width, 1), (planes, planes, 3), (planes * 4, planes, 1)):
-                shapes += [(out, inp, kernel, kernel), (out,), (out,)]
-            if block == 0:
-                shapes += [(planes * 4, width, 1, 1), (planes * 4,), (planes * 4,)]
-            width = planes * 4
-    return [*shapes, (1000, 2048), (1000,)]
+def contestants() -> dict[str, Callable[[list[torch.Tensor]], Any]]:
+    import adam_atan2_pytorch
+    import adamp
+    import pytorch_optimizer
+
+    return {
+        REFERENCE: lambda params: torch.optim.AdamW(params, fused=True),
+        "torch AdamW, foreach": lambda params: torch.optim.AdamW(params, foreach=True),
+        "torch AdamW, loop": lambda params: torch.optim.AdamW(params, foreach=False),
+        "pytorch_optimizer AdamW": pytorch_optimizer.AdamW,
+        "gradtx AdamW, compiled": lambda params: gradtx.optim.AdamW(params, compile=True),
+        "gradtx AdamW, eager": gradtx.optim.AdamW,
+        "gradtx clip + AdamW, compiled": lambda params: gradtx.as_optimizer(
+            gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params, compile=True
+        ),
+        "adamp AdamP": lambda params: adamp.AdamP(params, weight_decay=0.01),
+        "gradtx AdamP, compiled": lambda params: gradtx.optim.AdamP(params, weight_decay=0.01, compile=True),
+        "gradtx AdamP, eager": lambda params: gradtx.optim.AdamP(params, weight_decay=0.01),
+        "adam-atan2-pytorch": lambda params: adam_atan2_pytorch.AdamAtan2(params),
+        "gradtx AdamAtan2, compiled": lambda params: gradtx.optim.AdamAtan2(params, compile=True),
+        "gradtx AdamAtan2, eager": lambda params: gradtx.optim.AdamAtan2(params),
+    }
 
 
-def parameters(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(SEED)
-    params = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-    for param in params:
-        param.grad = torch.randn(param.shape, generator=generator)
-    return params
+def compare(model: str, shapes: Shapes) -> dict[str, float]:
+    """Prints one model's table and returns the ratios."""
+    print(f"\n{model}: {len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million entries, float32\n")
+    optimizers, first = {}, {}
+    for name, make in tqdm(contestants().items(), desc="first steps", disable=None, leave=False):
+        optimizers[name] = make(parameters(shapes))
+        start = time.perf_counter()
+        optimizers[name].step()
+        first[name] = time.perf_counter() - start
+    times = interleaved({name: optimizer.step for name, optimizer in optimizers.items()}, ROUNDS)
+    print("| optimizer | ms (median) | ratio | first step, s |\n|---|---|---|---|")
+    ratios = {name: ratio(own, times[REFERENCE]) for name, own in times.items()}
+    for name, own in times.items():
+        print(f"| {name} | {1e3 * statistics.median(own):.1f} | {ratios[name]:.2f} | {first[name]:.1f} |")
+    return ratios
 
 
-CONTESTANTS = {
-    "torch AdamW, loop": lambda params: torch.optim.AdamW(params, foreach=False),
-    "torch AdamW, foreach": lambda params: torch.optim.AdamW(params, foreach=True),
-    "torch AdamW, fused": lambda params: torch.optim.AdamW(params, fused=True),
-    "gradtx AdamW, eager": gradtx.optim.AdamW,
-    "gradtx AdamP, eager": lambda params: gradtx.optim.AdamP(params, weight_decay=0.01),
-    "gradtx AdamAtan2, eager": lambda params: gradtx.optim.AdamAtan2(params, weight_decay=0.01),
-}
+def compile_time(name: str, cache: str) -> float:
+    """Seconds of the first step in a process of its own."""
+    code = (
+        "import sys, time; sys.path.insert(0, 'benchmarks')\n"
+        "from common import parameters, resnet50\nimport torch, gradtx\n"
+        f"optimizer = gradtx.optim.{name}(parameters(resnet50()), compile=True)\n"
+        "start = time.perf_counter(); optimizer.step(); print(time.perf_counter() - start)"
+    )
+    own = {"TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "0"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def functional_step() -> tuple[float, float]:
+    """Milliseconds of a whole functional training step, eager and under torch.compile."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.Tanh(), torch.nn.Linear(512, 10))
+    params = {name: param.detach() for name, param in model.named_parameters()}
+    x, y, tx = torch.randn(64, 256), torch.randint(10, (64,)), gradtx.adamw()
+
+    def loss(params: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(torch.func.functional_call(model, params, (x,)), y)
+
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(torch.func.grad(loss)(params), state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    compiled = torch.compile(step)
+    state = tx.init(params)
+    times = interleaved({"eager": lambda: step(params, state), "compiled": lambda: compiled(params, state)}, ROUNDS)
+    return 1e3 * statistics.median(times["eager"]), 1e3 * statistics.median(times["compiled"])
 
 
 def main() -> None:
-    torch.set_num_threads(THREADS)
-    shapes = resnet50_shapes()
-    entries = sum(torch.Size(shape).numel() for shape in shapes)
-    print(f"torch {torch.__version__}, cpu, {THREADS} threads, seed {SEED}, {ROUNDS} rounds")
-    print(f"{len(shapes)} tensors, {entries / 1e6:.1f} million entries, float32\n")
-    optimizers = {name: make(parameters(shapes)) for name, make in CONTESTANTS.items()}
-    times: dict[str, list[float]] = {name: [] for name in optimizers}
-    for round_ in tqdm(range(ROUNDS + 3), desc="rounds", disable=None):
-        for name, optimizer in optimizers.items():
-            start = time.perf_counter()
-            optimizer.step()
-            if round_ >= 3:  # the first rounds make state and warm caches
-                times[name].append(time.perf_counter() - start)
-    reference = times["torch AdamW, loop"]
-    print(f"{'':26}{'ms (median)':>12}{'ratio':>8}")
-    for name, own in times.items():
-        ratio = statistics.median(t / r for t, r in zip(own, reference, strict=True))
-        print(f"{name:26}{1e3 * statistics.median(own):12.1f}{ratio:8.2f}")
+    warnings.filterwarnings("ignore")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("adamp", "adam-atan2-pytorch", "pytorch_optimizer"))
+    print(machine(), packages, sep=", ")
+    results = {model: compare(model, shapes) for model, shapes in MODELS.items()}
+    draw(results)
+    print("\nFirst step in a process of its own, ResNet-50, seconds: compiled for the first time, and from the cache\n")
+    for name in ("AdamW", "AdamP"):
+        with tempfile.TemporaryDirectory() as cache:
+            print(f"- {name}: {compile_time(name, cache):.1f}, {compile_time(name, cache):.1f}")
+    eager, compiled = functional_step()
+    print(
+        f"\nA whole functional training step (two layers, AdamW): {eager:.2f} ms, under torch.compile {compiled:.2f} ms"
+    )
+
+
+def draw(results: dict[str, dict[str, float]]) -> None:
+    names = [name for name in next(iter(results.values())) if name != REFERENCE][::-1]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for i, (model, ratios) in enumerate(results.items()):
+        places = [place + 0.2 - 0.4 * i for place in range(len(names))]
+        axes.barh(places, [ratios[name] for name in names], height=0.38, label=model)
+    axes.axvline(1, color="gray", linewidth=0.8)
+    axes.set(xlabel="step time / that of torch's fused AdamW (logarithmic)", xscale="log")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.legend()
+    figure.savefig("docs/step-time.png", dpi=110)
 
 
 if __name__ == "__main__":
