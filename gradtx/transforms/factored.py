@@ -246,7 +246,7 @@ def scale_by_adafactor(
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
-    r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t})\, u - \eta \lambda p$.
+    r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t}) u - \eta \lambda p$.
 
     Args:
         lr: $\eta \ge 0$, the cap of the relative step.
