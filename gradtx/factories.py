@@ -298,7 +298,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         agree: Hyperparameters that must agree across the groups of an adapter.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
-        compiles: False for a rule that the adapter's `compile=True` leaves to eager steps (factorisations).
+        compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
+            that is not due.
         dims: The least and the largest number of dimensions that a leaf may have, or a function of the arguments
             that gives such a pair; a leaf with another number is an error that names it.
         determined: False, or a function of the arguments that says so, where results depend on a basis that rounding

@@ -7,6 +7,7 @@ on the problem and compares every update of every leaf.
 
 import inspect
 import math
+import re
 import types
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -258,10 +259,10 @@ def arguments(function: Callable[..., Any]) -> list[tuple[str, Any]]:
 
 
 def named(item: Any) -> str | None:
-    """The id of a test's parameter: the name of a function; None, so pytest's own, for a set, which has no order."""
+    """The id of a test's parameter, the same in every process: no order of a set, no address of a function."""
     if isinstance(item, types.FunctionType | type):
         return item.__name__
-    return None if isinstance(item, set) else str(item)
+    return None if isinstance(item, set) else re.sub(r" at 0x\w+", "", str(item))
 
 
 # Maths that references of several files share.

@@ -138,10 +138,11 @@ class OddTensorError(Exception):
 
 
 def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
-    """The same memory as a plain tensor; flattened if its entries go with those of `like` one by one."""
+    """The same memory as a plain tensor; flattened so that its entries go with those of `like` one by one."""
     tensor = local(tensor)
-    if tensor.is_contiguous():
-        return tensor.view(-1) if flat and (tensor.ndim > 0 or like.ndim == 0) else tensor
+    flat = flat and (tensor.ndim > 0 or like.ndim == 0)
+    if tensor.is_contiguous() and (not flat or like.is_contiguous()):
+        return tensor.view(-1) if flat else tensor
     if flat and tensor.stride() == local(like).stride() and _dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     raise OddTensorError

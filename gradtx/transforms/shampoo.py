@@ -24,7 +24,7 @@ BLOCKS = {
 }
 
 
-@per_tensor(needs=("params",), ranges={"momentum": "[0, 1)"}, example=ROOTS)
+@per_tensor(needs=("params",), compiles=False, ranges={"momentum": "[0, 1)"}, example=ROOTS)
 def scale_by_shampoo(
     momentum: Scalar = 0.0,
     weight_decay: Scalar = 0.0,
@@ -104,7 +104,7 @@ _GRAFTS = ("none", "sgd", "adagrad", "rmsprop", "sqrtn")
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-@per_tensor(needs=("params",), ranges={"betas": "[0, 1]"}, example=BLOCKS)
+@per_tensor(needs=("params",), compiles=False, ranges={"betas": "[0, 1]"}, example=BLOCKS)
 def scale_by_scalable_shampoo(
     betas: Betas = (0.9, 0.999),
     moving_average_for_momentum: bool = False,

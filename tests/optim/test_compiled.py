@@ -1,13 +1,21 @@
 """`compile=True`: equal to eager steps, in place, and nothing compiles twice."""
 
+import copy
 import functools
+import io
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
 
 import gradtx
 from gradtx.optim import _engine
-from tests.conformance import all_cases, extras, noise, plain_cases
+from tests.conformance import all_cases, extras, noise, plain_cases, tensors
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
@@ -112,3 +120,222 @@ def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
         walk(*pair, steps=5, missing=(3, "vector"))
     assert not compiled[1]._engine._broken
     assert_equal(eager, compiled, 1e-12)
+
+
+# What does not compile anything twice.
+
+
+@pytest.fixture(name="programs")
+def _programs(monkeypatch):
+    """Counts what is compiled, without compiling it."""
+    made = []
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: made.append(options) or graph)
+    return made
+
+
+SCHEDULERS = {
+    "OneCycleLR": lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=25),
+    "CyclicLR": lambda opt: torch.optim.lr_scheduler.CyclicLR(opt, 0.01, 0.1, step_size_up=4, cycle_momentum=False),
+    "CosineAnnealingLR": lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 10),
+    "LinearLR": torch.optim.lr_scheduler.LinearLR,
+    "ExponentialLR": lambda opt: torch.optim.lr_scheduler.ExponentialLR(opt, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_twenty_steps_under_a_scheduler_compile_once(name, programs):
+    (eager, compiled) = optimizers(lambda: gradtx.adamw(lr=0.01), shapes={"matrix": (3, 4), "vector": (5,)})
+    for params, optimizer in (eager, compiled):
+        scheduler = SCHEDULERS[name](optimizer)
+        for _ in range(20):
+            walk(params, optimizer, 1)
+            scheduler.step()
+    assert len(programs) == 1
+    assert_equal(eager, compiled, 1e-12)
+
+
+def test_groups_share_programs_and_new_groups_and_missing_gradients_compile_nothing(programs):
+    params = [torch.nn.Parameter(torch.full((n,), 1.0)) for n in (3, 4, 5, 6)]
+    optimizer = gradtx.optim.AdamW(
+        [{"params": params[:2], "lr": 0.1}, {"params": params[2:3], "weight_decay": 0.3}], compile=True
+    )
+    for i in range(6):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        if i == 2:
+            params[0].grad = None
+        if i == 4:
+            optimizer.add_param_group({"params": params[3:], "betas": (0.5, 0.9)})
+        optimizer.step()
+    assert len(programs) == 1
+    assert [int(optimizer.state[param]["step"]) for param in params] == [5, 6, 6, 2]
+
+
+def test_a_switch_that_changes_the_links_compiles_anew_and_back_again_nothing(programs):
+    (eager, compiled) = optimizers(lambda: gradtx.sgd(lr=0.1), shapes={"vector": (5,)})
+    for params, optimizer in (eager, compiled):
+        for momentum in (0.0, 0.9, 0.0, 0.5):
+            optimizer.param_groups[0]["momentum"] = momentum
+            walk(params, optimizer, 2)
+    assert len(programs) == 2
+    assert_equal(eager, compiled, 1e-12)
+
+
+# In place, with whatever tensors there are.
+
+
+def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go(uncompiled):
+    param = torch.nn.Parameter(torch.randn(7))
+    optimizer = gradtx.optim.AdamW([param], compile=True)
+    places = []
+    for _ in range(3):
+        param.grad = torch.ones(7)
+        gone = weakref.ref(param.grad.untyped_storage())
+        optimizer.step()
+        places.append([t.data_ptr() for key, t in {"": param, **optimizer.state[param]}.items() if key != "step"])
+        optimizer.zero_grad()
+        assert gone() is None
+    assert places[0] == places[1] == places[2]
+
+
+def test_later_use_of_a_changed_parameter_in_backward_is_an_error_as_ever(uncompiled):
+    param = torch.nn.Parameter(torch.randn(7))
+    optimizer = gradtx.optim.SGD([param], lr=0.1, compile=True)
+    loss = param.square().sum()
+    param.grad = torch.ones(7)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+ODD = {
+    "transposed": lambda: torch.randn(4, 3).t(),
+    "a part": lambda: torch.randn(4, 6)[:, ::2],
+    "channels last": lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "rows": lambda: torch.randn(6, 4)[1:5],
+}
+
+
+@pytest.mark.parametrize("make", [gradtx.optim.AdamW, gradtx.optim.AdamP], ids=["flat", "shaped"])
+@pytest.mark.parametrize("name", ODD)
+def test_tensors_in_any_layout_step_as_eagerly(name, make, uncompiled):
+    torch.manual_seed(0)
+    start = ODD[name]()
+    params = [torch.nn.Parameter(start.clone(memory_format=torch.preserve_format)) for _ in range(2)]
+    if name == "a part":
+        params = [torch.nn.Parameter(torch.zeros(4, 6)[:, ::2].copy_(start)) for _ in range(2)]
+    for compile, param in zip((False, True), params, strict=True):
+        optimizer = make([param], lr=0.1, compile=compile)
+        for i in range(3):
+            param.grad = torch.linspace(-1, 1, param.numel()).view(param.shape).contiguous() * (i + 1)
+            optimizer.step()
+    torch.testing.assert_close(params[1], params[0])
+
+
+def test_an_exchanged_memory_is_noticed(uncompiled):
+    param = torch.nn.Parameter(torch.ones(5))
+    optimizer = gradtx.optim.SGD([param], lr=0.1, momentum=0.5, compile=True)
+    for i in range(3):
+        param.grad = torch.ones(5)
+        optimizer.step()
+        if i == 0:
+            param.data = torch.full((5,), 3.0)
+        if i == 1:
+            optimizer.state[param]["momentum_buffer"] = torch.zeros(5)
+    torch.testing.assert_close(param, torch.full((5,), 3.0 - 0.15 - 0.1))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_copy_goes_on_by_itself(again, uncompiled):
+    params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1))[1]
+    walk(params, optimizer, 2)
+    other = again(optimizer)
+    twins = dict(zip(params, (p for group in other.param_groups for p in group["params"]), strict=True))
+    walk(params, optimizer, 2)
+    walk(twins, other, 2)
+    assert_equal((params, optimizer), (twins, other), 0.0)
+
+
+def test_a_compiled_run_resumes_bit_for_bit(uncompiled):
+    (params, optimizer), (others, other) = optimizers(lambda: gradtx.adamw(lr=0.1))[1], optimizers(gradtx.adamw)[1]
+    walk(params, optimizer, 3)
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    for name, param in others.items():
+        param.data.copy_(params[name])
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    walk(params, optimizer, 3)
+    walk(others, other, 3)
+    assert_equal((params, optimizer), (others, other), 0.0)
+
+
+# Options, and when it does not work.
+
+
+def test_modes_and_options_are_passed_on(programs):
+    param = torch.nn.Parameter(torch.ones(5))
+    for compile in ("max-autotune", {"max_autotune": True}):
+        param.grad = torch.ones(5)
+        gradtx.optim.SGD([param], compile=compile).step()
+    assert [options["max_autotune"] for options in programs] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        ("fastest", ValueError, "unknown mode 'fastest'; modes: default, "),
+        (3, TypeError, "compile must be True, False"),
+    ],
+)
+def test_an_unknown_option_is_an_error_at_construction(value, error, text):
+    with pytest.raises(error, match=text):
+        gradtx.optim.SGD([torch.nn.Parameter(torch.ones(5))], compile=value)
+
+
+def test_without_a_compiler_there_is_one_warning_and_eager_steps(monkeypatch):
+    def broken(graph, arguments, options):
+        raise RuntimeError("no C++ compiler here\nmore")
+
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1))
+    walk(*eager, steps=3)
+    with pytest.warns(
+        RuntimeWarning, match="compile=True has no effect, steps run eagerly: RuntimeError: no C"
+    ) as seen:
+        walk(*compiled, steps=3)
+    assert len(seen) == 1
+    assert_equal(eager, compiled, 0.0)
+
+
+def test_without_gpp_torchs_own_message_is_the_reason():
+    script = (
+        "import torch, gradtx\n"
+        "p = torch.nn.Parameter(torch.ones(5)); p.grad = torch.ones(5)\n"
+        "gradtx.optim.SGD([p], lr=0.5, compile=True).step()\n"
+        "assert p.tolist() == [0.5] * 5"
+    )
+    environment = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert "RuntimeWarning: compile=True has no effect, steps run eagerly" in done.stderr
+    assert "ompiler" in done.stderr
+
+
+def test_links_that_are_not_compiled_say_so_once(caplog, uncompiled):
+    params, optimizer = optimizers(lambda: gradtx.soap(lr=0.1), shapes={"matrix": (3, 4), "other": (4, 3)})[1]
+    with caplog.at_level(logging.WARNING, "gradtx"):
+        walk(params, optimizer, 3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "scale_by_soap is not compiled: leaves that pass it step eagerly"
+    ]
+
+
+def test_nothing_changes_when_a_step_is_refused(uncompiled):
+    params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1))[1]
+    walk(params, optimizer, 2)
+    optimizer.param_groups[0]["lr"] = -1.0
+    before = copy.deepcopy((values(params), optimizer.state_dict()["state"]))
+    with pytest.raises(ValueError, match="lr must be in"):
+        optimizer.step()
+    after = (values(params), optimizer.state_dict()["state"])
+    assert all(torch.equal(a, b) for a, b in zip(tensors(before).values(), tensors(after).values(), strict=True))

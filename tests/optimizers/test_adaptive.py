@@ -403,7 +403,7 @@ def test_until_it_switches_swats_takes_the_steps_of_published_code(options):
         (gradtx.adasmooth(lr=1.0, betas=(0.5, 0.75), eps=0.0, weight_decay=1.0), [-4.0]),
         (gradtx.swats(lr=1.0, eps=0.0, weight_decay=1.0), [-1.0]),
     ],
-    ids=str,
+    ids=named,
 )  # fmt: skip
 def test_one_step_equals_the_hand_computed_values(tx, expected):
     assert first_update(tx, [3.0], [4.0]) == pytest.approx(expected)
@@ -423,7 +423,7 @@ def test_one_step_equals_the_hand_computed_values(tx, expected):
         gradtx.swats(weight_decay=0.1),
         gradtx.swats(),
     ],
-    ids=str,
+    ids=named,
 )
 def test_zero_gradients_give_finite_updates(tx):
     assert finite_without_gradient(tx)
@@ -469,7 +469,7 @@ def test_rejects_what_is_out_of_range(alias, options, message):
         gradtx.adasmooth(),
         gradtx.swats(weight_decay=0.1),
     ],
-    ids=str,
+    ids=named,
 )
 def test_missing_params_are_an_error_where_they_are_read(tx):
     grads = {"w": torch.ones(2)}

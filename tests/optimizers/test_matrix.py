@@ -74,7 +74,7 @@ MUON = [
 ]
 
 
-@pytest.mark.parametrize("options", MUON, ids=str)
+@pytest.mark.parametrize("options", MUON, ids=named)
 @pytest.mark.parametrize("flatten", [False, True])
 def test_muon_follows_the_loop(options, flatten):
     without = ("bias", "scalar") if flatten else NOT_MATRICES
@@ -89,7 +89,7 @@ def test_muon_follows_the_loop(options, flatten):
         {"lr": 0.02, "momentum": 0.8, "nesterov": False, "weight_decay": 0.3, "adjust_lr_fn": "original"},
         {"lr": 0.02, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "adjust_lr_fn": "match_rms_adamw"},
     ],
-    ids=str,
+    ids=named,
 )
 def test_muon_is_torch_optim_muon_in_bfloat16(options):
     published = Published(torch.optim.Muon, **options)
@@ -100,7 +100,7 @@ def matrices(dtype=torch.float64):
     return parameters(dtype, {"wide": (5, 24), "tall": (17, 6), "square": (9, 9)})
 
 
-@pytest.mark.parametrize("options", [{}, {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 4}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 4}], ids=named)
 def test_the_class_takes_the_steps_of_torchs_on_larger_matrices(options):
     (own, other) = matrices(), matrices()
     descend(gradtx.optim.Muon(own.values(), lr=0.02, **options), own)
@@ -314,7 +314,7 @@ SHAMPOO = [
 ROOTS = 1e-10
 
 
-@pytest.mark.parametrize("options", SHAMPOO, ids=str)
+@pytest.mark.parametrize("options", SHAMPOO, ids=named)
 def test_shampoo_follows_the_loop(options):
     assert difference(gradtx.shampoo(**options), WeightsLoop(shampoo, **options)) < ROOTS
 
@@ -326,7 +326,7 @@ def test_shampoo_follows_the_loop(options):
         {"lr": 0.02, "matrix_eps": 0.01, "momentum": 0.7},
         {"lr": 0.02, "matrix_eps": 0.1, "momentum": 0.5, "weight_decay": 0.1},
     ],
-    ids=str,
+    ids=named,
 )
 def test_shampoo_is_the_one_of_pytorch_optimizer(options):
     published = Published(pytorch_optimizer.Shampoo, preconditioning_compute_steps=1, **options)
@@ -424,7 +424,7 @@ SCALABLE = [
 ]
 
 
-@pytest.mark.parametrize("options", SCALABLE, ids=str)
+@pytest.mark.parametrize("options", SCALABLE, ids=named)
 def test_scalable_shampoo_follows_the_loop(options):
     assert difference(gradtx.scalable_shampoo(**options), WeightsLoop(scalable_shampoo, **options)) < ROOTS
 
@@ -507,7 +507,7 @@ SOAP = [
 BASES = 1e-11
 
 
-@pytest.mark.parametrize("options", SOAP, ids=str)
+@pytest.mark.parametrize("options", SOAP, ids=named)
 def test_soap_follows_the_loop(options):
     reference = WeightsLoop(soap, **options)
     assert difference_of_weights(gradtx.soap(**options), reference) < BASES
@@ -527,7 +527,7 @@ def test_columns_change_places_in_the_reference():
         {"lr": 0.02, "betas": (0.8, 0.9), "shampoo_beta": 0.7, "eps": 0.01, "weight_decay": 0.3},
         {"lr": 0.02, "eps": 0.01, "precondition_frequency": 3, "max_precondition_dim": 3, "correct_bias": False},
     ],
-    ids=str,
+    ids=named,
 )
 def test_soap_is_the_one_of_pytorch_optimizer(options):
     published = Published(pytorch_optimizer.SOAP, **options)
@@ -561,17 +561,17 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("tx", EVERY, ids=str)
+@pytest.mark.parametrize("tx", EVERY, ids=named)
 def test_zero_gradients_give_finite_updates(tx):
     assert finite_without_gradient(tx)
 
 
-@pytest.mark.parametrize("tx", EVERY, ids=str)
+@pytest.mark.parametrize("tx", EVERY, ids=named)
 def test_maximizing_minus_the_loss_is_minimizing_the_loss(tx):
     assert difference(negated(tx.replace(maximize=True)), tx) == 0
 
 
-@pytest.mark.parametrize("tx", EVERY, ids=str)
+@pytest.mark.parametrize("tx", EVERY, ids=named)
 def test_the_optimizer_takes_the_steps_of_the_pure_functions(tx):
     # It computes roots and bases when they are due only.
     params = parameters()
@@ -596,7 +596,7 @@ def test_a_leaf_whose_first_gradient_comes_late_moves(make):
     assert updates["w"].abs().min() > 0
 
 
-@pytest.mark.parametrize("tx", [gradtx.shampoo(lr=1.0), gradtx.soap(lr=1.0, precondition_1d=True)], ids=str)
+@pytest.mark.parametrize("tx", [gradtx.shampoo(lr=1.0), gradtx.soap(lr=1.0, precondition_1d=True)], ids=named)
 def test_gradients_through_training_are_finite_at_equal_eigenvalues(tx):
     scale = torch.tensor(1.0, requires_grad=True)
     params = {"w": torch.ones(4), "m": torch.eye(3)}
