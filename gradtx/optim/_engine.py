@@ -338,14 +338,15 @@ class Engine:
             if kind.flat and not programs:  # lengths that tell the compiler whether threads are worth it
                 size, length = len(tensors) // kind.width, 4 * LARGE if kind.large else 64
                 examples = [t if t.ndim == 0 else t.new_empty(length + i // size) for i, t in enumerate(tensors)]
-            program = Program(form, chain, first, examples, self._options)
+            program = Program(form, chain, first, examples)
             if not program.fits(tensors):  # a rule asks for the length
-                program = Program(form, chain, first, tensors, self._options)
+                program = Program(form, chain, first, tensors)
+            if len(program.passes) > 1 and hasattr(item.record.param, "_local_tensor"):
+                return None  # a sum over this process's part is not that over all
+            program.compile(self._options)
             programs.append(program)
             if time.monotonic() - start > PATIENCE:
                 logger.info("compiled a program for %s in %.1f s", leaf.name, time.monotonic() - start)
-        if len(program.passes) > 1 and hasattr(item.record.param, "_local_tensor"):
-            return None
         bundle.program = [PassOperation(each) for each in program.passes]
         return bundle
 

@@ -48,16 +48,53 @@ class Form(NamedTuple):
         return [key for slots in self.layout.slots.values() for key in slots.values()]
 
 
-class Pass(NamedTuple):
-    """A compiled function, and what it returns: sums that `operation` waits for, or (None) new shared values."""
+class Pass:
+    """A function of flat arguments. It returns sums that `operation` waits for or, where that is None, writes what is
+    new in place and returns new shared values; `names` says which.
+    """
 
     call: Callable[..., Sequence[Tensor]]
+    sums: list[Tensor]
     operation: Operation | None
     names: tuple[Any, ...]
 
+    def __init__(
+        self, run: Callable[..., tuple[list[Tensor], Operation | None, tuple]], start: list[Tensor], leaves: Any
+    ):
+        self._sizes = ShapeEnv(duck_shape=False)
+        self._mode = FakeTensorMode(shape_env=self._sizes, allow_non_fake_inputs=True)
+        # Every argument is a tensor of its own: fakes of one and the same tensor would be taken for one argument.
+        start, leaves = ([t.clone() if t.ndim == 0 else t for t in given] for given in (start, leaves))
+        self._start = [self._mode.from_tensor(tensor, static_shapes=True) for tensor in start]
+        self._leaves = [
+            self._mode.from_tensor(tensor, symbolic_context=_symbolic(tensor), source=ConstantSource(f"leaf{i}"))
+            for i, tensor in enumerate(leaves)
+        ]
+
+        def traced(*arguments: Tensor) -> list[Tensor]:
+            self.sums, self.operation, self.names = run(list(arguments))
+            return self.sums
+
+        with self._mode, torch.no_grad():
+            self._graph: Any = make_fx(traced)(*self._start, *self._leaves)
+
+    def fits(self, leaves: list[Tensor]) -> bool:
+        """Whether the sizes of these tensors are as was assumed while tracing."""
+        return self._sizes.evaluate_guards_for_args(self._leaves, leaves)
+
+    def compile(self, options: Mapping[str, Any]) -> None:
+        self._graph.graph.eliminate_dead_code()
+        self._graph.recompile()
+        with tracing(TracingContext(self._mode)), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, such as a deprecation at its first import
+            call: Any = torch._inductor.compile(
+                self._graph, [*self._start, *self._leaves], options={"size_asserts": False, **options}
+            )
+        self.call, self._graph = call, None
+
 
 class Program:
-    """The passes of one form, for one pattern of sizes."""
+    """The passes of one form, for one pattern of sizes: traced at once, compiled by `compile`."""
 
     def __init__(
         self,
@@ -65,53 +102,26 @@ class Program:
         chain: Callable[[list[Tensor]], GradientTransformation],
         start: list[Tensor],
         leaves: list[Tensor],
-        options: Mapping[str, Any],
     ):
-        self._form, self._chain, self._options = form, chain, options
-        self._guards: list[tuple[ShapeEnv, list[Any]]] = []
+        self._form, self._chain = form, chain
         self.passes: list[Pass] = []
-        self._sums: list[Tensor] = []  # fakes of all that passes have returned to be summed
+        totals: list[Tensor] = []
         while not self.passes or self.passes[-1].operation is not None:
-            self.passes.append(self._pass(start, leaves))
+            known = tuple(each.names for each in self.passes)
+            self.passes.append(Pass(lambda arguments, known=known: self._run(arguments, known), start + totals, leaves))
+            totals += [torch.zeros((), dtype=each.dtype, device=each.device) for each in self.passes[-1].sums]
 
     def fits(self, leaves: list[Tensor]) -> bool:
-        """Whether the sizes of these tensors are as was assumed while tracing."""
-        return all(env.evaluate_guards_for_args(fakes, leaves) for env, fakes in self._guards)
+        return all(each.fits(leaves) for each in self.passes)
 
-    def _pass(self, start: list[Tensor], leaves: list[Tensor]) -> Pass:
-        env = ShapeEnv(duck_shape=False)
-        mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
-        totals = [torch.zeros((), dtype=each.dtype, device=leaves[0].device) for each in self._sums]
-        # Every argument is a tensor of its own: fakes of one and the same tensor would be taken for one argument.
-        start, leaves = ([t.clone() if t.ndim == 0 else t for t in given] for given in ((*start, *totals), leaves))
-        plain = [mode.from_tensor(tensor, static_shapes=True) for tensor in start]
-        fakes = [
-            mode.from_tensor(tensor, symbolic_context=_symbolic(tensor), source=ConstantSource(f"leaf{i}"))
-            for i, tensor in enumerate(leaves)
-        ]
-        found: list[Any] = []
+    def compile(self, options: Mapping[str, Any]) -> None:
+        for each in self.passes:
+            each.compile(options)
 
-        def run(*arguments: Tensor) -> list[Tensor]:
-            returned, *about = self._run(list(arguments))
-            found[:] = about
-            return returned
-
-        with mode, torch.no_grad():
-            graph = make_fx(run)(*plain, *fakes)
-        self._guards.append((env, fakes))
-        returned = next(iter(reversed(graph.graph.nodes))).args[0]
-        self._sums += [node.meta["val"] for node in returned] if found[0] is not None else []
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        with tracing(TracingContext(mode)), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's own, such as a deprecation at its first import
-            call: Any = torch._inductor.compile(
-                graph, [*plain, *fakes], options={"size_asserts": False, **self._options}
-            )
-        return Pass(call, *found)
-
-    def _run(self, arguments: list[Tensor]) -> tuple[list[Tensor], Operation | None, tuple]:
-        """One pass over a bundle, in the order of `Form`."""
+    def _run(
+        self, arguments: list[Tensor], known: tuple[tuple[str, ...], ...]
+    ) -> tuple[list[Tensor], Operation | None, tuple]:
+        """One pass over a bundle, in the order of `Form`; `known` names the totals."""
         form, given = self._form, iter(arguments)
         step = next(given)
         tx = self._chain([next(given) for _ in range(form.numbers)])
@@ -119,7 +129,7 @@ class Program:
         for path, name in form.shared:
             run.old.setdefault(path, {})[name] = next(given)
         scalars: dict[str, Any] = {**{name: next(given) for name in form.scalars}, **dict.fromkeys(form.absent)}
-        run.totals = [{name: next(given) for name in known.names} for known in self.passes]
+        run.totals = [{name: next(given) for name in names} for names in known]
         block = Block.of(tx, run, step - 1)
         clock, leaves, taken = Clock(step), [], set()
         for i in range(form.width):

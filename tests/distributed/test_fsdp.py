@@ -16,7 +16,7 @@ from tests.distributed.problems import (
     weights,
 )
 
-each_engine = pytest.mark.parametrize("compile", [False])
+each_engine = pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 
 
 def made(tx, model, compile=False):

@@ -1,0 +1,142 @@
+"""One line an algorithm: step time, eager and compiled, against pytorch_optimizer's class of the name, in one run.
+
+Memory traffic is the limit of such steps, so the bytes that a compiled step has to move (parameter, gradient and
+state, read and written once) are shown too, with the bandwidth that it reaches as a share of that of torch's fused
+AdamW in the same rounds. Matrix methods are left out: their time is that of factorisations.
+
+    python benchmarks/algorithms.py [names]     # prints a table, writes docs/algorithms-speed.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import os
+import re
+import statistics
+import tempfile
+import time
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+from common import gpt, interleaved, machine, parameters, ratio
+
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())  # nothing was compiled before
+
+import matplotlib.pyplot as plt
+import pytorch_optimizer
+import torch
+from tqdm import tqdm
+
+import gradtx
+
+ROUNDS = 7
+SHAPES = gpt(width=256)
+ELSEWHERE = {"SGDS": "SGD", "Adagrad": None, "Rprop": None, "AdafactorTorch": None, "Sadam": None, "AdaptiveGD": None}
+LEFT_OUT = ("Muon", "MuonAdamAtan2", "PolarAdamAtan2", "Shampoo", "ScalableShampoo", "SOAP", "AdaHessian", "SophiaH")
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_]", "", name).lower()
+
+
+THEIRS = {
+    plain(name): getattr(pytorch_optimizer, name)
+    for name in dir(pytorch_optimizer)
+    if inspect.isclass(getattr(pytorch_optimizer, name))
+    and issubclass(getattr(pytorch_optimizer, name), torch.optim.Optimizer)
+}
+
+
+def required(function: Any) -> dict[str, Any]:
+    known = {"lr": 1e-3, "num_iterations": 1000}
+    return {name: known[name] for name in known if name in inspect.signature(function).parameters}
+
+
+def stepper(optimizer: Any) -> Any:
+    """A step, with a constant loss for the methods that read one."""
+    return lambda: optimizer.step(lambda: torch.tensor(1.0))
+
+
+def bytes_moved(optimizer: Any) -> int:
+    """Every entry of parameters and state read and written once, gradients read."""
+    moved = 0
+    for param in optimizer.param_groups[0]["params"]:
+        state = [value for value in optimizer.state[param].values() if value.ndim > 0 or param.ndim == 0]
+        moved += 3 * param.nbytes + 2 * sum(value.nbytes for value in state)
+    return moved
+
+
+def measure(name: str) -> dict[str, Any]:
+    cls = getattr(gradtx.optim, name)
+    their = THEIRS.get(plain(name)) or THEIRS.get(plain(ELSEWHERE.get(name) or ""))
+    options = required(cls)
+    eager, compiled = cls(parameters(SHAPES), **options), cls(parameters(SHAPES), compile=True, **options)
+    fused = torch.optim.AdamW(parameters(SHAPES), fused=True)
+    start = time.perf_counter()
+    stepper(compiled)()
+    cold = time.perf_counter() - start
+    steps = {"eager": stepper(eager), "compiled": stepper(compiled), "fused": fused.step}
+    if their is not None:
+        steps["theirs"] = stepper(their(parameters(SHAPES), **required(their)))
+    times = interleaved(steps, ROUNDS)
+    rate = bytes_moved(compiled) / statistics.median(times["compiled"])
+    best = bytes_moved(fused) / statistics.median(times["fused"])
+    return {
+        "name": name,
+        "cold": cold,
+        "compiled": 1e3 * statistics.median(times["compiled"]),
+        "eager times": ratio(times["theirs"], times["eager"]) if their else math.nan,
+        "compiled times": ratio(times["theirs"], times["compiled"]) if their else math.nan,
+        "MB": bytes_moved(compiled) / 1e6,
+        "share": rate / best,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="classes of gradtx.optim; all but matrix methods by default")
+    names = parser.parse_args().names or [
+        name for name in gradtx.optim.__all__ if name not in ("ChainOptimizer", "as_optimizer", *LEFT_OUT)
+    ]
+    warnings.filterwarnings("ignore")
+    print(machine(), f"pytorch_optimizer {version('pytorch_optimizer')}", sep=", ")
+    print(f"{len(SHAPES)} tensors, {sum(map(math.prod, SHAPES)) / 1e6:.1f} million entries, {ROUNDS} rounds\n")
+    print(
+        "| algorithm | compiled, ms | eager, times as fast | compiled, times as fast | MB moved | share of fused's "
+        "bandwidth | first step, s |\n|---|---|---|---|---|---|---|"
+    )
+    rows = []
+    for name in tqdm(names, desc="algorithms", disable=None):
+        row = measure(name)
+        rows.append(row)
+        tqdm.write(
+            f"| {name} | {row['compiled']:.1f} | {row['eager times']:.1f} | {row['compiled times']:.1f} | "
+            f"{row['MB']:.0f} | {row['share']:.2f} | {row['cold']:.1f} |".replace("nan", "–")
+        )
+    compared = [row for row in rows if not math.isnan(row["compiled times"])]
+    for which in ("eager times", "compiled times"):
+        mean = statistics.geometric_mean(row[which] for row in compared)
+        print(
+            f"\ngeometric mean of {which.removesuffix(' times')}: {mean:.2f} times as fast ({len(compared)} algorithms)"
+        )
+    draw(compared)
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    rows = sorted(rows, key=lambda row: row["compiled times"])
+    figure, axes = plt.subplots(figsize=(7, 0.19 * len(rows) + 1.2), layout="constrained")
+    places = range(len(rows))
+    axes.barh(places, [row["compiled times"] for row in rows], color="tab:blue", label="compiled")
+    axes.plot([row["eager times"] for row in rows], places, "o", color="black", markersize=3, label="eager")
+    axes.axvline(1, color="gray", linewidth=0.8)
+    axes.set(xscale="log", xlabel="times as fast as pytorch_optimizer's class", ylim=(-0.7, len(rows) - 0.3))
+    axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)
+    axes.legend(loc="lower right")
+    figure.savefig("docs/algorithms-speed.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
