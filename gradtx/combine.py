@@ -112,7 +112,7 @@ class _Fork(Combinator):
 def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[str, Where] | Callable[..., str]):
     """Send every leaf through the transformation of its label.
 
-    Sums over leaves inside a branch see that branch only. State: one entry a label.
+    Sums over leaves inside a branch see that branch only.
 
     Args:
         transforms: label -> transformation.
@@ -120,7 +120,11 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
             A selector is a name pattern (`fnmatch` on the dotted leaf name, `*` crosses dots), a tuple of them or a
             function `(name, tensor) -> bool`, which sees the parameter at init.
 
+    Returns:
+        A transformation whose state has one entry a label, with the entries of its transformation.
+
     Raises:
+        TypeError: something that is no transformation, or no selector.
         ValueError: a leaf has no label, a pattern matches no leaf at init, or the two sets of labels differ.
 
     Example:
@@ -157,6 +161,9 @@ def masked(tx: GradientTransformation, where: Where):
         tx: What the selected leaves go through. Sums over leaves see these only.
         where: A selector, as in `partition`.
 
+    Returns:
+        A transformation with the entries of `tx`, for the selected leaves.
+
     Raises:
         ValueError: a pattern matches no leaf at init.
 
@@ -190,6 +197,9 @@ def freeze(where: Where):
     Args:
         where: A selector, as in `partition`.
 
+    Returns:
+        A transformation without slots.
+
     Raises:
         ValueError: a pattern matches no leaf at init.
 
@@ -214,6 +224,13 @@ def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
     Args:
         fn: A function of one tensor, in torch operations that keep its shape.
         before: Whether the parameter goes through `fn` before the step as well.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        TypeError: `fn` is no function.
+        ValueError: missing `params`.
 
     Example:
         >>> tx = gradtx.chain(gradtx.sgd(lr=1.0), gradtx.map_after_step(torch.relu))

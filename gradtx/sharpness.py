@@ -99,7 +99,7 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
         >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # the gradient at 3.5
         tensor([-7.])
 
-    Source: Foret et al. 2020, arXiv:2010.01412.
+    Source: Foret et al. 2020, arXiv:2010.01412. Departures: none.
     """
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
@@ -198,7 +198,8 @@ def gsam(
         >>> tx.update(grads, tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # g' - 0.5 (0, 4), negated
         tensor([-5.,  2.])
 
-    Source: Zhuang et al. 2022, arXiv:2203.08065. With several machines average the final gradient, not $g$ or $g'$.
+    Source: Zhuang et al. 2022, arXiv:2203.08065. Departures: none. With several machines average the final gradient,
+    not $g$ or $g'$.
     """
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:

@@ -186,6 +186,10 @@ def accumulate(tx: GradientTransformation, every: int):
         A transformation with the state `step` and `mini_step` (int64), `acc` (the sum so far, shaped as the
         parameter), `seen` (bool, a leaf each) and the entries of `tx`.
 
+    Raises:
+        TypeError: `tx` is no transformation.
+        ValueError: an `every` below 1.
+
     Example:
         >>> tx = gradtx.accumulate(gradtx.sgd(lr=1.0), every=2)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -262,6 +266,9 @@ def skip_nonfinite(tx: GradientTransformation):
     Returns:
         A transformation with the state `step` and `skipped` (int64: how many calls did and did not count) and the
         entries of `tx`.
+
+    Raises:
+        TypeError: `tx` is no transformation.
 
     Example:
         >>> tx = gradtx.skip_nonfinite(gradtx.sgd(lr=1.0))

@@ -88,7 +88,7 @@ SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": ()}
 
 
 @functools.cache
-def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
+def drawn(seed: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -97,8 +97,7 @@ def noise(
 ) -> dict[str, Tensor]:
     """A dict of normal numbers, the same in every call. Not for the inside of vmap, which refuses randomness."""
     return {
-        name: (scale * _noise(1000 * seed + i, tuple(shape))).to(dtype)
-        for i, (name, shape) in enumerate(shapes.items())
+        name: (scale * drawn(1000 * seed + i, tuple(shape))).to(dtype) for i, (name, shape) in enumerate(shapes.items())
     }
 
 

@@ -84,7 +84,7 @@ def adafactor_torch(
     d: Scalar = 1.0,
     weight_decay: Scalar = 0.0,
 ):
-    r"""Adafactor as torch.optim.Adafactor has it.
+    r"""Adafactor, as torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step.
 
     $u = g / \sqrt{\max(V, \epsilon_1^2)}$ with the factored $V$ of `scale_by_factored_rms_torch`,
     $\alpha = \max(\epsilon_2, \mathrm{rms}(p)) \min(\eta, 1/\sqrt{t})$,

@@ -45,7 +45,7 @@ def adam(
     *,
     decoupled_weight_decay: bool = False,
 ):
-    r"""Adam, as torch.optim.Adam.
+    r"""Adam, as torch.optim.Adam: the mean gradient over its root mean square.
 
     $p \leftarrow p - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$ with the bias-corrected averages $\hat m$ of $g$ and
     $\hat v$ of $g^2$.
@@ -63,7 +63,7 @@ def adam(
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
 
     Example:
         >>> tx = gradtx.adam(lr=0.1)
@@ -83,7 +83,7 @@ def adamw(
     weight_decay: Scalar = 1e-2,
     amsgrad: bool = False,
 ):
-    r"""Adam with decoupled weight decay, as torch.optim.AdamW.
+    r"""AdamW, as torch.optim.AdamW: Adam with decoupled weight decay.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
 
@@ -132,8 +132,8 @@ def adamp(
         betas: Decay of the two averages, each in [0, 1).
         eps: $\epsilon \ge 0$, in Adam's denominator and in the projection.
         weight_decay: $\lambda \ge 0$, decoupled.
-        delta: Threshold of the test for scale invariance.
-        wd_ratio: $r$, share of the decay for scale-invariant weights.
+        delta: Threshold of the test for scale invariance, >= 0.
+        wd_ratio: $r \ge 0$, share of the decay for scale-invariant weights.
         nesterov: $\beta_1 m + (1-\beta_1) g$ in place of $m$, over the same correction.
 
     Returns:
@@ -177,12 +177,12 @@ def sgdp(
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
         momentum: $\mu$ in [0, 1).
-        dampening: $\tau$; applied to the first step too, unlike in `sgd`.
+        dampening: $\tau$, usually in [0, 1); applied to the first step too, unlike in `sgd`.
         weight_decay: $\lambda \ge 0$, decoupled and divided by $1-\mu$.
         nesterov: Look one step ahead; needs a momentum.
         eps: $\epsilon \ge 0$ of the projection.
-        delta: Threshold of the test for scale invariance.
-        wd_ratio: $r$, share of the decay for scale-invariant weights.
+        delta: Threshold of the test for scale invariance, >= 0.
+        wd_ratio: $r \ge 0$, share of the decay for scale-invariant weights.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, never projected.
@@ -304,7 +304,7 @@ def adopt(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
 
     Example:
         >>> tx = gradtx.adopt(lr=0.1, betas=(0.0, 0.99))
@@ -335,7 +335,7 @@ def adopt_atan2(
     a: Scalar = 1.27,
     b: Scalar = 1.0,
 ):
-    r"""ADOPT with the arc tangent in place of its division and clamp.
+    r"""ADOPT-atan2: ADOPT with the arc tangent in place of its division and clamp.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) \mathrm{atan2}(g_t, b \sqrt{v_{t-1}})$,
     $p \leftarrow p (1 - \eta \lambda) - \eta a m_t$; the first step only decays and sets $v_1 = g_1^2$.
@@ -366,7 +366,8 @@ def adopt_atan2(
         tensor([-0.])
         tensor([-0.1000])
 
-    Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853.
+    Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853. Departures: `decoupled_wd` decides
+    about the pull towards the initial weights too, which that package always divides by the initial rate.
     """
     return chain(
         scale_by_adopt_atan2(betas, a, b, cautious_factor),

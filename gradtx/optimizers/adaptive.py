@@ -49,7 +49,8 @@ def adabound(
         [`max_exp_avg_sq`] and the 0-d `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range; at `init`, a learning rate that starts at 0.
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0; at `init`, a learning
+            rate that starts at 0.
 
     Example:
         >>> tx = gradtx.adabound(lr=1e-3, final_lr=0.1, gamma=1e6)  # SGD from the start
@@ -140,7 +141,7 @@ def adanorm(
         [`max_exp_avg_sq`] and the 0-d `exp_grad_norm`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
 
     Example:
         >>> tx = gradtx.adanorm(lr=0.1, betas=(0.0, 0.0), r=0.5)
@@ -168,7 +169,7 @@ def avagrad(
     decoupled_weight_decay: bool = False,
     lagged_norm: bool = False,
 ):
-    r"""AvaGrad: divide by the size of earlier gradients, at an overall scale that neither it nor eps changes.
+    r"""AvaGrad: the mean gradient over the size of earlier ones, at an overall scale that neither it nor eps changes.
 
     $p \leftarrow p - \eta \gamma_t \eta_t m_t/(1-\beta_1^t)$, see `scale_by_avagrad`; so lr and eps can be tuned one
     after the other. In the first step nothing moves.
@@ -186,7 +187,7 @@ def avagrad(
         [`gamma`], with `lagged_norm`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
 
     Example:
         >>> params = {"w": torch.tensor([0.0, 0.0])}
@@ -216,7 +217,7 @@ def adashift(
     eps: Scalar = 1e-10,
     reduce: str = "max",
 ):
-    r"""AdaShift: divide the mean of the last n gradients by the size of those before, which it doesn't depend on.
+    r"""AdaShift: the mean of the last n gradients over the size of those before, on which it doesn't depend.
 
     $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$, see `scale_by_adashift`; nothing moves in
     the first n steps.
@@ -317,7 +318,7 @@ def swats(
         [`max_exp_avg_sq`], `momentum_buffer`; for all leaves `count`, `rate_avg`, `sgd_rate`, `switched`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
 
     Example:
         >>> tx = gradtx.swats(lr=0.1, switch_tol=1e-3)

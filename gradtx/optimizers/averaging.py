@@ -18,7 +18,7 @@ def madgrad(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""MADGRAD: momentumized, adaptive dual averaging.
+    r"""MADGRAD: from the starting point along the sum of all gradients, over the cube root of their squares.
 
     With $\lambda_t = r \sqrt t$, $r = \eta + \epsilon$: $s \leftarrow s + \lambda_t g$,
     $\nu \leftarrow \nu + \lambda_t g^2$, $p \leftarrow \mu p + (1-\mu) (x_0 - s / (\sqrt[3]\nu + \epsilon))$.

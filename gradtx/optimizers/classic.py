@@ -24,7 +24,7 @@ def adagrad(
     *,
     decoupled_weight_decay: bool = False,
 ):
-    r"""Adagrad, as torch.optim.Adagrad.
+    r"""Adagrad, as torch.optim.Adagrad: the gradient over the root of the sum of all squares so far.
 
     $G_t = G_{t-1} + g_t^2$, $p \leftarrow p - \frac{\eta}{1 + (t-1) \kappa} \cdot g_t / (\sqrt{G_t} + \epsilon)$.
 
@@ -110,7 +110,7 @@ def rmsprop(
     initial_accumulator_value: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""RMSprop, as torch.optim.RMSprop.
+    r"""RMSprop, as torch.optim.RMSprop: the gradient over its root mean square, with momentum on demand.
 
     $q_t = \alpha q_{t-1} + (1-\alpha) g_t^2$, $b_t = \mu b_{t-1} + g_t / (\sqrt{q_t} + \epsilon)$,
     $p \leftarrow p - \eta b_t$.
@@ -148,7 +148,7 @@ def rmsprop(
 
 @alias(ranges={"etas": ETAS})
 def rprop(lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
-    r"""Rprop, as torch.optim.Rprop: steps that only know signs. For full gradients, not for mini-batches.
+    r"""Rprop, as torch.optim.Rprop: steps that only know signs, for full gradients, not for mini-batches.
 
     $\Delta \leftarrow \Delta \cdot (\eta^+, 1, \eta^-)$ for gradients of the same sign as before, of none, of the
     other, clipped; $p \leftarrow p - \mathrm{sign}(g) \Delta$, except where the sign has changed: there the weight

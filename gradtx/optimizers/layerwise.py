@@ -95,13 +95,13 @@ def lars(
     Args:
         lr: $\eta$ in [0, inf), a multiple of the leaf's own rate.
         momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
-        dampening: $\tau$; not applied to the first step.
+        dampening: $\tau$, usually in [0, 1); not applied to the first step.
         weight_decay: $\lambda \ge 0$; it enters the momentum.
         nesterov: Needs a momentum and no dampening.
         trust_coefficient: $c > 0$, change of a leaf per step relative to its norm.
         eps: $\epsilon \ge 0$, in the unit of a gradient.
         trust_clip: $\gamma \leftarrow \min(\gamma / \eta, 1)$ (LARC).
-        min_ndim: Leaves with fewer dimensions have $\gamma = 1$ and no decay.
+        min_ndim: Leaves with fewer dimensions, >= 0, have $\gamma = 1$ and no decay.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.

@@ -73,7 +73,7 @@ def dadapt_adagrad(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""AdaGrad with a rate that is found on the way: D-Adapt AdaGrad.
+    r"""D-Adapt AdaGrad: AdaGrad with a rate that is found on the way.
 
     $\delta = d \eta$, $A \leftarrow A + g^2$, $s \leftarrow s + \delta g$,
     $p \leftarrow \mu p + (1-\mu)(x_0 - s/(\sqrt A + \epsilon))$; $d$ is a lower bound of the distance to the solution
@@ -120,7 +120,7 @@ def dadapt_adam(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""Adam with a rate that is found on the way: D-Adapt Adam.
+    r"""D-Adapt Adam: Adam with a rate that is found on the way.
 
     $\delta = d \eta$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $p \leftarrow p - m / (\sqrt v + \epsilon)$, $v$
     the average of $g^2$; $d$ is a lower bound of the distance to the solution that grows with what was seen, see
@@ -166,7 +166,7 @@ def dadapt_sgd(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""SGD with a rate that is found on the way: D-Adapt SGD.
+    r"""D-Adapt SGD: SGD with a rate that is found on the way.
 
     $\delta = d \eta / \lVert g_1 \rVert$, $s \leftarrow s + \delta g$, $p \leftarrow \mu p + (1-\mu)(x_0 - s)$; $d$
     is a lower bound of the distance to the solution that grows with what was seen, see `scale_by_dadapt_sgd`.
@@ -214,7 +214,7 @@ def dadapt_adan(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""Adan with a rate that is found on the way: D-Adapt Adan.
+    r"""D-Adapt Adan: Adan with a rate that is found on the way.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
     $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$, $p \leftarrow (p - (m + \beta_2 f)/D) / (1 + \delta\lambda)$,
@@ -252,7 +252,7 @@ def dadapt_adan(
 
 @alias
 def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
-    r"""Lion with a rate that is found on the way: D-Adapt Lion.
+    r"""D-Adapt Lion: Lion with a rate that is found on the way.
 
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,
     $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$; $d$ is a lower bound of the distance to the solution that grows

@@ -69,6 +69,7 @@ def muon(
         after it (`adamw.lr`); for a rate of its own that schedulers drive, make the `partition` oneself.
 
     Raises:
+        TypeError: `fallback` is no transformation.
         ValueError: numbers out of range, missing `params`, a leaf that is no matrix and no fallback.
 
     Example:
@@ -143,7 +144,7 @@ def muon_adam_atan2(
     normuon_eps: Scalar = 1e-10,
     matrix_ndims: tuple[int, ...] = (2, 3),
 ):
-    r"""Muon for matrices, Adam-atan2 for all other leaves.
+    r"""Muon with Adam-atan2: Muon for matrices, Adam-atan2 for all other leaves.
 
     Matrices: $m \leftarrow \beta_1' m + (1-\beta_1') g$, $u$ = `orthogonalize`$(m)$, with `use_normuon`
     `normalize_neurons`$(u)$, $p \leftarrow p (1 - L \lambda) - L f \sqrt{\max(\mathrm{rows}, \mathrm{columns})}\, u$.
@@ -207,7 +208,7 @@ def polar_adam_atan2(
     polar_rms_factor: Scalar = 0.2,
     matrix_ndims: tuple[int, ...] = (2, 3),
 ):
-    r"""Momentum made orthogonal by Polar Express for matrices, Adam-atan2 for all other leaves.
+    r"""Polar Express with Adam-atan2: momentum made orthogonal for matrices, Adam-atan2 for all other leaves.
 
     As `muon_adam_atan2` with another polynomial at every step of the iteration, which brings singular values to 1
     itself and not only near it.
@@ -291,7 +292,7 @@ def shampoo(
         >>> tx.update({"w": torch.tensor([30.0, 0.0, -40.0])}, tx.init(params), params)[0]["w"]  # of norm 1
         tensor([-0.6000, -0.0000,  0.8000])
 
-    Source: Gupta et al. 2018, arXiv:1802.09568; momentum and "moskomule": moskomule/shampoo.pytorch.
+    Source: Gupta et al. 2018, arXiv:1802.09568; momentum and "moskomule": moskomule/shampoo.pytorch. Departures: none.
     """
     coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
     return chain(
@@ -332,13 +333,13 @@ def scalable_shampoo(
         moving_average_for_momentum: Weigh what enters a momentum by $1 - \beta_1$ in place of 1.
         weight_decay: $\lambda \ge 0$.
         decoupled_weight_decay: Apply the decay to the weights; else it is added before the momenta.
-        inverse_exponent_override: $e$ of the roots $-1/e$, or 0 for twice the number of preconditioned dimensions.
-        start_preconditioning_step: The first step with a preconditioned direction.
-        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this.
-        statistics_compute_steps: Statistics are taken where $t$ is a multiple of this.
-        block_size: Largest side of a block.
-        skip_preconditioning_rank_lt: Leaves with fewer dimensions are not preconditioned.
-        no_preconditioning_for_layers_with_dim_gt: Nor are leaves with a larger dimension.
+        inverse_exponent_override: $e > 0$ of the roots $-1/e$, or 0 for twice the number of preconditioned dimensions.
+        start_preconditioning_step: The first step with a preconditioned direction, >= 0.
+        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1.
+        statistics_compute_steps: Statistics are taken where $t$ is a multiple of this, >= 1.
+        block_size: Largest side of a block, >= 1.
+        skip_preconditioning_rank_lt: Leaves with fewer dimensions, >= 0, are not preconditioned.
+        no_preconditioning_for_layers_with_dim_gt: Nor are leaves with a dimension larger than this, >= 0.
         shape_interpretation: Whether to merge neighbouring dimensions.
         graft_type: Whose length: "sgd", "adagrad", "rmsprop", "sqrtn", or "none".
         pre_conditioner_type: Preconditioned dimensions: "all", "input" or "output".
@@ -412,7 +413,7 @@ def soap(
         eps: $\epsilon \ge 0$.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
         precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Larger dimensions are not rotated.
+        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
         merge_dims: Merge neighbouring dimensions while their product is at most that.
         precondition_1d: Rotate leaves of one dimension too.
         normalize_gradient: Divide the direction by its root mean square.

@@ -20,7 +20,7 @@ def accsgd(
     small_const: Scalar = 0.7,
     weight_decay: Scalar = 0.0,
 ):
-    r"""Accelerated SGD: a short step, drawn towards an average of long ones.
+    r"""AccSGD: accelerated SGD, a short step, drawn towards an average of long ones.
 
     $\bar p \leftarrow \alpha \bar p + (1-\alpha)(p - \frac{\eta \kappa}{c} g)$, $p \leftarrow \zeta (p - \eta g) +
     (1-\zeta) \bar p$ with $\alpha = 1 - c^2 \xi / \kappa$, $\zeta = c / (c + 1 - \alpha)$.
@@ -53,7 +53,7 @@ def accsgd(
 
 @alias(any_length=("betas",), example={"lr": 0.1})
 def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.0):
-    r"""Aggregated momentum: SGD with the average of several momenta.
+    r"""AggMo: SGD with the average of several momenta.
 
     $b^{(i)} \leftarrow \beta_i b^{(i)} + g$, $p \leftarrow p - \frac{\eta}{K} \sum_i b^{(i)}$.
 
@@ -90,7 +90,7 @@ def qhm(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""Quasi-hyperbolic momentum: SGD with a mix of the gradient and its average.
+    r"""QHM, quasi-hyperbolic momentum: SGD with a mix of the gradient and its average.
 
     $b \leftarrow \beta b + (1-\beta) g$, $p \leftarrow p - \eta ((1-\nu) g + \nu b)$.
 
@@ -169,7 +169,7 @@ def pid(
     derivative: Scalar = 10.0,
     weight_decay: Scalar = 0.0,
 ):
-    r"""SGD as a PID controller: the gradient, its sum with momentum, and its change.
+    r"""PID: SGD as a controller, along the gradient, its sum with momentum, and its change.
 
     $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} +
     (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
@@ -177,9 +177,9 @@ def pid(
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
         momentum: $\mu$ in [0, inf), below 1 in practice. A literal 0.0 is plain SGD, without the other terms.
-        dampening: $\tau$; not applied to the first step.
-        integral: $K_I$, the weight of the sum.
-        derivative: $K_D$, the weight of the change.
+        dampening: $\tau$, usually in [0, 1); not applied to the first step.
+        integral: $K_I$, the weight of the sum, any number.
+        derivative: $K_D$, the weight of the change, any number.
         weight_decay: $\lambda \ge 0$, added to the gradient.
 
     Returns:

@@ -15,7 +15,7 @@ def pnm(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = True,
 ):
-    r"""Positive-negative momentum: SGD whose gradient noise is amplified by an older momentum, subtracted.
+    r"""PNM, positive-negative momentum: SGD whose gradient noise is amplified by an older momentum, subtracted.
 
     Two averages from 0 are written in turn, $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$;
     $p \leftarrow p - \eta ((1+\beta_2) m_t - \beta_2 m_{t-1}) / \sqrt{(1+\beta_2)^2 + \beta_2^2}$.

@@ -19,7 +19,7 @@ def schedule_free_sgd(
     r: Scalar = 0.0,
     weight_lr_power: Scalar = 2.0,
 ):
-    r"""SGD that averages its weights in place of a schedule.
+    r"""Schedule-Free SGD: SGD that averages its weights in place of a schedule.
 
     `schedule_free` with $\beta$ = `momentum` along $g + \lambda y$. The parameters are $y$, where gradients are taken;
     evaluate with `eval_params`, which gives the average $x$, and recompute the statistics of batch norm there.
@@ -59,7 +59,7 @@ def schedule_free_adamw(
     r: Scalar = 0.0,
     weight_lr_power: Scalar = 2.0,
 ):
-    r"""AdamW that averages its weights in place of a schedule.
+    r"""Schedule-Free AdamW: AdamW that averages its weights in place of a schedule.
 
     `schedule_free` with $\beta = \beta_1$ along $g / (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average
     of $g^2$. The parameters are $y$, where gradients are taken; evaluate with `eval_params`, which gives the average

@@ -91,6 +91,7 @@ def sophia(
         >>> tx.update({"w": torch.tensor([1.0, 1.0])}, tx.init(params), params, hessian_diag=diag)[0]["w"]
         tensor([-4.0000e-05, -1.0000e-01])
 
-    Source: Liu et al. 2023, arXiv:2305.14342, last version; the authors' code has only Sophia-G.
+    Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version; the authors' code has only
+    Sophia-G.
     """
     return with_decay(scale_by_sophia(betas, gamma, eps, update_period), weight_decay, True, lr)

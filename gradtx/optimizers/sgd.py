@@ -20,7 +20,7 @@ def sgd(
     weight_decay: Scalar = 0.0,
     nesterov: bool = False,
 ):
-    r"""Stochastic gradient descent, as torch.optim.SGD.
+    r"""SGD, as torch.optim.SGD: stochastic gradient descent, with momentum on demand.
 
     $g \leftarrow g + \lambda p$, $b_t = \mu b_{t-1} + (1-\tau) g$ ($b_1 = g$), $p \leftarrow p - \eta b_t$, or
     $p - \eta (g + \mu b_t)$ with `nesterov`.
@@ -28,7 +28,7 @@ def sgd(
     Args:
         lr: $\eta$ in [0, inf), change of a weight per unit of gradient.
         momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
-        dampening: $\tau$; not applied to the first step.
+        dampening: $\tau$, usually in [0, 1); not applied to the first step.
         weight_decay: $\lambda \ge 0$, coupled: it enters the momentum.
         nesterov: Needs a momentum and no dampening.
 
@@ -36,7 +36,8 @@ def sgd(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening.
+        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params` unless
+            `weight_decay` is 0.0.
 
     Example:
         >>> tx = gradtx.sgd(lr=0.1, weight_decay=1.0)
@@ -61,14 +62,14 @@ def sgdw(
     weight_decay: Scalar = 0.0,
     nesterov: bool = False,
 ):
-    r"""SGD with decoupled weight decay.
+    r"""SGDW: SGD with decoupled weight decay.
 
     $p \leftarrow p (1 - \eta \lambda)$, then `sgd` without decay on the same gradient.
 
     Args:
         lr: $\eta$ in [0, inf).
         momentum: $\mu$ in [0, inf).
-        dampening: $\tau$; not applied to the first step.
+        dampening: $\tau$, usually in [0, 1); not applied to the first step.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate; never enters the momentum.
         nesterov: Needs a momentum and no dampening.
 
@@ -76,7 +77,8 @@ def sgdw(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening.
+        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params` unless
+            `weight_decay` is 0.0.
 
     Example:
         >>> tx = gradtx.sgdw(lr=0.1, momentum=0.9, weight_decay=1.0)
@@ -146,7 +148,7 @@ def asgd(
     t0: Scalar = 1e6,
     weight_decay: Scalar = 0.0,
 ):
-    r"""Averaged SGD, as torch.optim.ASGD.
+    r"""ASGD, as torch.optim.ASGD: SGD with a decaying rate, and the average of its weights beside it.
 
     $p \leftarrow p (1 - \lambda \eta_t) - \eta_t (g + w p)$ with $\eta_t = \eta / (1 + \lambda \eta (t - 1))^\alpha$,
     and the mean of $p$ since step $t_0$ beside it.

@@ -25,7 +25,6 @@ def msvag(lr: Scalar, beta: Scalar = 0.9):
 
     Raises:
         ValueError: numbers out of range.
-        TypeError: no lr.
 
     Example:
         >>> tx = gradtx.msvag(lr=0.1)

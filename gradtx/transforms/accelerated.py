@@ -105,9 +105,9 @@ def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5
 
     Args:
         momentum: $\mu$, in [0, inf), below 1 in practice. A literal 0.0 leaves the link out: plain gradient descent.
-        dampening: $\tau$; not applied to the first step.
-        integral: $K_I$, the weight of the sum.
-        derivative: $K_D$, the weight of the change.
+        dampening: $\tau$, usually in [0, 1); not applied to the first step.
+        integral: $K_I$, the weight of the sum, any number.
+        derivative: $K_D$, the weight of the change, any number.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($I$), `d_buffer` ($D$),

@@ -46,7 +46,7 @@ def scale_by_adam_hat(
         tensor([0.0307])
 
     Source: Kingma and Ba 2014, arXiv:1412.6980, the form at the end of section 2; without the first correction:
-    St John 2021, arXiv:2110.10828; softplus: Tong et al. 2019, arXiv:1908.00700.
+    St John 2021, arXiv:2110.10828; softplus: Tong et al. 2019, arXiv:1908.00700. Departures: none.
     """
     _, beta2 = betas
     corrected = betas if debias_first else (0.0, beta2)  # 1 - 0**t is 1

@@ -70,7 +70,8 @@ def scale_by_rms(
         initial_accumulator_value: $q_0 \ge 0$.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `square_avg` and, if centered, `grad_avg`.
+        A transformation that keeps shapes and dtypes. State: `square_avg` and, if centered, `grad_avg`, shaped as
+        the parameter.
 
     Raises:
         ValueError: a negative number.
@@ -80,7 +81,8 @@ def scale_by_rms(
         >>> tx.update({"w": torch.tensor([3.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # 1 / sqrt(1 - alpha)
         tensor([2.])
 
-    Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850.
+    Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850. Departures: none from
+    torch.optim.RMSprop, except that the centered average cannot round below 0 (NaN there).
     """
 
     def init(param):

@@ -38,7 +38,8 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
         >>> tx.update({"w": torch.tensor([1e-9, -5.0, 0.0])}, tx.init({"w": torch.zeros(3)}))[0]["w"]
         tensor([ 1., -1.,  0.])
 
-    Source: Everett et al. 2024, arXiv:2407.05872; caution: Liang et al. 2024, arXiv:2411.16085.
+    Source: Everett et al. 2024, arXiv:2407.05872; caution: Liang et al. 2024, arXiv:2411.16085. Departures: none from
+    adam-atan2-pytorch 0.4.1, whose defaults for `a` and `b` these are.
     """
     beta1, beta2 = betas
 
@@ -86,7 +87,7 @@ def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar
         tensor([0.])
         tensor([-1.])
 
-    Source: lucidrains, adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853.
+    Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853. Departures: none from that.
     """
     beta1, beta2 = betas
 
@@ -128,7 +129,8 @@ def scale_by_caution(factor: Scalar = 0.0):
         >>> tx.update({"w": torch.tensor([-1.0, 1.0])}, state)[0]["w"]  # the first still rolls on, uphill
         tensor([0.0000, 3.8000])
 
-    Source: Liang et al. 2024, arXiv:2411.16085.
+    Source: Liang et al. 2024, arXiv:2411.16085. Departures: the factor, and a mean of at least 1e-5, are
+    adam-atan2-pytorch 0.4.1's.
     """
     if is_off(factor, 1.0):
         return chain()
@@ -163,7 +165,8 @@ def orthogonalize_against_ema(beta: Scalar = 0.9):
         >>> tx.update({"w": torch.tensor([1.0, 1.0])}, state)[0]["w"]
         tensor([0., 1.])
 
-    Source: Han et al. 2025, arXiv:2504.01961; the form is adam-atan2-pytorch 0.4.1's.
+    Source: Han et al. 2025, arXiv:2504.01961; the form is adam-atan2-pytorch 0.4.1's. Departures: none from that, which
+    fails for leaves of 0 dimensions.
     """
 
     def init(param):

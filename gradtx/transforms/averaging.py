@@ -42,7 +42,8 @@ def lookahead(k: int = 5, alpha: Scalar = 0.5):
         tensor([1.])
         tensor([1.])
 
-    Source: Zhang et al. 2019, arXiv:1907.08610.
+    Source: Zhang et al. 2019, arXiv:1907.08610. Departures: none; `with_lookahead` has the authors' options for the
+    momentum.
     """
 
     def init(param):
@@ -120,6 +121,7 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
         and the entries of `tx`. `eval_params` gives `slow`.
 
     Raises:
+        TypeError: `tx` is no transformation.
         ValueError: numbers out of range, an unknown mode, missing `params`.
 
     Example:
@@ -129,7 +131,8 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
         >>> state["with_lookahead"]["trace"]["momentum_buffer"]["w"]
         tensor([0.])
 
-    Source: Zhang et al. 2019, arXiv:1907.08610.
+    Source: Zhang et al. 2019, arXiv:1907.08610. Departures: none from the paper; in the authors' code "pullback" does
+    nothing after its first use, since the copy that it keeps is the live buffer.
     """
     check_transformation("with_lookahead", "tx", tx)
     if pullback_momentum not in ("none", "reset", "pullback"):
@@ -168,7 +171,7 @@ def average(decay: Scalar | None = None, start: int = 0):
         >>> params["w"], tx.eval_params(state, params)["w"]
         (tensor([4.]), tensor([3.]))
 
-    Source: Polyak and Juditsky 1992.
+    Source: Polyak and Juditsky 1992. Departures: `decay`; theirs is the mean.
     """
 
     def init(param):

@@ -27,7 +27,7 @@ def scale_by_adabound(
     with, so that after `scale_by_learning_rate` the band is around `final_lr`, and follows a schedule.
 
     Args:
-        lr: The rate of the `scale_by_learning_rate` that follows. Only its first value is read; it must not be 0.
+        lr: The rate of the `scale_by_learning_rate` that follows, above 0 at first. Only its first value is read.
         final_lr: What the rate of every weight tends to, >= 0.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, in the unit of a gradient.

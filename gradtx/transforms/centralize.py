@@ -25,7 +25,7 @@ def centralize(conv_only: bool = False):
         tensor([[-1.,  1.],
                 [ 0.,  0.]])
 
-    Source: Yong et al. 2020, arXiv:2004.01461.
+    Source: Yong et al. 2020, arXiv:2004.01461. Departures: none.
     """
 
     def update(update, state, param, ctx):
@@ -56,7 +56,7 @@ def normalize_by_std(eps: Scalar = 1e-8):
         >>> tx.update({"w": torch.tensor([1.0, 3.0, 5.0])}, tx.init({}))[0]["w"]
         tensor([0.5000, 1.5000, 2.5000])
 
-    Source: Wright and Demeure 2021, arXiv:2106.13731 (Ranger21).
+    Source: Wright and Demeure 2021, arXiv:2106.13731 (Ranger21). Departures: none.
     """
 
     def update(update, state, param, ctx):

@@ -52,6 +52,8 @@ def clip_by_norm(max_norm: Scalar):
         >>> tx = gradtx.clip_by_norm(1.0)
         >>> tx.update({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
         {'a': tensor([0.6000, 0.8000]), 'b': tensor([0.5000])}
+
+    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: every leaf has a norm of its own.
     """
 
     def update(update, state, param, ctx):
@@ -81,7 +83,7 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
         >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, tx.init({}))[0]
         {'a': tensor([0.6000]), 'b': tensor([0.8000])}
 
-    Source: Pascanu et al. 2012, arXiv:1211.5063.
+    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: eps, as in torch's `clip_grad_norm_`.
     """
 
     def update(update, state, param, ctx):
@@ -153,7 +155,7 @@ def bound_norm(p_bound: Scalar):
         >>> gradtx.apply_updates(params, updates)["w"]
         tensor([6., 8.])
 
-    Source: Bernstein et al. 2020, arXiv:2002.03432.
+    Source: Bernstein et al. 2020, arXiv:2002.03432. Departures: none.
     """
 
     def init(param):
@@ -176,11 +178,18 @@ def soft_row_clip(x: Tensor, max_norm) -> Tensor:
         x: The parameter.
         max_norm: $M > 1$.
 
+    Returns:
+        A new tensor of the same shape; one with fewer than 2 dimensions as it is.
+
+    Raises:
+        ValueError: a bound that is not above 1.
+
     Example:
         >>> soft_row_clip(torch.tensor([[1.5, 0.0]]), 2.0)
         tensor([[1., 0.]])
 
-    Source: Volchkov and Rivlin 2026, "Clip to Grok"; the form is adam-atan2-pytorch 0.4.1's.
+    Source: Volchkov and Rivlin 2026, "Clip to Grok"; the form is adam-atan2-pytorch 0.4.1's. Departures: none from
+    that.
     """
     if isinstance(max_norm, float | int) and not max_norm > 1:
         raise ValueError(f"soft_row_clip: max_norm must be above 1, got {max_norm!r}")

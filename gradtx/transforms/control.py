@@ -20,6 +20,9 @@ def hold_until(t0: int):
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
+    Raises:
+        ValueError: a negative step.
+
     Example:
         >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.hold_until(2))
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -50,6 +53,9 @@ def record(name: str):
 
     Returns:
         A transformation that keeps updates as they are. State: one 0-d float64 for all leaves.
+
+    Raises:
+        ValueError: a name that is no identifier, or "step".
 
     Example:
         >>> tx = gradtx.chain(gradtx.record("before"), gradtx.clip_by_global_norm(1.0), gradtx.record("after"))

@@ -19,7 +19,7 @@ from gradtx.transforms._math import unit_norm
 def add_decayed_weights(
     weight_decay: Scalar, *, fixed: bool = False, cautious: bool = False, relative_to: Scalar | None = None
 ):
-    r"""Add $\lambda p$ to the update.
+    r"""Pull weights towards 0 (weight decay): add $\lambda p$ to the update.
 
     First in a chain it is coupled (L2) decay; right before `scale_by_learning_rate` it is decoupled decay,
     $p (1 - \eta \lambda)$; after it, with `fixed`, it is $p (1 - \lambda)$.
@@ -28,15 +28,15 @@ def add_decayed_weights(
         weight_decay: $\lambda \ge 0$. A literal 0.0 leaves the link out.
         fixed: Subtract $\lambda p$ in place of adding it: for the place after the learning rate.
         cautious: Only where the update and the weight have the same sign.
-        relative_to: The learning rate: $\lambda$ is divided by the value it starts with.
+        relative_to: The learning rate, above 0 at the start: $\lambda$ is divided by the value it starts with.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: none, or with `relative_to` `initial_lr`, a 0-d
         float64 slot of every leaf.
 
     Raises:
-        ValueError: a negative decay, missing `params`, a `relative_to` that starts at 0, or a place after a link
-            that owns the learning rate.
+        ValueError: a negative decay, `fixed` with `cautious`, missing `params`, a `relative_to` that starts at 0, or
+            a place after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.chain(gradtx.add_decayed_weights(0.5), gradtx.scale_by_learning_rate(0.1))
@@ -44,7 +44,8 @@ def add_decayed_weights(
         >>> tx.update({"w": torch.tensor([0.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.1000])
 
-    Source: Loshchilov and Hutter 2017, arXiv:1711.05101; cautious: Chen et al. 2025, arXiv:2510.12402.
+    Source: Loshchilov and Hutter 2017, arXiv:1711.05101; cautious: Chen et al. 2025, arXiv:2510.12402. Departures:
+    none; `fixed` is an option of adabelief-pytorch 0.2, `relative_to` of adam-atan2-pytorch 0.4.1.
     """
     if fixed and cautious:
         raise ValueError("add_decayed_weights: cautious compares a direction with the weight, fixed follows a step")
@@ -79,7 +80,7 @@ def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative
         rate: $\rho \ge 0$. A literal 0.0 leaves the link out.
         wasserstein: Pull the distribution of a leaf's weights: the entry of rank i towards the i-th smallest initial
             value.
-        relative_to: The learning rate: $\rho$ is divided by the value it starts with.
+        relative_to: The learning rate, above 0 at the start: $\rho$ is divided by the value it starts with.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter (its values in
@@ -95,7 +96,8 @@ def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative
         >>> tx.update({"w": torch.tensor([0.0])}, state, {"w": torch.tensor([3.0])})[0]["w"]
         tensor([0.2000])
 
-    Source: Kumar et al. 2023, arXiv:2308.11958; wasserstein: Lewandowski et al. 2024, arXiv:2406.06811.
+    Source: Kumar et al. 2023, arXiv:2308.11958; wasserstein: Lewandowski et al. 2024, arXiv:2406.06811. Departures:
+    none; `relative_to` is adam-atan2-pytorch 0.4.1's.
     """
     if is_off(rate):
         return chain()
@@ -152,7 +154,7 @@ def add_norm_loss(factor: Scalar = 1e-4, eps: Scalar = 1e-8):
         tensor([[0., 1.],
                 [0., 0.]])
 
-    Source: Georgiou et al. 2021, arXiv:2103.06583.
+    Source: Georgiou et al. 2021, arXiv:2103.06583. Departures: eps.
     """
 
     def update(update, state, param, ctx):

@@ -136,7 +136,7 @@ def clip_by_block_rms(threshold: Scalar = 1.0):
         >>> tx.update({"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
         {'a': tensor([1., 1.]), 'b': tensor([0.5000])}
 
-    Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none.
     """
 
     def update(update, state, param, ctx):
@@ -164,7 +164,7 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
         >>> tx.update({"w": torch.tensor([1.0, 0.5])}, tx.init(params), params)[0]["w"]
         tensor([5.0000, 2.5000])
 
-    Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none.
     """
 
     def update(update, state, param, ctx):
@@ -216,7 +216,8 @@ def scale_by_adafactor(
         >>> tx.update({"w": torch.tensor([1.0, 0.5])}, tx.init(params), params)[0]["w"]  # 0.01 of rms 2
         tensor([-0.0200, -0.0100])
 
-    Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none from tensor2tensor; fairseq compounds the rate
+    where `scale_parameter` is on and `relative_step` off.
     """
     if relative_step and lr is not None:
         raise ValueError("scale_by_adafactor: relative_step sets the rate itself; leave lr out, or set it to False")
@@ -245,7 +246,7 @@ def scale_by_adafactor(
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
-    r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t})\, u - \eta \lambda p$.
+    r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t}) u - \eta \lambda p$.
 
     Args:
         lr: $\eta \ge 0$, the cap of the relative step.
@@ -266,7 +267,7 @@ def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
         >>> updates["w"]
         tensor([-0.5000])
 
-    Source: torch.optim.Adafactor.
+    Source: torch.optim.Adafactor. Departures: none.
     """
 
     def update(update, state, param, ctx):

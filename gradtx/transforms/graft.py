@@ -71,13 +71,14 @@ def graft(direction: GradientTransformation, magnitude: GradientTransformation, 
 
     Raises:
         TypeError: an argument is no transformation.
+        ValueError: a negative eps.
 
     Example:
         >>> tx = gradtx.graft(gradtx.scale(1.0), gradtx.clip_by_value(0.5))
         >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({}))[0]["w"]  # 5 long -> as long as (0.5, 0.5)
         tensor([0.4243, 0.5657])
 
-    Source: Agarwal et al. 2020, arXiv:2002.11803.
+    Source: Agarwal et al. 2020, arXiv:2002.11803. Departures: none.
     """
     check_transformation("graft", "direction", direction)
     check_transformation("graft", "magnitude", magnitude)

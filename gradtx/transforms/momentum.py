@@ -12,7 +12,7 @@ from gradtx.factories import per_tensor
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
 def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dampen_first: bool = False):
-    r"""Accumulate updates as torch.optim.SGD does.
+    r"""Add a share of all earlier updates to each one: momentum, as torch.optim.SGD has it.
 
     $b_t = \mu b_{t-1} + (1 - \tau) g_t$ with $b_1 = g_1$; gives $b_t$, or $g_t + \mu b_t$ with `nesterov`.
 

@@ -35,7 +35,7 @@ def project_neurons(params: Any) -> Any:
         {'weight': tensor([[-0.7071,  0.7071],
                 [-0.7071,  0.7071]]), 'bias': tensor([5.])}
 
-    Source: Liu et al. 2021, arXiv:2102.07227.
+    Source: Liu et al. 2021, arXiv:2102.07227. Departures: neurons of equal weights become 0.
     """
     return _tree.map_tensors(_projected, params)
 
@@ -84,7 +84,7 @@ def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
         tensor([[ 0.6000,  0.8000],
                 [ 0.0000, -1.0000]])
 
-    Source: Liu et al. 2021, arXiv:2102.07227.
+    Source: Liu et al. 2021, arXiv:2102.07227. Departures: none; 0 where the paper divides by 0.
     """
 
     def init(param):

@@ -91,7 +91,8 @@ def orthogonalize(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, another `view`, a leaf that is no matrix.
+        ValueError: numbers out of range, `coefs` that are no triples, another `view`, a leaf that is no matrix.
+        TypeError: a `dtype` that is no floating-point one.
 
     Example:
         >>> tx = gradtx.orthogonalize(coefs=(1.5, -0.5, 0.0), steps=20)
@@ -140,7 +141,7 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
         >>> tx.update({"tall": torch.ones(4, 1), "wide": torch.ones(1, 4)}, tx.init({}))[0]["tall"].T
         tensor([[2., 2., 2., 2.]])
 
-    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982.
+    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982. Departures: none from torch.optim.Muon.
     """
     _check_view("scale_by_shape", view)
     if adjust not in (None, "original", "match_rms_adamw"):
@@ -185,7 +186,8 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
         tensor([[3.5355],
                 [3.5355]])
 
-    Source: Li et al. 2025, NorMuon, arXiv:2510.05491; the form is adam-atan2-pytorch 0.4.1's.
+    Source: Li et al. 2025, NorMuon, arXiv:2510.05491; the form is adam-atan2-pytorch 0.4.1's. Departures: none from
+    that.
     """
 
     def init(param):

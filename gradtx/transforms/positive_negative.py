@@ -78,7 +78,8 @@ def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgra
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, which the next step writes, and
-        `neg_exp_avg`, which change places at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`.
+        `neg_exp_avg`, which change places at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, shaped as
+        the parameter.
 
     Raises:
         ValueError: betas out of range, a negative eps.

@@ -41,7 +41,7 @@ def project_scale_invariant(
         >>> tx.update({"w": torch.tensor([[0.0, 1.0]])}, state, params)[0]["w"]  # the momentum along w is gone
         tensor([[0.0000, 1.9000]])
 
-    Source: Heo et al. 2021, arXiv:2006.08217.
+    Source: Heo et al. 2021, arXiv:2006.08217. Departures: none from the authors' adamp 0.3.0.
     """
 
     def update(update, state, param, ctx):

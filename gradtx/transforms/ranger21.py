@@ -48,7 +48,8 @@ def scale_by_ranger21(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_ma`, which the next step writes, and
-        `neg_grad_ma`, which change places at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`.
+        `neg_grad_ma`, which change places at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, shaped as
+        the parameter.
 
     Raises:
         ValueError: numbers out of range, missing `params`, a learning rate or a decay after it.

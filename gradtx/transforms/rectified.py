@@ -159,7 +159,8 @@ def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
         0.0
         6.0
 
-    Source: Liu et al. 2019, arXiv:1908.03265: the authors' package with `degenerated_to_sgd=False`.
+    Source: Liu et al. 2019, arXiv:1908.03265. Departures: none from the authors' package with
+    `degenerated_to_sgd=False`.
     """
 
     def update(update, state, param, ctx):

@@ -8,7 +8,7 @@ from gradtx.factories import per_tensor
 
 @per_tensor(elementwise=True, example={"factor": 0.5})
 def scale(factor: Scalar):
-    r"""Multiply every update by a number: $u \\mapsto c u$.
+    r"""Multiply every update by a number: $u \mapsto c u$.
 
     Args:
         factor: Any number, of either sign.
@@ -82,7 +82,7 @@ def scale_by_inverse_time(lr_decay: Scalar):
         tensor([0.5000])
         tensor([0.3333])
 
-    Source: the `lr_decay` of torch.optim.Adagrad.
+    Source: the `lr_decay` of torch.optim.Adagrad. Departures: none.
     """
 
     def update(update, state, param, ctx):

@@ -64,7 +64,7 @@ def schedule_free(
     r: Scalar = 0.0,
     weight_lr_power: Scalar = 2.0,
 ):
-    r"""Step along a direction that is taken between the last point and the average of all points.
+    r"""Step along a direction that is measured between the last point and the average of all points.
 
     With $\eta_t = \eta \min(1, t / \mathrm{warmup})$, $L = \max_{i \le t} \eta_i$, $w_t = t^r L^{power}$,
     $a = w_t / \sum_{i \le t} w_i$ and $d_t$ the base's direction at $y$: $z \leftarrow z - \eta_t d_t$,
@@ -87,6 +87,7 @@ def schedule_free(
         `weight_sum`, 0-d float64 of every leaf, and the entries of `base`. $x$ is computed from $y$ and $z$.
 
     Raises:
+        TypeError: `base` is no transformation.
         ValueError: numbers out of range, missing `params`, a base that scales by a learning rate, or a link after it
             that does so or decays.
 

@@ -105,8 +105,8 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
         >>> tx.update({"w": torch.tensor([2.0, 2.0, 2.0])}, tx.init(params), hessian_diag=diag)[0]["w"]
         tensor([0.2500, 1.0000, 1.0000])
 
-    Source: Liu et al. 2023, arXiv:2305.14342, last version. The first version's threshold $\rho$ is $\gamma$ here, its
-    rate is divided by $\gamma$ and so is its eps.
+    Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version. The first version's threshold
+    $\rho$ is $\gamma$ here, its rate is divided by $\gamma$ and so is its eps.
     """
     beta1, beta2 = betas
 

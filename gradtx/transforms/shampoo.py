@@ -137,14 +137,14 @@ def scale_by_scalable_shampoo(
         betas: Decay of the momenta and of the statistics, each in [0, 1].
         moving_average_for_momentum: Weigh what enters a momentum by $1 - \beta_1$ in place of 1.
         weight_decay: $\lambda \ge 0$, coupled: added to $s$ and to $u$, after the lengths were matched.
-        inverse_exponent_override: $e$, or 0 for twice the number of preconditioned dimensions.
-        start_preconditioning_step: The first step with a preconditioned direction.
-        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this. In pure use at every step,
-            and selected; an optimizer of `as_optimizer` computes them when they are due only.
-        statistics_compute_steps: Statistics are taken where $t$ is a multiple of this.
-        block_size: Largest side of a block.
-        skip_preconditioning_rank_lt: Leaves with fewer dimensions are not preconditioned.
-        no_preconditioning_for_layers_with_dim_gt: Nor are leaves with a larger dimension.
+        inverse_exponent_override: $e > 0$, or 0 for twice the number of preconditioned dimensions.
+        start_preconditioning_step: The first step with a preconditioned direction, >= 0.
+        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1. In pure use at every
+            step, and selected; an optimizer of `as_optimizer` computes them when they are due only.
+        statistics_compute_steps: Statistics are taken where $t$ is a multiple of this, >= 1.
+        block_size: Largest side of a block, >= 1.
+        skip_preconditioning_rank_lt: Leaves with fewer dimensions, >= 0, are not preconditioned.
+        no_preconditioning_for_layers_with_dim_gt: Nor are leaves with a dimension larger than this, >= 0.
         shape_interpretation: Whether to merge dimensions. A leaf that merges into a vector is not preconditioned.
         graft_type: $u$: "sgd" $g$, "adagrad" and "rmsprop" $g / (\sqrt{D} + \epsilon_d)$ with $D$ the sum or the
             average of $g^2$, "sqrtn" the sign of $g$; "none" keeps the length of $s$ (and $u = g$).

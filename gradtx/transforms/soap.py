@@ -47,7 +47,7 @@ def scale_by_soap(
         eps: $\epsilon \ge 0$, beside the root that still has its bias.
         precondition_frequency: $n \ge 1$. In pure use bases are computed at every step and selected; an optimizer of
             `as_optimizer` computes them when they are due only.
-        max_precondition_dim: Larger dimensions are not rotated.
+        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
         merge_dims: Merge neighbouring dimensions, left to right, while their product is at most that.
         precondition_1d: Rotate leaves of one dimension too.
         normalize_gradient: Divide the direction by its root mean square.

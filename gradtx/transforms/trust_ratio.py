@@ -68,8 +68,8 @@ def scale_by_lars(
         eps: $\epsilon \ge 0$, in the unit of a gradient.
         trust_clip: $\gamma \leftarrow \min(\gamma / \eta, 1)$, so that no leaf moves by more than plain descent
             would move it (LARC).
-        min_ndim: Leaves with fewer dimensions pass as they are, without decay; 2 leaves out biases and scales.
-        lr: $\eta$, for `trust_clip` only; the link that applies it comes later.
+        min_ndim: Leaves with fewer dimensions, >= 0, pass as they are, without decay; 2 leaves out biases and scales.
+        lr: $\eta \ge 0$, for `trust_clip` only; the link that applies it comes later.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,15 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree
 
 import gradtx
+from tests.conformance import drawn
 
 SHAPES = {"body.weight": (3, 4), "body.bias": (3,), "head.weight": (2, 3), "head.scale": ()}
 
 Skip = Callable[[str, int], bool]
-
-
-@functools.cache
-def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def parameters(
@@ -29,15 +24,25 @@ def parameters(
 ) -> dict[str, torch.nn.Parameter]:
     """Fresh parameters by name, the same numbers in every call."""
     return {
-        name: torch.nn.Parameter(_noise(i, shape).to(dtype, copy=True))
-        for i, (name, shape) in enumerate(shapes.items())
+        name: torch.nn.Parameter(drawn(i, shape).to(dtype, copy=True)) for i, (name, shape) in enumerate(shapes.items())
     }
+
+
+def made(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor] | None = None) -> tuple[Any, Any]:
+    """An optimizer, and the parameters of which it knows the names."""
+    params = parameters() if params is None else params
+    return gradtx.as_optimizer(tx, list(params.items())), params
+
+
+def both(run: Callable[[Any], Any]) -> list[Any]:
+    """The results of the same handling of our optimizer and of torch's."""
+    return [run(module) for module in (gradtx.optim, torch.optim)]
 
 
 def gradient(param: Tensor, t: int) -> Tensor:
     """The gradient of step `t` (from 0), a smooth function of the parameter; signs differ between steps."""
     p = param.detach()
-    return 0.5 * p + 0.3 * (2 * p).sin() + 0.7 * _noise(100 + t, tuple(p.shape)).to(p.dtype)
+    return 0.5 * p + 0.3 * (2 * p).sin() + 0.7 * drawn(100 + t, tuple(p.shape)).to(p.dtype)
 
 
 def loss_of(params: Mapping[str, Tensor]) -> Tensor:

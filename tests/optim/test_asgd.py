@@ -15,13 +15,8 @@ OPTIONS = [
     {"lambd": 0.0, "t0": 6, "maximize": True},
 ]
 
-
-@pytest.fixture(autouse=True)
-def double():
-    """torch keeps `eta` and `mu` in the default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+# torch keeps `eta` and `mu` in the default dtype.
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 
 def assert_same_averages(ours, own, theirs, other):

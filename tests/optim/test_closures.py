@@ -9,6 +9,7 @@ from tests.optim.problems import (
     assert_equal,
     descend,
     loss_of,
+    made,
     parameters,
     set_gradients,
     unchanged,
@@ -36,11 +37,6 @@ def scale_by_value():
         return -ctx.value * update, state
 
     return update
-
-
-def made(tx, dtype=torch.float64):
-    params = parameters(dtype)
-    return gradtx.as_optimizer(tx, list(params.items())), params
 
 
 def closure_of(optimizer, params, calls=None, fail_at=None):
@@ -127,7 +123,7 @@ def test_sam_inside_a_chain_with_frozen_leaves_and_a_partition_moves_the_others_
 
 
 def test_sam_puts_half_precision_weights_back_bit_for_bit():
-    optimizer, params = made(gradtx.chain(sam(), gradtx.scale(0.0)), torch.bfloat16)
+    optimizer, params = made(gradtx.chain(sam(), gradtx.scale(0.0)), parameters(torch.bfloat16))
     before = values(params)
     optimizer.step(closure_of(optimizer, params))
     assert_equal(values(params), before)

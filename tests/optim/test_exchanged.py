@@ -8,14 +8,9 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import assert_close, assert_equal, descend, parameters, set_gradients, unchanged, values
+from tests.optim.problems import assert_close, assert_equal, both, descend, parameters, set_gradients, unchanged, values
 
 TOLERANCE = 1e-12  # the same sums in float64, in another order
-
-
-def both(run):
-    """The results of the same handling of our optimizer and of torch's."""
-    return [run(module) for module in (gradtx.optim, torch.optim)]
 
 
 def grown(optimizer, params, more=2):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import assert_close, functional, parameters, set_gradients, unchanged, values
+from tests.optim.problems import assert_close, functional, made, parameters, set_gradients, unchanged, values
 
 TOLERANCE = 1e-12  # the same sums in float64, in another order
 
@@ -23,11 +23,6 @@ def natural():
         return -update / ctx.fisher, state
 
     return update
-
-
-def made(tx):
-    params = parameters()
-    return gradtx.as_optimizer(tx, list(params.items())), params
 
 
 @pytest.mark.parametrize(

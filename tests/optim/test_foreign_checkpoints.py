@@ -46,13 +46,8 @@ CASES = [
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
 ]
 
-
-@pytest.fixture(autouse=True)
-def torch_counts_in_float64():
-    """torch.optim.NAdam keeps its product in the default dtype, which costs 1e-9 in float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+# torch.optim.NAdam keeps its product in the default dtype.
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 
 def continues(make, remake, skip=lambda name, t: False, tolerance=TOLERANCE, change=lambda state: state):

@@ -8,6 +8,7 @@ from tests.optim.chains import scale_by_mean_of_trees
 from tests.optim.problems import (
     assert_close,
     assert_equal,
+    both,
     descend,
     gradient,
     parameters,
@@ -18,11 +19,6 @@ from tests.optim.problems import (
 )
 
 TOLERANCE = 1e-12  # the same sums in float64, in another order
-
-
-def both(run):
-    """The results of the same handling of our optimizer and of torch's."""
-    return [run(module) for module in (gradtx.optim, torch.optim)]
 
 
 def test_data_of_a_parameter_may_be_exchanged_and_written():

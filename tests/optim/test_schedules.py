@@ -6,15 +6,10 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import assert_close, descend, functional, parameters, saved_and_loaded, twins
+from tests.optim.problems import assert_close, descend, functional, made, parameters, saved_and_loaded, twins
 
 SCHEDULE = gradtx.Schedule(lambda step: 0.5 ** (step + 1))  # exact also where torch computes it in float32
 TOLERANCE = 1e-12  # the same sums in float64, in another order
-
-
-def made(tx):
-    params = parameters()
-    return gradtx.as_optimizer(tx, list(params.items())), params
 
 
 def lr_at_each_step(optimizer, params, steps):

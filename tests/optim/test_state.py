@@ -9,6 +9,7 @@ from tests.optim.problems import (
     assert_equal,
     descend,
     functional,
+    made,
     parameters,
     set_gradients,
     values,
@@ -16,11 +17,6 @@ from tests.optim.problems import (
 
 TOLERANCE = 1e-12  # the same sums in float64, in another order
 LOOKAHEAD = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))
-
-
-def made(tx, params=None):
-    params = parameters() if params is None else params
-    return gradtx.as_optimizer(tx, list(params.items())), params
 
 
 def load(params, value):

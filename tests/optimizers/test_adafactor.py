@@ -8,6 +8,9 @@ import transformers
 import gradtx
 from tests.optim.problems import assert_close, descend, parameters, saved_and_loaded, twins
 from tests.references import (
+    BETA,
+    PUBLISHED,
+    RATE,
     TOLERANCE,
     Published,
     WeightsLoop,
@@ -19,10 +22,6 @@ from tests.references import (
     named,
     negated,
 )
-
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-PUBLISHED = 1e-12
 
 
 def size(x):

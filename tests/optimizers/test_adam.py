@@ -8,6 +8,10 @@ from adam_atan2_pytorch import adam_atan2_with_orthog_grad, adam_atan2_with_wass
 
 import gradtx
 from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
     TOLERANCE,
     Published,
     WeightsLoop,
@@ -23,12 +27,6 @@ from tests.references import (
     placed_by_rank,
     project,
 )
-
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
-# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
-PUBLISHED = 1e-12
 
 
 def adam(

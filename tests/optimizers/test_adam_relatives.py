@@ -8,6 +8,10 @@ from adabelief_pytorch import AdaBelief
 
 import gradtx
 from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
     TOLERANCE,
     Published,
     StableDecay,
@@ -29,12 +33,6 @@ from tests.references import (
     softplus,
     yogi_moments,
 )
-
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
-# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
-PUBLISHED = 1e-12
 
 
 def stepped(p, lr, direction, weight_decay, decoupled):

@@ -7,6 +7,10 @@ import torch_optimizer
 
 import gradtx
 from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
     TOLERANCE,
     Loop,
     Published,
@@ -21,12 +25,6 @@ from tests.references import (
     negated,
     problem,
 )
-
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
-# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
-PUBLISHED = 1e-12
 
 
 def loop(rule, **options):

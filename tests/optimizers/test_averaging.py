@@ -7,6 +7,7 @@ import torch
 
 import gradtx
 from tests.references import (
+    RATE,
     Published,
     Transformed,
     WeightsLoop,
@@ -18,7 +19,6 @@ from tests.references import (
     run,
 )
 
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
 WARM_UP = gradtx.Schedule(lambda step: 0.05 * min(step / 8, 1.0))  # from 0
 FALLING = gradtx.linear_schedule(0.8, start_factor=1.0, end_factor=0.2, total_iters=25)
 CLOSE = 1e-12

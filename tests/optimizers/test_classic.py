@@ -4,6 +4,10 @@ import torch
 import gradtx
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, twins
 from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
     TOLERANCE,
     Published,
     WeightsLoop,
@@ -16,12 +20,6 @@ from tests.references import (
     named,
     negated,
 )
-
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
-# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
-PUBLISHED = 1e-12
 
 
 def with_decay(direction):
@@ -155,15 +153,7 @@ def test_names_and_defaults_are_those_of_the_published_signature(alias):
     assert arguments(alias) == arguments(ALIASES[alias][1])
 
 
-@pytest.fixture
-def torch_counts_in_float64():
-    """torch.optim.NAdam keeps its product in the default dtype, which costs 1e-9 in float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.usefixtures("torch_counts_in_float64")
+@pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
 def test_the_weights_are_those_of_torch_optim(alias, name, rule, options):
     optimizer = getattr(torch.optim, name)
@@ -181,7 +171,7 @@ def pair(name, params=parameters, **options):
             for package, own in ((gradtx.optim, params()), (torch.optim, params()))]  # fmt: skip
 
 
-@pytest.mark.usefixtures("torch_counts_in_float64")
+@pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
 def test_steps_of_the_class_without_some_gradients_equal_torch(alias, name, rule, options, maximize):

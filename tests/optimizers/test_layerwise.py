@@ -8,6 +8,10 @@ import torch_optimizer
 
 import gradtx
 from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
     TOLERANCE,
     Published,
     TreeLoop,
@@ -21,12 +25,6 @@ from tests.references import (
     named,
     problem,
 )
-
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
-# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
-PUBLISHED = 1e-12
 
 
 def lamb(
@@ -236,14 +234,6 @@ def test_the_options_above_take_both_branches(rule, options, seen):
 # Published code.
 
 
-@pytest.fixture
-def double():
-    """For optimizers that make their scalars in the default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("options", [{}, {"betas": (0.8, 0.9), "eps": 0.1, "weight_decay": 0.3}], ids=str)
 def test_lamb_without_corrections_is_that_of_torch_optimizer(options):
     published = Published(torch_optimizer.Lamb, lr=0.02, clamp_value=1e30, debias=False, **options)
@@ -272,7 +262,7 @@ def test_novograd_is_that_of_pytorch_optimizer(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"grad_averaging": True}, {"amsgrad": True}], ids=str)
-@pytest.mark.usefixtures("double")
+@pytest.mark.usefixtures("float64_by_default")
 def test_novograd_is_that_of_torch_optimizer(options):
     options = {"lr": 0.02, "betas": (0.8, 0.6), "weight_decay": 0.3, "eps": 0.1, **options}
     assert difference_of_weights(gradtx.novograd(**options), Published(torch_optimizer.NovoGrad, **options)) < PUBLISHED

@@ -10,6 +10,9 @@ from torch import Tensor
 import gradtx
 from tests.optim.problems import assert_close, descend, gradient, parameters, saved_and_loaded, twins
 from tests.references import (
+    BETA,
+    PUBLISHED,
+    RATE,
     Published,
     WeightsLoop,
     arguments,
@@ -22,9 +25,6 @@ from tests.references import (
     run,
 )
 
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-PUBLISHED = 1e-12
 NOT_MATRICES = ("kernel", "bias", "scalar")
 JORDAN = (3.4445, -4.7750, 2.0315)
 PUBLISHED_POLAR = [

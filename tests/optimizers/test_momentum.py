@@ -6,6 +6,10 @@ import torch
 import gradtx
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, saved_and_loaded, twins
 from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
     TOLERANCE,
     Published,
     WeightsLoop,
@@ -18,12 +22,6 @@ from tests.references import (
     named,
     negated,
 )
-
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
-# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
-PUBLISHED = 1e-12
 
 
 def accsgd(s, t, g, p, lr, kappa=1000.0, xi=10.0, small_const=0.7, weight_decay=0.0):

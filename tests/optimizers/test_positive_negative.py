@@ -6,6 +6,8 @@ import torch
 
 import gradtx
 from tests.references import (
+    BETA,
+    RATE,
     Published,
     WeightsLoop,
     arguments,
@@ -15,8 +17,6 @@ from tests.references import (
     named,
 )
 
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
 TOLERANCE = 1e-11  # the same roundings in another order, fed back through the weights for 32 steps
 
 

@@ -4,6 +4,9 @@ import torch
 
 import gradtx
 from tests.references import (
+    BETA,
+    DECAY,
+    RATE,
     Loop,
     Published,
     arguments,
@@ -15,9 +18,6 @@ from tests.references import (
     negated,
 )
 
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
-DECAY = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
 # Small denominators amplify the rounding of sums: H starts at 0.01.
 ROUNDING = 1e-10
 

@@ -6,6 +6,7 @@ import torch
 
 import gradtx
 from tests.references import (
+    RATE,
     TOLERANCE,
     Published,
     TreeLoop,
@@ -20,7 +21,6 @@ from tests.references import (
 from tests.test_schedules import ranger21_rate
 from tests.transforms.test_ranger21 import stage
 
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
 RISING = gradtx.linear_schedule(0.95, start_factor=0.7, total_iters=25)
 
 

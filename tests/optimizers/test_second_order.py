@@ -3,11 +3,18 @@ import pytorch_optimizer
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Published, WeightsLoop, arguments, difference, difference_of_weights, named
+from tests.references import (
+    RATE,
+    TOLERANCE,
+    Published,
+    WeightsLoop,
+    arguments,
+    difference,
+    difference_of_weights,
+    named,
+)
 from tests.transforms.test_second_order import RISING, WithHessian, diagonal, hessian
 from tests.transforms.test_second_order import sophia as sophia_direction
-
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
 
 
 def adahessian(

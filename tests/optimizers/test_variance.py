@@ -7,6 +7,8 @@ import torch_optimizer
 
 import gradtx
 from tests.references import (
+    BETA,
+    RATE,
     Loop,
     Published,
     arguments,
@@ -19,8 +21,6 @@ from tests.references import (
     problem,
 )
 
-RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
 RISING = gradtx.linear_schedule(10.0, start_factor=0.5, total_iters=25)
 ROUNDING = 1e-12
 # M-SVAG's first step subtracts equal numbers and divides by 1e-4.

@@ -5,6 +5,7 @@ import torch
 
 import gradtx
 from tests.references import (
+    BETA,
     TOLERANCE,
     Loop,
     Transformed,
@@ -15,8 +16,6 @@ from tests.references import (
     gradients,
     problem,
 )
-
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
 
 
 def covers(s, t, g, p, beta=0.0, eps=1e-30):

@@ -4,9 +4,16 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, Transformed, arguments, difference, finite_without_gradient, first_update
-
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+from tests.references import (
+    BETA,
+    TOLERANCE,
+    Loop,
+    Transformed,
+    arguments,
+    difference,
+    finite_without_gradient,
+    first_update,
+)
 
 
 def layer_rms(s, t, g, p, beta=0.98, eps=1e-8, amsgrad=False):

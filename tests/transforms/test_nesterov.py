@@ -1,9 +1,7 @@
 import pytest
 
 import gradtx
-from tests.references import TOLERANCE, Loop, arguments, difference, finite_without_gradient, first_update
-
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+from tests.references import BETA, TOLERANCE, Loop, arguments, difference, finite_without_gradient, first_update
 
 
 def adan(s, t, g, p, betas=(0.98, 0.92, 0.99), eps=1e-8):

@@ -4,9 +4,16 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, arguments, difference, finite_without_gradient, first_update, problem
-
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+from tests.references import (
+    BETA,
+    TOLERANCE,
+    Loop,
+    arguments,
+    difference,
+    finite_without_gradient,
+    first_update,
+    problem,
+)
 
 
 def neurons(x):

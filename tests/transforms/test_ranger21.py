@@ -5,15 +5,18 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, TreeLoop, arguments, difference, finite_without_gradient, problem, unit_norm
+from tests.references import (
+    TOLERANCE,
+    TreeLoop,
+    arguments,
+    difference,
+    finite_without_gradient,
+    problem,
+    softplus,
+    unit_norm,
+)
 
 RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
-
-
-def smooth(x, b):
-    """log(1 + exp(b x)) / b, entry by entry, and x where b x > 20."""
-    values = [y if b * y > 20 else math.log1p(math.exp(b * y)) / b for y in x.flatten().tolist()]
-    return torch.tensor(values, dtype=x.dtype).reshape(x.shape)
 
 
 def stage(
@@ -40,7 +43,7 @@ def stage(
         n = n / math.sqrt((1 + beta0) ** 2 + beta0**2)
         D = ((s.top if amsgrad else s.v) / (1 - b2**t)).sqrt() + eps
         s.seen.update((s.top > s.v).flatten().tolist())
-        new[name] = p - lr / (1 - b1**t) * n / (smooth(D, beta_softplus) if use_softplus else D)
+        new[name] = p - lr / (1 - b1**t) * n / (softplus(D, beta_softplus) if use_softplus else D)
     return new
 
 

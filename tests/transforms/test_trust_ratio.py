@@ -4,9 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, arguments, difference, finite_without_gradient, first_update, named
-
-BETA = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=25)
+from tests.references import BETA, TOLERANCE, Loop, arguments, difference, finite_without_gradient, first_update, named
 
 
 def trust_ratio(s, t, g, p, clip=False, weight_decay=0.0, always_adapt=True):

@@ -1,0 +1,254 @@
+"""Write docs/algorithms.md from the docstrings and from the states of the optimizers: `make docs-tables`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gradtx
+
+PAGE = Path(__file__).with_suffix(".md")
+
+# Module of gradtx.optimizers -> what is in it, in the order of the page.
+FAMILIES = {
+    "sgd": "Gradient descent",
+    "momentum": "Momentum of other kinds",
+    "inertia": "Signs, look-ahead, inertia",
+    "positive_negative": "Positive-negative momentum",
+    "adam": "Adam and what differs from it in one link",
+    "adam_relatives": "Adam with another link in the place of its own",
+    "classic": "Older adaptive methods",
+    "adaptive": "A rate for every weight",
+    "variance": "Shorter steps where gradients vary",
+    "averaging": "Sums and averages over all of training",
+    "layerwise": "One rate for many weights",
+    "adafactor": "Factored second moments",
+    "matrix": "Matrices as matrices",
+    "second_order": "The diagonal of the Hessian",
+    "quasi_newton": "The diagonal of the Hessian, from gradients",
+    "learning_rate_free": "No learning rate to choose",
+    "schedule_free": "No schedule",
+    "ranger": "Combinations",
+}
+
+ROWS, COLUMNS, ENTRIES = 48, 40, 29  # distinct, so that a slot's size says what it is of; one block for Shampoo
+MATRIX = {
+    ROWS * COLUMNS: "",
+    ROWS: "row",
+    COLUMNS: "column",
+    ROWS**2: "row²",
+    COLUMNS**2: "column²",
+    (ROWS * COLUMNS) ** 2: "row² column²",
+}
+VECTOR = {ENTRIES: "", ENTRIES**2: "n²"}
+
+INTRO = """# Algorithms
+
+<!-- Written by docs/algorithms.py from the docstrings; `make docs-tables` writes it anew. -->
+
+`help(gradtx.<name>)` has the equation, all arguments with their ranges, the state, an example, the paper and where the
+code departs from it.
+
+## Optimizers
+
+Each is a function, `gradtx.adamw(lr=1e-3)`, for `chain`, pure use and `as_optimizer`, and a class with the same
+arguments, `gradtx.optim.AdamW(model.parameters(), lr=1e-3)`.
+
+- **Memory**: floats of state for a matrix, counted in the state itself: "2" is two for every entry, "row" one for each
+  row, "row²" a square matrix with a side for each row. What does not grow with the parameter is left out. First with
+  default options, then with others that change it, then for vectors (of length n) where that differs.
+- **Needs**: what `update` requires besides gradients and state, with default options.
+- **Rate**: "owns" marks those that return a finished step: no link that scales by a learning rate or decays may follow.
+- **Works on**: "entries", each by itself; "entries, sums", with sums over all parameters in between; "tensors", which
+  need a whole one (norms, means, factorizations).
+"""
+
+PIECES = """
+## Transformations and combinators
+
+What the optimizers are made of; `chain` puts them together.
+"""
+
+
+# What a docstring says.
+
+
+def first_sentence(factory: Any) -> str:
+    line = (inspect.getdoc(factory) or "").splitlines()[0]
+    return re.split(r"\.(?:\s|$)", line)[0]
+
+
+def paper(factory: Any) -> str:
+    """The first sentence of `Source`, without what it says of single options, and with links to arXiv."""
+    found = re.search(r"Source: (.*?)(?:\n\n|\Z)", inspect.getdoc(factory) or "", re.DOTALL)
+    text = " ".join(found[1].split()) if found else ""
+    text = re.split(r"(?<!et al)\.(?= [A-Z(]|$)", text)[0]
+    text = re.split(r"; [^;:]*: ", text)[0]
+    return re.sub(r"([A-Z][\w. -]*? \d{4}), arXiv:(\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\2)", text)
+
+
+# What a state says.
+
+
+def required(factory: Any) -> dict[str, Any]:
+    """Arguments for those without a default."""
+    return {argument.name: factory.spec.example[argument.name] for argument in arguments(factory) if argument.required}
+
+
+def arguments(factory: Any) -> list[Any]:
+    return factory.spec.arguments.all
+
+
+def memory(factory: Any) -> str:
+    """State for every entry of a matrix, with the options that change it; for a vector where that differs."""
+    tx = factory(**required(factory))
+    usual, others = amount(tx, (ROWS, COLUMNS), MATRIX), defaultdict(list)
+    for argument in arguments(factory):
+        found = amount_with(factory, argument)
+        if found not in (None, usual):
+            others[found].append(f"`{argument.name}=False`" if argument.default is True else f"`{argument.name}`")
+    text = "; ".join([usual, *(f"{found} with {' or '.join(names)}" for found, names in others.items())])
+    try:
+        vector = amount(tx, (ENTRIES,), VECTOR)
+    except ValueError:
+        return f"{text}; matrices only"
+    return text if vector == usual else f"{text}; vectors {vector}"
+
+
+def amount_with(factory: Any, argument: Any) -> str | None:
+    """The state of a matrix with an option that is off by default switched on; None where there is no such thing."""
+    if argument.kind == "bool":
+        value: Any = not argument.default
+    elif argument.kind == "scalar" and argument.default in (None, argument.range.off):
+        value = 0.5
+    else:
+        return None
+    try:
+        return amount(factory(**required(factory), **{argument.name: value}), (ROWS, COLUMNS), MATRIX)
+    except (TypeError, ValueError):  # options may exclude each other
+        return None
+
+
+def amount(tx: gradtx.GradientTransformation, shape: tuple[int, ...], units: Mapping[int, str]) -> str:
+    counts = Counter(size for size in sizes(tx.init({"leaf": torch.zeros(shape)})) if size > 1)
+    if unknown := set(counts) - set(units):
+        raise AssertionError(f"{tx}: no unit for slots of {sorted(unknown)} entries")
+    terms = [(counts[size], unit) for size, unit in units.items() if counts[size]]
+    return " + ".join(unit if n == 1 and unit else f"{n} {unit}".strip() for n, unit in terms) or "0"
+
+
+def sizes(state: Mapping[str, Any]) -> Iterator[int]:
+    """The sizes of all tensors of a state."""
+    for value in state.values():
+        if isinstance(value, Mapping):
+            yield from sizes(value)
+        else:
+            yield value.numel()
+
+
+def rules(tx: Any) -> list[Any]:
+    """All rules that a transformation comes down to, those of branches too."""
+    found = list(tx._links())
+    for link in found:
+        found.extend(link._inner_links())
+    return [link for link in found if link._spec.kind == "rule"]
+
+
+def works_on(tx: Any) -> str:
+    for rule in rules(tx):
+        elementwise = rule._spec.elementwise
+        if not (elementwise(rule._arguments) if callable(elementwise) else elementwise):
+            return "tensors"
+    # A rule that yields asks for sums over all leaves.
+    sums = any(inspect.isgeneratorfunction(rule._body.update) for rule in rules(tx))
+    return "entries, sums" if sums else "entries"
+
+
+# The page.
+
+
+def row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def table(titles: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    return ["", row(titles), row(["---"] * len(titles)), *map(row, rows)]
+
+
+def named(factory: Any) -> str:
+    """The name of a factory, as a link to its module."""
+    return f"[`{factory.__name__}`](../{module(factory).replace('.', '/')}.py)"
+
+
+def classes() -> dict[Any, str]:
+    """Alias -> the name of its class."""
+    found = {name: getattr(gradtx.optim, name) for name in gradtx.optim.__all__}
+    return {item._alias: name for name, item in found.items() if hasattr(item, "_alias")}
+
+
+def module(factory: Any) -> str:
+    return factory.spec.function.__module__
+
+
+def public(chosen: Callable[[str], bool]) -> dict[str, list[Any]]:
+    """Public factories of the kinds that are chosen, by module."""
+    found = defaultdict(list)
+    for name in gradtx.__all__:
+        factory = getattr(gradtx, name)
+        if hasattr(factory, "spec") and chosen(factory.spec.kind):
+            found[module(factory)].append(factory)
+    return found
+
+
+def optimizer(factory: Any, class_name: str) -> list[str]:
+    tx = factory(**required(factory))
+    return [
+        named(factory),
+        f"`{class_name}`",
+        first_sentence(factory),
+        memory(factory),
+        ", ".join(f"`{need}`" for need in tx.needs),
+        "owns" if any(link._lr_role == "owner" for link in tx._links()) else "",
+        works_on(tx),
+        paper(factory),
+    ]
+
+
+def optimizers() -> list[str]:
+    """One table; a family begins with a row of its title, which links can point to."""
+    by_module, names = public(lambda kind: kind == "alias"), classes()
+    known = {f"gradtx.optimizers.{family}": (family, title) for family, title in FAMILIES.items()}
+    if set(by_module) != set(known):
+        raise AssertionError(f"FAMILIES and gradtx.optimizers differ in {sorted(set(by_module) ^ set(known))}")
+    titles = ["function", "class", "what it does", "memory", "needs", "rate", "works on", "source"]
+    rows = []
+    for place, (family, title) in known.items():
+        rows.append([f'<a id="{family}"></a>**{title}**', *[""] * (len(titles) - 1)])
+        rows += [optimizer(factory, names[factory]) for factory in by_module[place]]
+    return table(titles, rows)
+
+
+def pieces() -> list[str]:
+    rows = [
+        [f"`{place.removeprefix('gradtx.')}`", named(factory), first_sentence(factory)]
+        for place, factories in sorted(public(lambda kind: kind != "alias").items())
+        for factory in factories
+    ]
+    return table(["module", "function", "what it does"], rows)
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([INTRO.strip(), *optimizers(), PIECES.rstrip(), *pieces(), ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"wrote {PAGE}\n")

@@ -1,0 +1,59 @@
+"""Documentation that is checked against the code: the page of algorithms, and the form of docstrings."""
+
+import inspect
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import gradtx
+from tests.conformance import SHAPES, all_cases, factories
+
+DOCS = Path(__file__).parent.parent / "docs"
+CASES = [case for case in all_cases() if case.factory.spec.kind in ("rule", "alias")]
+
+
+def section(factory, title):
+    found = re.search(rf"^{title}:?\n(.*?)(?=^\S|\Z)", inspect.getdoc(factory), re.DOTALL | re.MULTILINE)
+    return inspect.cleandoc(found[1]) if found else ""
+
+
+def slots(state):
+    """Names of slots and of shared numbers."""
+    for name, value in state.items():
+        if isinstance(value, dict) and not set(value) & set(SHAPES):
+            yield from slots(value)
+        elif name not in ("step", "members", "others"):
+            yield re.sub(r"_\d+$", "", name)
+
+
+def test_the_page_of_algorithms_is_up_to_date():
+    page = runpy.run_path(str(DOCS / "algorithms.py"))["page"]()
+    assert (DOCS / "algorithms.md").read_text(encoding="utf-8") == page, "run `make docs-tables`"
+
+
+def test_every_class_and_every_factory_is_on_the_page():
+    page = (DOCS / "algorithms.md").read_text(encoding="utf-8")
+    names = {factory.__name__ for factory in factories()} | set(gradtx.optim.__all__)
+    assert {name for name in names if f"`{name}`" not in page} == {"ChainOptimizer"}
+
+
+@pytest.mark.parametrize("factory", factories(), ids=lambda factory: factory.__name__)
+def test_a_docstring_has_all_sections_and_names_all_arguments_in_order(factory):
+    arguments = list(inspect.signature(factory.spec.function).parameters)
+    assert re.findall(r"^(\w+): ", section(factory, "Args"), re.MULTILINE) == arguments
+    assert section(factory, "Returns")
+    assert section(factory, "Example").startswith(">>>")
+    source = inspect.getdoc(factory).partition("\nSource: ")[2]
+    assert not source or "Departures" in source
+    assert inspect.getdoc(factory).splitlines()[1] == ""  # the first line is a sentence of its own
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_docstring_names_every_slot_and_what_may_be_missing(case):
+    tx, told = case.make(), section(case.factory, "Returns")
+    if not any(isinstance(value, gradtx.GradientTransformation) for value in case.arguments.values()):
+        named = set(re.findall(r"`(\w+?)(?:_0|_i)?`", told)) | set(map(str, case.arguments.values()))
+        assert set(slots(tx.init(case.noise()))) <= named
+    assert all(f"`{need}`" in section(case.factory, "Raises") for need in tx.needs)
