@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -16,9 +18,14 @@ class ScheduleLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, schedules: Sequence[Schedule], last_epoch: int = -1):
         self.schedules = tuple(schedules)
+        seen: set[int] = set()
         for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                if id(group["lr"]) in seen:  # torch writes into tensors, and groups may have one between them
+                    group["lr"] = group["lr"].clone()
+                seen.add(id(group["lr"]))
             # torch asks for it when it resumes; a schedule needs no more than the step.
-            group.setdefault("initial_lr", group["lr"])
+            group.setdefault("initial_lr", copy.deepcopy(group["lr"]))
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
