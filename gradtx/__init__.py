@@ -39,6 +39,13 @@ from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_s
 from gradtx.optimizers.second_order import adahessian, sophia
 from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgds, sgdw
 from gradtx.optimizers.variance import a2grad, msvag
+from gradtx.registry import (
+    create_optimizer,
+    get_supported_lr_schedulers,
+    get_supported_optimizers,
+    load_lr_scheduler,
+    load_optimizer,
+)
 from gradtx.schedules import (
     as_lr_scheduler,
     chebyshev_schedule,
@@ -118,7 +125,7 @@ from gradtx.transforms.orthogonalize import normalize_neurons, orthogonalize, sc
 from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
 from gradtx.transforms.positive_negative import scale_by_adapnm, scale_by_pnm
 from gradtx.transforms.prodigy import scale_by_prodigy
-from gradtx.transforms.projection import project_scale_invariant
+from gradtx.transforms.projection import orthogonalize_against_params, project_scale_invariant
 from gradtx.transforms.quasi_hyperbolic import scale_by_qhadam, scale_by_qhm
 from gradtx.transforms.quasi_newton import scale_by_apollo
 from gradtx.transforms.ranger21 import scale_by_ranger21
@@ -198,6 +205,7 @@ __all__ = [
     "cosine_schedule",
     "cosine_warm_restarts_schedule",
     "cosine_warmup_restarts_schedule",
+    "create_optimizer",
     "cyclic_schedule",
     "dadapt_adagrad",
     "dadapt_adam",
@@ -211,6 +219,8 @@ __all__ = [
     "freeze",
     "fromage",
     "get_chebyshev_schedule",
+    "get_supported_lr_schedulers",
+    "get_supported_optimizers",
     "graft",
     "gravity",
     "gsam",
@@ -223,6 +233,8 @@ __all__ = [
     "lars",
     "linear_schedule",
     "lion",
+    "load_lr_scheduler",
+    "load_optimizer",
     "lookahead",
     "madgrad",
     "map_after_step",
@@ -240,6 +252,7 @@ __all__ = [
     "optim",
     "orthogonalize",
     "orthogonalize_against_ema",
+    "orthogonalize_against_params",
     "partition",
     "pcgrad",
     "pcgrad_backward",

@@ -75,7 +75,7 @@ def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
     several = isinstance(schedule, list | tuple)
-    schedules = tuple(schedule) if isinstance(schedule, list | tuple) else (schedule,)
+    schedules: tuple[Any, ...] = tuple(schedule) if isinstance(schedule, list | tuple) else (schedule,)
     for i, one in enumerate(schedules):
         if not isinstance(one, Schedule):
             what = f"schedule[{i}]" if several else "schedule"

@@ -6,6 +6,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -259,9 +260,10 @@ def proportion_schedule(
         raise TypeError(f"proportion_schedule: lr_schedule must be a gradtx.Schedule, got {describe(lr_schedule)}")
 
     def value(step: Tensor) -> Tensor:
-        known = max_lr > min_lr
-        share = (exact(lr_schedule(step), step.device) - min_lr) / torch.where(known, max_lr - min_lr, 1.0)
-        return torch.where(known, min_value + (max_value - min_value) * share, max_value)
+        span: Any = max_lr - min_lr
+        most: Any = max_value
+        share = (exact(lr_schedule(step), step.device) - min_lr) / torch.where(span > 0, span, 1.0)
+        return torch.where(span > 0, min_value + (max_value - min_value) * share, most)
 
     return value
 
