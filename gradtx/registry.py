@@ -205,6 +205,7 @@ _RENAMED = {
     "bias_correction": ("use_bias_correction",),
     "warmup_steps": ("warmup",),
     "p": ("gamma",),
+    "dampening": ("damping",),
 }
 # Switches that are links or optimizers of their own here.
 _SWITCHES = {
@@ -218,12 +219,10 @@ _DECOUPLED = frozenset(
     {
         "adafactor", "adafactor_torch", "adahessian", "adam_atan2", "adamp", "adams", "adamw", "adopt_atan2",
         "dadapt_lion", "lion", "muon", "muon_adam_atan2", "polar_adam_atan2", "ranger", "ranger21",
-        "schedule_free_adamw", "sgdp", "sgds", "sgdw", "soap", "sophia",
+        "sgdp", "sgds", "sgdw", "soap", "sophia",
     }
 )  # fmt: skip
-_COUPLED = frozenset(
-    {"accsgd", "aggmo", "asgd", "dadapt_adagrad", "dadapt_sgd", "pid", "schedule_free_sgd", "sgd", "swats"}
-)
+_COUPLED = frozenset({"accsgd", "aggmo", "asgd", "dadapt_adagrad", "dadapt_sgd", "pid", "sgd", "swats"})
 
 
 def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
