@@ -48,12 +48,12 @@ def contestants() -> dict[str, Callable[[list[torch.Tensor]], Any]]:
         "gradtx clip + AdamW, compiled": lambda params: gradtx.as_optimizer(
             gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params, compile=True
         ),
-        "adamp AdamP": lambda params: adamp.AdamP(params, weight_decay=0.01),
-        "gradtx AdamP, compiled": lambda params: gradtx.optim.AdamP(params, weight_decay=0.01, compile=True),
-        "gradtx AdamP, eager": lambda params: gradtx.optim.AdamP(params, weight_decay=0.01),
-        "adam-atan2-pytorch": lambda params: adam_atan2_pytorch.AdamAtan2(params),
+        "adamp AdamP": adamp.AdamP,
+        "gradtx AdamP, compiled": lambda params: gradtx.optim.AdamP(params, compile=True),
+        "gradtx AdamP, eager": gradtx.optim.AdamP,
+        "adam-atan2-pytorch": adam_atan2_pytorch.AdamAtan2,
         "gradtx AdamAtan2, compiled": lambda params: gradtx.optim.AdamAtan2(params, compile=True),
-        "gradtx AdamAtan2, eager": lambda params: gradtx.optim.AdamAtan2(params),
+        "gradtx AdamAtan2, eager": gradtx.optim.AdamAtan2,
     }
 
 

@@ -22,14 +22,68 @@ SCHEDULES = [  # factory, its numbers, the rest
     (gradtx.warmup_cosine_schedule, {"max_lr": LR}, {"t_max": 5, "warmup_steps": 5}),
     (gradtx.ranger21_schedule, {"lr": LR, "beta2": 0.9, "warm_down_min_lr": 0.02}, {"num_iterations": 20}),
     (gradtx.ranger21_schedule, {"lr": LR}, {"num_iterations": 20, "num_warm_up_iterations": 2, "chebyshev_epochs": 6}),
+    (gradtx.polynomial_schedule, {"lr": LR, "power": 1.5}, {"total_iters": 7}),
+    (gradtx.exponential_schedule, {"lr": LR, "gamma": 0.9}, {}),
+    (gradtx.step_schedule, {"lr": LR, "gamma": 0.5}, {"step_size": 3}),
+    (gradtx.multistep_schedule, {"lr": LR, "gamma": 0.5}, {"milestones": [2, 7, 7]}),
+    (gradtx.multistep_schedule, {"lr": LR}, {"milestones": ()}),
+    (gradtx.cosine_warm_restarts_schedule, {"lr": LR, "eta_min": 0.02}, {"T_0": 3}),
+    (gradtx.cosine_warm_restarts_schedule, {"lr": LR}, {"T_0": 2, "T_mult": 3}),
+    (
+        gradtx.one_cycle_schedule,
+        {"max_lr": LR, "pct_start": 0.4, "div_factor": 5.0, "final_div_factor": 7.0},
+        {"total_steps": 9},
+    ),
+    (gradtx.one_cycle_schedule, {"max_lr": LR, "pct_start": 0.4}, {"total_steps": 9, "anneal_strategy": "linear"}),
+    (gradtx.one_cycle_schedule, {"max_lr": LR}, {"total_steps": 11, "three_phase": True}),
+    (gradtx.cyclic_schedule, {"base_lr": 0.1, "max_lr": LR}, {"step_size_up": 3, "step_size_down": 2}),
+    (gradtx.cyclic_schedule, {"base_lr": 0.1, "max_lr": LR}, {"step_size_up": 3, "mode": "triangular2"}),
+    (
+        gradtx.cyclic_schedule,
+        {"base_lr": 0.1, "max_lr": LR, "gamma": 0.9},
+        {"step_size_up": 2, "mode": "exp_range"},
+    ),
+    (gradtx.warmup_linear_schedule, {"max_lr": LR, "min_lr": 0.02, "init_lr": 0.05}, {"t_max": 9, "warmup_steps": 3}),
+    (
+        gradtx.warmup_poly_schedule,
+        {"max_lr": LR, "min_lr": 0.02, "init_lr": 0.05, "poly_order": -0.7},
+        {"t_max": 9, "warmup_steps": 3},
+    ),
+    (
+        gradtx.cosine_warmup_restarts_schedule,
+        {"max_lr": LR, "min_lr": 0.02, "gamma": 0.8},
+        {"first_cycle_steps": 4, "cycle_mult": 1.5, "warmup_steps": 2},
+    ),
+    (
+        gradtx.proportion_schedule,
+        {"max_lr": LR, "min_lr": 0.05, "max_value": 0.4, "min_value": 0.2},
+        {"lr_schedule": gradtx.cosine_schedule(LR, 6)},
+    ),
+    (gradtx.explore_exploit_schedule, {"peak_lr": LR}, {"warmup_steps": 2, "explore_steps": 3, "total_steps": 9}),
+    *(
+        (
+            gradtx.wsd_schedule,
+            {"lr": LR, "min_lr_ratio": 0.1, "num_cycles": 0.7},
+            {"num_warmup_steps": 2, "num_stable_steps": 3, "num_decay_steps": 4, "cooldown_type": form},
+        )
+        for form in ("1-sqrt", "linear", "1-square", "cosine")
+    ),
+    (gradtx.untuned_linear_warmup, {"lr": LR, "beta2": 0.9}, {}),
+    (gradtx.untuned_exponential_warmup, {"lr": LR, "beta2": 0.9}, {}),
+    (gradtx.chebyshev_schedule, {"lr": LR, "small_m": 0.2, "big_m": 0.9}, {"num_epochs": 7}),
 ]
 JOINED = gradtx.join_schedules([factory(**numbers, **rest) for factory, numbers, rest in SCHEDULES[1:6:2]], [5, 11])
 MADE = [*(factory(**numbers, **rest) for factory, numbers, rest in SCHEDULES), JOINED]
 
 
+def test_every_schedule_is_in_the_table():
+    made = {getattr(gradtx, name) for name in gradtx.schedules.__all__ if hasattr(getattr(gradtx, name), "arguments")}
+    assert made - {gradtx.join_schedules} == {factory for factory, _, _ in SCHEDULES}
+
+
 def torchs_rates(make, steps):
     """The rates that a torch scheduler leaves in an optimizer of rate LR, of the first update on."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR, momentum=0.9)
     scheduler, rates = make(optimizer), []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -48,6 +102,41 @@ def torchs_rates(make, steps):
         (gradtx.linear_schedule(LR, 1.0, 0.0, 7), lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, 7)),
         (gradtx.cosine_schedule(LR, 6), lambda o: lr_scheduler.CosineAnnealingLR(o, 6)),
         (gradtx.cosine_schedule(LR, 7, 0.02), lambda o: lr_scheduler.CosineAnnealingLR(o, 7, 0.02)),
+        (gradtx.polynomial_schedule(LR), lr_scheduler.PolynomialLR),
+        (gradtx.polynomial_schedule(LR, 7, 2.5), lambda o: lr_scheduler.PolynomialLR(o, 7, 2.5)),
+        (gradtx.exponential_schedule(LR, 0.9), lambda o: lr_scheduler.ExponentialLR(o, 0.9)),
+        (gradtx.step_schedule(LR, 3), lambda o: lr_scheduler.StepLR(o, 3)),
+        (gradtx.step_schedule(LR, 7, 0.7), lambda o: lr_scheduler.StepLR(o, 7, 0.7)),
+        (gradtx.multistep_schedule(LR, [9, 2, 5, 5], 0.7), lambda o: lr_scheduler.MultiStepLR(o, [9, 2, 5, 5], 0.7)),
+        (gradtx.cosine_warm_restarts_schedule(LR, 6), lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 6)),
+        (
+            gradtx.cosine_warm_restarts_schedule(LR, 3, 2, 0.01),
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3, 2, 0.01),
+        ),
+        (gradtx.one_cycle_schedule(LR, 50), lambda o: lr_scheduler.OneCycleLR(o, LR, 50)),
+        (
+            gradtx.one_cycle_schedule(LR, 41, 0.25, "linear", 10.0, 100.0),
+            lambda o: lr_scheduler.OneCycleLR(
+                o, LR, 41, pct_start=0.25, anneal_strategy="linear", div_factor=10.0, final_div_factor=100.0
+            ),
+        ),
+        (
+            gradtx.one_cycle_schedule(LR, 50, 0.4, three_phase=True),
+            lambda o: lr_scheduler.OneCycleLR(o, LR, 50, pct_start=0.4, three_phase=True),
+        ),
+        (
+            gradtx.one_cycle_schedule(LR, 60, 0.0, "linear"),
+            lambda o: lr_scheduler.OneCycleLR(o, LR, 60, pct_start=0.0, anneal_strategy="linear"),
+        ),
+        (gradtx.cyclic_schedule(0.01, LR, 5), lambda o: lr_scheduler.CyclicLR(o, 0.01, LR, 5)),
+        (
+            gradtx.cyclic_schedule(0.01, LR, 3, 4, "triangular2"),
+            lambda o: lr_scheduler.CyclicLR(o, 0.01, LR, 3, 4, "triangular2"),
+        ),
+        (
+            gradtx.cyclic_schedule(0.01, LR, 3, 4, "exp_range", 0.95),
+            lambda o: lr_scheduler.CyclicLR(o, 0.01, LR, 3, 4, "exp_range", 0.95),
+        ),
         (
             gradtx.join_schedules(
                 [gradtx.constant_schedule(LR, 0.2, 3), gradtx.linear_schedule(LR, 0.5), gradtx.cosine_schedule(LR, 9)],
@@ -258,7 +347,7 @@ def test_one_compiled_graph_serves_every_step(schedule):
 
 @pytest.mark.parametrize("schedule", MADE, ids=str)
 def test_a_copy_and_a_pickle_and_the_repr_make_the_same_schedule(schedule):
-    names = {name: getattr(gradtx, name) for name in gradtx.__all__ if name.endswith("_schedule")}
+    names = {name: getattr(gradtx, name) for name in gradtx.schedules.__all__}
     copies = [
         copy.deepcopy(schedule),
         pickle.loads(pickle.dumps(schedule)),
@@ -317,6 +406,47 @@ def test_the_first_update_uses_step_zero():
         (gradtx.warmup_cosine_schedule, (5, -0.1), r"max_lr must be in \[0, inf\), got -0.1"),
         (gradtx.warmup_cosine_schedule, (0, 0.1), r"t_max must be in \[1, inf\), got 0"),
         (gradtx.warmup_cosine_schedule, (5, 0.1, 0.0, 0.0, 6), r"warmup_steps must be at most t_max = 5, got 6"),
+        (gradtx.polynomial_schedule, (0.1, 0), r"total_iters must be in \[1, inf\), got 0"),
+        (gradtx.polynomial_schedule, (0.1, 5, -1.0), r"power must be in \[0, inf\), got -1.0"),
+        (gradtx.exponential_schedule, (0.1, -0.5), r"gamma must be in \[0, inf\), got -0.5"),
+        (gradtx.step_schedule, (0.1, 0), r"step_size must be in \[1, inf\), got 0"),
+        (gradtx.multistep_schedule, (0.1, [1, -2]), r"milestones\[1\] must be in \[0, inf\), got -2"),
+        (gradtx.cosine_warm_restarts_schedule, (0.1, 0), r"T_0 must be in \[1, inf\), got 0"),
+        (gradtx.cosine_warm_restarts_schedule, (0.1, 1, 0), r"T_mult must be in \[1, inf\), got 0"),
+        (gradtx.one_cycle_schedule, (0.1, 0), r"total_steps must be in \[1, inf\), got 0"),
+        (gradtx.one_cycle_schedule, (0.1, 5, 1.5), r"pct_start must be in \[0, 1\], got 1.5"),
+        (gradtx.one_cycle_schedule, (0.1, 5, 0.5, "sin"), "anneal_strategy must be 'cos' or 'linear', got 'sin'"),
+        (gradtx.one_cycle_schedule, (0.1, 5, 0.5, "cos", 0.0), r"div_factor must be in \(0, inf\), got 0.0"),
+        (gradtx.cyclic_schedule, (0.1, 0.2, 0), r"step_size_up must be in \[1, inf\), got 0"),
+        (
+            gradtx.cyclic_schedule,
+            (0.1, 0.2, 1, 1, "exp"),
+            "mode must be 'triangular', 'triangular2' or 'exp_range', got 'exp'",
+        ),
+        (gradtx.warmup_linear_schedule, (5, 0.1, 0.0, 0.0, 6), "warmup_steps must be at most t_max = 5, got 6"),
+        (gradtx.warmup_poly_schedule, (5, 0.1, 0.0, 0.0, 6), "warmup_steps must be at most t_max = 5, got 6"),
+        (
+            gradtx.cosine_warmup_restarts_schedule,
+            (5, 1.0, 0.1, 0.0, 5),
+            "warmup_steps must be below first_cycle_steps = 5, got 5",
+        ),
+        (gradtx.cosine_warmup_restarts_schedule, (5, 0.0), r"cycle_mult must be in \(0, inf\), got 0.0"),
+        (gradtx.proportion_schedule, (MADE[0], -0.1), r"max_lr must be in \[0, inf\), got -0.1"),
+        (
+            gradtx.explore_exploit_schedule,
+            (0.1, 3, 2, 4),
+            r"total_steps must be at least warmup_steps \+ explore_steps = 5, got 4",
+        ),
+        (
+            gradtx.wsd_schedule,
+            (0.1, 1, 1, 1, 0.0, 0.5, "sqrt"),
+            "cooldown_type must be one of '1-sqrt', 'linear', '1-square', 'cosine', got 'sqrt'",
+        ),
+        (gradtx.wsd_schedule, (0.1, 1, 1, 1, 1.5), r"min_lr_ratio must be in \[0, 1\], got 1.5"),
+        (gradtx.untuned_linear_warmup, (0.1, 1.0), r"beta2 must be in \[0, 1\), got 1.0"),
+        (gradtx.chebyshev_schedule, (0.1, 2), r"num_epochs must be in \[3, inf\), got 2"),
+        (gradtx.get_chebyshev_schedule, (2,), r"num_epochs must be in \[3, inf\), got 2"),
+        (gradtx.get_chebyshev_schedule, (5, 0.0), "needs 0 < small_m <= big_m, got 0.0 and 1.0"),
         (gradtx.join_schedules, (MADE[:2], []), "2 schedules need 1 milestones, got 0"),
         (gradtx.join_schedules, (MADE[:2], [2, 3]), "2 schedules need 1 milestones, got 2"),
         (gradtx.join_schedules, (MADE[:3], [3, 3]), r"milestones must rise from above 0, got \[3, 3\]"),
@@ -331,6 +461,18 @@ def test_rejects_numbers_out_of_range_and_milestones_that_do_not_fit(factory, ar
 def test_rejects_what_is_no_schedule_and_a_length_that_is_no_int():
     with pytest.raises(TypeError, match=r"^join_schedules: schedules\[1\] must be a gradtx.Schedule, got 0.1$"):
         gradtx.join_schedules([MADE[0], 0.1], [2])
+    with pytest.raises(TypeError, match=r"^proportion_schedule: lr_schedule must be a gradtx.Schedule, got 0.1$"):
+        gradtx.proportion_schedule(0.1, 1.0)
+    with pytest.raises(TypeError, match=r"^multistep_schedule: milestones\[0\] must be an int, got 1.5$"):
+        gradtx.multistep_schedule(0.1, [1.5])
+    with pytest.raises(TypeError, match=r"^multistep_schedule: milestones must be a list of ints, got 3$"):
+        gradtx.multistep_schedule(0.1, 3)
+    with pytest.raises(TypeError, match=r"^get_chebyshev_schedule: num_epochs must be an int, got 5.5$"):
+        gradtx.get_chebyshev_schedule(5.5)
+    with pytest.raises(
+        TypeError, match=r"cycle_mult decides where cycles begin and must be a number, got tensor\(2\)$"
+    ):
+        gradtx.cosine_warmup_restarts_schedule(5, torch.tensor(2.0))
     with pytest.raises(TypeError, match=r"^cosine_schedule: T_max must be an int, got 5.5$"):
         gradtx.cosine_schedule(0.1, 5.5)
     with pytest.raises(TypeError, match=r"^Schedule: needs a function of the step, got 0.1$"):

@@ -175,7 +175,7 @@ class AliasOptimizer(ChainOptimizer):
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         engine = [inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")]
         example = alias.spec.example
-        options: dict[str, Any] = example(chain()) if callable(example) else example
+        options: Any = example(chain()) if callable(example) else example
         if "hessian_diag" in alias(**options).needs:
             cls._seeded = True
             engine.append(inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation="int"))

@@ -1,4 +1,4 @@
-"""Keep the norm of scale-invariant weights from growing: AdamP's projection."""
+"""Take the radial part out of updates and gradients: AdamP's projection, gradients orthogonal to the weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, safe_sqrt
+from gradtx.transforms._math import at_least, norm, quotient, ratio, safe_sqrt
 
 
 @per_tensor(needs=("params",))
@@ -70,3 +70,35 @@ def _view(sums, length, delta, eps):
     param_norm = safe_sqrt(param_param)
     cosine = grad_param.abs() / (at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps))
     return (cosine < delta / length**0.5).all(), update_param / (param_norm + eps).square()
+
+
+@per_tensor(needs=("params",))
+def orthogonalize_against_params():
+    r"""Take out of a gradient its component along the weights, and give it back its length.
+
+    $g_\perp = g - p \langle g, p \rangle / \lVert p \rVert^2$, gives
+    $g_\perp \lVert g \rVert / \lVert g_\perp \rVert$, over the whole leaf. 0 where nothing but rounding is left
+    of $g_\perp$, as always for a leaf of one entry; $g$ where the weights are 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        TypeError: missing `params`.
+
+    Example:
+        >>> tx = gradtx.orthogonalize_against_params()
+        >>> params = {"w": torch.tensor([2.0, 0.0])}
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
+        tensor([0., 5.])
+
+    Source: Prieto et al. 2025, arXiv:2501.04697. Departures: no eps beside the norms.
+    """
+
+    def update(update, state, param, ctx):
+        rest = update - ratio((update * param).sum(), param.square().sum()) * param
+        before, after = norm(update), norm(rest)
+        left = after > 4 * torch.finfo(rest.dtype).eps * before
+        return rest * quotient(before, after, left, 0.0), state
+
+    return update

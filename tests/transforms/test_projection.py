@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import gradtx
 from tests.references import (
@@ -107,3 +108,46 @@ def test_zero_gradients_give_finite_updates():
 def test_rejects_a_negative_number(argument):
     with pytest.raises(ValueError, match=rf"^project_scale_invariant: {argument} must be in \[0, inf\), got -1.0$"):
         gradtx.project_scale_invariant(**{argument: -1.0})
+
+
+def orthogonal(s, t, g, p):
+    rest = g - p * (g * p).sum() / (p * p).sum()
+    if rest.norm() <= 4 * 2.0**-52 * g.norm():
+        return 0 * g
+    return rest * g.norm() / rest.norm()
+
+
+def test_gradients_orthogonal_to_the_weights_follow_the_loop():
+    assert difference(gradtx.orthogonalize_against_params(), Loop(orthogonal), rate=-0.05) < TOLERANCE
+    tx = gradtx.chain(gradtx.orthogonalize_against_params(), gradtx.trace(0.9))
+    assert difference(tx, Loop(lambda s, t, g, p: momentum(s, orthogonal(s, t, g, p))), rate=-0.05) < TOLERANCE
+
+
+def momentum(s, g):
+    s.b = 0.9 * s.b + g
+    return s.b
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_they_keep_their_length_and_lose_what_points_along_the_weights(dtype):
+    rng = torch.Generator().manual_seed(0)
+    params = {"w": torch.randn(40, 30, generator=rng, dtype=dtype)}
+    grads = {"w": torch.randn(40, 30, generator=rng, dtype=dtype) + params["w"]}
+    tx = gradtx.orthogonalize_against_params()
+    update = tx.update(grads, tx.init(params), params)[0]["w"]
+    g, u, p = (x.to(torch.float64) for x in (grads["w"], update, params["w"]))
+    eps = 4 * torch.finfo(dtype).eps
+    assert update.dtype == dtype
+    assert abs(u.norm() / g.norm() - 1) < eps
+    assert abs((u * p).sum()) < eps * u.norm() * p.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_where_nothing_is_left_of_a_gradient_the_update_is_zero(dtype):
+    w = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    params = {"parallel": w, "scalar": w[0], "zero": 0 * w, "nothing": w}
+    grads = {"parallel": 1.7 * w, "scalar": 3 * w[1], "zero": w, "nothing": 0 * w}
+    tx = gradtx.orthogonalize_against_params()
+    updates = tx.update(grads, tx.init(params), params)[0]
+    assert torch.equal(updates["zero"], w)  # zero weights have no direction
+    assert all(not updates[name].any() for name in ("parallel", "scalar", "nothing"))

@@ -1,0 +1,86 @@
+"""The decorator that makes a schedule's factory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Arguments, Range, Schedule, describe, exact, readable
+
+P = ParamSpec("P")
+
+
+class _Made(Schedule):
+    """The call of a schedule's factory: shown, pickled and copied as such."""
+
+    def __init__(self, factory: Any, arguments: dict[str, Any]):
+        self._factory, self._arguments = factory, arguments
+        self._plain = _is_plain(arguments.values())
+        # Its own checks belong to construction.
+        factory.function(**self._exact(torch.zeros((), dtype=torch.float64, device="cpu")))
+        super().__init__(self._value)
+
+    def _exact(self, step: Tensor) -> dict[str, Any]:
+        """The arguments as the body sees them at a step.
+
+        Numbers are float64 tensors, since `torch.where` of two Python numbers would be float32; a number that is a
+        schedule itself is its value.
+        """
+        return {
+            name: self._number(value, step) if self._factory.arguments.by_name[name].kind == "scalar" else value
+            for name, value in self._arguments.items()
+        }
+
+    @staticmethod
+    def _number(value: Any, step: Tensor) -> Any:
+        value = value(step) if isinstance(value, Schedule) else value
+        return None if value is None else exact(value, step.device)
+
+    def _value(self, step: Any) -> Any:
+        tensor = exact(step, step.device if isinstance(step, Tensor) else torch.device("cpu"))
+        value = self._factory.function(**self._exact(tensor))(tensor)
+        return value if isinstance(step, Tensor) or not (self._plain and readable(value)) else value.item()
+
+    def __reduce__(self) -> tuple:
+        return _Made, (self._factory, self._arguments)
+
+    def __repr__(self) -> str:
+        shown = []
+        for argument in self._factory.arguments.all:
+            value = self._arguments[argument.name]
+            if argument.required:
+                shown.append(describe(value))
+            elif isinstance(value, Tensor) or value != argument.default:
+                shown.append(f"{argument.name}={describe(value)}")
+        return f"{self._factory.__name__}({', '.join(shown)})"
+
+
+def _is_plain(values: Iterable[Any]) -> bool:
+    """Whether there is no tensor in any of them, nor in the schedules among them."""
+    for value in values:
+        inner = value if isinstance(value, list | tuple) else ()
+        if isinstance(value, _Made):
+            inner = value._arguments.values()
+        if isinstance(value, Tensor) or not _is_plain(inner):
+            return False
+    return True
+
+
+def schedule(**ranges: str) -> Callable[[Callable[P, Callable[[Tensor], Tensor]]], Callable[P, Schedule]]:
+    """Make a schedule's factory from a function that returns `value(step)`, written in float64 tensors."""
+
+    def decorated(function: Any) -> Any:
+        arguments = Arguments(function.__name__, function, {n: Range(r) for n, r in ranges.items()}, (), False)
+
+        @functools.wraps(function)
+        def factory(*args: Any, **kwargs: Any) -> Schedule:
+            return _Made(factory, arguments.bind(args, kwargs))
+
+        factory.function, factory.arguments = function, arguments  # type: ignore[attr-defined]
+        return factory
+
+    return decorated

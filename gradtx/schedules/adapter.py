@@ -1,0 +1,87 @@
+"""A schedule as a torch scheduler, for whoever owns a torch optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from gradtx._arguments import Schedule, describe
+
+
+class ScheduleLR(LRScheduler):
+    """Sets every group's learning rate to its schedule's value; made by `as_lr_scheduler`."""
+
+    def __init__(self, optimizer: Optimizer, schedules: Sequence[Schedule], last_epoch: int = -1):
+        self.schedules = tuple(schedules)
+        seen: set[int] = set()
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                if id(group["lr"]) in seen:  # torch writes into tensors, and groups may have one between them
+                    group["lr"] = group["lr"].clone()
+                seen.add(id(group["lr"]))
+            # torch asks for it when it resumes; a schedule needs no more than the step.
+            group.setdefault("initial_lr", copy.deepcopy(group["lr"]))
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        groups, schedules = len(self.optimizer.param_groups), self.schedules
+        if len(schedules) == 1:
+            schedules = schedules * groups
+        if len(schedules) != groups:
+            raise ValueError(f"as_lr_scheduler: {len(schedules)} schedules for {groups} parameter groups")
+        return [float(schedule(self.last_epoch)) for schedule in schedules]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count and the last rates, without the schedules, as torch's LambdaLR."""
+        return {name: value for name, value in super().state_dict().items() if name != "schedules"}
+
+
+def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], last_epoch: int = -1) -> LRScheduler:
+    """A schedule as a torch scheduler: `group["lr"] = schedule(step)`, for any torch optimizer.
+
+    Call its `step()` after `optimizer.step()`, as with torch's own. The rate that a group had is not read: a schedule
+    gives rates, not factors.
+
+    Args:
+        optimizer: A torch.optim.Optimizer.
+        schedule: One for all groups, also those that are added later, or a list with one a group.
+        last_epoch: The last step that is over, to resume; -1 to start. The next update uses
+            `schedule(last_epoch + 1)`.
+
+    Returns:
+        A torch.optim.lr_scheduler.LRScheduler. Its state has no schedules: give it the same ones before
+        `load_state_dict`.
+
+    Raises:
+        TypeError: no torch optimizer, or something that is no Schedule.
+        ValueError: a list whose length is not the number of groups.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        >>> scheduler = gradtx.as_lr_scheduler(optimizer, gradtx.linear_schedule(1.0, 0.5, total_iters=2))
+        >>> for _ in range(3):
+        ...     print(scheduler.get_last_lr())
+        ...     optimizer.step()
+        ...     scheduler.step()
+        [0.5]
+        [0.75]
+        [1.0]
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
+    several = isinstance(schedule, list | tuple)
+    schedules: tuple[Any, ...] = tuple(schedule) if isinstance(schedule, list | tuple) else (schedule,)
+    for i, one in enumerate(schedules):
+        if not isinstance(one, Schedule):
+            what = f"schedule[{i}]" if several else "schedule"
+            remedy = "; wrap it: gradtx.Schedule(...)" if callable(one) else ""
+            raise TypeError(f"as_lr_scheduler: {what} must be a gradtx.Schedule, got {describe(one)}{remedy}")
+    groups = len(optimizer.param_groups)
+    if several and len(schedules) != groups:
+        raise ValueError(f"as_lr_scheduler: {len(schedules)} schedules for {groups} parameter groups")
+    return ScheduleLR(optimizer, schedules, last_epoch)

@@ -1,0 +1,330 @@
+"""Schedules of torch.optim.lr_scheduler, in closed form."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar, Schedule, describe, exact
+from gradtx.schedules._factory import schedule
+
+
+@schedule(factor="[0, inf)", total_iters="[0, inf)")
+def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
+    """`lr * factor` for the first `total_iters` steps, then `lr`. As torch's ConstantLR.
+
+    Args:
+        lr: The value, >= 0.
+        factor: Multiplier of the first steps, >= 0.
+        total_iters: Their number, >= 0.
+
+    Example:
+        >>> s = gradtx.constant_schedule(0.1, factor=0.5, total_iters=2)
+        >>> [s(i) for i in range(4)]
+        [0.05, 0.05, 0.1, 0.1]
+    """
+    return lambda step: lr * factor ** (step < total_iters).to(step.dtype)
+
+
+@schedule(start_factor="(0, 1]", end_factor="[0, 1]", total_iters="[1, inf)")
+def linear_schedule(lr: Scalar, start_factor: Scalar = 1 / 3, end_factor: Scalar = 1.0, total_iters: int = 5):
+    r"""$\eta (a + (b - a) \min(s, n)/n)$, from `lr * start_factor` to `lr * end_factor`. As torch's LinearLR.
+
+    Args:
+        lr: $\eta \ge 0$.
+        start_factor: $a$ in (0, 1].
+        end_factor: $b$ in [0, 1].
+        total_iters: $n \ge 1$.
+
+    Example:
+        >>> s = gradtx.linear_schedule(1.0, start_factor=0.5, total_iters=2)
+        >>> [s(i) for i in range(4)]
+        [0.5, 0.75, 1.0, 1.0]
+    """
+    return lambda step: lr * (start_factor + (end_factor - start_factor) * step.clamp(max=total_iters) / total_iters)
+
+
+@schedule(total_iters="[1, inf)", power="[0, inf)")
+def polynomial_schedule(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0):
+    r"""$\eta (1 - \min(s, n)/n)^q$, which is 0 from step $n$ on. As torch's PolynomialLR.
+
+    Args:
+        lr: $\eta \ge 0$, the value at step 0.
+        total_iters: $n \ge 1$.
+        power: $q \ge 0$.
+
+    Example:
+        >>> s = gradtx.polynomial_schedule(1.0, total_iters=4, power=2.0)
+        >>> [s(i) for i in range(6)]
+        [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
+    """
+    return lambda step: lr * (1 - step.clamp(max=total_iters) / total_iters) ** power
+
+
+@schedule(gamma="[0, inf)")
+def exponential_schedule(lr: Scalar, gamma: Scalar):
+    r"""$\eta \gamma^s$. As torch's ExponentialLR.
+
+    Args:
+        lr: $\eta \ge 0$.
+        gamma: $\gamma \ge 0$, the factor of each step.
+
+    Example:
+        >>> s = gradtx.exponential_schedule(1.0, gamma=0.5)
+        >>> [s(i) for i in range(4)]
+        [1.0, 0.5, 0.25, 0.125]
+    """
+    return lambda step: lr * gamma**step
+
+
+@schedule(step_size="[1, inf)", gamma="[0, inf)")
+def step_schedule(lr: Scalar, step_size: int, gamma: Scalar = 0.1):
+    r"""$\eta \gamma^{\lfloor s/n \rfloor}$: stairs of equal length. As torch's StepLR.
+
+    Args:
+        lr: $\eta \ge 0$.
+        step_size: $n \ge 1$, the steps between two falls.
+        gamma: $\gamma \ge 0$.
+
+    Example:
+        >>> s = gradtx.step_schedule(1.0, step_size=2, gamma=0.5)
+        >>> [s(i) for i in range(5)]
+        [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
+    return lambda step: lr * gamma ** (step // step_size)
+
+
+@schedule(gamma="[0, inf)")
+def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1):
+    r"""$\eta \gamma^k$ with $k$ the number of milestones that are reached. As torch's MultiStepLR.
+
+    Args:
+        lr: $\eta \ge 0$.
+        milestones: Steps >= 0, in any order; one that stands twice counts twice.
+        gamma: $\gamma \ge 0$.
+
+    Raises:
+        TypeError: milestones that are no list of ints.
+        ValueError: a negative one.
+
+    Example:
+        >>> s = gradtx.multistep_schedule(1.0, milestones=[1, 3, 3], gamma=0.5)
+        >>> [s(i) for i in range(5)]
+        [1.0, 0.5, 0.5, 0.125, 0.125]
+    """
+    if not isinstance(milestones, list | tuple):
+        raise TypeError(f"multistep_schedule: milestones must be a list of ints, got {describe(milestones)}")
+    for i, milestone in enumerate(milestones):
+        if isinstance(milestone, bool) or not isinstance(milestone, numbers.Integral):
+            raise TypeError(f"multistep_schedule: milestones[{i}] must be an int, got {describe(milestone)}")
+        if milestone < 0:  # pyright: ignore[reportOperatorIssue]
+            raise ValueError(f"multistep_schedule: milestones[{i}] must be in [0, inf), got {milestone}")
+
+    def value(step: Tensor) -> Tensor:
+        reached = (torch.tensor(milestones, dtype=step.dtype, device=step.device) <= step).sum()
+        return lr * gamma ** reached.to(step.dtype)
+
+    return value
+
+
+@schedule(T_max="[1, inf)", eta_min="[0, inf)")
+def cosine_schedule(lr: Scalar, T_max: int, eta_min: Scalar = 0.0):
+    r"""$\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi s/T))/2$. As torch's CosineAnnealingLR: it rises again after $T$.
+
+    Args:
+        lr: $\eta \ge 0$, the value at step 0.
+        T_max: $T \ge 1$, half a period.
+        eta_min: The lowest value, >= 0.
+
+    Example:
+        >>> s = gradtx.cosine_schedule(1.0, T_max=4)
+        >>> [round(s(i), 3) for i in (0, 1, 2, 4, 8)]
+        [1.0, 0.854, 0.5, 0.0, 1.0]
+
+    Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
+    """
+    return lambda step: eta_min + (lr - eta_min) * (1 + (math.pi * step / T_max).cos()) / 2
+
+
+@schedule(T_0="[1, inf)", T_mult="[1, inf)", eta_min="[0, inf)")
+def cosine_warm_restarts_schedule(lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0):
+    r"""Half a cosine from `lr` to `eta_min`, again and again. As torch's CosineAnnealingWarmRestarts.
+
+    $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi i/T))/2$ at step $i$ of a cycle of $T$ steps, $T_0$ in the first
+    one, each `T_mult` times as long as the one before.
+
+    Args:
+        lr: $\eta \ge 0$, the value at the start of each cycle.
+        T_0: Steps of the first cycle, >= 1.
+        T_mult: >= 1.
+        eta_min: $\eta_{min} \ge 0$, never quite reached.
+
+    Example:
+        >>> s = gradtx.cosine_warm_restarts_schedule(1.0, T_0=2, T_mult=2)
+        >>> [round(s(i), 3) for i in range(8)]
+        [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0, 0.962]
+
+    Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
+    """
+
+    def value(step: Tensor) -> Tensor:
+        start = step - step % T_0
+        if T_mult > 1:
+            starts = [0]
+            while starts[-1] < 2**53:  # whole numbers beyond are not exact in float64
+                starts.append(starts[-1] * T_mult + T_0)
+            reached = torch.tensor(starts, dtype=step.dtype, device=step.device)
+            start = torch.where(reached <= step, reached, 0.0).amax()
+        length = start * (T_mult - 1) + T_0
+        return eta_min + (lr - eta_min) * (1 + (math.pi * (step - start) / length).cos()) / 2
+
+    return value
+
+
+@schedule(
+    max_lr="[0, inf)",
+    total_steps="[1, inf)",
+    pct_start="[0, 1]",
+    div_factor="(0, inf)",
+    final_div_factor="(0, inf)",
+)
+def one_cycle_schedule(
+    max_lr: Scalar,
+    total_steps: int,
+    pct_start: Scalar = 0.3,
+    anneal_strategy: str = "cos",
+    div_factor: Scalar = 25.0,
+    final_div_factor: Scalar = 1e4,
+    three_phase: bool = False,
+):
+    r"""Rise to `max_lr`, fall to almost nothing: the 1cycle policy. As torch's OneCycleLR.
+
+    From $\eta/D$ at step 0 to $\eta$ at $e = pN - 1$, then to $\eta/(D F)$ at $N - 1$; with `three_phase` back to
+    $\eta/D$ at $2e$ in between. Held from then on. The cycle of the momentum that goes with it is a second schedule:
+    one that falls where this one rises, such as `cyclic_schedule`.
+
+    Args:
+        max_lr: $\eta \ge 0$.
+        total_steps: $N \ge 1$.
+        pct_start: $p$ in [0, 1], the share of the rise.
+        anneal_strategy: "cos" for half a cosine, "linear" for a straight line.
+        div_factor: $D > 0$.
+        final_div_factor: $F > 0$.
+        three_phase: Fall as fast as the rise was, and then further.
+
+    Raises:
+        ValueError: an unknown strategy, numbers out of range.
+
+    Example:
+        >>> s = gradtx.one_cycle_schedule(1.0, 6, pct_start=0.5, anneal_strategy="linear", div_factor=5.0)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.2, 0.6, 1.0, 0.667, 0.333, 0.0, 0.0, 0.0]
+
+    Source: Smith and Topin 2017, arXiv:1708.07120. Departures: torch raises after `total_steps`.
+    """
+    if anneal_strategy not in ("cos", "linear"):
+        raise ValueError(f"one_cycle_schedule: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}")
+    low = max_lr / div_factor
+    floor, rise, end = low / final_div_factor, pct_start * total_steps - 1, total_steps - 1
+    phases = [(0, rise, low, max_lr), (rise, end, max_lr, floor)]
+    if three_phase:
+        phases[1:] = [(rise, 2 * rise, max_lr, low), (2 * rise, end, low, floor)]
+
+    def value(step: Tensor) -> Tensor:
+        now = floor * torch.ones_like(step)
+        for first, last, start, goal in reversed(phases):
+            length = last - first
+            share = torch.where(length > 0, (step - first) / torch.where(length > 0, length, 1.0), 1.0).clamp(0, 1)
+            if anneal_strategy == "cos":
+                share = (1 - (math.pi * share).cos()) / 2
+            now = torch.where(step <= last, start + (goal - start) * share, now)
+        return torch.where(step > end, floor, now)
+
+    return value
+
+
+@schedule(base_lr="[0, inf)", max_lr="[0, inf)", step_size_up="[1, inf)", step_size_down="[1, inf)", gamma="[0, inf)")
+def cyclic_schedule(
+    base_lr: Scalar,
+    max_lr: Scalar,
+    step_size_up: int = 2000,
+    step_size_down: int | None = None,
+    mode: str = "triangular",
+    gamma: Scalar = 1.0,
+):
+    r"""Up and down between two values, in straight lines. As torch's CyclicLR.
+
+    $\eta_0 + (\eta_1 - \eta_0) h_s r_s$ with $h_s$ the height in [0, 1] at this place of the cycle, and $r_s$, in
+    cycle $c$ (from 0), 1 ("triangular"), $2^{-c}$ ("triangular2") or $\gamma^s$ ("exp_range").
+
+    Args:
+        base_lr: $\eta_0 \ge 0$.
+        max_lr: $\eta_1 \ge 0$.
+        step_size_up: Steps upwards, >= 1.
+        step_size_down: Steps downwards, >= 1; None: as many as upwards.
+        mode: How the triangles shrink.
+        gamma: $\gamma \ge 0$.
+
+    Raises:
+        ValueError: an unknown mode, numbers out of range.
+
+    Example:
+        >>> s = gradtx.cyclic_schedule(0.0, 1.0, step_size_up=1, step_size_down=2, mode="triangular2")
+        >>> [s(i) for i in range(7)]
+        [0.0, 1.0, 0.5, 0.0, 0.5, 0.25, 0.0]
+
+    Source: Smith 2015, arXiv:1506.01186.
+    """
+    if mode not in ("triangular", "triangular2", "exp_range"):
+        raise ValueError(f"cyclic_schedule: mode must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}")
+    up, down = step_size_up, step_size_up if step_size_down is None else step_size_down
+
+    def value(step: Tensor) -> Tensor:
+        place = step % (up + down)
+        height = torch.where(place <= up, place / up, (up + down - place) / down)
+        scale = {"triangular": 1.0, "triangular2": 0.5 ** (step // (up + down)), "exp_range": gamma**step}[mode]
+        return base_lr + (max_lr - base_lr) * height * scale
+
+    return value
+
+
+@schedule()
+def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
+    """One schedule after another, each from its own step 0. As torch's SequentialLR and optax's `join_schedules`.
+
+    Args:
+        schedules: At least one.
+        milestones: The steps at which the second, third, ... begin; one fewer than schedules, rising.
+
+    Raises:
+        TypeError: something that is no Schedule.
+        ValueError: a wrong number of milestones, or milestones that don't rise.
+
+    Example:
+        >>> s = gradtx.join_schedules([gradtx.constant_schedule(0.1), gradtx.cosine_schedule(1.0, 2)], [2])
+        >>> [round(s(i), 3) for i in range(5)]
+        [0.1, 0.1, 1.0, 0.5, 0.0]
+    """
+    if not schedules:
+        raise ValueError("join_schedules: needs at least one schedule")
+    for i, part in enumerate(schedules):
+        if not isinstance(part, Schedule):
+            raise TypeError(f"join_schedules: schedules[{i}] must be a gradtx.Schedule, got {describe(part)}")
+    if len(milestones) != len(schedules) - 1:
+        raise ValueError(
+            f"join_schedules: {len(schedules)} schedules need {len(schedules) - 1} milestones, got {len(milestones)}"
+        )
+    if any(late <= early for early, late in zip([0, *milestones], milestones, strict=False)):
+        raise ValueError(f"join_schedules: milestones must rise from above 0, got {list(milestones)}")
+
+    def value(step: Tensor) -> Tensor:
+        now = exact(schedules[0](step), step.device)
+        for start, part in zip(milestones, schedules[1:], strict=True):
+            now = torch.where(step < start, now, exact(part((step - start).clamp(min=0)), step.device))
+        return now
+
+    return value

@@ -1,0 +1,153 @@
+"""Chebyshev step sizes, and the rate of Ranger21."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar, exact
+from gradtx.schedules._factory import schedule
+
+
+def _cosines(number: int) -> list[float]:
+    """Chebyshev's nodes on [-1, 1], in fractal order: large and small ones in turn."""
+    order = [0]
+    while len(order) < number:
+        last = 2 * len(order) - 1
+        order = [x for i in order for x in (i, last - i)]
+    return [math.cos(math.pi * (i + 0.5) / number) for i in order if i < number]
+
+
+def _inverse(node: Any, small_m: Any, big_m: Any) -> Any:
+    """The inverse of a node that is moved to [small_m, big_m]."""
+    return 1 / ((big_m + small_m) / 2 - (big_m - small_m) / 2 * node)
+
+
+def _factor_at(place: Tensor, number: int, small_m: Any, big_m: Any) -> Tensor:
+    """The inverse node at a place, the first before the list and the last after it."""
+    factors = _inverse(torch.tensor(_cosines(number), dtype=place.dtype, device=place.device), small_m, big_m)
+    # A sum in place of an index, which vmap could not take.
+    return (factors * (torch.arange(number, device=place.device) == place.clamp(0, number - 1))).sum()
+
+
+def get_chebyshev_schedule(num_epochs: int, small_m: float = 0.1, big_m: float = 1.0) -> list[float]:
+    r"""The inverses of Chebyshev's nodes on [small_m, big_m], in fractal order, for all epochs but two.
+
+    With $T$ = `num_epochs` - 2: $\gamma_i = 1/((M + m)/2 - (M - m)/2 \cos(\pi (i + 1/2)/T))$. They are step sizes over
+    the spectrum $[m, M]$ of a Hessian, up to $1/m$, and no fractions of a rate.
+
+    Args:
+        num_epochs: >= 3.
+        small_m: $m > 0$.
+        big_m: $M \ge m$.
+
+    Raises:
+        TypeError: a number of epochs that is no int.
+        ValueError: fewer than 3 epochs, or no interval.
+
+    Example:
+        >>> [round(factor, 3) for factor in gradtx.get_chebyshev_schedule(6)]
+        [7.449, 1.035, 2.647, 1.385]
+
+    Source: Agarwal et al. 2021, arXiv:2103.01338. Departures: any number of epochs; published code needs a power of
+    two and 2.
+    """
+    if isinstance(num_epochs, bool) or not isinstance(num_epochs, int):
+        raise TypeError(f"get_chebyshev_schedule: num_epochs must be an int, got {num_epochs!r}")
+    if num_epochs < 3:
+        raise ValueError(f"get_chebyshev_schedule: num_epochs must be in [3, inf), got {num_epochs}")
+    if not 0 < small_m <= big_m < math.inf:
+        raise ValueError(f"get_chebyshev_schedule: needs 0 < small_m <= big_m, got {small_m} and {big_m}")
+    return [_inverse(node, small_m, big_m) for node in _cosines(num_epochs - 2)]
+
+
+@schedule(num_epochs="[3, inf)", small_m="(0, inf)", big_m="(0, inf)")
+def chebyshev_schedule(lr: Scalar, num_epochs: int, small_m: Scalar = 0.1, big_m: Scalar = 1.0):
+    r"""The rate of each epoch, `lr` times a factor of `get_chebyshev_schedule`.
+
+    $\eta \gamma_i$ with $i = e - 1$ for epoch $e$ (a step here is an epoch), where the first and the last factor serve
+    two epochs.
+
+    Args:
+        lr: $\eta \ge 0$.
+        num_epochs: >= 3.
+        small_m: $m > 0$.
+        big_m: $M > 0$, at least $m$.
+
+    Example:
+        >>> s = gradtx.chebyshev_schedule(1.0, num_epochs=6)
+        >>> [round(s(i), 3) for i in range(7)]
+        [7.449, 7.449, 1.035, 2.647, 1.385, 1.385, 1.385]
+
+    Source: Agarwal et al. 2021, arXiv:2103.01338.
+    """
+    return lambda step: lr * _factor_at(step - 1, num_epochs - 2, small_m, big_m)
+
+
+@schedule(
+    lr="[0, inf)",
+    num_iterations="[1, inf)",
+    beta2="[0, 1)",
+    num_warm_up_iterations="[0, inf)",
+    num_warm_down_iterations="[0, inf)",
+    warm_down_min_lr="[0, inf)",
+    chebyshev_epochs="[3, inf)",
+)
+def ranger21_schedule(
+    lr: Scalar,
+    num_iterations: int,
+    beta2: Scalar = 0.999,
+    num_warm_up_iterations: int | None = None,
+    num_warm_down_iterations: int | None = None,
+    warm_down_min_lr: Scalar = 3e-5,
+    chebyshev_epochs: int | None = None,
+):
+    r"""Rise linearly from near 0, stay (or follow Chebyshev's factors), and fall linearly at the end: Ranger21's rate.
+
+    With $t = s + 1$, $u$ and $d$ the lengths of rise and fall and $N$ that of all: $\eta t / u$ for $t \le u$; then
+    $\eta$; from $t = N - d$ on $\max(\eta - (\eta - \eta_{min}) \min((t + 1 - N + d)/(d + 1), 1), \eta_{min})$.
+
+    Args:
+        lr: $\eta \ge 0$.
+        num_iterations: $N \ge 1$.
+        beta2: Decay of the optimizer's squares, in [0, 1).
+        num_warm_up_iterations: $u \ge 0$; None: $2/(1-\beta_2)$ rounded up, or 22 % of $N$ where that exceeds 45 %.
+        num_warm_down_iterations: $d \ge 0$; None: 28 % of $N$.
+        warm_down_min_lr: $\eta_{min} \ge 0$.
+        chebyshev_epochs: $E$ in [3, N]: between rise and fall the rate of each epoch (of $\lfloor N/E \rfloor$ steps)
+            is multiplied by the inverse of a Chebyshev node on [0.1, 1], a number in (1, 10), in fractal order.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> s = gradtx.ranger21_schedule(1.0, 8, num_warm_up_iterations=2, num_warm_down_iterations=3)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+    Source: Wright and Demeure 2021, arXiv:2106.13731; factors: Agarwal et al. 2021, arXiv:2103.01338.
+    """
+    total, epochs = num_iterations, chebyshev_epochs
+    if epochs is not None and epochs > total:
+        raise ValueError(f"ranger21_schedule: chebyshev_epochs must be at most num_iterations = {total}, got {epochs}")
+    down = total - int(0.72 * total) if num_warm_down_iterations is None else num_warm_down_iterations
+    start = total - down
+
+    def value(step: Tensor) -> Tensor:
+        t = step + 1
+        up: Any = num_warm_up_iterations
+        if up is None:
+            up = exact(2 / (1 - beta2), step.device).ceil()
+            up = torch.where(up / total > 0.45, math.floor(0.22 * total), up)
+        up = exact(up, step.device)
+        now = lr * torch.ones_like(step)
+        if epochs is not None:
+            now = now * _factor_at(t // (total // epochs) - 1, epochs - 2, exact(0.1, step.device), 1.0)
+        now = torch.where(t <= up, lr * t / up.clamp(min=1), now)
+        falling = lr - (lr - warm_down_min_lr) * ((t + 1 - start) / (down + 1)).clamp(max=1)
+        return torch.where(t >= start, torch.maximum(falling, exact(warm_down_min_lr, step.device)), now)
+
+    return value

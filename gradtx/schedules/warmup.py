@@ -1,0 +1,407 @@
+"""Schedules with a warm-up: linear, cosine, polynomial, with restarts, with a plateau, un-tuned."""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar, Schedule, describe, exact
+from gradtx.schedules._factory import schedule
+
+Decay = Callable[[Tensor], Tensor]
+
+
+def _after_warmup(owner: str, t_max: int, max_lr: Scalar, init_lr: Scalar, warmup_steps: int, decay: Decay) -> Decay:
+    """A linear rise from `init_lr`, then `decay` of the steps since."""
+    if warmup_steps > t_max:
+        raise ValueError(f"{owner}: warmup_steps must be at most t_max = {t_max}, got {warmup_steps}")
+
+    def value(step: Tensor) -> Tensor:
+        rising = init_lr + (max_lr - init_lr) * step / max(warmup_steps, 1)
+        return torch.where(step < warmup_steps, rising, decay((step - warmup_steps).clamp(min=0)))
+
+    return value
+
+
+@schedule(t_max="[1, inf)", max_lr="[0, inf)", min_lr="[0, inf)", init_lr="[0, inf)", warmup_steps="[0, inf)")
+def warmup_linear_schedule(
+    t_max: int, max_lr: Scalar, min_lr: Scalar = 0.0, init_lr: Scalar = 0.0, warmup_steps: int = 0
+):
+    r"""Rise linearly from `init_lr` to `max_lr`, then fall linearly to `min_lr` at `t_max`, and stay there.
+
+    With $w$ warm-up steps: $\eta_0 + (\eta - \eta_0) s/w$ for $s < w$, then
+    $\eta + (\eta_{min} - \eta)(s - w)/(T - w)$.
+
+    Args:
+        t_max: $T \ge 1$, the step at which `min_lr` is reached.
+        max_lr: $\eta \ge 0$, the value at step `warmup_steps`.
+        min_lr: $\eta_{min} \ge 0$.
+        init_lr: $\eta_0 \ge 0$, the value of the first update.
+        warmup_steps: $w$ in [0, t_max].
+
+    Raises:
+        ValueError: more warm-up steps than `t_max`, numbers out of range.
+
+    Example:
+        >>> s = gradtx.warmup_linear_schedule(6, max_lr=1.0, warmup_steps=2)
+        >>> [s(i) for i in range(8)]
+        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+
+    Source: juntang-zhuang/GSAM, LinearScheduler. Departures: holds `min_lr` after `t_max`.
+    """
+
+    def decay(since: Tensor) -> Tensor:
+        return max_lr + (min_lr - max_lr) * (since / max(t_max - warmup_steps, 1)).clamp(max=1)
+
+    return _after_warmup("warmup_linear_schedule", t_max, max_lr, init_lr, warmup_steps, decay)
+
+
+@schedule(t_max="[1, inf)", max_lr="[0, inf)", min_lr="[0, inf)", init_lr="[0, inf)", warmup_steps="[0, inf)")
+def warmup_cosine_schedule(
+    t_max: int, max_lr: Scalar, min_lr: Scalar = 0.0, init_lr: Scalar = 0.0, warmup_steps: int = 0
+):
+    r"""Rise linearly from `init_lr` to `max_lr`, then fall as half a cosine to `min_lr` at `t_max`, and stay there.
+
+    With $w$ warm-up steps: $\eta_0 + (\eta - \eta_0) s/w$ for $s < w$, then
+    $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi (s - w)/(T - w)))/2$.
+
+    Args:
+        t_max: $T \ge 1$, the step at which `min_lr` is reached.
+        max_lr: $\eta \ge 0$, the value at step `warmup_steps`.
+        min_lr: $\eta_{min} \ge 0$.
+        init_lr: $\eta_0 \ge 0$, the value of the first update.
+        warmup_steps: $w$ in [0, t_max].
+
+    Raises:
+        ValueError: more warm-up steps than `t_max`.
+
+    Example:
+        >>> s = gradtx.warmup_cosine_schedule(6, max_lr=1.0, warmup_steps=2)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+
+    Source: juntang-zhuang/GSAM, CosineScheduler. Departures: holds `min_lr` after `t_max`.
+    """
+
+    def decay(since: Tensor) -> Tensor:
+        share = (since / max(t_max - warmup_steps, 1)).clamp(max=1)
+        return min_lr + (max_lr - min_lr) * (1 + (math.pi * share).cos()) / 2
+
+    return _after_warmup("warmup_cosine_schedule", t_max, max_lr, init_lr, warmup_steps, decay)
+
+
+@schedule(t_max="[1, inf)", max_lr="[0, inf)", min_lr="[0, inf)", init_lr="[0, inf)", warmup_steps="[0, inf)")
+def warmup_poly_schedule(
+    t_max: int,
+    max_lr: Scalar,
+    min_lr: Scalar = 0.0,
+    init_lr: Scalar = 0.0,
+    warmup_steps: int = 0,
+    poly_order: Scalar = -0.5,
+):
+    r"""Rise linearly from `init_lr` to `max_lr`, then fall as a power of the steps since, to `t_max`.
+
+    With $w$ warm-up steps: $\eta_0 + (\eta - \eta_0) s/w$ for $s < w$, $\eta$ at $s = w$, then
+    $\eta_{min} + (\eta - \eta_{min})(\min(s, T) - w)^q$.
+
+    Args:
+        t_max: $T \ge 1$, from where on the value is held.
+        max_lr: $\eta \ge 0$, the value at steps `warmup_steps` and, since $1^q = 1$, `warmup_steps + 1`.
+        min_lr: $\eta_{min} \ge 0$.
+        init_lr: $\eta_0 \ge 0$, the value of the first update.
+        warmup_steps: $w$ in [0, t_max].
+        poly_order: $q$; with a positive one the value grows above `max_lr`.
+
+    Raises:
+        ValueError: more warm-up steps than `t_max`, numbers out of range.
+
+    Example:
+        >>> s = gradtx.warmup_poly_schedule(6, max_lr=1.0, warmup_steps=2)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.0, 0.5, 1.0, 1.0, 0.707, 0.577, 0.5, 0.5]
+
+    Source: juntang-zhuang/GSAM, PolyScheduler. Departures: holds its value after `t_max`. This is not torch's
+    PolynomialLR, see `polynomial_schedule`.
+    """
+
+    def decay(since: Tensor) -> Tensor:
+        # At 0 the value is that of 1 step, so that a negative power is finite.
+        return min_lr + (max_lr - min_lr) * since.clamp(1, max(t_max - warmup_steps, 1)) ** poly_order
+
+    return _after_warmup("warmup_poly_schedule", t_max, max_lr, init_lr, warmup_steps, decay)
+
+
+@functools.cache
+def _table(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], int]:
+    """Starts of the cycles of different lengths, and the length from the last one on."""
+    starts = [0]
+    while starts[-1] < 2**53:  # whole numbers beyond are not exact in float64
+        following = max(1, int(decaying * growth))
+        if following == decaying:
+            break
+        starts.append(starts[-1] + decaying + rising)
+        decaying = following
+    return tuple(starts), decaying + rising
+
+
+@torch.compiler.assume_constant_result
+def _cycles(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], int]:
+    return _table(decaying, growth, rising)
+
+
+@schedule(
+    first_cycle_steps="[1, inf)",
+    max_lr="[0, inf)",
+    min_lr="[0, inf)",
+    warmup_steps="[0, inf)",
+    gamma="[0, inf)",
+)
+def cosine_warmup_restarts_schedule(
+    first_cycle_steps: int,
+    cycle_mult: int | float = 1.0,
+    max_lr: Scalar = 1e-4,
+    min_lr: Scalar = 1e-6,
+    warmup_steps: int = 0,
+    gamma: Scalar = 0.9,
+):
+    r"""Cycles of a linear rise from `min_lr` and half a cosine back to it, whose tops shrink.
+
+    In cycle $c$ (from 0) of $L$ steps, with $w$ warm-up steps and $\eta_c = \eta \gamma^c$, at its step $i$:
+    $\eta_{min} + (\eta_c - \eta_{min}) i/w$ for $i < w$, then
+    $\eta_{min} + (\eta_c - \eta_{min})(1 + \cos(\pi (i - w)/(L - w)))/2$. The next cycle has
+    $\max(1, \lfloor (L - w) m \rfloor) + w$ steps.
+
+    Args:
+        first_cycle_steps: $L$ of the first cycle, >= 1.
+        cycle_mult: $m > 0$, how much longer each fall is than the one before; a plain number.
+        max_lr: $\eta \ge 0$.
+        min_lr: $\eta_{min} \ge 0$.
+        warmup_steps: $w$ in [0, first_cycle_steps).
+        gamma: $\gamma \ge 0$.
+
+    Raises:
+        TypeError: a `cycle_mult` that is no plain number.
+        ValueError: warm-up steps that fill the first cycle, numbers out of range.
+
+    Example:
+        >>> s = gradtx.cosine_warmup_restarts_schedule(4, 1.0, max_lr=1.0, min_lr=0.0, warmup_steps=2, gamma=0.5)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.0, 0.5, 1.0, 0.5, 0.0, 0.25, 0.5, 0.25]
+
+    Source: katsura-jp/pytorch-cosine-annealing-with-warmup. Departures: without warm-up that class leaves `min_lr` for
+    the very first update; here it has `max_lr`.
+    """
+    name = "cosine_warmup_restarts_schedule"
+    if isinstance(cycle_mult, bool) or not isinstance(cycle_mult, numbers.Real):
+        raise TypeError(
+            f"{name}: cycle_mult decides where cycles begin and must be a number, got {describe(cycle_mult)}"
+        )
+    if not 0 < cycle_mult < math.inf:
+        raise ValueError(f"{name}: cycle_mult must be in (0, inf), got {cycle_mult}")
+    if warmup_steps >= first_cycle_steps:
+        raise ValueError(
+            f"{name}: warmup_steps must be below first_cycle_steps = {first_cycle_steps}, got {warmup_steps}"
+        )
+
+    def value(step: Tensor) -> Tensor:
+        starts, last_length = _cycles(first_cycle_steps - warmup_steps, float(cycle_mult), warmup_steps)
+        firsts = torch.tensor(starts, dtype=step.dtype, device=step.device)
+        lengths = torch.cat([firsts[1:] - firsts[:-1], exact(last_length, step.device)[None]])
+        here = (torch.arange(len(starts), device=step.device) == (firsts <= step).sum() - 1).to(step.dtype)
+        place, length = step - (firsts * here).sum(), (lengths * here).sum()
+        again = place // length  # above 0 in the last row only, whose cycles go on for ever
+        top = max_lr * gamma ** ((firsts <= step).sum() - 1 + again)
+        place = place - again * length
+        rising = place / max(warmup_steps, 1)
+        falling = (1 + (math.pi * (place - warmup_steps) / (length - warmup_steps)).cos()) / 2
+        return min_lr + (top - min_lr) * torch.where(place < warmup_steps, rising, falling)
+
+    return value
+
+
+@schedule(
+    max_lr="[0, inf)",
+    min_lr="[0, inf)",
+)
+def proportion_schedule(
+    lr_schedule: Schedule, max_lr: Scalar, min_lr: Scalar = 0.0, max_value: Scalar = 2.0, min_value: Scalar = 2.0
+):
+    r"""Another number that goes along with a learning rate, such as GSAM's radius.
+
+    $v_{min} + (v_{max} - v_{min})(\eta_s - \eta_{min})/(\eta_{max} - \eta_{min})$, and $v_{max}$ where
+    $\eta_{max} \le \eta_{min}$.
+
+    Args:
+        lr_schedule: $\eta_s$, the schedule of the learning rate.
+        max_lr: $\eta_{max} \ge 0$.
+        min_lr: $\eta_{min} \ge 0$.
+        max_value: $v_{max}$, the value at `max_lr`.
+        min_value: $v_{min}$, the value at `min_lr`.
+
+    Raises:
+        TypeError: a rate that is no Schedule.
+        ValueError: numbers out of range.
+
+    Example:
+        >>> rate = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.0, total_iters=2)
+        >>> s = gradtx.proportion_schedule(rate, max_lr=1.0, max_value=0.4, min_value=0.2)
+        >>> [round(s(i), 3) for i in range(4)]
+        [0.4, 0.3, 0.2, 0.2]
+
+    Source: Zhuang et al. 2022, arXiv:2203.08065; juntang-zhuang/GSAM, ProportionScheduler.
+    """
+    if not isinstance(lr_schedule, Schedule):
+        raise TypeError(f"proportion_schedule: lr_schedule must be a gradtx.Schedule, got {describe(lr_schedule)}")
+
+    def value(step: Tensor) -> Tensor:
+        span: Any = max_lr - min_lr
+        most: Any = max_value
+        share = (exact(lr_schedule(step), step.device) - min_lr) / torch.where(span > 0, span, 1.0)
+        return torch.where(span > 0, min_value + (max_value - min_value) * share, most)
+
+    return value
+
+
+@schedule(peak_lr="[0, inf)", warmup_steps="[0, inf)", explore_steps="[0, inf)", total_steps="[0, inf)")
+def explore_exploit_schedule(peak_lr: Scalar, warmup_steps: int = 0, explore_steps: int = 0, total_steps: int = 0):
+    r"""Rise linearly, stay at the peak to find wide minima, then fall linearly to 0: the knee schedule.
+
+    With $t = s + 1$, $w$ and $e$ the steps of warm-up and exploration, $N$ all: $\eta t/w$ for $t \le w$, $\eta$ for
+    $t \le w + e$, then $\eta (1 - (t - w - e)/(N - w - e))$, and 0 from there on.
+
+    Args:
+        peak_lr: $\eta \ge 0$.
+        warmup_steps: $w \ge 0$.
+        explore_steps: $e \ge 0$.
+        total_steps: $N \ge w + e$.
+
+    Raises:
+        ValueError: more steps of warm-up and exploration than there are, numbers out of range.
+
+    Example:
+        >>> s = gradtx.explore_exploit_schedule(1.0, warmup_steps=2, explore_steps=1, total_steps=5)
+        >>> [s(i) for i in range(6)]
+        [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
+
+    Source: Iyer et al. 2020, arXiv:2003.03977.
+    """
+    flat = warmup_steps + explore_steps
+    if flat > total_steps:
+        raise ValueError(
+            f"explore_exploit_schedule: total_steps must be at least warmup_steps + explore_steps = {flat}, "
+            f"got {total_steps}"
+        )
+
+    def value(step: Tensor) -> Tensor:
+        t = step + 1
+        rising = (t / max(warmup_steps, 1)).clamp(max=1)
+        falling = (1 - (t - flat) / max(total_steps - flat, 1)).clamp(min=0)
+        return peak_lr * torch.where(t <= flat, rising, falling)
+
+    return value
+
+
+_COOLDOWNS = ("1-sqrt", "linear", "1-square", "cosine")
+
+
+@schedule(
+    num_warmup_steps="[0, inf)",
+    num_stable_steps="[0, inf)",
+    num_decay_steps="[0, inf)",
+    min_lr_ratio="[0, 1]",
+    num_cycles="[0, inf)",
+)
+def wsd_schedule(
+    lr: Scalar,
+    num_warmup_steps: int,
+    num_stable_steps: int,
+    num_decay_steps: int,
+    min_lr_ratio: Scalar = 0.0,
+    num_cycles: Scalar = 0.5,
+    cooldown_type: str = "1-sqrt",
+):
+    r"""Warm-up, stable phase, decay: rise linearly, stay, and cool down.
+
+    $\eta s/w$ in the warm-up, $\eta$ in the stable phase, $\eta (r + (1 - r) f(x))$ in the cool-down, $x$ the share of
+    it that is over, then $\eta r$. $f(x)$ is $1 - \sqrt x$ ("1-sqrt"), $1 - x$ ("linear"), $1 - x^2$ ("1-square") or
+    $\max(0, (1 + \cos(2\pi k x))/2)$ ("cosine").
+
+    Args:
+        lr: $\eta \ge 0$.
+        num_warmup_steps: $w \ge 0$; the first update of a warm-up uses 0.
+        num_stable_steps: >= 0.
+        num_decay_steps: >= 0.
+        min_lr_ratio: $r$ in [0, 1].
+        num_cycles: $k \ge 0$, read with "cosine" only.
+        cooldown_type: The form of the cool-down.
+
+    Raises:
+        ValueError: an unknown form, numbers out of range.
+
+    Example:
+        >>> s = gradtx.wsd_schedule(1.0, 2, 1, 4, min_lr_ratio=0.2)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.0, 0.5, 1.0, 1.0, 0.6, 0.434, 0.307, 0.2]
+
+    Source: Hu et al. 2024, arXiv:2404.06395. Departures: `min_lr_ratio` holds for every form; code that applies it to
+    the cosine alone jumps at the end of the others.
+    """
+    if cooldown_type not in _COOLDOWNS:
+        known = ", ".join(map(repr, _COOLDOWNS))
+        raise ValueError(f"wsd_schedule: cooldown_type must be one of {known}, got {cooldown_type!r}")
+    flat = num_warmup_steps + num_stable_steps
+
+    def shape(x: Tensor) -> Tensor:
+        if cooldown_type == "cosine":
+            return (1 + (2 * math.pi * num_cycles * x).cos()) / 2
+        return 1 - x ** {"1-sqrt": 0.5, "linear": 1, "1-square": 2}[cooldown_type]
+
+    def value(step: Tensor) -> Tensor:
+        rising = (step / max(num_warmup_steps, 1)).clamp(max=1)
+        share = ((step - flat) / max(num_decay_steps, 1)).clamp(0, 1)
+        falling = min_lr_ratio + (1 - min_lr_ratio) * torch.where(step < flat + num_decay_steps, shape(share), 0.0)
+        return lr * torch.where(step < flat, rising, falling)
+
+    return value
+
+
+@schedule()
+def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
+    r"""$\eta \min(1, t (1 - \beta_2)/2)$ with $t = s + 1$: as long as the average of squares needs; un-tuned.
+
+    Args:
+        lr: $\eta \ge 0$; another schedule goes on below the warm-up, from the same step 0.
+        beta2: $\beta_2$ of the optimizer, in [0, 1).
+
+    Example:
+        >>> s = gradtx.untuned_linear_warmup(1.0, beta2=0.5)
+        >>> [s(i) for i in range(5)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+
+    Source: Ma and Yarats 2019, arXiv:1910.04209. The period $2/(1-\beta_2)$ is not rounded.
+    """
+    return lambda step: lr * ((step + 1) * (1 - beta2) / 2).clamp(max=1)
+
+
+@schedule()
+def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
+    r"""$\eta (1 - e^{-(1 - \beta_2) t})$ with $t = s + 1$: as long as the average of squares needs; un-tuned.
+
+    Args:
+        lr: $\eta \ge 0$; another schedule goes on below the warm-up, from the same step 0.
+        beta2: $\beta_2$ of the optimizer, in [0, 1).
+
+    Example:
+        >>> s = gradtx.untuned_exponential_warmup(gradtx.exponential_schedule(1.0, 0.5), beta2=0.0)
+        >>> [round(s(i), 3) for i in range(3)]
+        [0.632, 0.432, 0.238]
+
+    Source: Ma and Yarats 2019, arXiv:1910.04209.
+    """
+    return lambda step: lr * -torch.expm1((step + 1) * (beta2 - 1))

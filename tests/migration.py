@@ -1,0 +1,175 @@
+"""Writes docs/from-pytorch-optimizer.md from the signatures: `python -m tests.migration > docs/...`."""
+
+import enum
+import inspect
+import sys
+
+import pytorch_optimizer
+import torch
+
+import gradtx
+
+PAGE = "docs/from-pytorch-optimizer.md"
+TEXT = """# From pytorch_optimizer and torch.optim
+
+`create_optimizer`, `load_optimizer`, `get_supported_optimizers`, `load_lr_scheduler` and `get_supported_lr_schedulers`
+are called as those of pytorch_optimizer. Names are read without case, dashes and underscores.
+
+```python
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+>>> optimizer = gradtx.create_optimizer(model, "AdamP", lr=1e-3, weight_decay=1e-3, use_gc=True, use_lookahead=True)
+>>> scheduler = gradtx.load_lr_scheduler("warmup_cosine")(optimizer, t_max=100, max_lr=1e-3, warmup_steps=10)
+>>> gradtx.get_supported_optimizers("schedule*")
+['schedule_free_adamw', 'schedule_free_sgd']
+
+```
+
+What differs:
+
+- Biases and the weights of all normalization layers get no decay; there it is those of LayerNorm alone. Parts of names
+  and wildcard patterns may be given as `wd_ban_list`.
+- Lookahead, gradient centralization and orthogonal gradients are links of one chain, not optimizers around another: one
+  state dict, one set of groups. `use_gc` is for every optimizer.
+- `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are no options but links: `scale_by_adanorm`,
+  `scale_by_adam_hat(debias_first=False)`, `scale_by_radam`, `add_decayed_weights(..., fixed=True)`.
+- "ASGD" is torch's, averaged SGD; what pytorch_optimizer has under this name is "adaptive_gd".
+- `foreach`, `fused`, `capturable` and `differentiable` are refused: `compile=True` has their place.
+- Old names of options are taken by `create_optimizer` with a FutureWarning. The classes take the names of this page.
+
+## Optimizers
+
+"here" is the function that makes the transformation; the class of `gradtx.optim` is beside it. Defaults are
+ours, theirs in brackets; `=` is the one behaviour that an option without a place here stands for.
+
+"""
+OURS = {"params", "state_dtype", "maximize", "compile", "seed"}
+ENGINES = {"self", "kwargs", "foreach", "fused", "capturable", "differentiable"}
+SAME_NAME_ONLY = {  # pytorch_optimizer's, which is another method than ours or torch's of the name
+    "ASGD": "adaptive_gd",
+    "APOLLO": None,
+}
+NOTES = {
+    ("pytorch_optimizer", "ASGD"): "`asgd` is torch's averaged SGD",
+    ("pytorch_optimizer", "APOLLO"): "`apollo` is ApolloDQN",
+    ("pytorch_optimizer", "AdaFactor"): "no lr with `relative_step`; `eps` is (`eps1`, `eps2`)",
+    ("pytorch_optimizer", "AdaMod"): "its third beta is `beta3`",
+    ("pytorch_optimizer", "ADOPT"): "`clip_lambda` is an exponent of the step, `clip_exponent`",
+    ("pytorch_optimizer", "Adan"): "`no_prox` has the meaning of `weight_decouple`",
+    ("pytorch_optimizer", "AliG"): "`lr` sets `max_lr`",
+    ("pytorch_optimizer", "Muon"): "other leaves go to `fallback`, not to `adamw_...`",
+    ("torch.optim", "Adafactor"): "`adafactor` is the paper's",
+    ("torch.optim", "Muon"): "for models with other leaves give a `fallback`",
+}
+SCHEDULERS = [
+    ("ConstantLR", "constant", "constant"),
+    ("LinearLR", "", "linear"),
+    ("PolynomialLR", "", "polynomial"),
+    ("ExponentialLR", "", "exponential"),
+    ("StepLR", "step", "step"),
+    ("MultiStepLR", "multi_step", "multistep"),
+    ("CosineAnnealingLR", "cosine_annealing", "cosine"),
+    ("CosineAnnealingWarmRestarts", "cosine_annealing_with_warm_restart", "cosine_warm_restarts"),
+    ("OneCycleLR", "one_cycle", "one_cycle"),
+    ("CyclicLR", "cyclic", "cyclic"),
+    ("LinearScheduler", "linear", "warmup_linear"),
+    ("CosineScheduler", "cosine", "warmup_cosine"),
+    ("PolyScheduler", "poly", "warmup_poly"),
+    ("CosineAnnealingWarmupRestarts", "cosine_annealing_with_warmup", "cosine_warmup_restarts"),
+    ("get_wsd_schedule", "warmup_stable_decay", "wsd"),
+    ("get_chebyshev_schedule", "chebyshev", "chebyshev"),
+]
+
+
+def options(cls):
+    return {
+        name: None if p.default is p.empty else p.default
+        for name, p in inspect.signature(cls).parameters.items()
+        if name not in OURS | ENGINES
+    }
+
+
+def shown(value):
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return str(value)
+
+
+def counterpart(library, name):
+    """The class here, or None."""
+    if library == "pytorch_optimizer" and name in SAME_NAME_ONLY:
+        name = SAME_NAME_ONLY[name]
+    if library == "torch.optim" and name == "Adafactor":
+        name = "adafactor_torch"
+    try:
+        return None if name is None else gradtx.load_optimizer(name)
+    except ValueError:
+        return None
+
+
+def fixed_value(cls, option):
+    """What an optimizer without this switch does always."""
+    if option != "weight_decouple":
+        return False if option in gradtx.registry._SWITCHES else None
+    name = cls._alias.__name__
+    return True if name in gradtx.registry._DECOUPLED else False if name in gradtx.registry._COUPLED else None
+
+
+def row(library, name, cls, theirs):
+    ours, other = options(cls), options(theirs)
+    renamed, missing = [], []
+    for option in (option for option in other if option not in ours):
+        new = next((new for new in gradtx.registry._RENAMED.get(option, ()) if new in ours), None)
+        if new is not None:
+            renamed.append(f"`{option}` → `{new}`")
+            other = {**other, new: other[option]}
+        else:
+            fixed = fixed_value(cls, option)
+            missing.append(f"`{option}`" if fixed is None else f"`{option}` = {fixed}")
+    defaults = [
+        f"`{option}` {shown(ours[option])} ({shown(value)})"
+        for option, value in other.items()
+        if option in ours and ours[option] != value and ours[option] is not None and shown(ours[option]) != shown(value)
+    ]
+    cells = [f"`{cls._alias.__name__}`", f"`{cls.__name__}`", ", ".join(renamed), ", ".join(missing)]
+    return f"| {name} | {' | '.join(cells)} | {', '.join(defaults)} | {NOTES.get((library, name), '')} |"
+
+
+def tables():
+    torchs = {
+        name: cls
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+    }
+    published = {cls.__name__: cls for cls in pytorch_optimizer.optimizer.OPTIMIZER_LIST}
+    published = {name: cls for name, cls in published.items() if torchs.get(name) is not cls}
+    for library, classes in (("torch.optim", torchs), ("pytorch_optimizer", published)):
+        yield f"### {library}\n"
+        yield "| there | here | class | options with other names | options not here | defaults | |"
+        yield "|---|---|---|---|---|---|---|"
+        absent = []
+        for name, theirs in sorted(classes.items(), key=lambda item: item[0].lower()):
+            cls = counterpart(library, name)
+            if cls is None:
+                absent.append(name)
+            else:
+                yield row(library, name, cls, theirs)
+        yield f"\nNot here: {', '.join(absent)}.\n"
+
+
+def page():
+    """The text of the page."""
+    lines = [*tables(), "## Schedulers\n", "| class there | name there | here | function |", "|---|---|---|---|"]
+    for cls, name, ours in SCHEDULERS:
+        lines.append(f"| {cls} | {name} | {ours} | `{gradtx.load_lr_scheduler(ours).__name__}` |")
+    lines.append(
+        "\nOthers are `explore_exploit`, `ranger21` and the un-tuned warm-ups. `join_schedules` is SequentialLR,"
+    )
+    lines.append("`proportion_schedule` is ProportionScheduler. A list of groups with schedules of their own is a list")
+    lines.append("given to `as_lr_scheduler`; inside a chain a schedule needs no scheduler.")
+    return TEXT + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

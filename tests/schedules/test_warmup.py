@@ -1,0 +1,214 @@
+"""The schedules that torch does not have, against the formulas of their sources and against published code."""
+
+import math
+
+import pytest
+import pytorch_optimizer
+import torch
+from pytorch_optimizer import lr_scheduler as theirs
+
+import gradtx
+
+LR = 0.3
+EXACT = {"rel": 1e-14, "abs": 1e-16}  # the same formula in float64, rounded in another order
+
+
+def sgd(lr=LR):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def first(schedule, steps):
+    return [schedule(step) for step in range(steps)]
+
+
+def rates_of(make, steps):
+    """What a torch scheduler of another package leaves in an optimizer, of the first update on."""
+    optimizer = sgd()
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def warmed_up(s, t_max, max_lr, min_lr=0.0, init_lr=0.0, warmup_steps=0, *, form, q=None):
+    w, T = warmup_steps, t_max
+    if s < w:
+        return init_lr + (max_lr - init_lr) * s / w
+    if s == w:
+        return max_lr
+    if form == "linear":
+        return min_lr if s >= T else max_lr + (min_lr - max_lr) * (s - w) / (T - w)
+    s = min(s, T)
+    return max_lr if s == w else min_lr + (max_lr - min_lr) * (s - w) ** q
+
+
+OPTIONS = [
+    {"t_max": 1, "max_lr": 0.3},
+    {"t_max": 12, "max_lr": 0.3, "min_lr": 0.02, "warmup_steps": 5},
+    {"t_max": 12, "max_lr": 0.3, "min_lr": 0.02, "init_lr": 0.1, "warmup_steps": 1},
+    {"t_max": 12, "max_lr": 0.3, "min_lr": 0.02, "init_lr": 0.5, "warmup_steps": 11},
+    {"t_max": 5, "max_lr": 0.3, "min_lr": 0.1, "warmup_steps": 5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_linear_and_polynomial_decay_after_a_warm_up_follow_the_loop(options):
+    expected = [warmed_up(s, **options, form="linear") for s in range(30)]
+    assert first(gradtx.warmup_linear_schedule(**options), 30) == pytest.approx(expected, **EXACT)
+    for q in (-0.5, -1.3, 0.5):
+        expected = [warmed_up(s, **options, form="poly", q=q) for s in range(30)]
+        assert first(gradtx.warmup_poly_schedule(**options, poly_order=q), 30) == pytest.approx(expected, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("factory", "cls", "more"),
+    [
+        (gradtx.warmup_linear_schedule, theirs.LinearScheduler, {}),
+        (gradtx.warmup_cosine_schedule, theirs.CosineScheduler, {}),
+        (gradtx.warmup_poly_schedule, theirs.PolyScheduler, {"poly_order": 0.5}),
+    ],
+    ids=["linear", "cosine", "poly"],
+)
+@pytest.mark.parametrize("options", OPTIONS[:4], ids=str)
+def test_up_to_the_end_warm_ups_equal_those_of_pytorch_optimizer(factory, cls, more, options):
+    scheduler = cls(sgd(), **options, **more)
+    expected = [scheduler.step() for _ in range(options["t_max"] + 1)]
+    assert first(factory(**options, **more), options["t_max"] + 1) == pytest.approx(expected, **EXACT)
+
+
+def test_a_proportion_equals_that_of_pytorch_optimizer():
+    optimizer, rate = sgd(), gradtx.warmup_cosine_schedule(9, LR, min_lr=0.05, warmup_steps=3)
+    scheduler = theirs.CosineScheduler(optimizer, 9, LR, min_lr=0.05, warmup_steps=3)
+    scheduler.step()
+    rho = theirs.ProportionScheduler(scheduler, max_lr=LR, min_lr=0.05, max_value=0.4, min_value=0.1)
+    expected = [rho.last_lr[0]]
+    for _ in range(9):
+        scheduler.step()
+        expected.append(rho.step())
+    schedule = gradtx.proportion_schedule(rate, LR, 0.05, 0.4, 0.1)
+    assert first(schedule, 10) == pytest.approx(expected, **EXACT)
+
+
+def test_a_proportion_without_a_range_is_its_largest_value():
+    for bounds in ((0.1, 0.1), (0.1, 0.3)):
+        assert first(gradtx.proportion_schedule(gradtx.cosine_schedule(0.1, 3), *bounds, 0.4, 0.2), 4) == [0.4] * 4
+
+
+RESTARTS = [
+    {"first_cycle_steps": 7, "warmup_steps": 2, "max_lr": 0.3, "min_lr": 0.01},
+    {"first_cycle_steps": 5, "cycle_mult": 1.5, "warmup_steps": 1, "max_lr": 0.3, "min_lr": 0.0, "gamma": 0.5},
+    {"first_cycle_steps": 9, "cycle_mult": 0.5, "warmup_steps": 3, "max_lr": 0.3, "min_lr": 0.02, "gamma": 0.9},
+    {"first_cycle_steps": 4, "cycle_mult": 1.2, "warmup_steps": 1, "max_lr": 0.3, "min_lr": 0.02},  # int(3.6) is 3
+    {"first_cycle_steps": 4, "cycle_mult": 2.0, "warmup_steps": 0, "max_lr": 0.3, "min_lr": 0.02},
+]
+
+
+@pytest.mark.parametrize("options", RESTARTS, ids=str)
+def test_cosine_with_warm_up_and_restarts_equals_the_class_of_pytorch_optimizer(options):
+    expected = rates_of(lambda o: theirs.CosineAnnealingWarmupRestarts(o, **options), 90)
+    schedule = gradtx.cosine_warmup_restarts_schedule(**options)
+    if options["warmup_steps"] == 0:
+        assert expected[0] == 0.02  # the class leaves the lowest rate for the first update
+        expected[0] = 0.3
+    assert first(schedule, 90) == pytest.approx(expected, rel=1e-13, abs=1e-16)
+
+
+def test_restarts_are_defined_for_every_step():
+    for mult in (0.5, 1.0, 1.001, 2.0):
+        schedule = gradtx.cosine_warmup_restarts_schedule(50, mult, 0.3, 0.1, 10, 1.0)
+        assert all(0.1 <= schedule(10**n) <= 0.3 for n in range(15))
+
+
+def explored(s, peak_lr, warmup_steps=0, explore_steps=0, total_steps=0):
+    t, w, e, N = s + 1, warmup_steps, explore_steps, total_steps
+    if t <= w:
+        return peak_lr * t / w
+    if t <= w + e:
+        return peak_lr
+    return 0.0 if t >= N else max(0.0, peak_lr * (1 - (t - w - e) / (N - w - e)))
+
+
+@pytest.mark.parametrize("steps", [(0, 0, 0), (0, 0, 6), (3, 0, 3), (0, 4, 4), (3, 4, 12), (1, 0, 5)], ids=str)
+def test_explore_exploit_follows_the_loop(steps):
+    expected = [explored(s, LR, *steps) for s in range(20)]
+    assert first(gradtx.explore_exploit_schedule(LR, *steps), 20) == pytest.approx(expected, **EXACT)
+
+
+def wsd(s, w, stable, decay, r, k, form):
+    if s < w:
+        return LR * s / w
+    if s < w + stable:
+        return LR
+    if s >= w + stable + decay:
+        return LR * r
+    x = (s - w - stable) / decay
+    shapes = {"1-sqrt": 1 - math.sqrt(x), "linear": 1 - x, "1-square": 1 - x * x}
+    shape = shapes.get(form, max(0.0, (1 + math.cos(2 * math.pi * k * x)) / 2))
+    return LR * (r + (1 - r) * shape)
+
+
+@pytest.mark.parametrize("form", ["1-sqrt", "linear", "1-square", "cosine"])
+@pytest.mark.parametrize("steps", [(3, 4, 8), (0, 0, 5), (4, 0, 0), (0, 0, 0)], ids=str)
+def test_wsd_follows_the_loop_and_with_a_final_0_pytorch_optimizer(steps, form):
+    expected = [wsd(s, *steps, 0.2, 0.8, form) for s in range(25)]
+    assert first(gradtx.wsd_schedule(LR, *steps, 0.2, 0.8, form), 25) == pytest.approx(expected, **EXACT)
+    r = 0.2 if form == "cosine" else 0.0
+    made = rates_of(lambda o: theirs.get_wsd_schedule(o, *steps, r, 0.8, form), 25)
+    assert first(gradtx.wsd_schedule(LR, *steps, r, 0.8, form), 25) == pytest.approx(made, **EXACT)
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.5, 0.9, 0.999])
+def test_untuned_warm_ups_follow_their_formulas_and_are_not_rounded(beta2):
+    linear = [LR * min(1, (s + 1) * (1 - beta2) / 2) for s in range(3000)]
+    exponential = [LR * (1 - math.exp(-(1 - beta2) * (s + 1))) for s in range(3000)]
+    for schedule, expected in (
+        (gradtx.untuned_linear_warmup(LR, beta2), linear),
+        (gradtx.untuned_exponential_warmup(LR, beta2), exponential),
+    ):
+        values = torch.vmap(schedule)(torch.arange(3000)).tolist()
+        assert values == pytest.approx(expected, rel=1e-12)  # 1 - exp(-x) loses 1e-13 of a small x
+
+
+def test_an_untuned_warm_up_goes_in_front_of_any_schedule():
+    rate = gradtx.cosine_schedule(LR, 50, 0.01)
+    for made in (rate, gradtx.Schedule(lambda step: rate(step))):
+        schedule = gradtx.untuned_linear_warmup(made, 0.9)
+        assert first(schedule, 50) == pytest.approx([rate(s) * min(1, (s + 1) * 0.05) for s in range(50)], **EXACT)
+        assert type(schedule(3)) is float
+
+
+def test_any_number_of_a_schedule_may_be_a_schedule():
+    inner = gradtx.linear_schedule(1.0, 0.5, total_iters=4)
+    outer = gradtx.polynomial_schedule(inner, 8)
+    assert first(outer, 9) == [inner(s) * (1 - s / 8) for s in range(9)]
+    members = torch.tensor([0.1, 0.4], dtype=torch.float64)
+    result = torch.vmap(lambda lr: gradtx.exponential_schedule(gradtx.step_schedule(lr, 2), 0.5)(3))(members)
+    assert torch.allclose(result, members * 0.1 * 0.125, rtol=1e-15)
+
+
+def chebyshev_factors(num_epochs, m, M):
+    T = num_epochs - 2
+    gammas = [1 / ((M + m) / 2 - (M - m) / 2 * math.cos(math.pi * (i + 0.5) / T)) for i in range(T)]
+    order = [0]
+    while len(order) < T:
+        n = len(order)
+        order = [y for x in order for y in (x, 2 * n - 1 - x)]
+    return [gammas[i] for i in order if i < T]
+
+
+@pytest.mark.parametrize("epochs", [3, 4, 5, 6, 9, 10, 18])
+def test_chebyshev_factors_follow_the_loop_and_every_factor_occurs(epochs):
+    for m, M in ((0.1, 1.0), (0.25, 3.0), (1.0, 1.0)):
+        factors = chebyshev_factors(epochs, m, M)
+        assert gradtx.get_chebyshev_schedule(epochs, m, M) == pytest.approx(factors, **EXACT)
+        expected = [LR * factors[min(max(e - 1, 0), epochs - 3)] for e in range(epochs + 5)]
+        assert first(gradtx.chebyshev_schedule(LR, epochs, m, M), epochs + 5) == pytest.approx(expected, **EXACT)
+    assert all(type(factor) is float for factor in gradtx.get_chebyshev_schedule(epochs))
+
+
+def test_chebyshev_factors_of_a_power_of_two_are_those_of_pytorch_optimizer():
+    module = pytorch_optimizer.lr_scheduler.chebyshev
+    nodes = module.get_chebyshev_steps(8, 0.1, 1.0)[module.get_chebyshev_permutation(8)]
+    assert gradtx.get_chebyshev_schedule(10) == pytest.approx(list(nodes), **EXACT)

@@ -1,0 +1,578 @@
+import fnmatch
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import pytorch_optimizer
+import torch
+from torch.optim import lr_scheduler
+
+import gradtx
+from tests.migration import PAGE, page
+
+ROOT = pathlib.Path(__file__).parents[1]
+ALIASES = [
+    name for name in gradtx.__all__ if getattr(getattr(getattr(gradtx, name), "spec", None), "kind", "") == "alias"
+]
+
+
+def model(seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    layers = torch.nn.Linear(4, 5), torch.nn.LayerNorm(5), torch.nn.Tanh(), torch.nn.Linear(5, 3, bias=False)
+    return torch.nn.Sequential(*layers).to(dtype)
+
+
+def trained(net, optimizer, steps=12):
+    """The weights after some steps on fixed data."""
+    rng = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(8, 4, generator=rng, dtype=torch.float64)
+        y = torch.randn(8, 3, generator=rng, dtype=torch.float64)
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = (net(x) - y).square().mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    return torch.cat([param.detach().flatten() for param in net.parameters()])
+
+
+def made(name, seed=0, **options):
+    net = model(seed)
+    return trained(net, gradtx.create_optimizer(net, name, **options))
+
+
+def theirs(name, **options):
+    net = model()
+    return trained(net, pytorch_optimizer.create_optimizer(net, name, **options))
+
+
+def named(optimizer):
+    return [(group["weight_decay"], group["param_names"]) for group in optimizer.param_groups]
+
+
+# Classes by name.
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_every_alias_is_found_by_its_name_and_by_that_of_its_class(name):
+    cls = gradtx.load_optimizer(name)
+    assert cls._alias is getattr(gradtx, name)
+    for spelling in (name.upper(), name.replace("_", "-"), name.replace("_", ""), cls.__name__, cls.__name__.lower()):
+        assert gradtx.load_optimizer(spelling) is cls
+
+
+def test_supported_optimizers_are_all_aliases_sorted():
+    assert gradtx.get_supported_optimizers() == sorted(ALIASES)
+
+
+@pytest.mark.parametrize("pattern", ["adam*", "*adam*", "*sgd", "ranger?", "lion", "nothing*", "ad[a-d]*"])
+def test_a_pattern_finds_what_it_matches(pattern):
+    assert gradtx.get_supported_optimizers(pattern) == sorted(fnmatch.filter(ALIASES, pattern))
+
+
+def test_several_patterns_find_what_any_matches_in_any_spelling():
+    found = gradtx.get_supported_optimizers(["schedule-free*", "Sophia?", "ScheduleFreeSGD", "LION"])
+    assert found == ["lion", "schedule_free_adamw", "schedule_free_sgd", "sophia"]
+    assert gradtx.get_supported_optimizers(()) == []
+
+
+# Schedulers by name.
+
+OPTIONS = {
+    "chebyshev": {"num_epochs": 6},
+    "constant": {},
+    "cosine": {"T_max": 6},
+    "cosine_warm_restarts": {"T_0": 3},
+    "cosine_warmup_restarts": {"first_cycle_steps": 4},
+    "cyclic": {"base_lr": 0.1, "max_lr": 0.2, "step_size_up": 2},
+    "explore_exploit": {"peak_lr": 0.1, "total_steps": 4},
+    "exponential": {"gamma": 0.5},
+    "linear": {},
+    "multistep": {"milestones": [2, 3]},
+    "one_cycle": {"max_lr": 0.2, "total_steps": 6},
+    "polynomial": {},
+    "ranger21": {"num_iterations": 8},
+    "step": {"step_size": 2},
+    "untuned_exponential_warmup": {},
+    "untuned_linear_warmup": {},
+    "warmup_cosine": {"t_max": 6, "max_lr": 0.3},
+    "warmup_linear": {"t_max": 6, "max_lr": 0.3},
+    "warmup_poly": {"t_max": 6, "max_lr": 0.3},
+    "wsd": {"num_warmup_steps": 1, "num_stable_steps": 1, "num_decay_steps": 2},
+}
+
+
+def test_supported_schedulers_are_the_schedules_of_a_rate():
+    assert gradtx.get_supported_lr_schedulers() == sorted(OPTIONS)
+    assert gradtx.get_supported_lr_schedulers(["*cosine*", "Multi-Step"]) == [
+        "cosine", "cosine_warm_restarts", "cosine_warmup_restarts", "multistep", "warmup_cosine",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_scheduler_by_name_sets_the_rates_of_its_schedule(name):
+    factory = getattr(gradtx, f"{name}_schedule", None) or getattr(gradtx, name)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.25, 0.5)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = gradtx.load_lr_scheduler(name.upper().replace("_", "-"))(optimizer, **OPTIONS[name])
+    assert isinstance(scheduler, lr_scheduler.LRScheduler)
+    own = "lr" in factory.arguments.by_name
+    for step in range(8):
+        expected = [factory(**({"lr": lr} if own else {}), **OPTIONS[name])(step) for lr in (0.25, 0.5)]
+        assert scheduler.get_last_lr() == expected
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "options"),
+    [
+        ("ConstantLR", (0.5, 3), {}),
+        ("LinearLR", (), {"start_factor": 0.5}),
+        ("PolynomialLR", (4,), {"power": 2.0}),
+        ("ExponentialLR", (0.9,), {}),
+        ("StepLR", (2, 0.5), {}),
+        ("MultiStepLR", ([2, 4],), {}),
+        ("CosineAnnealingLR", (5,), {}),
+        ("CosineAnnealingWarmRestarts", (3, 2), {}),
+        ("OneCycleLR", (0.3, 20), {}),
+        ("CyclicLR", (0.1, 0.3, 2), {}),
+    ],
+)
+def test_torchs_names_take_torchs_arguments(name, args, options):
+    rates = []
+    for make in (getattr(lr_scheduler, name), gradtx.load_lr_scheduler(name)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5, momentum=0.9)
+        scheduler = make(optimizer, *args, **options)
+        rates.append([])
+        for _ in range(12):
+            rates[-1].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    assert rates[0] == pytest.approx(rates[1], abs=1e-14)
+
+
+def test_a_scheduler_by_name_resumes_from_the_last_step_at_the_rate_that_training_began_with():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    make = gradtx.load_lr_scheduler("exponential")
+    make(optimizer, gamma=0.5)
+    optimizer.param_groups[0]["lr"] = 0.125
+    assert make(optimizer, gamma=0.5, last_epoch=3).get_last_lr() == [0.5**5]
+
+
+# Making optimizers.
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_every_optimizer_can_be_made_from_a_model_and_trains(name):
+    options = {"num_iterations": 20} if name == "ranger21" else {"ns_dtype": None} if name == "muon" else {}
+    net = model()
+    start = torch.cat([param.detach().flatten() for param in net.parameters()])
+    optimizer = gradtx.create_optimizer(net, name, **options)
+    assert type(optimizer) is gradtx.load_optimizer(name)
+    end = trained(net, optimizer, 11)  # AdaShift waits for ten
+    assert end.isfinite().all()
+    assert not torch.equal(start, end)
+
+
+def test_by_default_the_rate_is_a_thousandth_and_nothing_decays():
+    optimizer = gradtx.create_optimizer(model(), "AdamW")
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-3, 0.0)]
+    assert gradtx.create_optimizer(model(), "pid").param_groups[0]["lr"] == 1e-3
+    assert gradtx.create_optimizer(model(), "adafactor").param_groups[0]["relative_step"] is True
+
+
+# Where pytorch_optimizer's class of the name has our defaults; decay of all weights, so that ban lists don't matter.
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adamp", {"eps": 1e-16}),  # which they add at another place
+        ("adamw", {}),
+        ("lion", {"betas": (0.8, 0.9)}),
+        ("adan", {}),
+        ("adabelief", {"rectify": False}),
+        ("sgdp", {"momentum": 0.9, "nesterov": True}),
+        ("adamp", {"use_gc": True, "eps": 1e-16}),
+        ("adamw", {"use_lookahead": True}),
+        ("lion", {"use_lookahead": True, "k": 3, "alpha": 0.8}),
+        ("sgdw", {"momentum": 0.9, "use_lookahead": True, "k": 2, "pullback_momentum": "reset"}),
+        ("sgdw", {"momentum": 0.9, "use_lookahead": True, "k": 3, "pullback_momentum": "pullback"}),
+        ("adamw", {"use_orthograd": True}),
+        ("adamp", {"use_gc": True, "use_lookahead": True, "k": 4, "eps": 1e-16}),
+        ("ranger", {"degenerated_to_sgd": True}),
+    ],
+    ids=str,
+)
+def test_trains_as_the_one_that_pytorch_optimizer_makes(name, options):
+    own = {key: value for key, value in options.items() if key != "degenerated_to_sgd"}  # what ours always does
+    numbers = {"lr": 0.01, "weight_decay": 0.1, "wd_ban_list": []}
+    ours, other = made(name, **numbers, **own), theirs(name, **numbers, **options)
+    assert ((ours - other).norm() / other.norm()).item() < 1e-10
+
+
+def test_biases_and_norms_do_not_decay_by_default():
+    net = model()
+    optimizer = gradtx.create_optimizer(net, "adamw", weight_decay=0.1)
+    expected = [(0.1, ["0.weight", "3.weight"]), (0.0, ["0.bias", "1.weight", "1.bias"])]
+    assert named(optimizer) == expected
+    for group in optimizer.param_groups:
+        for name, param in zip(group["param_names"], group["params"], strict=True):
+            assert param is dict(net.named_parameters())[name]
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        torch.nn.LayerNorm(3),
+        torch.nn.BatchNorm1d(3),
+        torch.nn.BatchNorm2d(3),
+        torch.nn.SyncBatchNorm(3),
+        torch.nn.GroupNorm(1, 3),
+        torch.nn.InstanceNorm3d(3, affine=True),
+        torch.nn.RMSNorm(3),
+    ],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_every_kind_of_norm_is_one(norm):
+    net = torch.nn.ModuleDict({"normal": torch.nn.Linear(2, 3, bias=False), "x": norm})
+    groups = named(gradtx.create_optimizer(net, "sgd", weight_decay=0.1))
+    assert groups[0] == (0.1, ["normal.weight"])
+    assert groups[1][1][0] == "x.weight"
+
+
+def test_the_list_may_be_overridden_by_parts_of_names_classes_and_patterns():
+    for ban, banned in (
+        ([], []),
+        (["bias"], ["0.bias", "1.bias"]),
+        (["LayerNorm.weight"], ["1.weight"]),
+        (["LayerNorm"], ["1.weight", "1.bias"]),
+        (["3.*", "0.w"], ["0.weight", "3.weight"]),
+    ):
+        groups = named(gradtx.create_optimizer(model(), "adamw", weight_decay=0.1, wd_ban_list=ban))
+        kept = [name for name, _ in model().named_parameters() if name not in banned]
+        assert groups == [(0.1, kept)] + ([(0.0, banned)] if banned else [])
+    everything = gradtx.create_optimizer(model(), "adamw", weight_decay=0.1, wd_ban_list=("*",))
+    assert [group["weight_decay"] for group in everything.param_groups] == [0.0]
+
+
+def test_a_list_of_named_parameters_is_told_apart_by_names():
+    pairs = [
+        (f"block.{name}", torch.nn.Parameter(torch.ones(2))) for name in ("w", "bias", "norm.weight", "norm1.weight")
+    ]
+    optimizer = gradtx.create_optimizer(pairs, "adamw", weight_decay=0.1)
+    assert named(optimizer) == [(0.1, ["block.w"]), (0.0, ["block.bias", "block.norm.weight", "block.norm1.weight"])]
+    optimizer = gradtx.create_optimizer(iter(pairs), "adamw", weight_decay=0.1, wd_ban_list=["w"])
+    assert named(optimizer)[0] == (0.1, ["block.bias"])
+
+
+def test_parameters_without_names_all_decay_and_groups_stay_as_they_are():
+    optimizer = gradtx.create_optimizer(model().parameters(), "adamw", weight_decay=0.1)
+    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(5, 0.1)]
+    net = model()
+    groups = [{"params": net[0].parameters(), "lr": 0.5}, {"params": net[3].parameters(), "weight_decay": 0.3}]
+    optimizer = gradtx.create_optimizer(groups, "adamw", weight_decay=0.1)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.1), (1e-3, 0.3)]
+
+
+def test_frozen_parameters_are_left_out_and_shared_ones_taken_once():
+    net = model()
+    net[0].weight.requires_grad_(False)
+    assert named(gradtx.create_optimizer(net, "adamw")) == [(0.0, ["0.bias", "1.weight", "1.bias", "3.weight"])]
+    tied = torch.nn.ModuleList([torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)])
+    tied[1].weight = tied[0].weight
+    assert named(gradtx.create_optimizer(tied, "adamw", weight_decay=0.1)) == [(0.1, ["0.weight"])]
+    assert named(gradtx.create_optimizer(tied, "adamw", weight_decay=0.1, wd_ban_list=["1.w"])) == [(0.0, ["0.weight"])]
+
+
+def test_links_around_it_are_the_ones_of_a_chain():
+    for options, tx in (
+        ({"use_gc": True}, gradtx.chain(gradtx.centralize(), gradtx.adamp(0.01))),
+        ({"use_gc": True, "gc_conv_only": True}, gradtx.chain(gradtx.centralize(conv_only=True), gradtx.adamp(0.01))),
+        ({"use_orthograd": True}, gradtx.chain(gradtx.orthogonalize_against_params(), gradtx.adamp(0.01))),
+        ({"use_lookahead": True, "k": 3}, gradtx.chain(gradtx.adamp(0.01), gradtx.lookahead(k=3))),
+        (
+            {"use_lookahead": True, "k": 3, "pullback_momentum": "pullback"},
+            gradtx.with_lookahead(gradtx.adamp(0.01), k=3, pullback_momentum="pullback"),
+        ),
+    ):
+        net = model()
+        assert torch.equal(made("adamp", lr=0.01, **options), trained(net, gradtx.as_optimizer(tx, net.parameters())))
+
+
+def test_an_option_that_the_optimizer_has_itself_is_its_own():
+    optimizer = gradtx.create_optimizer(model(), "rmsprop", use_lookahead=True, alpha=0.7, k=3)
+    assert optimizer.param_groups[0]["alpha"] == 0.7
+    assert (optimizer.param_groups[0]["k"], optimizer.param_groups[0]["lookahead.alpha"]) == (3, 0.5)
+    assert gradtx.create_optimizer(model(), "ranger").param_groups[0]["use_gc"] is True
+    optimizer = gradtx.create_optimizer(model(), "ranger", use_gc=False)
+    assert type(optimizer) is gradtx.optim.Ranger
+    assert optimizer.param_groups[0]["use_gc"] is False
+
+
+def test_ranger_has_a_lookahead_already():
+    with pytest.warns(UserWarning, match=r"^create_optimizer: ranger has a lookahead already$") as seen:
+        optimizer = gradtx.create_optimizer(model(), "ranger", use_lookahead=True)
+    assert seen[0].filename == __file__
+    assert type(optimizer) is gradtx.optim.Ranger
+
+
+def test_muon_has_an_adamw_for_what_is_no_matrix_and_a_group_a_part():
+    optimizer = gradtx.create_optimizer(model(), "muon", lr=0.02, weight_decay=0.1, ns_dtype=None)
+    assert [group["label"] for group in optimizer.param_groups] == ["muon", "fallback"]
+    assert trained(model(), optimizer, 1).isfinite().all()
+    own = gradtx.create_optimizer(model(), "muon", fallback=gradtx.sgd(0.1))
+    assert any("sgd" in key for group in own.param_groups for key in group)
+
+
+def test_schedules_tensors_seeds_and_engines_go_through():
+    rate = gradtx.linear_schedule(0.1, 0.5, total_iters=2)
+    optimizer = gradtx.create_optimizer(model(), "adamw", lr=rate, weight_decay=gradtx.constant_schedule(0.1))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.05]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    optimizer = gradtx.create_optimizer(model(), "sophia", seed=3, use_lookahead=True)
+    assert optimizer.param_groups[0]["hessian_seed"] == 3
+    assert gradtx.create_optimizer(model(), "sophia", seed=3).param_groups[0]["hessian_seed"] == 3
+    assert gradtx.create_optimizer(model(), "alig", lr=0.2).param_groups[0]["lr"] == 0.2
+    compiled = gradtx.create_optimizer(model(), "adamw", compile=True, compile_kwargs={"mode": "default"})
+    assert compiled._engine is not None
+    assert gradtx.create_optimizer(model(), "adamw", compile_kwargs={"mode": "default"})._engine is None
+
+
+# Old names.
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("adam", {"weight_decouple": True}, {"decoupled_weight_decay": True}),
+        ("adabelief", {"weight_decouple": False}, {"decoupled_weight_decay": False}),
+        ("adan", {"weight_decouple": True}, {"no_prox": True}),
+        ("adam", {"ams_bound": True}, {"amsgrad": True}),
+        ("radam", {"n_sma_threshold": 4}, {"rho_threshold": 4}),
+        ("yogi", {"initial_accumulator": 1e-3}, {"initial_accumulator_value": 1e-3}),
+        ("accsgd", {"constant": 0.6}, {"small_const": 0.6}),
+        ("prodigy", {"bias_correction": True}, {"use_bias_correction": True}),
+        ("apollo", {"warmup_steps": 3}, {"warmup": 3}),
+        ("sophia", {"p": 0.02}, {"gamma": 0.02}),
+    ],
+    ids=str,
+)
+def test_an_old_name_means_the_new_one_and_warns_at_the_callers_line(name, old, new):
+    ((wrong, _),), ((right, value),) = old.items(), new.items()
+    with pytest.warns(FutureWarning, match=f"^create_optimizer: '{wrong}' is now '{right}'$") as seen:
+        optimizer = gradtx.create_optimizer(model(), name, weight_decay=0.1, **old)
+    assert [warning.filename for warning in seen] == [__file__]
+    assert all(group[right] == value for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("adamp", {"weight_decouple": True}, "the decay of adamp always is decoupled; leave 'weight_decouple' out"),
+        ("sgd", {"weight_decouple": False}, "the decay of sgd always is added to the gradient; leave"),
+        ("adamp", {"fixed_decay": False}, "adamp does not take 'fixed_decay'; leave it out"),
+        ("adamp", {"adam_debias": False}, "adamp does not take 'adam_debias'; leave it out"),
+        ("adamp", {"adanorm": False}, "adamp does not take 'adanorm'; leave it out"),
+        ("lion", {"ams_bound": False}, "lion does not take 'ams_bound'; leave it out"),
+        ("diffgrad", {"rectify": False}, "diffgrad does not take 'rectify'; leave it out"),
+    ],
+    ids=str,
+)
+def test_a_switch_that_says_what_is_so_anyway_only_warns(name, option, message):
+    with pytest.warns(FutureWarning, match=f"^create_optimizer: {message}"):
+        gradtx.create_optimizer(model(), name, **option)
+
+
+def test_an_option_that_is_an_optimizers_own_is_not_translated():
+    optimizer = gradtx.create_optimizer(model(), "ranger", n_sma_threshold=4.5)
+    assert optimizer.param_groups[0]["n_sma_threshold"] == 4.5
+    optimizer = gradtx.create_optimizer(model(), "adabelief", fixed_decay=True)
+    assert optimizer.param_groups[0]["fixed_decay"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("adamp", {"weight_decouple": False}, "the decay of adamp is decoupled; leave 'weight_decouple' out"),
+        ("sgd", {"weight_decouple": True}, "the decay of sgd is added to the gradient; leave 'weight_decouple' out"),
+        (
+            "novograd",
+            {"weight_decouple": False},
+            "the decay of novograd has a form of its own; leave 'weight_decouple' out",
+        ),
+        ("adamp", {"ams_bound": True}, "adamp does not take 'ams_bound'; it has no amsgrad"),
+        ("adam", {"adam_debias": True}, "adam does not take 'adam_debias'; its place is gradtx.adamd"),
+        (
+            "adamp",
+            {"fixed_decay": True},
+            "adamp does not take 'fixed_decay'; put add_decayed_weights(weight_decay, fixed=",
+        ),
+        ("adamp", {"adanorm": True}, "adamp does not take 'adanorm'; its place is gradtx.adanorm"),
+        ("diffgrad", {"rectify": True}, "diffgrad does not take 'rectify'; its place is gradtx.radam"),
+        ("adam", {"ams_bound": True, "amsgrad": True}, "'ams_bound' is 'amsgrad', and both are given"),
+        ("a2grad", {"lr": 0.1}, "a2grad has no learning rate; leave 'lr' out"),
+        ("nero", {"weight_decay": 0.1}, "nero has no weight_decay; leave it out"),
+        ("adamp", {"wd_ban_list": "bias"}, "wd_ban_list must be a list of patterns, got 'bias'"),
+    ],
+    ids=str,
+)
+def test_an_option_without_a_meaning_here_is_an_error_that_says_what_to_do(name, options, message):
+    with pytest.raises(TypeError, match=f"^create_optimizer: {re.escape(message)}"):
+        gradtx.create_optimizer(model(), name, **options)
+
+
+def test_unknown_options_and_bad_numbers_are_errors_of_the_optimizer():
+    with pytest.raises(TypeError, match=r"^adamp: unknown argument 'nesterof'; did you mean 'nesterov'\?$"):
+        gradtx.create_optimizer(model(), "adamp", nesterof=True)
+    with pytest.raises(TypeError, match="'foreach' is not an option of gradtx"):
+        gradtx.create_optimizer(model(), "adamp", foreach=True, use_gc=True)
+    with pytest.raises(TypeError, match=r"^adamp: unknown argument 'k'"):
+        gradtx.create_optimizer(model(), "adamp", k=3)
+    with pytest.raises(ValueError, match=r"^adamp: lr must be in \[0, inf\), got -1.0$"):
+        gradtx.create_optimizer(model(), "adamp", lr=-1.0)
+    with pytest.raises(ValueError, match=r"^adamp: weight_decay must be in \[0, inf\), got -0.1$"):
+        gradtx.create_optimizer(model(), "adamp", weight_decay=-0.1)
+    with pytest.raises(TypeError, match=r"^ranger21: missing argument 'num_iterations'$"):
+        gradtx.create_optimizer(model(), "ranger21")
+
+
+def test_a_wrong_model_is_an_error_that_says_so():
+    for wrong, message in ((None, "got None"), (3, "got 3"), (torch.ones(2), "got one tensor")):
+        with pytest.raises(TypeError, match=f"^create_optimizer: needs a model or a list of parameters, {message}$"):
+            gradtx.create_optimizer(wrong, "adamp")
+    with pytest.raises(ValueError, match=r"^create_optimizer: the model has no parameter that requires a gradient$"):
+        gradtx.create_optimizer(torch.nn.Tanh(), "adamp")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: gradtx.load_optimizer("adampp"),
+            ValueError,
+            "load_optimizer: unknown optimizer 'adampp'; did you mean 'adamp' or 'adam",
+        ),
+        (
+            lambda: gradtx.create_optimizer(None, "adampp"),
+            ValueError,
+            "create_optimizer: unknown optimizer 'adampp'; did you mean 'adamp'",
+        ),
+        (
+            lambda: gradtx.load_optimizer("quux!"),
+            ValueError,
+            "load_optimizer: unknown optimizer 'quux!'; known: a2grad, accsgd, ",
+        ),
+        (
+            lambda: gradtx.load_optimizer(torch.optim.Adam),
+            TypeError,
+            "load_optimizer: the name of optimizer must be a str, got Adam",
+        ),
+        (
+            lambda: gradtx.load_lr_scheduler("cosin"),
+            ValueError,
+            "load_lr_scheduler: unknown scheduler 'cosin'; did you mean 'cosine'",
+        ),
+        (
+            lambda: gradtx.get_supported_optimizers(3),
+            TypeError,
+            "get_supported_optimizers: filters must be a pattern or a list of patterns, got 3",
+        ),
+        (
+            lambda: gradtx.get_supported_lr_schedulers([3]),
+            TypeError,
+            "get_supported_lr_schedulers: filters must be a pattern or a list of patterns, got [3]",
+        ),
+        (
+            lambda: gradtx.load_lr_scheduler("step")(0.1),
+            TypeError,
+            "step_schedule: the first argument must be the optimizer, got 0.1",
+        ),
+        (
+            lambda: scheduled("step", 2, 0.1, 3),
+            TypeError,
+            "step_schedule: takes at most 2 arguments after the optimizer",
+        ),
+        (lambda: scheduled("step", 2, step_size=2), TypeError, "step_schedule: got two values for 'step_size'"),
+        (lambda: scheduled("step"), TypeError, "step_schedule: missing argument 'step_size'"),
+        (
+            lambda: scheduled("step", step_sizes=2),
+            TypeError,
+            "step_schedule: unknown argument 'step_sizes'; did you mean 'step_size'?",
+        ),
+    ],
+)
+def test_a_wrong_name_is_an_error_with_the_nearest_ones(call, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        call()
+
+
+def scheduled(name, *args, **options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    return gradtx.load_lr_scheduler(name)(optimizer, *args, **options)
+
+
+# What the tables of the module say of each optimizer.
+
+
+def test_decay_that_is_said_to_be_decoupled_or_coupled_is():
+    registry = gradtx.registry
+    own = {name for name in ALIASES if "weight_decay" in gradtx.load_optimizer(name)._alias.spec.arguments.by_name}
+    switched = {
+        name
+        for name in own
+        if {"decoupled_weight_decay", "no_prox"} & set(getattr(gradtx, name).spec.arguments.by_name)
+    }
+    assert own - switched >= registry._DECOUPLED | registry._COUPLED
+    assert not registry._DECOUPLED & registry._COUPLED
+    with_a_form_of_its_own = {
+        "adaptive_gd", "apollo", "lamb", "lars", "novograd", "schedule_free_adamw", "schedule_free_sgd",
+    }  # fmt: skip
+    assert own - switched == registry._DECOUPLED | registry._COUPLED | with_a_form_of_its_own
+
+
+@pytest.mark.parametrize("name", sorted(gradtx.registry._DECOUPLED | gradtx.registry._COUPLED))
+def test_coupled_decay_enters_what_is_remembered_of_gradients_and_decoupled_decay_does_not(name):
+    options = {"ranger21": {"num_iterations": 20}, "muon": {"ns_dtype": None}, "adafactor": {"relative_step": False}}
+    options |= {"sgd": {"momentum": 0.9}, "pid": {"momentum": 0.9}}
+    rng = torch.Generator().manual_seed(0)
+    params, grads, hessian = ({"w": torch.randn(3, 3, generator=rng, dtype=torch.float64)} for _ in range(3))
+    states = []
+    for decay in (0.1, 0.3):
+        tx = getattr(gradtx, name)(lr=0.1, weight_decay=decay, **options.get(name, {}))
+        extras = {"hessian_diag": hessian} if "hessian_diag" in tx.needs else {}
+        state = tx.init(params)
+        for _ in range(2):
+            _, state = tx.update(grads, state, params, **extras)
+        states.append(torch.cat([leaf.flatten().to(torch.float64) for leaf in torch.utils._pytree.tree_leaves(state)]))
+    same = torch.equal(*states)
+    assert same == (name in gradtx.registry._DECOUPLED)
+
+
+# torch.hub, and the page for those who come from elsewhere.
+
+
+def test_torch_hub_finds_the_class_of_every_optimizer():
+    spec = importlib.util.spec_from_file_location("hubconf", ROOT / "hubconf.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    listed = [name for name in dir(module) if callable(getattr(module, name)) and not name.startswith("_")]
+    assert listed == gradtx.get_supported_optimizers()  # what torch.hub.list says of a repository
+    cls = torch.hub.load(str(ROOT), "adamp", source="local")
+    assert cls is gradtx.optim.AdamP
+    assert "AdamP" in module.adamp.__doc__
+
+
+def test_torch_hub_works_where_gradtx_is_not_installed(tmp_path):
+    code = f"import torch; print(torch.hub.load({str(ROOT)!r}, 'lion', source='local').__module__)"
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.strip() == "gradtx.optim", run.stderr
+
+
+def test_the_page_says_what_the_signatures_say():
+    assert (ROOT / PAGE).read_text() == page(), f"run: python -m tests.migration > {PAGE}"
