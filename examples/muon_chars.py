@@ -117,16 +117,16 @@ class Run:
         self.losses: list[float] = []
         self.held_out: list[float] = []
         self.steps: list[int] = []
-        self.seconds: list[float] = []  # of training up to there, without evaluation
+        self.seconds: list[float] = []  # of one core, for training up to there
         self.spent = 0.0
 
     def step(self, windows: Tensor) -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         self.optimizer.zero_grad()
         loss = self.model.loss(windows)
         loss.backward()
         self.optimizer.step()
-        self.spent += time.perf_counter() - start
+        self.spent += time.process_time() - start
         self.losses.append(loss.item())
 
     def evaluate(self, windows: Tensor) -> None:
@@ -137,7 +137,7 @@ class Run:
 
 
 def train(runs: list[Run], text: Tensor, unseen: Tensor, steps: int) -> None:
-    """All runs in turn, step by step: what else the machine does slows all of them alike."""
+    """All runs in turn, step by step, on the same batches."""
     batches = torch.Generator().manual_seed(SEED)
     with tqdm(range(1, steps + 1), leave=False, disable=None) as bar:
         for step in bar:
@@ -168,7 +168,7 @@ def plot(runs: list[Run], best: dict[str, Run], path: Path) -> None:
             right.plot(run.seconds, run.held_out, **style)
     left.set(title=f"Training loss (mean of {EVERY} steps)", xlabel="step")
     middle.set(title="Loss on held-out files", xlabel="step")
-    right.set(title="The best of each, by time", xlabel="time of training (seconds)")
+    right.set(title="The best of each, by time", xlabel="processor time of training (seconds)")
     top = max(run.losses[len(run.losses) // 10] for run in runs)
     bottom = min(min(run.losses) for run in runs)
     for axes in (left, middle, right):

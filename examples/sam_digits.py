@@ -102,10 +102,11 @@ def sharpness(model: nn.Module, x: Tensor, y: Tensor, steps: int = 20) -> tuple[
 
     generator = torch.Generator().manual_seed(0)
     direction = {name: torch.randn(p.shape, generator=generator) for name, p in params.items()}
+    product = torch.func.vjp(torch.func.grad(loss), params)[1]  # with the Hessian, which is symmetric
     for _ in range(steps):
         length = size(direction)
         unit = {name: d / length for name, d in direction.items()}
-        direction = torch.func.jvp(torch.func.grad(loss), (params,), (unit,))[1]
+        (direction,) = product(unit)
     return rise.item(), sum((unit[name] * d).sum().item() for name, d in direction.items())
 
 
@@ -167,7 +168,11 @@ def plot(runs: list[Run], seeds: int, path: Path) -> None:
     panels[0].set(title="Accuracy on the test images", ylabel="right answers (%)")
     panels[1].set(title="Reproduction of the training labels, noise included", ylabel="labels reproduced (%)")
     panels[1].axhline(100 * (1 - NOISE), color="grey", linestyle=":", label="labels that are right (expected)")
-    panels[2].set(title=f"Sharpness: rise of the training loss within {RADIUS:g} of the weights", ylabel="rise (nats)", yscale="log")
+    panels[2].set(
+        title=f"Sharpness: rise of the training loss within {RADIUS:g} of the weights",
+        ylabel="rise (nats)",
+        yscale="log",
+    )
     panels[3].set(title="Curvature of the training loss", ylabel="largest eigenvalue of the Hessian", yscale="log")
     for axes in panels:
         axes.set_xlabel("gradients computed (batches)")
