@@ -9,7 +9,7 @@ import torch
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "muon_chars": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW alone "),
-    "sam_digits": (["--steps", "12", "--seeds", "1"], "test accuracy (sharpness): SGD "),
+    "sam_digits": (["--steps", "2", "--seeds", "1"], "test accuracy (sharpness): SGD "),
     "pcgrad_digits": (["--steps", "3", "--seeds", "2"], "; PCGrad gains "),
 }
 
