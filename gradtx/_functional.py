@@ -272,7 +272,9 @@ def check_extras(
             # hessian_diag=None means 'keep the last one'; the key is required all the same.
             given = extras.get(need) is not None or (need == "hessian_diag" and need in extras)
             if need != "params" and not given:
-                raise ValueError(f"{link._name} needs {need}: call {call}, {need}=...)")
+                # A closure is itself the grad_fn of an optimizer's step.
+                more = "" if need == "grad_fn" and "closure" in call else f", {need}=..."
+                raise ValueError(f"{link._name} needs {need}: call {call}{more})")
     return kinds
 
 

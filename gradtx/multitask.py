@@ -96,7 +96,8 @@ def pcgrad_backward(
         generator: As in `pcgrad`. For reproducible runs pass one generator at every step, not one seed.
 
     Raises:
-        ValueError: as `pcgrad`.
+        TypeError: a single loss, or something else than tensors in `params`.
+        ValueError: as `pcgrad`; a loss that is not 0-d or has no graph; no parameter that requires a gradient.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -108,7 +109,20 @@ def pcgrad_backward(
     Source: Yu et al. 2020, arXiv:2001.06782.
     """
     every = list(params)
+    for param in every:
+        if not isinstance(param, Tensor):
+            got = type(param).__name__
+            raise TypeError(f"pcgrad_backward: params must be tensors, such as model.parameters(), got a {got}")
     trained = [param for param in every if param.requires_grad]
+    if not trained:
+        raise ValueError("pcgrad_backward: none of the params requires a gradient")
+    if isinstance(losses, Tensor) and not losses.ndim:
+        raise TypeError("pcgrad_backward: losses must have a loss for each task, got a single one")
+    for i, loss in enumerate(losses):
+        if loss.numel() != 1:
+            raise ValueError(f"pcgrad_backward: losses[{i}] must be 0-d, got shape {tuple(loss.shape)}")
+        if not loss.requires_grad:
+            raise ValueError(f"pcgrad_backward: losses[{i}] has no graph; compute it with gradients enabled")
     last = len(losses) - 1
     grads = [
         dict(enumerate(torch.autograd.grad(loss, trained, retain_graph=i < last, allow_unused=True)))

@@ -152,6 +152,22 @@ def test_parameters_that_are_frozen_or_unused_get_no_gradient():
     assert model[0].weight.grad is not None
 
 
+def test_pcgrad_backward_names_what_it_cannot_use():
+    model, x = two_heads(), torch.randn(8, 3, dtype=torch.float64)
+    losses = losses_of(model, x)
+    with pytest.raises(TypeError, match=r"^pcgrad_backward: params .* such as model.parameters\(\), got a tuple$"):
+        gradtx.pcgrad_backward(losses, model.named_parameters())
+    with pytest.raises(ValueError, match=r"^pcgrad_backward: none of the params requires a gradient$"):
+        gradtx.pcgrad_backward(losses, [])
+    with pytest.raises(TypeError, match=r"^pcgrad_backward: losses must have a loss for each task, got a single one$"):
+        gradtx.pcgrad_backward(losses[0], model.parameters())
+    with pytest.raises(ValueError, match=r"^pcgrad_backward: losses\[1\] must be 0-d, got shape \(2,\)$"):
+        gradtx.pcgrad_backward([losses[0], losses[1].expand(2)], model.parameters())
+    with pytest.raises(ValueError, match=r"^pcgrad_backward: losses\[1\] has no graph; compute it with gradients"):
+        gradtx.pcgrad_backward([losses[0], losses[1].detach()], model.parameters())
+    assert all(param.grad is None for param in model.parameters())
+
+
 # RotoGrad.
 
 

@@ -316,5 +316,5 @@ def test_an_optimizer_without_a_closure_says_so():
     optimizer = gradtx.as_optimizer(gradtx.sam(gradtx.sgd(lr=0.1)), model.parameters())
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    with pytest.raises(ValueError, match=r"sam needs grad_fn: call step\(closure"):
+    with pytest.raises(ValueError, match=r"sam needs grad_fn: call step\(closure\)$"):
         optimizer.step()

@@ -174,7 +174,7 @@ def test_a_closure_may_itself_take_a_step():
 @pytest.mark.parametrize(
     ("tx", "message"),
     [
-        (sam(), r"sam needs grad_fn: call step\(closure"),
+        (sam(), r"sam needs grad_fn: call step\(closure\)$"),
         (scale_by_value(), r"scale_by_value needs value: call step\(closure"),
     ],
     ids=["sam", "value"],
