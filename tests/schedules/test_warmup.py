@@ -106,8 +106,8 @@ def test_cosine_with_warm_up_and_restarts_equals_the_class_of_pytorch_optimizer(
 
 
 def test_restarts_are_defined_for_every_step():
-    for mult in (0.5, 1.0, 1.001, 2.0):
-        schedule = gradtx.cosine_warmup_restarts_schedule(50, mult, 0.3, 0.1, 10, 1.0)
+    for length, mult in ((50, 0.5), (50, 1.0), (50, 1.001), (50, 2.0), (10**6, 1.000001)):
+        schedule = gradtx.cosine_warmup_restarts_schedule(length, mult, 0.3, 0.1, 10, 1.0)
         assert all(0.1 <= schedule(10**n) <= 0.3 for n in range(15))
 
 
