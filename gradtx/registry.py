@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -174,7 +173,6 @@ def load_lr_scheduler(name: str) -> Callable[..., LRScheduler]:
     factory = _found("load_lr_scheduler", "scheduler", name, _SCHEDULES, _SCHEDULERS_ELSEWHERE)
     names = [argument.name for argument in factory.arguments.all]
 
-    @functools.wraps(factory)
     def scheduler(optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any) -> LRScheduler:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"{factory.__name__}: the first argument must be the optimizer, got {describe(optimizer)}")
@@ -191,6 +189,7 @@ def load_lr_scheduler(name: str) -> Callable[..., LRScheduler]:
         rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         return schedules.as_lr_scheduler(optimizer, [factory(lr=rate, **options) for rate in rates], last_epoch)
 
+    scheduler.__name__, scheduler.__doc__ = factory.__name__, factory.__doc__
     return scheduler
 
 

@@ -271,6 +271,17 @@ def named(item: Any) -> str | None:
     return None if isinstance(item, set) else re.sub(r" at 0x\w+", "", str(item))
 
 
+def rates_left_by(make: Callable[[torch.optim.Optimizer], Any], steps: int, lr: float = 0.3) -> list[float]:
+    """The rates that a torch scheduler leaves in an optimizer of this rate, of the first update on."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
 # Maths that references of several files share.
 
 

@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler
 
 import gradtx
 from tests.migration import PAGE, page
+from tests.references import rates_left_by
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALIASES = [
@@ -146,15 +147,10 @@ def test_a_scheduler_by_name_sets_the_rates_of_its_schedule(name):
     ],
 )
 def test_torchs_names_take_torchs_arguments(name, args, options):
-    rates = []
-    for make in (getattr(lr_scheduler, name), gradtx.load_lr_scheduler(name)):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5, momentum=0.9)
-        scheduler = make(optimizer, *args, **options)
-        rates.append([])
-        for _ in range(12):
-            rates[-1].append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler.step()
+    rates = [
+        rates_left_by(lambda optimizer, make=make: make(optimizer, *args, **options), 12)
+        for make in (getattr(lr_scheduler, name), gradtx.load_lr_scheduler(name))
+    ]
     assert rates[0] == pytest.approx(rates[1], abs=1e-14)
 
 
@@ -172,10 +168,13 @@ def test_a_scheduler_by_name_resumes_from_the_last_step_at_the_rate_that_trainin
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_optimizer_can_be_made_from_a_model_and_trains(name):
     options = {"num_iterations": 20} if name == "ranger21" else {"ns_dtype": None} if name == "muon" else {}
+    decays = "weight_decay" in getattr(gradtx, name).spec.arguments.by_name
+    options |= {"weight_decay": 0.1} if decays else {}
     net = model()
     start = torch.cat([param.detach().flatten() for param in net.parameters()])
     optimizer = gradtx.create_optimizer(net, name, **options)
     assert type(optimizer) is gradtx.load_optimizer(name)
+    assert len(optimizer.param_groups) >= (2 if decays else 1)
     end = trained(net, optimizer, 11)  # AdaShift waits for ten
     assert end.isfinite().all()
     assert not torch.equal(start, end)

@@ -9,7 +9,7 @@ import torch
 from torch.optim import lr_scheduler
 
 import gradtx
-from tests.references import TOLERANCE, WeightsLoop, difference, first_update, named
+from tests.references import TOLERANCE, WeightsLoop, difference, first_update, named, rates_left_by
 
 LR = 0.3
 SCHEDULES = [  # factory, its numbers, the rest
@@ -81,17 +81,6 @@ def test_every_schedule_is_in_the_table():
     assert made - {gradtx.join_schedules} == {factory for factory, _, _ in SCHEDULES}
 
 
-def torchs_rates(make, steps):
-    """The rates that a torch scheduler leaves in an optimizer of rate LR, of the first update on."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR, momentum=0.9)
-    scheduler, rates = make(optimizer), []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
 @pytest.mark.parametrize(
     ("schedule", "make"),
     [
@@ -157,7 +146,7 @@ def torchs_rates(make, steps):
 )
 def test_every_step_equals_the_scheduler_of_torch(schedule, make):
     # torch's are recursive: each step adds a rounding of 1e-16 to the last value
-    assert [schedule(step) for step in range(40)] == pytest.approx(torchs_rates(make, 40), rel=0, abs=1e-14)
+    assert [schedule(step) for step in range(40)] == pytest.approx(rates_left_by(make, 40, LR), rel=0, abs=1e-14)
 
 
 def warmup_cosine(s, t_max, max_lr, min_lr=0.0, init_lr=0.0, warmup_steps=0):

@@ -141,7 +141,8 @@ def warmup_poly_schedule(
 def _table(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], int]:
     """Starts of the cycles of different lengths, and the length from the last one on."""
     starts = [0]
-    while starts[-1] < 2**53:  # whole numbers beyond are not exact in float64
+    # Whole numbers beyond are not exact in float64; and a table must end where cycles hardly grow.
+    while starts[-1] < 2**53 and len(starts) < 10_000:
         following = max(1, int(decaying * growth))
         if following == decaying:
             break
@@ -175,7 +176,7 @@ def cosine_warmup_restarts_schedule(
     In cycle $c$ (from 0) of $L$ steps, with $w$ warm-up steps and $\eta_c = \eta \gamma^c$, at its step $i$:
     $\eta_{min} + (\eta_c - \eta_{min}) i/w$ for $i < w$, then
     $\eta_{min} + (\eta_c - \eta_{min})(1 + \cos(\pi (i - w)/(L - w)))/2$. The next cycle has
-    $\max(1, \lfloor (L - w) m \rfloor) + w$ steps.
+    $\max(1, \lfloor (L - w) m \rfloor) + w$ steps, up to the 10,000th, after which they stay as long.
 
     Args:
         first_cycle_steps: $L$ of the first cycle, >= 1.

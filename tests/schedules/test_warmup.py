@@ -8,6 +8,7 @@ import torch
 from pytorch_optimizer import lr_scheduler as theirs
 
 import gradtx
+from tests.references import rates_left_by
 
 LR = 0.3
 EXACT = {"rel": 1e-14, "abs": 1e-16}  # the same formula in float64, rounded in another order
@@ -19,17 +20,6 @@ def sgd(lr=LR):
 
 def first(schedule, steps):
     return [schedule(step) for step in range(steps)]
-
-
-def rates_of(make, steps):
-    """What a torch scheduler of another package leaves in an optimizer, of the first update on."""
-    optimizer = sgd()
-    scheduler, rates = make(optimizer), []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
 
 
 def warmed_up(s, t_max, max_lr, min_lr=0.0, init_lr=0.0, warmup_steps=0, *, form, q=None):
@@ -107,7 +97,7 @@ RESTARTS = [
 
 @pytest.mark.parametrize("options", RESTARTS, ids=str)
 def test_cosine_with_warm_up_and_restarts_equals_the_class_of_pytorch_optimizer(options):
-    expected = rates_of(lambda o: theirs.CosineAnnealingWarmupRestarts(o, **options), 90)
+    expected = rates_left_by(lambda o: theirs.CosineAnnealingWarmupRestarts(o, **options), 90)
     schedule = gradtx.cosine_warmup_restarts_schedule(**options)
     if options["warmup_steps"] == 0:
         assert expected[0] == 0.02  # the class leaves the lowest rate for the first update
@@ -116,8 +106,8 @@ def test_cosine_with_warm_up_and_restarts_equals_the_class_of_pytorch_optimizer(
 
 
 def test_restarts_are_defined_for_every_step():
-    for mult in (0.5, 1.0, 1.001, 2.0):
-        schedule = gradtx.cosine_warmup_restarts_schedule(50, mult, 0.3, 0.1, 10, 1.0)
+    for length, mult in ((50, 0.5), (50, 1.0), (50, 1.001), (50, 2.0), (10**6, 1.000001)):
+        schedule = gradtx.cosine_warmup_restarts_schedule(length, mult, 0.3, 0.1, 10, 1.0)
         assert all(0.1 <= schedule(10**n) <= 0.3 for n in range(15))
 
 
@@ -155,7 +145,7 @@ def test_wsd_follows_the_loop_and_with_a_final_0_pytorch_optimizer(steps, form):
     expected = [wsd(s, *steps, 0.2, 0.8, form) for s in range(25)]
     assert first(gradtx.wsd_schedule(LR, *steps, 0.2, 0.8, form), 25) == pytest.approx(expected, **EXACT)
     r = 0.2 if form == "cosine" else 0.0
-    made = rates_of(lambda o: theirs.get_wsd_schedule(o, *steps, r, 0.8, form), 25)
+    made = rates_left_by(lambda o: theirs.get_wsd_schedule(o, *steps, r, 0.8, form), 25)
     assert first(gradtx.wsd_schedule(LR, *steps, r, 0.8, form), 25) == pytest.approx(made, **EXACT)
 
 
