@@ -373,11 +373,16 @@ def resolve(value: Any, count: Any) -> Any:
 
 
 def exact(value: Any, device: torch.device) -> Tensor:
-    """A number or 0-d tensor as float64. (`torch.as_tensor` of a Python float would be float32.)"""
-    if isinstance(value, Tensor):
-        return value.to(device, exact_dtype(device))
-    # Filled in there: nothing is sent, and sizes stay symbolic where a program is traced for all of them.
-    return torch.full((), value, dtype=exact_dtype(device), device=device)
+    """A number or 0-d tensor as float64. (`torch.as_tensor` of a Python float would be float32.)
+
+    It is filled in on the device, also from a 0-d tensor of the host: sending it would wait for all that is queued. Sizes
+    stay symbolic where a program is traced for all of them.
+    """
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=exact_dtype(device), device=device)
+    if value.device.type == "cpu" and device.type != "cpu" and value.ndim == 0:
+        return torch.zeros((), dtype=exact_dtype(device), device=device) + value
+    return value.to(device, exact_dtype(device))
 
 
 def exact_dtype(like: Any) -> torch.dtype:
