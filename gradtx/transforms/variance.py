@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import quotient, safe_sqrt
 
 
 @per_tensor(elementwise=True)
@@ -51,9 +51,7 @@ def scale_by_msvag(beta: Scalar = 0.9):
         rho = (rest * (2 - correction) / ((1 + beta) * correction)).clamp(max=0.9999)
         mean, square = exp_avg / correction, (exp_avg / correction).square()
         size = square + rho / (1 - rho) * (exp_avg_sq / correction - square)
-        empty = size == 0
-        factor = torch.where(empty, 0.0, square / torch.where(empty, 1.0, size)).clamp(0, 1)
-        return factor * mean, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        return quotient(square, size).clamp(0, 1) * mean, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
     return init, update
 
