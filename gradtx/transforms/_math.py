@@ -80,6 +80,11 @@ def unit_norm(x: Tensor) -> Tensor:
     return safe_sqrt(x.square().sum(dim=tuple(range(1, x.ndim)), keepdim=True))
 
 
+def unit_centered(x: Tensor) -> Tensor:
+    """A leaf of 2 or more dimensions less the mean of each output unit, which is over all dimensions but the first."""
+    return x - x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
 def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
     """Adam's averages: `init(param)`, and `average(update, state) -> (m, v, new state)`, v the maximum with amsgrad."""
     beta1, beta2 = betas
