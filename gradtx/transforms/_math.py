@@ -26,12 +26,6 @@ def safe_pow(x: Tensor, exponent: Any) -> Tensor:
     return torch.where(zero, 1.0 * (exponent == 0), torch.where(zero, 1.0, x) ** exponent)
 
 
-def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, and 0 (with derivative 0) where the denominator is 0."""
-    zero = denominator == 0
-    return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
-
-
 def at_least(x: Tensor, bound: Any) -> Tensor:
     """The larger of each entry and a number or 0-d tensor."""
     return x.clamp(min=bound)
@@ -52,8 +46,10 @@ def filled_like(x: Tensor, value: Any) -> Tensor:
     return (torch.zeros_like(x) + value).to(x.dtype)
 
 
-def quotient(top: Any, bottom: Any, known: Tensor, otherwise: float) -> Tensor:
-    """Top / bottom where `known`, elsewhere another number; safe at bottom 0, also for gradients."""
+def quotient(top: Any, bottom: Tensor, known: Tensor | None = None, otherwise: float = 0.0) -> Tensor:
+    """Top / bottom where `known` (that bottom is not 0), elsewhere another number; safe at 0, also for gradients."""
+    if known is None:
+        known = bottom != 0
     return torch.where(known, top / torch.where(known, bottom, 1.0), otherwise)
 
 
@@ -82,6 +78,11 @@ def unit_norm(x: Tensor) -> Tensor:
     if x.ndim <= 1:
         return norm(x)
     return safe_sqrt(x.square().sum(dim=tuple(range(1, x.ndim)), keepdim=True))
+
+
+def unit_centered(x: Tensor) -> Tensor:
+    """A leaf of 2 or more dimensions less the mean of each output unit, which is over all dimensions but the first."""
+    return x - x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
 def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:

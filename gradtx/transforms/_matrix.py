@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.transforms._math import at_least
+from gradtx.transforms._math import at_least, quotient
 
 # A tensor seen as matrices.
 
@@ -102,7 +102,7 @@ def eigenbasis(x: Tensor) -> Tensor:
         return basis
     gap = values[None, :] - values[:, None]
     equal = gap.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * values.abs().amax() if values.numel() else gap == 0
-    return basis + basis @ (torch.where(equal, 0.0, 1 / torch.where(equal, 1.0, gap)) * change)
+    return basis + basis @ (quotient(1.0, gap, ~equal) * change)
 
 
 def orthonormal(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from gradtx._arguments import Betas, Scalar, exact, is_off, readable
 from gradtx.core import chain
 from gradtx.factories import per_tensor
+from gradtx.transforms.decay import check_initial_lr
 from gradtx.transforms.momentum import accumulated
 
 
@@ -177,11 +178,8 @@ def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed:
 
     def init(param, rng):
         rate, spread = exact(lr, param.device), exact(alpha, param.device)
-        if readable(rate) and readable(spread) and rate == 0 and spread != 0:
-            raise ValueError(
-                "scale_by_gravity: alpha is divided by the initial learning rate, which is 0; start above 0, or set "
-                "alpha to 0"
-            )
+        if readable(spread) and spread != 0:
+            check_initial_lr("scale_by_gravity", rate, "alpha", "start above 0, or set alpha to 0")
         still = spread == 0
         size = torch.where(still, spread, spread / torch.where(still, torch.ones_like(rate), rate))
         return {"v": (size * rng.normal(param)).to(param.dtype)}

@@ -7,7 +7,7 @@ import torch
 from gradtx._arguments import Betas, Range, Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import atan2, caution, norm, safe_sqrt
+from gradtx.transforms._math import adam_moments, atan2, caution, norm, safe_sqrt
 
 
 def _no_caution(arguments):
@@ -42,18 +42,15 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
     adam-atan2-pytorch 0.4.1, whose defaults for `a` and `b` these are.
     """
     beta1, beta2 = betas
-
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+    init, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        mean, square, new = average(update, state)
         root = safe_sqrt(square / ctx.bias_correction(beta2))
         direction = atan2(mean / ctx.bias_correction(beta1), b * root)
         if not is_off(cautious_factor, 1.0):
             direction = direction * caution(direction, update, cautious_factor)
-        return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
+        return a * direction, new
 
     return init, update
 

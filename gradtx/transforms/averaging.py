@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._program import Leaf, Scope
@@ -52,10 +53,15 @@ def lookahead(k: int = 5, alpha: Scalar = 0.5):
     def update(update, state, param, ctx):
         now = ctx.step % k == 0
         slow, fast = state["slow"], param + update
-        slow = torch.where(now, slow + alpha * (fast - slow), slow)
+        slow = _synchronized(now, slow, fast, alpha)
         return torch.where(now, slow - param, update), {"slow": slow}
 
     return init, update, lambda state, param: state["slow"]
+
+
+def _synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
+    """Slow weights; where it is time, a part of the way to the fast ones."""
+    return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
 class _WithLookahead(Frame):
@@ -89,14 +95,13 @@ class _WithLookahead(Frame):
         now = leaf.moment().step % self._k == 0
         if leaf.active is not None:
             now = now & leaf.active
-        fast, new = leaf.param + leaf.update, {}
-        new["slow"] = torch.where(now, own["slow"] + alpha * (fast - own["slow"]), own["slow"])
+        new = {"slow": _synchronized(now, own["slow"], leaf.param + leaf.update, alpha)}
         leaf.update = torch.where(now, new["slow"] - leaf.param, leaf.update)
         for path, slot, name in self._momenta(leaf) if self._pullback != "none" else ():
             momentum = leaf.new[path][slot]
             target = torch.zeros_like(momentum)
             if self._pullback == "pullback":
-                target = new[name] = torch.where(now, own[name] + alpha * (momentum - own[name]), own[name])
+                target = new[name] = _synchronized(now, own[name], momentum, alpha)
             leaf.new[path][slot] = torch.where(now, target, momentum).to(momentum.dtype)
         self.store(leaf, new)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import safe_sqrt, unit_centered
 
 
 @per_tensor
@@ -31,7 +31,7 @@ def centralize(conv_only: bool = False):
     def update(update, state, param, ctx):
         if update.ndim <= (3 if conv_only else 1):
             return update, state
-        return update - update.mean(dim=tuple(range(1, update.ndim)), keepdim=True), state
+        return unit_centered(update), state
 
     return update
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradtx._arguments import Betas, Scalar, exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import ratio, safe_sqrt
+from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.dual_averaging import dual_averaging
 
 OWN = {"elementwise": True, "needs": ("params",), "owns_lr": True}
@@ -48,7 +48,7 @@ def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tupl
     """(whether the step is held, the new average of <direction, s>, the estimate that follows), for Adam and Lion."""
     held = total["size"] == 0
     numerator = torch.where(held, numerator, keep * numerator + (1 - keep) * total["product"])
-    return held, numerator, ratio(numerator, (1 - keep) * total["size"])
+    return held, numerator, quotient(numerator, (1 - keep) * total["size"])
 
 
 @per_tensor(**OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"), ranges={"momentum": "[0, 1)"})
@@ -111,7 +111,7 @@ def scale_by_dadapt_adagrad(
         held = total["size"] == 0
         squares = torch.where(held, state["gsq_weighted"], state["gsq_weighted"] + total["square"])
         step = torch.where(held, 0.0, dual_averaging(start, s, root, momentum, param))
-        d = grown(d, ratio(total["weighted"] - squares, total["size"]), growth_rate)
+        d = grown(d, quotient(total["weighted"] - squares, total["size"]), growth_rate)
         yield step, {"alphak": accumulated, "sk": s, "x0": start, "d": d, "gsq_weighted": squares}
 
     return init, update
@@ -239,7 +239,7 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
     def update(update, state, param, ctx):
         d, known, start = state["d"], state["g0_norm"], state["x0"]
         off = exact(lr, update.device) == 0
-        rate = ratio(d * lr, known)
+        rate = quotient(d * lr, known)
         s = state["s"] + rate * update
         total = yield {
             "first": torch.where(off, 0.0, ctx.grad.square().sum()),
@@ -248,9 +248,9 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
         }
         fresh = known == 0  # s has not moved yet: what follows is its first move, at the rate that is known now
         norm = torch.where(fresh, safe_sqrt(total["first"]), known)
-        s = torch.where(fresh, state["s"] + ratio(d * lr, norm) * update, s)
+        s = torch.where(fresh, state["s"] + quotient(d * lr, norm) * update, s)
         numerator = state["numerator_weighted"] + total["product"]
-        d = grown(d, ratio(2 * numerator, safe_sqrt(total["square"])), growth_rate)
+        d = grown(d, quotient(2 * numerator, safe_sqrt(total["square"])), growth_rate)
         step = torch.where(norm == 0, 0.0, dual_averaging(start, s, 1.0, momentum, param))
         yield step, {"s": s, "x0": start, "d": d, "numerator_weighted": numerator, "g0_norm": norm}
 
@@ -328,7 +328,7 @@ def scale_by_dadapt_adan(
         held = total["size"] == 0
         squares = beta3 * state["gsq_weighted"] + (1 - beta3) * total["square"]
         squares = torch.where(held, state["gsq_weighted"], squares)
-        d = grown(d, ratio(total["weighted"] / (1 - beta3) - squares, total["size"]), growth_rate)
+        d = grown(d, quotient(total["weighted"] / (1 - beta3) - squares, total["size"]), growth_rate)
         decay = rate * weight_decay
         step = -(mean + beta2 * trend) / root - decay * param
         step = torch.where(held, 0.0, step if no_prox else step / (1 + decay))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gradtx._arguments import Scalar, exact, is_off, readable
 from gradtx.core import chain
@@ -128,9 +129,14 @@ def initial_lr(
     if lr is None:
         return {}
     value = exact(lr, param.device)
-    if readable(value) and value == 0:
-        raise ValueError(f"{owner}: {divided} is divided by the initial learning rate, which is 0; {remedy}")
+    check_initial_lr(owner, value, divided, remedy)
     return {"initial_lr": value.clone()}
+
+
+def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
+    """Refuse to divide something by a learning rate that starts at 0."""
+    if readable(lr) and lr == 0:
+        raise ValueError(f"{owner}: {divided} is divided by the initial learning rate, which is 0; {remedy}")
 
 
 @per_tensor(needs=("params",), ranges={"factor": "[0, inf)"})

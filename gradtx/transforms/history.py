@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar, exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, norm, safe_sqrt
+from gradtx.transforms._math import adam_moments, norm, quotient, safe_sqrt
 
 
 @per_tensor(ranges={"r": "[0, 1)"})
@@ -59,7 +59,7 @@ def scale_by_adanorm(
         length = norm(update)
         usual = r * state["exp_grad_norm"] + (1 - r) * length
         short = (length < usual) & (length > 0)
-        lifted = torch.where(short, usual / torch.where(short, length, 1.0), 1.0) * update
+        lifted = quotient(usual, length, short, 1.0) * update
         mean = beta1 * state["exp_avg"] + (1 - beta1) * lifted
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         if accumulate_eps:
@@ -119,8 +119,7 @@ def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_eve
         if reset_every is not None:
             again = (ctx.step - 1) % reset_every == 0
             total, path = torch.where(again, 0.0, total), torch.where(again, 0.0, path)
-        still = path == 0
-        straightness = total.abs() / torch.where(still, 1.0, path)  # 0 where still, as total is
+        straightness = quotient(total.abs(), path)
         fresh = ((slow - fast) * straightness + (1 - slow)).square()
         square = fresh * update.square() + (1 - fresh) * state["exp_avg_sq"]
         new = {"exp_avg_sq": square, "prev_param": param, "sum": total, "abs_sum": path}

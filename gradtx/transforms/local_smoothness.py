@@ -90,7 +90,7 @@ def scale_by_local_smoothness(
         free = growth.isinf()
         grown = old * (1 + amplifier * torch.where(free, 0.0, growth)).sqrt()
         known = (total["moved"] > 0) & (total["changed"] > 0)
-        measured = quotient(safe_sqrt(total["moved"]), damping * safe_sqrt(total["changed"]), known, 0.0)
+        measured = quotient(safe_sqrt(total["moved"]), damping * safe_sqrt(total["changed"]), known)
         limited = torch.where(free, measured, torch.minimum(grown, measured)) + eps
         size = torch.where(known, limited, grown)
         yield (

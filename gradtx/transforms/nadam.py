@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx._arguments import Betas, Scalar, exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import adam_moments, safe_sqrt
 
 
 @per_tensor(elementwise=True)
@@ -39,19 +37,17 @@ def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_dec
     $\mu_t$, as in torch.optim.NAdam; $P$ is kept in float64, where torch has float32.
     """
     beta1, beta2 = betas
-    rest1, rest2 = 1 - beta1, 1 - beta2
+    moments, average = adam_moments(betas)
 
     def init(param):
-        product = param.new_ones((), dtype=exact_dtype(param))
-        return {"mu_product": product, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        return {"mu_product": param.new_ones((), dtype=exact_dtype(param)), **moments(param)}
 
     def update(update, state, param, ctx):
         mu, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (ctx.time, ctx.time + 1))
         product = state["mu_product"] * mu
-        mean = beta1 * state["exp_avg"] + rest1 * update
-        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
+        mean, square, new = average(update, state)
         looking = ((1 - mu) / (1 - product)) * update + (ahead / (1 - product * ahead)) * mean
         root = safe_sqrt(square / ctx.bias_correction(beta2))
-        return looking / (root + eps), {"mu_product": product, "exp_avg": mean, "exp_avg_sq": square}
+        return looking / (root + eps), {"mu_product": product, **new}
 
     return init, update

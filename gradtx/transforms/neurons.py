@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx import _tree
 from gradtx._arguments import Scalar, exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import quotient, safe_sqrt, unit_norm
+from gradtx.transforms._math import quotient, safe_sqrt, unit_centered, unit_norm
 
 
 def project_neurons(params: Any) -> Any:
@@ -48,9 +48,9 @@ def _projected(x: Tensor) -> Tensor:
             f"project_neurons: neurons of shape {tuple(x.shape)} have one weight each, which is its own mean; "
             "train it without constraints, in another branch of partition(...)"
         )
-    centered = x - x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+    centered = unit_centered(x)
     size = unit_norm(centered)
-    return centered * quotient(1.0, size, size > 0, 0.0)
+    return centered * quotient(1.0, size, size > 0)
 
 
 def _neuron_norm(x: Tensor) -> Tensor:
@@ -95,6 +95,6 @@ def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
     def update(update, state, param, ctx):
         square = beta * state["exp_avg_sq"] + (1 - beta) * _neuron_norm(update).square()
         size = safe_sqrt(square / ctx.bias_correction(beta))
-        return update * quotient(state["scale"], size, size > 0, 0.0), {"exp_avg_sq": square, "scale": state["scale"]}
+        return update * quotient(state["scale"], size, size > 0), {"exp_avg_sq": square, "scale": state["scale"]}
 
     return init, update

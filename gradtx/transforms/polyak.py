@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Scalar, exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import ratio, safe_sqrt
+from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.clipping import shrink
 
 
@@ -40,7 +40,7 @@ def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
 
     def update(update, state, param, ctx):
         total = yield {"square": ctx.grad.square().sum()}
-        step = ratio(exact(ctx.value, update.device), total["square"] + eps)
+        step = quotient(exact(ctx.value, update.device), total["square"] + eps)
         if max_lr is not None:
             step = torch.minimum(step, exact(max_lr, update.device))
         yield -step * update, state

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtx._arguments import Betas, Scalar, exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import ratio, safe_sqrt
+from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.dadapt import corrected_rate, limited
 
 
@@ -104,7 +104,7 @@ def scale_by_prodigy(
         total = yield {"product": product, "size": s.abs().sum()}
         held = total["size"] == 0
         numerator = torch.where(held, state["d_numerator"], keep * state["d_numerator"] + total["product"])
-        estimate = d_coef * ratio(numerator, total["size"])
+        estimate = d_coef * quotient(numerator, total["size"])
         largest = torch.maximum(state["d_max"], estimate)
         base = torch.where(d == d0, torch.maximum(d, estimate), d)
         d = torch.where(held, d, limited(largest, base, growth_rate))

@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, norm, quotient, ratio, safe_sqrt
+from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt
 
 
 @per_tensor(needs=("params",))
@@ -96,9 +96,9 @@ def orthogonalize_against_params():
     """
 
     def update(update, state, param, ctx):
-        rest = update - ratio((update * param).sum(), param.square().sum()) * param
+        rest = update - quotient((update * param).sum(), param.square().sum()) * param
         before, after = norm(update), norm(rest)
         left = after > 4 * torch.finfo(rest.dtype).eps * before
-        return rest * quotient(before, after, left, 0.0), state
+        return rest * quotient(before, after, left), state
 
     return update

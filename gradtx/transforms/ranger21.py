@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, exact
+from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import ratio, safe_sqrt, softplus, unit_norm
+from gradtx.transforms._math import safe_sqrt, softplus, unit_norm
 from gradtx.transforms.positive_negative import positive_negative
+from gradtx.transforms.stable_decay import stable_decay
 
 
 @per_tensor(
@@ -74,9 +75,9 @@ def scale_by_ranger21(
     def update(update, state, param, ctx):
         correction = ctx.bias_correction(beta2)
         square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
-        total = yield {"square": square.sum() / correction, "count": exact(square.numel(), square.device)}
+        total = yield {"square": square.sum() / correction, "count": square.numel()}
         # p shrinks to p (1 - a) (1 - b): as a sum, since in half precision 1 - a would be 1.
-        stable = lr * weight_decay * safe_sqrt(ratio(total["count"], total["square"]))
+        stable = stable_decay(lr * weight_decay, total)
         size = unit_norm((1 - stable) * param)
         pull = 2 * lr * norm_loss_factor * (1 - 1 / (size + eps))
         decay = stable + pull - stable * pull

@@ -11,7 +11,7 @@ from gradtx._program import Leaf, Scope
 from gradtx._stages import first_slots
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
-from gradtx.transforms._math import ratio
+from gradtx.transforms._math import quotient
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.wrappers import Frame, Wrapper
 
@@ -39,7 +39,7 @@ class _ScheduleFree(Frame):
         largest = torch.maximum(own["lr_max"], rate)
         weight = time**self._r * largest**self._power
         weight_sum = own["weight_sum"] + weight
-        share = ratio(weight, weight_sum)
+        share = quotient(weight, weight_sum)
         # y' - y, with x as it follows from y and z before and z after the step
         leaf.update = share * (z - y) - (rate * (1 - self._beta * (1 - share))) * direction
         self.store(leaf, {"z": z - rate * direction, "lr_max": largest, "weight_sum": weight_sum})

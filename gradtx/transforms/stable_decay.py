@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
-from gradtx._arguments import Betas, Scalar, exact
+from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, safe_sqrt
+from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
+
+
+def stable_decay(weight_decay, total):
+    """The decay over the root of a mean over all leaves, from its sums `square` and `count`; 0 while that is 0."""
+    return weight_decay * safe_sqrt(quotient(total["count"], total["square"], total["square"] > 0))
 
 
 @per_tensor(elementwise=True, needs=("params",))
@@ -46,10 +49,8 @@ def scale_by_adam_stable_decay(
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
         square = square / ctx.bias_correction(beta2)
-        total = yield {"square": square.sum(), "count": exact(square.numel(), square.device)}
-        moved = total["square"] > 0
-        mean_rate = torch.where(moved, total["count"] / torch.where(moved, total["square"], 1.0), 0.0)
+        total = yield {"square": square.sum(), "count": square.numel()}
         direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
-        yield direction + weight_decay * safe_sqrt(mean_rate) * param, new
+        yield direction + stable_decay(weight_decay, total) * param, new
 
     return init, update

@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
 
 
 @per_tensor(elementwise=True)
@@ -39,21 +39,16 @@ def scale_by_msvag(beta: Scalar = 0.9):
     $\hat v = \hat m^2$ but for rounding, $1 - \rho_t$ is 1e-4: rounding errors are 10,000 times as large.
     """
     rest = 1 - beta
-
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+    init, average = adam_moments((beta, beta))
 
     def update(update, state, param, ctx):
-        exp_avg = beta * state["exp_avg"] + rest * update
-        exp_avg_sq = beta * state["exp_avg_sq"] + rest * update.square()
+        exp_avg, exp_avg_sq, new = average(update, state)
         correction = ctx.bias_correction(beta)
         # The paper's quotient without common factors: 1 - b**2 = (1 - b) * (1 + b), for b = beta and b = beta**t.
         rho = (rest * (2 - correction) / ((1 + beta) * correction)).clamp(max=0.9999)
         mean, square = exp_avg / correction, (exp_avg / correction).square()
         size = square + rho / (1 - rho) * (exp_avg_sq / correction - square)
-        empty = size == 0
-        factor = torch.where(empty, 0.0, square / torch.where(empty, 1.0, size)).clamp(0, 1)
-        return factor * mean, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        return quotient(square, size).clamp(0, 1) * mean, new
 
     return init, update
 
