@@ -375,8 +375,8 @@ def resolve(value: Any, count: Any) -> Any:
 def exact(value: Any, device: torch.device) -> Tensor:
     """A number or 0-d tensor as float64. (`torch.as_tensor` of a Python float would be float32.)
 
-    It is filled in on the device, also from a 0-d tensor of the host: sending it would wait for all that is queued. Sizes
-    stay symbolic where a program is traced for all of them.
+    It is filled in on the device, also from a 0-d tensor of the host: sending it would wait for all that is queued.
+    Sizes stay symbolic where a program is traced for all of them.
     """
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=exact_dtype(device), device=device)

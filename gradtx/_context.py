@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._arguments import exact, exact_dtype, is_off, log_or_zero
+from gradtx._sharding import undivided
 
 if TYPE_CHECKING:
     from gradtx._program import Leaf
@@ -70,6 +72,12 @@ class Context:
         self._moment = clock.on(leaf.device)
         if rng is not None:
             self.rng = rng
+
+    def undivided(self) -> Context:
+        """The same with whole tensors in place of those divided among processes."""
+        new = copy.copy(self)
+        new._grad, new._extras = undivided(self._grad), {name: undivided(x) for name, x in self._extras.items()}
+        return new
 
     def holds_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
         return self._clock is clock and self._grad is grad and self._dtype == dtype

@@ -78,7 +78,7 @@ class RuleStage(Operation):
         except RuntimeError:
             if not is_sharded(like):
                 raise
-            return init(gathered(like), *rng)
+            return init(undivided(like), *rng)
 
     def _first(self, leaf: Leaf) -> dict[str, Tensor]:
         if self._parts.init is None:
@@ -113,8 +113,9 @@ class RuleStage(Operation):
                 if whole or not is_sharded(update):
                     raise
                 # Some operations have no form for divided tensors; which ones is the same on every process.
-                whole, update, param = True, gathered(update), gathered(param)
-                state = _tree.map_tensors(gathered, state)
+                whole, update, param = True, undivided(update), undivided(param)
+                state = _tree.map_tensors(undivided, state)
+                context = context.undivided()
         self._finish(leaf, out, old, wide)
         return None
 

@@ -152,7 +152,10 @@ class Program:
         new = {key: value.clone() for key, value in new.items() if key in form.shared}
         results = [
             [
-                (leaf.state[form.layout.slots[path][slot]], value.clone() if memory_of(value) in taken else value)
+                (
+                    leaf.state[form.layout.slots[path][slot]],
+                    run.apart(leaf, value) if memory_of(value) in taken else value,
+                )
                 for path, slots in leaf.new.items()
                 for slot, value in slots.items()
             ]
@@ -192,6 +195,10 @@ class TracedRun(Run):
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         return self._choices[path]
+
+    def apart(self, leaf: Leaf, value: Tensor) -> Tensor:
+        """The same numbers in memory of their own. Compilers take a clone away, and with it the order of writes."""
+        return torch.where(self.real[leaf.name], value, value.new_zeros(()))
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         if self.totals:
