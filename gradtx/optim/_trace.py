@@ -35,8 +35,8 @@ class Form(NamedTuple):
     layout: Layout
     choices: Mapping[Path, Any]
     numbers: int
-    shared: tuple[tuple[Path, str], ...]
-    scalars: tuple[str, ...]
+    shared: Mapping[tuple[Path, str], torch.dtype]
+    scalars: Mapping[str, torch.dtype]
     by_leaf: tuple[str, ...]
     absent: tuple[str, ...]  # extras that are None
     known_extras: Any
@@ -136,7 +136,8 @@ class Program:
             real, param = next(given), next(given)
             state, grad = {key: next(given) for key in form.slots}, next(given)
             extras = {name: next(given) for name in form.by_leaf}
-            leaf = Leaf(run, str(i), grad, param, {**scalars, **extras}, clock)
+            leaf = Leaf(run, str(i), grad, param, scalars, clock)
+            leaf.extras = {**scalars, **{name: value.to(leaf.wide) for name, value in extras.items()}}
             leaf.layout, leaf.state = form.layout, state
             leaf.program = block.for_leaf(leaf)
             run.real[leaf.name] = real
@@ -158,10 +159,13 @@ class Program:
             ]
             for leaf in leaves
         ]
-        for leaf, slots in zip(leaves, results, strict=True):  # everything is computed before anything is written
+        updates = [leaf.result() for leaf in leaves]
+        updates = [update.clone() if memory_of(update) in taken else update for update in updates]
+        # Everything is computed before anything is written.
+        for leaf, slots, update in zip(leaves, results, updates, strict=True):
             for old, value in slots:
                 old.copy_(value)
-            leaf.given[1].add_(leaf.result())
+            leaf.given[1].add_(update)
         return list(new.values()), None, tuple(new)
 
 
