@@ -385,14 +385,18 @@ def _form(tensor: Tensor | None) -> Any:
 
 
 def _overlapping(records: list[Record]) -> set[int]:
-    """The records of parameters that share entries with others: what one writes, the next has to see."""
+    """The records with a parameter or slot that shares entries with another: what one writes, the next has to see."""
     spans, found = [], set()
     for record in records:
-        param = getattr(record.param, "_local_tensor", record.param)
-        last = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
-        start = param.data_ptr()
-        if param.numel():
-            spans.append((str(param.device), start, start + (last + 1) * param.element_size(), id(record)))
+        assert record.layout is not None
+        slots = (record.state[key] for names in record.layout.slots.values() for key in names.values())
+        for tensor in (record.param, *slots):
+            tensor = getattr(tensor, "_local_tensor", tensor)
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            if tensor.numel():
+                start = tensor.data_ptr()
+                end = start + (last + 1) * tensor.element_size()
+                spans.append((str(tensor.device), start, end, id(record)))
     device, until, owner = "", 0, 0
     for place, start, end, one in sorted(spans):
         if place == device and start < until:

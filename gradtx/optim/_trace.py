@@ -80,7 +80,7 @@ class Pass:
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Whether the sizes of these tensors are as was assumed while tracing."""
-        return self._sizes.evaluate_guards_for_args(self._leaves, leaves)
+        return self._sizes.evaluate_guards_for_args(self._leaves, leaves, ignore_static=False)
 
     def compile(self, options: Mapping[str, Any]) -> None:
         self._graph.graph.eliminate_dead_code()
@@ -190,6 +190,10 @@ class TracedRun(Run):
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self.old.get(path, {})
+
+    def shared(self, path: Path, start: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """As ever; of a branch that these leaves don't take there is nothing, and nothing comes of it."""
+        return super().shared(path, start) if path in self.old else {name: make() for name, make in start.items()}
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         return {slot: leaf.state[key] for slot, key in leaf.layout.slots.get(path, {}).items()}
