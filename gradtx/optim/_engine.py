@@ -210,7 +210,10 @@ class Engine:
             return [], call.work
         least = min(record.count for _, record in call.work)
         token = (
-            [(i, id(r), _form(r.param), r.param.stride(), _form(r.param.grad), r.count - least, r.layout) for i, r in call.work],
+            [
+                (i, id(r), _form(r.param), r.param.stride(), _form(r.param.grad), r.count - least, r.layout)
+                for i, r in call.work
+            ],
             call.structures,
             {name: value.dtype for name, value in call.scalars.items() if isinstance(value, Tensor)},
             {key: {name: _form(value) for name, value in tree.items()} for key, tree in call.trees.items()},
