@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ logger = logging.getLogger("gradtx")
 WIDTH = 8  # leaves in a bundle, where these are flat: more of them compile longer than they save
 LARGE = 2**15  # entries from which a flat leaf is worth more than one thread, as torch's own kernels have it
 PATIENCE = 3.0  # seconds of compiling after which a line is logged
+COMPILING = threading.RLock()  # torch's tracer patches what is global while it is at work
 
 
 Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
@@ -71,6 +73,8 @@ class Bundle:
         keys = self.form.slots
         return [tensor for record in self.records for tensor in (record.param, *map(record.state.__getitem__, keys))]
 
+    @torch.inference_mode(False)  # what pads is written in later steps too
+    @torch.no_grad()
     def fill(self, flag: Callable[[torch.device, bool], Tensor], trees: Trees) -> None:
         """Make the aliases of what is held, and what pads a short bundle."""
         given, held = 1 + len(self.form.by_leaf), iter(self.held())
@@ -169,7 +173,8 @@ def _dense(tensor: Tensor) -> bool:
 class Plan(NamedTuple):
     """The bundles of a step, and the parameters that step eagerly; the same as long as `token` is.
 
-    `held` are the tensors of which bundles have aliases, and `addresses` where these are.
+    `held` are the tensors of which bundles have aliases, and `addresses` where these are. (The token says how
+    parameters are laid out there.)
     """
 
     token: Any
@@ -203,18 +208,23 @@ class Engine:
         """The bundles of this step, ready to run, and the work that is left for eager leaves."""
         if self._broken or not call.work:
             return [], call.work
-        records = [record for _, record in call.work]
-        least = min(record.count for record in records)
+        least = min(record.count for _, record in call.work)
         token = (
-            [(i, id(r), id(r.param), r.param.grad is None, r.count - least, r.layout) for i, r in call.work],
+            [
+                (i, id(r), _form(r.param), r.param.stride(), _form(r.param.grad), r.count - least, r.layout)
+                for i, r in call.work
+            ],
             call.structures,
             {name: value.dtype for name, value in call.scalars.items() if isinstance(value, Tensor)},
-            {key: [name for name, value in tree.items() if value is None] for key, tree in call.trees.items()},
+            {key: {name: _form(value) for name, value in tree.items()} for key, tree in call.trees.items()},
+            torch.is_inference_mode_enabled(),
         )
+        plan = self._plan
+        known = plan is not None and plan.token == token and plan.holds()
+        leaves = [] if known else call.leaves_of(call.work)  # raises what is wrong with the call, as without an engine
         try:
-            plan = self._plan
-            if plan is None or plan.token != token or not plan.holds():
-                plan = self._plan = self._planned(token, call)
+            if plan is None or not known:
+                plan = self._plan = self._planned(token, leaves, call)
             counts: dict[Any, Tensor] = {}
             for bundle in plan.bundles:
                 key = bundle.records[0].count, bundle.device
@@ -241,8 +251,8 @@ class Engine:
             known = self._numbers[group, device] = (list(numbers), [exact(value, device) for value in numbers])
         if not (form.shared or form.scalars):
             return known[1]
-        shared = [call.run.scalars(path)[name] for path, name in form.shared]
-        return [*known[1], *(value.to(device) for value in (*shared, *(call.scalars[name] for name in form.scalars)))]
+        shared = [call.run.scalars(path)[name].to(device, dtype) for (path, name), dtype in form.shared.items()]
+        return [*known[1], *shared, *(call.scalars[name].to(device) for name in form.scalars)]
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
         if (device, real) not in self._flags:
@@ -251,11 +261,11 @@ class Engine:
 
     # Planning.
 
-    def _planned(self, token: Any, call: Call) -> Plan:
+    def _planned(self, token: Any, leaves: list[Leaf], call: Call) -> Plan:
         kinds: dict[Any, list[tuple[Work, Leaf]]] = {}
-        bundles, rest = [], []
-        for item, leaf in zip(call.work, call.leaves_of(call.work), strict=True):
-            kind = self._kind(item, leaf, call)
+        bundles, rest, entangled = [], [], _overlapping([record for _, record in call.work])
+        for item, leaf in zip(call.work, leaves, strict=True):
+            kind = None if id(item.record) in entangled else self._kind(item, leaf, call)
             if kind is None:
                 rest.append(item)
             else:
@@ -275,7 +285,7 @@ class Engine:
     def _kind(self, item: Work, leaf: Leaf, call: Call) -> Kind | None:
         """What leaves of one program share; None for a leaf that steps eagerly."""
         record, param = item.record, item.record.param
-        if param.grad is None or leaf.program[:1] == [FROZEN]:
+        if param.grad is None or param.grad.shape != param.shape or leaf.program[:1] == [FROZEN]:
             return None
         for operation in leaf.program:
             if not operation.compiles:
@@ -295,6 +305,8 @@ class Engine:
             tensors = [alias(tensor, param, flat) for tensor in (param, *slots)]
         except OddTensorError:
             return None
+        if any(tensor.is_inference() for tensor in tensors) and not torch.is_inference_mode_enabled():
+            return None  # can't be written in place
         entries, dimensions = tensors[0].numel(), tensors[0].ndim
         if entries <= 1:
             return None  # compilers make programs of their own for sizes 0 and 1
@@ -318,8 +330,12 @@ class Engine:
             layout,
             item.record.choices,
             len(call.numbers[item.group]),
-            tuple((path, name) for path, names in layout.shared.items() for name in names),
-            tuple(name for name, value in call.scalars.items() if isinstance(value, Tensor)),
+            {
+                (path, name): call.run.scalars(path)[name].dtype
+                for path, names in layout.shared.items()
+                for name in names
+            },
+            {name: value.dtype for name, value in call.scalars.items() if isinstance(value, Tensor)},
             kind.by_leaf,
             tuple(name for name, value in leaf.extras.items() if value is None),
             call.run.known_extras,
@@ -330,6 +346,7 @@ class Engine:
         first = [torch.tensor(item.record.count + 1, device=bundle.device)]
         first += self._first(item.group, form, bundle.device, call)
         tensors = bundle.arguments(call.trees)
+        key = (*key, tuple(form.shared.items()), tuple(form.scalars.items()), form.absent)
         programs = self._programs.setdefault(key, [])
         program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
@@ -338,12 +355,13 @@ class Engine:
             if kind.flat and not programs:  # lengths that tell the compiler whether threads are worth it
                 size, length = len(tensors) // kind.width, 4 * LARGE if kind.large else 64
                 examples = [t if t.ndim == 0 else t.new_empty(length + i // size) for i, t in enumerate(tensors)]
-            program = Program(form, chain, first, examples)
-            if not program.fits(tensors):  # a rule asks for the length
-                program = Program(form, chain, first, tensors)
-            if len(program.passes) > 1 and hasattr(item.record.param, "_local_tensor"):
-                return None  # a sum over this process's part is not that over all
-            program.compile(self._options)
+            with COMPILING:
+                program = Program(form, chain, first, examples)
+                if not program.fits(tensors):  # a rule asks for the length
+                    program = Program(form, chain, first, tensors)
+                if len(program.passes) > 1 and hasattr(item.record.param, "_local_tensor"):
+                    return None  # a sum over this process's part is not that over all
+                program.compile(self._options)
             programs.append(program)
             if time.monotonic() - start > PATIENCE:
                 logger.info("compiled a program for %s in %.1f s", leaf.name, time.monotonic() - start)
@@ -362,6 +380,33 @@ class Kind(NamedTuple):
     layout: str
     width: int
     large: bool
+
+
+def _form(tensor: Tensor | None) -> Any:
+    """What of a tensor a plan depends on, besides where it is."""
+    return None if tensor is None else (tensor.dtype, tensor.shape)
+
+
+def _overlapping(records: list[Record]) -> set[int]:
+    """The records with a parameter or slot that shares entries with another: what one writes, the next has to see."""
+    spans, found = [], set()
+    for record in records:
+        assert record.layout is not None
+        slots = (record.state[key] for names in record.layout.slots.values() for key in names.values())
+        for tensor in (record.param, *slots):
+            tensor = getattr(tensor, "_local_tensor", tensor)
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            if tensor.numel():
+                start = tensor.data_ptr()
+                end = start + (last + 1) * tensor.element_size()
+                spans.append((str(tensor.device), start, end, id(record)))
+    device, until, owner = "", 0, 0
+    for place, start, end, one in sorted(spans):
+        if place == device and start < until:
+            found.update((owner, one))
+        if place != device or end > until:
+            device, until, owner = place, end, one
+    return found
 
 
 def _held(bundles: list[Bundle]) -> list[Tensor]:

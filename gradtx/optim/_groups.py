@@ -101,7 +101,9 @@ class GroupView:
         frame = []
         for name, value in values.items():
             entry, literal = self.entries[name], self.literal[name]
-            if isinstance(value, tuple):
+            if entry.argument.kind == "floats":  # rules get these as they are
+                kept = value
+            elif isinstance(value, tuple):
                 kept = tuple(one(item, flag, entry) for item, flag in zip(value, literal, strict=True))
             else:
                 kept = one(value, literal, entry)

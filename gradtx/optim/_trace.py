@@ -35,8 +35,8 @@ class Form(NamedTuple):
     layout: Layout
     choices: Mapping[Path, Any]
     numbers: int
-    shared: tuple[tuple[Path, str], ...]
-    scalars: tuple[str, ...]
+    shared: Mapping[tuple[Path, str], torch.dtype]
+    scalars: Mapping[str, torch.dtype]
     by_leaf: tuple[str, ...]
     absent: tuple[str, ...]  # extras that are None
     known_extras: Any
@@ -80,7 +80,7 @@ class Pass:
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Whether the sizes of these tensors are as was assumed while tracing."""
-        return self._sizes.evaluate_guards_for_args(self._leaves, leaves)
+        return self._sizes.evaluate_guards_for_args(self._leaves, leaves, ignore_static=False)
 
     def compile(self, options: Mapping[str, Any]) -> None:
         self._graph.graph.eliminate_dead_code()
@@ -136,7 +136,8 @@ class Program:
             real, param = next(given), next(given)
             state, grad = {key: next(given) for key in form.slots}, next(given)
             extras = {name: next(given) for name in form.by_leaf}
-            leaf = Leaf(run, str(i), grad, param, {**scalars, **extras}, clock)
+            leaf = Leaf(run, str(i), grad, param, scalars, clock)
+            leaf.extras = {**scalars, **{name: value.to(leaf.wide) for name, value in extras.items()}}
             leaf.layout, leaf.state = form.layout, state
             leaf.program = block.for_leaf(leaf)
             run.real[leaf.name] = real
@@ -161,10 +162,13 @@ class Program:
             ]
             for leaf in leaves
         ]
-        for leaf, slots in zip(leaves, results, strict=True):  # everything is computed before anything is written
+        updates = [leaf.result() for leaf in leaves]
+        updates = [update.clone() if memory_of(update) in taken else update for update in updates]
+        # Everything is computed before anything is written.
+        for leaf, slots, update in zip(leaves, results, updates, strict=True):
             for old, value in slots:
                 old.copy_(value)
-            leaf.given[1].add_(leaf.result())
+            leaf.given[1].add_(update)
         return list(new.values()), None, tuple(new)
 
 
@@ -189,6 +193,10 @@ class TracedRun(Run):
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self.old.get(path, {})
+
+    def shared(self, path: Path, start: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """As ever; of a branch that these leaves don't take there is nothing, and nothing comes of it."""
+        return super().shared(path, start) if path in self.old else {name: make() for name, make in start.items()}
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         return {slot: leaf.state[key] for slot, key in leaf.layout.slots.get(path, {}).items()}

@@ -342,8 +342,11 @@ class ChainOptimizer(torch.optim.Optimizer):
             for leaf in done:
                 self._write(leaf)
         else:
-            execute(leaves, self._finish)
-        self._count_up(bundles)
+            through: list[Bundle] = []
+            try:
+                execute(leaves, lambda leaf: through.append(leaf) if isinstance(leaf, Bundle) else self._write(leaf))
+            finally:  # what was written is counted, also where a later leaf raises
+                self._count_up(through)
         for commit in reversed(run.commits):
             commit()
         run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
@@ -403,10 +406,6 @@ class ChainOptimizer(torch.optim.Optimizer):
             leaf.program = blocks[group].for_leaf(leaf)
             leaves.append(leaf)
         return leaves
-
-    def _finish(self, leaf: Any) -> None:
-        if not isinstance(leaf, Bundle):
-            self._write(leaf)
 
     @staticmethod
     def _count_up(bundles: list[Bundle]) -> None:

@@ -49,7 +49,7 @@ def scale_by_adai(betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Sca
     def update(update, state, param, ctx):
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         unbiased = square / ctx.bias_correction(beta2)
-        total = yield {"square": unbiased.sum(), "entries": float(update.numel())}
+        total = yield {"square": unbiased.sum(), "entries": update.numel()}
         share = unbiased * quotient(total["entries"], total["square"], total["square"] > 0)
         none = share == 0  # a power has no finite derivative there
         share = torch.where(none, 0.0, torch.where(none, 1.0, share) ** exponent)

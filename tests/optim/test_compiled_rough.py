@@ -1,0 +1,307 @@
+"""What users do to optimizers behind their backs, with `compile=True`: the same as eagerly."""
+
+import contextlib
+import threading
+
+import pytest
+import torch
+
+import gradtx
+from gradtx.optim import _engine
+
+F64 = torch.float64
+each = pytest.mark.parametrize
+
+
+@pytest.fixture(name="uncompiled", autouse=True)
+def _uncompiled(request, monkeypatch):
+    """Programs run as they were traced, unless a test asks for `real` ones."""
+    if "real" not in request.fixturenames:
+        monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+
+
+@pytest.fixture(name="real")
+def _real(monkeypatch):
+    monkeypatch.setattr(_engine, "WIDTH", 1)  # small programs compile sooner
+
+
+def line(size, factor=1.0, dtype=F64):
+    return torch.linspace(-1.0, 1.3, size, dtype=dtype) * factor
+
+
+def parameter(*shape, dtype=F64):
+    return torch.nn.Parameter(line(torch.Size(shape).numel()).view(shape).to(dtype))
+
+
+def step(optimizer, factor=1.0, **extras):
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = ((param.detach() * 2).sin() + 0.1) * factor
+    optimizer.step(**extras)
+
+
+def assert_same(run, tolerance=1e-12):
+    """`run(compile)` gives an optimizer: parameters and state are the same, and the engine was at work."""
+    eager, compiled = run(False), run(True)
+    assert not compiled._engine._broken
+    for group, other in zip(eager.param_groups, compiled.param_groups, strict=True):
+        for param, twin in zip(group["params"], other["params"], strict=True):
+            torch.testing.assert_close(twin, param, rtol=tolerance, atol=tolerance)
+            state, found = eager.state[param], compiled.state[twin]
+            assert list(state) == list(found)
+            for key in state:
+                torch.testing.assert_close(found[key], state[key], rtol=tolerance, atol=tolerance)
+
+
+# Memory.
+
+SHARED = {
+    "the same": lambda memory: (memory, memory),
+    "overlapping": lambda memory: (memory[:6], memory[3:]),
+    "apart": lambda memory: (memory[:4], memory[4:]),
+}
+
+
+@each("name", SHARED)
+def test_parameters_in_one_memory_see_what_the_others_wrote(name, real):
+    def run(compile):
+        params = [torch.nn.Parameter(part) for part in SHARED[name](line(9))]
+        optimizer = gradtx.optim.SGD(params, lr=0.1, momentum=0.5, compile=compile)
+        for i in range(3):
+            step(optimizer, i + 1)
+        if compile:
+            assert len(optimizer._engine._plan.bundles) == 2 * (name == "apart")
+        return optimizer
+
+    assert_same(run)
+
+
+CHANGED = {
+    "smaller": ((6,), lambda data: data[:3]),
+    "reshaped": ((3, 4), lambda data: data.view(4, 3)),
+    "transposed": ((3, 3), lambda data: data.t()),
+    "double": ((3, 4), lambda data: data.double()),
+}
+
+
+@each("name", CHANGED)
+def test_data_that_is_laid_out_otherwise_in_the_same_place_is_noticed(name):
+    shape, change = CHANGED[name]
+
+    def run(compile):
+        param = parameter(*shape, dtype=torch.float32)
+        momentum = {"momentum": 0.9} if name == "transposed" else {}
+        tx = gradtx.chain(gradtx.centralize(), gradtx.sgd(lr=0.1, **momentum))
+        optimizer = gradtx.as_optimizer(tx, [param], compile=compile)
+        step(optimizer)
+        param.grad = None
+        param.data = change(param.data)
+        step(optimizer)
+        return optimizer
+
+    assert_same(run, 1e-6)
+
+
+def test_gradients_that_change_their_dtype_are_noticed(real):
+    def run(compile):
+        param = parameter(5)
+        optimizer = gradtx.optim.SGD([param], lr=0.1, compile=compile)
+        step(optimizer)
+        param.grad.data = param.grad.data.float()
+        optimizer.step()
+        optimizer.step()
+        step(optimizer)
+        return optimizer
+
+    assert_same(run, 1e-7)
+
+
+def test_slots_that_a_user_made_one_are_no_obstacle():
+    def run(compile):
+        param = parameter(5)
+        optimizer = gradtx.optim.AdamW([param], lr=0.1, compile=compile)
+        step(optimizer)
+        optimizer.state[param]["exp_avg"] = optimizer.state[param]["exp_avg_sq"]
+        step(optimizer)
+        return optimizer
+
+    assert_same(run)
+
+
+def test_an_update_may_be_an_old_slot():
+    @gradtx.per_tensor(elementwise=True)
+    def delay():
+        def init(param):
+            return {"last": torch.zeros_like(param)}
+
+        def update(update, state, param, ctx):
+            return state["last"], {"last": update}
+
+        return init, update
+
+    def run(compile):
+        optimizer = gradtx.as_optimizer(gradtx.chain(delay()), [parameter(5)], compile=compile)
+        for _ in range(4):
+            step(optimizer)
+        return optimizer
+
+    assert_same(run)
+
+
+# What rules ask of sizes, and of branches.
+
+
+def test_a_size_that_a_rule_takes_as_a_plain_number_is_not_used_for_others():
+    @gradtx.per_tensor(elementwise=True)
+    def by_size():
+        def update(update, state, param, ctx):
+            return update * (1 / float(update.numel())), state
+
+        return update
+
+    def run(compile):
+        tx = gradtx.chain(by_size(), gradtx.sgd(lr=0.1))
+        optimizer = gradtx.as_optimizer(tx, [parameter(5)], compile=compile)
+        step(optimizer)
+        optimizer.add_param_group({"params": [parameter(7)]})
+        step(optimizer)
+        return optimizer
+
+    assert_same(run)
+
+
+def test_fixed_polynomials_are_no_numbers_of_a_group():
+    def run(compile):
+        optimizer = gradtx.as_optimizer(gradtx.muon(lr=0.1), [parameter(3, 4)], compile=compile)
+        for _ in range(3):
+            step(optimizer)
+        return optimizer
+
+    assert_same(run)
+
+
+def test_a_wrapper_with_a_clock_in_another_branch_needs_no_state():
+    def run(compile):
+        arms = {"x": gradtx.accumulate(gradtx.adamw(lr=0.1), every=3), "y": gradtx.sgd(lr=0.1)}
+        tx = gradtx.chain(
+            gradtx.clip_by_global_norm(0.5), gradtx.partition(arms, {"x": lambda name, leaf: leaf.ndim > 1, "y": "*"})
+        )
+        optimizer = gradtx.as_optimizer(tx, [parameter(3, 4), parameter(5)], compile=compile)
+        for _ in range(5):
+            step(optimizer)
+        return optimizer
+
+    assert_same(run)
+
+
+# Extras and state in other dtypes, absent, wrong.
+
+
+def test_the_value_of_a_closure_may_come_and_go_and_change_its_dtype(real):
+    def run(compile):
+        optimizer = gradtx.as_optimizer(gradtx.alig(max_lr=1.0), [parameter(5)], compile=compile)
+        for value in (1.0, torch.tensor(2.0), torch.tensor(1.5, dtype=torch.bfloat16)):
+            step(optimizer, value=value)
+        return optimizer
+
+    def plain(compile):
+        optimizer = gradtx.optim.SGD([parameter(5)], lr=0.1, compile=compile)
+        for value in (None, torch.tensor(2.0), None):
+            step(optimizer, **({} if value is None else {"value": value}))
+        return optimizer
+
+    assert_same(run, 1e-6)
+    assert_same(plain)
+
+
+@gradtx.per_tensor(elementwise=True, extras={"other": "leaf"})
+def add_other():
+    def update(update, state, param, ctx):
+        return update + ctx.other, state
+
+    return update
+
+
+def test_extras_by_leaf_change_dtype_and_wrong_ones_are_refused_as_eagerly(real):
+    def run(compile):
+        tx = gradtx.chain(add_other(), gradtx.sgd(lr=0.1))
+        optimizer = gradtx.as_optimizer(tx, [parameter(5, dtype=torch.float32)], compile=compile)
+        for other in (line(4), line(5), line(5).float(), line(4), line(10)[::2], line(5).half()):
+            wrong = pytest.raises(ValueError, match=r"other: leaf '0' has shape \(4,\), needs \(5,\)")
+            with wrong if len(other) == 4 else contextlib.nullcontext():
+                step(optimizer, other=[other])
+        return optimizer
+
+    assert_same(run, 1e-6)
+
+
+def test_shared_state_that_a_user_rounded_goes_on(real):
+    def run(compile):
+        param = parameter(5)
+        optimizer = gradtx.as_optimizer(gradtx.prodigy(), [param], compile=compile)
+        step(optimizer)
+        state = optimizer.state[param]
+        state.update({k: v.float() for k, v in state.items() if k != "step" and not v.ndim and v.dtype == F64})
+        step(optimizer)
+        return [param, {k: v.double() for k, v in optimizer.state[param].items()}], optimizer
+
+    (eager, _), (compiled, optimizer) = run(False), run(True)
+    assert not optimizer._engine._broken
+    torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
+
+
+# Surroundings.
+
+
+@each("inside", [(0,), (0, 1, 3), (2,)])
+def test_steps_inside_and_outside_of_inference_mode(inside):
+    def run(compile):
+        optimizer = gradtx.optim.AdamW([parameter(5)], lr=0.1, compile=compile)
+        for i in range(5):
+            with torch.inference_mode(i in inside):
+                step(optimizer)
+        return optimizer
+
+    assert_same(run)
+
+
+def test_optimizers_in_several_threads():
+    broken = []
+
+    def work(size):
+        optimizer = gradtx.optim.AdamW([parameter(size), parameter(2, 3)], compile=True)
+        for _ in range(2):
+            step(optimizer)
+        broken.append(optimizer._engine._broken)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert broken == [False] * 3
+
+
+def test_what_was_written_before_an_eager_leaf_raised_is_counted():
+    failing = []
+
+    @gradtx.whole_tree()
+    def moody():
+        def update(updates, state, params, ctx):
+            if failing:
+                raise KeyError("no")
+            return updates, state
+
+        return update
+
+    def run(compile):
+        arms = {"x": gradtx.adamw(lr=0.1), "y": gradtx.chain(moody(), gradtx.sgd(lr=0.1))}
+        tx = gradtx.partition(arms, {"x": lambda name, leaf: leaf.ndim == 1, "y": "*"})
+        optimizer = gradtx.as_optimizer(tx, [parameter(5), parameter(2, 3)], compile=compile)
+        for i in range(4):
+            failing[:] = [True] * (i == 2)
+            with contextlib.suppress(KeyError):
+                step(optimizer)
+        return optimizer
+
+    assert_same(run)
