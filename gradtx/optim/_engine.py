@@ -43,9 +43,10 @@ class Work(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a step gives the engine: `structures` and `numbers` are those of the groups."""
+    """What a step gives the engine: `structures` and `numbers` are those of the groups, `count` is the schedules'."""
 
     run: OptimizerRun
+    count: int
     views: list[GroupView]
     structures: list[Any]
     numbers: list[list[Any]]
@@ -225,14 +226,13 @@ class Engine:
         try:
             if plan is None or not known:
                 plan = self._plan = self._planned(token, leaves, call)
-            counts: dict[Any, Tensor] = {}
+            counts: dict[Any, list[Tensor]] = {}
             for bundle in plan.bundles:
                 key = bundle.records[0].count, bundle.device
                 if key not in counts:
-                    counts[key] = torch.tensor(key[0] + 1, device=key[1])
-                bundle.begin(
-                    call.run, [counts[key], *self._first(bundle.group, bundle.form, bundle.device, call)], call.trees
-                )
+                    counts[key] = _counts(*key, call)
+                first = [*counts[key], *self._first(bundle.group, bundle.form, bundle.device, call)]
+                bundle.begin(call.run, first, call.trees)
             return plan.bundles, [item for item in call.work if id(item.record) in plan.rest]
         except Exception as error:
             self._broken = True
@@ -343,7 +343,7 @@ class Engine:
         )
         bundle = Bundle([item for item, _ in found], form, kind.flat, leaf.name)
         bundle.fill(self._flag, call.trees)
-        first = [torch.tensor(item.record.count + 1, device=bundle.device)]
+        first = _counts(item.record.count, bundle.device, call)
         first += self._first(item.group, form, bundle.device, call)
         tensors = bundle.arguments(call.trees)
         key = (*key, tuple(form.shared.items()), tuple(form.scalars.items()), form.absent)
@@ -411,6 +411,11 @@ def _overlapping(records: list[Record]) -> set[int]:
 
 def _held(bundles: list[Bundle]) -> list[Tensor]:
     return [tensor for bundle in bundles for tensor in bundle.held()]
+
+
+def _counts(made: int, device: torch.device, call: Call) -> list[Tensor]:
+    """The number of this step for leaves that have made so many, and the count that schedules follow."""
+    return [torch.full((), count, dtype=torch.int64, device=device) for count in (made + 1, call.count)]
 
 
 def compiler_options(compile: Any) -> dict[str, Any]:

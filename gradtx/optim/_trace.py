@@ -28,8 +28,9 @@ from gradtx.optim._run import Layout
 class Form(NamedTuple):
     """What decides a program besides the chain: what is passed, in which order, and what selectors said of the leaves.
 
-    The flat arguments are: the number of this step, hyperparameters, shared values, 0-d extras; then totals; then for
-    each leaf whether it is real (a bundle may be padded), parameter, slots, gradient, extras.
+    The flat arguments are: the number of this step, the count that schedules follow, hyperparameters, shared values,
+    0-d extras; then totals; then for each leaf whether it is real (a bundle may be padded), parameter, slots, gradient,
+    extras.
     """
 
     layout: Layout
@@ -68,6 +69,8 @@ class Pass:
         self._start = [self._mode.from_tensor(tensor, static_shapes=True) for tensor in start]
         self._leaves = [
             self._mode.from_tensor(tensor, symbolic_context=_symbolic(tensor), source=ConstantSource(f"leaf{i}"))
+            if tensor.ndim
+            else self._mode.from_tensor(tensor, static_shapes=True)
             for i, tensor in enumerate(leaves)
         ]
 
@@ -123,14 +126,14 @@ class Program:
     ) -> tuple[list[Tensor], Operation | None, tuple]:
         """One pass over a bundle, in the order of `Form`; `known` names the totals."""
         form, given = self._form, iter(arguments)
-        step = next(given)
+        step, count = next(given), next(given)
         tx = self._chain([next(given) for _ in range(form.numbers)])
         run = TracedRun(form, arguments[-1].device)
         for path, name in form.shared:
             run.old.setdefault(path, {})[name] = next(given)
         scalars: dict[str, Any] = {**{name: next(given) for name in form.scalars}, **dict.fromkeys(form.absent)}
         run.totals = [{name: next(given) for name in names} for names in known]
-        block = Block.of(tx, run, step - 1)
+        block = Block.of(tx, run, count)
         clock, leaves, taken = Clock(step), [], set()
         for i in range(form.width):
             real, param = next(given), next(given)
@@ -162,8 +165,11 @@ class Program:
             ]
             for leaf in leaves
         ]
-        updates = [leaf.result() for leaf in leaves]
-        updates = [update.clone() if memory_of(update) in taken else update for update in updates]
+        updates = [
+            run.apart(leaf, update) if memory_of(update) in taken else update
+            for leaf in leaves
+            for update in [leaf.result()]
+        ]
         # Everything is computed before anything is written.
         for leaf, slots, update in zip(leaves, results, updates, strict=True):
             for old, value in slots:

@@ -330,7 +330,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             pairs = zip(views, values, strict=True)
             frames = [view.structure(present, self._count) for view, present in pairs]
             structures, numbers = [frame for frame, _ in frames], [own for _, own in frames]
-            given = Call(run, views, structures, numbers, work, leaves_of, scalars, trees)
+            given = Call(run, count, views, structures, numbers, work, leaves_of, scalars, trees)
             bundles, work = self._engine.bundles(given)
         leaves: list[Any] = [*bundles]
         if work or not bundles or (len(views) > 1 and self._agrees):
