@@ -30,25 +30,24 @@ def rejoined(part: Tensor, like: Any) -> Any:
     return type(like).from_local(part, like.device_mesh, like.placements, run_check=False, **shape)
 
 
-def gathered(tensor: Any) -> Any:
-    """The same with all entries on every process: for operations that have no other form."""
-    if not is_sharded(tensor):
+def gathered(tensor: Any, like: Any) -> Any:
+    """The same with all entries on every process of those that `like` is divided among."""
+    if not (is_sharded(tensor) or is_sharded(like)):
         return tensor
-    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import DTensor, Replicate
 
-    return tensor.redistribute(placements=[Replicate()] * tensor.device_mesh.ndim)
+    mesh = (tensor if is_sharded(tensor) else like).device_mesh
+    whole = [Replicate()] * mesh.ndim
+    if is_sharded(tensor):
+        return tensor.redistribute(placements=whole)
+    return DTensor.from_local(tensor, mesh, whole, run_check=False)  # every process has all of it: nothing is sent
 
 
 def placed_as(tensor: Any, like: Any) -> Any:
     """The same numbers divided as `like`; operations may return them otherwise, also with sums outstanding."""
     if not is_sharded(like):
         return undivided(tensor)
-    if not is_sharded(tensor):
-        from torch.distributed.tensor import DTensor, Replicate
-
-        # Every process has all of it, so nothing needs to be sent.
-        whole = [Replicate()] * like.device_mesh.ndim
-        tensor = DTensor.from_local(tensor, like.device_mesh, whole, run_check=False)
+    tensor = tensor if is_sharded(tensor) else gathered(tensor, like)
     return tensor if tensor.placements == like.placements else tensor.redistribute(placements=like.placements)
 
 

@@ -379,7 +379,7 @@ def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner:
         if value.shape == like.shape:
             kept[slot] = placed_as(value, like)
         else:
-            kept[slot] = gathered(value) if value.ndim else undivided(value)
+            kept[slot] = gathered(value, like) if value.ndim else undivided(value)
     return kept
 
 
