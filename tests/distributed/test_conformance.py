@@ -12,8 +12,12 @@ import gradtx
 from tests.conformance import all_cases, noise
 from tests.distributed.problems import assert_close, whole
 
-# All switches of rules; what is made of rules, once.
-CASES = {str(case): case for case in all_cases() if case.factory.spec.kind in ("rule", "tree") or not case.label}
+# All switches of rules; what is made of rules, once. Not where rounding decides a basis: sums run in another order here.
+CASES = {
+    str(case): case
+    for case in all_cases()
+    if (case.factory.spec.kind in ("rule", "tree") or not case.label) and case.is_determined()
+}
 
 # The last process has nothing of `row`; `scalar` is not divided, as parameters that FSDP ignores.
 SHAPES = {"conv": (3, 2, 2, 2), "matrix": (3, 4), "columns": (2, 3), "row": (1, 4), "vector": (5,), "scalar": ()}
