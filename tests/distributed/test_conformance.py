@@ -12,7 +12,7 @@ import gradtx
 from tests.conformance import all_cases, noise
 from tests.distributed.problems import assert_close, whole
 
-# All switches of rules; what is made of rules, once. Not where rounding decides a basis: sums run in another order here.
+# All switches of rules; what is made of rules, once. Not where rounding decides a basis: sums here have another order.
 CASES = {
     str(case): case
     for case in all_cases()
