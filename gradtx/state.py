@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -173,9 +174,9 @@ def _find(caller: str, state: Any, name: Any) -> Path:
         if found:
             paths = ", ".join(".".join(path) for path in found)
             raise ValueError(f"{caller}: the state has {name!r} several times: {paths}; give one of these paths")
-    known = {
-        where if "." in name else path[-1] for where, path, leaf in parts if not leaf or _at(state, path).ndim == 0
-    }
+    # Names of leaves are of no help; what stands in one place only may be a number that all leaves share.
+    counts = Counter(path[-1] for _, path, _ in parts)
+    known = {where if "." in name else path[-1] for where, path, leaf in parts if not leaf or counts[path[-1]] == 1}
     raise ValueError(f"{caller}: the state has no {name!r}; {nearest(name, known)}")
 
 
@@ -199,12 +200,12 @@ def _fitting(where: str, value: Any, old: Any) -> Any:
     """`value`, built as `old` is."""
     if isinstance(old, Tensor) and isinstance(value, numbers.Real):
         return _filled(where, value, old)
-    expected, unflatten = _tree.flatten_any(old, where)
-    given, _ = _tree.flatten_any(value, where)
-    if isinstance(old, Tensor) != isinstance(value, Tensor):
+    if not isinstance(value, Tensor if isinstance(old, Tensor) else dict):
         needs = "a tensor" if isinstance(old, Tensor) else "a dict, leaf name -> tensor"
         raise TypeError(f"{where} is {needs}, got {describe(value)}")
-    _tree.check_names(given, expected, f"{where}: leaves of the value", "leaves of the state")
+    expected, unflatten = _tree.flatten_any(old, where)
+    given, _ = _tree.flatten_any(value, where)
+    _tree.check_names(given, expected, f"{where}: the new leaves", "the old ones")
     for name, like in expected.items():
         leaf, which = given[name], f"{where}: leaf {name!r}" if name else where
         if isinstance(like, Tensor):
