@@ -222,6 +222,6 @@ def _fitting(where: str, value: Any, old: Any) -> Any:
 
 def _filled(where: str, value: Any, old: Tensor) -> Tensor:
     whole = not (old.dtype.is_floating_point or old.dtype.is_complex)
-    if whole and value != int(value):
+    if whole and value % 1 != 0:
         raise TypeError(f"{where} has dtype {old.dtype}, got {value!r}")
     return torch.full_like(old, value)
