@@ -1,6 +1,7 @@
 """The examples run from start to end, in a tiny setting; what they show is in docs/examples.md."""
 
-import runpy
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,17 @@ TINY = {
 }
 
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"  # torch itself, at the first jvp of a process
+)
+
+
 def script(name):
-    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    """The names of an example; as a module, since torch.compile imports the module of what it compiles."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module)
 
 
 @pytest.fixture(autouse=True)
