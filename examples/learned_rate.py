@@ -223,7 +223,7 @@ def plot(
         y = [1 - point["logit_momentum"][i].sigmoid() for point, _ in path]
         plane.plot(x, y, "o-", color=f"C{i + 1}", markersize=3, label=f"learned from {STARTS[i]:g}")
     plane.set(title=f"Loss after {steps} steps, and ways down its gradient", ylabel="1 - momentum")
-    plane.set(xscale="log", yscale="log", xlabel="learning rate", xlim=(GRID[0], GRID[-1]))
+    plane.set(xscale="log", yscale="log", xlabel="learning rate", xlim=(GRID[0].item(), GRID[-1].item()))
     for i, (name, choice) in enumerate(choices.items(), 1):
         label = f"{name} (momentum {choice.learned['logit_momentum'].sigmoid():.2f})"
         schedule.plot(range(steps), rates(choice, steps), "--" if "grid" in name else "-", color=f"C{i}", label=label)
