@@ -176,7 +176,7 @@ def plot(runs: list[Run], steps: int, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def main(argv: list[str] | None = None) -> None:
