@@ -1,8 +1,8 @@
 """Find what is wrong with an optimizer: the norm of the update after each link, and the state read by name.
 
 Data: scikit-learn's digits. Four chains of the same links train the same perceptron. Three have one fault each: the
-clip stands after Adam instead of before it, the decay is too large, Adam's eps is. All three just look slow in the
-accuracy. `record` between the links and `exp_avg_sq` from the state tell which it is.
+clip stands after Adam instead of before it, the decay is too large, Adam's eps is. By the accuracy, all three just
+learn badly. `record` between the links and `exp_avg_sq` from the state tell which it is.
 Run: `python examples/inspect_chain.py`. Prints a table and writes out/inspect_chain.png.
 """
 
@@ -36,9 +36,9 @@ LINKS = {  # in the order of the chain
     "decay too large": {"clip": CLIP, "adam": ADAM, "decay": gradtx.add_decayed_weights(30.0)},
     "eps too large": {"clip": CLIP, "adam": ADAM.replace(eps=0.3), "decay": DECAY},
 }
-SIGNS = {  # what to look at: the question, and the answer that is suspicious
+SIGNS = {  # what to look at; by rights 1, about 1 and 0
     "clip": "what the clip leaves of the norm",
-    "decay": "growth of the norm by the decay",
+    "decay": "what the decay makes of the norm",
     "eps": "entries with √(exp_avg_sq) below eps",
 }
 
@@ -87,7 +87,7 @@ class Run:
             batch = torch.randint(TRAIN, (BATCH,), generator=generator)
             updates, state = tx.update(gradients(params, train_x[batch], train_y[batch]), state, params)
             params = gradtx.apply_updates(params, updates)
-            self.look(state, step, tx.hyperparams["eps"])
+            self.look(state, step, LINKS[self.name]["adam"].hyperparams["eps"])
             with torch.no_grad():
                 right = functional_call(model, params, (test_x,)).argmax(1) == test_y
             self.accuracies.append(100 * right.float().mean().item())
@@ -114,23 +114,24 @@ def plot(runs: list[Run], path: Path) -> None:
     for run, axes in zip(runs, panels[:4], strict=True):
         for i, (place, norms) in enumerate(run.norms.items()):
             # A link that changes nothing has the line of the one before: the later one is dashed.
-            style = (0, (4, 3)) if i % 2 else "-"
+            dashes = (0, (4, 3)) if i % 2 else "-"
             label = place if place == "gradient" else f"after {place}"
-            axes.plot(range(1, len(norms) + 1), norms, color=colors[place], linestyle=style, label=label)
-        axes.set(title=f"{run.name}: {' → '.join(run.places)}", yscale="log", ylabel="norm of the update")
-        axes.title.set_fontsize(9)
+            axes.plot(range(1, len(norms) + 1), norms, color=colors[place], linestyle=dashes, label=label)
+        axes.set(title=run.name, yscale="log", ylabel="norm of the update")
     low = min(min(min(norms) for norms in run.norms.values()) for run in runs)
     high = max(max(max(norms) for norms in run.norms.values()) for run in runs)
     for axes in panels[:4]:
         axes.set_ylim(low / 2, high * 2)
     for i, run in enumerate(runs):
         steps = range(1, len(run.accuracies) + 1)
-        panels[4].plot(steps, run.accuracies, color=f"C{i + 5}", label=run.name)
+        # Thinner from one to the next, so that lines that coincide show.
+        style: dict[str, Any] = {"color": f"C{i + 5}", "label": run.name, "linewidth": (5.0, 3.2, 2.0, 1.0)[i]}
+        panels[4].plot(steps, run.accuracies, **style)
         for (sign, values), axes in zip(run.signs.items(), panels[5:], strict=True):
-            axes.plot(steps, values, color=f"C{i + 5}", label=run.name)
+            axes.plot(steps, values, **style)
             axes.set_title(SIGNS[sign], fontsize=10)
     panels[4].set(ylabel="right answers on the test images (%)")
-    panels[4].set_title("What one sees: three are slow", fontsize=10)
+    panels[4].set_title("all that one sees otherwise", fontsize=10)
     panels[5].set(ylabel="norm after / before", yscale="log")
     panels[6].set(ylabel="norm after / before", yscale="log")
     panels[7].set(ylabel="share", ylim=(-0.05, 1.05))

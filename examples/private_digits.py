@@ -58,8 +58,7 @@ def epsilon(multiplier: float, steps: int, delta: float = DELTA) -> float:
     Data sets that differ by one image, added or left out, have sums that differ by at most the clipping threshold, so
     each step is a Gaussian mechanism of sensitivity 1 and noise `multiplier`. `steps` of them, each of which may
     depend on the ones before, are as private as a single one of mu = sqrt(steps) / multiplier (Dong, Roth and Su
-    2019, arXiv:1905.02383, corollary 3.3), whose delta is known exactly (Balle and Wang 2018, arXiv:1805.06530,
-    theorem 8).
+    2019, arXiv:1905.02383), whose delta is known exactly (Balle and Wang 2018, arXiv:1805.06530).
     """
     if multiplier == 0:
         return math.inf
