@@ -166,7 +166,6 @@ def plot(runs: list[Run], before: float, path: Path) -> None:
         same = of(runs, name)
         values = torch.tensor([run.accuracies for run in same])
         left.plot(same[0].steps, values.mean(0), color=f"C{i}", label=name)
-        left.fill_between(same[0].steps, values.amin(0), values.amax(0), color=f"C{i}", alpha=0.12, linewidth=0)
         middle.barh(i, mean([run.remembered for run in same]), color=f"C{i}")
         right.barh(i, same[0].state_bytes / 1024, color=f"C{i}")
     left.set(
@@ -183,7 +182,7 @@ def plot(runs: list[Run], before: float, path: Path) -> None:
         axes.invert_yaxis()
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-    figure.suptitle("Lines and bars: mean of the seeds; bands: least to greatest", fontsize=10)
+    figure.suptitle("Means of the seeds", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 

@@ -167,7 +167,7 @@ def plot(runs: list[Run], steps: int, path: Path) -> None:
         right.plot(noisy, signal[1:], "o-", color=f"C{i}", label=f"{name}: mean of clipped gradients")
         right.plot(noisy, same[0].noise[1:], "--", color=f"C{i}", label=f"{name}: noise (expected)")
     left.set(title="What privacy costs", ylabel="right answers on the test images (%)")
-    right.set(title="Why: what is added to a step, and what the step is about", ylabel="norm", yscale="log")
+    right.set(title="Why: signal and noise in a step", ylabel="norm", yscale="log")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(noisy, [f"{m:g}\nε {epsilon(m, steps):.2g}" for m in noisy])
