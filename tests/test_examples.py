@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,10 @@ TINY = {
     "muon_chars": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW alone "),
     "sam_digits": (["--steps", "2", "--seeds", "1"], "test accuracy (sharpness): SGD "),
     "pcgrad_digits": (["--steps", "3", "--seeds", "2"], "; PCGrad gains "),
+    "private_digits": (["--steps", "2", "--seeds", "1"], "test accuracy: linear "),
+    "physics_fit": (["--steps", "3", "--seeds", "2"], "error of u: Adam "),
+    "finetune_digits": (["--steps", "2", "--seeds", "1"], "accuracy on 5 to 9: head alone "),
+    "inspect_chain": (["--steps", "3"], "test accuracy: as it should be "),
 }
 
 
@@ -31,6 +37,8 @@ def script(name):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return vars(module)
+def names_of(example):
+    return runpy.run_path(str(EXAMPLES / f"{example}.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +48,14 @@ def _same_threads_after():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, at the first jvp
 @pytest.mark.parametrize("name", TINY)
 def test_the_example_runs_draws_its_plot_and_ends_with_its_figures(name, tmp_path, capsys):
     arguments, closing = TINY[name]
     plot = tmp_path / "new folder" / f"{name}.png"
     with torch.compiler.set_stance("force_eager"):  # whole compiled steps are tested, for less time, elsewhere
         script(name)["main"]([*arguments, "--plot", str(plot)])
+    names_of(name)["main"]([*arguments, "--plot", str(plot)])
     lines = capsys.readouterr().out.splitlines()
     assert closing in lines[-1]
     assert f"plot: {plot}" in lines
@@ -115,3 +125,80 @@ def test_examples_md_shows_every_example_with_its_plot():
         assert f"examples/{path.name}" in page
         assert f"]({path.stem}.png)" in page
         assert (EXAMPLES.parent / "docs" / f"{path.stem}.png").exists()
+
+
+def test_epsilon_of_private_digits_is_that_of_the_integrated_privacy_loss():
+    epsilon = names_of("private_digits")["epsilon"]
+    for multiplier, steps, delta in ((2.0, 40, 1e-5), (32.0, 40, 1e-5), (1.0, 1, 1e-3)):
+        # The sums of all steps, in units of the noise, along the line that joins the two data sets' means.
+        distance, found, width = math.sqrt(steps) / multiplier, epsilon(multiplier, steps, delta), 1e-3
+        spent = 0.0
+        for i in range(-15_000, 25_000):
+            x = i * width
+            with_image, without = math.exp(-((x - distance) ** 2) / 2), math.exp(-(x**2) / 2)
+            spent += max(with_image - math.exp(found) * without, 0.0) * width / math.sqrt(2 * math.pi)
+        assert spent == pytest.approx(delta, rel=1e-3)  # the rectangles' error
+        rho = distance**2 / 2
+        assert found < rho + 2 * math.sqrt(rho * math.log(1 / delta))  # the bound by concentrated privacy
+
+
+def test_one_image_moves_the_clipped_sum_of_private_digits_by_the_threshold_at_most_and_the_noise_has_its_size():
+    names = names_of("private_digits")
+    x, y, *_ = names["digits"](0)
+    model = names["network"]("perceptron", 0)
+    params = {name: 3 * p.detach() for name, p in model.named_parameters()}  # large: wrong answers get long gradients
+    whole = names["clipped_mean"](model, params, x[:20], y[:20])
+    moved = []
+    for i in range(20):
+        rest = [k for k in range(20) if k != i]
+        less = names["clipped_mean"](model, params, x[rest], y[rest])
+        parts = [(whole[name] - less[name]).square().sum() for name in whole]
+        moved.append(names["TRAIN"] * torch.stack(parts).sum().sqrt().item())
+    assert max(moved) == pytest.approx(names["CLIP"], rel=1e-4)  # rounding of float32 sums
+    tx = names["add_gaussian_noise"](0.5, seed=1)
+    zeros = {"a": torch.zeros(20_000), "b": torch.zeros(20_000)}
+    first, state = tx.update(zeros, tx.init(zeros))
+    second, _ = tx.update(zeros, state)
+    draws = torch.stack([first["a"], first["b"], second["a"], second["b"]])
+    assert draws.mean(1).abs().max() < 0.5 * 5 / math.sqrt(20_000)  # five standard errors
+    assert (draws.std(1) / 0.5 - 1).abs().max() < 5 / math.sqrt(40_000)
+    assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 5 / math.sqrt(20_000)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, at the first jvp
+def test_the_residual_of_physics_fit_is_the_equation_by_differences_and_zero_for_the_solution():
+    names = names_of("physics_fit")
+    params, width = names["start"](0), 1e-4
+    x, t = torch.linspace(0.1, 0.9, 7, dtype=torch.float64), torch.linspace(0.8, 0.2, 7, dtype=torch.float64)
+
+    def differences(u, k):
+        u_t = (u(x, t + width) - u(x, t - width)) / (2 * width)
+        return u_t - k * (u(x + width, t) - 2 * u(x, t) + u(x - width, t)) / width**2
+
+    expected = differences(lambda x, t: names["network"](params, x, t), params["physics.log_k"].exp())
+    assert expected.abs().min() > 1e-2
+    torch.testing.assert_close(names["residual"](params, x, t), expected, rtol=0, atol=1e-5)  # error of differences
+    assert differences(names["solution"], names["DIFFUSIVITY"]).abs().max() < 1e-5
+    edges, times = (
+        torch.tensor([0.0, 1.0, 0.3], dtype=torch.float64),
+        torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64),
+    )
+    torch.testing.assert_close(names["network"](params, edges, times), names["solution"](edges, times))
+
+
+def test_finetune_digits_keeps_all_frozen_weights_and_no_state_for_them():
+    names = names_of("finetune_digits")
+    old, new = names["digits"](0)
+    before = names["Network"](0)
+    with names["tqdm"](disable=True) as bar:
+        runs = {name: names["Run"](name, 0).train(before, old, new, 2, bar) for name in names["CHAINS"]}
+    head = sum(p.numel() for p in before.head.parameters())
+    norms = sum(p.numel() for name, p in before.named_parameters() if "norm" in name)
+    moved = {name: run.weights - run.same for name, run in runs.items()}
+    assert {name: run.state_bytes for name, run in runs.items()} == {
+        name: 8 * (run.weights if name.startswith("all") else head + norms * name.endswith("norms"))
+        for name, run in runs.items()
+    }
+    assert moved["head alone"] == head
+    assert moved["head and norms"] == head + norms
+    assert all(moved[name] > head + norms for name in moved if name.startswith("all"))
