@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import gradtx
 from gradtx._random import Stream
@@ -41,9 +42,10 @@ class Surface(NamedTuple):
 SURFACES = {
     "rosenbrock": Surface(
         "Rosenbrock's valley",
-        "(1 − x)² + 100 (y − x²)²",
-        "Steep walls, and a bent floor that hardly falls: the gradient points across the valley, not along it.",
-        lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2,
+        "(1 − x)² + 20 (y − x²)²",
+        "Steep walls, and a bent floor that hardly falls: the gradient points across the valley, not along it. "
+        "(With 20 in place of the usual 100, so that a hundred steps are enough.)",
+        lambda x, y: (1 - x) ** 2 + 20 * (y - x**2) ** 2,
         (-1.2, 1.0),
         (-2.0, 2.0, -1.0, 3.0),
         ((1.0, 1.0),),
@@ -90,7 +92,8 @@ SURFACES = {
         "Scale-invariant loss",
         "1 − (0.6 x + 0.8 y) / √(x² + y²)",
         "Only the direction of (x, y) counts, as for weights in front of a normalization. Gradients are tangents of a "
-        "circle, so steps lead outwards, and the longer the weights, the less a step turns them. AdamP's steps do not.",
+        "circle, so steps lead outwards, and the longer the weights, the less a step turns them. AdamP leaves the part "
+        "of a step out that leads straight outwards.",
         lambda x, y: 1 - (0.6 * x + 0.8 * y) / (x**2 + y**2).sqrt(),
         (0.5, -0.5),
         (-1.0, 3.0, -1.0, 3.0),
@@ -157,7 +160,7 @@ def path(
             grads, value = torch.func.grad_and_value(loss)(params)
             extras: dict[str, Any] = {"value": value, "grad_fn": torch.func.grad(loss)}
             if "hessian_diag" in tx.needs:
-                hessian: Any = torch.func.hessian(loss)(params)
+                hessian: Any = torch.func.jacrev(torch.func.grad(loss))(params)
                 extras["hessian_diag"] = {"w": hessian["w"]["w"].reshape(2, 2).diagonal().reshape(1, 2)}
             known = {name: extra for name, extra in extras.items() if name in tx.needs}
             updates, state = tx.update(grads, state, params, **known)
@@ -200,7 +203,14 @@ def head() -> dict[str, Any]:
 
 def data() -> dict[str, Any]:
     """What data.js holds."""
-    found = {name: {one["name"]: paths(name, one["name"]) for one in head()["optimizers"]} for name in SURFACES}
+    found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in SURFACES}
+    optimizers = [name for members in OPTIMIZERS.values() for name in members]
+    with tqdm(total=len(SURFACES) * len(optimizers), unit=" paths", leave=False, disable=None) as bar:
+        for name, lines in found.items():
+            for optimizer in optimizers:
+                bar.set_description(f"{optimizer}, {name}")
+                lines[optimizer] = paths(name, optimizer)
+                bar.update()
     return {
         **head(),
         "best": {name: {k: best(SURFACES[name], v) for k, v in lines.items()} for name, lines in found.items()},
@@ -209,6 +219,7 @@ def data() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors this small gain nothing from more
     target = PAGE / "data.js"
     # A script, since a page that is opened as a file may not fetch one.
     text = json.dumps(data(), ensure_ascii=False, indent=0)

@@ -3,7 +3,7 @@
 
 // The losses once more, for contours and for the axes. The browser's test compares them with those of the paths' maker.
 const LOSSES = {
-  rosenbrock: (x, y) => (1 - x) ** 2 + 100 * (y - x ** 2) ** 2,
+  rosenbrock: (x, y) => (1 - x) ** 2 + 20 * (y - x ** 2) ** 2,
   quadratic: (x, y) => ((0.8 * x + 0.6 * y) ** 2 + 50 * (0.8 * y - 0.6 * x) ** 2) / 2,
   himmelblau: (x, y) => (x ** 2 + y - 11) ** 2 + (x + y ** 2 - 7) ** 2,
   saddle: (x, y) => x ** 2 / 2 + (y ** 2 - 1) ** 2 / 4,
@@ -119,12 +119,6 @@ function boxOf(svg, margin, [x0, x1, y0, y1]) {
   return box;
 }
 
-function frame(box) {
-  const size = { width: box.right - box.left, height: box.bottom - box.top };
-  const place = { x: box.left, y: box.top, ...size };
-  return [element("rect", { class: "frame", ...place }), element("clipPath", { id: "" }, element("rect", place))];
-}
-
 function mark(i, x, y) {
   if (i % 2) return element("rect", { class: "end", x: x - 4.5, y: y - 4.5, width: 9, height: 9 });
   return element("circle", { class: "end", cx: x, cy: y, r: 5 });
@@ -153,8 +147,8 @@ function drawn(line, pixels, first) {
 }
 
 function show(svg, box, back, all, pixelsOf, first) {
-  const [border, clip] = frame(box);
-  clip.id = `${svg.id}-clip`;
+  const place = { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top };
+  const clip = element("clipPath", { id: `${svg.id}-clip` }, element("rect", { ...place, width: place.width + 6 }));
   const dots = [];
   const groups = all.map((line) => {
     const pixels = line.path.map(pixelsOf);
@@ -164,7 +158,7 @@ function show(svg, box, back, all, pixelsOf, first) {
     return drawn(line, pixels, first);
   });
   const front = element("g", { "clip-path": `url(#${clip.id})` }, ...groups);
-  svg.replaceChildren(clip, ...back, border, front);
+  svg.replaceChildren(clip, ...back, element("rect", { class: "frame", ...place }), front);
   plots[svg.id] = { box, dots };
 }
 
@@ -249,7 +243,7 @@ function drawChart(id, what, all, first) {
   const from = Math.floor(Math.log10(inside(Math.min(...values, 1))));
   const to = Math.max(from + 1, Math.ceil(Math.log10(inside(Math.max(...values, LEAST[id])))));
   const svg = $(id);
-  const box = boxOf(svg, [40, 10, 8, 24], [0, DATA.steps, from, to]);
+  const box = boxOf(svg, [40, 14, 8, 24], [0, DATA.steps, from, to]);
   const back = [];
   const stride = Math.ceil((to - from) / 6);
   for (let exponent = from; exponent <= to; exponent += stride) {
