@@ -99,7 +99,8 @@ function element(name, attributes, ...children) {
 
 function shown(value) {
   if (value === 0) return "0";
-  return value < 1e-3 || value >= 1e5 ? value.toExponential(1) : value.toPrecision(3);
+  if (value < 1e-3 || value >= 1e5) return value.toExponential(1);
+  return value < 1e3 ? value.toPrecision(3) : value.toFixed();
 }
 
 const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
