@@ -85,6 +85,12 @@ OTHERS = [
         ("gradtx.combine", "gradtx.wrappers"),
         "Transformations around transformations: by parameter, by call.",
     ),
+    Page(
+        "functional",
+        "Functional loops",
+        ("gradtx.functional", "gradtx.state", "gradtx.checkpoint"),
+        "What loops of pure functions need beside torch.func.",
+    ),
     Page("sharpness", "Flat minima", ("gradtx.sharpness",), "Wrappers that look at the gradient a little uphill."),
     Page(
         "rules", "Writing transformations", ("gradtx.factories",), "The decorators; [a whole one](../contributing.md)."
