@@ -18,13 +18,13 @@ lint: $(VENV)/test $(VENV)/demo $(VENV)/bench $(VENV)/docs  # types are checked 
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m pyright --warnings
 
-bench: $(VENV)/bench
-	@$(RUN) benchmarks/step_time.py
-
 docs: $(VENV)/docs  # every warning is an error, a dead link too
 	@rm -rf docs/_build
 	@$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+bench: $(VENV)/bench
+	@$(RUN) benchmarks/step_time.py
 
 docs-tables: $(VENV)/test  # a test fails while the page is out of date
 	@$(RUN) docs/algorithms.py
