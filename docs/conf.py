@@ -15,7 +15,6 @@ exclude_patterns = ["_build", "interactive"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # the index asks for groups of pages by their names
 
 add_module_names = True
 python_maximum_signature_line_length = 100

@@ -83,6 +83,17 @@ class LinkNames(SphinxTransform):
                 link += literal
 
 
+class TrimBlocks(SphinxTransform):
+    """Blocks of code without the empty line at their end, which doctest needs before a fence."""
+
+    default_priority = 400
+
+    def apply(self, **kwargs: Any) -> None:
+        for block in self.document.findall(nodes.literal_block):
+            block.rawsource = block.astext().rstrip()
+            block.children = [nodes.Text(block.rawsource)]
+
+
 def shadowed(literal: nodes.Node) -> bool:
     """Whether the name is a link or a title already, or an argument of the function that is described."""
     above, name = literal.parent, literal.astext().partition("(")[0]
@@ -181,6 +192,10 @@ def finish(app: Any, failure: Exception | None) -> None:
 def setup(app: Any) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", inline_renderers=visit_math(True), block_renderers=visit_math(False))
     app.add_transform(LinkNames)
+    app.add_transform(TrimBlocks)
+    # The index asks for groups of pages by their names; a group may be empty. This warning has no type to suppress it by.
+    tree = logging.getLogger("sphinx.directives.other").logger
+    tree.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")
     app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir) / "reference"))
     app.connect("source-read", rewrite_links)
     app.connect("viewcode-find-source", source_of)

@@ -247,7 +247,7 @@ def directive(kind: str, argument: str, text: str, fence: str = ":::::", **optio
 
 def facts(factory: Any) -> str:
     """What follows from the code: the chain, memory, who uses it."""
-    found = {"In": users().get(factory.__name__, "")}
+    found = {"Used by": users().get(factory.__name__, "")}
     if kind(factory) != "combinator":
         tx = factory(**algorithms.required(factory))
         works_on = algorithms.works_on(tx)

@@ -45,8 +45,6 @@ def test_dead_links_and_unknown_symbols_stop_the_build(tmp_path):
     command += ["-c", str(DOCS), "-D", "exclude_patterns=reference,out", str(tmp_path), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    faults = done.stderr.strip().splitlines()
-    assert len(faults) == 4, done.stderr
     for fault in ("nowhere.md", "nothing", "gone.html", "nosuchsymbol"):
         assert fault in done.stderr
 
