@@ -91,7 +91,8 @@ class TrimBlocks(SphinxTransform):
     def apply(self, **kwargs: Any) -> None:
         for block in self.document.findall(nodes.literal_block):
             block.rawsource = block.astext().rstrip()
-            block.children = [nodes.Text(block.rawsource)]
+            block.clear()
+            block += nodes.Text(block.rawsource)
 
 
 def shadowed(literal: nodes.Node) -> bool:
@@ -193,7 +194,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", inline_renderers=visit_math(True), block_renderers=visit_math(False))
     app.add_transform(LinkNames)
     app.add_transform(TrimBlocks)
-    # The index asks for groups of pages by their names; a group may be empty. This warning has no type to suppress it by.
+    # The index asks for groups of pages by name, of which one may be empty; that warning has no type to suppress it by.
     tree = logging.getLogger("sphinx.directives.other").logger
     tree.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")
     app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir) / "reference"))
