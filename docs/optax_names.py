@@ -24,7 +24,7 @@ Every public name of optax 0.2.8, by what it is for; how the two differ in gener
 - **≈** does the same job; the last column has the difference.
 - **–** has no counterpart here; the last column says what to do, or why.
 
-A name without a module is `optax.` there and `gradtx.` here. `lr` is a learning rate, `tx` a transformation.
+Inside of a call names are of the same library. `lr` is a learning rate, `tx` a transformation.
 """
 
 
@@ -453,7 +453,7 @@ def rows() -> Iterator[Row]:
 
 
 def _cells(row: Row) -> str:
-    there = ", ".join(f"`{name}`" for name in ([row.there] if row.mark == "=" else row.names))
+    there = ", ".join(f"`optax.{name}`" for name in ([row.there] if row.mark == "=" else row.names))
     here = f"`{row.here}`" if row.here else ""
     return f"| {there} | {row.mark} | {here} | {row.note} |"
 
