@@ -454,15 +454,15 @@ def rows() -> Iterator[Row]:
 
 def _cells(row: Row) -> str:
     there = ", ".join(f"`optax.{name}`" for name in ([row.there] if row.mark == "=" else row.names))
-    here = f"`{row.here}`" if row.here else ""
-    return f"| {there} | {row.mark} | {here} | {row.note} |"
+    here = f"{row.mark} `{row.here}`" if row.here else row.mark  # no column of its own, which the site would make wide
+    return f"| {there} | {here} | {row.note} |"
 
 
 def page() -> str:
     """The whole page."""
     lines = [INTRO.rstrip()]
     for title, section in SECTIONS.items():
-        lines += ["", f"## {title}", "", "| there | | here | |", "|---|---|---|---|", *map(_cells, section)]
+        lines += ["", f"## {title}", "", "| there | here | |", "|---|---|---|", *map(_cells, section)]
     return "\n".join([*lines, ""])
 
 
