@@ -26,9 +26,10 @@ docs: $(VENV)/docs  # every warning is an error, a dead link too
 bench: $(VENV)/bench
 	@$(RUN) benchmarks/step_time.py
 
-docs-tables: $(VENV)/test  # tests fail while the pages are out of date
+docs-tables: $(VENV)/docs  # tests fail while the pages are out of date
 	@$(RUN) docs/algorithms.py
 	@$(RUN) docs/interactive.py
+	@$(RUN) docs/optax_names.py
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference

@@ -1,9 +1,8 @@
 """The examples run from start to end, in a tiny setting; what they show is in docs/examples.md."""
 
 import importlib.util
-import sys
 import math
-import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,8 +36,6 @@ def script(name):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return vars(module)
-def names_of(example):
-    return runpy.run_path(str(EXAMPLES / f"{example}.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +45,12 @@ def _same_threads_after():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, at the first jvp
 @pytest.mark.parametrize("name", TINY)
 def test_the_example_runs_draws_its_plot_and_ends_with_its_figures(name, tmp_path, capsys):
     arguments, closing = TINY[name]
     plot = tmp_path / "new folder" / f"{name}.png"
     with torch.compiler.set_stance("force_eager"):  # whole compiled steps are tested, for less time, elsewhere
         script(name)["main"]([*arguments, "--plot", str(plot)])
-    names_of(name)["main"]([*arguments, "--plot", str(plot)])
     lines = capsys.readouterr().out.splitlines()
     assert closing in lines[-1]
     assert f"plot: {plot}" in lines
@@ -128,7 +123,7 @@ def test_examples_md_shows_every_example_with_its_plot():
 
 
 def test_epsilon_of_private_digits_is_that_of_the_integrated_privacy_loss():
-    epsilon = names_of("private_digits")["epsilon"]
+    epsilon = script("private_digits")["epsilon"]
     for multiplier, steps, delta in ((2.0, 40, 1e-5), (32.0, 40, 1e-5), (1.0, 1, 1e-3)):
         # The sums of all steps, in units of the noise, along the line that joins the two data sets' means.
         distance, found, width = math.sqrt(steps) / multiplier, epsilon(multiplier, steps, delta), 1e-3
@@ -143,7 +138,7 @@ def test_epsilon_of_private_digits_is_that_of_the_integrated_privacy_loss():
 
 
 def test_one_image_moves_the_clipped_sum_of_private_digits_by_the_threshold_at_most_and_the_noise_has_its_size():
-    names = names_of("private_digits")
+    names = script("private_digits")
     x, y, *_ = names["digits"](0)
     model = names["network"]("perceptron", 0)
     params = {name: 3 * p.detach() for name, p in model.named_parameters()}  # large: wrong answers get long gradients
@@ -165,9 +160,8 @@ def test_one_image_moves_the_clipped_sum_of_private_digits_by_the_threshold_at_m
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 5 / math.sqrt(20_000)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, at the first jvp
 def test_the_residual_of_physics_fit_is_the_equation_by_differences_and_zero_for_the_solution():
-    names = names_of("physics_fit")
+    names = script("physics_fit")
     params, width = names["start"](0), 1e-4
     x, t = torch.linspace(0.1, 0.9, 7, dtype=torch.float64), torch.linspace(0.8, 0.2, 7, dtype=torch.float64)
 
@@ -187,7 +181,7 @@ def test_the_residual_of_physics_fit_is_the_equation_by_differences_and_zero_for
 
 
 def test_finetune_digits_keeps_all_frozen_weights_and_no_state_for_them():
-    names = names_of("finetune_digits")
+    names = script("finetune_digits")
     old, new = names["digits"](0)
     before = names["Network"](0)
     with names["tqdm"](disable=True) as bar:
