@@ -96,10 +96,12 @@ class TrimBlocks(SphinxTransform):
 
 
 def shadowed(literal: nodes.Node) -> bool:
-    """Whether the name is a link or a title already, or an argument of the function that is described."""
+    """Whether the name is a link or a title already, an argument of what is described, or another library's."""
     above, name = literal.parent, literal.astext().partition("(")[0]
     while above is not None:
         if isinstance(above, nodes.reference | addnodes.pending_xref | nodes.title):
+            return True
+        if isinstance(above, nodes.entry) and title_of_column(above) == "there":
             return True
         if isinstance(above, addnodes.desc):
             signature = above[0]
@@ -107,6 +109,12 @@ def shadowed(literal: nodes.Node) -> bool:
             return name in taken or name == signature.get("fullname")
         above = above.parent
     return False
+
+
+def title_of_column(cell: nodes.Element) -> str:
+    row = cell.parent
+    head = next(iter(row.parent.parent.findall(nodes.thead)))
+    return head[0][row.index(cell)].astext()
 
 
 # Sources, beside the entries.
