@@ -20,7 +20,8 @@ add_module_names = True
 python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
 # Names of torch and of type aliases; no other project's index is fetched.
-nitpick_ignore_regex = [("py:class", r"torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|Where|Names")]
+KNOWN = r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|Where|Names"
+nitpick_ignore_regex = [("py:class", KNOWN)]
 
 html_theme = "furo"
 html_title = "gradtx"

@@ -96,17 +96,25 @@ class TrimBlocks(SphinxTransform):
 
 
 def shadowed(literal: nodes.Node) -> bool:
-    """Whether the name is a link or a title already, or an argument of the function that is described."""
+    """Whether the name is a link or a title already, an argument of what is described, or another library's."""
     above, name = literal.parent, literal.astext().partition("(")[0]
     while above is not None:
         if isinstance(above, nodes.reference | addnodes.pending_xref | nodes.title):
             return True
+        if isinstance(above, nodes.entry) and title_of_column(above) == "there":
+            return True
         if isinstance(above, addnodes.desc):
-            signature = above[0]
+            signature: Any = above[0]
             taken = {parameter[0].astext() for parameter in signature.findall(addnodes.desc_parameter)}
             return name in taken or name == signature.get("fullname")
         above = above.parent
     return False
+
+
+def title_of_column(cell: Any) -> str:
+    row = cell.parent
+    head = next(iter(row.parent.parent.findall(nodes.thead)))
+    return head[0][row.index(cell)].astext()
 
 
 # Sources, beside the entries.
@@ -126,7 +134,8 @@ def source_of(app: Any, module: str) -> tuple[str, dict[str, tuple[str, int, int
 
 def extent(node: Any) -> tuple[str, int, int]:
     first = min([node, *node.decorator_list], key=lambda part: part.lineno)
-    return "class" if isinstance(node, ast.ClassDef) else "def", first.lineno, node.end_lineno
+    kind = "class" if isinstance(node, ast.ClassDef) else "def"
+    return kind, first.lineno, node.end_lineno or node.lineno
 
 
 def module_of(app: Any, module: str, name: str) -> str | None:
