@@ -123,6 +123,16 @@ def test_on_the_scale_invariant_loss_adamp_ends_closer_to_the_origin_than_adam(d
         assert adamp < adam
 
 
+def test_steps_have_the_lengths_that_the_text_tells_of(data, points):
+    lion, sgd, prodigy = (
+        np.hypot(*np.diff(points("quadratic", name, data["rates"].index(rate)), axis=0).T)
+        for name, rate in (("lion", 0.03), ("sgd", 0.03), ("prodigy", 1.0))
+    )
+    np.testing.assert_allclose(lion, 0.03 * math.sqrt(2), rtol=1e-4)
+    assert (np.diff(sgd) < 0).all()
+    assert prodigy[0] < 1e-4 < 0.1 < prodigy.max()
+
+
 # The page.
 
 
