@@ -50,9 +50,12 @@ THEIRS = {
 }
 
 
-def required(function: Any) -> dict[str, Any]:
-    known = {"lr": 1e-3, "num_iterations": 1000}
-    return {name: known[name] for name in known if name in inspect.signature(function).parameters}
+def options(function: Any) -> dict[str, Any]:
+    """The defaults, but for what is required, and momentum, with which these methods are used."""
+    empty = inspect.Parameter.empty
+    others = {"lr": (empty, 1e-3), "num_iterations": (empty, 1000), "momentum": (0.0, 0.9)}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    return {name: value for name, (default, value) in others.items() if name in defaults and defaults[name] == default}
 
 
 def stepper(optimizer: Any) -> Any:
@@ -72,15 +75,14 @@ def bytes_moved(optimizer: Any) -> int:
 def measure(name: str) -> dict[str, Any]:
     cls = getattr(gradtx.optim, name)
     their = THEIRS.get(plain(ELSEWHERE.get(name, name)))
-    options = required(cls)
-    eager, compiled = cls(parameters(SHAPES), **options), cls(parameters(SHAPES), compile=True, **options)
+    eager, compiled = (cls(parameters(SHAPES), compile=compile, **options(cls)) for compile in (False, True))
     fused = torch.optim.AdamW(parameters(SHAPES), fused=True)
     start = time.perf_counter()
     stepper(compiled)()
     cold = time.perf_counter() - start
     steps = {"eager": stepper(eager), "compiled": stepper(compiled), "fused": fused.step}
     if their is not None:
-        steps["theirs"] = stepper(their(parameters(SHAPES), **required(their)))
+        steps["theirs"] = stepper(their(parameters(SHAPES), **options(their)))
     times = interleaved(steps, ROUNDS, WARM)
     rate = bytes_moved(compiled) / statistics.median(times["compiled"])
     best = bytes_moved(fused) / statistics.median(times["fused"])

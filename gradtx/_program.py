@@ -69,6 +69,11 @@ class Leaf:
             return new
         return {slot: torch.where(self.active, value, old[slot]) for slot, value in new.items()}
 
+    def release(self) -> None:
+        """Let go of what was computed, once it is written: temporary memory is that of one leaf."""
+        self.update = self.grad = self.param = self._context = None
+        self.new, self.saved = {}, {}
+
     def result(self) -> Tensor | None:
         """The update after the last link, rounded once."""
         if self.update is None:

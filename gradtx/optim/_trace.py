@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from gradtx._context import Clock
 from gradtx._program import Block, Leaf, Operation, Path, Run, execute, memory_of
 from gradtx.core import GradientTransformation
-from gradtx.optim._hoist import hoist, is_number, multiply
+from gradtx.optim._hoist import REPLACED, hoist, is_number, multiply
 from gradtx.optim._run import Layout
 
 
@@ -79,7 +79,7 @@ class Pass:
             return self.sums
 
         with self._mode, torch.no_grad():
-            self._graph: Any = make_fx(traced)(*self._start, *self._leaves)
+            self._graph: Any = make_fx(traced, decomposition_table=REPLACED)(*self._start, *self._leaves)
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Whether the sizes of these tensors are as was assumed while tracing."""

@@ -438,6 +438,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             state["step"] = state["step"] + 1
         if update is not None:
             leaf.given[1].add_(update)
+        leaf.release()
 
     def _write_shared(self, run: OptimizerRun) -> None:
         new = {

@@ -1,12 +1,14 @@
 """Numbers taken out of traced programs, on small programs traced here."""
 
+import math
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
 from gradtx.optim import _trace
-from gradtx.optim._hoist import hoist, is_number, multiply
+from gradtx.optim._hoist import REPLACED, hoist, is_number, multiply
 
 
 def traced(function, *arguments):
@@ -67,6 +69,17 @@ def test_a_division_by_a_number_is_a_multiplication_unless_the_number_is_whole()
         torch.ops.aten.mul.Tensor,
         torch.ops.aten.div.Tensor,
     ]
+
+
+def test_the_arc_tangent_in_single_precision_is_right_to_rounding():
+    sizes = torch.cat([torch.logspace(-30, 30, 4001), torch.linspace(0, 4, 4001), torch.tensor([float("inf")])])
+    x = torch.cat([sizes, -sizes])
+    module = make_fx(torch.atan, decomposition_table=REPLACED)(x)
+    assert torch.ops.aten.atan.default not in {node.target for node in module.graph.nodes}
+    torch.testing.assert_close(module(x).double(), x.double().atan(), rtol=2e-7, atol=0)
+    assert module(torch.full((3,), math.nan)).isnan().all()
+    double = make_fx(torch.atan, decomposition_table=REPLACED)(x.double())
+    assert torch.equal(double(x.double()), x.double().atan())
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadam", "radam", "prodigy", "schedule_free_adamw"])
