@@ -148,8 +148,8 @@ class Run:
                 self.residuals.append(rest)
                 self.found.append(params["physics.log_k"].exp())
             bar.update()
-        self.x, self.t = x, t
-        self.picture = network({name: p[0] for name, p in params.items()}, *grid).T  # rows are times
+        self.x, self.t = x.numpy(), t.numpy()  # for matplotlib
+        self.picture = network({name: p[0] for name, p in params.items()}, *grid).T.numpy()  # rows are times
         return self
 
 
