@@ -96,9 +96,9 @@ class Run:
         return self
 
     def look(self, state: dict[str, Any], step: int, eps: float) -> None:
-        for place in self.places:
-            self.norms[place].append(gradtx.get(state, place).item())
-        now = {place: norms[-1] for place, norms in self.norms.items()}
+        now = {place: gradtx.get(state, place).item() for place in self.places}
+        for place, norm in now.items():
+            self.norms[place].append(norm)
         before = {place: now[self.places[i]] for i, place in enumerate(self.places[1:])}
         squares = torch.cat([x.flatten() for x in gradtx.get(state, "exp_avg_sq").values()])
         squares = squares[squares > 0]  # the pixels in the corners are black in all images
