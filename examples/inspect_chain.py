@@ -25,6 +25,7 @@ from tqdm import tqdm
 import gradtx
 
 TRAIN, BATCH, BETA2 = 1347, 64, 0.99
+STRIDE = 3  # of the steps that are drawn
 CLIP, ADAM, DECAY = (
     gradtx.clip_by_global_norm(1.0),
     gradtx.scale_by_adam((0.9, BETA2)),
@@ -95,9 +96,9 @@ class Run:
         return self
 
     def look(self, state: dict[str, Any], step: int, eps: float) -> None:
-        for place in self.places:
-            self.norms[place].append(gradtx.get(state, place).item())
-        now = {place: norms[-1] for place, norms in self.norms.items()}
+        now = {place: gradtx.get(state, place).item() for place in self.places}
+        for place, norm in now.items():
+            self.norms[place].append(norm)
         before = {place: now[self.places[i]] for i, place in enumerate(self.places[1:])}
         squares = torch.cat([x.flatten() for x in gradtx.get(state, "exp_avg_sq").values()])
         squares = squares[squares > 0]  # the pixels in the corners are black in all images
@@ -116,19 +117,21 @@ def plot(runs: list[Run], path: Path) -> None:
             # A link that changes nothing has the line of the one before: the later one is dashed.
             dashes = (0, (4, 3)) if i % 2 else "-"
             label = place if place == "gradient" else f"after {place}"
-            axes.plot(range(1, len(norms) + 1), norms, color=colors[place], linestyle=dashes, label=label)
+            axes.plot(
+                range(1, len(norms) + 1, STRIDE), norms[::STRIDE], color=colors[place], linestyle=dashes, label=label
+            )
         axes.set(title=run.name, yscale="log", ylabel="norm of the update")
     low = min(min(min(norms) for norms in run.norms.values()) for run in runs)
     high = max(max(max(norms) for norms in run.norms.values()) for run in runs)
     for axes in panels[:4]:
         axes.set_ylim(low / 2, high * 2)
     for i, run in enumerate(runs):
-        steps = range(1, len(run.accuracies) + 1)
+        steps = range(1, len(run.accuracies) + 1, STRIDE)
         # Thinner from one to the next, so that lines that coincide show.
         style: dict[str, Any] = {"color": f"C{i + 5}", "label": run.name, "linewidth": (5.0, 3.2, 2.0, 1.0)[i]}
-        panels[4].plot(steps, run.accuracies, **style)
+        panels[4].plot(steps, run.accuracies[::STRIDE], **style)
         for (sign, values), axes in zip(run.signs.items(), panels[5:], strict=True):
-            axes.plot(steps, values, **style)
+            axes.plot(steps, values[::STRIDE], **style)
             axes.set_title(SIGNS[sign], fontsize=10)
     panels[4].set(ylabel="right answers on the test images (%)")
     panels[4].set_title("all that one sees otherwise", fontsize=10)
@@ -138,9 +141,10 @@ def plot(runs: list[Run], path: Path) -> None:
     for axes in panels:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    for first_of_row in (panels[0], panels[4]):
+        first_of_row.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=75)
 
 
 def main(argv: list[str] | None = None) -> None:
