@@ -145,7 +145,7 @@ def plot(whole: Run, halves: tuple[Run, Run], careless: Run, path: Path) -> None
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=95)
 
 
 def main(arguments: list[str] | None = None) -> None:

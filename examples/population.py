@@ -171,7 +171,7 @@ def plot(evolved: Population, fixed: Population, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
 
 
 def main(arguments: list[str] | None = None) -> None:
