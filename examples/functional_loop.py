@@ -23,6 +23,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import gradtx
@@ -122,7 +123,7 @@ class Run:
 
 
 def identical(one: Any, other: Any) -> bool:
-    pairs = zip(torch.utils._pytree.tree_leaves(one), torch.utils._pytree.tree_leaves(other), strict=True)
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
