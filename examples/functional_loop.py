@@ -23,6 +23,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import gradtx
@@ -122,7 +123,7 @@ class Run:
 
 
 def identical(one: Any, other: Any) -> bool:
-    pairs = zip(torch.utils._pytree.tree_leaves(one), torch.utils._pytree.tree_leaves(other), strict=True)
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -145,7 +146,7 @@ def plot(whole: Run, halves: tuple[Run, Run], careless: Run, path: Path) -> None
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=95)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -28,7 +28,6 @@ import gradtx
 
 TRAIN, JUDGE, BATCH = 900, 400, 16
 NOISE = 0.5  # of the pixels
-ROUND = 50  # steps between two looks at the members
 REPLACED = 0.25  # of the members, in each round
 RATES, SLOWNESS = (1e-3, 1.0), (0.01, 0.5)  # first learning rates, and 1 - momentum, drawn evenly in the logarithm
 
@@ -86,7 +85,7 @@ class Look(NamedTuple):
 
 
 class Population:
-    def __init__(self, members: int, seed: int, evolves: bool):
+    def __init__(self, members: int, seed: int, evolves: bool, length: int):
         generator = torch.Generator().manual_seed(seed)
         self.params = gradtx.stack([member(generator) for _ in range(members)])
         self.hyper = {
@@ -94,14 +93,14 @@ class Population:
             "slowness": drawn(*SLOWNESS, members, generator),
         }
         self.state = torch.vmap(lambda params, hyper: transformation(**hyper).init(params))(self.params, self.hyper)
-        self.data, self.generator, self.evolves = Data(seed), generator, evolves
+        self.data, self.generator, self.evolves, self.length = Data(seed), generator, evolves, length
         self.judged = self.data.noisy(slice(TRAIN, TRAIN + JUDGE))
         self.tested = self.data.noisy(slice(TRAIN + JUDGE, None))
         self.looks: list[Look] = []
 
     def train(self, rounds: int, bar: tqdm) -> Population:
         for i in range(rounds):
-            for _ in range(ROUND):
+            for _ in range(self.length):
                 self.params, self.state, _ = steps(self.params, self.state, self.hyper, *self.data.batch())
                 bar.update()
             found = losses(self.params, *self.judged).nan_to_num(torch.inf)
@@ -146,14 +145,14 @@ class Population:
 
 def plot(evolved: Population, fixed: Population, path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
-    steps_done = [ROUND * (i + 1) for i in range(len(evolved.looks))]
+    steps_done = [evolved.length * (i + 1) for i in range(len(evolved.looks))]
     for population, color, name in ((fixed, "C1", "random search"), (evolved, "C0", "population")):
         found = torch.stack([look.losses for look in population.looks])
         panels[0].plot(steps_done, found, color=color, alpha=0.2, linewidth=0.7)
         panels[0].plot(steps_done, found.amin(1), color=color, linewidth=2, label=f"{name}: its best member")
         panels[0].plot([], [], color=color, alpha=0.3, linewidth=0.7, label=f"{name}: all members")
     low = min(look.losses.min().item() for look in evolved.looks)
-    panels[0].set(title="Loss on the images that judge", ylabel="loss (nats)", yscale="log", ylim=(0.9 * low, 4))
+    panels[0].set(title="Loss on the images that judge", ylabel="loss (nats)", ylim=(0.9 * low, 2.5))
     for axes, name, title in (
         (panels[1], "lr", "Learning rate"),
         (panels[2], "slowness", "1 - momentum"),
@@ -161,9 +160,8 @@ def plot(evolved: Population, fixed: Population, path: Path) -> None:
         values = torch.stack([look.hyper[name] for look in evolved.looks])
         axes.plot(steps_done, values, ".", color="grey", alpha=0.4, markersize=3)
         axes.plot([], [], ".", color="grey", label="all members")
-        axes.step(
-            steps_done, evolved.lineage(name), where="pre", color="C0", linewidth=2, label="what made the best one"
-        )
+        used = evolved.lineage(name)
+        axes.step([0, *steps_done], [used[0], *used], color="C0", linewidth=2, label="what made the best one")
         axes.axhline(
             fixed.looks[0].hyper[name][fixed.best()], color="C1", linestyle="--", label="best of random search"
         )
@@ -173,26 +171,28 @@ def plot(evolved: Population, fixed: Population, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--length", type=int, default=200, help="steps in a round")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=Path("out/population.png"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # tensors this small gain nothing from more
     runs: dict[bool, list[Population]] = {False: [], True: []}
-    with tqdm(total=2 * options.seeds * options.rounds * ROUND, unit=" steps", leave=False, disable=None) as bar:
+    with tqdm(
+        total=2 * options.seeds * options.rounds * options.length, unit=" steps", leave=False, disable=None
+    ) as bar:
         for seed in range(options.seeds):
             for evolves, found in runs.items():
                 bar.set_description(f"{'population' if evolves else 'random search'}, seed {seed}")
-                found.append(Population(options.members, seed, evolves).train(options.rounds, bar))
-    print(
-        f"best of {options.members} members after {options.rounds * ROUND} steps, mean of {options.seeds} seeds (range)\n"
-    )
+                found.append(Population(options.members, seed, evolves, options.length).train(options.rounds, bar))
+    count = f"after {options.rounds * options.length} steps, mean of {options.seeds} seeds (range)"
+    print(f"best of {options.members} members {count}\n")
     print(f"{'':16}{'judged loss':>24}{'test accuracy':>28}")
     figures = []
     for name, evolves in (("random search", False), ("population", True)):
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name:16}{loss:>24}{accuracy:>28}")
         figures.append(f"{name} {sum(judged) / len(judged):.3f}")
     first = runs[True][0]
-    rates = ", ".join(f"{rate:.2g}" for rate in first.lineage("lr")[:: max(1, options.rounds // 8)])
+    rates = ", ".join(f"{rate:.2g}" for rate in first.lineage("lr"))
     print(f"\nlearning rates that made the best member of seed 0: {rates}")
     plot(first, runs[False][0], options.plot)
     print(f"\nplot: {options.plot}\njudged loss: {', '.join(figures)}")

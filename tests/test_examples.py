@@ -17,6 +17,8 @@ TINY = {
     "maml_sine": (["--steps", "2"], "error after 1 and 10 steps: trained without inner steps "),
     "muon_chars": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW alone "),
     "sam_digits": (["--steps", "2", "--seeds", "1"], "test accuracy (sharpness): SGD "),
+    "population": (["--members", "4", "--rounds", "2", "--length", "1", "--seeds", "1"], "judged loss: random search "),
+    "functional_loop": (["--batches", "12"], "the resumed run ends bit for bit where the other one does"),
     "pcgrad_digits": (["--steps", "3", "--seeds", "2"], "; PCGrad gains "),
     "private_digits": (["--steps", "2", "--seeds", "1"], "test accuracy: linear "),
     "physics_fit": (["--steps", "3", "--seeds", "2"], "error of u: Adam "),
