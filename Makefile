@@ -21,8 +21,9 @@ lint: $(VENV)/test $(VENV)/demo $(VENV)/bench  # types are checked against what 
 bench: $(VENV)/bench
 	@$(RUN) benchmarks/step_time.py
 
-docs-tables: $(VENV)/test  # a test fails while the page is out of date
+docs-tables: $(VENV)/test  # a test fails while a page is out of date
 	@$(RUN) docs/algorithms.py
+	@$(RUN) -m docs.conformance
 
 clean:
 	rm -rf $(VENV)
