@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -206,14 +207,13 @@ class Case(NamedTuple):
         return all(link._spec.determined(link._arguments) for link in waiting)
 
     def floats(self) -> list[Float]:
-        """Its float hyperparameters, and those of transformations among its arguments."""
+        """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
         found = []
         for name, _, value, argument, _ in self.make()._entries():
-            if argument.kind == "scalar":
-                found.append(Float(name, None, _lively(value, argument.range.off)))
-            elif argument.kind == "betas":
-                found.extend(Float(name, i, _lively(item, 0.0)) for i, item in enumerate(value))
-        return [place for place in found if self._takes([place])]
+            for i, number in _numbers(argument.kind, value):
+                near = (Float(name, i, other) for other in _near(number))
+                found.extend(itertools.islice((place for place in near if self._takes([place])), 1))
+        return found
 
     def float_sets(self) -> list[list[Float]]:
         """All float hyperparameters, first come first served in sets that may be switched on together."""
@@ -235,11 +235,18 @@ class Case(NamedTuple):
         return True
 
 
-def _lively(value: float | None, off: float) -> float:
-    """A value near `value` that is not off, and that float64 can take differences at."""
+def _numbers(kind: str, value: Any) -> Iterable[tuple[int | None, Any]]:
+    """The floats in an argument, with their indices."""
+    if kind == "betas":
+        return enumerate(value)
+    return [(None, value)] if kind == "scalar" else []
+
+
+def _near(value: float | None) -> tuple[float, ...]:
+    """Values near another that are not off, and that float64 can take differences at; not all may be in range."""
     if value is None:
-        return 0.3
-    return 0.75 * value if value >= 0.01 else 0.1
+        return (0.3,)
+    return (0.75 * value, 1.25 * value) if abs(value) >= 0.01 else (0.1,)
 
 
 def factories() -> list[Any]:
@@ -287,11 +294,9 @@ def all_cases() -> list[Case]:
 def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
     yield case.arguments, ""
     table = case.factory.spec.arguments.all
-    off = [
-        argument.name
-        for argument in table
-        if argument.kind == "scalar" and case.arguments.get(argument.name, argument.default) == argument.range.off
-    ]
+    values = {a.name: case.arguments.get(a.name, a.default) for a in table if a.kind == "scalar"}
+    off = [name for name, value in values.items() if value == case.factory.spec.arguments.by_name[name].range.off]
+    absent = [name for name, value in values.items() if value is None]
     switches = [argument for argument in table if argument.kind == "bool"]
     for label, order in (("on", off), ("reversed", off[::-1])):
         lively = dict(case.arguments)
@@ -302,7 +307,7 @@ def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
         yield lively, label
         for switch in switches:
             flipped = {switch.name: not case.arguments.get(switch.name, switch.default)}
-            some = ({**case.arguments, name: 0.5, **flipped} for name in off)  # where all at once is refused
+            some = ({**case.arguments, name: 0.5, **flipped} for name in (*off, *absent))  # where all is refused
             variants = ({**lively, **flipped}, *some)
             yield (
                 next((v for v in variants if _can_be_made(Case(case.factory, v))), variants[0]),

@@ -49,6 +49,17 @@ def test_the_table_holds_what_the_decorators_made():
     assert {factory.spec.kind for factory in factories()} <= {"rule", "tree", "alias", "combinator"}
 
 
+@each("factory", factories())
+def test_every_float_hyperparameter_is_changed_in_some_case(factory):
+    cases = [case for case in ALL if case.factory is factory]
+    changed = {str(place) for case in cases for place in case.floats()}
+    for argument in factory.spec.arguments.all:
+        if argument.kind == "scalar":
+            assert argument.name in changed
+        elif argument.kind == "betas":
+            assert {f"{argument.name}[{i}]" for i in range(len(argument.default))} <= changed
+
+
 # Shapes, dtypes, memory.
 
 
