@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench docs-tables clean
+.PHONY: demo test lint bench docs docs-tables clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
@@ -13,20 +13,27 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	@$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: $(VENV)/test $(VENV)/demo $(VENV)/bench  # types are checked against what examples and benchmarks import
+lint: $(VENV)/test $(VENV)/demo $(VENV)/bench $(VENV)/docs  # types are checked against what all of it imports
 	@$(RUN) -m ruff format --check --quiet . || (echo "formatting differs: run $(RUN) -m ruff format ."; exit 1)
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m pyright --warnings
 
+docs: $(VENV)/docs  # every warning is an error, a dead link too
+	@rm -rf docs/_build
+	@$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench: $(VENV)/bench
 	@$(RUN) benchmarks/step_time.py
 
-docs-tables: $(VENV)/test  # a test fails while a page is out of date
+docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of date
 	@$(RUN) docs/algorithms.py
 	@$(RUN) -m docs.conformance
+	@$(RUN) docs/interactive.py
+	@$(RUN) docs/optax_names.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) docs/_build docs/reference
 
 # torch goes in before whatever depends on it, so that pip never looks for another build.
 $(VENV)/torch: constraints.txt

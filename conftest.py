@@ -6,6 +6,7 @@ import torch
 import gradtx
 
 torch.set_num_threads(1)
+collect_ignore = ["docs/conf.py", "docs/extension.py", "docs/reference.py"]  # Sphinx imports them, which may be absent
 
 
 @pytest.fixture(autouse=True)

@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 import gradtx
 
-ROUNDS = 7
-SHAPES = gpt(width=256)
-ELSEWHERE = {"SGDS": "SGD", "Adagrad": None, "Rprop": None, "AdafactorTorch": None, "Sadam": None, "AdaptiveGD": None}
+ROUNDS, WARM = 9, 8
+SHAPES = gpt()
+ELSEWHERE = {"SGDS": "SGD"}  # there an option
 LEFT_OUT = ("Muon", "MuonAdamAtan2", "PolarAdamAtan2", "Shampoo", "ScalableShampoo", "SOAP", "AdaHessian", "SophiaH")
 
 
@@ -71,7 +71,7 @@ def bytes_moved(optimizer: Any) -> int:
 
 def measure(name: str) -> dict[str, Any]:
     cls = getattr(gradtx.optim, name)
-    their = THEIRS.get(plain(name)) or THEIRS.get(plain(ELSEWHERE.get(name) or ""))
+    their = THEIRS.get(plain(ELSEWHERE.get(name, name)))
     options = required(cls)
     eager, compiled = cls(parameters(SHAPES), **options), cls(parameters(SHAPES), compile=True, **options)
     fused = torch.optim.AdamW(parameters(SHAPES), fused=True)
@@ -81,7 +81,7 @@ def measure(name: str) -> dict[str, Any]:
     steps = {"eager": stepper(eager), "compiled": stepper(compiled), "fused": fused.step}
     if their is not None:
         steps["theirs"] = stepper(their(parameters(SHAPES), **required(their)))
-    times = interleaved(steps, ROUNDS)
+    times = interleaved(steps, ROUNDS, WARM)
     rate = bytes_moved(compiled) / statistics.median(times["compiled"])
     best = bytes_moved(fused) / statistics.median(times["fused"])
     return {

@@ -6,6 +6,7 @@ Run as `make bench`: prints tables, writes docs/step-time.png. Caches of the com
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import statistics
@@ -28,50 +29,82 @@ from tqdm import tqdm
 
 import gradtx
 
-ROUNDS = 30
-REFERENCE = "torch AdamW, fused"
+ROUNDS, WARM = 30, 10  # memory that is new to a process is slow for some rounds
+REFERENCE, LOOP = "torch AdamW, fused", "torch AdamW, loop"
+Step = Callable[[], object]
 MODELS = {"ResNet-50": resnet50(), "GPT, 12 layers": gpt()}
 
 
-def contestants() -> dict[str, Callable[[list[torch.Tensor]], Any]]:
+def contestants() -> dict[str, Callable[[list[torch.Tensor]], Step]]:
+    """What makes a step of each; gradients are there and stay."""
     import adam_atan2_pytorch
     import adamp
+    import heavyball
     import pytorch_optimizer
 
+    def heavyball_adamw(params: list[torch.Tensor]) -> Step:
+        optimizer, gradients = heavyball.AdamW(params), [param.grad for param in params]
+
+        def step() -> None:
+            for param, gradient in zip(params, gradients, strict=True):  # it takes them away
+                param.grad = gradient
+            optimizer.step()
+
+        return step
+
+    clipped = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw())
     return {
-        REFERENCE: lambda params: torch.optim.AdamW(params, fused=True),
-        "torch AdamW, foreach": lambda params: torch.optim.AdamW(params, foreach=True),
-        "torch AdamW, loop": lambda params: torch.optim.AdamW(params, foreach=False),
-        "pytorch_optimizer AdamW": pytorch_optimizer.AdamW,
-        "gradtx AdamW, compiled": lambda params: gradtx.optim.AdamW(params, compile=True),
-        "gradtx AdamW, eager": gradtx.optim.AdamW,
-        "gradtx clip + AdamW, compiled": lambda params: gradtx.as_optimizer(
-            gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params, compile=True
-        ),
-        "adamp AdamP": adamp.AdamP,
-        "gradtx AdamP, compiled": lambda params: gradtx.optim.AdamP(params, compile=True),
-        "gradtx AdamP, eager": gradtx.optim.AdamP,
-        "adam-atan2-pytorch": adam_atan2_pytorch.AdamAtan2,
-        "gradtx AdamAtan2, compiled": lambda params: gradtx.optim.AdamAtan2(params, compile=True),
-        "gradtx AdamAtan2, eager": gradtx.optim.AdamAtan2,
+        REFERENCE: lambda params: torch.optim.AdamW(params, fused=True).step,
+        "torch AdamW, foreach": lambda params: torch.optim.AdamW(params, foreach=True).step,
+        LOOP: lambda params: torch.optim.AdamW(params, foreach=False).step,
+        "pytorch_optimizer AdamW": lambda params: pytorch_optimizer.AdamW(params).step,
+        "HeavyBall AdamW, compiled": heavyball_adamw,
+        "gradtx AdamW, compiled": lambda params: gradtx.optim.AdamW(params, compile=True).step,
+        "gradtx AdamW, eager": lambda params: gradtx.optim.AdamW(params).step,
+        "gradtx clip + AdamW, compiled": lambda params: gradtx.as_optimizer(clipped, params, compile=True).step,
+        "adamp AdamP": lambda params: adamp.AdamP(params).step,
+        "gradtx AdamP, compiled": lambda params: gradtx.optim.AdamP(params, compile=True).step,
+        "gradtx AdamP, eager": lambda params: gradtx.optim.AdamP(params).step,
+        "adam-atan2-pytorch": lambda params: adam_atan2_pytorch.AdamAtan2(params).step,
+        "gradtx AdamAtan2, compiled": lambda params: gradtx.optim.AdamAtan2(params, compile=True).step,
+        "gradtx AdamAtan2, eager": lambda params: gradtx.optim.AdamAtan2(params).step,
     }
 
 
 def compare(model: str, shapes: Shapes) -> dict[str, float]:
     """Prints one model's table and returns the ratios."""
     print(f"\n{model}: {len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million entries, float32\n")
-    optimizers, first = {}, {}
+    steps, first, memory = {}, {}, {}
     for name, make in tqdm(contestants().items(), desc="first steps", disable=None, leave=False):
-        optimizers[name] = make(parameters(shapes))
+        steps[name] = make(parameters(shapes))
         start = time.perf_counter()
-        optimizers[name].step()
+        steps[name]()
         first[name] = time.perf_counter() - start
-    times = interleaved({name: optimizer.step for name, optimizer in optimizers.items()}, ROUNDS)
-    print("| optimizer | ms (median) | ratio | first step, s |\n|---|---|---|---|")
+        memory[name] = temporary(steps[name])
+    times = interleaved(steps, ROUNDS, WARM)
+    print(
+        "| optimizer | ms (median) | ratio | of torch's loop | memory, MB | first step, s |\n|---|---|---|---|---|---|"
+    )
     ratios = {name: ratio(own, times[REFERENCE]) for name, own in times.items()}
     for name, own in times.items():
-        print(f"| {name} | {1e3 * statistics.median(own):.1f} | {ratios[name]:.2f} | {first[name]:.1f} |")
+        print(
+            f"| {name} | {1e3 * statistics.median(own):.1f} | {ratios[name]:.2f} | {ratio(own, times[LOOP]):.2f} | "
+            f"{memory[name] / 1e6:.2f} | {first[name]:.1f} |"
+        )
     return ratios
+
+
+def temporary(step: Step) -> int:
+    """The most bytes that a step holds beyond what was there before it: parameters, gradients and state."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()  # replaced state is of known size only if it was made while profiling
+        with torch.profiler.record_function("measured"):
+            step()
+    results: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
+    events = sorted(results.events(), key=lambda event: event.start_ns())
+    begin = next(event.start_ns() for event in events if event.name() == "measured")
+    changes = [event.nbytes() for event in events if event.name() == "[memory]" and event.start_ns() >= begin]
+    return max(itertools.accumulate(changes), default=0)
 
 
 def compile_time(name: str, cache: str) -> float:
@@ -115,7 +148,9 @@ def functional_step() -> tuple[float, float]:
 
 def main() -> None:
     warnings.filterwarnings("ignore")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("adamp", "adam-atan2-pytorch", "pytorch_optimizer"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("adamp", "adam-atan2-pytorch", "heavyball", "pytorch_optimizer")
+    )
     print(machine(), packages, sep=", ")
     results = {model: compare(model, shapes) for model, shapes in MODELS.items()}
     draw(results)

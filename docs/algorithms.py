@@ -54,7 +54,7 @@ INTRO = """# Algorithms
 <!-- Written by docs/algorithms.py from the docstrings; `make docs-tables` writes it anew. -->
 
 `help(gradtx.<name>)` has the equation, all arguments with their ranges, the state, an example, the paper and where the
-code departs from it.
+code departs from it; so has the site that `make docs` builds.
 
 ## Optimizers
 
@@ -83,6 +83,15 @@ What the optimizers are made of; `chain` puts them together.
 def first_sentence(factory: Any) -> str:
     line = (inspect.getdoc(factory) or "").splitlines()[0]
     return re.split(r"\.(?:\s|$)", line)[0]
+
+
+def when(factory: Any) -> str:
+    """When to use an optimizer, as a sentence."""
+    found = re.search(r"^When to use: (.*?)\n\n", inspect.getdoc(factory) or "", re.DOTALL | re.MULTILINE)
+    if not found:
+        raise AssertionError(f"{factory.__name__}: its docstring lacks `When to use:`")
+    text = " ".join(found[1].split())
+    return text[0].upper() + text[1:]
 
 
 def paper(factory: Any) -> str:
@@ -210,9 +219,8 @@ def public(chosen: Callable[[str], bool]) -> dict[str, list[Any]]:
 def optimizer(factory: Any, class_name: str) -> list[str]:
     tx = factory(**required(factory))
     return [
-        named(factory),
-        f"`{class_name}`",
-        first_sentence(factory),
+        f"{named(factory)}<br>`{class_name}`",
+        f"{first_sentence(factory)}. *{when(factory)}*",
         memory(factory),
         ", ".join(f"`{need}`" for need in tx.needs),
         "owns" if any(link._lr_role == "owner" for link in tx._links()) else "",
@@ -227,7 +235,7 @@ def optimizers() -> list[str]:
     known = {f"gradtx.optimizers.{family}": (family, title) for family, title in FAMILIES.items()}
     if set(by_module) != set(known):
         raise AssertionError(f"FAMILIES and gradtx.optimizers differ in {sorted(set(by_module) ^ set(known))}")
-    titles = ["function", "class", "what it does", "memory", "needs", "rate", "works on", "source"]
+    titles = ["function, class", "what it does, *when to use it*", "memory", "needs", "rate", "works on", "source"]
     rows = []
     for place, (family, title) in known.items():
         rows.append([f'<a id="{family}"></a>**{title}**', *[""] * (len(titles) - 1)])

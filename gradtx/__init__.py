@@ -7,9 +7,11 @@ transforms and `torch.compile`, and, wrapped by `as_optimizer`, as a real `torch
 from gradtx import optim as optim
 from gradtx import schedules as schedules
 from gradtx._arguments import Betas, Scalar, Schedule, is_off
+from gradtx.checkpoint import load, save
 from gradtx.combine import freeze, map_after_step, masked, partition
 from gradtx.core import GradientTransformation, apply_updates, chain
 from gradtx.factories import alias, per_tensor, whole_tree
+from gradtx.functional import stack, train_step, unstack
 from gradtx.hessian import hutchinson_hessian_diag
 from gradtx.multitask import RotoGrad, pcgrad, pcgrad_backward, rotograd_rotation_loss, rotograd_scale
 from gradtx.optim import as_optimizer
@@ -73,6 +75,7 @@ from gradtx.schedules import (
     wsd_schedule,
 )
 from gradtx.sharpness import asam, gsam, sam
+from gradtx.state import get, learning_rate, put
 from gradtx.transforms.accelerated import scale_by_accsgd, scale_by_aggmo, scale_by_gravity, scale_by_pid
 from gradtx.transforms.accumulators import scale_by_adadelta, scale_by_adamax, scale_by_rss
 from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
@@ -218,6 +221,7 @@ __all__ = [
     "exponential_schedule",
     "freeze",
     "fromage",
+    "get",
     "get_chebyshev_schedule",
     "get_supported_lr_schedulers",
     "get_supported_optimizers",
@@ -231,8 +235,10 @@ __all__ = [
     "join_schedules",
     "lamb",
     "lars",
+    "learning_rate",
     "linear_schedule",
     "lion",
+    "load",
     "load_lr_scheduler",
     "load_optimizer",
     "lookahead",
@@ -266,6 +272,7 @@ __all__ = [
     "project_neurons",
     "project_scale_invariant",
     "proportion_schedule",
+    "put",
     "qhadam",
     "qhm",
     "radam",
@@ -280,6 +287,7 @@ __all__ = [
     "rprop",
     "sadam",
     "sam",
+    "save",
     "scalable_shampoo",
     "scale",
     "scale_by_a2grad",
@@ -367,10 +375,13 @@ __all__ = [
     "soft_row_clip",
     "sophia",
     "srmm",
+    "stack",
     "step_schedule",
     "swats",
     "trace",
     "trace_ema",
+    "train_step",
+    "unstack",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",
     "warmup_cosine_schedule",

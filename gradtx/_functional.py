@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import exact, nearest
+from gradtx._arguments import exact, functorch, nearest
 from gradtx._context import ALWAYS_KNOWN, Clock
 from gradtx._program import (
     OWN_STATE,
@@ -195,7 +195,13 @@ def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
             for slot, value in cell.new.get(path, {}).items():
                 _enter(state, (*path, slot))[cell.name] = value
     run.memory.take(_tree.tensors(params))
-    return _tree.map_tensors(run.memory.fresh, state)
+    state = _tree.map_tensors(run.memory.fresh, state)
+    if not cells or functorch.peek_interpreter_stack() is None:
+        return state
+    # Under vmap a count is the same for all members, and would come out with stride 0: unlike the next one, so that
+    # a compiled step would be compiled twice.
+    own = cells[0].given[1].new_ones((), dtype=torch.bool)
+    return _tree.map_tensors(lambda tensor: torch.where(own, tensor, tensor), state)
 
 
 def _enter(state: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -104,6 +104,11 @@ class Run:
         """The old 0-d values of a stage that all leaves share."""
         raise NotImplementedError
 
+    def clock_of(self, place: tuple[int, ...]) -> Path | None:
+        """Where the clock of a node stands that is at this place; None for the outermost one."""
+        paths = (self.clock_paths.get(place[:n]) for n in range(len(place), -1, -1))
+        return next((path for path in paths if path is not None), None)
+
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         """The old slots of a leaf at a stage."""
         raise NotImplementedError

@@ -18,6 +18,14 @@ def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str
         TypeError: a leaf is neither a floating-point tensor nor None.
         ValueError: two leaves have the same dotted name.
     """
+    leaves, unflatten = flatten_any(tree, what)
+    for name, leaf in leaves.items():
+        check_leaf(name, leaf, what)
+    return leaves, unflatten
+
+
+def flatten_any(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+    """As `flatten`, for tensors of every dtype."""
     paths, spec = _pytree.tree_flatten_with_path(tree)
     names = [".".join([_key(key) for key in path]) for path, _ in paths]
     leaves = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
@@ -25,7 +33,7 @@ def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise ValueError(f"{what}: two leaves are both named {twice!r}; rename a key, since leaves go by dotted name")
     for name, leaf in leaves.items():
-        check_leaf(name, leaf, what)
+        _check_tensor(name, leaf, what)
 
     def unflatten(values: Mapping[str, Any]) -> Any:
         return _pytree.tree_unflatten([values[name] for name in names], spec)
@@ -33,9 +41,13 @@ def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str
     return leaves, unflatten
 
 
-def check_leaf(name: str, leaf: Any, what: str) -> None:
+def _check_tensor(name: str, leaf: Any, what: str) -> None:
     if leaf is not None and not isinstance(leaf, Tensor):
         raise TypeError(f"{what}: leaf {name!r} is a {type(leaf).__name__}, needs a tensor or None")
+
+
+def check_leaf(name: str, leaf: Any, what: str) -> None:
+    _check_tensor(name, leaf, what)
     if leaf is not None and not leaf.dtype.is_floating_point:
         raise TypeError(
             f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "

@@ -142,43 +142,47 @@ def test_forward_derivatives_are_the_same_under_no_grad(case):
 SMALL = {"matrix": (3, 4), "vector": (5,)}
 
 
+def training_step(tx):
+    """A whole step along the gradient of `loss`, which `shift` moves."""
+    whole = gradtx.train_step(loss, tx)
+
+    def advance(params, state, shift):
+        known = {need: value for need, value in extras(tx, params).items() if need == "hessian_diag"}
+        return whole(params, state, shift, **known)
+
+    return advance
+
+
 @each_case(PLAIN)
 def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(case):
     torch._dynamo.reset()
     floats, counter = {place: double(place.value) for place in next(iter(case.float_sets()), [])}, CompileCounter()
     tx = case.make(floats)
-
-    def advance(params, state, shift):
-        updates, state = tx.update(torch.func.grad(loss)(params, shift), state, params, **extras(tx, params))
-        return gradtx.apply_updates(params, updates), state
-
+    advance = training_step(tx)
     compiled = torch.compile(advance, backend=counter, fullgraph=True)
     params = case.noise(1, SMALL)
     state = tx.init(params)
     for i in range(20):
         shift = double(0.1 * i)
-        new, new_state = compiled(params, state, shift)
-        assert_own_memory([new, new_state], params)
+        found = compiled(params, state, shift)
+        assert_own_memory(found, params, shift)
         if i in (0, 1, 19):
-            # The same operations, traced.
-            assert_close((new, new_state), advance(params, state, shift), rtol=1e-12, atol=1e-12)
-        params, state = new, new_state
+            assert_close(found, advance(params, state, shift), rtol=1e-12, atol=1e-12)  # the same operations, traced
+        params, state, _ = found
         for tensor in floats.values():
             tensor.mul_(0.99)
     assert counter.frame_count == 1
 
 
-def training_step(case, places):
-    """Of one leaf, so that it compiles fast: a step with its own numbers, and members to run it for."""
+def step_of_members(case, places):
+    """A training step with its own numbers, and two members for it; of one leaf, so that it compiles fast."""
 
     def advance(numbers, params, state, shift):
-        tx = made(case, places, numbers)
-        updates, state = tx.update(torch.func.grad(loss)(params, shift), state, params, **extras(tx, params))
-        return gradtx.apply_updates(params, updates), state
+        return training_step(made(case, places, numbers))(params, state, shift)
 
-    leaf, members = {"matrix": (3, 4)}, []
+    members = []
     for i in range(2):
-        params, numbers = case.noise(1 + i, leaf), values(places) * (1 - 0.05 * i)
+        params, numbers = case.noise(1 + i, {"matrix": (3, 4)}), values(places) * (1 - 0.05 * i)
         members.append((numbers, params, made(case, places, numbers).init(params), double(0.1 * i)))
     return advance, stacked(members)
 
@@ -187,20 +191,21 @@ def training_step(case, places):
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(case):
     torch._dynamo.reset()
     counter = CompileCounter()
-    advance, (numbers, params, state, shift) = training_step(case, next(iter(case.float_sets()), []))
+    advance, (numbers, params, state, shift) = step_of_members(case, next(iter(case.float_sets()), []))
     together = torch.vmap(advance)
     compiled = torch.compile(together, backend=counter, fullgraph=True)
     for i in range(3):
         at = (numbers * (1 - 0.01 * i), params, state, shift + 0.1 * i)
-        params, state = compiled(*at)
-        assert_close((params, state), together(*at), rtol=1e-12, atol=1e-12)  # the same operations, traced
+        found = compiled(*at)
+        assert_close(found, together(*at), rtol=1e-12, atol=1e-12)  # the same operations, traced
+        params, state, _ = found
     assert counter.frame_count == 1
 
 
 @each_case([case for case in PLAIN if case.factory is gradtx.adamw])
 def test_vmap_of_a_compiled_step_equals_the_vmap_of_the_step(case):
     torch._dynamo.reset()
-    advance, members = training_step(case, case.float_sets()[0])
+    advance, members = step_of_members(case, case.float_sets()[0])
     found = torch.vmap(torch.compile(advance, backend="eager", fullgraph=True))(*members)
     assert_close(found, torch.vmap(advance)(*members), rtol=1e-12, atol=1e-12)
 
@@ -219,19 +224,15 @@ def test_a_whole_step_through_inductor_equals_eager(make):
     torch._dynamo.reset()
     lr = torch.tensor(0.1)
     tx = make(lr)
-    params = noise(1, {"matrix": (3, 4), "columns": (2, 5)}, torch.float32)
-
-    def advance(params, state, shift):
-        updates, state = tx.update(torch.func.grad(loss)(params, shift), state, params)
-        return gradtx.apply_updates(params, updates), state
-
+    params, advance = noise(1, {"matrix": (3, 4), "columns": (2, 5)}, torch.float32), training_step(tx)
     compiled, state = torch.compile(advance, fullgraph=True), tx.init(params)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for i in range(3):
             at = (params, state, torch.tensor(0.1 * i))
-            params, state = compiled(*at)
+            found = compiled(*at)
             # Fused kernels contract multiplications and additions: a few units in the last place of float32.
-            assert_close((params, state), advance(*at), rtol=1e-5, atol=1e-6)
+            assert_close(found, advance(*at), rtol=1e-5, atol=1e-6)
+            params, state, _ = found
             lr.mul_(0.5)
 
 

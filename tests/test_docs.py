@@ -53,6 +53,7 @@ def test_a_docstring_has_all_sections_and_names_all_arguments_in_order(factory):
     arguments = list(inspect.signature(factory.spec.function).parameters)
     assert re.findall(r"^(\w+): ", section(factory, "Args"), re.MULTILINE) == arguments
     assert section(factory, "Returns")
+    assert ("\nWhen to use: " in inspect.getdoc(factory)) == (factory.spec.kind == "alias")
     assert section(factory, "Example").startswith(">>>")
     source = inspect.getdoc(factory).partition("\nSource: ")[2]
     assert not source or "Departures" in source

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
 
 from gradtx._arguments import exact
 from gradtx._program import FROZEN, Leaf, Operation
+from gradtx._sharding import is_sharded, local
 from gradtx.optim._groups import GroupView
 from gradtx.optim._run import OptimizerRun, Record
 from gradtx.optim._trace import Form, Pass, Program
@@ -35,23 +37,18 @@ COMPILING = threading.RLock()  # torch's tracer patches what is global while it 
 Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
 
 
-class Work(NamedTuple):
-    """A parameter that steps: the position of its group, and what is known of it."""
-
-    group: int
-    record: Record
-
-
 class Call(NamedTuple):
-    """What a step gives the engine: `structures` and `numbers` are those of the groups, `count` is the schedules'."""
+    """What a step gives the engine: `structures` and `numbers` are those of the groups, `count` is the schedules',
+    `work` are the parameters that step.
+    """
 
     run: OptimizerRun
     count: int
     views: list[GroupView]
     structures: list[Any]
     numbers: list[list[Any]]
-    work: list[Work]
-    leaves_of: Callable[[list[Work]], list[Leaf]]
+    work: list[Record]
+    leaves_of: Callable[[list[Record]], list[Leaf]]
     scalars: Mapping[str, Any]
     trees: Trees
 
@@ -61,26 +58,21 @@ class Bundle:
 
     update = True
 
-    def __init__(self, items: list[Work], form: Form, flat: bool, name: str):
-        self.records, self.group = [item.record for item in items], items[0].group
-        self.form, self.flat, self.name = form, flat, name
-        self.device = local(self.records[0].param).device
+    def __init__(self, records: list[Record], form: Form, flat: bool, name: str):
+        self.records, self.form, self.flat, self.name = records, form, flat, name
+        self.device = local(records[0].param).device
         self.template: list[Any] = []  # the leaves' arguments, without what is read from outside in each step
         self.program: list[Any] = []
         self.at = -1
-
-    def held(self) -> list[Tensor]:
-        """Parameters and slots, whose aliases are kept from step to step."""
-        keys = self.form.slots
-        return [tensor for record in self.records for tensor in (record.param, *map(record.state.__getitem__, keys))]
 
     @torch.inference_mode(False)  # what pads is written in later steps too
     @torch.no_grad()
     def fill(self, flag: Callable[[torch.device, bool], Tensor], trees: Trees) -> None:
         """Make the aliases of what is held, and what pads a short bundle."""
-        given, held = 1 + len(self.form.by_leaf), iter(self.held())
+        given, slots = 1 + len(self.form.by_leaf), self.form.slots
         for record in self.records:
-            own = [alias(next(held), record.param, self.flat) for _ in range(1 + len(self.form.slots))]
+            held = (record.param, *map(record.state.__getitem__, slots))
+            own = [alias(tensor, record.param, self.flat) for tensor in held]
             self.template += [flag(self.device, True), *own, *[None] * given]
         self._size = len(self.template) // len(self.records)
         like = self.arguments(trees)[1 : self._size]
@@ -91,24 +83,31 @@ class Bundle:
     def arguments(self, trees: Trees) -> list[Tensor]:
         """What a program gets of the leaves: what is held; then gradients and extras, which are only read."""
         tensors, size, end = self.template.copy(), self._size, self._size * len(self.records)
-        outside = [[record.param.grad for record in self.records]]
+        outside: list[list[Any]] = [[record.param.grad for record in self.records]]
         outside += [[trees[key][record.name] for record in self.records] for key in self.form.by_leaf]
         for i, column in enumerate(outside, start=size - len(outside)):
-            tensors[i:end:size] = [self._read(t, r.param) for t, r in zip(column, self.records, strict=True)]
+            tensors[i:end:size] = map(self._read, column, self.records)
         return tensors
 
-    def _read(self, tensor: Tensor, like: Tensor) -> Tensor:
+    def _read(self, tensor: Any, record: Record) -> Tensor:
         """An alias of a tensor, or of a copy where its entries are laid out otherwise."""
+        if tensor.ndim == 1 and type(tensor) is Tensor and not tensor.requires_grad and tensor.is_contiguous():
+            return tensor  # it is what an alias would be
         try:
-            return alias(tensor, like, self.flat)
+            return alias(tensor, record.param, self.flat)
         except OddTensorError:
-            return alias(torch.empty_like(like, dtype=tensor.dtype).copy_(tensor), like, self.flat)
+            return alias(torch.empty_like(record.param, dtype=tensor.dtype).copy_(tensor), record.param, self.flat)
 
-    def begin(self, run: OptimizerRun, first: list[Tensor], trees: Trees) -> None:
+    def begin(self, run: OptimizerRun, first: list[Tensor], trees: Trees, ready: dict[Any, Any]) -> None:
+        """Take what this step gives; `ready` is where bundles keep for one another what follows from numbers alone."""
         self.run, self.at, self._arguments, self._tensors = run, -1, first, self.arguments(trees)
+        self._ready = ready
 
     def call(self, compiled: Pass) -> dict[Any, Tensor]:
-        return dict(zip(compiled.names, compiled.call(*self._arguments, *self._tensors), strict=True))
+        key = id(compiled.common), *map(id, self._arguments)  # bundles of a group and count have the same ones
+        if key not in self._ready:
+            self._ready[key] = self._arguments, compiled.prepare(self._arguments)
+        return dict(zip(compiled.names, compiled.call(self._ready[key][1], self._tensors), strict=True))
 
     def know(self, totals: list[Tensor]) -> None:
         self._arguments = [*self._arguments, *(total.to(self.device) for total in totals)]
@@ -116,7 +115,7 @@ class Bundle:
     def end(self, new: Mapping[Any, Tensor]) -> None:
         for (path, name), value in new.items():
             self.run.new_shared.setdefault(path, {}).setdefault(name, value)
-        del self.run, self._arguments, self._tensors
+        del self.run, self._arguments, self._tensors, self._ready
 
 
 class PassOperation(Operation):
@@ -144,19 +143,19 @@ class OddTensorError(Exception):
 
 def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     """The same memory as a plain tensor; flattened so that its entries go with those of `like` one by one."""
-    tensor = local(tensor)
+    tensor = _plain(tensor)
     flat = flat and (tensor.ndim > 0 or like.ndim == 0)
     if tensor.is_contiguous() and (not flat or like.is_contiguous()):
-        return tensor.view(-1) if flat else tensor
+        return tensor.view(-1) if flat and tensor.ndim != 1 else tensor
     if flat and tensor.stride() == local(like).stride() and _dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     raise OddTensorError
 
 
-def local(tensor: Tensor) -> Tensor:
-    """A plain tensor: of a DTensor, what this process holds."""
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor that a program takes: of a DTensor, what this process has."""
     if type(tensor) is not Tensor:
-        tensor = getattr(tensor, "_local_tensor", tensor).detach()
+        tensor = local(tensor).detach()
         if type(tensor) is not Tensor:
             raise OddTensorError
     return tensor.detach() if tensor.requires_grad else tensor
@@ -171,23 +170,34 @@ def _dense(tensor: Tensor) -> bool:
     return True
 
 
-class Plan(NamedTuple):
-    """The bundles of a step, and the parameters that step eagerly; the same as long as `token` is.
+class Plan:
+    """The bundles of a step, and the parameters that step eagerly; the same as long as `token` is, and `holds`."""
 
-    `held` are the tensors of which bundles have aliases, and `addresses` where these are. (The token says how
-    parameters are laid out there.)
-    """
+    def __init__(self, token: Any, work: list[Record], bundles: list[Bundle], rest: list[Record]):
+        self.token, self.bundles, self.rest = token, bundles, rest
+        self._records, self._states = work, [record.state for record in work]
+        keys = {id(record): bundle.form.slots for bundle in bundles for record in bundle.records}
+        self._keys = [keys.get(id(record), []) for record in work]  # eager steps make new slots
+        self._held = self._present()
+        self._places = [tensor.data_ptr() for tensor in self._held]
+        sizes: Any = [list(tensor.shape) for tensor in self._held]
+        strides: Any = [list(tensor.stride()) for tensor in self._held]
+        self._forms = TensorGuards(*self._held, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
 
-    token: Any
-    bundles: list[Bundle]
-    rest: set[int]
-    held: list[Tensor]
-    addresses: list[int]
+    def _present(self) -> list[Tensor]:
+        slots = [state[key] for state, keys in zip(self._states, self._keys, strict=True) for key in keys]
+        return [*(record.param for record in self._records), *slots]
 
     def holds(self) -> bool:
-        """Whether everything is still where it was."""
-        held = _held(self.bundles)
-        return all(map(operator.is_, held, self.held)) and [t.data_ptr() for t in held] == self.addresses
+        """Whether everything is still where it was, and shaped as it was."""
+        if not all(record.state is state for record, state in zip(self._records, self._states, strict=True)):
+            return False
+        held = self._present()
+        return (
+            all(map(operator.is_, held, self._held))
+            and [tensor.data_ptr() for tensor in held] == self._places
+            and self._forms.check(*held)
+        )
 
 
 class Engine:
@@ -196,6 +206,7 @@ class Engine:
     def __init__(self, options: Mapping[str, Any]):
         self._options = dict(options)
         self._programs: dict[Any, list[Program]] = {}
+        self._known: dict[str, Any] = {}  # functions of numbers, by their code
         self._plan: Plan | None = None
         self._numbers: dict[Any, tuple[list[Any], list[Tensor]]] = {}
         self._flags: dict[Any, Tensor] = {}
@@ -205,16 +216,18 @@ class Engine:
     def __reduce__(self) -> tuple:
         return Engine, (self._options,)  # programs are made again where they are needed
 
-    def bundles(self, call: Call) -> tuple[list[Bundle], list[Work]]:
+    def bundles(self, call: Call) -> tuple[list[Bundle], list[Record]]:
         """The bundles of this step, ready to run, and the work that is left for eager leaves."""
         if self._broken or not call.work:
             return [], call.work
-        least = min(record.count for _, record in call.work)
+        least, gradients = min(record.count for record in call.work), [record.param.grad for record in call.work]
         token = (
-            [
-                (i, id(r), _form(r.param), r.param.stride(), _form(r.param.grad), r.count - least, r.layout)
-                for i, r in call.work
-            ],
+            call.work,
+            [record.group for record in call.work],
+            [record.count - least for record in call.work],
+            [record.layout for record in call.work],
+            [None if grad is None else grad.dtype for grad in gradients],
+            [None if grad is None else grad.shape for grad in gradients],
             call.structures,
             {name: value.dtype for name, value in call.scalars.items() if isinstance(value, Tensor)},
             {key: {name: _form(value) for name, value in tree.items()} for key, tree in call.trees.items()},
@@ -227,13 +240,14 @@ class Engine:
             if plan is None or not known:
                 plan = self._plan = self._planned(token, leaves, call)
             counts: dict[Any, list[Tensor]] = {}
+            ready: dict[Any, Any] = {}
             for bundle in plan.bundles:
                 key = bundle.records[0].count, bundle.device
                 if key not in counts:
                     counts[key] = _counts(*key, call)
-                first = [*counts[key], *self._first(bundle.group, bundle.form, bundle.device, call)]
-                bundle.begin(call.run, first, call.trees)
-            return plan.bundles, [item for item in call.work if id(item.record) in plan.rest]
+                first = [*counts[key], *self._first(bundle.records[0].group, bundle.form, bundle.device, call)]
+                bundle.begin(call.run, first, call.trees, ready)
+            return plan.bundles, plan.rest
         except Exception as error:
             self._broken = True
             reason = next(iter(str(error).strip().splitlines()), "")
@@ -262,29 +276,28 @@ class Engine:
     # Planning.
 
     def _planned(self, token: Any, leaves: list[Leaf], call: Call) -> Plan:
-        kinds: dict[Any, list[tuple[Work, Leaf]]] = {}
-        bundles, rest, entangled = [], [], _overlapping([record for _, record in call.work])
-        for item, leaf in zip(call.work, leaves, strict=True):
-            kind = None if id(item.record) in entangled else self._kind(item, leaf, call)
+        kinds: dict[Any, list[tuple[Record, Leaf]]] = {}
+        bundles, rest, entangled = [], [], _overlapping(call.work)
+        for record, leaf in zip(call.work, leaves, strict=True):
+            kind = None if id(record) in entangled else self._kind(record, leaf, call)
             if kind is None:
-                rest.append(item)
+                rest.append(record)
             else:
-                kinds.setdefault((item.group, item.record.count, kind), []).append((item, leaf))
+                kinds.setdefault((record.group, record.count, kind), []).append((record, leaf))
         for (group, _, kind), found in kinds.items():
-            found.sort(key=lambda pair: -pair[0].record.param.numel())  # compilers look at the first sizes they see
+            found.sort(key=lambda pair: -pair[0].param.numel())  # compilers look at the first sizes they see
             for i in range(0, len(found), kind.width):
-                members = found[i : i + kind.width]
-                bundle = self._bundle(members, kind, (call.structures[group], kind), call)
+                members = [record for record, _ in found[i : i + kind.width]]
+                bundle = self._bundle(members, found[i][1], kind, (call.structures[group], kind), call)
                 if bundle is None:
-                    rest.extend(item for item, _ in members)
+                    rest.extend(members)
                 else:
                     bundles.append(bundle)
-        held = _held(bundles)
-        return Plan(token, bundles, {id(item.record) for item in rest}, held, [tensor.data_ptr() for tensor in held])
+        return Plan(token, call.work, bundles, rest)
 
-    def _kind(self, item: Work, leaf: Leaf, call: Call) -> Kind | None:
+    def _kind(self, record: Record, leaf: Leaf, call: Call) -> Kind | None:
         """What leaves of one program share; None for a leaf that steps eagerly."""
-        record, param = item.record, item.record.param
+        param = record.param
         if param.grad is None or param.grad.shape != param.shape or leaf.program[:1] == [FROZEN]:
             return None
         for operation in leaf.program:
@@ -295,17 +308,20 @@ class Engine:
                     logger.warning("%s is not compiled: leaves that pass it step eagerly", name)
                 return None
         assert record.layout is not None
-        slots = [record.state[key] for names in record.layout.slots.values() for key in names.values()]
+        slots = [record.state[key] for key in record.layout.slot_keys]
         flat = all(operation.elementwise for operation in leaf.program)
         flat = flat and all(slot.shape in (param.shape, ()) for slot in slots)
-        if not flat and hasattr(param, "_local_tensor"):
+        if not flat and is_sharded(param):
             return None  # a reduction over a shard is not that over the whole
         by_leaf = tuple(key for key, tree in call.trees.items() if tree[leaf.name] is not None)
         try:
             tensors = [alias(tensor, param, flat) for tensor in (param, *slots)]
         except OddTensorError:
             return None
-        if any(tensor.is_inference() for tensor in tensors) and not torch.is_inference_mode_enabled():
+        if (
+            any(tensor.is_inference() for tensor in (*tensors, record.state["step"]))
+            and not torch.is_inference_mode_enabled()
+        ):
             return None  # can't be written in place
         entries, dimensions = tensors[0].numel(), tensors[0].ndim
         if entries <= 1:
@@ -322,14 +338,13 @@ class Engine:
             flat and entries >= LARGE,
         )
 
-    def _bundle(self, found: list[tuple[Work, Leaf]], kind: Kind, key: Any, call: Call) -> Bundle | None:
-        item, leaf = found[0]
-        layout = item.record.layout
+    def _bundle(self, records: list[Record], leaf: Leaf, kind: Kind, key: Any, call: Call) -> Bundle | None:
+        record, layout = records[0], records[0].layout
         assert layout is not None
         form = Form(
             layout,
-            item.record.choices,
-            len(call.numbers[item.group]),
+            record.choices,
+            len(call.numbers[record.group]),
             {
                 (path, name): call.run.scalars(path)[name].dtype
                 for path, names in layout.shared.items()
@@ -341,16 +356,16 @@ class Engine:
             call.run.known_extras,
             kind.width,
         )
-        bundle = Bundle([item for item, _ in found], form, kind.flat, leaf.name)
+        bundle = Bundle(records, form, kind.flat, leaf.name)
         bundle.fill(self._flag, call.trees)
-        first = _counts(item.record.count, bundle.device, call)
-        first += self._first(item.group, form, bundle.device, call)
+        first = _counts(record.count, bundle.device, call)
+        first += self._first(record.group, form, bundle.device, call)
         tensors = bundle.arguments(call.trees)
         key = (*key, tuple(form.shared.items()), tuple(form.scalars.items()), form.absent)
         programs = self._programs.setdefault(key, [])
         program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
-            start, chain = time.monotonic(), call.views[item.group].chain_of(key[0])
+            start, chain = time.monotonic(), call.views[record.group].chain_of(key[0])
             examples = tensors
             if kind.flat and not programs:  # lengths that tell the compiler whether threads are worth it
                 size, length = len(tensors) // kind.width, 4 * LARGE if kind.large else 64
@@ -359,9 +374,9 @@ class Engine:
                 program = Program(form, chain, first, examples)
                 if not program.fits(tensors):  # a rule asks for the length
                     program = Program(form, chain, first, tensors)
-                if len(program.passes) > 1 and hasattr(item.record.param, "_local_tensor"):
+                if len(program.passes) > 1 and is_sharded(record.param):
                     return None  # a sum over this process's part is not that over all
-                program.compile(self._options)
+                program.compile(self._options, self._known)
             programs.append(program)
             if time.monotonic() - start > PATIENCE:
                 logger.info("compiled a program for %s in %.1f s", leaf.name, time.monotonic() - start)
@@ -392,9 +407,8 @@ def _overlapping(records: list[Record]) -> set[int]:
     spans, found = [], set()
     for record in records:
         assert record.layout is not None
-        slots = (record.state[key] for names in record.layout.slots.values() for key in names.values())
-        for tensor in (record.param, *slots):
-            tensor = getattr(tensor, "_local_tensor", tensor)
+        for tensor in (record.param, *map(record.state.__getitem__, record.layout.slot_keys)):
+            tensor = local(tensor)
             last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             if tensor.numel():
                 start = tensor.data_ptr()
@@ -407,10 +421,6 @@ def _overlapping(records: list[Record]) -> set[int]:
         if place != device or end > until:
             device, until, owner = place, end, one
     return found
-
-
-def _held(bundles: list[Bundle]) -> list[Tensor]:
-    return [tensor for bundle in bundles for tensor in bundle.held()]
 
 
 def _counts(made: int, device: torch.device, call: Call) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ REFUSED = ("foreach", "fused", "capturable", "differentiable")
 
 
 def refused(name: str) -> TypeError:
-    return TypeError(f"{name!r} is not an option of gradtx; drop it, compile=True will be its place")
+    return TypeError(f"{name!r} is not an option of gradtx; drop it, compile=True takes its place")
 
 
 class GroupView:
@@ -50,7 +51,7 @@ class GroupView:
 
     def _off(self, name: str, value: Any) -> Any:
         off = self.entries[name].argument.range.off
-        return tuple(is_off(item, off) for item in value) if isinstance(value, tuple) else is_off(value, off)
+        return _over(value, lambda item: is_off(item, off))
 
     def values(self) -> dict[str, Any]:
         """The present values, checked as a constructor checks them; a schedule where nobody wrote over it."""
@@ -83,7 +84,11 @@ class GroupView:
         key = tuple(values.items())
         if self._cached is not None and _same(self._cached[0], key):
             return self._cached[1]
-        placed = {self.entries[name].place: self._as_rule(name, value, device) for name, value in values.items()}
+
+        def as_rule(item: Any) -> Any:
+            return exact(item, device) if isinstance(item, float) else item
+
+        placed = {self.entries[name].place: self._mapped(name, value, as_rule) for name, value in values.items()}
         tx = self.tx._replaced(placed, checked=False)
         self._cached = None if any(_each(value, _is_tensor, any) for value in values.values()) else (key, tx)
         return tx
@@ -92,23 +97,15 @@ class GroupView:
         """What of these values decides links and slots, with `NUMBER` for what doesn't; and these numbers in order."""
         numbers: list[Any] = []
 
-        def one(item: Any, literal: bool, entry: Entry) -> Any:
-            if literal or not _is_number(item):
-                return item
+        def take(entry: Entry, item: Any) -> str:
             numbers.append(next_value(item, count(entry)) if isinstance(item, Schedule) else item)
             return NUMBER
 
-        frame = []
-        for name, value in values.items():
-            entry, literal = self.entries[name], self.literal[name]
-            if entry.argument.kind == "floats":  # rules get these as they are
-                kept = value
-            elif isinstance(value, tuple):
-                kept = tuple(one(item, flag, entry) for item, flag in zip(value, literal, strict=True))
-            else:
-                kept = one(value, literal, entry)
-            frame.append((entry.place, kept))
-        return tuple(frame), numbers
+        frame = tuple(
+            (self.entries[name].place, self._mapped(name, value, functools.partial(take, self.entries[name])))
+            for name, value in values.items()
+        )
+        return frame, numbers
 
     def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
         """The reverse of `structure`: a function that puts 0-d tensors in the places of the numbers."""
@@ -116,27 +113,20 @@ class GroupView:
         def chain(tensors: list[Tensor]) -> GradientTransformation:
             given = iter(tensors)
             placed = {
-                place: tuple(next(given) if item is NUMBER else item for item in kept)
-                if isinstance(kept, tuple)
-                else next(given)
-                if kept is NUMBER
-                else kept
-                for place, kept in structure
+                place: _over(kept, lambda item: next(given) if item is NUMBER else item) for place, kept in structure
             }
             return self.tx._replaced(placed, checked=False)
 
         return chain
 
-    def _as_rule(self, name: str, value: Any, device: torch.device) -> Any:
-        def one(item: Any, literal: bool) -> Any:
-            return exact(item, device) if isinstance(item, float) and not literal else item
-
-        literal = self.literal[name]
+    def _mapped(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:
+        """A hyperparameter with `function` of its numbers, save literal ones and those that rules get as they are."""
         if self.entries[name].argument.kind == "floats":
             return value
-        if isinstance(value, tuple):
-            return tuple(one(item, flag) for item, flag in zip(value, literal, strict=True))
-        return one(value, literal)
+        plural, literal = isinstance(value, tuple), self.literal[name]
+        pairs = zip(value, literal, strict=True) if plural else [(value, literal)]
+        mapped = [item if flag or not _is_number(item) else function(item) for item, flag in pairs]
+        return tuple(mapped) if plural else mapped[0]
 
     def show(self, count: Callable[[Entry], int]) -> None:
         """Write the values that the next step will use into the group."""
@@ -202,10 +192,12 @@ def _same(a: Any, b: Any) -> bool:
 
 def next_value(value: Any, count: int) -> Any:
     """A schedule's value as a group shows it: a number, or a tuple of them."""
-    if isinstance(value, tuple):
-        return tuple(next_value(item, count) for item in value)
-    found = resolve(value, count) if isinstance(value, Schedule) else value
-    return found.item() if isinstance(found, Tensor) else found
+
+    def shown(item: Any) -> Any:
+        found = resolve(item, count) if isinstance(item, Schedule) else item
+        return found.item() if isinstance(found, Tensor) else found
+
+    return _over(value, shown)
 
 
 def _is_schedule(value: Any) -> bool:
@@ -218,6 +210,11 @@ def _is_tensor(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float | Tensor | Schedule)
+
+
+def _over(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`function` of a value, or of each entry of a tuple."""
+    return tuple(function(item) for item in value) if isinstance(value, tuple) else function(value)
 
 
 def _each(value: Any, test: Callable[[Any], bool], how: Callable[..., bool]) -> bool:

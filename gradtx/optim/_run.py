@@ -22,7 +22,7 @@ class Layout(NamedTuple):
 
     slots: dict[Path, dict[str, str]]
     shared: dict[Path, dict[str, str]]
-    keys: tuple[str, ...]
+    keys: frozenset[str]  # of all, with that of the step
 
     @classmethod
     def of(cls, run: Run, leaf: Leaf) -> Layout:
@@ -38,7 +38,16 @@ class Layout(NamedTuple):
                     key = ".".join([*path, name]) if name in taken else name
                     taken.append(key)
                     part.setdefault(path, {})[name] = key
-        return cls(slots, shared, tuple(taken))
+        return cls(slots, shared, frozenset(taken))
+
+    @property
+    def slot_keys(self) -> list[str]:
+        """The keys of slots, stage by stage."""
+        return [key for names in self.slots.values() for key in names.values()]
+
+    def lacking(self, state: Mapping[str, Any]) -> str | None:
+        """A key that a state lacks."""
+        return None if state.keys() >= self.keys else min(self.keys - state.keys())
 
     def owners(self) -> dict[tuple[Path, str], str]:
         """(path, slot) -> key."""
@@ -51,15 +60,20 @@ class Record:
     `made` holds the tensors that the library made and nobody has used yet, each with its version.
     """
 
-    def __init__(self, name: str):
-        self.name = name
+    __slots__ = ("choices", "count", "group", "layout", "made", "name", "param", "state", "waiting")
+
+    def __init__(self, name: str, param: Tensor):
+        self.name, self.param = name, param
         self.choices: dict[Path, Any] = {}
         self.layout: Layout | None = None
         self.made: dict[str, tuple[Tensor, int]] | None = None
         self.waiting: dict[str, Any] | None = None  # what a checkpoint has for a parameter that is still lazy
-        self.param: Any = None  # the parameter and its state, as looked up for the present step
+        # As looked up for the present step: the state, how many steps it has made, the position of the group.
         self.state: dict[str, Any] = {}
-        self.count = 0
+        self.count = self.group = 0
+
+    def look(self, state: dict[str, Any]) -> None:
+        self.state, self.count = state, int(state["step"]) if state else 0
 
     def untouched(self, state: Mapping[str, Any]) -> bool:
         """Whether the state is as the library made it, before any step."""
@@ -135,7 +149,7 @@ def parts_of(leaf: Leaf) -> list[Leaf]:
     param, grad = leaf.key, leaf.key.grad
     if grad is None or param.numel() <= PART or not all(operation.elementwise for operation in leaf.program):
         return [leaf]
-    slots = [leaf.state[key] for names in leaf.layout.slots.values() for key in names.values()]
+    slots = [leaf.state[key] for key in leaf.layout.slot_keys]
     flat = [param, grad, *(value for value in slots if value.shape == param.shape)]
     if type(grad) is not Tensor or not all(value.is_contiguous() for value in flat):
         return [leaf]

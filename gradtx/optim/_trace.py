@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from gradtx._context import Clock
 from gradtx._program import Block, Leaf, Operation, Path, Run, execute, memory_of
 from gradtx.core import GradientTransformation
+from gradtx.optim._hoist import hoist, is_number, multiply
 from gradtx.optim._run import Layout
 
 
@@ -46,7 +47,7 @@ class Form(NamedTuple):
     @property
     def slots(self) -> list[str]:
         """The keys of slots, in the order in which they are passed."""
-        return [key for slots in self.layout.slots.values() for key in slots.values()]
+        return self.layout.slot_keys
 
 
 class Pass:
@@ -54,7 +55,6 @@ class Pass:
     new in place and returns new shared values; `names` says which.
     """
 
-    call: Callable[..., Sequence[Tensor]]
     sums: list[Tensor]
     operation: Operation | None
     names: tuple[Any, ...]
@@ -85,15 +85,46 @@ class Pass:
         """Whether the sizes of these tensors are as was assumed while tracing."""
         return self._sizes.evaluate_guards_for_args(self._leaves, leaves, ignore_static=False)
 
-    def compile(self, options: Mapping[str, Any]) -> None:
+    def compile(self, options: Mapping[str, Any], known: dict[str, Any]) -> None:
+        """Make three functions: what follows from numbers that bundles have in common (a bias correction) is computed
+        once a step, what follows from 0-d slots as well (a product over steps) once a bundle, the rest for entries.
+        Functions of the first kind are `known` by their code.
+        """
         self._graph.graph.eliminate_dead_code()
-        self._graph.recompile()
+        multiply(self._graph)
+        arguments = self._graph.graph.find_nodes(op="placeholder")
+        start, leaves = arguments[: len(self._start)], arguments[len(self._start) :]
+        numbers = [node for node in leaves if is_number(node)]
+        self._numbers = [leaves.index(node) for node in numbers]
+        common, added = hoist(self._graph, start, start[-1])
+        start = [*start, *added]
+        own, added = hoist(self._graph, [*start, *numbers], start[-1])
+        examples = [node.meta["val"] for node in (*start, *numbers)]
+        self.common = (common and known.get(common.code)) or self._compiled(
+            common, examples[: len(self._start)], options
+        )
+        if common is not None and not common.graph.find_nodes(op="get_attr"):
+            known[common.code] = self.common
+        self._own = self._compiled(own, examples, options)
+        examples = [*examples[: len(start)], *(node.meta["val"] for node in added), *self._leaves]
+        self._kernel: Any = self._compiled(self._graph, examples, options)
+        del self._graph
+
+    def _compiled(self, graph: Any, examples: list[Any], options: Mapping[str, Any]) -> Any:
+        if graph is None:
+            return None
         with tracing(TracingContext(self._mode)), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, such as a deprecation at its first import
-            call: Any = torch._inductor.compile(
-                self._graph, [*self._start, *self._leaves], options={"size_asserts": False, **options}
-            )
-        self.call, self._graph = call, None
+            return torch._inductor.compile(graph, examples, options={"size_asserts": False, **options})
+
+    def prepare(self, start: list[Tensor]) -> list[Tensor]:
+        """`start` and what follows from it alone."""
+        return start if self.common is None else [*start, *self.common(*start)]
+
+    def call(self, ready: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+        """Run for a bundle; `ready` is what `prepare` made."""
+        own = [] if self._own is None else self._own(*ready, *map(leaves.__getitem__, self._numbers))
+        return self._kernel(*ready, *own, *leaves)
 
 
 class Program:
@@ -117,9 +148,9 @@ class Program:
     def fits(self, leaves: list[Tensor]) -> bool:
         return all(each.fits(leaves) for each in self.passes)
 
-    def compile(self, options: Mapping[str, Any]) -> None:
+    def compile(self, options: Mapping[str, Any], known: dict[str, Any]) -> None:
         for each in self.passes:
-            each.compile(options)
+            each.compile(options, known)
 
     def _run(
         self, arguments: list[Tensor], known: tuple[tuple[str, ...], ...]

@@ -18,7 +18,7 @@ from gradtx._program import FROZEN, Block, Leaf, Path, execute, initialize, memo
 from gradtx._tree import check_leaf, check_names, tensors
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
-from gradtx.optim._engine import Bundle, Call, Engine, Work, compiler_options
+from gradtx.optim._engine import Bundle, Call, Engine, compiler_options
 from gradtx.optim._groups import GroupView
 from gradtx.optim._hessian import HessianSource, HessianStep
 from gradtx.optim._run import Layout, OptimizerRun, Record, check_agreement, operations_of, part, parts_of
@@ -78,7 +78,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         records = dict(self._records)
         for name, param in zip(names, params, strict=True):
             check_leaf(name, param, type(self).__name__)
-            records[param] = Record(_unique(name, records))
+            records[param] = Record(_unique(name, records), param)
         run = self._run(initial=True, records=records)
         block = Block.of(self._tx, run, 0)
         parts: dict[tuple, list[int]] = {} if params else {(): []}
@@ -131,11 +131,11 @@ class ChainOptimizer(torch.optim.Optimizer):
         return self._views
 
     def _rows(self, views: list[GroupView]) -> list[list[Record]]:
-        """The records of each group's parameters, which know their state for this step: tensors are slow keys."""
+        """The records of each group's parameters."""
         rows = [[self._records[param] for param in view.group["params"]] for view in views]
-        for row, view in zip(rows, views, strict=True):
-            for record, param in zip(row, view.group["params"], strict=True):
-                record.param, record.state = param, self.state.get(param, {})
+        for i, row in enumerate(rows):
+            for record in row:
+                record.group, record.state = i, self.state.get(record.param, {})
         return rows
 
     def _exchange(self, present: list[Tensor]) -> None:
@@ -154,15 +154,15 @@ class ChainOptimizer(torch.optim.Optimizer):
             if param in here:
                 self._records[param] = record
             elif param in heirs and heirs[param] not in old:
-                heir = self._records[heirs[param]] = Record(record.name)
+                heir = self._records[heirs[param]] = Record(record.name, heirs[param])
                 heir.choices = dict(record.choices)
         for i, param in enumerate(present):
             if param not in self._records:
-                self._records[param] = Record(_unique(str(len(old) + i), self._records))
+                self._records[param] = Record(_unique(str(len(old) + i), self._records), param)
 
     def _adopted(self, group: dict[str, Any]) -> GroupView:
         for param in group["params"]:
-            self._records.setdefault(param, Record(_unique(str(len(self._records)), self._records)))
+            self._records.setdefault(param, Record(_unique(str(len(self._records)), self._records), param))
         run = self._run(initial=True)
         block = Block.of(self._tx, run, 0)
         labels = self._labels(run, block, group["params"][0]) if group["params"] else ()
@@ -260,7 +260,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 record.layout = new
         for record in row:
             record.made = None if record.param.grad is not None else record.made
-            record.state = self.state.get(record.param, {})
+            record.look(self.state.get(record.param, {}))
 
     def _count(self, entry: Entry | None = None) -> int:
         """The largest step of the parameters; for a hyperparameter inside a wrapper with a clock, that clock's."""
@@ -310,15 +310,24 @@ class ChainOptimizer(torch.optim.Optimizer):
         values = self._checked(views, rows)
         for view, row, present in zip(views, rows, values, strict=True):
             self._prepare(view, row, view.settle(present))
-        work = self._work(rows)
+        work = [
+            record
+            for row in rows
+            for record in row
+            if record.layout is not None and (record.param.grad is not None or self._takes_none)
+        ]
         count = max((record.count for row in rows for record in row), default=0)
         blocks: list[Block] = []
+        made: dict[int, Leaf] = {}
 
-        def leaves_of(work: list[Work]) -> list[Leaf]:
+        def leaves_of(work: list[Record]) -> list[Leaf]:
+            """Made when they are asked for first: what goes into bundles needs none."""
             if not blocks:
                 pairs = zip(views, values, strict=True)
                 blocks.extend(Block.of(view.chain(present, CPU), run, count) for view, present in pairs)
-            return self._leaves(run, blocks, work, scalars, trees)
+            missing = [record for record in work if id(record) not in made]
+            made.update((id(record), leaf) for record, leaf in self._leaves(run, blocks, missing, scalars, trees))
+            return [made[id(record)] for record in work]
 
         if self._hessian.link is not None:
             found = leaves_of(work)
@@ -342,11 +351,12 @@ class ChainOptimizer(torch.optim.Optimizer):
             for leaf in done:
                 self._write(leaf)
         else:
-            through: list[Bundle] = []
+            waiting = list(bundles)
+            self._count_steps(bundles, 1)  # now, while all this is in the processor's cache
             try:
-                execute(leaves, lambda leaf: through.append(leaf) if isinstance(leaf, Bundle) else self._write(leaf))
-            finally:  # what was written is counted, also where a later leaf raises
-                self._count_up(through)
+                execute(leaves, lambda leaf: waiting.remove(leaf) if isinstance(leaf, Bundle) else self._write(leaf))
+            finally:  # what was not written doesn't count, where a leaf raises
+                self._count_steps(waiting, 0)
         for commit in reversed(run.commits):
             commit()
         run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
@@ -357,7 +367,7 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def _extras(self, run: OptimizerRun, extras: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         kinds = check_extras(self._tx, True, extras, CALL)
-        names = [record.name for record in self._records.values()]
+        names = [record.name for record in self._records.values()] if extras else []
         for key, value in extras.items():
             if kinds[key].startswith("leaf") and isinstance(value, list | tuple):
                 if len(value) != len(names):
@@ -377,25 +387,17 @@ class ChainOptimizer(torch.optim.Optimizer):
                 grad, state = record.param.grad, record.state
                 if grad is not None and grad.is_sparse:
                     raise RuntimeError(f"{type(self).__name__}: parameter {record.name!r} has a sparse gradient")
-                if state and record.layout is not None and not all(map(state.__contains__, record.layout.keys)):
-                    key = next(key for key in record.layout.keys if key not in state)
-                    raise ValueError(f"{type(self).__name__}: the state of parameter {record.name!r} lacks {key!r}")
+                lacking = record.layout.lacking(state) if state and record.layout is not None else None
+                if lacking is not None:
+                    raise ValueError(f"{type(self).__name__}: the state of parameter {record.name!r} lacks {lacking!r}")
+                record.look(state)
         return values
 
-    def _work(self, rows: list[list[Record]]) -> list[Work]:
-        """The parameters that step, in the order of groups."""
-        work = []
-        for i, row in enumerate(rows):
-            for record in row:
-                record.count = int(record.state["step"]) if record.state else 0
-                if (record.param.grad is not None or self._takes_none) and record.layout is not None:
-                    work.append(Work(i, record))
-        return work
-
-    def _leaves(self, run: Any, blocks: list[Block], work: list[Work], scalars: Any, trees: Any) -> list[Leaf]:
+    def _leaves(
+        self, run: Any, blocks: list[Block], work: list[Record], scalars: Any, trees: Any
+    ) -> Iterator[tuple[Record, Leaf]]:
         clocks: dict[int, Clock] = {}
-        leaves = []
-        for group, record in work:
+        for record in work:
             count = record.count
             if count not in clocks:
                 clocks[count] = Clock(torch.tensor(count + 1, device=CPU), count + 1)
@@ -403,16 +405,16 @@ class ChainOptimizer(torch.optim.Optimizer):
             if trees:
                 own = {key: by_leaf(key, values[leaf.name], leaf) for key, values in trees.items()}
                 leaf.extras = {**scalars, **own}
-            leaf.program = blocks[group].for_leaf(leaf)
-            leaves.append(leaf)
-        return leaves
+            leaf.program = blocks[record.group].for_leaf(leaf)
+            yield record, leaf
 
     @staticmethod
-    def _count_up(bundles: list[Bundle]) -> None:
-        states = [record.state for bundle in bundles for record in bundle.records]
-        if states:
-            for state, step in zip(states, torch._foreach_add([state["step"] for state in states], 1), strict=True):
-                state["step"] = step
+    def _count_steps(bundles: list[Bundle], by: int) -> None:
+        records = [record for bundle in bundles for record in bundle.records]
+        counts = {count: torch.tensor(float(count + by), device=CPU) for count in {record.count for record in records}}
+        if records:
+            steps = [record.state["step"] for record in records]
+            torch._foreach_copy_(steps, [counts[record.count] for record in records])
 
     @staticmethod
     def _write(leaf: Leaf) -> None:
@@ -442,6 +444,8 @@ class ChainOptimizer(torch.optim.Optimizer):
             path: {name: run.memory.fresh(value) for name, value in found.items()}
             for path, found in run.new_shared.items()
         }
+        if not new:
+            return
         for param, record in self._records.items():
             for path, slots in record.layout.shared.items() if record.layout is not None else ():
                 if path in new:

@@ -40,6 +40,8 @@ def adafactor(
     $\alpha = \rho_t \max(\epsilon_2, \mathrm{rms}(p))$, $m \leftarrow \beta_1 m + (1-\beta_1) \alpha u$,
     $p \leftarrow p (1 - \alpha \lambda) - m$.
 
+    When to use: large transformers where the state has to be far smaller than Adam's, with the paper's relative steps.
+
     Args:
         lr: $\rho \ge 0$; None with `relative_step`.
         eps: $(\epsilon_1, \epsilon_2)$: added to $g^2$ (> 0), and the least size of a leaf's weights (>= 0).
@@ -89,6 +91,8 @@ def adafactor_torch(
     $u = g / \sqrt{\max(V, \epsilon_1^2)}$ with the factored $V$ of `scale_by_factored_rms_torch`,
     $\alpha = \max(\epsilon_2, \mathrm{rms}(p)) \min(\eta, 1/\sqrt{t})$,
     $p \leftarrow p (1 - \eta \lambda) - \alpha u / \max(1, \mathrm{rms}(u)/d)$.
+
+    When to use: as `adafactor`, when results or checkpoints have to be those of torch.optim.Adafactor.
 
     Args:
         lr: $\eta \ge 0$: the cap of the relative step $1/\sqrt{t}$, no learning rate in the usual sense.

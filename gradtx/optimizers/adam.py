@@ -50,6 +50,8 @@ def adam(
     $p \leftarrow p - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$ with the bias-corrected averages $\hat m$ of $g$ and
     $\hat v$ of $g^2$.
 
+    When to use: a first try on almost anything without weight decay; with decay take `adamw`.
+
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
         betas: Decay of the two averages, each in [0, 1).
@@ -86,6 +88,8 @@ def adamw(
     r"""AdamW, as torch.optim.AdamW: Adam with decoupled weight decay.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
+
+    When to use: the default for transformers, and wherever nothing special is known.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -126,6 +130,9 @@ def adamp(
 
     $(s, r) = \Pi(p, g, \hat m/(\sqrt{\hat v} + \epsilon))$, $p \leftarrow p (1 - \eta \lambda r) - \eta s$; $\Pi$ is
     `project_scale_invariant`.
+
+    When to use: networks with normalization layers, whose weights grow under momentum and so slow their own training
+    down.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -173,6 +180,8 @@ def sgdp(
 
     $b \leftarrow \mu b + (1-\tau) g$ from 0, $s = b$ or $g + \mu b$ with `nesterov`, $(s, r) = \Pi(p, g, s)$,
     $p \leftarrow p (1 - \eta \lambda r / (1-\mu)) - \eta s$; $\Pi$ is `project_scale_invariant`.
+
+    When to use: convolutional networks with batch normalization that are trained by SGD with momentum.
 
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
@@ -227,6 +236,9 @@ def adam_atan2(
     r"""Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that keep a network plastic.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta a \, \mathrm{atan2}(\hat m, b \sqrt{\hat v})$.
+
+    When to use: gradients of very different or drifting scale (mixed losses, reinforcement learning, long runs), where
+    no eps fits everywhere.
 
     Args:
         lr: $\eta$ in [0, inf); a weight moves by at most $\eta a \pi / 2$.
@@ -292,6 +304,8 @@ def adopt(
     $n_t = g_t / \max(\sqrt{v_{t-1}}, \epsilon)$ clamped to $\pm (t-1)^c$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) n_t$,
     $p \leftarrow p - \eta m_t$; the first step only sets $v_1 = g_1^2$.
 
+    When to use: when Adam diverges, or needs a beta2 chosen for each problem; a drop-in for `adam` in that case.
+
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
         betas: Decay of the two averages, each in [0, 1).
@@ -339,6 +353,9 @@ def adopt_atan2(
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) \mathrm{atan2}(g_t, b \sqrt{v_{t-1}})$,
     $p \leftarrow p (1 - \eta \lambda) - \eta a m_t$; the first step only decays and sets $v_1 = g_1^2$.
+
+    When to use: as `adopt`, where gradients also differ much in scale, so that neither eps nor the clamp should have to
+    be tuned.
 
     Args:
         lr: $\eta$ in [0, inf).

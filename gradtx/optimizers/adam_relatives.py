@@ -29,6 +29,9 @@ def adabelief(
     $p \leftarrow p - \eta r_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{s_t} + \epsilon)$, with $s$ and $r_t$ of
     `scale_by_belief`.
 
+    When to use: networks where Adam is fast but SGD generalizes better, and training of GANs; eps matters more than in
+    Adam.
+
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step, more where gradients agree.
         betas: Decay of the two averages, each in [0, 1).
@@ -75,6 +78,8 @@ def radam(
     $p \leftarrow p - \eta r_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$ with $r_t$ of `scale_by_radam`
     where $\rho_t$ is above the threshold; before, $p \leftarrow p - \eta \hat m_t$.
 
+    When to use: Adam or AdamW without a warm-up that has to be tuned.
+
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step; the first steps are in units of a gradient.
         betas: Decay of the two averages, each in [0, 1).
@@ -117,6 +122,8 @@ def yogi(
 
     $v_t = v_{t-1} - (1-\beta_2) \mathrm{sign}(v_{t-1} - g_t^2) g_t^2$,
     $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$.
+
+    When to use: sparse gradients or gradients that die down suddenly, after which Adam's rates jump up.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -162,6 +169,8 @@ def adamd(
     $p \leftarrow p - \eta m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$. The first step has the size
     $(1-\beta_1) \eta$; after about $1/(1-\beta_1)$ steps it is Adam.
 
+    When to use: Adam with a large learning rate and no warm-up, where the first steps are too long.
+
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
         betas: Decay of the two averages, each in [0, 1).
@@ -198,6 +207,8 @@ def diffgrad(
     $p \leftarrow p - \eta \xi_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$ with
     $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$, $g_0 = 0$.
 
+    When to use: when Adam overshoots near the end, where gradients hardly change; costs one float a weight more.
+
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
         betas: Decay of the two averages, each in [0, 1).
@@ -233,6 +244,8 @@ def sadam(
     r"""Sadam: Adam that divides by a softplus of the root mean square, which needs no eps; with amsgrad, SAMSGrad.
 
     $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / s(\sqrt{v_t})$, $s(x) = \log(1 + \exp(b x)) / b$.
+
+    When to use: when the choice of eps decides whether Adam works; the softplus bounds small denominators smoothly.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -273,6 +286,8 @@ def adams(
 
     $p \leftarrow p (1 - \eta \lambda / \sqrt{\bar v_t}) - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$, with
     $\bar v_t$ the mean of $\hat v_t$ over all entries of all leaves.
+
+    When to use: Adam with weight decay, where one value of it should fit learning rates and gradients of many sizes.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.

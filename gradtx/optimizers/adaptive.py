@@ -33,6 +33,8 @@ def adabound(
     f_t (1 - \frac{1}{\gamma t + 1}), f_t (1 + \frac{1}{\gamma t})) \, m_t$ with Adam's averages, $c_i = 1-\beta_i^t$
     and $f_t$ = `final_lr` times $\eta_t/\eta_1$.
 
+    When to use: Adam's fast start and SGD's end in one run, when the final SGD rate is roughly known.
+
     Args:
         lr: $\eta$ in (0, inf) at first, about the change of each weight per step in the beginning.
         betas: Decay of the two averages, each in [0, 1).
@@ -77,6 +79,8 @@ def adamod(
 
     $p \leftarrow p (1 - \eta_t \lambda) - \min(r_t, n_t) m_t$ with $r_t$ Adam's rate, $\eta_t$ included, and $n_t$ its
     average from 0: see `scale_by_adamod`.
+
+    When to use: deep networks in which Adam takes a few extreme steps early on; replaces a warm-up.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step once warmed up.
@@ -126,6 +130,8 @@ def adanorm(
     $p \leftarrow p - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$, where $m$ averages
     $g_t \max(1, e_t / \lVert g_t \rVert)$ with $e$ the average norm of the leaf's gradients, and $v$ averages $g_t^2$.
 
+    When to use: convolutional networks whose gradients vanish for many steps in a row, so that Adam's average dies out.
+
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
         betas: Decay of the two averages, each in [0, 1).
@@ -173,6 +179,9 @@ def avagrad(
 
     $p \leftarrow p - \eta \gamma_t \eta_t m_t/(1-\beta_1^t)$, see `scale_by_avagrad`; so lr and eps can be tuned one
     after the other. In the first step nothing moves.
+
+    When to use: when eps and the learning rate should be tuned independently, from SGD-like (large eps) to Adam-like
+    (small eps).
 
     Args:
         lr: $\eta$ in [0, inf), in units of SGD's.
@@ -222,6 +231,9 @@ def adashift(
     $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$, see `scale_by_adashift`; nothing moves in
     the first n steps.
 
+    When to use: problems with rare, large gradients, on which Adam goes the wrong way, and memory for the last n
+    gradients.
+
     Args:
         lr: $\eta$ in [0, inf), about the change per step of the weight with the largest gradients ("max").
         betas: Weights in the window and decay of the average, each in [0, 1).
@@ -265,6 +277,8 @@ def adasmooth(
     $p \leftarrow p - \eta g_t / \sqrt{v_t + \epsilon}$ with $v_t = c_t g_t^2 + (1 - c_t) v_{t-1}$ and $c_t$ from
     $(1-\rho_2)^2$ (wavers) to $(1-\rho_1)^2$ (straight): see `scale_by_adasmooth`.
 
+    When to use: when the decay of RMSprop should not have to be tuned: it follows how straight each weight moves.
+
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step; that of the first is $\eta/(1-\rho_2)$.
         betas: $(\rho_1, \rho_2)$, the fast and the slow decay, $0 \le \rho_1 < \rho_2 < 1$.
@@ -304,6 +318,8 @@ def swats(
     r"""SWATS: Adam that switches to SGD with momentum once the SGD rate that its steps amount to has settled.
 
     See `scale_by_swats`. Adam's phase needs `lr`; SGD's finds its own rate, the same for all parameters.
+
+    When to use: Adam's fast start and SGD's generalization, without choosing when to switch or at which rate.
 
     Args:
         lr: $\eta$ in [0, inf) of Adam's phase; SGD's does not read it, nor a schedule.

@@ -23,6 +23,8 @@ def madgrad(
     With $\lambda_t = r \sqrt t$, $r = \eta + \epsilon$: $s \leftarrow s + \lambda_t g$,
     $\nu \leftarrow \nu + \lambda_t g^2$, $p \leftarrow \mu p + (1-\mu) (x_0 - s / (\sqrt[3]\nu + \epsilon))$.
 
+    When to use: sparse problems and vision tasks where SGD beats Adam; needs less decay than other methods, often none.
+
     Args:
         lr: $\eta$ in [0, inf). Good values differ from those of SGD and of Adam; try powers of 2.
         momentum: $\mu$ in [0, 1). With a literal 0.0, $x_0$ is computed from the weights in place of kept.
@@ -55,6 +57,9 @@ def srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100,
 
     With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,
     $\bar p \leftarrow (1-w) \bar p + w p$, $p \leftarrow (1 - \eta\lambda) \bar p + \eta\lambda p - \eta \bar g$.
+
+    When to use: streams of dependent data, such as samples of a Markov chain, where a guarantee matters more than
+    speed.
 
     Args:
         lr: $\eta \ge 0$, in the paper's terms $1 / (L + \lambda)$.

@@ -28,6 +28,8 @@ def adagrad(
 
     $G_t = G_{t-1} + g_t^2$, $p \leftarrow p - \frac{\eta}{1 + (t-1) \kappa} \cdot g_t / (\sqrt{G_t} + \epsilon)$.
 
+    When to use: sparse features and convex problems, such as linear models and embeddings; rates only ever fall.
+
     Args:
         lr: $\eta$ in [0, inf), the change of each weight in the first step.
         lr_decay: $\kappa \ge 0$, an extra decay of the rate; the first step is at the full rate.
@@ -74,6 +76,9 @@ def adadelta(
     $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon} \cdot g_t$, $p \leftarrow p - \eta \delta_t$ with the
     averages $q$ of $g^2$ and $a$ of $\delta^2$.
 
+    When to use: old recipes that ask for it; it needs hardly any learning rate, but the methods without one adapt
+    better.
+
     Args:
         lr: $\eta$ in [0, inf); 1 is the paper's rule.
         rho: Weight of the old averages, in [0, 1].
@@ -115,6 +120,8 @@ def rmsprop(
     $q_t = \alpha q_{t-1} + (1-\alpha) g_t^2$, $b_t = \mu b_{t-1} + g_t / (\sqrt{q_t} + \epsilon)$,
     $p \leftarrow p - \eta b_t$.
 
+    When to use: recurrent networks and reinforcement learning, and old recipes tuned for it.
+
     Args:
         lr: $\eta$ in [0, inf); the first step is $\eta / \sqrt{1-\alpha}$ long, ten times as much by default.
         alpha: $\alpha$ in [0, inf), below 1 in practice.
@@ -154,6 +161,8 @@ def rprop(lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6
     other, clipped; $p \leftarrow p - \mathrm{sign}(g) \Delta$, except where the sign has changed: there the weight
     stays and the gradient counts as 0.
 
+    When to use: full batches only, where gradients have no noise: small problems, fits of physical models.
+
     Args:
         lr: $\Delta \ge 0$ of the first step; later values are not read.
         etas: $(\eta^-, \eta^+)$, the first in (0, 1), the second above 1.
@@ -187,6 +196,8 @@ def adamax(
     r"""AdaMax, as torch.optim.Adamax: Adam with a fading maximum in place of the root mean square.
 
     $u_t = \max(\beta_2 u_{t-1}, |g_t| + \epsilon)$, $p \leftarrow p - \frac{\eta}{1-\beta_1^t} m_t / u_t$.
+
+    When to use: embeddings and other sparse gradients, with spikes that should not be averaged into the denominator.
 
     Args:
         lr: $\eta$ in [0, inf), about the largest change of a weight per step.
@@ -224,6 +235,8 @@ def nadam(
 
     $p \leftarrow p - \eta \left( \frac{1-\mu_t}{1-P_t} g_t + \frac{\mu_{t+1}}{1-P_{t+1}} m_t \right) /
     (\sqrt{\hat v_t} + \epsilon)$ with $\mu_t = \beta_1 (1 - \frac12 \cdot 0.96^{t \psi})$ and their product $P$.
+
+    When to use: when Adam is too slow to turn; often a little faster than Adam at the same rate.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.

@@ -21,6 +21,9 @@ def lion(lr: Scalar = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, then
     $m \leftarrow \beta_2 m + (1-\beta_2) g$.
 
+    When to use: large batches and little memory, half of AdamW's; take a 3 to 10 times smaller rate than AdamW's, and
+    as much larger a decay.
+
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step; a third to a tenth of Adam's.
         betas: Weights of the old momentum in the direction and in the next momentum, each in [0, 1).
@@ -55,6 +58,9 @@ def adan(
     r"""Adan: Adam with Nesterov momentum, estimated from the change of the gradient, and a proximal decay.
 
     $p \leftarrow (p - \eta u) / (1 + \eta \lambda)$ with $u$ the direction of `scale_by_adan`.
+
+    When to use: large vision or language models from scratch, with memory for four floats a weight; it bears larger
+    learning rates than `adamw`.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -105,6 +111,8 @@ def adai(
     $\beta_1 = \mathrm{clip}(1 - \beta_0 (\hat v / M)^{1/(3 - 2\tau)}, 0, 1 - \epsilon)$ with $M$ the mean of $\hat v$
     over all weights, $m \leftarrow \beta_1 m + (1-\beta_1)^\tau g$,
     $p \leftarrow p - \eta \beta_0^{1-\tau} m / (1 - \prod \beta_1)$.
+
+    When to use: networks for which SGD generalizes better than Adam, but escapes from flat regions too slowly.
 
     Args:
         lr: $\eta$ in [0, inf), change of a weight per unit of gradient; as for SGD without momentum, times 1 to 10.

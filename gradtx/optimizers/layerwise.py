@@ -38,6 +38,8 @@ def lamb(
     $r = \hat m / (\sqrt{\hat v} + \epsilon) + \lambda p$,
     $p \leftarrow p - \eta \, r \lVert p \rVert / \lVert r \rVert$; the ratio of norms is 1 where either is 0.
 
+    When to use: batches of thousands of examples, for transformers above all.
+
     Args:
         lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
         betas: Decay of the two averages, each in [0, 1).
@@ -92,6 +94,8 @@ def lars(
     $\gamma = c \lVert p \rVert / (\lVert g \rVert + \lambda \lVert p \rVert + \epsilon)$, 1 where $\lVert p \rVert$
     or $\lVert g \rVert$ is 0; then `sgd` without decay on $\gamma (g + \lambda p)$.
 
+    When to use: batches of thousands of images, for convolutional networks.
+
     Args:
         lr: $\eta$ in [0, inf), a multiple of the leaf's own rate.
         momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
@@ -140,6 +144,8 @@ def novograd(
     $v \leftarrow \beta_2 v + (1-\beta_2) \lVert g \rVert^2$ ($v = \lVert g \rVert^2$ at first),
     $m \leftarrow \beta_1 m + g / (\sqrt v + \epsilon) + \lambda p$, $p \leftarrow p - \eta m$.
 
+    When to use: speech and other models with layers of very different gradients, at one number of extra memory a layer.
+
     Args:
         lr: $\eta$ in [0, inf); a leaf moves by about $\eta / (1 - \beta_1)$ in norm.
         betas: Decay of momentum and of $v$, each in [0, 1).
@@ -181,6 +187,8 @@ def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
     $p \leftarrow N(N(p) - \eta \sigma g / \sqrt{v / (1 - \beta^t)})$; $N$ is `project_neurons`, $\sigma$ the mean norm
     of the leaf's neurons at the start (see `scale_by_neuron_norm`).
 
+    When to use: one rate, 0.01, that works untuned on many architectures, with almost no memory.
+
     Args:
         lr: $\eta$ in [0, inf), change of a neuron per step relative to its norm.
         beta: $\beta$ in [0, 1).
@@ -218,6 +226,8 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
     $p \leftarrow (p - \eta \, g \lVert p \rVert / \lVert g \rVert) / \sqrt{1 + \eta^2}$; the ratio of norms is 1
     where either is 0.
 
+    When to use: deep networks, GANs among them, with one rate that means the same for every layer; start at 0.01.
+
     Args:
         lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
         p_bound: Keep the norm of every leaf below this multiple (> 0) of the norm it started with; None for no bound.
@@ -253,6 +263,8 @@ def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scala
 
     $p \leftarrow p - \eta m$ with $m$ the average of $g / \sqrt{c + \epsilon}$, $c$ the smallest of the sums that
     cover an entry (see `scale_by_sm3`).
+
+    When to use: embeddings and softmax layers so large that Adagrad's state does not fit.
 
     Args:
         lr: $\eta$ in [0, inf), change of each weight in the first step.
@@ -306,6 +318,9 @@ def amos(
     r"""Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to how far training is.
 
     $p \leftarrow p - m$ with $m \leftarrow \mu m + (1-\mu) u$, $u$ the step of `scale_by_amos`.
+
+    When to use: pre-training of transformers whose weights' final scale can be told in advance (`eta`), without a
+    schedule to tune.
 
     Args:
         lr: $\xi$ in [0, inf), relative to $\eta$; about 1 over the root of the number of batches of an epoch. It

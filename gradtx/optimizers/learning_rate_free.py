@@ -34,6 +34,8 @@ def alig(
     norm of the whole tree; $b \leftarrow \mu b - \gamma g$, $p \leftarrow p - \gamma g + \mu b$, then
     $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 
+    When to use: models that can fit their training data (loss 0), with one number to tune, the largest rate.
+
     Args:
         max_lr: $\eta \ge 0$, the largest rate; None for no bound. A parameter group shows it as `lr`.
         momentum: $\mu$ in [0, 1). A literal 0.0 keeps no buffer.
@@ -78,6 +80,8 @@ def dadapt_adagrad(
     $\delta = d \eta$, $A \leftarrow A + g^2$, $s \leftarrow s + \delta g$,
     $p \leftarrow \mu p + (1-\mu)(x_0 - s/(\sqrt A + \epsilon))$; $d$ is a lower bound of the distance to the solution
     that grows with what was seen, see `scale_by_dadapt_adagrad`.
+
+    When to use: sparse problems for which you would take `adagrad`, with no rate known.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
@@ -126,6 +130,9 @@ def dadapt_adam(
     the average of $g^2$; $d$ is a lower bound of the distance to the solution that grows with what was seen, see
     `scale_by_dadapt_adam`.
 
+    When to use: Adam with no rate known; leave `lr` at 1.0 and schedule it as usual. `prodigy` often finds its rate
+    sooner.
+
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
         betas: Decay of the two averages, each in [0, 1).
@@ -170,6 +177,8 @@ def dadapt_sgd(
 
     $\delta = d \eta / \lVert g_1 \rVert$, $s \leftarrow s + \delta g$, $p \leftarrow \mu p + (1-\mu)(x_0 - s)$; $d$
     is a lower bound of the distance to the solution that grows with what was seen, see `scale_by_dadapt_sgd`.
+
+    When to use: SGD with no rate known, on convolutional networks above all.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
@@ -221,6 +230,8 @@ def dadapt_adan(
     $D$ from the average of $(g + \beta_2 \Delta)^2$; $d$ is a lower bound of the distance to the solution that grows
     with what was seen, see `scale_by_dadapt_adan`.
 
+    When to use: Adan with no rate known.
+
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1): weights of the old averages (the Adan paper writes
@@ -257,6 +268,8 @@ def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scal
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,
     $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$; $d$ is a lower bound of the distance to the solution that grows
     with what was seen, see `scale_by_dadapt_lion`.
+
+    When to use: Lion with no rate known.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
@@ -302,6 +315,9 @@ def prodigy(
 
     $\delta = d \eta$, $p \leftarrow p - \delta m / (\sqrt v + d \epsilon)$ with the averages $m$ of $d g$ and $v$ of
     $(d g)^2$; $d$ grows with $\sum g (p_0 - p)$, see `scale_by_prodigy`.
+
+    When to use: Adam with no rate known; leave `lr` at 1.0, use cosine decay. The first choice among the methods
+    without a rate.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.

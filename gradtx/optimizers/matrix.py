@@ -49,6 +49,9 @@ def muon(
     $B \leftarrow \mu B + (1-\mu) g$, $U = B$ or $\mu B + (1-\mu) g$ with `nesterov`, $X$ = `orthogonalize`$(U)$,
     $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
 
+    When to use: the hidden matrices of transformers, with `adamw` for embeddings, norms and the head (`fallback`, or
+    `partition`).
+
     Args:
         lr: $\eta$ in [0, inf).
         weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
@@ -149,6 +152,8 @@ def muon_adam_atan2(
     Matrices: $m \leftarrow \beta_1' m + (1-\beta_1') g$, $u$ = `orthogonalize`$(m)$, with `use_normuon`
     `normalize_neurons`$(u)$, $p \leftarrow p (1 - L \lambda) - L f \sqrt{\max(\mathrm{rows}, \mathrm{columns})}\, u$.
 
+    When to use: Muon for a whole model at once, with a rule for the other leaves that has no eps to tune.
+
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
         betas: Decay of their two averages, each in [0, 1).
@@ -213,6 +218,8 @@ def polar_adam_atan2(
     As `muon_adam_atan2` with another polynomial at every step of the iteration, which brings singular values to 1
     itself and not only near it.
 
+    When to use: as `muon_adam_atan2`, with iterations that come closer to an orthogonal matrix in as many products.
+
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
         betas: Decay of their two averages, each in [0, 1).
@@ -268,6 +275,8 @@ def shampoo(
     r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
 
     $p \leftarrow p - \eta\, u \times_1 H_1^{-e} \cdots \times_k H_k^{-e}$; see `scale_by_shampoo`.
+
+    When to use: small and middle-sized layers, where a full preconditioner for every dimension can be paid for.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -326,6 +335,8 @@ def scalable_shampoo(
     r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and the length of a simpler method's step.
 
     $p \leftarrow p - \eta\, d$ with the direction $d$ of `scale_by_scalable_shampoo`.
+
+    When to use: large models and batches, where second-order steps pay off and roots may be computed rarely, in blocks.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -405,6 +416,8 @@ def soap(
 
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_soap`; the first step only sets
     the bases up.
+
+    When to use: fewest steps at moderate batch sizes, for transformers above all, with memory for two bases a matrix.
 
     Args:
         lr: $\eta$ in [0, inf).

@@ -25,6 +25,9 @@ def accsgd(
     $\bar p \leftarrow \alpha \bar p + (1-\alpha)(p - \frac{\eta \kappa}{c} g)$, $p \leftarrow \zeta (p - \eta g) +
     (1-\zeta) \bar p$ with $\alpha = 1 - c^2 \xi / \kappa$, $\zeta = c / (c + 1 - \alpha)$.
 
+    When to use: small batches on smooth, badly conditioned problems whose condition you can guess (kappa, xi); else
+    take `qhm`.
+
     Args:
         lr: $\eta$ in [0, inf), the short step; the authors give no default.
         kappa: $\kappa \ge 1$, how many times as long the long step is ($c$ apart).
@@ -57,9 +60,12 @@ def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.
 
     $b^{(i)} \leftarrow \beta_i b^{(i)} + g$, $p \leftarrow p - \frac{\eta}{K} \sum_i b^{(i)}$.
 
+    When to use: when momentum as large as 0.99 pays off but makes the loss swing: the slower buffers are damped by the
+    faster ones.
+
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
-        betas: $(\beta_1, \dots, \beta_K)$, one or more, each in [0, 1). The paper takes $1 - 0.1^i$, i = 0, 1, ...
+        betas: $(\beta_1, \ldots, \beta_K)$, one or more, each in [0, 1). The paper takes $1 - 0.1^i$, i = 0, 1, ...
         weight_decay: $\lambda \ge 0$, added to the gradient.
 
     Returns:
@@ -93,6 +99,9 @@ def qhm(
     r"""QHM, quasi-hyperbolic momentum: SGD with a mix of the gradient and its average.
 
     $b \leftarrow \beta b + (1-\beta) g$, $p \leftarrow p - \eta ((1-\nu) g + \nu b)$.
+
+    When to use: in place of SGD with momentum: the paper's defaults tolerate a long memory, and the gradient of this
+    step counts at once.
 
     Args:
         lr: $\eta$ in [0, inf); about $1/(1-\beta)$ times that of `sgd`, whose momentum adds up. The authors give no
@@ -131,6 +140,8 @@ def qhadam(
     r"""QHAdam: Adam whose averages are both mixed with the present gradient.
 
     $p \leftarrow p - \eta \frac{(1-\nu_1) g + \nu_1 \hat m}{\sqrt{(1-\nu_2) g^2 + \nu_2 \hat v} + \epsilon}$.
+
+    When to use: when Adam is unstable or forgets too slowly: lower either nu a little, without touching the betas.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -174,6 +185,9 @@ def pid(
     $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} +
     (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
 
+    When to use: when momentum overshoots: the derivative brakes where gradients change. Two gains more have to be
+    tuned.
+
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
         momentum: $\mu$ in [0, inf), below 1 in practice. A literal 0.0 is plain SGD, without the other terms.
@@ -210,6 +224,9 @@ def gravity(lr: Scalar = 0.1, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: in
 
     $v \leftarrow \hat\beta v + (1-\hat\beta) g / (1 + (g \max|g|)^2)$ with $\hat\beta = \frac{\beta t + 1}{t + 2}$ and
     $v_0 \sim N(0, (\alpha/\eta)^2)$, $p \leftarrow p - \eta v$; the maximum is over each tensor.
+
+    When to use: trying out a bound on large entries of the gradient; the evidence is small networks, so compare it with
+    `sgd`.
 
     Args:
         lr: $\eta$ in [0, inf).

@@ -20,6 +20,8 @@ def pnm(
     Two averages from 0 are written in turn, $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$;
     $p \leftarrow p - \eta ((1+\beta_2) m_t - \beta_2 m_{t-1}) / \sqrt{(1+\beta_2)^2 + \beta_2^2}$.
 
+    When to use: small or noisily labelled data, where SGD fits the training set and more gradient noise would help.
+
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
         betas: $(\beta_1, \beta_2)$: the decay per step, in [0, 1), and the weight of the negative part, in [0, 1].
@@ -60,6 +62,8 @@ def adapnm(
 
     $p \leftarrow p - \eta n_t / (1-\beta_1^t) / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$ with $n_t$ the direction of
     `pnm` for $(\beta_1, \beta_3)$ and $v$ the average of $g^2$.
+
+    When to use: small or noisily labelled data, where Adam fits the training set but does not generalize.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.

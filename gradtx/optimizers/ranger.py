@@ -31,6 +31,8 @@ def ranger(
     $p \leftarrow p (1 - \eta \lambda) - \eta d_t$ with $d_t$ the direction of `scale_by_radam` ($\hat m_t$ in the first
     steps), and every k-th step the weights go back to $s \leftarrow s + \alpha (p - s)$.
 
+    When to use: vision models with little time for tuning: no warm-up, calmer steps by lookahead.
+
     Args:
         lr: $\eta$ in [0, inf).
         betas: Decay of the two averages, each in [0, 1).
@@ -113,6 +115,8 @@ def ranger21(
 
     Gradients are clipped by `clip_adaptive`, centralized and normalized by `normalize_by_std`; `scale_by_ranger21`
     makes the step, at the rate of `ranger21_schedule`; `lookahead` averages.
+
+    When to use: vision models with the length of training known in advance: warm-up and cool-down are built in.
 
     Args:
         num_iterations: How many updates there will be, >= 1; the rate follows from it.

@@ -24,6 +24,8 @@ def schedule_free_sgd(
     `schedule_free` with $\beta$ = `momentum` along $g + \lambda y$. The parameters are $y$, where gradients are taken;
     evaluate with `eval_params`, which gives the average $x$, and recompute the statistics of batch norm there.
 
+    When to use: SGD when the length of training is not fixed in advance; evaluate with `eval_params`.
+
     Args:
         lr: $\eta$ in [0, inf); larger than a scheduled one, from 1 to 50.
         momentum: $\beta$ in (0, 1).
@@ -64,6 +66,8 @@ def schedule_free_adamw(
     `schedule_free` with $\beta = \beta_1$ along $g / (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average
     of $g^2$. The parameters are $y$, where gradients are taken; evaluate with `eval_params`, which gives the average
     $x$, and recompute the statistics of batch norm there.
+
+    When to use: AdamW when the length of training is not fixed in advance; evaluate with `eval_params`.
 
     Args:
         lr: $\eta$ in [0, inf); 1 to 10 times a scheduled one.

@@ -24,6 +24,9 @@ def adahessian(
     $\hat m$ of $g$ and $\hat v$ of $D^2$. $D$ is the extra `hessian_diag`, such as `hutchinson_hessian_diag` gives it;
     as a torch optimizer it takes it from `loss.backward(create_graph=True)` or from a closure by itself.
 
+    When to use: when curvature differs much from weight to weight, and a second backward pass at every step can be paid
+    for.
+
     Args:
         lr: $\eta$ in [0, inf): a Newton step at 1, so larger than Adam's.
         betas: Decay of the two averages, each in [0, 1).
@@ -69,6 +72,9 @@ def sophia(
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{clip}(m_t / \max(\gamma h, \epsilon), -1, 1)$ with averages
     $m$ of $g$ and $h$ of the extra `hessian_diag`, taken every `update_period` steps. As a torch optimizer it takes it
     from `loss.backward(create_graph=True)` or from a closure by itself.
+
+    When to use: pre-training of language models: the Hessian is estimated every ten steps or so, and clipping bounds
+    what it gets wrong.
 
     Args:
         lr: $\eta$ in [0, inf), the largest change of a weight per step.

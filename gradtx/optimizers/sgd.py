@@ -25,6 +25,8 @@ def sgd(
     $g \leftarrow g + \lambda p$, $b_t = \mu b_{t-1} + (1-\tau) g$ ($b_1 = g$), $p \leftarrow p - \eta b_t$, or
     $p - \eta (g + \mu b_t)$ with `nesterov`.
 
+    When to use: convolutional networks with a tuned schedule, memory that is short, or a baseline that everybody knows.
+
     Args:
         lr: $\eta$ in [0, inf), change of a weight per unit of gradient.
         momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
@@ -65,6 +67,8 @@ def sgdw(
     r"""SGDW: SGD with decoupled weight decay.
 
     $p \leftarrow p (1 - \eta \lambda)$, then `sgd` without decay on the same gradient.
+
+    When to use: SGD whose learning rate and decay are tuned apart from one another.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -107,6 +111,9 @@ def sgds(
     r"""SGDS: SGD whose decoupled decay grows with the momentum as its step does (stable weight decay).
 
     $p \leftarrow p (1 - \eta \lambda (1-\tau)/(1-\mu))$, then `sgd` without decay on the same gradient.
+
+    When to use: SGD with momentum and a learning rate that changes, where the strength of the decay should not depend
+    on the momentum.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -153,6 +160,8 @@ def asgd(
     $p \leftarrow p (1 - \lambda \eta_t) - \eta_t (g + w p)$ with $\eta_t = \eta / (1 + \lambda \eta (t - 1))^\alpha$,
     and the mean of $p$ since step $t_0$ beside it.
 
+    When to use: when the average of the weights is what you want from plain SGD on a convex or nearly convex problem.
+
     Args:
         lr: $\eta$ in [0, inf), change of a weight per unit of gradient; a change of it acts one step later.
         lambd: $\lambda \ge 0$, decay of weights and of the rate.
@@ -197,6 +206,9 @@ def adaptive_gd(
     $\lambda_t = \min(\lambda_{t-1} \sqrt{1 + a \theta}, \lVert \Delta p \rVert / (b \lVert \Delta g \rVert)) +
     \epsilon$, $\theta = \lambda_t / \lambda_{t-1}$, $p \leftarrow p - \lambda_t (g + w p)$, one $\lambda$ for all
     weights.
+
+    When to use: full or large batches, where the loss is smooth and no step size should have to be chosen; with noisy
+    small batches its estimate of the smoothness is noisy too.
 
     Args:
         lr: $\lambda_0 > 0$, the first step size; later values are never read.

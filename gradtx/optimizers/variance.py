@@ -16,6 +16,8 @@ def msvag(lr: Scalar, beta: Scalar = 0.9):
     $p \leftarrow p - \eta f_t \hat m_t$, with $f_t$ in [0, 1] the estimated share of the squared mean in the square of
     $\hat m_t$: see `scale_by_msvag`.
 
+    When to use: when Adam's signs hurt generalization, yet noise differs much from weight to weight.
+
     Args:
         lr: $\eta$ in [0, inf), in units of SGD's; the authors give no default.
         beta: Decay of both averages, in [0, 1).
@@ -44,6 +46,9 @@ def a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: 
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 
     See `scale_by_a2grad`, which this is.
+
+    When to use: convex or nearly convex problems with noise, where acceleration is wanted with a guarantee; `lips` must
+    be about right.
 
     Args:
         variant: "uni", "inc" or "exp": how quickly earlier deviations are forgotten.

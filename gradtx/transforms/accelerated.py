@@ -66,7 +66,7 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
     $b^{(i)}_t = \beta_i b^{(i)}_{t-1} + g_t$, direction $\frac1K \sum_i b^{(i)}_t$.
 
     Args:
-        betas: $(\beta_1, \dots, \beta_K)$, one or more, each in [0, 1).
+        betas: $(\beta_1, \ldots, \beta_K)$, one or more, each in [0, 1).
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer_0`, `momentum_buffer_1`, ..., one for

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim import _engine
+from gradtx.optim import _engine, _trace
 from tests.conformance import extras, noise, plain_cases, tensors
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
@@ -134,9 +134,15 @@ def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
 
 @pytest.fixture(name="programs")
 def _programs(monkeypatch):
-    """Counts what is compiled, without compiling it."""
-    made = []
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: made.append(options) or graph)
+    """Of each program that is made the options of its functions, which are not really compiled."""
+    made, compile = [], _trace.Program.compile
+
+    def noted(program, options, known):
+        made.append([])
+        compile(program, options, known)
+
+    monkeypatch.setattr(_trace.Program, "compile", noted)
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _, options: made[-1].append(options) or graph)
     return made
 
 
@@ -285,7 +291,7 @@ def test_modes_and_options_are_passed_on(programs):
     for compile in ("max-autotune", {"max_autotune": True}):
         param.grad = torch.ones(5)
         gradtx.optim.SGD([param], compile=compile).step()
-    assert [options["max_autotune"] for options in programs] == [True, True]
+    assert [{options["max_autotune"] for options in program} for program in programs] == [{True}, {True}]
 
 
 @pytest.mark.parametrize(

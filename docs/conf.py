@@ -1,0 +1,31 @@
+"""The site: `make docs`."""
+
+import sys
+from pathlib import Path
+
+import gradtx
+
+sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this
+
+project, author, copyright = "gradtx", "the authors of gradtx", "2026, the authors of gradtx"
+version = release = gradtx.__version__
+
+extensions = ["myst_parser", "sphinx.ext.viewcode", "extension"]
+exclude_patterns = ["_build", "interactive"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+
+add_module_names = True
+python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
+# Names of torch and of type aliases; no other project's index is fetched.
+KNOWN = r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|Where|Names"
+nitpick_ignore_regex = [("py:class", KNOWN)]
+
+html_theme = "furo"
+html_title = "gradtx"
+html_math_renderer = "mathml"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False

@@ -1,0 +1,214 @@
+"""What the site adds to Sphinx: formulas as MathML, names in backticks as links, a check of all links of the result."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import reference
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
+
+import gradtx
+
+log = logging.getLogger(__name__)
+
+
+# Formulas: MathML needs no script and no font from elsewhere.
+
+
+def mathml(tex: str, inline: bool) -> str:
+    return beside(tex2mathml(tex, as_block=not inline))
+
+
+def beside(text: str) -> str:
+    """Indices of letters with an accent at their side, where docutils sets them below."""
+    return re.sub(
+        r"<munderover>(\s*<mi>.</mi>)(\s*<(mrow|mi|mn)>.*?</\3>)(\s*<mo stretchy=\"false\">[ˆˉ˜]</mo>)\s*</munderover>",
+        r'<msub><mover accent="true">\1\4</mover>\2</msub>',
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def visit_math(inline: bool) -> Any:
+    def visit(translator: Any, node: Any) -> None:
+        try:
+            translator.body.append(mathml(node.astext(), inline))
+        except MathError as error:
+            log.warning("%s in $%s$", error, node.astext(), location=node)
+        raise nodes.SkipNode
+
+    return visit, None
+
+
+# Names.
+
+
+def names() -> dict[str, str]:
+    """What may stand in backticks -> the object that it is."""
+    found = {f"optim.{name}": f"gradtx.optim.{name}" for name in gradtx.optim.__all__}
+    found |= {f"schedules.{name}": f"gradtx.{name}" for name in gradtx.schedules.__all__}
+    found |= {name: f"gradtx.optim.{name}" for name in gradtx.optim.__all__}
+    found |= {name: f"gradtx.{name}" for name in gradtx.__all__}
+    return found | {f"gradtx.{name}": target for name, target in found.items()}
+
+
+class LinkNames(SphinxTransform):
+    """Makes `adamw`, `gradtx.adamw` and `gradtx.adamw(lr=0.1)` in running text links to their entries."""
+
+    default_priority = 400
+    known = names()
+
+    def apply(self, **kwargs: Any) -> None:
+        for literal in list(self.document.findall(nodes.literal)):
+            target = self.known.get(literal.astext().partition("(")[0])
+            if target and not shadowed(literal):
+                link = addnodes.pending_xref(
+                    "", refdomain="py", reftype="obj", reftarget=target, refwarn=True, refexplicit=True
+                )
+                link["py:module"] = link["py:class"] = None
+                literal.replace_self(link)
+                link += literal
+
+
+class TrimBlocks(SphinxTransform):
+    """Blocks of code without the empty line at their end, which doctest needs before a fence."""
+
+    default_priority = 400
+
+    def apply(self, **kwargs: Any) -> None:
+        for block in self.document.findall(nodes.literal_block):
+            block.rawsource = block.astext().rstrip()
+            block.clear()
+            block += nodes.Text(block.rawsource)
+
+
+def shadowed(literal: nodes.Node) -> bool:
+    """Whether the name is a link or a title already, an argument of what is described, or another library's."""
+    above, name = literal.parent, literal.astext().partition("(")[0]
+    while above is not None:
+        if isinstance(above, nodes.reference | addnodes.pending_xref | nodes.title):
+            return True
+        if isinstance(above, nodes.entry) and title_of_column(above) == "there":
+            return True
+        if isinstance(above, addnodes.desc):
+            signature: Any = above[0]
+            taken = {parameter[0].astext() for parameter in signature.findall(addnodes.desc_parameter)}
+            return name in taken or name == signature.get("fullname")
+        above = above.parent
+    return False
+
+
+def title_of_column(cell: Any) -> str:
+    row = cell.parent
+    head = next(iter(row.parent.parent.findall(nodes.thead)))
+    return head[0][row.index(cell)].astext()
+
+
+# Sources, beside the entries.
+
+
+def source_of(app: Any, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
+    """The code of a module, and where its functions, classes and methods are."""
+    code = inspect.getsource(importlib.import_module(module))
+    found = {}
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            within = node.body if isinstance(node, ast.ClassDef) else ()
+            methods = {f"{node.name}.{item.name}": item for item in within if isinstance(item, ast.FunctionDef)}
+            found |= {name: extent(item) for name, item in {node.name: node, **methods}.items()}
+    return code, found
+
+
+def extent(node: Any) -> tuple[str, int, int]:
+    first = min([node, *node.decorator_list], key=lambda part: part.lineno)
+    kind = "class" if isinstance(node, ast.ClassDef) else "def"
+    return kind, first.lineno, node.end_lineno or node.lineno
+
+
+def module_of(app: Any, module: str, name: str) -> str | None:
+    """Where to look for what has no `__module__`, and for `gradtx.optim`, whose other classes are a line each."""
+    return "gradtx.optim.adapter" if module == "gradtx.optim" else "gradtx.core" if name in reference.TYPES else None
+
+
+# Links.
+
+OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+
+
+def rewrite_links(app: Any, page: str, source: list[str]) -> None:
+    """Links out of docs/ become links to what the site has of it: pages, and for code the entry of the name."""
+    up = "../" * page.count("/")
+    source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+gradtx/[\w/]+\.py\)", r"\1", source[0])
+    for file, target in OUTSIDE.items():
+        source[0] = source[0].replace(f"]({up}../{file}", f"]({up}{target}")
+
+
+class Links(HTMLParser):
+    """The anchors of a page, and what it links to and loads."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.anchors, self.targets = set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("id", "name") and value:
+                self.anchors.add(value)
+            elif name in ("href", "src") and value and not urlsplit(value).scheme and not value.startswith("//"):
+                self.targets.add(value)
+
+
+def check_links(folder: Path) -> list[str]:
+    """Links between the files of a site that lead nowhere."""
+    found = {path: Links(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}
+    dead = []
+    for path, page in found.items():
+        for target in page.targets:
+            parts = urlsplit(target)
+            to = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            to = to / "index.html" if to.is_dir() else to
+            anchor = unquote(parts.fragment)
+            absent = anchor and "=" not in anchor and to in found and anchor not in found[to].anchors  # a=b: settings
+            if not to.exists() or absent:
+                dead.append(f"{path.relative_to(folder)} links to {target}, which is not there")
+    return sorted(dead)
+
+
+def finish(app: Any, failure: Exception | None) -> None:
+    """Copies the interactive page, which is not Sphinx's, and checks all links of the result."""
+    if failure is None:
+        folder = Path(app.outdir).resolve()
+        interactive = Path(app.srcdir) / "interactive"
+        if interactive.is_dir():
+            shutil.copytree(interactive, folder / "interactive", dirs_exist_ok=True)
+        for dead in check_links(folder):
+            log.warning(dead)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.add_html_math_renderer("mathml", inline_renderers=visit_math(True), block_renderers=visit_math(False))
+    app.add_transform(LinkNames)
+    app.add_transform(TrimBlocks)
+    # The index asks for groups of pages by name, of which one may be empty; that warning has no type to suppress it by.
+    tree = logging.getLogger("sphinx.directives.other").logger
+    tree.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")
+    app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir) / "reference"))
+    app.connect("source-read", rewrite_links)
+    app.connect("viewcode-find-source", source_of)
+    app.connect("viewcode-follow-imported", module_of)
+    app.connect("build-finished", finish)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,471 @@
+"""Write docs/optax-names.md, what each public name of optax is here: `make docs-tables`.
+
+The tests compare the table with the installed optax, evaluate what stands in it, and run what it calls equal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+PAGE = Path(__file__).with_name("optax-names.md")
+
+INTRO = """# The names of optax, here
+
+<!-- Written by docs/optax_names.py; `make docs-tables` writes it anew. -->
+
+Every public name of optax 0.2.8, by what it is for; how the two differ in general is in
+[from optax](howto/from-optax.md).
+
+- **=** the two calls give the same numbers; a test runs both. Defaults that differ are written out. Arguments that a
+  call leaves at their defaults were not compared at other values.
+- **≈** does the same job; the last column has the difference.
+- **–** has no counterpart here; the last column says what to do, or why.
+
+Inside of a call names are of the same library. `lr` is a learning rate, `tx` a transformation.
+"""
+
+
+class Row(NamedTuple):
+    mark: str
+    there: str  # a call, where the mark is =; else names, with spaces between
+    here: str
+    note: str
+    names: tuple[str, ...]  # of optax, that this row is about
+
+
+def same(there: str, here: str, note: str = "", about: str = "") -> Row:
+    """Two calls that give the same numbers; `about` the function that is called, if no other is named."""
+    return Row("=", there, here, note, (about or there.split("(")[0],))
+
+
+def alike(there: str, here: str, note: str = "") -> Row:
+    """Names, and code that does their job."""
+    return Row("≈", there, here, note, tuple(there.split()))
+
+
+def absent(there: str, note: str) -> Row:
+    """Names without a counterpart."""
+    return Row("–", there, "", note, tuple(there.split()))
+
+
+COSINE = "cosine_decay_schedule(lr, 10)"
+SECTIONS: dict[str, list[Row]] = {
+    "Optimizers": [
+        same("adabelief(lr)", "adabelief(lr, rectify=False)", "ours is rectified by default, as the authors' 0.2"),
+        same("adadelta(lr)", "adadelta(lr)", "theirs needs no rate; ours is torch's, 1.0"),
+        alike("adafactor", "adafactor()", "the paper's; `adafactor_torch` is torch's. Other defaults"),
+        same(
+            "adagrad(lr, eps=0.0)",
+            "adagrad(lr, initial_accumulator_value=0.1, eps=0.0)",
+            "eps is inside the root there",
+        ),
+        same("adam(lr)", "adam(lr)", "no `eps_root`; `mu_dtype` is `state_dtype`, of all slots"),
+        same("adamax(lr)", "adamax(lr)"),
+        same("adamaxw(lr)", "chain(scale_by_adamax(), add_decayed_weights(1e-4), scale_by_learning_rate(lr))"),
+        same("adamw(lr)", "adamw(lr, weight_decay=1e-4)", "our decay is torch's, 1e-2"),
+        alike("adan", "adan(lr)", "the mean change of the gradient has weight 0.92 here, as in the paper, 0.08 there"),
+        alike("amsgrad", "adam(lr, amsgrad=True)", "torch's: the maximum is taken before the bias correction"),
+        same("fromage(lr)", "fromage(lr)", "no `min_norm`: the ratio is 1 where a norm is 0"),
+        same("lamb(lr)", "lamb(lr)"),
+        same(
+            "lars(lr)",
+            "lars(lr, eps=0.0)",
+            "the norm of the decay is added to that of the gradient here; a rate that changes acts after the momentum",
+        ),
+        alike("lbfgs", "torch.optim.LBFGS", "it needs a line search, so a closure; not a transformation here"),
+        same("lion(lr)", "lion(lr, weight_decay=1e-3)", "our default is no decay"),
+        alike("nadam", "nadam(lr)", "torch's, whose momentum grows with time"),
+        alike("nadamw", "nadam(lr, weight_decay=1e-4, decoupled_weight_decay=True)", "the same"),
+        absent("noisy_sgd", "noise is a rule with `per_tensor(random=True)`"),
+        same("novograd(lr)", "novograd(lr, betas=(0.9, 0.25), eps=1e-6)"),
+        absent("optimistic_gradient_descent optimistic_adam optimistic_adam_v2", "for games; a rule of one slot"),
+        same("polyak_sgd()", "alig(max_lr=1.0, eps=0.0)", "`f_min` is 0 here"),
+        same("radam(lr, eps=0.0)", "radam(lr, eps=0.0)", "eps is added before the root is corrected here, as in torch"),
+        same("rmsprop(lr)", "rmsprop(lr, alpha=0.9, eps_in_root=True)", "`decay` is `alpha`; no bias correction"),
+        same(
+            "rmsprop(lr, eps_in_sqrt=False, momentum=0.9)",
+            "rmsprop(lr, alpha=0.9, momentum=0.9)",
+            "the default here is torch's",
+        ),
+        alike("rprop", "rprop(lr)", "torch's; the first update of theirs is 0"),
+        same("sgd(lr)", "sgd(lr)"),
+        same("sgd(lr, momentum=0.9, nesterov=True)", "sgd(lr, momentum=0.9, nesterov=True)"),
+        same("sign_sgd(lr)", "lion(lr, betas=(0.0, 0.0))"),
+        same("signum(lr)", "lion(lr, betas=(0.9, 0.9))"),
+        same("sm3(lr)", "sm3(lr, momentum=0.9, eps=1e-8)"),
+        alike("yogi", "yogi(lr)", "the authors': the mean starts at 0, eps is added before the root is corrected"),
+        absent("contrib.acprop", "AdaBelief divided by the variance of the step before"),
+        absent("contrib.ademamix contrib.simplified_ademamix", "Adam with a second, slow mean"),
+        same("contrib.adopt(lr)", "adopt(lr)"),
+        absent(
+            "contrib.cocob contrib.dog contrib.dowg contrib.mechanize",
+            "without a rate there are `prodigy`, `dadapt_*`, `alig`",
+        ),
+        same(
+            "contrib.dadapt_adamw()",
+            "dadapt_adam(use_bias_correction=True)",
+            "`estim_lr0` is `d0`; `decoupled_weight_decay=True`",
+        ),
+        absent("contrib.dpsgd", "clip `torch.vmap(torch.func.grad(...))`, then a rule with `per_tensor(random=True)`"),
+        absent("contrib.galore", "projects gradients to fewer dimensions"),
+        same("contrib.madgrad(lr)", "madgrad(lr)"),
+        absent("contrib.momo contrib.momo_adam", "Polyak steps of averaged losses; `alig` is without averages"),
+        alike("contrib.muon", "muon(lr, fallback=adamw(lr))", "torch's; what is no matrix needs a `fallback`"),
+        same("contrib.prodigy()", "prodigy(use_bias_correction=True)", "`estim_lr0` is `d0`, `estim_lr_coef` `d_coef`"),
+        alike(
+            "contrib.sam", "sam(sgd(lr), rho=0.05)", "any base; the second gradient comes from the closure or `grad_fn`"
+        ),
+        same("contrib.schedule_free_adamw(lr)", "schedule_free_adamw(lr)"),
+        same("contrib.schedule_free_sgd(lr)", "schedule_free_sgd(lr)"),
+        alike("contrib.sophia", "sophia(lr)", "`hessian_diag` is given to `update`, or estimated by the adapter"),
+    ],
+    "Transformations": [
+        alike(
+            "adaptive_grad_clip",
+            "clip_adaptive(0.01)",
+            "a unit is an index of dimension 0, torch's order; the last there",
+        ),
+        same("add_decayed_weights(0.1)", "add_decayed_weights(0.1)", "`mask` is `masked` around it"),
+        absent("add_noise", "a rule with `per_tensor(random=True)`"),
+        alike("apply_every", "accumulate(tx, every=2)", "the mean there is the sum; here what is inside waits as well"),
+        same("centralize()", "centralize()"),
+        same("clip(0.5)", "clip_by_value(0.5)"),
+        same("clip_by_block_rms(0.5)", "clip_by_block_rms(0.5)"),
+        same("clip_by_global_norm(1.0)", "clip_by_global_norm(1.0, eps=0.0)", "our eps is torch's, 1e-6"),
+        same("ema(0.9)", "ema(0.9, debias=True)"),
+        same("identity()", "chain()"),
+        same(
+            "chain(sgd(lr), keep_params_nonnegative())",
+            "chain(sgd(lr), map_after_step(lambda param: param.clamp(min=0.0)))",
+            "any other constraint, too",
+            about="keep_params_nonnegative",
+        ),
+        absent(
+            "normalize_by_update_norm contrib.normalize", "`clip_by_global_norm` only shortens; a rule with a `yield`"
+        ),
+        same("scale(-0.5)", "scale(-0.5)"),
+        same("scale_by_adadelta()", "scale_by_adadelta()"),
+        same("scale_by_adam()", "scale_by_adam()", "`nesterov` uses one bias correction here, two there"),
+        same("scale_by_adamax()", "scale_by_adamax()"),
+        alike("scale_by_adan", "scale_by_adan()", "as `adan`"),
+        alike("scale_by_amsgrad", "scale_by_adam(amsgrad=True)", "as `amsgrad`"),
+        absent("scale_by_backtracking_linesearch scale_by_zoom_linesearch scale_by_lbfgs", "as `lbfgs`"),
+        same("scale_by_belief()", "scale_by_belief(rectify=False)"),
+        absent("scale_by_distance_over_gradients", "as `contrib.dog`"),
+        same(
+            "scale_by_factored_rms(min_dim_size_to_factor=2)",
+            "scale_by_factored_rms()",
+            "all matrices are factored here",
+        ),
+        same("scale_by_learning_rate(lr)", "scale_by_learning_rate(lr)", "`flip_sign=False` is `scale`"),
+        same("scale_by_lion()", "scale_by_lion()"),
+        same("scale_by_novograd()", "chain(scale_by_layer_rms(0.25), trace(0.9))"),
+        absent("scale_by_optimistic_gradient", "as `optimistic_gradient_descent`"),
+        absent("scale_by_param_block_norm", "`scale_by_param_block_rms` has the mean square in place of the norm"),
+        same("scale_by_param_block_rms()", "scale_by_param_block_rms()"),
+        same(
+            "scale_by_polyak()", "chain(scale_by_polyak(1.0, eps=0.0), scale(-1.0))", "ours is the step, sign included"
+        ),
+        same("scale_by_radam(eps=0.0)", "scale_by_radam(eps=0.0)", "as `radam`"),
+        same("scale_by_rms()", "scale_by_rms(0.9, eps_in_root=True)"),
+        alike("scale_by_rprop", "scale_by_rprop(lr)", "as `rprop`; ours is the step, sign included"),
+        same("scale_by_rss(eps=0.0)", "scale_by_rss(eps=0.0, initial_accumulator_value=0.1)", "as `adagrad`"),
+        same(f"scale_by_schedule({COSINE})", "scale(cosine_schedule(lr, 10))", "every number may be a schedule"),
+        same("scale_by_sign()", "scale_by_lion(betas=(0.0, 0.0))"),
+        same("scale_by_sm3()", "chain(scale_by_sm3(eps=1e-8), ema(0.9))"),
+        same("scale_by_stddev()", "scale_by_rms(0.9, eps_in_root=True, centered=True)"),
+        same("scale_by_trust_ratio()", "scale_by_trust_ratio()", "`trust_coefficient` is in `scale_by_lars`"),
+        alike("scale_by_yogi", "scale_by_yogi()", "as `yogi`"),
+        same("set_to_zero()", "scale(0.0)", "to leave parameters alone: `freeze`"),
+        alike("stateless stateless_with_tree_map", "per_tensor", "a rule that has only `update`"),
+        same("trace(0.9)", "trace(0.9)"),
+        absent("zero_nans", "`skip_nonfinite` leaves out the whole update; `per_tensor` with `nan_to_num`"),
+        absent("contrib.differentially_private_aggregate", "as `contrib.dpsgd`"),
+        absent("contrib.scale_by_acprop contrib.scale_by_cocob contrib.scale_by_galore", "as the optimizers"),
+        absent("contrib.scale_by_ademamix contrib.scale_by_simplified_ademamix", "as the optimizers"),
+        same("contrib.scale_by_adopt()", "scale_by_adopt()"),
+        same("contrib.scale_by_madgrad(lr)", "scale_by_madgrad(lr)"),
+        alike("contrib.scale_by_muon", "chain(trace_ema(0.95, nesterov=True), orthogonalize(), scale_by_shape())"),
+    ],
+    "Chains, wrappers, measurements": [
+        same("chain(clip(0.5), adam(lr))", "chain(clip_by_value(0.5), adam(lr))"),
+        same(
+            'named_chain(("first", clip(0.5)), ("second", adam(lr)))',
+            "chain(clip_by_value(0.5), adam(lr))",
+            "state is named anyway",
+        ),
+        same(
+            'partition({"a": adam(lr), "z": sgd(lr)}, {"w": "a", "b": "z"})',
+            'partition({"a": adam(lr), "z": sgd(lr)}, {"a": "w*", "z": "*"})',
+            "labels by patterns of names, or a function",
+        ),
+        same(
+            'multi_transform({"a": adam(lr), "z": sgd(lr)}, {"w": "a", "b": "z"})',
+            'partition({"a": adam(lr), "z": sgd(lr)}, {"a": "w*", "z": "*"})',
+        ),
+        same('masked(sgd(lr), {"w": True, "b": False})', 'masked(sgd(lr), "w*")'),
+        same(
+            'chain(sgd(lr), freeze({"w": True, "b": False}))',
+            'chain(sgd(lr), freeze("w*"))',
+            "frozen leaves have no state here and are in no norm",
+            about="freeze",
+        ),
+        same('selective_transform(sgd(lr), freeze_mask={"w": True, "b": False})', 'chain(sgd(lr), freeze("w*"))'),
+        same("apply_if_finite(adam(lr), 5)", "skip_nonfinite(adam(lr))", "never gives up"),
+        same(
+            "conditionally_mask(sgd(lr), lambda step: step >= 2)",
+            "chain(sgd(lr), hold_until(3))",
+            "for a step count only",
+        ),
+        absent("conditionally_transform", "`torch.where` inside a rule"),
+        same(
+            f"inject_hyperparams(adam)(learning_rate={COSINE})",
+            "adam(cosine_schedule(lr, 10))",
+            "not needed: numbers, tensors and schedules go in as they are",
+        ),
+        absent(
+            "inject_stateful_hyperparams schedules.StatefulSchedule",
+            "a schedule follows the count; anything else is written into `param_groups`",
+        ),
+        same(
+            "MultiSteps(adam(lr), 3).gradient_transformation()",
+            "accumulate(adam(lr), every=3)",
+            "a mean; the number of steps is fixed",
+        ),
+        alike(
+            "lookahead",
+            "chain(sgd(lr), lookahead(k=5, alpha=0.5))",
+            "a last link; slow weights are state, `eval_params` gives them",
+        ),
+        alike("skip_not_finite", "skip_nonfinite(tx)"),
+        absent("skip_large_updates", "`clip_by_global_norm` shortens them"),
+        absent("flatten", "rules run leaf by leaf; compiled engines bundle leaves"),
+        absent("with_extra_args_support", "every transformation takes extras"),
+        alike("monitor snapshot", 'record("norm")', "the norm at this place, in the state"),
+        alike("measure_with_ema", 'chain(ema(0.9, debias=True), record("norm"))', "in a chain of its own"),
+        alike("contrib.reduce_on_plateau", "torch.optim.lr_scheduler.ReduceLROnPlateau", "on the adapter"),
+        alike("contrib.schedule_free", "schedule_free(scale_by_adam(), lr, 0.9)", "the base has no rate of its own"),
+        alike("contrib.schedule_free_eval_params", "tx.eval_params", "for every chain"),
+        alike(
+            "contrib.hutchinson_estimator_diag_hessian",
+            "hutchinson_hessian_diag",
+            "a function of the gradient function",
+        ),
+        absent("contrib.split_real_and_imaginary", "complex parameters are refused"),
+    ],
+    "Schedules": [
+        same("constant_schedule(0.1)", "constant_schedule(0.1)", "or a plain number"),
+        same(
+            "cosine_decay_schedule(0.1, 10, alpha=0.2)",
+            "warmup_cosine_schedule(10, 0.1, min_lr=0.02)",
+            "`cosine_schedule` is torch's: it rises again",
+        ),
+        alike(
+            "cosine_onecycle_schedule linear_onecycle_schedule",
+            "one_cycle_schedule(0.1, 10)",
+            "torch's: the peak is at step `pct_start * total_steps - 1`",
+        ),
+        same("exponential_decay(0.1, 3, 0.5)", "exponential_schedule(0.1, 0.5 ** (1 / 3))", "the factor of one step"),
+        same("exponential_decay(0.1, 3, 0.5, staircase=True)", "step_schedule(0.1, 3, 0.5)"),
+        same(
+            "join_schedules([constant_schedule(0.1), linear_schedule(0.1, 0.0, 5)], [4])",
+            "join_schedules([constant_schedule(0.1), polynomial_schedule(0.1, 5)], [4])",
+        ),
+        same("linear_schedule(0.1, 0.02, 8)", "linear_schedule(0.1, 1.0, 0.2, 8)", "factors of `lr`, as in torch"),
+        same(
+            "piecewise_constant_schedule(0.1, {3: 0.5, 6: 0.5})",
+            "multistep_schedule(0.1, [3, 6], 0.5)",
+            "one factor for all",
+        ),
+        absent("piecewise_interpolate_schedule", "`join_schedules` of `linear_schedule`s, or `Schedule` of a function"),
+        same("polynomial_schedule(0.1, 0.0, 2.0, 8)", "polynomial_schedule(0.1, 8, 2.0)", "ends at 0, as in torch"),
+        same(
+            "sgdr_schedule([dict(init_value=0.0, peak_value=0.1, warmup_steps=2, decay_steps=8)] * 2)",
+            "cosine_warmup_restarts_schedule(8, 1.0, 0.1, 0.0, 2, gamma=1.0)",
+            "goes on for ever",
+        ),
+        same("warmup_constant_schedule(0.02, 0.1, 4)", "linear_schedule(0.1, 0.2, 1.0, 4)"),
+        same("warmup_cosine_decay_schedule(0.01, 0.1, 3, 10, 0.02)", "warmup_cosine_schedule(10, 0.1, 0.02, 0.01, 3)"),
+        same(
+            "warmup_exponential_decay_schedule(0.02, 0.1, 4, 1, 0.9)",
+            "join_schedules([linear_schedule(0.1, 0.2, 1.0, 4), exponential_schedule(0.1, 0.9)], [4])",
+        ),
+        alike(
+            "Schedule WrappedSchedule",
+            "Schedule(lambda step: 0.1 * 0.5**step)",
+            "an explicit type; a bare function is refused",
+        ),
+    ],
+    "Using them": [
+        alike(
+            "apply_updates",
+            "apply_updates(params, updates)",
+            "keeps the dtypes of the parameters; None leaves one alone",
+        ),
+        alike(
+            "GradientTransformation GradientTransformationExtraArgs",
+            "GradientTransformation",
+            "`init, update = tx` unpacks",
+        ),
+        alike(
+            "incremental_update", "average", "a last link that keeps the average of the weights; `eval_params` gives it"
+        ),
+        absent("periodic_update", "`torch.where(step % n == 0, new, old)`"),
+        alike("global_norm", "torch.nn.utils.get_total_norm", "inside a chain: `record`, or a rule with a `yield`"),
+        alike("bias_correction", "per_tensor", "inside a rule: `ctx.bias_correction(beta)`"),
+        absent("update_moment update_moment_per_elem_norm update_infinity_moment", "a line of a rule"),
+        absent("safe_increment safe_int32_increment", "counts are int64"),
+        absent(
+            "safe_norm safe_root_mean_squares transforms.unitwise_clip transforms.unitwise_norm", "inside the rules"
+        ),
+        absent("init_empty_state", "a rule without state is an `update` alone"),
+        alike(
+            "per_example_global_norm_clip per_example_layer_norm_clip",
+            "torch.vmap",
+            "`torch.vmap` over `clip_by_global_norm(1.0).update`, or over `clip_by_norm`",
+        ),
+        absent("scale_gradient", "`x.detach() + scale * (x - x.detach())`"),
+        absent("value_and_grad_from_state", "for line searches"),
+        alike("tree_map_params", "GradientTransformation", "state is a dict by slot and leaf name: a comprehension"),
+        absent("matrix_inverse_pth_root power_iteration", "inside `scalable_shampoo`"),
+        absent("nnls", "not an optimizer of networks"),
+        alike("multi_normal", "torch.distributions.MultivariateNormal"),
+        alike(
+            "microbatch microbatching.micro_grad microbatching.micro_vmap",
+            "torch.vmap",
+            "`chunk_size`; over calls: `accumulate`",
+        ),
+        absent(
+            "microbatching.AccumulationType microbatching.Accumulator microbatching.reshape_batch_axis",
+            "as `microbatch`",
+        ),
+        alike("second_order.hvp", "torch.func.jvp", "of `torch.func.grad(loss_fn)`"),
+        alike("second_order.hessian_diag", "hutchinson_hessian_diag", "an estimate"),
+        absent("second_order.fisher_diag", "the mean of `torch.vmap(torch.func.grad(...))`, squared"),
+        alike(
+            "projections.projection_l2_ball",
+            "chain(sgd(lr), map_after_step(lambda param: param / param.norm().clamp(min=1.0)))",
+            "`map_after_step` of any function of one leaf",
+        ),
+        absent(
+            "projections.projection_box projections.projection_halfspace projections.projection_hypercube "
+            "projections.projection_hyperplane projections.projection_l1_ball projections.projection_l1_sphere "
+            "projections.projection_l2_sphere projections.projection_linf_ball "
+            "projections.projection_non_negative projections.projection_simplex projections.projection_vector",
+            "`map_after_step` takes a function of yours",
+        ),
+        absent(
+            "assignment.hungarian_algorithm assignment.base_hungarian_algorithm",
+            "`scipy.optimize.linear_sum_assignment`",
+        ),
+        absent("perturbations.Gumbel perturbations.Normal perturbations.make_perturbed_fun", "not about optimizers"),
+    ],
+    "States and types": [
+        absent(
+            "AddNoiseState ApplyEvery ApplyIfFiniteState ConditionallyMaskState ConditionallyTransformState "
+            "EmaState FactoredState InjectHyperparamsState InjectStatefulHyperparamsState LookaheadParams "
+            "LookaheadState MaskedState MonitorState MultiStepsState MultiTransformState PartitionState "
+            "ScaleByAdaDeltaState ScaleByAdamState ScaleByAdanState ScaleByAmsgradState "
+            "ScaleByBacktrackingLinesearchState ScaleByBeliefState ScaleByLBFGSState ScaleByLionState "
+            "ScaleByNovogradState ScaleByRStdDevState ScaleByRmsState ScaleByRpropState ScaleByRssState "
+            "ScaleBySM3State ScaleByScheduleState ScaleByZoomLinesearchState SnapshotState TraceState "
+            "ZeroNansState ZoomLinesearchInfo",
+            "state is a plain dict of named tensors, `state[stage][slot][leaf]`",
+        ),
+        absent(
+            "contrib.COCOBState contrib.DAdaptAdamWState contrib.DifferentiallyPrivateAggregateState "
+            "contrib.DoGState contrib.DoWGState contrib.GaLoreState contrib.HutchinsonState contrib.MadgradState "
+            "contrib.MechanicState contrib.MomoAdamState contrib.MomoState contrib.MuonState contrib.ProdigyState "
+            "contrib.ReduceLROnPlateauState contrib.SAMState contrib.ScaleByAdemamixState "
+            "contrib.ScaleBySimplifiedAdEMAMixState contrib.ScheduleFreeState contrib.SophiaState "
+            "contrib.SplitRealAndImaginaryState",
+            "the same",
+        ),
+        absent(
+            "AdaptiveGradClipState AddDecayedWeightsState ClipByGlobalNormState ClipState EmptyState "
+            "NonNegativeParamsState ScaleByTrustRatioState ScaleState",
+            "a stage without state has no entry",
+        ),
+        alike("ScalarOrSchedule", "Scalar", "a number, a 0-d tensor or a `Schedule`"),
+        alike(
+            "MaskOrFn MaskedNode",
+            "masked",
+            "patterns of names, or a predicate `(name, tensor) -> bool`; no nodes in trees",
+        ),
+        absent(
+            "OptState Params Updates TransformInitFn TransformUpdateExtraArgsFn TransformUpdateFn "
+            "ShouldSkipUpdateFunction transforms.ConditionFn tree_utils.NamedTupleKey",
+            "trees are whatever you pass",
+        ),
+        absent("contrib.GaLoreDimensionNumbers contrib.MuonDimensionNumbers", "a weight is (out, in), as in torch"),
+    ],
+    "Losses": [
+        alike(
+            "softmax_cross_entropy softmax_cross_entropy_with_integer_labels safe_softmax_cross_entropy",
+            "torch.nn.functional.cross_entropy",
+            'losses there are not averaged: `reduction="none"`',
+        ),
+        alike("smooth_labels", "torch.nn.functional.cross_entropy", "its `label_smoothing`"),
+        alike("sigmoid_binary_cross_entropy", "torch.nn.functional.binary_cross_entropy_with_logits"),
+        alike("squared_error l2_loss", "torch.nn.functional.mse_loss", "`l2_loss` is half of it"),
+        alike("huber_loss", "torch.nn.functional.huber_loss"),
+        alike("cosine_similarity cosine_distance", "torch.nn.functional.cosine_similarity"),
+        alike("ctc_loss ctc_loss_with_forward_probs", "torch.nn.functional.ctc_loss"),
+        alike(
+            "kl_divergence convex_kl_divergence generalized_kl_divergence losses.kl_divergence_with_log_targets",
+            "torch.nn.functional.kl_div",
+            "`log_target`",
+        ),
+        alike("losses.triplet_margin_loss", "torch.nn.functional.triplet_margin_loss"),
+        alike("losses.multiclass_hinge_loss", "torch.nn.functional.multi_margin_loss"),
+        absent(
+            "hinge_loss log_cosh ntxent sigmoid_focal_loss losses.binary_dice_loss losses.dice_loss "
+            "losses.make_fenchel_young_loss losses.multiclass_generalized_dice_loss "
+            "losses.multiclass_perceptron_loss losses.multiclass_sparsemax_loss losses.perceptron_loss "
+            "losses.poly_loss_cross_entropy losses.ranking_softmax_loss losses.sparsemax_loss",
+            "losses are not what this library is for",
+        ),
+    ],
+    "Trees": [
+        alike(
+            "tree.get tree.get_all_with_path tree.set",
+            "GradientTransformation",
+            "state is a dict: `state[stage][slot]`",
+        ),
+        absent(
+            "tree.add tree.add_scale tree.allclose tree.batch_shape tree.cast tree.cast_like tree.conj tree.div "
+            "tree.dtype tree.full_like tree.max tree.min tree.mul tree.norm tree.ones_like tree.random_like "
+            "tree.real tree.size tree.split_key_like tree.sub tree.sum tree.unwrap_random_key_data tree.vdot "
+            "tree.where tree.zeros_like tree.clip tree.scale",
+            "rules see one tensor; trees are mostly dicts, for which a comprehension does",
+        ),
+    ],
+}
+
+
+def rows() -> Iterator[Row]:
+    """All rows of the table."""
+    for section in SECTIONS.values():
+        yield from section
+
+
+def _cells(row: Row) -> str:
+    there = ", ".join(f"`optax.{name}`" for name in ([row.there] if row.mark == "=" else row.names))
+    here = f"{row.mark} `{row.here}`" if row.here else row.mark  # no column of its own, which the site would make wide
+    return f"| {there} | {here} | {row.note} |"
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [INTRO.rstrip()]
+    for title, section in SECTIONS.items():
+        lines += ["", f"## {title}", "", "| there | here | |", "|---|---|---|", *map(_cells, section)]
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"wrote {PAGE}\n")

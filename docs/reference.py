@@ -1,0 +1,335 @@
+"""Write the pages of all public names, from their docstrings, for the site: `make docs` makes docs/reference anew.
+
+Docstrings are Markdown with Google's sections, and so are the pages, but for what Sphinx's Python domain wants: fields.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import algorithms
+from sphinx.util.inspect import stringify_signature
+
+import gradtx
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page: its file, its title, the modules whose public names it has, and words to begin with."""
+
+    file: str
+    title: str
+    modules: tuple[str, ...]
+    intro: str = ""
+    shows: str = ""  # a module that has the names as well, and is described here
+
+
+OPTIMIZERS = [Page(family, title, (f"gradtx.optimizers.{family}",)) for family, title in algorithms.FAMILIES.items()]
+
+
+def pieces(file: str, title: str, modules: str, intro: str) -> Page:
+    return Page(f"pieces-{file}", title, tuple(f"gradtx.transforms.{module}" for module in modules.split()), intro)
+
+
+PIECES = [
+    pieces(
+        "momentum",
+        "Momentum",
+        "momentum accelerated quasi_hyperbolic positive_negative inertia sign",
+        "What earlier gradients add to the present one.",
+    ),
+    pieces(
+        "rates",
+        "A rate for every weight",
+        "adaptive adam_hat atan2 rectified nadam nesterov accumulators bounded delayed history stable_decay variance "
+        "switching rprop ranger21",
+        "Divide every entry by a size of its own.",
+    ),
+    pieces(
+        "layers",
+        "A rate for many weights",
+        "trust_ratio layer_rms neurons covers factored model_scale",
+        "One size for a leaf, a row or a slice.",
+    ),
+    pieces("matrices", "Matrices", "orthogonalize shampoo soap", "What only makes sense for a matrix as a whole."),
+    pieces("curvature", "Curvature", "second_order quasi_newton", "Divide by the diagonal of the Hessian."),
+    pieces(
+        "step-sizes",
+        "Step sizes that are found",
+        "dadapt prodigy polyak local_smoothness",
+        "Links that own the learning rate: nothing after them may scale by one, or decay.",
+    ),
+    pieces(
+        "averages",
+        "Averages of weights and of gradients",
+        "averaging schedule_free dual_averaging majorization asgd",
+        "Those that average weights have a say in `tx.eval_params(state, params)`.",
+    ),
+    pieces("bounds", "Clipping, centering, projecting", "clipping centralize projection", "Bounds and constraints."),
+    pieces("decay", "Pulls on the weights", "decay", "Weight decay and its kin."),
+    pieces("control", "Scaling, holding, watching", "scaling control graft", "What remains."),
+]
+
+OTHERS = [
+    Page("core", "Chains", ("gradtx.core", "gradtx._arguments"), "The one type, and what numbers may be."),
+    Page(
+        "combinators",
+        "Combinators",
+        ("gradtx.combine", "gradtx.wrappers"),
+        "Transformations around transformations: by parameter, by call.",
+    ),
+    Page(
+        "functional",
+        "Functional loops",
+        ("gradtx.functional", "gradtx.state", "gradtx.checkpoint"),
+        "What loops of pure functions need beside torch.func.",
+    ),
+    Page("sharpness", "Flat minima", ("gradtx.sharpness",), "Wrappers that look at the gradient a little uphill."),
+    Page(
+        "rules", "Writing transformations", ("gradtx.factories",), "The decorators; [a whole one](../contributing.md)."
+    ),
+    Page(
+        "optim",
+        "Torch optimizers",
+        ("gradtx.optim", "gradtx.optim.adapter"),
+        "Every optimizer's class stands beside its function, under [](optimizers.md).",
+        "gradtx.optim",
+    ),
+    Page(
+        "schedules",
+        "Schedules",
+        ("gradtx.schedules.basic", "gradtx.schedules.warmup", "gradtx.schedules.chebyshev", "gradtx.schedules.adapter"),
+        "Functions of the number of updates already done, for any hyperparameter. `gradtx.schedules` has them too.",
+        "gradtx.schedules",
+    ),
+    Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
+    Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),
+    Page("multitask", "Several losses", ("gradtx.multitask",)),
+]
+
+# What has no docstring of its own.
+TYPES = {
+    "Scalar": "The annotation of a number: `float | torch.Tensor | gradtx.Schedule`. Tensors are 0-d.",
+    "Betas": "The annotation of a tuple of numbers: `tuple[Scalar, ...]`.",
+}
+
+
+# Which name is on which page.
+
+
+def homes() -> dict[str, list[str]]:
+    """Module -> the public names that come from it; what is not in `gradtx` is written with its module."""
+    found = defaultdict(list)
+    for name in gradtx.__all__:
+        if not inspect.ismodule(value := getattr(gradtx, name)):
+            found["gradtx._arguments" if name in TYPES else value.__module__].append(name)
+    for name in gradtx.optim.__all__:
+        value = getattr(gradtx.optim, name)
+        if name not in gradtx.__all__ and not hasattr(value, "_alias"):
+            found[value.__module__].append(f"optim.{name}")
+    return found
+
+
+def pages() -> dict[str, str]:
+    """File -> text, of all pages."""
+    found, texts = homes(), {}
+    for page in (*OPTIMIZERS, *PIECES, *OTHERS):
+        names = [name for module in page.modules for name in found.pop(module, [])]
+        texts[page.file] = "\n\n".join([*head(page), *(entry(name, page.shows) for name in names)]) + "\n"
+    if found:
+        raise AssertionError(f"no page of docs/reference.py has the modules {sorted(found)}; add them to one")
+    texts["optimizers"] = overview(
+        "Optimizers",
+        "By family. [All in one table](../algorithms.md): memory, what they need, papers.",
+        "when to use it",
+        OPTIMIZERS,
+        algorithms.when,
+    )
+    texts["pieces"] = overview(
+        "Pieces",
+        "What optimizers are made of; `gradtx.chain` puts them together.",
+        "what it does",
+        PIECES,
+        algorithms.first_sentence,
+    )
+    texts["api"] = "\n\n".join(
+        ["# Chains, schedules, torch", "```{py:module} gradtx\n```", contents(OTHERS), *map(listed, OTHERS)]
+    )
+    return {f"{file}.md": text for file, text in texts.items()}
+
+
+def head(page: Page) -> list[str]:
+    described = [f"```{{py:module}} {page.shows}\n```"] if page.shows else []
+    intro = [page.intro] if page.intro else []
+    return [f"# {page.title}", *intro, *described, "```{py:currentmodule} gradtx\n```"]
+
+
+def overview(title: str, intro: str, column: str, those: list[Page], told: Any) -> str:
+    parts, found = [f"# {title}", intro, contents(those)], homes()
+    for page in those:
+        names = [name for module in page.modules for name in found[module]]
+        rows = [[f"`{name}`", told(getattr(gradtx, name))] for name in names]
+        parts += [f"## {page.title}", "\n".join(algorithms.table(["", column], rows)).strip()]
+        parts += [f"[Equations, arguments, examples]({page.file}.md)"]
+    return "\n\n".join(parts) + "\n"
+
+
+def contents(those: Iterable[Page]) -> str:
+    return "\n".join(["```{toctree}", ":hidden:", "", *(page.file for page in those), "```"])
+
+
+def listed(page: Page) -> str:
+    found = homes()
+    names = [name for module in page.modules for name in found[module]]
+    return f"[{page.title}]({page.file}.md): {', '.join(f'`{name}`' for name in names)}"
+
+
+# An entry: signature, facts, docstring.
+
+
+def entry(name: str, also: str = "") -> str:
+    if name in TYPES:
+        return directive("py:data", name, TYPES[name])
+    value = functools.reduce(getattr, name.split("."), gradtx)
+    inside, _, short = f"gradtx.{name}".rpartition(".")
+    shown, text = f"{short}{signature(value)}", described(value)
+    if inspect.isclass(value):
+        members = [member(value, item) for item in vars(value) if documented(value, item)]
+        return directive("py:class", shown, "\n\n".join([text, *members]), module=inside)
+    canonical = {"canonical": f"{also}.{name}"} if also else {}
+    made = directive("py:function", shown, text, **canonical)
+    return f"{made}\n\n{optimizer(value)}" if kind(value) == "alias" else made
+
+
+def kind(value: Any) -> str:
+    return value.spec.kind if hasattr(value, "spec") else ""
+
+
+def optimizer(factory: Any) -> str:
+    """The class of an alias, below it."""
+    told = f"`{factory.__name__}` as a torch optimizer, with the same arguments, in groups of parameters too."
+    shown = f"{algorithms.classes()[factory]}(params, ..., compile=False)"
+    return directive("py:class", shown, told, **{"module": "gradtx.optim", "no-contents-entry": ""})
+
+
+def member(owner: Any, name: str) -> str:
+    value = vars(owner)[name]
+    if isinstance(value, property):
+        return directive("py:property", name, described(value), fence="::::")
+    value = inspect.unwrap(value) if callable(value) else value.__func__
+    shown = stringify_signature(without_self(inspect.signature(value)), unqualified_typehints=True)
+    return directive("py:method", f"{name}{shown}", described(value), fence="::::")
+
+
+def documented(owner: Any, name: str) -> bool:
+    return not name.startswith("_") and bool(getattr(vars(owner)[name], "__doc__", None))
+
+
+def without_self(signature: inspect.Signature) -> inspect.Signature:
+    return signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "self"])
+
+
+def signature(value: Any) -> str:
+    return stringify_signature(inspect.signature(value), unqualified_typehints=True, show_annotation=True)
+
+
+def directive(kind: str, argument: str, text: str, fence: str = ":::::", **options: str) -> str:
+    shown = "".join(f":{name}: {value}\n".replace(": \n", ":\n") for name, value in options.items())
+    return f"{fence}{{{kind}}} {argument}\n{shown}\n{text}\n{fence}"
+
+
+def facts(factory: Any) -> str:
+    """What follows from the code: the chain, memory, who uses it."""
+    found = {"Used by": users().get(factory.__name__, "")}
+    if kind(factory) != "combinator":
+        tx = factory(**algorithms.required(factory))
+        works_on = algorithms.works_on(tx)
+        found |= {
+            "Chain": ", ".join(f"`{link!r}`" for link in tx._links()) if kind(factory) == "alias" else "",
+            "[Memory](../algorithms.md)": algorithms.memory(factory),
+            "Needs": ", ".join(f"`{need}`" for need in tx.needs),
+            "Rate": "owned" if any(link._lr_role == "owner" for link in tx._links()) else "",
+            "Works on": works_on,
+        }
+    return "\n".join(f"- **{name}:** {text}" for name, text in found.items() if text)
+
+
+@functools.cache
+def users() -> Mapping[str, str]:
+    """Piece -> the optimizers that have it in their chains with default options."""
+    found = defaultdict(list)
+    for name in gradtx.__all__:
+        factory = getattr(gradtx, name)
+        if kind(factory) == "alias":
+            for link in algorithms.rules(factory(**algorithms.required(factory))):
+                found[link._name].append(name)
+    return {name: many(sorted(set(aliases))) for name, aliases in found.items()}
+
+
+def many(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+# A docstring as Markdown.
+
+SECTION = re.compile(r"^(When to use|Args|Returns|Raises|Example|Source):[ \n]", re.MULTILINE)
+
+
+def sections(value: Any) -> dict[str, str]:
+    """Title -> text, dedented; "" for what comes before the first title."""
+    text = inspect.getdoc(value) or ""
+    parts = SECTION.split(text)
+    found = {"": parts[0].strip()}
+    for title, part in zip(parts[1::2], parts[2::2], strict=True):
+        found[title] = (inspect.cleandoc("\n" + part) if title in ("Args", "Raises", "Example") else flat(part)).strip()
+    return found
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def items(text: str) -> list[tuple[str, str]]:
+    """The entries of `Args` and `Raises`, whose further lines are indented."""
+    found = re.findall(r"^([\w*]+): (.*(?:\n .*)*)", text, re.MULTILINE)
+    return [(name, flat(told)) for name, told in found]
+
+
+def described(value: Any) -> str:
+    found = sections(value)
+    fields = [f":param {name.replace('*', chr(92) + '*')}: {told}" for name, told in items(found.get("Args", ""))]
+    fields += [f":returns: {found['Returns']}"] if "Returns" in found else []
+    fields += [f":raises {name}: {told}" for name, told in items(found.get("Raises", ""))]
+    parts = [
+        found[""],
+        f"**When to use:** {algorithms.when(value)}" if kind(value) == "alias" else "",
+        facts(value) if kind(value) else "",
+        "\n".join(fields),
+        f"```pycon\n{found['Example']}\n```" if "Example" in found else "",
+        f"**Source:** {cited(found['Source'])}" if "Source" in found else "",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def cited(text: str) -> str:
+    """Numbers of arXiv as links."""
+    return re.sub(r"(?<![\d.])(\d{4}\.\d{4,5})(?!\d)", r"[\1](https://arxiv.org/abs/\1)", text)
+
+
+def write(folder: Path) -> None:
+    """All pages; what is not one of them goes."""
+    folder.mkdir(exist_ok=True)
+    made = pages()
+    for path in folder.iterdir():
+        if path.name not in made:
+            path.unlink()
+    for name, text in made.items():
+        (folder / name).write_text(text, encoding="utf-8")

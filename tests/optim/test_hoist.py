@@ -1,0 +1,97 @@
+"""Numbers taken out of traced programs, on small programs traced here."""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import gradtx
+from gradtx.optim import _trace
+from gradtx.optim._hoist import hoist, is_number, multiply
+
+
+def traced(function, *arguments):
+    module = make_fx(function)(*arguments)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module, module.graph.find_nodes(op="placeholder")
+
+
+def number(value):
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def computed(module):
+    """The 0-d results of a graph's operations."""
+    return [node for node in module.graph.nodes if node.op == "call_function" and is_number(node)]
+
+
+def test_numbers_are_computed_outside_and_each_once():
+    def function(a, b, x, y):
+        return x * torch.expm1(a * b), y * torch.expm1(a * b) + torch.log(b)
+
+    arguments = (number(0.3), number(0.7), torch.randn(5, dtype=torch.float64), torch.randn(6, dtype=torch.float64))
+    expected = function(*arguments)
+    module, (a, b, _, _) = traced(function, *arguments)
+    numbers, added = hoist(module, [a, b], b)
+    assert len(added) == 2
+    assert not computed(module)
+    assert len(computed(numbers)) == 3  # a product, its expm1, a logarithm
+    found = module(*arguments[:2], *numbers(*arguments[:2]), *arguments[2:])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_sums_over_entries_constants_and_writes_stay():
+    def function(a, x, slot):
+        slot.copy_(slot * a)
+        return x * x.sum() + torch.ones((), dtype=torch.float64)
+
+    arguments = (number(0.5), torch.randn(4, dtype=torch.float64), number(3.0))
+    module, (a, _, slot) = traced(function, *(argument.clone() for argument in arguments))
+    assert hoist(module, [a], a) == (None, [])
+    numbers, added = hoist(module, [a, slot], a)
+    assert len(added) == 1
+    own = arguments[2].clone()
+    module(arguments[0], *numbers(arguments[0], own), arguments[1], own)
+    assert own == 1.5
+
+
+def test_a_division_by_a_number_is_a_multiplication_unless_the_number_is_whole():
+    def function(a, n, x):
+        return x / a, x / n, a / n
+
+    arguments = (number(0.3), torch.tensor(7), torch.randn(50, dtype=torch.float64))
+    module, (a, n, _) = traced(function, *arguments)
+    multiply(module)
+    hoist(module, [a, n], n)
+    assert [node.target for node in module.graph.nodes if node.op == "call_function"] == [
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.div.Tensor,
+    ]
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadam", "radam", "prodigy", "schedule_free_adamw"])
+def test_no_kernel_computes_numbers_of_the_step(name, monkeypatch):
+    """All that is 0-d in a kernel of entries are sums over them, and what is written into 0-d slots."""
+    kernels = []
+    compiled = _trace.Pass._compiled
+
+    def noted(self, graph, examples, options):
+        kernels.append(graph)
+        return compiled(self, graph, examples, options)
+
+    monkeypatch.setattr(_trace.Pass, "_compiled", noted)
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, *_, **__: graph)
+    param = torch.nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    gradtx.as_optimizer(getattr(gradtx, name)(), [param], compile=True).step()
+    entries = [
+        graph
+        for graph in kernels
+        if graph is not None and any(not is_number(n) for n in graph.graph.nodes if n.op == "placeholder")
+    ]
+    assert entries
+    for kernel in entries:
+        known = {n for n in kernel.graph.nodes if n.op == "placeholder" and is_number(n)}
+        for node in computed(kernel):
+            fixed = not node.all_input_nodes  # a constant
+            assert fixed or node.target._schema.is_mutable or not known.issuperset(node.all_input_nodes)

@@ -1,0 +1,65 @@
+"""What is said of other libraries beside gradtx: each line of the comparison that no other test shows."""
+
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+
+RATES = torch.tensor([0.1, 0.2], dtype=torch.float64)
+START = torch.tensor([1.0, -2.0], dtype=torch.float64)
+CLASSES = {
+    "torch.optim": torch.optim.AdamW,
+    "torch.optim, differentiable": lambda params, lr: torch.optim.AdamW(params, lr=lr, differentiable=True),
+    "pytorch_optimizer": pytorch_optimizer.AdamP,
+    "gradtx": gradtx.optim.AdamW,
+}
+
+
+def by_class(make, lr):
+    """A step of an optimizer that is an object and writes into its parameters."""
+    weight = START.clone().requires_grad_()
+    optimizer = make([weight], lr=lr)
+    weight.grad = weight.detach().clone()
+    optimizer.step()
+    return weight.detach()
+
+
+def by_functions(lr):
+    tx, params = gradtx.adamw(lr=lr), {"weight": START}
+    updates, _ = tx.update(params, tx.init(params), params)
+    return gradtx.apply_updates(params, updates)["weight"]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_optimizer_that_is_an_object_does_not_run_under_vmap(name):
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        torch.vmap(lambda lr: by_class(CLASSES[name], lr))(RATES)
+
+
+def test_one_that_is_a_function_does():
+    alone = [by_class(torch.optim.AdamW, lr.item()) for lr in RATES]
+    torch.testing.assert_close(torch.vmap(by_functions)(RATES), torch.stack(alone), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("module", [torch.optim, pytorch_optimizer], ids=lambda module: module.__name__)
+def test_classes_of_torch_are_no_transformations(module):
+    classes = [item for item in vars(module).values() if isinstance(item, type)]
+    found = [item for item in classes if issubclass(item, torch.optim.Optimizer)]
+    assert found
+    assert not [item for item in found if hasattr(item, "init") and hasattr(item, "update")]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "AdamP"])
+def test_every_chain_here_is_a_torch_optimizer(name):
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), getattr(gradtx, name.lower())(lr=0.1))
+    optimizer = gradtx.as_optimizer(tx, [torch.nn.Parameter(START.clone())])
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert issubclass(getattr(gradtx.optim, name), torch.optim.Optimizer)
+
+
+def test_there_are_as_many_optimizers_as_is_said():
+    of_torch = {item for item in vars(torch.optim).values() if isinstance(item, type)} - {torch.optim.Optimizer}
+    assert len(gradtx.get_supported_optimizers()) == 76
+    assert len(pytorch_optimizer.optimizer.OPTIMIZER_LIST) == 128
+    assert len([item for item in of_torch if issubclass(item, torch.optim.Optimizer)]) == 15
