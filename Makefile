@@ -26,8 +26,9 @@ docs: $(VENV)/docs  # every warning is an error, a dead link too
 bench: $(VENV)/bench
 	@$(RUN) benchmarks/step_time.py
 
-docs-tables: $(VENV)/docs  # tests fail while the pages are out of date
+docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of date
 	@$(RUN) docs/algorithms.py
+	@$(RUN) -m docs.conformance
 	@$(RUN) docs/interactive.py
 	@$(RUN) docs/optax_names.py
 

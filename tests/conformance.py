@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils import _pytree
@@ -101,6 +104,12 @@ def noise(
     }
 
 
+def loss(params: Mapping[str, Tensor], shift: Tensor | float = 0.0) -> Tensor:
+    """What `field` is the gradient of, plus `shift` for every entry."""
+    terms = ((0.25 * p.square() - 0.15 * (2 * p).cos() + (_offset(n, p) + shift) * p).sum() for n, p in params.items())
+    return sum(terms, torch.zeros(()))
+
+
 def field(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A gradient that depends smoothly on the parameters, entry by entry."""
     return {name: (0.5 * p + 0.3 * (2 * p).sin() + _offset(name, p)).to(p.dtype) for name, p in params.items()}
@@ -141,7 +150,7 @@ def train(tx: gradtx.GradientTransformation, params: Any, steps: int) -> Any:
 
 
 class Float(NamedTuple):
-    """A float hyperparameter of a case: an argument, or an entry of one."""
+    """A float hyperparameter of a case: an argument, or an entry of one; the name is that in `hyperparams`."""
 
     name: str
     index: int | None
@@ -163,16 +172,19 @@ class Case(NamedTuple):
 
     def make(self, changes: Mapping[Float, Any] | None = None, **options: Any) -> gradtx.GradientTransformation:
         """The transformation, some of its float hyperparameters changed."""
-        arguments = {**self.arguments, **options}
+        arguments, inner = {**self.arguments, **options}, {}
+        own = self.factory.spec.arguments.by_name
         for place, value in (changes or {}).items():
+            into = arguments if place.name in own else inner
             if place.index is None:
-                arguments[place.name] = value
+                into[place.name] = value
             else:
-                default = self.factory.spec.arguments.by_name[place.name].default
-                entries = list(arguments.get(place.name, default))
+                default = own[place.name].default if place.name in own else self.make().hyperparams[place.name]
+                entries = list(into.get(place.name, default))
                 entries[place.index] = value
-                arguments[place.name] = tuple(entries)
-        return self.factory(**arguments)
+                into[place.name] = tuple(entries)
+        tx = self.factory(**arguments)
+        return tx.replace(**inner) if inner else tx
 
     def noise(
         self,
@@ -195,22 +207,25 @@ class Case(NamedTuple):
         return all(link._spec.determined(link._arguments) for link in waiting)
 
     def floats(self) -> list[Float]:
+        """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
         found = []
-        for argument in self.factory.spec.arguments.all:
-            value = self.arguments.get(argument.name, argument.default)
-            if argument.kind == "scalar":
-                found.append(Float(argument.name, None, _lively(value, argument.range.off)))
-            elif argument.kind == "betas":
-                found.extend(Float(argument.name, i, _lively(item, 0.0)) for i, item in enumerate(value))
-        return [place for place in found if self._takes([place])]
+        for name, _, value, argument, _ in self.make()._entries():
+            for i, number in _numbers(argument.kind, value):
+                near = (Float(name, i, other) for other in _near(number))
+                found.extend(itertools.islice((place for place in near if self._takes([place])), 1))
+        return found
 
-    def some_floats(self) -> list[Float]:
-        """As many float hyperparameters as may be switched on together, first come first served."""
-        chosen: list[Float] = []
+    def float_sets(self) -> list[list[Float]]:
+        """All float hyperparameters, first come first served in sets that may be switched on together."""
+        sets: list[list[Float]] = []
         for place in self.floats():
-            if self._takes([*chosen, place]):
-                chosen.append(place)
-        return chosen
+            for chosen in sets:
+                if self._takes([*chosen, place]):
+                    chosen.append(place)
+                    break
+            else:
+                sets.append([place])
+        return sets
 
     def _takes(self, places: list[Float]) -> bool:
         try:
@@ -220,11 +235,18 @@ class Case(NamedTuple):
         return True
 
 
-def _lively(value: float | None, off: float) -> float:
-    """A value near `value` that is not off, and that float64 can take differences at."""
+def _numbers(kind: str, value: Any) -> Iterable[tuple[int | None, Any]]:
+    """The floats in an argument, with their indices."""
+    if kind == "betas":
+        return enumerate(value)
+    return [(None, value)] if kind == "scalar" else []
+
+
+def _near(value: float | None) -> tuple[float, ...]:
+    """Values near another that are not off, and that float64 can take differences at; not all may be in range."""
     if value is None:
-        return 0.3
-    return 0.75 * value if value >= 0.01 else 0.1
+        return (0.3,)
+    return (0.75 * value, 1.25 * value) if abs(value) >= 0.01 else (0.1,)
 
 
 def factories() -> list[Any]:
@@ -272,11 +294,9 @@ def all_cases() -> list[Case]:
 def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
     yield case.arguments, ""
     table = case.factory.spec.arguments.all
-    off = [
-        argument.name
-        for argument in table
-        if argument.kind == "scalar" and case.arguments.get(argument.name, argument.default) == argument.range.off
-    ]
+    values = {a.name: case.arguments.get(a.name, a.default) for a in table if a.kind == "scalar"}
+    off = [name for name, value in values.items() if value == case.factory.spec.arguments.by_name[name].range.off]
+    absent = [name for name, value in values.items() if value is None]
     switches = [argument for argument in table if argument.kind == "bool"]
     for label, order in (("on", off), ("reversed", off[::-1])):
         lively = dict(case.arguments)
@@ -287,7 +307,7 @@ def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
         yield lively, label
         for switch in switches:
             flipped = {switch.name: not case.arguments.get(switch.name, switch.default)}
-            some = ({**case.arguments, name: 0.5, **flipped} for name in off)  # where all at once is refused
+            some = ({**case.arguments, name: 0.5, **flipped} for name in (*off, *absent))  # where all is refused
             variants = ({**lively, **flipped}, *some)
             yield (
                 next((v for v in variants if _can_be_made(Case(case.factory, v))), variants[0]),
@@ -299,3 +319,64 @@ def has_slots(case: Case) -> bool:
     """Whether it keeps anything by leaf."""
     slots = (path for path in tensors(case.make().init(case.noise())) if "['members']" not in path)
     return any(path.endswith(tuple(f"['{name}']" for name in SHAPES)) for path in slots)
+
+
+# What cannot be.
+
+
+class Exemption(NamedTuple):
+    """Cases for which a test has to fail, and why."""
+
+    test: str
+    cases: tuple[str, ...]  # patterns
+    reason: str
+    raises: type[Exception] = AssertionError
+
+    def covers(self, case: str) -> bool:
+        return any(fnmatch.fnmatchcase(case, pattern) for pattern in self.cases)
+
+
+EXEMPTIONS = [
+    Exemption(
+        "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
+        ("*soap-on-merge_dims", "*soap-on-precondition_1d"),
+        "A leaf that is a single dimension has statistics of rank 1 at first, whose eigenvalue 0 is repeated. Rounding "
+        "decides which basis belongs to it, and the basis jumps when anything changes: there is no derivative. The one "
+        "that is computed leaves these turns out, and is finite.",
+    ),
+    Exemption(
+        "test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop",
+        ("*soap-on-precondition_1d",),
+        "As above: batched kernels round otherwise, and so choose another basis for the repeated eigenvalue.",
+    ),
+    Exemption(
+        "test_vmap_of_a_compiled_step_equals_the_vmap_of_the_step",
+        ("*",),
+        "torch takes no transform of a compiled function (pytorch/pytorch#128711). Compile the transformed step "
+        "instead: `torch.compile(torch.vmap(step))`.",
+        torch._dynamo.exc.Unsupported,
+    ),
+]
+CHECKS: dict[str, dict[str, Case]] = {}  # test -> its cases by name, filled by the decorators below
+
+
+def each_case(cases: list[Case]) -> Callable[[Any], Any]:
+    """Parametrize a test by `case`; those that are exempt from it must fail."""
+    return lambda test: pytest.mark.parametrize("case", [_parameter(test, case) for case in cases])(test)
+
+
+def each_set(cases: list[Case]) -> Callable[[Any], Any]:
+    """As `each_case`, and by `places`: float hyperparameters that can be tensors together; few sets hold all."""
+    return lambda test: pytest.mark.parametrize(
+        ("case", "places"),
+        [_parameter(test, case, places, i) for case in cases for i, places in enumerate(case.float_sets() or [[]])],
+    )(test)
+
+
+def _parameter(test: Any, case: Case, places: list[Float] | None = None, i: int = 0) -> Any:
+    name = str(case)
+    CHECKS.setdefault(test.__name__, {})[name] = case
+    entries = [entry for entry in EXEMPTIONS if entry.test == test.__name__ and entry.covers(name)]
+    marks = [pytest.mark.xfail(reason=entry.reason, raises=entry.raises) for entry in entries]
+    given = [case] if places is None else [case, places]
+    return pytest.param(*given, id=f"{name}{f'-{i}' if i else ''}", marks=marks)

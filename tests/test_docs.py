@@ -1,5 +1,6 @@
 """Documentation that is checked against the code: the page of algorithms, and the form of docstrings."""
 
+import fnmatch
 import inspect
 import re
 import runpy
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gradtx
-from tests.conformance import SHAPES, all_cases, factories
+from tests.conformance import CHECKS, EXEMPTIONS, SHAPES, all_cases, factories
 
 DOCS = Path(__file__).parent.parent / "docs"
 CASES = [case for case in all_cases() if case.factory.spec.kind in ("rule", "alias")]
@@ -28,9 +29,17 @@ def slots(state):
             yield re.sub(r"_\d+$", "", name)
 
 
-def test_the_page_of_algorithms_is_up_to_date():
-    page = runpy.run_path(str(DOCS / "algorithms.py"))["page"]()
-    assert (DOCS / "algorithms.md").read_text(encoding="utf-8") == page, "run `make docs-tables`"
+@pytest.mark.parametrize("name", ["algorithms", "conformance"])
+def test_a_generated_page_is_up_to_date(name):
+    page = runpy.run_path(str(DOCS / f"{name}.py"))["page"]()
+    assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page, "run `make docs-tables`"
+
+
+def test_every_exemption_is_from_a_test_and_of_cases_that_it_has():
+    runpy.run_path(str(DOCS / "conformance.py"))  # loads the tests, whatever runs beside this one
+    for entry in EXEMPTIONS:
+        for pattern in entry.cases:
+            assert fnmatch.filter(CHECKS[entry.test], pattern), (entry.test, pattern)
 
 
 def test_every_class_and_every_factory_is_on_the_page():

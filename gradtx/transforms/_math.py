@@ -6,14 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gradtx._arguments import exact
 from gradtx._sharding import undivided
 
 
+def differentiable() -> bool:
+    """Whether derivatives may be asked for: backward, or forward, which `no_grad` leaves on."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
 def safe_sqrt(x: Tensor) -> Tensor:
     """The square root, with derivative 0 (not inf) at 0, so that a gradient through training stays finite."""
-    if not torch.is_grad_enabled():
+    if not differentiable():
         return x.sqrt()
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
@@ -21,7 +27,7 @@ def safe_sqrt(x: Tensor) -> Tensor:
 
 def safe_pow(x: Tensor, exponent: Any) -> Tensor:
     """A power >= 0 of x >= 0, with derivative 0 at 0, as `safe_sqrt`."""
-    if not torch.is_grad_enabled():
+    if not differentiable():
         return x**exponent
     zero = x == 0
     return torch.where(zero, 1.0 * (exponent == 0), torch.where(zero, 1.0, x) ** exponent)
@@ -142,6 +148,6 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
 
     At x = 0 the derivative is 0; at (0, 0) the value is 0.
     """
-    if torch.is_grad_enabled():
+    if differentiable():
         y = torch.where(x == 0, y.detach(), y)
     return (y / x.clamp(min=torch.finfo(x.dtype).tiny)).atan()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.transforms._math import at_least, quotient
+from gradtx.transforms._math import at_least, differentiable, quotient
 
 # A tensor seen as matrices.
 
@@ -109,7 +109,7 @@ def orthonormal(x: Tensor) -> Tensor:
     """Q of the QR decomposition of a square matrix; columns that depend on earlier ones have no derivative."""
     basis, upper = torch.linalg.qr(x.detach())
     basis = basis.contiguous()
-    if not torch.is_grad_enabled():
+    if not differentiable():
         return basis
     diagonal = upper.diagonal()
     small = diagonal.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * (upper.abs().amax() if upper.numel() else 0.0)
@@ -121,7 +121,7 @@ def orthonormal(x: Tensor) -> Tensor:
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:
     """`x - x.detach()`, 0 with the derivative of x, in a basis; None where no derivative can be asked for."""
-    return basis.mT @ (x - x.detach()) @ basis if torch.is_grad_enabled() else None
+    return basis.mT @ (x - x.detach()) @ basis if differentiable() else None
 
 
 # The nearest orthogonal matrix.

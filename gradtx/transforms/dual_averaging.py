@@ -9,19 +9,12 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar, exact, is_off
 from gradtx.factories import per_tensor
+from gradtx.transforms._math import safe_pow
 
 
 def dual_averaging(start: Tensor, total: Tensor, denominator, momentum, param: Tensor) -> Tensor:
     """The update of an average of the weights: a share of 1 - momentum of the way to start - total / denominator."""
     return (1 - momentum) * (start - total / denominator - param)
-
-
-def _cube_root(x: Tensor) -> Tensor:
-    """The cube root of numbers >= 0, with derivative 0 at 0."""
-    if not torch.is_grad_enabled():
-        return x ** (1 / 3)
-    zero = x == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, x) ** (1 / 3))
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True, ranges={"momentum": "[0, 1)"})
@@ -62,7 +55,7 @@ def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e
         return slots if reconstructs else {**slots, "x0": param}
 
     def denominator(grad_sum_sq):
-        root = _cube_root(grad_sum_sq) + eps
+        root = safe_pow(grad_sum_sq, 1 / 3) + eps
         return torch.where(root == 0, math.inf, root)
 
     def update(update, state, param, ctx):

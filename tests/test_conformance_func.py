@@ -1,0 +1,255 @@
+"""What every rule, alias and combinator does under torch.func and torch.compile; they join as in test_conformance."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.utils._pytree import tree_map
+
+import gradtx
+from tests.conformance import (
+    all_cases,
+    assert_close,
+    assert_own_memory,
+    each_case,
+    each_set,
+    extras,
+    field,
+    loss,
+    noise,
+    plain_cases,
+    step,
+    train,
+)
+
+PLAIN, ALL = plain_cases(), all_cases()
+WEIGHTS = noise(9)
+# Inductor and torch.func.jvp load parts of torch that use torch.jit.
+torchs_own_deprecation = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+def double(numbers):
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def values(places):
+    return double([place.value for place in places])
+
+
+def made(case, places, numbers):
+    return case.make(dict(zip(places, numbers.unbind(), strict=True)))
+
+
+def objective(params):
+    return sum(((WEIGHTS[name] * p).sum() for name, p in params.items()), double(0.0))
+
+
+def stacked(trees):
+    return tree_map(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def member(tree, i):
+    return tree_map(lambda leaf: leaf[i], tree)
+
+
+# vmap.
+
+
+@each_set(ALL)
+def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop(case, places):
+    def advance(numbers, params, state):
+        tx = made(case, places, numbers)
+        state = tx.init(params) if state is None else state
+        updates, state = step(tx, field(params), state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    # Members differ in every number, in their weights, and in the steps that they have done.
+    members = [(values(places) * (1 - 0.05 * i), case.noise(1 + i)) for i in range(3)]
+    runs = []
+    for numbers, params in members:
+        run, state = [], None
+        for _ in range(4):
+            params, state = advance(numbers, params, state)
+            run.append((params, state))
+        runs.append(run)
+    numbers, params = stacked(members)
+    first = torch.vmap(lambda numbers, params: advance(numbers, params, None))(numbers, params)
+    later = torch.vmap(advance)(numbers, *stacked([run[i] for i, run in enumerate(runs)]))
+    for i, run in enumerate(runs):
+        # Batched kernels may add in another order.
+        assert_close(member(first, i), run[0], rtol=1e-11, atol=1e-12)
+        assert_close(member(later, i), run[i + 1], rtol=1e-11, atol=1e-12)
+
+
+# Derivatives.
+
+
+@torchs_own_deprecation
+@each_set(ALL)
+def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
+    params, direction, h = case.noise(1), case.noise(3), 1e-6
+
+    def result(numbers, far):
+        """Of a run with these numbers, from weights that are moved along the direction."""
+        start = {name: p + far * direction[name] for name, p in params.items()}
+        return objective(train(made(case, places, numbers), start, 5))
+
+    at, ways = (values(places), double(0.0)), torch.eye(len(places) + 1, dtype=torch.float64)
+    up, down = (
+        torch.vmap(lambda way, sign=sign: result(at[0] + sign * h * way[:-1], sign * h * way[-1]))(ways)
+        for sign in (1, -1)
+    )
+    quotients = (up - down) / (2 * h)
+    # Rounding is about 1e-15 / h of the objective; the third derivative times h**2 is far below.
+    tolerance = 1e-7 * (1 + up.abs()) + 1e-5 * quotients.abs()
+    reverse = torch.cat([slope.reshape(-1) for slope in torch.func.grad(result, (0, 1))(*at)])
+    forward = torch.vmap(lambda way: torch.func.jvp(result, at, (way[:-1], way[-1]))[1])(ways)
+    names = [*map(str, places), "first weights"]
+    for slopes in (reverse, forward):
+        wrong = ~((slopes - quotients).abs() < tolerance)
+        assert not wrong.any(), [(names[i], slopes[i], quotients[i]) for i in wrong.nonzero().flatten()]
+
+
+@each_set(PLAIN)
+def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(case, places):
+    def result(numbers, params):
+        return objective(train(made(case, places, numbers), params, 3))
+
+    members = [(values(places) * (1 - 0.05 * i), case.noise(1 + i)) for i in range(2)]
+    slopes = torch.func.grad(result, (0, 1))
+    batched = torch.vmap(slopes)(*stacked(members))
+    whole = torch.func.grad(lambda *at: torch.vmap(result)(*at).sum(), (0, 1))(*stacked(members))
+    for i, at in enumerate(members):
+        for found in (batched, whole):
+            # Batched kernels may add in another order, and slopes add up over steps.
+            assert_close(member(found, i), slopes(*at), rtol=1e-9, atol=1e-11)
+
+
+@torchs_own_deprecation
+@each_case(PLAIN)
+def test_forward_derivatives_are_the_same_under_no_grad(case):
+    def result(far):
+        start = {name: p * (1 + far) for name, p in case.noise(1).items()}
+        return objective(train(case.make(), start, 2))
+
+    at, along = (double(0.0),), (double(1.0),)
+    with torch.no_grad():
+        found = torch.func.jvp(result, at, along)[1]
+    assert_close([found], [torch.func.jvp(result, at, along)[1]], rtol=1e-12, atol=1e-14)  # other roots, same numbers
+
+
+# Compilation.
+
+SMALL = {"matrix": (3, 4), "vector": (5,)}
+
+
+def training_step(tx):
+    """A whole step along the gradient of `loss`, which `shift` moves."""
+    whole = gradtx.train_step(loss, tx)
+
+    def advance(params, state, shift):
+        known = {need: value for need, value in extras(tx, params).items() if need == "hessian_diag"}
+        return whole(params, state, shift, **known)
+
+    return advance
+
+
+@each_case(PLAIN)
+def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(case):
+    torch._dynamo.reset()
+    floats, counter = {place: double(place.value) for place in next(iter(case.float_sets()), [])}, CompileCounter()
+    tx = case.make(floats)
+    advance = training_step(tx)
+    compiled = torch.compile(advance, backend=counter, fullgraph=True)
+    params = case.noise(1, SMALL)
+    state = tx.init(params)
+    for i in range(20):
+        shift = double(0.1 * i)
+        found = compiled(params, state, shift)
+        assert_own_memory(found, params, shift)
+        if i in (0, 1, 19):
+            assert_close(found, advance(params, state, shift), rtol=1e-12, atol=1e-12)  # the same operations, traced
+        params, state, _ = found
+        for tensor in floats.values():
+            tensor.mul_(0.99)
+    assert counter.frame_count == 1
+
+
+def step_of_members(case, places):
+    """A training step with its own numbers, and two members for it; of one leaf, so that it compiles fast."""
+
+    def advance(numbers, params, state, shift):
+        return training_step(made(case, places, numbers))(params, state, shift)
+
+    members = []
+    for i in range(2):
+        params, numbers = case.noise(1 + i, {"matrix": (3, 4)}), values(places) * (1 - 0.05 * i)
+        members.append((numbers, params, made(case, places, numbers).init(params), double(0.1 * i)))
+    return advance, stacked(members)
+
+
+@each_case(PLAIN)
+def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(case):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    advance, (numbers, params, state, shift) = step_of_members(case, next(iter(case.float_sets()), []))
+    together = torch.vmap(advance)
+    compiled = torch.compile(together, backend=counter, fullgraph=True)
+    for i in range(3):
+        at = (numbers * (1 - 0.01 * i), params, state, shift + 0.1 * i)
+        found = compiled(*at)
+        assert_close(found, together(*at), rtol=1e-12, atol=1e-12)  # the same operations, traced
+        params, state, _ = found
+    assert counter.frame_count == 1
+
+
+@each_case([case for case in PLAIN if case.factory is gradtx.adamw])
+def test_vmap_of_a_compiled_step_equals_the_vmap_of_the_step(case):
+    torch._dynamo.reset()
+    advance, members = step_of_members(case, case.float_sets()[0])
+    found = torch.vmap(torch.compile(advance, backend="eager", fullgraph=True))(*members)
+    assert_close(found, torch.vmap(advance)(*members), rtol=1e-12, atol=1e-12)
+
+
+STRESS = {
+    "sums": lambda lr: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=lr)),
+    "sums of sums": lambda lr: gradtx.prodigy(lr=lr),
+    "matrices": lambda lr: gradtx.muon(lr=lr),
+    "rows under a clock": lambda lr: gradtx.accumulate(gradtx.adamp(lr=lr), every=2),
+}
+
+
+@torchs_own_deprecation
+@pytest.mark.parametrize("make", STRESS.values(), ids=STRESS)
+def test_a_whole_step_through_inductor_equals_eager(make):
+    torch._dynamo.reset()
+    lr = torch.tensor(0.1)
+    tx = make(lr)
+    params, advance = noise(1, {"matrix": (3, 4), "columns": (2, 5)}, torch.float32), training_step(tx)
+    compiled, state = torch.compile(advance, fullgraph=True), tx.init(params)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for i in range(3):
+            at = (params, state, torch.tensor(0.1 * i))
+            found = compiled(*at)
+            # Fused kernels contract multiplications and additions: a few units in the last place of float32.
+            assert_close(found, advance(*at), rtol=1e-5, atol=1e-6)
+            params, state, _ = found
+            lr.mul_(0.5)
+
+
+def test_a_chain_built_inside_a_compiled_step_does_not_recompile_either():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def update(lr, beta, grads, state, params):
+        tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=lr, betas=(beta, 0.99)))
+        return tx.update(grads, state, params)
+
+    compiled = torch.compile(update, backend=counter, fullgraph=True)
+    params, grads = noise(1), noise(2)
+    plain = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(betas=(0.9, 0.99)))
+    state = plain.init(params)
+    for lr, beta in ((1e-3, 0.9), (1e-2, 0.8), (1.0, 0.5)):
+        updates, _ = compiled(double(lr), double(beta), grads, state, params)
+        expected = plain.replace(lr=lr, betas=(beta, 0.99)).update(grads, state, params)[0]
+        assert_close(updates, expected, rtol=1e-12)  # the same operations, traced
+    assert counter.frame_count == 1
