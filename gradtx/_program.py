@@ -24,6 +24,7 @@ class Leaf:
     """One tensor on its way through a chain: what it is, where it stands, what came of it."""
 
     update: Any  # None where there is no gradient
+    grad: Any
     param: Any
     given: tuple[Any, Any]
 

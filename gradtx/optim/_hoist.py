@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-
 # atan(t) / t as a polynomial of t^2 for t in [0, 1], of least relative error: 2e-8, rounding adds 1e-7.
 ATAN = (
     *(0.999999985, -0.333330733, 0.199926194, -0.142036447, 0.106409344),
@@ -20,7 +19,7 @@ ATAN = (
 
 
 def _atan(x: Tensor) -> Any:
-    """The arc tangent in single precision, in operations that a kernel does in place; torch's kernels call a library."""
+    """The arc tangent in single precision, in operations that a kernel inlines; torch's kernels call a library."""
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return NotImplemented
     size = x.abs()
