@@ -21,7 +21,7 @@ import warnings
 from importlib.metadata import version
 from typing import Any
 
-from common import gpt, interleaved, machine, parameters, ratio
+from common import gpt, interleaved, log_ticks, machine, parameters, ratio
 
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())  # nothing was compiled before
 
@@ -136,6 +136,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set(xscale="log", xlabel="times as fast as pytorch_optimizer's class", ylim=(-0.7, len(rows) - 0.3))
     axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)
+    log_ticks(axes, [0.25, 0.5, 1, 2, 3, 4, 6])
     axes.legend(loc="lower right")
     figure.savefig("docs/algorithms-speed.png", dpi=110)
 

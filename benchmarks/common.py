@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 if any(os.environ.get(key) != value for key, value in TUNED.items()):
@@ -68,6 +69,12 @@ def interleaved(steps: Mapping[str, Callable[[], object]], rounds: int, warm: in
 def ratio(times: list[float], reference: list[float]) -> float:
     """The median over rounds of this time over the reference's of the same round."""
     return statistics.median(own / other for own, other in zip(times, reference, strict=True))
+
+
+def log_ticks(axes: Any, ticks: list[float]) -> None:
+    """Plain numbers on a logarithmic x axis."""
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def machine() -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from common import Shapes, gpt, interleaved, machine, parameters, ratio, resnet50
+from common import Shapes, gpt, interleaved, log_ticks, machine, parameters, ratio, resnet50
 
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
@@ -173,6 +173,7 @@ def draw(results: dict[str, dict[str, float]]) -> None:
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set(xlabel="step time / that of torch's fused AdamW (logarithmic)", xscale="log")
     axes.set_yticks(range(len(names)), names, fontsize=8)
+    log_ticks(axes, [1, 1.5, 2, 3, 5, 10])
     axes.legend()
     figure.savefig("docs/step-time.png", dpi=110)
 

@@ -38,7 +38,7 @@ class RuleStage(Operation):
     def __init__(self, path: Path, run: Run, spec: Any, parts: Parts, arguments: dict[str, Any], state_dtype: Any):
         self.path, self._spec, self._parts, self._state_dtype = path, spec, parts, state_dtype
         self.elementwise = spec.elementwise(arguments) if callable(spec.elementwise) else spec.elementwise
-        self.compiles = spec.compiles and not spec.random and "grad_fn" not in spec.needs
+        self.compiles = spec.compiles and "grad_fn" not in spec.needs
         self.agree = {name: arguments[name] for name in spec.agree}
         self._dims = spec.dims(arguments)
         self._readable = all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value))

@@ -37,7 +37,7 @@ class Spec:
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
-        self.compiles: bool = options.get("compiles", True)
+        self.compiles: bool = options.get("compiles", not self.random)
         self._determined: Any = options.get("determined", True)
         self._dims: Any = options.get("dims")
         self.agree: tuple[str, ...] = options.get("agree", ())
@@ -299,7 +299,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
         compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
-            that is not due.
+            that is not due. Random rules are False unless they say True: only `init` may draw then, since noise
+            follows from the leaf's name, which a program for many leaves doesn't know.
         dims: The least and the largest number of dimensions that a leaf may have, or a function of the arguments
             that gives such a pair; a leaf with another number is an error that names it.
         determined: False, or a function of the arguments that says so, where results depend on a basis that rounding

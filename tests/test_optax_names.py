@@ -18,7 +18,7 @@ import gradtx
 ROOT = Path(__file__).parent.parent
 TABLE = runpy.run_path(str(ROOT / "docs" / "optax_names.py"))
 ROWS = list(TABLE["rows"]())
-SCHEDULES = {row for row in TABLE["SECTIONS"]["Schedules"] if row.mark == "="}
+SCHEDULES = [row for row in TABLE["SECTIONS"]["Schedules"] if row.mark == "="]
 EQUAL = [row for row in ROWS if row.mark == "=" and row not in SCHEDULES]
 TIMES = range(16)  # as far as the longest schedule there goes
 LR = 0.05

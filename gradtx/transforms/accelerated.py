@@ -146,7 +146,7 @@ def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5
     return init, update
 
 
-@per_tensor(random=True, ranges={"alpha": "[0, inf)"}, example={"lr": 0.1})
+@per_tensor(random=True, compiles=True, ranges={"alpha": "[0, inf)"}, example={"lr": 0.1})
 def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0):
     r"""Average gradients whose large entries are bent back towards zero: Gravity's direction.
 
