@@ -36,6 +36,8 @@ DERIVATIVES = """
   derivative, and differences show it. Random numbers don't meet these points. At zero gradients and zero weights, where
   training does, derivatives have to be finite: those of a root at 0 are taken as 0.
 - The derivative of a **sign** is 0, and so are the differences: no slope reaches the gradient through it.
+- What is tested for fewer cases is tested with default switches, or for the rules and combinators that aliases are
+  chains of.
 - **Compiled steps** take the gradient, update and apply it in one graph (`fullgraph=True`); in twenty steps every
   number, the state and the loss change, and nothing is compiled anew. As a rule the graph is run as it was traced; some
   chains go through inductor. `compile=True` of the adapter has tests of its own, for every optimizer.

@@ -22,6 +22,7 @@ from tests.conformance import (
 )
 
 PLAIN, ALL = plain_cases(), all_cases()
+PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
 WEIGHTS = noise(9)
 # Inductor and torch.func.jvp load parts of torch that use torch.jit.
 torchs_own_deprecation = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -125,7 +126,7 @@ def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(ca
 
 
 @torchs_own_deprecation
-@each_case(PLAIN)
+@each_case(PIECES)
 def test_forward_derivatives_are_the_same_under_no_grad(case):
     def result(far):
         start = {name: p * (1 + far) for name, p in case.noise(1).items()}
@@ -160,15 +161,14 @@ def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(c
     tx = case.make(floats)
     advance = training_step(tx)
     compiled = torch.compile(advance, backend=counter, fullgraph=True)
-    params = case.noise(1, SMALL)
-    state = tx.init(params)
+    state = tx.init(case.noise(1, SMALL))
     for i in range(20):
-        shift = double(0.1 * i)
-        found = compiled(params, state, shift)
-        assert_own_memory(found, params, shift)
+        at = (case.noise(1 + i, SMALL), state, double(0.1 * i))  # other weights, since those of a rule alone may grow
+        found = compiled(*at)
+        assert_own_memory(found, at[0], at[2])
         if i in (0, 1, 19):
-            assert_close(found, advance(params, state, shift), rtol=1e-12, atol=1e-12)  # the same operations, traced
-        params, state, _ = found
+            assert_close(found, advance(*at), rtol=1e-12, atol=1e-12)  # the same operations, traced
+        state = found[1]
         for tensor in floats.values():
             tensor.mul_(0.99)
     assert counter.frame_count == 1
@@ -187,7 +187,7 @@ def step_of_members(case, places):
     return advance, stacked(members)
 
 
-@each_case(PLAIN)
+@each_case(PIECES)
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(case):
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -206,14 +206,15 @@ def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(case):
 def test_vmap_of_a_compiled_step_equals_the_vmap_of_the_step(case):
     torch._dynamo.reset()
     advance, members = step_of_members(case, case.float_sets()[0])
-    found = torch.vmap(torch.compile(advance, backend="eager", fullgraph=True))(*members)
+    # Not "eager": there torch looks away.
+    found = torch.vmap(torch.compile(advance, backend="aot_eager", fullgraph=True))(*members)
     assert_close(found, torch.vmap(advance)(*members), rtol=1e-12, atol=1e-12)
 
 
 STRESS = {
     "sums": lambda lr: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=lr)),
     "sums of sums": lambda lr: gradtx.prodigy(lr=lr),
-    "matrices": lambda lr: gradtx.muon(lr=lr),
+    "matrices": lambda lr: gradtx.muon(lr=lr, ns_dtype=torch.float32),
     "rows under a clock": lambda lr: gradtx.accumulate(gradtx.adamp(lr=lr), every=2),
 }
 
