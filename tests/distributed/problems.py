@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, distributed
@@ -38,6 +41,24 @@ class Model(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.body(self.image(x).mean(dim=(2, 3)).tanh())).tanh())
+
+
+@contextlib.contextmanager
+def engine(kind: str) -> Iterator[bool]:
+    """What to pass as `compile` inside of the block, for "eager", "traced" or "compiled" steps.
+
+    Traced programs run as they were traced: all of the engine but torch's compiler, and quick. An engine that gives up
+    is an error.
+    """
+    as_traced = mock.patch.object(torch._inductor, "compile", lambda graph, arguments, options: graph)
+    with warnings.catch_warnings(), as_traced if kind == "traced" else contextlib.nullcontext():
+        warnings.filterwarnings("error", "compile=True has no effect")
+        yield kind != "eager"
+
+
+def bundled(optimizer: Any) -> int:
+    """How many leaves programs updated in the last step."""
+    return sum(len(bundle.records) for bundle in optimizer._engine._plan.bundles)
 
 
 def batch(t: int) -> Tensor:
@@ -189,5 +210,5 @@ CHAINS = {
 
 WITH_CLOSURES = {
     "value": chain(scale_by_value(), gradtx.adamp(lr=1e-2)),
-    "gradients elsewhere": chain(gradient_ahead(), gradtx.adamp(lr=1e-2)),
+    "gradients elsewhere": chain(divide_otherwise(), gradient_ahead(), gradtx.adamp(lr=1e-2)),
 }
