@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 import gradtx
 from gradtx import chain
 from gradtx._sharding import local, rejoined
+from gradtx.optim import _engine
 from tests.optim.chains import CHAINS as OF_ONE_PROCESS
 from tests.optim.chains import add_noise, gradient_ahead, scale_by_value
 
@@ -47,12 +48,15 @@ class Model(torch.nn.Module):
 def engine(kind: str) -> Iterator[bool]:
     """What to pass as `compile` inside of the block, for "eager", "traced" or "compiled" steps.
 
-    Traced programs run as they were traced: all of the engine but torch's compiler, and quick. An engine that gives up
-    is an error.
+    Programs are of two leaves each. Traced ones run as they were traced: all of the engine but torch's compiler, and
+    quick. An engine that gives up is an error.
     """
-    as_traced = mock.patch.object(torch._inductor, "compile", lambda graph, arguments, options: graph)
-    with warnings.catch_warnings(), as_traced if kind == "traced" else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("error", "compile=True has no effect")
+        stack.enter_context(mock.patch.object(_engine, "WIDTH", 2))
+        if kind == "traced":
+            stack.enter_context(mock.patch.object(torch._inductor, "compile", lambda graph, arguments, options: graph))
         yield kind != "eager"
 
 

@@ -33,8 +33,11 @@ def replicated_equals_whole(name, kind):
     return weights(model), states(model, optimizer)
 
 
-@pytest.mark.parametrize("kind", ["eager", "traced"])
-@pytest.mark.parametrize("name", [*CHAINS, "gradients elsewhere"])  # each process has a loss of its own
+CASES = [(name, "eager") for name in [*CHAINS, "gradients elsewhere"]]  # each process has a loss of its own
+CASES += [(name, "traced") for name in ("clip and adamw", "adamp", "distance", "accumulate", "partition")]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_processes_with_half_a_batch_each_take_the_steps_of_one_with_all_of_it(name, kind, two):
     first, second = two.run(replicated_equals_whole, name, kind)
     assert_equal(first, second)
@@ -63,6 +66,6 @@ def divided_states_equal_whole(kind):
         assert_close([found["state"]], [expected["state"]])
 
 
-@pytest.mark.parametrize("kind", ["eager", "compiled"])
+@pytest.mark.parametrize("kind", ["eager", "traced"])
 def test_states_divided_by_zero_redundancy_take_the_steps_of_whole_ones(kind, two):
     two.run(divided_states_equal_whole, kind)
