@@ -84,7 +84,7 @@ def scale_by_amos(
 
     def mean(x):
         if slot == "scalar":
-            # Plain numbers from here on: torch 2.13 fails to add a Python number to a sum that is outstanding.
+            # A plain number from here on: to a sum that is outstanding torch 2.13 fails to add one (an AttributeError).
             return undivided(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
         if slot == "full" or x.ndim < 2:
             return x
