@@ -381,7 +381,8 @@ def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
         leaf.at = -1
         advance(leaf, None)
     while blocked:
-        path = next(path for path in blocked if not _awaited(path, blocked))
+        # Not in the order of arrival, which for divided tensors need not be that of other processes.
+        path = next(path for path in sorted(blocked) if not _awaited(path, blocked))
         waiting = blocked.pop(path)
         first = waiting[0][0]
         total = first.run.combined(first.program[first.at], waiting)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar, exact_dtype
 from gradtx._program import Leaf, Scope
+from gradtx._sharding import stacked
 from gradtx._stages import Parts, TreeStage
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import Combinator, combinator
@@ -48,7 +48,7 @@ class _GradientStage(TreeStage):
 def _total(terms: Mapping[str, Tensor]) -> Tensor:
     """The sum of all entries of a tree: leaf by leaf, then in name order, in float64."""
     sums = [terms[name].sum() for name in sorted(terms)]
-    return torch.stack([one.to(sums[0].device, exact_dtype(sums[0])) for one in sums]).sum()
+    return stacked([one.to(sums[0].device, exact_dtype(sums[0])) for one in sums]).sum()
 
 
 def _size(tree: Tree) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._context import Clock
 from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
 from gradtx._program import FROZEN, Block, Leaf, Path, execute, initialize, memory_of, takes_none
+from gradtx._sharding import placed_as
 from gradtx._tree import check_leaf, check_names, tensors
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
@@ -461,7 +462,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             for name in old:
                 named[name].grad = None
                 if name in values:
-                    named[name].copy_(values[name])
+                    named[name].copy_(placed_as(values[name], named[name]))
             with torch.enable_grad():
                 closure()
             found = {}

@@ -9,6 +9,7 @@ import torch
 from gradtx._arguments import Betas, Scalar, exact, is_off, readable
 from gradtx.core import chain
 from gradtx.factories import per_tensor
+from gradtx.transforms._math import largest
 from gradtx.transforms.decay import check_initial_lr
 from gradtx.transforms.momentum import accumulated
 
@@ -185,9 +186,7 @@ def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed:
         return {"v": (size * rng.normal(param)).to(param.dtype)}
 
     def update(update, state, param, ctx):
-        bent = update
-        if update.numel():
-            bent = update / (1 + (update * update.abs().amax()).square())
+        bent = update / (1 + (update * largest(update.abs())).square())
         beta_t = (beta * ctx.time + 1) / (ctx.time + 2)
         velocity = beta_t * state["v"] + (1 - beta_t) * bent
         return velocity, {"v": velocity}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar, exact, exact_dtype
+from gradtx._sharding import undivided
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, safe_sqrt
 
@@ -83,7 +84,8 @@ def scale_by_amos(
 
     def mean(x):
         if slot == "scalar":
-            return x.sum(dtype=exact_dtype(x)) / max(x.numel(), 1)
+            # A plain number from here on: to a sum that is outstanding torch 2.13 fails to add one (an AttributeError).
+            return undivided(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
         if slot == "full" or x.ndim < 2:
             return x
         return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True) / max(math.prod(x.shape[1:]), 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, distributed
@@ -15,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 import gradtx
 from gradtx import chain
 from gradtx._sharding import local, rejoined
+from gradtx.optim import _engine
 from tests.optim.chains import CHAINS as OF_ONE_PROCESS
 from tests.optim.chains import add_noise, gradient_ahead, scale_by_value
 
@@ -38,6 +42,27 @@ class Model(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.body(self.image(x).mean(dim=(2, 3)).tanh())).tanh())
+
+
+@contextlib.contextmanager
+def engine(kind: str) -> Iterator[bool]:
+    """What to pass as `compile` inside of the block, for "eager", "traced" or "compiled" steps.
+
+    Programs are of two leaves each. Traced ones run as they were traced: all of the engine but torch's compiler, and
+    quick. An engine that gives up is an error.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("error", "compile=True has no effect")
+        stack.enter_context(mock.patch.object(_engine, "WIDTH", 2))
+        if kind == "traced":
+            stack.enter_context(mock.patch.object(torch._inductor, "compile", lambda graph, arguments, options: graph))
+        yield kind != "eager"
+
+
+def bundled(optimizer: Any) -> int:
+    """How many leaves programs updated in the last step."""
+    return sum(len(bundle.records) for bundle in optimizer._engine._plan.bundles)
 
 
 def batch(t: int) -> Tensor:
@@ -189,5 +214,5 @@ CHAINS = {
 
 WITH_CLOSURES = {
     "value": chain(scale_by_value(), gradtx.adamp(lr=1e-2)),
-    "gradients elsewhere": chain(gradient_ahead(), gradtx.adamp(lr=1e-2)),
+    "gradients elsewhere": chain(divide_otherwise(), gradient_ahead(), gradtx.adamp(lr=1e-2)),
 }

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import gradtx
-from tests.distributed.problems import CHAINS, STEPS, Model, assert_close, sharded, states, train, weights
+from tests.distributed.problems import CHAINS, STEPS, Model, assert_close, engine, sharded, states, train, weights
 
 BEFORE = 3
 KINDS = [
@@ -39,9 +39,10 @@ def options(flat):
     return StateDictOptions(flatten_optimizer_state_dict=flat)
 
 
-def save(folder, name, compile, flat, steps):
-    model, optimizer = made(name, compile)
-    train(model, optimizer, steps)
+def save(folder, name, kind, flat, steps):
+    with engine(kind) as compile:
+        model, optimizer = made(name, compile)
+        train(model, optimizer, steps)
     parts = {
         "model": get_model_state_dict(model),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=options(flat)),
@@ -50,9 +51,10 @@ def save(folder, name, compile, flat, steps):
     return weights(model), states(model, optimizer)
 
 
-def load(folder, name, compile, flat, steps):
+def load(folder, name, kind, flat, steps):
     """Takes the rest of the steps; the results are those of a run in one piece."""
-    model, optimizer = made(name, compile)
+    with engine(kind) as compile:
+        model, optimizer = made(name, compile)
     with torch.no_grad():
         for param in model.parameters():
             param.zero_()
@@ -64,7 +66,8 @@ def load(folder, name, compile, flat, steps):
     set_model_state_dict(model, parts["model"])
     set_optimizer_state_dict(model, optimizer, parts["optimizer"], options=options(flat))
     found = weights(model), states(model, optimizer)
-    train(model, optimizer, STEPS - steps, start=steps)
+    with engine(kind):
+        train(model, optimizer, STEPS - steps, start=steps)
     plain = Model()
     reference = gradtx.as_optimizer(CHAINS[name], plain.named_parameters())
     train(plain, reference, STEPS)
@@ -76,57 +79,61 @@ def load(folder, name, compile, flat, steps):
 CASES = [(name, False, BEFORE) for name in KINDS]
 CASES += [(name, True, BEFORE) for name in ("clip and adamw", "distance", "accumulate", "partition", "freeze")]
 CASES += [(name, flat, 0) for name in ("clip and adamw", "freeze", "lookahead") for flat in (False, True)]
+# Those that programs update; the others step eagerly on divided tensors.
+IN_PROGRAMS = ["sgd", "accumulate", "partition", "lookahead"]
+CASES = [(*case, "eager") for case in CASES] + [(name, False, BEFORE, "traced") for name in IN_PROGRAMS]
 
 
-@pytest.mark.parametrize("compile", [False])
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2)])
-@pytest.mark.parametrize(("name", "flat", "steps"), CASES)
-def test_a_run_continues_in_another_world(name, flat, steps, source, target, compile, one, two, tmp_path):
+@pytest.mark.parametrize(("name", "flat", "steps", "kind"), CASES)
+def test_a_run_continues_in_another_world(name, flat, steps, source, target, kind, one, two, tmp_path):
     worlds = {1: one, 2: two}
-    saved = worlds[source].run(save, str(tmp_path), name, compile, flat, steps)[0]
-    found = worlds[target].run(load, str(tmp_path), name, compile, flat, steps)[0]
+    saved = worlds[source].run(save, str(tmp_path), name, kind, flat, steps)[0]
+    found = worlds[target].run(load, str(tmp_path), name, kind, flat, steps)[0]
     for got, expected in zip(found, saved, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
-def whole_state_continues(name, compile):
-    model, optimizer = made(name, compile)
-    train(model, optimizer, BEFORE)
+def whole_state_continues(name, kind):
+    with engine(kind) as compile:
+        model, optimizer = made(name, compile)
+        train(model, optimizer, BEFORE)
     on_first = StateDictOptions(full_state_dict=True, cpu_offload=True)
     saved = get_optimizer_state_dict(model, optimizer, options=on_first)
     again = gradtx.as_optimizer(CHAINS[name], model.named_parameters(), compile=compile)
     everywhere = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_optimizer_state_dict(model, again, saved, options=everywhere)
     torch.testing.assert_close(states(model, again), states(model, optimizer), rtol=0, atol=0)
-    train(model, again, STEPS - BEFORE, start=BEFORE)
+    with engine(kind):
+        train(model, again, STEPS - BEFORE, start=BEFORE)
     plain = Model()
     train(plain, gradtx.as_optimizer(CHAINS[name], plain.named_parameters()), STEPS)
     assert_close(weights(model), weights(plain))
 
 
-@pytest.mark.parametrize("compile", [False])
-@pytest.mark.parametrize("name", KINDS)
-def test_a_state_gathered_on_the_first_process_continues(name, compile, two):
-    two.run(whole_state_continues, name, compile)
+@pytest.mark.parametrize(("name", "kind"), [(n, "eager") for n in KINDS] + [(n, "traced") for n in IN_PROGRAMS])
+def test_a_state_gathered_on_the_first_process_continues(name, kind, two):
+    two.run(whole_state_continues, name, kind)
 
 
-def torchs_run_continues(folder, flat, compile):
+def torchs_run_continues(folder, flat, kind):
     model = sharded()
     theirs = torch.optim.AdamW(model.parameters(), lr=1e-2)
     train(model, theirs, BEFORE)
     state = get_optimizer_state_dict(model, theirs, options=options(flat))
     checkpoint.save({"optimizer": state}, checkpoint_id=folder)
-    ours = gradtx.optim.AdamW(model.parameters(), compile=compile)
+    ours = gradtx.optim.AdamW(model.parameters(), compile=kind != "eager")
     found = get_optimizer_state_dict(model, ours, options=options(flat))
     checkpoint.load({"optimizer": found}, checkpoint_id=folder)
     set_optimizer_state_dict(model, ours, found, options=options(flat))
-    train(model, ours, STEPS - BEFORE, start=BEFORE)
+    with engine(kind):
+        train(model, ours, STEPS - BEFORE, start=BEFORE)
     plain = Model()
     train(plain, torch.optim.AdamW(plain.parameters(), lr=1e-2), STEPS)
     assert_close(weights(model), weights(plain))
 
 
-@pytest.mark.parametrize("compile", [False])
+@pytest.mark.parametrize("kind", ["eager", "compiled"])
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
-def test_a_sharded_run_of_torchs_adamw_continues(flat, compile, two, tmp_path):
-    two.run(torchs_run_continues, str(tmp_path), flat, compile)
+def test_a_sharded_run_of_torchs_adamw_continues(flat, kind, two, tmp_path):
+    two.run(torchs_run_continues, str(tmp_path), flat, kind)

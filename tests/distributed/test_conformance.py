@@ -10,7 +10,7 @@ from torch.utils import _pytree
 
 import gradtx
 from tests.conformance import all_cases, noise
-from tests.distributed.problems import assert_close, whole
+from tests.distributed.problems import assert_close, bundled, engine, whole
 
 # All switches of rules; what is made of rules, once. Not where rounding decides a basis: sums here have another order.
 CASES = {
@@ -21,6 +21,7 @@ CASES = {
 
 # The last process has nothing of `row`; `scalar` is not divided, as parameters that FSDP ignores.
 SHAPES = {"conv": (3, 2, 2, 2), "matrix": (3, 4), "columns": (2, 3), "row": (1, 4), "vector": (5,), "scalar": ()}
+DIVIDED = tuple(name for name, shape in SHAPES.items() if shape)
 OFFSETS = noise(7, SHAPES)
 
 
@@ -34,8 +35,8 @@ def divided(tensor):
     return distribute_tensor(tensor, mesh(), [Shard(dim)]) if tensor.ndim else tensor
 
 
-def run(tx, place, compile, names=tuple(SHAPES), steps=3):
-    """Parameters, state and weights to evaluate with after some steps; `place` divides tensors, or not."""
+def run(tx, place, compile=False, names=tuple(SHAPES), steps=3):
+    """Parameters, state and weights to evaluate with after some steps, and the optimizer; `place` divides, or not."""
     start = {name: value for name, value in noise(1, SHAPES).items() if name in names}
     params = {name: torch.nn.Parameter(place(value).clone()) for name, value in start.items()}
     optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=compile)
@@ -59,29 +60,67 @@ def run(tx, place, compile, names=tuple(SHAPES), steps=3):
     found.append([{key: whole(value) for key, value in optimizer.state[p].items()} for p in params.values()])
     with optimizer.eval_params():
         found.append([whole(param) for param in params.values()])
-    return found
+    return found, optimizer
 
 
-def divided_equals_whole(case, compile):
+def undivided(tensor):
+    return tensor.clone()
+
+
+def divided_equals_whole(case):
     tx, names = CASES[case].make(), tuple(CASES[case].noise(1, SHAPES))
-    assert_close(run(tx, divided, compile, names), run(tx, lambda tensor: tensor, False, names))
+    assert_close(run(tx, divided, names=names)[0], run(tx, undivided, names=names)[0])
 
 
-# What does not run on divided tensors as yet: a link that calls the closure again writes whole tensors into divided
-# parameters; noise drawn by `init` and the decays of Amos's slots end in exchanges that not every process enters.
-NOT_YET = ("sam", "asam", "gsam", "gravity", "scale_by_gravity", "scale_by_amos-on")
+@pytest.mark.parametrize("case", CASES)
+def test_divided_tensors_take_the_steps_of_whole_ones(case, two):
+    two.run(divided_equals_whole, case)
 
 
-@pytest.mark.parametrize("compile", [False])
-@pytest.mark.parametrize("case", [case for case in CASES if case not in NOT_YET])
-def test_divided_tensors_take_the_steps_of_whole_ones(case, compile, two):
-    two.run(divided_equals_whole, case, compile)
+CLIP = gradtx.clip_by_global_norm(0.5)
+# With the number of leaves that go through programs in each process: those of two entries or more here, if the chain is
+# elementwise and has no sums over leaves.
+IN_THE_ENGINE = {
+    "adamw": (gradtx.adamw(lr=0.1), (5, 4)),
+    "adamp": (gradtx.adamp(lr=0.1, weight_decay=0.1), (0, 0)),
+    "lamb": (gradtx.lamb(lr=0.1), (0, 0)),
+    "clip and adamw": (gradtx.chain(CLIP, gradtx.adamw(lr=0.1)), (0, 0)),
+    "prodigy": (gradtx.prodigy(lr=0.1, d0=0.1), (0, 0)),
+    # What a process has nothing of is the first to step eagerly there: its branch is not to be the first to sum.
+    "sums of branches": (
+        gradtx.partition(
+            {"one": gradtx.chain(CLIP, gradtx.sgd(lr=0.1)), "other": gradtx.chain(CLIP, gradtx.sgd(lr=0.2))},
+            {"one": ("conv", "matrix"), "other": "*"},
+        ),
+        (0, 0),
+    ),
+    "branches": (
+        gradtx.partition(
+            {"one": gradtx.chain(CLIP, gradtx.adamp(lr=0.1)), "other": gradtx.sgd(lr=0.1, momentum=0.9)},
+            {"one": ("conv", "matrix"), "other": "*"},
+        ),
+        (3, 2),
+    ),
+}
+
+
+def programs_equal_whole(name):
+    tx, _ = IN_THE_ENGINE[name]
+    with engine("traced") as compile:
+        found, optimizer = run(tx, divided, compile, DIVIDED)
+    assert_close(found, run(tx, undivided, names=DIVIDED)[0])
+    return bundled(optimizer)
+
+
+@pytest.mark.parametrize("name", IN_THE_ENGINE)
+def test_programs_update_what_a_process_has_and_leave_the_rest_to_eager_steps(name, two):
+    assert tuple(two.run(programs_equal_whole, name)) == IN_THE_ENGINE[name][1]
 
 
 def pure_functions_agree():
     tx = gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamp(lr=0.1), gradtx.lookahead(k=2))
     results = []
-    for place in (divided, lambda tensor: tensor):
+    for place in (divided, undivided):
         params = {name: place(value) for name, value in noise(1, SHAPES).items()}
         state = tx.init(params)
         for t in range(4):
@@ -124,7 +163,7 @@ def refuse():
 
 def gathers_what_cannot_be_divided():
     tx = gradtx.chain(sort_entries(), gradtx.sgd(lr=0.1))
-    assert_close(run(tx, divided, False), run(tx, lambda tensor: tensor.clone(), False))
+    assert_close(run(tx, divided)[0], run(tx, undivided)[0])
     param = torch.nn.Parameter(divided(torch.ones(SHAPES["conv"], dtype=torch.float64)))
     optimizer = gradtx.as_optimizer(tx, [param])
     for _ in range(2):
@@ -135,7 +174,7 @@ def gathers_what_cannot_be_divided():
         param.grad = param.detach()
         optimizer.step()
     with pytest.raises(RuntimeError, match="not today"):
-        run(refuse(), divided, False)
+        run(refuse(), divided)
 
 
 def test_rules_that_cannot_be_divided_run_on_gathered_tensors_and_keep_divided_state(two):

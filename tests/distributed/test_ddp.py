@@ -6,7 +6,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import gradtx
-from tests.distributed.problems import CHAINS, WITH_CLOSURES, Model, assert_close, states, train, weights
+from tests.distributed.problems import CHAINS, WITH_CLOSURES, Model, assert_close, engine, states, train, weights
 from tests.optim.problems import assert_equal
 
 STEPS = 4
@@ -20,38 +20,43 @@ class Halved(DistributedDataParallel):
         return super().forward(x.chunk(size)[rank])
 
 
-def replicated_equals_whole(name, compile):
+def replicated_equals_whole(name, kind):
     tx, closure = {**CHAINS, **WITH_CLOSURES}[name], name in WITH_CLOSURES
     plain, model = Model(), Model()
     reference = gradtx.as_optimizer(tx, plain.named_parameters())
-    optimizer = gradtx.as_optimizer(tx, model.named_parameters(), compile=compile)
     train(plain, reference, STEPS, closure=closure)
-    train(Halved(model), optimizer, STEPS, closure=closure)
+    with engine(kind) as compile:
+        optimizer = gradtx.as_optimizer(tx, model.named_parameters(), compile=compile)
+        train(Halved(model), optimizer, STEPS, closure=closure)
     assert_close(weights(model), weights(plain))
     assert_close(states(model, optimizer), states(plain, reference))
     return weights(model), states(model, optimizer)
 
 
-@pytest.mark.parametrize("compile", [False])
-@pytest.mark.parametrize("name", [*CHAINS, "gradients elsewhere"])  # each process has a loss of its own
-def test_processes_with_half_a_batch_each_take_the_steps_of_one_with_all_of_it(name, compile, two):
-    first, second = two.run(replicated_equals_whole, name, compile)
+CASES = [(name, "eager") for name in [*CHAINS, "gradients elsewhere"]]  # each process has a loss of its own
+CASES += [(name, "traced") for name in ("clip and adamw", "adamp", "distance", "accumulate", "partition")]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_processes_with_half_a_batch_each_take_the_steps_of_one_with_all_of_it(name, kind, two):
+    first, second = two.run(replicated_equals_whole, name, kind)
     assert_equal(first, second)
 
 
-def divided_states_equal_whole(compile):
+def divided_states_equal_whole(kind):
     from torch.distributed.optim import ZeroRedundancyOptimizer  # here, since its import warns
 
     plain, model = Model(), Model()
     reference = gradtx.optim.AdamP(plain.parameters(), lr=1e-2, weight_decay=0.1)
-    options = {"lr": 1e-2, "weight_decay": 0.1, "compile": compile}
-    optimizer = ZeroRedundancyOptimizer(model.parameters(), gradtx.optim.AdamP, **options)
-    schedulers = [torch.optim.lr_scheduler.ExponentialLR(each, 0.5) for each in (reference, optimizer)]
-    for t in range(STEPS):
-        train(plain, reference, 1, t)
-        train(Halved(model), optimizer, 1, t)
-        for scheduler in schedulers:
-            scheduler.step()
+    with engine(kind) as compile:
+        options = {"lr": 1e-2, "weight_decay": 0.1, "compile": compile}
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), gradtx.optim.AdamP, **options)
+        schedulers = [torch.optim.lr_scheduler.ExponentialLR(each, 0.5) for each in (reference, optimizer)]
+        for t in range(STEPS):
+            train(plain, reference, 1, t)
+            train(Halved(model), optimizer, 1, t)
+            for scheduler in schedulers:
+                scheduler.step()
     assert_close(weights(model), weights(plain))
     optimizer.consolidate_state_dict(0)
     if distributed.get_rank() == 0:
@@ -61,6 +66,6 @@ def divided_states_equal_whole(compile):
         assert_close([found["state"]], [expected["state"]])
 
 
-@pytest.mark.parametrize("compile", [False])
-def test_states_divided_by_zero_redundancy_take_the_steps_of_whole_ones(compile, two):
-    two.run(divided_states_equal_whole, compile)
+@pytest.mark.parametrize("kind", ["eager", "traced"])
+def test_states_divided_by_zero_redundancy_take_the_steps_of_whole_ones(kind, two):
+    two.run(divided_states_equal_whole, kind)
