@@ -62,7 +62,8 @@ def muon(
         ns_steps: Number of iterations, in [0, 100).
         adjust_lr_fn: $r$: None or "original" is $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
             $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
-        ns_dtype: What to iterate in; None for the leaf's own dtype. bfloat16 is good to about 1e-2.
+        ns_dtype: What to iterate in; None for the leaf's own dtype. bfloat16 is good to about 1e-2. For a
+            gradient through training take None: that of bfloat16 can have the wrong sign.
         flatten: Take leaves of three and more dimensions as well, read as (first dimension, all others).
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are no matrices.
 
