@@ -26,6 +26,9 @@ class Frame:
             self.run.clock_paths[scope.place] = self.path
         inner = self.tx._expand(scope.inside(self.path, count))
         self.takes_none = self.takes_none or takes_none(inner)
+        return self.between(inner)
+
+    def between(self, inner: list[Any]) -> list[Any]:
         return [_Enter(self), *inner, _Exit(self)]
 
     takes_none = False
@@ -78,8 +81,8 @@ class Frame:
         """Inner shared values and trees stay as they were unless `accept`."""
         run = self.run
         for path in run.new_shared:
-            if self.holds(path):
-                old = run.scalars(path)
+            old = run.scalars(path) if self.holds(path) else None
+            if old:  # there are none of a branch that none of these leaves takes
                 run.new_shared[path] = {
                     name: torch.where(accept, new, old[name]) for name, new in run.new_shared[path].items()
                 }

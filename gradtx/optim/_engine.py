@@ -24,6 +24,7 @@ from gradtx._program import FROZEN, Leaf, Operation
 from gradtx._sharding import is_sharded, local
 from gradtx.optim._groups import GroupView
 from gradtx.optim._run import OptimizerRun, Record
+from gradtx.optim._scaling import Count, Scaling, next_number, on_device
 from gradtx.optim._trace import Form, Pass, Program
 
 logger = logging.getLogger("gradtx")
@@ -43,7 +44,7 @@ class Call(NamedTuple):
     """
 
     run: OptimizerRun
-    count: int
+    count: int | Tensor
     views: list[GroupView]
     structures: list[Any]
     numbers: list[list[Any]]
@@ -51,6 +52,7 @@ class Call(NamedTuple):
     leaves_of: Callable[[list[Record]], list[Leaf]]
     scalars: Mapping[str, Any]
     trees: Trees
+    scaling: Scaling | None
 
 
 class Bundle:
@@ -220,11 +222,12 @@ class Engine:
         """The bundles of this step, ready to run, and the work that is left for eager leaves."""
         if self._broken or not call.work:
             return [], call.work
-        least, gradients = min(record.count for record in call.work), [record.param.grad for record in call.work]
+        gradients, counts = [record.param.grad for record in call.work], [record.count for record in call.work]
+        ranks = {count: i for i, count in enumerate(dict.fromkeys(counts))}
         token = (
             call.work,
             [record.group for record in call.work],
-            [record.count - least for record in call.work],
+            [ranks[count] for count in counts],
             [record.layout for record in call.work],
             [None if grad is None else grad.dtype for grad in gradients],
             [None if grad is None else grad.shape for grad in gradients],
@@ -232,6 +235,7 @@ class Engine:
             {name: value.dtype for name, value in call.scalars.items() if isinstance(value, Tensor)},
             {key: {name: _form(value) for name, value in tree.items()} for key, tree in call.trees.items()},
             torch.is_inference_mode_enabled(),
+            call.scaling is not None,
         )
         plan = self._plan
         known = plan is not None and plan.token == token and plan.holds()
@@ -239,13 +243,13 @@ class Engine:
         try:
             if plan is None or not known:
                 plan = self._plan = self._planned(token, leaves, call)
-            counts: dict[Any, list[Tensor]] = {}
+            beginnings: dict[Any, list[Tensor]] = {}
             ready: dict[Any, Any] = {}
             for bundle in plan.bundles:
                 key = bundle.records[0].count, bundle.device
-                if key not in counts:
-                    counts[key] = _counts(*key, call)
-                first = [*counts[key], *self._first(bundle.records[0].group, bundle.form, bundle.device, call)]
+                if key not in beginnings:
+                    beginnings[key] = _beginning(*key, call)
+                first = [*beginnings[key], *self._first(bundle.records[0].group, bundle.form, bundle.device, call)]
                 bundle.begin(call.run, first, call.trees, ready)
             return plan.bundles, plan.rest
         except Exception as error:
@@ -355,13 +359,14 @@ class Engine:
             tuple(name for name, value in leaf.extras.items() if value is None),
             call.run.known_extras,
             kind.width,
+            call.scaling is not None,
         )
         bundle = Bundle(records, form, kind.flat, leaf.name)
         bundle.fill(self._flag, call.trees)
-        first = _counts(record.count, bundle.device, call)
+        first = _beginning(record.count, bundle.device, call)
         first += self._first(record.group, form, bundle.device, call)
         tensors = bundle.arguments(call.trees)
-        key = (*key, tuple(form.shared.items()), tuple(form.scalars.items()), form.absent)
+        key = (*key, tuple(form.shared.items()), tuple(form.scalars.items()), form.absent, form.scaled)
         programs = self._programs.setdefault(key, [])
         program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
@@ -423,9 +428,10 @@ def _overlapping(records: list[Record]) -> set[int]:
     return found
 
 
-def _counts(made: int, device: torch.device, call: Call) -> list[Tensor]:
-    """The number of this step for leaves that have made so many, and the count that schedules follow."""
-    return [torch.full((), count, dtype=torch.int64, device=device) for count in (made + 1, call.count)]
+def _beginning(made: int | Count, device: torch.device, call: Call) -> list[Tensor]:
+    """The number of this step for leaves that have made so many, the schedules' count, the numbers of a scaler."""
+    scaler = () if call.scaling is None else call.scaling.on(device)
+    return [next_number(made, device), on_device(call.count, device), *scaler]
 
 
 def compiler_options(compile: Any) -> dict[str, Any]:

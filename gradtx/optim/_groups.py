@@ -93,12 +93,15 @@ class GroupView:
         self._cached = None if any(_each(value, _is_tensor, any) for value in values.values()) else (key, tx)
         return tx
 
-    def structure(self, values: Mapping[str, Any], count: Callable[[Entry], int]) -> tuple[Any, list[Any]]:
+    def structure(self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]) -> tuple[Any, list[Any]]:
         """What of these values decides links and slots, with `NUMBER` for what doesn't; and these numbers in order."""
         numbers: list[Any] = []
 
         def take(entry: Entry, item: Any) -> str:
-            numbers.append(next_value(item, count(entry)) if isinstance(item, Schedule) else item)
+            if isinstance(item, Schedule):
+                at = count(entry)
+                item = resolve(item, at) if isinstance(at, Tensor) else next_value(item, at)
+            numbers.append(item)
             return NUMBER
 
         frame = tuple(

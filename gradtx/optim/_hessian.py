@@ -8,8 +8,8 @@ same.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from gradtx._context import Clock
 from gradtx._program import NEGATE, Block, Leaf
 from gradtx._random import Stream
 from gradtx.core import GradientTransformation
+
+if TYPE_CHECKING:
+    from gradtx.optim._step import Step
 
 SEED = "hessian_seed"  # its key in a group
 CPU = torch.device("cpu")
@@ -80,16 +83,23 @@ class HessianStep:
         run.commits.clear()  # they refer to the run, see `step`
         return False
 
-    def supply(self, leaves: Iterable[Leaf]) -> None:
-        """Give leaves their part of the diagonal before anything is written.
+    def supply(self, step: Step) -> None:
+        """Give the leaves of a step their part of the diagonal before anything is written.
 
         Raises:
+            RuntimeError: it is to be estimated from gradients that a GradScaler has scaled.
             ValueError: it is due, and neither given nor to be had.
         """
         if self._source.link is None:
             return
+        leaves = step.leaves(step.work)
         signs = [(leaf, sign) for leaf in leaves if (sign := _use(leaf)) is not None]
         due = {leaf.key: leaf.name for leaf, sign in signs if sign}
+        if self._found and due and step.scaled:
+            raise RuntimeError(
+                f"{self._source.link}: hessian_diag can't be estimated from gradients that a GradScaler has scaled; "
+                "call step(hessian_diag=...), or train in bfloat16 without a scaler"
+            )
         try:
             diagonal = self._estimate(due) if self._found and due else {}
         finally:
@@ -106,6 +116,7 @@ class HessianStep:
                     )
                 # Nobody will look at it; a None means 'keep the last one' to rules, which some don't have.
                 _give(leaf, torch.zeros((), device=leaf.device, dtype=leaf.wide).expand(leaf.given[1].shape))
+        step.trees = {**step.trees, "hessian_diag": {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}}
 
     def _estimate(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
         optimizer = self._optimizer

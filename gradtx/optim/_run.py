@@ -11,6 +11,7 @@ from torch import Tensor
 from gradtx import _tree
 from gradtx._program import Block, Leaf, Path, Run
 from gradtx._sharding import local
+from gradtx.optim._scaling import Count
 
 # Entries of a part of a large leaf: temporaries of a rule stay in a core's cache, and few enough calls remain.
 # Measured with benchmarks/step_time.py: smaller parts are slower, from 2**18 to 2**24 all take the same time.
@@ -60,7 +61,7 @@ class Record:
     `made` holds the tensors that the library made and nobody has used yet, each with its version.
     """
 
-    __slots__ = ("choices", "count", "group", "layout", "made", "name", "param", "state", "waiting")
+    __slots__ = ("_counted", "choices", "count", "group", "layout", "made", "name", "param", "state", "waiting")
 
     def __init__(self, name: str, param: Tensor):
         self.name, self.param = name, param
@@ -70,10 +71,23 @@ class Record:
         self.waiting: dict[str, Any] | None = None  # what a checkpoint has for a parameter that is still lazy
         # As looked up for the present step: the state, how many steps it has made, the position of the group.
         self.state: dict[str, Any] = {}
-        self.count = self.group = 0
+        self.count: int | Count = 0
+        self.group = 0
+        self._counted: tuple[Tensor, int] | None = None  # the tensor of which `count` is known on a device, its version
 
     def look(self, state: dict[str, Any]) -> None:
-        self.state, self.count = state, int(state["step"]) if state else 0
+        self.state, self.count = state, self.counted(state)
+
+    def counted(self, state: Mapping[str, Any]) -> int | Count:
+        """How many steps the parameter has made, without waiting for a device that counts by itself."""
+        step = state.get("step", 0)
+        known, version = self._counted or (None, 0)
+        return self.count if step is known and _version(step) == version else int(step)
+
+    def count_as(self, count: int | Count) -> None:
+        """Take over what the tensor `step` of the state counts, known by other means."""
+        self.count = count
+        self._counted = (self.state["step"], _version(self.state["step"])) if isinstance(count, Count) else None
 
     def untouched(self, state: Mapping[str, Any]) -> bool:
         """Whether the state is as the library made it, before any step."""
@@ -109,6 +123,7 @@ class OptimizerRun(Run):
         self.initial, self.device = initial, device
         self._state, self._records = state, records
         self.grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+        self.tick: Any = 1  # what this step adds to counts
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         for param, record in self._records.items():

@@ -7,9 +7,11 @@ the last compute only what the sum needs, so that nothing is held in between.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,14 +26,15 @@ from gradtx._program import Block, Leaf, Operation, Path, Run, execute, memory_o
 from gradtx.core import GradientTransformation
 from gradtx.optim._hoist import REPLACED, hoist, is_number, multiply
 from gradtx.optim._run import Layout
+from gradtx.optim._scaling import Scaling, Unscale
 
 
 class Form(NamedTuple):
     """What decides a program besides the chain: what is passed, in which order, and what selectors said of the leaves.
 
-    The flat arguments are: the number of this step, the count that schedules follow, hyperparameters, shared values,
-    0-d extras; then totals; then for each leaf whether it is real (a bundle may be padded), parameter, slots, gradient,
-    extras.
+    The flat arguments are: the number of this step, the count that schedules follow, where a GradScaler is at work its
+    two numbers, hyperparameters, shared values, 0-d extras; then totals; then for each leaf whether it is real (a
+    bundle may be padded), parameter, slots, gradient, extras.
     """
 
     layout: Layout
@@ -43,6 +46,7 @@ class Form(NamedTuple):
     absent: tuple[str, ...]  # extras that are None
     known_extras: Any
     width: int
+    scaled: bool
 
     @property
     def slots(self) -> list[str]:
@@ -113,9 +117,16 @@ class Pass:
     def _compiled(self, graph: Any, examples: list[Any], options: Mapping[str, Any]) -> Any:
         if graph is None:
             return None
+        from torch._inductor.exc import InductorError
+
+        options = {"size_asserts": False, **options}
         with tracing(TracingContext(self._mode)), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, such as a deprecation at its first import
-            return torch._inductor.compile(graph, examples, options={"size_asserts": False, **options})
+            try:
+                return torch._inductor.compile(graph, examples, options=options)
+            except InductorError:
+                with _separate_loops():
+                    return torch._inductor.compile(graph, examples, options=options)
 
     def prepare(self, start: list[Tensor]) -> list[Tensor]:
         """`start` and what follows from it alone."""
@@ -158,13 +169,16 @@ class Program:
         """One pass over a bundle, in the order of `Form`; `known` names the totals."""
         form, given = self._form, iter(arguments)
         step, count = next(given), next(given)
+        scaling = Scaling(next(given), next(given)) if form.scaled else None
         tx = self._chain([next(given) for _ in range(form.numbers)])
         run = TracedRun(form, arguments[-1].device)
         for path, name in form.shared:
             run.old.setdefault(path, {})[name] = next(given)
         scalars: dict[str, Any] = {**{name: next(given) for name in form.scalars}, **dict.fromkeys(form.absent)}
         run.totals = [{name: next(given) for name in names} for names in known]
+        unscale = None if scaling is None else Unscale(run, scaling)
         block = Block.of(tx, run, count)
+        block = block if unscale is None else unscale.block(block)
         clock, leaves, taken = Clock(step), [], set()
         for i in range(form.width):
             real, param = next(given), next(given)
@@ -253,6 +267,16 @@ class TracedRun(Run):
             for leaf, terms in waiting
         ]
         raise AwaitedSumError(operation, operation.combine(real))
+
+
+def _separate_loops() -> contextlib.AbstractContextManager[Any]:
+    """Keeps the compiler from fusing loops of unlike depth, where it fails over what is written in place.
+
+    https://github.com/pytorch/pytorch/issues/196570, open as of torch 2.14.
+    """
+    from torch._inductor.codegen.cpp import CppScheduling
+
+    return mock.patch.object(CppScheduling, "can_fuse_vertical_outer_loop", return_value=False)
 
 
 def _symbolic(tensor: Tensor) -> StatelessSymbolicContext:

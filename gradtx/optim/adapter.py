@@ -13,23 +13,25 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx._context import Clock
-from gradtx._functional import by_leaf, check_extras, evaluated, split_extras
-from gradtx._program import FROZEN, Block, Leaf, Path, execute, initialize, memory_of, takes_none
-from gradtx._sharding import placed_as
-from gradtx._tree import check_leaf, check_names, tensors
+from gradtx._functional import evaluated
+from gradtx._program import Block, Leaf, Path, initialize, takes_none
+from gradtx._tree import check_leaf
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
-from gradtx.optim._engine import Bundle, Call, Engine, compiler_options
+from gradtx.optim._engine import Engine, compiler_options
 from gradtx.optim._groups import GroupView
 from gradtx.optim._hessian import HessianSource, HessianStep
-from gradtx.optim._run import Layout, OptimizerRun, Record, check_agreement, operations_of, part, parts_of
+from gradtx.optim._run import Layout, OptimizerRun, Record, operations_of
+from gradtx.optim._scaling import Count, Scaling
+from gradtx.optim._step import Step
 
-CALL = "step(closure"
 CPU = torch.device("cpu")
 
 
 class ChainOptimizer(torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
+
+    _step_supports_amp_scaling = True  # torch's word for: GradScaler leaves unscaling and skipping to `step`
 
     def __init__(
         self,
@@ -51,6 +53,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         block = Block.of(tx, run, 0)
         self._takes_none = takes_none(block.operations)
         self._agrees = any(operation.agree for operation in operations_of(block))
+        # Links that choose by the count what they do at all, and functions of the user's, have the host wait anyway.
+        self._host_counts = self._hessian.link is not None or not all(op.compiles for op in operations_of(block))
         for selector in run.selectors:
             try:
                 selector.check_used([record.name for record in self._records.values()])
@@ -264,12 +268,19 @@ class ChainOptimizer(torch.optim.Optimizer):
             record.look(self.state.get(record.param, {}))
 
     def _count(self, entry: Entry | None = None) -> int:
-        """The largest step of the parameters; for a hyperparameter inside a wrapper with a clock, that clock's."""
+        """The largest step of the parameters; for a hyperparameter inside a wrapper with a clock, that clock's.
+
+        Where a device counts, this is as much as the host knows.
+        """
         path = self._clock_path(entry)
         if path is not None:
             return int(self._run(initial=False).scalars(path).get("step", 0))
-        steps = (self.state.get(param, {}).get("step", 0) for param in self._records)
-        return max(map(int, steps), default=0)
+        counts = (record.counted(self.state.get(param, {})) for param, record in self._records.items())
+        return max((count.most if isinstance(count, Count) else count for count in counts), default=0)
+
+    def _counts_on_host(self) -> bool:
+        """Whether the host has to know the counts, also under a GradScaler."""
+        return self._host_counts or len({param.device for param in self._records}) > 1
 
     def _clock_path(self, entry: Entry | None) -> Path | None:
         place = () if entry is None else entry.place[0]
@@ -292,10 +303,16 @@ class ChainOptimizer(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a sparse gradient.
+            RuntimeError: a sparse gradient; a closure, or a `hessian_diag` to estimate, under an enabled GradScaler.
             TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
                 changed then.
         """
+        scaling = Scaling.asked_of(self)
+        if scaling is not None:
+            if closure is not None:
+                raise RuntimeError("closures are not supported under an enabled GradScaler: call step without one")
+            if self._counts_on_host() and not scaling.proceed:
+                return None
         loss, hessian = None, HessianStep(self, extras)
         if closure is not None:
             with torch.enable_grad(), hessian:
@@ -303,177 +320,10 @@ class ChainOptimizer(torch.optim.Optimizer):
             if loss is not None:
                 extras.setdefault("value", loss.detach() if isinstance(loss, Tensor) else loss)
             extras.setdefault("grad_fn", closure)
-        views = self._synced()
-        run = self._run(initial=False)
-        run.grad_fn = lambda values: self._gradients_at(values, extras["grad_fn"])
-        scalars, trees = self._extras(run, extras)
-        rows = self._rows(views)
-        values = self._checked(views, rows)
-        for view, row, present in zip(views, rows, values, strict=True):
-            self._prepare(view, row, view.settle(present))
-        work = [
-            record
-            for row in rows
-            for record in row
-            if record.layout is not None and (record.param.grad is not None or self._takes_none)
-        ]
-        count = max((record.count for row in rows for record in row), default=0)
-        blocks: list[Block] = []
-        made: dict[int, Leaf] = {}
-
-        def leaves_of(work: list[Record]) -> list[Leaf]:
-            """Made when they are asked for first: what goes into bundles needs none."""
-            if not blocks:
-                pairs = zip(views, values, strict=True)
-                blocks.extend(Block.of(view.chain(present, CPU), run, count) for view, present in pairs)
-            missing = [record for record in work if id(record) not in made]
-            made.update((id(record), leaf) for record, leaf in self._leaves(run, blocks, missing, scalars, trees))
-            return [made[id(record)] for record in work]
-
-        if self._hessian.link is not None:
-            found = leaves_of(work)
-            hessian.supply(found)
-            trees = {**trees, "hessian_diag": {leaf.name: leaf.extras.get("hessian_diag") for leaf in found}}
-        calls_again = "grad_fn" in extras and "grad_fn" in self._tx.needs
-        bundles: list[Bundle] = []
-        if self._engine is not None and not calls_again:
-            pairs = zip(views, values, strict=True)
-            frames = [view.structure(present, self._count) for view, present in pairs]
-            structures, numbers = [frame for frame, _ in frames], [own for _, own in frames]
-            given = Call(run, count, views, structures, numbers, work, leaves_of, scalars, trees)
-            bundles, work = self._engine.bundles(given)
-        leaves: list[Any] = [*bundles]
-        if work or not bundles or (len(views) > 1 and self._agrees):
-            leaves += (each for leaf in leaves_of(work) if FROZEN not in leaf.program[:1] for each in parts_of(leaf))
-            check_agreement(blocks)
-        if calls_again:
-            done: list[Leaf] = []  # a leaf that is through early must not move before the closure is called again
-            execute(leaves, done.append)
-            for leaf in done:
-                self._write(leaf)
-        else:
-            waiting = list(bundles)
-            self._count_steps(bundles, 1)  # now, while all this is in the processor's cache
-            try:
-                execute(leaves, lambda leaf: waiting.remove(leaf) if isinstance(leaf, Bundle) else self._write(leaf))
-            finally:  # what was not written doesn't count, where a leaf raises
-                self._count_steps(waiting, 0)
-        for commit in reversed(run.commits):
-            commit()
-        run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
-        self._write_shared(run)
-        for view in views:
-            view.show(self._count)
+        step = Step(self, extras, scaling)
+        hessian.supply(step)
+        step.run()
         return loss
-
-    def _extras(self, run: OptimizerRun, extras: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        kinds = check_extras(self._tx, True, extras, CALL)
-        names = [record.name for record in self._records.values()] if extras else []
-        for key, value in extras.items():
-            if kinds[key].startswith("leaf") and isinstance(value, list | tuple):
-                if len(value) != len(names):
-                    raise ValueError(f"{key}: {len(value)} tensors for {len(names)} parameters")
-                extras[key] = dict(zip(names, value, strict=True))
-        scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
-        run.known_extras, run.leaf_extras = kinds, trees
-        run.memory.take(tensors(trees))  # a rule may keep one as it is
-        return scalars, trees
-
-    def _checked(self, views: list[GroupView], rows: list[list[Record]]) -> list[dict[str, Any]]:
-        """The values of all groups, after everything that can be checked before anything changes."""
-        values = [view.values() for view in views]
-        for view, row, present in zip(views, rows, values, strict=True):
-            view.check(present)
-            for record in row:
-                grad, state = record.param.grad, record.state
-                if grad is not None and grad.is_sparse:
-                    raise RuntimeError(f"{type(self).__name__}: parameter {record.name!r} has a sparse gradient")
-                lacking = record.layout.lacking(state) if state and record.layout is not None else None
-                if lacking is not None:
-                    raise ValueError(f"{type(self).__name__}: the state of parameter {record.name!r} lacks {lacking!r}")
-                record.look(state)
-        return values
-
-    def _leaves(
-        self, run: Any, blocks: list[Block], work: list[Record], scalars: Any, trees: Any
-    ) -> Iterator[tuple[Record, Leaf]]:
-        clocks: dict[int, Clock] = {}
-        for record in work:
-            count = record.count
-            if count not in clocks:
-                clocks[count] = Clock(torch.tensor(count + 1, device=CPU), count + 1)
-            leaf = self._leaf(run, record.param, clocks[count], record.param.grad, scalars)
-            if trees:
-                own = {key: by_leaf(key, values[leaf.name], leaf) for key, values in trees.items()}
-                leaf.extras = {**scalars, **own}
-            leaf.program = blocks[record.group].for_leaf(leaf)
-            yield record, leaf
-
-    @staticmethod
-    def _count_steps(bundles: list[Bundle], by: int) -> None:
-        records = [record for bundle in bundles for record in bundle.records]
-        counts = {count: torch.tensor(float(count + by), device=CPU) for count in {record.count for record in records}}
-        if records:
-            steps = [record.state["step"] for record in records]
-            torch._foreach_copy_(steps, [counts[record.count] for record in records])
-
-    @staticmethod
-    def _write(leaf: Leaf) -> None:
-        """The one place that changes a parameter: when its values (or those of a part of it) are all there."""
-        param, state, update = leaf.key, leaf.state, leaf.result()
-        last = leaf.window is None or leaf.window.stop == param.numel()
-        # Only now: once old state is replaced, its memory may come back as that of a later leaf's new state.
-        old = [*(tensor for tensor in leaf.given if tensor is not None), *state.values()]
-        taken = {memory_of(tensor) for tensor in old}
-        for path, slots in leaf.new.items():
-            keys = leaf.layout.slots[path]
-            if leaf.window is not None:  # written in place, so nothing may still be a view of old state
-                slots = {slot: v.clone() if memory_of(v) in taken else v for slot, v in slots.items()}
-            for slot, value in slots.items():
-                key = keys[slot]
-                if leaf.window is not None and state[key].shape == param.shape:
-                    part(state[key], leaf).copy_(value)
-                elif last:
-                    state[key] = leaf.run.memory.fresh(value, taken)
-        if leaf.given[0] is not None and last:
-            state["step"] = state["step"] + 1
-        if update is not None:
-            leaf.given[1].add_(update)
-        leaf.release()
-
-    def _write_shared(self, run: OptimizerRun) -> None:
-        new = {
-            path: {name: run.memory.fresh(value) for name, value in found.items()}
-            for path, found in run.new_shared.items()
-        }
-        if not new:
-            return
-        for param, record in self._records.items():
-            for path, slots in record.layout.shared.items() if record.layout is not None else ():
-                if path in new:
-                    self.state[param].update({key: new[path][slot] for slot, key in slots.items()})
-
-    def _gradients_at(self, values: dict[str, Tensor], closure: Callable[[], Any]) -> dict[str, Tensor]:
-        """Gradients by the closure at other weights; weights and gradients are put back whatever happens."""
-        named = {record.name: param for param, record in self._records.items()}
-        check_names(values, [name for name in named if name in values], "params", "the optimizer's parameters")
-        old = {name: (param.detach().clone(), param.grad) for name, param in named.items() if not is_lazy(param)}
-        try:
-            for name in old:
-                named[name].grad = None
-                if name in values:
-                    named[name].copy_(placed_as(values[name], named[name]))
-            with torch.enable_grad():
-                closure()
-            found = {}
-            for name, value in values.items():
-                grad = named[name].grad
-                found[name] = torch.zeros_like(value) if grad is None else grad.detach().to(value.dtype)
-            return found
-        finally:
-            for name, (own, grad) in old.items():
-                named[name].copy_(own)
-                named[name].grad = grad
 
     @contextlib.contextmanager
     def eval_params(self) -> Iterator[None]:
@@ -524,6 +374,7 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_tx", "_views", "_clock_paths", "_records", "_present", "_hessian", "_engine", "_takes_none", "_agrees")
+        own += ("_host_counts",)
         for param, record in self._records.items():
             if not record.untouched(self.state.get(param, {})):
                 record.made = None

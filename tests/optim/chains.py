@@ -152,6 +152,9 @@ CHAINS = {
     "masked accumulation": chain(
         gradtx.masked(gradtx.accumulate(gradtx.ema(0.5), every=2), "*.weight"), gradtx.sgd(lr=WARM_UP)
     ),
+    "skip around a masked accumulation": gradtx.skip_nonfinite(
+        chain(gradtx.masked(gradtx.accumulate(gradtx.ema(0.5), every=2), "*.weight"), gradtx.sgd(lr=0.1))
+    ),
     "with lookahead": gradtx.with_lookahead(gradtx.adamw(lr=1e-2), k=4, pullback_momentum="pullback"),
     "record": chain(
         gradtx.record("before"),

@@ -37,13 +37,6 @@ CHAINS = {
 }
 
 each = functools.partial(pytest.mark.parametrize, ids=str)
-uncompiled = pytest.fixture(name="uncompiled")
-
-
-@uncompiled
-def _uncompiled(monkeypatch):
-    """Programs are traced, but run as they were traced: all of the engine but torch's compiler, and quick."""
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
 
 
 def optimizers(make, dtype=torch.float64, shapes=SHAPES, options=True):

@@ -47,6 +47,22 @@ def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, monkeypatch)
         assert t == 0 or traffic.seen == []  # the first step makes state, perhaps from numbers
 
 
+@pytest.mark.parametrize("name", [name for name in QUIET if name not in ("whole tree", "plain functions", "random")])
+def test_a_step_under_a_grad_scaler_waits_for_nothing(name, monkeypatch):
+    """What it found decides about counts, too: these are on the device from the first such step on."""
+    monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)
+    params = {key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()}
+    optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()))
+    optimizer.found_inf, optimizer.grad_scale = torch.empty(2, device="meta")
+    for t in range(4):
+        for param in params.values():
+            param.grad = torch.empty_like(param)
+        with Traffic() as traffic:
+            optimizer.step()
+        assert t == 0 or traffic.seen == []
+    assert {optimizer.state[param]["step"].device.type for param in params.values()} == {"meta"}
+
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 

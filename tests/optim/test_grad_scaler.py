@@ -1,0 +1,309 @@
+"""GradScaler: gradients are unscaled, and infinite steps skipped with their state and counts, without looking.
+
+`found_inf` and `grad_scale` are the attributes that torch's scaler sets around its call of `step`.
+"""
+
+import contextlib
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+import gradtx
+from gradtx.optim import _scaling
+from tests.conformance import extras, plain_cases
+from tests.optim.chains import CHAINS
+from tests.optim.problems import (
+    assert_close,
+    assert_equal,
+    made,
+    parameters,
+    saved_and_loaded,
+    set_gradients,
+    twins,
+    unchanged,
+    values,
+    whole,
+)
+
+SCALE = 2.0**12  # a power of two: scaling rounds nothing
+BAD = (0, 3, 4, 7)
+STEPS = 10
+
+
+@contextlib.contextmanager
+def scaler(optimizer, infinite=False, scale=SCALE):
+    optimizer.found_inf = torch.tensor(float(infinite))
+    optimizer.grad_scale = None if scale is None else torch.tensor(scale)
+    try:
+        yield
+    finally:
+        del optimizer.found_inf, optimizer.grad_scale
+
+
+def skips(name, t):
+    """Some gradients are missing now and then, also at steps that are not counted."""
+    return (name, t) in {("body.bias", 1), ("head.weight", 3), ("body.bias", 4), ("head.scale", 5)}
+
+
+def given(optimizer, params):
+    found = extras(optimizer._tx, {name: param.detach() for name, param in params.items()})
+    return {key: value for key, value in found.items() if key != "grad_fn"}
+
+
+def step(optimizer, params, t, skip=skips):
+    set_gradients(params, t, skip)
+    optimizer.step(**given(optimizer, params))
+
+
+def scaled_step(optimizer, params, t, skip=skips):
+    """As `step`, with scaled gradients; one of them is not finite where `t` is bad."""
+    set_gradients(params, t, skip)
+    grads = [param.grad for param in params.values() if param.grad is not None]
+    torch._foreach_mul_(grads, SCALE)
+    if t in BAD:
+        grads[t % len(grads)].view(-1)[0] = math.inf if t % 2 else math.nan
+    with scaler(optimizer, t in BAD):
+        optimizer.step(**given(optimizer, params))
+
+
+def run(optimizer, params, scaled, steps=range(STEPS), skip=skips):
+    """Steps under a scaler, or without one those that are not bad."""
+    for t in steps:
+        if scaled:
+            scaled_step(optimizer, params, t, skip)
+        elif t not in BAD:
+            step(optimizer, params, t, skip)
+
+
+def compiled(tx, params=None):
+    params = parameters() if params is None else params
+    return gradtx.as_optimizer(tx, list(params.items()), compile=True), params
+
+
+def assert_same(optimizer, expected, tolerance):
+    """Parameters, states with their counts, and what groups show."""
+    found, wanted = whole(optimizer, grads=False), whole(expected, grads=False)
+    assert_close(found["params"], wanted["params"], tolerance)
+    for state, other in zip(found["state"], wanted["state"], strict=True):
+        assert [(k, v.dtype, v.shape) for k, v in state.items()] == [(k, v.dtype, v.shape) for k, v in other.items()]
+        assert_close(state.values(), other.values(), tolerance)
+    assert found["groups"] == wanted["groups"]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name):
+    (expected, theirs), (optimizer, params) = made(CHAINS[name]), made(CHAINS[name])
+    run(expected, theirs, scaled=False)
+    run(optimizer, params, scaled=True)
+    # Where counts are tensors, torch computes schedules rather than Python.
+    assert_same(optimizer, expected, 1e-13)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
+    (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
+    run(expected, theirs, scaled=False)
+    run(optimizer, params, scaled=True)
+    assert not optimizer._engine._broken
+    assert_same(optimizer, expected, 1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case in plain_cases() if "grad_fn" not in case.make().needs], ids=str)
+def test_every_transformation_skips_infinite_steps(case):
+    start = {name: torch.nn.Parameter(value) for name, value in case.noise(3, {"matrix": (3, 4)}).items()}
+    (expected, theirs), (optimizer, params) = made(case.make(), twins(start)), made(case.make(), twins(start))
+    run(expected, theirs, scaled=False, steps=range(5))
+    run(optimizer, params, scaled=True, steps=range(5))
+    assert_same(optimizer, expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["adamp", "design"])
+def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name):
+    (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
+    run(expected, theirs, scaled=False)
+    run(optimizer, params, scaled=True, steps=range(6))  # every pattern of missing gradients has come by
+    programs = sum(map(len, optimizer._engine._programs.values()))
+    run(optimizer, params, scaled=True, steps=range(6, STEPS))
+    assert sum(map(len, optimizer._engine._programs.values())) == programs
+    assert not optimizer._engine._broken
+    assert_same(optimizer, expected, 1e-12)
+
+
+@pytest.mark.parametrize("make", [made, compiled])
+def test_parameters_that_stepped_apart_are_never_taken_for_equals(make, uncompiled):
+    """Three calls for each, but what the second one skipped was a step of one parameter alone."""
+    optimizer, params = make(gradtx.adam(lr=0.1))
+    (expected, theirs) = made(gradtx.adam(lr=0.1))
+    only = {3: "body.weight", 5: "body.bias"}  # 3 is bad
+
+    def skip(name, t):
+        return t in only and name != only[t]
+
+    order = (1, 3, 5, 6, 7, 8)
+    run(optimizer, params, scaled=True, steps=order, skip=skip)
+    run(expected, theirs, scaled=False, steps=order, skip=skip)
+    assert_same(optimizer, expected, 1e-13)
+    counts = {name: optimizer.state[param]["step"].item() for name, param in params.items()}
+    assert counts == {"body.weight": 3, "body.bias": 4, "head.weight": 3, "head.scale": 3}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_steps_with_and_without_a_scaler_may_alternate(compile, uncompiled):
+    optimizer, params = compiled(CHAINS["design"]) if compile else made(CHAINS["design"])
+    expected, theirs = made(CHAINS["design"])
+    run(expected, theirs, scaled=False)
+    for t in range(STEPS):
+        run(optimizer, params, scaled=t in BAD or t % 2 == 0, steps=[t])
+    assert_same(optimizer, expected, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda optimizer, params: copy.deepcopy((optimizer, params)),
+        lambda optimizer, params: pickle.loads(pickle.dumps((optimizer, params))),
+        lambda optimizer, params: reloaded(optimizer, params),
+    ],
+    ids=["deepcopy", "pickle", "checkpoint"],
+)
+def test_runs_under_a_scaler_go_on_after_copies_and_checkpoints(again):
+    expected, theirs = made(CHAINS["design"])
+    run(expected, theirs, scaled=False)
+    optimizer, params = made(CHAINS["design"])
+    run(optimizer, params, scaled=True, steps=range(6))
+    optimizer, params = again(optimizer, params)
+    run(optimizer, params, scaled=True, steps=range(6, STEPS))
+    assert_same(optimizer, expected, 1e-13)
+
+
+def reloaded(optimizer, params):
+    fresh, own = made(CHAINS["design"], twins(params))
+    fresh.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    return fresh, own
+
+
+def test_counts_are_not_read_where_a_device_has_them(monkeypatch, uncompiled):
+    monkeypatch.setattr(_scaling.Count, "most", property(lambda count: count._bound))  # as on another device
+    for optimizer, params in (made(gradtx.adamw()), compiled(gradtx.adamw())):
+        scaled_step(optimizer, params, 1)
+        with monkeypatch.context() as patch:
+            for name in ("__int__", "__bool__", "__float__", "item", "tolist"):
+                patch.setattr(torch.Tensor, name, lambda tensor: pytest.fail("read"))
+            run(optimizer, params, scaled=True, steps=range(2, 6))
+
+
+def test_a_count_that_somebody_writes_is_obeyed():
+    optimizer, params = made(gradtx.adam(lr=0.1))
+    expected, theirs = made(gradtx.adam(lr=0.1))
+    run(optimizer, params, scaled=True, steps=[1, 2])
+    run(expected, theirs, scaled=False, steps=[1, 2])
+    for some, own in ((optimizer, params), (expected, theirs)):
+        some.state[own["body.bias"]]["step"].fill_(100)
+        some.state[own["head.weight"]]["step"] = torch.tensor(50.0)
+    run(optimizer, params, scaled=True, steps=[3, 5, 6])
+    run(expected, theirs, scaled=False, steps=[3, 5, 6])
+    assert_same(optimizer, expected, 1e-13)
+
+
+def test_gradients_are_left_unscaled_as_by_every_other_optimizer():
+    optimizer, params = made(gradtx.adamw())
+    scaled_step(optimizer, params, 1)
+    wanted = twins(parameters())
+    set_gradients(wanted, 1, skips)
+    assert_equal([param.grad for param in params.values()], [param.grad for param in wanted.values()])
+
+
+def test_gradients_in_half_precision_are_unscaled_before_they_are_rounded():
+    """Unscaled, they are less than the smallest number of float16."""
+    params = {"a": torch.nn.Parameter(torch.ones(3, dtype=torch.float16))}
+    optimizer, _ = made(gradtx.adam(lr=0.25, eps=0.0, state_dtype=torch.float32), params)
+    params["a"].grad = torch.tensor([1e-4, -1e-4, 2e-4], dtype=torch.float16)
+    kept = params["a"].grad.float() / 2.0**14
+    with scaler(optimizer, scale=2.0**14):
+        optimizer.step()
+    assert_close([params["a"]], [torch.tensor([0.75, 1.25, 0.75], dtype=torch.float16)], 0)
+    assert_close([optimizer.state[params["a"]]["exp_avg"]], [0.1 * kept], 1e-6)
+
+
+def test_without_a_scale_gradients_have_been_unscaled_before():
+    optimizer, params = made(gradtx.sgd(lr=0.1))
+    before = values(params)
+    set_gradients(params)
+    with scaler(optimizer, scale=None):
+        optimizer.step()
+    assert_close(params.values(), [old - 0.1 * p.grad for old, p in zip(before, params.values(), strict=True)], 1e-13)
+
+
+def test_a_schedule_does_not_advance_at_skipped_steps():
+    schedule = gradtx.cosine_schedule(0.1, T_max=20)
+    optimizer, params = made(gradtx.sgd(lr=schedule))
+    for t in range(3):
+        scaled_step(optimizer, params, t)  # the first is bad
+    assert optimizer.param_groups[0]["lr"] == schedule(2)
+
+
+def test_what_can_not_work_under_a_scaler_is_refused():
+    optimizer, params = made(gradtx.adamw())
+    set_gradients(params)
+    with unchanged(optimizer), scaler(optimizer), pytest.raises(RuntimeError, match="closures are not supported"):
+        optimizer.step(lambda: 1 / 0)
+    optimizer, params = made(gradtx.adahessian(lr=0.1))
+    set_gradients(params)
+    with unchanged(optimizer), scaler(optimizer), pytest.raises(RuntimeError, match="hessian_diag can't be estimated"):
+        optimizer.step()
+
+
+# torch's own scaler.
+
+
+def trained(make, steps=8):
+    """A run whose third loss is infinite."""
+    params = parameters(torch.float32)
+    optimizer = make(params)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+    for t in range(steps):
+        optimizer.zero_grad()
+        loss = sum((param * (t + 1)).sin().sum() for param in params.values())
+        scaler.scale(loss * float("inf") if t == 2 else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return params, optimizer, scaler
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_grad_scaler_skips_steps_with_infinite_gradients_as_with_torch(compile):
+    params, optimizer, scaler = trained(lambda ps: gradtx.optim.AdamW(ps.values(), lr=0.1, compile=compile))
+    theirs, _, reference = trained(lambda ps: torch.optim.AdamW(ps.values(), lr=0.1))
+    # Eight roundings of float32.
+    assert_close(params.values(), theirs.values(), 1e-6)
+    assert scaler.get_scale() == reference.get_scale()
+    assert {optimizer.state[param]["step"].item() for param in params.values()} == {7.0}
+
+
+def test_a_skipped_step_of_a_grad_scaler_changes_no_state_and_no_schedule():
+    schedule = gradtx.cosine_schedule(0.1, T_max=20)
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=schedule), gradtx.lookahead(k=2))
+    params, optimizer, _ = trained(lambda params: gradtx.as_optimizer(tx, list(params.items())), steps=2)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    for param in params.values():
+        param.grad = torch.full_like(param, float("inf"))
+    with unchanged(optimizer):
+        scaler.step(optimizer)
+    assert optimizer.param_groups[0]["lr"] == schedule(2)
+
+
+def test_a_grad_scaler_unscales_before_clipping():
+    params = parameters(torch.float32)
+    optimizer = gradtx.optim.SGD(params.values(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    before = values(params)
+    scaler.scale(sum(param.sum() for param in params.values())).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(params.values(), 1e-3)
+    scaler.step(optimizer)
+    moved = torch.cat([(param.detach() - old).flatten() for param, old in zip(params.values(), before, strict=True)])
+    assert_close([moved.norm()], [torch.tensor(1e-4)], 1e-3)  # differences of float32 weights of size 1
