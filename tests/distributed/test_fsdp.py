@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+from torch import distributed
 from torch.distributed.tensor import DTensor
 
 import gradtx
+from gradtx._sharding import local
 from tests.distributed.problems import (
     CHAINS,
     WITH_CLOSURES,
     Model,
     assert_close,
+    batch,
+    loss_of,
     sharded,
     states,
     train,
@@ -54,6 +58,30 @@ def sharded_equals_whole(name, compile):
 @pytest.mark.parametrize("name", [*CHAINS, *WITH_CLOSURES])
 def test_a_sharded_run_equals_that_of_one_process(name, compile, two):
     two.run(sharded_equals_whole, name, compile)
+
+
+def a_scaler_finds_what_is_infinite_elsewhere(name, compile):
+    plain, divided = Model(), sharded()
+    found = []
+    for model, optimizer in ((plain, made(CHAINS[name], plain)), (divided, made(CHAINS[name], divided, compile))):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for t in range(4):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, batch(t))).backward()
+            if t == 1 and (model is plain or distributed.get_rank() == 0):
+                local(next(model.parameters()).grad).view(-1)[0] = float("inf")
+            scaler.step(optimizer)
+            scaler.update()
+        found.append((weights(model), states(model, optimizer), scaler.get_scale()))
+    assert_close(found[1][0], found[0][0])
+    assert_close(found[1][1], found[0][1])
+    assert found[0][2] == found[1][2] == 2.0
+
+
+@each_engine
+@pytest.mark.parametrize("name", ["clip and adamw", "adamp"])
+def test_a_grad_scaler_skips_a_step_that_is_infinite_on_one_process(name, compile, two):
+    two.run(a_scaler_finds_what_is_infinite_elsewhere, name, compile)
 
 
 def touched_state_is_kept():

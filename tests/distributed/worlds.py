@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import tempfile
 import traceback
@@ -74,6 +75,7 @@ class World:
 
 
 def _serve(pipe: Any, rank: int, size: int, store: str) -> None:
+    faulthandler.enable()  # a process that crashes says where
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
