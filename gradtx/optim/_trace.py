@@ -7,11 +7,8 @@ the last compute only what the sum needs, so that nothing is held in between.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from gradtx._context import Clock
 from gradtx._program import Block, Leaf, Operation, Path, Run, execute, memory_of
 from gradtx.core import GradientTransformation
+from gradtx.optim._compiler import compiled
 from gradtx.optim._hoist import REPLACED, hoist, is_number, multiply
 from gradtx.optim._run import Layout
 from gradtx.optim._scaling import Scaling, Unscale
@@ -117,16 +115,8 @@ class Pass:
     def _compiled(self, graph: Any, examples: list[Any], options: Mapping[str, Any]) -> Any:
         if graph is None:
             return None
-        from torch._inductor.exc import InductorError
-
-        options = {"size_asserts": False, **options}
-        with tracing(TracingContext(self._mode)), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's own, such as a deprecation at its first import
-            try:
-                return torch._inductor.compile(graph, examples, options=options)
-            except InductorError:
-                with _separate_loops():
-                    return torch._inductor.compile(graph, examples, options=options)
+        with tracing(TracingContext(self._mode)), torch.no_grad():
+            return compiled(graph, examples, options)
 
     def prepare(self, start: list[Tensor]) -> list[Tensor]:
         """`start` and what follows from it alone."""
@@ -267,16 +257,6 @@ class TracedRun(Run):
             for leaf, terms in waiting
         ]
         raise AwaitedSumError(operation, operation.combine(real))
-
-
-def _separate_loops() -> contextlib.AbstractContextManager[Any]:
-    """Keeps the compiler from fusing loops of unlike depth, where it fails over what is written in place.
-
-    https://github.com/pytorch/pytorch/issues/196570, open as of torch 2.14.
-    """
-    from torch._inductor.codegen.cpp import CppScheduling
-
-    return mock.patch.object(CppScheduling, "can_fuse_vertical_outer_loop", return_value=False)
 
 
 def _symbolic(tensor: Tensor) -> StatelessSymbolicContext:

@@ -1,0 +1,85 @@
+"""How torch's compiler is called: without the tests that it runs of the processor, and once more where it fails."""
+
+import platform
+from unittest import mock
+
+import pytest
+import torch
+from torch._inductor import cpu_vec_isa
+from torch._inductor.codegen.cpp import CppScheduling
+from torch._inductor.exc import InductorError
+
+import gradtx
+from gradtx.optim import _compiler, _engine
+from tests.optim.problems import assert_close, descend, parameters
+
+ASKED = [cpu_vec_isa.valid_vec_isa_list, cpu_vec_isa.VecISA._VecISA__bool__impl]
+ASKED += [
+    kind.__bool__ for kind in map(type, cpu_vec_isa.supported_vec_isa_list) if hasattr(kind.__bool__, "cache_clear")
+]
+
+
+def sgdp(compile):
+    params = parameters(shapes={"weight": (40,)})
+    optimizer = gradtx.as_optimizer(gradtx.sgdp(lr=0.1), list(params.items()), compile=compile)
+    descend(optimizer, params, 2)
+    return optimizer, params
+
+
+@pytest.fixture
+def compiled_equals_eager(monkeypatch):
+    monkeypatch.setattr(_engine, "WIDTH", 1)  # small programs compile sooner
+
+    def check():
+        with torch._inductor.config.patch(force_disable_caches=True):
+            optimizer, params = sgdp(compile=True)
+        assert not optimizer._engine._broken
+        assert_close(params.values(), sgdp(compile=False)[1].values(), 1e-12)
+
+    return check
+
+
+@pytest.fixture
+def nothing_asked():
+    """torch knows nothing of instruction sets, neither before nor after."""
+    for known in ASKED:
+        known.cache_clear()
+    yield
+    for known in ASKED:
+        known.cache_clear()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="torch tests other processors otherwise")
+def test_instruction_sets_are_believed_while_we_compile_and_not_later(
+    compiled_equals_eager, nothing_asked, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda self, code: asked.append(self) or False)
+    compiled_equals_eager()
+    assert asked == []
+    assert cpu_vec_isa.valid_vec_isa_list() == []  # others get what the tests say
+    assert asked
+
+
+def test_what_fails_to_compile_is_tried_once_more_with_care(compiled_equals_eager, monkeypatch):
+    real, careful = torch._inductor.compile, []
+
+    def fails_at_first(graph, examples, options):
+        careful.append(isinstance(CppScheduling.can_fuse_vertical_outer_loop, mock.Mock))
+        if not careful[-1]:
+            raise InductorError(KeyError("buf1"), None)
+        return real(graph, examples, options=options)
+
+    monkeypatch.setattr(torch._inductor, "compile", fails_at_first)
+    compiled_equals_eager()
+    assert careful == [False, True] * (len(careful) // 2) != []
+    assert not isinstance(CppScheduling.can_fuse_vertical_outer_loop, mock.Mock)
+
+
+def test_what_fails_twice_is_an_error(monkeypatch):
+    def fails(graph, examples, options):
+        raise InductorError(KeyError("buf1"), None)
+
+    monkeypatch.setattr(torch._inductor, "compile", fails)
+    with pytest.raises(InductorError, match="buf1"):
+        _compiler.compiled(None, [], {})
