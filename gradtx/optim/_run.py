@@ -80,9 +80,8 @@ class Record:
 
     def counted(self, state: Mapping[str, Any]) -> int | Count:
         """How many steps the parameter has made, without waiting for a device that counts by itself."""
-        step = state.get("step", 0)
-        known, version = self._counted or (None, 0)
-        return self.count if step is known and _version(step) == version else int(step)
+        step, known = state.get("step", 0), self._counted
+        return self.count if known is not None and known[0] is step and known[1] == _version(step) else int(step)
 
     def count_as(self, count: int | Count) -> None:
         """Take over what the tensor `step` of the state counts, known by other means."""

@@ -46,10 +46,11 @@ class Step:
             for record in row
             if record.layout is not None and (record.param.grad is not None or optimizer._takes_none)
         ]
-        if scaling is not None and not optimizer._counts_on_host():
+        self._counts_there = scaling is not None and not optimizer._counts_on_host()  # on the device
+        if scaling is not None and self._counts_there:
             run.tick = scaling.on(run.device)[1]
         records = [record for row in rows for record in row]
-        place_counts(records, None if isinstance(run.tick, int) else run.device)
+        place_counts(records, run.device if self._counts_there else None)
         counts = {record.count for record in records}
         self._count = highest(counts)  # that which schedules follow
         self._after = {count: count.after(run.tick) if isinstance(count, Count) else count + 1 for count in counts}
@@ -165,7 +166,7 @@ class Step:
             if not isinstance(leaf, Bundle):
                 return self._write(leaf)
             waiting.remove(leaf)
-            for record in leaf.records:
+            for record in leaf.records if self._counts_there else ():
                 record.count_as(self._after[record.count])
             return None
 
@@ -203,7 +204,8 @@ class Step:
         if leaf.given[0] is not None and last:
             state["step"] = state["step"] + self._run.tick
             record = self._optimizer._records[param]
-            record.count_as(self._after[record.count])
+            if self._counts_there:
+                record.count_as(self._after[record.count])
         if update is not None:
             leaf.given[1].add_(update)
         leaf.release()
