@@ -381,7 +381,9 @@ class Engine:
                     program = Program(form, chain, first, tensors)
                 if len(program.passes) > 1 and is_sharded(record.param):
                     return None  # a sum over this process's part is not that over all
-                program.compile(self._options, self._known)
+                # Said outright: the compiler's cache does not tell programs apart by the lengths that it was shown.
+                threads = {} if records[0].param.numel() >= LARGE else {"cpp.threads": 1}
+                program.compile({**threads, **self._options}, self._known)
             programs.append(program)
             if time.monotonic() - start > PATIENCE:
                 logger.info("compiled a program for %s in %.1f s", leaf.name, time.monotonic() - start)
