@@ -178,26 +178,29 @@ class Plan:
     def __init__(self, token: Any, work: list[Record], bundles: list[Bundle], rest: list[Record]):
         self.token, self.bundles, self.rest = token, bundles, rest
         self._records, self._states = work, [record.state for record in work]
-        keys = {id(record): bundle.form.slots for bundle in bundles for record in bundle.records}
-        self._keys = [keys.get(id(record), []) for record in work]  # eager steps make new slots
+        self._params = [record.param for record in work]
+        slots = [(record.state, key) for bundle in bundles for record in bundle.records for key in bundle.form.slots]
+        self._owners, self._keys = (
+            [state for state, _ in slots],
+            [key for _, key in slots],
+        )  # eager steps make new slots
         self._held = self._present()
-        self._places = [tensor.data_ptr() for tensor in self._held]
+        self._addresses = [tensor.data_ptr() for tensor in self._held]
         sizes: Any = [list(tensor.shape) for tensor in self._held]
         strides: Any = [list(tensor.stride()) for tensor in self._held]
         self._forms = TensorGuards(*self._held, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
 
     def _present(self) -> list[Tensor]:
-        slots = [state[key] for state, keys in zip(self._states, self._keys, strict=True) for key in keys]
-        return [*(record.param for record in self._records), *slots]
+        return [*self._params, *map(operator.getitem, self._owners, self._keys)]
 
     def holds(self) -> bool:
         """Whether everything is still where it was, and shaped as it was."""
-        if not all(record.state is state for record, state in zip(self._records, self._states, strict=True)):
+        if not all(map(operator.is_, map(operator.attrgetter("state"), self._records), self._states)):
             return False
         held = self._present()
         return (
             all(map(operator.is_, held, self._held))
-            and [tensor.data_ptr() for tensor in held] == self._places
+            and list(map(Tensor.data_ptr, held)) == self._addresses
             and self._forms.check(*held)
         )
 
@@ -229,8 +232,7 @@ class Engine:
             [record.group for record in call.work],
             [ranks[count] for count in counts],
             [record.layout for record in call.work],
-            [None if grad is None else grad.dtype for grad in gradients],
-            [None if grad is None else grad.shape for grad in gradients],
+            list(map(_form, gradients)),
             call.structures,
             {name: value.dtype for name, value in call.scalars.items() if isinstance(value, Tensor)},
             {key: {name: _form(value) for name, value in tree.items()} for key, tree in call.trees.items()},
@@ -258,7 +260,7 @@ class Engine:
             warnings.warn(
                 f"compile=True has no effect, steps run eagerly: {type(error).__name__}: {reason}",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,  # who called `step`
             )
         return [], call.work
 

@@ -46,10 +46,6 @@ class Layout(NamedTuple):
         """The keys of slots, stage by stage."""
         return [key for names in self.slots.values() for key in names.values()]
 
-    def lacking(self, state: Mapping[str, Any]) -> str | None:
-        """A key that a state lacks."""
-        return None if state.keys() >= self.keys else min(self.keys - state.keys())
-
     def owners(self) -> dict[tuple[Path, str], str]:
         """(path, slot) -> key."""
         return {(path, slot): key for part in self[:2] for path, names in part.items() for slot, key in names.items()}

@@ -73,10 +73,10 @@ class Scaling:
             self._placed[device] = self.inverse.to(device), self.proceed.to(device)
         return self._placed[device]
 
-    def unscale(self, grads: list[Tensor]) -> None:
+    def unscale(self, params: Iterable[Tensor]) -> None:
         """Leave gradients behind as users of a scaler expect to find them."""
         alike: dict[Any, list[Tensor]] = {}
-        for grad in map(local, grads):
+        for grad in (local(param.grad) for param in params if param.grad is not None):
             alike.setdefault((grad.device, grad.dtype), []).append(grad.detach())
         for (device, _), group in alike.items():
             inverse = self.on(device)[0].to(torch.float32)

@@ -80,12 +80,13 @@ class Step:
         for view, row, present in zip(self._views, rows, values, strict=True):
             view.check(present)
             for record in row:
-                grad, state = record.param.grad, record.state
+                grad, state, layout = record.param.grad, record.state, record.layout
                 if grad is not None and grad.is_sparse:
                     raise RuntimeError(f"{owner}: parameter {record.name!r} has a sparse gradient")
-                lacking = record.layout.lacking(state) if state and record.layout is not None else None
-                if lacking is not None:
-                    raise ValueError(f"{owner}: the state of parameter {record.name!r} lacks {lacking!r}")
+                if state and layout is not None and not layout.keys <= state.keys():
+                    raise ValueError(
+                        f"{owner}: the state of parameter {record.name!r} lacks {min(layout.keys - state.keys())!r}"
+                    )
                 record.look(state)
         return values
 
@@ -138,7 +139,7 @@ class Step:
         run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
         self._write_shared()
         if self._scaling is not None:
-            self._scaling.unscale([param.grad for param in optimizer._records if param.grad is not None])
+            self._scaling.unscale(optimizer._records)
         for view in self._views:
             view.show(optimizer._count)
 

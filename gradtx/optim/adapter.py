@@ -312,6 +312,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             if closure is not None:
                 raise RuntimeError("closures are not supported under an enabled GradScaler: call step without one")
             if self._counts_on_host() and not scaling.proceed:
+                scaling.unscale(self._records)
                 return None
         loss, hessian = None, HessianStep(self, extras)
         if closure is not None:

@@ -208,12 +208,16 @@ def test_a_count_that_somebody_writes_is_obeyed():
     assert_same(optimizer, expected, 1e-13)
 
 
-def test_gradients_are_left_unscaled_as_by_every_other_optimizer():
-    optimizer, params = made(gradtx.adamw())
-    scaled_step(optimizer, params, 1)
-    wanted = twins(parameters())
-    set_gradients(wanted, 1, skips)
-    assert_equal([param.grad for param in params.values()], [param.grad for param in wanted.values()])
+@pytest.mark.parametrize("name", ["design", "random"])  # whose skips are on the device, on the host
+@pytest.mark.parametrize("infinite", [False, True])
+def test_gradients_are_left_unscaled_as_by_every_other_optimizer(name, infinite):
+    optimizer, params = made(CHAINS[name])
+    set_gradients(params)
+    wanted = [param.grad.clone() for param in params.values()]
+    torch._foreach_mul_([param.grad for param in params.values()], SCALE)
+    with scaler(optimizer, infinite):
+        optimizer.step()
+    assert_equal([param.grad for param in params.values()], wanted)
 
 
 def test_gradients_in_half_precision_are_unscaled_before_they_are_rounded():
