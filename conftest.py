@@ -1,4 +1,4 @@
-"""What doctests may use without importing it, and one thread a test process: `make test` runs a process a core."""
+"""What docstrings may use without importing it, and one thread a test process: `make test` runs a process a core."""
 
 import pytest
 import torch
@@ -10,5 +10,7 @@ collect_ignore = ["docs/conf.py", "docs/extension.py", "docs/reference.py"]  # S
 
 
 @pytest.fixture(autouse=True)
-def _names(doctest_namespace):
-    doctest_namespace.update(torch=torch, gradtx=gradtx)
+def _names(request, doctest_namespace):
+    doctest_namespace.clear()
+    if request.path.suffix == ".py":  # pages import what they use: readers copy their blocks
+        doctest_namespace.update(torch=torch, gradtx=gradtx)

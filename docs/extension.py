@@ -145,15 +145,20 @@ def module_of(app: Any, module: str, name: str) -> str | None:
 
 # Links.
 
-OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+OUTSIDE = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "gradtx/optimizers": "reference/optimizers.md",
+    "gradtx/transforms": "reference/pieces.md",
+}
 
 
 def rewrite_links(app: Any, page: str, source: list[str]) -> None:
-    """Links out of docs/ become links to what the site has of it: pages, and for code the entry of the name."""
+    """Links out of docs/ become links to what the site has of it: pages, and for code the entries of its names."""
     up = "../" * page.count("/")
     source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+gradtx/[\w/]+\.py\)", r"\1", source[0])
     for file, target in OUTSIDE.items():
-        source[0] = source[0].replace(f"]({up}../{file}", f"]({up}{target}")
+        source[0] = re.sub(rf"\]\({re.escape(up)}\.\./{re.escape(file)}(?=[)#])", f"]({up}{target}", source[0])
 
 
 class Links(HTMLParser):

@@ -11,7 +11,9 @@ import pytest
 import gradtx
 from tests.conformance import CHECKS, EXEMPTIONS, SHAPES, all_cases, factories
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *DOCS.glob("howto/*.md")]
 CASES = [case for case in all_cases() if case.factory.spec.kind in ("rule", "alias")]
 
 
@@ -33,6 +35,33 @@ def slots(state):
 def test_a_generated_page_is_up_to_date(name):
     page = runpy.run_path(str(DOCS / f"{name}.py"))["page"]()
     assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page, "run `make docs-tables`"
+
+
+def targets(page):
+    """What a page links to and shows, without code, as pairs of a path and an anchor."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"""\]\(([^)#\s]*)#?([^)\s]*)\)|(?:href|src)="([^"#]*)#?([^"]*)\"""", text)
+    return {(a or b, c or d) for a, c, b, d in found if not (a or b).startswith("http")}
+
+
+def anchors(page):
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles} | set(
+        re.findall(r'<a id="([^"]+)"', text)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_links_to_what_is_there_without_building_the_site(page):
+    """Readers on GitHub see neither docs/reference nor pages that only include another one."""
+    for target, anchor in targets(page):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), target
+        assert not path.is_relative_to(DOCS / "reference"), target
+        if path.suffix == ".md":
+            assert "```{include}" not in path.read_text(encoding="utf-8"), target
+            assert not anchor or anchor in anchors(path), (target, anchor)
 
 
 def test_every_exemption_is_from_a_test_and_of_cases_that_it_has():
