@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from torch.nn import Module
+
 from gradtx import _functional
 from gradtx._arguments import Argument, describe, nearest
 from gradtx._program import Scope
@@ -272,7 +274,7 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
 
 def check_transformation(owner: str, what: str, tx: Any) -> None:
     if not isinstance(tx, GradientTransformation):
-        remedy = f"; call it: {describe(tx)}(...)" if callable(tx) else ""
+        remedy = f"; call it: {describe(tx)}(...)" if callable(tx) and not isinstance(tx, Module) else ""
         raise TypeError(f"{owner}: {what} must be a GradientTransformation, got {describe(tx)}{remedy}")
 
 

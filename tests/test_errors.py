@@ -150,6 +150,10 @@ BUILDING = {
         TypeError,
         lambda: chain(gradtx.adam(), gradtx.adam),
     ),
+    "chain: argument 1 must be a GradientTransformation, got Linear(...)": (
+        TypeError,
+        lambda: chain(torch.nn.Linear(1, 1)),
+    ),
     "chain: argument 1 must be a GradientTransformation, got 3": (TypeError, lambda: chain(3)),
     "chain: argument 1 must be a GradientTransformation, got [adam()]": (TypeError, lambda: chain([gradtx.adam()])),
     **{
@@ -185,6 +189,20 @@ BUILDING = {
         lambda: gradtx.partition({"a": gradtx.adam()}, "a"),
     ),
     f"partition: {SELECT}, got 3": (TypeError, lambda: gradtx.partition({"a": gradtx.adam()}, {"a": 3})),
+    "partition: labels must be a dict or a function (name, tensor), got Linear(...)": (
+        TypeError,
+        lambda: gradtx.partition({"a": gradtx.adam()}, torch.nn.Linear(1, 1)),
+    ),
+    **{
+        f"{name}: {SELECT}, got Linear(...); a module's parameters go by its name in the model, as in 'encoder.*'": (
+            TypeError,
+            lambda make=make: make(torch.nn.Linear(1, 1)),
+        )
+        for name, make in {"freeze": gradtx.freeze, "masked": lambda where: gradtx.masked(gradtx.adam(), where)}.items()
+    },
+    f"freeze: {SELECT}, got Linear": (TypeError, lambda: gradtx.freeze(torch.nn.Linear)),
+    f"freeze: {SELECT}, got tensor(shape=(2,))": (TypeError, lambda: gradtx.freeze(torch.zeros(2))),
+    f"freeze: {SELECT}, got constant": (TypeError, lambda: gradtx.freeze(constant)),  # which takes no tensor
     f"freeze: {SELECT}, got ()": (TypeError, lambda: gradtx.freeze(())),
     f"freeze: {SELECT}, got adam()": (TypeError, lambda: gradtx.freeze(gradtx.adam())),
     f"masked: {SELECT}, got ['a', 2]": (TypeError, lambda: gradtx.masked(gradtx.adam(), ["a", 2])),
@@ -290,6 +308,7 @@ def test_a_tensor_that_is_no_real_number_is_refused(number):
 
 DTYPE = "needs a floating-point one; leave integer and complex tensors out of the tree"
 ADAM = gradtx.adam()
+NAMED = "; pass a tree of tensors, such as dict(model.named_parameters())"
 INIT = {
     "params: leaf 'b' has dtype torch.int64, " + DTYPE: (
         TypeError,
@@ -303,7 +322,12 @@ INIT = {
     ),
     "params: leaf 'b' has dtype torch.bool, " + DTYPE: (TypeError, ADAM, params(b=torch.ones(3, dtype=torch.bool))),
     "params: leaf 'b' is a float, needs a tensor or None": (TypeError, ADAM, params(b=1.0)),
-    "params: leaf '' is a Linear, needs a tensor or None": (TypeError, ADAM, torch.nn.Linear(1, 1)),
+    f"params: leaf '' is a Linear, needs a tensor or None{NAMED}": (TypeError, ADAM, torch.nn.Linear(1, 1)),
+    f"params: leaf '' is a generator, needs a tensor or None{NAMED}": (
+        TypeError,
+        ADAM,
+        torch.nn.Linear(1, 1).parameters(),
+    ),
     "params: leaf '0.0' is a str, needs a tensor or None": (
         TypeError,
         ADAM,
@@ -387,6 +411,9 @@ TREES = {
     "updates: leaf 'b' has shape (1,), its parameter (3,)": (ValueError, ADAM, {"updates": params(b=torch.ones(1))}),
     "updates: leaf 'b' is a float, needs a tensor or None": (TypeError, ADAM, {"updates": params(b=1.0)}),
     "params: leaf 'b' is a str, needs a tensor or None": (TypeError, ADAM, {"params": params(b="x")}),
+    f"params: leaf '' is a Linear, needs a tensor or None{NAMED}": (TypeError, ADAM, {"params": torch.nn.Linear(1, 1)}),
+    "updates: leaf '' is a Linear, needs a tensor or None; pass a tree of tensors, such as "
+    "{name: p.grad for name, p in model.named_parameters()}": (TypeError, ADAM, {"updates": torch.nn.Linear(1, 1)}),
     "updates: leaf 'b' has dtype torch.int32, " + DTYPE: (
         TypeError,
         ADAM,
@@ -705,7 +732,7 @@ def rule_of_trees(update):
 
 
 PAIR = "broken: a rule returns (update, state), got "
-KEPT = "broken: leaf 'w' has the slots "
+RETURNS = "broken: the rule returns a state "
 RULES = {
     "nothing": (PAIR + "NoneType", rule(lambda u, s, p, c: None)),
     "the update alone": (PAIR + "Tensor", rule(lambda u, s, p, c: u)),
@@ -716,19 +743,33 @@ RULES = {
         rule(lambda u, s, p, c: (u.sum(), s)),
     ),
     "a slot of another shape": (
-        "broken.x: leaf 'w' has a slot of shape (2, 3), its new value has shape ()" + OWN,
+        "broken: the rule returns the slot 'x' of leaf 'w' in shape (), its init makes it in shape (2, 3)",
         rule(lambda u, s, p, c: (u, {"x": u.sum()}), slot),
     ),
     "a number for a slot": (
         "broken.x: the new value of leaf 'w' came out as 1.0",
         rule(lambda u, s, p, c: (u, {"x": 1.0}), slot),
     ),
-    "a slot too few": (f"{KEPT}['x'] where this chain keeps []{OWN}", rule(lambda u, s, p, c: (u, {}), slot)),
+    "a slot too few": (
+        f"{RETURNS}without the slot 'x', which its init makes",
+        rule(lambda u, s, p, c: (u, {}), slot),
+    ),
     "a slot too many": (
-        f"{KEPT}['x'] where this chain keeps ['x', 'y']{OWN}",
+        f"{RETURNS}with the slot 'y', which its init does not make",
         rule(lambda u, s, p, c: (u, {**s, "y": u}), slot),
     ),
-    "a slot without init": (f"{KEPT}[] where this chain keeps ['x']{OWN}", rule(lambda u, s, p, c: (u, {"x": u}))),
+    "a slot of another name": (
+        f"{RETURNS}without the slot 'x', which its init makes, and with the slot 'y', which its init does not make",
+        rule(lambda u, s, p, c: (u, {"y": u}), slot),
+    ),
+    "a slot without init": (
+        f"{RETURNS}with the slot 'x', though there is no init to make it: return init, update",
+        rule(lambda u, s, p, c: (u, {"x": u})),
+    ),
+    "a slot that init does not make, asked for": (
+        "broken: the rule asks for 'xx', which is no slot that its init makes; did you mean 'x'?",
+        rule(lambda u, s, p, c: (u + s["xx"], s), lambda p: {"x": p, "other": p}),
+    ),
     "a sum that is no scalar": (
         "broken: the sum 'n' has shape (2, 3), needs 0-d",
         yields(lambda u: {"n": u}, lambda u: (u, {})),
@@ -742,7 +783,7 @@ RULES = {
         sharing(lambda u, s, p, c: (u, {"d": 2.0})),
     ),
     "a vector for a shared scalar": (
-        f"broken.d: leaf 'w' has a slot of shape (), its new value has shape (3,){OWN}",
+        "broken: the shared 'd' comes in shape (3,), needs 0-d",
         sharing(lambda u, s, p, c: (u, {"d": torch.ones(3)})),
     ),
     "sums that differ between leaves": (
@@ -798,6 +839,58 @@ def test_a_slot_may_not_end_in_a_number():
 def test_an_undeclared_extra_is_an_attribute_error_that_says_how_to_declare_it():
     tx = rule(lambda u, s, p, c: (u * c.foo, s))
     failing(AttributeError, r"ctx\.foo: nobody declared it; use needs=\('foo',\) or extras=", tx, {})
+
+
+def test_a_misspelt_attribute_of_the_context_is_told_which_is_meant():
+    for name, meant in {"bias_corection": "bias_correction", "valu": "value", "fishr": "fisher"}.items():
+        tx = rule(lambda u, s, p, c, name=name: (u * getattr(c, name), s), extras={"fisher": "leaf?"})
+        failing(AttributeError, matching(f"ctx.{name}: nobody declared it; did you mean ctx.{meant}?"), tx, {})
+
+
+def test_random_numbers_of_a_rule_that_declared_none_say_how_to_declare_them():
+    tx = rule(lambda u, s, p, c: (u + c.rng.normal(u), s))
+    failing(AttributeError, matching("ctx.rng: only for rules that are declared @per_tensor(random=True)"), tx, {})
+
+
+def summed(update, state, param, ctx):
+    yield {"n": param.square().sum()}
+    yield update, state
+
+
+WITHOUT = "{}: params were not passed, and the rule fails without them ({}): call update(updates, state, params){}"
+DECLARE = "; if it always reads them, declare needs=('params',)"
+LACKS_NORM, NO_FACTOR = (
+    "'NoneType' object has no attribute 'norm'",
+    "unsupported operand type(s) for *: 'float' and 'NoneType'",
+)
+READERS = {
+    "an attribute": (
+        WITHOUT.format("broken", LACKS_NORM, DECLARE),
+        rule(lambda u, s, p, c: (u / p.norm(), s)),
+    ),
+    "a factor": (WITHOUT.format("broken", NO_FACTOR, DECLARE), rule(lambda u, s, p, c: (u + 0.1 * p, s))),
+    "before a sum": (WITHOUT.format("broken", LACKS_NORM.replace("norm", "square"), DECLARE), rule(summed)),
+    "a rule of trees": (
+        WITHOUT.format("broken", "'NoneType' object is not subscriptable", DECLARE),
+        rule_of_trees(lambda u, s, p, c: ({"w": p["w"], "b": p["b"]}, s)),
+    ),
+    "a plain function": (
+        WITHOUT.format("transformation", "'NoneType' object is not subscriptable", ""),
+        gradtx.GradientTransformation(dict, lambda u, s, p: ({"w": p["w"], "b": p["b"]}, s)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "tx"), READERS.values(), ids=READERS)
+def test_a_rule_that_reads_parameters_that_nobody_passed_is_told_so(message, tx):
+    failing(ValueError, matching(message), tx, {"params": None})
+
+
+def test_errors_of_a_rule_that_have_nothing_to_do_with_missing_parameters_stay_as_they_are():
+    failing(
+        AttributeError, "'Tensor' object has no attribute 'nrom'", rule(lambda u, s, p, c: u.nrom()), {"params": None}
+    )
+    failing(AttributeError, matching(LACKS_NORM), rule(lambda u, s, p, c: (u * c.value.norm(), s)), {})
 
 
 def test_a_plain_function_that_loses_a_leaf_is_told_which():
