@@ -181,6 +181,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "there are none"
 
 
+def nearest_dotted(name: Any, known: Iterable[str]) -> str:
+    """As `nearest`, for names behind those of owners or branches: never the like of it in another branch."""
+    known, (head, _, tail) = list(known), str(name).rpartition(".")
+    heads = {one.rpartition(".")[0] for one in known}
+    if known and head not in heads:
+        meant = close(head, heads - {""})
+        if meant is None:
+            alike = sorted(one for one in known if one.rpartition(".")[2] == tail)
+            return f"known: {', '.join(alike or sorted(known))}"
+        head = meant
+    return nearest(f"{head}.{tail}" if head else tail, [one for one in known if one.rpartition(".")[0] == head])
+
+
 _SCALAR = {float, Tensor, Schedule}
 
 

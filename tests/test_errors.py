@@ -55,6 +55,15 @@ ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, maximize, weight_
 FOLLOWS = "owner owns the learning rate and returns the finished update, so {} can't follow it; "
 FOLLOWS += "give owner its lr and decay, or leave one of them out"
 
+TWO = gradtx.partition({"a": gradtx.adam(), "b": gradtx.sgd()}, {"a": "w", "b": "*"})
+OTHER_NAMES = {
+    "lrr": "did you mean 'lr'?",
+    "a.lrr": "did you mean 'a.lr'?",
+    "b.sdg.lr": "did you mean 'b.sgd.lr'?",
+    "c.lr": "known: a.adam.lr, a.lr, b.lr, b.sgd.lr, lr",
+    "a.momentum": "known: a.amsgrad, a.betas, a.decoupled_weight_decay, a.eps, a.lr, a.maximize, a.weight_decay",
+}
+
 BUILDING = {
     # numbers
     "adam: lr must be in [0, inf), got -1.0": (ValueError, lambda: gradtx.adam(lr=-1)),
@@ -247,6 +256,10 @@ BUILDING = {
         TypeError,
         lambda: gradtx.sgd().replace(lr=constant),
     ),
+    **{
+        f"partition: no hyperparameter {name!r}; {meant}": (TypeError, lambda name=name: TWO.replace(**{name: 0.1}))
+        for name, meant in OTHER_NAMES.items()
+    },
     # schedules
     f"cosine_schedule: lr {NUMBER}, got constant; wrap it: gradtx.Schedule(...)": (
         TypeError,
@@ -291,6 +304,22 @@ def constant(step):
 def test_building_it_wrong_says_what_is_wrong(message, kind, call):
     with pytest.raises(kind, match=matching(message)):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [*OTHER_NAMES.items(), ("a.lr", "it is shown as 'lr'"), ("a.adam.lr", "it is shown as 'lr'")]
+)
+def test_an_unknown_name_in_hyperparams_says_which_is_meant(name, meant):
+    with pytest.raises(KeyError) as found:
+        TWO.hyperparams[name]
+    assert found.value.args == (f"partition: no hyperparameter {name!r}; {meant}",)
+
+
+def test_a_rate_is_found_by_every_name_that_replace_takes():
+    for name, rate in {"lr": 1, "a.lr": 1, "a.adam.lr": 1, "b.lr": 2, "b.sgd.lr": 2}.items():
+        tx = TWO.replace(**{"a.lr": 1.0, "b.lr": 2.0})
+        assert gradtx.learning_rate(tx, tx.init(params()), name).item() == rate
+        assert gradtx.learning_rate(tx.replace(**{name: 3.0}), tx.init(params()), name).item() == 3.0
 
 
 def test_an_owner_inside_a_wrapper_is_named_itself():
