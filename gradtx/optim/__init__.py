@@ -186,7 +186,7 @@ class AliasOptimizer(ChainOptimizer):
     def __init__(self, params: Any, *args: Any, compile: bool | str | Mapping[str, Any] = False, **kwargs: Any):
         for option in REFUSED:
             if option in kwargs:
-                raise refused(option)
+                raise refused(option, kwargs[option])
         seed = kwargs.pop("seed", 0) if self._seeded else 0
         super().__init__(self._alias(*args, **kwargs), params, compile=compile, seed=seed)
 

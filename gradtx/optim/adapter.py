@@ -41,7 +41,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
     ):
-        check_transformation(type(self).__name__, "tx", tx)
+        owner = type(self).__name__
+        check_transformation(owner, "tx", tx)
+        _check_no_module(owner, params)
         self._tx, self._engine = tx, None if compile is False else Engine(compiler_options(compile))
         self._hessian = HessianSource(type(self).__name__, tx, seed)
         self._views: list[GroupView] = []
@@ -71,6 +73,8 @@ class ChainOptimizer(torch.optim.Optimizer):
 
         A partition makes one group of each label. As torch's method, and raises what that raises.
         """
+        if isinstance(param_group, Mapping):
+            _check_no_module(type(self).__name__, param_group.get("params"))
         before, defaults, self.defaults = len(self.param_groups), self.defaults, {}
         try:
             super().add_param_group(param_group)
@@ -389,6 +393,12 @@ class ChainOptimizer(torch.optim.Optimizer):
 
 def _identical(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _check_no_module(owner: str, params: Any) -> None:
+    if isinstance(params, torch.nn.Module) and not isinstance(params, torch.nn.ParameterList):
+        kind = type(params).__name__
+        raise TypeError(f"{owner}: needs parameters, got a {kind}; pass model.parameters() or model.named_parameters()")
 
 
 def _step_dtype() -> torch.dtype:

@@ -110,6 +110,25 @@ def test_options_of_torchs_engines_are_refused_with_a_hint(option):
 
 
 @pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        (False, "capturable=False asks for nothing, drop it; for speed there is compile=True"),
+        (None, "capturable=None asks for nothing, drop it; for speed there is compile=True"),
+        (True, "drop it and use compile=True"),
+    ],
+)
+def test_an_option_of_torchs_engines_that_is_off_is_only_to_be_dropped(value, remedy):
+    param = torch.nn.Parameter(torch.zeros(2))
+    message = f"^'capturable' is not an option of gradtx; {remedy}$"
+    with pytest.raises(TypeError, match=message):
+        gradtx.optim.AdamW([param], capturable=value)
+    with pytest.raises(TypeError, match=message):
+        gradtx.optim.AdamW([{"params": [param], "capturable": value}])
+    with pytest.raises(TypeError, match=message):
+        gradtx.create_optimizer([param], "adamw", capturable=value)
+
+
+@pytest.mark.parametrize(
     ("override", "error", "message"),
     [
         ({"lr": -1.0}, ValueError, r"adamw: lr must be in \[0, inf\), got -1.0"),

@@ -1,5 +1,7 @@
 """What users of torch.optim do to its optimizers behind its back."""
 
+import re
+
 import pytest
 import torch
 
@@ -58,6 +60,19 @@ def test_tied_parameters_of_a_model_are_one():
     expected = before - model[0].weight.grad
     optimizer.step()
     assert_equal(model[1].weight.detach(), expected)
+
+
+def test_a_model_in_place_of_its_parameters_is_an_error_that_says_what_to_pass():
+    tx, remedy = gradtx.adamw(), "pass model.parameters() or model.named_parameters()"
+    for model in (torch.nn.Linear(1, 1), torch.nn.Sequential(torch.nn.Linear(1, 1)), torch.nn.ParameterDict()):
+        message = f": needs parameters, got a {type(model).__name__}; {re.escape(remedy)}$"
+        with pytest.raises(TypeError, match=f"^ChainOptimizer{message}"):
+            gradtx.as_optimizer(tx, model)
+        with pytest.raises(TypeError, match=f"^AdamW{message}"):
+            gradtx.optim.AdamW(model)
+        with pytest.raises(TypeError, match=f"^AdamW{message}"):
+            gradtx.optim.AdamW([{"params": model}])
+    both(lambda module: module.AdamW(torch.nn.ParameterList([torch.zeros(1)])).param_groups[0]["params"])
 
 
 # Names.
