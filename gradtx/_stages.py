@@ -32,6 +32,25 @@ class Parts(NamedTuple):
         return cls(*parts)
 
 
+class Watch:
+    """Finds out whether a rule works in place on what it gets, by the versions that torch counts."""
+
+    def __init__(self, given: dict[str, Tensor | None]):
+        self._before = {
+            name: (tensor, tensor._version)
+            for name, tensor in given.items()
+            if tensor is not None and not tensor.is_inference()  # which have no version
+        }
+
+    def check(self, owner: str, leaf: str) -> None:
+        for name, (tensor, version) in self._before.items():
+            if tensor._version != version:
+                raise ValueError(
+                    f"{owner}: the rule writes into {name} of leaf {leaf!r}; "
+                    "return new tensors, without methods that end in an underscore"
+                )
+
+
 class RuleStage(Operation):
     """A rule written for one tensor."""
 
@@ -47,6 +66,7 @@ class RuleStage(Operation):
             start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)
             start["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=run.device)
         self._shared = run.shared(path, start) if start else {}
+        self._watched: set[int] | None = set() if run.watches else None  # the numbers of dimensions of watched leaves
 
     def init(self, leaf: Leaf) -> None:
         self._check_dims(leaf)
@@ -99,13 +119,24 @@ class RuleStage(Operation):
         param = leaf.param if leaf.param is None else leaf.param.to(wide)
         context = Context(leaf, leaf.clock, wide, self._stream(leaf)) if self._spec.random else leaf.context(wide)
         whole = False
+        watch = None
+        if (
+            self._watched is not None and update.ndim not in self._watched
+        ):  # one leaf of a kind, so that it costs little
+            self._watched.add(update.ndim)
+            watch = self._watch(leaf, update, param, old)
         while True:
             try:
                 out = self._parts.update(update, state, param, context)
                 if not isinstance(out, types.GeneratorType):
+                    if watch is not None:
+                        watch.check(self._spec.name, leaf.name)
                     break
                 leaf.pending = (out, old, wide)
-                return self._payload(leaf, self._advanced(out, None))
+                sums = self._advanced(out, None)
+                if watch is not None:
+                    watch.check(self._spec.name, leaf.name)
+                return self._payload(leaf, sums)
             except KeyError as error:
                 self._supply(error, state, leaf)
             except (AttributeError, TypeError) as error:
@@ -122,6 +153,12 @@ class RuleStage(Operation):
                 context = context.undivided()
         self._finish(leaf, out, old, wide)
         return None
+
+    def _watch(self, leaf: Leaf, update: Tensor, param: Any, old: dict[str, Tensor]) -> Watch:
+        slots = {f"state[{slot!r}]": value for slot, value in {**old, **self._shared}.items()}
+        # A closure that computes gradients elsewhere puts the weights back, by writing them.
+        fixed = leaf.extras.get("grad_fn") is None
+        return Watch({"update": update, "param": param if fixed else None, **slots})
 
     def _state(self, leaf: Leaf, wide: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The leaf's slots as they are kept, and the state as the rule gets it."""

@@ -18,6 +18,7 @@ from gradtx._program import Block, Leaf, Path, initialize, takes_none
 from gradtx._tree import check_leaf
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
+from gradtx.optim._doubts import warn_of_misspelt
 from gradtx.optim._engine import Engine, compiler_options
 from gradtx.optim._groups import GroupView
 from gradtx.optim._hessian import HessianSource, HessianStep
@@ -82,7 +83,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         finally:
             del self.param_groups[before:]
             self.defaults = defaults
-        params = group["params"]
+        params, keys = group["params"], list(group)
         names = group.get("param_names") or [str(len(self._records) + i) for i in range(len(params))]
         records = dict(self._records)
         for name, param in zip(names, params, strict=True):
@@ -106,6 +107,8 @@ class ChainOptimizer(torch.optim.Optimizer):
             self._hessian.mark(own)
             views.append(view)
         made = [self._initial(view, view.group["params"], records) for view in views]
+        # Before anything changes, since a warning may be an error. While this is made, torch's constructor calls.
+        warn_of_misspelt(type(self).__name__, keys, self._tx._entries(), 2 if self.defaults else 5)
         self._records, self._clock_paths = records, run.clock_paths
         for view, (layouts, states) in zip(views, made, strict=True):
             self._views.append(view)
