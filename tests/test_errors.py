@@ -922,6 +922,64 @@ def test_errors_of_a_rule_that_have_nothing_to_do_with_missing_parameters_stay_a
     failing(AttributeError, matching(LACKS_NORM), rule(lambda u, s, p, c: (u * c.value.norm(), s)), {})
 
 
+def decayed(update, state, param, ctx):
+    state["x"].mul_(0.9)
+    return update + state["x"], state
+
+
+def two_slots(param):
+    return {"x": torch.zeros_like(param), "y": [torch.zeros(2), torch.zeros(3)]}
+
+
+def second_slot(update, state, param, ctx):
+    state["y"][1][:2].add_(1.0)
+    return update, state
+
+
+def sum_in_place(update, state, param, ctx):
+    total = yield {"n": update.abs_().sum()}
+    yield update / total["n"], state
+
+
+IN_PLACE = {
+    "the gradient": ("update", rule(lambda u, s, p, c: (u.mul_(2.0), s))),
+    "a view of the gradient": ("update", rule(lambda u, s, p, c: (u.flatten().clamp_(-0.5, 0.5).view_as(u), s))),
+    "what another link made": ("update", chain(ADAM, rule(lambda u, s, p, c: (u.neg_(), s)))),
+    "a parameter": ("param", rule(lambda u, s, p, c: (p.copy_(u), s))),
+    "a slot": ("state['x']", rule(decayed, slot)),
+    "a slot of a list": ("state['y_1']", rule(second_slot, two_slots)),
+    "a shared scalar": ("state['d']", sharing(lambda u, s, p, c: (u, {"d": s["d"].add_(1.0)}))),
+    "before a sum": ("update", rule(sum_in_place)),
+}
+
+
+@pytest.mark.parametrize(("what", "tx"), IN_PLACE.values(), ids=IN_PLACE)
+def test_a_rule_that_works_in_place_is_found_out(what, tx):
+    message = f"broken: the rule writes into {what} of leaf 'w'; "
+    message += "return new tensors, without methods that end in an underscore"
+    with pytest.raises(ValueError, match=matching(message)):
+        tx.update(params(), tx.init(params()), params())
+    weights = {name: torch.nn.Parameter(leaf) for name, leaf in params().items()}
+    optimizer = gradtx.as_optimizer(tx, list(weights.items()))
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=matching(message)):
+        optimizer.step()
+
+
+def test_a_rule_that_works_in_place_is_found_out_at_leaves_of_any_rank():
+    tx = rule(lambda u, s, p, c: (u.mul_(2.0) if u.ndim == 1 else u * 2.0, s))
+    with pytest.raises(ValueError, match="writes into update of leaf 'b'"):
+        tx.update(params(), tx.init(params()))
+
+
+def test_a_rule_may_work_in_place_on_what_it_made_itself():
+    tx = chain(rule(lambda u, s, p, c: ((u + 1.0).mul_(2.0), {"x": s["x"].clone().add_(u)}), slot), ADAM)
+    tx.update(params(), tx.init(params()), params())
+    with torch.inference_mode():
+        tx.update(params(), tx.init(params()), params())
+
+
 def test_a_plain_function_that_loses_a_leaf_is_told_which():
     tx = gradtx.GradientTransformation(dict, lambda u, s, p: ({"w": u["w"]}, s))
     failing(ValueError, "updates returned by a plain function lack leaf 'b'", tx, {})
