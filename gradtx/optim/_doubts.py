@@ -12,7 +12,7 @@ from gradtx.optim._groups import SCHEDULERS_OWN
 
 RATE = "scale_by_learning_rate"
 # Keys that others write into groups: torch and its schedulers, trainers, this library.
-OTHERS_OWN = {*SCHEDULERS_OWN, "params", "param_names", "lr", "swa_lr", "name", "label", "hessian_seed"}
+OTHERS_OWN = {*SCHEDULERS_OWN, "params", "param_names", "lr", "swa_lr", "name", "label", "layer_decay", "hessian_seed"}
 
 
 def warn_of_turned_signs(tx: GradientTransformation) -> None:

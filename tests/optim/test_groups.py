@@ -140,7 +140,7 @@ def test_a_warning_that_is_an_error_adds_no_group():
 
 KEPT = (
     "initial_lr max_lr min_lr base_momentum max_momentum swa_lr lr_scale lr_mult weight_decay_multiplier"
-    " initial_weight_decay base_lr name label group_name tag hessian_seed depth"
+    " initial_weight_decay base_lr name label group_name tag hessian_seed depth layer_decay"
 )
 HAVE = [
     "adamw",
@@ -163,6 +163,15 @@ def test_keys_of_schedulers_and_trainers_are_no_misspelt_hyperparameters(name):
     tx = getattr(gradtx, name)(**({"num_iterations": 20} if name == "ranger21" else {}))
     optimizer = gradtx.as_optimizer(tx, [group])  # warnings are errors here
     assert optimizer.param_groups[0]["lr_scale"] == 0.5
+
+
+def test_a_hyperparameter_that_looks_like_a_key_of_torchs_makes_that_none_that_is_misspelt():
+    @gradtx.per_tensor
+    def rule(max_momenta: gradtx.Scalar = 1.0, names: gradtx.Scalar = 1.0, labels: gradtx.Scalar = 1.0):
+        return lambda update, state, param, ctx: (max_momenta * names * labels * update, state)
+
+    group = {"params": parameters().values(), "max_momentum": 0.9, "name": "all", "label": "x"}
+    gradtx.as_optimizer(rule(), [group])  # warnings are errors here
 
 
 @pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])

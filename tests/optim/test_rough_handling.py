@@ -119,6 +119,7 @@ RIGHT = {
     "a decay that is off": gradtx.chain(SGD, gradtx.add_decayed_weights(0.0)),
     "branches": gradtx.partition({"a": SGD, "b": gradtx.adam()}, {"a": "0", "b": "*"}),
     "one after another": gradtx.chain(gradtx.masked(SGD, "0"), gradtx.masked(gradtx.adam(), "1")),
+    "a wrapper's, whose leaves may be others": gradtx.chain(SGD, gradtx.masked(gradtx.adam(), lambda name, p: False)),
     "a sign that is turned back": gradtx.chain(SGD, gradtx.scale(-1.0), gradtx.adam()),
     "one that maximizes": gradtx.chain(gradtx.sgd(lr=0.1, maximize=True), gradtx.adam()),
     "links that come last": gradtx.chain(SGD, gradtx.clip_by_value(1.0), gradtx.lookahead(), gradtx.average()),
