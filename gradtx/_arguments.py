@@ -160,18 +160,38 @@ def describe(value: Any) -> str:
         return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, torch.nn.Module):  # its own repr has a line for every layer
+        return f"{type(value).__name__}(...)"
     if callable(value) and not isinstance(value, Schedule):
         return getattr(value, "__qualname__", repr(value)).rpartition("<locals>.")[2]
     return repr(value)
 
 
+def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that an unknown one looks like."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A did-you-mean for an unknown name, or the list of known ones."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    meant = close(name, known)
+    if meant is not None:
+        return f"did you mean {meant!r}?"
     return f"known: {', '.join(known)}" if known else "there are none"
+
+
+def nearest_dotted(name: Any, known: Iterable[str]) -> str:
+    """As `nearest`, for names behind those of owners or branches: never the like of it in another branch."""
+    known, (head, _, tail) = list(known), str(name).rpartition(".")
+    heads = {one.rpartition(".")[0] for one in known}
+    if known and head not in heads:
+        meant = close(head, heads - {""})
+        if meant is None:
+            alike = sorted(one for one in known if one.rpartition(".")[2] == tail)
+            return f"known: {', '.join(alike or sorted(known))}"
+        head = meant
+    return nearest(f"{head}.{tail}" if head else tail, [one for one in known if one.rpartition(".")[0] == head])
 
 
 _SCALAR = {float, Tensor, Schedule}

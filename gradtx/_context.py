@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import exact, exact_dtype, is_off, log_or_zero
+from gradtx._arguments import close, exact, exact_dtype, is_off, log_or_zero
 from gradtx._sharding import undivided
 
 if TYPE_CHECKING:
     from gradtx._program import Leaf
 
 ALWAYS_KNOWN = ("value", "grad_fn", "hessian_diag")
+OWN = ("bias_correction", "every", "first", "grad", "step", "time")  # what every rule finds in its context
 
 
 class Clock:
@@ -126,4 +127,10 @@ class Context:
             return own["_extras"][name]
         if name in ALWAYS_KNOWN or name in own.get("_known", ()):
             return None
-        raise AttributeError(f"ctx.{name}: nobody declared it; use needs=({name!r},) or extras={{{name!r}: 'leaf'}}")
+        if name.startswith("__"):  # Python asks for these, to copy a context
+            raise AttributeError(name)
+        if name == "rng":
+            raise AttributeError("ctx.rng: only for rules that are declared @per_tensor(random=True)")
+        meant = close(name, (*OWN, *ALWAYS_KNOWN, *own.get("_known", ())))
+        remedy = f"did you mean ctx.{meant}?" if meant else f"use needs=({name!r},) or extras={{{name!r}: 'leaf'}}"
+        raise AttributeError(f"ctx.{name}: nobody declared it; {remedy}")

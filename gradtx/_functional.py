@@ -43,6 +43,7 @@ class TreeRun(Run):
             raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
         self.old_step = torch.zeros((), dtype=torch.int64, device=self.device) if state is None else state["step"]
         self.clock = Clock(self.old_step + 1)
+        self.watch()
         self.block = Block.of(tx, self, self.old_step)
         self._slot_lists: dict[Path, list[tuple[str, dict[str, Tensor]]]] = {}
 

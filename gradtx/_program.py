@@ -89,6 +89,7 @@ class Run:
     """
 
     initial = False
+    watches = False  # whether rules that work in place are found out
     keeps_trees = False  # whether a pair of plain functions may keep a tree of its own
     device = torch.device("cpu")
     known_extras: Container[str] = ()
@@ -105,6 +106,10 @@ class Run:
         self.clock_paths: dict[Any, Path] = {}  # place of a wrapper with a clock -> its path
         self.commits: list[Callable[[], None]] = []
         self.memory = Memory()
+
+    def watch(self) -> None:
+        """Find out rules that work in place, where tensors are plain ones."""
+        self.watches = not torch.compiler.is_compiling() and functorch.peek_interpreter_stack() is None
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         """The old 0-d values of a stage that all leaves share."""

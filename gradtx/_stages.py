@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import exact, exact_dtype, readable, tensors_in
+from gradtx._arguments import exact, exact_dtype, nearest, readable, tensors_in
 from gradtx._context import Context
 from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run, lacking
 from gradtx._random import Stream
@@ -32,6 +32,25 @@ class Parts(NamedTuple):
         return cls(*parts)
 
 
+class Watch:
+    """Finds out whether a rule works in place on what it gets, by the versions that torch counts."""
+
+    def __init__(self, given: dict[str, Tensor | None]):
+        self._before = {
+            name: (tensor, tensor._version)
+            for name, tensor in given.items()
+            if tensor is not None and not tensor.is_inference()  # which have no version
+        }
+
+    def check(self, owner: str, leaf: str) -> None:
+        for name, (tensor, version) in self._before.items():
+            if tensor._version != version:
+                raise ValueError(
+                    f"{owner}: the rule writes into {name} of leaf {leaf!r}; "
+                    "return new tensors, without methods that end in an underscore"
+                )
+
+
 class RuleStage(Operation):
     """A rule written for one tensor."""
 
@@ -47,6 +66,7 @@ class RuleStage(Operation):
             start["seed"] = lambda: torch.tensor(arguments["seed"], device=run.device)
             start["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=run.device)
         self._shared = run.shared(path, start) if start else {}
+        self._watched: set[int] | None = set() if run.watches else None  # the numbers of dimensions of watched leaves
 
     def init(self, leaf: Leaf) -> None:
         self._check_dims(leaf)
@@ -99,15 +119,30 @@ class RuleStage(Operation):
         param = leaf.param if leaf.param is None else leaf.param.to(wide)
         context = Context(leaf, leaf.clock, wide, self._stream(leaf)) if self._spec.random else leaf.context(wide)
         whole = False
+        watch = None
+        if (
+            self._watched is not None and update.ndim not in self._watched
+        ):  # one leaf of a kind, so that it costs little
+            self._watched.add(update.ndim)
+            watch = self._watch(leaf, update, param, old)
         while True:
             try:
                 out = self._parts.update(update, state, param, context)
                 if not isinstance(out, types.GeneratorType):
+                    if watch is not None:
+                        watch.check(self._spec.name, leaf.name)
                     break
                 leaf.pending = (out, old, wide)
-                return self._payload(leaf, self._advanced(out, None))
+                sums = self._advanced(out, None)
+                if watch is not None:
+                    watch.check(self._spec.name, leaf.name)
+                return self._payload(leaf, sums)
             except KeyError as error:
                 self._supply(error, state, leaf)
+            except (AttributeError, TypeError) as error:
+                if param is None and "NoneType" in str(error):
+                    raise without_params(self._spec.name, error) from error
+                raise
             except RuntimeError:
                 self._check_shapes(leaf, old)
                 if whole or not is_sharded(update):
@@ -118,6 +153,12 @@ class RuleStage(Operation):
                 context = context.undivided()
         self._finish(leaf, out, old, wide)
         return None
+
+    def _watch(self, leaf: Leaf, update: Tensor, param: Any, old: dict[str, Tensor]) -> Watch:
+        slots = {f"state[{slot!r}]": value for slot, value in {**old, **self._shared}.items()}
+        # A closure that computes gradients elsewhere puts the weights back, by writing them.
+        fixed = leaf.extras.get("grad_fn") is None
+        return Watch({"update": update, "param": param if fixed else None, **slots})
 
     def _state(self, leaf: Leaf, wide: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The leaf's slots as they are kept, and the state as the rule gets it."""
@@ -187,23 +228,59 @@ class RuleStage(Operation):
             new = leaf.run.new_shared.setdefault(self.path, {})
             for name, value in self._shared.items():
                 if not self._spec.random or name in state:
-                    found = value_for(state.pop(name, None), value, self.path, name, leaf.name)
-                    new.setdefault(name, found)
+                    found = state.pop(name, None)
+                    if isinstance(found, Tensor) and found.ndim:
+                        shape = tuple(found.shape)
+                        raise ValueError(f"{self._spec.name}: the shared {name!r} comes in shape {shape}, needs 0-d")
+                    new.setdefault(name, value_for(found, value, self.path, name, leaf.name))
         if old.keys() != state.keys():
-            raise ValueError(
-                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
-                f"{sorted(state)}; {OWN_STATE}"
-            )
+            raise self._other_slots(leaf, old, state)
         if old:
-            new = {slot: value_for(state[slot], value, self.path, slot, leaf.name) for slot, value in old.items()}
+            try:
+                new = {slot: value_for(state[slot], value, self.path, slot, leaf.name) for slot, value in old.items()}
+            except ValueError as error:
+                raise self._other_shapes(leaf, old, state, error) from None
             leaf.new[self.path] = leaf.accepted(new, old)
+
+    def _other_slots(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
+        """Whose fault it is that a rule returns other slots than it got: its own, if `init` makes those it got."""
+        if self._first(leaf).keys() != old.keys():
+            return ValueError(
+                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
+                f"{sorted(new)}; {OWN_STATE}"
+            )
+        none = self._parts.init is None
+        whose = "though there is no init to make it: return init, update" if none else "which its init does not make"
+        missing, unknown = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
+        faults = [f"without the slot {missing[0]!r}, which its init makes"] if missing else []
+        faults += [f"with the slot {unknown[0]!r}, {whose}"] if unknown else []
+        return ValueError(f"{self._spec.name}: the rule returns a state {', and '.join(faults)}")
+
+    def _other_shapes(
+        self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any], otherwise: ValueError
+    ) -> ValueError:
+        """The same for shapes; `otherwise` blames the state."""
+        made = self._first(leaf)
+        for slot, value in old.items():
+            if made[slot].shape == value.shape != new[slot].shape:
+                return ValueError(
+                    f"{self._spec.name}: the rule returns the slot {slot!r} of leaf {leaf.name!r} in shape "
+                    f"{tuple(new[slot].shape)}, its init makes it in shape {tuple(value.shape)}"
+                )
+        return otherwise
 
     def _supply(self, error: KeyError, state: dict[str, Any], leaf: Leaf) -> None:
         """A slot that the rule missed: an empty list leaves nothing in the state; anything else is an error."""
         missing = error.args[0] if error.args else None
         if not isinstance(missing, str) or missing in state:
             raise error
-        if self._parts.init is None or self._made(leaf).get(missing) != []:
+        made = {} if self._parts.init is None else self._made(leaf)
+        if missing not in made and missing not in numbered(made):
+            raise ValueError(
+                f"{self._spec.name}: the rule asks for {missing!r}, which is no slot that its init makes; "
+                f"{nearest(missing, [*made, *self._shared])}"
+            ) from error
+        if made.get(missing) != []:
             raise lacking((*self.path, missing), leaf.name) from error
         state[missing] = []
 
@@ -297,7 +374,12 @@ class TreeStage(Operation):
         known = waiting[0][0].param is not None
         params = self._tree({name: leaf.param for name, leaf in leaves.items()}) if known else None
         context = () if self._plain else (TreeContext(leaves),)
-        out = self._parts.update(updates, self._old(leaves), params, *context)
+        try:
+            out = self._parts.update(updates, self._old(leaves), params, *context)
+        except (AttributeError, TypeError) as error:
+            if not known and "NoneType" in str(error):
+                raise without_params(self._name, error, self._plain) from error
+            raise
         if not (isinstance(out, tuple) and len(out) == 2):
             raise TypeError(f"{self._name}: update returns (updates, state), got {type(out).__name__}")
         updates, state = out
@@ -360,6 +442,15 @@ class TreeContext(Context):
         if name in next(iter(self._leaves.values())).run.leaf_extras:
             return {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
         return super().__getattr__(name)
+
+
+def without_params(owner: str, error: Exception, plain: bool = False) -> ValueError:
+    """The error for a rule that failed on a None when it had no parameters."""
+    remedy = "" if plain else "; if it always reads them, declare needs=('params',)"
+    return ValueError(
+        f"{owner}: params were not passed, and the rule fails without them ({error}): "
+        f"call update(updates, state, params){remedy}"
+    )
 
 
 def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner: str) -> dict[str, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 from torch.utils import _pytree
 
 
@@ -42,8 +43,14 @@ def flatten_any(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping
 
 
 def _check_tensor(name: str, leaf: Any, what: str) -> None:
-    if leaf is not None and not isinstance(leaf, Tensor):
-        raise TypeError(f"{what}: leaf {name!r} is a {type(leaf).__name__}, needs a tensor or None")
+    if leaf is None or isinstance(leaf, Tensor):
+        return
+    remedy = ""
+    if isinstance(leaf, Module | Iterator):
+        remedy = "; pass a tree of tensors, such as "
+        of_gradients = "{name: p.grad for name, p in model.named_parameters()}"
+        remedy += of_gradients if what == "updates" else "dict(model.named_parameters())"
+    raise TypeError(f"{what}: leaf {name!r} is a {type(leaf).__name__}, needs a tensor or None{remedy}")
 
 
 def check_leaf(name: str, leaf: Any, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -81,12 +82,27 @@ def _patterns(owner: str, where: Any) -> Any:
         return (where,)
     if isinstance(where, list | tuple) and where and all(isinstance(item, str) for item in where):
         return tuple(where)
-    if callable(where) and not isinstance(where, GradientTransformation):
+    if _is_function(where):
         return where
+    remedy = "; a module's parameters go by its name in the model, as in 'encoder.*'"
     raise TypeError(
         f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
-        f"got {describe(where)}"
+        f"got {describe(where)}{remedy if isinstance(where, torch.nn.Module) else ''}"
     )
+
+
+def _is_function(where: Any) -> bool:
+    """Whether it may be called with a name and a tensor; modules and classes are callable, too."""
+    if not callable(where) or isinstance(where, type | torch.nn.Module | GradientTransformation):
+        return False
+    try:
+        if not torch.compiler.is_compiling():  # dynamo does not trace this
+            inspect.signature(where).bind("name", None)
+    except TypeError:
+        return False
+    except ValueError:  # a function of C that does not say what it takes
+        return True
+    return True
 
 
 def _listed(items: Iterable[Any], most: int = 8) -> str:
@@ -146,7 +162,7 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
         selector = Selector(
             "partition", tuple(labels), tuple(_patterns("partition", where) for where in labels.values())
         )
-    elif callable(labels):
+    elif _is_function(labels):
         selector = Selector("partition", tuple(transforms), labels)
     else:
         raise TypeError(f"partition: labels must be a dict or a function (name, tensor), got {describe(labels)}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from torch.nn import Module
+
 from gradtx import _functional
-from gradtx._arguments import Argument, describe, nearest
+from gradtx._arguments import Argument, describe, nearest_dotted
 from gradtx._program import Scope
 from gradtx._stages import Parts, TreeStage
 
@@ -97,10 +100,13 @@ class GradientTransformation:
 
     @property
     def hyperparams(self) -> dict[str, Any]:
-        """Name -> value of every hyperparameter. The outermost decorated call owns a name; its first owner keeps
-        it bare, a later one has it as `owner.name`.
+        """Name -> value of every hyperparameter, a dict of its own. The outermost decorated call owns a name; its
+        first owner keeps it bare, a later one has it as `owner.name`, or in a partition as `label.name`.
+
+        Raises:
+            KeyError: an unknown name.
         """
-        return {entry.name: entry.value for entry in self._entries()}
+        return Hyperparams(self)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -109,6 +115,9 @@ class GradientTransformation:
 
     def replace(self, **hyperparams: Any) -> GradientTransformation:
         """The same transformation with other hyperparameters; names as in `hyperparams`.
+
+        A name may always be given with its owner (`adamw.lr`) or with its label (`head.lr`), also where it is shown
+        bare.
 
         Raises:
             TypeError: an unknown name.
@@ -120,7 +129,7 @@ class GradientTransformation:
         places = self._places()
         for name in hyperparams:
             if name not in places:
-                raise TypeError(f"{self._name}: no hyperparameter {name!r}; {nearest(name, places)}")
+                raise TypeError(f"{self._name}: no hyperparameter {name!r}; {nearest_dotted(name, places)}")
         return self._replaced({places[name].place: value for name, value in hyperparams.items()}, True)
 
     # How combinators and engines see it. A place is (indices of children down to a node, argument).
@@ -184,7 +193,15 @@ class GradientTransformation:
 
     def _places(self) -> dict[str, Entry]:
         entries = self._entries()
-        return {entry.full: entry for entry in entries} | {entry.name: entry for entry in entries}
+        found: dict[str, Entry] = {}
+        for names in (
+            [entry.name for entry in entries],
+            [entry.full for entry in entries],
+            [entry.labelled for entry in entries],
+        ):
+            for name, entry in zip(names, entries, strict=True):
+                found.setdefault(name, entry)
+        return found
 
     def _replaced(self, values: Mapping[tuple, Any], checked: bool) -> GradientTransformation:
         """With other values at some places; `checked` as for a user's, else taken as they are (the adapter's)."""
@@ -208,6 +225,28 @@ class Entry(NamedTuple):
     value: Any
     argument: Argument
     place: tuple[tuple[int, ...], str]
+
+    @property
+    def labelled(self) -> str:
+        """The name with the labels of its branches, without its owner."""
+        *labels, _, name = self.full.split(".")
+        return ".".join([*labels, name])
+
+
+class Hyperparams(dict[str, Any]):
+    """What `hyperparams` gives: a dict whose error for an unknown name says which is meant. Copies are plain ones."""
+
+    def __init__(self, tx: GradientTransformation):
+        super().__init__({entry.name: entry.value for entry in tx._entries()})
+        self._tx = tx
+
+    def __missing__(self, name: str) -> Any:
+        places = self._tx._places()
+        shown = f"it is shown as {places[name].name!r}" if name in places else nearest_dotted(name, places)
+        raise KeyError(f"{self._tx._name}: no hyperparameter {name!r}; {shown}")
+
+    def __reduce__(self) -> Any:  # not `dict`, which torch.load(weights_only=True) takes for code
+        return OrderedDict, (), None, None, iter(self.items())
 
 
 def same(node: GradientTransformation, children: tuple) -> bool:
@@ -272,7 +311,7 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
 
 def check_transformation(owner: str, what: str, tx: Any) -> None:
     if not isinstance(tx, GradientTransformation):
-        remedy = f"; call it: {describe(tx)}(...)" if callable(tx) else ""
+        remedy = f"; call it: {describe(tx)}(...)" if callable(tx) and not isinstance(tx, Module) else ""
         raise TypeError(f"{owner}: {what} must be a GradientTransformation, got {describe(tx)}{remedy}")
 
 

@@ -75,10 +75,27 @@ def _found(owner: str, what: str, name: Any, known: Mapping[str, Any], others: M
     names = {_plain(other): own for other, own in others.items()} | {_plain(own): own for own in known}
     if _plain(name) in names:
         return known[names[_plain(name)]]
-    close = difflib.get_close_matches(_plain(name), names, n=3)
-    nearest = " or ".join(repr(own) for own in dict.fromkeys(names[plain] for plain in close))
-    hint = f"did you mean {nearest}?" if close else f"known: {', '.join(sorted(known))}"
-    raise ValueError(f"{owner}: unknown {what} {name!r}; {hint}")
+    raise ValueError(f"{owner}: unknown {what} {name!r}; {_hint(what, _plain(name), names, known)}")
+
+
+def _hint(what: str, name: str, names: Mapping[str, str], known: Iterable[str]) -> str:
+    """What an unknown name was meant to be if it is a slip of the keyboard, else how to see what there is.
+
+    Algorithms have names that look alike (AdamC, FAdam and Adam; AdEMAMix and Adamax): those are no slips.
+    """
+    slips = [plain for plain in difflib.get_close_matches(name, names, n=3, cutoff=0.8) if not _is_longer(name, plain)]
+    if slips and difflib.SequenceMatcher(None, slips[0], name).ratio() > 0.85:
+        return f"did you mean {' or '.join(repr(own) for own in dict.fromkeys(names[plain] for plain in slips))}?"
+    for start in (name[:n] for n in range(len(name), 1, -1)):
+        if any(_plain(own).startswith(start) for own in known):
+            lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
+            return f"gradtx.{lister}({f'{start}*'!r}) lists those that begin like it"
+    return f"known: {', '.join(sorted(known))}"
+
+
+def _is_longer(name: str, plain: str) -> bool:
+    """Whether it has one letter more at an end; a letter that is there twice is a slip."""
+    return (name[1:] == plain and name[0] != name[1]) or (name[:-1] == plain and name[-1] != name[-2])
 
 
 def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]) -> list[str]:
@@ -362,7 +379,7 @@ def create_optimizer(
     alias, name, arguments = cls._alias, cls._alias.__name__, cls._alias.spec.arguments.by_name
     for option in REFUSED:
         if option in options:
-            raise refused(option)
+            raise refused(option, options[option])
     if isinstance(wd_ban_list, str) or not all(isinstance(pattern, str) for pattern in wd_ban_list):
         raise TypeError(f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}")
     if use_lookahead and name in _WITH_LOOKAHEAD:

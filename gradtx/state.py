@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import describe, exact, nearest, resolve
+from gradtx._arguments import describe, exact, nearest, nearest_dotted, resolve
 from gradtx._functional import TreeRun
 from gradtx._program import Path
 from gradtx.core import Entry, GradientTransformation, check_transformation
@@ -125,28 +125,22 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     rates = next((found for word in ("lr", "max_lr") if (found := [e for e in numbers if e.argument.name == word])), [])
     if name is not None:
         found = [entry for entry in numbers if name in (entry.name, entry.full)]
-        found = found or [entry for entry in numbers if name == _short(entry)]
+        found = found or [entry for entry in numbers if name == entry.labelled]
         if not found:
-            known = {word for entry in rates or numbers for word in (entry.name, _short(entry))}
-            raise ValueError(f"learning_rate: {tx._name} has no number {name!r}; {nearest(name, known)}")
+            known = {word for entry in rates or numbers for word in (entry.name, entry.labelled)}
+            raise ValueError(f"learning_rate: {tx._name} has no number {name!r}; {nearest_dotted(name, known)}")
         rates = found
     if not rates:
         known = ", ".join(tx.hyperparams) or "none"
         raise ValueError(f"learning_rate: {tx._name} has no learning rate; its hyperparameters: {known}")
     if len(rates) > 1:
-        short = [_short(entry) for entry in rates]
+        short = [entry.labelled for entry in rates]
         names = short if len(set(short)) == len(short) else [entry.full for entry in rates]
         raise ValueError(
             f"learning_rate: {tx._name} has several: {', '.join(names)}; "
             f"say which: learning_rate(tx, state, {names[0]!r})"
         )
     return rates[0]
-
-
-def _short(entry: Entry) -> str:
-    """The name with the labels of its branches, without its owner."""
-    *labels, _, name = entry.full.split(".")
-    return ".".join([*labels, name])
 
 
 def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[tuple[Path, bool]]:

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import io
 import pickle
 
 import pytest
@@ -106,6 +107,25 @@ def test_what_hyperparams_gives_is_a_copy():
     tx = gradtx.adam(lr=0.1)
     tx.hyperparams["lr"] = 7.0
     assert tx.hyperparams["lr"] == 0.1
+
+
+def test_hyperparams_is_a_dict_whose_copies_are_plain_ones():
+    found = gradtx.adam(lr=0.1).hyperparams
+    plain = dict(found)
+    for other in (found, copy.copy(found), copy.deepcopy(found), pickle.loads(pickle.dumps(found)), found | {}):
+        assert other == plain
+    assert "lrr" not in found
+    assert found.get("lrr") is None
+    file = io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == plain
+
+
+def test_hyperparams_can_be_read_in_a_compiled_function():
+    tx = gradtx.adam(lr=0.5)
+    compiled = torch.compile(lambda x: x * tx.hyperparams["lr"], backend="eager", fullgraph=True)
+    assert compiled(torch.ones(1)).item() == 0.5
 
 
 # Any two functions, as in optax.
@@ -882,6 +902,18 @@ def test_every_name_of_hyperparams_can_be_replaced_alone(name):
 def test_a_bare_name_can_also_be_given_with_its_owner():
     tx = chain(gradtx.adamw(lr=0.1), gradtx.sgd(lr=0.2))
     assert tx.replace(**{"adamw.lr": 0.5}).hyperparams["lr"] == 0.5
+
+
+def test_a_bare_name_can_also_be_given_with_its_label():
+    tx = gradtx.partition({"a": gradtx.sgd(lr=0.1), "b": gradtx.sgd(lr=0.2)}, {"a": "w", "b": "*"})
+    assert tx.replace(**{"a.lr": 0.5}).hyperparams["lr"] == 0.5
+    assert tx.replace(**{"a.lr": 0.5}).hyperparams["b.lr"] == 0.2
+
+
+def test_a_name_that_is_shown_means_that_also_where_a_label_would_lead_to_another():
+    tx = gradtx.partition({"a": chain(gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.2))}, {"a": "*"})
+    assert tx.hyperparams["a.lr"] == 0.2
+    assert tx.replace(**{"a.lr": 0.5}).hyperparams["a.lr"] == 0.5
 
 
 def test_replace_rebuilds_what_an_alias_derives_from_its_arguments():

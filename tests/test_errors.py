@@ -55,6 +55,15 @@ ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, maximize, weight_
 FOLLOWS = "owner owns the learning rate and returns the finished update, so {} can't follow it; "
 FOLLOWS += "give owner its lr and decay, or leave one of them out"
 
+TWO = gradtx.partition({"a": gradtx.adam(), "b": gradtx.sgd()}, {"a": "w", "b": "*"})
+OTHER_NAMES = {
+    "lrr": "did you mean 'lr'?",
+    "a.lrr": "did you mean 'a.lr'?",
+    "b.sdg.lr": "did you mean 'b.sgd.lr'?",
+    "c.lr": "known: a.adam.lr, a.lr, b.lr, b.sgd.lr, lr",
+    "a.momentum": "known: a.amsgrad, a.betas, a.decoupled_weight_decay, a.eps, a.lr, a.maximize, a.weight_decay",
+}
+
 BUILDING = {
     # numbers
     "adam: lr must be in [0, inf), got -1.0": (ValueError, lambda: gradtx.adam(lr=-1)),
@@ -150,6 +159,10 @@ BUILDING = {
         TypeError,
         lambda: chain(gradtx.adam(), gradtx.adam),
     ),
+    "chain: argument 1 must be a GradientTransformation, got Linear(...)": (
+        TypeError,
+        lambda: chain(torch.nn.Linear(1, 1)),
+    ),
     "chain: argument 1 must be a GradientTransformation, got 3": (TypeError, lambda: chain(3)),
     "chain: argument 1 must be a GradientTransformation, got [adam()]": (TypeError, lambda: chain([gradtx.adam()])),
     **{
@@ -185,6 +198,20 @@ BUILDING = {
         lambda: gradtx.partition({"a": gradtx.adam()}, "a"),
     ),
     f"partition: {SELECT}, got 3": (TypeError, lambda: gradtx.partition({"a": gradtx.adam()}, {"a": 3})),
+    "partition: labels must be a dict or a function (name, tensor), got Linear(...)": (
+        TypeError,
+        lambda: gradtx.partition({"a": gradtx.adam()}, torch.nn.Linear(1, 1)),
+    ),
+    **{
+        f"{name}: {SELECT}, got Linear(...); a module's parameters go by its name in the model, as in 'encoder.*'": (
+            TypeError,
+            lambda make=make: make(torch.nn.Linear(1, 1)),
+        )
+        for name, make in {"freeze": gradtx.freeze, "masked": lambda where: gradtx.masked(gradtx.adam(), where)}.items()
+    },
+    f"freeze: {SELECT}, got Linear": (TypeError, lambda: gradtx.freeze(torch.nn.Linear)),
+    f"freeze: {SELECT}, got tensor(shape=(2,))": (TypeError, lambda: gradtx.freeze(torch.zeros(2))),
+    f"freeze: {SELECT}, got constant": (TypeError, lambda: gradtx.freeze(constant)),  # which takes no tensor
     f"freeze: {SELECT}, got ()": (TypeError, lambda: gradtx.freeze(())),
     f"freeze: {SELECT}, got adam()": (TypeError, lambda: gradtx.freeze(gradtx.adam())),
     f"masked: {SELECT}, got ['a', 2]": (TypeError, lambda: gradtx.masked(gradtx.adam(), ["a", 2])),
@@ -229,6 +256,10 @@ BUILDING = {
         TypeError,
         lambda: gradtx.sgd().replace(lr=constant),
     ),
+    **{
+        f"partition: no hyperparameter {name!r}; {meant}": (TypeError, lambda name=name: TWO.replace(**{name: 0.1}))
+        for name, meant in OTHER_NAMES.items()
+    },
     # schedules
     f"cosine_schedule: lr {NUMBER}, got constant; wrap it: gradtx.Schedule(...)": (
         TypeError,
@@ -275,6 +306,22 @@ def test_building_it_wrong_says_what_is_wrong(message, kind, call):
         call()
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [*OTHER_NAMES.items(), ("a.lr", "it is shown as 'lr'"), ("a.adam.lr", "it is shown as 'lr'")]
+)
+def test_an_unknown_name_in_hyperparams_says_which_is_meant(name, meant):
+    with pytest.raises(KeyError) as found:
+        TWO.hyperparams[name]
+    assert found.value.args == (f"partition: no hyperparameter {name!r}; {meant}",)
+
+
+def test_a_rate_is_found_by_every_name_that_replace_takes():
+    for name, rate in {"lr": 1, "a.lr": 1, "a.adam.lr": 1, "b.lr": 2, "b.sgd.lr": 2}.items():
+        tx = TWO.replace(**{"a.lr": 1.0, "b.lr": 2.0})
+        assert gradtx.learning_rate(tx, tx.init(params()), name).item() == rate
+        assert gradtx.learning_rate(tx.replace(**{name: 3.0}), tx.init(params()), name).item() == 3.0
+
+
 def test_an_owner_inside_a_wrapper_is_named_itself():
     with pytest.raises(ValueError, match=matching("chain: " + FOLLOWS.format("scale_by_learning_rate"))):
         chain(gradtx.accumulate(owner(), every=2), gradtx.scale_by_learning_rate(0.1))
@@ -290,6 +337,7 @@ def test_a_tensor_that_is_no_real_number_is_refused(number):
 
 DTYPE = "needs a floating-point one; leave integer and complex tensors out of the tree"
 ADAM = gradtx.adam()
+NAMED = "; pass a tree of tensors, such as dict(model.named_parameters())"
 INIT = {
     "params: leaf 'b' has dtype torch.int64, " + DTYPE: (
         TypeError,
@@ -303,7 +351,12 @@ INIT = {
     ),
     "params: leaf 'b' has dtype torch.bool, " + DTYPE: (TypeError, ADAM, params(b=torch.ones(3, dtype=torch.bool))),
     "params: leaf 'b' is a float, needs a tensor or None": (TypeError, ADAM, params(b=1.0)),
-    "params: leaf '' is a Linear, needs a tensor or None": (TypeError, ADAM, torch.nn.Linear(1, 1)),
+    f"params: leaf '' is a Linear, needs a tensor or None{NAMED}": (TypeError, ADAM, torch.nn.Linear(1, 1)),
+    f"params: leaf '' is a generator, needs a tensor or None{NAMED}": (
+        TypeError,
+        ADAM,
+        torch.nn.Linear(1, 1).parameters(),
+    ),
     "params: leaf '0.0' is a str, needs a tensor or None": (
         TypeError,
         ADAM,
@@ -387,6 +440,9 @@ TREES = {
     "updates: leaf 'b' has shape (1,), its parameter (3,)": (ValueError, ADAM, {"updates": params(b=torch.ones(1))}),
     "updates: leaf 'b' is a float, needs a tensor or None": (TypeError, ADAM, {"updates": params(b=1.0)}),
     "params: leaf 'b' is a str, needs a tensor or None": (TypeError, ADAM, {"params": params(b="x")}),
+    f"params: leaf '' is a Linear, needs a tensor or None{NAMED}": (TypeError, ADAM, {"params": torch.nn.Linear(1, 1)}),
+    "updates: leaf '' is a Linear, needs a tensor or None; pass a tree of tensors, such as "
+    "{name: p.grad for name, p in model.named_parameters()}": (TypeError, ADAM, {"updates": torch.nn.Linear(1, 1)}),
     "updates: leaf 'b' has dtype torch.int32, " + DTYPE: (
         TypeError,
         ADAM,
@@ -705,7 +761,7 @@ def rule_of_trees(update):
 
 
 PAIR = "broken: a rule returns (update, state), got "
-KEPT = "broken: leaf 'w' has the slots "
+RETURNS = "broken: the rule returns a state "
 RULES = {
     "nothing": (PAIR + "NoneType", rule(lambda u, s, p, c: None)),
     "the update alone": (PAIR + "Tensor", rule(lambda u, s, p, c: u)),
@@ -716,19 +772,33 @@ RULES = {
         rule(lambda u, s, p, c: (u.sum(), s)),
     ),
     "a slot of another shape": (
-        "broken.x: leaf 'w' has a slot of shape (2, 3), its new value has shape ()" + OWN,
+        "broken: the rule returns the slot 'x' of leaf 'w' in shape (), its init makes it in shape (2, 3)",
         rule(lambda u, s, p, c: (u, {"x": u.sum()}), slot),
     ),
     "a number for a slot": (
         "broken.x: the new value of leaf 'w' came out as 1.0",
         rule(lambda u, s, p, c: (u, {"x": 1.0}), slot),
     ),
-    "a slot too few": (f"{KEPT}['x'] where this chain keeps []{OWN}", rule(lambda u, s, p, c: (u, {}), slot)),
+    "a slot too few": (
+        f"{RETURNS}without the slot 'x', which its init makes",
+        rule(lambda u, s, p, c: (u, {}), slot),
+    ),
     "a slot too many": (
-        f"{KEPT}['x'] where this chain keeps ['x', 'y']{OWN}",
+        f"{RETURNS}with the slot 'y', which its init does not make",
         rule(lambda u, s, p, c: (u, {**s, "y": u}), slot),
     ),
-    "a slot without init": (f"{KEPT}[] where this chain keeps ['x']{OWN}", rule(lambda u, s, p, c: (u, {"x": u}))),
+    "a slot of another name": (
+        f"{RETURNS}without the slot 'x', which its init makes, and with the slot 'y', which its init does not make",
+        rule(lambda u, s, p, c: (u, {"y": u}), slot),
+    ),
+    "a slot without init": (
+        f"{RETURNS}with the slot 'x', though there is no init to make it: return init, update",
+        rule(lambda u, s, p, c: (u, {"x": u})),
+    ),
+    "a slot that init does not make, asked for": (
+        "broken: the rule asks for 'xx', which is no slot that its init makes; did you mean 'x'?",
+        rule(lambda u, s, p, c: (u + s["xx"], s), lambda p: {"x": p, "other": p}),
+    ),
     "a sum that is no scalar": (
         "broken: the sum 'n' has shape (2, 3), needs 0-d",
         yields(lambda u: {"n": u}, lambda u: (u, {})),
@@ -742,7 +812,7 @@ RULES = {
         sharing(lambda u, s, p, c: (u, {"d": 2.0})),
     ),
     "a vector for a shared scalar": (
-        f"broken.d: leaf 'w' has a slot of shape (), its new value has shape (3,){OWN}",
+        "broken: the shared 'd' comes in shape (3,), needs 0-d",
         sharing(lambda u, s, p, c: (u, {"d": torch.ones(3)})),
     ),
     "sums that differ between leaves": (
@@ -798,6 +868,116 @@ def test_a_slot_may_not_end_in_a_number():
 def test_an_undeclared_extra_is_an_attribute_error_that_says_how_to_declare_it():
     tx = rule(lambda u, s, p, c: (u * c.foo, s))
     failing(AttributeError, r"ctx\.foo: nobody declared it; use needs=\('foo',\) or extras=", tx, {})
+
+
+def test_a_misspelt_attribute_of_the_context_is_told_which_is_meant():
+    for name, meant in {"bias_corection": "bias_correction", "valu": "value", "fishr": "fisher"}.items():
+        tx = rule(lambda u, s, p, c, name=name: (u * getattr(c, name), s), extras={"fisher": "leaf?"})
+        failing(AttributeError, matching(f"ctx.{name}: nobody declared it; did you mean ctx.{meant}?"), tx, {})
+
+
+def test_random_numbers_of_a_rule_that_declared_none_say_how_to_declare_them():
+    tx = rule(lambda u, s, p, c: (u + c.rng.normal(u), s))
+    failing(AttributeError, matching("ctx.rng: only for rules that are declared @per_tensor(random=True)"), tx, {})
+
+
+def summed(update, state, param, ctx):
+    yield {"n": param.square().sum()}
+    yield update, state
+
+
+WITHOUT = "{}: params were not passed, and the rule fails without them ({}): call update(updates, state, params){}"
+DECLARE = "; if it always reads them, declare needs=('params',)"
+LACKS_NORM, NO_FACTOR = (
+    "'NoneType' object has no attribute 'norm'",
+    "unsupported operand type(s) for *: 'float' and 'NoneType'",
+)
+READERS = {
+    "an attribute": (
+        WITHOUT.format("broken", LACKS_NORM, DECLARE),
+        rule(lambda u, s, p, c: (u / p.norm(), s)),
+    ),
+    "a factor": (WITHOUT.format("broken", NO_FACTOR, DECLARE), rule(lambda u, s, p, c: (u + 0.1 * p, s))),
+    "before a sum": (WITHOUT.format("broken", LACKS_NORM.replace("norm", "square"), DECLARE), rule(summed)),
+    "a rule of trees": (
+        WITHOUT.format("broken", "'NoneType' object is not subscriptable", DECLARE),
+        rule_of_trees(lambda u, s, p, c: ({"w": p["w"], "b": p["b"]}, s)),
+    ),
+    "a plain function": (
+        WITHOUT.format("transformation", "'NoneType' object is not subscriptable", ""),
+        gradtx.GradientTransformation(dict, lambda u, s, p: ({"w": p["w"], "b": p["b"]}, s)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "tx"), READERS.values(), ids=READERS)
+def test_a_rule_that_reads_parameters_that_nobody_passed_is_told_so(message, tx):
+    failing(ValueError, matching(message), tx, {"params": None})
+
+
+def test_errors_of_a_rule_that_have_nothing_to_do_with_missing_parameters_stay_as_they_are():
+    failing(
+        AttributeError, "'Tensor' object has no attribute 'nrom'", rule(lambda u, s, p, c: u.nrom()), {"params": None}
+    )
+    failing(AttributeError, matching(LACKS_NORM), rule(lambda u, s, p, c: (u * c.value.norm(), s)), {})
+
+
+def decayed(update, state, param, ctx):
+    state["x"].mul_(0.9)
+    return update + state["x"], state
+
+
+def two_slots(param):
+    return {"x": torch.zeros_like(param), "y": [torch.zeros(2), torch.zeros(3)]}
+
+
+def second_slot(update, state, param, ctx):
+    state["y"][1][:2].add_(1.0)
+    return update, state
+
+
+def sum_in_place(update, state, param, ctx):
+    total = yield {"n": update.abs_().sum()}
+    yield update / total["n"], state
+
+
+IN_PLACE = {
+    "the gradient": ("update", rule(lambda u, s, p, c: (u.mul_(2.0), s))),
+    "a view of the gradient": ("update", rule(lambda u, s, p, c: (u.flatten().clamp_(-0.5, 0.5).view_as(u), s))),
+    "what another link made": ("update", chain(ADAM, rule(lambda u, s, p, c: (u.neg_(), s)))),
+    "a parameter": ("param", rule(lambda u, s, p, c: (p.copy_(u), s))),
+    "a slot": ("state['x']", rule(decayed, slot)),
+    "a slot of a list": ("state['y_1']", rule(second_slot, two_slots)),
+    "a shared scalar": ("state['d']", sharing(lambda u, s, p, c: (u, {"d": s["d"].add_(1.0)}))),
+    "before a sum": ("update", rule(sum_in_place)),
+}
+
+
+@pytest.mark.parametrize(("what", "tx"), IN_PLACE.values(), ids=IN_PLACE)
+def test_a_rule_that_works_in_place_is_found_out(what, tx):
+    message = f"broken: the rule writes into {what} of leaf 'w'; "
+    message += "return new tensors, without methods that end in an underscore"
+    with pytest.raises(ValueError, match=matching(message)):
+        tx.update(params(), tx.init(params()), params())
+    weights = {name: torch.nn.Parameter(leaf) for name, leaf in params().items()}
+    optimizer = gradtx.as_optimizer(tx, list(weights.items()))
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=matching(message)):
+        optimizer.step()
+
+
+def test_a_rule_that_works_in_place_is_found_out_at_leaves_of_any_rank():
+    tx = rule(lambda u, s, p, c: (u.mul_(2.0) if u.ndim == 1 else u * 2.0, s))
+    with pytest.raises(ValueError, match="writes into update of leaf 'b'"):
+        tx.update(params(), tx.init(params()))
+
+
+def test_a_rule_may_work_in_place_on_what_it_made_itself():
+    tx = chain(rule(lambda u, s, p, c: ((u + 1.0).mul_(2.0), {"x": s["x"].clone().add_(u)}), slot), ADAM)
+    tx.update(params(), tx.init(params()), params())
+    with torch.inference_mode():
+        tx.update(params(), tx.init(params()), params())
 
 
 def test_a_plain_function_that_loses_a_leaf_is_told_which():

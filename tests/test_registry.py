@@ -462,6 +462,42 @@ def test_a_wrong_model_is_an_error_that_says_so():
             ValueError,
             "create_optimizer: unknown optimizer 'adampp'; did you mean 'adamp'",
         ),
+        *(
+            (
+                lambda name=name: gradtx.create_optimizer(None, name),
+                ValueError,
+                f"create_optimizer: unknown optimizer {name!r}; "
+                f"gradtx.get_supported_optimizers({pattern!r}) lists those that begin like it",
+            )
+            for name, pattern in {
+                "ademamix": "ad*",
+                "AdamC": "adam*",
+                "adamw8bit": "adamw*",
+                "laprop": "la*",
+            }.items()
+        ),
+        *(
+            (
+                lambda name=name: gradtx.load_optimizer(name),
+                ValueError,
+                f"load_optimizer: unknown optimizer {name!r}; did you mean {meant!r}",
+            )
+            for name, meant in {"admw": "adamw", "muonn": "muon", "RMSporp": "rmsprop", "shampo": "shampoo"}.items()
+        ),
+        *(
+            (
+                lambda name=name: gradtx.load_optimizer(name),
+                ValueError,
+                f"load_optimizer: unknown optimizer {name!r}; known: a2grad, accsgd, ",
+            )
+            for name in ("FAdam", "vsgd")
+        ),
+        (
+            lambda: gradtx.load_lr_scheduler("warmup_restarts"),
+            ValueError,
+            "load_lr_scheduler: unknown scheduler 'warmup_restarts'; "
+            "gradtx.get_supported_lr_schedulers('warmup*') lists those that begin like it",
+        ),
         (
             lambda: gradtx.load_optimizer("quux!"),
             ValueError,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradtx.core import GradientTransformation, chain
+from gradtx.optim._doubts import warn_of_turned_signs
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adafactor import adafactor, adafactor_torch
@@ -138,6 +139,9 @@ def as_optimizer(
             groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
             no GradScaler.
 
+    Warns of links that would turn the sign twice (a learning rate, or a decay, behind a learning rate), and of a key in
+    a group that looks like a hyperparameter's name and is none; other unknown keys are kept.
+
     Raises:
         TypeError: `tx` is no transformation, or something that is no tensor.
         ValueError: an unknown mode, no parameters, a parameter twice, a hyperparameter out of range, a pattern without
@@ -152,7 +156,9 @@ def as_optimizer(
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
-    return ChainOptimizer(tx, params, compile=compile, seed=seed)
+    optimizer = ChainOptimizer(tx, params, compile=compile, seed=seed)
+    warn_of_turned_signs(tx)
+    return optimizer
 
 
 class AliasOptimizer(ChainOptimizer):
@@ -187,7 +193,7 @@ class AliasOptimizer(ChainOptimizer):
     def __init__(self, params: Any, *args: Any, compile: bool | str | Mapping[str, Any] = False, **kwargs: Any):
         for option in REFUSED:
             if option in kwargs:
-                raise refused(option)
+                raise refused(option, kwargs[option])
         seed = kwargs.pop("seed", 0) if self._seeded else 0
         super().__init__(self._alias(*args, **kwargs), params, compile=compile, seed=seed)
 

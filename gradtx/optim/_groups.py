@@ -17,8 +17,10 @@ NUMBER = "a number"  # stands for one where only structure matters
 REFUSED = ("foreach", "fused", "capturable", "differentiable")
 
 
-def refused(name: str) -> TypeError:
-    return TypeError(f"{name!r} is not an option of gradtx; drop it, compile=True takes its place")
+def refused(name: str, value: Any) -> TypeError:
+    off = value is None or value is False
+    remedy = f"{name}={value} asks for nothing, drop it; for speed there is" if off else "drop it and use"
+    return TypeError(f"{name!r} is not an option of gradtx; {remedy} compile=True")
 
 
 class GroupView:
@@ -34,7 +36,7 @@ class GroupView:
         self.sources = {name: entry.value for name, entry in self.entries.items()}
         for name in REFUSED:
             if name in group:
-                raise refused(name)
+                raise refused(name, group[name])
         for name, entry in self.entries.items():
             if name in group:
                 self.sources[name] = entry.argument.check(group[name])

@@ -119,6 +119,7 @@ class OptimizerRun(Run):
         self._state, self._records = state, records
         self.grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
         self.tick: Any = 1  # what this step adds to counts
+        self.watch()
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         for param, record in self._records.items():

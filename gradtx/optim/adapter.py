@@ -18,6 +18,7 @@ from gradtx._program import Block, Leaf, Path, initialize, takes_none
 from gradtx._tree import check_leaf
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
+from gradtx.optim._doubts import warn_of_misspelt
 from gradtx.optim._engine import Engine, compiler_options
 from gradtx.optim._groups import GroupView
 from gradtx.optim._hessian import HessianSource, HessianStep
@@ -41,7 +42,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
     ):
-        check_transformation(type(self).__name__, "tx", tx)
+        owner = type(self).__name__
+        check_transformation(owner, "tx", tx)
+        _check_no_module(owner, params)
         self._tx, self._engine = tx, None if compile is False else Engine(compiler_options(compile))
         self._hessian = HessianSource(type(self).__name__, tx, seed)
         self._views: list[GroupView] = []
@@ -71,6 +74,8 @@ class ChainOptimizer(torch.optim.Optimizer):
 
         A partition makes one group of each label. As torch's method, and raises what that raises.
         """
+        if isinstance(param_group, Mapping):
+            _check_no_module(type(self).__name__, param_group.get("params"))
         before, defaults, self.defaults = len(self.param_groups), self.defaults, {}
         try:
             super().add_param_group(param_group)
@@ -78,7 +83,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         finally:
             del self.param_groups[before:]
             self.defaults = defaults
-        params = group["params"]
+        params, keys = group["params"], list(group)
         names = group.get("param_names") or [str(len(self._records) + i) for i in range(len(params))]
         records = dict(self._records)
         for name, param in zip(names, params, strict=True):
@@ -102,6 +107,8 @@ class ChainOptimizer(torch.optim.Optimizer):
             self._hessian.mark(own)
             views.append(view)
         made = [self._initial(view, view.group["params"], records) for view in views]
+        # Before anything changes, since a warning may be an error. While this is made, torch's constructor calls.
+        warn_of_misspelt(type(self).__name__, keys, self._tx._entries(), 2 if self.defaults else 5)
         self._records, self._clock_paths = records, run.clock_paths
         for view, (layouts, states) in zip(views, made, strict=True):
             self._views.append(view)
@@ -390,6 +397,12 @@ class ChainOptimizer(torch.optim.Optimizer):
 
 def _identical(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _check_no_module(owner: str, params: Any) -> None:
+    if isinstance(params, torch.nn.Module) and not isinstance(params, torch.nn.ParameterList):
+        kind = type(params).__name__
+        raise TypeError(f"{owner}: needs parameters, got a {kind}; pass model.parameters() or model.named_parameters()")
 
 
 def _step_dtype() -> torch.dtype:

@@ -71,9 +71,11 @@ def scale_by_soap(
                 [0.6236, 0.6236]])
 
     Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32.
-    Where statistics are rank-deficient (a vector, a tall matrix in the first steps, a zero gradient), part of the basis
-    is arbitrary, so results depend on the backend, and derivatives leave out what is arbitrary. Second derivatives
-    through the bases are not available.
+    Where statistics are rank-deficient (a rotated vector, a zero gradient, and at the first step a dimension that is
+    larger by two or more than the product of the others, as in a 5 x 2 matrix), part of the basis is arbitrary, so
+    results depend on the backend. Then there is no derivative by what reaches these statistics (the first weights and
+    gradients, $\beta_s$, and $\beta_2$ in its place): the one that is computed leaves out what is arbitrary, is finite,
+    and is no difference quotient. Second derivatives through the bases are not available.
     """
     beta1, beta2 = betas
     beta = beta2 if shampoo_beta is None else shampoo_beta

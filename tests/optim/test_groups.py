@@ -100,6 +100,80 @@ def test_unknown_keys_of_a_group_are_kept():
     assert (group["name"], group["initial_lr"], group["depth"]) == ("all", 3.0, [1, 2])
 
 
+def test_a_key_of_a_group_that_is_nearly_a_hyperparameter_is_warned_of_and_kept():
+    params = list(parameters().values())
+    groups = [{"params": params[:1]}, {"params": params[1:2], "weigth_decay": 0.3}]
+    message = "^{}: nothing reads {!r} of this parameter group; did you mean {!r}[?]$"
+    for make, owner in ((gradtx.optim.AdamW, "AdamW"), (lambda g: gradtx.as_optimizer(gradtx.adamw(), g), "Chain.*")):
+        with pytest.warns(UserWarning, match=message.format(owner, "weigth_decay", "weight_decay")) as found:
+            optimizer = make(groups)
+        assert [warning.filename for warning in found] == [__file__]
+        assert optimizer.param_groups[1]["weigth_decay"] == 0.3
+    with pytest.warns(UserWarning, match=message.format("Chain.*", "beta", "betas")) as found:
+        optimizer.add_param_group({"params": params[2:], "beta": (0.9, 0.9)})
+    assert [warning.filename for warning in found] == [__file__]
+
+
+def test_a_near_miss_is_warned_of_once_for_all_labels_and_a_key_of_another_label_is_none():
+    tx = gradtx.partition({"a": gradtx.sgd(), "b": gradtx.adamw()}, {"a": lambda name, p: p.ndim == 1, "b": "*"})
+    group = {
+        "params": list(parameters().values()),
+        "momentum": 0.9,
+        "betas": (0.5, 0.5),
+        "a.lr": 0.1,
+        "b.adamw.lr": 0.1,
+    }
+    assert len(gradtx.as_optimizer(tx, [group]).param_groups) == 2  # warnings are errors here
+    with pytest.warns(UserWarning, match="did you mean 'momentum'") as found:
+        gradtx.as_optimizer(tx, [{**group, "momentm": 0.9}])
+    assert len(found) == 1
+
+
+def test_a_warning_that_is_an_error_adds_no_group():
+    params = list(parameters().values())
+    optimizer = gradtx.optim.AdamW(params[:1])
+    with unchanged(optimizer), pytest.raises(UserWarning, match="weigth_decay"):
+        optimizer.add_param_group({"params": params[1:], "weigth_decay": 0.1})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": params[1:]})
+
+
+KEPT = (
+    "initial_lr max_lr min_lr base_momentum max_momentum swa_lr lr_scale lr_mult weight_decay_multiplier"
+    " initial_weight_decay base_lr name label group_name tag hessian_seed depth layer_decay"
+)
+HAVE = [
+    "adamw",
+    "sgd",
+    "apollo",
+    "alig",
+    "ranger21",
+    "amos",
+    "adabound",
+    "adagrad",
+    "sadam",
+    "scalable_shampoo",
+    "adahessian",
+]
+
+
+@pytest.mark.parametrize("name", HAVE)
+def test_keys_of_schedulers_and_trainers_are_no_misspelt_hyperparameters(name):
+    group = {"params": parameters().values(), **{key: 0.5 for key in KEPT.split() if key != "max_lr" or name != "alig"}}
+    tx = getattr(gradtx, name)(**({"num_iterations": 20} if name == "ranger21" else {}))
+    optimizer = gradtx.as_optimizer(tx, [group])  # warnings are errors here
+    assert optimizer.param_groups[0]["lr_scale"] == 0.5
+
+
+def test_a_hyperparameter_that_looks_like_a_key_of_torchs_makes_that_none_that_is_misspelt():
+    @gradtx.per_tensor
+    def rule(max_momenta: gradtx.Scalar = 1.0, names: gradtx.Scalar = 1.0, labels: gradtx.Scalar = 1.0):
+        return lambda update, state, param, ctx: (max_momenta * names * labels * update, state)
+
+    group = {"params": parameters().values(), "max_momentum": 0.9, "name": "all", "label": "x"}
+    gradtx.as_optimizer(rule(), [group])  # warnings are errors here
+
+
 @pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])
 def test_options_of_torchs_engines_are_refused_with_a_hint(option):
     param = torch.nn.Parameter(torch.zeros(2))
@@ -107,6 +181,25 @@ def test_options_of_torchs_engines_are_refused_with_a_hint(option):
         gradtx.optim.AdamW([param], **{option: True})
     with pytest.raises(TypeError, match=f"{option!r} is not an option of gradtx.*compile=True"):
         gradtx.optim.AdamW([{"params": [param], option: False}])
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        (False, "capturable=False asks for nothing, drop it; for speed there is compile=True"),
+        (None, "capturable=None asks for nothing, drop it; for speed there is compile=True"),
+        (True, "drop it and use compile=True"),
+    ],
+)
+def test_an_option_of_torchs_engines_that_is_off_is_only_to_be_dropped(value, remedy):
+    param = torch.nn.Parameter(torch.zeros(2))
+    message = f"^'capturable' is not an option of gradtx; {remedy}$"
+    with pytest.raises(TypeError, match=message):
+        gradtx.optim.AdamW([param], capturable=value)
+    with pytest.raises(TypeError, match=message):
+        gradtx.optim.AdamW([{"params": [param], "capturable": value}])
+    with pytest.raises(TypeError, match=message):
+        gradtx.create_optimizer([param], "adamw", capturable=value)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +335,7 @@ def test_names_that_torchs_schedulers_write_are_never_hyperparameter_names(name)
     assert_close(params.values(), functional(tx, parameters(), 1)[0].values(), TOLERANCE)
 
 
+@pytest.mark.filterwarnings("ignore:as_optimizer. scale_by_polyak follows")  # only the names matter here
 def test_a_bound_of_the_learning_rate_is_shown_as_lr_where_there_is_no_other():
     params = parameters()
     bounded = gradtx.optim.AliG([{"params": params.values(), "lr": 0.3}], max_lr=0.2)

@@ -1,5 +1,7 @@
 """What users of torch.optim do to its optimizers behind its back."""
 
+import re
+
 import pytest
 import torch
 
@@ -58,6 +60,76 @@ def test_tied_parameters_of_a_model_are_one():
     expected = before - model[0].weight.grad
     optimizer.step()
     assert_equal(model[1].weight.detach(), expected)
+
+
+def test_a_model_in_place_of_its_parameters_is_an_error_that_says_what_to_pass():
+    tx, remedy = gradtx.adamw(), "pass model.parameters() or model.named_parameters()"
+    for model in (torch.nn.Linear(1, 1), torch.nn.Sequential(torch.nn.Linear(1, 1)), torch.nn.ParameterDict()):
+        message = f": needs parameters, got a {type(model).__name__}; {re.escape(remedy)}$"
+        with pytest.raises(TypeError, match=f"^ChainOptimizer{message}"):
+            gradtx.as_optimizer(tx, model)
+        with pytest.raises(TypeError, match=f"^AdamW{message}"):
+            gradtx.optim.AdamW(model)
+        with pytest.raises(TypeError, match=f"^AdamW{message}"):
+            gradtx.optim.AdamW([{"params": model}])
+    both(lambda module: module.AdamW(torch.nn.ParameterList([torch.zeros(1)])).param_groups[0]["params"])
+
+
+# Chains that go the wrong way.
+
+
+@gradtx.alias
+def twice(lr: gradtx.Scalar = 0.1):
+    return gradtx.chain(gradtx.sgd(lr), gradtx.adam(lr))
+
+
+BOTH = "and both scale by a learning rate, which turns the sign twice, so that the loss climbs; leave one of them out"
+DECAYS = "which has turned the sign, so it pulls the weights the wrong way; put it in front of the learning rate"
+SGD = gradtx.sgd(lr=0.1)
+WRONG = {
+    "two aliases": (f"adam follows sgd, {BOTH}", gradtx.chain(SGD, gradtx.adam())),
+    "the same one twice": (f"sgd follows sgd, {BOTH}", gradtx.chain(SGD, SGD)),
+    "a link behind an alias": (
+        f"scale_by_learning_rate follows sgd, {BOTH}",
+        gradtx.chain(gradtx.centralize(), SGD, gradtx.trace(0.9), gradtx.scale_by_learning_rate(0.1)),
+    ),
+    "an owner of the rate": (f"prodigy follows sgd, {BOTH}", gradtx.chain(SGD, gradtx.prodigy())),
+    "inside a wrapper": (f"adam follows sgd, {BOTH}", gradtx.accumulate(gradtx.chain(SGD, gradtx.adam()), every=2)),
+    "inside an alias": (f"adam follows sgd, {BOTH}", gradtx.chain(gradtx.centralize(), twice())),
+    "a decay": (
+        f"add_decayed_weights follows sgd, {DECAYS}, or give it fixed=True",
+        gradtx.chain(SGD, gradtx.add_decayed_weights(0.1)),
+    ),
+    "a pull to the start": (
+        f"regenerate_towards_init follows sgd, {DECAYS}",
+        gradtx.chain(SGD, gradtx.regenerate_towards_init(0.1)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("doubt", "tx"), WRONG.values(), ids=WRONG)
+def test_a_chain_that_turns_the_sign_twice_is_warned_of_once(doubt, tx):
+    with pytest.warns(UserWarning, match=f"^as_optimizer: {re.escape(doubt)}$") as found:
+        gradtx.as_optimizer(tx, parameters().values())
+    assert [(warning.filename, len(found)) for warning in found] == [(__file__, 1)]
+
+
+RIGHT = {
+    "a decay of fixed size": gradtx.chain(SGD, gradtx.add_decayed_weights(0.1, fixed=True)),
+    "a decay that is off": gradtx.chain(SGD, gradtx.add_decayed_weights(0.0)),
+    "branches": gradtx.partition({"a": SGD, "b": gradtx.adam()}, {"a": "0", "b": "*"}),
+    "one after another": gradtx.chain(gradtx.masked(SGD, "0"), gradtx.masked(gradtx.adam(), "1")),
+    "a wrapper's, whose leaves may be others": gradtx.chain(SGD, gradtx.masked(gradtx.adam(), lambda name, p: False)),
+    "a sign that is turned back": gradtx.chain(SGD, gradtx.scale(-1.0), gradtx.adam()),
+    "one that maximizes": gradtx.chain(gradtx.sgd(lr=0.1, maximize=True), gradtx.adam()),
+    "links that come last": gradtx.chain(SGD, gradtx.clip_by_value(1.0), gradtx.lookahead(), gradtx.average()),
+    "a wrapper and its clock": gradtx.chain(gradtx.accumulate(SGD, every=2), gradtx.lookahead()),
+}
+
+
+@pytest.mark.parametrize("tx", RIGHT.values(), ids=RIGHT)
+def test_a_chain_that_may_be_meant_is_not_warned_of(tx):
+    gradtx.as_optimizer(tx, parameters().values())  # warnings are errors here
 
 
 # Names.

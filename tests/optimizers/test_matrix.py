@@ -519,6 +519,25 @@ def test_columns_change_places_in_the_reference():
     assert reference.seen == {True, False}
 
 
+@pytest.mark.parametrize(("shape", "is_quotient"), [((3, 4), True), ((5, 2), False), ((2, 5), False)], ids=str)
+def test_soap_has_a_derivative_by_its_second_beta_where_the_first_statistics_leave_no_basis_open(shape, is_quotient):
+    """A dimension larger by two or more than the product of the others has a repeated eigenvalue 0 at first."""
+    start, fixed, weights = (gradient(torch.zeros(shape, dtype=torch.float64), t) for t in range(3))
+
+    def result(beta):
+        tx, params = gradtx.soap(lr=0.1, betas=(0.95, beta), eps=0.1, precondition_frequency=2), {"w": start}
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update({"w": params["w"].sin() + fixed}, state, params)
+            params = gradtx.apply_updates(params, updates)
+        return (weights * params["w"]).sum()
+
+    beta, h = torch.tensor(0.95, dtype=torch.float64), 1e-6
+    slope, quotient = torch.func.grad(result)(beta), (result(beta + h) - result(beta - h)) / (2 * h)
+    assert slope.isfinite()
+    assert ((slope - quotient).abs() < 1e-5 * (1 + quotient.abs())) == is_quotient  # rounding of 1e-15 / h
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "options",
