@@ -118,11 +118,8 @@ class RuleStage(Operation):
         old, state = self._state(leaf, wide)
         param = leaf.param if leaf.param is None else leaf.param.to(wide)
         context = Context(leaf, leaf.clock, wide, self._stream(leaf)) if self._spec.random else leaf.context(wide)
-        whole = False
-        watch = None
-        if (
-            self._watched is not None and update.ndim not in self._watched
-        ):  # one leaf of a kind, so that it costs little
+        whole, watch = False, None
+        if self._watched is not None and update.ndim not in self._watched:  # one leaf of a kind: it costs little then
             self._watched.add(update.ndim)
             watch = self._watch(leaf, update, param, old)
         while True:
