@@ -132,8 +132,8 @@ def as_optimizer(
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and hyperparameters of its own.
         compile: True for steps through torch's compiler, in place and at the speed of fused kernels; or a mode of
-            `torch.compile` ("max-autotune"), or a dict of its options. The first step compiles, about 5 s for chains
-            that work element by element and 12 to 30 s for those that work by rows; later processes find most of it
+            `torch.compile` ("max-autotune"), or a dict of its options. The first step compiles, about 10 s for chains
+            that work element by element and up to 30 s for those that work by rows; later processes find most of it
             in torch's cache on disk. Without a working compiler there is one warning, and steps run eagerly.
         seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
             groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
