@@ -118,7 +118,7 @@ def place_counts(records: Iterable[Any], device: torch.device | None) -> None:
             elif device is not None:
                 places[count] = Count(on_device(count, device), count)
         new, step = places[count], record.state["step"]
-        record.state["step"] = as_step(new, step.dtype).clone()
+        record.state["step"] = as_step(new, step.dtype)
         record.count_as(new)
 
 

@@ -18,6 +18,9 @@ QUIET = {
 }
 
 
+SCALED = [name for name in QUIET if name not in ("whole tree", "plain functions", "random")]  # those skip on the host
+
+
 class Traffic(TorchDispatchMode):
     """What goes between devices. (A read of a meta tensor raises an error by itself.)"""
 
@@ -47,7 +50,7 @@ def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, monkeypatch)
         assert t == 0 or traffic.seen == []  # the first step makes state, perhaps from numbers
 
 
-@pytest.mark.parametrize("name", [name for name in QUIET if name not in ("whole tree", "plain functions", "random")])
+@pytest.mark.parametrize("name", SCALED)
 def test_a_step_under_a_grad_scaler_waits_for_nothing(name, monkeypatch):
     """What it found decides about counts, too: these are on the device from the first such step on."""
     monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)
@@ -84,6 +87,24 @@ def test_a_step_on_a_gpu_waits_for_nothing(name):
             optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", SCALED)
+def test_a_step_under_a_grad_scaler_on_a_gpu_waits_for_nothing(name):
+    optimizer, params = on_cuda(QUIET[name], torch.float32)
+    scaler = torch.amp.GradScaler("cuda", init_scale=4.0)
+    scaler.scale(torch.ones((), device="cuda"))
+    for t in range(4):
+        for param in params.values():
+            param.grad = torch.full_like(param, float("inf") if t == 2 else 1.0)
+        torch.cuda.set_sync_debug_mode("error" if t else "default")  # the first step may load kernels, and makes state
+        try:
+            scaler.step(optimizer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        scaler.update()
+    assert max(optimizer.state[param]["step"].item() for param in params.values()) == 3.0
 
 
 @needs_cuda
