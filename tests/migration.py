@@ -16,6 +16,7 @@ TEXT = """# From pytorch_optimizer and torch.optim
 are called as those of pytorch_optimizer. Names are read without case, dashes and underscores.
 
 ```python
+>>> import torch, gradtx
 >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
 >>> optimizer = gradtx.create_optimizer(model, "AdamP", lr=1e-3, weight_decay=1e-3, use_gc=True, use_lookahead=True)
 >>> scheduler = gradtx.load_lr_scheduler("warmup_cosine")(optimizer, t_max=100, max_lr=1e-3, warmup_steps=10)
