@@ -115,11 +115,6 @@ class Run:
         """The old 0-d values of a stage that all leaves share."""
         raise NotImplementedError
 
-    def clock_of(self, place: tuple[int, ...]) -> Path | None:
-        """Where the clock of a node stands that is at this place; None for the outermost one."""
-        paths = (self.clock_paths.get(place[:n]) for n in range(len(place), -1, -1))
-        return next((path for path in paths if path is not None), None)
-
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         """The old slots of a leaf at a stage."""
         raise NotImplementedError
@@ -185,6 +180,12 @@ class Memory:
             tensor = tensor.clone()
         self._taken[memory_of(tensor)] = True
         return tensor
+
+
+def clock_at(place: tuple[int, ...], clock_paths: Mapping[Any, Path]) -> Path | None:
+    """Where the clock of a node stands that is at this place; None for the outermost one."""
+    paths = (clock_paths.get(place[:n]) for n in range(len(place), -1, -1))
+    return next((path for path in paths if path is not None), None)
 
 
 OWN_STATE = "pass the state made by this chain's own init, with these parameters"
@@ -306,10 +307,11 @@ class Block:
         self._forks = any(isinstance(operation, Branch) for operation in operations)
 
     @classmethod
-    def of(cls, tx: Any, run: Run, count: Any) -> Block:
-        """A whole transformation, expanded for one run."""
+    def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
+        """A whole transformation, expanded for one run; `around` it may be a wrapper's frame."""
         frozen: list[Any] = []
-        return cls(tx._expand(Scope(run, (), count, frozen)), frozen)
+        operations = tx._expand(Scope(run, (), count, frozen))
+        return cls(operations if around is None else around.between(operations), frozen)
 
     def for_leaf(self, leaf: Leaf) -> list[Operation]:
         if self.is_frozen(leaf):

@@ -125,14 +125,13 @@ class RuleStage(Operation):
         while True:
             try:
                 out = self._parts.update(update, state, param, context)
-                if not isinstance(out, types.GeneratorType):
-                    if watch is not None:
-                        watch.check(self._spec.name, leaf.name)
-                    break
-                leaf.pending = (out, old, wide)
-                sums = self._advanced(out, None)
+                waits = isinstance(out, types.GeneratorType)
+                sums = self._advanced(out, None) if waits else None
                 if watch is not None:
                     watch.check(self._spec.name, leaf.name)
+                if not waits:
+                    break
+                leaf.pending = (out, old, wide)
                 return self._payload(leaf, sums)
             except KeyError as error:
                 self._supply(error, state, leaf)

@@ -100,8 +100,8 @@ def _is_function(where: Any) -> bool:
             inspect.signature(where).bind("name", None)
     except TypeError:
         return False
-    except ValueError:  # a function of C that does not say what it takes
-        return True
+    except ValueError:
+        pass  # a function of C that does not say what it takes
     return True
 
 

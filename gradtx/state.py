@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx import _tree
 from gradtx._arguments import describe, exact, nearest, nearest_dotted, resolve
 from gradtx._functional import TreeRun
-from gradtx._program import Path
+from gradtx._program import Path, clock_at
 from gradtx.core import Entry, GradientTransformation, check_transformation
 
 
@@ -113,7 +113,7 @@ def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str |
             "use torch.vmap(lambda state: gradtx.learning_rate(tx, state))(state)"
         )
     run = TreeRun(tx, {}, None, state)
-    path = run.clock_of(entry.place[0])
+    path = clock_at(entry.place[0], run.clock_paths)
     count = run.old_step if path is None else run.scalars(path)["step"]
     return exact(resolve(entry.value, count), count.device)
 

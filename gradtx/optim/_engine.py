@@ -180,10 +180,8 @@ class Plan:
         self._records, self._states = work, [record.state for record in work]
         self._params = [record.param for record in work]
         slots = [(record.state, key) for bundle in bundles for record in bundle.records for key in bundle.form.slots]
-        self._owners, self._keys = (
-            [state for state, _ in slots],
-            [key for _, key in slots],
-        )  # eager steps make new slots
+        # Eager steps make new slots, so theirs are not among these.
+        self._owners, self._keys = [state for state, _ in slots], [key for _, key in slots]
         self._held = self._present()
         self._addresses = [tensor.data_ptr() for tensor in self._held]
         sizes: Any = [list(tensor.shape) for tensor in self._held]

@@ -95,7 +95,7 @@ class HessianStep:
         leaves = step.leaves(step.work)
         signs = [(leaf, sign) for leaf in leaves if (sign := _use(leaf)) is not None]
         due = {leaf.key: leaf.name for leaf, sign in signs if sign}
-        if self._found and due and step.scaled:
+        if self._found and due and step.scaling is not None:
             raise RuntimeError(
                 f"{self._source.link}: hessian_diag can't be estimated from gradients that a GradScaler has scaled; "
                 "call step(hessian_diag=...), or train in bfloat16 without a scaler"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import exact
-from gradtx._program import Block, Leaf, Run
+from gradtx._program import Leaf, Run
 from gradtx._sharding import local, undivided
 from gradtx.wrappers import Frame
 
@@ -89,9 +89,6 @@ class Unscale(Frame):
     def __init__(self, run: Run, scaling: Scaling):
         self.run, self.path, self._scaling = run, (), scaling
         run.commits.append(self.commit)  # before those of the links inside, which are called in reverse order
-
-    def block(self, inner: Block) -> Block:
-        return Block(self.between(inner.operations), inner.frozen)
 
     def enter(self, leaf: Leaf) -> None:
         leaf.update = leaf.grad = leaf.update * self._scaling.on(leaf.device)[0]

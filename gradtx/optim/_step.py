@@ -26,12 +26,11 @@ CPU = torch.device("cpu")
 class Step:
     """Everything is checked, and state is seen to, when this is made; `run` computes and writes.
 
-    `work` are the parameters that step, `trees` the extras that are given by leaf.
+    `work` are the parameters that step, `trees` the extras that are given by leaf, `scaling` is what a scaler asks for.
     """
 
     def __init__(self, optimizer: Any, extras: dict[str, Any], scaling: Scaling | None):
-        self._optimizer, self._extras, self._scaling = optimizer, extras, scaling
-        self.scaled = scaling is not None
+        self._optimizer, self._extras, self.scaling = optimizer, extras, scaling
         self._views = optimizer._synced()
         self._run = run = optimizer._run(initial=False)
         run.grad_fn = lambda values: _gradients_at(optimizer, values, extras)  # not a method: that would be a cycle
@@ -94,8 +93,7 @@ class Step:
         """Made when they are asked for first: what goes into bundles needs none."""
         if not self._blocks:
             for view, present in zip(self._views, self._values, strict=True):
-                block = Block.of(view.chain(present, CPU), self._run, self._count)
-                self._blocks.append(block if self._unscale is None else self._unscale.block(block))
+                self._blocks.append(Block.of(view.chain(present, CPU), self._run, self._count, self._unscale))
         missing = [record for record in work if id(record) not in self._leaves]
         self._leaves.update((id(record), leaf) for record, leaf in self._made(missing))
         return [self._leaves[id(record)] for record in work]
@@ -138,8 +136,8 @@ class Step:
             commit()
         run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
         self._write_shared()
-        if self._scaling is not None:
-            self._scaling.unscale(optimizer._records)
+        if self.scaling is not None:
+            self.scaling.unscale(optimizer._records)
         for view in self._views:
             view.show(optimizer._count)
 
@@ -149,7 +147,7 @@ class Step:
         structures, numbers = [frame for frame, _ in frames], [own for _, own in frames]
         extras = self._scalars, self.trees
         return Call(
-            self._run, self._count, self._views, structures, numbers, self.work, self.leaves, *extras, self._scaling
+            self._run, self._count, self._views, structures, numbers, self.work, self.leaves, *extras, self.scaling
         )
 
     def _counted(self, entry: Entry) -> int | Tensor:
@@ -204,8 +202,8 @@ class Step:
                     state[key] = leaf.run.memory.fresh(value, taken)
         if leaf.given[0] is not None and last:
             state["step"] = state["step"] + self._run.tick
-            record = self._optimizer._records[param]
             if self._counts_there:
+                record = self._optimizer._records[param]
                 record.count_as(self._after[record.count])
         if update is not None:
             leaf.given[1].add_(update)

@@ -167,8 +167,7 @@ class Program:
         scalars: dict[str, Any] = {**{name: next(given) for name in form.scalars}, **dict.fromkeys(form.absent)}
         run.totals = [{name: next(given) for name in names} for names in known]
         unscale = None if scaling is None else Unscale(run, scaling)
-        block = Block.of(tx, run, count)
-        block = block if unscale is None else unscale.block(block)
+        block = Block.of(tx, run, count, unscale)
         clock, leaves, taken = Clock(step), [], set()
         for i in range(form.width):
             real, param = next(given), next(given)

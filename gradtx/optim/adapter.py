@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._context import Clock
 from gradtx._functional import evaluated
-from gradtx._program import Block, Leaf, Path, initialize, takes_none
+from gradtx._program import Block, Leaf, Path, clock_at, initialize, takes_none
 from gradtx._tree import check_leaf
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
@@ -290,9 +290,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         return self._host_counts or len({param.device for param in self._records}) > 1
 
     def _clock_path(self, entry: Entry | None) -> Path | None:
-        place = () if entry is None else entry.place[0]
-        paths = (self._clock_paths.get(place[:n]) for n in range(len(place), -1, -1))
-        return None if entry is None else next((path for path in paths if path is not None), None)
+        return None if entry is None else clock_at(entry.place[0], self._clock_paths)
 
     # Steps.
 
@@ -381,8 +379,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         load(self, state_dict, strict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_tx", "_views", "_clock_paths", "_records", "_present", "_hessian", "_engine", "_takes_none", "_agrees")
-        own += ("_host_counts",)
+        own = ["_tx", "_views", "_clock_paths", "_records", "_present", "_hessian", "_engine"]
+        own += ["_takes_none", "_agrees", "_host_counts"]
         for param, record in self._records.items():
             if not record.untouched(self.state.get(param, {})):
                 record.made = None
