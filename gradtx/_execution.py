@@ -142,6 +142,7 @@ class Operation:
     Attributes:
         path: The stage's entry in the state.
         takes_none: Whether a leaf without a gradient enters; otherwise it passes by.
+        template_slot: A slot shaped as the parameter, if it takes such leaves for itself.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
         compiles: Whether the compiled engine takes it.
@@ -150,6 +151,7 @@ class Operation:
 
     path: Path = ()
     takes_none = False
+    template_slot: str | None = None
     agree: Mapping[str, Any] = {}
     elementwise = True
     compiles = True

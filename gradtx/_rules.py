@@ -15,14 +15,10 @@ from gradtx._arguments import exact, nearest, readable
 from gradtx._errors import OWN_STATE, Path, lacking
 from gradtx._execution import Leaf, Operation
 from gradtx._random import Stream
-from gradtx._runs import Scope
+from gradtx._runs import Run, Scope
 from gradtx._sharding import is_sharded, placed_as, undivided
-from gradtx._slots import first_slots, numbered, value_for, widened, with_lists, wrong_shape
+from gradtx._slots import check_slots, first_slots, numbered, value_for, widened, with_lists, wrong_shape
 from gradtx.context import Context
-
-
-# These don't mean that an operation has no form for shards, and may happen on one process alone: the others would wait.
-NEVER_CAUGHT = (torch.OutOfMemoryError, torch.linalg.LinAlgError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +106,7 @@ class StageState:
         try:
             return init(like, *random)
         except RuntimeError as error:
-            if not is_sharded(like) or isinstance(error, NEVER_CAUGHT):
+            if not is_sharded(like) or isinstance(error, _torch.NOT_OF_LAYOUT):
                 raise
             return init(undivided(like), *random)
 
@@ -122,7 +118,22 @@ class StageState:
 
     def stored(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
         """Slots that `init` returned, in the dtypes that they are kept in."""
+        check_slots(slots, self._rule.name)
+        return self._in_stored_dtypes(numbered(slots), leaf)
+
+    def _in_stored_dtypes(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
         return first_slots(slots, self.like(leaf), self._stored_dtype or leaf.param_dtype, self._rule.name)
+
+    def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A rule's state with lists as numbered slots."""
+        return numbered(state)
+
+    def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
+        """The reverse of `_flat`."""
+        state = with_lists(flat)
+        if state is not flat:
+            self._check_lists(leaf, old)
+        return state
 
     def read(self, leaf: Leaf, wide: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
         """A leaf's slots as they are kept, and the state as the rule gets it."""
@@ -134,9 +145,7 @@ class StageState:
         if leaf.restarts is not False:
             old = _restarted(leaf.restarts, self.first(leaf), old)
         flat = {slot: widened(value, wide) for slot, value in old.items()}
-        state = with_lists(flat)
-        if state is not flat:
-            self._check_lists(leaf, old)
+        state = self._as_rule_sees(leaf, old, flat)
         return old, RuleState({**state, **self.shared}, self, leaf)
 
     def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
@@ -163,7 +172,7 @@ class StageState:
         """Keep what the rule returned, in the dtypes of the old state."""
         if not old and not state and not self.shared:
             return
-        slots = numbered(dict(state))
+        slots = self._flat(dict(state))
         if self.shared:
             self._write_shared(leaf, slots)
         if old.keys() != slots.keys():
@@ -240,7 +249,7 @@ def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str,
     """First slots where a combinator starts its inner transformation again, else the old ones."""
     if restarts is True:
         return first
-    return {slot: torch.where(restarts, first[slot], value) for slot, value in old.items()}
+    return {slot: torch.where(restarts, first.get(slot, value), value) for slot, value in old.items()}
 
 
 def _maker(value: Callable[[], Any], device: torch.device) -> Callable[[], Tensor]:
@@ -272,15 +281,15 @@ class Call:
 class RuleOperation(Operation):
     """A rule written for one tensor."""
 
-    def __init__(self, path: Path, scope: Scope, rule: Rule):
-        self.path = path
+    def __init__(self, rule: Rule, stage: StageState, run: Run):
+        self.path = stage.path
         self.elementwise = rule.elementwise
         self.compiles = rule.compiles
         self.agree = rule.agree
-        self.stage = StageState(path, scope, rule)
-        self._rule = rule
+        self.stage = stage
+        self.rule = rule
         self._function = rule.update
-        self._watched: set[int] | None = set() if scope.run.watches else None  # the numbers of dimensions of watched leaves
+        self._watched: set[int] | None = set() if run.watches else None  # the numbers of dimensions of watched leaves
 
     def init(self, leaf: Leaf) -> None:
         self._check_dims(leaf)
@@ -289,14 +298,14 @@ class RuleOperation(Operation):
             leaf.new[self.path] = slots
 
     def _check_dims(self, leaf: Leaf) -> None:
-        if self._rule.dims is None:
+        if self.rule.dims is None:
             return
         shape = tuple((leaf.param if leaf.param is not None else leaf.update).shape)
-        least, most = self._rule.dims
+        least, most = self.rule.dims
         if not least <= len(shape) <= most:
             count = str(least) if least == most else f"at least {least}"
             raise ValueError(
-                f"{self._rule.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
+                f"{self.rule.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
                 "send it through another transformation, by partition(...) or an optimizer's fallback"
             )
 
@@ -314,7 +323,7 @@ class RuleOperation(Operation):
         return self._begun(call)
 
     def _context(self, leaf: Leaf, wide: torch.dtype) -> Context:
-        if self._rule.seed is not None:
+        if self.rule.seed is not None:
             return Context(leaf, leaf.clock, wide, self.stage.stream(leaf))
         return leaf.context(wide)
 
@@ -325,7 +334,7 @@ class RuleOperation(Operation):
             call.generator = out
             out = self._guarded(call, None)
         if watch is not None:
-            watch.check(self._rule.name, call.leaf.name)
+            watch.check(self.rule.name, call.leaf.name)
         if call.generator is not None:
             return self._waiting(call, out)
         self._finish(call, out)
@@ -349,11 +358,11 @@ class RuleOperation(Operation):
             return self._continued(call.generator, total[0])
         except (AttributeError, TypeError) as error:
             if call.param is None and self._works_with_params(call):
-                raise without_params(self._rule.name, error) from error
+                raise without_params(self.rule.name, error) from error
             raise
         except RuntimeError as error:
             self.stage.check_shapes(call.leaf, call.old)
-            if not is_sharded(call.update) or isinstance(error, NEVER_CAUGHT) or call.totals[1:]:
+            if not is_sharded(call.update) or isinstance(error, _torch.NOT_OF_LAYOUT) or call.totals[1:]:
                 raise
             # Some operations have no form for shards; which ones is the same on every process.
             return self._again(call.undivided(), call)
@@ -369,12 +378,12 @@ class RuleOperation(Operation):
         try:
             return generator.send(total)
         except StopIteration as stop:
-            raise TypeError(f"{self._rule.name}: end with `yield update, state`, not with return") from stop
+            raise TypeError(f"{self.rule.name}: end with `yield update, state`, not with return") from stop
 
     def _works_with_params(self, call: Call) -> bool:
         """Whether the rule gets past this point with parameters: then it failed for want of them."""
         try:
-            out = self._function(call.update, call.state, torch.zeros_like(call.update), call.context)
+            out = self._function(call.update, call.state, torch.zeros_like(call.leaf.update), call.context)
             for total in call.totals:
                 out.send(total)
         except Exception:
@@ -383,12 +392,13 @@ class RuleOperation(Operation):
 
     def _watch(self, call: Call) -> Watch | None:
         """Watch one leaf of each number of dimensions: it costs little then."""
-        if self._watched is None or call.update.ndim in self._watched:
+        if self._watched is None or call.leaf.update.ndim in self._watched:
             return None
-        self._watched.add(call.update.ndim)
+        self._watched.add(call.leaf.update.ndim)
         # A closure that computes gradients elsewhere puts the weights back, by writing them.
         fixed = call.leaf.extras.get("grad_fn") is None
-        given = {"update": call.update, "param": call.param if fixed else None}
+        update = call.update if isinstance(call.update, Tensor) else None  # not the dict that a combinator may get
+        given = {"update": update, "param": call.param if fixed else None}
         for slot, value in {**call.old, **self.stage.shared}.items():
             given[f"state[{slot!r}]"] = value
         return Watch(given)
@@ -396,21 +406,21 @@ class RuleOperation(Operation):
     def _waiting(self, call: Call, sums: Any) -> dict[str, Tensor]:
         """The terms of the sums that the rule asks for."""
         if not isinstance(sums, dict):
-            raise TypeError(f"{self._rule.name}: yield a dict of 0-d sums before the result, got {sums!r}")
+            raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {sums!r}")
         leaf = call.leaf
         leaf.pending = call
         payload = {}
         for name, value in sums.items():
             term = exact(value, leaf.device)
             if term.ndim:
-                raise ValueError(f"{self._rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d")
+                raise ValueError(f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d")
             # A leaf that is skipped adds nothing; where, since 0 * inf is NaN.
             payload[name] = term if leaf.active is None else torch.where(leaf.active, term, 0.0)
         return payload
 
     def _finish(self, call: Call, out: Any) -> None:
         if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
-            raise TypeError(f"{self._rule.name}: a rule returns (update, state), got {type(out).__name__}")
+            raise TypeError(f"{self.rule.name}: a rule returns (update, state), got {type(out).__name__}")
         update, state = out
         self._accept(call, update)
         self.stage.write(call.leaf, state, call.old)
@@ -419,10 +429,10 @@ class RuleOperation(Operation):
         """Take over a new update."""
         leaf = call.leaf
         if not isinstance(update, Tensor):
-            raise TypeError(f"{self._rule.name}: the update of leaf {leaf.name!r} came out as {update!r}")
+            raise TypeError(f"{self.rule.name}: the update of leaf {leaf.name!r} came out as {update!r}")
         if update.shape != leaf.update.shape:
             raise ValueError(
-                f"{self._rule.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
+                f"{self.rule.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
                 f"its update came out as {tuple(update.shape)}"
             )
         if update.dtype != call.wide:
@@ -430,11 +440,11 @@ class RuleOperation(Operation):
         leaf.update = placed_as(update, leaf.update)
 
     def evaluate(self, leaf: Leaf) -> Any:
-        if self._rule.evaluate is None:
+        if self.rule.evaluate is None:
             return None
         wide = self.stage.wide(leaf)
         _, state = self.stage.read(leaf, wide)
-        return self._rule.evaluate(state, leaf.param.to(wide))
+        return self.rule.evaluate(state, leaf.param.to(wide))
 
 
 class Watch:

@@ -42,12 +42,12 @@ class Memory:
 def memory_of(tensor: Tensor) -> Any:
     """Identify a tensor's memory, also inside vmap and grad; while dynamo traces, by the tensor or its base."""
     if torch.compiler.is_compiling():
-        return _torch.base_of(tensor)
+        base = _torch.base_of(tensor)
+        return tensor if base is None else base
     try:
-        return _torch.storage_key(local(tensor))
+        return _torch.storage_id(local(tensor))
     except NotImplementedError:  # a tensor of a transform has no memory itself
-        inner = _torch.unwrapped(tensor)
-        return tensor if inner is None else memory_of(inner)
+        return memory_of(_torch.unwrapped(tensor))
 
 
 class Run:
@@ -215,6 +215,10 @@ class Scope:
     def alias(self) -> Scope:
         """The inside of an alias: its links have no places, and the alias's input is their gradient."""
         return self._at(None, False, self.state_dtype)
+
+    def inner_chain(self) -> Scope:
+        """The inside of a link that stands for a chain: its links have no places."""
+        return self._at(None, self.changed, self.state_dtype)
 
     def stored_as(self, dtype: torch.dtype | None) -> Scope:
         """The same position with slots kept in another dtype."""

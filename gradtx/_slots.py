@@ -18,9 +18,8 @@ from gradtx._sharding import gathered, placed_as, undivided
 
 def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner: str) -> dict[str, Tensor]:
     """Slots as `init` returned them, converted to `stored` unless the rule asked for a dtype of its choice."""
-    _check_first(slots, owner)
     kept = {}
-    for slot, value in numbered(slots).items():
+    for slot, value in slots.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {value!r} for {slot!r}")
         scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
@@ -35,7 +34,8 @@ def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner:
     return kept
 
 
-def _check_first(slots: Any, owner: str) -> None:
+def check_slots(slots: Any, owner: str) -> None:
+    """Raise an error unless this is what `init` may return."""
     if not isinstance(slots, dict):
         raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
     for slot in slots:

@@ -13,7 +13,7 @@ from gradtx._execution import Leaf, Operation
 from gradtx._rules import without_params
 from gradtx._runs import Run, Scope
 from gradtx._sharding import undivided
-from gradtx._slots import first_slots, value_for, widened
+from gradtx._slots import check_slots, first_slots, value_for, widened
 from gradtx.context import Context
 
 
@@ -68,7 +68,9 @@ class TreeOperation(Operation):
         slots, self._run.new_shared[self.path] = self._split(state, leaves)
         for name, values in slots.items():
             leaf = leaves[name]
-            leaf.new[self.path] = first_slots(values, leaf.param, self._state_dtype or leaf.param_dtype, self._name)
+            check_slots(values, self._name)
+            stored = self._state_dtype or leaf.param_dtype
+            leaf.new[self.path] = first_slots(values, leaf.param, stored, self._name)
 
     def _split(self, state: Any, leaves: dict[str, Leaf]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
         """A state that a function returned, as slots of each leaf and shared values."""

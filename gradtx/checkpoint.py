@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._arguments import readable
-from gradtx._program import Memory
+from gradtx._runs import Memory
 from gradtx._sharding import is_sharded
 
 __all__ = ["load", "save"]

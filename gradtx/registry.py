@@ -20,7 +20,8 @@ from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
-from gradtx.transforms.averaging import lookahead, with_lookahead
+from gradtx.combinators.lookahead import with_lookahead
+from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
 from gradtx.transforms.projection import orthogonalize_against_params
 

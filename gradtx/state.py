@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._arguments import describe, exact, nearest, nearest_dotted, resolve
-from gradtx._functional import TreeRun
-from gradtx._program import Path, clock_at
+from gradtx._errors import Path
+from gradtx._pure import TreeRun
+from gradtx._runs import clock_at
 from gradtx.core import Entry, GradientTransformation, check_transformation
 
 __all__ = ["get", "learning_rate", "put"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, Position, takes_none
-from gradtx._rules import Call, Rule, RuleOperation, RuleState
+from gradtx._rules import Call, Rule, RuleOperation, RuleState, StageState
 from gradtx._runs import Run, Scope
 from gradtx._tree_rules import Functions, GradientOperation
 from gradtx.context import Clock, FrameContext
@@ -68,7 +68,8 @@ class Frame(Combinator):
             `init` at the present parameters, before this step of the outer clock. A `clock` starts again as well.
         shared: 0-d values of the whole combinator, name -> start; `leave` reads and returns them like slots.
         inner_slots: The names of inner slots that `init` and `leave` look at, in `ctx.inner`.
-        takes_none: Whether leaves without a gradient enter, too; `enter` gets None as their update.
+        takes_none: A slot shaped as the parameter. With it leaves without a gradient enter, too: `enter` gets None as
+            their update, and the functions use `ctx.keep` for their slots themselves.
         agree: Hyperparameters that must agree across the groups of an optimizer.
         elementwise: Whether `enter` and `leave` treat every entry for itself.
 
@@ -93,7 +94,7 @@ class Frame(Combinator):
     restarts: Callable[[Any], Any] | None = None
     shared: Mapping[str, float] = dataclasses.field(default_factory=dict)
     inner_slots: tuple[str, ...] = ()
-    takes_none: bool = False
+    takes_none: str | None = None
     agree: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     elementwise: bool = True
 
@@ -151,6 +152,10 @@ class FrameRun:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
             self._new_shared = {"step": step, **self._new_shared}
 
+    def ticks_for(self, leaf: Leaf) -> Tensor | None:
+        """Whether the inner clock counts this call, where the leaf is."""
+        return None if self.ticks is None else self.ticks.to(leaf.device)
+
     def _restarts_at(self, count: Any) -> Any:
         """Whether the inner transformation starts again, if so many updates are finished outside."""
         outer = self._scope.restarts
@@ -177,7 +182,8 @@ class FrameRun:
 
     def between(self, inner: list[Any]) -> list[Any]:
         """These operations inside the frame's own."""
-        enter = Enter(self, self._scope, self.frame.takes_none or takes_none(inner))
+        takes = self.frame.takes_none is not None or takes_none(inner)
+        enter = Enter(self, self._scope, takes)
         return [enter, *inner, Leave(self, self._scope, enter)]
 
     def _arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
@@ -230,8 +236,7 @@ class FrameRun:
         """Keep the old shared values of the inner transformation unless this call counts."""
         run = self.run
         if self.ticks is None:  # no leaf had a gradient
-            zero = torch.zeros((), dtype=torch.float64, device=run.device)
-            self.decide(defaultdict(lambda: zero))
+            self.decide(_zeros(run.device))
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         for path, values in run.new_shared.items():
@@ -244,6 +249,17 @@ class FrameRun:
                 run.new_trees[path] = run.select(ticks, tree, run.tree(path))
         if self._new_shared:
             run.new_shared[self.path] = self._new_shared
+
+
+def _zeros(device: torch.device) -> Mapping[str, Tensor]:
+    """The sums of no leaf."""
+    return defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
+
+
+def _without_inner(frame: Frame) -> Callable[[Tensor], dict[str, Any]]:
+    assert frame.init is not None
+    init = frame.init
+    return lambda param: init(param, {})
 
 
 def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
@@ -269,6 +285,19 @@ class Outside:
     arms: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class FrameState(StageState):
+    """The state of a frame: its slots are single tensors, so their names may end in a number."""
+
+    def stored(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
+        return self._in_stored_dtypes(slots, leaf)
+
+    def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state
+
+    def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
+        return flat
+
+
 class Enter(RuleOperation):
     """In front of the inner transformation."""
 
@@ -277,13 +306,14 @@ class Enter(RuleOperation):
         rule = Rule(
             frame_run.name,
             frame.enter or _pass,
-            init=frame.init,
+            init=_without_inner(frame) if frame.inner_slots else frame.init,
             shared={} if frame.clock else {name: _constant(value) for name, value in frame.shared.items()},
             elementwise=frame.elementwise,
             agree=frame.agree,
         )
-        super().__init__(frame_run.path, scope, rule)
+        super().__init__(rule, FrameState(frame_run.path, scope, rule), scope.run)
         self.takes_none = takes_none
+        self.template_slot = frame.takes_none
         self._frame_run = frame_run
         self._frame = frame
 
@@ -296,12 +326,15 @@ class Enter(RuleOperation):
         if clock is None or clock.measure is None:
             return self._enter(leaf)
         if leaf.update is None:  # on its way to a combinator inside that takes it
-            sums = {name: torch.zeros_like(value) for name, value in clock.measure(leaf.given[1].new_zeros(1)).items()}
-        else:
-            sums = clock.measure(leaf.update)
+            return {}
+        sums = clock.measure(leaf.update)
         if leaf.active is None:
             return sums
         return {name: torch.where(leaf.active, value, torch.zeros_like(value)) for name, value in sums.items()}
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        measured = [(leaf, sums) for leaf, sums in waiting if sums]
+        return super().combine(measured) if measured else _zeros(self._frame_run.run.device)
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
         if self._frame_run.ticks is None:
@@ -309,7 +342,7 @@ class Enter(RuleOperation):
         return self._enter(leaf)
 
     def _enter(self, leaf: Leaf) -> None:
-        if self._frame.enter is not None and (leaf.update is not None or self._frame.takes_none):
+        if self._frame.enter is not None and (leaf.update is not None or self._frame.takes_none is not None):
             self._run_enter(leaf)
         if self._frame_run.clock is not None:
             leaf.clock = self._frame_run.clock
@@ -328,14 +361,14 @@ class Enter(RuleOperation):
         update = None if leaf.update is None else leaf.update.to(wide)
         old, state = self.stage.read(leaf, wide)
         param = None if leaf.param is None else leaf.param.to(wide)
-        context = FrameContext(leaf, wide, self._ticks(leaf), {})
+        context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), {})
         call = Call(leaf, update, state, param, context, wide, old)
         self._finish(call, self._guarded(call))
 
     def _finish(self, call: Call, out: Any) -> None:
         leaf = call.leaf
         *pair, active = out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
-        update, state = _checked_pair(self._rule.name, pair)
+        update, state = _checked_pair(self.rule.name, pair)
         if leaf.update is None:
             leaf.update = update
         self._accept(call, update)
@@ -343,10 +376,6 @@ class Enter(RuleOperation):
         leaf.saved[self].state = RuleState(state, self.stage, leaf)
         if active is not None:
             leaf.active = active
-
-    def _ticks(self, leaf: Leaf) -> Tensor | None:
-        ticks = self._frame_run.ticks
-        return None if ticks is None else ticks.to(leaf.device)
 
     def follow(self, position: Position) -> None:
         clock = self._frame.clock
@@ -391,13 +420,13 @@ class Leave(RuleOperation):
     """Behind the inner transformation."""
 
     def __init__(self, frame_run: FrameRun, scope: Scope, enter: Enter):
-        super().__init__(frame_run.path, scope, dataclasses.replace(enter._rule, evaluate=frame_run.frame.evaluate))
+        frame = frame_run.frame
+        rule = dataclasses.replace(enter.rule, update=frame.leave or _pass, evaluate=frame.evaluate)
+        super().__init__(rule, enter.stage, scope.run)
         self.path = (*frame_run.path, "")
-        self.stage = enter.stage
         self.takes_none = enter.takes_none
-        self._function = frame_run.frame.leave or _pass
         self._frame_run = frame_run
-        self._frame = frame_run.frame
+        self._frame = frame
         self._enter = enter
 
     def init(self, leaf: Leaf) -> None:
@@ -423,7 +452,7 @@ class Leave(RuleOperation):
 
     def _hold(self, leaf: Leaf, outside: Outside) -> None:
         """Unless this call counts: a zero update, and the old state inside."""
-        ticks = self._enter._ticks(leaf)
+        ticks = self._frame_run.ticks_for(leaf)
         assert ticks is not None
         accept = ticks if leaf.active is None else ticks & leaf.active
         leaf.update = torch.where(accept, leaf.update, torch.zeros_like(leaf.update))
@@ -441,13 +470,13 @@ class Leave(RuleOperation):
         return arms
 
     def _leave(self, leaf: Leaf, outside: Outside, update: Any) -> Any:
-        if update is None or (self._frame.leave is None and outside.state is None):
+        if update is None or (self._frame.leave is None and not outside.state):
             return None
         wide = self.stage.wide(leaf)
         old, state = self._state(leaf, outside, wide)
         param = None if leaf.param is None else leaf.param.to(wide)
         inner = self._frame_run.inner_values(leaf)
-        context = FrameContext(leaf, wide, self._enter._ticks(leaf), inner)
+        context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), inner)
         return self._begun(Call(leaf, update, state, param, context, wide, old))
 
     def _state(self, leaf: Leaf, outside: Outside, wide: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
@@ -460,9 +489,9 @@ class Leave(RuleOperation):
             *out, inner = out
             accepted = {name: call.context.keep(value, call.context.inner[name]) for name, value in inner.items()}  # type: ignore[attr-defined]
             self._frame_run.replace_inner(leaf, accepted)
-        update, state = _checked_pair(self._rule.name, out)
+        update, state = _checked_pair(self.rule.name, out)
         self._accept(call, update)
-        if self._frame.takes_none:  # it decides about skipped leaves itself
+        if self._frame.takes_none is not None:  # it decides about skipped leaves itself
             active, leaf.active = leaf.active, None
             self.stage.write(leaf, state, call.old)
             leaf.active = active

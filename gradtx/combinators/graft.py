@@ -2,57 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import zeros_like
-
 from gradtx._arguments import Scalar
-from gradtx._program import Leaf, Operation, Scope, takes_none
+from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import grafted
-from gradtx.wrappers import Wrapper
 
 __all__ = ["graft"]
-
-
-class _Graft:
-    """One run: what comes in is kept for the second transformation, what the first made of it for the end."""
-
-    def __init__(self, scope: Scope, direction: GradientTransformation, magnitude: GradientTransformation, eps: Any):
-        self.path, self.eps = scope.claim("graft"), eps
-        self._direction = direction._expand(scope.arm((*self.path, "direction"), 0))
-        self._magnitude = magnitude._expand(scope.arm((*self.path, "magnitude"), 1))
-        self.takes_none = takes_none((*self._direction, *self._magnitude))
-
-    def operations(self) -> list[Any]:
-        begin, between, end = (_Step(self, i) for i in range(3))
-        return [begin, *self._direction, between, *self._magnitude, end]
-
-
-class _Step(Operation):
-    """One of the three places where a graft acts."""
-
-    elementwise = False  # norms
-
-    def __init__(self, graft: _Graft, i: int):
-        self._graft, self._i = graft, i
-        self.path, self.takes_none = (*graft.path, str(i)), graft.takes_none
-
-    def start(self, leaf: Leaf) -> None:
-        if self._i == 0:
-            leaf.saved[self._graft] = (leaf.update, leaf.active)
-        elif self._i == 1:
-            given, active = leaf.saved[self._graft]
-            leaf.saved[self._graft] = leaf.update
-            leaf.update, leaf.active = given, active
-        else:
-            direction, magnitude = leaf.saved.pop(self._graft), leaf.update
-            if direction is None or magnitude is None:  # no gradient, and at most one of the two accumulates
-                some = magnitude if direction is None else direction
-                leaf.update = None if some is None else zeros_like(some)
-            else:
-                leaf.update = grafted(direction, magnitude, self._graft.eps)
 
 
 @combinator(example=lambda tx: {"direction": tx, "magnitude": tx})
@@ -84,4 +40,8 @@ def graft(direction: GradientTransformation, magnitude: GradientTransformation, 
     """
     check_transformation("graft", "direction", direction)
     check_transformation("graft", "magnitude", magnitude)
-    return Wrapper(lambda scope: _Graft(scope, direction, magnitude, eps).operations())
+
+    def leave(updates, state, param, ctx):
+        return grafted(updates["direction"], updates["magnitude"], eps), state
+
+    return Frame({"direction": direction, "magnitude": magnitude}, leave=leave, elementwise=False)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gradtx._context import Clock
-from gradtx._program import NEGATE, Block, Leaf
+from gradtx.context import Clock
+from gradtx._execution import Block, Leaf, Position
 from gradtx._random import Stream
 from gradtx.core import GradientTransformation
 
@@ -164,20 +164,13 @@ def _give(leaf: Leaf, value: Tensor) -> None:
 
 def _use(leaf: Leaf) -> int | None:
     """None if no link of the leaf reads `hessian_diag`, 0 if none does at this step, else the sign it needs."""
-    sign, reads, use = 1, False, 0
-    counts: list[Any] = [leaf.clock.step - 1]  # of the clocks around; None where it does not tick in this call
+    position = Position(signs=[1], counts=[int(leaf.clock.step) - 1])
+    reads, use = False, 0
     for operation in leaf.program:
-        frame: Any = getattr(operation, "frame", None)
-        if operation is NEGATE:  # what is minimized is the negative
-            sign = -sign
-        elif operation.hessian_period:
+        operation.follow(position)
+        if operation.hessian_period:
             reads = True
-            if counts[-1] is not None and int(counts[-1]) % operation.hessian_period == 0:
-                use = use or sign
-        elif hasattr(frame, "old_step"):
-            if operation.path != frame.path:
-                counts.pop()
-            else:
-                ticks = counts[-1] is not None and bool(getattr(frame, "emit", True))
-                counts.append(frame.old_step if ticks else None)
+            count = position.counts[-1]
+            if count is not None and count % operation.hessian_period == 0:
+                use = use or position.signs[-1]
     return use if reads else None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._program import Block, Leaf, Path, Run
+from gradtx._errors import Path
+from gradtx._execution import Block, Leaf
+from gradtx._runs import Run
 from gradtx._sharding import local
 from gradtx.optim._scaling import Count
 
@@ -185,19 +187,10 @@ def number(value: Any) -> float:
 def check_agreement(blocks: list[Block]) -> None:
     """Hyperparameters that belong to all leaves together must agree across groups."""
     seen: dict[Any, Any] = {}
-    for operation in (operation for block in blocks for operation in operations_of(block)):
+    for operation in (operation for block in blocks for operation in block.walk()):
         for name, value in operation.agree.items():
             value = tuple(map(number, value)) if isinstance(value, tuple) else number(value)
             first = seen.setdefault((operation.path, name), value)
             if first is not value and first != value:
                 where = ".".join(operation.path)
                 raise ValueError(f"{where}: {name} must agree across groups, got {first!r} and {value!r}")
-
-
-def operations_of(block: Block) -> Iterator[Any]:
-    for operation in block.operations:
-        if hasattr(operation, "blocks"):
-            for inner in operation.blocks.values():
-                yield from operations_of(inner)
-        else:
-            yield operation

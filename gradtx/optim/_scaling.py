@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import exact
-from gradtx._program import Leaf, Run
+from gradtx._runs import Run, Scope
 from gradtx._sharding import local, undivided
-from gradtx.wrappers import Frame
+from gradtx.combinators.frame import Frame, FrameRun, InnerClock
+from gradtx.core import chain
 
 
 class Count:
@@ -83,23 +84,17 @@ class Scaling:
             torch._amp_foreach_non_finite_check_and_unscale_(group, torch.zeros_like(inverse), inverse)
 
 
-class Unscale(Frame):
-    """A link around the whole chain that does what a `Scaling` asks for; it keeps nothing of its own."""
+def unscaling(run: Run, scaling: Scaling) -> FrameRun:
+    """A frame around the whole chain that does what a `Scaling` asks for; it keeps no state."""
 
-    def __init__(self, run: Run, scaling: Scaling):
-        self.run, self.path, self._scaling = run, (), scaling
-        run.commits.append(self.commit)  # before those of the links inside, which are called in reverse order
+    def enter(update: Tensor, state: Any, param: Any, ctx: Any) -> Any:
+        return update * scaling.on(update.device)[0], state
 
-    def enter(self, leaf: Leaf) -> None:
-        leaf.update = leaf.grad = leaf.update * self._scaling.on(leaf.device)[0]
+    def ticks(values: Any, sums: Any) -> Any:
+        return scaling.on(run.device)[1], values
 
-    def exit(self, leaf: Leaf) -> None:
-        proceed = self._scaling.on(leaf.device)[1]
-        leaf.update = torch.where(proceed, leaf.update, torch.zeros_like(leaf.update))
-        self.keep(leaf, proceed)
-
-    def commit(self) -> None:
-        self.keep_shared(self._scaling.on(self.run.device)[1])
+    frame = Frame(chain(), enter=enter, clock=InnerClock(ticks, counts=False))
+    return FrameRun(frame, Scope(run, (), 0, []), (), "GradScaler")
 
 
 def place_counts(records: Iterable[Any], device: torch.device | None) -> None:

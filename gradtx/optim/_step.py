@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx._context import Clock
-from gradtx._functional import by_leaf, check_extras, split_extras
-from gradtx._program import FROZEN, Block, Leaf, execute, memory_of
+from gradtx.context import Clock
+from gradtx._pure import by_leaf, check_extras, split_extras
+from gradtx._execution import Block, FROZEN, Leaf, execute
+from gradtx._runs import memory_of
 from gradtx._sharding import placed_as
 from gradtx._tree import check_names, tensors
 from gradtx.core import Entry
 from gradtx.optim._engine import Bundle, Call
 from gradtx.optim._run import Record, check_agreement, part, parts_of
-from gradtx.optim._scaling import Count, Scaling, Unscale, as_step, highest, place_counts
+from gradtx.optim._scaling import Count, Scaling, unscaling, as_step, highest, place_counts
 
 CALL = "step(closure"
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ class Step:
         counts = {record.count for record in records}
         self._count = highest(counts)  # that which schedules follow
         self._after = {count: count.after(run.tick) if isinstance(count, Count) else count + 1 for count in counts}
-        self._unscale = None if scaling is None else Unscale(run, scaling)
+        self._unscale = None if scaling is None else unscaling(run, scaling)
         self._blocks: list[Block] = []
         self._leaves: dict[int, Leaf] = {}
 

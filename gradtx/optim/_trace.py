@@ -18,13 +18,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from gradtx._context import Clock
-from gradtx._program import Block, Leaf, Operation, Path, Run, execute, memory_of
+from gradtx.context import Clock
+from gradtx._errors import Path
+from gradtx._execution import Block, Leaf, Operation, execute
+from gradtx._runs import Run, memory_of
 from gradtx.core import GradientTransformation
 from gradtx.optim._compiler import compiled
 from gradtx.optim._hoist import REPLACED, hoist, is_number, multiply
 from gradtx.optim._run import Layout
-from gradtx.optim._scaling import Scaling, Unscale
+from gradtx.optim._scaling import Scaling, unscaling
 
 
 class Form(NamedTuple):
@@ -166,7 +168,7 @@ class Program:
             run.old.setdefault(path, {})[name] = next(given)
         scalars: dict[str, Any] = {**{name: next(given) for name in form.scalars}, **dict.fromkeys(form.absent)}
         run.totals = [{name: next(given) for name in names} for names in known]
-        unscale = None if scaling is None else Unscale(run, scaling)
+        unscale = None if scaling is None else unscaling(run, scaling)
         block = Block.of(tx, run, count, unscale)
         clock, leaves, taken = Clock(step), [], set()
         for i in range(form.width):

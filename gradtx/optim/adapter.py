@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx._context import Clock
-from gradtx._functional import evaluated
-from gradtx._program import Block, Leaf, Path, clock_at, initialize, takes_none
+from gradtx.context import Clock
+from gradtx._pure import evaluated
+from gradtx._errors import Path
+from gradtx._execution import Block, Leaf, initialize, takes_none
+from gradtx._runs import clock_at
 from gradtx._tree import check_leaf
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
@@ -22,7 +24,7 @@ from gradtx.optim._doubts import warn_of_misspelt
 from gradtx.optim._engine import Engine, compiler_options
 from gradtx.optim._groups import GroupView
 from gradtx.optim._hessian import HessianSource, HessianStep
-from gradtx.optim._run import Layout, OptimizerRun, Record, operations_of
+from gradtx.optim._run import Layout, OptimizerRun, Record
 from gradtx.optim._scaling import Count, Scaling
 from gradtx.optim._step import Step
 
@@ -55,9 +57,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         run = self._run(initial=True)
         block = Block.of(tx, run, 0)
         self._takes_none = takes_none(block.operations)
-        self._agrees = any(operation.agree for operation in operations_of(block))
+        self._agrees = any(operation.agree for operation in block.walk())
         # Links that choose by the count what they do at all, and functions of the user's, have the host wait anyway.
-        self._host_counts = self._hessian.link is not None or not all(op.compiles for op in operations_of(block))
+        self._host_counts = self._hessian.link is not None or not all(op.compiles for op in block.walk())
         for selector in run.selectors:
             try:
                 selector.check_used([record.name for record in self._records.values()])

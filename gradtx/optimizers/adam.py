@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.combine import map_after_step
+from gradtx.transforms.constraints import map_after_step
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.combine import map_after_step
+from gradtx.transforms.constraints import map_after_step
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.clipping import bound_norm, clip_by_global_norm

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from gradtx._arguments import Betas, Scalar
-from gradtx.combine import map_after_step, partition
+from gradtx.combinators.selection import partition
+from gradtx.transforms.constraints import map_after_step
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import alias
 from gradtx.optimizers.adam import adam_atan2

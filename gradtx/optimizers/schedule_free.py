@@ -7,7 +7,7 @@ from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.schedule_free import schedule_free
+from gradtx.combinators.schedule_free import schedule_free
 
 __all__ = ["schedule_free_adamw", "schedule_free_sgd"]
 
