@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import exact, functorch, nearest
 from gradtx._context import ALWAYS_KNOWN, Clock
+from gradtx._exact import exact
+from gradtx._messages import nearest
 from gradtx._program import (
     OWN_STATE,
     Block,
@@ -21,6 +22,7 @@ from gradtx._program import (
     initialize,
     lacking,
 )
+from gradtx._tensors import functorch
 
 if TYPE_CHECKING:
     from gradtx.core import GradientTransformation

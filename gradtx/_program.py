@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import functorch
 from gradtx._context import Clock, Context, Moment
 from gradtx._sharding import is_sharded, local, placed_as, stacked
+from gradtx._tensors import functorch
 
 Path = tuple[str, ...]
 

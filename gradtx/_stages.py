@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import exact, exact_dtype, nearest, readable, tensors_in
+from gradtx._arguments import tensors_in
 from gradtx._context import Context
+from gradtx._exact import exact, exact_dtype
+from gradtx._messages import nearest
 from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run, lacking
 from gradtx._random import Stream
 from gradtx._sharding import gathered, is_sharded, placed_as, undivided
+from gradtx._tensors import readable
 
 
 class Parts(NamedTuple):

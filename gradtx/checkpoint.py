@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import readable
 from gradtx._program import Memory
 from gradtx._sharding import is_sharded
+from gradtx._tensors import readable
 
 __all__ = ["load", "save"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import describe
+from gradtx._messages import describe
 from gradtx._program import Block, Branch, Path, Scope
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import Combinator, combinator, per_tensor

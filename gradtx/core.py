@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torch.nn import Module
 
 from gradtx import _functional
-from gradtx._arguments import Argument, describe, nearest_dotted
+from gradtx._arguments import Argument
+from gradtx._messages import describe, nearest_dotted
 from gradtx._program import Scope
 from gradtx._stages import Parts, TreeStage
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import describe
+from gradtx._messages import describe
 from gradtx.core import GradientTransformation, apply_updates, check_transformation
 
 __all__ = ["stack", "train_step", "unstack"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import functorch
+from gradtx._tensors import functorch
 from gradtx.transforms.second_order import average_over_space
 
 __all__ = ["hutchinson_hessian_diag"]

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
-from gradtx._arguments import Scalar, describe
+from gradtx._arguments import Scalar
+from gradtx._messages import describe
 from gradtx.core import chain
 from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import REFUSED, refused

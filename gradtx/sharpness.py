@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._arguments import Scalar, exact_dtype
+from gradtx._arguments import Scalar
+from gradtx._exact import exact_dtype
 from gradtx._program import Leaf, Scope
 from gradtx._sharding import stacked
 from gradtx._stages import Parts, TreeStage

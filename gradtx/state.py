@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import describe, exact, nearest, nearest_dotted, resolve
+from gradtx._exact import exact, resolve
 from gradtx._functional import TreeRun
+from gradtx._messages import describe, nearest, nearest_dotted
 from gradtx._program import Path, clock_at
 from gradtx.core import Entry, GradientTransformation, check_transformation
 

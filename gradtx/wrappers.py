@@ -175,7 +175,7 @@ class Wrapper(Combinator):
         self.expand = expand  # type: ignore[method-assign]
 
 
-@combinator(example=lambda tx: {"tx": tx, "every": 2})
+@combinator(ranges={"every": "[1, inf)"}, example=lambda tx: {"tx": tx, "every": 2})
 def accumulate(tx: GradientTransformation, every: int):
     r"""Average the gradients of `every` calls and update once.
 

@@ -17,7 +17,7 @@ from gradtx.wrappers import Frame, Wrapper
 __all__ = ["average", "lookahead", "with_lookahead"]
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(ranges={"k": "[1, inf)", "alpha": "[0, 1]"}, elementwise=True, needs=("params",))
 def lookahead(k: int = 5, alpha: Scalar = 0.5):
     r"""Every k-th step, move slow weights part of the way to the fast ones and start again from there.
 
@@ -111,7 +111,7 @@ class _WithLookahead(Frame):
         return self.own(leaf, "slow")["slow"]
 
 
-@combinator(needs=("params",), example=lambda tx: {"tx": tx})
+@combinator(ranges={"k": "[1, inf)", "alpha": "[0, 1]"}, needs=("params",), example=lambda tx: {"tx": tx})
 def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, pullback_momentum: str = "none"):
     r"""`lookahead` around a transformation, with a say in its momentum at each synchronisation.
 
@@ -149,7 +149,7 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
     return Wrapper(lambda scope: _WithLookahead(scope, tx, k, alpha, pullback_momentum).around(scope))
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(ranges={"decay": "[0, 1)", "start": "[0, inf)"}, elementwise=True, needs=("params",))
 def average(decay: Scalar | None = None, start: int = 0):
     r"""Keep an average of the weights, to evaluate with; updates pass unchanged.
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from gradtx._arguments import Scalar, exact
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
 from gradtx._program import Leaf, Scope
 from gradtx._stages import first_slots
 from gradtx.core import GradientTransformation, check_transformation
@@ -55,7 +56,7 @@ class _ScheduleFree(Frame):
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={"beta": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
+    ranges={"weight_lr_power": "[0, inf)", "beta": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
     example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
 )
 def schedule_free(
