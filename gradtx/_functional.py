@@ -22,7 +22,7 @@ from gradtx._program import (
     initialize,
     lacking,
 )
-from gradtx._tensors import functorch
+from gradtx._torch import inside_transform
 
 if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
@@ -199,7 +199,7 @@ def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
                 _enter(state, (*path, slot))[cell.name] = value
     run.memory.take(_tree.tensors(params))
     state = _tree.map_tensors(run.memory.fresh, state)
-    if not cells or functorch.peek_interpreter_stack() is None:
+    if not cells or not inside_transform():
         return state
     # Under vmap a count is the same for all members, and would come out with stride 0: unlike the next one, so that
     # a compiled step would be compiled twice.

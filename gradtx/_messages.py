@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._tensors import readable
+from gradtx._torch import readable
 
 
 def describe(value: Any) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradtx._context import Clock, Context, Moment
 from gradtx._sharding import is_sharded, local, placed_as, stacked
-from gradtx._tensors import functorch
+from gradtx._torch import inside_transform, unwrapped
 
 Path = tuple[str, ...]
 
@@ -109,7 +109,7 @@ class Run:
 
     def watch(self) -> None:
         """Find out rules that work in place, where tensors are plain ones."""
-        self.watches = not torch.compiler.is_compiling() and functorch.peek_interpreter_stack() is None
+        self.watches = not torch.compiler.is_compiling() and not inside_transform()
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         """The old 0-d values of a stage that all leaves share."""
@@ -203,7 +203,7 @@ def memory_of(tensor: Tensor) -> Any:
     try:
         return local(tensor).untyped_storage()._cdata
     except NotImplementedError:  # a tensor of a transform has no memory of its own
-        return memory_of(functorch.get_unwrapped(tensor))
+        return memory_of(unwrapped(tensor))
 
 
 class Scope:

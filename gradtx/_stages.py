@@ -17,7 +17,7 @@ from gradtx._messages import nearest
 from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run, lacking
 from gradtx._random import Stream
 from gradtx._sharding import gathered, is_sharded, placed_as, undivided
-from gradtx._tensors import readable
+from gradtx._torch import readable
 
 
 class Parts(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradtx import _tree
 from gradtx._program import Memory
 from gradtx._sharding import is_sharded
-from gradtx._tensors import readable
+from gradtx._torch import readable
 
 __all__ = ["load", "save"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._tensors import functorch
+from gradtx._torch import inside_transform
 from gradtx.transforms.second_order import average_over_space
 
 __all__ = ["hutchinson_hessian_diag"]
@@ -93,7 +93,7 @@ def hutchinson_hessian_diag(
 def _hessian_product(gradients: Callable[[Any], dict[str, Tensor]], at: dict[str, Tensor]) -> Callable[..., Any]:
     """The function (z, whether it will be called again) -> H z."""
     # Inside vmap, grad and compile plain autograd is not to be had; elsewhere it takes more kinds of functions.
-    if torch.compiler.is_compiling() or functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or inside_transform():
         with torch.enable_grad():
             pull = torch.func.vjp(gradients, at)[1]
         return lambda z, again: pull(z, retain_graph=again, create_graph=False)[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from gradtx._arguments import Arguments, Range, Schedule
 from gradtx._exact import exact
 from gradtx._messages import describe
-from gradtx._tensors import readable
+from gradtx._torch import readable
 
 P = ParamSpec("P")
 

@@ -8,7 +8,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx._exact import exact
-from gradtx._tensors import readable
+from gradtx._torch import readable
 from gradtx.core import chain
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import largest

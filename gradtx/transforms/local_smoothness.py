@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
-from gradtx._tensors import readable
+from gradtx._torch import readable
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 
