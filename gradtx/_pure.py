@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch, _tree
-from gradtx._arguments import exact, nearest
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
+from gradtx._exact import exact
 from gradtx._execution import Block, Leaf, execute, initialize
+from gradtx._messages import nearest
 from gradtx._nested_state import NestedState, enter
 from gradtx._runs import Run
 from gradtx.context import ALWAYS_KNOWN, Clock

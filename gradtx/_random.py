@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx._arguments import exact_dtype
+from gradtx._exact import exact_dtype
 from gradtx._sharding import local, placed_as, rejoined
 
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx._arguments import exact, nearest, readable
 from gradtx._errors import OWN_STATE, Path, lacking
+from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
+from gradtx._messages import nearest
 from gradtx._random import Stream
 from gradtx._runs import Run, Scope
 from gradtx._sharding import is_sharded, placed_as, undivided
 from gradtx._slots import check_slots, first_slots, numbered, value_for, widened, with_lists, wrong_shape
+from gradtx._torch import readable
 from gradtx.context import Context
 
 
@@ -212,9 +214,7 @@ class StageState:
         if missing:
             faults.append(f"without the slot {missing[0]!r}, which its init makes")
         if unknown and self._rule.init is None:
-            faults.append(
-                f"with the slot {unknown[0]!r}, though there is no init to make it: return init, update"
-            )
+            faults.append(f"with the slot {unknown[0]!r}, though there is no init to make it: return init, update")
         elif unknown:
             faults.append(f"with the slot {unknown[0]!r}, which its init does not make")
         return ValueError(f"{self._rule.name}: the rule returns a state {', and '.join(faults)}")

@@ -194,7 +194,9 @@ class Scope:
         values = self.run.shared(path, start)
         if self.restarts is False or self.run.initial:
             return values
-        return {name: torch.where(_as_tensor(self.restarts, value), start[name](), value) for name, value in values.items()}
+        return {
+            name: torch.where(_as_tensor(self.restarts, value), start[name](), value) for name, value in values.items()
+        }
 
     def claim(self, name: str) -> Path:
         """The path of the next stage called `name`: a second one is `name_1`."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import exact_dtype
 from gradtx._errors import OWN_STATE, Path
+from gradtx._exact import exact_dtype
 from gradtx._sharding import gathered, placed_as, undivided
 
 

@@ -105,6 +105,11 @@ def is_transformed(tensor: Tensor) -> bool:
     return False
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether the host may read a tensor's value: it belongs to no transform and is not on the meta device."""
+    return not (torch.compiler.is_compiling() or is_transformed(tensor) or tensor.is_meta)
+
+
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor below the innermost transform.
 

@@ -41,9 +41,7 @@ class TreeOperation(Operation):
     compiles = False
     elementwise = False
 
-    def __init__(
-        self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None
-    ):
+    def __init__(self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None):
         if scope.restarts is not False:
             raise TypeError(f"{name}: works on whole trees, whose state a restart can't reset; put it outside")
         self.path = path

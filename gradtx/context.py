@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import close, exact, exact_dtype, is_off, log_or_zero
+from gradtx._arguments import is_off
+from gradtx._exact import exact, exact_dtype, log_or_zero
+from gradtx._messages import close
 from gradtx._sharding import undivided
 
 if TYPE_CHECKING:

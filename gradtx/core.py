@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torch.nn import Module
 
 from gradtx import _pure
-from gradtx._arguments import Argument, describe, nearest_dotted
+from gradtx._arguments import Argument
+from gradtx._messages import describe, nearest_dotted
 from gradtx._runs import Place, Scope
 from gradtx._tree_rules import Functions, PlainOperation
 

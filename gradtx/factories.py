@@ -8,10 +8,13 @@ from typing import Any, ParamSpec, Protocol, overload
 
 import torch
 
-from gradtx._arguments import Argument, Arguments, Range, describe, nearest, readable, resolve, tensors_in, varies
+from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
+from gradtx._exact import resolve
 from gradtx._execution import NEGATE, around_alias
+from gradtx._messages import describe, nearest
 from gradtx._rules import Rule, RuleOperation, StageState
 from gradtx._runs import Scope
+from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
 from gradtx.core import GradientTransformation, same
 
@@ -338,8 +341,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             decides (eigenvectors of equal eigenvalues): the conformance tests compare neither batched runs nor
             difference quotients then.
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
-        ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit; for a tuple of
-            numbers also a tuple, an interval for each entry.
+        ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
+            entry. Without it `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
+            names take any number.
         static: Arguments that are no hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
         example: Arguments with which the conformance tests call the factory.

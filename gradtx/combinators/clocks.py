@@ -11,7 +11,7 @@ from gradtx.factories import combinator
 __all__ = ["accumulate", "skip_nonfinite"]
 
 
-@combinator(example=lambda tx: {"tx": tx, "every": 2})
+@combinator(ranges={"every": "[1, inf)"}, example=lambda tx: {"tx": tx, "every": 2})
 def accumulate(tx: GradientTransformation, every: int):
     r"""Average the gradients of `every` calls and update once.
 

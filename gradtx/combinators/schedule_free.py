@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar, exact
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
 from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
@@ -17,7 +18,7 @@ __all__ = ["schedule_free"]
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={"beta": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
+    ranges={"weight_lr_power": "[0, inf)", "beta": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
     example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
 )
 def schedule_free(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import describe
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Branch
+from gradtx._messages import describe
 from gradtx._runs import Scope
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import Combinator, combinator

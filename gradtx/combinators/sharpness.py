@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._arguments import Scalar, exact_dtype
+from gradtx._arguments import Scalar
+from gradtx._exact import exact_dtype
 from gradtx._sharding import stacked
 from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
@@ -87,6 +88,7 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
     Source: Foret et al. 2020, arXiv:2010.01412. Departures: none.
     """
     check_transformation("sam", "base", base)
+
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
         return grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
 
@@ -188,6 +190,7 @@ def gsam(
     not $g$ or $g'$.
     """
     check_transformation("gsam", "base", base)
+
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
         there = grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
         here_size, there_size = _size(grads), _size(there)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 
-from gradtx._arguments import close
+from gradtx._messages import close
 from gradtx.core import Chain, Entry, GradientTransformation
 from gradtx.factories import Made
 from gradtx.optim._groups import SCHEDULERS_OWN

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 
-from gradtx._arguments import exact
+from gradtx._exact import exact
 from gradtx._execution import FROZEN, Leaf, Operation
 from gradtx._sharding import is_sharded, local
 from gradtx.optim._groups import GroupView

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Schedule, exact, is_off, resolve
+from gradtx._arguments import Schedule, is_off
+from gradtx._exact import exact, resolve
 from gradtx.core import Entry, GradientTransformation
 
 SCHEDULERS_OWN = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")

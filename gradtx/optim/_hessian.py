@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gradtx.context import Clock
 from gradtx._execution import Block, Leaf, Position
 from gradtx._random import Stream
+from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import exact
+from gradtx._exact import exact
 from gradtx._runs import Run, Scope
 from gradtx._sharding import local, undivided
 from gradtx.combinators.frame import Frame, FrameRun, InnerClock

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx.context import Clock
+from gradtx._execution import FROZEN, Block, Leaf, execute
 from gradtx._pure import by_leaf, check_extras, split_extras
-from gradtx._execution import Block, FROZEN, Leaf, execute
 from gradtx._runs import memory_of
 from gradtx._sharding import placed_as
 from gradtx._tree import check_names, tensors
+from gradtx.context import Clock
 from gradtx.core import Entry
 from gradtx.optim._engine import Bundle, Call
 from gradtx.optim._run import Record, check_agreement, part, parts_of
-from gradtx.optim._scaling import Count, Scaling, unscaling, as_step, highest, place_counts
+from gradtx.optim._scaling import Count, Scaling, as_step, highest, place_counts, unscaling
 
 CALL = "step(closure"
 CPU = torch.device("cpu")

@@ -18,10 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from gradtx.context import Clock
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
 from gradtx._runs import Run, memory_of
+from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.optim._compiler import compiled
 from gradtx.optim._hoist import REPLACED, hoist, is_number, multiply

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx.context import Clock
-from gradtx._pure import evaluated
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, initialize, takes_none
+from gradtx._pure import evaluated
 from gradtx._runs import clock_at
 from gradtx._tree import check_leaf
+from gradtx.context import Clock
 from gradtx.core import Entry, GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import load, matched
 from gradtx.optim._doubts import warn_of_misspelt

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx._arguments import exact
+from gradtx._exact import exact
 from gradtx._sharding import undivided
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradtx._arguments import describe
+from gradtx._messages import describe
 from gradtx.factories import per_tensor
 
 __all__ = ["map_after_step"]
