@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradtx.core import GradientTransformation, chain
-from gradtx.optim._doubts import warn_of_turned_signs
 from gradtx.optim._groups import REFUSED, refused
+from gradtx.optim._warnings import warn_of_turned_signs
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adafactor import adafactor, adafactor_torch
 from gradtx.optimizers.adam import adam, adam_atan2, adamp, adamw, adopt, adopt_atan2, sgdp
