@@ -392,3 +392,70 @@ __all__ = [
     "wsd_schedule",
     "yogi",
 ]
+
+# interim
+from gradtx.optimizers.mars import *  # noqa
+from gradtx.optimizers.mars import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.optimizers.modern import *  # noqa
+from gradtx.optimizers.modern import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.optimizers.sign import *  # noqa
+from gradtx.optimizers.sign import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.optimizers.slow_average import *  # noqa
+from gradtx.optimizers.slow_average import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.schedules.half_life import *  # noqa
+from gradtx.schedules.half_life import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.block_adam import *  # noqa
+from gradtx.transforms.block_adam import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.confidence import *  # noqa
+from gradtx.transforms.confidence import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.ftrl import *  # noqa
+from gradtx.transforms.ftrl import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.laprop import *  # noqa
+from gradtx.transforms.laprop import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.norm_history import *  # noqa
+from gradtx.transforms.norm_history import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.spikes import *  # noqa
+from gradtx.transforms.spikes import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.slow_average import *  # noqa
+from gradtx.transforms.slow_average import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.slow_gradients import *  # noqa
+from gradtx.transforms.slow_gradients import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.stable_adam import *  # noqa
+from gradtx.transforms.stable_adam import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.variance_reduction import *  # noqa
+from gradtx.transforms.variance_reduction import __all__ as _names  # noqa
+
+__all__ += _names
+from gradtx.transforms.sign import take_signs_of_gradient  # noqa
+from gradtx.optimizers.adam_relatives import padam  # noqa
+
+__all__ += ["take_signs_of_gradient", "padam"]
+__all__.sort()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import exact, exact_dtype, nearest, readable, tensors_in
+from gradtx._arguments import UnfitError, exact, exact_dtype, nearest, readable, tensors_in
 from gradtx._context import Context
 from gradtx._program import OWN_STATE, Leaf, Operation, Path, Run, lacking
 from gradtx._random import Stream
@@ -95,6 +95,8 @@ class RuleStage(Operation):
         assert init is not None
         try:
             return init(like, *rng)
+        except UnfitError as error:
+            raise ValueError(f"{self._spec.name}: leaf {leaf.name!r} {error}") from None
         except RuntimeError:
             if not is_sharded(like):
                 raise

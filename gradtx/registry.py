@@ -34,11 +34,12 @@ _ALIASES: dict[str, type[AliasOptimizer]] = {
     for name in optim.__all__
     if isinstance(getattr(optim, name), type) and issubclass(getattr(optim, name), AliasOptimizer)
 }
+_NO_RATES = ("ademamix_alpha_schedule", "half_life_schedule", "join_schedules", "proportion_schedule")
 # Schedules of a learning rate; `proportion` follows one, `join_schedules` is for Python.
 _SCHEDULES: dict[str, Callable[..., Any]] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
     for name in schedules.__all__
-    if hasattr(getattr(schedules, name), "arguments") and name not in ("join_schedules", "proportion_schedule")
+    if hasattr(getattr(schedules, name), "arguments") and name not in _NO_RATES
 }
 # What torch and pytorch_optimizer call them, where that is not our name.
 _SCHEDULERS_ELSEWHERE = {

@@ -424,3 +424,83 @@ class Shampoo(AliasOptimizer, alias=shampoo): ...
 
 
 class SOAP(AliasOptimizer, alias=soap): ...
+
+
+# interim
+from gradtx.optimizers.mars import *  # noqa
+from gradtx.optimizers.modern import *  # noqa
+from gradtx.optimizers.sign import *  # noqa
+from gradtx.optimizers.slow_average import *  # noqa
+from gradtx.optimizers.adam_relatives import padam  # noqa
+
+
+class AdEMAMix(AliasOptimizer, alias=ademamix): ...
+
+
+class SimplifiedAdEMAMix(AliasOptimizer, alias=simplified_ademamix): ...
+
+
+class GrokFastAdamW(AliasOptimizer, alias=grokfast_adamw): ...
+
+
+class MARS(AliasOptimizer, alias=mars_adamw): ...
+
+
+class MARSLion(AliasOptimizer, alias=mars_lion): ...
+
+
+class LaProp(AliasOptimizer, alias=laprop): ...
+
+
+class Grams(AliasOptimizer, alias=grams): ...
+
+
+class StableAdamW(AliasOptimizer, alias=stable_adamw): ...
+
+
+class AdamC(AliasOptimizer, alias=adamc): ...
+
+
+class CAME(AliasOptimizer, alias=came): ...
+
+
+class AdamMini(AliasOptimizer, alias=adam_mini): ...
+
+
+class AdaGC(AliasOptimizer, alias=adagc): ...
+
+
+class FTRL(AliasOptimizer, alias=ftrl): ...
+
+
+class SignSGD(AliasOptimizer, alias=signsgd): ...
+
+
+class Signum(AliasOptimizer, alias=signum): ...
+
+
+class Tiger(AliasOptimizer, alias=tiger): ...
+
+
+class PAdam(AliasOptimizer, alias=padam): ...
+
+
+__all__ += [
+    "AdEMAMix",
+    "SimplifiedAdEMAMix",
+    "GrokFastAdamW",
+    "MARS",
+    "MARSLion",
+    "LaProp",
+    "Grams",
+    "StableAdamW",
+    "AdamC",
+    "CAME",
+    "AdamMini",
+    "AdaGC",
+    "FTRL",
+    "SignSGD",
+    "Signum",
+    "Tiger",
+    "PAdam",
+]

@@ -61,3 +61,9 @@ __all__ = [
     "warmup_poly_schedule",
     "wsd_schedule",
 ]
+
+# interim
+from gradtx.schedules.half_life import *  # noqa
+from gradtx.schedules.half_life import __all__ as _names  # noqa
+
+__all__ += _names
