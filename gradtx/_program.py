@@ -43,6 +43,7 @@ class Leaf:
         self.update = None if update is None else update.to(self.wide)
         self.param = None if param is None else param.to(self.wide)
         self.grad = self.update
+        self.negated = False  # whether its gradient is that of minus the loss: `maximize`
         self.active: Tensor | None = None  # a 0-d bool where the leaf may turn out to be skipped
         self.new: dict[Path, dict[str, Tensor]] = {}
         self.saved: dict[Any, Any] = {}
@@ -360,6 +361,7 @@ class _Frozen(Operation):
 class _Negate(Operation):
     def start(self, leaf: Leaf) -> None:
         leaf.update, leaf.grad = -leaf.update, -leaf.grad
+        leaf.negated = not leaf.negated
 
 
 FROZEN, NEGATE = _Frozen(), _Negate()

@@ -434,7 +434,9 @@ class TreeContext(Context):
 
     def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """The gradients at `params` (by leaf name; leaves not given stay where they are)."""
-        return next(iter(self._leaves.values())).run.gradients_at(params)
+        gradients = next(iter(self._leaves.values())).run.gradients_at(params)
+        turned = {name: -gradients[name] for name, leaf in self._leaves.items() if leaf.negated}
+        return {**gradients, **turned} if turned else gradients
 
     def __getattr__(self, name: str) -> Any:
         if name in next(iter(self._leaves.values())).run.leaf_extras:

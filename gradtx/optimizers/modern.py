@@ -59,7 +59,7 @@ def laprop(
     Example:
         >>> tx = gradtx.laprop(lr=0.1)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (1.0, 1000.0):  # Adam's second step would be 0.0743
+        >>> for grad in (1.0, 1000.0):  # Adam's second step would be -0.0745
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         >>> updates["w"]
         tensor([-0.1218])
@@ -95,7 +95,7 @@ def grams(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, we
     Example:
         >>> tx = gradtx.grams(lr=0.1)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (1.0, -0.1):  # Adam would still move by -0.0599
+        >>> for grad in (1.0, -0.1):  # Adam would still move by -0.0593
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         >>> updates["w"]
         tensor([0.0593])
@@ -131,7 +131,7 @@ def stable_adamw(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.99), eps: Scalar = 1e
     Example:
         >>> tx = gradtx.stable_adamw(lr=0.1, betas=(0.0, 0.99), weight_decay=0.0)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (1.0, 1.0, 100.0):  # Adam's last step would be 0.1732
+        >>> for grad in (1.0, 1.0, 100.0):  # Adam's last step would be -0.1723
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         >>> updates["w"]
         tensor([-0.1000])

@@ -31,7 +31,7 @@ def scale_by_stable_adam(betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_
     Example:
         >>> tx = gradtx.scale_by_stable_adam(betas=(0.0, 0.5))
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (1.0, 1.0, 10.0):  # Adam's last direction is 1.3169
+        >>> for grad in (1.0, 1.0, 10.0):  # Adam's last direction is 1.3179
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([1.])
