@@ -22,7 +22,9 @@ def _blocks(x: Tensor, block: Any) -> int:
         return 1
     size = x.shape[0] if x.ndim else 1
     if size % block:
-        raise UnfitError(f"has {size} entries along dimension 0, which {block} blocks do not divide; use partition(...)")
+        raise UnfitError(
+            f"has {size} entries along dimension 0, which {block} blocks do not divide; use partition(...)"
+        )
     return block
 
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -63,10 +64,7 @@ def simplified_ademamix(
     d = alpha * g + s.m
     if bias_correction1:
         d = d / s.n
-    if bias_correction2:
-        d = d / ((s.v / c2).sqrt() + eps)
-    else:
-        d = d / (s.v.sqrt() + eps * math.sqrt(c2))
+    d = d / ((s.v / c2).sqrt() + eps) if bias_correction2 else d / (s.v.sqrt() + eps * math.sqrt(c2))
     return p - lr * (d + weight_decay * p)
 
 
@@ -174,7 +172,7 @@ def test_the_half_life_changes_linearly():
         return math.log(0.5) / math.log(beta + 1e-8)
 
     lives = [life(gradtx.half_life_schedule(0.999, 10, 0.5)(s)) for s in range(11)]
-    steps = [after - before for before, after in zip(lives[:9], lives[1:10], strict=True)]
+    steps = [after - before for before, after in itertools.pairwise(lives[:10])]
     assert max(steps) - min(steps) < 1e-2  # the schedule itself is without the 1e-8
     assert lives[9] == lives[10]
 
