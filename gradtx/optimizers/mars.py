@@ -25,7 +25,7 @@ def _for_matrices(mars, vectors):
     return partition({"mars": mars, "vectors": vectors}, {"mars": is_matrix, "vectors": "*"})
 
 
-@alias(ranges={
+@alias(class_name="MARS", ranges={
     "gamma": "[0, inf)", "lr_1d": "[0, inf)", "betas_1d": "[0, 1)", "weight_decay_1d": "[0, inf)",
 })  # fmt: skip
 def mars_adamw(
@@ -89,7 +89,7 @@ def mars_adamw(
     return chain(correction, _for_matrices(mars, vectors))
 
 
-@alias(ranges={
+@alias(class_name="MARSLion", ranges={
     "beta": "[0, 1)", "gamma": "[0, inf)", "lr_1d": "[0, inf)", "betas_1d": "[0, 1)", "weight_decay_1d": "[0, inf)",
 })  # fmt: skip
 def mars_lion(

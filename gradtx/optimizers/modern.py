@@ -22,7 +22,7 @@ from gradtx.transforms.stable_adam import scale_by_stable_adam
 __all__ = ["adagc", "adam_mini", "adamc", "came", "ftrl", "grams", "laprop", "stable_adamw"]
 
 
-@alias
+@alias(class_name="LaProp")
 def laprop(
     lr: Scalar = 4e-4,
     betas: Betas = (0.9, 0.999),
@@ -107,7 +107,7 @@ def grams(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, we
     return with_decay(direction, weight_decay, True, lr)
 
 
-@alias
+@alias(class_name="StableAdamW")
 def stable_adamw(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_decay: Scalar = 1e-2):
     r"""StableAdamW: AdamW with shorter steps where its second moment lags behind the gradient.
 
@@ -141,7 +141,7 @@ def stable_adamw(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.99), eps: Scalar = 1e
     return chain(scale_by_stable_adam(betas, eps, weight_decay), scale_by_learning_rate(lr))
 
 
-@alias(ranges={"max_lr": "(0, inf)"})
+@alias(class_name="AdamC", ranges={"max_lr": "(0, inf)"})
 def adamc(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -195,7 +195,7 @@ def adamc(
     )
 
 
-@alias(ranges={"eps": "(0, inf)", "clip_threshold": "(0, inf)"})
+@alias(class_name="CAME", ranges={"eps": "(0, inf)", "clip_threshold": "(0, inf)"})
 def came(
     lr: Scalar = 2e-4,
     betas: Betas = (0.9, 0.999, 0.9999),
@@ -284,7 +284,10 @@ def adam_mini(
     return with_decay(scale_by_block_adam(betas, eps, block), weight_decay, True, lr)
 
 
-@alias(ranges={"beta": "[0, 1)", "lambda_abs": "(0, inf)", "lambda_rel": "(0, inf)", "warmup_steps": "[0, inf)"})
+@alias(
+    class_name="AdaGC",
+    ranges={"beta": "[0, 1)", "lambda_abs": "(0, inf)", "lambda_rel": "(0, inf)", "warmup_steps": "[0, inf)"},
+)
 def adagc(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -329,7 +332,7 @@ def adagc(
     return chain(clipping, with_decay(scale_by_adam(betas, eps), weight_decay, True, lr))
 
 
-@alias(ranges=FTRL_RANGES)
+@alias(class_name="FTRL", ranges=FTRL_RANGES)
 def ftrl(
     lr: Scalar = 1e-3,
     lr_power: Scalar = -0.5,

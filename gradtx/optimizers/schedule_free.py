@@ -1,4 +1,4 @@
-"""Schedule-Free SGD and AdamW."""
+"""No schedule: Schedule-Free SGD and AdamW."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.schedule_free import schedule_free
 
+__all__ = ["schedule_free_adamw", "schedule_free_sgd"]
 
-@alias(ranges={"momentum": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"})
+
+@alias(class_name="ScheduleFreeSGD", ranges={"momentum": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"})
 def schedule_free_sgd(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.9,
@@ -51,7 +53,9 @@ def schedule_free_sgd(
     return schedule_free(add_decayed_weights(weight_decay), lr, momentum, warmup_steps, r, weight_lr_power)
 
 
-@alias(ranges={"betas": ("(0, 1)", "[0, 1)"), "warmup_steps": "[0, inf)", "r": "[0, inf)"})
+@alias(
+    class_name="ScheduleFreeAdamW", ranges={"betas": ("(0, 1)", "[0, 1)"), "warmup_steps": "[0, inf)", "r": "[0, inf)"}
+)
 def schedule_free_adamw(
     lr: Scalar = 0.0025,
     betas: Betas = (0.9, 0.999),

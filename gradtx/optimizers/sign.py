@@ -10,7 +10,7 @@ from gradtx.transforms.sign import scale_by_lion
 __all__ = ["signsgd", "signum", "tiger"]
 
 
-@alias
+@alias(class_name="SignSGD")
 def signsgd(lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = True):
     r"""signSGD: every weight moves by the learning rate against its gradient.
 

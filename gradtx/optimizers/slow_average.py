@@ -14,7 +14,7 @@ from gradtx.transforms.slow_gradients import amplify_slow_gradients
 __all__ = ["ademamix", "grokfast_adamw", "simplified_ademamix"]
 
 
-@alias(ranges={"alpha": "[0, inf)", "alpha_warmup": "[0, inf)", "beta3_warmup": "[0, inf)"})
+@alias(class_name="AdEMAMix", ranges={"alpha": "[0, inf)", "alpha_warmup": "[0, inf)", "beta3_warmup": "[0, inf)"})
 def ademamix(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999, 0.9999),
@@ -66,7 +66,7 @@ def ademamix(
     return with_decay(scale_by_ademamix((beta1, beta2, beta3), alpha, eps), weight_decay, True, lr)
 
 
-@alias(ranges={"alpha": "[0, inf)", "min_beta1": "[0, 1)", "beta1_warmup": "[0, inf)"})
+@alias(class_name="SimplifiedAdEMAMix", ranges={"alpha": "[0, inf)", "min_beta1": "[0, 1)", "beta1_warmup": "[0, inf)"})
 def simplified_ademamix(
     lr: Scalar = 1e-3,
     betas: Betas = (0.99, 0.95),
@@ -118,7 +118,7 @@ def simplified_ademamix(
     return with_decay(direction, weight_decay, True, lr)
 
 
-@alias(ranges={"alpha": "[0, 1)", "lamb": "[0, inf)"})
+@alias(class_name="GrokFastAdamW", ranges={"alpha": "[0, 1)", "lamb": "[0, inf)"})
 def grokfast_adamw(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),

@@ -14,6 +14,18 @@ from torch import Tensor
 from gradtx._arguments import Scalar, Schedule, describe, exact
 from gradtx.schedules._factory import schedule
 
+__all__ = [
+    "cosine_warmup_restarts_schedule",
+    "explore_exploit_schedule",
+    "proportion_schedule",
+    "untuned_exponential_warmup",
+    "untuned_linear_warmup",
+    "warmup_cosine_schedule",
+    "warmup_linear_schedule",
+    "warmup_poly_schedule",
+    "wsd_schedule",
+]
+
 Decay = Callable[[Tensor], Tensor]
 
 
