@@ -8,9 +8,11 @@ from gradtx.transforms.adaptive import *
 from gradtx.transforms.asgd import *
 from gradtx.transforms.atan2 import *
 from gradtx.transforms.averaging import *
+from gradtx.transforms.block_adam import *
 from gradtx.transforms.bounded import *
 from gradtx.transforms.centralize import *
 from gradtx.transforms.clipping import *
+from gradtx.transforms.confidence import *
 from gradtx.transforms.constraints import *
 from gradtx.transforms.control import *
 from gradtx.transforms.covers import *
@@ -19,8 +21,10 @@ from gradtx.transforms.decay import *
 from gradtx.transforms.delayed import *
 from gradtx.transforms.dual_averaging import *
 from gradtx.transforms.factored import *
+from gradtx.transforms.ftrl import *
 from gradtx.transforms.history import *
 from gradtx.transforms.inertia import *
+from gradtx.transforms.laprop import *
 from gradtx.transforms.layer_rms import *
 from gradtx.transforms.local_smoothness import *
 from gradtx.transforms.majorization import *
@@ -29,6 +33,7 @@ from gradtx.transforms.momentum import *
 from gradtx.transforms.nadam import *
 from gradtx.transforms.nesterov import *
 from gradtx.transforms.neurons import *
+from gradtx.transforms.norm_history import *
 from gradtx.transforms.orthogonalize import *
 from gradtx.transforms.polyak import *
 from gradtx.transforms.positive_negative import *
@@ -43,11 +48,16 @@ from gradtx.transforms.scaling import *
 from gradtx.transforms.second_order import *
 from gradtx.transforms.shampoo import *
 from gradtx.transforms.sign import *
+from gradtx.transforms.slow_average import *
+from gradtx.transforms.slow_gradients import *
 from gradtx.transforms.soap import *
+from gradtx.transforms.spikes import *
+from gradtx.transforms.stable_adam import *
 from gradtx.transforms.stable_decay import *
 from gradtx.transforms.switching import *
 from gradtx.transforms.trust_ratio import *
 from gradtx.transforms.variance import *
+from gradtx.transforms.variance_reduction import *
 
 # Type checkers take the names from the imports above.
 __all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]
