@@ -16,6 +16,8 @@ from gradtx.optimizers.adam_relatives import adabelief, adamd, adams, diffgrad, 
 from gradtx.optimizers.adaptive import adabound, adamod, adanorm, adashift, adasmooth, avagrad, swats
 from gradtx.optimizers.averaging import madgrad, srmm
 from gradtx.optimizers.classic import adadelta, adagrad, adamax, nadam, rmsprop, rprop
+from gradtx.optimizers.diagonal import acprop, bcos, fadam, kate
+from gradtx.optimizers.directed import adatam, focus, sgd_sai, tam
 from gradtx.optimizers.inertia import adai, adan, lion
 from gradtx.optimizers.layerwise import amos, fromage, lamb, lars, nero, novograd, sm3
 from gradtx.optimizers.learning_rate_free import (
@@ -29,10 +31,13 @@ from gradtx.optimizers.learning_rate_free import (
 )
 from gradtx.optimizers.matrix import muon, muon_adam_atan2, polar_adam_atan2, scalable_shampoo, shampoo, soap
 from gradtx.optimizers.momentum import accsgd, aggmo, gravity, pid, qhadam, qhm
+from gradtx.optimizers.noisy import noisy_sgd
+from gradtx.optimizers.optimistic import optimistic_adam, optimistic_gradient_descent
+from gradtx.optimizers.parameter_free import cocob, dog, dowg, ldog, momo, momo_adam
 from gradtx.optimizers.positive_negative import adapnm, pnm
 from gradtx.optimizers.quasi_newton import apollo
 from gradtx.optimizers.ranger import ranger, ranger21
-from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from gradtx.optimizers.schedule_free import schedule_free_adamw, schedule_free_radam, schedule_free_sgd
 from gradtx.optimizers.second_order import adahessian, sophia
 from gradtx.optimizers.sgd import adaptive_gd, asgd, sgd, sgds, sgdw
 from gradtx.optimizers.variance import a2grad, msvag
@@ -40,6 +45,9 @@ from gradtx.optimizers.variance import a2grad, msvag
 __all__ = [
     "ADOPT",
     "ASGD",
+    "BCOS",
+    "COCOB",
+    "FOCUS",
     "LARS",
     "MADGRAD",
     "MSVAG",
@@ -54,7 +62,9 @@ __all__ = [
     "SOAP",
     "SRMM",
     "SWATS",
+    "TAM",
     "A2Grad",
+    "ACProp",
     "AccSGD",
     "AdaBelief",
     "AdaBound",
@@ -65,6 +75,7 @@ __all__ = [
     "AdaPNM",
     "AdaShift",
     "AdaSmooth",
+    "AdaTAM",
     "Adadelta",
     "AdafactorTorch",
     "Adagrad",
@@ -91,15 +102,25 @@ __all__ = [
     "DAdaptLion",
     "DAdaptSGD",
     "DiffGrad",
+    "DoG",
+    "DoWG",
+    "FAdam",
     "Fromage",
     "Gravity",
+    "Kate",
+    "LDoG",
     "Lamb",
     "Lion",
+    "MoMo",
+    "MoMoAdam",
     "Muon",
     "MuonAdamAtan2",
     "NAdam",
     "Nero",
+    "NoisySGD",
     "NovoGrad",
+    "OptimisticAdam",
+    "OptimisticGradientDescent",
     "PolarAdamAtan2",
     "Prodigy",
     "QHAdam",
@@ -108,9 +129,11 @@ __all__ = [
     "Ranger",
     "Ranger21",
     "Rprop",
+    "SGDSaI",
     "Sadam",
     "ScalableShampoo",
     "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Shampoo",
     "SophiaH",
@@ -424,3 +447,57 @@ class Shampoo(AliasOptimizer, alias=shampoo): ...
 
 
 class SOAP(AliasOptimizer, alias=soap): ...
+
+
+class ACProp(AliasOptimizer, alias=acprop): ...
+
+
+class BCOS(AliasOptimizer, alias=bcos): ...
+
+
+class FAdam(AliasOptimizer, alias=fadam): ...
+
+
+class Kate(AliasOptimizer, alias=kate): ...
+
+
+class AdaTAM(AliasOptimizer, alias=adatam): ...
+
+
+class FOCUS(AliasOptimizer, alias=focus): ...
+
+
+class SGDSaI(AliasOptimizer, alias=sgd_sai): ...
+
+
+class TAM(AliasOptimizer, alias=tam): ...
+
+
+class NoisySGD(AliasOptimizer, alias=noisy_sgd): ...
+
+
+class OptimisticAdam(AliasOptimizer, alias=optimistic_adam): ...
+
+
+class OptimisticGradientDescent(AliasOptimizer, alias=optimistic_gradient_descent): ...
+
+
+class COCOB(AliasOptimizer, alias=cocob): ...
+
+
+class DoG(AliasOptimizer, alias=dog): ...
+
+
+class DoWG(AliasOptimizer, alias=dowg): ...
+
+
+class LDoG(AliasOptimizer, alias=ldog): ...
+
+
+class MoMo(AliasOptimizer, alias=momo): ...
+
+
+class MoMoAdam(AliasOptimizer, alias=momo_adam): ...
+
+
+class ScheduleFreeRAdam(AliasOptimizer, alias=schedule_free_radam): ...
