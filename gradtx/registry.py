@@ -146,7 +146,7 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
 
     Example:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
-        ['lion', 'schedule_free_adamw', 'schedule_free_sgd']
+        ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
     """
     return _matching("get_supported_optimizers", filters, {own: [cls.__name__] for own, cls in _ALIASES.items()})
 
@@ -222,6 +222,7 @@ _RENAMED = {
     "warmup_steps": ("warmup",),
     "p": ("gamma",),
     "dampening": ("damping",),
+    "eps_2": ("eps2",),
 }
 # Switches that are links or optimizers of their own here.
 _SWITCHES = {
@@ -233,12 +234,16 @@ _SWITCHES = {
 }
 _DECOUPLED = frozenset(
     {
-        "adafactor", "adafactor_torch", "adahessian", "adam_atan2", "adamp", "adams", "adamw", "adopt_atan2",
+        "adafactor", "adafactor_torch", "adahessian", "adatam", "fadam", "focus", "kate", "optimistic_adam", "sgd_sai", "tam", "adam_atan2", "adamp", "adams", "adamw", "adopt_atan2",
         "dadapt_lion", "lion", "muon", "muon_adam_atan2", "polar_adam_atan2", "ranger", "ranger21",
         "sgdp", "sgds", "sgdw", "soap", "sophia",
     }
 )  # fmt: skip
-_COUPLED = frozenset({"accsgd", "aggmo", "asgd", "dadapt_adagrad", "dadapt_sgd", "pid", "sgd", "swats"})
+_COUPLED = frozenset(
+    {
+        "accsgd", "aggmo", "asgd", "cocob", "dadapt_adagrad", "dadapt_sgd", "dog", "dowg", "ldog", "pid", "sgd", "swats",
+    }
+)  # fmt: skip
 
 
 def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:

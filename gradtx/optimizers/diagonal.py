@@ -47,7 +47,7 @@ def acprop(
         `amsgrad`, `max_exp_avg_var`.
 
     Raises:
-        ValueError: numbers out of range; a decay needs params.
+        ValueError: numbers out of range; a decay without `params`.
 
     Example:
         >>> tx = gradtx.acprop(lr=1.0, betas=(0.5, 0.5), eps=0.0)
@@ -88,7 +88,7 @@ def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_deca
         A transformation whose updates are added to the parameters. State: `b_sq`, `m_sq`.
 
     Raises:
-        ValueError: a negative number; a decay needs params.
+        ValueError: a negative number; a decay without `params`.
 
     Example:
         >>> tx = gradtx.kate(lr=1.0)
@@ -133,7 +133,7 @@ def bcos(
         (modes "m" and "g"), both from the first gradient.
 
     Raises:
-        ValueError: numbers out of range, an unknown mode; a decay needs params.
+        ValueError: numbers out of range, an unknown mode; a decay without `params`.
 
     Example:
         >>> tx = gradtx.bcos(lr=0.1, weight_decay=0.0)  # the first step is the sign of the gradient

@@ -77,7 +77,7 @@ def tam(
         A transformation whose updates are added to the parameters. State: `s`, `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range; a decay needs params.
+        ValueError: numbers out of range; a decay without `params`.
 
     Example:
         >>> tx = gradtx.tam(lr=1.0, momentum=0.0, decay_rate=0.0)
@@ -120,7 +120,7 @@ def adatam(
         A transformation whose updates are added to the parameters. State: `s`, `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range; a decay needs params.
+        ValueError: numbers out of range; a decay without `params`.
 
     Example:
         >>> tx = gradtx.adatam(lr=0.1, betas=(0.9, 0.0))
@@ -153,7 +153,7 @@ def sgd_sai(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-8, weigh
         of every leaf.
 
     Raises:
-        ValueError: numbers out of range; a decay needs params.
+        ValueError: numbers out of range; a decay without `params`.
 
     Example:
         >>> tx = gradtx.sgd_sai(lr=1.0, momentum=0.0, eps=0.0, weight_decay=0.0)

@@ -76,7 +76,7 @@ def optimistic_adam(
         (the last $u$).
 
     Raises:
-        ValueError: numbers out of range; a decay needs params.
+        ValueError: numbers out of range; a decay without `params`.
 
     Example:
         >>> tx = gradtx.optimistic_adam(lr=1.0, betas=(0.0, 0.0))  # u is the sign of the gradient

@@ -10,7 +10,6 @@ __all__ = ["add_noise"]
 
 
 @per_tensor(
-    elementwise=True,
     random=True,
     ranges={"eta": "[0, inf)", "gamma": "[0, inf)"},
     example={"eta": 0.25, "gamma": 0.55, "seed": 0},
