@@ -28,6 +28,7 @@ bench: $(VENV)/bench
 
 docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of date
 	@$(RUN) docs/algorithms.py
+	@$(RUN) docs/class_stubs.py
 	@$(RUN) -m docs.conformance
 	@$(RUN) docs/interactive.py
 	@$(RUN) docs/optax_names.py

@@ -13,30 +13,9 @@ from typing import Any
 import torch
 
 import gradtx
+from gradtx.optim.classes import CLASSES
 
 PAGE = Path(__file__).with_suffix(".md")
-
-# Module of gradtx.optimizers -> what is in it, in the order of the page.
-FAMILIES = {
-    "sgd": "Gradient descent",
-    "momentum": "Momentum of other kinds",
-    "inertia": "Signs, look-ahead, inertia",
-    "positive_negative": "Positive-negative momentum",
-    "adam": "Adam and what differs from it in one link",
-    "adam_relatives": "Adam with another link in the place of its own",
-    "classic": "Older adaptive methods",
-    "adaptive": "A rate for every weight",
-    "variance": "Shorter steps where gradients vary",
-    "averaging": "Sums and averages over all of training",
-    "layerwise": "One rate for many weights",
-    "adafactor": "Factored second moments",
-    "matrix": "Matrices as matrices",
-    "second_order": "The diagonal of the Hessian",
-    "quasi_newton": "The diagonal of the Hessian, from gradients",
-    "learning_rate_free": "No learning rate to choose",
-    "schedule_free": "No schedule",
-    "ranger": "Combinations",
-}
 
 ROWS, COLUMNS, ENTRIES = 48, 40, 29  # distinct, so that a slot's size says what it is of; one block for Shampoo
 MATRIX = {
@@ -198,8 +177,10 @@ def named(factory: Any) -> str:
 
 def classes() -> dict[Any, str]:
     """Alias -> the name of its class."""
-    found = {name: getattr(gradtx.optim, name) for name in gradtx.optim.__all__}
-    return {item._alias: name for name, item in found.items() if hasattr(item, "_alias")}
+    names = {}
+    for cls in CLASSES.values():
+        names[cls._alias] = cls.__name__
+    return names
 
 
 def module(factory: Any) -> str:
@@ -229,17 +210,25 @@ def optimizer(factory: Any, class_name: str) -> list[str]:
     ]
 
 
+def families() -> dict[str, str]:
+    """Module of `gradtx.optimizers` -> title, from its docstring; in the order of the package's imports."""
+    titles = {}
+    for cls in CLASSES.values():
+        place = module(cls._alias)
+        summary = sys.modules[place].__doc__ or ""
+        titles[place.rpartition(".")[2]] = summary.partition(":")[0]
+    return titles
+
+
 def optimizers() -> list[str]:
     """One table; a family begins with a row of its title, which links can point to."""
     by_module, names = public(lambda kind: kind == "alias"), classes()
-    known = {f"gradtx.optimizers.{family}": (family, title) for family, title in FAMILIES.items()}
-    if set(by_module) != set(known):
-        raise AssertionError(f"FAMILIES and gradtx.optimizers differ in {sorted(set(by_module) ^ set(known))}")
     titles = ["function, class", "what it does, *when to use it*", "memory", "needs", "rate", "works on", "source"]
     rows = []
-    for place, (family, title) in known.items():
+    for family, title in families().items():
         rows.append([f'<a id="{family}"></a>**{title}**', *[""] * (len(titles) - 1)])
-        rows += [optimizer(factory, names[factory]) for factory in by_module[place]]
+        for factory in by_module[f"gradtx.optimizers.{family}"]:
+            rows.append(optimizer(factory, names[factory]))
     return table(titles, rows)
 
 

@@ -5,6 +5,7 @@ Docstrings are Markdown with Google's sections, and so are the pages, but for wh
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -31,7 +32,7 @@ class Page:
     shows: str = ""  # a module that has the names as well, and is described here
 
 
-OPTIMIZERS = [Page(family, title, (f"gradtx.optimizers.{family}",)) for family, title in algorithms.FAMILIES.items()]
+OPTIMIZERS = [Page(family, title, (f"gradtx.optimizers.{family}",)) for family, title in algorithms.families().items()]
 
 
 def pieces(file: str, title: str, modules: str, intro: str) -> Page:
@@ -76,6 +77,15 @@ PIECES = [
     pieces("decay", "Pulls on the weights", "decay", "Weight decay and its kin."),
     pieces("control", "Scaling, holding, watching", "scaling control graft", "What remains."),
 ]
+
+
+def with_others(pages: list[Page]) -> list[Page]:
+    """The pages of transformations, the last one with the modules that no page names."""
+    named = {module for page in pages for module in page.modules}
+    others = [module for module in sorted(homes()) if module.startswith("gradtx.transforms.") and module not in named]
+    last = dataclasses.replace(pages[-1], modules=(*pages[-1].modules, *others))
+    return [*pages[:-1], last]
+
 
 OTHERS = [
     Page("core", "Chains", ("gradtx.core", "gradtx._arguments"), "The one type, and what numbers may be."),
@@ -140,7 +150,7 @@ def homes() -> dict[str, list[str]]:
 def pages() -> dict[str, str]:
     """File -> text, of all pages."""
     found, texts = homes(), {}
-    for page in (*OPTIMIZERS, *PIECES, *OTHERS):
+    for page in (*OPTIMIZERS, *with_others(PIECES), *OTHERS):
         names = [name for module in page.modules for name in found.pop(module, [])]
         texts[page.file] = "\n\n".join([*head(page), *(entry(name, page.shows) for name in names)]) + "\n"
     if found:
@@ -156,7 +166,7 @@ def pages() -> dict[str, str]:
         "Pieces",
         "What optimizers are made of; `gradtx.chain` puts them together.",
         "what it does",
-        PIECES,
+        with_others(PIECES),
         algorithms.first_sentence,
     )
     texts["api"] = "\n\n".join(

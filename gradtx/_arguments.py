@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+__all__ = ["Betas", "Scalar", "Schedule", "is_off"]
+
 functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  # no public name
 
 

@@ -16,6 +16,8 @@ from gradtx._arguments import readable
 from gradtx._program import Memory
 from gradtx._sharding import is_sharded
 
+__all__ = ["load", "save"]
+
 MOST = 3  # entries of each kind that an error lists
 
 

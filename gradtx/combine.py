@@ -15,6 +15,8 @@ from gradtx._program import Block, Branch, Path, Scope
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import Combinator, combinator, per_tensor
 
+__all__ = ["freeze", "map_after_step", "masked", "partition"]
+
 Where = str | tuple[str, ...] | Callable[[str, Tensor], bool]
 
 

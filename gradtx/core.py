@@ -13,6 +13,8 @@ from gradtx._arguments import Argument, describe, nearest_dotted
 from gradtx._program import Scope
 from gradtx._stages import Parts, TreeStage
 
+__all__ = ["GradientTransformation", "apply_updates", "chain"]
+
 
 class GradientTransformation:
     """A pair of pure functions over trees of tensors; the value that everything in gradtx is, or makes.

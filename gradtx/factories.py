@@ -13,6 +13,8 @@ from gradtx._program import NEGATE, Operation, Scope
 from gradtx._stages import Parts, RuleStage, TreeStage
 from gradtx.core import GradientTransformation, same
 
+__all__ = ["alias", "per_tensor", "whole_tree"]
+
 
 class Combinator:
     """What the body of a combinator returns: how its operations stand around those of inner transformations."""
@@ -42,6 +44,8 @@ class Spec:
         self._dims: Any = options.get("dims")
         self.agree: tuple[str, ...] = options.get("agree", ())
         self.example: dict[str, Any] = options.get("example", {})
+        words = self.name.split("_")
+        self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
         self.factory: Any = None
         if self.random and "seed" not in self.arguments.by_name:
@@ -353,7 +357,8 @@ def alias(function: Any = None, /, **options: Any) -> Any:
     The alias owns its arguments as hyperparameters, and its body is run again with each step's values, so what it
     derives from them stays right. It also takes `maximize` (negates the gradient before all else) and
     `state_dtype` (for every link inside). Takes the options `ranges`, `static`, `any_length`, `example` of
-    `per_tensor`.
+    `per_tensor`, and `class_name`, the name of its class in `gradtx.optim` where that is not the function's name
+    in capitals (`adam_atan2`: `AdamAtan2`).
 
     Example:
         >>> @gradtx.alias
@@ -374,7 +379,7 @@ _OPTIONS = {
     "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined compiles random ranges static"
     " any_length example",
     "tree": "needs extras ranges static example",
-    "alias": "ranges static any_length example",
+    "alias": "class_name ranges static any_length example",
     "combinator": "needs owns_lr ranges static example",
 }
 

@@ -12,6 +12,8 @@ from gradtx import _tree
 from gradtx._arguments import describe
 from gradtx.core import GradientTransformation, apply_updates, check_transformation
 
+__all__ = ["stack", "train_step", "unstack"]
+
 
 def train_step(
     loss_fn: Callable[..., Any], tx: GradientTransformation, *, has_aux: bool = False

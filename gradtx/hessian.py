@@ -12,6 +12,8 @@ from gradtx import _tree
 from gradtx._arguments import functorch
 from gradtx.transforms.second_order import average_over_space
 
+__all__ = ["hutchinson_hessian_diag"]
+
 NO_GRAPH = (
     "the gradients are cut off from the parameters, so they have no second derivatives; "
     "make them with torch.func.grad, or with torch.autograd.grad(..., create_graph=True)"

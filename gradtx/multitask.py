@@ -11,6 +11,8 @@ from torch.nn.utils import parametrizations
 
 from gradtx import _tree
 
+__all__ = ["RotoGrad", "pcgrad", "pcgrad_backward", "rotograd_rotation_loss", "rotograd_scale"]
+
 TINY = 1e-15  # below every norm that means something, as in the authors' code of RotoGrad
 
 

@@ -13,15 +13,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtx import optim, schedules
+from gradtx import schedules
 from gradtx._arguments import Scalar, describe
 from gradtx.core import chain
-from gradtx.optim import AliasOptimizer, ChainOptimizer, as_optimizer
+from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import REFUSED, refused
+from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
 from gradtx.transforms.averaging import lookahead, with_lookahead
 from gradtx.transforms.centralize import centralize
 from gradtx.transforms.projection import orthogonalize_against_params
+
+__all__ = [
+    "create_optimizer",
+    "get_supported_lr_schedulers",
+    "get_supported_optimizers",
+    "load_lr_scheduler",
+    "load_optimizer",
+]
 
 Names = str | Sequence[str] | None
 
@@ -29,11 +38,6 @@ Names = str | Sequence[str] | None
 # for parameters without a model by the usual names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
-_ALIASES: dict[str, type[AliasOptimizer]] = {
-    getattr(optim, name)._alias.__name__: getattr(optim, name)
-    for name in optim.__all__
-    if isinstance(getattr(optim, name), type) and issubclass(getattr(optim, name), AliasOptimizer)
-}
 # Schedules of a learning rate; `proportion` follows one, `join_schedules` is for Python.
 _SCHEDULES: dict[str, Callable[..., Any]] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
@@ -132,7 +136,7 @@ def load_optimizer(name: str) -> type[AliasOptimizer]:
 
 
 def _class(owner: str, name: Any) -> type[AliasOptimizer]:
-    return _found(owner, "optimizer", name, _ALIASES, {cls.__name__: own for own, cls in _ALIASES.items()})
+    return _found(owner, "optimizer", name, CLASSES, {cls.__name__: own for own, cls in CLASSES.items()})
 
 
 def get_supported_optimizers(filters: Names = None) -> list[str]:
@@ -148,7 +152,7 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
         ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
     """
-    return _matching("get_supported_optimizers", filters, {own: [cls.__name__] for own, cls in _ALIASES.items()})
+    return _matching("get_supported_optimizers", filters, {own: [cls.__name__] for own, cls in CLASSES.items()})
 
 
 def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
@@ -234,14 +238,15 @@ _SWITCHES = {
 }
 _DECOUPLED = frozenset(
     {
-        "adafactor", "adafactor_torch", "adahessian", "adatam", "fadam", "focus", "kate", "optimistic_adam", "sgd_sai", "tam", "adam_atan2", "adamp", "adams", "adamw", "adopt_atan2",
-        "dadapt_lion", "lion", "muon", "muon_adam_atan2", "polar_adam_atan2", "ranger", "ranger21",
-        "sgdp", "sgds", "sgdw", "soap", "sophia",
+        "adafactor", "adafactor_torch", "adahessian", "adam_atan2", "adamp", "adams", "adamw", "adatam", "adopt_atan2",
+        "dadapt_lion", "fadam", "focus", "kate", "lion", "muon", "muon_adam_atan2", "optimistic_adam",
+        "polar_adam_atan2", "ranger", "ranger21", "sgd_sai", "sgdp", "sgds", "sgdw", "soap", "sophia", "tam",
     }
 )  # fmt: skip
 _COUPLED = frozenset(
     {
-        "accsgd", "aggmo", "asgd", "cocob", "dadapt_adagrad", "dadapt_sgd", "dog", "dowg", "ldog", "pid", "sgd", "swats",
+        "accsgd", "aggmo", "asgd", "cocob", "dadapt_adagrad", "dadapt_sgd", "dog", "dowg", "ldog", "pid", "sgd",
+        "swats",
     }
 )  # fmt: skip
 

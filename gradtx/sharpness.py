@@ -15,6 +15,8 @@ from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import Combinator, combinator
 from gradtx.transforms._math import safe_sqrt
 
+__all__ = ["asam", "gsam", "sam"]
+
 Tree = dict[str, Tensor]
 
 

@@ -16,6 +16,8 @@ from gradtx._functional import TreeRun
 from gradtx._program import Path, clock_at
 from gradtx.core import Entry, GradientTransformation, check_transformation
 
+__all__ = ["get", "learning_rate", "put"]
+
 
 def get(state: dict[str, Any], name: str) -> Any:
     """Find a part of a state by its name.

@@ -14,6 +14,8 @@ from gradtx._stages import first_slots, value_for, widened
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import Combinator, combinator
 
+__all__ = ["accumulate", "skip_nonfinite"]
+
 
 class Frame:
     """The run of a wrapper: own slots, and what stands before and after the inner operations."""

@@ -31,6 +31,11 @@ def slots(state):
             yield re.sub(r"_\d+$", "", name)
 
 
+def test_the_types_of_the_classes_are_up_to_date():
+    stubs = runpy.run_path(str(DOCS / "class_stubs.py"))
+    assert stubs["STUB"].read_text(encoding="utf-8") == stubs["page"](), "run `make docs-tables`"
+
+
 @pytest.mark.parametrize("name", ["algorithms", "conformance"])
 def test_a_generated_page_is_up_to_date(name):
     page = runpy.run_path(str(DOCS / f"{name}.py"))["page"]()

@@ -1,4 +1,4 @@
-"""Adafactor: the paper's, and torch's."""
+"""Factored second moments: Adafactor, the paper's and torch's."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from gradtx.transforms.factored import (
     scale_by_param_block_rms,
 )
 
+__all__ = ["adafactor", "adafactor_torch"]
+
 
 @alias(
+    class_name="AdaFactor",
     ranges={
         "eps": ("(0, inf)", "[0, inf)"),
         "clip_threshold": "(0, inf)",
         "decay_rate": "(-inf, 0]",
         "beta1": "[0, 1)",
-    }
+    },
 )
 def adafactor(
     lr: Scalar | None = None,

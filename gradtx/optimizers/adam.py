@@ -1,4 +1,4 @@
-"""Adam and what differs from it in one link: AdamW, AdamP and SGDP, Adam-atan2, ADOPT."""
+"""Adam and close variants: AdamW, AdamP and SGDP, Adam-atan2, ADOPT."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from gradtx.transforms.decay import add_decayed_weights, regenerate_towards_init
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.projection import project_scale_invariant
 from gradtx.transforms.scaling import scale_by_learning_rate
+
+__all__ = ["adam", "adam_atan2", "adamp", "adamw", "adopt", "adopt_atan2", "sgdp"]
 
 
 def decayed(direction, weight_decay, decoupled: bool):
@@ -77,7 +79,7 @@ def adam(
     return with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias
+@alias(class_name="AdamW")
 def adamw(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -116,7 +118,7 @@ def adamw(
     return with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, True, lr)
 
 
-@alias
+@alias(class_name="AdamP")
 def adamp(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -165,7 +167,7 @@ def adamp(
     )
 
 
-@alias(ranges={"momentum": "[0, 1)"}, example={"lr": 0.1})
+@alias(class_name="SGDP", ranges={"momentum": "[0, 1)"}, example={"lr": 0.1})
 def sgdp(
     lr: Scalar,
     momentum: Scalar = 0.0,
@@ -290,7 +292,7 @@ def _decay_or_regenerate(weight_decay, rate, lr, relative: bool, cautious: bool 
     return regenerate_towards_init(rate, wasserstein, relative_to=relative_to)
 
 
-@alias
+@alias(class_name="ADOPT")
 def adopt(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.9999),

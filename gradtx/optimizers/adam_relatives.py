@@ -1,4 +1,4 @@
-"""Adam with another link in the place of its own: AdaBelief, RAdam, Yogi, AdamD, diffGrad, Sadam, AdamS."""
+"""Adam with one link replaced: AdaBelief, RAdam, Yogi, AdamD, diffGrad, Sadam, AdamS."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, s
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 
+__all__ = ["adabelief", "adamd", "adams", "diffgrad", "radam", "sadam", "yogi"]
 
-@alias
+
+@alias(class_name="AdaBelief")
 def adabelief(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -62,7 +64,7 @@ def adabelief(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
 
 
-@alias
+@alias(class_name="RAdam")
 def radam(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -156,7 +158,7 @@ def yogi(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-@alias
+@alias(class_name="AdamD")
 def adamd(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -194,7 +196,7 @@ def adamd(
     return with_decay(scale_by_adam_hat(betas, eps, debias_first=False), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias
+@alias(class_name="DiffGrad")
 def diffgrad(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -274,7 +276,7 @@ def sadam(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-@alias
+@alias(class_name="AdamS")
 def adams(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),

@@ -1,4 +1,4 @@
-"""Methods with a rate for every weight: AdaBound, AdaMod, AdaNorm, AvaGrad, AdaShift, AdaSmooth, SWATS."""
+"""Bounded and modified rates for each weight: AdaBound, AdaMod, AdaNorm, AvaGrad, AdaShift, AdaSmooth, SWATS."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from gradtx.transforms.history import scale_by_adanorm, scale_by_adasmooth
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.switching import scale_by_swats
 
+__all__ = ["adabound", "adamod", "adanorm", "adashift", "adasmooth", "avagrad", "swats"]
 
-@alias(ranges={"final_lr": "[0, inf)", "gamma": "(0, inf)"})
+
+@alias(class_name="AdaBound", ranges={"final_lr": "[0, inf)", "gamma": "(0, inf)"})
 def adabound(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -66,7 +68,7 @@ def adabound(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
 
 
-@alias
+@alias(class_name="AdaMod")
 def adamod(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -114,7 +116,7 @@ def adamod(
     return chain(add_decayed_weights(weight_decay), scale_by_adamod(lr, betas, beta3, eps))
 
 
-@alias(ranges={"r": "[0, 1)"})
+@alias(class_name="AdaNorm", ranges={"r": "[0, 1)"})
 def adanorm(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -166,7 +168,7 @@ def adanorm(
     )
 
 
-@alias
+@alias(class_name="AvaGrad")
 def avagrad(
     lr: Scalar = 0.1,
     betas: Betas = (0.9, 0.999),
@@ -218,7 +220,7 @@ def avagrad(
     )
 
 
-@alias(ranges={"keep_num": "[1, inf)"})
+@alias(class_name="AdaShift", ranges={"keep_num": "[1, inf)"})
 def adashift(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -263,7 +265,7 @@ def adashift(
     return chain(scale_by_adashift(betas, keep_num, eps, reduce), scale_by_learning_rate(lr))
 
 
-@alias(ranges={"reset_every": "[1, inf)"})
+@alias(class_name="AdaSmooth", ranges={"reset_every": "[1, inf)"})
 def adasmooth(
     lr: Scalar = 1e-3,
     betas: Betas = (0.5, 0.99),
@@ -306,7 +308,7 @@ def adasmooth(
     return with_decay(scale_by_adasmooth(betas, eps, reset_every), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(ranges={"switch_tol": "[0, inf)"})
+@alias(class_name="SWATS", ranges={"switch_tol": "[0, inf)"})
 def swats(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),

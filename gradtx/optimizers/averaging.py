@@ -1,4 +1,4 @@
-"""Steps from averages and sums over all of training: MADGRAD, SRMM."""
+"""Sums and averages over all of training: MADGRAD, SRMM."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.dual_averaging import scale_by_madgrad
 from gradtx.transforms.majorization import scale_by_srmm
 
+__all__ = ["madgrad", "srmm"]
 
-@alias(ranges={"momentum": "[0, 1)"})
+
+@alias(class_name="MADGRAD", ranges={"momentum": "[0, 1)"})
 def madgrad(
     lr: Scalar = 1e-2,
     momentum: Scalar = 0.9,
@@ -51,7 +53,7 @@ def madgrad(
     return chain(add_decayed_weights(coupled), scale_by_madgrad(lr, momentum, eps, decoupled))
 
 
-@alias(ranges={"beta": "[0, inf)"})
+@alias(class_name="SRMM", ranges={"beta": "[0, inf)"})
 def srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):
     r"""SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients.
 

@@ -1,4 +1,4 @@
-"""torch.optim's older adaptive optimizers: Adagrad, Adadelta, RMSprop, Rprop, AdaMax, NAdam."""
+"""Older adaptive methods: torch.optim's Adagrad, Adadelta, RMSprop, Rprop, AdaMax, NAdam."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from gradtx.transforms.momentum import trace
 from gradtx.transforms.nadam import scale_by_nadam
 from gradtx.transforms.rprop import ETAS, scale_by_rprop
 from gradtx.transforms.scaling import scale_by_inverse_time, scale_by_learning_rate
+
+__all__ = ["adadelta", "adagrad", "adamax", "nadam", "rmsprop", "rprop"]
 
 
 @alias
@@ -102,7 +104,7 @@ def adadelta(
     return with_decay(scale_by_adadelta(rho, eps), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(ranges={"alpha": "[0, inf)"})
+@alias(class_name="RMSprop", ranges={"alpha": "[0, inf)"})
 def rmsprop(
     lr: Scalar = 1e-2,
     alpha: Scalar = 0.99,
@@ -222,7 +224,7 @@ def adamax(
     return with_decay(scale_by_adamax(betas, eps), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias
+@alias(class_name="NAdam")
 def nadam(
     lr: Scalar = 2e-3,
     betas: Betas = (0.9, 0.999),

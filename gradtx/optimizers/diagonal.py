@@ -1,4 +1,4 @@
-"""Relatives of Adam and AdaGrad that estimate a rate for every weight in another way: ACProp, KATE, BCOS, FAdam."""
+"""Other estimates of a rate for every weight: ACProp, KATE, BCOS, FAdam."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradtx.transforms.scaling import scale_by_learning_rate
 __all__ = ["acprop", "bcos", "fadam", "kate"]
 
 
-@alias
+@alias(class_name="ACProp")
 def acprop(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -69,7 +69,7 @@ def acprop(
     )
 
 
-@alias
+@alias(class_name="Kate")
 def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
     r"""KATE: AdaGrad without the root, whose steps do not depend on the scale of the data.
 
@@ -100,7 +100,7 @@ def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_deca
     return chain(scale_by_kate(delta, eps), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
 
 
-@alias
+@alias(class_name="BCOS")
 def bcos(
     lr: Scalar = 1e-3,
     beta: Scalar = 0.9,
@@ -151,7 +151,7 @@ def bcos(
     )
 
 
-@alias(ranges={"clip": "(0, inf]", "p": "[0, inf)", "eps2": "[0, inf)"})
+@alias(class_name="FAdam", ranges={"clip": "(0, inf]", "p": "[0, inf)", "eps2": "[0, inf)"})
 def fadam(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),

@@ -1,4 +1,4 @@
-"""Momentum that looks where it goes: FOCUS, TAM, AdaTAM; and momentum at a rate for every leaf: SGD-SaI."""
+"""Momentum with a sense of direction (FOCUS, TAM, AdaTAM), or with a fixed rate for every leaf (SGD-SaI)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradtx.transforms.torque import scale_by_adatam, scale_by_tam
 __all__ = ["adatam", "focus", "sgd_sai", "tam"]
 
 
-@alias(ranges={"gamma": "[0, inf)"})
+@alias(class_name="FOCUS", ranges={"gamma": "[0, inf)"})
 def focus(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_decay: Scalar = 0.0):
     r"""FOCUS: the sign of a momentum, with an attraction to the average of the weights.
 
@@ -51,7 +51,7 @@ def focus(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, w
     return chain(scale_by_focus(betas, gamma, weight_decay), scale_by_learning_rate(lr))
 
 
-@alias(ranges={"momentum": "[0, 1)", "decay_rate": "[0, 1)"})
+@alias(class_name="TAM", ranges={"momentum": "[0, 1)", "decay_rate": "[0, 1)"})
 def tam(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.9,
@@ -93,7 +93,7 @@ def tam(
     return chain(scale_by_tam(momentum, decay_rate, eps), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
 
 
-@alias(ranges={"decay_rate": "[0, 1)"})
+@alias(class_name="AdaTAM", ranges={"decay_rate": "[0, 1)"})
 def adatam(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -132,7 +132,7 @@ def adatam(
     return chain(scale_by_adatam(betas, decay_rate, eps), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
 
 
-@alias(ranges={"momentum": "[0, 1)"})
+@alias(class_name="SGDSaI", ranges={"momentum": "[0, 1)"})
 def sgd_sai(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-8, weight_decay: Scalar = 1e-2):
     r"""SGD-SaI: SGD with momentum, with a rate for every leaf from the signal-to-noise ratio of its first gradient.
 

@@ -1,4 +1,4 @@
-"""Momentum in other forms: Lion, Adan, Adai."""
+"""Signs, look-ahead, inertia: Lion, Adan, Adai."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from gradtx.transforms.inertia import scale_by_adai
 from gradtx.transforms.nesterov import scale_by_adan
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.sign import scale_by_lion
+
+__all__ = ["adai", "adan", "lion"]
 
 
 @alias

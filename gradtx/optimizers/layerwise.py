@@ -1,4 +1,4 @@
-"""One rate for many weights: LAMB, LARS, NovoGrad, Nero, Fromage, SM3, Amos."""
+"""Layer-wise rates: LAMB, LARS, NovoGrad, Nero, Fromage, SM3, Amos."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.trust_ratio import scale_by_lamb, scale_by_lars, scale_by_trust_ratio
+
+__all__ = ["amos", "fromage", "lamb", "lars", "nero", "novograd", "sm3"]
 
 
 @alias(ranges={"max_grad_norm": "(0, inf]"})
@@ -77,7 +79,7 @@ def lamb(
     )
 
 
-@alias(ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"})
+@alias(class_name="LARS", ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"})
 def lars(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.9,
@@ -130,7 +132,7 @@ def lars(
     )
 
 
-@alias
+@alias(class_name="NovoGrad")
 def novograd(
     lr: Scalar = 1e-3,
     betas: Betas = (0.95, 0.98),
@@ -257,7 +259,7 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
     )
 
 
-@alias(ranges={"momentum": "[0, 1)", "eps": "(0, inf)"})
+@alias(class_name="SM3", ranges={"momentum": "[0, 1)", "eps": "(0, inf)"})
 def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scalar = 1e-30):
     r"""SM3: Adagrad whose memory is one vector a dimension, not one number a weight.
 

@@ -1,4 +1,4 @@
-"""Optimizers that find their learning rate: from the loss (ALI-G), from the way they went (D-Adaptation, Prodigy)."""
+"""No learning rate to choose: from the loss (ALI-G), from the distance travelled (D-Adaptation, Prodigy)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from gradtx.transforms.momentum import trace
 from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
 from gradtx.transforms.prodigy import scale_by_prodigy
 
+__all__ = ["alig", "dadapt_adagrad", "dadapt_adam", "dadapt_adan", "dadapt_lion", "dadapt_sgd", "prodigy"]
 
-@alias(ranges={"max_lr": "[0, inf]", "momentum": "[0, 1)"})
+
+@alias(class_name="AliG", ranges={"max_lr": "[0, inf]", "momentum": "[0, 1)"})
 def alig(
     max_lr: Scalar | None = None,
     momentum: Scalar = 0.0,
@@ -66,7 +68,7 @@ def alig(
     return chain(*links, *([] if max_norm is None else [project_l2_ball(max_norm)]))
 
 
-@alias(ranges={"momentum": "[0, 1)"})
+@alias(class_name="DAdaptAdaGrad", ranges={"momentum": "[0, 1)"})
 def dadapt_adagrad(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.0,
@@ -113,7 +115,7 @@ def dadapt_adagrad(
     return chain(add_decayed_weights(weight_decay), scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate))
 
 
-@alias(ranges={"eps": "(0, inf)"}, example={"lr": 0.3})
+@alias(class_name="DAdaptAdam", ranges={"eps": "(0, inf)"}, example={"lr": 0.3})
 def dadapt_adam(
     lr: Scalar = 1.0,
     betas: Betas = (0.9, 0.999),
@@ -165,7 +167,7 @@ def dadapt_adam(
     )
 
 
-@alias(ranges={"momentum": "[0, 1)"})
+@alias(class_name="DAdaptSGD", ranges={"momentum": "[0, 1)"})
 def dadapt_sgd(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.0,
@@ -213,7 +215,7 @@ def dadapt_sgd(
     return chain(add_decayed_weights(weight_decay), scale_by_dadapt_sgd(lr, momentum, d0, growth_rate))
 
 
-@alias(ranges={"eps": "(0, inf)"})
+@alias(class_name="DAdaptAdan", ranges={"eps": "(0, inf)"})
 def dadapt_adan(
     lr: Scalar = 1.0,
     betas: Betas = (0.98, 0.92, 0.99),
@@ -261,7 +263,7 @@ def dadapt_adan(
     return scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate)
 
 
-@alias
+@alias(class_name="DAdaptLion")
 def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
     r"""D-Adapt Lion: Lion with a rate that is found on the way.
 

@@ -1,4 +1,4 @@
-"""Optimizers that treat matrices as matrices: Muon and its mixtures with Adam-atan2, Shampoo, SOAP."""
+"""Matrix methods: Muon and its mixtures with Adam-atan2, Shampoo, SOAP."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from gradtx.transforms.orthogonalize import (
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.shampoo import BLOCKS, ROOTS, scale_by_scalable_shampoo, scale_by_shampoo
 from gradtx.transforms.soap import EXAMPLE, scale_by_soap
+
+__all__ = ["muon", "muon_adam_atan2", "polar_adam_atan2", "scalable_shampoo", "shampoo", "soap"]
 
 
 @alias(
@@ -399,7 +401,7 @@ def scalable_shampoo(
     )
 
 
-@alias(ranges={"shampoo_beta": "[0, 1)"}, example=EXAMPLE)
+@alias(class_name="SOAP", ranges={"shampoo_beta": "[0, 1)"}, example=EXAMPLE)
 def soap(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),

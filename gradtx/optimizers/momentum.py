@@ -1,4 +1,4 @@
-"""Momentum of other kinds: AccSGD, AggMo, QHM, QHAdam, PID, Gravity."""
+"""Momentum variants: AccSGD, AggMo, QHM, QHAdam, PID, Gravity."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.quasi_hyperbolic import NUS, scale_by_qhadam, scale_by_qhm
 from gradtx.transforms.scaling import scale_by_learning_rate
 
+__all__ = ["accsgd", "aggmo", "gravity", "pid", "qhadam", "qhm"]
 
-@alias(example={"lr": 0.1})
+
+@alias(class_name="AccSGD", example={"lr": 0.1})
 def accsgd(
     lr: Scalar,
     kappa: Scalar = 1000.0,
@@ -54,7 +56,7 @@ def accsgd(
     return chain(add_decayed_weights(weight_decay), scale_by_accsgd(lr, kappa, xi, small_const))
 
 
-@alias(any_length=("betas",), example={"lr": 0.1})
+@alias(class_name="AggMo", any_length=("betas",), example={"lr": 0.1})
 def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.0):
     r"""AggMo: SGD with the average of several momenta.
 
@@ -88,7 +90,7 @@ def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.
     return with_decay(scale_by_aggmo(betas), weight_decay, False, lr)
 
 
-@alias(ranges={"momentum": "[0, 1)"}, example={"lr": 0.1})
+@alias(class_name="QHM", ranges={"momentum": "[0, 1)"}, example={"lr": 0.1})
 def qhm(
     lr: Scalar,
     momentum: Scalar = 0.999,
@@ -128,7 +130,7 @@ def qhm(
     return with_decay(scale_by_qhm(momentum, nu), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(ranges={"nus": NUS})
+@alias(class_name="QHAdam", ranges={"nus": NUS})
 def qhadam(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -171,7 +173,7 @@ def qhadam(
     return with_decay(scale_by_qhadam(betas, nus, eps), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(example={"lr": 0.1})
+@alias(class_name="PID", example={"lr": 0.1})
 def pid(
     lr: Scalar,
     momentum: Scalar = 0.0,

@@ -1,4 +1,4 @@
-"""Optimism for games: optimistic gradient descent and optimistic Adam."""
+"""Optimism, for games: optimistic gradient descent, optimistic Adam."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["optimistic_adam", "optimistic_gradient_descent"]
 RANGES = {"alpha": "(-inf, inf)", "beta": "(-inf, inf)"}
 
 
-@alias(ranges=RANGES, example={"lr": 0.1})
+@alias(class_name="OptimisticGradientDescent", ranges=RANGES, example={"lr": 0.1})
 def optimistic_gradient_descent(lr: Scalar, alpha: Scalar = 1.0, beta: Scalar = 1.0):
     r"""Optimistic gradient descent: SGD that looks ahead by the last change of the gradient.
 
@@ -48,7 +48,7 @@ def optimistic_gradient_descent(lr: Scalar, alpha: Scalar = 1.0, beta: Scalar = 
     return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(lr))
 
 
-@alias(ranges=RANGES)
+@alias(class_name="OptimisticAdam", ranges=RANGES)
 def optimistic_adam(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),

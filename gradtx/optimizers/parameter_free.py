@@ -1,4 +1,4 @@
-"""Optimizers that find their learning rate from the distance come, from bets, or from the loss."""
+"""No learning rate to choose, continued: distance (DoG, L-DoG, DoWG), bets (COCOB), the loss (MoMo, MoMo-Adam)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["cocob", "dog", "dowg", "ldog", "momo", "momo_adam"]
 DOG_RANGES = {"reps_rel": "(0, inf)", "init_eta": "[0, inf)"}
 
 
-@alias(ranges=DOG_RANGES)
+@alias(class_name="DoG", ranges=DOG_RANGES)
 def dog(
     lr: Scalar = 1.0,
     reps_rel: Scalar = 1e-6,
@@ -56,7 +56,7 @@ def dog(
     return chain(add_decayed_weights(weight_decay), scale_by_dog(reps_rel, eps, init_eta), scale_by_learning_rate(lr))
 
 
-@alias(ranges=DOG_RANGES)
+@alias(class_name="LDoG", ranges=DOG_RANGES)
 def ldog(
     lr: Scalar = 1.0,
     reps_rel: Scalar = 1e-6,
@@ -96,7 +96,7 @@ def ldog(
     return chain(add_decayed_weights(weight_decay), scale_by_ldog(reps_rel, eps, init_eta), scale_by_learning_rate(lr))
 
 
-@alias(ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"})
+@alias(class_name="DoWG", ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"})
 def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None, weight_decay: Scalar = 0.0):
     r"""DoWG: SGD whose rate is the squared distance come so far over a norm of gradients weighted by it.
 
@@ -130,7 +130,7 @@ def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None
     return chain(add_decayed_weights(weight_decay), scale_by_dowg(eps, init_estim_sq_dist), scale_by_learning_rate(lr))
 
 
-@alias(ranges={"alpha": "[0, inf)"})
+@alias(class_name="COCOB", ranges={"alpha": "[0, inf)"})
 def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
     r"""COCOB-Backprop: a step size for every weight from a bet on its gradients, without a learning rate.
 
@@ -169,7 +169,7 @@ def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0)
     return chain(add_decayed_weights(weight_decay), scale_by_cocob(alpha, eps))
 
 
-@alias
+@alias(class_name="MoMo")
 def momo(
     lr: Scalar = 1.0,
     beta: Scalar = 0.9,
@@ -216,7 +216,7 @@ def momo(
     return scale_by_momo(lr, beta, weight_decay, lb, bias_correction, use_fstar)
 
 
-@alias
+@alias(class_name="MoMoAdam")
 def momo_adam(
     lr: Scalar = 1e-2,
     betas: Betas = (0.9, 0.999),

@@ -7,8 +7,10 @@ from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
 from gradtx.transforms.positive_negative import scale_by_adapnm, scale_by_pnm
 
+__all__ = ["adapnm", "pnm"]
 
-@alias(ranges={"betas": ("[0, 1)", "[0, 1]")}, example={"lr": 0.1})
+
+@alias(class_name="PNM", ranges={"betas": ("[0, 1)", "[0, 1]")}, example={"lr": 0.1})
 def pnm(
     lr: Scalar,
     betas: Betas = (0.9, 1.0),
@@ -49,7 +51,7 @@ def pnm(
     return with_decay(scale_by_pnm(betas), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")})
+@alias(class_name="AdaPNM", ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")})
 def adapnm(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999, 1.0),

@@ -1,4 +1,4 @@
-"""Methods that estimate a diagonal of the Hessian from gradients: Apollo."""
+"""Diagonal of the Hessian, from gradients: Apollo."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.quasi_newton import scale_by_apollo
 from gradtx.transforms.scaling import scale_by_learning_rate
 
+__all__ = ["apollo"]
+
 
 @alias(
+    class_name="ApolloDQN",
     ranges={"eps": "(0, inf)", "warmup": "[0, inf)", "init_lr": "[0, inf)"},
     example={"rebound": "belief", "warmup": 3},
 )

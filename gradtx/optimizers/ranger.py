@@ -1,4 +1,4 @@
-"""RAdam or Ranger21's step, with centralized gradients and lookahead: Ranger, Ranger21."""
+"""Combinations: Ranger, Ranger21 (RAdam or Ranger21's step, with centralized gradients and lookahead)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from gradtx.transforms.centralize import centralize, normalize_by_std
 from gradtx.transforms.clipping import clip_adaptive
 from gradtx.transforms.ranger21 import scale_by_ranger21
 from gradtx.transforms.rectified import scale_by_radam
+
+__all__ = ["ranger", "ranger21"]
 
 
 @alias(ranges={"n_sma_threshold": "[4, inf)"})

@@ -1,4 +1,4 @@
-"""Schedule-Free SGD, AdamW and RAdam."""
+"""No schedule: Schedule-Free SGD, AdamW and RAdam."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.rectified import scale_by_rectified_rms
 from gradtx.transforms.schedule_free import schedule_free
 
+__all__ = ["schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"]
 
-@alias(ranges={"momentum": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"})
+
+@alias(class_name="ScheduleFreeSGD", ranges={"momentum": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"})
 def schedule_free_sgd(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.9,
@@ -53,7 +55,9 @@ def schedule_free_sgd(
     return schedule_free(add_decayed_weights(weight_decay), lr, momentum, warmup_steps, r, weight_lr_power)
 
 
-@alias(ranges={"betas": ("(0, 1)", "[0, 1)"), "warmup_steps": "[0, inf)", "r": "[0, inf)"})
+@alias(
+    class_name="ScheduleFreeAdamW", ranges={"betas": ("(0, 1)", "[0, 1)"), "warmup_steps": "[0, inf)", "r": "[0, inf)"}
+)
 def schedule_free_adamw(
     lr: Scalar = 0.0025,
     betas: Betas = (0.9, 0.999),
@@ -104,7 +108,7 @@ def schedule_free_adamw(
     return schedule_free(base, lr, betas[0], warmup_steps, r, weight_lr_power)
 
 
-@alias(ranges={"betas": ("(0, 1)", "[0, 1)"), "r": "[0, inf)"})
+@alias(class_name="ScheduleFreeRAdam", ranges={"betas": ("(0, 1)", "[0, 1)"), "r": "[0, inf)"})
 def schedule_free_radam(
     lr: Scalar = 0.0025,
     betas: Betas = (0.9, 0.999),

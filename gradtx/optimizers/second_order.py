@@ -1,4 +1,4 @@
-"""Optimizers that use the diagonal of the Hessian: AdaHessian and Sophia."""
+"""Diagonal of the Hessian: AdaHessian and Sophia."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
 from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
 
+__all__ = ["adahessian", "sophia"]
 
-@alias(ranges={"hessian_power": "[0, 1]"})
+
+@alias(class_name="AdaHessian", ranges={"hessian_power": "[0, 1]"})
 def adahessian(
     lr: Scalar = 0.15,
     betas: Betas = (0.9, 0.999),
@@ -58,7 +60,7 @@ def adahessian(
     return with_decay(direction, weight_decay, True, lr)
 
 
-@alias(ranges={"gamma": "[0, inf)"})
+@alias(class_name="SophiaH", ranges={"gamma": "[0, inf)"})
 def sophia(
     lr: Scalar = 6e-4,
     betas: Betas = (0.96, 0.99),

@@ -1,4 +1,4 @@
-"""Gradient descent: with momentum (SGD, SGDW, SGDS), averaged (ASGD), with a step size of its own (adaptive GD)."""
+"""Gradient descent: with momentum (SGD, SGDW, SGDS), averaged (ASGD), with an adaptive step size (adaptive GD)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from gradtx.transforms.local_smoothness import scale_by_local_smoothness
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.scaling import scale_by_learning_rate
 
+__all__ = ["adaptive_gd", "asgd", "sgd", "sgds", "sgdw"]
 
-@alias
+
+@alias(class_name="SGD")
 def sgd(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
@@ -56,7 +58,7 @@ def sgd(
     )
 
 
-@alias
+@alias(class_name="SGDW")
 def sgdw(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
@@ -100,7 +102,7 @@ def sgdw(
     )
 
 
-@alias(ranges={"momentum": "[0, 1)", "dampening": "[0, 1]"})
+@alias(class_name="SGDS", ranges={"momentum": "[0, 1)", "dampening": "[0, 1]"})
 def sgds(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,
@@ -147,7 +149,7 @@ def sgds(
     )
 
 
-@alias(ranges={"lambd": "[0, inf)", "alpha": "[0, inf)"})
+@alias(class_name="ASGD", ranges={"lambd": "[0, inf)", "alpha": "[0, inf)"})
 def asgd(
     lr: Scalar = 1e-2,
     lambd: Scalar = 1e-4,
@@ -192,7 +194,7 @@ def asgd(
     return chain(add_decayed_weights(weight_decay), scale_by_asgd(lr, lambd, alpha, t0))
 
 
-@alias(ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"})
+@alias(class_name="AdaptiveGD", ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"})
 def adaptive_gd(
     lr: Scalar = 0.2,
     amplifier: Scalar = 0.02,

@@ -1,4 +1,4 @@
-"""Methods that step shorter where gradients vary: M-SVAG, A2Grad."""
+"""Shorter steps where gradients vary: M-SVAG, A2Grad."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from gradtx.factories import alias
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.variance import scale_by_a2grad, scale_by_msvag
 
+__all__ = ["a2grad", "msvag"]
 
-@alias(example={"lr": 0.1})
+
+@alias(class_name="MSVAG", example={"lr": 0.1})
 def msvag(lr: Scalar, beta: Scalar = 0.9):
     r"""M-SVAG: momentum SGD that shortens the step of every weight by the share of variance in its gradient.
 
@@ -41,7 +43,7 @@ def msvag(lr: Scalar, beta: Scalar = 0.9):
     return chain(scale_by_msvag(beta), scale_by_learning_rate(lr))
 
 
-@alias(ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"})
+@alias(class_name="A2Grad", ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"})
 def a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5):
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 

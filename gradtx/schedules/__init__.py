@@ -4,62 +4,11 @@ Step 0 is the first update. A schedule of a Python int and plain numbers gives a
 tensor, without reading any tensor on the host. A number of a schedule may be a schedule itself.
 """
 
-from gradtx.schedules.adapter import as_lr_scheduler
-from gradtx.schedules.basic import (
-    constant_schedule,
-    cosine_schedule,
-    cosine_warm_restarts_schedule,
-    cyclic_schedule,
-    exponential_schedule,
-    join_schedules,
-    linear_schedule,
-    multistep_schedule,
-    one_cycle_schedule,
-    polynomial_schedule,
-    step_schedule,
-)
-from gradtx.schedules.chebyshev import (
-    chebyshev_schedule,
-    get_chebyshev_schedule,
-    ranger21_schedule,
-)
-from gradtx.schedules.warmup import (
-    cosine_warmup_restarts_schedule,
-    explore_exploit_schedule,
-    proportion_schedule,
-    rectification_schedule,
-    untuned_exponential_warmup,
-    untuned_linear_warmup,
-    warmup_cosine_schedule,
-    warmup_linear_schedule,
-    warmup_poly_schedule,
-    wsd_schedule,
-)
+from gradtx._names import public_names as _public_names
+from gradtx.schedules.adapter import *
+from gradtx.schedules.basic import *
+from gradtx.schedules.chebyshev import *
+from gradtx.schedules.warmup import *
 
-__all__ = [
-    "as_lr_scheduler",
-    "chebyshev_schedule",
-    "constant_schedule",
-    "cosine_schedule",
-    "cosine_warm_restarts_schedule",
-    "cosine_warmup_restarts_schedule",
-    "cyclic_schedule",
-    "explore_exploit_schedule",
-    "exponential_schedule",
-    "get_chebyshev_schedule",
-    "join_schedules",
-    "linear_schedule",
-    "multistep_schedule",
-    "one_cycle_schedule",
-    "polynomial_schedule",
-    "proportion_schedule",
-    "ranger21_schedule",
-    "rectification_schedule",
-    "step_schedule",
-    "untuned_exponential_warmup",
-    "untuned_linear_warmup",
-    "warmup_cosine_schedule",
-    "warmup_linear_schedule",
-    "warmup_poly_schedule",
-    "wsd_schedule",
-]
+# Type checkers take the names from the imports above.
+__all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

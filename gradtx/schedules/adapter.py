@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx._arguments import Schedule, describe
 
+__all__ = ["as_lr_scheduler"]
+
 
 class ScheduleLR(LRScheduler):
     """Sets every group's learning rate to its schedule's value; made by `as_lr_scheduler`."""

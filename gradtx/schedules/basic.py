@@ -12,6 +12,20 @@ from torch import Tensor
 from gradtx._arguments import Scalar, Schedule, describe, exact
 from gradtx.schedules._factory import schedule
 
+__all__ = [
+    "constant_schedule",
+    "cosine_schedule",
+    "cosine_warm_restarts_schedule",
+    "cyclic_schedule",
+    "exponential_schedule",
+    "join_schedules",
+    "linear_schedule",
+    "multistep_schedule",
+    "one_cycle_schedule",
+    "polynomial_schedule",
+    "step_schedule",
+]
+
 
 @schedule(factor="[0, inf)", total_iters="[0, inf)")
 def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):

@@ -11,6 +11,8 @@ from torch import Tensor
 from gradtx._arguments import Scalar, exact
 from gradtx.schedules._factory import schedule
 
+__all__ = ["chebyshev_schedule", "get_chebyshev_schedule", "ranger21_schedule"]
+
 
 def _cosines(number: int) -> list[float]:
     """Chebyshev's nodes on [-1, 1], in fractal order: large and small ones in turn."""

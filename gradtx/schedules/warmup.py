@@ -16,6 +16,19 @@ from gradtx._context import bias_correction
 from gradtx.schedules._factory import schedule
 from gradtx.transforms._math import rectification_at
 
+__all__ = [
+    "cosine_warmup_restarts_schedule",
+    "explore_exploit_schedule",
+    "proportion_schedule",
+    "rectification_schedule",
+    "untuned_exponential_warmup",
+    "untuned_linear_warmup",
+    "warmup_cosine_schedule",
+    "warmup_linear_schedule",
+    "warmup_poly_schedule",
+    "wsd_schedule",
+]
+
 Decay = Callable[[Tensor], Tensor]
 
 

@@ -13,6 +13,8 @@ from gradtx.transforms._math import largest
 from gradtx.transforms.decay import check_initial_lr
 from gradtx.transforms.momentum import accumulated
 
+__all__ = ["scale_by_accsgd", "scale_by_aggmo", "scale_by_gravity", "scale_by_pid"]
+
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True, example={"lr": 0.1})
 def scale_by_accsgd(lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small_const: Scalar = 0.7):

@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import filled_like, safe_sqrt
 
+__all__ = ["scale_by_adadelta", "scale_by_adamax", "scale_by_rss"]
+
 
 @per_tensor(elementwise=True)
 def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):

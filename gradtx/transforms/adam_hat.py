@@ -9,6 +9,8 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
 from gradtx.transforms._math import softplus as smooth
 
+__all__ = ["scale_by_adam_hat", "scale_by_diffgrad", "scale_by_yogi"]
+
 
 @per_tensor(elementwise=True, ranges={"softplus": "(0, inf)"})
 def scale_by_adam_hat(

@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, at_least, filled_like, safe_sqrt
 
+__all__ = ["scale_by_adam", "scale_by_adopt", "scale_by_rms"]
+
 
 @per_tensor(elementwise=True)
 def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool = False, nesterov: bool = False):

@@ -7,6 +7,8 @@ import torch
 from gradtx._arguments import Scalar, exact
 from gradtx.factories import per_tensor
 
+__all__ = ["scale_by_asgd"]
+
 
 @per_tensor(
     elementwise=True,

@@ -9,6 +9,8 @@ from gradtx.core import chain
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, atan2, caution, norm, safe_sqrt
 
+__all__ = ["orthogonalize_against_ema", "scale_by_adopt_atan2", "scale_by_atan2", "scale_by_caution"]
+
 
 def _no_caution(arguments):
     return is_off(arguments["cautious_factor"], 1.0)

@@ -14,6 +14,8 @@ from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator, per_tensor
 from gradtx.wrappers import Frame, Wrapper
 
+__all__ = ["average", "lookahead", "with_lookahead"]
+
 
 @per_tensor(elementwise=True, needs=("params",))
 def lookahead(k: int = 5, alpha: Scalar = 0.5):

@@ -9,6 +9,8 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
 from gradtx.transforms.decay import initial_lr
 
+__all__ = ["scale_by_adabound", "scale_by_adamod"]
+
 
 @per_tensor(elementwise=True, ranges={"final_lr": "[0, inf)", "gamma": "(0, inf)"}, example={"lr": 1e-3})
 def scale_by_adabound(

@@ -6,6 +6,8 @@ from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt, unit_centered
 
+__all__ = ["centralize", "normalize_by_std"]
+
 
 @per_tensor
 def centralize(conv_only: bool = False):

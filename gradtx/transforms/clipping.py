@@ -9,6 +9,16 @@ from gradtx._arguments import Scalar, exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt, unit_norm
 
+__all__ = [
+    "bound_norm",
+    "clip_adaptive",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "normalize_by_global_norm",
+    "soft_row_clip",
+]
+
 
 @per_tensor(elementwise=True, example={"max_value": 0.5})
 def clip_by_value(max_value: Scalar):

@@ -7,6 +7,8 @@ import torch
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
+__all__ = ["hold_until", "record", "zero_nans"]
+
 
 @per_tensor(elementwise=True, example={"t0": 3})
 def hold_until(t0: int):

@@ -9,6 +9,8 @@ import torch
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 
+__all__ = ["scale_by_sm3"]
+
 
 @per_tensor(ranges={"eps": "(0, inf)"})
 def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):

@@ -17,6 +17,14 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.dual_averaging import dual_averaging
 
+__all__ = [
+    "scale_by_dadapt_adagrad",
+    "scale_by_dadapt_adam",
+    "scale_by_dadapt_adan",
+    "scale_by_dadapt_lion",
+    "scale_by_dadapt_sgd",
+]
+
 OWN = {"elementwise": True, "needs": ("params",), "owns_lr": True}
 
 

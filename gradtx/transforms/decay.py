@@ -10,6 +10,8 @@ from gradtx.core import chain
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import unit_norm
 
+__all__ = ["add_decayed_weights", "add_norm_loss", "regenerate_towards_init"]
+
 
 @per_tensor(
     elementwise=True,

@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, largest, safe_sqrt
 
+__all__ = ["scale_by_adashift", "scale_by_avagrad"]
+
 
 @per_tensor(
     elementwise=True,

@@ -11,6 +11,8 @@ from gradtx._arguments import Scalar, exact, is_off
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_pow
 
+__all__ = ["scale_by_madgrad"]
+
 
 def dual_averaging(start: Tensor, total: Tensor, denominator, momentum, param: Tensor) -> Tensor:
     """The update of an average of the weights: a share of 1 - momentum of the way to start - total / denominator."""

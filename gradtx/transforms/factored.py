@@ -10,6 +10,15 @@ from gradtx._arguments import Scalar, is_off
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, mean, rms
 
+__all__ = [
+    "clip_by_block_rms",
+    "scale_by_adafactor",
+    "scale_by_adafactor_torch",
+    "scale_by_factored_rms",
+    "scale_by_factored_rms_torch",
+    "scale_by_param_block_rms",
+]
+
 
 @per_tensor(ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)"})
 def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30):

@@ -13,6 +13,8 @@ from gradtx.factories import combinator
 from gradtx.transforms._math import grafted
 from gradtx.wrappers import Wrapper
 
+__all__ = ["graft"]
+
 
 class _Graft:
     """One run: what comes in is kept for the second transformation, what the first made of it for the end."""

@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, norm, quotient, safe_sqrt
 
+__all__ = ["scale_by_adanorm", "scale_by_adasmooth"]
+
 
 @per_tensor(ranges={"r": "[0, 1)"})
 def scale_by_adanorm(

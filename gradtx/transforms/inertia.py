@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient
 
+__all__ = ["scale_by_adai"]
+
 
 @per_tensor(elementwise=True, ranges={"dampening": "[0, 1]", "eps": "(0, 1)"})
 def scale_by_adai(betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Scalar = 1.0):

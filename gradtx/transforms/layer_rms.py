@@ -8,6 +8,8 @@ from gradtx._arguments import Scalar, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
+__all__ = ["scale_by_layer_rms"]
+
 
 @per_tensor
 def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = False):

@@ -9,6 +9,8 @@ from gradtx._arguments import Scalar, readable
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 
+__all__ = ["scale_by_local_smoothness"]
+
 
 def _first_step_size(arguments):
     lr = arguments["lr"]

@@ -7,6 +7,8 @@ import torch
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 
+__all__ = ["scale_by_srmm"]
+
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True, ranges={"beta": "[0, inf)"})
 def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):

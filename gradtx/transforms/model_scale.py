@@ -14,6 +14,8 @@ from gradtx._sharding import undivided
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, safe_sqrt
 
+__all__ = ["scale_by_amos"]
+
 
 def _entrywise(arguments):
     return arguments["slot"] == "full" and isinstance(arguments["eta"], float | int | Tensor)

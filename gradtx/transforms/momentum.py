@@ -9,6 +9,8 @@ from gradtx._arguments import Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import per_tensor
 
+__all__ = ["ema", "trace", "trace_ema"]
+
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
 def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dampen_first: bool = False):

@@ -6,6 +6,8 @@ from gradtx._arguments import Betas, Scalar, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, safe_sqrt
 
+__all__ = ["scale_by_nadam"]
+
 
 @per_tensor(elementwise=True)
 def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3):

@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
+__all__ = ["scale_by_adan"]
+
 
 @per_tensor(elementwise=True)
 def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):

@@ -13,6 +13,8 @@ from gradtx._arguments import Scalar, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt, unit_centered, unit_norm
 
+__all__ = ["project_neurons", "scale_by_neuron_norm"]
+
 
 def project_neurons(params: Any) -> Any:
     r"""Give every neuron's weights mean 0 and norm 1: $w \mapsto (w - \bar w) / \lVert w - \bar w \rVert$.

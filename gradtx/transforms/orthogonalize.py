@@ -13,6 +13,8 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, mean, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz
 
+__all__ = ["normalize_neurons", "orthogonalize", "scale_by_shape"]
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 

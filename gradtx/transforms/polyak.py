@@ -9,6 +9,8 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.clipping import shrink
 
+__all__ = ["project_l2_ball", "scale_by_polyak"]
+
 
 @per_tensor(elementwise=True, needs=("value",), owns_lr=True, agree=("eps",), ranges={"max_lr": "[0, inf]"})
 def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):

@@ -9,6 +9,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
+__all__ = ["scale_by_adapnm", "scale_by_pnm"]
+
 
 def positive_negative(positive: Tensor, negative: Tensor, gradient: Tensor, beta, weight) -> tuple[Tensor, Tensor]:
     """The direction, and the positive momentum with the new gradient in it; the negative one stays.

@@ -12,6 +12,8 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.dadapt import corrected_rate, limited
 
+__all__ = ["scale_by_prodigy"]
+
 
 @per_tensor(
     elementwise=lambda arguments: arguments["slice_p"] == 1,

@@ -8,6 +8,8 @@ from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt
 
+__all__ = ["orthogonalize_against_params", "project_scale_invariant"]
+
 
 @per_tensor(needs=("params",))
 def project_scale_invariant(

@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
+__all__ = ["scale_by_qhadam", "scale_by_qhm"]
+
 # Above 1 the second would make the mean square of QHAdam negative.
 NUS = ("(-inf, inf)", "[0, 1]")
 

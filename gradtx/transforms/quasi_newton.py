@@ -8,6 +8,8 @@ from gradtx._arguments import Scalar, is_off
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, largest, safe_sqrt
 
+__all__ = ["scale_by_apollo"]
+
 
 @per_tensor(needs=("params",), ranges={"eps": "(0, inf)"}, example={"rebound": "belief", "eps": 0.1})
 def scale_by_apollo(

@@ -10,6 +10,8 @@ from gradtx.transforms._math import safe_sqrt, softplus, unit_norm
 from gradtx.transforms.positive_negative import positive_negative
 from gradtx.transforms.stable_decay import stable_decay
 
+__all__ = ["scale_by_ranger21"]
+
 
 @per_tensor(
     needs=("params",),

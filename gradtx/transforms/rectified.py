@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, quotient, rectification, safe_sqrt
 
+__all__ = ["hold_until_rectified", "scale_by_belief", "scale_by_radam", "scale_by_rectified_rms"]
+
 
 def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: bool):
     """R (m/c1) sqrt(c2) / (sqrt(v) + eps) where rectified; before, m/c1 or 0."""

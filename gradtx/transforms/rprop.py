@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, at_most, filled_like
 
+__all__ = ["scale_by_rprop"]
+
 ETAS = ("(0, 1)", "(1, inf)")
 
 

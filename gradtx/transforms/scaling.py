@@ -5,6 +5,8 @@ from __future__ import annotations
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 
+__all__ = ["scale", "scale_by_inverse_time", "scale_by_learning_rate"]
+
 
 @per_tensor(elementwise=True, example={"factor": 0.5})
 def scale(factor: Scalar):

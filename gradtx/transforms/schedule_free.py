@@ -15,6 +15,8 @@ from gradtx.transforms._math import quotient
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.wrappers import Frame, Wrapper
 
+__all__ = ["schedule_free"]
+
 
 class _ScheduleFree(Frame):
     """Steps of z along the base's direction, taken at y, which the caller holds; the average x is never stored."""

@@ -9,6 +9,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, safe_pow
 
+__all__ = ["scale_by_hessian", "scale_by_sophia"]
+
 
 @per_tensor(
     elementwise=lambda arguments: not arguments["spatial_average"],

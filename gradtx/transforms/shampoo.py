@@ -12,6 +12,8 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import grafted, safe_sqrt
 from gradtx.transforms._matrix import blocks, gram, inverse_root, joined, merged, multiplied
 
+__all__ = ["scale_by_scalable_shampoo", "scale_by_shampoo"]
+
 # Roots that are not always due, of matrices that are far from singular: rounding moves those little.
 ROOTS = {"preconditioning_compute_steps": 2, "matrix_eps": 0.1}
 # And small blocks, so that a few steps of small leaves meet all of the rule; momenta that don't run away uphill.

@@ -7,6 +7,8 @@ import torch
 from gradtx._arguments import Betas
 from gradtx.factories import per_tensor
 
+__all__ = ["scale_by_lion"]
+
 
 @per_tensor(elementwise=True)
 def scale_by_lion(betas: Betas = (0.9, 0.99)):

@@ -10,6 +10,8 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import rms, safe_sqrt
 from gradtx.transforms._matrix import eigenbasis, gram, merged, multiplied, orthonormal
 
+__all__ = ["scale_by_soap"]
+
 # Bases that are renewed early, and an eps far above rounding: entries that the rotation makes 0 are divided by it.
 EXAMPLE = {"precondition_frequency": 2, "eps": 0.1}
 

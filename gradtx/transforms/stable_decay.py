@@ -6,6 +6,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
 
+__all__ = ["scale_by_adam_stable_decay"]
+
 
 def stable_decay(weight_decay, total):
     """The decay over the root of a mean over all leaves, from its sums `square` and `count`; 0 while that is 0."""

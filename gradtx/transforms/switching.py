@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
 
+__all__ = ["scale_by_swats"]
+
 
 @per_tensor(
     elementwise=True,

@@ -8,6 +8,8 @@ from gradtx._arguments import Betas, Scalar, exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import norm, quotient, safe_sqrt
 
+__all__ = ["scale_by_lamb", "scale_by_lars", "scale_by_trust_ratio"]
+
 
 @per_tensor(needs=("params",))
 def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_adapt: bool = True):

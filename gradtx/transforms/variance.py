@@ -8,6 +8,8 @@ from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
 
+__all__ = ["scale_by_a2grad", "scale_by_msvag"]
+
 
 @per_tensor(elementwise=True)
 def scale_by_msvag(beta: Scalar = 0.9):

@@ -1,0 +1,14 @@
+"""Public names of a package, collected from the `__all__` of its modules."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+
+def public_names(namespace: Mapping[str, Any]) -> list[str]:
+    """List the names that a package has imported for its users: no modules, no leading underscore."""
+    names = []
+    for name, value in namespace.items():
+        if not name.startswith("_") and not isinstance(value, ModuleType):
+            names.append(name)
+    return names

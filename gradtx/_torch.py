@@ -1,0 +1,356 @@
+"""Every name of torch that is private or may move, each with a fallback or a stated loss.
+
+The rest of gradtx uses torch's public names only (`_tree` alone uses `torch.utils._pytree`). Names are looked up when
+they are used, so that a torch that lacks one loses what that function says and nothing else. Dynamo, inductor and
+sympy are imported by the functions of the compiled engine only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+logger = logging.getLogger("gradtx")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _found(module: str, name: str) -> Any:
+    """A name of torch, or None if this torch lacks it."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+# Tensors.
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written in place; inference tensors do not count.
+
+    Without `Tensor._version` every tensor has version 0: rules that write in place go unnoticed.
+    """
+    return 0 if tensor.is_inference() else getattr(tensor, "_version", 0)
+
+
+def base_of(tensor: Tensor) -> Tensor | None:
+    """The tensor that a view was made of; None for others.
+
+    Without `Tensor._base` a view counts as a tensor of its own while dynamo traces.
+    """
+    return getattr(tensor, "_base", None)
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Identify a tensor's storage for as long as the storage lives.
+
+    Falls back to the identity of the storage's Python object, which torch preserves.
+
+    Raises:
+        NotImplementedError: the tensor belongs to a transform (vmap, grad); `unwrapped` gives the one below.
+    """
+    try:
+        storage = tensor.untyped_storage()
+    except NotImplementedError:
+        if _functorch("get_unwrapped") is None:
+            return id(tensor)
+        raise
+    key = getattr(storage, "_cdata", None)
+    return id(storage) if key is None else key
+
+
+# Errors.
+
+# RuntimeErrors of an operation that another layout of a divided tensor would not mend.
+NOT_OF_LAYOUT: tuple[type[RuntimeError], ...] = (RecursionError,)
+for _name in ("OutOfMemoryError", "AcceleratorError"):
+    if hasattr(torch, _name):
+        NOT_OF_LAYOUT += (getattr(torch, _name),)
+if torch.distributed.is_available():
+    NOT_OF_LAYOUT += (torch.distributed.DistError,)
+
+
+# Transforms: vmap, grad, and forward-mode derivatives.
+
+
+def _functorch(name: str) -> Any:
+    return getattr(getattr(torch._C, "_functorch", None), name, None)
+
+
+def inside_transform() -> bool:
+    """Whether a transform of `torch.func` is active.
+
+    Without the name the answer is yes: rules that write in place go unnoticed.
+    """
+    peek = _functorch("peek_interpreter_stack")
+    return True if peek is None else peek() is not None
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor stands for the values of a transform; falls back to whether it has a storage."""
+    is_wrapped = _functorch("is_functorch_wrapped_tensor")
+    if is_wrapped is not None:
+        return is_wrapped(tensor)
+    try:
+        tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return True
+    return False
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor below the innermost transform.
+
+    Without the name `storage_id` never asks for it: views inside of a transform count as tensors of their own.
+    """
+    return _functorch("get_unwrapped")(tensor)
+
+
+def forward_mode_active() -> bool:
+    """Whether forward-mode derivatives are being computed.
+
+    Without the name the answer is yes, which costs one `where` in some rules.
+    """
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+# Dynamo, without importing it.
+
+
+def assume_constant(function: Function) -> Function:
+    """Have dynamo call a function while it traces, as `torch.compiler.assume_constant_result` does.
+
+    That function imports dynamo in order to set this one attribute. If dynamo stops reading it, tracing such a
+    function breaks the graph.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def not_traced(function: Function) -> Function:
+    """Keep dynamo out of a function, as `torch.compiler.disable`, which imports dynamo at once.
+
+    Without the name dynamo traces the function, as far as it can.
+    """
+    disable = getattr(torch, "_disable_dynamo", None)
+    return function if disable is None else disable(function)
+
+
+# Optimizers.
+
+
+class TakesScaledGradients:
+    """Tells `torch.amp.GradScaler` that `step` unscales gradients and skips by itself.
+
+    If torch renames the attribute, the scaler unscales before `step`, and reads the flag on the host.
+    """
+
+    _step_supports_amp_scaling = True
+
+
+def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Sequence[Callable[..., Any]], Sequence[Callable[..., Any]]]:
+    """The hooks that were registered to run before and after `load_state_dict`; none without the names."""
+    before = getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", {})
+    after = getattr(optimizer, "_optimizer_load_state_dict_post_hooks", {})
+    return list(before.values()), list(after.values())
+
+
+def unscale_(gradients: list[Tensor], inverse: Tensor) -> None:
+    """Multiply gradients by a 0-d float32 tensor in place; falls back to one multiplication each."""
+    together = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
+    if together is not None:
+        together(gradients, torch.zeros_like(inverse), inverse)
+        return
+    for gradient in gradients:
+        gradient.mul_(inverse)
+
+
+def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target; falls back to one copy each."""
+    together = getattr(torch, "_foreach_copy_", None)
+    if together is not None:
+        together(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+# Guards of a plan.
+
+
+def layout_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """A function that says whether as many other tensors have these dtypes, devices, shapes and strides.
+
+    Dynamo's guards compare them in C++; without them Python does.
+    """
+    guards = _found("torch._C._dynamo.guards", "TensorGuards")
+    if guards is None:
+        expected = list(map(_layout, tensors))
+        return lambda *others: list(map(_layout, others)) == expected
+    sizes = [list(tensor.shape) for tensor in tensors]
+    strides = [list(tensor.stride()) for tensor in tensors]
+    return guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return type(tensor), tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad
+
+
+# Tracing.
+
+
+class TracingUnavailableError(RuntimeError):
+    """This torch lacks a name that tracing needs."""
+
+
+def _needed(module: str, name: str) -> Any:
+    value = _found(module, name)
+    if value is None:
+        raise TracingUnavailableError(f"this torch has no {module}.{name}")
+    return value
+
+
+class SymbolicTracer:
+    """Records a function of tensors as a graph of operations, for all sizes of its arguments at once.
+
+    Raises:
+        TracingUnavailableError: this torch lacks one of the names. The engine then calls `torch.compile`.
+    """
+
+    def __init__(self) -> None:
+        shapes = "torch.fx.experimental.symbolic_shapes"
+        self._make_graph = _needed("torch.fx.experimental.proxy_tensor", "make_fx")
+        self._source = _needed("torch._dynamo.source", "ConstantSource")
+        self._symbolic_context = _needed(shapes, "StatelessSymbolicContext")
+        self._dimension = _needed(shapes, "DimDynamic")
+        self._context = _needed("torch._guards", "TracingContext")
+        self._tracing = _needed("torch._guards", "tracing")
+        # Without duck shapes, two sizes that happen to be equal stay two sizes.
+        self._sizes = _needed(shapes, "ShapeEnv")(duck_shape=False)
+        fake_mode = _needed("torch._subclasses.fake_tensor", "FakeTensorMode")
+        self._mode = fake_mode(shape_env=self._sizes, allow_non_fake_inputs=True)
+
+    def fixed(self, tensor: Tensor) -> Tensor:
+        """A stand-in for a tensor whose shape never changes."""
+        return self._mode.from_tensor(tensor, static_shapes=True)
+
+    def resizable(self, tensor: Tensor, name: str) -> Tensor:
+        """A stand-in for a tensor whose sizes may all change, except those that are 1."""
+        dynamic = []
+        for size in tensor.shape:
+            dynamic.append(self._dimension.STATIC if size == 1 else self._dimension.DYNAMIC)
+        context = self._symbolic_context(dynamic_sizes=dynamic)
+        return self._mode.from_tensor(tensor, symbolic_context=context, source=self._source(name))
+
+    def graph(
+        self, function: Callable[..., Any], arguments: Sequence[Tensor], replaced: Mapping[Any, Any]
+    ) -> torch.fx.GraphModule:
+        """The operations of `function(*arguments)`; `replaced` maps operators to their decompositions."""
+        with self._mode, torch.no_grad():
+            return self._make_graph(function, decomposition_table=replaced)(*arguments)
+
+    def holds_for(self, arguments: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+        """Whether these tensors meet what was assumed of the sizes of `arguments` while tracing."""
+        return self._sizes.evaluate_guards_for_args(arguments, tensors, ignore_static=False)
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Compile inside of this block what was traced."""
+        with self._tracing(self._context(self._mode)), torch.no_grad():
+            yield
+
+
+def writes(target: Any) -> bool:
+    """Whether an operator writes into an argument; falls back to whether its name ends in an underscore."""
+    schema = getattr(target, "_schema", None)
+    if schema is not None:
+        return schema.is_mutable
+    name, _, _ = str(target).removeprefix("aten.").partition(".")
+    return name.endswith("_")
+
+
+# Inductor.
+
+# The modes that torch documents, for a torch that does not list them.
+DOCUMENTED_MODES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "reduce-overhead": {"triton.cudagraphs": True},
+    "max-autotune-no-cudagraphs": {"max_autotune": True, "coordinate_descent_tuning": True},
+    "max-autotune": {"max_autotune": True, "triton.cudagraphs": True, "coordinate_descent_tuning": True},
+}
+
+
+def compiler_modes() -> Mapping[str, dict[str, Any]]:
+    """The modes of `torch.compile` and the options that each stands for."""
+    modes = _found("torch._inductor", "list_mode_options")
+    return DOCUMENTED_MODES if modes is None else modes()
+
+
+def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Compile a traced graph by inductor; falls back to the public `torch.compile`, which traces it again."""
+    compiler = _found("torch._inductor", "compile")
+    if compiler is None:
+        return torch.compile(graph, dynamic=True, options=dict(options))
+    return compiler(graph, examples, options=dict(options))
+
+
+def compile_error() -> type[Exception]:
+    """What inductor raises if it fails on a graph."""
+    error = _found("torch._inductor.exc", "InductorError")
+    return RuntimeError if error is None else error
+
+
+@contextlib.contextmanager
+def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute another value inside of the block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def named_instructions() -> contextlib.AbstractContextManager[None]:
+    """Have inductor use the vector instructions that the processor names.
+
+    By itself torch builds and loads one or two C++ programs for each instruction set, 6 to 9 s in all, to learn whether
+    all tools know it; a compile error tells that as well. If this torch keeps its sets elsewhere, it asks by itself.
+    """
+    try:
+        config = importlib.import_module("torch._inductor.config")
+        instructions: Any = importlib.import_module("torch._inductor.cpu_vec_isa")
+        if config.cpp.vec_isa_ok is not None:
+            return contextlib.nullcontext()
+        named = instructions.x86_isa_checker()
+        known = {"avx512": instructions.VecAVX512, "avx2": instructions.VecAVX2}
+        list_of_sets = "valid_vec_isa_list"
+        getattr(instructions, list_of_sets)
+        sets = []
+        for name, instruction_set in known.items():
+            if name in named:
+                # The truth value of a set is what builds the programs.
+                believed = type(instruction_set.__name__, (instruction_set,), {"__bool__": lambda self: True})
+                sets.append(believed())
+    except Exception:  # a shortcut only: whatever fails in it, torch asks by itself
+        logger.debug("the instruction sets are left to torch", exc_info=True)
+        return contextlib.nullcontext()
+    return _patched(instructions, list_of_sets, lambda: sets) if sets else contextlib.nullcontext()
+
+
+def separate_loops() -> contextlib.AbstractContextManager[None]:
+    """Keep inductor from fusing loops of unlike depth, where it fails over tensors that are written in place.
+
+    https://github.com/pytorch/pytorch/issues/196570, open as of torch 2.14. Without the name nothing changes.
+    """
+    scheduling, fusion = _found("torch._inductor.codegen.cpp", "CppScheduling"), "can_fuse_vertical_outer_loop"
+    if not hasattr(scheduling, fusion):
+        return contextlib.nullcontext()
+    return _patched(scheduling, fusion, lambda self, *nodes: False)

@@ -1,0 +1,1521 @@
+"""Types of the classes of aliases, written by docs/class_stubs.py: run `make docs-tables`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import GradientTransformation
+from gradtx.optim.adapter import ChainOptimizer
+
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "LARS",
+    "MADGRAD",
+    "MSVAG",
+    "PID",
+    "PNM",
+    "QHM",
+    "SGD",
+    "SGDP",
+    "SGDS",
+    "SGDW",
+    "SM3",
+    "SOAP",
+    "SRMM",
+    "SWATS",
+    "A2Grad",
+    "AccSGD",
+    "AdaBelief",
+    "AdaBound",
+    "AdaFactor",
+    "AdaHessian",
+    "AdaMod",
+    "AdaNorm",
+    "AdaPNM",
+    "AdaShift",
+    "AdaSmooth",
+    "Adadelta",
+    "AdafactorTorch",
+    "Adagrad",
+    "Adai",
+    "Adam",
+    "AdamAtan2",
+    "AdamD",
+    "AdamP",
+    "AdamS",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "AdaptiveGD",
+    "AdoptAtan2",
+    "AggMo",
+    "AliG",
+    "Amos",
+    "ApolloDQN",
+    "AvaGrad",
+    "DAdaptAdaGrad",
+    "DAdaptAdam",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
+    "DiffGrad",
+    "Fromage",
+    "Gravity",
+    "Lamb",
+    "Lion",
+    "Muon",
+    "MuonAdamAtan2",
+    "NAdam",
+    "Nero",
+    "NovoGrad",
+    "PolarAdamAtan2",
+    "Prodigy",
+    "QHAdam",
+    "RAdam",
+    "RMSprop",
+    "Ranger",
+    "Ranger21",
+    "Rprop",
+    "Sadam",
+    "ScalableShampoo",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+    "Shampoo",
+    "SophiaH",
+    "Yogi",
+]
+
+class AliasOptimizer(ChainOptimizer):
+    _alias: Callable[..., GradientTransformation]
+    _seeded: bool
+
+CLASSES: dict[str, type[AliasOptimizer]]
+
+class ADOPT(AliasOptimizer):
+    r"""ADOPT: Adam that divides by the size of earlier gradients only, and so converges with any $\beta_2$."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.9999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        clip_exponent: Scalar | None = 0.25,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ASGD(AliasOptimizer):
+    """ASGD, as torch.optim.ASGD: SGD with a decaying rate, and the average of its weights beside it."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        lambd: Scalar = 0.0001,
+        alpha: Scalar = 0.75,
+        t0: Scalar = 1000000.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class LARS(AliasOptimizer):
+    """LARS: SGD with momentum and a rate of every leaf's own, from the sizes of its weights and its gradient."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        momentum: Scalar = 0.9,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        trust_coefficient: Scalar = 0.001,
+        eps: Scalar = 1e-08,
+        trust_clip: bool = False,
+        min_ndim: int = 0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MADGRAD(AliasOptimizer):
+    """MADGRAD: from the starting point along the sum of all gradients, over the cube root of their squares."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        momentum: Scalar = 0.9,
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MSVAG(AliasOptimizer):
+    """M-SVAG: momentum SGD that shortens the step of every weight by the share of variance in its gradient."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        beta: Scalar = 0.9,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class PID(AliasOptimizer):
+    """PID: SGD as a controller, along the gradient, its sum with momentum, and its change."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        integral: Scalar = 5.0,
+        derivative: Scalar = 10.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class PNM(AliasOptimizer):
+    """PNM, positive-negative momentum: SGD whose gradient noise is amplified by an older momentum, subtracted."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        betas: Betas = (0.9, 1.0),
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class QHM(AliasOptimizer):
+    """QHM, quasi-hyperbolic momentum: SGD with a mix of the gradient and its average."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        momentum: Scalar = 0.999,
+        nu: Scalar = 0.7,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SGD(AliasOptimizer):
+    """SGD, as torch.optim.SGD: stochastic gradient descent, with momentum on demand."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SGDP(AliasOptimizer):
+    """SGDP: SGD with momentum whose direction loses its radial part on weights that look scale-invariant."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        eps: Scalar = 1e-08,
+        delta: Scalar = 0.1,
+        wd_ratio: Scalar = 0.1,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SGDS(AliasOptimizer):
+    """SGDS: SGD whose decoupled decay grows with the momentum as its step does (stable weight decay)."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SGDW(AliasOptimizer):
+    """SGDW: SGD with decoupled weight decay."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SM3(AliasOptimizer):
+    """SM3: Adagrad whose memory is one vector a dimension, not one number a weight."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.1,
+        momentum: Scalar = 0.0,
+        beta: Scalar = 0.0,
+        eps: Scalar = 1e-30,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SOAP(AliasOptimizer):
+    """SOAP: Adam in the eigenbasis of Shampoo's statistics."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Scalar | None = None,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
+        precondition_1d: bool = False,
+        normalize_gradient: bool = False,
+        correct_bias: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SRMM(AliasOptimizer):
+    """SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        beta: Scalar = 0.5,
+        memory_length: int | None = 100,
+        proximal: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SWATS(AliasOptimizer):
+    """SWATS: Adam that switches to SGD with momentum once the SGD rate that its steps amount to has settled."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-09,
+        weight_decay: Scalar = 0.0,
+        amsgrad: bool = False,
+        switch_tol: Scalar | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class A2Grad(AliasOptimizer):
+    """A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean."""
+
+    def __init__(
+        self,
+        params: Any,
+        variant: str = "uni",
+        beta: Scalar = 10.0,
+        lips: Scalar = 10.0,
+        rho: Scalar = 0.5,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AccSGD(AliasOptimizer):
+    """AccSGD: accelerated SGD, a short step, drawn towards an average of long ones."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        kappa: Scalar = 1000.0,
+        xi: Scalar = 10.0,
+        small_const: Scalar = 0.7,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaBelief(AliasOptimizer):
+    """AdaBelief: Adam that divides by how far gradients stray from their mean."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-16,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        fixed_decay: bool = False,
+        rectify: bool = True,
+        degenerated_to_sgd: bool = True,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaBound(AliasOptimizer):
+    """AdaBound, with amsgrad AMSBound: Adam whose rates are clipped ever closer to one rate, that of SGD."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        final_lr: Scalar = 0.1,
+        gamma: Scalar = 0.001,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        fixed_decay: bool = False,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaFactor(AliasOptimizer):
+    """Adafactor, the paper's: second moments by row and column, clipped updates, steps relative to the weights."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar | None = None,
+        eps: Betas = (1e-30, 0.001),
+        clip_threshold: Scalar = 1.0,
+        decay_rate: Scalar = -0.8,
+        beta1: Scalar | None = None,
+        weight_decay: Scalar = 0.0,
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        warmup_init: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaHessian(AliasOptimizer):
+    """AdaHessian: Adam with the diagonal of the Hessian in place of the gradient in the denominator."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.15,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 0.0001,
+        weight_decay: Scalar = 0.0,
+        hessian_power: Scalar = 1.0,
+        update_period: int = 1,
+        spatial_average: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class AdaMod(AliasOptimizer):
+    """AdaMod: Adam whose rate of every weight is at most the average of its own past."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        beta3: Scalar = 0.999,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaNorm(AliasOptimizer):
+    """AdamNorm: Adam whose first average takes no gradient shorter than usual."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        r: Scalar = 0.95,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        accumulate_eps: bool = False,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaPNM(AliasOptimizer):
+    """AdaPNM: positive-negative momentum over Adam's denominator."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999, 1.0),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        amsgrad: bool = True,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaShift(AliasOptimizer):
+    """AdaShift: the mean of the last n gradients over the size of those before, on which it doesn't depend."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        keep_num: int = 10,
+        eps: Scalar = 1e-10,
+        reduce: str = "max",
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaSmooth(AliasOptimizer):
+    """AdaSmooth: RMSprop whose average forgets fast for weights that move straight, slowly for those that waver."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.5, 0.99),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        reset_every: int | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Adadelta(AliasOptimizer):
+    """Adadelta, as torch.optim.Adadelta: steps as long as the steps before."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        rho: Scalar = 0.9,
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdafactorTorch(AliasOptimizer):
+    """Adafactor, as torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        beta2_decay: Scalar = -0.8,
+        eps: tuple[Scalar | None, Scalar] = (None, 0.001),
+        d: Scalar = 1.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Adagrad(AliasOptimizer):
+    """Adagrad, as torch.optim.Adagrad: the gradient over the root of the sum of all squares so far."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        lr_decay: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        initial_accumulator_value: Scalar = 0.0,
+        eps: Scalar = 1e-10,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Adai(AliasOptimizer):
+    """Adai: momentum SGD whose inertia, not its rate, adapts to every entry's gradients."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        betas: Betas = (0.1, 0.99),
+        eps: Scalar = 0.001,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        dampening: Scalar = 1.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Adam(AliasOptimizer):
+    """Adam, as torch.optim.Adam: the mean gradient over its root mean square."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        amsgrad: bool = False,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdamAtan2(AliasOptimizer):
+    """Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that keep a network plastic."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0001,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: Scalar = 0.0,
+        regen_reg_rate: Scalar = 0.0,
+        decoupled_wd: bool = False,
+        cautious_wd: bool = False,
+        cautious_factor: Scalar = 1.0,
+        a: Scalar = 1.27,
+        b: Scalar = 1.0,
+        *,
+        wasserstein_reg: bool = False,
+        orthog_grad: bool = False,
+        orig_grad_ema_beta: Scalar = 0.9,
+        clip_to_grok: bool = False,
+        clip_to_grok_max_norm: Scalar = 2.0,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdamD(AliasOptimizer):
+    """AdamD: Adam without the correction of its first moment, so that it warms up by itself."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdamP(AliasOptimizer):
+    """AdamP: Adam whose direction loses its radial part on weights that look scale-invariant."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        delta: Scalar = 0.1,
+        wd_ratio: Scalar = 0.1,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdamS(AliasOptimizer):
+    """AdamS: Adam with a decoupled decay that is as strong as its rates are on average (stable weight decay)."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0001,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdamW(AliasOptimizer):
+    """AdamW, as torch.optim.AdamW: Adam with decoupled weight decay."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Adamax(AliasOptimizer):
+    """AdaMax, as torch.optim.Adamax: Adam with a fading maximum in place of the root mean square."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.002,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Adan(AliasOptimizer):
+    """Adan: Adam with Nesterov momentum, estimated from the change of the gradient, and a proximal decay."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.98, 0.92, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        max_grad_norm: Scalar = 0.0,
+        no_prox: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaptiveGD(AliasOptimizer):
+    """Adaptive gradient descent without descent: the step size follows the local smoothness of the loss."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.2,
+        amplifier: Scalar = 0.02,
+        damping: Scalar = 1.0,
+        theta: Scalar = 1.0,
+        eps: Scalar = 1e-05,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdoptAtan2(AliasOptimizer):
+    """ADOPT-atan2: ADOPT with the arc tangent in place of its division and clamp."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0001,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: Scalar = 0.0,
+        regen_reg_rate: Scalar = 0.0,
+        decoupled_wd: bool = True,
+        cautious_factor: Scalar = 1.0,
+        a: Scalar = 1.27,
+        b: Scalar = 1.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AggMo(AliasOptimizer):
+    """AggMo: SGD with the average of several momenta."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        betas: Betas = (0.0, 0.9, 0.99),
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AliG(AliasOptimizer):
+    """ALI-G: SGD whose rate follows from the loss, for models that can reach a loss of 0."""
+
+    def __init__(
+        self,
+        params: Any,
+        max_lr: Scalar | None = None,
+        momentum: Scalar = 0.0,
+        adjusted_momentum: bool = False,
+        eps: Scalar = 1e-05,
+        max_norm: Scalar | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Amos(AliasOptimizer):
+    """Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to how far training is."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        beta: Scalar = 0.999,
+        momentum: Scalar = 0.0,
+        extra_l2: Scalar = 0.0,
+        eta: Scalar | Callable[[torch.Size], float] | None = None,
+        slot: str = "scalar",
+        c_coef: Scalar = 0.25,
+        d_coef: Scalar = 0.25,
+        eps: Scalar = 2.350988701644575e-38,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ApolloDQN(AliasOptimizer):
+    """Apollo: momentum divided by a diagonal quasi-Newton estimate of the curvature, with a warm-up of the rate."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        beta: Scalar = 0.9,
+        eps: Scalar = 0.0001,
+        rebound: str = "constant",
+        warmup: int = 500,
+        init_lr: Scalar | None = None,
+        weight_decay: Scalar = 0.0,
+        weight_decay_type: str | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AvaGrad(AliasOptimizer):
+    """AvaGrad: the mean gradient over the size of earlier ones, at an overall scale that neither it nor eps changes."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.1,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 0.1,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        lagged_norm: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class DAdaptAdaGrad(AliasOptimizer):
+    """D-Adapt AdaGrad: AdaGrad with a rate that is found on the way."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        momentum: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        eps: Scalar = 1e-06,
+        d0: Scalar = 1e-06,
+        growth_rate: Scalar = float("inf"),
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class DAdaptAdam(AliasOptimizer):
+    """D-Adapt Adam: Adam with a rate that is found on the way."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        use_bias_correction: bool = False,
+        d0: Scalar = 1e-06,
+        growth_rate: Scalar = float("inf"),
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class DAdaptAdan(AliasOptimizer):
+    """D-Adapt Adan: Adan with a rate that is found on the way."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        betas: Betas = (0.98, 0.92, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.02,
+        no_prox: bool = False,
+        d0: Scalar = 1e-06,
+        growth_rate: Scalar = float("inf"),
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class DAdaptLion(AliasOptimizer):
+    """D-Adapt Lion: Lion with a rate that is found on the way."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: Scalar = 0.0,
+        d0: Scalar = 1e-06,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class DAdaptSGD(AliasOptimizer):
+    """D-Adapt SGD: SGD with a rate that is found on the way."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        momentum: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        d0: Scalar = 1e-06,
+        growth_rate: Scalar = float("inf"),
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class DiffGrad(AliasOptimizer):
+    """diffGrad: Adam that slows down, to half its step, where the gradient hardly changes."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Fromage(AliasOptimizer):
+    """Fromage: every leaf turns by a fixed angle, and keeps its norm where the gradient is orthogonal to it."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        p_bound: Scalar | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Gravity(AliasOptimizer):
+    """Gravity: a moving average of gradients whose large entries are bent back towards zero."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.1,
+        alpha: Scalar = 0.01,
+        beta: Scalar = 0.9,
+        seed: int = 0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Lamb(AliasOptimizer):
+    """LAMB: Adam's direction with decay, given the size of every leaf's weights."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        bias_correction: bool = True,
+        grad_averaging: bool = True,
+        max_grad_norm: Scalar | None = None,
+        trust_clip: bool = False,
+        always_adapt: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Lion(AliasOptimizer):
+    """Lion: the sign of an interpolated momentum, with decoupled weight decay."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0001,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Muon(AliasOptimizer):
+    """Muon: momentum whose matrices are made orthogonal, as torch.optim.Muon."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        weight_decay: Scalar = 0.1,
+        momentum: Scalar = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: Scalar = 1e-07,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        ns_dtype: torch.dtype | None = torch.bfloat16,
+        flatten: bool = False,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MuonAdamAtan2(AliasOptimizer):
+    """Muon with Adam-atan2: Muon for matrices, Adam-atan2 for all other leaves."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0001,
+        betas: Betas = (0.9, 0.99),
+        muon_lr: Scalar | None = None,
+        weight_decay: Scalar = 0.0,
+        decoupled_wd: bool = False,
+        cautious_factor: Scalar = 1.0,
+        a: Scalar = 1.27,
+        b: Scalar = 1.0,
+        muon_beta1: Scalar = 0.95,
+        muon_beta2: Scalar = 0.95,
+        muon_steps: int = 5,
+        muon_rms_factor: Scalar = 0.2,
+        use_normuon: bool = False,
+        normuon_eps: Scalar = 1e-10,
+        matrix_ndims: tuple[int, ...] = (2, 3),
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class NAdam(AliasOptimizer):
+    """NAdam, as torch.optim.NAdam: Adam that looks one step of a rising momentum ahead."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.002,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        momentum_decay: Scalar = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Nero(AliasOptimizer):
+    """Nero: a rate for every neuron, whose weights are kept at mean 0 and norm 1."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        beta: Scalar = 0.999,
+        constraints: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class NovoGrad(AliasOptimizer):
+    """NovoGrad: momentum of gradients that were divided by a running norm of their leaf."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.95, 0.98),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        grad_averaging: bool = False,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class PolarAdamAtan2(AliasOptimizer):
+    """Polar Express with Adam-atan2: momentum made orthogonal for matrices, Adam-atan2 for all other leaves."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0001,
+        betas: Betas = (0.9, 0.99),
+        polar_lr: Scalar | None = None,
+        weight_decay: Scalar = 0.0,
+        decoupled_wd: bool = False,
+        cautious_factor: Scalar = 1.0,
+        a: Scalar = 1.27,
+        b: Scalar = 1.0,
+        polar_beta1: Scalar = 0.95,
+        polar_steps: int = 5,
+        polar_rms_factor: Scalar = 0.2,
+        matrix_ndims: tuple[int, ...] = (2, 3),
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Prodigy(AliasOptimizer):
+    """Prodigy: Adam with a rate that is found on the way, faster than by D-Adaptation."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        betas: Betas = (0.9, 0.999),
+        beta3: Scalar | None = None,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: Scalar = 1e-06,
+        d_coef: Scalar = 1.0,
+        growth_rate: Scalar = float("inf"),
+        slice_p: int = 1,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class QHAdam(AliasOptimizer):
+    """QHAdam: Adam whose averages are both mixed with the present gradient."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        nus: Betas = (1.0, 1.0),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class RAdam(AliasOptimizer):
+    """RAdam, as torch.optim.RAdam: Adam that takes plain momentum steps until its step size is reliable."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        rho_threshold: Scalar = 5.0,
+        degenerated_to_sgd: bool = True,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class RMSprop(AliasOptimizer):
+    """RMSprop, as torch.optim.RMSprop: the gradient over its root mean square, with momentum on demand."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        alpha: Scalar = 0.99,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        momentum: Scalar = 0.0,
+        centered: bool = False,
+        *,
+        eps_in_root: bool = False,
+        initial_accumulator_value: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Ranger(AliasOptimizer):
+    """Ranger: RAdam on centralized gradients, with lookahead around it."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.95, 0.999),
+        eps: Scalar = 1e-05,
+        weight_decay: Scalar = 0.0,
+        alpha: Scalar = 0.5,
+        k: int = 6,
+        n_sma_threshold: Scalar = 5.0,
+        use_gc: bool = True,
+        gc_conv_only: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Ranger21(AliasOptimizer):
+    """Ranger21: eight ideas in a row, from adaptive clipping to lookahead, with a learning rate plan of its own."""
+
+    def __init__(
+        self,
+        params: Any,
+        num_iterations: int,
+        lr: Scalar = 0.001,
+        beta0: Scalar = 0.9,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        use_softplus: bool = True,
+        beta_softplus: Scalar = 50.0,
+        num_warm_up_iterations: int | None = None,
+        num_warm_down_iterations: int | None = None,
+        warm_down_min_lr: Scalar = 3e-05,
+        agc_clipping_value: Scalar = 0.01,
+        agc_eps: Scalar = 0.001,
+        centralize_gradients: bool = True,
+        normalize_gradients: bool = True,
+        lookahead_merge_time: int = 5,
+        lookahead_blending_alpha: Scalar = 0.5,
+        weight_decay: Scalar = 0.0001,
+        norm_loss_factor: Scalar = 0.0001,
+        amsgrad: bool = True,
+        chebyshev_epochs: int | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Rprop(AliasOptimizer):
+    """Rprop, as torch.optim.Rprop: steps that only know signs, for full gradients, not for mini-batches."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        etas: Betas = (0.5, 1.2),
+        step_sizes: Betas = (1e-06, 50.0),
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Sadam(AliasOptimizer):
+    """Sadam: Adam that divides by a softplus of the root mean square, which needs no eps; with amsgrad, SAMSGrad."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.1,
+        betas: Betas = (0.9, 0.999),
+        beta_softplus: Scalar = 50.0,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ScalableShampoo(AliasOptimizer):
+    """Scalable Shampoo: blocks, averaged statistics, rare roots, and the length of a simpler method's step."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        moving_average_for_momentum: bool = False,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        inverse_exponent_override: int = 0,
+        start_preconditioning_step: int = 25,
+        preconditioning_compute_steps: int = 1000,
+        statistics_compute_steps: int = 1,
+        block_size: int = 512,
+        skip_preconditioning_rank_lt: int = 1,
+        no_preconditioning_for_layers_with_dim_gt: int = 8192,
+        shape_interpretation: bool = True,
+        graft_type: str = "sgd",
+        pre_conditioner_type: str = "all",
+        nesterov: bool = True,
+        diagonal_eps: Scalar = 1e-10,
+        matrix_eps: Scalar = 1e-06,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ScheduleFreeAdamW(AliasOptimizer):
+    """Schedule-Free AdamW: AdamW that averages its weights in place of a schedule."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0025,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        warmup_steps: int = 0,
+        r: Scalar = 0.0,
+        weight_lr_power: Scalar = 2.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ScheduleFreeSGD(AliasOptimizer):
+    """Schedule-Free SGD: SGD that averages its weights in place of a schedule."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        warmup_steps: int = 0,
+        r: Scalar = 0.0,
+        weight_lr_power: Scalar = 2.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Shampoo(AliasOptimizer):
+    """Shampoo: a full-matrix preconditioner for every dimension of a leaf."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.1,
+        momentum: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        matrix_eps: Scalar = 0.0001,
+        preconditioning_compute_steps: int = 1,
+        variant: str = "paper",
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SophiaH(AliasOptimizer):
+    """Sophia-H: the mean gradient over the mean of the Hessian's diagonal, clipped entry by entry."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0006,
+        betas: Betas = (0.96, 0.99),
+        gamma: Scalar = 0.01,
+        eps: Scalar = 1e-12,
+        weight_decay: Scalar = 0.1,
+        update_period: int = 10,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        seed: int = 0,
+    ) -> None: ...
+
+class Yogi(AliasOptimizer):
+    """Yogi: Adam whose mean square changes by no more than the new square."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 0.001,
+        initial_accumulator_value: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
