@@ -13,6 +13,7 @@ from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import quotient
 from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.scaling import descend
 from gradtx.wrappers import Frame, Wrapper
 
 __all__ = ["schedule_free"]
@@ -25,6 +26,7 @@ class _ScheduleFree(Frame):
         self, scope: Scope, base: GradientTransformation, lr: Any, beta: Any, warmup_steps: int, r: Any, power: Any
     ):
         super().__init__(scope, "schedule_free", base)
+        self._sign = -1.0 if _descends(base) else 1.0
         self._lr, self._beta, self._warmup_steps, self._r, self._power = lr, beta, warmup_steps, r, power
 
     def init_exit(self, leaf: Leaf) -> None:
@@ -34,7 +36,7 @@ class _ScheduleFree(Frame):
 
     def exit(self, leaf: Leaf) -> None:
         own = self.own(leaf, "z", "lr_max", "weight_sum")
-        z, y, direction, time = own["z"], leaf.param, leaf.update, leaf.moment().time
+        z, y, direction, time = own["z"], leaf.param, self._sign * leaf.update, leaf.moment().time
         rate = exact(self._lr, leaf.device)
         if self._warmup_steps:
             rate = rate * (time / self._warmup_steps).clamp(max=1)
@@ -50,6 +52,12 @@ class _ScheduleFree(Frame):
         own, y = self.own(leaf, "z", "lr_max"), leaf.param
         x = own["z"] + (y - own["z"]) / self._beta
         return torch.where(own["lr_max"] < 0, y, x)  # before the first step, exactly what the caller holds
+
+
+def _descends(base: GradientTransformation) -> bool:
+    """Whether a base finds its own rate and ends with the turn of the sign, as `prodigy` does."""
+    links = base._links()
+    return bool(links) and links[-1]._name == descend.__name__
 
 
 @combinator(
@@ -76,7 +84,9 @@ def schedule_free(
 
     Args:
         base: What the gradient goes through, without a learning rate: `chain()` for the gradient itself. Decay in it
-            pulls at $y$.
+            pulls at $y$. An optimizer that finds its rate, `prodigy` or one of `dadapt_*`, gives its rate times its
+            direction, measured at $y$; `lr` multiplies it and is 1 then. Take `prodigy`, whose estimate knows where
+            the weights are; those of `dadapt_*` assume their own steps.
         lr: $\eta \ge 0$; no schedule is needed.
         beta: $\beta$ in (0, 1), the place of $y$ between $z$ and $x$; in the role of a momentum. Keep it constant:
             $x$ is computed with the present one.
@@ -106,7 +116,7 @@ def schedule_free(
     Source: Defazio et al. 2024, arXiv:2405.15682. Departures: none from the authors' released optimizers.
     """
     check_transformation("schedule_free", "base", base)
-    for link in base._links():
+    for link in base._links()[:-1] if _descends(base) else base._links():
         if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
             raise ValueError(
                 f"schedule_free: base must give a direction, but {link._name} in it makes a step of it; "
