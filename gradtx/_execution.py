@@ -253,10 +253,7 @@ class Block:
         return pairs
 
     def is_frozen(self, leaf: Leaf) -> bool:
-        for path, selector in self.frozen:
-            if leaf.run.choice(path, leaf, selector):
-                return True
-        return False
+        return any(leaf.run.choice(path, leaf, selector) for path, selector in self.frozen)
 
     def walk(self) -> Iterator[Operation]:
         """Every operation, those of all branches included."""

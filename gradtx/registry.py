@@ -167,7 +167,7 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
 
     Example:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
-        ['lion', 'schedule_free_adamw', 'schedule_free_sgd']
+        ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
     """
     spellings = {alias: [cls.__name__] for alias, cls in CLASSES.items()}
     return _matching("get_supported_optimizers", filters, spellings)
@@ -247,6 +247,7 @@ _RENAMED = {
     "warmup_steps": ("warmup",),
     "p": ("gamma",),
     "dampening": ("damping",),
+    "eps_2": ("eps2",),
 }
 # Switches that are separate links or optimizers here.
 _SWITCHES = {
@@ -258,12 +259,17 @@ _SWITCHES = {
 }
 _DECOUPLED = frozenset(
     {
-        "adafactor", "adafactor_torch", "adahessian", "adam_atan2", "adamp", "adams", "adamw", "adopt_atan2",
-        "dadapt_lion", "lion", "muon", "muon_adam_atan2", "polar_adam_atan2", "ranger", "ranger21",
-        "sgdp", "sgds", "sgdw", "soap", "sophia",
+        "adafactor", "adafactor_torch", "adahessian", "adam_atan2", "adamp", "adams", "adamw", "adatam", "adopt_atan2",
+        "dadapt_lion", "fadam", "focus", "kate", "lion", "muon", "muon_adam_atan2", "optimistic_adam",
+        "polar_adam_atan2", "ranger", "ranger21", "sgd_sai", "sgdp", "sgds", "sgdw", "soap", "sophia", "tam",
     }
 )  # fmt: skip
-_COUPLED = frozenset({"accsgd", "aggmo", "asgd", "dadapt_adagrad", "dadapt_sgd", "pid", "sgd", "swats"})
+_COUPLED = frozenset(
+    {
+        "accsgd", "aggmo", "asgd", "cocob", "dadapt_adagrad", "dadapt_sgd", "dog", "dowg", "ldog", "pid", "sgd",
+        "swats",
+    }
+)  # fmt: skip
 
 
 def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
