@@ -81,7 +81,8 @@ class Checkpoint:
         self._check_sizes()
         loaded = Loaded()
         numbered: set[Any] = set()
-        for view, group in zip(self._members.views, self._groups, strict=True):
+        for view, saved in zip(self._members.views, self._groups, strict=True):
+            group = view.in_present_names(saved)
             numbers = group["params"]
             numbered.update(numbers)
             group["params"] = view.group["params"]
