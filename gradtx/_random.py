@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from gradtx import _torch
 from gradtx._exact import exact_dtype
 from gradtx._sharding import local, placed_as, rejoined
 
@@ -29,7 +30,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-@torch.compiler.assume_constant_result
+@_torch.assume_constant
 def _name_key(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 

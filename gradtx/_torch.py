@@ -212,7 +212,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 class TracingUnavailableError(RuntimeError):
-    """This torch lacks a name that tracing needs."""
+    """The installed torch lacks a name that tracing needs."""
 
 
 def _needed(module: str, name: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._program import Memory
+from gradtx._runs import Memory
 from gradtx._sharding import is_sharded
 from gradtx._torch import readable
 

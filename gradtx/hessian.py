@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx import _tree
-from gradtx._torch import inside_transform
+from gradtx import _torch, _tree
 from gradtx.transforms.second_order import average_over_space
 
 __all__ = ["hutchinson_hessian_diag"]
@@ -112,7 +111,7 @@ def _differentiable(grads: dict[str, Any], values: dict[str, Tensor]) -> dict[st
 def _hessian_product(gradients: Callable[[Any], dict[str, Tensor]], at: dict[str, Tensor]) -> Callable[..., Any]:
     """Make the function `(z, whether another call follows) -> H z`."""
     # Inside vmap, grad and compile torch.autograd.grad does not work; elsewhere it differentiates more functions.
-    if torch.compiler.is_compiling() or inside_transform():
+    if torch.compiler.is_compiling() or _torch.inside_transform():
         with torch.enable_grad():
             pull = torch.func.vjp(gradients, at)[1]
         return lambda z, again: pull(z, retain_graph=again, create_graph=False)[0]

@@ -16,12 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from gradtx import schedules
 from gradtx._arguments import Scalar
 from gradtx._messages import describe
+from gradtx.combinators.lookahead import with_lookahead
 from gradtx.core import GradientTransformation, chain
 from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
-from gradtx.transforms.averaging import lookahead, with_lookahead
+from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
 from gradtx.transforms.projection import orthogonalize_against_params
 
@@ -39,11 +40,12 @@ Names = str | Sequence[str] | None
 # for parameters without a model by the usual names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
-# Schedules of a learning rate; `proportion` needs another schedule, `join_schedules` a list of schedules.
+_NO_RATES = ("ademamix_alpha_schedule", "half_life_schedule", "join_schedules", "proportion_schedule")
+# Schedules of a learning rate; `proportion` follows one, `join_schedules` is for Python.
 _SCHEDULES: dict[str, Callable[..., Any]] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
     for name in schedules.__all__
-    if hasattr(getattr(schedules, name), "arguments") and name not in ("join_schedules", "proportion_schedule")
+    if hasattr(getattr(schedules, name), "arguments") and name not in _NO_RATES
 }
 # Names in torch and pytorch_optimizer that differ from ours.
 _SCHEDULERS_ELSEWHERE = {
@@ -165,7 +167,7 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
 
     Example:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
-        ['lion', 'schedule_free_adamw', 'schedule_free_sgd']
+        ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
     """
     spellings = {alias: [cls.__name__] for alias, cls in CLASSES.items()}
     return _matching("get_supported_optimizers", filters, spellings)
@@ -245,6 +247,7 @@ _RENAMED = {
     "warmup_steps": ("warmup",),
     "p": ("gamma",),
     "dampening": ("damping",),
+    "eps_2": ("eps2",),
 }
 # Switches that are separate links or optimizers here.
 _SWITCHES = {
@@ -256,12 +259,17 @@ _SWITCHES = {
 }
 _DECOUPLED = frozenset(
     {
-        "adafactor", "adafactor_torch", "adahessian", "adam_atan2", "adamp", "adams", "adamw", "adopt_atan2",
-        "dadapt_lion", "lion", "muon", "muon_adam_atan2", "polar_adam_atan2", "ranger", "ranger21",
-        "sgdp", "sgds", "sgdw", "soap", "sophia",
+        "adafactor", "adafactor_torch", "adahessian", "adam_atan2", "adamp", "adams", "adamw", "adatam", "adopt_atan2",
+        "dadapt_lion", "fadam", "focus", "kate", "lion", "muon", "muon_adam_atan2", "optimistic_adam",
+        "polar_adam_atan2", "ranger", "ranger21", "sgd_sai", "sgdp", "sgds", "sgdw", "soap", "sophia", "tam",
     }
 )  # fmt: skip
-_COUPLED = frozenset({"accsgd", "aggmo", "asgd", "dadapt_adagrad", "dadapt_sgd", "pid", "sgd", "swats"})
+_COUPLED = frozenset(
+    {
+        "accsgd", "aggmo", "asgd", "cocob", "dadapt_adagrad", "dadapt_sgd", "dog", "dowg", "ldog", "pid", "sgd",
+        "swats",
+    }
+)  # fmt: skip
 
 
 def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:

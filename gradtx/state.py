@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
+from gradtx._errors import Path
 from gradtx._exact import exact, resolve
-from gradtx._functional import TreeRun
 from gradtx._messages import describe, nearest, nearest_dotted
-from gradtx._program import Path, clock_at
+from gradtx._pure import TreeRun
+from gradtx._runs import clock_at
 from gradtx.core import Entry, GradientTransformation, check_transformation
 
 __all__ = ["get", "learning_rate", "put"]

@@ -21,7 +21,7 @@ are called as those of pytorch_optimizer. Names are read without case, dashes an
 >>> optimizer = gradtx.create_optimizer(model, "AdamP", lr=1e-3, weight_decay=1e-3, use_gc=True, use_lookahead=True)
 >>> scheduler = gradtx.load_lr_scheduler("warmup_cosine")(optimizer, t_max=100, max_lr=1e-3, warmup_steps=10)
 >>> gradtx.get_supported_optimizers("schedule*")
-['schedule_free_adamw', 'schedule_free_sgd']
+['schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
 
 ```
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 
 from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.combine import map_after_step
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt
 from gradtx.transforms.atan2 import ATAN2_RANGES, orthogonalize_against_ema, scale_by_adopt_atan2, scale_by_atan2
 from gradtx.transforms.clipping import soft_row_clip
+from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.control import hold_until
 from gradtx.transforms.decay import add_decayed_weights, regenerate_towards_init
 from gradtx.transforms.momentum import trace

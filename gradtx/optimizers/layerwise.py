@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.combine import map_after_step
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.clipping import bound_norm, clip_by_global_norm
+from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.covers import scale_by_sm3
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.layer_rms import scale_by_layer_rms

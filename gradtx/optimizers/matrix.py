@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from gradtx._arguments import Betas, Scalar
-from gradtx.combine import map_after_step, partition
+from gradtx.combinators.selection import partition
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import alias
 from gradtx.optimizers.adam import adam_atan2
 from gradtx.transforms.atan2 import ATAN2_RANGES, scale_by_caution
+from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.control import hold_until
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace_ema

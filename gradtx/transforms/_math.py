@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from gradtx import _torch
 from gradtx._exact import exact
 from gradtx._sharding import undivided
 
 
 def differentiable() -> bool:
     """Whether derivatives may be asked for: backward, or forward, which `no_grad` leaves on."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or _torch.forward_mode_active()
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -121,9 +121,13 @@ def hat_rate(root: Tensor, ctx: Any, betas: Any) -> Tensor:
 
 def rectification(ctx: Any, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]:
     r"""RAdam's factor $r_t$ and whether it holds yet, $\rho_t >$ threshold (at least 4); 0-d. $r_t$ is 1 before."""
-    correction = ctx.bias_correction(beta2)
+    return rectification_at(ctx.time, ctx.bias_correction(beta2), beta2, threshold)
+
+
+def rectification_at(time: Tensor, correction: Tensor, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]:
+    r"""The same at a time, with the bias correction $1 - \beta_2^t$ there."""
     limit = exact(2 / (1 - beta2) - 1, correction.device)
-    rho = limit - 2 * ctx.time * (1 - correction) / correction
+    rho = limit - 2 * time * (1 - correction) / correction
     rectified = rho > threshold
     # Before that the root may be of a negative number, and at beta2 = 0.6 of 0/0: any number will do.
     rho, limit = (torch.where(rectified, x, 5.0) for x in (rho, limit))

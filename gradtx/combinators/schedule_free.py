@@ -1,0 +1,110 @@
+"""Averages of the weights in place of a schedule of the learning rate: Schedule-Free."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
+from gradtx.combinators.frame import Frame
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import combinator
+from gradtx.transforms._math import quotient
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.scaling import descend
+
+__all__ = ["schedule_free"]
+
+
+@combinator(
+    needs=("params",),
+    owns_lr=True,
+    ranges={"weight_lr_power": "[0, inf)", "beta": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
+    example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
+)
+def schedule_free(
+    base: GradientTransformation,
+    lr: Scalar,
+    beta: Scalar,
+    warmup_steps: int = 0,
+    r: Scalar = 0.0,
+    weight_lr_power: Scalar = 2.0,
+):
+    r"""Step along a direction that is measured between the last point and the average of all points.
+
+    With $\eta_t = \eta \min(1, t / \mathrm{warmup})$, $L = \max_{i \le t} \eta_i$, $w_t = t^r L^{power}$,
+    $a = w_t / \sum_{i \le t} w_i$ and $d_t$ the base's direction at $y$: $z \leftarrow z - \eta_t d_t$,
+    $x \leftarrow (1-a) x + a z$, $y \leftarrow (1-\beta) z + \beta x$. The parameters that the caller holds are $y$;
+    evaluate and keep $x$, which `eval_params` gives, and recompute the statistics of batch norm there. No link that
+    changes updates may follow.
+
+    Args:
+        base: What the gradient goes through, without a learning rate: `chain()` for the gradient itself. Decay in it
+            pulls at $y$. An optimizer that finds its rate, `prodigy` or one of `dadapt_*`, gives its rate times its
+            direction, measured at $y$; `lr` multiplies it and is 1 then. Take `prodigy`, whose estimate knows where
+            the weights are; those of `dadapt_*` assume their own steps.
+        lr: $\eta \ge 0$; no schedule is needed.
+        beta: $\beta$ in (0, 1), the place of $y$ between $z$ and $x$; in the role of a momentum. Keep it constant:
+            $x$ is computed with the present one.
+        warmup_steps: Steps over which the rate rises to `lr`, >= 0.
+        r: Exponent of the step in the weights of the average, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `z`, shaped as the parameter, `lr_max` and
+        `weight_sum`, 0-d float64 of every leaf, and the entries of `base`. $x$ is computed from $y$ and $z$.
+
+    Raises:
+        TypeError: `base` is no transformation.
+        ValueError: numbers out of range, missing `params`, a base that scales by a learning rate, or a link after it
+            that does so or decays.
+
+    Example:
+        >>> tx = gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5)
+        >>> params = {"w": torch.tensor([8.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(3):  # z: 6, 4, 2; x: 6, 5, 4; y is between
+        ...     updates, state = tx.update({"w": torch.tensor([2.0])}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> params["w"], tx.eval_params(state, params)["w"]
+        (tensor([3.]), tensor([4.]))
+
+    Source: Defazio et al. 2024, arXiv:2405.15682. Departures: none from the authors' released optimizers.
+    """
+    check_transformation("schedule_free", "base", base)
+    for link in base._links()[:-1] if _descends(base) else base._links():
+        if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
+            raise ValueError(
+                f"schedule_free: base must give a direction, but {link._name} in it makes a step of it; "
+                "leave that out and give schedule_free the lr"
+            )
+
+    sign = -1.0 if _descends(base) else 1.0
+
+    def init(param):
+        return {"z": param, "lr_max": exact(-1.0, param.device), "weight_sum": exact(0.0, param.device)}
+
+    def leave(direction, state, y, ctx):
+        z, direction = state["z"], sign * direction
+        rate = exact(lr, y.device)
+        if warmup_steps:
+            rate = rate * (ctx.time / warmup_steps).clamp(max=1)
+        largest = torch.maximum(state["lr_max"], rate)
+        weight = ctx.time**r * largest**weight_lr_power
+        weight_sum = state["weight_sum"] + weight
+        share = quotient(weight, weight_sum)
+        # y' - y, with x as it follows from y and z before and z after the step
+        update = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
+        return update, {"z": z - rate * direction, "lr_max": largest, "weight_sum": weight_sum}
+
+    def evaluate(state, y):
+        x = state["z"] + (y - state["z"]) / beta
+        return torch.where(state["lr_max"] < 0, y, x)  # before the first step, exactly what the caller holds
+
+    return Frame(base, init, leave=leave, evaluate=evaluate)
+
+
+def _descends(base: GradientTransformation) -> bool:
+    """Whether a base finds its own rate and turns the sign in its last link, as `prodigy` does."""
+    links = base._links()
+    return bool(links) and links[-1]._name == descend.__name__
