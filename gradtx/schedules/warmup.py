@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx import _torch
 from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
 from gradtx._messages import describe
@@ -168,7 +169,7 @@ def _table(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], 
     return tuple(starts), decaying + rising
 
 
-@torch.compiler.assume_constant_result
+@_torch.assume_constant
 def _cycles(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], int]:
     return _table(decaying, growth, rising)
 
