@@ -8,6 +8,7 @@ from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.dadapt import (
+    DADAPT_RANGES,
     scale_by_dadapt_adagrad,
     scale_by_dadapt_adam,
     scale_by_dadapt_adan,
@@ -22,7 +23,7 @@ from gradtx.transforms.prodigy import scale_by_prodigy
 __all__ = ["alig", "dadapt_adagrad", "dadapt_adam", "dadapt_adan", "dadapt_lion", "dadapt_sgd", "prodigy"]
 
 
-@alias(class_name="AliG", ranges={"max_lr": "[0, inf]", "momentum": "[0, 1)"})
+@alias(class_name="AliG", ranges={"max_norm": "(0, inf]", "max_lr": "[0, inf]", "momentum": "[0, 1)"})
 def alig(
     max_lr: Scalar | None = None,
     momentum: Scalar = 0.0,
@@ -68,7 +69,7 @@ def alig(
     return chain(*links, *([] if max_norm is None else [project_l2_ball(max_norm)]))
 
 
-@alias(class_name="DAdaptAdaGrad", ranges={"momentum": "[0, 1)"})
+@alias(class_name="DAdaptAdaGrad", ranges={**DADAPT_RANGES, "momentum": "[0, 1)"})
 def dadapt_adagrad(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.0,
@@ -115,7 +116,7 @@ def dadapt_adagrad(
     return chain(add_decayed_weights(weight_decay), scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate))
 
 
-@alias(class_name="DAdaptAdam", ranges={"eps": "(0, inf)"}, example={"lr": 0.3})
+@alias(class_name="DAdaptAdam", ranges={**DADAPT_RANGES, "eps": "(0, inf)"}, example={"lr": 0.3})
 def dadapt_adam(
     lr: Scalar = 1.0,
     betas: Betas = (0.9, 0.999),
@@ -167,7 +168,7 @@ def dadapt_adam(
     )
 
 
-@alias(class_name="DAdaptSGD", ranges={"momentum": "[0, 1)"})
+@alias(class_name="DAdaptSGD", ranges={**DADAPT_RANGES, "momentum": "[0, 1)"})
 def dadapt_sgd(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.0,
@@ -215,7 +216,7 @@ def dadapt_sgd(
     return chain(add_decayed_weights(weight_decay), scale_by_dadapt_sgd(lr, momentum, d0, growth_rate))
 
 
-@alias(class_name="DAdaptAdan", ranges={"eps": "(0, inf)"})
+@alias(class_name="DAdaptAdan", ranges={**DADAPT_RANGES, "eps": "(0, inf)"})
 def dadapt_adan(
     lr: Scalar = 1.0,
     betas: Betas = (0.98, 0.92, 0.99),
@@ -263,7 +264,7 @@ def dadapt_adan(
     return scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate)
 
 
-@alias(class_name="DAdaptLion")
+@alias(class_name="DAdaptLion", ranges={"d0": "(0, inf)"})
 def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
     r"""D-Adapt Lion: Lion with a rate that is found on the way.
 
@@ -298,7 +299,7 @@ def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scal
     return scale_by_dadapt_lion(lr, betas, weight_decay, d0)
 
 
-@alias(ranges={"beta3": "[0, 1)", "eps": "(0, inf)"})
+@alias(ranges={**DADAPT_RANGES, "d_coef": "(0, inf)", "slice_p": "[1, inf)", "beta3": "[0, 1)", "eps": "(0, inf)"})
 def prodigy(
     lr: Scalar = 1.0,
     betas: Betas = (0.9, 0.999),

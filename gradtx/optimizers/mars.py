@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradtx._arguments import Betas, Scalar
-from gradtx.combine import partition
+from gradtx.combinators.selection import partition
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay

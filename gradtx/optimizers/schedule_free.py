@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from gradtx._arguments import Betas, Scalar
+from gradtx.combinators.schedule_free import schedule_free
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.schedule_free import schedule_free
 
 __all__ = ["schedule_free_adamw", "schedule_free_sgd"]
 
 
-@alias(class_name="ScheduleFreeSGD", ranges={"momentum": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"})
+@alias(
+    class_name="ScheduleFreeSGD",
+    ranges={"weight_lr_power": "[0, inf)", "momentum": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
+)
 def schedule_free_sgd(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.9,
@@ -54,7 +57,8 @@ def schedule_free_sgd(
 
 
 @alias(
-    class_name="ScheduleFreeAdamW", ranges={"betas": ("(0, 1)", "[0, 1)"), "warmup_steps": "[0, inf)", "r": "[0, inf)"}
+    class_name="ScheduleFreeAdamW",
+    ranges={"weight_lr_power": "[0, inf)", "betas": ("(0, 1)", "[0, 1)"), "warmup_steps": "[0, inf)", "r": "[0, inf)"},
 )
 def schedule_free_adamw(
     lr: Scalar = 0.0025,

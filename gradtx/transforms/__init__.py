@@ -13,6 +13,7 @@ from gradtx.transforms.bounded import *
 from gradtx.transforms.centralize import *
 from gradtx.transforms.clipping import *
 from gradtx.transforms.confidence import *
+from gradtx.transforms.constraints import *
 from gradtx.transforms.control import *
 from gradtx.transforms.covers import *
 from gradtx.transforms.dadapt import *
@@ -21,7 +22,6 @@ from gradtx.transforms.delayed import *
 from gradtx.transforms.dual_averaging import *
 from gradtx.transforms.factored import *
 from gradtx.transforms.ftrl import *
-from gradtx.transforms.graft import *
 from gradtx.transforms.history import *
 from gradtx.transforms.inertia import *
 from gradtx.transforms.laprop import *
@@ -45,7 +45,6 @@ from gradtx.transforms.ranger21 import *
 from gradtx.transforms.rectified import *
 from gradtx.transforms.rprop import *
 from gradtx.transforms.scaling import *
-from gradtx.transforms.schedule_free import *
 from gradtx.transforms.second_order import *
 from gradtx.transforms.shampoo import *
 from gradtx.transforms.sign import *

@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, exact, exact_dtype
+from gradtx._arguments import Betas, Scalar
+from gradtx._exact import exact, exact_dtype
 from gradtx._sharding import undivided
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, at_most, norm, quotient, safe_sqrt
