@@ -43,20 +43,20 @@ PIECES = [
     pieces(
         "momentum",
         "Momentum",
-        "momentum accelerated quasi_hyperbolic positive_negative inertia sign",
+        "momentum accelerated quasi_hyperbolic positive_negative inertia sign torque focus optimistic",
         "What earlier gradients add to the present one.",
     ),
     pieces(
         "rates",
         "A rate for every weight",
         "adaptive adam_hat atan2 rectified nadam nesterov accumulators bounded delayed history stable_decay variance "
-        "switching rprop ranger21",
+        "switching rprop ranger21 acprop scale_invariant bcos fisher",
         "Divide every entry by a size of its own.",
     ),
     pieces(
         "layers",
         "A rate for many weights",
-        "trust_ratio layer_rms neurons covers factored model_scale",
+        "trust_ratio layer_rms neurons covers factored model_scale gsnr",
         "One size for a leaf, a row or a slice.",
     ),
     pieces("matrices", "Matrices", "orthogonalize shampoo soap", "What only makes sense for a matrix as a whole."),
@@ -64,8 +64,9 @@ PIECES = [
     pieces(
         "step-sizes",
         "Step sizes that are found",
-        "dadapt prodigy polyak local_smoothness",
-        "Links that own the learning rate: nothing after them may scale by one, or decay.",
+        "dadapt prodigy distance betting polyak model_based local_smoothness",
+        "From the distance come, from bets, from the loss. Those that own the learning rate finish the step: nothing "
+        "after them may scale by a rate, or decay.",
     ),
     pieces(
         "averages",
@@ -75,7 +76,7 @@ PIECES = [
     ),
     pieces("bounds", "Clipping, centering, projecting", "clipping centralize projection", "Bounds and constraints."),
     pieces("decay", "Pulls on the weights", "decay", "Weight decay and its kin."),
-    pieces("control", "Scaling, holding, watching", "scaling control graft", "What remains."),
+    pieces("control", "Scaling, holding, watching", "scaling control noise graft", "What remains."),
 ]
 
 

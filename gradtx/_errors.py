@@ -9,10 +9,6 @@ Path = tuple[str, ...]
 OWN_STATE = "pass the state made by this chain's own init, with these parameters"
 
 
-class UnfitError(ValueError):
-    """Raised by a rule's `init` about its leaf; the library puts the names of the rule and of the leaf in front."""
-
-
 def lacking(path: Iterable[str], leaf: str | None = None) -> ValueError:
     """The error for a state that lacks something this chain keeps, of one leaf or of all."""
     whose = "" if leaf is None else f" of leaf {leaf!r}"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx._errors import OWN_STATE, Path, UnfitError, lacking
+from gradtx._arguments import UnfitError
+from gradtx._errors import OWN_STATE, Path, lacking
 from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
 from gradtx._messages import nearest

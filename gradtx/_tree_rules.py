@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._errors import Path
-from gradtx._execution import Leaf, Operation, sign_of_gradient
+from gradtx._execution import Leaf, Operation
 from gradtx._rules import without_params
 from gradtx._runs import Run, Scope
 from gradtx._sharding import undivided
@@ -231,10 +231,10 @@ class TreeContext(Context):
         return {name: leaf.grad for name, leaf in self._leaves.items()}
 
     def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients at `params` (by leaf name; missing leaves stay where they are), of what is minimized."""
-        gradients = dict(self._first.run.gradients_at(params))
+        """The gradients at `params` (by leaf name; missing leaves stay where they are)."""
+        gradients = self._first.run.gradients_at(params)
         for name, leaf in self._leaves.items():
-            if sign_of_gradient(leaf) < 0:
+            if leaf.negated:
                 gradients[name] = -gradients[name]
         return gradients
 

@@ -167,7 +167,7 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
 
     Example:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
-        ['lion', 'schedule_free_adamw', 'schedule_free_sgd']
+        ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
     """
     spellings = {alias: [cls.__name__] for alias, cls in CLASSES.items()}
     return _matching("get_supported_optimizers", filters, spellings)
@@ -247,6 +247,7 @@ _RENAMED = {
     "warmup_steps": ("warmup",),
     "p": ("gamma",),
     "dampening": ("damping",),
+    "eps_2": ("eps2",),
     "grokfast_alpha": ("alpha",),
     "grokfast_lamb": ("lamb",),
     "lambda_1": ("l1",),
@@ -274,13 +275,19 @@ _SWITCHES = {
 }
 _DECOUPLED = frozenset(
     {
-        "adafactor", "adafactor_torch", "adagc", "adahessian", "adam_atan2", "adam_mini", "adamc", "adamp", "adams",
-        "adamw", "ademamix", "adopt_atan2", "came", "dadapt_lion", "grams", "grokfast_adamw", "laprop", "lion",
-        "mars_adamw", "mars_lion", "muon", "muon_adam_atan2", "polar_adam_atan2", "ranger", "ranger21",
-        "sgdp", "sgds", "sgdw", "simplified_ademamix", "soap", "sophia", "spam", "stable_adamw", "stable_spam", "tiger",
+        "adafactor", "adafactor_torch", "adagc", "adahessian", "adam_atan2", "adam_mini", "adamc", "adamp",
+        "adams", "adamw", "adatam", "ademamix", "adopt_atan2", "came", "dadapt_lion", "fadam", "focus", "grams",
+        "grokfast_adamw", "kate", "laprop", "lion", "mars_adamw", "mars_lion", "muon", "muon_adam_atan2",
+        "optimistic_adam", "polar_adam_atan2", "ranger", "ranger21", "sgd_sai", "sgdp", "sgds", "sgdw",
+        "simplified_ademamix", "soap", "sophia", "spam", "stable_adamw", "stable_spam", "tam", "tiger",
     }
 )  # fmt: skip
-_COUPLED = frozenset({"accsgd", "aggmo", "asgd", "dadapt_adagrad", "dadapt_sgd", "pid", "sgd", "swats"})
+_COUPLED = frozenset(
+    {
+        "accsgd", "aggmo", "asgd", "cocob", "dadapt_adagrad", "dadapt_sgd", "dog", "dowg", "ldog", "pid", "sgd",
+        "swats",
+    }
+)  # fmt: skip
 
 
 def _regrouped(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_a_pattern_finds_what_it_matches(pattern):
 
 def test_several_patterns_find_what_any_matches_in_any_spelling():
     found = gradtx.get_supported_optimizers(["schedule-free*", "Sophia?", "ScheduleFreeSGD", "LION"])
-    assert found == ["lion", "schedule_free_adamw", "schedule_free_sgd", "sophia"]
+    assert found == ["lion", "schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd", "sophia"]
     assert gradtx.get_supported_optimizers(()) == []
 
 
@@ -98,6 +98,7 @@ OPTIONS = {
     "multistep": {"milestones": [2, 3]},
     "one_cycle": {"max_lr": 0.2, "total_steps": 6},
     "polynomial": {},
+    "rectification": {},
     "ranger21": {"num_iterations": 8},
     "restart_warmup": {"every": 3, "warmup_steps": 2},
     "step": {"step_size": 2},
@@ -522,7 +523,7 @@ def test_a_wrong_model_is_an_error_that_says_so():
                 ValueError,
                 f"load_optimizer: unknown optimizer {name!r}; known: a2grad, accsgd, ",
             )
-            for name in ("FAdam", "vsgd")
+            for name in ("EXAdam", "vsgd")
         ),
         (
             lambda: gradtx.load_lr_scheduler("warmup_restarts"),
@@ -598,7 +599,8 @@ def test_decay_that_is_said_to_be_decoupled_or_coupled_is():
     assert own - switched >= registry._DECOUPLED | registry._COUPLED
     assert not registry._DECOUPLED & registry._COUPLED
     with_a_form_of_its_own = {
-        "adaptive_gd", "apollo", "lamb", "lars", "novograd", "schedule_free_adamw", "schedule_free_sgd",
+        "adaptive_gd", "apollo", "lamb", "lars", "momo", "momo_adam", "novograd", "schedule_free_adamw",
+        "schedule_free_radam", "schedule_free_sgd",
     }  # fmt: skip
     assert own - switched == registry._DECOUPLED | registry._COUPLED | with_a_form_of_its_own
 
@@ -611,7 +613,8 @@ def test_coupled_decay_enters_what_is_remembered_of_gradients_and_decoupled_deca
     params, grads, hessian = ({"w": torch.randn(3, 3, generator=rng, dtype=torch.float64)} for _ in range(3))
     states = []
     for decay in (0.1, 0.3):
-        tx = getattr(gradtx, name)(lr=0.1, weight_decay=decay, **options.get(name, {}))
+        rate = {"lr": 0.1} if "lr" in getattr(gradtx, name).spec.arguments.by_name else {}
+        tx = getattr(gradtx, name)(**rate, weight_decay=decay, **options.get(name, {}))
         extras = {"hessian_diag": hessian} if "hessian_diag" in tx.needs else {}
         state = tx.init(params)
         for _ in range(2):

@@ -11,6 +11,7 @@ from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import quotient
 from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.scaling import descend
 
 __all__ = ["schedule_free"]
 
@@ -39,7 +40,9 @@ def schedule_free(
 
     Args:
         base: What the gradient goes through, without a learning rate: `chain()` for the gradient itself. Decay in it
-            pulls at $y$.
+            pulls at $y$. An optimizer that finds its rate, `prodigy` or one of `dadapt_*`, gives its rate times its
+            direction, measured at $y$; `lr` multiplies it and is 1 then. Take `prodigy`, whose estimate knows where
+            the weights are; those of `dadapt_*` assume their own steps.
         lr: $\eta \ge 0$; no schedule is needed.
         beta: $\beta$ in (0, 1), the place of $y$ between $z$ and $x$; in the role of a momentum. Keep it constant:
             $x$ is computed with the present one.
@@ -69,18 +72,20 @@ def schedule_free(
     Source: Defazio et al. 2024, arXiv:2405.15682. Departures: none from the authors' released optimizers.
     """
     check_transformation("schedule_free", "base", base)
-    for link in base._links():
+    for link in base._links()[:-1] if _descends(base) else base._links():
         if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
             raise ValueError(
                 f"schedule_free: base must give a direction, but {link._name} in it makes a step of it; "
                 "leave that out and give schedule_free the lr"
             )
 
+    sign = -1.0 if _descends(base) else 1.0
+
     def init(param):
         return {"z": param, "lr_max": exact(-1.0, param.device), "weight_sum": exact(0.0, param.device)}
 
     def leave(direction, state, y, ctx):
-        z = state["z"]
+        z, direction = state["z"], sign * direction
         rate = exact(lr, y.device)
         if warmup_steps:
             rate = rate * (ctx.time / warmup_steps).clamp(max=1)
@@ -97,3 +102,9 @@ def schedule_free(
         return torch.where(state["lr_max"] < 0, y, x)  # before the first step, exactly what the caller holds
 
     return Frame(base, init, leave=leave, evaluate=evaluate)
+
+
+def _descends(base: GradientTransformation) -> bool:
+    """Whether a base finds its own rate and turns the sign in its last link, as `prodigy` does."""
+    links = base._links()
+    return bool(links) and links[-1]._name == descend.__name__

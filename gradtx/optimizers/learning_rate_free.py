@@ -19,6 +19,7 @@ from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
 from gradtx.transforms.prodigy import scale_by_prodigy
+from gradtx.transforms.scaling import descend
 
 __all__ = ["alig", "dadapt_adagrad", "dadapt_adam", "dadapt_adan", "dadapt_lion", "dadapt_sgd", "prodigy"]
 
@@ -113,7 +114,9 @@ def dadapt_adagrad(
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_adagrad`.
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate))
+    return chain(
+        add_decayed_weights(weight_decay), scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate), descend()
+    )
 
 
 @alias(class_name="DAdaptAdam", ranges={**DADAPT_RANGES, "eps": "(0, inf)"}, example={"lr": 0.3})
@@ -165,6 +168,7 @@ def dadapt_adam(
     return chain(
         add_decayed_weights(coupled),
         scale_by_dadapt_adam(lr, betas, eps, decoupled, use_bias_correction, d0, growth_rate),
+        descend(),
     )
 
 
@@ -213,7 +217,7 @@ def dadapt_sgd(
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_sgd`.
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_dadapt_sgd(lr, momentum, d0, growth_rate))
+    return chain(add_decayed_weights(weight_decay), scale_by_dadapt_sgd(lr, momentum, d0, growth_rate), descend())
 
 
 @alias(class_name="DAdaptAdan", ranges={**DADAPT_RANGES, "eps": "(0, inf)"})
@@ -261,7 +265,7 @@ def dadapt_adan(
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Xie et al. 2022, arXiv:2208.06677. Departures: see
     `scale_by_dadapt_adan`. (pytorch_optimizer's class of the name is another method.)
     """
-    return scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate)
+    return chain(scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate), descend())
 
 
 @alias(class_name="DAdaptLion", ranges={"d0": "(0, inf)"})
@@ -296,7 +300,7 @@ def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scal
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Chen et al. 2023, arXiv:2302.06675. Departures: see
     `scale_by_dadapt_lion`.
     """
-    return scale_by_dadapt_lion(lr, betas, weight_decay, d0)
+    return chain(scale_by_dadapt_lion(lr, betas, weight_decay, d0), descend())
 
 
 @alias(ranges={**DADAPT_RANGES, "d_coef": "(0, inf)", "slice_p": "[1, inf)", "beta3": "[0, 1)", "eps": "(0, inf)"})
@@ -362,4 +366,5 @@ def prodigy(
         scale_by_prodigy(
             lr, betas, beta3, eps, decoupled, use_bias_correction, safeguard_warmup, d0, d_coef, growth_rate, slice_p
         ),
+        descend(),
     )

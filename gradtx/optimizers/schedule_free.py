@@ -1,4 +1,4 @@
-"""No schedule: Schedule-Free SGD and AdamW."""
+"""No schedule: Schedule-Free SGD, AdamW and RAdam."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.combinators.schedule_free import schedule_free
 from gradtx.core import chain
 from gradtx.factories import alias
+from gradtx.schedules.warmup import rectification_schedule
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.rectified import scale_by_rectified_rms
 
-__all__ = ["schedule_free_adamw", "schedule_free_sgd"]
+__all__ = ["schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"]
 
 
 @alias(
@@ -108,3 +110,62 @@ def schedule_free_adamw(
     """
     base = chain(scale_by_adam((0.0, betas[1]), eps), add_decayed_weights(weight_decay))
     return schedule_free(base, lr, betas[0], warmup_steps, r, weight_lr_power)
+
+
+@alias(class_name="ScheduleFreeRAdam", ranges={"betas": ("(0, 1)", "[0, 1)"), "r": "[0, inf)"})
+def schedule_free_radam(
+    lr: Scalar = 0.0025,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    r: Scalar = 0.0,
+    weight_lr_power: Scalar = 2.0,
+    silent_sgd_phase: bool = True,
+):
+    r"""Schedule-Free RAdam: AdamW with neither a schedule nor a warm-up.
+
+    `schedule_free` with $\beta = \beta_1$ and the rate of `rectification_schedule`, along
+    $g / (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average of $g^2$, and along $g + \lambda y$ before
+    the first rectified step. The parameters are $y$, where gradients are taken; evaluate with `eval_params`, which
+    gives the average $x$, and recompute the statistics of batch norm there.
+
+    When to use: as `schedule_free_adamw`, where no warm-up was tuned.
+
+    Args:
+        lr: $\eta$ in [0, inf); 1 to 10 times a scheduled one.
+        betas: $\beta_1$ in (0, 1), the place of $y$ between $z$ and $x$; $\beta_2$ in [0, 1), above 0.6 for any step
+            that is rectified.
+        eps: $\epsilon \ge 0$, outside the root.
+        weight_decay: $\lambda \ge 0$, multiplied by the rate.
+        r: Exponent of the step in the weights of the average, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0; with 0, silent steps count too.
+        silent_sgd_phase: Hold still in the first steps in place of taking them as SGD.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d;
+        `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.schedule_free_radam(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(6):
+        ...     updates, state = tx.update({"w": torch.tensor([100.0])}, state, params)
+        ...     print(f"{updates['w'].item():.5f}")
+        0.00000
+        0.00000
+        0.00000
+        0.00000
+        -0.00173
+        -0.00306
+
+    Source: Defazio et al. 2024, arXiv:2405.15682, with Liu et al. 2019, arXiv:1908.03265. Departures: none from the
+    authors' released optimizer.
+    """
+    beta1, beta2 = betas
+    base = chain(scale_by_rectified_rms(beta2, eps), add_decayed_weights(weight_decay))
+    rate = rectification_schedule(lr, beta2, silent_sgd_phase)
+    return schedule_free(base, rate, beta1, 0, r, weight_lr_power)

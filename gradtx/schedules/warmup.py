@@ -14,12 +14,15 @@ from torch import Tensor
 from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
 from gradtx._messages import describe
+from gradtx.context import bias_correction
 from gradtx.schedules._factory import schedule
+from gradtx.transforms._math import rectification_at
 
 __all__ = [
     "cosine_warmup_restarts_schedule",
     "explore_exploit_schedule",
     "proportion_schedule",
+    "rectification_schedule",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",
     "warmup_cosine_schedule",
@@ -420,3 +423,35 @@ def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
     Source: Ma and Yarats 2019, arXiv:1910.04209.
     """
     return lambda step: lr * -torch.expm1((step + 1) * (beta2 - 1))
+
+
+@schedule(lr="[0, inf)", beta2="[0, 1)")
+def rectification_schedule(lr: Scalar, beta2: Scalar = 0.999, silent: bool = True):
+    r"""Multiply the rate by the factor that the variance of adaptive steps asks for: RAdam's warm-up as a schedule.
+
+    With $t = s + 1$, $\rho_\infty = 2/(1-\beta_2) - 1$ and $\rho_t = \rho_\infty - 2 t \beta_2^t / (1-\beta_2^t)$:
+    $\eta \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}$ where $\rho_t > 4$,
+    before that 0, or $\eta$ if not silent.
+
+    Args:
+        lr: $\eta \ge 0$, what the rate tends to.
+        beta2: $\beta_2$ in [0, 1), of the squares that steps are divided by; up to 0.6 it never rectifies.
+        silent: Hold still in the first steps in place of taking them as SGD.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> s = gradtx.rectification_schedule(1.0)
+        >>> [round(s(i), 4) for i in range(7)]
+        [0.0, 0.0, 0.0, 0.0, 0.0173, 0.0258, 0.0327]
+
+    Source: Liu et al. 2019, arXiv:1908.03265; the threshold is that of Schedule-Free RAdam. Departures: none.
+    """
+
+    def value(step: Tensor) -> Tensor:
+        time = step + 1
+        factor, rectified = rectification_at(time, bias_correction(beta2, time), beta2, 4.0)
+        return lr * torch.where(rectified, factor, 0.0 if silent else 1.0)
+
+    return value

@@ -121,9 +121,13 @@ def hat_rate(root: Tensor, ctx: Any, betas: Any) -> Tensor:
 
 def rectification(ctx: Any, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]:
     r"""RAdam's factor $r_t$ and whether it holds yet, $\rho_t >$ threshold (at least 4); 0-d. $r_t$ is 1 before."""
-    correction = ctx.bias_correction(beta2)
+    return rectification_at(ctx.time, ctx.bias_correction(beta2), beta2, threshold)
+
+
+def rectification_at(time: Tensor, correction: Tensor, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]:
+    r"""The same at a time, with the bias correction $1 - \beta_2^t$ there."""
     limit = exact(2 / (1 - beta2) - 1, correction.device)
-    rho = limit - 2 * ctx.time * (1 - correction) / correction
+    rho = limit - 2 * time * (1 - correction) / correction
     rectified = rho > threshold
     # Before that the root may be of a negative number, and at beta2 = 0.6 of 0/0: any number will do.
     rho, limit = (torch.where(rectified, x, 5.0) for x in (rho, limit))

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._errors import UnfitError
+from gradtx._arguments import Betas, Scalar, UnfitError
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 

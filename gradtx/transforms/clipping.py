@@ -1,4 +1,4 @@
-"""Bound updates: by value, by the norm of a leaf, of a row, of the whole tree; and the norm of weights."""
+"""Bound or normalize updates: by value, by the norm of a leaf, of a row, of the whole tree; and bound weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt, unit_norm
 
-__all__ = ["bound_norm", "clip_adaptive", "clip_by_global_norm", "clip_by_norm", "clip_by_value", "soft_row_clip"]
+__all__ = [
+    "bound_norm",
+    "clip_adaptive",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "normalize_by_global_norm",
+    "soft_row_clip",
+]
 
 
 @per_tensor(ranges={"max_value": "(0, inf]"}, elementwise=True, example={"max_value": 0.5})
@@ -92,6 +100,37 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
     def update(update, state, param, ctx):
         total = yield {"square": update.square().sum()}
         yield update * shrink(safe_sqrt(total["square"]) + eps, max_norm), state
+
+    return update
+
+
+@per_tensor(elementwise=True, agree=("eps",))
+def normalize_by_global_norm(eps: Scalar = 1e-6):
+    r"""Give the whole tree a norm of 1, keeping its direction: $u / (G + \epsilon)$.
+
+    $G$ is the 2-norm over all leaves together.
+
+    Args:
+        eps: $\epsilon \ge 0$; with 0, a tree of zeros stays one.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a negative eps.
+
+    Example:
+        >>> tx = gradtx.normalize_by_global_norm(eps=0.0)
+        >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, tx.init({}))[0]
+        {'a': tensor([0.6000]), 'b': tensor([0.8000])}
+
+    Source: Hazan, Levy and Shalev-Shwartz 2015, arXiv:1507.02030. Departures: eps, as in optax's
+    `normalize_by_update_norm`.
+    """
+
+    def update(update, state, param, ctx):
+        total = yield {"square": update.square().sum()}
+        yield quotient(update, safe_sqrt(total["square"]) + eps), state
 
     return update
 

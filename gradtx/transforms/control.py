@@ -1,4 +1,4 @@
-"""Watch updates, and hold them back."""
+"""Watch updates, hold them back, and take NaN out of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
-__all__ = ["hold_until", "record"]
+__all__ = ["hold_until", "record", "zero_nans"]
 
 
 @per_tensor(ranges={"t0": "[0, inf)"}, elementwise=True, example={"t0": 3})
@@ -37,6 +37,28 @@ def hold_until(t0: int):
 
     def update(update, state, param, ctx):
         return torch.where(ctx.step < t0, 0.0, update), state
+
+    return update
+
+
+@per_tensor(elementwise=True)
+def zero_nans():
+    """Replace every NaN by 0; infinities stay.
+
+    First link of a chain, before anything that keeps state. `ctx.grad` still has the NaN: links that read the gradient
+    itself need `skip_nonfinite` in its place.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Example:
+        >>> tx = gradtx.zero_nans()
+        >>> tx.update({"w": torch.tensor([torch.nan, torch.inf, 2.0])}, tx.init({}))[0]["w"]
+        tensor([0., inf, 2.])
+    """
+
+    def update(update, state, param, ctx):
+        return torch.where(update.isnan(), 0.0, update), state
 
     return update
 

@@ -1,6 +1,7 @@
 """Learning rates that grow from nothing with an estimate of the distance to the solution: D-Adaptation.
 
 What all rules share: a scalar d, for all leaves together, that never falls. Within a step the old d gives every rate.
+Directions have that rate in them, since some are averages of what has it; `descend` turns the sign.
 While the denominator of its estimate is 0, so no gradient has had an effect yet, updates are 0 and d stays.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._arguments import Betas, Scalar, is_off
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 DADAPT_RANGES = {"d0": "(0, inf)", "growth_rate": "[1, inf]"}
-OWN = {"elementwise": True, "needs": ("params",), "owns_lr": True}
+OWN = {"elementwise": True, "needs": ("params",), "before_owner": True}
 
 
 def started(numerator: str) -> Any:
@@ -76,21 +77,22 @@ def scale_by_dadapt_adagrad(
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
-        momentum: $\mu$ in [0, 1).
+        momentum: $\mu$ in [0, 1). With a literal 0.0 the direction is the change of $s$ (over its denominator),
+            wherever other links move the weights; else it leads to the average.
         eps: $\epsilon \ge 0$.
         d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
         growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
 
     Returns:
-        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `alphak`
+        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `alphak`
         ($A$), `sk` ($s$), `x0`, shaped as the parameter; for all leaves together `d`, `gsq_weighted` ($G$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
-            decays.
+        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
 
     Example:
-        >>> tx = gradtx.scale_by_dadapt_adagrad()
+        >>> tx = gradtx.chain(gradtx.scale_by_dadapt_adagrad(), gradtx.descend())
         >>> params = {"w": torch.tensor([10.0])}
         >>> state = tx.init(params)
         >>> for i in range(120):  # the loss is |w - 7|; d begins to grow when gradients agree
@@ -122,9 +124,16 @@ def scale_by_dadapt_adagrad(
         }
         held = total["size"] == 0
         squares = torch.where(held, state["gsq_weighted"], state["gsq_weighted"] + total["square"])
-        step = torch.where(held, 0.0, dual_averaging(start, s, root, momentum, param))
+        if is_off(momentum):
+            before = safe_sqrt(state["alphak"]) + eps
+            direction = s / root - state["sk"] / before
+        else:
+            direction = -dual_averaging(start, s, root, momentum, param)
         d = grown(d, quotient(total["weighted"] - squares, total["size"]), growth_rate)
-        yield step, {"alphak": accumulated, "sk": s, "x0": start, "d": d, "gsq_weighted": squares}
+        yield (
+            torch.where(held, 0.0, direction),
+            {"alphak": accumulated, "sk": s, "x0": start, "d": d, "gsq_weighted": squares},
+        )
 
     return init, update
 
@@ -162,13 +171,13 @@ def scale_by_dadapt_adam(
         growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
 
     Returns:
-        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`
+        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`
         (with $\delta$ in it), `exp_avg_sq`, `s`, shaped as the parameter; for all leaves together `d`,
         `numerator_weighted` ($r$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
-            decays.
+        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_adam()
@@ -198,9 +207,9 @@ def scale_by_dadapt_adam(
         s = keep * state["s"] + ((1 - keep) * rate) * update
         total = yield {"product": product, "size": s.abs().sum()}
         held, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
-        step = -mean / (safe_sqrt(square) + eps) - (rate * weight_decay) * param
+        direction = mean / (safe_sqrt(square) + eps) + (rate * weight_decay) * param
         new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "numerator_weighted": numerator}
-        yield torch.where(held, 0.0, step), {**new, "d": grown(d, estimate, growth_rate)}
+        yield torch.where(held, 0.0, direction), {**new, "d": grown(d, estimate, growth_rate)}
 
     return init, update
 
@@ -221,25 +230,26 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
-        momentum: $\mu$ in [0, 1).
+        momentum: $\mu$ in [0, 1). With a literal 0.0 the direction is the change of $s$ (over its denominator),
+            wherever other links move the weights; else it leads to the average.
         d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
         growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
 
     Returns:
-        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `s`, `x0`,
+        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `s`, `x0`,
         shaped as the parameter; for all leaves together `d`, `numerator_weighted` ($N$), `g0_norm` ($G_0$, 0 until
         a gradient came at a rate above 0), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
-            decays.
+        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_sgd(d0=0.1)
         >>> params = {"w": torch.tensor([3.0, 4.0])}
         >>> updates, state = tx.update({"w": params["w"]}, tx.init(params), params)
-        >>> updates["w"], state["scale_by_dadapt_sgd"]["g0_norm"]  # a first step of length d0
-        (tensor([-0.0600, -0.0800]), tensor(5., dtype=torch.float64))
+        >>> updates["w"], state["scale_by_dadapt_sgd"]["g0_norm"]  # of length d0
+        (tensor([0.0600, 0.0800]), tensor(5., dtype=torch.float64))
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: rates may differ between
     groups, and $G_0$ waits for a gradient that is not 0 (theirs divides by 0 there).
@@ -263,8 +273,11 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
         s = torch.where(fresh, state["s"] + quotient(d * lr, norm) * update, s)
         numerator = state["numerator_weighted"] + total["product"]
         d = grown(d, quotient(2 * numerator, safe_sqrt(total["square"])), growth_rate)
-        step = torch.where(norm == 0, 0.0, dual_averaging(start, s, 1.0, momentum, param))
-        yield step, {"s": s, "x0": start, "d": d, "numerator_weighted": numerator, "g0_norm": norm}
+        direction = s - state["s"] if is_off(momentum) else -dual_averaging(start, s, 1.0, momentum, param)
+        yield (
+            torch.where(norm == 0, 0.0, direction),
+            {"s": s, "x0": start, "d": d, "numerator_weighted": numerator, "g0_norm": norm},
+        )
 
     return init, update
 
@@ -304,16 +317,17 @@ def scale_by_dadapt_adan(
         growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
 
     Returns:
-        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`,
+        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`,
         `exp_avg_diff` (both with $\delta$ in them), `exp_avg_sq`, `s`, `previous_grad`, shaped as the parameter; for
         all leaves together `d`, `gsq_weighted` ($G$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
-            decays.
+        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_adan(d0=0.1, weight_decay=1.0, betas=(0.0, 0.0, 0.0))
+        >>> tx = gradtx.chain(tx, gradtx.descend())
         >>> params = {"w": torch.tensor([11.1])}
         >>> updates, _ = tx.update({"w": torch.tensor([4.0])}, tx.init(params), params)
         >>> gradtx.apply_updates(params, updates)["w"]  # (11.1 - 0.1) / (1 + 0.1)
@@ -347,10 +361,10 @@ def scale_by_dadapt_adan(
         squares = torch.where(held, state["gsq_weighted"], squares)
         d = grown(d, quotient(total["weighted"] / (1 - beta3) - squares, total["size"]), growth_rate)
         decay = rate * weight_decay
-        step = -(mean + beta2 * trend) / root - decay * param
-        step = torch.where(held, 0.0, step if no_prox else step / (1 + decay))
+        direction = (mean + beta2 * trend) / root + decay * param
+        direction = torch.where(held, 0.0, direction if no_prox else direction / (1 + decay))
         new = {"exp_avg": mean, "exp_avg_diff": trend, "exp_avg_sq": square, "s": s, "previous_grad": update}
-        yield step, {**new, "d": d, "gsq_weighted": squares}
+        yield direction, {**new, "d": d, "gsq_weighted": squares}
 
     return init, update
 
@@ -372,19 +386,19 @@ def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_de
         d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
 
     Returns:
-        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`
+        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`
         (with $\delta$ in it), `s`, shaped as the parameter; for all leaves together `d`, `numerator_weighted`
         ($r$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
-            decays.
+        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_lion(d0=0.1)
         >>> params = {"w": torch.zeros(2)}
         >>> tx.update({"w": torch.tensor([3.0, -0.1])}, tx.init(params), params)[0]["w"]
-        tensor([-0.1000,  0.1000])
+        tensor([ 0.1000, -0.1000])
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Chen et al. 2023, arXiv:2302.06675; the authors'
     package. Departures: rates may differ between groups, and nothing decays before the first gradient. As there, $m$
@@ -399,12 +413,12 @@ def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_de
     def update(update, state, param, ctx):
         d = state["d"]
         rate = d * lr
-        direction = (beta1 * state["exp_avg"] + (1 - beta1) * update).sign()
+        sign = (beta1 * state["exp_avg"] + (1 - beta1) * update).sign()
         mean = beta2 * state["exp_avg"] + ((1 - beta2) * rate) * update
-        s = keep * state["s"] + ((1 - keep) * rate) * direction
-        total = yield {"product": rate * (direction * state["s"]).sum(), "size": s.abs().sum()}
+        s = keep * state["s"] + ((1 - keep) * rate) * sign
+        total = yield {"product": rate * (sign * state["s"]).sum(), "size": s.abs().sum()}
         held, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
-        step = torch.where(held, 0.0, -rate * (direction + weight_decay * param))
-        yield step, {"exp_avg": mean, "s": s, "numerator_weighted": numerator, "d": torch.maximum(d, estimate)}
+        direction = torch.where(held, 0.0, rate * (sign + weight_decay * param))
+        yield direction, {"exp_avg": mean, "s": s, "numerator_weighted": numerator, "d": torch.maximum(d, estimate)}
 
     return init, update

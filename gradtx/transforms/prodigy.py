@@ -19,7 +19,7 @@ __all__ = ["scale_by_prodigy"]
 @per_tensor(
     elementwise=lambda arguments: arguments["slice_p"] == 1,
     needs=("params",),
-    owns_lr=True,
+    before_owner=True,
     shared=lambda arguments: {"d": arguments["d0"], "d_max": arguments["d0"], "d_numerator": 0.0},
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
     ranges={**DADAPT_RANGES, "d_coef": "(0, inf)", "slice_p": "[1, inf)", "beta3": "[0, 1)", "eps": "(0, inf)"},
@@ -60,16 +60,16 @@ def scale_by_prodigy(
         slice_p: Only every `slice_p`-th entry of a leaf enters $N$ and $s$, which saves memory; >= 1.
 
     Returns:
-        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`,
+        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`,
         `exp_avg_sq`, `s`, `p0`, shaped as the parameter (the last two one-dimensional with `slice_p` above 1); for
         all leaves together `d`, `d_max`, `d_numerator`, 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
-            decays.
+        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
 
     Example:
-        >>> tx = gradtx.scale_by_prodigy()
+        >>> tx = gradtx.chain(gradtx.scale_by_prodigy(), gradtx.descend())
         >>> params = {"w": torch.tensor([10.0])}
         >>> state = tx.init(params)
         >>> for i in range(16):  # the loss is |w - 7|; d grows with the way
@@ -111,8 +111,8 @@ def scale_by_prodigy(
         largest = torch.maximum(state["d_max"], estimate)
         base = torch.where(d == d0, torch.maximum(d, estimate), d)
         d = torch.where(held, d, limited(largest, base, growth_rate))
-        step = -rate * mean / (safe_sqrt(square) + d * eps) - (rate * weight_decay) * param
+        direction = rate * mean / (safe_sqrt(square) + d * eps) + (rate * weight_decay) * param
         new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "p0": start}
-        yield torch.where(held, 0.0, step), {**new, "d": d, "d_max": largest, "d_numerator": numerator}
+        yield torch.where(held, 0.0, direction), {**new, "d": d, "d_max": largest, "d_numerator": numerator}
 
     return init, update

@@ -1,4 +1,4 @@
-"""Rectify the variance of the first adaptive steps: RAdam, AdaBelief."""
+"""Rectify the variance of the first adaptive steps: RAdam, AdaBelief, Schedule-Free RAdam."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, rectification, safe_sqrt
+from gradtx.transforms._math import adam_moments, quotient, rectification, safe_sqrt
 
-__all__ = ["hold_until_rectified", "scale_by_belief", "scale_by_radam"]
+__all__ = ["hold_until_rectified", "scale_by_belief", "scale_by_radam", "scale_by_rectified_rms"]
 
 
 def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: bool):
@@ -128,6 +128,52 @@ def scale_by_belief(
             return _rectified(mean, variance, ctx, betas, eps, 5.0, degenerated_to_sgd), new
         root = safe_sqrt(variance / ctx.bias_correction(beta2))
         return mean / ctx.bias_correction(beta1) / (root + eps), new
+
+    return init, update
+
+
+@per_tensor(ranges={"beta2": "[0, 1)"}, elementwise=True)
+def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
+    r"""Divide by the root mean square of all gradients, once there are enough of them.
+
+    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$; where $\rho_t > 4$ (see `scale_by_radam`) the direction is
+    $g_t / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$, before it is $g_t$. The factor $r_t$ belongs into the rate:
+    `rectification_schedule`.
+
+    Args:
+        beta2: $\beta_2$ in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_rectified_rms(0.999)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(5):
+        ...     updates, state = tx.update({"w": torch.tensor([100.0])}, state)
+        ...     print(round(updates["w"].item(), 4))
+        100.0
+        100.0
+        100.0
+        100.0
+        1.0
+
+    Source: Defazio et al. 2024, arXiv:2405.15682, RAdamScheduleFree; Liu et al. 2019, arXiv:1908.03265. Departures:
+    none.
+    """
+
+    def init(param):
+        return {"exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        _, rectified = rectification(ctx, beta2, 4.0)
+        root = safe_sqrt(square / ctx.bias_correction(beta2)) + eps
+        return quotient(update, torch.where(rectified, root, 1.0)), {"exp_avg_sq": square}
 
     return init, update
 

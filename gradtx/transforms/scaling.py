@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 
-__all__ = ["scale", "scale_by_inverse_time", "scale_by_learning_rate"]
+__all__ = ["descend", "scale", "scale_by_inverse_time", "scale_by_learning_rate"]
 
 
 @per_tensor(elementwise=True, example={"factor": 0.5})
@@ -55,6 +55,31 @@ def scale_by_learning_rate(lr: Scalar):
 
     def update(update, state, param, ctx):
         return factor * update, state
+
+    return update
+
+
+@per_tensor(elementwise=True, owns_lr=True)
+def descend():
+    r"""Turn a direction that has its rate in it into a step downhill: $u \mapsto -u$.
+
+    Last link of a chain with `scale_by_prodigy` or one of `scale_by_dadapt_*`, which find a rate themselves.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state. Its updates are added to the parameters.
+
+    Raises:
+        ValueError: a link after it that scales by a learning rate or decays.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale_by_prodigy(d0=0.5), gradtx.descend())
+        >>> params = {"w": torch.tensor([3.0])}
+        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]  # 0.1 / sqrt(0.001) of d0
+        tensor([-1.5811])
+    """
+
+    def update(update, state, param, ctx):
+        return -update, state
 
     return update
 

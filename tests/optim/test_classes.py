@@ -50,7 +50,7 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
     assert [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
 
 
-@pytest.mark.parametrize("name", [name for name in ALIASES if name != "AliG"])  # which needs the loss
+@pytest.mark.parametrize("name", ALIASES)
 def test_a_class_takes_the_steps_of_as_optimizer(name):
     required, results = example(ALIASES[name]), []
     for make in (

@@ -16,6 +16,7 @@ from tests.references import (
     finite_without_gradient,
     named,
     problem,
+    rectifier,
     run,
 )
 
@@ -52,6 +53,21 @@ def schedule_free_adamw(
     return schedule_free(s, t, p, direction, lr, b1, warmup_steps, r, weight_lr_power)
 
 
+def schedule_free_radam(
+    s, t, g, p, lr=0.0025, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, r=0.0, weight_lr_power=2.0,
+    silent_sgd_phase=True,
+):  # fmt: skip
+    b1, b2 = betas
+    s.v = b2 * s.v + (1 - b2) * g**2
+    factor = rectifier(t, b2, 4.0)
+    s.seen.add(factor is None)
+    if factor is None:
+        rate, direction = 0.0 if silent_sgd_phase else lr, g
+    else:
+        rate, direction = lr * factor, g / ((s.v / (1 - b2**t)).sqrt() + eps)
+    return schedule_free(s, t, p, direction + weight_decay * p, rate, b1, 0, r, weight_lr_power)
+
+
 OPTIONS = [
     (gradtx.schedule_free_sgd, schedule_free_sgd, {}),
     (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": 0.3, "momentum": 0.6, "weight_decay": 0.2, "warmup_steps": 9}),
@@ -62,6 +78,11 @@ OPTIONS = [
     (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": 0.05, "betas": (0.6, 0.9), "eps": 0.05, "r": 1.0}),
     (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": 0.05, "weight_decay": 0.2, "warmup_steps": 50}),
     (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": FALLING, "betas": (0.6, 0.9), "weight_decay": FALLING}),
+    (gradtx.schedule_free_radam, schedule_free_radam, {}),
+    (gradtx.schedule_free_radam, schedule_free_radam, {"lr": 0.05, "betas": (0.6, 0.9), "eps": 0.05, "r": 1.0}),
+    (gradtx.schedule_free_radam, schedule_free_radam, {"lr": 0.05, "weight_decay": 0.2, "silent_sgd_phase": False}),
+    (gradtx.schedule_free_radam, schedule_free_radam, {"lr": 0.05, "weight_lr_power": 0.0, "betas": (0.9, 0.98)}),
+    (gradtx.schedule_free_radam, schedule_free_radam, {"lr": FALLING, "betas": (0.6, 0.9), "weight_decay": FALLING}),
 ]
 
 
@@ -77,7 +98,11 @@ def test_trained_and_evaluated_weights_follow_the_loop(make, rule, options):
 
 @pytest.mark.parametrize(
     ("make", "rule"),
-    [(gradtx.schedule_free_sgd, schedule_free_sgd), (gradtx.schedule_free_adamw, schedule_free_adamw)],
+    [
+        (gradtx.schedule_free_sgd, schedule_free_sgd),
+        (gradtx.schedule_free_adamw, schedule_free_adamw),
+        (gradtx.schedule_free_radam, schedule_free_radam),
+    ],
     ids=named,
 )
 def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
@@ -91,6 +116,9 @@ PUBLISHED = [
     (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "weight_decay": 0.2, "warmup_steps": 9}),
     (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "betas": (0.6, 0.9), "eps": 0.05}),
     (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "r": 1.5, "weight_lr_power": 0.5}),
+    (gradtx.schedule_free_radam, schedulefree.RAdamScheduleFree, {"lr": 0.05, "weight_decay": 0.2}),
+    (gradtx.schedule_free_radam, schedulefree.RAdamScheduleFree, {"lr": 0.05, "silent_sgd_phase": False, "eps": 0.05}),
+    (gradtx.schedule_free_radam, schedulefree.RAdamScheduleFree, {"lr": 0.05, "r": 1.5, "weight_lr_power": 0.5}),
 ]
 
 
@@ -113,10 +141,13 @@ def test_equals_the_published_optimizer_in_training_and_evaluation(make, publish
 CLASSES = [
     (gradtx.optim.ScheduleFreeSGD, schedule_free_sgd, {"weight_decay": 0.1, "momentum": 0.7}),
     (gradtx.optim.ScheduleFreeAdamW, schedule_free_adamw, {"weight_decay": 0.1, "warmup_steps": 4}),
+    (gradtx.optim.ScheduleFreeRAdam, schedule_free_radam, {"weight_decay": 0.1, "betas": (0.9, 0.95)}),
 ]
 
 
-@pytest.mark.parametrize(("cls", "rule", "options"), CLASSES, ids=["ScheduleFreeSGD", "ScheduleFreeAdamW"])
+@pytest.mark.parametrize(
+    ("cls", "rule", "options"), CLASSES, ids=["ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"]
+)
 def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule, options):
     rates = dict(zip(problem(), (0.1, 0.05, 0.0, 0.2, 0.1, 0.03), strict=True))
 
@@ -136,7 +167,9 @@ def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule, options
     assert distance([found], [{name: slots.x for name, slots in reference.slots.items()}]) < CLOSE
 
 
-@pytest.mark.parametrize("make", [gradtx.schedule_free_sgd, gradtx.schedule_free_adamw], ids=named)
+@pytest.mark.parametrize(
+    "make", [gradtx.schedule_free_sgd, gradtx.schedule_free_adamw, gradtx.schedule_free_radam], ids=named
+)
 def test_before_the_first_step_the_weights_to_evaluate_with_are_the_parameters_bit_for_bit(make):
     params = {name: param.float() for name, param in problem().items()}
     for options in ({}, {"state_dtype": torch.bfloat16}):
@@ -178,7 +211,9 @@ def test_a_number_out_of_range_is_an_error(make, options, message):
         make(**options)
 
 
-@pytest.mark.parametrize("make", [gradtx.schedule_free_sgd, gradtx.schedule_free_adamw], ids=named)
+@pytest.mark.parametrize(
+    "make", [gradtx.schedule_free_sgd, gradtx.schedule_free_adamw, gradtx.schedule_free_radam], ids=named
+)
 def test_nothing_that_scales_or_decays_may_follow_and_params_are_needed(make):
     for link in (gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1), make()):
         with pytest.raises(ValueError, match="schedule_free owns the learning rate and returns the finished update"):

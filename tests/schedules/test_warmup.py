@@ -202,3 +202,19 @@ def test_chebyshev_factors_of_a_power_of_two_are_those_of_pytorch_optimizer():
     module = pytorch_optimizer.lr_scheduler.chebyshev
     nodes = module.get_chebyshev_steps(8, 0.1, 1.0)[module.get_chebyshev_permutation(8)]
     assert gradtx.get_chebyshev_schedule(10) == pytest.approx(list(nodes), **EXACT)
+
+
+@pytest.mark.parametrize("beta2", [0.999, 0.95, 0.6, 0.0])
+@pytest.mark.parametrize("silent", [True, False])
+def test_the_rectified_rate_follows_the_formula(beta2, silent):
+    expected = []
+    for t in range(1, 41):
+        rho_inf = 2 / (1 - beta2) - 1
+        rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+        if rho > 4:
+            top, bottom = (rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho
+            expected.append(LR * math.sqrt(top / bottom))
+        else:
+            expected.append(0.0 if silent else LR)
+    # differences of numbers near 2000
+    assert first(gradtx.rectification_schedule(LR, beta2, silent), 40) == pytest.approx(expected, rel=1e-11)

@@ -217,3 +217,18 @@ def test_rejects_a_negative_eps():
         gradtx.clip_by_global_norm(1.0, eps=-1.0)
     with pytest.raises(ValueError, match=r"^clip_adaptive: eps must be in \[0, inf\), got -1.0$"):
         gradtx.clip_adaptive(eps=-1.0)
+
+
+def test_normalize_by_global_norm_divides_by_the_norm_of_all_leaves():
+    grads = problem()
+    size = sum(g.square().sum() for g in grads.values()).sqrt()
+    updates, _ = gradtx.normalize_by_global_norm(eps=0.01).update(grads, gradtx.chain().init(grads))
+    for name, g in grads.items():
+        torch.testing.assert_close(updates[name], g / (size + 0.01), rtol=1e-15, atol=0.0)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_a_tree_of_zeros_has_no_direction(eps):
+    zeros = {"a": torch.zeros(3), "b": torch.zeros(())}
+    updates, _ = gradtx.normalize_by_global_norm(eps).update(zeros, gradtx.chain().init(zeros))
+    assert not any(update.any() for update in updates.values())

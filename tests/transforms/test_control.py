@@ -61,3 +61,17 @@ def test_rejects_a_step_below_zero_or_between_two_steps():
         gradtx.hold_until(-1)
     with pytest.raises(TypeError, match=r"^hold_until: t0 must be an int, got 1.5$"):
         gradtx.hold_until(1.5)
+
+
+def test_zero_nans_leaves_all_other_numbers():
+    given = {"w": torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -2.0])}
+    updates, _ = gradtx.zero_nans().update(given, gradtx.zero_nans().init(given))
+    assert updates["w"].tolist() == [0.0, torch.inf, -torch.inf, 0.0, -2.0]
+
+
+def test_zero_nans_keeps_them_from_the_state_but_not_from_the_gradient_itself():
+    params = {"w": torch.ones(2)}
+    tx = gradtx.chain(gradtx.zero_nans(), gradtx.adam(lr=0.1))
+    updates, state = tx.update({"w": torch.tensor([torch.nan, 1.0])}, tx.init(params), params)
+    assert updates["w"][0] == 0.0
+    assert state["scale_by_adam"]["exp_avg"]["w"].isfinite().all()

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.transforms.dadapt import grown, limited
-from tests.references import arguments, named, problem
+from tests.references import Transformed, arguments, difference, difference_along, gradients, named, problem
 
 PIECES = {
     "dadapt_adagrad": gradtx.scale_by_dadapt_adagrad,
@@ -67,6 +67,7 @@ def test_an_endless_growth_rate_has_finite_derivatives():
 )
 def test_the_estimate_of_the_second_step_equals_the_hand_computed_value(make, expected):
     tx, params = make.replace(d0=1e-3, lr=1e3), {"w": double([10.0])}  # delta 1, and d below the estimate
+    tx = gradtx.chain(tx, gradtx.descend())
     state = tx.init(params)
     for _ in range(2):
         updates, state = tx.update({"w": double([4.0])}, state, params)
@@ -84,10 +85,9 @@ def test_a_piece_has_the_arguments_of_its_alias(name):
 
 
 @pytest.mark.parametrize("name", PIECES)
-def test_a_piece_owns_the_learning_rate_and_needs_params(name):
-    for link in (gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1), PIECES[name]()):
-        with pytest.raises(ValueError, match=f"scale_by_{name} owns the learning rate"):
-            gradtx.chain(PIECES[name](), link)
+def test_a_piece_has_no_place_after_a_finished_step_and_needs_params(name):
+    with pytest.raises(ValueError, match="descend owns the learning rate"):
+        gradtx.chain(getattr(gradtx, name)(), PIECES[name]())
     params, tx = problem(), PIECES[name]()
     with pytest.raises(ValueError, match=f"scale_by_{name} needs params"):
         tx.update(params, tx.init(params))
@@ -104,7 +104,8 @@ def test_shared_scalars_are_kept_in_float64_and_d_starts_at_d0(make):
 
 @pytest.mark.parametrize("name", [name for name in PIECES if name != "dadapt_lion"])  # which has no growth_rate
 def test_every_rate_of_a_step_is_that_of_the_old_d(name):
-    free, bound = (PIECES[name](d0=1e-3, growth_rate=rate) for rate in (math.inf, 1.0))
+    pieces = (PIECES[name](d0=1e-3, growth_rate=rate) for rate in (math.inf, 1.0))
+    free, bound = (gradtx.chain(piece, gradtx.descend()) for piece in pieces)
     params, states = problem(), [tx.init(problem()) for tx in (free, bound)]
     for _ in range(30):  # with the same gradients, until d jumps, which it may not with the second
         grads = {leaf: p.sign() for leaf, p in params.items()}
@@ -116,3 +117,83 @@ def test_every_rate_of_a_step_is_that_of_the_old_d(name):
             return
         params = gradtx.apply_updates(params, found[0][0])
     pytest.fail("d never grew")
+
+
+# What directions are good for: chains with a rate, a decay, an average of their own.
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_a_piece_and_descend_are_the_optimizer(name):
+    options = {} if name == "dadapt_adan" else {"lr": 0.7}
+    own = gradtx.chain(PIECES[name](d0=0.01, **options), gradtx.descend())
+    assert difference(own, getattr(gradtx, name)(d0=0.01, **options)) == 0.0
+
+
+@pytest.mark.parametrize("lr", [0.3, 1.0])
+def test_prodigy_before_a_constant_rate_is_prodigy_at_that_rate(lr):
+    own = gradtx.chain(gradtx.scale_by_prodigy(d0=0.01), gradtx.scale_by_learning_rate(lr))
+    assert difference_along(own, Transformed(gradtx.prodigy(d0=0.01, lr=lr))) < 1e-12
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_decay_and_a_rate_may_follow_a_piece(name):
+    tx = gradtx.chain(PIECES[name](d0=0.01), gradtx.add_decayed_weights(0.1), gradtx.scale_by_learning_rate(0.5))
+    params, piece = problem(), PIECES[name](d0=0.01)
+    updates, _ = tx.update(params, tx.init(params), params)
+    directions, _ = piece.update(params, piece.init(params), params)
+    for leaf, p in params.items():
+        torch.testing.assert_close(updates[leaf], -0.5 * (directions[leaf] + 0.1 * p), rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["dadapt_adagrad", "dadapt_sgd"])
+def test_without_momentum_the_direction_does_not_depend_on_where_the_weights_are(name):
+    piece, params = PIECES[name](d0=0.1), problem()
+    state = piece.init(params)
+    for _ in range(3):
+        here, new = piece.update(params, state, params)
+        there, _ = piece.update(params, state, {leaf: p + 5.0 for leaf, p in params.items()})
+        assert all(torch.equal(here[leaf], there[leaf]) for leaf in params)
+        state = new
+
+
+def descended(tx, steps):
+    """The loss |w - 7| from w = 10, where the chain evaluates."""
+    params = {"w": double([10.0, 10.0])}
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        params = gradtx.apply_updates(params, updates)
+    return (tx.eval_params(state, params)["w"] - 7).abs().max().item()
+
+
+@pytest.mark.parametrize("name", ["dadapt_adagrad", "prodigy"])  # the estimates of the others assume their own steps
+def test_schedule_free_and_averages_descend_by_a_rate_that_is_found(name):
+    make = getattr(gradtx, name)
+    assert descended(gradtx.schedule_free(make(), lr=1.0, beta=0.9), 2000) < 0.5
+    assert descended(gradtx.chain(make(), gradtx.average()), 2000) < 3.0
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_the_steps_under_schedule_free_are_those_of_the_paper_along_the_directions_of_the_piece(name):
+    """z, x, y of Schedule-Free, over the directions that the link gives at y."""
+    piece = PIECES[name](d0=0.01)
+    tx = gradtx.schedule_free(getattr(gradtx, name)(d0=0.01), lr=0.8, beta=0.9)
+    assert difference(tx, gradtx.schedule_free(piece, lr=0.8, beta=0.9)) == 0.0
+    y = z = x = problem()
+    inner, state = piece.init(y), tx.init(y)
+    for t in range(1, 31):
+        grads = gradients(y, t)
+        directions, inner = piece.update(grads, inner, y)
+        updates, state = tx.update(grads, state, y)
+        z = {leaf: z[leaf] - 0.8 * directions[leaf] for leaf in z}
+        x = {leaf: (1 - 1 / t) * x[leaf] + z[leaf] / t for leaf in x}
+        expected = {leaf: 0.1 * z[leaf] + 0.9 * x[leaf] for leaf in x}
+        for leaf in y:
+            torch.testing.assert_close(y[leaf] + updates[leaf], expected[leaf], rtol=1e-10, atol=1e-12)
+        y = expected
+
+
+def test_d_is_in_the_state_for_who_wants_to_record_it():
+    tx, params = gradtx.prodigy(d0=0.01), problem()
+    _, state = tx.update(params, tx.init(params), params)
+    assert gradtx.get(state, "d") == state["scale_by_prodigy"]["d"]

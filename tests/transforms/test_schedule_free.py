@@ -81,7 +81,7 @@ def test_inside_accumulate_it_steps_once_a_cycle():
     [
         (gradtx.sgd(lr=0.1), "scale_by_learning_rate"),
         (gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_learning_rate(0.1)), "scale_by_learning_rate"),
-        (gradtx.prodigy(), "scale_by_prodigy"),
+        (gradtx.alig(), "scale_by_polyak"),
         (gradtx.schedule_free_sgd(), "schedule_free"),
     ],
     ids=str,

@@ -1,0 +1,43 @@
+"""Gradients with noise: noisy SGD."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.transforms.noise import add_noise
+from gradtx.transforms.scaling import scale_by_learning_rate
+
+__all__ = ["noisy_sgd"]
+
+
+@alias(class_name="NoisySGD", ranges={"eta": "[0, inf)", "gamma": "[0, inf)"}, example={"lr": 0.1})
+def noisy_sgd(lr: Scalar, eta: Scalar = 0.01, gamma: Scalar = 0.55, seed: int = 0):
+    r"""Noisy SGD: gradients with Gaussian noise that fades with time.
+
+    $p \leftarrow p - \eta_t (g_t + N(0, \eta / t^\gamma))$ with the rate $\eta_t$ = `lr`.
+
+    When to use: very deep networks that hardly start to learn (the paper's claim).
+
+    Args:
+        lr: The learning rate, in [0, inf).
+        eta: $\eta \ge 0$, the variance of the noise at $t = 1$.
+        gamma: $\gamma \ge 0$, how fast the variance falls.
+        seed: Of the noise, which follows from it, the leaf's name and the step alone.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `seed` and `counter` of the whole stage.
+
+    Raises:
+        ValueError: a negative number.
+
+    Example:
+        >>> tx = gradtx.noisy_sgd(lr=0.5, eta=4.0)
+        >>> params = {"w": torch.zeros(10_000)}
+        >>> updates, _ = tx.update(params, tx.init(params))
+        >>> f"{updates['w'].std():.1f}"  # 0.5 times the root of 4
+        '1.0'
+
+    Source: Neelakantan et al. 2015, arXiv:1511.06807. Departures: the paper writes $(1 + t)^\gamma$ with $t$ from 0.
+    """
+    return chain(add_noise(eta, gamma, seed), scale_by_learning_rate(lr))

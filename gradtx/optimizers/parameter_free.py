@@ -1,0 +1,262 @@
+"""No learning rate to choose, continued: distance (DoG, L-DoG, DoWG), bets (COCOB), the loss (MoMo, MoMo-Adam)."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.core import chain
+from gradtx.factories import alias
+from gradtx.transforms.betting import scale_by_cocob
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.distance import scale_by_dog, scale_by_dowg, scale_by_ldog
+from gradtx.transforms.model_based import scale_by_momo, scale_by_momo_adam
+from gradtx.transforms.scaling import scale_by_learning_rate
+
+__all__ = ["cocob", "dog", "dowg", "ldog", "momo", "momo_adam"]
+
+DOG_RANGES = {"reps_rel": "(0, inf)", "init_eta": "[0, inf)"}
+
+
+@alias(class_name="DoG", ranges=DOG_RANGES)
+def dog(
+    lr: Scalar = 1.0,
+    reps_rel: Scalar = 1e-6,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    init_eta: Scalar | None = None,
+):
+    r"""DoG: SGD whose rate is the distance come so far over the norm of all gradients.
+
+    $p \leftarrow p - \eta g r / \sqrt G$ with the largest distance $r$ from the first weights and the sum $G$ of all
+    squared gradients, over the whole tree; see `scale_by_dog`.
+
+    When to use: SGD with no rate known. Evaluate an average of the weights (`average` behind it), as the authors do.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
+        reps_rel: The length of the first step relative to the weights, > 0.
+        eps: $\epsilon \ge 0$, where $G$ starts.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        init_eta: A first rate >= 0 in place of a first length.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `param_init`; for all leaves together
+        `max_dist`, `sum_sq`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.dog(reps_rel=0.1)
+        >>> params = {"w": torch.tensor([9.0, 0.0])}
+        >>> tx.update({"w": torch.tensor([0.3, -0.4])}, tx.init(params), params)[0]["w"]  # 0.1 (1 + 9) long
+        tensor([-0.6000,  0.8000])
+
+    Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: see `scale_by_dog`.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_dog(reps_rel, eps, init_eta), scale_by_learning_rate(lr))
+
+
+@alias(class_name="LDoG", ranges=DOG_RANGES)
+def ldog(
+    lr: Scalar = 1.0,
+    reps_rel: Scalar = 1e-6,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    init_eta: Scalar | None = None,
+):
+    r"""L-DoG: DoG with a rate for every leaf.
+
+    $p \leftarrow p - \eta g r / \sqrt G$ with the largest distance $r$ from the first weights and the sum $G$ of all
+    squared gradients, leaf by leaf; see `scale_by_ldog`.
+
+    When to use: as `dog`, where leaves differ much in scale; the authors prefer it for fine-tuning transformers.
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
+        reps_rel: The length of the first step of a leaf relative to its weights, > 0.
+        eps: $\epsilon \ge 0$, where $G$ starts.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        init_eta: A first rate >= 0 in place of a first length.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `param_init`, and `max_dist`, `sum_sq`, 0-d
+        float64, of every leaf.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.ldog(reps_rel=0.1)
+        >>> params = {"a": torch.tensor([9.0]), "b": torch.tensor([0.0])}
+        >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([-3.0])}, tx.init(params), params)[0]
+        {'a': tensor([-1.]), 'b': tensor([0.1000])}
+
+    Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: see `scale_by_ldog`.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_ldog(reps_rel, eps, init_eta), scale_by_learning_rate(lr))
+
+
+@alias(class_name="DoWG", ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"})
+def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None, weight_decay: Scalar = 0.0):
+    r"""DoWG: SGD whose rate is the squared distance come so far over a norm of gradients weighted by it.
+
+    $p \leftarrow p - \eta g r^2 / (\sqrt w + \epsilon)$ with the largest distance $r$ from the first weights and
+    $w = \sum r^2 \lVert g \rVert^2$, over the whole tree; see `scale_by_dowg`.
+
+    When to use: as `dog`; its last weights need no average (the paper's claim).
+
+    Args:
+        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
+        eps: $\epsilon > 0$, added to the root, and where $r^2$ starts.
+        init_estim_sq_dist: Where $r^2$ starts, > 0, if it is not to be $\epsilon$.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `param_init`; for all leaves together
+        `estim_sq_dist`, `weighted_sq_norm`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.dowg(init_estim_sq_dist=4.0)  # a first step of about 2
+        >>> params = {"w": torch.tensor([0.0, 0.0])}
+        >>> tx.update({"w": torch.tensor([30.0, 40.0])}, tx.init(params), params)[0]["w"]
+        tensor([-1.2000, -1.6000])
+
+    Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none. (The package `dowg` is another
+    method.)
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_dowg(eps, init_estim_sq_dist), scale_by_learning_rate(lr))
+
+
+@alias(class_name="COCOB", ranges={"alpha": "[0, inf)"})
+def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
+    r"""COCOB-Backprop: a step size for every weight from a bet on its gradients, without a learning rate.
+
+    $p \leftarrow p_0 + \theta (L + R) / (L \max(A + L, \alpha L))$, entry by entry, with the sum $-\theta$ of the
+    gradients, the largest of them $L$, the sum $A$ of their sizes and the reward $R$ won so far; see `scale_by_cocob`.
+
+    When to use: with no rate known, where gradients are noisy; weights move away from their start only slowly.
+
+    Args:
+        alpha: $\alpha \ge 0$: the first steps are about $1 / \alpha$ long.
+        eps: $\epsilon \ge 0$, where the largest gradient of each weight starts.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `param_init`, `scale`, `abs_sum`, `reward`,
+        `grad_sum`.
+
+    Raises:
+        ValueError: a negative number, missing `params`.
+
+    Example:
+        >>> tx = gradtx.cocob(alpha=10.0)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(4):  # a constant gradient: steps grow with what was won
+        ...     updates, state = tx.update({"w": torch.tensor([1.0])}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(updates["w"])
+        tensor([-0.1000])
+        tensor([-0.1200])
+        tensor([-0.1760])
+        tensor([-0.2904])
+
+    Source: Orabona and Tommasi 2017, arXiv:1705.07795. Departures: none; optax puts a learning rate before it.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_cocob(alpha, eps))
+
+
+@alias(class_name="MoMo")
+def momo(
+    lr: Scalar = 1.0,
+    beta: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
+    lb: Scalar = 0.0,
+    bias_correction: bool = False,
+    use_fstar: bool = False,
+):
+    r"""MoMo: SGD with momentum whose rate follows the value of the loss.
+
+    $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, with $\tau \le \eta$ as far as an
+    averaged linear model of the loss falls to its lower bound; see `scale_by_momo`.
+
+    When to use: SGD with momentum at a rate that may be too large, where the loss has a known lower bound such as 0.
+    Steps take the extra `value`; an optimizer takes it from the closure.
+
+    Args:
+        lr: $\eta \ge 0$, the largest rate.
+        beta: $\beta$ in [0, 1), weight of the old in all averages.
+        weight_decay: $\lambda \ge 0$, as a proximal step.
+        lb: A lower bound of the loss.
+        bias_correction: Start the averages from 0 and divide by $1 - \beta^t$.
+        use_fstar: Learn the lower bound, starting from `lb`.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`; for all leaves together
+        `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` or `value`.
+
+    Example:
+        >>> tx = gradtx.momo(lr=100.0)
+        >>> params = {"w": torch.tensor([8.0])}
+        >>> for lb in (0.0, 16.0):  # the loss is w^2: a rate of 0.25, and less to a higher bound
+        ...     tx = gradtx.momo(lr=100.0, lb=lb)
+        ...     tx.update({"w": 2 * params["w"]}, tx.init(params), params, value=64.0)[0]["w"]
+        tensor([-4.])
+        tensor([-3.])
+
+    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo`. (optax divides the decay only by
+    $1 + \eta\lambda$.)
+    """
+    return scale_by_momo(lr, beta, weight_decay, lb, bias_correction, use_fstar)
+
+
+@alias(class_name="MoMoAdam")
+def momo_adam(
+    lr: Scalar = 1e-2,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    lb: Scalar = 0.0,
+    proximal_decay: bool = True,
+    use_fstar: bool = False,
+):
+    r"""MoMo-Adam: Adam whose rate follows the value of the loss.
+
+    $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, and
+    $\tau \le \eta / (1-\beta_1^t)$ as far as an averaged linear model of the loss falls to its lower bound; see
+    `scale_by_momo_adam`.
+
+    When to use: Adam at a rate that may be too large, where the loss has a known lower bound such as 0. Steps take the
+    extra `value`; an optimizer takes it from the closure.
+
+    Args:
+        lr: $\eta \ge 0$, the largest rate.
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$.
+        weight_decay: $\lambda \ge 0$.
+        lb: A lower bound of the loss.
+        proximal_decay: False for a decay of $p (1 - \eta \lambda)$, as AdamW has it.
+        use_fstar: Learn the lower bound, starting from `lb`.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; for all leaves
+        together `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`, 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` or `value`.
+
+    Example:
+        >>> tx = gradtx.momo_adam(lr=100.0)
+        >>> params = {"w": torch.tensor([8.0])}
+        >>> tx.update({"w": 2 * params["w"]}, tx.init(params), params, value=64.0)[0]["w"]  # the loss is w^2
+        tensor([-4.])
+
+    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo_adam`.
+    """
+    return scale_by_momo_adam(lr, betas, eps, weight_decay, lb, proximal_decay, use_fstar)

@@ -1,0 +1,67 @@
+"""A denominator that does not know the gradient that it divides: ACProp."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import quotient, safe_sqrt
+
+__all__ = ["scale_by_acprop"]
+
+
+@per_tensor(elementwise=True)
+def scale_by_acprop(
+    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-16, amsgrad: bool = False, momentum_update: bool = False
+):
+    r"""Divide the gradient by how far the gradients before it strayed from their mean: ACProp's direction.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, direction $g_t / (\sqrt{s_{t-1} / (1-\beta_2^{t-1})} + \epsilon)$, at
+    $t = 1$ the gradient itself; then $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$. It is added twice: to $s$, where it accumulates, and to its root.
+        amsgrad: Take the running maximum of $s$ in place of $s$.
+        momentum_update: Take $m_t / (1-\beta_1^t)$ in place of $g_t$ as what is divided.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_var` and, with `amsgrad`,
+        `max_exp_avg_var`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_acprop(betas=(0.5, 0.5), eps=0.0)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (4.0, 4.0, 100.0):  # the last one is divided by what was usual before it
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([4.])
+        tensor([2.])
+        tensor([70.7107])
+
+    Source: Zhuang et al. 2021, arXiv:2110.05454. Departures: the authors' class rectifies by default, which the paper
+    does not; its amsgrad adds $\epsilon$ at $t = 1$ once more. optax takes the old $m$ in $g - m$.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        slots = ("exp_avg", "exp_avg_var", "max_exp_avg_var") if amsgrad else ("exp_avg", "exp_avg_var")
+        return {slot: torch.zeros_like(param) for slot in slots}
+
+    def update(update, state, param, ctx):
+        first = ctx.step == 1
+        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        above = mean / ctx.bias_correction(beta1) if momentum_update else update
+        correction = torch.where(first, 1.0, ctx.bias_correction(beta2, ctx.step - 1))
+        root = safe_sqrt(state["max_exp_avg_var" if amsgrad else "exp_avg_var"] / correction) + eps
+        variance = beta2 * state["exp_avg_var"] + (1 - beta2) * (update - mean).square() + eps
+        new = {"exp_avg": mean, "exp_avg_var": variance}
+        if amsgrad:
+            new["max_exp_avg_var"] = torch.maximum(state["max_exp_avg_var"], variance)
+        return torch.where(first, above, quotient(above, root)), new
+
+    return init, update

@@ -1,0 +1,183 @@
+"""Learning rates from the distance that the weights have come: DoG, L-DoG, DoWG."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import norm, quotient, safe_sqrt
+
+__all__ = ["scale_by_dog", "scale_by_dowg", "scale_by_ldog"]
+
+DOG_RANGES = {"reps_rel": "(0, inf)", "init_eta": "[0, inf)"}
+
+
+def _ratio(distance, squares, init_eta):
+    """R / sqrt(G); before anything has moved `init_eta`, if there is one."""
+    rate = quotient(distance, safe_sqrt(squares))
+    return rate if init_eta is None else torch.where(distance == 0, init_eta, rate)
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    shared=lambda arguments: {"max_dist": 0.0, "sum_sq": arguments["eps"]},
+    agree=("reps_rel", "eps", "init_eta"),
+    ranges=DOG_RANGES,
+)
+def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
+    r"""Multiply the gradient by the distance come so far over the norm of all gradients: DoG.
+
+    $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
+    $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$. Norms are those of the whole tree.
+
+    Args:
+        reps_rel: $c > 0$: the first step has about this length, relative to the weights.
+        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        init_eta: A first rate >= 0 in place of the first distance: $r$ then starts at 0, and the direction is
+            `init_eta` times $g$ until the weights have moved. None: `reps_rel` decides.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; for all leaves
+        together `max_dist` ($r$, 0 until the first step) and `sum_sq` ($G$), 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale_by_dog(), gradtx.scale_by_learning_rate(1.0))
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> state = tx.init(params)
+        >>> for i in range(76):  # the loss is |w - 7|: steps grow as the weights go
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     if i % 25 == 0:
+        ...         print(f"{10 - params['w'].item():.2g}")
+        1.1e-05
+        0.0092
+        0.39
+        3.1
+
+    Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: sums are over all leaves, in the authors'
+    package over those of a parameter group; `init_eta` does not wait for a learning rate above 0.
+    """
+
+    def init(param):
+        return {"param_init": param}
+
+    def update(update, state, param, ctx):
+        start = state["param_init"]
+        total = yield {
+            "moved": (param - start).square().sum(),
+            "square": update.square().sum(),
+            "start": start.square().sum(),
+        }
+        distance = torch.maximum(state["max_dist"], safe_sqrt(total["moved"]))
+        if init_eta is None:
+            least = reps_rel * (1 + safe_sqrt(total["start"]))
+            distance = torch.where(state["max_dist"] == 0, torch.maximum(distance, least), distance)
+        squares = state["sum_sq"] + total["square"]
+        rate = _ratio(distance, squares, init_eta)
+        yield rate * update, {"param_init": start, "max_dist": distance, "sum_sq": squares}
+
+    return init, update
+
+
+@per_tensor(needs=("params",), ranges=DOG_RANGES)
+def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
+    r"""Multiply the gradient by the distance come so far over the norm of all gradients, leaf by leaf: L-DoG.
+
+    $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
+    $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$, with the norms of each leaf.
+
+    Args:
+        reps_rel: $c > 0$: the first step of a leaf has about this length, relative to its weights.
+        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        init_eta: A first rate >= 0 in place of the first distance: $r$ then starts at 0, and the direction is
+            `init_eta` times $g$ until the leaf has moved. None: `reps_rel` decides.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; `max_dist` ($r$)
+        and `sum_sq` ($G$), 0-d float64, of every leaf.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scale_by_ldog(reps_rel=0.01, eps=0.0)
+        >>> params = {"a": torch.tensor([99.0]), "b": torch.tensor([9.0])}
+        >>> grads = {"a": torch.tensor([1.0]), "b": torch.tensor([-1e3])}
+        >>> tx.update(grads, tx.init(params), params)[0]  # 0.01 (1 + |p|), whatever the size of the gradient
+        {'a': tensor([1.]), 'b': tensor([-0.1000])}
+
+    Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: as for `scale_by_dog`.
+    """
+
+    def init(param):
+        least = 0.0 if init_eta is not None else exact(reps_rel, param.device) * (1 + norm(param))
+        return {"param_init": param, "max_dist": exact(least, param.device), "sum_sq": exact(eps, param.device)}
+
+    def update(update, state, param, ctx):
+        start = state["param_init"]
+        distance = torch.maximum(state["max_dist"], norm(param - start))
+        squares = state["sum_sq"] + update.square().sum()
+        new = {"param_init": start, "max_dist": distance, "sum_sq": squares}
+        return _ratio(distance, squares, init_eta) * update, new
+
+    return init, update
+
+
+def _first_square(arguments):
+    given = arguments["init_estim_sq_dist"]
+    return arguments["eps"] if given is None else given
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    shared=lambda arguments: {"estim_sq_dist": _first_square(arguments), "weighted_sq_norm": 0.0},
+    agree=("eps", "init_estim_sq_dist"),
+    ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"},
+)
+def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
+    r"""Multiply the gradient by the squared distance come so far over a norm of gradients weighted by it: DoWG.
+
+    $r^2 \leftarrow \max(r^2, \lVert p - p_0 \rVert^2)$ from $\epsilon$,
+    $w \leftarrow w + r^2 \lVert g \rVert^2$ from 0, direction $g r^2 / (\sqrt w + \epsilon)$. Norms are those of the
+    whole tree. Later gradients, which came at a larger distance, count for more than in DoG.
+
+    Args:
+        eps: $\epsilon > 0$, added to the root, and where $r^2$ starts.
+        init_estim_sq_dist: Where $r^2$ starts, > 0, if it is not to be $\epsilon$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; for all leaves
+        together `estim_sq_dist` ($r^2$) and `weighted_sq_norm` ($w$), 0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.scale_by_dowg(eps=1.0)
+        >>> params = {"w": torch.tensor([0.0, 0.0])}
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]  # g / (5 + 1)
+        tensor([0.5000, 0.6667])
+
+    Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none; as in the authors' code and optax,
+    $\epsilon$ starts the square of the distance.
+    """
+
+    def init(param):
+        return {"param_init": param}
+
+    def update(update, state, param, ctx):
+        start = state["param_init"]
+        total = yield {"moved": (param - start).square().sum(), "square": update.square().sum()}
+        distance = torch.maximum(state["estim_sq_dist"], total["moved"])
+        weighted = state["weighted_sq_norm"] + distance * total["square"]
+        rate = distance / (safe_sqrt(weighted) + eps)
+        yield rate * update, {"param_init": start, "estim_sq_dist": distance, "weighted_sq_norm": weighted}
+
+    return init, update

@@ -1,0 +1,52 @@
+"""A rate for every weight that does not depend on the unit of its gradient: KATE."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import quotient, safe_sqrt
+
+__all__ = ["scale_by_kate"]
+
+
+@per_tensor(elementwise=True)
+def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
+    r"""Divide by the sum of squared gradients, not by its root, and give back what that takes too much: KATE.
+
+    $b_t^2 = b_{t-1}^2 + g_t^2 + \epsilon$, $m_t^2 = m_{t-1}^2 + \delta g_t^2 + g_t^2 / b_t^2$, direction
+    $m_t g_t / b_t^2$. With $\delta = 0$ steps of a linear model are the same in every unit of the data.
+
+    Args:
+        delta: $\delta \ge 0$; above 0 the first steps are larger.
+        eps: $\epsilon \ge 0$, in the unit of a squared gradient; it accumulates.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `b_sq`, `m_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a negative number.
+
+    Example:
+        >>> tx = gradtx.scale_by_kate(eps=0.0)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for _ in range(2):  # the larger the gradient, the smaller the step
+        ...     updates, state = tx.update({"w": torch.tensor([1.0, 10.0])}, state)
+        ...     print(updates["w"])
+        tensor([1.0000, 0.1000])
+        tensor([0.6124, 0.0612])
+
+    Source: Choudhury et al. 2024, arXiv:2403.02648. Departures: none; eps as in pytorch_optimizer's class.
+    """
+
+    def init(param):
+        return {"b_sq": torch.zeros_like(param), "m_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        fresh = update.square()
+        total = state["b_sq"] + fresh + eps
+        scale = state["m_sq"] + delta * fresh + quotient(fresh, total)
+        return quotient(safe_sqrt(scale) * update, total), {"b_sq": total, "m_sq": scale}
+
+    return init, update

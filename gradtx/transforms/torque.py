@@ -1,0 +1,116 @@
+"""Damp gradients that turn away from the momentum: TAM, AdaTAM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, quotient, safe_sqrt
+
+__all__ = ["scale_by_adatam", "scale_by_tam"]
+
+RANGES = {"momentum": "[0, 1)", "decay_rate": "[0, 1)"}
+
+
+def _directed(x: Tensor) -> Tensor:
+    """Divided by the norms along dimension 0; by the size of a single number."""
+    square = x.square().sum(dim=0, keepdim=True) if x.ndim else x.square()
+    return x / at_least(safe_sqrt(square), 1e-12)
+
+
+def _damped(update: Tensor, momentum: Tensor, smooth: Tensor, decay_rate, eps) -> tuple[Tensor, Tensor]:
+    """The gradient times how well it agrees with the momentum, and the average of that agreement."""
+    smooth = decay_rate * smooth + (1 - decay_rate) * _directed(momentum) * _directed(update)
+    return ((1 + smooth) / 2 + eps) * update, smooth
+
+
+@per_tensor(ranges=RANGES)
+def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar = 1e-8):
+    r"""Add gradients to a momentum, less of those that turn away from it: torque-aware momentum.
+
+    $n(x) = x / \lVert x \rVert$ with norms along dimension 0,
+    $s_t = \gamma s_{t-1} + (1-\gamma)\, n(m_{t-1})\, n(g_t)$ entry by entry,
+    $m_t = \mu m_{t-1} + (\frac{1 + s_t}{2} + \epsilon) g_t$, direction $m_t$.
+
+    Args:
+        momentum: $\mu$ in [0, 1).
+        decay_rate: $\gamma$ in [0, 1), of the average of the agreement.
+        eps: $\epsilon \ge 0$, so that an opposite gradient counts as well.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `s`, `momentum_buffer` ($m$), shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_tam(momentum=0.5, decay_rate=0.0, eps=0.0)
+        >>> state = tx.init({"w": torch.zeros(())})
+        >>> for grad in (2.0, 2.0, -8.0):  # half at first, then all of it, then nothing
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor(1.)
+        tensor(2.5000)
+        tensor(1.2500)
+
+    Source: Malviya et al. 2024, arXiv:2412.18790. Departures: those of the public code: norms along dimension 0 (the
+    paper's cosine is of the whole leaf). pytorch_optimizer starts $m$ at $g_1$.
+    """
+
+    def init(param):
+        return {"s": torch.zeros_like(param), "momentum_buffer": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        buffer = state["momentum_buffer"]
+        damped, smooth = _damped(update, buffer, state["s"], decay_rate, eps)
+        buffer = momentum * buffer + damped
+        return buffer, {"s": smooth, "momentum_buffer": buffer}
+
+    return init, update
+
+
+@per_tensor(ranges=RANGES)
+def scale_by_adatam(betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: Scalar = 1e-8):
+    r"""Divide a torque-aware momentum by the root mean square of the gradients: AdaTAM's direction.
+
+    $s_t$ as in `scale_by_tam`, $m_t = \beta_1 m_{t-1} + (\frac{1 + s_t}{2} + \epsilon) g_t$,
+    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, direction $m_t / (\sqrt{v_t} + \epsilon)$, without bias correction.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        decay_rate: $\gamma$ in [0, 1), of the average of the agreement.
+        eps: $\epsilon \ge 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `s`, `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_adatam(betas=(0.0, 0.75), decay_rate=0.0, eps=0.0)
+        >>> state = tx.init({"w": torch.zeros(())})
+        >>> for grad in (2.0, 2.0):  # half of the gradient at first
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor(1.)
+        tensor(1.5119)
+
+    Source: Malviya et al. 2024, arXiv:2412.18790. Departures: as for `scale_by_tam`; the public code has no
+    $1-\beta_1$ and corrects no bias.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        return {slot: torch.zeros_like(param) for slot in ("s", "exp_avg", "exp_avg_sq")}
+
+    def update(update, state, param, ctx):
+        mean = state["exp_avg"]
+        damped, smooth = _damped(update, mean, state["s"], decay_rate, eps)
+        mean = beta1 * mean + damped
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        return quotient(mean, safe_sqrt(square) + eps), {"s": smooth, "exp_avg": mean, "exp_avg_sq": square}
+
+    return init, update

@@ -1,0 +1,69 @@
+"""Optimistic gradient descent and Adam against loops for one leaf, and optimistic Adam against torch's Adam."""
+
+import pytest
+import torch
+
+import gradtx
+from tests.references import (
+    BETA,
+    DECAY,
+    RATE,
+    TOLERANCE,
+    Published,
+    WeightsLoop,
+    adam_moments,
+    arguments,
+    difference_along,
+    finite_without_gradient,
+    first_update,
+    named,
+)
+
+
+def look_ahead(s, t, u, alpha, beta):
+    old = u if t == 1 else s.old
+    s.old = u
+    return (alpha + beta) * u - beta * old
+
+
+def optimistic_gradient_descent(s, t, g, p, lr, alpha=1.0, beta=1.0):
+    return p - lr * look_ahead(s, t, g, alpha, beta)
+
+
+def optimistic_adam(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, alpha=1.0, beta=1.0, weight_decay=0.0):
+    m, v = adam_moments(s, t, g, betas)
+    return p - lr * (look_ahead(s, t, m / (v.sqrt() + eps), alpha, beta) + weight_decay * p)
+
+
+OPTIONS = [
+    (gradtx.optimistic_gradient_descent, optimistic_gradient_descent, {"lr": 0.05}),
+    (gradtx.optimistic_gradient_descent, optimistic_gradient_descent, {"lr": 0.05, "alpha": -0.5, "beta": 2.5}),
+    (gradtx.optimistic_gradient_descent, optimistic_gradient_descent, {"lr": RATE, "alpha": BETA, "beta": DECAY}),
+    (gradtx.optimistic_adam, optimistic_adam, {}),
+    (gradtx.optimistic_adam, optimistic_adam, {"lr": 0.02, "betas": (0.8, 0.9), "eps": 0.1, "alpha": 1.5}),
+    (gradtx.optimistic_adam, optimistic_adam, {"lr": 0.02, "beta": -0.5, "weight_decay": 0.3}),
+    (gradtx.optimistic_adam, optimistic_adam, {"lr": RATE, "alpha": BETA, "beta": DECAY, "weight_decay": DECAY}),
+]
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options):
+    assert difference_along(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+def test_without_beta_optimistic_adam_is_torchs_adam():
+    assert difference_along(gradtx.optimistic_adam(lr=0.02, beta=0.0), Published(torch.optim.Adam, lr=0.02)) < 1e-12
+
+
+def test_a_steady_gradient_is_left_alone():
+    assert first_update(gradtx.scale_by_optimistic_gradient(), [3.0, -1.0], steps=4) == [3.0, -1.0]
+    assert first_update(gradtx.optimistic_gradient_descent(lr=1.0, alpha=2.0), [3.0]) == [-6.0]
+
+
+def test_zero_gradients_give_finite_updates():
+    assert finite_without_gradient(gradtx.optimistic_adam())
