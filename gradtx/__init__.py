@@ -7,9 +7,11 @@ transforms and `torch.compile`, and, wrapped by `as_optimizer`, as a real `torch
 from gradtx import optim as optim
 from gradtx import schedules as schedules
 from gradtx._arguments import *
+from gradtx._moved import install as _install_moved
 from gradtx._names import public_names as _public_names
 from gradtx.checkpoint import *
-from gradtx.combine import *
+from gradtx.combinators import *
+from gradtx.context import *
 from gradtx.core import *
 from gradtx.factories import *
 from gradtx.functional import *
@@ -19,10 +21,10 @@ from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.optimizers import *
 from gradtx.registry import *
 from gradtx.schedules import *
-from gradtx.sharpness import *
 from gradtx.state import *
 from gradtx.transforms import *
-from gradtx.wrappers import *
+
+_install_moved()
 
 __version__ = "0.1.0"
 

@@ -1,10 +1,8 @@
-"""What a factory's arguments mean: kinds, ranges, conversion, and values that change with the step."""
+"""Arguments of factories: their kinds and ranges, and the checks of a call."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
 import numbers
 import types
 import typing
@@ -14,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Betas", "Scalar", "Schedule", "is_off"]
+from gradtx._messages import describe, nearest
 
-functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  # no public name
+__all__ = ["Betas", "Scalar", "Schedule", "is_off"]
 
 
 class Schedule:
@@ -77,61 +75,13 @@ class Range:
         return above and below  # a NaN is in no interval
 
 
-# The one table of ranges, by argument name; `ranges=` of a decorator overrides it for one factory.
+# Ranges that follow from an argument's name, since users know these names; `ranges=` of a decorator overrides them.
 RANGES = {
-    "a": Range("(0, inf)"),
-    "alpha": Range("[0, 1]"),
-    "b": Range("(0, inf)"),
-    "beta": Range("[0, 1)"),
-    "beta2": Range("[0, 1)"),
-    "beta3": Range("[0, 1)"),
     "betas": Range("[0, 1)"),
-    "block_size": Range("[1, inf)"),
-    "cautious_factor": Range("[0, 1]", off=1.0),
-    "clip_exponent": Range("[0, inf)"),
-    "clip_to_grok_max_norm": Range("(1, inf)"),
-    "clipping": Range("(0, inf)"),
-    "d0": Range("(0, inf)"),
-    "d_coef": Range("(0, inf)"),
-    "decay": Range("[0, 1)"),
-    "delta": Range("[0, inf)"),
-    "diagonal_eps": Range("[0, inf)"),
     "eps": Range("[0, inf)"),
-    "every": Range("[1, inf)"),
-    "growth_rate": Range("[1, inf]"),
-    "initial_accumulator_value": Range("[0, inf)"),
-    "inverse_exponent_override": Range("[0, inf)"),
-    "k": Range("[1, inf)"),
-    "kappa": Range("[1, inf)"),
     "lr": Range("[0, inf)"),
-    "lr_decay": Range("[0, inf)"),
-    "matrix_eps": Range("(0, inf)"),
-    "max_norm": Range("(0, inf]"),
-    "max_precondition_dim": Range("[1, inf)"),
-    "max_value": Range("(0, inf]"),
-    "memory_length": Range("[1, inf)"),
     "momentum": Range("[0, inf)"),
-    "momentum_decay": Range("[0, inf)"),
-    "no_preconditioning_for_layers_with_dim_gt": Range("[0, inf)"),
-    "orig_grad_ema_beta": Range("[0, 1)"),
-    "precondition_frequency": Range("[1, inf)"),
-    "preconditioning_compute_steps": Range("[1, inf)"),
-    "proximal": Range("[0, inf)"),
-    "regen_reg_rate": Range("[0, inf)"),
-    "rho_threshold": Range("[4, inf)"),
-    "skip_preconditioning_rank_lt": Range("[0, inf)"),
-    "slice_p": Range("[1, inf)"),
-    "small_const": Range("(0, 1]"),
-    "start": Range("[0, inf)"),
-    "start_preconditioning_step": Range("[0, inf)"),
-    "statistics_compute_steps": Range("[1, inf)"),
-    "step_sizes": Range("[0, inf)"),
-    "t0": Range("[0, inf)"),
-    "update_period": Range("[1, inf)"),
-    "wd_ratio": Range("[0, inf)"),
     "weight_decay": Range("[0, inf)"),
-    "weight_lr_power": Range("[0, inf)"),
-    "xi": Range("[0, inf)"),
 }
 _NO_RANGE = Range("(-inf, inf)")
 
@@ -145,63 +95,35 @@ def is_off(value: Any, off: float = 0.0) -> bool:
     return isinstance(value, float) and value == off
 
 
-def readable(tensor: Tensor) -> bool:
-    """Whether a tensor has a value to look at: it belongs to no transform (vmap, grad, compile) and has data."""
-    return not (torch.compiler.is_compiling() or functorch.is_functorch_wrapped_tensor(tensor) or tensor.is_meta)
-
-
-def describe(value: Any) -> str:
-    """`value` as one would type it, as far as that is possible."""
-    if isinstance(value, Tensor):
-        return (
-            f"tensor({value.item():g})"
-            if value.ndim == 0 and readable(value)
-            else f"tensor(shape={tuple(value.shape)})"
-        )
-    if isinstance(value, tuple):
-        return f"({', '.join(map(describe, value))}{',' if len(value) == 1 else ''})"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, torch.nn.Module):  # its own repr has a line for every layer
-        return f"{type(value).__name__}(...)"
-    if callable(value) and not isinstance(value, Schedule):
-        return getattr(value, "__qualname__", repr(value)).rpartition("<locals>.")[2]
-    return repr(value)
-
-
-def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that an unknown one looks like."""
-    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A did-you-mean for an unknown name, or the list of known ones."""
-    known = sorted(known)
-    meant = close(name, known)
-    if meant is not None:
-        return f"did you mean {meant!r}?"
-    return f"known: {', '.join(known)}" if known else "there are none"
-
-
-def nearest_dotted(name: Any, known: Iterable[str]) -> str:
-    """As `nearest`, for names behind those of owners or branches: never the like of it in another branch."""
-    known, (head, _, tail) = list(known), str(name).rpartition(".")
-    heads = {one.rpartition(".")[0] for one in known}
-    if known and head not in heads:
-        meant = close(head, heads - {""})
-        if meant is None:
-            alike = sorted(one for one in known if one.rpartition(".")[2] == tail)
-            return f"known: {', '.join(alike or sorted(known))}"
-        head = meant
-    return nearest(f"{head}.{tail}" if head else tail, [one for one in known if one.rpartition(".")[0] == head])
-
-
 _SCALAR = {float, Tensor, Schedule}
+_PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
+_HYPERPARAMETERS = ("scalar", "betas", "floats", "int", "bool", "str")
 
 
 def _members(hint: Any) -> set:
     """The alternatives of an annotation."""
     return set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+
+
+def _kind(members: set) -> str:
+    """What an annotation, given by its alternatives other than None, accepts."""
+    if members <= _SCALAR and float in members:
+        return "scalar"
+    if len(members) != 1:
+        return "structure"
+    (hint,) = members
+    if typing.get_origin(hint) is tuple:
+        return _kind_of_tuple(typing.get_args(hint))
+    return _PLAIN_KINDS.get(hint, "structure")
+
+
+def _kind_of_tuple(entries: tuple) -> str:
+    if set(entries) == {float}:
+        return "floats"
+    for entry in entries:
+        if entry is not Ellipsis and _members(entry) - {type(None)} != _SCALAR:
+            return "structure"
+    return "betas" if entries else "structure"
 
 
 class Argument:
@@ -212,99 +134,117 @@ class Argument:
         owner: str,
         parameter: inspect.Parameter,
         hint: Any,
-        rng: Range | tuple[Range, ...],
+        ranges: Range | tuple[Range, ...],
         static: bool,
         any_length: bool,
+        remedy: str = "",
     ):
-        self.owner, self.name, self.default = owner, parameter.name, parameter.default
-        self.entry_ranges = rng if isinstance(rng, tuple) else None
-        self.range = rng[0] if isinstance(rng, tuple) else rng
-        self.any_length = any_length
-        self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
+        self.owner = owner
+        self.name = parameter.name
+        self.default = parameter.default
         self.required = parameter.default is parameter.empty
+        self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
+        self.any_length = any_length
+        self.entry_ranges = ranges if isinstance(ranges, tuple) else None
+        self.range = ranges[0] if isinstance(ranges, tuple) else ranges
+        self._remedy = remedy
         members = _members(hint)
         self.optional = type(None) in members
-        self.kind = self._kind(members - {type(None)})
-        self._entries = [_members(entry) for entry in typing.get_args(hint)] if self.kind in ("betas", "floats") else []
-        self.is_hyperparameter = not static and self.kind in ("scalar", "betas", "floats", "int", "bool", "str")
+        self.kind = _kind(members - {type(None)})
+        entries = typing.get_args(hint) if self.kind in ("betas", "floats") else ()
+        self._entries = [_members(entry) for entry in entries]
+        self.is_hyperparameter = not static and self.kind in _HYPERPARAMETERS
         if not self.required:
             self.default = self.check(parameter.default)
 
-    @staticmethod
-    def _kind(members: set) -> str:
-        if members <= _SCALAR and float in members:
-            return "scalar"
-        entries = typing.get_args(next(iter(members))) if len(members) == 1 else ()
-        if entries and typing.get_origin(next(iter(members))) is tuple:
-            if set(entries) == {float}:
-                return "floats"
-            if all(entry is Ellipsis or _members(entry) - {type(None)} == _SCALAR for entry in entries):
-                return "betas"
-        return {frozenset({t}): t.__name__ for t in (int, bool, str)}.get(frozenset(members), "structure")
-
     def check(self, value: Any) -> Any:
-        """`value` converted to its kind; a TypeError or ValueError that names the culprit otherwise."""
+        """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument."""
         if value is None and self.optional:
             return None
         if self.kind == "scalar":
             return self._scalar(value, self.name, self.range)
         if self.kind == "betas":
-            if not isinstance(value, tuple | list):
-                raise TypeError(f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}")
-            expected = len(self.default) if isinstance(self.default, tuple) and not self.any_length else len(value)
-            if len(value) != expected:
-                raise ValueError(f"{self.owner}: {self.name} must have {expected} entries, got {len(value)}")
-            if not value:
-                raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
-            ranges = self.entry_ranges or (self.range,) * len(value)
-            return tuple(self._entry(i, item, rng) for i, (item, rng) in enumerate(zip(value, ranges, strict=True)))
+            return self._betas(value)
         if self.kind == "floats":
             return self._floats(value)
         if self.kind == "int":
-            # bool is an int to Python, never to a user who wrote `every=True`.
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-                raise TypeError(f"{self.owner}: {self.name} must be an int, got {describe(value)}")
-            return int(self._in_range(int(value), self.name, self.range))
-        if self.kind in ("bool", "str") and not isinstance(value, bool if self.kind == "bool" else str):
+            return self._int(value)
+        if self.kind == "bool":
+            return self._instance(value, bool)
+        if self.kind == "str":
+            return self._instance(value, str)
+        return value
+
+    def _in_range(self, value: Any, name: str, interval: Range) -> Any:
+        if value not in interval:
+            raise ValueError(f"{self.owner}: {name} must be in {interval.text}, got {value!r}{self._remedy}")
+        return value
+
+    def _instance(self, value: Any, kind: type) -> Any:
+        if not isinstance(value, kind):
             raise TypeError(f"{self.owner}: {self.name} must be a {self.kind}, got {describe(value)}")
         return value
 
-    def _in_range(self, value: Any, name: str, rng: Range) -> Any:
-        if value not in rng:
-            raise ValueError(f"{self.owner}: {name} must be in {rng.text}, got {value!r}")
-        return value
+    def _int(self, value: Any) -> int:
+        # To Python a bool is an int; a user who writes `every=True` means something else.
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{self.owner}: {self.name} must be an int, got {describe(value)}")
+        return self._in_range(int(value), self.name, self.range)
 
-    def _entry(self, i: int, value: Any, rng: Range) -> Any:
-        """An entry of a tuple, which may be None where `tuple[Scalar | None, ...]` says so."""
+    def _betas(self, value: Any) -> tuple:
+        """A tuple of numbers, each of which may be a tensor or a schedule."""
+        if not isinstance(value, tuple | list):
+            raise TypeError(f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}")
+        if not self.any_length and isinstance(self.default, tuple) and len(value) != len(self.default):
+            raise ValueError(f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}")
+        if not value:
+            raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
+        ranges = self.entry_ranges or (self.range,) * len(value)
+        entries = []
+        for i, (entry, interval) in enumerate(zip(value, ranges, strict=True)):
+            entries.append(self._entry(i, entry, interval))
+        return tuple(entries)
+
+    def _entry(self, i: int, value: Any, interval: Range) -> Any:
+        """An entry of a tuple; None where `tuple[Scalar | None, ...]` allows it."""
         if value is None and type(None) in self._entries[min(i, len(self._entries) - 1)]:
             return None
-        return self._scalar(value, f"{self.name}[{i}]", rng)
+        return self._scalar(value, f"{self.name}[{i}]", interval)
 
     def _floats(self, value: Any) -> tuple[float, ...]:
-        """Plain numbers, for which no tensor or schedule can stand."""
+        """A tuple of plain numbers, none of which may be a tensor or a schedule."""
         count = len(self._entries)
-        plain = isinstance(value, tuple | list) and all(isinstance(item, numbers.Real) for item in value)
-        if not plain or len(value) != count:
+        if not _is_plain(value) or len(value) != count:
             raise TypeError(f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}")
-        return tuple(self._in_range(float(item), f"{self.name}[{i}]", self.range) for i, item in enumerate(value))
+        entries = []
+        for i, entry in enumerate(value):
+            entries.append(self._in_range(float(entry), f"{self.name}[{i}]", self.range))
+        return tuple(entries)
 
-    def _scalar(self, value: Any, name: str, rng: Range) -> Any:
+    def _scalar(self, value: Any, name: str, interval: Range) -> Any:
         if isinstance(value, Schedule):
             return value
         if isinstance(value, Tensor) and not (value.is_complex() or value.dtype == torch.bool):
-            if value.ndim:
-                raise ValueError(
-                    f"{self.owner}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "
-                    "use torch.vmap to run one member per value"
-                )
-            return value
+            return self._zero_dimensional(value, name)
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             remedy = "; wrap it: gradtx.Schedule(...)" if callable(value) else ""
             raise TypeError(
                 f"{self.owner}: {name} must be a number, a 0-d tensor or a gradtx.Schedule, "
                 f"got {describe(value)}{remedy}"
             )
-        return self._in_range(float(value), name, rng)
+        return self._in_range(float(value), name, interval)
+
+    def _zero_dimensional(self, value: Tensor, name: str) -> Tensor:
+        if value.ndim:
+            raise ValueError(
+                f"{self.owner}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "
+                "use torch.vmap to run one member per value"
+            )
+        return value
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(entry, numbers.Real) for entry in value)
 
 
 def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
@@ -329,32 +269,31 @@ class Arguments:
         for parameter in parameters:
             if parameter.name not in hints:
                 raise TypeError(f"{name}: annotate {parameter.name!r}; numbers are gradtx.Scalar or gradtx.Betas")
+        self.name = name
         self.added = ()  # arguments that the body does not see
         if is_alias:
-            self.added, hints["maximize"] = ("maximize",), bool
+            self.added = ("maximize",)
+            hints["maximize"] = bool
             parameters.append(_keyword("maximize", False, "bool"))
-        table = {**RANGES, **ranges}
-        self.name = name
-        self.all = tuple(
-            Argument(name, p, hints[p.name], table.get(p.name, _NO_RANGE), p.name in static, p.name in any_length)
-            for p in parameters
-        )
+        users = function.__module__.partition(".")[0] != __package__  # a user wrote the factory
+        arguments = []
+        for parameter in parameters:
+            key = parameter.name
+            remedy = ""
+            if users and key in RANGES and key not in ranges:
+                remedy = f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator"
+            interval = ranges.get(key, RANGES.get(key, _NO_RANGE))
+            argument = Argument(name, parameter, hints[key], interval, key in static, key in any_length, remedy)
+            arguments.append(argument)
+        self.all = tuple(arguments)
         self.by_name = {argument.name: argument for argument in self.all}
-        self._positional = [a for a in self.all if not a.keyword_only]
+        self._positional = [argument for argument in self.all if not argument.keyword_only]
         parameters.append(_keyword("state_dtype", None, "torch.dtype | None"))
         self.signature = signature.replace(parameters=parameters)
 
     def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Every argument's checked value by name, defaults included. Plain loops: dynamo traces them."""
-        given = {a.name: value for a, value in zip(self._positional, args, strict=False)}
-        if len(args) > len(self._positional):
-            raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
-        for key, value in kwargs.items():
-            if key not in self.by_name:
-                raise TypeError(f"{self.name}: unknown argument {key!r}; {nearest(key, self.by_name)}")
-            if key in given:
-                raise TypeError(f"{self.name}: got two values for {key!r}")
-            given[key] = value
+        """Return every argument's checked value by name, defaults included. Plain loops: dynamo traces them."""
+        given = self._given(args, kwargs)
         bound = {}
         for argument in self.all:
             if argument.name in given:
@@ -364,6 +303,21 @@ class Arguments:
             else:
                 bound[argument.name] = argument.default
         return bound
+
+    def _given(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a call by name, unchecked."""
+        if len(args) > len(self._positional):
+            raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
+        given = {}
+        for argument, value in zip(self._positional, args, strict=False):
+            given[argument.name] = value
+        for key, value in kwargs.items():
+            if key not in self.by_name:
+                raise TypeError(f"{self.name}: unknown argument {key!r}; {nearest(key, self.by_name)}")
+            if key in given:
+                raise TypeError(f"{self.name}: got two values for {key!r}")
+            given[key] = value
+        return given
 
 
 def varies(value: Any) -> bool:
@@ -376,45 +330,3 @@ def varies(value: Any) -> bool:
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of an argument's value."""
     return [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Tensor)]
-
-
-def resolve(value: Any, count: Any) -> Any:
-    """The value of an argument at `count` finished updates.
-
-    Tensors become float64, because 1 - 0.999 in float32 is off by 1e-5; so do the values of schedules.
-    """
-    if isinstance(value, tuple):
-        return tuple(resolve(item, count) for item in value)
-    if isinstance(value, Schedule):
-        device = count.device if isinstance(count, Tensor) else torch.device("cpu")
-        if not isinstance(count, Tensor) and not torch.compiler.is_compiling():
-            return exact(value(count), device)
-        # In float64: an int64 tensor times a Python float would be float32.
-        return exact(value(exact(count, device)), device)
-    return exact(value, value.device) if isinstance(value, Tensor) else value
-
-
-def exact(value: Any, device: torch.device) -> Tensor:
-    """A number or 0-d tensor as float64. (`torch.as_tensor` of a Python float would be float32.)
-
-    It is filled in on the device, also from a 0-d tensor of the host: sending it would wait for all that is queued.
-    Sizes stay symbolic where a program is traced for all of them.
-    """
-    if not isinstance(value, Tensor):
-        return torch.full((), value, dtype=exact_dtype(device), device=device)
-    if value.device.type == "cpu" and device.type != "cpu" and value.ndim == 0:
-        return torch.zeros((), dtype=exact_dtype(device), device=device) + value
-    return value.to(device, exact_dtype(device))
-
-
-def exact_dtype(like: Any) -> torch.dtype:
-    """float64, or float32 where the device has no float64."""
-    device = like.device if isinstance(like, Tensor) else like
-    return torch.float32 if getattr(device, "type", "cpu") == "mps" else torch.float64
-
-
-def log_or_zero(beta: Any) -> Any:
-    """log(beta), with 0 in place of -inf at beta = 0; `math.log` for a number, so that nothing is rounded."""
-    if isinstance(beta, Tensor):
-        return torch.where(beta == 0, torch.ones_like(beta), beta).log()
-    return math.log(beta) if beta else 0.0

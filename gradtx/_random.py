@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from gradtx._arguments import exact_dtype
+from gradtx import _torch
+from gradtx._exact import exact_dtype
 from gradtx._sharding import local, placed_as, rejoined
 
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -29,7 +30,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-@torch.compiler.assume_constant_result
+@_torch.assume_constant
 def _name_key(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 

@@ -105,6 +105,11 @@ def is_transformed(tensor: Tensor) -> bool:
     return False
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether the host may read a tensor's value: it belongs to no transform and is not on the meta device."""
+    return not (torch.compiler.is_compiling() or is_transformed(tensor) or tensor.is_meta)
+
+
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor below the innermost transform.
 
@@ -207,7 +212,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 class TracingUnavailableError(RuntimeError):
-    """This torch lacks a name that tracing needs."""
+    """The installed torch lacks a name that tracing needs."""
 
 
 def _needed(module: str, name: str) -> Any:

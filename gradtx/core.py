@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module
 
-from gradtx import _functional
-from gradtx._arguments import Argument, describe, nearest_dotted
-from gradtx._program import Scope
-from gradtx._stages import Parts, TreeStage
+from gradtx import _pure
+from gradtx._arguments import Argument
+from gradtx._messages import describe, nearest_dotted
+from gradtx._runs import Place, Scope
+from gradtx._tree_rules import Functions, PlainOperation
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
 
@@ -39,13 +40,13 @@ class GradientTransformation:
     """
 
     _name = "transformation"
-    _parts: Parts
+    _functions: Functions
 
     def __init__(self, init: Callable[..., Any], update: Callable[..., Any]):
         for what, function in (("init", init), ("update", update)):
             if not callable(function):
                 raise TypeError(f"GradientTransformation: {what} must be a function, got {describe(function)}")
-        self._set(_parts=Parts(init, update))
+        self._set(_functions=Functions(init, update))
 
     def _set(self, **attributes: Any) -> None:
         for name, value in attributes.items():
@@ -58,14 +59,14 @@ class GradientTransformation:
         raise AttributeError(f"{self._name}: a GradientTransformation can't be changed")
 
     def __reduce__(self) -> tuple:
-        return GradientTransformation, (self._parts.init, self._parts.update)
+        return GradientTransformation, (self._functions.init, self._functions.update)
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         yield self.init
         yield self.update
 
     def __repr__(self) -> str:
-        return f"GradientTransformation({describe(self._parts.init)}, {describe(self._parts.update)})"
+        return f"GradientTransformation({describe(self._functions.init)}, {describe(self._functions.update)})"
 
     # What users call.
 
@@ -76,7 +77,7 @@ class GradientTransformation:
             TypeError: a leaf is not a floating-point tensor.
             ValueError: a selector matches no leaf, or a leaf has no label.
         """
-        return _functional.init(self, params)
+        return _pure.init(self, params)
 
     def update(self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any) -> tuple[Any, dict]:
         """One step, as a pure function: `(updates, state)`, both new; nothing given is changed.
@@ -92,13 +93,13 @@ class GradientTransformation:
             TypeError: an extra that no link knows, or a required one that is missing.
             ValueError: trees that don't fit together, or the state of another chain.
         """
-        return _functional.update(self, updates, state, params, extras)
+        return _pure.update(self, updates, state, params, extras)
 
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
         """The weights to evaluate with: those of the last link that has an opinion (averages, lookahead's slow
         weights), leaf by leaf; `params` for the rest.
         """
-        return _functional.eval_params(self, state, params)
+        return _pure.eval_params(self, state, params)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class GradientTransformation:
 
     def _expand(self, scope: Scope) -> list[Any]:
         """The operations that a leaf goes through, for this run."""
-        return [TreeStage(scope.claim(self._name), scope.run, self._name, self._parts, plain=True)]
+        return [PlainOperation(scope.claim(self._name), scope, self._name, self._functions)]
 
     def _owner(self) -> GradientTransformation:
         """The link that owns the learning rate, inside wrappers."""
@@ -159,60 +160,43 @@ class GradientTransformation:
         return [self]
 
     def _entries(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
-        """Every hyperparameter with its public name; with `labels` (id of a partition's selector -> label), as the
-        leaves of these labels see it: their branches' names are their own.
+        """Every hyperparameter with its public name.
+
+        With `labels` (id of a partition's selector -> label) as the leaves with these labels see it: the names of their
+        branches are bare.
         """
-        entries: list[Entry] = []
-        taken: set[str] = set()
-        counts: dict[str, int] = {}
+        names = _Names(labels)
+        names.visit(self, (), "")
+        return names.entries
 
-        def visit(node: GradientTransformation, at: tuple[int, ...], prefix: str) -> None:
-            own = list(node._own_entries())
-            if own:
-                n = counts.get(node._name, 0)
-                counts[node._name] = n + 1
-                owner = node._name if n == 0 else f"{node._name}_{n}"
-                for name, value, argument in own:
-                    names = [name, f"{prefix}{name}", f"{prefix}{owner}.{name}"]
-                    public = next(name for name in names if name not in taken)
-                    taken.add(public)
-                    entries.append(Entry(public, names[-1], value, argument, (at, name)))
-            branches = node._branches()
-            for i, child in enumerate(node._children()):
-                if branches is None:
-                    visit(child, (*at, i), prefix)
-                elif labels is None:
-                    visit(child, (*at, i), f"{prefix}{branches[i]}.")
-                elif labels.get(id(node._body.selector)) == branches[i]:  # type: ignore[attr-defined]
-                    visit(child, (*at, i), prefix)
-
-        visit(self, (), "")
-        return entries
-
-    def _branches(self) -> tuple[str, ...] | None:
-        """The label of each child where they are alternatives."""
+    def _selector(self) -> Any:
+        """What chooses between the children, where they are alternatives."""
         return None
 
     def _places(self) -> dict[str, Entry]:
+        """Every name by which a hyperparameter may be given: the shown ones come first, then those with an owner."""
         entries = self._entries()
-        found: dict[str, Entry] = {}
-        for names in (
-            [entry.name for entry in entries],
-            [entry.full for entry in entries],
-            [entry.labelled for entry in entries],
-        ):
-            for name, entry in zip(names, entries, strict=True):
-                found.setdefault(name, entry)
-        return found
+        by_name: dict[str, Entry] = {}
+        for entry in entries:
+            by_name.setdefault(entry.name, entry)
+        for entry in entries:
+            by_name.setdefault(entry.full, entry)
+        for entry in entries:
+            by_name.setdefault(entry.labelled, entry)
+        return by_name
 
-    def _replaced(self, values: Mapping[tuple, Any], checked: bool) -> GradientTransformation:
-        """With other values at some places; `checked` as for a user's, else taken as they are (the adapter's)."""
+    def _replaced(self, values: Mapping[tuple[Place, str], Any], checked: bool) -> GradientTransformation:
+        """With other values at some places; `checked` as a user's are, else taken as they are (the adapter's)."""
+        here: dict[str, Any] = {}
+        below: dict[int, dict[tuple[Place, str], Any]] = {}
+        for (place, name), value in values.items():
+            if place:
+                below.setdefault(place[0], {})[place[1:], name] = value
+            else:
+                here[name] = value
         children = list(self._children())
-        for i, child in enumerate(children):
-            below = {(at[1:], name): value for (at, name), value in values.items() if at and at[0] == i}
-            if below:
-                children[i] = child._replaced(below, checked)
-        here = {name: value for (at, name), value in values.items() if not at}
+        for i, inner in below.items():
+            children[i] = children[i]._replaced(inner, checked)
         return self._rebuilt(tuple(children), here, checked)
 
     def _rebuilt(self, children: tuple, arguments: dict[str, Any], checked: bool) -> GradientTransformation:
@@ -233,6 +217,48 @@ class Entry(NamedTuple):
         """The name with the labels of its branches, without its owner."""
         *labels, _, name = self.full.split(".")
         return ".".join([*labels, name])
+
+
+class _Names:
+    """Collects the hyperparameters of a transformation, and gives each its public name."""
+
+    def __init__(self, labels: Mapping[int, str] | None):
+        self.entries: list[Entry] = []
+        self._labels = labels
+        self._taken: set[str] = set()
+        self._owners: dict[str, int] = {}
+
+    def visit(self, node: GradientTransformation, place: Place, prefix: str) -> None:
+        own = list(node._own_entries())
+        if own:
+            owner = self._owner(node)
+            for name, value, argument in own:
+                full = f"{prefix}{owner}.{name}"
+                public = self._first_free(name, f"{prefix}{name}", full)
+                self.entries.append(Entry(public, full, value, argument, (place, name)))
+        selector = node._selector()
+        for i, child in enumerate(node._children()):
+            below = prefix
+            if selector is not None:
+                label = selector.branches[i]
+                if self._labels is None:
+                    below = f"{prefix}{label}."
+                elif self._labels.get(id(selector)) != label:
+                    continue
+            self.visit(child, (*place, i), below)
+
+    def _owner(self, node: GradientTransformation) -> str:
+        """The name of the node among the owners: a second one is `name_1`."""
+        occurrence = self._owners.get(node._name, 0)
+        self._owners[node._name] = occurrence + 1
+        return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
+
+    def _first_free(self, *names: str) -> str:
+        for name in names:
+            if name not in self._taken:
+                break
+        self._taken.add(name)
+        return name
 
 
 class Hyperparams(dict[str, Any]):
@@ -277,11 +303,8 @@ class Chain(GradientTransformation):
 
     def _expand(self, scope: Scope) -> list[Any]:
         operations: list[Any] = []
-        here = scope.place
         for i, tx in enumerate(self._txs):
-            scope.place = None if here is None else (*here, i)
-            operations.extend(tx._expand(scope))
-        scope.place = here
+            operations.extend(tx._expand(scope.child(i, changed=bool(operations))))
         return operations
 
     def _links(self) -> list[GradientTransformation]:
@@ -336,4 +359,4 @@ def apply_updates(params: Any, updates: Any) -> Any:
         >>> gradtx.apply_updates({"w": torch.ones(2), "b": torch.ones(1)}, {"w": torch.tensor([1.0, 2.0]), "b": None})
         {'w': tensor([2., 3.]), 'b': tensor([1.])}
     """
-    return _functional.apply_updates(params, updates)
+    return _pure.apply_updates(params, updates)

@@ -8,18 +8,25 @@ from typing import Any, ParamSpec, Protocol, overload
 
 import torch
 
-from gradtx._arguments import Argument, Arguments, Range, describe, nearest, resolve, tensors_in, varies
-from gradtx._program import NEGATE, Operation, Scope
-from gradtx._stages import Parts, RuleStage, TreeStage
+from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
+from gradtx._exact import resolve
+from gradtx._execution import NEGATE, around_alias
+from gradtx._messages import describe, nearest
+from gradtx._rules import Rule, RuleOperation, StageState
+from gradtx._runs import Scope
+from gradtx._torch import readable
+from gradtx._tree_rules import Functions, TreeOperation
 from gradtx.core import GradientTransformation, same
 
-__all__ = ["alias", "per_tensor", "whole_tree"]
+__all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
 
 class Combinator:
-    """What the body of a combinator returns: how its operations stand around those of inner transformations."""
+    """The value that the body of a combinator returns; it places operations around those of inner transformations."""
 
-    def expand(self, scope: Scope) -> list[Any]:
+    selector: Any = None  # what chooses between the inner transformations, where they are alternatives
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
         raise NotImplementedError
 
 
@@ -67,6 +74,24 @@ class Spec:
         """Shared scalars: name -> start."""
         return self._shared(arguments) if callable(self._shared) else self._shared
 
+    def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
+        """The rule for these values of the arguments."""
+        shared = {name: _start(value, arguments) for name, value in self.shared_of(arguments).items()}
+        elementwise = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
+        return Rule(
+            self.name,
+            functions.update,
+            functions.init,
+            functions.evaluate,
+            shared,
+            elementwise=elementwise,
+            compiles=self.compiles and "grad_fn" not in self.needs,
+            agree={name: arguments[name] for name in self.agree},
+            dims=self.dims(arguments),
+            seed=arguments["seed"] if self.random else None,
+            readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
+        )
+
     def body(self, arguments: dict[str, Any]) -> Any:
         """What the factory's function returns for these values, in the form that its kind asks for."""
         given = {name: value for name, value in arguments.items() if name not in self.arguments.added}
@@ -75,7 +100,11 @@ class Spec:
             return made
         if self.kind in ("alias", "combinator"):
             raise TypeError(f"{self.name}: must return a transformation, such as chain(...), got {describe(made)}")
-        return Parts.of(made, self.name)
+        return Functions.of(made, self.name)
+
+
+def _start(value: Any, arguments: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: value(arguments) if callable(value) else value
 
 
 def _range_of(text: Any) -> Any:
@@ -96,7 +125,7 @@ class Made(GradientTransformation):
     def __init__(self, spec: Spec, arguments: dict[str, Any], state_dtype: Any = None, checked: bool = True):
         self._set(_name=spec.name, _spec=spec, _arguments=arguments, _state_dtype=state_dtype)
         self._set(_varies=any(varies(value) for value in arguments.values()), _first=None)
-        if checked and state_dtype is not None and isinstance(self._body, Parts) and self._body.init is None:
+        if checked and state_dtype is not None and isinstance(self._body, Functions) and self._body.init is None:
             raise TypeError(f"{spec.name}: keeps no state with these options; leave out state_dtype")
 
     @property
@@ -149,9 +178,8 @@ class Made(GradientTransformation):
     def _children(self) -> tuple[GradientTransformation, ...]:
         return tuple(child for value in self._arguments.values() for child in _transformations(value))
 
-    def _branches(self) -> tuple[str, ...] | None:
-        labels = [list(value) for value in self._arguments.values() if isinstance(value, Mapping)]
-        return tuple(labels[0]) if labels and self._children() else None
+    def _selector(self) -> Any:
+        return self._body.selector if isinstance(self._body, Combinator) else None
 
     def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
         for argument in self._spec.arguments.all:
@@ -163,35 +191,37 @@ class Made(GradientTransformation):
 
     def _expand(self, scope: Scope) -> list[Any]:
         spec, arguments = self._spec, self._arguments
-        made: Any = None if self._varies else self._body
         if self._varies:
             arguments = {name: resolve(value, scope.count) for name, value in arguments.items()}
-            scope.run.memory.take(tensor for value in arguments.values() for tensor in tensors_in(value))
-            made = spec.body(arguments)
-        outer = scope.state_dtype
-        scope.state_dtype = outer if self._state_dtype is None else self._state_dtype
-        if isinstance(made, GradientTransformation):
-            if spec.kind == "rule":
-                scope.skip(spec.name)
-            here, scope.place = scope.place, None
-            operations = made._expand(scope)
-            scope.place = here
-            if arguments.get("maximize"):
-                operations = [NEGATE, *operations]
-        elif isinstance(made, Combinator):
-            operations = made.expand(scope)
+            for value in arguments.values():
+                scope.run.memory.take(tensors_in(value))
+            body = spec.body(arguments)
         else:
-            path = scope.claim(spec.name)
-            stage: Operation
-            if spec.kind == "tree":
-                stage = TreeStage(path, scope.run, spec.name, made, scope.state_dtype, agree=arguments)
-            else:
-                stage = RuleStage(path, scope.run, spec, made, arguments, scope.state_dtype)
-            if "hessian_diag" in spec.needs:
-                stage.hessian_period = arguments.get("update_period", 1)
-            operations = [stage]
-        scope.state_dtype = outer
-        return operations
+            body = self._body
+        scope = scope.stored_as(self._state_dtype)
+        if isinstance(body, Combinator):
+            return body.expand(scope, spec.name)
+        if isinstance(body, GradientTransformation):
+            return self._expand_chain(body, arguments, scope)
+        path = scope.claim(spec.name)
+        if spec.kind == "tree":
+            return [TreeOperation(path, scope, spec.name, body, agree=arguments)]
+        rule = spec.rule(body, arguments)
+        operation = RuleOperation(rule, StageState(path, scope, rule), scope.run)
+        if "hessian_diag" in spec.needs:
+            operation.hessian_period = arguments.get("update_period", 1)
+        return [operation]
+
+    def _expand_chain(self, body: GradientTransformation, arguments: dict[str, Any], scope: Scope) -> list[Any]:
+        """The operations of an alias, or of a link that stands for a chain."""
+        if self._spec.kind != "alias":
+            scope.skip(self._spec.name)
+            return body._expand(scope.inner_chain())
+        operations = body._expand(scope.alias())
+        maximize = bool(arguments.get("maximize"))
+        if maximize:
+            operations = [NEGATE, *operations]
+        return around_alias(operations) if maximize or scope.changed else operations
 
     def _rebuilt(self, children: tuple, arguments: dict[str, Any], checked: bool) -> GradientTransformation:
         if not arguments and same(self, children):
@@ -311,8 +341,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             decides (eigenvectors of equal eigenvalues): the conformance tests compare neither batched runs nor
             difference quotients then.
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
-        ranges: Intervals for arguments, name -> "[0, 1)", where the library's table does not fit; for a tuple of
-            numbers also a tuple, an interval for each entry.
+        ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
+            entry. Without it `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
+            names take any number.
         static: Arguments that are no hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
         example: Arguments with which the conformance tests call the factory.
@@ -371,7 +402,29 @@ def alias(function: Any = None, /, **options: Any) -> Any:
 
 
 def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
-    """Make a factory whose arguments hold transformations; its function returns a `Combinator`."""
+    """Make a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
+
+    The frame says what happens in front of the inner transformation and behind it, and whose clock counts. Numbers are
+    annotated and resolved as in `per_tensor`; the function runs again with each step's values.
+
+    Args:
+        needs: The requirements of `update`: "params", "value", "grad_fn", "hessian_diag".
+        owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
+        ranges: Intervals for arguments, as in `per_tensor`.
+        static: Arguments that are no hyperparameters.
+        example: A function that gives arguments for the conformance tests, from an inner transformation.
+
+    Raises:
+        TypeError: an unknown option, or an argument without annotation.
+
+    Example:
+        >>> @gradtx.combinator(example=lambda tx: {"tx": tx})
+        ... def amplified(tx: gradtx.GradientTransformation, factor: gradtx.Scalar = 2.0):
+        ...     return gradtx.Frame(tx, leave=lambda update, state, param, ctx: (factor * update, state))
+        >>> tx = amplified(gradtx.sgd(lr=1.0), factor=3.0)
+        >>> tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))[0]["w"]
+        tensor([-3.])
+    """
     return _decorated("combinator", "combinator", None, options)
 
 

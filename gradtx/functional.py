@@ -1,4 +1,4 @@
-"""What loops of pure functions need: a whole step of training, and trees with a dimension of members."""
+"""Functional training loops: a whole training step, and trees with a leading dimension of ensemble members."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import describe
+from gradtx._messages import describe
 from gradtx.core import GradientTransformation, apply_updates, check_transformation
 
 __all__ = ["stack", "train_step", "unstack"]
@@ -18,27 +18,26 @@ __all__ = ["stack", "train_step", "unstack"]
 def train_step(
     loss_fn: Callable[..., Any], tx: GradientTransformation, *, has_aux: bool = False
 ) -> Callable[..., tuple[Any, dict[str, Any], Any]]:
-    """Make the pure function of one training step: gradients, update, new parameters.
+    """Make a pure function that runs one training step: gradients, update, new parameters.
 
-    It runs under `torch.vmap`, `torch.func` transforms and `torch.compile` as it is. Links that need the loss
-    (`value`) or a second gradient (`grad_fn`, on the same batch) get them.
+    The function runs under `torch.vmap`, `torch.func` transforms and `torch.compile`. It gives the loss (`value`) and
+    a second gradient (`grad_fn`, on the same batch) to links that need them.
 
     Args:
         loss_fn: `loss_fn(params, *batch)` returns the loss, a 0-d tensor; with `has_aux` a pair `(loss, aux)`.
-        tx: What makes updates of the gradients.
-        has_aux: Whether `loss_fn` returns something beside the loss (predictions, new buffers): any tree of tensors.
+        tx: The transformation that turns gradients into updates.
+        has_aux: Whether `loss_fn` returns more than the loss (predictions, new buffers): any tree of tensors.
 
     Returns:
         `step(params, state, *batch, **extras)`, which returns `(params, state, loss)`, or with `has_aux`
-        `(params, state, (loss, aux))`. The loss is that of the parameters given. `extras` are handed to `tx.update`:
-        `hessian_diag` and whatever else a link declares. Parameters that require gradients make a graph over all
-        steps: detach them, unless that is the purpose.
+        `(params, state, (loss, aux))`. The loss belongs to the parameters given. `step` passes `extras` to `tx.update`:
+        `hessian_diag` and others that a link declares. Parameters that require gradients make a graph over all steps:
+        detach them, unless you differentiate through training.
 
     Raises:
         TypeError: `loss_fn` is no function, `tx` no transformation. The step: a loss that is no floating-point tensor,
-            no pair where `has_aux` promises one, anything but tensors in `aux`.
-        ValueError: The step: a loss that is not 0-d, an extra that a link needs and nobody gave, and whatever
-            `tx.update` refuses.
+            no pair despite `has_aux`, anything but tensors in `aux`.
+        ValueError: The step: a loss that is not 0-d, a missing extra that a link needs, and errors of `tx.update`.
 
     Example:
         >>> loss_fn = lambda params, x, y: (params["w"] * x - y).square().mean()
@@ -66,8 +65,8 @@ def train_step(
             def loss_at(values: dict[str, Tensor]) -> tuple[Tensor, Any]:
                 return _loss_and_aux(loss_fn(unflatten({**leaves, **values}), *batch), has_aux)
 
-            grads, found = torch.func.grad_and_value(loss_at, has_aux=True)(present)
-            return unflatten({**leaves, **grads}), found
+            grads, loss_and_aux = torch.func.grad_and_value(loss_at, has_aux=True)(present)
+            return unflatten({**leaves, **grads}), loss_and_aux
 
         grads, (loss, aux) = gradients(params)
         known = {"value": loss, "grad_fn": lambda params: gradients(params)[0]}
@@ -77,31 +76,38 @@ def train_step(
     return step
 
 
-def _loss_and_aux(found: Any, has_aux: bool) -> tuple[Tensor, Any]:
-    """What a loss function returned, checked."""
-    if has_aux and not (isinstance(found, tuple) and len(found) == 2):
-        raise TypeError(f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(found)}")
-    loss, aux = found if has_aux else (found, ())
-    if isinstance(loss, tuple) and not has_aux:
-        raise TypeError("train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)")
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"train_step: loss_fn must return a tensor, got {describe(loss)}")
-    if loss.ndim:
-        raise ValueError(f"train_step: the loss must be 0-d, got shape {tuple(loss.shape)}; take its mean or sum")
-    if not loss.dtype.is_floating_point:
-        raise TypeError(f"train_step: the loss must be a floating-point tensor, got {loss.dtype}")
+def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
+    """Check the result of a loss function and split it."""
+    if not has_aux:
+        if isinstance(returned, tuple):
+            raise TypeError("train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)")
+        _check_loss(returned)
+        return returned, ()
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise TypeError(f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(returned)}")
+    loss, aux = returned
+    _check_loss(loss)
     for name, leaf in _tree.flatten_any(aux, "train_step: aux")[0].items():
         if leaf is None:
             raise TypeError(f"train_step: leaf {name!r} of aux is None, needs a tensor")
     return loss, aux
 
 
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"train_step: loss_fn must return a tensor, got {describe(loss)}")
+    if loss.ndim:
+        raise ValueError(f"train_step: the loss must be 0-d, got shape {tuple(loss.shape)}; take its mean or sum")
+    if not loss.dtype.is_floating_point:
+        raise TypeError(f"train_step: the loss must be a floating-point tensor, got {loss.dtype}")
+
+
 def stack(trees: Iterable[Any]) -> Any:
-    """Put equal trees on top of each other: parameters or states of the members of an ensemble, for `torch.vmap`.
+    """Stack trees of equal structure: parameters or states of the members of an ensemble, for `torch.vmap`.
 
     Args:
         trees: Trees of tensors of any dtype, at least one, whose leaves agree in name, shape, dtype and device. Leaves
-            are matched by name; None stands on None.
+            are matched by name; None matches None only.
 
     Returns:
         A tree like the first one, whose tensors have a new leading dimension: the members.
@@ -122,20 +128,23 @@ def stack(trees: Iterable[Any]) -> Any:
     """
     if isinstance(trees, Mapping | Tensor) or not isinstance(trees, Iterable):
         raise TypeError(f"stack: needs a list of trees, got one {type(trees).__name__}")
-    found = [_tree.flatten_any(tree, f"stack: tree {i}") for i, tree in enumerate(trees)]
-    if not found:
+    members = []
+    rebuild: Any = None
+    for i, tree in enumerate(trees):
+        leaves, unflatten = _tree.flatten_any(tree, f"stack: tree {i}")
+        rebuild = rebuild or unflatten
+        members.append(leaves)
+    if not members:
         raise ValueError("stack: needs at least one tree")
-    first, unflatten = found[0]
-    for i, (leaves, _) in enumerate(found[1:], 1):
+    first = members[0]
+    for i, leaves in enumerate(members[1:], 1):
         _tree.check_names(leaves, first, f"stack: leaves of tree {i}", "leaves of tree 0")
         for name, leaf in leaves.items():
             _check_alike(name, leaf, first[name], i)
-    return unflatten(
-        {
-            name: None if leaf is None else torch.stack([leaves[name] for leaves, _ in found])
-            for name, leaf in first.items()
-        }
-    )
+    stacked = {}
+    for name, leaf in first.items():
+        stacked[name] = None if leaf is None else torch.stack([leaves[name] for leaves in members])
+    return rebuild(stacked)
 
 
 def _check_alike(name: str, leaf: Any, like: Any, i: int) -> None:
@@ -154,13 +163,13 @@ def _check_alike(name: str, leaf: Any, like: Any, i: int) -> None:
 
 
 def unstack(tree: Any) -> list[Any]:
-    """Take stacked trees apart again: one tree for each index of the leading dimension.
+    """Split a stacked tree into members: one tree for each index of the leading dimension.
 
     Args:
         tree: Tensors that have the same leading dimension, as `stack` and `torch.vmap` make them.
 
     Returns:
-        A list of trees whose tensors lack that dimension and have memory of their own.
+        A list of trees whose tensors lack that dimension and share no memory.
 
     Raises:
         TypeError: a leaf that is neither tensor nor None.
@@ -171,6 +180,18 @@ def unstack(tree: Any) -> list[Any]:
         [{'w': tensor([0., 1.])}, {'w': tensor([2., 3.])}]
     """
     leaves, unflatten = _tree.flatten_any(tree, "unstack")
+    trees = []
+    for i in range(_count_of_members(leaves)):
+        member = {}
+        for name, leaf in leaves.items():
+            # A view would keep the memory of all members alive, and torch.save would write it.
+            member[name] = None if leaf is None else leaf[i].clone()
+        trees.append(unflatten(member))
+    return trees
+
+
+def _count_of_members(leaves: Mapping[str, Tensor | None]) -> int:
+    """The size of the leading dimension, on which all leaves must agree."""
     count, counted = None, ""
     for name, leaf in leaves.items():
         if leaf is None:
@@ -182,8 +203,4 @@ def unstack(tree: Any) -> list[Any]:
         count, counted = len(leaf), name
     if count is None:
         raise ValueError("unstack: there is no tensor in the tree, so the number of members is unknown")
-    # A view would keep the memory of all members alive, and save it along.
-    return [
-        unflatten({name: None if leaf is None else leaf[i].clone() for name, leaf in leaves.items()})
-        for i in range(count)
-    ]
+    return count

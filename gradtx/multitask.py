@@ -13,11 +13,13 @@ from gradtx import _tree
 
 __all__ = ["RotoGrad", "pcgrad", "pcgrad_backward", "rotograd_rotation_loss", "rotograd_scale"]
 
+Leaves = dict[str, Tensor]
+
 TINY = 1e-15  # below every norm that means something, as in the authors' code of RotoGrad
 
 
 def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Generator | int | None = None) -> Any:
-    r"""Combine the gradients of several tasks, after taking out of each what conflicts with another (PCGrad).
+    r"""Combine the gradients of several tasks, each without the components that conflict with another (PCGrad).
 
     For every task i: $G \leftarrow g_i$; for the other tasks j in random order, where $\langle G, g_j \rangle < 0$:
     $G \leftarrow G - \langle G, g_j \rangle / \lVert g_j \rVert^2 \, g_j$. Inner products run over all leaves.
@@ -25,7 +27,8 @@ def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Gener
     Args:
         grads: A tree of gradients for each task, all with the same leaves; None where a task does not reach a leaf.
         reduction: "mean" or "sum" over tasks, for leaves that all tasks reach; other leaves are summed.
-        generator: Draws one `torch.randperm` of the tasks for each task in turn, or a seed; None is torch's global one.
+        generator: Draws one `torch.randperm` of the tasks for each task in turn. An int is a seed, None torch's global
+            generator.
 
     Returns:
         One tree of gradients; None where no task reaches a leaf.
@@ -40,45 +43,81 @@ def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Gener
 
     Source: Yu et al. 2020, arXiv:2001.06782.
     """
+    _check_tasks(grads, reduction)
+    first, unflatten = _tree.flatten(grads[0], "gradients of task 0")
+    tasks = [_tree.match(tree, first, f"gradients of task {i}", "those of task 0") for i, tree in enumerate(grads)]
+    counts, dense = _dense(tasks)
+    squares = [_dot(task, task) for task in dense]
+    total: Leaves = {}
+    for i, order in enumerate(_orders(len(tasks), generator)):
+        for name, grad in _without_conflicts(i, order, dense, squares).items():
+            total[name] = total[name] + grad if name in total else grad
+    if reduction == "mean":
+        reached_by_all = [name for name, count in counts.items() if count == len(tasks)]
+        total |= {name: total[name] / len(tasks) for name in reached_by_all}
+    return unflatten({name: total.get(name) for name in first})
+
+
+def _check_tasks(grads: Sequence[Any], reduction: str) -> None:
     if reduction not in ("mean", "sum"):
         raise ValueError(f"pcgrad: reduction must be 'mean' or 'sum', got {reduction!r}")
     if not grads:
         raise ValueError("pcgrad: needs the gradients of at least one task")
+
+
+def _orders(count: int, generator: torch.Generator | int | None) -> Iterator[list[int]]:
+    """For each task a random order of all tasks."""
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
-    first, unflatten = _tree.flatten(grads[0], "gradients of task 0")
-    tasks = [_tree.match(tree, first, f"gradients of task {i}", "those of task 0") for i, tree in enumerate(grads)]
-    reached = {name: [task[name] for task in tasks if task[name] is not None] for name in first}
-    present = [name for name, found in reached.items() if found]
-    full = [
-        {name: torch.zeros_like(reached[name][0]) if task[name] is None else task[name] for name in present}
-        for task in tasks
-    ]
-    squares = [_dot(task, task) for task in full]
-    total: dict[str, Tensor] = {}
-    for i, own in enumerate(full):
-        projected = own
-        device = generator.device if generator is not None else None
-        for j in torch.randperm(len(full), generator=generator, device=device).tolist():
-            if j == i or not present:
-                continue
-            # where, not if: nothing is read on the host; a task without gradient has the inner product 0
-            along = _dot(projected, full[j])
-            share = torch.where(along < 0, along / torch.where(squares[j] == 0, 1.0, squares[j]), 0.0)
-            projected = {name: g - share.to(g.device, g.dtype) * full[j][name] for name, g in projected.items()}
-        total = {name: total[name] + g if total else g for name, g in projected.items()}
-    if reduction == "mean":
-        total = {name: g / len(tasks) if len(reached[name]) == len(tasks) else g for name, g in total.items()}
-    return unflatten({name: total.get(name) for name in first})
+    device = generator.device if generator is not None else None
+    for _ in range(count):
+        yield torch.randperm(count, generator=generator, device=device).tolist()
 
 
-def _dot(a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
-    terms = [(a[name] * b[name]).sum() for name in a]
-    return (
-        torch.stack([term.to(terms[0].device, torch.promote_types(term.dtype, torch.float32)) for term in terms]).sum()
-        if terms
-        else torch.zeros(())
-    )
+def _dense(tasks: list[dict[str, Tensor | None]]) -> tuple[dict[str, int], list[Leaves]]:
+    """How many tasks reach each leaf, and the tasks' gradients with zeros in place of None."""
+    counts: dict[str, int] = {}
+    like: Leaves = {}
+    for task in tasks:
+        for name, grad in task.items():
+            if grad is not None:
+                counts[name] = counts.get(name, 0) + 1
+                like.setdefault(name, grad)
+    counts = {name: counts[name] for name in tasks[0] if name in counts}  # in the order of the first tree
+    dense = []
+    for task in tasks:
+        leaves = {}
+        for name in counts:
+            grad = task[name]
+            leaves[name] = torch.zeros_like(like[name]) if grad is None else grad
+        dense.append(leaves)
+    return counts, dense
+
+
+def _without_conflicts(i: int, order: Sequence[int], tasks: Sequence[Leaves], squares: Sequence[Tensor]) -> Leaves:
+    """The gradient of task i without what conflicts with the other tasks, taken in this order."""
+    projected = tasks[i]
+    for j in order:
+        if j == i or not projected:
+            continue
+        # where, not if: the host reads no value; a task without gradient has the inner product 0
+        along = _dot(projected, tasks[j])
+        share = torch.where(along < 0, along / torch.where(squares[j] == 0, 1.0, squares[j]), 0.0)
+        remaining = {}
+        for name, grad in projected.items():
+            remaining[name] = grad - share.to(grad.device, grad.dtype) * tasks[j][name]
+        projected = remaining
+    return projected
+
+
+def _dot(a: Leaves, b: Leaves) -> Tensor:
+    """The inner product over all leaves, summed in float32 or wider on the device of the first leaf."""
+    terms = []
+    for name in a:
+        term = (a[name] * b[name]).sum()
+        device = terms[0].device if terms else term.device
+        terms.append(term.to(device, torch.promote_types(term.dtype, torch.float32)))
+    return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def pcgrad_backward(
@@ -89,7 +128,7 @@ def pcgrad_backward(
 ) -> None:
     """Write the `pcgrad` of several losses into the `.grad` of parameters, in place of `loss.backward()`.
 
-    A gradient that was there is overwritten; a parameter that no loss reaches gets None.
+    It overwrites existing gradients; a parameter that no loss reaches gets None.
 
     Args:
         losses: One 0-d loss for each task; their graphs are freed.
@@ -98,7 +137,7 @@ def pcgrad_backward(
         generator: As in `pcgrad`. For reproducible runs pass one generator at every step, not one seed.
 
     Raises:
-        TypeError: a single loss, or something else than tensors in `params`.
+        TypeError: a single loss, or `params` that are not tensors.
         ValueError: as `pcgrad`; a loss that is not 0-d or has no graph; no parameter that requires a gradient.
 
     Example:
@@ -110,14 +149,32 @@ def pcgrad_backward(
 
     Source: Yu et al. 2020, arXiv:2001.06782.
     """
-    every = list(params)
-    for param in every:
+    trained = _trained(params)
+    _check_losses(losses)
+    grads = []
+    for i, loss in enumerate(losses):
+        leaves = torch.autograd.grad(loss, trained, retain_graph=i + 1 < len(losses), allow_unused=True)
+        grads.append(dict(enumerate(leaves)))
+    merged = pcgrad(grads, reduction, generator)
+    for i, param in enumerate(trained):
+        param.grad = merged[i]
+
+
+def _trained(params: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that require a gradient."""
+    trained = []
+    for param in params:
         if not isinstance(param, Tensor):
             got = type(param).__name__
             raise TypeError(f"pcgrad_backward: params must be tensors, such as model.parameters(), got a {got}")
-    trained = [param for param in every if param.requires_grad]
+        if param.requires_grad:
+            trained.append(param)
     if not trained:
         raise ValueError("pcgrad_backward: none of the params requires a gradient")
+    return trained
+
+
+def _check_losses(losses: Any) -> None:
     if isinstance(losses, Tensor) and not losses.ndim:
         raise TypeError("pcgrad_backward: losses must have a loss for each task, got a single one")
     for i, loss in enumerate(losses):
@@ -125,18 +182,10 @@ def pcgrad_backward(
             raise ValueError(f"pcgrad_backward: losses[{i}] must be 0-d, got shape {tuple(loss.shape)}")
         if not loss.requires_grad:
             raise ValueError(f"pcgrad_backward: losses[{i}] has no graph; compute it with gradients enabled")
-    last = len(losses) - 1
-    grads = [
-        dict(enumerate(torch.autograd.grad(loss, trained, retain_graph=i < last, allow_unused=True)))
-        for i, loss in enumerate(losses)
-    ]
-    merged = pcgrad(grads, reduction, generator)
-    for i, param in enumerate(trained):
-        param.grad = merged[i]
 
 
 def rotograd_scale(grads: Sequence[Tensor], initial_norms: Sequence[Tensor] | Tensor) -> Tensor:
-    r"""Add the gradients of several tasks at equal lengths, the more weight on tasks that are slow (RotoGrad).
+    r"""Add the gradients of several tasks at equal lengths, with more length if tasks are slow (RotoGrad).
 
     $C \sum_k g_k / n_k$ with $n_k = \lVert g_k \rVert$, $r_k = n_k / n_k^0$ and $C = \sum_k r_k n_k / \sum_k r_k$.
 
@@ -149,7 +198,7 @@ def rotograd_scale(grads: Sequence[Tensor], initial_norms: Sequence[Tensor] | Te
 
     Example:
         >>> grads = [torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])]
-        >>> gradtx.rotograd_scale(grads, torch.tensor([2.0, 4.0]))  # both as fast as at first: C = 3
+        >>> gradtx.rotograd_scale(grads, torch.tensor([2.0, 4.0]))  # both at their initial norms: C = 3
         tensor([3., 3.])
 
     Source: Javaloy and Valera 2022, arXiv:2103.02631.
@@ -157,13 +206,14 @@ def rotograd_scale(grads: Sequence[Tensor], initial_norms: Sequence[Tensor] | Te
     norms = _norms(grads)
     ratios = norms / torch.as_tensor(initial_norms, dtype=norms.dtype, device=norms.device)
     mean = (ratios * norms).sum() / ratios.sum().clamp(min=TINY)
-    return mean * torch.stack([grad / norm for grad, norm in zip(grads, norms, strict=True)]).sum(dim=0)
+    directions = [grad / norm for grad, norm in zip(grads, norms, strict=True)]
+    return mean * torch.stack(directions).sum(dim=0)
 
 
 def rotograd_rotation_loss(
     grads: Sequence[Tensor], rotated_grads: Sequence[Tensor], rotations: Sequence[Tensor]
 ) -> list[Tensor]:
-    r"""How far each rotated mean gradient is from the task's own: what RotoGrad's rotations minimize.
+    r"""Measure how far each rotated mean gradient is from the task's gradient; RotoGrad's rotations minimize it.
 
     The mean over the batch of $\lVert R_k v_b - \tilde g_{k,b} \rVert^2$, where $v$ is the mean of the $g_k$, each
     brought to the length of their mean.
@@ -185,21 +235,24 @@ def rotograd_rotation_loss(
     """
     grads = [grad.detach() for grad in grads]
     length = torch.stack(grads).mean(dim=0).norm()
-    shares = [grad * (length / norm) for grad, norm in zip(grads, _norms(grads), strict=True)]
-    target = torch.stack(shares).mean(dim=0)
-    return [
-        (target @ rotation.T - own.detach()).square().sum(dim=-1).mean()
-        for own, rotation in zip(rotated_grads, rotations, strict=True)
-    ]
+    rescaled = []
+    for grad, norm in zip(grads, _norms(grads), strict=True):
+        rescaled.append(grad * (length / norm))
+    target = torch.stack(rescaled).mean(dim=0)
+    losses = []
+    for rotated_grad, rotation in zip(rotated_grads, rotations, strict=True):
+        distances = (target @ rotation.T - rotated_grad.detach()).square().sum(dim=-1)
+        losses.append(distances.mean())
+    return losses
 
 
 def _norms(grads: Sequence[Tensor]) -> Tensor:
-    """One norm a task, over the whole batch."""
+    """The norm of each task's gradient, over the whole batch."""
     return torch.stack([grad.norm() for grad in grads]).clamp(min=TINY)
 
 
 class _Rotation(nn.Module):
-    """An orthogonal matrix to be trained, the identity at first."""
+    """A trainable orthogonal matrix that starts as the identity."""
 
     weight: Tensor
 
@@ -210,18 +263,18 @@ class _Rotation(nn.Module):
 
 
 class RotoGrad(nn.Module):
-    r"""A shared backbone and a head for each task, whose gradients are made equal in length and turned to agree.
+    r"""Train a shared backbone with a head for each task; task gradients get equal lengths and learned rotations.
 
-    Each head sees the representation $z$ turned by a matrix $R_k$ of its own. `backward(losses)` takes the place of
-    `loss.backward()`: it sends `rotograd_scale` of the tasks' gradients into the backbone, each loss's own gradient
-    into its head, and the gradient of `rotograd_rotation_loss` into $R_k$. In training the heads are cut off from the
+    Each head sees the representation $z$ rotated by its matrix $R_k$. Call `backward(losses)` in place of
+    `loss.backward()`: it sends `rotograd_scale` of the tasks' gradients into the backbone, each loss's gradient into
+    its head, and the gradient of `rotograd_rotation_loss` into $R_k$. In training mode the heads are detached from the
     backbone, so `sum(losses).backward()` would not reach it.
 
     Args:
         backbone: Maps the input to $z$, whose last dimension is the latent one.
-        heads: One module a task; maps $R_k z$ to the task's output.
-        latent_size: The size of that dimension.
-        burn_in_period: The iteration (from 0) at which the lengths and losses of the start are taken once more.
+        heads: One module per task; maps $R_k z$ to the task's output.
+        latent_size: Size of the latent dimension.
+        burn_in_period: The iteration (from 0) at which the initial norms and losses are measured again.
         normalize_losses: Divide every loss by its value at the start.
 
     Raises:
@@ -253,9 +306,12 @@ class RotoGrad(nn.Module):
         normalize_losses: bool = False,
     ):
         super().__init__()
-        self.backbone, self.heads = backbone, nn.ModuleList(heads)
+        self.backbone = backbone
+        self.heads = nn.ModuleList(heads)
         self.rotations = nn.ModuleList(_Rotation(latent_size) for _ in heads)
-        self.latent_size, self.burn_in_period, self.normalize_losses = latent_size, burn_in_period, normalize_losses
+        self.latent_size = latent_size
+        self.burn_in_period = burn_in_period
+        self.normalize_losses = normalize_losses
         self.register_buffer("initial_norms", torch.ones(len(self.heads)))
         self.register_buffer("initial_losses", torch.ones(len(self.heads)))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
@@ -267,7 +323,7 @@ class RotoGrad(nn.Module):
         yield from self.heads.parameters()
 
     def rotation_parameters(self) -> Iterator[nn.Parameter]:
-        """What the rotations are trained by; give it an optimizer of its own, slower than the model's."""
+        """The parameters of the rotations; give them a separate optimizer, slower than the model's."""
         yield from self.rotations.parameters()
 
     def _matrices(self) -> list[Tensor]:
@@ -281,9 +337,9 @@ class RotoGrad(nn.Module):
         turned = [z @ matrix.detach().T for matrix in self._matrices()]
         self._passed = None
         if self.training and torch.is_grad_enabled():
-            turned = [each.detach().requires_grad_() for each in turned]
-            self._passed = z, turned
-        return [head(each) for head, each in zip(self.heads, turned, strict=True)]
+            turned = [representation.detach().requires_grad_() for representation in turned]
+            self._passed = (z, turned)
+        return [head(representation) for head, representation in zip(self.heads, turned, strict=True)]
 
     def backward(self, losses: Sequence[Tensor]) -> None:
         """Add to the `.grad` of all parameters, after a forward pass in training mode.
@@ -295,20 +351,30 @@ class RotoGrad(nn.Module):
             raise ValueError("RotoGrad: backward follows one forward pass in training mode, with gradients enabled")
         if len(losses) != len(self.heads):
             raise ValueError(f"RotoGrad: {len(losses)} losses for {len(self.heads)} heads")
-        (z, turned), self._passed = self._passed, None
-        anew = (self.iteration == 0) | (self.iteration == self.burn_in_period)
+        z, turned = self._passed
+        self._passed = None
+        is_start = (self.iteration == 0) | (self.iteration == self.burn_in_period)
         self.iteration = self.iteration + 1
-        values = torch.stack([loss.detach() for loss in losses]).to(self.initial_losses)
-        values = torch.where(values == 0, 1.0, values)  # a loss that starts at 0 is not divided
-        self.initial_losses = torch.where(anew, values, self.initial_losses)
-        rotated_grads = []
-        for k, (loss, seen) in enumerate(zip(losses, turned, strict=True)):
-            start = self.initial_losses[k] if self.normalize_losses else 1.0
-            (loss / start).backward(retain_graph=k + 1 < len(losses))
-            rotated_grads.append(torch.zeros_like(seen) if seen.grad is None else seen.grad)
+        self._keep_initial_losses(losses, is_start)
+        rotated_grads = self._through_heads(losses, turned)
         matrices = self._matrices()
         grads = [grad @ matrix.detach() for grad, matrix in zip(rotated_grads, matrices, strict=True)]
-        self.initial_norms = torch.where(anew, _norms(grads).to(self.initial_norms), self.initial_norms)
+        self.initial_norms = torch.where(is_start, _norms(grads).to(self.initial_norms), self.initial_norms)
         torch.stack(rotograd_rotation_loss(grads, rotated_grads, matrices)).sum().backward()
         if z.requires_grad:
             z.backward(rotograd_scale(grads, self.initial_norms))
+
+    def _keep_initial_losses(self, losses: Sequence[Tensor], is_start: Tensor) -> None:
+        values = torch.stack([loss.detach() for loss in losses]).to(self.initial_losses)
+        values = torch.where(values == 0, 1.0, values)  # a loss that starts at 0 is not divided
+        self.initial_losses = torch.where(is_start, values, self.initial_losses)
+
+    def _through_heads(self, losses: Sequence[Tensor], turned: Sequence[Tensor]) -> list[Tensor]:
+        """Run `backward` of each loss down to the representation that its head saw; return the gradients there."""
+        grads = []
+        for k, (loss, representation) in enumerate(zip(losses, turned, strict=True)):
+            start = self.initial_losses[k] if self.normalize_losses else 1.0
+            (loss / start).backward(retain_graph=k + 1 < len(losses))
+            grad = representation.grad
+            grads.append(torch.zeros_like(representation) if grad is None else grad)
+        return grads

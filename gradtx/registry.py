@@ -1,4 +1,4 @@
-"""Optimizers and schedulers by name, with the options that users of pytorch_optimizer know."""
+"""Optimizers and schedulers by name, with the option names of pytorch_optimizer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
-from gradtx._arguments import Scalar, describe
-from gradtx.core import chain
+from gradtx._arguments import Scalar
+from gradtx._messages import describe
+from gradtx.combinators.lookahead import with_lookahead
+from gradtx.core import GradientTransformation, chain
 from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
-from gradtx.transforms.averaging import lookahead, with_lookahead
+from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
 from gradtx.transforms.projection import orthogonalize_against_params
 
@@ -38,13 +40,13 @@ Names = str | Sequence[str] | None
 # for parameters without a model by the usual names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
-# Schedules of a learning rate; `proportion` follows one, `join_schedules` is for Python.
+# Schedules of a learning rate; `proportion` needs another schedule, `join_schedules` a list of schedules.
 _SCHEDULES: dict[str, Callable[..., Any]] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
     for name in schedules.__all__
     if hasattr(getattr(schedules, name), "arguments") and name not in ("join_schedules", "proportion_schedule")
 }
-# What torch and pytorch_optimizer call them, where that is not our name.
+# Names in torch and pytorch_optimizer that differ from ours.
 _SCHEDULERS_ELSEWHERE = {
     "ConstantLR": "constant",
     "LinearLR": "linear",
@@ -72,33 +74,38 @@ def _plain(name: str) -> str:
     return name.replace("-", "").replace("_", "").lower()
 
 
-def _found(owner: str, what: str, name: Any, known: Mapping[str, Any], others: Mapping[str, str]) -> Any:
-    """The entry of a name, or of another name for it; case, dashes and underscores don't count."""
+def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms: Mapping[str, str]) -> Any:
+    """The entry of a name or of its synonym, whatever the case, dashes and underscores."""
     if not isinstance(name, str):
         raise TypeError(f"{owner}: the name of {what} must be a str, got {describe(name)}")
-    names = {_plain(other): own for other, own in others.items()} | {_plain(own): own for own in known}
-    if _plain(name) in names:
-        return known[names[_plain(name)]]
-    raise ValueError(f"{owner}: unknown {what} {name!r}; {_hint(what, _plain(name), names, known)}")
+    name_of = {_plain(synonym): target for synonym, target in synonyms.items()}
+    for target in known:
+        name_of[_plain(target)] = target
+    if _plain(name) in name_of:
+        return known[name_of[_plain(name)]]
+    raise ValueError(f"{owner}: unknown {what} {name!r}; {_hint(what, _plain(name), name_of, known)}")
 
 
-def _hint(what: str, name: str, names: Mapping[str, str], known: Iterable[str]) -> str:
-    """What an unknown name was meant to be if it is a slip of the keyboard, else how to see what there is.
+def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
+    """Suggest the names of which an unknown one is a misspelling, else how to list names.
 
-    Algorithms have names that look alike (AdamC, FAdam and Adam; AdEMAMix and Adamax): those are no slips.
+    Algorithms have names that look alike (AdamC, FAdam and Adam; AdEMAMix and Adamax): those are no misspellings.
     """
-    slips = [plain for plain in difflib.get_close_matches(name, names, n=3, cutoff=0.8) if not _is_longer(name, plain)]
-    if slips and difflib.SequenceMatcher(None, slips[0], name).ratio() > 0.85:
-        return f"did you mean {' or '.join(repr(own) for own in dict.fromkeys(names[plain] for plain in slips))}?"
-    for start in (name[:n] for n in range(len(name), 1, -1)):
-        if any(_plain(own).startswith(start) for own in known):
+    matches = difflib.get_close_matches(name, name_of, n=3, cutoff=0.8)
+    misspelled = [plain for plain in matches if not _is_longer(name, plain)]
+    if misspelled and difflib.SequenceMatcher(None, misspelled[0], name).ratio() > 0.85:
+        suggestions = dict.fromkeys(name_of[plain] for plain in misspelled)
+        return f"did you mean {' or '.join(map(repr, suggestions))}?"
+    for length in range(len(name), 1, -1):
+        start = name[:length]
+        if any(_plain(target).startswith(start) for target in known):
             lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
             return f"gradtx.{lister}({f'{start}*'!r}) lists those that begin like it"
     return f"known: {', '.join(sorted(known))}"
 
 
 def _is_longer(name: str, plain: str) -> bool:
-    """Whether it has one letter more at an end; a letter that is there twice is a slip."""
+    """Whether `name` is `plain` with one more letter at an end; a doubled letter is a misspelling."""
     return (name[1:] == plain and name[0] != name[1]) or (name[:-1] == plain and name[-1] != name[-2])
 
 
@@ -106,27 +113,35 @@ def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]
     """The names of which a spelling matches one of the wildcard patterns."""
     if filters is None:
         return sorted(spellings)
+    patterns = _patterns(owner, filters)
+    names = []
+    for name, synonyms in spellings.items():
+        if any(_matches(spelling, patterns) for spelling in (name, *synonyms)):
+            names.append(name)
+    return sorted(names)
+
+
+def _patterns(owner: str, filters: Any) -> list[str]:
     patterns = [filters] if isinstance(filters, str) else filters
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}")
     # Inside brackets a dash is a range.
-    patterns = [pattern.lower() if "[" in pattern else _plain(pattern) for pattern in patterns]
-    return sorted(
-        name
-        for name, others in spellings.items()
-        if any(fnmatch.fnmatchcase(_plain(one), p) for one in (name, *others) for p in patterns)
-    )
+    return [pattern.lower() if "[" in pattern else _plain(pattern) for pattern in patterns]
+
+
+def _matches(spelling: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(_plain(spelling), pattern) for pattern in patterns)
 
 
 def load_optimizer(name: str) -> type[AliasOptimizer]:
-    """The class of an optimizer: `load_optimizer("adamp")` is `gradtx.optim.AdamP`.
+    """Return the class of an optimizer: `load_optimizer("adamp")` is `gradtx.optim.AdamP`.
 
     Args:
-        name: Of an alias or of a class; case, dashes and underscores don't count.
+        name: An alias or a class; case, dashes and underscores don't count.
 
     Raises:
         TypeError: a name that is no str.
-        ValueError: an unknown name; the nearest ones are listed.
+        ValueError: an unknown name; the error lists the nearest ones.
 
     Example:
         >>> gradtx.load_optimizer("Adam-W").__name__
@@ -136,14 +151,15 @@ def load_optimizer(name: str) -> type[AliasOptimizer]:
 
 
 def _class(owner: str, name: Any) -> type[AliasOptimizer]:
-    return _found(owner, "optimizer", name, CLASSES, {cls.__name__: own for own, cls in CLASSES.items()})
+    alias_of_class = {cls.__name__: alias for alias, cls in CLASSES.items()}
+    return _lookup(owner, "optimizer", name, CLASSES, alias_of_class)
 
 
 def get_supported_optimizers(filters: Names = None) -> list[str]:
-    """The names of all optimizers, sorted, or of those that match.
+    """List the names of all optimizers, or of those that match, sorted.
 
     Args:
-        filters: A wildcard pattern such as "*adam*" or a list of them; those that match any count. None for all.
+        filters: A wildcard pattern such as "*adam*", or a list of patterns of which one must match. None for all.
 
     Raises:
         TypeError: something else.
@@ -152,14 +168,15 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
         ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
     """
-    return _matching("get_supported_optimizers", filters, {own: [cls.__name__] for own, cls in CLASSES.items()})
+    spellings = {alias: [cls.__name__] for alias, cls in CLASSES.items()}
+    return _matching("get_supported_optimizers", filters, spellings)
 
 
 def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
-    """The names of all schedulers of a learning rate, sorted, or of those that match.
+    """List the names of all learning rate schedulers, or of those that match, sorted.
 
     Args:
-        filters: A wildcard pattern such as "*cosine*" or a list of them; those that match any count. None for all.
+        filters: A wildcard pattern such as "*cosine*", or a list of patterns of which one must match. None for all.
 
     Raises:
         TypeError: something else.
@@ -172,50 +189,53 @@ def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
 
 
 def load_lr_scheduler(name: str) -> Callable[..., LRScheduler]:
-    """A scheduler by name, to be called as torch's: `load_lr_scheduler("cosine")(optimizer, T_max=10)`.
+    """Return a scheduler by name, to be called like torch's: `load_lr_scheduler("cosine")(optimizer, T_max=10)`.
 
-    What is called takes the optimizer, the arguments of the schedule of this name (`cosine_schedule`) and `last_epoch`,
-    and returns `as_lr_scheduler` of it. An `lr` that is left out is that of each group.
+    It takes the optimizer, the arguments of the schedule of this name (`cosine_schedule`) and `last_epoch`, and returns
+    the `as_lr_scheduler` of that schedule. `lr` defaults to the rate of each group.
 
     Args:
-        name: Of a schedule, or what torch and pytorch_optimizer call it (`CosineAnnealingLR`); case, dashes and
-            underscores don't count. "linear" and "cosine" are torch's; pytorch_optimizer's are "warmup_linear" and
-            "warmup_cosine".
+        name: A schedule, or its name in torch or pytorch_optimizer (`CosineAnnealingLR`); case, dashes and underscores
+            don't count. "linear" and "cosine" are torch's; pytorch_optimizer's are "warmup_linear" and "warmup_cosine".
 
     Raises:
         TypeError: a name that is no str.
-        ValueError: an unknown name; the nearest ones are listed.
+        ValueError: an unknown name; the error lists the nearest ones.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
         >>> gradtx.load_lr_scheduler("linear")(optimizer, start_factor=0.5).get_last_lr()
         [0.25]
     """
-    factory = _found("load_lr_scheduler", "scheduler", name, _SCHEDULES, _SCHEDULERS_ELSEWHERE)
+    factory = _lookup("load_lr_scheduler", "scheduler", name, _SCHEDULES, _SCHEDULERS_ELSEWHERE)
     names = [argument.name for argument in factory.arguments.all]
+    positional = [name for name in names if name != "lr"]
 
     def scheduler(optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any) -> LRScheduler:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"{factory.__name__}: the first argument must be the optimizer, got {describe(optimizer)}")
-        own = "lr" in names and "lr" not in options
-        places = [name for name in names if name != "lr"]
-        if len(args) > len(places):
-            raise TypeError(f"{factory.__name__}: takes at most {len(places)} arguments after the optimizer")
-        for place, value in zip(places, args, strict=False):
-            if place in options:
-                raise TypeError(f"{factory.__name__}: got two values for {place!r}")
-            options[place] = value
-        if not own:
+        if len(args) > len(positional):
+            raise TypeError(f"{factory.__name__}: takes at most {len(positional)} arguments after the optimizer")
+        takes_rate_of_groups = "lr" in names and "lr" not in options
+        for argument, value in zip(positional, args, strict=False):
+            if argument in options:
+                raise TypeError(f"{factory.__name__}: got two values for {argument!r}")
+            options[argument] = value
+        if not takes_rate_of_groups:
             return schedules.as_lr_scheduler(optimizer, factory(**options), last_epoch)
-        rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        return schedules.as_lr_scheduler(optimizer, [factory(lr=rate, **options) for rate in rates], last_epoch)
+        schedule_of_group = []
+        for group in optimizer.param_groups:
+            rate = float(group.get("initial_lr", group["lr"]))
+            schedule_of_group.append(factory(lr=rate, **options))
+        return schedules.as_lr_scheduler(optimizer, schedule_of_group, last_epoch)
 
-    scheduler.__name__, scheduler.__doc__ = factory.__name__, factory.__doc__
+    scheduler.__name__ = factory.__name__
+    scheduler.__doc__ = factory.__doc__
     return scheduler
 
 
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
-# Names of options elsewhere. Those of the first table have the same values here, where an optimizer has the new one.
+# Option names of other libraries -> names here, of which the first is used that the optimizer has; same values.
 _RENAMED = {
     "weight_decouple": ("decoupled_weight_decay", "no_prox"),
     "ams_bound": ("amsgrad",),
@@ -228,7 +248,7 @@ _RENAMED = {
     "dampening": ("damping",),
     "eps_2": ("eps2",),
 }
-# Switches that are links or optimizers of their own here.
+# Switches that are separate links or optimizers here.
 _SWITCHES = {
     "ams_bound": "it has no amsgrad",
     "adam_debias": "its place is gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
@@ -252,86 +272,127 @@ _COUPLED = frozenset(
 
 
 def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options in this library's names, with a warning for each that has another one."""
-    new: dict[str, Any] = {}
-
-    def warn(message: str) -> None:
-        warnings.warn(f"create_optimizer: {message}", FutureWarning, stacklevel=4)
-
+    """Translate options of other libraries, with a warning for each."""
+    translated: dict[str, Any] = {}
     for name, value in options.items():
-        renamed = next((own for own in _RENAMED.get(name, ()) if own in arguments), None)
+        new_name = _new_name(name, arguments)
         if name in arguments:
-            new[name] = value
-        elif renamed is not None:
-            if renamed in options:
-                raise TypeError(f"create_optimizer: {name!r} is {renamed!r}, and both are given")
-            warn(f"{name!r} is now {renamed!r}")
-            new[renamed] = value
+            translated[name] = value
+        elif new_name is not None:
+            if new_name in options:
+                raise TypeError(f"create_optimizer: {name!r} is {new_name!r}, and both are given")
+            _warn(f"{name!r} is now {new_name!r}")
+            translated[new_name] = value
         elif name == "weight_decouple":
-            placed = True if alias in _DECOUPLED else False if alias in _COUPLED else None
-            form = {True: "is decoupled", False: "is added to the gradient", None: "has a form of its own"}[placed]
-            if value is not placed:
-                raise TypeError(f"create_optimizer: the decay of {alias} {form}; leave 'weight_decouple' out")
-            warn(f"the decay of {alias} always {form}; leave 'weight_decouple' out")
+            _check_decoupling(alias, value)
         elif name in _SWITCHES:
             if value:
                 raise TypeError(f"create_optimizer: {alias} does not take {name!r}; {_SWITCHES[name]}")
-            warn(f"{alias} does not take {name!r}; leave it out")
+            _warn(f"{alias} does not take {name!r}; leave it out")
         else:
-            new[name] = value  # its own error says what is wrong
-    return new
+            translated[name] = value  # the optimizer raises the error
+    return translated
+
+
+def _new_name(name: str, arguments: Iterable[str]) -> str | None:
+    for new_name in _RENAMED.get(name, ()):
+        if new_name in arguments:
+            return new_name
+    return None
+
+
+def _check_decoupling(alias: str, value: Any) -> None:
+    """Accept the form of weight decay that an optimizer always has, with a warning; refuse any other."""
+    if alias in _DECOUPLED:
+        form, only = "is decoupled", True
+    elif alias in _COUPLED:
+        form, only = "is added to the gradient", False
+    else:
+        form, only = "has a form of its own", None
+    if value is not only:
+        raise TypeError(f"create_optimizer: the decay of {alias} {form}; leave 'weight_decouple' out")
+    _warn(f"the decay of {alias} always {form}; leave 'weight_decouple' out", stacklevel=5)
+
+
+def _warn(message: str, stacklevel: int = 4) -> None:
+    """Warn at the line that calls `create_optimizer`."""
+    warnings.warn(f"create_optimizer: {message}", FutureWarning, stacklevel=stacklevel)
 
 
 def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
-    """What an optimizer is given: groups with and without decay, of named parameters where there are names."""
+    """The parameters for the optimizer: if they have names, in groups with and without decay."""
     if isinstance(model, Tensor):
         raise TypeError("create_optimizer: needs a model or a list of parameters, got one tensor")
-    banned: set[int] = set()
     if isinstance(model, torch.nn.Module):
-        for prefix, module in model.named_modules():
-            kind = type(module).__name__
-            for name, param in module.named_parameters(recurse=False):
-                if _banned(ban_list, f"{prefix}.{name}" if prefix else name, kind, f"{kind}.{name}"):
-                    banned.add(id(param))
-        items: list[Any] = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-        if not items:
-            raise ValueError("create_optimizer: the model has no parameter that requires a gradient")
-    else:
-        if not isinstance(model, Iterable):
-            raise TypeError(f"create_optimizer: needs a model or a list of parameters, got {describe(model)}")
-        items = list(model)
-        if not all(isinstance(item, tuple) and len(item) == 2 for item in items):
-            return items  # without names there is nothing to tell them apart by; groups are as the user made them
-        banned = {id(param) for name, param in items if _banned(ban_list, name)}
+        return _groups(_trained(model), _banned_of_model(model, ban_list), weight_decay)
+    if not isinstance(model, Iterable):
+        raise TypeError(f"create_optimizer: needs a model or a list of parameters, got {describe(model)}")
+    items = list(model)
+    if not all(isinstance(item, tuple) and len(item) == 2 for item in items):
+        return items  # patterns need names; groups stay as the user made them
+    banned = {id(param) for name, param in items if _is_banned(ban_list, name)}
+    return _groups(items, banned, weight_decay)
+
+
+def _groups(named: list[Any], banned: set[int], weight_decay: Any) -> list[Any]:
+    """A group with decay and one without, of those that have parameters."""
     if _is_zero(weight_decay):
-        return items
-    groups = (
-        {"params": [item for item in items if id(item[1]) not in banned]},
-        {"params": [item for item in items if id(item[1]) in banned], "weight_decay": 0.0},
-    )
-    return [group for group in groups if group["params"]]
+        return named
+    decayed = [(name, param) for name, param in named if id(param) not in banned]
+    others = [(name, param) for name, param in named if id(param) in banned]
+    groups = []
+    if decayed:
+        groups.append({"params": decayed})
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    return groups
 
 
-def _banned(patterns: Sequence[str], *names: str) -> bool:
-    """Whether a name contains a pattern, or matches it if that has wildcards."""
+def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    if not named:
+        raise ValueError("create_optimizer: the model has no parameter that requires a gradient")
+    return named
 
-    def one(pattern: str, name: str) -> bool:
-        return fnmatch.fnmatchcase(name, pattern) if any(c in pattern for c in "*?[") else pattern in name
 
-    return any(one(pattern, name) for pattern in patterns for name in names)
+def _banned_of_model(model: torch.nn.Module, ban_list: Sequence[str]) -> set[int]:
+    """The ids of the parameters without decay, whose names or modules' classes match a pattern."""
+    banned = set()
+    for prefix, module in model.named_modules():
+        kind = type(module).__name__
+        for name, param in module.named_parameters(recurse=False):
+            full_name = f"{prefix}.{name}" if prefix else name
+            if _is_banned(ban_list, full_name, kind, f"{kind}.{name}"):
+                banned.add(id(param))
+    return banned
+
+
+def _is_banned(patterns: Sequence[str], *names: str) -> bool:
+    """Whether a name contains a pattern, or matches a pattern with wildcards."""
+    for pattern in patterns:
+        has_wildcards = any(character in pattern for character in "*?[")
+        for name in names:
+            if fnmatch.fnmatchcase(name, pattern) if has_wildcards else pattern in name:
+                return True
+    return False
 
 
 def _numbers(name: str, arguments: Mapping[str, Any], lr: Any, weight_decay: Any) -> dict[str, Any]:
-    """Learning rate and decay, under the names that the optimizer has for them."""
-    rate = next((own for own in ("lr", "max_lr") if own in arguments), None)
-    if lr is not None and rate is None:
-        raise TypeError(f"create_optimizer: {name} has no learning rate; leave 'lr' out")
-    if not _is_zero(weight_decay) and "weight_decay" not in arguments:
+    """Learning rate and decay, under the optimizer's names for them."""
+    numbers = {}
+    if "weight_decay" in arguments:
+        numbers["weight_decay"] = weight_decay
+    elif not _is_zero(weight_decay):
         raise TypeError(f"create_optimizer: {name} has no weight_decay; leave it out")
-    found = {"weight_decay": weight_decay} if "weight_decay" in arguments else {}
-    if rate is not None and (lr is not None or arguments[rate].required or arguments[rate].default is not None):
-        found[rate] = 1e-3 if lr is None else lr
-    return found
+    rate = "lr" if "lr" in arguments else "max_lr"
+    if rate not in arguments:
+        if lr is not None:
+            raise TypeError(f"create_optimizer: {name} has no learning rate; leave 'lr' out")
+    elif lr is not None:
+        numbers[rate] = lr
+    elif arguments[rate].required or arguments[rate].default is not None:
+        numbers[rate] = 1e-3
+    return numbers
 
 
 def _is_zero(number: Any) -> bool:
@@ -351,32 +412,33 @@ def create_optimizer(
     compile_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> ChainOptimizer:
-    """An optimizer by name for a model, with the links around it that are often wanted.
+    """Make an optimizer by name for a model, with common links before and after it.
 
     Args:
-        model: A module, whose parameters that require a gradient are taken; or parameters: tensors, pairs of name and
-            tensor, or groups of your own, which stay as they are.
+        model: A module, of which the parameters that require a gradient are used; or parameters: tensors, pairs of name
+            and tensor, or parameter groups, which do not change.
         optimizer_name: As for `load_optimizer`.
-        lr: The learning rate. None: 1e-3, or nothing where the optimizer can do without.
+        lr: The learning rate. None: 1e-3, or no rate if the optimizer does not require one.
         weight_decay: As the optimizer defines it.
-        wd_ban_list: Which parameters get no decay: parts of names, or wildcard patterns, of the parameter
-            ("blocks.0.bias"), of its module's class ("LayerNorm") or of both ("LayerNorm.weight"). Biases and the
-            weights of norms by default. Parameters without names are all decayed.
-        use_lookahead: Put `lookahead` behind it, with the options `k`, `alpha` and `pullback_momentum` (of which those
-            that the optimizer itself has are its own). Not for Ranger, which has one.
-        use_orthograd: Put `orthogonalize_against_params` in front.
-        use_gc: Put `centralize` in front, with the option `gc_conv_only`. None: as the optimizer has it.
+        wd_ban_list: Selects parameters without decay: parts of names, or wildcard patterns, of the parameter
+            ("blocks.0.bias"), of its module's class ("LayerNorm") or of both ("LayerNorm.weight"). By default biases
+            and the weights of norms. All parameters without names are decayed.
+        use_lookahead: Add `lookahead` after the optimizer, with the options `k`, `alpha` and `pullback_momentum`
+            (an option that the optimizer has too goes to the optimizer). Ranger has a lookahead already.
+        use_orthograd: Add `orthogonalize_against_params` before the optimizer.
+        use_gc: Add `centralize` before the optimizer, with the option `gc_conv_only`. None: the optimizer's default.
         compile: As for `as_optimizer`.
-        compile_kwargs: Options of `torch.compile`, read with `compile=True`.
-        **options: Other options of the optimizer. Names that other libraries have for them are taken with a
-            FutureWarning that tells the new one.
+        compile_kwargs: Options of `torch.compile`, for `compile=True`.
+        **options: Other options of the optimizer. Option names of other libraries work, with a FutureWarning that tells
+            the new name.
 
     Returns:
-        An instance of `load_optimizer(optimizer_name)`, or with links around it what `as_optimizer` makes.
-        `muon` gets `adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10)` for what is no matrix, unless `fallback` says more.
+        An instance of `load_optimizer(optimizer_name)`; with additional links, the result of `as_optimizer`. `muon`
+        gets `adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10)` for parameters that are not matrices, unless you pass
+        `fallback`.
 
     Raises:
-        TypeError: an unknown option, an option of another library that has no meaning here.
+        TypeError: an unknown option, an option of another library without a counterpart.
         ValueError: an unknown name, numbers out of range, no parameters.
 
     Example:
@@ -386,41 +448,62 @@ def create_optimizer(
         [(0.01, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
     cls = _class("create_optimizer", optimizer_name)
-    alias, name, arguments = cls._alias, cls._alias.__name__, cls._alias.spec.arguments.by_name
+    name = cls._alias.__name__
+    arguments = cls._alias.spec.arguments.by_name
+    _check_options(options, wd_ban_list)
+    if use_lookahead and name in _WITH_LOOKAHEAD:
+        warnings.warn(f"create_optimizer: {name} has a lookahead already", UserWarning, stacklevel=2)
+        use_lookahead = False
+    if use_gc is not None and "use_gc" in arguments:
+        options["use_gc"] = use_gc
+        use_gc = None
+    before = _links_before(arguments, options, bool(use_gc), use_orthograd)
+    after = _options_of_links(("k", "alpha", "pullback_momentum"), arguments, options) if use_lookahead else None
+    numbers = _numbers(name, arguments, lr, weight_decay)
+    options = {**_translated(name, [*arguments, "state_dtype", "seed"], options), **numbers}
+    if name == "muon":
+        options.setdefault("fallback", adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0))
+    params = _parameters(model, weight_decay, wd_ban_list)
+    if compile is True and compile_kwargs:
+        compile = dict(compile_kwargs)
+    if not before and after is None:
+        return cls(params, **options, compile=compile)
+    seed = options.pop("seed", 0) if cls._seeded else 0
+    tx = _with_lookahead(cls._alias(**options), after)
+    return as_optimizer(chain(*before, tx), params, compile=compile, seed=seed)
+
+
+def _check_options(options: Mapping[str, Any], wd_ban_list: Any) -> None:
     for option in REFUSED:
         if option in options:
             raise refused(option, options[option])
     if isinstance(wd_ban_list, str) or not all(isinstance(pattern, str) for pattern in wd_ban_list):
         raise TypeError(f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}")
-    if use_lookahead and name in _WITH_LOOKAHEAD:
-        warnings.warn(f"create_optimizer: {name} has a lookahead already", UserWarning, stacklevel=2)
-        use_lookahead = False
 
-    def taken(*names: str) -> dict[str, Any]:
-        """Options of the links around the optimizer, without those that are the optimizer's own."""
-        return {key: options.pop(key) for key in names if key in options and key not in arguments}
 
+def _links_before(arguments: Any, options: dict[str, Any], use_gc: bool, use_orthograd: bool) -> list[Any]:
+    """The links in front of the optimizer; takes their options out of `options`."""
     links: list[Any] = []
-    if use_gc is not None and "use_gc" in arguments:
-        options["use_gc"] = use_gc
-    elif use_gc:
-        links.append(centralize(**{key.removeprefix("gc_"): value for key, value in taken("gc_conv_only").items()}))
+    if use_gc:
+        of_link = _options_of_links(("gc_conv_only",), arguments, options)
+        links.append(centralize(**{option.removeprefix("gc_"): value for option, value in of_link.items()}))
     if use_orthograd:
         links.append(orthogonalize_against_params())
-    ahead = taken("k", "alpha", "pullback_momentum") if use_lookahead else {}
-    own = _numbers(name, arguments, lr, weight_decay)
-    options = {**_translated(name, [*arguments, "state_dtype", "seed"], options), **own}
-    if name == "muon":
-        options.setdefault("fallback", adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0))
-    params = _parameters(model, weight_decay, wd_ban_list)
-    settings: dict[str, Any] = {"compile": dict(compile_kwargs) if compile is True and compile_kwargs else compile}
-    if not (links or use_lookahead):
-        return cls(params, **options, **settings)
-    if cls._seeded and "seed" in options:
-        settings["seed"] = options.pop("seed")
-    tx = alias(**options)
-    if "pullback_momentum" in ahead:
-        tx = with_lookahead(tx, **ahead)
-    elif use_lookahead:
-        tx = chain(tx, lookahead(**ahead))
-    return as_optimizer(chain(*links, tx), params, **settings)
+    return links
+
+
+def _options_of_links(names: Iterable[str], arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of these names out of `options`, except those that the optimizer has as well."""
+    taken = {}
+    for name in names:
+        if name in options and name not in arguments:
+            taken[name] = options.pop(name)
+    return taken
+
+
+def _with_lookahead(tx: GradientTransformation, options: dict[str, Any] | None) -> GradientTransformation:
+    if options is None:
+        return tx
+    if "pullback_momentum" in options:
+        return with_lookahead(tx, **options)
+    return chain(tx, lookahead(**options))

@@ -1,36 +1,38 @@
-"""Look into a state by name, change it, and ask for the learning rate in use."""
+"""Read a state by name, replace a part of it, and ask for the current learning rate."""
 
 from __future__ import annotations
 
 import numbers
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import describe, exact, nearest, nearest_dotted, resolve
-from gradtx._functional import TreeRun
-from gradtx._program import Path, clock_at
+from gradtx._errors import Path
+from gradtx._exact import exact, resolve
+from gradtx._messages import describe, nearest, nearest_dotted
+from gradtx._pure import TreeRun
+from gradtx._runs import clock_at
 from gradtx.core import Entry, GradientTransformation, check_transformation
 
 __all__ = ["get", "learning_rate", "put"]
 
 
 def get(state: dict[str, Any], name: str) -> Any:
-    """Find a part of a state by its name.
+    """Return a part of a state, by name.
 
     Args:
         state: What `init` or `update` returned; also of an ensemble.
-        name: A slot or a shared number, such as "exp_avg"; with more of its path in front where several have the name,
-            such as "scale_by_adam_1.exp_avg". A whole path always means what stands there: "step" is the outermost
-            count, "accumulate.step" that of the clock inside.
+        name: A slot or a shared number, such as "exp_avg"; with more of its path in front if several have the name,
+            such as "scale_by_adam_1.exp_avg". A whole path always means that part: "step" is the outermost count,
+            "accumulate.step" the count of the clock inside.
 
     Returns:
-        For a slot a dict, leaf name -> tensor; for a number that all leaves share a 0-d tensor. The tensors are those
-        of the state, not copies.
+        For a slot a dict, leaf name -> tensor; for a number that all leaves share a 0-d tensor. Tensors are not copied.
 
     Raises:
         TypeError: `state` is no dict, `name` no string.
@@ -49,15 +51,15 @@ def get(state: dict[str, Any], name: str) -> Any:
 
 
 def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """Make a state with another value at one place; the old one stays as it is.
+    """Return a state with one part replaced; the old state does not change.
 
     Args:
         state: What `init` or `update` returned; also of an ensemble.
         name: As in `get`.
-        value: What takes the place: the same leaf names, shapes, dtypes and devices. For one tensor a number does, too.
+        value: The new part, with the same leaf names, shapes, dtypes and devices. A number can replace a tensor.
 
     Returns:
-        A new state. All other tensors are those of the old one, not copies.
+        A new state. It shares all other tensors with the old one.
 
     Raises:
         TypeError: as `get`; a value of another kind or dtype.
@@ -76,23 +78,23 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
 
 
 def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str | None = None) -> Tensor:
-    """The learning rate that the next update uses: of a schedule, its value at the count of its clock.
+    """Return the learning rate of the next update; for a schedule, its value at the count of its clock.
 
-    What a rule makes of its rate (an estimated distance, a decay of its own) does not show.
+    The result does not include factors that a rule applies to its rate (an estimated distance, a decay).
 
     Args:
         tx: The transformation.
         state: Its state.
-        name: Which one, where several links have one: as in `tx.hyperparams`, with the owner ("adamw.lr") or with the
-            label of a branch ("head.lr"). Other numbers are found by their names as well.
+        name: Selects one if several links have one: as in `tx.hyperparams`, with the owner ("adamw.lr") or with the
+            label of a branch ("head.lr"). Names of other numbers work too.
 
     Returns:
         A 0-d tensor in float64.
 
     Raises:
         TypeError: `tx` is no transformation.
-        ValueError: no learning rate, several and no name, no number of that name; a stacked state, or that of another
-            chain.
+        ValueError: no learning rate, several and no name, no number of that name; a stacked state, or the state of
+            another chain.
 
     Example:
         >>> tx = gradtx.accumulate(gradtx.sgd(lr=gradtx.linear_schedule(1.0, 0.1, 1.0, total_iters=9)), every=2)
@@ -121,23 +123,21 @@ def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str |
 
 
 def _entry(tx: GradientTransformation, name: str | None) -> Entry:
-    """The hyperparameter that is meant."""
-    numbers = [entry for entry in tx._entries() if entry.argument.kind == "scalar" and entry.value is not None]
-    # Polyak's largest step is the rate where there is no other, as in the groups of an optimizer.
-    rates = next((found for word in ("lr", "max_lr") if (found := [e for e in numbers if e.argument.name == word])), [])
+    """The hyperparameter that the caller means."""
+    numbers = []
+    for entry in tx._entries():
+        if entry.argument.kind == "scalar" and entry.value is not None:
+            numbers.append(entry)
+    rates = _rates(numbers)
     if name is not None:
-        found = [entry for entry in numbers if name in (entry.name, entry.full)]
-        found = found or [entry for entry in numbers if name == entry.labelled]
-        if not found:
-            known = {word for entry in rates or numbers for word in (entry.name, entry.labelled)}
-            raise ValueError(f"learning_rate: {tx._name} has no number {name!r}; {nearest_dotted(name, known)}")
-        rates = found
+        rates = _named(tx, name, numbers, rates)
     if not rates:
         known = ", ".join(tx.hyperparams) or "none"
         raise ValueError(f"learning_rate: {tx._name} has no learning rate; its hyperparameters: {known}")
     if len(rates) > 1:
-        short = [entry.labelled for entry in rates]
-        names = short if len(set(short)) == len(short) else [entry.full for entry in rates]
+        names = [entry.labelled for entry in rates]
+        if len(set(names)) < len(names):
+            names = [entry.full for entry in rates]
         raise ValueError(
             f"learning_rate: {tx._name} has several: {', '.join(names)}; "
             f"say which: learning_rate(tx, state, {names[0]!r})"
@@ -145,75 +145,134 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     return rates[0]
 
 
-def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[tuple[Path, bool]]:
-    """The path of every part of a state, and whether it may be one leaf of a slot."""
-    leaves = bool(path) and all(isinstance(value, Tensor) for value in state.values())
+def _rates(numbers: list[Entry]) -> list[Entry]:
+    """The learning rates; without any, Polyak's largest step, which is the rate in the groups of an optimizer too."""
+    for argument in ("lr", "max_lr"):
+        rates = [entry for entry in numbers if entry.argument.name == argument]
+        if rates:
+            return rates
+    return []
+
+
+def _named(tx: GradientTransformation, name: str, numbers: list[Entry], rates: list[Entry]) -> list[Entry]:
+    """The numbers of this name; those with this name behind a label only if there are no others."""
+    named = [entry for entry in numbers if name in (entry.name, entry.full)]
+    if not named:
+        named = [entry for entry in numbers if name == entry.labelled]
+    if not named:
+        known = set()
+        for entry in rates or numbers:
+            known.update((entry.name, entry.labelled))
+        raise ValueError(f"learning_rate: {tx._name} has no number {name!r}; {nearest_dotted(name, known)}")
+    return named
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a state: a dict or a tensor."""
+
+    path: Path
+    may_be_leaf: bool
+    """Whether it stands in a dict of tensors only, as the leaves of a slot do."""
+
+    @property
+    def dotted(self) -> str:
+        return ".".join(self.path)
+
+
+def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
+    """All parts of a state, those inside of others too."""
+    only_tensors = all(isinstance(value, Tensor) for value in state.values())
+    may_be_leaf = bool(path) and only_tensors
     for key, value in state.items():
-        yield (*path, key), leaves
+        yield Part((*path, key), may_be_leaf)
         if isinstance(value, dict):
             yield from _parts(value, (*path, key))
 
 
 def _find(caller: str, state: Any, name: Any) -> Path:
+    """The path of the part that the caller means."""
     if not isinstance(state, dict):
         raise TypeError(f"{caller}: state must be a dict as init makes it, got {describe(state)}")
     if not isinstance(name, str):
         raise TypeError(f"{caller}: name must be a string such as 'exp_avg', got {describe(name)}")
-    parts = [(".".join(path), path, leaf) for path, leaf in _parts(state)]
-    for found in (
-        [path for where, path, _ in parts if where == name],
-        [path for where, path, leaf in parts if not leaf and where.endswith(f".{name}")],
-        [path for where, path, leaf in parts if leaf and where.endswith(f".{name}")],
-    ):
-        if len(found) == 1:
-            return found[0]
-        if found:
-            paths = ", ".join(".".join(path) for path in found)
+    parts = list(_parts(state))
+    for candidates in _candidates(parts, name):
+        if len(candidates) == 1:
+            return candidates[0].path
+        if candidates:
+            paths = ", ".join(part.dotted for part in candidates)
             raise ValueError(f"{caller}: the state has {name!r} several times: {paths}; give one of these paths")
-    # Names of leaves are of no help; what stands in one place only may be a number that all leaves share.
-    counts = Counter(path[-1] for _, path, _ in parts)
-    known = {where if "." in name else path[-1] for where, path, leaf in parts if not leaf or counts[path[-1]] == 1}
-    raise ValueError(f"{caller}: the state has no {name!r}; {nearest(name, known)}")
+    raise ValueError(f"{caller}: the state has no {name!r}; {nearest(name, _known(parts, name))}")
+
+
+def _candidates(parts: list[Part], name: str) -> Iterator[list[Part]]:
+    """The parts that a name may mean, most likely meaning first: a whole path, the end of a path, a leaf."""
+    yield [part for part in parts if part.dotted == name]
+    ending = [part for part in parts if part.dotted.endswith(f".{name}")]
+    yield [part for part in ending if not part.may_be_leaf]
+    yield [part for part in ending if part.may_be_leaf]
+
+
+def _known(parts: list[Part], name: str) -> set[str]:
+    """Names to suggest: no names of leaves, but a name that occurs once may be a number that all leaves share."""
+    counts = Counter(part.path[-1] for part in parts)
+    known = set()
+    for part in parts:
+        if not part.may_be_leaf or counts[part.path[-1]] == 1:
+            known.add(part.dotted if "." in name else part.path[-1])
+    return known
 
 
 def _at(state: dict[str, Any], path: Path) -> Any:
-    found: Any = state
+    part: Any = state
     for key in path:
-        found = found[key]
-    return found
+        part = part[key]
+    return part
 
 
 def _replaced(state: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """A copy of the dicts of `state` with `value` at `path`; all other tensors stay the same."""
     if not path:
         return value
-    return {
-        key: _replaced(old, path[1:], value) if key == path[0] else _tree.map_tensors(lambda tensor: tensor, old)
-        for key, old in state.items()
-    }
+    copy = {}
+    for key, old in state.items():
+        if key == path[0]:
+            copy[key] = _replaced(old, path[1:], value)
+        else:
+            copy[key] = _tree.map_tensors(lambda tensor: tensor, old)
+    return copy
 
 
 def _fitting(where: str, value: Any, old: Any) -> Any:
-    """`value`, built as `old` is."""
+    """Rebuild `value` with the structure of `old`, after checking its leaves."""
     if isinstance(old, Tensor) and isinstance(value, numbers.Real):
         return _filled(where, value, old)
-    if not isinstance(value, Tensor if isinstance(old, Tensor) else dict):
-        needs = "a tensor" if isinstance(old, Tensor) else "a dict, leaf name -> tensor"
-        raise TypeError(f"{where} is {needs}, got {describe(value)}")
+    if isinstance(old, Tensor) and not isinstance(value, Tensor):
+        raise TypeError(f"{where} is a tensor, got {describe(value)}")
+    if isinstance(old, dict) and not isinstance(value, dict):
+        raise TypeError(f"{where} is a dict, leaf name -> tensor, got {describe(value)}")
     expected, unflatten = _tree.flatten_any(old, where)
     given, _ = _tree.flatten_any(value, where)
     _tree.check_names(given, expected, f"{where}: the new leaves", "the old ones")
     for name, like in expected.items():
-        leaf, which = given[name], f"{where}: leaf {name!r}" if name else where
-        if isinstance(like, Tensor):
-            if leaf is None:
-                raise TypeError(f"{which} must be a tensor, got None")
-            if leaf.shape != like.shape:
-                raise ValueError(f"{which} has shape {tuple(leaf.shape)}, needs {tuple(like.shape)}")
-            if leaf.dtype != like.dtype:
-                raise TypeError(f"{which} has dtype {leaf.dtype}, needs {like.dtype}")
-            if leaf.device != like.device:
-                raise ValueError(f"{which} is on {leaf.device}, needs {like.device}")
+        which = f"{where}: leaf {name!r}" if name else where
+        _check_like(which, given[name], like)
     return unflatten(given)
+
+
+def _check_like(which: str, leaf: Tensor | None, like: Tensor | None) -> None:
+    """Check that a leaf can take the place of `like`."""
+    if like is None:
+        return
+    if leaf is None:
+        raise TypeError(f"{which} must be a tensor, got None")
+    if leaf.shape != like.shape:
+        raise ValueError(f"{which} has shape {tuple(leaf.shape)}, needs {tuple(like.shape)}")
+    if leaf.dtype != like.dtype:
+        raise TypeError(f"{which} has dtype {leaf.dtype}, needs {like.dtype}")
+    if leaf.device != like.device:
+        raise ValueError(f"{which} is on {leaf.device}, needs {like.device}")
 
 
 def _filled(where: str, value: Any, old: Tensor) -> Tensor:

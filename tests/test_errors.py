@@ -279,7 +279,7 @@ BUILDING = {
         TypeError,
         lambda: whole_tree(elementwise=True),
     ),
-    "alias: unknown option 'needs'; known: any_length, example, ranges, static": (
+    "alias: unknown option 'needs'; known: any_length, class_name, example, ranges, static": (
         TypeError,
         lambda: alias(needs=("params",)),
     ),

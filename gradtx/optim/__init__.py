@@ -7,7 +7,7 @@ from typing import Any
 
 from gradtx.core import GradientTransformation
 from gradtx.optim import classes
-from gradtx.optim._doubts import warn_of_turned_signs
+from gradtx.optim._warnings import warn_of_turned_signs
 from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
 from gradtx.optim.classes import *
 

@@ -1,9 +1,10 @@
-"""Loading a state dict: everything is checked, and made, before anything is changed."""
+"""Loading a state dict: all is checked, and made, before anything is changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,154 +13,177 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.core import Entry
 from gradtx.optim._groups import REFUSED, GroupView
-from gradtx.optim._run import Layout, number
+from gradtx.optim._member import Layout
+from gradtx.optim._members import Group
+from gradtx.optim._saved import matched
+from gradtx.optim._state import States
 
-OTHER = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
+# What qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
+DECOUPLED = (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True))
 
 
-def matched(
-    name: str, saved: Mapping[str, Any], fresh: Mapping[str, Tensor], device: torch.device, strict: bool
-) -> dict[str, Tensor]:
-    """One parameter's saved entry, in the dtypes and on the device of its fresh state.
+@dataclass
+class Loaded:
+    """A checkpoint that fits, ready to be put in place.
 
-    Raises:
-        ValueError: a slot is missing, unknown or shaped otherwise.
+    Attributes:
+        views: The new groups.
+        states: The new state of each parameter.
+        layouts: Where they keep what.
+        entries: The saved entry of each parameter, empty if there is none.
+        foreign: Saved state that belongs to no parameter.
     """
-    saved = {key: value for key, value in saved.items() if value is not None}
-    if "steps" in saved and "steps" not in fresh:  # adam-atan2-pytorch's word
-        saved["step"] = saved.pop("steps")
-        if "initial_lr" in fresh:  # and its rates are kept divided by the first learning rate
-            saved.setdefault("initial_lr", 1.0)
-    if "step" not in saved and saved.keys() & fresh.keys() == {"momentum_buffer"}:
-        saved["step"] = 1.0  # torch's SGD keeps no count; a buffer means that it has stepped
-    new = {}
-    for key, value in fresh.items():
-        if key not in saved:
-            if strict and saved:
-                raise ValueError(f"state of parameter {name!r} lacks {key!r}; {OTHER}")
-            new[key] = value
-            continue
-        found = torch.as_tensor(saved[key])
-        if found.shape != value.shape:
-            raise ValueError(
-                f"state of parameter {name!r}: {key!r} has shape {tuple(found.shape)}, needs {tuple(value.shape)}"
-            )
-        if found.is_complex():
-            raise ValueError(f"state of parameter {name!r}: {key!r} has dtype {found.dtype}, needs {value.dtype}")
-        if key == "step" and not (found >= 0 and found == found.round()):
-            raise ValueError(f"state of parameter {name!r}: 'step' must be a count, got {found.item():g}")
-        new[key] = found.detach().to(value.device if value.ndim == 0 else device, value.dtype, copy=True)
-    unknown = sorted(saved.keys() - fresh.keys())
-    if unknown and strict:
-        raise ValueError(f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not keep; {OTHER}")
-    return new
+
+    views: list[GroupView] = field(default_factory=list)
+    states: dict[Tensor, dict[str, Tensor]] = field(default_factory=dict)
+    layouts: dict[Tensor, Layout] = field(default_factory=dict)
+    entries: dict[Tensor, dict[str, Any]] = field(default_factory=dict)
+    foreign: dict[Any, Any] = field(default_factory=dict)
 
 
-def agree_on_shared(
-    states: Mapping[Any, dict[str, Tensor]], layouts: Mapping[Any, Layout], absent: set, name: Callable[[Any], str]
-) -> None:
-    """Values that all parameters share must have been saved equal; a parameter without an entry takes them over."""
-    seen: dict[Any, Tensor] = {}
-    for param in sorted(layouts, key=lambda param: param in absent):
-        for path, names in layouts[param].shared.items():
-            for slot, key in names.items():
-                value = states[param][key]
-                first = seen.setdefault((path, slot), value)
-                if param in absent:
-                    states[param][key] = first
-                elif not torch.equal(first, value) and not (first.isnan() and value.isnan()):
-                    raise ValueError(
-                        f"state of parameter {name(param)!r}: {key!r} is {value.item():g}, "
-                        f"elsewhere {first.item():g}; it belongs to all parameters together"
-                    )
+class Checkpoint:
+    """A state dict on its way into an optimizer.
 
+    Args:
+        state_dict: As torch's, or as one of our optimizers saves it.
+        states: The optimizer's states.
+        strict: Whether a missing or unknown slot is an error.
+    """
 
-def load(optimizer: Any, state_dict: dict[str, Any], strict: bool) -> None:
-    """`ChainOptimizer.load_state_dict`."""
-    state_dict = state_dict.copy()
-    for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
-        state_dict = hook(optimizer, state_dict) or state_dict
-    entries, views = state_dict["state"], optimizer._synced()
-    saved = [
-        {key: value for key, value in group.items() if key not in REFUSED}
-        for group in deepcopy(state_dict["param_groups"])
-    ]
-    for group in saved:
-        _rename_decoupled(group)
-    sizes, own = [len(group["params"]) for group in saved], [len(g["params"]) for g in optimizer.param_groups]
-    if len(sizes) != len(own):
-        raise ValueError(f"loaded state dict has {len(sizes)} parameter groups, the optimizer has {len(own)}")
-    if sizes != own:
-        raise ValueError(f"loaded state dict has groups of {sizes} parameters, the optimizer's have {own}")
+    def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
+        self._entries: dict[Any, dict[str, Any]] = state_dict["state"]
+        self._groups: list[Group] = []
+        for group in deepcopy(state_dict["param_groups"]):
+            self._groups.append(_in_our_words(group))
+        self._states = states
+        self._members = states.members
+        self._strict = strict
 
-    def count(entry: Entry) -> int:
-        path = optimizer._clock_path(entry)
-        layouts = (record.layout for record in optimizer._records.values() if record.layout is not None)
-        key = next((layout.shared[path]["step"] for layout in layouts if path in layout.shared), "step")
-        return int(max((number(e.get(key, e.get("steps", 0))) for e in entries.values()), default=0))
+    def load(self) -> None:
+        """Put groups and states in place.
 
-    numbered = {i for group in saved for i in group["params"]}
-    new_views, states, layouts, absent, waiting = [], {}, {}, set(), {}
-    for view, group in zip(views, saved, strict=True):
-        ids, group["params"] = group["params"], view.group["params"]
-        group.update({k: v for k, v in view.group.items() if k in ("param_names", "label") and k not in group})
-        if group.get("label") != view.group.get("label"):
-            raise ValueError(f"loaded group has label {group.get('label')!r}, ours {view.group.get('label')!r}")
-        own_entries = {param: entries.get(i, {}) for i, param in zip(ids, group["params"], strict=True)}
-        absent.update(param for param, entry in own_entries.items() if not entry)
-        waiting.update({param: entry for param, entry in own_entries.items() if is_lazy(param) and entry})
-        new, found, places = _loaded(optimizer, view, group, own_entries, count, strict)
-        new_views.append(new)
-        states.update(found)
-        layouts.update(places)
-    agree_on_shared(states, layouts, absent, lambda param: optimizer._records[param].name)
-    # What comes back as the library made it is still to be made from the weights of the first step: accelerate's
-    # `prepare` loads an optimizer's own state into it.
-    unused = {param for param in states if param in absent or _unused(optimizer, param, states[param])}
-    foreign = {key: value for key, value in entries.items() if key not in numbered}
-    optimizer.state.clear()
-    optimizer.state.update({**states, **foreign})
-    optimizer._views, optimizer.param_groups = new_views, [view.group for view in new_views]
-    for param, record in optimizer._records.items():
-        record.layout, record.made, record.waiting = layouts.get(param), None, waiting.get(param)
-        if param in unused:
-            record.note(states[param])
-    for view in new_views:
-        view.show(optimizer._count)
-    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
-        hook(optimizer)
+        Raises:
+            ValueError: groups, slots, shapes or values don't fit; nothing has changed then.
+        """
+        loaded = self._loaded()
+        unused = self._unused(loaded)
+        self._states.replace({**loaded.states, **loaded.foreign}, loaded.layouts)
+        self._members.views = loaded.views
+        for param, member in self._members.by_param.items():
+            entry = loaded.entries.get(param)
+            member.saved = entry if entry and is_lazy(param) else None
+        self._states.mark_unused(unused)
+        for view in loaded.views:
+            view.show(self._states.count)
 
+    def _loaded(self) -> Loaded:
+        self._check_sizes()
+        loaded = Loaded()
+        numbered: set[Any] = set()
+        for view, group in zip(self._members.views, self._groups, strict=True):
+            numbers = group["params"]
+            numbered.update(numbers)
+            group["params"] = view.group["params"]
+            for key in ("param_names", "label"):
+                if key in view.group:
+                    group.setdefault(key, view.group[key])
+            if group.get("label") != view.group.get("label"):
+                raise ValueError(f"loaded group has label {group.get('label')!r}, ours {view.group.get('label')!r}")
+            for number, param in zip(numbers, group["params"], strict=True):
+                loaded.entries[param] = self._entries.get(number, {})
+            self._load_group(view, group, loaded)
+        for number, entry in self._entries.items():
+            if number not in numbered:
+                loaded.foreign[number] = entry
+        self._agree_on_shared(loaded)
+        return loaded
 
-def _rename_decoupled(group: dict[str, Any]) -> None:
-    """What qhoptim and pytorch_optimizer call `decoupled_weight_decay`: without it the decay would silently change."""
-    for word, on in (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True)):
-        if word in group:
-            group.setdefault("decoupled_weight_decay", group.pop(word) == on)
+    def _check_sizes(self) -> None:
+        saved = [len(group["params"]) for group in self._groups]
+        ours = [len(view.group["params"]) for view in self._members.views]
+        if len(saved) != len(ours):
+            raise ValueError(f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(ours)}")
+        if saved != ours:
+            raise ValueError(f"loaded state dict has groups of {saved} parameters, the optimizer's have {ours}")
 
-
-def _unused(optimizer: Any, param: Tensor, state: Mapping[str, Tensor]) -> bool:
-    """Whether this is the state that the parameter has, and nobody has used or touched that yet."""
-    own = optimizer.state.get(param, {})
-    if not optimizer._records[param].untouched(own) or own.keys() != state.keys():
-        return False
-    # The parameter may have been moved since its state was made.
-    return all(torch.equal(value, own[key].to(value)) for key, value in state.items())
-
-
-def _loaded(
-    optimizer: Any, view: GroupView, group: dict[str, Any], entries: dict[Tensor, Any], count: Any, strict: bool
-) -> tuple:
-    error = None
-    for literal in (False, True):  # numbers that are off: as here, or else all literally, as when it was saved
-        new = view.loaded(dict(group), literal, count)
-        layouts, fresh = optimizer._initial(new, group["params"], optimizer._records, anew=True)
+    def _load_group(self, view: GroupView, group: Group, loaded: Loaded) -> None:
+        """Match a group; numbers that are off count as literally off if they do so here, or else all of them do."""
         try:
-            states = {
-                param: matched(optimizer._records[param].name, entries[param], state, param.device, strict)
-                for param, state in fresh.items()
-            }
-            return new, states, layouts
-        except ValueError as found:
-            error = error or found
-    assert error is not None
-    raise error
+            self._match_group(view, dict(group), False, loaded)
+        except ValueError:
+            try:
+                self._match_group(view, dict(group), True, loaded)
+                return
+            except ValueError:
+                pass
+            raise
+
+    def _match_group(self, view: GroupView, group: Group, literal: bool, loaded: Loaded) -> None:
+        new_view = view.loaded(group, literal, self._count)
+        first = self._states.first(new_view, group["params"], alone=True)
+        states = {}
+        for param, state in first.states.items():
+            name = self._members.by_param[param].name
+            states[param] = matched(name, loaded.entries[param], state, param.device, self._strict)
+        loaded.views.append(new_view)
+        loaded.states.update(states)
+        loaded.layouts.update(first.layouts)
+
+    def _count(self, entry: Entry) -> int:
+        """The saved count of the clock that a hyperparameter follows."""
+        path = self._members.clock_path(entry)
+        key = "step"
+        for member in self._members.by_param.values():
+            if member.layout is not None and path in member.layout.shared:
+                key = member.layout.shared[path]["step"]
+                break
+        largest = 0.0
+        for saved in self._entries.values():
+            largest = max(largest, float(saved.get(key, saved.get("steps", 0))))
+        return int(largest)
+
+    def _agree_on_shared(self, loaded: Loaded) -> None:
+        """Check that values that all parameters share were saved equal; parameters without an entry take them over."""
+        shared: dict[Any, Tensor] = {}
+        for param in sorted(loaded.layouts, key=lambda param: not loaded.entries[param]):
+            state = loaded.states[param]
+            for path, names in loaded.layouts[param].shared.items():
+                for slot, key in names.items():
+                    value = state[key]
+                    first = shared.setdefault((path, slot), value)
+                    if not loaded.entries[param]:
+                        state[key] = first
+                    elif not torch.equal(first, value) and not (first.isnan() and value.isnan()):
+                        raise ValueError(
+                            f"state of parameter {self._members.by_param[param].name!r}: {key!r} is "
+                            f"{value.item():g}, elsewhere {first.item():g}; it belongs to all parameters together"
+                        )
+
+    def _unused(self, loaded: Loaded) -> list[Tensor]:
+        """The parameters whose state is to be made again from the weights of the first step.
+
+        Those without an entry, and those whose entry is their own unused state: accelerate's `prepare` loads an
+        optimizer's state back into it.
+        """
+        unused = []
+        for param, state in loaded.states.items():
+            if not loaded.entries[param] or self._is_own_unused_state(param, state):
+                unused.append(param)
+        return unused
+
+    def _is_own_unused_state(self, param: Tensor, loaded: Mapping[str, Tensor]) -> bool:
+        state = self._states.of(param)
+        if not self._members.by_param[param].is_unused(state) or state.keys() != loaded.keys():
+            return False
+        # Converted, since the parameter may have moved after its state was made.
+        return all(torch.equal(value, state[key].to(value)) for key, value in loaded.items())
+
+
+def _in_our_words(group: Group) -> Group:
+    """A saved group without options of torch's engines, in which other libraries' names are ours."""
+    group = {key: value for key, value in group.items() if key not in REFUSED}
+    for word, on in DECOUPLED:
+        if word in group:
+            decoupled = group.pop(word) == on
+            group.setdefault("decoupled_weight_decay", decoupled)
+    return group

@@ -2,207 +2,273 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Schedule, exact, is_off, resolve
+from gradtx._arguments import Schedule, is_off
+from gradtx._exact import exact, resolve
 from gradtx.core import Entry, GradientTransformation
 
-SCHEDULERS_OWN = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-NUMBER = "a number"  # stands for one where only structure matters
+SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+NUMBER = "a number"  # stands for a number in a structure
 REFUSED = ("foreach", "fused", "capturable", "differentiable")
 
 
 def refused(name: str, value: Any) -> TypeError:
+    """The error for an option of torch's own engines."""
     off = value is None or value is False
     remedy = f"{name}={value} asks for nothing, drop it; for speed there is" if off else "drop it and use"
     return TypeError(f"{name!r} is not an option of gradtx; {remedy} compile=True")
 
 
 class GroupView:
-    """What the adapter knows of one parameter group beyond its dict.
+    """The hyperparameters of one parameter group.
 
-    Rules get the group's numbers as 0-d float64 tensors. A number that was literally off (0.0) when the group was
-    made stays literal until somebody writes another value over it; then the group's links and slots change.
+    Rules get the group's numbers as 0-d float64 tensors. A number that was literally off (0.0) when the group was made
+    stays literal until another value is written over it; then the group's links and slots change.
+
+    Args:
+        tx: The optimizer's transformation.
+        group: The group's dict, which gets the hyperparameters that it lacks.
+        labels: The label of each partition, by the id of its selector.
+
+    Attributes:
+        tx: The optimizer's transformation.
+        group: The group's dict.
+        entries: The hyperparameters by their names in the group.
+        sources: Their values when the group was made: numbers or schedules.
+        live: The names of those that still follow their schedule.
+        shown: The number that each schedule shows in the group.
+        literal: Whether each number was literally off, in the form of the value.
+        first: The values that slots are made with.
     """
 
+    tx: GradientTransformation
+    group: dict[str, Any]
+    entries: dict[str, Entry]
+    sources: dict[str, Any]
+    live: set[str]
+    shown: dict[str, Any]
+    literal: dict[str, Any]
+    first: dict[str, Any]
+    _cached: tuple[Any, GradientTransformation] | None
+    _checked: tuple[Any, ...] | None
+
     def __init__(self, tx: GradientTransformation, group: dict[str, Any], labels: Mapping[int, str]):
-        self.tx, self.group = tx, group
-        self.entries = _shown_names(tx._entries(labels))
-        self.sources = {name: entry.value for name, entry in self.entries.items()}
+        self.tx = tx
+        self.group = group
+        self.entries = _names_in_group(tx._entries(labels))
         for name in REFUSED:
             if name in group:
                 raise refused(name, group[name])
+        self.sources = {}
         for name, entry in self.entries.items():
-            if name in group:
-                self.sources[name] = entry.argument.check(group[name])
-            if isinstance(self.sources[name], Tensor):  # schedulers write into it, for this group alone
-                self.sources[name] = self.sources[name].detach().clone()
-            group[name] = self.sources[name]
-        group.setdefault("lr", 0.0)  # torch's schedulers need one, also where no link reads it
-        self.live = {name for name, source in self.sources.items() if _each(source, _is_schedule, any)}
-        self.literal = {name: self._off(name, source) for name, source in self.sources.items()}
-        self.shown: dict[str, Any] = {}
+            value = entry.argument.check(group[name]) if name in group else entry.value
+            if isinstance(value, Tensor):  # schedulers write into it, for this group alone
+                value = value.detach().clone()
+            self.sources[name] = group[name] = value
+        group.setdefault("lr", 0.0)  # torch's schedulers need one, even if no link reads it
+        self.live = {name for name, source in self.sources.items() if _any(_is_schedule, source)}
+        self.shown = {}
+        self.literal = {name: self._is_literal(name, source) for name, source in self.sources.items()}
         self.first = dict(self.sources)
-        self._cached: tuple[Any, GradientTransformation] | None = None
-        self._checked: tuple | None = None
+        self._cached = None
+        self._checked = None
 
-    def _off(self, name: str, value: Any) -> Any:
+    def _is_literal(self, name: str, value: Any) -> Any:
+        """Whether a number, or each of a tuple, is literally off."""
         off = self.entries[name].argument.range.off
-        return _over(value, lambda item: is_off(item, off))
+        return _each(value, lambda item: is_off(item, off))
+
+    # Before a step.
 
     def values(self) -> dict[str, Any]:
-        """The present values, checked as a constructor checks them; a schedule where nobody wrote over it."""
+        """The present values, checked as a constructor checks them; a schedule unless its number was overwritten."""
         present = {}
         for name, entry in self.entries.items():
             value = self.group[name]
-            value = tuple(value) if isinstance(value, list) else value  # groups that went through JSON
-            if name in self.live and _same(value, self.shown[name]):
+            if isinstance(value, list):  # groups that went through JSON
+                value = tuple(value)
+            if name in self.live and _is_same(value, self.shown[name]):
                 present[name] = self.sources[name]
             else:
                 present[name] = entry.argument.check(value)
         return present
 
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raise the errors of the constructor for these values together."""
+        key = tuple(values.items())
+        if self._checked is not None and _is_same(key, self._checked):
+            return
+        arguments = {self.entries[name].place: value for name, value in values.items()}
+        self.tx._replaced(arguments, checked=True)
+        self._checked = key
+
     def settle(self, values: Mapping[str, Any]) -> bool:
-        """Take note of what was written since the last step; True if links or slots may have changed."""
+        """Note what was written since the last step; return whether links or slots may have changed."""
         changed = False
         for name, value in values.items():
             if name in self.live and value is not self.sources[name]:
                 self.live.discard(name)
-            literal = _both(self.literal[name], self._off(name, value))
-            first = self.first[name]
-            static = _form(value) != _form(first) or (not _each(value, _is_number, any) and value != first)
-            if literal != self.literal[name] or static:
-                changed, self.literal[name], self.first[name] = True, literal, value
+            literal = _both(self.literal[name], self._is_literal(name, value))
+            if literal != self.literal[name] or _differs_in_structure(value, self.first[name]):
+                changed = True
+                self.literal[name] = literal
+                self.first[name] = value
                 self._cached = None
         return changed
 
+    # In a step.
+
     def chain(self, values: Mapping[str, Any], device: torch.device) -> GradientTransformation:
-        """The transformation with these values, as rules get them."""
+        """The transformation with these values, in the form that rules get."""
         key = tuple(values.items())
-        if self._cached is not None and _same(self._cached[0], key):
+        if self._cached is not None and _is_same(self._cached[0], key):
             return self._cached[1]
 
-        def as_rule(item: Any) -> Any:
+        def as_tensor(item: Any) -> Any:
             return exact(item, device) if isinstance(item, float) else item
 
-        placed = {self.entries[name].place: self._mapped(name, value, as_rule) for name, value in values.items()}
-        tx = self.tx._replaced(placed, checked=False)
-        self._cached = None if any(_each(value, _is_tensor, any) for value in values.values()) else (key, tx)
+        arguments = {}
+        for name, value in values.items():
+            arguments[self.entries[name].place] = self._map_numbers(name, value, as_tensor)
+        tx = self.tx._replaced(arguments, checked=False)
+        has_tensors = any(_any(_is_tensor, value) for value in values.values())
+        self._cached = None if has_tensors else (key, tx)
         return tx
 
     def structure(self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]) -> tuple[Any, list[Any]]:
-        """What of these values decides links and slots, with `NUMBER` for what doesn't; and these numbers in order."""
+        """The part of the values that decides links and slots, with `NUMBER` for each number; and the numbers."""
         numbers: list[Any] = []
+        structure = []
+        for name, value in values.items():
+            entry = self.entries[name]
 
-        def take(entry: Entry, item: Any) -> str:
-            if isinstance(item, Schedule):
-                at = count(entry)
-                item = resolve(item, at) if isinstance(at, Tensor) else next_value(item, at)
-            numbers.append(item)
-            return NUMBER
+            def take(item: Any, entry: Entry = entry) -> str:
+                if isinstance(item, Schedule):
+                    at = count(entry)
+                    item = resolve(item, at) if isinstance(at, Tensor) else next_value(item, at)
+                numbers.append(item)
+                return NUMBER
 
-        frame = tuple(
-            (self.entries[name].place, self._mapped(name, value, functools.partial(take, self.entries[name])))
-            for name, value in values.items()
-        )
-        return frame, numbers
+            structure.append((entry.place, self._map_numbers(name, value, take)))
+        return tuple(structure), numbers
 
     def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
         """The reverse of `structure`: a function that puts 0-d tensors in the places of the numbers."""
 
         def chain(tensors: list[Tensor]) -> GradientTransformation:
             given = iter(tensors)
-            placed = {
-                place: _over(kept, lambda item: next(given) if item is NUMBER else item) for place, kept in structure
-            }
-            return self.tx._replaced(placed, checked=False)
+            arguments = {}
+            for place, value in structure:
+                arguments[place] = _each(value, lambda item: next(given) if item is NUMBER else item)
+            return self.tx._replaced(arguments, checked=False)
 
         return chain
 
-    def _mapped(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:
-        """A hyperparameter with `function` of its numbers, save literal ones and those that rules get as they are."""
+    def _map_numbers(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:
+        """A hyperparameter with `function` of its numbers, except literal ones and those that rules get as they are."""
         if self.entries[name].argument.kind == "floats":
             return value
-        plural, literal = isinstance(value, tuple), self.literal[name]
-        pairs = zip(value, literal, strict=True) if plural else [(value, literal)]
-        mapped = [item if flag or not _is_number(item) else function(item) for item, flag in pairs]
-        return tuple(mapped) if plural else mapped[0]
+        if not isinstance(value, tuple):
+            return function(value) if _is_number(value) and not self.literal[name] else value
+        mapped = []
+        for item, literal in zip(value, self.literal[name], strict=True):
+            mapped.append(function(item) if _is_number(item) and not literal else item)
+        return tuple(mapped)
+
+    # After a step, and from a checkpoint.
 
     def show(self, count: Callable[[Entry], int]) -> None:
-        """Write the values that the next step will use into the group."""
+        """Write the numbers that schedules give for the next step into the group."""
         for name in self.live:
             self.shown[name] = self.group[name] = next_value(self.sources[name], count(self.entries[name]))
 
     def loaded(self, group: dict[str, Any], literal: bool, count: Callable[[Entry], int]) -> GroupView:
-        """The view of a group that a checkpoint brings.
+        """The view of a group from a checkpoint.
 
-        With `literal`, every number that is off there counts as literally off; otherwise those that do so here.
+        Args:
+            group: The saved group.
+            literal: Whether every number that is off there counts as literally off; otherwise those that are so here.
+            count: The saved count of the clock that a hyperparameter follows.
         """
-        new = GroupView.__new__(GroupView)
-        new.__dict__.update(self.__dict__)
-        new.group, new._cached, new.shown = group, None, {}
-        new.live = {name for name, source in self.sources.items() if _each(source, _is_schedule, any)}
-        for name, entry in self.entries.items():
-            if name in new.live:
-                new.shown[name] = next_value(self.sources[name], count(entry))
-                group.setdefault(name, new.shown[name])
-            group.setdefault(name, self.group[name])
-        values = new.values()
-        new.live = {name for name in new.live if values[name] is self.sources[name]}
-        group.update({name: value for name, value in values.items() if name not in new.live})
-        off = {name: self._off(name, value) for name, value in values.items()}
-        new.literal = off if literal else {name: _both(self.literal[name], off[name]) for name in off}
-        new.first = dict(self.first)
+        view = GroupView.__new__(GroupView)
+        view.__dict__.update(self.__dict__)
+        view.group = group
+        view._cached = None
+        view._complete(self.group, count)
+        values = view.values()
+        view.live = {name for name in view.live if values[name] is self.sources[name]}
         for name, value in values.items():
-            now_off = literal and _each(off[name], bool, any)
-            if now_off or _form(value) != _form(self.first[name]) or not _each(value, _is_number, any):
-                new.first[name] = value  # what decides links and slots
-        return new
+            if name not in view.live:
+                group[name] = value
+        view._take_structure(values, self, literal)
+        return view
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Raise what the constructor would raise for these values together."""
-        key = tuple(values.items())
-        if self._checked is None or len(key) != len(self._checked) or not all(map(_same, key, self._checked)):
-            self.tx._replaced({self.entries[name].place: value for name, value in values.items()}, checked=True)
-            self._checked = key
+    def _complete(self, defaults: Mapping[str, Any], count: Callable[[Entry], int]) -> None:
+        """Put the numbers of schedules, and other values that are missing, into the group."""
+        self.live = set()
+        self.shown = {}
+        for name, entry in self.entries.items():
+            if _any(_is_schedule, self.sources[name]):
+                self.live.add(name)
+                self.shown[name] = next_value(self.sources[name], count(entry))
+                self.group.setdefault(name, self.shown[name])
+            self.group.setdefault(name, defaults[name])
+
+    def _take_structure(self, values: Mapping[str, Any], old: GroupView, literal: bool) -> None:
+        """Note which values decide links and slots, given the view before the checkpoint."""
+        self.literal = {}
+        self.first = dict(old.first)
+        for name, value in values.items():
+            off = self._is_literal(name, value)
+            self.literal[name] = off if literal else _both(old.literal[name], off)
+            switched_off = literal and _any(bool, off)
+            if switched_off or _length(value) != _length(old.first[name]) or not _any(_is_number, value):
+                self.first[name] = value
 
 
-def _shown_names(entries: list[Entry]) -> dict[str, Entry]:
+def _names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     """Hyperparameters by their names in a group.
 
-    What torch's schedulers write into groups for themselves is never a hyperparameter's name there. A bound of the
-    learning rate (`max_lr`) is shown as `lr`, which schedulers scale, where there is no other.
+    A key that torch's schedulers write is never the name of a hyperparameter there. A bound of the learning rate
+    (`max_lr`) is shown as `lr`, which schedulers scale, if there is no other.
     """
+    entries = list(entries)
+    has_rate = any(entry.name == "lr" for entry in entries)
     names: dict[str, Entry] = {}
-    taken = {entry.name for entry in entries}
     for entry in entries:
-        name = entry.full if entry.name in SCHEDULERS_OWN else entry.name
-        names["lr" if entry.name == "max_lr" and "lr" not in taken else name] = entry
+        name = entry.full if entry.name in SCHEDULER_KEYS else entry.name
+        if entry.name == "max_lr" and not has_rate:
+            name = "lr"
+        names[name] = entry
     return names
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal, and safe to ask of tensors: those are the same only if they are the same object."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
 
 
 def next_value(value: Any, count: int) -> Any:
     """A schedule's value as a group shows it: a number, or a tuple of them."""
 
-    def shown(item: Any) -> Any:
-        found = resolve(item, count) if isinstance(item, Schedule) else item
-        return found.item() if isinstance(found, Tensor) else found
+    def as_number(item: Any) -> Any:
+        if isinstance(item, Schedule):
+            item = resolve(item, count)
+        return item.item() if isinstance(item, Tensor) else item
 
-    return _over(value, shown)
+    return _each(value, as_number)
+
+
+# Values that are a number, a schedule, another option, or a tuple of these.
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two values are equal; two tensors are if they are the same object."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    return bool(a == b)
 
 
 def _is_schedule(value: Any) -> bool:
@@ -217,21 +283,34 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float | Tensor | Schedule)
 
 
-def _over(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of a value, or of each entry of a tuple."""
-    return tuple(function(item) for item in value) if isinstance(value, tuple) else function(value)
+def _each(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`function` of a value, or of each item of a tuple."""
+    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
 
 
-def _each(value: Any, test: Callable[[Any], bool], how: Callable[..., bool]) -> bool:
-    return how(map(test, value)) if isinstance(value, tuple) else test(value)
+def _any(test: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value, or any item of a tuple, passes a test."""
+    return any(map(test, value)) if isinstance(value, tuple) else test(value)
 
 
-def _form(value: Any) -> int | None:
-    """What of a number or tuple of numbers decides links and slots: whether it is there, how many entries it has."""
-    return len(value) if isinstance(value, tuple) else None if value is None else 1
+def _length(value: Any) -> int | None:
+    """The number of items of a tuple; 1 for a single value, None for None."""
+    if isinstance(value, tuple):
+        return len(value)
+    return None if value is None else 1
+
+
+def _differs_in_structure(value: Any, other: Any) -> bool:
+    """Whether links or slots may differ between two values: by presence, length, or an option that is no number."""
+    if _length(value) != _length(other):
+        return True
+    return not _any(_is_number, value) and value != other
 
 
 def _both(a: Any, b: Any) -> Any:
-    if isinstance(a, tuple):
-        return tuple(x and y for x, y in zip(a, b, strict=True)) if len(a) == len(b) else b
-    return a and b
+    """Whether both are true, item by item; the second if they differ in length."""
+    if not isinstance(a, tuple):
+        return a and b
+    if len(a) != len(b):
+        return b
+    return tuple(x and y for x, y in zip(a, b, strict=True))

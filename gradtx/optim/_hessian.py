@@ -1,8 +1,8 @@
-"""Where an optimizer's links get `hessian_diag` from when nobody passes it: from the graph of the gradients.
+"""`hessian_diag` that the caller does not pass, estimated from the graph of the gradients.
 
-One product of the Hessian with a random vector (Hutchinson), at the steps that use it only. The vector follows from
-the seed in the parameter groups and the count of steps, both part of the state dict, so a resumed run is bitwise the
-same.
+The estimate is one product of the Hessian with a random vector (Hutchinson), made at the steps that use it only. The
+vector follows from the seed in the parameter groups and the count of steps. Both are in the state dict, so a resumed
+run is bitwise the same.
 """
 
 from __future__ import annotations
@@ -15,28 +15,44 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gradtx._context import Clock
-from gradtx._program import NEGATE, Block, Leaf
+from gradtx._execution import Block, Leaf, Position
 from gradtx._random import Stream
+from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 
 if TYPE_CHECKING:
+    from gradtx.optim._members import Members
     from gradtx.optim._step import Step
+    from gradtx.optim._workings import Workings
 
 SEED = "hessian_seed"  # its key in a group
 CPU = torch.device("cpu")
 
 
 class HessianSource:
-    """What an optimizer knows of second derivatives: whether a link needs them, and the seed for new groups."""
+    """Whether a chain needs second derivatives, and the seed for new groups.
+
+    Args:
+        owner: The optimizer's class, for errors.
+        tx: Its transformation.
+        seed: The seed for new groups.
+
+    Attributes:
+        link: The name of the first link that needs `hessian_diag`; None if none does.
+    """
 
     def __init__(self, owner: str, tx: GradientTransformation, seed: int):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"{owner}: seed must be an int, got {seed!r}")
-        self.link = next((link._name for link in tx._links() if "hessian_diag" in link._needs), None)
         self._seed = seed
+        self.link: str | None = None
+        for link in tx._links():
+            if "hessian_diag" in link._needs:
+                self.link = link._name
+                break
 
     def mark(self, group: dict[str, Any]) -> None:
+        """Show the seed in a group."""
         if self.link is not None:
             group.setdefault(SEED, self._seed)
 
@@ -45,17 +61,23 @@ class HessianSource:
 
 
 class HessianStep:
-    """One step's `hessian_diag`. As a context around the closure it makes `backward` keep a graph if need be."""
+    """Supplies one step with `hessian_diag`. As a context around the closure it has `backward` keep its graph.
 
-    def __init__(self, optimizer: Any, extras: dict[str, Any]):
-        self._optimizer, self._source = optimizer, optimizer._hessian
-        self._found = self._source.link is not None and "hessian_diag" not in extras
+    Args:
+        workings: The optimizer.
+        extras: The caller's extras, in which a missing `hessian_diag` is noted as None.
+    """
+
+    def __init__(self, workings: Workings, extras: dict[str, Any]):
+        self._workings = workings
+        self._source = workings.hessian
+        self._estimates = self._source.link is not None and "hessian_diag" not in extras
         self._mode: TorchFunctionMode | None = None
-        if self._found:
+        if self._estimates:
             extras["hessian_diag"] = None
 
     def __enter__(self) -> None:
-        if self._found and self._may_be_due():
+        if self._estimates and self._may_be_due():
             self._mode = _KeepGraph()
             self._mode.__enter__()
 
@@ -63,92 +85,135 @@ class HessianStep:
         if self._mode is not None:
             self._mode.__exit__(*error)
             if error[0] is not None:
-                self._cut()
+                self._drop_graphs()
 
     def _may_be_due(self) -> bool:
         """Whether a parameter that gets a gradient now would use second derivatives."""
-        optimizer, run = self._optimizer, self._optimizer._run(initial=False)
-        views = optimizer._synced()
-        params = [param for view in views for param in view.group["params"] if param.requires_grad]
-        if any(optimizer._records[param].layout is None or not optimizer.state.get(param) for param in params):
-            return True  # without a state as yet
-        for view in views:
-            block = Block.of(view.chain(view.values(), CPU), run, optimizer._count())
-            for param in filter(lambda param: param.requires_grad, view.group["params"]):
-                count = int(optimizer.state[param]["step"])
-                leaf = optimizer._leaf(run, param, Clock(torch.tensor(count + 1), count + 1))
+        members, states = self._workings.members, self._workings.states
+        for param, member in members.by_param.items():
+            if param.requires_grad and (member.layout is None or not states.of(param)):
+                return True  # there is no state to tell
+        run = states.run()
+        count = states.count()
+        for view in members.views:
+            block = Block.of(view.chain(view.values(), CPU), run, count)
+            for param in view.group["params"]:
+                if not param.requires_grad:
+                    continue
+                made = int(states.of(param)["step"])
+                clock = Clock(torch.tensor(made + 1), made + 1)
+                leaf = states.leaf(run, members.by_param[param], clock)
                 leaf.program = block.for_leaf(leaf)
-                if _use(leaf):
+                if sign_of_use(leaf):
                     return True
-        run.commits.clear()  # they refer to the run, see `step`
+        run.commits.clear()  # they refer to the run
         return False
 
     def supply(self, step: Step) -> None:
         """Give the leaves of a step their part of the diagonal before anything is written.
 
         Raises:
-            RuntimeError: it is to be estimated from gradients that a GradScaler has scaled.
-            ValueError: it is due, and neither given nor to be had.
+            RuntimeError: it would have to be estimated from gradients that a GradScaler has scaled.
+            ValueError: it is due, but was not given and can't be estimated.
         """
         if self._source.link is None:
             return
-        leaves = step.leaves(step.work)
-        signs = [(leaf, sign) for leaf in leaves if (sign := _use(leaf)) is not None]
-        due = {leaf.key: leaf.name for leaf, sign in signs if sign}
-        if self._found and due and step.scaling is not None:
-            raise RuntimeError(
-                f"{self._source.link}: hessian_diag can't be estimated from gradients that a GradScaler has scaled; "
-                "call step(hessian_diag=...), or train in bfloat16 without a scaler"
-            )
+        leaves = step.leaves(step.members)
+        signs: dict[str, int] = {}
+        due: dict[Tensor, str] = {}
+        for leaf in leaves:
+            sign = sign_of_use(leaf)
+            if sign is not None:
+                signs[leaf.name] = sign
+            if sign:
+                due[leaf.key] = leaf.name
+        diagonal = self._diagonal(due, step)
+        for leaf in leaves:
+            if leaf.name in signs:
+                self._supply_leaf(leaf, signs[leaf.name], diagonal)
+        tree = {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}
+        step.trees = {**step.trees, "hessian_diag": tree}
+
+    def _diagonal(self, due: Mapping[Tensor, str], step: Step) -> dict[Tensor, Tensor]:
+        """The estimated diagonal for the parameters that are due; empty if the caller gave one."""
         try:
-            diagonal = self._estimate(due) if self._found and due else {}
+            if not self._estimates or not due:
+                return {}
+            if step.scaling is not None:
+                raise RuntimeError(
+                    f"{self._source.link}: hessian_diag can't be estimated from gradients that a GradScaler has "
+                    "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
+                )
+            return self._estimate(due)
         finally:
-            self._cut()
-        for leaf, sign in signs:
-            if leaf.key in diagonal:
-                own = diagonal[leaf.key].to(leaf.wide) * sign
-                _give(leaf, own if leaf.window is None else own.reshape(-1)[leaf.window])
-            elif leaf.extras.get("hessian_diag") is None:
-                if sign:
-                    raise ValueError(
-                        f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that uses a "
-                        "new one; pass a tensor, or leave the argument out to have it estimated"
-                    )
-                # Nobody will look at it; a None means 'keep the last one' to rules, which some don't have.
-                _give(leaf, torch.zeros((), device=leaf.device, dtype=leaf.wide).expand(leaf.given[1].shape))
-        step.trees = {**step.trees, "hessian_diag": {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}}
+            self._drop_graphs()
+
+    def _supply_leaf(self, leaf: Leaf, sign: int, diagonal: Mapping[Tensor, Tensor]) -> None:
+        if leaf.key in diagonal:
+            signed = diagonal[leaf.key].to(leaf.wide) * sign
+            _give(leaf, signed if leaf.window is None else signed.reshape(-1)[leaf.window])
+        elif leaf.extras.get("hessian_diag") is None:
+            if sign:
+                raise ValueError(
+                    f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that uses a "
+                    "new one; pass a tensor, or leave the argument out to have it estimated"
+                )
+            # No rule reads it in this step. None means 'keep the last one', which some rules don't have.
+            zero = torch.zeros((), device=leaf.device, dtype=leaf.wide)
+            _give(leaf, zero.expand(leaf.given[1].shape))
 
     def _estimate(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
-        optimizer = self._optimizer
+        """Z * (H z) for the parameters in `names`; 0 for those on which no gradient depends."""
         params = [param for param in names if param.requires_grad]
-        graphs = {param: grad for param in params if (grad := param.grad) is not None and grad.requires_grad}
-        if not graphs:
+        gradients: dict[Tensor, Tensor] = {}
+        for param in params:
+            gradient = param.grad
+            if gradient is not None and gradient.requires_grad:
+                gradients[param] = gradient
+        if not gradients:
             raise ValueError(
                 f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or leave it out, and "
                 "call loss.backward(create_graph=True) before step(), or step(closure) with a closure that calls "
                 "loss.backward()"
             )
-        counter, seeds = torch.tensor(optimizer._count()), {}
-        for group in optimizer.param_groups:
-            seeds.update(dict.fromkeys(group["params"], torch.tensor(self._source.seed_of(group))))
-        z = {param: Stream(seeds[param], counter, names[param]).rademacher(param.detach()) for param in params}
-        vectors = [z[param].to(grad.dtype) for param, grad in graphs.items()]
-        columns = torch.autograd.grad(list(graphs.values()), params, vectors, allow_unused=True)
+        z = self._random_vectors(params, names)
+        vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
+        columns = torch.autograd.grad(list(gradients.values()), params, vectors, allow_unused=True)
         diagonal = {param: torch.zeros_like(param) for param in names}
-        diagonal.update({p: z[p] * column for p, column in zip(params, columns, strict=True) if column is not None})
+        for param, column in zip(params, columns, strict=True):
+            if column is not None:
+                diagonal[param] = z[param] * column
         return diagonal
 
-    def _cut(self) -> None:
+    def _random_vectors(self, params: list[Tensor], names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
+        counter = torch.tensor(self._workings.states.count())
+        seeds = _seeds(self._workings.members, self._source)
+        vectors = {}
+        for param in params:
+            vectors[param] = Stream(seeds[param], counter, names[param]).rademacher(param.detach())
+        return vectors
+
+    def _drop_graphs(self) -> None:
         """Leave no graph behind that the caller did not ask for."""
-        for param in self._optimizer._records if self._mode is not None else ():
+        if self._mode is None:
+            return
+        for param in self._workings.members.by_param:
             if param.grad is not None and param.grad.requires_grad:
                 param.grad = param.grad.detach()
 
 
-class _KeepGraph(TorchFunctionMode):
-    """Makes `loss.backward()` differentiable in its turn."""
+def _seeds(members: Members, source: HessianSource) -> dict[Tensor, Tensor]:
+    seeds: dict[Tensor, Tensor] = {}
+    for view in members.views:
+        seed = torch.tensor(source.seed_of(view.group))
+        seeds.update(dict.fromkeys(view.group["params"], seed))
+    return seeds
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+
+class _KeepGraph(TorchFunctionMode):
+    """Makes `loss.backward()` differentiable itself."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not Tensor.backward:
             return func(*args, **kwargs)
@@ -162,22 +227,15 @@ def _give(leaf: Leaf, value: Tensor) -> None:
     leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 
 
-def _use(leaf: Leaf) -> int | None:
+def sign_of_use(leaf: Leaf) -> int | None:
     """None if no link of the leaf reads `hessian_diag`, 0 if none does at this step, else the sign it needs."""
-    sign, reads, use = 1, False, 0
-    counts: list[Any] = [leaf.clock.step - 1]  # of the clocks around; None where it does not tick in this call
+    position = Position(signs=[1], counts=[int(leaf.clock.step) - 1])
+    reads, use = False, 0
     for operation in leaf.program:
-        frame: Any = getattr(operation, "frame", None)
-        if operation is NEGATE:  # what is minimized is the negative
-            sign = -sign
-        elif operation.hessian_period:
+        operation.follow(position)
+        if operation.hessian_period:
             reads = True
-            if counts[-1] is not None and int(counts[-1]) % operation.hessian_period == 0:
-                use = use or sign
-        elif hasattr(frame, "old_step"):
-            if operation.path != frame.path:
-                counts.pop()
-            else:
-                ticks = counts[-1] is not None and bool(getattr(frame, "emit", True))
-                counts.append(frame.old_step if ticks else None)
+            count = position.counts[-1]
+            if count is not None and count % operation.hessian_period == 0:
+                use = use or position.signs[-1]
     return use if reads else None

@@ -1,4 +1,4 @@
-"""Steps under a GradScaler: gradients are unscaled, and steps with infinite ones skipped, where the parameters are.
+"""Steps under a GradScaler: gradients are unscaled, and steps with infinite ones skipped, on the parameters' device.
 
 torch hands over two 0-d tensors, the attributes `grad_scale` and `found_inf`. The host reads neither, so it cannot know
 how many steps were made: counts live on the device as well.
@@ -7,31 +7,47 @@ how many steps were made: counts live on the device as well.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gradtx._arguments import exact
-from gradtx._program import Leaf, Run
+from gradtx import _torch
+from gradtx._exact import exact
+from gradtx._runs import Run, Scope
 from gradtx._sharding import local, undivided
-from gradtx.wrappers import Frame
+from gradtx.combinators.frame import Frame, FrameRun, InnerClock
+from gradtx.core import chain
+
+if TYPE_CHECKING:
+    from gradtx.optim._member import Member
 
 
+@dataclass(frozen=True, eq=False)
 class Count:
-    """How many steps some parameters have made, known on their device; those with the same object have made as many."""
+    """How many steps some parameters have made, known on their device; parameters with the same object agree.
 
-    def __init__(self, made: Tensor, bound: int):
-        self.made, self._bound = made, bound  # 0-d int64; the same with what was skipped
+    Attributes:
+        made: The number of steps, 0-d int64.
+        bound: An upper bound that the host knows: the same with the skipped steps.
+    """
+
+    made: Tensor
+    bound: int
 
     @property
     def most(self) -> int:
-        """What the host knows without waiting."""
-        return int(self.made) if self.made.device.type == "cpu" else self._bound
+        """The number as far as the host knows it without waiting."""
+        return int(self.made) if self.made.device.type == "cpu" else self.bound
 
-    def after(self, counts: Any) -> Count:
-        """One step later, where this one `counts`."""
-        return Count(self.made + counts, self.most + 1)
+    def after(self, tick: int | Tensor) -> Count:
+        """The count after a step that adds `tick`."""
+        return Count(self.made + tick, self.most + 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "made", state["made"])
+        object.__setattr__(self, "bound", state.get("bound", state.get("_bound")))  # the latter in version 0.1
 
 
 def next_number(count: int | Count, device: torch.device) -> Tensor:
@@ -40,83 +56,87 @@ def next_number(count: int | Count, device: torch.device) -> Tensor:
 
 
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:
-    """A whole number as a 0-d tensor; a copy from the host would wait, filling one in does not."""
+    """A whole number as a 0-d tensor; copying it from the host would wait for the device, filling it in does not."""
     if isinstance(number, Tensor):
         return number.to(device)
     return torch.full((), number, dtype=torch.int64, device=device)
 
 
 def highest(counts: Collection[int | Count]) -> int | Tensor:
-    """The largest of counts that are all on one side; a tensor where the host doesn't know it."""
-    made = [count.made for count in counts if isinstance(count, Count)]
-    return torch.stack(made).amax() if made else max((count for count in counts if isinstance(count, int)), default=0)
+    """The largest of counts, all of which the host knows or none; a tensor if it knows none."""
+    on_devices = [count.made for count in counts if isinstance(count, Count)]
+    if on_devices:
+        return torch.stack(on_devices).amax()
+    return max((count for count in counts if isinstance(count, int)), default=0)
 
 
+@dataclass(eq=False)
 class Scaling:
-    """What a GradScaler asks of one step: gradients times `inverse`; and nothing changes unless `proceed`."""
+    """A GradScaler's request for one step: gradients times `inverse`, and no change unless `proceed`."""
 
-    def __init__(self, inverse: Tensor, proceed: Tensor):
-        self.inverse, self.proceed = inverse, proceed
-        self._placed = {inverse.device: (inverse, proceed)}
+    inverse: Tensor
+    proceed: Tensor
+    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def asked_of(cls, optimizer: Any) -> Scaling | None:
-        found, scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
-        if found is None:
+    def asked_of(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
+        """The request that a scaler has left on the optimizer, if any."""
+        flag: Any = getattr(optimizer, "found_inf", None)
+        scale: Any = getattr(optimizer, "grad_scale", None)
+        if flag is None:
             return None
-        found = undivided(torch.as_tensor(found)).reshape(())
-        inverse = torch.ones((), device=found.device) if scale is None else undivided(scale).to(found.device)
-        return cls(exact(inverse, found.device).reshape(()).reciprocal(), found == 0)
+        flag = undivided(torch.as_tensor(flag)).reshape(())
+        scale = torch.ones((), device=flag.device) if scale is None else undivided(scale).to(flag.device)
+        return cls(exact(scale, flag.device).reshape(()).reciprocal(), flag == 0)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`inverse` and `proceed` on a device."""
         if device not in self._placed:
             self._placed[device] = self.inverse.to(device), self.proceed.to(device)
         return self._placed[device]
 
     def unscale(self, params: Iterable[Tensor]) -> None:
-        """Leave gradients behind as users of a scaler expect to find them."""
-        alike: dict[Any, list[Tensor]] = {}
-        for grad in (local(param.grad) for param in params if param.grad is not None):
-            alike.setdefault((grad.device, grad.dtype), []).append(grad.detach())
-        for (device, _), group in alike.items():
-            inverse = self.on(device)[0].to(torch.float32)
-            torch._amp_foreach_non_finite_check_and_unscale_(group, torch.zeros_like(inverse), inverse)
+        """Unscale the gradients of parameters in place, where users of a scaler look for them."""
+        groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for param in params:
+            if param.grad is not None:
+                gradient = local(param.grad).detach()
+                groups.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+        for (device, _), gradients in groups.items():
+            inverse, _ = self.on(device)
+            _torch.unscale_(gradients, inverse.to(torch.float32))
 
 
-class Unscale(Frame):
-    """A link around the whole chain that does what a `Scaling` asks for; it keeps nothing of its own."""
+def unscaling(run: Run, scaling: Scaling) -> FrameRun:
+    """A stateless frame around the whole chain that carries out a `Scaling`."""
 
-    def __init__(self, run: Run, scaling: Scaling):
-        self.run, self.path, self._scaling = run, (), scaling
-        run.commits.append(self.commit)  # before those of the links inside, which are called in reverse order
+    def enter(update: Tensor, state: Any, param: Any, ctx: Any) -> Any:
+        inverse, _ = scaling.on(update.device)
+        return update * inverse, state
 
-    def enter(self, leaf: Leaf) -> None:
-        leaf.update = leaf.grad = leaf.update * self._scaling.on(leaf.device)[0]
+    def ticks(values: Any, sums: Any) -> Any:
+        _, proceed = scaling.on(run.device)
+        return proceed, values
 
-    def exit(self, leaf: Leaf) -> None:
-        proceed = self._scaling.on(leaf.device)[1]
-        leaf.update = torch.where(proceed, leaf.update, torch.zeros_like(leaf.update))
-        self.keep(leaf, proceed)
-
-    def commit(self) -> None:
-        self.keep_shared(self._scaling.on(self.run.device)[1])
+    frame = Frame(chain(), enter=enter, clock=InnerClock(ticks, counts=False))
+    return FrameRun(frame, Scope(run, (), 0, []), (), "GradScaler")
 
 
-def place_counts(records: Iterable[Any], device: torch.device | None) -> None:
-    """Keep the counts of parameters on a device or, where that is None, on the host, which waits for those it lacks."""
-    places: dict[int | Count, int | Count] = {}
-    for record in records:
-        count = record.count
-        if not record.state or isinstance(count, Count) == (device is not None):
+def place_counts(members: Iterable[Member], device: torch.device | None) -> None:
+    """Keep the counts of parameters on a device or, if that is None, on the host, which waits for those it lacks."""
+    moved: dict[int | Count, int | Count] = {}
+    for member in members:
+        count = member.count
+        if not member.state or isinstance(count, Count) == (device is not None):
             continue
-        if count not in places:
+        if count not in moved:
             if isinstance(count, Count):
-                places[count] = int(count.made)
+                moved[count] = int(count.made)
             elif device is not None:
-                places[count] = Count(on_device(count, device), count)
-        new, step = places[count], record.state["step"]
-        record.state["step"] = as_step(new, step.dtype)
-        record.count_as(new)
+                moved[count] = Count(on_device(count, device), count)
+        step = member.state["step"]
+        member.state["step"] = as_step(moved[count], step.dtype)
+        member.set_count(moved[count])
 
 
 def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,67 +1,76 @@
-"""One step of an optimizer: what it reads, checks, computes and writes, in this order."""
+"""One step of an optimizer: it reads, checks, computes and writes, in this order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx._context import Clock
-from gradtx._functional import by_leaf, check_extras, split_extras
-from gradtx._program import FROZEN, Block, Leaf, execute, memory_of
+from gradtx import _torch
+from gradtx._execution import FROZEN, Block, Leaf, execute
+from gradtx._pure import by_leaf, check_extras, split_extras
+from gradtx._runs import memory_of
 from gradtx._sharding import placed_as
 from gradtx._tree import check_names, tensors
+from gradtx.context import Clock
 from gradtx.core import Entry
-from gradtx.optim._engine import Bundle, Call
-from gradtx.optim._run import Record, check_agreement, part, parts_of
-from gradtx.optim._scaling import Count, Scaling, Unscale, as_step, highest, place_counts
+from gradtx.optim._member import Member
+from gradtx.optim._members import CPU, Members
+from gradtx.optim._request import StepRequest
+from gradtx.optim._run import check_agreement, part_of, parts_of
+from gradtx.optim._scaling import Count, Scaling, as_step, highest, place_counts, unscaling
+from gradtx.optim._workings import Workings
+
+if TYPE_CHECKING:
+    from gradtx.optim.engine.bundle import Bundle
 
 CALL = "step(closure"
-CPU = torch.device("cpu")
 
 
 class Step:
-    """Everything is checked, and state is seen to, when this is made; `run` computes and writes.
+    """One step. Making it checks everything and prepares the state; `run` computes and writes.
 
-    `work` are the parameters that step, `trees` the extras that are given by leaf, `scaling` is what a scaler asks for.
+    Args:
+        workings: The optimizer.
+        extras: What the caller passes beyond gradients.
+        scaling: The request of a GradScaler.
+
+    Attributes:
+        members: The parameters that step.
+        trees: The extras by leaf.
+        scaling: The request of a GradScaler.
     """
 
-    def __init__(self, optimizer: Any, extras: dict[str, Any], scaling: Scaling | None):
-        self._optimizer, self._extras, self.scaling = optimizer, extras, scaling
-        self._views = optimizer._synced()
-        self._run = run = optimizer._run(initial=False)
-        run.grad_fn = lambda values: _gradients_at(optimizer, values, extras)  # not a method: that would be a cycle
-        self._scalars, self.trees = self._split()
-        rows = optimizer._rows(self._views)
-        self._values = self._checked(rows)
-        for view, row, present in zip(self._views, rows, self._values, strict=True):
-            optimizer._prepare(view, row, view.settle(present))
-        self.work = [
-            record
-            for row in rows
-            for record in row
-            if record.layout is not None and (record.param.grad is not None or optimizer._takes_none)
-        ]
-        self._counts_there = scaling is not None and not optimizer._counts_on_host()  # on the device
-        if scaling is not None and self._counts_there:
-            run.tick = scaling.on(run.device)[1]
-        records = [record for row in rows for record in row]
-        place_counts(records, run.device if self._counts_there else None)
-        counts = {record.count for record in records}
-        self._count = highest(counts)  # that which schedules follow
-        self._after = {count: count.after(run.tick) if isinstance(count, Count) else count + 1 for count in counts}
-        self._unscale = None if scaling is None else Unscale(run, scaling)
+    def __init__(self, workings: Workings, extras: dict[str, Any], scaling: Scaling | None):
+        self.scaling = scaling
+        self._workings = workings
+        self._views = workings.members.views
+        self._extras = extras
+        self._run = workings.states.run()
+        self._run.grad_fn = _gradient_function(workings.members, extras)
+        self._scalars, self.trees = self._split_extras()
+        rows = workings.members.rows(workings.states.by_param)
+        self._values = self._checked_values(rows)
+        for view, row, values in zip(self._views, rows, self._values, strict=True):
+            workings.states.prepare(view, row, view.settle(values))
+        self.members = self._stepping(rows)
+        self._counts_on_device = scaling is not None and not workings.counts_on_host()
+        if scaling is not None and self._counts_on_device:
+            _, self._run.tick = scaling.on(self._run.device)
+        self._after = self._counts_after(rows)
+        self._count = highest(self._after.keys())  # that which schedules follow
+        self._unscale = None if scaling is None else unscaling(self._run, scaling)
         self._blocks: list[Block] = []
         self._leaves: dict[int, Leaf] = {}
 
-    def _split(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Extras as 0-d values and as trees by leaf."""
-        optimizer, extras, run = self._optimizer, self._extras, self._run
-        kinds = check_extras(optimizer._tx, True, extras, CALL)
-        names = [record.name for record in optimizer._records.values()] if extras else []
+        run, extras = self._run, self._extras
+        kinds = check_extras(self._workings.members.tx, True, extras, CALL)
+        names = self._workings.members.names() if extras else []
         for key, value in extras.items():
             if kinds[key].startswith("leaf") and isinstance(value, list | tuple):
                 if len(value) != len(names):
@@ -69,178 +78,269 @@ class Step:
                 extras[key] = dict(zip(names, value, strict=True))
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
         run.known_extras, run.leaf_extras = kinds, trees
-        run.memory.take(tensors(trees))  # a rule may keep one as it is
+        run.memory.take(tensors(trees))  # a rule may return one as it is
         return scalars, trees
 
-    def _checked(self, rows: list[list[Record]]) -> list[dict[str, Any]]:
-        """The values of all groups, after everything that can be checked before anything changes."""
-        owner = type(self._optimizer).__name__
+    def _checked_values(self, rows: list[list[Member]]) -> list[dict[str, Any]]:
+        """The hyperparameters of all groups, after everything that can be checked before anything changes."""
         values = [view.values() for view in self._views]
         for view, row, present in zip(self._views, rows, values, strict=True):
             view.check(present)
-            for record in row:
-                grad, state, layout = record.param.grad, record.state, record.layout
-                if grad is not None and grad.is_sparse:
-                    raise RuntimeError(f"{owner}: parameter {record.name!r} has a sparse gradient")
-                if state and layout is not None and not layout.keys <= state.keys():
-                    raise ValueError(
-                        f"{owner}: the state of parameter {record.name!r} lacks {min(layout.keys - state.keys())!r}"
-                    )
-                record.look(state)
+            for member in row:
+                self._check(member)
+                member.look_up(member.state)
         return values
 
-    def leaves(self, work: list[Record]) -> list[Leaf]:
-        """Made when they are asked for first: what goes into bundles needs none."""
-        if not self._blocks:
-            for view, present in zip(self._views, self._values, strict=True):
-                self._blocks.append(Block.of(view.chain(present, CPU), self._run, self._count, self._unscale))
-        missing = [record for record in work if id(record) not in self._leaves]
-        self._leaves.update((id(record), leaf) for record, leaf in self._made(missing))
-        return [self._leaves[id(record)] for record in work]
+    def _check(self, member: Member) -> None:
+        owner = self._workings.members.owner
+        gradient, layout = member.param.grad, member.layout
+        if gradient is not None and gradient.is_sparse:
+            raise RuntimeError(f"{owner}: parameter {member.name!r} has a sparse gradient")
+        if member.state and layout is not None and not layout.keys <= member.state.keys():
+            lacking = min(layout.keys - member.state.keys())
+            raise ValueError(f"{owner}: the state of parameter {member.name!r} lacks {lacking!r}")
 
-    def _made(self, work: list[Record]) -> Iterator[tuple[Record, Leaf]]:
+    def _stepping(self, rows: list[list[Member]]) -> list[Member]:
+        takes_none = self._workings.traits.takes_none
+        stepping = []
+        for row in rows:
+            for member in row:
+                if member.layout is not None and (takes_none or member.param.grad is not None):
+                    stepping.append(member)
+        return stepping
+
+    def _counts_after(self, rows: list[list[Member]]) -> dict[int | Count, int | Count]:
+        """Each present count, where this step keeps it, and the count after the step."""
+        members: list[Member] = []
+        for row in rows:
+            members.extend(row)
+        place_counts(members, self._run.device if self._counts_on_device else None)
+        after: dict[int | Count, int | Count] = {}
+        for member in members:
+            count = member.count
+            if count not in after:
+                after[count] = count.after(self._run.tick) if isinstance(count, Count) else count + 1
+        return after
+
+    # Leaves.
+
+    def leaves(self, members: list[Member]) -> list[Leaf]:
+        """The leaves of some members, made when they are first asked for: bundles need none."""
+        if not self._blocks:
+            for view, values in zip(self._views, self._values, strict=True):
+                block = Block.of(view.chain(values, CPU), self._run, self._count, self._unscale)
+                self._blocks.append(block)
         clocks: dict[int | Count, Clock] = {}
-        for record in work:
-            count = record.count
-            if count not in clocks:
-                known = not isinstance(count, Count)
-                clocks[count] = (
-                    Clock(torch.tensor(count + 1, device=CPU), count + 1) if known else Clock(count.made + 1)
-                )
-            leaf = self._optimizer._leaf(self._run, record.param, clocks[count], record.param.grad, self._scalars)
-            if self.trees:
-                own = {key: by_leaf(key, values[leaf.name], leaf) for key, values in self.trees.items()}
-                leaf.extras = {**self._scalars, **own}
-            leaf.program = self._blocks[record.group].for_leaf(leaf)
-            yield record, leaf
+        for member in members:
+            if id(member) not in self._leaves:
+                clock = clocks.get(member.count)
+                if clock is None:
+                    clock = clocks[member.count] = _clock_after(member.count)
+                self._leaves[id(member)] = self._leaf(member, clock)
+        return [self._leaves[id(member)] for member in members]
+
+    def _leaf(self, member: Member, clock: Clock) -> Leaf:
+        leaf = self._workings.states.leaf(self._run, member, clock, member.param.grad, self._scalars)
+        if self.trees:
+            leaf.extras = dict(self._scalars)
+            for name, tree in self.trees.items():
+                leaf.extras[name] = by_leaf(name, tree[leaf.name], leaf)
+        leaf.program = self._blocks[member.group].for_leaf(leaf)
+        return leaf
+
+    # Computing.
 
     def run(self) -> None:
-        optimizer, run, work = self._optimizer, self._run, self.work
-        calls_again = "grad_fn" in self._extras and "grad_fn" in optimizer._tx.needs
-        bundles: list[Bundle] = []
-        if optimizer._engine is not None and not calls_again:
-            bundles, work = optimizer._engine.bundles(self._call())
-        leaves: list[Any] = [*bundles]
-        if work or not bundles or (len(self._views) > 1 and optimizer._agrees):
-            leaves += (each for leaf in self.leaves(work) if FROZEN not in leaf.program[:1] for each in parts_of(leaf))
-            if len(self._views) > 1:
-                check_agreement(self._blocks)
-        if calls_again:
-            done: list[Leaf] = []  # a leaf that is through early must not move before the closure is called again
-            execute(leaves, done.append)
-            for leaf in done:
-                self._write(leaf)
+        """Compute and write."""
+        calls_closure = "grad_fn" in self._extras and "grad_fn" in self._workings.members.tx.needs
+        if calls_closure:
+            self._execute_then_write()
         else:
-            self._execute(leaves, bundles)
+            self._execute()
+        run = self._run
         for commit in reversed(run.commits):
             commit()
-        run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector comes
-        self._write_shared()
+        run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector runs
+        self._workings.states.write_shared(run)
         if self.scaling is not None:
-            self.scaling.unscale(optimizer._records)
+            self.scaling.unscale(self._workings.members.by_param)
         for view in self._views:
-            view.show(optimizer._count)
+            view.show(self._workings.states.count)
 
-    def _call(self) -> Call:
-        pairs = zip(self._views, self._values, strict=True)
-        frames = [view.structure(present, self._counted) for view, present in pairs]
-        structures, numbers = [frame for frame, _ in frames], [own for _, own in frames]
-        extras = self._scalars, self.trees
-        return Call(
-            self._run, self._count, self._views, structures, numbers, self.work, self.leaves, *extras, self.scaling
+    def _eager_leaves(self, members: list[Member]) -> list[Leaf]:
+        """Leaves that step eagerly, large ones in parts."""
+        leaves = []
+        for leaf in self.leaves(members):
+            if FROZEN not in leaf.program[:1]:
+                leaves.extend(parts_of(leaf))
+        if len(self._views) > 1:
+            check_agreement(self._blocks)
+        return leaves
+
+    def _execute_then_write(self) -> None:
+        """Write when all leaves are through: none may move before the closure is called for the last time."""
+        finished: list[Leaf] = []
+        execute(self._eager_leaves(self.members), finished.append)
+        for leaf in finished:
+            self._write(leaf)
+
+    def _execute(self) -> None:
+        engine, eager = self._workings.engine, self.members
+        bundles: list[Bundle] = []
+        if engine is not None:
+            bundles, eager = engine.bundles(self._request())
+        leaves: list[Any] = [*bundles]
+        must_agree = len(self._views) > 1 and self._workings.traits.agrees
+        if eager or not bundles or must_agree:
+            leaves += self._eager_leaves(eager)
+        waiting = list(bundles)
+
+        def finish(leaf: Any) -> None:
+            if isinstance(leaf, Leaf):
+                self._write(leaf)
+                return
+            waiting.remove(leaf)
+            if self._counts_on_device:
+                for member in leaf.members:
+                    member.set_count(self._after[member.count])
+
+        _set_steps(bundles, self._after)  # now, while all this is in the processor's cache
+        try:
+            execute(leaves, finish)
+        finally:  # if a leaf raises, what was not written doesn't count
+            _set_steps(waiting, {})
+
+    def _request(self) -> StepRequest:
+        structures: list[Any] = []
+        numbers: list[list[Any]] = []
+        for view, values in zip(self._views, self._values, strict=True):
+            structure, of_group = view.structure(values, self._schedule_count)
+            structures.append(structure)
+            numbers.append(of_group)
+        return StepRequest(
+            run=self._run,
+            members=self.members,
+            leaves_of=self.leaves,
+            count=self._count,
+            views=self._views,
+            structures=structures,
+            numbers=numbers,
+            scalars=self._scalars,
+            trees=self.trees,
+            scaling=self.scaling,
         )
 
-    def _counted(self, entry: Entry) -> int | Tensor:
-        """The count that a schedule follows."""
-        path = self._optimizer._clock_path(entry)
+    def _schedule_count(self, entry: Entry) -> int | Tensor:
+        """The count that a hyperparameter's schedule follows."""
+        path = self._workings.members.clock_path(entry)
         if path is None:
             return self._count
         step = self._run.scalars(path).get("step", 0)
         return step if isinstance(self._count, Tensor) else int(step)
 
-    def _execute(self, leaves: Iterable[Any], bundles: list[Bundle]) -> None:
-        waiting = list(bundles)
-
-        def finish(leaf: Any) -> None:
-            if not isinstance(leaf, Bundle):
-                return self._write(leaf)
-            waiting.remove(leaf)
-            for record in leaf.records if self._counts_there else ():
-                record.count_as(self._after[record.count])
-            return None
-
-        self._count_steps(bundles, self._after)  # now, while all this is in the processor's cache
-        try:
-            execute(leaves, finish)
-        finally:  # what was not written doesn't count, where a leaf raises
-            self._count_steps(waiting, {})
-
-    @staticmethod
-    def _count_steps(bundles: list[Bundle], becomes: dict[int | Count, int | Count]) -> None:
-        records = [record for bundle in bundles for record in bundle.records]
-        values = {count: as_step(becomes.get(count, count)) for count in {record.count for record in records}}
-        if records:
-            steps = [record.state["step"] for record in records]
-            torch._foreach_copy_(steps, [values[record.count] for record in records])
+    # Writing.
 
     def _write(self, leaf: Leaf) -> None:
-        """The one place that changes a parameter: when its values (or those of a part of it) are all there."""
-        param, state, update = leaf.key, leaf.state, leaf.result()
-        last = leaf.window is None or leaf.window.stop == param.numel()
-        # Only now: once old state is replaced, its memory may come back as that of a later leaf's new state.
-        old = [*(tensor for tensor in leaf.given if tensor is not None), *state.values()]
-        taken = {memory_of(tensor) for tensor in old}
+        """Write new slots, the count and the parameter, when all values of a leaf (or of a part of it) are there.
+
+        This is the one place that changes parameters of eager leaves.
+        """
+        update = leaf.result()
+        is_last = leaf.window is None or leaf.window.stop == leaf.key.numel()
+        # Taken now: once old state is replaced, its memory may return as that of a later leaf's new state.
+        taken = {memory_of(tensor) for tensor in leaf.given if tensor is not None}
+        taken.update(map(memory_of, leaf.state.values()))
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
-            if leaf.window is not None:  # written in place, so nothing may still be a view of old state
-                slots = {slot: v.clone() if memory_of(v) in taken else v for slot, v in slots.items()}
-            for slot, value in slots.items():
-                key = keys[slot]
-                if leaf.window is not None and state[key].shape == param.shape:
-                    part(state[key], leaf).copy_(value)
-                elif last:
-                    state[key] = leaf.run.memory.fresh(value, taken)
-        if leaf.given[0] is not None and last:
-            state["step"] = state["step"] + self._run.tick
-            if self._counts_there:
-                record = self._optimizer._records[param]
-                record.count_as(self._after[record.count])
+            if leaf.window is None:
+                for slot, value in slots.items():
+                    leaf.state[keys[slot]] = leaf.run.memory.fresh(value, taken)
+            else:
+                _write_part(leaf, keys, slots, taken, is_last)
+        if leaf.given[0] is not None and is_last:
+            leaf.state["step"] = leaf.state["step"] + self._run.tick
+            if self._counts_on_device:
+                member = self._workings.members.by_param[leaf.key]
+                member.set_count(self._after[member.count])
         if update is not None:
             leaf.given[1].add_(update)
         leaf.release()
 
-    def _write_shared(self) -> None:
-        run = self._run
-        new = {
-            path: {name: run.memory.fresh(value) for name, value in found.items()}
-            for path, found in run.new_shared.items()
-        }
-        if not new:
-            return
-        for param, record in self._optimizer._records.items():
-            for path, slots in record.layout.shared.items() if record.layout is not None else ():
-                if path in new:
-                    self._optimizer.state[param].update({key: new[path][slot] for slot, key in slots.items()})
+
+def _write_part(leaf: Leaf, keys: dict[str, str], slots: dict[str, Tensor], taken: set[Any], is_last: bool) -> None:
+    """Write a part's entries in place; slots of another shape are replaced with the last part."""
+    values = {}
+    for slot, value in slots.items():  # all of them first: a new value may be a view of old state
+        values[slot] = value.clone() if memory_of(value) in taken else value
+    for slot, value in values.items():
+        key = keys[slot]
+        if leaf.state[key].shape == leaf.key.shape:
+            part_of(leaf.state[key], leaf).copy_(value)
+        elif is_last:
+            leaf.state[key] = leaf.run.memory.fresh(value, taken)
 
 
-def _gradients_at(optimizer: Any, values: dict[str, Tensor], extras: dict[str, Any]) -> dict[str, Tensor]:
-    """Gradients by the closure at other weights; weights and gradients are put back whatever happens."""
-    named = {record.name: param for param, record in optimizer._records.items()}
-    check_names(values, [name for name in named if name in values], "params", "the optimizer's parameters")
-    old = {name: (param.detach().clone(), param.grad) for name, param in named.items() if not is_lazy(param)}
-    try:
-        for name in old:
-            named[name].grad = None
-            if name in values:
-                named[name].copy_(placed_as(values[name], named[name]))
-        with torch.enable_grad():
-            extras["grad_fn"]()
-        found = {}
-        for name, value in values.items():
-            grad = named[name].grad
-            found[name] = torch.zeros_like(value) if grad is None else grad.detach().to(value.dtype)
-        return found
-    finally:
-        for name, (own, grad) in old.items():
-            named[name].copy_(own)
-            named[name].grad = grad
+def _clock_after(count: int | Count) -> Clock:
+    """The clock of the step after so many."""
+    if isinstance(count, Count):
+        return Clock(count.made + 1)
+    return Clock(torch.tensor(count + 1, device=CPU), count + 1)
+
+
+def _set_steps(bundles: Iterable[Bundle], after: dict[int | Count, int | Count]) -> None:
+    """Write the counts of the members of bundles: those of `after`, or else the present ones."""
+    steps: list[Tensor] = []
+    values: list[Tensor] = []
+    known: dict[int | Count, Tensor] = {}
+    for bundle in bundles:
+        for member in bundle.members:
+            count = member.count
+            if count not in known:
+                known[count] = as_step(after.get(count, count))
+            steps.append(member.state["step"])
+            values.append(known[count])
+    if steps:
+        _torch.copy_each_(steps, values)
+
+
+def _gradient_function(members: Members, extras: dict[str, Any]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """A function that computes gradients by the closure at other weights."""
+
+    def gradients_at(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        params: dict[str, Tensor] = {}
+        for param, member in members.by_param.items():
+            params[member.name] = param
+        check_names(values, [name for name in params if name in values], "params", "the optimizer's parameters")
+        saved = _Saved(params.values())
+        try:
+            for name, param in params.items():
+                if not is_lazy(param):
+                    param.grad = None
+                if name in values:
+                    param.copy_(placed_as(values[name], param))
+            with torch.enable_grad():
+                extras["grad_fn"]()
+            return {name: _gradient_like(params[name], value) for name, value in values.items()}
+        finally:
+            saved.restore()
+
+    return gradients_at
+
+
+def _gradient_like(param: Tensor, value: Tensor) -> Tensor:
+    return torch.zeros_like(value) if param.grad is None else param.grad.detach().to(value.dtype)
+
+
+class _Saved:
+    """Parameters and gradients, to be put back after a closure was called elsewhere."""
+
+    def __init__(self, params: Iterable[Tensor]):
+        self._saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        for param in params:
+            if not is_lazy(param):
+                self._saved.append((param, param.detach().clone(), param.grad))
+
+    def restore(self) -> None:
+        for param, value, gradient in self._saved:
+            param.copy_(value)
+            param.grad = gradient

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 
 from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.combine import map_after_step
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt
-from gradtx.transforms.atan2 import orthogonalize_against_ema, scale_by_adopt_atan2, scale_by_atan2
+from gradtx.transforms.atan2 import ATAN2_RANGES, orthogonalize_against_ema, scale_by_adopt_atan2, scale_by_atan2
 from gradtx.transforms.clipping import soft_row_clip
+from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.control import hold_until
 from gradtx.transforms.decay import add_decayed_weights, regenerate_towards_init
 from gradtx.transforms.momentum import trace
@@ -118,7 +118,7 @@ def adamw(
     return with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, True, lr)
 
 
-@alias(class_name="AdamP")
+@alias(class_name="AdamP", ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)"})
 def adamp(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -167,7 +167,9 @@ def adamp(
     )
 
 
-@alias(class_name="SGDP", ranges={"momentum": "[0, 1)"}, example={"lr": 0.1})
+@alias(
+    class_name="SGDP", ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)", "momentum": "[0, 1)"}, example={"lr": 0.1}
+)
 def sgdp(
     lr: Scalar,
     momentum: Scalar = 0.0,
@@ -217,7 +219,14 @@ def sgdp(
     )
 
 
-@alias
+@alias(
+    ranges={
+        **ATAN2_RANGES,
+        "regen_reg_rate": "[0, inf)",
+        "orig_grad_ema_beta": "[0, 1)",
+        "clip_to_grok_max_norm": "(1, inf)",
+    }
+)
 def adam_atan2(
     lr: Scalar = 1e-4,
     betas: Betas = (0.9, 0.99),
@@ -292,7 +301,7 @@ def _decay_or_regenerate(weight_decay, rate, lr, relative: bool, cautious: bool 
     return regenerate_towards_init(rate, wasserstein, relative_to=relative_to)
 
 
-@alias(class_name="ADOPT")
+@alias(class_name="ADOPT", ranges={"clip_exponent": "[0, inf)"})
 def adopt(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.9999),
@@ -340,7 +349,7 @@ def adopt(
     )
 
 
-@alias
+@alias(ranges={**ATAN2_RANGES, "regen_reg_rate": "[0, inf)"})
 def adopt_atan2(
     lr: Scalar = 1e-4,
     betas: Betas = (0.9, 0.99),

@@ -64,7 +64,7 @@ def adabelief(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
 
 
-@alias(class_name="RAdam")
+@alias(class_name="RAdam", ranges={"rho_threshold": "[4, inf)"})
 def radam(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -111,7 +111,9 @@ def radam(
     return radam if degenerated_to_sgd else chain(radam, hold_until_rectified(betas[1], rho_threshold))
 
 
-@alias(example={"initial_accumulator_value": 2**-20})  # near the default, and the same number in every dtype
+@alias(
+    ranges={"initial_accumulator_value": "[0, inf)"}, example={"initial_accumulator_value": 2**-20}
+)  # near the default, and the same number in every dtype
 def yogi(
     lr: Scalar = 1e-2,
     betas: Betas = (0.9, 0.999),

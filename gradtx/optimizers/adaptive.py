@@ -68,7 +68,7 @@ def adabound(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
 
 
-@alias(class_name="AdaMod")
+@alias(class_name="AdaMod", ranges={"beta3": "[0, 1)"})
 def adamod(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),

@@ -53,7 +53,7 @@ def madgrad(
     return chain(add_decayed_weights(coupled), scale_by_madgrad(lr, momentum, eps, decoupled))
 
 
-@alias(class_name="SRMM", ranges={"beta": "[0, inf)"})
+@alias(class_name="SRMM", ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"})
 def srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):
     r"""SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients.
 

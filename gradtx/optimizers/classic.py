@@ -16,7 +16,7 @@ from gradtx.transforms.scaling import scale_by_inverse_time, scale_by_learning_r
 __all__ = ["adadelta", "adagrad", "adamax", "nadam", "rmsprop", "rprop"]
 
 
-@alias
+@alias(ranges={"lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)"})
 def adagrad(
     lr: Scalar = 1e-2,
     lr_decay: Scalar = 0.0,
@@ -104,7 +104,7 @@ def adadelta(
     return with_decay(scale_by_adadelta(rho, eps), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(class_name="RMSprop", ranges={"alpha": "[0, inf)"})
+@alias(class_name="RMSprop", ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"})
 def rmsprop(
     lr: Scalar = 1e-2,
     alpha: Scalar = 0.99,
@@ -155,7 +155,7 @@ def rmsprop(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(ranges={"etas": ETAS})
+@alias(ranges={"step_sizes": "[0, inf)", "etas": ETAS})
 def rprop(lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
     r"""Rprop, as torch.optim.Rprop: steps that only know signs, for full gradients, not for mini-batches.
 
@@ -224,7 +224,7 @@ def adamax(
     return with_decay(scale_by_adamax(betas, eps), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(class_name="NAdam")
+@alias(class_name="NAdam", ranges={"momentum_decay": "[0, inf)"})
 def nadam(
     lr: Scalar = 2e-3,
     betas: Betas = (0.9, 0.999),

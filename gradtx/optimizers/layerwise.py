@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.combine import map_after_step
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.clipping import bound_norm, clip_by_global_norm
+from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.covers import scale_by_sm3
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.layer_rms import scale_by_layer_rms
@@ -181,7 +181,7 @@ def novograd(
     )
 
 
-@alias
+@alias(ranges={"beta": "[0, 1)"})
 def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
     r"""Nero: a rate for every neuron, whose weights are kept at mean 0 and norm 1.
 
@@ -259,7 +259,7 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
     )
 
 
-@alias(class_name="SM3", ranges={"momentum": "[0, 1)", "eps": "(0, inf)"})
+@alias(class_name="SM3", ranges={"beta": "[0, 1)", "momentum": "[0, 1)", "eps": "(0, inf)"})
 def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scalar = 1e-30):
     r"""SM3: Adagrad whose memory is one vector a dimension, not one number a weight.
 
@@ -299,6 +299,7 @@ def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scala
 
 @alias(
     ranges={
+        "beta": "[0, 1)",
         "momentum": "[0, 1)",
         "extra_l2": "[0, inf)",
         "c_coef": "[0, inf)",

@@ -8,6 +8,7 @@ from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.dadapt import (
+    DADAPT_RANGES,
     scale_by_dadapt_adagrad,
     scale_by_dadapt_adam,
     scale_by_dadapt_adan,
@@ -23,7 +24,7 @@ from gradtx.transforms.scaling import descend
 __all__ = ["alig", "dadapt_adagrad", "dadapt_adam", "dadapt_adan", "dadapt_lion", "dadapt_sgd", "prodigy"]
 
 
-@alias(class_name="AliG", ranges={"max_lr": "[0, inf]", "momentum": "[0, 1)"})
+@alias(class_name="AliG", ranges={"max_norm": "(0, inf]", "max_lr": "[0, inf]", "momentum": "[0, 1)"})
 def alig(
     max_lr: Scalar | None = None,
     momentum: Scalar = 0.0,
@@ -69,7 +70,7 @@ def alig(
     return chain(*links, *([] if max_norm is None else [project_l2_ball(max_norm)]))
 
 
-@alias(class_name="DAdaptAdaGrad", ranges={"momentum": "[0, 1)"})
+@alias(class_name="DAdaptAdaGrad", ranges={**DADAPT_RANGES, "momentum": "[0, 1)"})
 def dadapt_adagrad(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.0,
@@ -118,7 +119,7 @@ def dadapt_adagrad(
     )
 
 
-@alias(class_name="DAdaptAdam", ranges={"eps": "(0, inf)"}, example={"lr": 0.3})
+@alias(class_name="DAdaptAdam", ranges={**DADAPT_RANGES, "eps": "(0, inf)"}, example={"lr": 0.3})
 def dadapt_adam(
     lr: Scalar = 1.0,
     betas: Betas = (0.9, 0.999),
@@ -171,7 +172,7 @@ def dadapt_adam(
     )
 
 
-@alias(class_name="DAdaptSGD", ranges={"momentum": "[0, 1)"})
+@alias(class_name="DAdaptSGD", ranges={**DADAPT_RANGES, "momentum": "[0, 1)"})
 def dadapt_sgd(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.0,
@@ -219,7 +220,7 @@ def dadapt_sgd(
     return chain(add_decayed_weights(weight_decay), scale_by_dadapt_sgd(lr, momentum, d0, growth_rate), descend())
 
 
-@alias(class_name="DAdaptAdan", ranges={"eps": "(0, inf)"})
+@alias(class_name="DAdaptAdan", ranges={**DADAPT_RANGES, "eps": "(0, inf)"})
 def dadapt_adan(
     lr: Scalar = 1.0,
     betas: Betas = (0.98, 0.92, 0.99),
@@ -267,7 +268,7 @@ def dadapt_adan(
     return chain(scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate), descend())
 
 
-@alias(class_name="DAdaptLion")
+@alias(class_name="DAdaptLion", ranges={"d0": "(0, inf)"})
 def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
     r"""D-Adapt Lion: Lion with a rate that is found on the way.
 
@@ -302,7 +303,7 @@ def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scal
     return chain(scale_by_dadapt_lion(lr, betas, weight_decay, d0), descend())
 
 
-@alias(ranges={"beta3": "[0, 1)", "eps": "(0, inf)"})
+@alias(ranges={**DADAPT_RANGES, "d_coef": "(0, inf)", "slice_p": "[1, inf)", "beta3": "[0, 1)", "eps": "(0, inf)"})
 def prodigy(
     lr: Scalar = 1.0,
     betas: Betas = (0.9, 0.999),

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from gradtx._arguments import Betas, Scalar
-from gradtx.combine import map_after_step, partition
+from gradtx.combinators.selection import partition
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import alias
 from gradtx.optimizers.adam import adam_atan2
-from gradtx.transforms.atan2 import scale_by_caution
+from gradtx.transforms.atan2 import ATAN2_RANGES, scale_by_caution
+from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.control import hold_until
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace_ema
@@ -23,7 +24,7 @@ from gradtx.transforms.orthogonalize import (
     scale_by_shape,
 )
 from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.shampoo import BLOCKS, ROOTS, scale_by_scalable_shampoo, scale_by_shampoo
+from gradtx.transforms.shampoo import BLOCKS, ROOTS, SCALABLE_RANGES, scale_by_scalable_shampoo, scale_by_shampoo
 from gradtx.transforms.soap import EXAMPLE, scale_by_soap
 
 __all__ = ["muon", "muon_adam_atan2", "polar_adam_atan2", "scalable_shampoo", "shampoo", "soap"]
@@ -127,12 +128,22 @@ def _check_ndims(matrix_ndims: Any) -> None:
         raise ValueError(f"matrix_ndims must be a tuple of whole numbers from 2 on, got {matrix_ndims!r}")
 
 
-_ATAN2_RANGES = {f"{name}_{what}": interval for name in ("muon", "polar") for what, interval in {
-    "lr": "[0, inf)", "beta1": "[0, 1)", "beta2": "[0, 1)", "steps": "[0, 100)", "rms_factor": "[0, inf)",
-}.items()}  # fmt: skip
+_MATRIX_RANGES = {
+    **ATAN2_RANGES,
+    "muon_lr": "[0, inf)",
+    "muon_beta1": "[0, 1)",
+    "muon_beta2": "[0, 1)",
+    "muon_steps": "[0, 100)",
+    "muon_rms_factor": "[0, inf)",
+    "polar_lr": "[0, inf)",
+    "polar_beta1": "[0, 1)",
+    "polar_beta2": "[0, 1)",
+    "polar_steps": "[0, 100)",
+    "polar_rms_factor": "[0, inf)",
+}
 
 
-@alias(ranges={**_ATAN2_RANGES, "normuon_eps": "[0, inf)"})
+@alias(ranges={**_MATRIX_RANGES, "normuon_eps": "[0, inf)"})
 def muon_adam_atan2(
     lr: Scalar = 1e-4,
     betas: Betas = (0.9, 0.99),
@@ -201,7 +212,7 @@ def muon_adam_atan2(
     return _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, muon_lr, matrix_ndims)
 
 
-@alias(ranges=_ATAN2_RANGES)
+@alias(ranges=_MATRIX_RANGES)
 def polar_adam_atan2(
     lr: Scalar = 1e-4,
     betas: Betas = (0.9, 0.99),
@@ -265,7 +276,9 @@ def polar_adam_atan2(
     )
 
 
-@alias(ranges={"momentum": "[0, 1)"}, example=ROOTS)
+@alias(
+    ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"}, example=ROOTS
+)
 def shampoo(
     lr: Scalar = 1e-1,
     momentum: Scalar = 0.0,
@@ -314,7 +327,7 @@ def shampoo(
     )
 
 
-@alias(ranges={"betas": "[0, 1]"}, example=BLOCKS)
+@alias(ranges=SCALABLE_RANGES, example=BLOCKS)
 def scalable_shampoo(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -401,7 +414,11 @@ def scalable_shampoo(
     )
 
 
-@alias(class_name="SOAP", ranges={"shampoo_beta": "[0, 1)"}, example=EXAMPLE)
+@alias(
+    class_name="SOAP",
+    ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"},
+    example=EXAMPLE,
+)
 def soap(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),

@@ -14,7 +14,9 @@ from gradtx.transforms.scaling import scale_by_learning_rate
 __all__ = ["accsgd", "aggmo", "gravity", "pid", "qhadam", "qhm"]
 
 
-@alias(class_name="AccSGD", example={"lr": 0.1})
+@alias(
+    class_name="AccSGD", ranges={"kappa": "[1, inf)", "xi": "[0, inf)", "small_const": "(0, 1]"}, example={"lr": 0.1}
+)
 def accsgd(
     lr: Scalar,
     kappa: Scalar = 1000.0,
@@ -220,7 +222,7 @@ def pid(
     return with_decay(scale_by_pid(momentum, dampening, integral, derivative), weight_decay, False, lr)
 
 
-@alias(ranges={"alpha": "[0, inf)"})
+@alias(ranges={"beta": "[0, 1)", "alpha": "[0, inf)"})
 def gravity(lr: Scalar = 0.1, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0):
     r"""Gravity: a moving average of gradients whose large entries are bent back towards zero.
 

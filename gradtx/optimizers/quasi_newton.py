@@ -15,7 +15,7 @@ __all__ = ["apollo"]
 
 @alias(
     class_name="ApolloDQN",
-    ranges={"eps": "(0, inf)", "warmup": "[0, inf)", "init_lr": "[0, inf)"},
+    ranges={"beta": "[0, 1)", "eps": "(0, inf)", "warmup": "[0, inf)", "init_lr": "[0, inf)"},
     example={"rebound": "belief", "warmup": 3},
 )
 def apollo(

@@ -16,7 +16,7 @@ from gradtx.transforms.rectified import scale_by_radam
 __all__ = ["ranger", "ranger21"]
 
 
-@alias(ranges={"n_sma_threshold": "[4, inf)"})
+@alias(ranges={"alpha": "[0, 1]", "k": "[1, inf)", "n_sma_threshold": "[4, inf)"})
 def ranger(
     lr: Scalar = 1e-3,
     betas: Betas = (0.95, 0.999),

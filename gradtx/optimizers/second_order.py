@@ -10,7 +10,7 @@ from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
 __all__ = ["adahessian", "sophia"]
 
 
-@alias(class_name="AdaHessian", ranges={"hessian_power": "[0, 1]"})
+@alias(class_name="AdaHessian", ranges={"update_period": "[1, inf)", "hessian_power": "[0, 1]"})
 def adahessian(
     lr: Scalar = 0.15,
     betas: Betas = (0.9, 0.999),
@@ -60,7 +60,7 @@ def adahessian(
     return with_decay(direction, weight_decay, True, lr)
 
 
-@alias(class_name="SophiaH", ranges={"gamma": "[0, inf)"})
+@alias(class_name="SophiaH", ranges={"update_period": "[1, inf)", "gamma": "[0, inf)"})
 def sophia(
     lr: Scalar = 6e-4,
     betas: Betas = (0.96, 0.99),

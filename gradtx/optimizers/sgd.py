@@ -149,7 +149,7 @@ def sgds(
     )
 
 
-@alias(class_name="ASGD", ranges={"lambd": "[0, inf)", "alpha": "[0, inf)"})
+@alias(class_name="ASGD", ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"})
 def asgd(
     lr: Scalar = 1e-2,
     lambd: Scalar = 1e-4,

@@ -9,7 +9,10 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Arguments, Range, Schedule, describe, exact, readable
+from gradtx._arguments import Arguments, Range, Schedule
+from gradtx._exact import exact
+from gradtx._messages import describe
+from gradtx._torch import readable
 
 P = ParamSpec("P")
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtx._arguments import Schedule, describe
+from gradtx._arguments import Schedule
+from gradtx._messages import describe
 
 __all__ = ["as_lr_scheduler"]
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, Schedule, describe, exact
+from gradtx._arguments import Scalar, Schedule
+from gradtx._exact import exact
+from gradtx._messages import describe
 from gradtx.schedules._factory import schedule
 
 __all__ = [

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, Schedule, describe, exact
-from gradtx._context import bias_correction
+from gradtx._arguments import Scalar, Schedule
+from gradtx._exact import exact
+from gradtx._messages import describe
+from gradtx.context import bias_correction
 from gradtx.schedules._factory import schedule
 from gradtx.transforms._math import rectification_at
 
@@ -387,7 +389,7 @@ def wsd_schedule(
     return value
 
 
-@schedule()
+@schedule(beta2="[0, 1)")
 def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
     r"""$\eta \min(1, t (1 - \beta_2)/2)$ with $t = s + 1$: as long as the average of squares needs; un-tuned.
 
@@ -405,7 +407,7 @@ def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
     return lambda step: lr * ((step + 1) * (1 - beta2) / 2).clamp(max=1)
 
 
-@schedule()
+@schedule(beta2="[0, 1)")
 def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
     r"""$\eta (1 - e^{-(1 - \beta_2) t})$ with $t = s + 1$: as long as the average of squares needs; un-tuned.
 

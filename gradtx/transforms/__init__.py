@@ -14,6 +14,7 @@ from gradtx.transforms.betting import *
 from gradtx.transforms.bounded import *
 from gradtx.transforms.centralize import *
 from gradtx.transforms.clipping import *
+from gradtx.transforms.constraints import *
 from gradtx.transforms.control import *
 from gradtx.transforms.covers import *
 from gradtx.transforms.dadapt import *
@@ -24,7 +25,6 @@ from gradtx.transforms.dual_averaging import *
 from gradtx.transforms.factored import *
 from gradtx.transforms.fisher import *
 from gradtx.transforms.focus import *
-from gradtx.transforms.graft import *
 from gradtx.transforms.gsnr import *
 from gradtx.transforms.history import *
 from gradtx.transforms.inertia import *
@@ -51,7 +51,6 @@ from gradtx.transforms.rectified import *
 from gradtx.transforms.rprop import *
 from gradtx.transforms.scale_invariant import *
 from gradtx.transforms.scaling import *
-from gradtx.transforms.schedule_free import *
 from gradtx.transforms.second_order import *
 from gradtx.transforms.shampoo import *
 from gradtx.transforms.sign import *

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from gradtx._arguments import exact
+from gradtx import _torch
+from gradtx._exact import exact
 from gradtx._sharding import undivided
 
 
 def differentiable() -> bool:
     """Whether derivatives may be asked for: backward, or forward, which `no_grad` leaves on."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or _torch.forward_mode_active()
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

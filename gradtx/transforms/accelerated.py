@@ -6,7 +6,9 @@ import math
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, exact, is_off, readable
+from gradtx._arguments import Betas, Scalar, is_off
+from gradtx._exact import exact
+from gradtx._torch import readable
 from gradtx.core import chain
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import largest
@@ -16,7 +18,13 @@ from gradtx.transforms.momentum import accumulated
 __all__ = ["scale_by_accsgd", "scale_by_aggmo", "scale_by_gravity", "scale_by_pid"]
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True, example={"lr": 0.1})
+@per_tensor(
+    ranges={"kappa": "[1, inf)", "xi": "[0, inf)", "small_const": "(0, 1]"},
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    example={"lr": 0.1},
+)
 def scale_by_accsgd(lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small_const: Scalar = 0.7):
     r"""Mix a short step with an average of long ones: accelerated SGD.
 
@@ -149,7 +157,7 @@ def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5
     return init, update
 
 
-@per_tensor(random=True, compiles=True, ranges={"alpha": "[0, inf)"}, example={"lr": 0.1})
+@per_tensor(random=True, compiles=True, ranges={"beta": "[0, 1)", "alpha": "[0, inf)"}, example={"lr": 0.1})
 def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0):
     r"""Average gradients whose large entries are bent back towards zero: Gravity's direction.
 

@@ -11,7 +11,7 @@ from gradtx.transforms._math import filled_like, safe_sqrt
 __all__ = ["scale_by_adadelta", "scale_by_adamax", "scale_by_rss"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(ranges={"initial_accumulator_value": "[0, inf)"}, elementwise=True)
 def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
     r"""Divide by the root of the sum of all squared gradients so far: Adagrad's direction.
 

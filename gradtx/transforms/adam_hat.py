@@ -63,7 +63,9 @@ def scale_by_adam_hat(
     return init, update
 
 
-@per_tensor(elementwise=True, example={"initial_accumulator_value": 2**-20})  # the same number in every dtype
+@per_tensor(
+    ranges={"initial_accumulator_value": "[0, inf)"}, elementwise=True, example={"initial_accumulator_value": 2**-20}
+)  # the same number in every dtype
 def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accumulator_value: Scalar = 1e-6):
     r"""Divide the mean gradient by a root mean square that changes by no more than the new square: Yogi's direction.
 

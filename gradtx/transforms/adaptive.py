@@ -52,7 +52,7 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"})
+@per_tensor(elementwise=True, ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"})
 def scale_by_rms(
     alpha: Scalar = 0.99,
     eps: Scalar = 1e-8,
@@ -103,7 +103,7 @@ def scale_by_rms(
     return init, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(ranges={"clip_exponent": "[0, inf)"}, elementwise=True)
 def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_exponent: Scalar | None = 0.25):
     r"""Average gradients that were divided by the size of earlier ones: ADOPT's direction.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar, exact
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
 from gradtx.factories import per_tensor
 
 __all__ = ["scale_by_asgd"]
@@ -14,7 +15,7 @@ __all__ = ["scale_by_asgd"]
     elementwise=True,
     needs=("params",),
     owns_lr=True,
-    ranges={"lambd": "[0, inf)", "alpha": "[0, inf)"},
+    ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"},
 )
 def scale_by_asgd(lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6):
     r"""Descend with a decaying rate and a little decay, and average the weights from some step on.

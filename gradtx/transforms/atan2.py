@@ -11,12 +11,14 @@ from gradtx.transforms._math import adam_moments, atan2, caution, norm, safe_sqr
 
 __all__ = ["orthogonalize_against_ema", "scale_by_adopt_atan2", "scale_by_atan2", "scale_by_caution"]
 
+ATAN2_RANGES = {"a": "(0, inf)", "b": "(0, inf)", "cautious_factor": Range("[0, 1]", off=1.0)}
+
 
 def _no_caution(arguments):
     return is_off(arguments["cautious_factor"], 1.0)
 
 
-@per_tensor(elementwise=_no_caution)
+@per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution)
 def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
     r"""Adam's direction by the arc tangent of its two moments, which needs no eps and is invariant to scale.
 
@@ -57,7 +59,7 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
     return init, update
 
 
-@per_tensor(elementwise=_no_caution)
+@per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution)
 def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
     r"""ADOPT's direction with the arc tangent in place of its division and clamp.
 
@@ -140,7 +142,7 @@ def scale_by_caution(factor: Scalar = 0.0):
     return update
 
 
-@per_tensor
+@per_tensor(ranges={"beta": "[0, 1)"})
 def orthogonalize_against_ema(beta: Scalar = 0.9):
     r"""Take out of a gradient its component along the mean of earlier ones.
 

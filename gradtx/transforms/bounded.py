@@ -67,6 +67,7 @@ def scale_by_adabound(
 
 
 @per_tensor(
+    ranges={"beta3": "[0, 1)"},
     elementwise=True,
     needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",),
     owns_lr=True,

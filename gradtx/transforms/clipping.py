@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, exact
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt, unit_norm
 
@@ -20,7 +21,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, example={"max_value": 0.5})
+@per_tensor(ranges={"max_value": "(0, inf]"}, elementwise=True, example={"max_value": 0.5})
 def clip_by_value(max_value: Scalar):
     """Clamp every entry to [-max_value, max_value].
 
@@ -45,7 +46,7 @@ def clip_by_value(max_value: Scalar):
     return update
 
 
-@per_tensor(example={"max_norm": 1.0})
+@per_tensor(ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0})
 def clip_by_norm(max_norm: Scalar):
     r"""Shorten every leaf on its own to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
@@ -72,7 +73,7 @@ def clip_by_norm(max_norm: Scalar):
     return update
 
 
-@per_tensor(elementwise=True, agree=("max_norm", "eps"), example={"max_norm": 1.0})
+@per_tensor(ranges={"max_norm": "(0, inf]"}, elementwise=True, agree=("max_norm", "eps"), example={"max_norm": 1.0})
 def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
     r"""Shorten the whole tree to a norm of at most `max_norm`, keeping its direction.
 
@@ -139,7 +140,7 @@ def shrink(size: Tensor, bound) -> Tensor:
     return quotient(bound, size, size > bound, 1.0)
 
 
-@per_tensor(needs=("params",))
+@per_tensor(ranges={"clipping": "(0, inf)"}, needs=("params",))
 def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
     r"""Clip the update of every output unit relative to the norm of its weights (adaptive gradient clipping).
 

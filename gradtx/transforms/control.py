@@ -10,7 +10,7 @@ from gradtx.transforms._math import safe_sqrt
 __all__ = ["hold_until", "record", "zero_nans"]
 
 
-@per_tensor(elementwise=True, example={"t0": 3})
+@per_tensor(ranges={"t0": "[0, inf)"}, elementwise=True, example={"t0": 3})
 def hold_until(t0: int):
     """Give zero updates before step `t0`, while the links before go on collecting their state.
 

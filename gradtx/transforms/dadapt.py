@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar, exact, is_off
+from gradtx._arguments import Betas, Scalar, is_off
+from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.dual_averaging import dual_averaging
@@ -26,6 +27,7 @@ __all__ = [
     "scale_by_dadapt_sgd",
 ]
 
+DADAPT_RANGES = {"d0": "(0, inf)", "growth_rate": "[1, inf]"}
 OWN = {"elementwise": True, "needs": ("params",), "before_owner": True}
 
 
@@ -60,7 +62,9 @@ def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tupl
     return held, numerator, quotient(numerator, (1 - keep) * total["size"])
 
 
-@per_tensor(**OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"), ranges={"momentum": "[0, 1)"})
+@per_tensor(
+    **OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"), ranges={**DADAPT_RANGES, "momentum": "[0, 1)"}
+)
 def scale_by_dadapt_adagrad(
     lr: Scalar = 1.0, momentum: Scalar = 0.0, eps: Scalar = 1e-6, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf
 ):
@@ -138,7 +142,7 @@ def scale_by_dadapt_adagrad(
     **OWN,
     shared=started("numerator_weighted"),
     agree=("betas", "d0", "growth_rate"),
-    ranges={"eps": "(0, inf)"},
+    ranges={**DADAPT_RANGES, "eps": "(0, inf)"},
 )
 def scale_by_dadapt_adam(
     lr: Scalar = 1.0,
@@ -214,7 +218,7 @@ def scale_by_dadapt_adam(
     **OWN,
     shared=lambda arguments: {**started("numerator_weighted")(arguments), "g0_norm": 0.0},
     agree=("d0", "growth_rate"),
-    ranges={"momentum": "[0, 1)"},
+    ranges={**DADAPT_RANGES, "momentum": "[0, 1)"},
 )
 def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf):
     r"""SGD with a rate that is found on the way, over the norm of the first gradient: D-Adapt SGD.
@@ -278,7 +282,12 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
     return init, update
 
 
-@per_tensor(**OWN, shared=started("gsq_weighted"), agree=("betas", "d0", "growth_rate"), ranges={"eps": "(0, inf)"})
+@per_tensor(
+    **OWN,
+    shared=started("gsq_weighted"),
+    agree=("betas", "d0", "growth_rate"),
+    ranges={**DADAPT_RANGES, "eps": "(0, inf)"},
+)
 def scale_by_dadapt_adan(
     lr: Scalar = 1.0,
     betas: Betas = (0.98, 0.92, 0.99),
@@ -360,7 +369,7 @@ def scale_by_dadapt_adan(
     return init, update
 
 
-@per_tensor(**OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
+@per_tensor(ranges={"d0": "(0, inf)"}, **OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
 def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
     r"""Lion with a rate that is found on the way: D-Adapt Lion.
 

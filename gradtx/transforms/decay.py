@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, exact, is_off, readable
+from gradtx._arguments import Scalar, is_off
+from gradtx._exact import exact
+from gradtx._torch import readable
 from gradtx.core import chain
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import unit_norm

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, exact, is_off
+from gradtx._arguments import Scalar, is_off
+from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_pow
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, exact_dtype
+from gradtx._arguments import Betas, Scalar
+from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, norm, quotient, safe_sqrt
 

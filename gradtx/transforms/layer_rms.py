@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar, exact_dtype
+from gradtx._arguments import Scalar
+from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
 __all__ = ["scale_by_layer_rms"]
 
 
-@per_tensor
+@per_tensor(ranges={"beta": "[0, 1)"})
 def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = False):
     r"""Divide the gradient of every leaf by a running norm of it.
 

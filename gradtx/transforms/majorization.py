@@ -10,7 +10,12 @@ from gradtx.factories import per_tensor
 __all__ = ["scale_by_srmm"]
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True, ranges={"beta": "[0, inf)"})
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"},
+)
 def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):
     r"""Step from an average of the weights along an average of the gradients that were taken there: SRMM.
 

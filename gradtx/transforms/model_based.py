@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar, exact
+from gradtx._arguments import Betas, Scalar
+from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, at_least, at_most, quotient, safe_sqrt
 
@@ -68,6 +69,7 @@ def _averaged(state: dict, ctx: Any, product: Tensor, beta: Any) -> tuple[Tensor
     owns_lr=True,
     shared=_shared,
     agree=("beta", "lb", "bias_correction", "use_fstar"),
+    ranges={"beta": "[0, 1)"},
 )
 def scale_by_momo(
     lr: Scalar = 1.0,

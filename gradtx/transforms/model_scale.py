@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, exact, exact_dtype
+from gradtx._arguments import Scalar
+from gradtx._exact import exact, exact_dtype
 from gradtx._sharding import undivided
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, safe_sqrt
@@ -26,6 +27,7 @@ def _entrywise(arguments):
     needs=("params",),
     owns_lr=True,
     ranges={
+        "beta": "[0, 1)",
         "extra_l2": "[0, inf)",
         "c_coef": "[0, inf)",
         "d_coef": "[0, inf)",

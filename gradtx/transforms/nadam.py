@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar, exact_dtype
+from gradtx._arguments import Betas, Scalar
+from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, safe_sqrt
 
 __all__ = ["scale_by_nadam"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(ranges={"momentum_decay": "[0, inf)"}, elementwise=True)
 def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3):
     r"""Divide a gradient that looks one step of momentum ahead by its root mean square: NAdam's direction.
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import Scalar, exact_dtype
+from gradtx._arguments import Scalar
+from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt, unit_centered, unit_norm
 
@@ -60,7 +61,7 @@ def _neuron_norm(x: Tensor) -> Tensor:
     return x.abs() if x.ndim < 2 else unit_norm(x)
 
 
-@per_tensor
+@per_tensor(ranges={"beta": "[0, 1)"})
 def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
     r"""Divide the gradient of every neuron by a running norm of it, and give it the scale that the weights began with.
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, describe
+from gradtx._arguments import Scalar
+from gradtx._messages import describe
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, mean, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz
@@ -163,7 +164,7 @@ def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
     return rows, columns
 
 
-@per_tensor(dims=(2, math.inf))
+@per_tensor(ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
 def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
     r"""Divide every row of a matrix by its running root mean square, and keep the norm of the matrix.
 

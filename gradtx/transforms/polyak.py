@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar, exact
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.clipping import shrink
@@ -50,7 +51,9 @@ def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
     return update
 
 
-@per_tensor(elementwise=True, needs=("params",), agree=("max_norm",), example={"max_norm": 1.0})
+@per_tensor(
+    ranges={"max_norm": "(0, inf]"}, elementwise=True, needs=("params",), agree=("max_norm",), example={"max_norm": 1.0}
+)
 def project_l2_ball(max_norm: Scalar):
     r"""Keep all weights together within a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 

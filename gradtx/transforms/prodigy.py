@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar, exact
+from gradtx._arguments import Betas, Scalar
+from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
-from gradtx.transforms.dadapt import corrected_rate, limited
+from gradtx.transforms.dadapt import DADAPT_RANGES, corrected_rate, limited
 
 __all__ = ["scale_by_prodigy"]
 
@@ -21,7 +22,7 @@ __all__ = ["scale_by_prodigy"]
     before_owner=True,
     shared=lambda arguments: {"d": arguments["d0"], "d_max": arguments["d0"], "d_numerator": 0.0},
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
-    ranges={"beta3": "[0, 1)", "eps": "(0, inf)"},
+    ranges={**DADAPT_RANGES, "d_coef": "(0, inf)", "slice_p": "[1, inf)", "beta3": "[0, 1)", "eps": "(0, inf)"},
 )
 def scale_by_prodigy(
     lr: Scalar = 1.0,

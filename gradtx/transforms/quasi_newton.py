@@ -11,7 +11,7 @@ from gradtx.transforms._math import at_least, largest, safe_sqrt
 __all__ = ["scale_by_apollo"]
 
 
-@per_tensor(needs=("params",), ranges={"eps": "(0, inf)"}, example={"rebound": "belief", "eps": 0.1})
+@per_tensor(needs=("params",), ranges={"beta": "[0, 1)", "eps": "(0, inf)"}, example={"rebound": "belief", "eps": 0.1})
 def scale_by_apollo(
     beta: Scalar = 0.9,
     eps: Scalar = 1e-4,

@@ -15,7 +15,7 @@ __all__ = ["scale_by_hessian", "scale_by_sophia"]
 @per_tensor(
     elementwise=lambda arguments: not arguments["spatial_average"],
     needs=("hessian_diag",),
-    ranges={"hessian_power": "[0, 1]"},
+    ranges={"update_period": "[1, inf)", "hessian_power": "[0, 1]"},
 )
 def scale_by_hessian(
     betas: Betas = (0.9, 0.999),
@@ -79,7 +79,7 @@ def scale_by_hessian(
     return init, update
 
 
-@per_tensor(elementwise=True, needs=("hessian_diag",), ranges={"gamma": "[0, inf)"})
+@per_tensor(elementwise=True, needs=("hessian_diag",), ranges={"update_period": "[1, inf)", "gamma": "[0, inf)"})
 def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scalar = 1e-12, update_period: int = 10):
     r"""Divide the mean gradient by the mean of the Hessian's diagonal, and clip every entry to $\pm 1$: Sophia.
 

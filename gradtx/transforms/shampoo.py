@@ -7,7 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar, exact, is_off
+from gradtx._arguments import Betas, Scalar, is_off
+from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import grafted, safe_sqrt
 from gradtx.transforms._matrix import blocks, gram, inverse_root, joined, merged, multiplied
@@ -26,7 +27,12 @@ BLOCKS = {
 }
 
 
-@per_tensor(needs=("params",), compiles=False, ranges={"momentum": "[0, 1)"}, example=ROOTS)
+@per_tensor(
+    needs=("params",),
+    compiles=False,
+    ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
+    example=ROOTS,
+)
 def scale_by_shampoo(
     momentum: Scalar = 0.0,
     weight_decay: Scalar = 0.0,
@@ -106,7 +112,21 @@ _GRAFTS = ("none", "sgd", "adagrad", "rmsprop", "sqrtn")
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-@per_tensor(needs=("params",), compiles=False, ranges={"betas": "[0, 1]"}, example=BLOCKS)
+SCALABLE_RANGES = {
+    "inverse_exponent_override": "[0, inf)",
+    "start_preconditioning_step": "[0, inf)",
+    "preconditioning_compute_steps": "[1, inf)",
+    "statistics_compute_steps": "[1, inf)",
+    "block_size": "[1, inf)",
+    "skip_preconditioning_rank_lt": "[0, inf)",
+    "no_preconditioning_for_layers_with_dim_gt": "[0, inf)",
+    "diagonal_eps": "[0, inf)",
+    "matrix_eps": "(0, inf)",
+    "betas": "[0, 1]",
+}
+
+
+@per_tensor(needs=("params",), compiles=False, ranges=SCALABLE_RANGES, example=BLOCKS)
 def scale_by_scalable_shampoo(
     betas: Betas = (0.9, 0.999),
     moving_average_for_momentum: bool = False,

@@ -21,7 +21,12 @@ def _full_rank(arguments):
     return not (arguments["merge_dims"] or arguments["precondition_1d"])
 
 
-@per_tensor(determined=_full_rank, compiles=False, ranges={"shampoo_beta": "[0, 1)"}, example=EXAMPLE)
+@per_tensor(
+    determined=_full_rank,
+    compiles=False,
+    ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"},
+    example=EXAMPLE,
+)
 def scale_by_soap(
     betas: Betas = (0.95, 0.95),
     shampoo_beta: Scalar | None = None,

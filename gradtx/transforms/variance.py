@@ -11,7 +11,7 @@ from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
 __all__ = ["scale_by_a2grad", "scale_by_msvag"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(ranges={"beta": "[0, 1)"}, elementwise=True)
 def scale_by_msvag(beta: Scalar = 0.9):
     r"""Shorten every entry of the mean gradient by how much of its square is variance.
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim import _engine, _trace
+from gradtx.optim.engine import planning, trace
 from tests.conformance import extras, noise, plain_cases, tensors
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
@@ -89,17 +89,17 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
     eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})
     for pair in (eager, compiled):
         walk(*pair, steps=4, missing=(2, "vector"))
-    assert not compiled[1]._engine._broken
+    assert not compiled[1]._engine.failed
     assert_equal(eager, compiled, 1e-12)
 
 
 @each("case", ALIASES)
 def test_every_alias_compiled_equals_eager(case, monkeypatch):
-    monkeypatch.setattr(_engine, "WIDTH", 1)  # small programs compile sooner
+    monkeypatch.setattr(planning, "WIDTH", 1)  # small programs compile sooner
     eager, compiled = optimizers(case.make, shapes={"matrix": (3, 4)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
-    assert not compiled[1]._engine._broken
+    assert not compiled[1]._engine.failed
     assert_equal(eager, compiled, 1e-12)
 
 
@@ -108,17 +108,17 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     eager, compiled = optimizers(make, torch.float32, {"matrix": (3, 4), "vector": (5,), "other": (7,)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
-    assert not compiled[1]._engine._broken
+    assert not compiled[1]._engine.failed
     assert_equal(eager, compiled, 1e-6)
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
-    monkeypatch.setattr(_engine, "WIDTH", 2)
+    monkeypatch.setattr(planning, "WIDTH", 2)
     eager, compiled = optimizers(CHAINS[name])
     for pair in (eager, compiled):
         walk(*pair, steps=5, missing=(3, "vector"))
-    assert not compiled[1]._engine._broken
+    assert not compiled[1]._engine.failed
     assert_equal(eager, compiled, 1e-12)
 
 
@@ -128,13 +128,13 @@ def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
 @pytest.fixture(name="programs")
 def _programs(monkeypatch):
     """Of each program that is made the options of its functions, which are not really compiled."""
-    made, compile = [], _trace.Program.compile
+    made, compile = [], trace.BundleProgram.compile
 
-    def noted(program, options, known):
+    def noted(program, options, backend, shared):
         made.append([])
-        compile(program, options, known)
+        compile(program, options, backend, shared)
 
-    monkeypatch.setattr(_trace.Program, "compile", noted)
+    monkeypatch.setattr(trace.BundleProgram, "compile", noted)
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _, options: made[-1].append(options) or graph)
     return made
 

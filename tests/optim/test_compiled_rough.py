@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim import _engine
+from gradtx.optim.engine import planning
 
 F64 = torch.float64
 each = pytest.mark.parametrize
@@ -22,7 +22,7 @@ def _uncompiled(request, monkeypatch):
 
 @pytest.fixture(name="real")
 def _real(monkeypatch):
-    monkeypatch.setattr(_engine, "WIDTH", 1)  # small programs compile sooner
+    monkeypatch.setattr(planning, "WIDTH", 1)  # small programs compile sooner
 
 
 def line(size, factor=1.0, dtype=F64):
@@ -43,7 +43,7 @@ def step(optimizer, factor=1.0, **extras):
 def assert_same(run, tolerance=1e-12):
     """`run(compile)` gives an optimizer: parameters and state are the same, and the engine was at work."""
     eager, compiled = run(False), run(True)
-    assert not compiled._engine._broken
+    assert not compiled._engine.failed
     for group, other in zip(eager.param_groups, compiled.param_groups, strict=True):
         for param, twin in zip(group["params"], other["params"], strict=True):
             torch.testing.assert_close(twin, param, rtol=tolerance, atol=tolerance)
@@ -70,7 +70,7 @@ def test_parameters_in_one_memory_see_what_the_others_wrote(name, real):
         for i in range(3):
             step(optimizer, i + 1)
         if compile:
-            assert len(optimizer._engine._plan.bundles) == 2 * (name == "apart")
+            assert len(optimizer._engine.plan.bundles) == 2 * (name == "apart")
         return optimizer
 
     assert_same(run)
@@ -246,7 +246,7 @@ def test_shared_state_that_a_user_rounded_goes_on(real):
         return [param, {k: v.double() for k, v in optimizer.state[param].items()}], optimizer
 
     (eager, _), (compiled, optimizer) = run(False), run(True)
-    assert not optimizer._engine._broken
+    assert not optimizer._engine.failed
     torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
 
 
@@ -272,7 +272,7 @@ def test_optimizers_in_several_threads():
         optimizer = gradtx.optim.AdamW([parameter(size), parameter(2, 3)], compile=True)
         for _ in range(2):
             step(optimizer)
-        broken.append(optimizer._engine._broken)
+        broken.append(optimizer._engine.failed)
 
     threads = [threading.Thread(target=work, args=(size,)) for size in (2, 3, 4)]
     for thread in threads:

@@ -7,8 +7,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
-from gradtx.optim import _trace
-from gradtx.optim._hoist import REPLACED, hoist, is_number, multiply
+from gradtx.optim.engine import trace
+from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
 
 
 def traced(function, *arguments):
@@ -86,22 +86,18 @@ def test_the_arc_tangent_in_single_precision_is_right_to_rounding():
 def test_no_kernel_computes_numbers_of_the_step(name, monkeypatch):
     """All that is 0-d in a kernel of entries are sums over them, and what is written into 0-d slots."""
     kernels = []
-    compiled = _trace.Pass._compiled
+    compiled = trace.TracedPass._compiled
 
-    def noted(self, graph, examples, options):
+    def noted(self, graph, examples, options, backend):
         kernels.append(graph)
-        return compiled(self, graph, examples, options)
+        return compiled(self, graph, examples, options, backend)
 
-    monkeypatch.setattr(_trace.Pass, "_compiled", noted)
+    monkeypatch.setattr(trace.TracedPass, "_compiled", noted)
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, *_, **__: graph)
     param = torch.nn.Parameter(torch.ones(5))
     param.grad = torch.ones(5)
     gradtx.as_optimizer(getattr(gradtx, name)(), [param], compile=True).step()
-    entries = [
-        graph
-        for graph in kernels
-        if graph is not None and any(not is_number(n) for n in graph.graph.nodes if n.op == "placeholder")
-    ]
+    entries = [graph for graph in kernels if any(not is_number(n) for n in graph.graph.nodes if n.op == "placeholder")]
     assert entries
     for kernel in entries:
         known = {n for n in kernel.graph.nodes if n.op == "placeholder" and is_number(n)}

@@ -1,23 +1,27 @@
-"""What a rule may know beyond its own tensor: its clock, the gradient, extras."""
+"""What a rule may read beyond its own tensor: its clock, the gradient, extras."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import close, exact, exact_dtype, is_off, log_or_zero
+from gradtx._arguments import is_off
+from gradtx._exact import exact, exact_dtype, log_or_zero
+from gradtx._messages import close
 from gradtx._sharding import undivided
 
 if TYPE_CHECKING:
-    from gradtx._program import Leaf
+    from gradtx._execution import Leaf
+
+__all__ = ["Context"]
 
 ALWAYS_KNOWN = ("value", "grad_fn", "hessian_diag")
-OWN = ("bias_correction", "every", "first", "grad", "step", "time")  # what every rule finds in its context
+OWN = ("bias_correction", "every", "first", "grad", "step", "time")  # every rule finds these in its context
 
 
 class Clock:
@@ -27,13 +31,17 @@ class Clock:
     """
 
     def __init__(self, step: Tensor, host: int | None = None):
-        self.step, self.host = step, host
+        self.step = step
+        self.host = host
         self._moments: dict[torch.device, Moment] = {}
 
     def on(self, device: torch.device) -> Moment:
         if device not in self._moments:
-            # A copy to a device would wait for all that is queued there; filling in a number does not.
-            step = self.step.to(device) if self.host is None else torch.full_like(self.step, self.host, device=device)
+            if self.host is None:
+                step = self.step.to(device)
+            else:
+                # A copy to a device would wait for all that is queued there; filling in a number does not.
+                step = torch.full_like(self.step, self.host, device=device)
             self._moments[device] = Moment(step, self.host)
         return self._moments[device]
 
@@ -42,7 +50,8 @@ class Moment:
     """A clock's step on one device, and what follows from it, computed once for all leaves."""
 
     def __init__(self, step: Tensor, host: int | None):
-        self.step, self.host = step, host
+        self.step = step
+        self.host = host
         self.time = step.to(exact_dtype(step))
         self._corrections: list[tuple[Any, Tensor]] = []
 
@@ -64,21 +73,40 @@ def bias_correction(beta: Any, time: Any) -> Tensor:
 
 
 class Context:
-    """What a rule may know beyond its own tensor. Nothing is ever written to it."""
+    """What a rule may read beyond its own tensor; the library makes it, and nothing is ever written to it.
+
+    Besides the attributes below, a rule reads every extra that it declares (`needs=`, `extras=`) by its name, such as
+    `ctx.value`, and `ctx.rng` if it is declared `random=True`. An optional extra that the caller did not pass is None.
+
+    Raises:
+        AttributeError: a name that no link declares.
+
+    Example:
+        >>> @gradtx.per_tensor(elementwise=True)
+        ... def scale_by_gradient_sign():
+        ...     return lambda update, state, param, ctx: (update.abs() * ctx.grad.sign(), state)
+        >>> tx = gradtx.chain(gradtx.trace(0.9), scale_by_gradient_sign())
+    """
+
+    rng: Any
 
     def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
-        # Not the leaf itself: a cycle would keep its tensors until Python's collector comes by.
-        self._extras, self._known = leaf.extras, leaf.run.known_extras
-        self._clock, self._dtype, self._grad = clock, dtype, leaf.grad
+        # Not the leaf itself: a cycle would keep its tensors until Python's collector runs.
+        self._extras: dict[str, Any] = leaf.extras
+        self._known: Container[str] = leaf.run.known_extras
+        self._clock = clock
+        self._dtype = dtype
+        self._grad = leaf.grad
         self._moment = clock.on(leaf.device)
         if rng is not None:
             self.rng = rng
 
     def undivided(self) -> Context:
-        """The same with whole tensors in place of those divided among processes."""
-        new = copy.copy(self)
-        new._grad, new._extras = undivided(self._grad), {name: undivided(x) for name, x in self._extras.items()}
-        return new
+        """The same with whole tensors in place of shards."""
+        whole = copy.copy(self)
+        whole._grad = undivided(self._grad)
+        whole._extras = {name: undivided(value) for name, value in self._extras.items()}
+        return whole
 
     def holds_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
         return self._clock is clock and self._grad is grad and self._dtype == dtype
@@ -90,12 +118,12 @@ class Context:
 
     @property
     def time(self) -> Tensor:
-        """`step` in float64, for wherever t enters arithmetic (`step.sqrt()` would be float32)."""
+        """`step` in float64, for arithmetic with t (`step.sqrt()` would be float32)."""
         return self._moment.time
 
     @property
     def grad(self) -> Any:
-        """The gradient of this tensor as the clock saw it, before any link of the chain."""
+        """The gradient of this tensor: in an alias its input, elsewhere as the clock saw it, before any link."""
         return self._grad.to(self._dtype)
 
     def bias_correction(self, beta: Any, step: Any = None) -> Tensor:
@@ -125,12 +153,35 @@ class Context:
         own = self.__dict__
         if name in own.get("_extras", ()):
             return own["_extras"][name]
-        if name in ALWAYS_KNOWN or name in own.get("_known", ()):
+        known = own.get("_known", ())
+        if name in ALWAYS_KNOWN or name in known:
             return None
         if name.startswith("__"):  # Python asks for these, to copy a context
             raise AttributeError(name)
         if name == "rng":
             raise AttributeError("ctx.rng: only for rules that are declared @per_tensor(random=True)")
-        meant = close(name, (*OWN, *ALWAYS_KNOWN, *own.get("_known", ())))
+        meant = close(name, (*OWN, *ALWAYS_KNOWN, *known))
         remedy = f"did you mean ctx.{meant}?" if meant else f"use needs=({name!r},) or extras={{{name!r}: 'leaf'}}"
         raise AttributeError(f"ctx.{name}: nobody declared it; {remedy}")
+
+
+class FrameContext(Context):
+    """The context of a combinator's `enter` and `leave`.
+
+    Attributes:
+        ticks: Whether the inner clock counts this call, 0-d bool; None for a combinator without a clock.
+        inner: The new slots of the inner transformation that the combinator asked for, by "stage.slot".
+    """
+
+    ticks: Tensor | None
+    inner: dict[str, Tensor]
+
+    def __init__(self, leaf: Leaf, dtype: torch.dtype, ticks: Tensor | None, inner: dict[str, Tensor]):
+        super().__init__(leaf, leaf.clock, dtype)
+        self.ticks = ticks
+        self.inner = inner
+        self._active = leaf.active
+
+    def keep(self, new: Tensor, old: Tensor) -> Tensor:
+        """`new`, or `old` if this leaf turned out to be skipped in this call."""
+        return new if self._active is None else torch.where(self._active, new, old)

@@ -1,4 +1,4 @@
-"""Combinators that choose leaves: `partition`, `masked`, `freeze`; and `map_after_step`."""
+"""Combinators that choose leaves: `partition`, `masked`, `freeze`."""
 
 from __future__ import annotations
 
@@ -10,72 +10,104 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import describe
-from gradtx._program import Block, Branch, Path, Scope
+from gradtx import _torch
+from gradtx._errors import Path
+from gradtx._execution import Block, Branch
+from gradtx._messages import describe
+from gradtx._runs import Scope
 from gradtx.core import GradientTransformation, chain, check_transformation
-from gradtx.factories import Combinator, combinator, per_tensor
+from gradtx.factories import Combinator, combinator
 
-__all__ = ["freeze", "map_after_step", "masked", "partition"]
+__all__ = ["freeze", "masked", "partition"]
 
 Where = str | tuple[str, ...] | Callable[[str, Tensor], bool]
 
 
-@torch.compiler.assume_constant_result
-def _first_match(name: str, patterns: tuple[tuple[str, ...], ...]) -> int:
+@_torch.assume_constant
+def _first_match(name: str, groups: tuple[tuple[str, ...], ...]) -> int:
     """The index of the first group of patterns that the name matches, or -1."""
-    return next((i for i, group in enumerate(patterns) if any(fnmatch.fnmatchcase(name, p) for p in group)), -1)
+    for i, patterns in enumerate(groups):
+        for pattern in patterns:
+            if fnmatch.fnmatchcase(name, pattern):
+                return i
+    return -1
 
 
 class Selector:
     """Chooses a label for a leaf: the first whose patterns match, or whose predicate is true.
 
     Patterns decide by name, at any time; what a predicate said about the parameter at init is remembered.
+
+    Attributes:
+        labels: The labels, in the order in which they are tried.
+        branches: The labels in the order of the branches; None if this chooses between True and False.
+        by_name: Whether names alone decide.
     """
 
-    def __init__(self, owner: str, labels: Any, wheres: Any):
-        self.owner, self.labels, self._wheres = owner, labels, wheres
+    def __init__(self, owner: str, labels: tuple[Any, ...], wheres: Any, branches: tuple[str, ...] | None = None):
+        self.owner = owner
+        self.labels = labels
+        self.branches = branches
         self.by_name = isinstance(wheres, tuple) and all(isinstance(where, tuple) for where in wheres)
+        self._wheres = wheres
 
     @classmethod
     def of(cls, owner: str, where: Any) -> Selector:
         """A choice between True, where `where` holds, and False."""
         return cls(owner, (True,), (_patterns(owner, where),))
 
+    @property
+    def names_branches(self) -> bool:
+        """Whether the labels are names of branches."""
+        return self.branches is not None
+
     def choose(self, name: str, tensor: Any) -> Any:
-        if self.by_name:
-            found = _first_match(name, self._wheres)
-        elif isinstance(self._wheres, tuple):
-            found = -1
-            for i, where in enumerate(self._wheres):
-                if _first_match(name, (where,)) == 0 if isinstance(where, tuple) else where(name, tensor):
-                    found = i
-                    break
-        else:
-            label = self._wheres(name, tensor)
-            if label not in self.labels:
-                raise ValueError(f"{self.owner}: leaf {name!r} has label {label!r}; labels: {_listed(self.labels)}")
-            return label
-        if found >= 0:
-            return self.labels[found]
-        if self.labels == (True,):
+        if not isinstance(self._wheres, tuple):
+            return self._called(name, tensor)
+        index = _first_match(name, self._wheres) if self.by_name else self._first_where(name, tensor)
+        if index >= 0:
+            return self.labels[index]
+        if self.branches is None:
             return False
         raise ValueError(
             f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
         )
 
+    def _called(self, name: str, tensor: Any) -> Any:
+        """The label that a function gives."""
+        label = self._wheres(name, tensor)
+        if label not in self.labels:
+            raise ValueError(f"{self.owner}: leaf {name!r} has label {label!r}; labels: {_listed(self.labels)}")
+        return label
+
+    def _first_where(self, name: str, tensor: Any) -> int:
+        """The index of the first pattern that matches, or predicate that is true; or -1."""
+        for i, where in enumerate(self._wheres):
+            holds = _first_match(name, (where,)) == 0 if isinstance(where, tuple) else where(name, tensor)
+            if holds:
+                return i
+        return -1
+
     def mark(self, path: Path, label: Any) -> Path:
-        """Where the state marks a leaf as having this label."""
-        return (*path, "members" if label else "others") if self.labels == (True,) else (*path, label, "members")
+        """The place where the state marks a leaf as having this label."""
+        if self.branches is None:
+            return (*path, "members" if label else "others")
+        return (*path, label, "members")
 
     def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
         """The label by the marks in the state, or None."""
-        labels = (True, False) if self.labels == (True,) else self.labels
-        return next((label for label in labels if marked(self.mark(path, label))), None)
+        for label in (True, False) if self.branches is None else self.labels:
+            if marked(self.mark(path, label)):
+                return label
+        return None
 
     def check_used(self, names: list[str]) -> None:
-        for where in self._wheres if isinstance(self._wheres, tuple) else ():
+        """Raise an error for a pattern that matches no leaf."""
+        if not names or not isinstance(self._wheres, tuple):
+            return
+        for where in self._wheres:
             for pattern in where if isinstance(where, tuple) else ():
-                if names and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                     raise ValueError(f"{self.owner}: {pattern!r} matches no leaf; leaves: {_listed(names)}")
 
 
@@ -112,18 +144,22 @@ def _listed(items: Iterable[Any], most: int = 8) -> str:
     return ", ".join(items[:most]) + (f", ... ({len(items)} in all)" if len(items) > most else "")
 
 
-class _Fork(Combinator):
-    def __init__(self, name: str, selector: Selector, txs: Mapping[Any, GradientTransformation], levels: bool):
-        self._name, self.selector, self._txs, self._levels = name, selector, txs, levels
+class Fork(Combinator):
+    """Sends every leaf through the transformation of its label."""
 
-    def expand(self, scope: Scope) -> list[Any]:
-        path = scope.claim(self._name)
-        scope.run.selectors.append(self.selector)
+    def __init__(self, selector: Selector, txs: Mapping[Any, GradientTransformation]):
+        self._fork = selector
+        self._txs = txs
+        self.selector = selector if selector.names_branches else None  # the hyperparameters of branches have its labels
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        path = scope.claim(name)
+        scope.run.selectors.append(self._fork)
         blocks = {}
         for i, (label, tx) in enumerate(self._txs.items()):
-            inside = scope.branch((*path, label) if self._levels else path, i)
+            inside = scope.branch((*path, label) if self._fork.names_branches else path, i)
             blocks[label] = Block(tx._expand(inside), inside.frozen)
-        return [Branch(path, self.selector, blocks)]
+        return [Branch(path, self._fork, blocks)]
 
 
 @combinator(static=("labels",), example=lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}})
@@ -161,14 +197,13 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
     if isinstance(labels, Mapping):
         if set(labels) != set(transforms):
             raise ValueError(f"partition: labels are {_listed(labels)}, transforms are {_listed(transforms)}")
-        selector = Selector(
-            "partition", tuple(labels), tuple(_patterns("partition", where) for where in labels.values())
-        )
+        wheres = tuple(_patterns("partition", where) for where in labels.values())
+        selector = Selector("partition", tuple(labels), wheres, branches=tuple(transforms))
     elif _is_function(labels):
-        selector = Selector("partition", tuple(transforms), labels)
+        selector = Selector("partition", tuple(transforms), labels, branches=tuple(transforms))
     else:
         raise TypeError(f"partition: labels must be a dict or a function (name, tensor), got {describe(labels)}")
-    return _Fork("partition", selector, transforms, True)
+    return Fork(selector, transforms)
 
 
 @combinator(static=("where",), example=lambda tx: {"tx": tx, "where": "*"})
@@ -192,16 +227,18 @@ def masked(tx: GradientTransformation, where: Where):
         {'l': {'weight': tensor([1.]), 'bias': tensor([10.])}}
     """
     check_transformation("masked", "tx", tx)
-    return _Fork("masked", Selector.of("masked", where), {True: tx, False: chain()}, False)
+    return Fork(Selector.of("masked", where), {True: tx, False: chain()})
 
 
-class _Freeze(Combinator):
-    def __init__(self, selector: Selector):
-        self._selector = selector
+class Frozen(Combinator):
+    """Takes leaves out of the chain around it."""
 
-    def expand(self, scope: Scope) -> list[Any]:
-        scope.run.selectors.append(self._selector)
-        scope.frozen.append((scope.claim("freeze"), self._selector))
+    def __init__(self, where: Selector):
+        self._where = where
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        scope.run.selectors.append(self._where)
+        scope.frozen.append((scope.claim(name), self._where))
         return []
 
 
@@ -230,38 +267,4 @@ def freeze(where: Where):
         >>> tx.update(grads, state)[0]
         {'embed': {'w': tensor([0.])}, 'head': {'w': tensor([-0.1000])}}
     """
-    return _Freeze(Selector.of("freeze", where))
-
-
-@per_tensor(needs=("params",), static=("fn",), example={"fn": torch.tanh})
-def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
-    r"""Make the parameter after the step go through a function: constraints, projections, prox steps.
-
-    $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Stands after the learning rate.
-
-    Args:
-        fn: A function of one tensor, in torch operations that keep its shape.
-        before: Whether the parameter goes through `fn` before the step as well.
-
-    Returns:
-        A transformation that keeps shapes and dtypes; no state.
-
-    Raises:
-        TypeError: `fn` is no function.
-        ValueError: missing `params`.
-
-    Example:
-        >>> tx = gradtx.chain(gradtx.sgd(lr=1.0), gradtx.map_after_step(torch.relu))
-        >>> params = {"w": torch.tensor([1.0, 2.0])}
-        >>> updates, _ = tx.update({"w": torch.tensor([3.0, 1.0])}, tx.init(params), params)
-        >>> gradtx.apply_updates(params, updates)["w"]
-        tensor([0., 1.])
-    """
-    if not callable(fn):
-        raise TypeError(f"map_after_step: fn must be a function of a tensor, got {describe(fn)}")
-
-    def update(update, state, param, ctx):
-        start = fn(param) if before else param
-        return fn(start + update) - param, state
-
-    return update
+    return Frozen(Selector.of("freeze", where))

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._arguments import Scalar, exact_dtype
-from gradtx._program import Leaf, Scope
+from gradtx._arguments import Scalar
+from gradtx._exact import exact_dtype
 from gradtx._sharding import stacked
-from gradtx._stages import Parts, TreeStage
+from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import Combinator, combinator
+from gradtx.factories import combinator
 from gradtx.transforms._math import safe_sqrt
 
 __all__ = ["asam", "gsam", "sam"]
@@ -20,31 +20,15 @@ __all__ = ["asam", "gsam", "sam"]
 Tree = dict[str, Tensor]
 
 
-class _Perturbed(Combinator):
-    """The base behind an operation that calls the gradient again; the state is the base's alone."""
+def _around(
+    base: GradientTransformation, function: Callable[[Tree, Tree, Callable[[Tree], Tree]], Tree], **agree: Any
+) -> Frame:
+    """The base with another gradient, which `function` makes of gradients, parameters and the gradient function."""
 
-    def __init__(self, name: str, base: GradientTransformation, function: Callable[..., Tree], **numbers: Any):
-        check_transformation(name, "base", base)
-        self._name, self._base, self._function, self._numbers = name, base, function, numbers
+    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+        return function(grads, params, ctx.grad_fn), state
 
-    def expand(self, scope: Scope) -> list[Any]:
-        def update(updates: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, dict]:
-            return self._function(updates, params, ctx.grad_fn), {}
-
-        parts = Parts(None, update)
-        stage = _GradientStage(scope.claim(self._name), scope.run, self._name, parts, agree=self._numbers)
-        here, scope.place = scope.place, scope.below(0)
-        inner = self._base._expand(scope)
-        scope.place = here
-        return [stage, *inner]
-
-
-class _GradientStage(TreeStage):
-    """A function of whole trees that makes a new gradient, also for the links that ask for the gradient itself."""
-
-    def resume(self, leaf: Leaf, total: Any) -> None:
-        super().resume(leaf, total)
-        leaf.grad = leaf.update
+    return Frame(base, gradient=update, agree=agree)
 
 
 def _total(terms: Mapping[str, Tensor]) -> Tensor:
@@ -103,11 +87,12 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
 
     Source: Foret et al. 2020, arXiv:2010.01412. Departures: none.
     """
+    check_transformation("sam", "base", base)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
         return grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
 
-    return _Perturbed("sam", base, function, rho=rho, adaptive=adaptive, eps=eps)
+    return _around(base, function, rho=rho, adaptive=adaptive, eps=eps)
 
 
 @combinator(
@@ -151,6 +136,7 @@ def asam(
     Source: Kwon et al. 2021, arXiv:2102.11600. Departures: the authors' code takes $T = 1$ for leaves without "weight"
     in their name: `mask=lambda name: "weight" in name`.
     """
+    check_transformation("asam", "base", base)
     if mask is not None and not callable(mask):
         raise TypeError(f"asam: mask must be a function of a leaf's name, got {mask!r}")
 
@@ -158,7 +144,7 @@ def asam(
         weights = {name: p.abs() + eta for name, p in params.items() if mask is None or mask(name)}
         return grad_fn(_uphill(grads, params, weights, rho, eps)[0])
 
-    return _Perturbed("asam", base, function, rho=rho, eta=eta, eps=eps, mask=mask)
+    return _around(base, function, rho=rho, eta=eta, eps=eps, mask=mask)
 
 
 @combinator(
@@ -203,6 +189,7 @@ def gsam(
     Source: Zhuang et al. 2022, arXiv:2203.08065. Departures: none. With several machines average the final gradient,
     not $g$ or $g'$.
     """
+    check_transformation("gsam", "base", base)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
         there = grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
@@ -212,4 +199,4 @@ def gsam(
         # g' - alpha (g - along g')
         return {name: (1 + alpha * along).to(g.device) * there[name] - alpha * g for name, g in grads.items()}
 
-    return _Perturbed("gsam", base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)
+    return _around(base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)

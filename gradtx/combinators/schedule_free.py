@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from gradtx._arguments import Scalar, exact
-from gradtx._program import Leaf, Scope
-from gradtx._stages import first_slots
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
+from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import quotient
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.scaling import descend
-from gradtx.wrappers import Frame, Wrapper
 
 __all__ = ["schedule_free"]
-
-
-class _ScheduleFree(Frame):
-    """Steps of z along the base's direction, taken at y, which the caller holds; the average x is never stored."""
-
-    def __init__(
-        self, scope: Scope, base: GradientTransformation, lr: Any, beta: Any, warmup_steps: int, r: Any, power: Any
-    ):
-        super().__init__(scope, "schedule_free", base)
-        self._sign = -1.0 if _descends(base) else 1.0
-        self._lr, self._beta, self._warmup_steps, self._r, self._power = lr, beta, warmup_steps, r, power
-
-    def init_exit(self, leaf: Leaf) -> None:
-        numbers = {"lr_max": exact(-1.0, leaf.device), "weight_sum": exact(0.0, leaf.device)}
-        slots = {"z": leaf.param, **numbers}
-        leaf.new[self.path] = first_slots(slots, leaf.param, self.stored_dtype(leaf), "schedule_free")
-
-    def exit(self, leaf: Leaf) -> None:
-        own = self.own(leaf, "z", "lr_max", "weight_sum")
-        z, y, direction, time = own["z"], leaf.param, self._sign * leaf.update, leaf.moment().time
-        rate = exact(self._lr, leaf.device)
-        if self._warmup_steps:
-            rate = rate * (time / self._warmup_steps).clamp(max=1)
-        largest = torch.maximum(own["lr_max"], rate)
-        weight = time**self._r * largest**self._power
-        weight_sum = own["weight_sum"] + weight
-        share = quotient(weight, weight_sum)
-        # y' - y, with x as it follows from y and z before and z after the step
-        leaf.update = share * (z - y) - (rate * (1 - self._beta * (1 - share))) * direction
-        self.store(leaf, {"z": z - rate * direction, "lr_max": largest, "weight_sum": weight_sum})
-
-    def evaluate(self, leaf: Leaf) -> Any:
-        own, y = self.own(leaf, "z", "lr_max"), leaf.param
-        x = own["z"] + (y - own["z"]) / self._beta
-        return torch.where(own["lr_max"] < 0, y, x)  # before the first step, exactly what the caller holds
 
 
 def _descends(base: GradientTransformation) -> bool:
@@ -63,7 +25,13 @@ def _descends(base: GradientTransformation) -> bool:
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={"beta": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
+    ranges={
+        "averaging": "[0, 1]",
+        "weight_lr_power": "[0, inf)",
+        "beta": "(0, 1)",
+        "warmup_steps": "[0, inf)",
+        "r": "[0, inf)",
+    },
     example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
 )
 def schedule_free(
@@ -73,6 +41,7 @@ def schedule_free(
     warmup_steps: int = 0,
     r: Scalar = 0.0,
     weight_lr_power: Scalar = 2.0,
+    averaging: Scalar | None = None,
 ):
     r"""Step along a direction that is measured between the last point and the average of all points.
 
@@ -93,10 +62,13 @@ def schedule_free(
         warmup_steps: Steps over which the rate rises to `lr`, >= 0.
         r: Exponent of the step in the weights of the average, >= 0.
         weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+        averaging: A constant $a$ in [0, 1] in place of these weights: an exponential average of the points, as in
+            Generalized Primal Averaging. None for the weights of Schedule-Free.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, shaped as the parameter, `lr_max` and
-        `weight_sum`, 0-d float64 of every leaf, and the entries of `base`. $x$ is computed from $y$ and $z$.
+        `weight_sum`, 0-d float64 of every leaf (not with `averaging`), and the entries of `base`. $x$ is computed from
+        $y$ and $z$.
 
     Raises:
         TypeError: `base` is no transformation.
@@ -113,7 +85,8 @@ def schedule_free(
         >>> params["w"], tx.eval_params(state, params)["w"]
         (tensor([3.]), tensor([4.]))
 
-    Source: Defazio et al. 2024, arXiv:2405.15682. Departures: none from the authors' released optimizers.
+    Source: Defazio et al. 2024, arXiv:2405.15682; `averaging`: Defazio et al. 2025, arXiv:2512.17131. Departures: none
+    from the authors' released optimizers; with `averaging` decay is part of the direction (see `gpa_adamw`).
     """
     check_transformation("schedule_free", "base", base)
     for link in base._links()[:-1] if _descends(base) else base._links():
@@ -122,4 +95,38 @@ def schedule_free(
                 f"schedule_free: base must give a direction, but {link._name} in it makes a step of it; "
                 "leave that out and give schedule_free the lr"
             )
-    return Wrapper(lambda scope: _ScheduleFree(scope, base, lr, beta, warmup_steps, r, weight_lr_power).around(scope))
+
+    sign = -1.0 if _descends(base) else 1.0
+
+    def init(param):
+        if averaging is not None:
+            return {"z": param}
+        return {"z": param, "lr_max": exact(-1.0, param.device), "weight_sum": exact(0.0, param.device)}
+
+    def share_of(rate, state, ctx):
+        """What share of the average the new point gets, and the numbers that decide the next one."""
+        if averaging is not None:
+            return averaging, {}
+        largest = torch.maximum(state["lr_max"], rate)
+        weight = ctx.time**r * largest**weight_lr_power
+        weight_sum = state["weight_sum"] + weight
+        return quotient(weight, weight_sum), {"lr_max": largest, "weight_sum": weight_sum}
+
+    def leave(update, state, y, ctx):
+        z = state["z"]
+        rate = exact(lr, y.device)
+        if warmup_steps:
+            rate = rate * (ctx.time / warmup_steps).clamp(max=1)
+        share, numbers = share_of(rate, state, ctx)
+        direction = sign * update
+        # y' - y, with x as it follows from y and z before and z after the step
+        step = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
+        return step, {"z": z - rate * direction, **numbers}
+
+    def evaluate(state, y):
+        x = state["z"] + (y - state["z"]) / beta
+        if averaging is not None:
+            return x
+        return torch.where(state["lr_max"] < 0, y, x)  # before the first step, exactly what the caller holds
+
+    return Frame(base, init, leave=leave, evaluate=evaluate)

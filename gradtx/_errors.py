@@ -1,0 +1,20 @@
+"""Paths of state entries, and the errors about states that don't belong to a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Path = tuple[str, ...]
+
+OWN_STATE = "pass the state made by this chain's own init, with these parameters"
+
+
+def lacking(path: Iterable[str], leaf: str | None = None) -> ValueError:
+    """The error for a state that lacks something this chain keeps, of one leaf or of all."""
+    whose = "" if leaf is None else f" of leaf {leaf!r}"
+    return ValueError(f"state lacks {'.'.join(path)!r}{whose}; {OWN_STATE}")
+
+
+def foreign(path: Iterable[str]) -> ValueError:
+    """The error for a state that holds something this chain does not keep."""
+    return ValueError(f"state has {'.'.join(path)!r}, which this chain does not keep; {OWN_STATE}")

@@ -1,0 +1,61 @@
+"""Hyperparameters as exact numbers: 0-d float64 tensors, made without reading a value on the host."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Schedule
+
+
+def exact(value: Any, device: torch.device) -> Tensor:
+    """Convert a number or 0-d tensor to float64. (`torch.as_tensor` of a Python float would be float32.)
+
+    The value is filled in on the device, also from a 0-d tensor of the host: a transfer would wait for the device's
+    queue. Sizes stay symbolic where a program is traced for all of them.
+    """
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=exact_dtype(device), device=device)
+    if value.device.type == "cpu" and device.type != "cpu" and value.ndim == 0:
+        return torch.zeros((), dtype=exact_dtype(device), device=device) + value
+    return value.to(device, exact_dtype(device))
+
+
+def exact_dtype(like: Any) -> torch.dtype:
+    """Return float64, or float32 where the device has no float64."""
+    device = like.device if isinstance(like, Tensor) else like
+    return torch.float32 if getattr(device, "type", "cpu") == "mps" else torch.float64
+
+
+def log_or_zero(beta: Any) -> Any:
+    """Return log(beta), with 0 in place of -inf at beta = 0; by `math.log` for a number, so that nothing is rounded."""
+    if isinstance(beta, Tensor):
+        return torch.where(beta == 0, torch.ones_like(beta), beta).log()
+    return math.log(beta) if beta else 0.0
+
+
+def resolve(value: Any, count: Any) -> Any:
+    """Return the value of an argument at `count` finished updates.
+
+    Tensors become float64, because 1 - 0.999 in float32 is off by 1e-5; so do the values of schedules.
+    """
+    if isinstance(value, tuple):
+        return tuple(resolve(item, count) for item in value)
+    if isinstance(value, Schedule):
+        return _scheduled(value, count)
+    if isinstance(value, Tensor):
+        return exact(value, value.device)
+    return value
+
+
+def _scheduled(schedule: Schedule, count: Any) -> Tensor:
+    if isinstance(count, Tensor):
+        # In float64: an int64 tensor times a Python float would be float32.
+        return exact(schedule(exact(count, count.device)), count.device)
+    device = torch.device("cpu")
+    if torch.compiler.is_compiling():
+        return exact(schedule(exact(count, device)), device)
+    return exact(schedule(count), device)

@@ -1,0 +1,382 @@
+"""How a chain runs: every leaf goes through a list of operations; a sum over leaves is a barrier.
+
+Functional use and the optimizer adapter share this module: both make `Leaf` objects, expand a transformation into a
+`Block` of operations and call `execute`. Their `Run` says where old state is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._errors import Path
+from gradtx._runs import Run, Scope
+from gradtx._sharding import is_sharded, placed_as, stacked
+from gradtx.context import Clock, Context, Moment
+
+
+class Leaf:
+    """One tensor on its way through a chain.
+
+    Attributes:
+        update: The present update; None if the leaf has no gradient.
+        grad: The gradient as the clock saw it, or the input of the alias around the present link.
+        param: The parameter, in the dtype that rules compute in.
+        given: Update and parameter as the caller passed them.
+        wide: The dtype that rules compute in.
+        active: Whether the leaf takes part in this call, a 0-d bool; None if that is certain.
+        restarts: Whether a combinator around the present link starts its inner transformation again.
+        new: The new slots, by stage.
+        saved: What a combinator keeps between its start and its end.
+        key, state, layout: The adapter's parameter, its flat state, and where the slots of each stage are in it.
+        window: The entries of the parameter, if this is a part of a flattened one.
+        program: The operations that the leaf goes through.
+        at: The position in the program.
+        pending: What a rule keeps while its leaf waits for a sum.
+    """
+
+    update: Any
+    grad: Any
+    param: Any
+    given: tuple[Any, Any]
+
+    def __init__(
+        self, run: Run, name: str, update: Any, param: Any, extras: dict[str, Any], clock: Clock, like: Any = None
+    ):
+        self.run = run
+        self.name = name
+        self.extras = extras
+        self.clock = clock
+        stored = _first_not_none(param, like, update)
+        given = _first_not_none(update, stored)
+        self.device: torch.device = stored.device
+        self.dtype: torch.dtype = given.dtype
+        self.param_dtype: torch.dtype = stored.dtype
+        self.wide = _wide(stored.dtype, given.dtype)
+        self.given = (update, param)
+        self.update = None if update is None else update.to(self.wide)
+        self.param = None if param is None else param.to(self.wide)
+        self.grad = self.update
+        self.active: Tensor | None = None
+        self.restarts: bool | Tensor = False
+        self.new: dict[Path, dict[str, Tensor]] = {}
+        self.saved: dict[Any, Any] = {}
+        self.key: Any = None
+        self.state: dict[str, Any] = {}
+        self.layout: Any = None
+        self.window: slice | None = None
+        self.program: list[Any] = []
+        self.at = 0
+        self.pending: Any = None
+        self._context: Context | None = None
+
+    def moment(self) -> Moment:
+        return self.clock.on(self.device)
+
+    def context(self, dtype: torch.dtype) -> Context:
+        """The context of a rule, the same object for all links as long as clock, gradient and dtype stay."""
+        context = self._context
+        if context is None or not context.holds_for(self.clock, self.grad, dtype):
+            context = self._context = Context(self, self.clock, dtype)
+        return context
+
+    def accepted(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+        """New slots, or the old ones if the leaf turned out to be skipped."""
+        if self.active is None:
+            return new
+        return {slot: torch.where(self.active, value, old[slot]) for slot, value in new.items()}
+
+    def release(self) -> None:
+        """Drop all results, once they are written: temporary memory is that of one leaf."""
+        self.update = self.grad = self.param = self._context = None
+        self.new, self.saved = {}, {}
+
+    def result(self) -> Tensor | None:
+        """The update after the last link, rounded once."""
+        if self.update is None:
+            return None
+        if self.active is not None:
+            self.update = torch.where(self.active, self.update, torch.zeros_like(self.update))
+        update, param = self.given
+        return placed_as(self.update.to(self.dtype), _first_not_none(param, update))
+
+
+def _first_not_none(*values: Any) -> Any:
+    for value in values:
+        if value is not None:
+            return value
+    return None
+
+
+def _wide(stored: torch.dtype, given: torch.dtype) -> torch.dtype:
+    """The dtype that rules compute in: never half precision."""
+    if stored is torch.float32 and given is torch.float32:
+        return torch.float32
+    return functools.reduce(torch.promote_types, (stored, given, torch.float32))
+
+
+@dataclasses.dataclass
+class Position:
+    """A walk over a program on the host, without computing: the sign of the gradient, the count of the clock.
+
+    Attributes:
+        signs: The sign of the gradient in each alias around the present operation.
+        counts: The finished updates of each clock around it; None for one that does not tick in this call.
+    """
+
+    signs: list[int]
+    counts: list[int | None]
+
+
+class Operation:
+    """A step of a leaf's program.
+
+    `start` and `resume` do the work on `leaf`. They return None when they are done, or a payload to wait with until
+    all leaves that have this operation have arrived. `combine` makes a total of the payloads, for `resume`.
+
+    Attributes:
+        path: The stage's entry in the state.
+        takes_none: Whether a leaf without a gradient enters; otherwise it passes by.
+        template_slot: A slot shaped as the parameter, if it takes such leaves for itself.
+        agree: Hyperparameters that must be the same in all groups of an optimizer.
+        elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
+        compiles: Whether the compiled engine takes it.
+        hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
+    """
+
+    path: Path = ()
+    takes_none = False
+    template_slot: str | None = None
+    agree: Mapping[str, Any] = {}
+    elementwise = True
+    compiles = True
+    hessian_period = 0
+
+    def init(self, leaf: Leaf) -> None:
+        """Put the leaf's first slots in `leaf.new`."""
+
+    def init_all(self) -> None:
+        """Called once, after `init` of all leaves."""
+
+    def start(self, leaf: Leaf) -> Any:
+        raise NotImplementedError
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        raise NotImplementedError
+
+    def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Any:
+        """Sums over leaves, added in name order."""
+        waiting = sorted(waiting, key=_name_of_leaf)
+        first, sums = waiting[0]
+        for leaf, payload in waiting:
+            if payload.keys() != sums.keys():
+                raise ValueError(
+                    f"{'.'.join(self.path)}: leaf {leaf.name!r} yields the sums {sorted(payload)}, "
+                    f"leaf {first.name!r} {sorted(sums)}"
+                )
+        total = {}
+        for key in sums:
+            terms = [payload[key].to(first.device) for _, payload in waiting]
+            single = len(terms) == 1 and not is_sharded(terms[0])
+            total[key] = terms[0] if single else stacked(terms).sum()
+        return total
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        """The tensor to evaluate with in place of the parameter, or None."""
+        return None
+
+    def follow(self, position: Position) -> None:
+        """Move a walk over the program past this operation."""
+
+
+def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
+    return item[0].name
+
+
+class Branch:
+    """A fork in the program: every leaf takes the block of its label."""
+
+    def __init__(self, path: Path, selector: Any, blocks: dict[Any, Block]):
+        self.path = path
+        self.selector = selector
+        self.blocks = blocks
+
+
+class Block:
+    """Operations in order, and the selectors of leaves that are frozen in them."""
+
+    def __init__(self, operations: list[Any], frozen: list[tuple[Path, Any]]):
+        self.operations = operations
+        self.frozen = frozen
+        self._forks = any(isinstance(operation, Branch) for operation in operations)
+
+    @classmethod
+    def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
+        """A whole transformation, expanded for one run; `around` it may stand a frame (see `between`)."""
+        frozen: list[Any] = []
+        operations = tx._expand(Scope(run, (), count, frozen))
+        if around is not None:
+            operations = around.between(operations)
+        return cls(operations, frozen)
+
+    def for_leaf(self, leaf: Leaf) -> list[Operation]:
+        """The program of a leaf."""
+        if self.is_frozen(leaf):
+            return [FROZEN]
+        if not self._forks:
+            return self.operations
+        program: list[Operation] = []
+        for operation in self.operations:
+            if isinstance(operation, Branch):
+                label = leaf.run.choice(operation.path, leaf, operation.selector)
+                program.extend(operation.blocks[label].for_leaf(leaf))
+            else:
+                program.append(operation)
+        return program
+
+    def labels(self, leaf: Leaf) -> list[tuple[Any, Any]]:
+        """(selector, label) of every partition that the leaf goes through."""
+        pairs = []
+        for operation in self.operations:
+            if isinstance(operation, Branch):
+                label = leaf.run.choice(operation.path, leaf, operation.selector)
+                if operation.selector.names_branches:
+                    pairs.append((operation.selector, label))
+                pairs.extend(operation.blocks[label].labels(leaf))
+        return pairs
+
+    def is_frozen(self, leaf: Leaf) -> bool:
+        for path, selector in self.frozen:
+            if leaf.run.choice(path, leaf, selector):
+                return True
+        return False
+
+    def walk(self) -> Iterator[Operation]:
+        """Every operation, those of all branches included."""
+        for operation in self.operations:
+            if isinstance(operation, Branch):
+                for block in operation.blocks.values():
+                    yield from block.walk()
+            else:
+                yield operation
+
+
+def takes_none(operations: list[Any]) -> bool:
+    """Whether any operation also processes leaves without a gradient."""
+    return any(operation.takes_none for operation in Block(operations, []).walk())
+
+
+class _Frozen(Operation):
+    """The program of a frozen leaf: an exactly zero update."""
+
+    def start(self, leaf: Leaf) -> None:
+        leaf.update = torch.zeros_like(leaf.update)
+
+
+class _Negate(Operation):
+    """`maximize`: the gradient of what is minimized is the negative."""
+
+    def start(self, leaf: Leaf) -> None:
+        leaf.update, leaf.grad = -leaf.update, -leaf.grad
+
+    def follow(self, position: Position) -> None:
+        position.signs[-1] = -position.signs[-1]
+
+
+class _BeginAlias(Operation):
+    """Makes an alias's input the gradient of the links inside."""
+
+    def start(self, leaf: Leaf) -> None:
+        leaf.saved[self] = leaf.grad
+        leaf.grad = leaf.update
+
+    def follow(self, position: Position) -> None:
+        position.signs.append(position.signs[-1])
+
+
+class _EndAlias(Operation):
+    """Makes the outer gradient that of the links behind an alias."""
+
+    def __init__(self, begin: _BeginAlias):
+        self._begin = begin
+
+    def start(self, leaf: Leaf) -> None:
+        if self._begin in leaf.saved:  # otherwise a link inside has made an update for a leaf without a gradient
+            leaf.grad = leaf.saved.pop(self._begin)
+
+    def follow(self, position: Position) -> None:
+        position.signs.pop()
+
+
+def around_alias(operations: list[Any]) -> list[Any]:
+    """The operations of an alias whose input is not the gradient that the clock saw."""
+    begin = _BeginAlias()
+    return [begin, *operations, _EndAlias(begin)]
+
+
+FROZEN, NEGATE = _Frozen(), _Negate()
+
+
+def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
+    """Run every leaf through its program; call `finish` for each as soon as it is through."""
+    blocked: dict[Path, list[tuple[Leaf, Any]]] = {}
+
+    def advance(leaf: Leaf, payload: Any) -> None:
+        while payload is None:
+            leaf.at += 1
+            if leaf.at >= len(leaf.program):
+                finish(leaf)
+                return
+            operation = leaf.program[leaf.at]
+            if leaf.update is not None or operation.takes_none:
+                payload = operation.start(leaf)
+        blocked.setdefault(leaf.program[leaf.at].path, []).append((leaf, payload))
+
+    for leaf in leaves:
+        leaf.at = -1
+        advance(leaf, None)
+    while blocked:
+        path = _next_path(blocked)
+        waiting = blocked.pop(path)
+        first = waiting[0][0]
+        total = first.run.combined(first.program[first.at], waiting)
+        for leaf, _ in waiting:
+            advance(leaf, leaf.program[leaf.at].resume(leaf, total))
+
+
+def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:
+    """The barrier to lift next: in the order of paths, since leaves arrive in another order on other processes."""
+    paths = sorted(blocked)
+    if len(paths) == 1:
+        return paths[0]
+    for path in paths:
+        if not _awaited(path, blocked):
+            return path
+    raise AssertionError("every barrier waits for a leaf that stands at another")
+
+
+def _awaited(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:
+    """Whether a leaf that waits elsewhere has yet to come to `path`."""
+    for other, waiting in blocked.items():
+        if other == path:
+            continue
+        for leaf, _ in waiting:
+            if any(operation.path == path for operation in leaf.program[leaf.at + 1 :]):
+                return True
+    return False
+
+
+def initialize(leaves: list[Leaf]) -> None:
+    """Make the first slots for every leaf's program."""
+    operations: dict[int, Operation] = {}
+    for leaf in leaves:
+        for operation in leaf.program:
+            operation.init(leaf)
+            operations[id(operation)] = operation
+    for operation in operations.values():
+        operation.init_all()

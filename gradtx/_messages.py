@@ -1,0 +1,74 @@
+"""Parts of error messages: values as a user would type them, and suggestions for unknown names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._torch import readable
+
+
+def describe(value: Any) -> str:
+    """Show `value` as a user would type it, as far as possible."""
+    if isinstance(value, Tensor):
+        return _describe_tensor(value)
+    if isinstance(value, tuple):
+        entries = ", ".join(map(describe, value))
+        return f"({entries},)" if len(value) == 1 else f"({entries})"
+    if isinstance(value, Mapping):
+        entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
+        return "{" + ", ".join(entries) + "}"
+    if isinstance(value, torch.nn.Module):  # its own repr has a line for every layer
+        return f"{type(value).__name__}(...)"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__.rpartition("<locals>.")[2]
+    return repr(value)
+
+
+def _describe_tensor(tensor: Tensor) -> str:
+    if tensor.ndim == 0 and readable(tensor):
+        return f"tensor({tensor.item():g})"
+    return f"tensor(shape={tuple(tensor.shape)})"
+
+
+def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Find the known name that an unknown name resembles most."""
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest a known name for an unknown one, or list all known names."""
+    known = sorted(known)
+    suggestion = close(name, known)
+    if suggestion is not None:
+        return f"did you mean {suggestion!r}?"
+    return f"known: {', '.join(known)}" if known else "there are none"
+
+
+def nearest_dotted(name: Any, known: Iterable[str]) -> str:
+    """Suggest as `nearest` does for `owner.name`, but only names of that owner."""
+    known = list(known)
+    head, _, tail = str(name).rpartition(".")
+    tails_of_head: dict[str, list[str]] = {}
+    for candidate in known:
+        owner, _, last = candidate.rpartition(".")
+        tails_of_head.setdefault(owner, []).append(last)
+    if known and head not in tails_of_head:
+        owners = [owner for owner in tails_of_head if owner]
+        suggestion = close(head, owners)
+        if suggestion is None:
+            return _known_with_tail(tail, known)
+        head = suggestion
+    prefix = f"{head}." if head else ""
+    return nearest(prefix + tail, [prefix + last for last in tails_of_head.get(head, [])])
+
+
+def _known_with_tail(tail: str, known: list[str]) -> str:
+    """List the known names that end in `tail`, or all if none does."""
+    alike = [name for name in known if name.rpartition(".")[2] == tail]
+    return f"known: {', '.join(sorted(alike or known))}"

@@ -1,0 +1,118 @@
+"""The layout of the nested state of functional use, and the one place that knows it.
+
+`{"step": 0-d, "<stage>": {"<slot>": {"<leaf>": tensor}, "<shared>": 0-d, "<inner stage>": {...}}}`. The paths of stages
+come from the chain; an entry at a path is a stage, a slot (a dict by leaf name), or a shared value (a tensor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gradtx._errors import OWN_STATE, Path, foreign, lacking
+
+Slots = list[tuple[str, dict[str, Tensor]]]
+
+
+class NestedState:
+    """Reads a nested state along the paths of a chain's stages.
+
+    Attributes:
+        stages: The paths of the chain, which tell stages from slots.
+    """
+
+    def __init__(self, state: dict[str, Any], stages: Mapping[Path, str]):
+        self.stages = stages
+        self._state = state
+        self._slots: dict[Path, Slots] = {}
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        """The shared values at a stage."""
+        return {key: value for key, value in self._entry(path).items() if isinstance(value, Tensor)}
+
+    def slots(self, path: Path) -> Slots:
+        """(slot, tensors by leaf) at a stage."""
+        if path not in self._slots:
+            self._slots[path] = []
+            for key, value in self._entry(path).items():
+                if isinstance(value, dict) and (*path, key) not in self.stages:
+                    self._slots[path].append((key, value))
+        return self._slots[path]
+
+    def slots_of(self, path: Path, leaf: str) -> dict[str, Tensor]:
+        """The slots of one leaf at a stage."""
+        return {slot: values[leaf] for slot, values in self.slots(path) if leaf in values}
+
+    def tree(self, path: Path) -> Any:
+        """The state of a pair of plain functions, as these returned it."""
+        entry: Any = self._state
+        for key in path:
+            if not isinstance(entry, dict) or key not in entry:
+                raise lacking(path)
+            entry = entry[key]
+        return entry
+
+    def marks(self, path: Path, leaf: str) -> bool:
+        """Whether a selector has marked a leaf there."""
+        return leaf in self._entry(path)
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        entry: Any = self._state
+        for key in path:
+            entry = entry.get(key, {}) if isinstance(entry, dict) else {}
+        return entry if isinstance(entry, dict) else {}
+
+    def check(self, names: Collection[str], opaque: Collection[Path], known: Callable[[Path, str], bool]) -> None:
+        """Raise an error unless this is a state of the chain, with these leaves."""
+        for key in self._state:
+            if key != "step" and (key,) not in self.stages:
+                raise foreign((key,))
+        for path in self.stages:
+            if path in opaque:
+                continue
+            for name in self.scalars(path):
+                if (*path, name) not in opaque and not known(path, name):
+                    raise foreign((*path, name))
+            for slot, values in self.slots(path):
+                _check_slot((*path, slot), values, names)
+
+    def rebuilt(
+        self, new: Callable[[Path, str, Any], Any], trees: Mapping[Path, Any], opaque: Collection[Path]
+    ) -> dict[str, Any]:
+        """A state in the order of this one: `new` gives each slot and shared value, `trees` those of plain functions."""
+
+        def rebuild(entry: dict[str, Any], path: Path) -> dict[str, Any]:
+            result = {}
+            for key, value in entry.items():
+                below = (*path, key)
+                if below in opaque:
+                    result[key] = trees.get(below, value)
+                elif below in self.stages:
+                    result[key] = rebuild(value, below)
+                else:
+                    result[key] = new(path, key, value)
+            return result
+
+        return rebuild(self._state, ())
+
+
+def _check_slot(path: Path, values: dict[str, Any], names: Collection[str]) -> None:
+    where = ".".join(path)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise foreign(path)
+        if name not in names:
+            raise ValueError(
+                f"updates lack leaf {name!r}, which the state has at {where!r}; pass None for a leaf without gradient"
+            )
+        if not isinstance(value, Tensor):
+            raise ValueError(f"state at {where!r} has no tensor for leaf {name!r}, got {value!r}; {OWN_STATE}")
+
+
+def enter(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The entry at a path, made if it is not there."""
+    for key in path:
+        state = state.setdefault(key, {})
+    return state

@@ -1,0 +1,354 @@
+"""Functional use: trees in, trees out. It is the case of one group, whose state is one nested dict."""
+
+from __future__ import annotations
+
+import numbers
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _torch, _tree
+from gradtx._errors import OWN_STATE, Path, foreign, lacking
+from gradtx._exact import exact
+from gradtx._execution import Block, Leaf, execute, initialize
+from gradtx._messages import nearest
+from gradtx._nested_state import NestedState, enter
+from gradtx._runs import Run
+from gradtx.context import ALWAYS_KNOWN, Clock
+
+if TYPE_CHECKING:
+    from gradtx.core import GradientTransformation
+
+
+class TreeRun(Run):
+    """A run whose old state is a nested dict, as `init` makes it.
+
+    Attributes:
+        block: The expanded transformation.
+        clock: The outermost clock.
+        old_step: The count of finished updates.
+        params, unflatten_params, grad_fn: The caller's parameters by name, the tree they form, and its extra `grad_fn`.
+    """
+
+    keeps_trees = True
+    params: dict[str, Any]
+    unflatten_params: Any
+    grad_fn: Any
+
+    def __init__(self, tx: GradientTransformation, like: dict[str, Any], unflatten: Any, state: Any = None):
+        super().__init__()
+        self._unflatten = unflatten
+        self._like = like
+        self.initial = state is None
+        self.device = _device_of(like)
+        if state is None:
+            self.old_step = torch.zeros((), dtype=torch.int64, device=self.device)
+        elif isinstance(state, dict) and isinstance(state.get("step"), Tensor):
+            self.old_step = state["step"]
+        else:
+            raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
+        self._old = NestedState(state or {}, self.stages)
+        self.clock = Clock(self.old_step + 1)
+        self.watch()
+        self.block = Block.of(tx, self, self.old_step)
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        return self._old.scalars(path)
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        return self._old.slots_of(path, leaf.name)
+
+    def tree(self, path: Path) -> Any:
+        return self._old.tree(path)
+
+    def select(self, accept: Tensor, new: Any, old: Any) -> Any:
+        return _tree.map_tensors(lambda a, b: torch.where(accept, a, b), new, old)
+
+    def whole(self, values: dict[str, Any]) -> Any:
+        return self._unflatten({name: values.get(name) for name in self._like})
+
+    def by_name(self, tree: Any) -> dict[str, Any]:
+        return _tree.match(tree, self._like, "updates returned by a plain function", "the updates given to it")
+
+    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        moved = {name: value.to(self.params[name].dtype) for name, value in values.items()}
+        params = self.unflatten_params({**self.params, **moved})
+        gradients = _tree.match(self.grad_fn(params), self.params, "gradients from grad_fn", "params")
+        at = {}
+        for name, value in values.items():
+            gradient = gradients[name]
+            at[name] = torch.zeros_like(value) if gradient is None else gradient.to(value.dtype)
+        return at
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        if self.initial:
+            return self._first_choice(path, leaf, selector)
+        if selector.by_name:
+            return selector.choose(leaf.name, None)
+        label = selector.recall(path, lambda where: self._old.marks(where, leaf.name))
+        if label is None:
+            raise lacking(path, leaf.name)
+        return label
+
+    @staticmethod
+    def _first_choice(path: Path, leaf: Leaf, selector: Any) -> Any:
+        label = selector.choose(leaf.name, leaf.given[1])
+        # A predicate may depend on the parameter's present value, so the state remembers its answer, as a mark.
+        if not selector.by_name:
+            *stage, slot = selector.mark(path, label)
+            leaf.new.setdefault(tuple(stage), {})[slot] = torch.empty(0, device=leaf.device)
+        return label
+
+    def template(self, name: str) -> Tensor | None:
+        """Some stored tensor shaped as the leaf, for a leaf that comes without gradient and parameter.
+
+        Only a combinator that takes leaves without a gradient has work for it, and keeps such a tensor.
+        """
+        for operation in self.block.walk():
+            if operation.template_slot is not None:
+                slots = self._old.slots_of(operation.path, name)
+                if operation.template_slot in slots:
+                    return slots[operation.template_slot]
+        return None
+
+    def check(self, names: dict[str, Any]) -> None:
+        """Before anything runs: is this a state of this chain, with these leaves?"""
+        self._old.check(names, self.opaque, self._declares)
+
+    def _declares(self, path: Path, name: str) -> bool:
+        """Whether a stage keeps a shared value of this name."""
+        return path in self.free or name in self.declared.get(path, ())
+
+    def rebuilt(self, leaves: dict[str, Leaf]) -> dict[str, Any]:
+        """The new state, in the order of the old one."""
+
+        def new(path: Path, key: str, old: Any) -> Any:
+            if not isinstance(old, dict):
+                return self.new_shared.get(path, {}).get(key, old)
+            values = {}
+            for name, tensor in old.items():
+                values[name] = _new_slot(leaves.get(name), path, key, tensor)
+            return values
+
+        return {**self._old.rebuilt(new, self.new_trees, self.opaque), "step": self.clock.step}
+
+
+def _device_of(leaves: dict[str, Any]) -> torch.device:
+    for leaf in leaves.values():
+        if leaf is not None:
+            return leaf.device
+    return torch.device("cpu")
+
+
+def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
+    if leaf is None or leaf.update is None:
+        return old  # no gradient: unchanged
+    new = leaf.new.get(path, {}).get(slot)
+    if new is not None:
+        return new
+    passed_by = leaf.given[0] is None  # only a combinator behind this link took the leaf
+    if old.numel() and not passed_by:  # a selector's mark is empty, and stays
+        raise foreign((*path, slot))
+    return old
+
+
+def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
+    leaves, unflatten = _tree.flatten(params, "params")
+    run = TreeRun(tx, leaves, unflatten)
+    cells = []
+    for name, tensor in leaves.items():
+        if tensor is not None:
+            cells.append(Leaf(run, name, None, tensor, {}, run.clock))
+    for cell in cells:
+        cell.program = run.block.for_leaf(cell)
+    for selector in run.selectors:
+        selector.check_used([cell.name for cell in cells])
+    initialize(cells)
+    state = _first_state(run, cells)
+    run.memory.take(_tree.tensors(params))
+    state = _tree.map_tensors(run.memory.fresh, state)
+    if not cells or not _torch.inside_transform():
+        return state
+    # Under vmap a count is the same for all members, and would come out with stride 0: unlike the next one, so that
+    # a compiled step would be compiled twice.
+    batched = cells[0].given[1].new_ones((), dtype=torch.bool)
+    return _tree.map_tensors(lambda tensor: torch.where(batched, tensor, tensor), state)
+
+
+def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
+    state: dict[str, Any] = {"step": run.old_step}
+    for path in run.stages:
+        if path in run.new_trees:
+            enter(state, path[:-1])[path[-1]] = run.new_trees[path]
+        for name, value in run.new_shared.get(path, {}).items():
+            enter(state, path)[name] = value
+        for cell in cells:
+            for slot, value in cell.new.get(path, {}).items():
+                enter(state, (*path, slot))[cell.name] = value
+    return state
+
+
+def update(
+    tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    grads, unflatten = _tree.flatten(updates, "updates")
+    by_name: dict[str, Any] = {}
+    unflatten_params = None
+    if params is not None:
+        by_name, unflatten_params = _tree.flatten(params, "params")
+        _tree.check_names(by_name, grads, "params", "updates")
+    kinds = check_extras(tx, params, extras)
+    run = TreeRun(tx, by_name or grads, unflatten, state)
+    run.params, run.unflatten_params, run.grad_fn = by_name, unflatten_params, extras.get("grad_fn")
+    run.check(grads)
+    leaves = _leaves(run, grads, by_name if params is not None else None, extras, kinds)
+    execute(leaves.values(), _done)
+    for commit in reversed(run.commits):
+        commit()
+    outputs = {name: leaves[name].result() if name in leaves else None for name in grads}
+    new_state = run.rebuilt(leaves)
+    run.memory.take(_tree.tensors((updates, state, params, extras)))
+    return _tree.map_tensors(run.memory.fresh, (unflatten(outputs), new_state))
+
+
+def _done(leaf: Leaf) -> None:
+    """Results stay in the leaf until all are through."""
+
+
+def _leaves(
+    run: TreeRun, grads: dict[str, Any], params: dict[str, Any] | None, extras: dict[str, Any], kinds: dict[str, str]
+) -> dict[str, Leaf]:
+    """The leaves that have anything to do, with their programs."""
+    scalars, trees = split_extras(extras, kinds, grads)
+    run.known_extras, run.leaf_extras = kinds, trees
+    leaves = {}
+    for name, grad in grads.items():
+        param = None if params is None else params[name]
+        like = None
+        if grad is None and param is None:
+            like = run.template(name)
+            if like is None:
+                continue
+        if params is not None and grad is not None:
+            _check_pair(name, grad, param)
+        leaf = leaves[name] = Leaf(run, name, grad, param, scalars, run.clock, like)
+        if trees:
+            leaf.extras = {**scalars, **{key: by_leaf(key, values[name], leaf) for key, values in trees.items()}}
+    for leaf in leaves.values():
+        leaf.program = run.block.for_leaf(leaf)
+    return leaves
+
+
+def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:
+    if param is None:
+        raise ValueError(f"params: leaf {name!r} is None, but it has a gradient")
+    if grad.shape != param.shape:
+        raise ValueError(f"updates: leaf {name!r} has shape {tuple(grad.shape)}, its parameter {tuple(param.shape)}")
+
+
+def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
+    """A leaf's own part of an extra, in the dtype that rules compute in."""
+    if value is None:
+        return None
+    shape = next(tensor.shape for tensor in leaf.given if tensor is not None)
+    if value.shape != shape:
+        raise ValueError(f"{extra}: leaf {leaf.name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}")
+    return value.to(leaf.wide)
+
+
+def check_extras(
+    tx: GradientTransformation, params: Any, extras: dict[str, Any], call: str = "update(updates, state, params"
+) -> dict[str, str]:
+    """The kinds of the extras that `tx` knows, after checking that these are the right ones."""
+    kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
+    for link in tx._links():
+        kinds.update(link._extras)
+    for name in extras:
+        if name not in kinds:
+            raise TypeError(f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}")
+    for link in tx._links():
+        for need in link._needs:
+            if need == "params" and params is None:
+                raise ValueError(f"{link._name} needs params: call {call})")
+            # hessian_diag=None means 'keep the last one'; the key is required all the same.
+            given = extras.get(need) is not None or (need == "hessian_diag" and need in extras)
+            if need != "params" and not given:
+                # A closure is itself the grad_fn of an optimizer's step.
+                more = "" if need == "grad_fn" and "closure" in call else f", {need}=..."
+                raise ValueError(f"{link._name} needs {need}: call {call}{more})")
+    return kinds
+
+
+def split_extras(
+    extras: dict[str, Any], kinds: dict[str, str], names: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Extras that all leaves share, and those by leaf."""
+    scalars: dict[str, Any] = {}
+    trees: dict[str, dict[str, Any]] = {}
+    for name, value in extras.items():
+        if value is None:
+            scalars[name] = None
+        elif kinds[name].startswith("leaf"):
+            trees[name] = _tree.match(value, names, name, "updates")
+        elif name == "grad_fn":
+            if not callable(value):
+                raise TypeError(f"grad_fn must be a function params -> gradients, got {value!r}")
+            scalars[name] = value
+        else:
+            scalars[name] = _number(name, value)
+    return scalars, trees
+
+
+def _number(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor | numbers.Real):
+        raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
+    number = value if isinstance(value, Tensor) else exact(value, torch.device("cpu"))
+    if number.ndim:
+        raise ValueError(f"{name} must be 0-d, got a tensor of shape {tuple(number.shape)}")
+    return number.to(torch.promote_types(number.dtype, torch.float32))
+
+
+def eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
+    by_name, unflatten = _tree.flatten(params, "params")
+    run = TreeRun(tx, by_name, unflatten, state)
+    run.check(by_name)
+    chosen = dict(by_name)
+    for name, param in by_name.items():
+        if param is None:
+            continue
+        leaf = Leaf(run, name, None, param, {}, run.clock)
+        weights = evaluated(leaf, run.block.for_leaf(leaf))
+        if weights is None:
+            continue
+        if weights.shape != param.shape:
+            raise ValueError(
+                f"eval_params: leaf {name!r} has shape {tuple(param.shape)}, its state {tuple(weights.shape)}; "
+                f"{OWN_STATE}"
+            )
+        chosen[name] = weights.to(param.dtype, copy=True)
+    return unflatten(chosen)
+
+
+def evaluated(leaf: Leaf, program: list[Any]) -> Any:
+    """The weights to evaluate with, of the last link that has any; or None."""
+    for operation in reversed(program):
+        weights = operation.evaluate(leaf)
+        if weights is not None:
+            return weights
+    return None
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    by_name, unflatten = _tree.flatten(params, "params")
+    steps = _tree.match(updates, by_name, "updates", "params")
+    new = dict(by_name)
+    for name, param in by_name.items():
+        step = steps[name]
+        if param is None or step is None:
+            continue
+        if step.shape != param.shape:
+            shapes = f"{tuple(step.shape)}, its parameter {tuple(param.shape)}"
+            raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
+        new[name] = (param + step).to(param.dtype)
+    return unflatten(new)

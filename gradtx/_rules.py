@@ -1,0 +1,474 @@
+"""Rules for one tensor as operations: their state, their calls, and the errors of rules that break the contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _torch
+from gradtx._errors import OWN_STATE, Path, lacking
+from gradtx._exact import exact
+from gradtx._execution import Leaf, Operation
+from gradtx._messages import nearest
+from gradtx._random import Stream
+from gradtx._runs import Run, Scope
+from gradtx._sharding import is_sharded, placed_as, undivided
+from gradtx._slots import check_slots, first_slots, numbered, value_for, widened, with_lists, wrong_shape
+from gradtx._torch import readable
+from gradtx.context import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A rule for one tensor with these values of its arguments.
+
+    Attributes:
+        name: The factory's name.
+        update: `(update, state, param, ctx) -> (update, state)`.
+        init: `param -> slots`, or None for a rule without slots.
+        evaluate: `(state, param) -> tensor`, or None.
+        shared: A function for each 0-d value that all leaves share, which gives its start.
+        elementwise, compiles, agree: As in `Operation`.
+        dims: The least and the largest number of dimensions of a leaf.
+        seed: The seed of a rule that draws random numbers, else None.
+        readable: Whether the values of all arguments can be read on the host.
+    """
+
+    name: str
+    update: Callable[..., Any]
+    init: Callable[..., Any] | None = None
+    evaluate: Callable[..., Any] | None = None
+    shared: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
+    elementwise: bool = False
+    compiles: bool = True
+    agree: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dims: tuple[int, float] | None = None
+    seed: int | None = None
+    readable: bool = True
+
+
+class RuleState(dict[str, Any]):
+    """The state that a rule gets: its slots and shared values. A missing key says what is wrong."""
+
+    def __init__(self, values: Mapping[str, Any], stage: StageState, leaf: Leaf):
+        super().__init__(values)
+        self._stage = stage
+        self._leaf = leaf
+
+    def __missing__(self, name: Any) -> Any:
+        return self._stage.missing(name, self._leaf)
+
+    def map(self, function: Callable[[Any], Any]) -> RuleState:
+        """The same with `function` of every tensor."""
+        values = {}
+        for name, value in self.items():
+            values[name] = [function(item) for item in value] if isinstance(value, list) else function(value)
+        return RuleState(values, self._stage, self._leaf)
+
+
+class StageState:
+    """The state of one stage: makes it, and converts it between the stored form and the rule's."""
+
+    def __init__(self, path: Path, scope: Scope, rule: Rule):
+        run = scope.run
+        self.path = path
+        self.shared: dict[str, Tensor] = {}
+        self._rule = rule
+        self._stored_dtype = scope.state_dtype
+        start = {name: _maker(value, run.device) for name, value in rule.shared.items()}
+        if rule.seed is not None:
+            start["seed"] = lambda: torch.tensor(rule.seed, device=run.device)
+            start["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=run.device)
+        if start:
+            self.shared = scope.shared(path, start)
+
+    def wide(self, leaf: Leaf) -> torch.dtype:
+        """The dtype that the rule computes in."""
+        if self._stored_dtype is None:
+            return leaf.wide
+        return torch.promote_types(leaf.wide, self._stored_dtype)
+
+    def like(self, leaf: Leaf, device: Any = None) -> Tensor:
+        """A tensor shaped as the leaf, in the dtype of the rule."""
+        tensor = leaf.param if leaf.param is not None else leaf.update
+        return tensor.to(device or leaf.device, self.wide(leaf))
+
+    def made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
+        """The slots as the rule's own `init` returns them."""
+        init = self._rule.init
+        if init is None:
+            return {}
+        like = self.like(leaf, device)
+        random = () if self._rule.seed is None else (Stream(self.shared["seed"], self.shared["counter"], leaf.name),)
+        try:
+            return init(like, *random)
+        except RuntimeError as error:
+            if not is_sharded(like) or isinstance(error, _torch.NOT_OF_LAYOUT):
+                raise
+            return init(undivided(like), *random)
+
+    def first(self, leaf: Leaf) -> dict[str, Tensor]:
+        """The first slots, in the dtypes that they are kept in."""
+        if self._rule.init is None:
+            return {}
+        return self.stored(self.made(leaf), leaf)
+
+    def stored(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
+        """Slots that `init` returned, in the dtypes that they are kept in."""
+        check_slots(slots, self._rule.name)
+        return self._in_stored_dtypes(numbered(slots), leaf)
+
+    def _in_stored_dtypes(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
+        return first_slots(slots, self.like(leaf), self._stored_dtype or leaf.param_dtype, self._rule.name)
+
+    def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A rule's state with lists as numbered slots."""
+        return numbered(state)
+
+    def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
+        """The reverse of `_flat`."""
+        state = with_lists(flat)
+        if state is not flat:
+            self._check_lists(leaf, old)
+        return state
+
+    def read(self, leaf: Leaf, wide: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
+        """A leaf's slots as they are kept, and the state as the rule gets it."""
+        if self._rule.init is None:
+            return {}, RuleState(self.shared, self, leaf)
+        old = leaf.run.slots(self.path, leaf)
+        if not old and self.first(leaf):
+            raise lacking(self.path, leaf.name)
+        if leaf.restarts is not False:
+            old = _restarted(leaf.restarts, self.first(leaf), old)
+        flat = {slot: widened(value, wide) for slot, value in old.items()}
+        state = self._as_rule_sees(leaf, old, flat)
+        return old, RuleState({**state, **self.shared}, self, leaf)
+
+    def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
+        # A list that lost an entry would just be a shorter list.
+        update, param = leaf.given
+        if self._rule.readable and readable(param if update is None else update):
+            for slot in numbered(self.made(leaf, "meta")):
+                if slot not in old:
+                    raise lacking((*self.path, slot), leaf.name)
+
+    def missing(self, name: Any, leaf: Leaf) -> Any:
+        """A key that the rule did not find: an empty list leaves nothing in the state; anything else is an error."""
+        made = self.made(leaf)
+        if name in made and made[name] == []:
+            return []
+        if name in made or name in numbered(made):
+            raise lacking((*self.path, name), leaf.name)
+        raise ValueError(
+            f"{self._rule.name}: the rule asks for {name!r}, which is no slot that its init makes; "
+            f"{nearest(str(name), [*made, *self.shared])}"
+        )
+
+    def write(self, leaf: Leaf, state: Mapping[str, Any], old: dict[str, Tensor]) -> None:
+        """Keep what the rule returned, in the dtypes of the old state."""
+        if not old and not state and not self.shared:
+            return
+        slots = self._flat(dict(state))
+        if self.shared:
+            self._write_shared(leaf, slots)
+        if old.keys() != slots.keys():
+            raise self._other_slots(leaf, old, slots)
+        if not old:
+            return
+        new = {}
+        for slot, value in old.items():
+            try:
+                new[slot] = value_for(slots[slot], value, self.path, slot, leaf.name)
+            except ValueError as error:
+                raise self._other_shapes(leaf, old, slots, error) from None
+        leaf.new[self.path] = leaf.accepted(new, old)
+
+    def _write_shared(self, leaf: Leaf, slots: dict[str, Any]) -> None:
+        """Move the shared values from what the rule returned to the run."""
+        new = leaf.run.new_shared.setdefault(self.path, {})
+        for name, old in self.shared.items():
+            if self._rule.seed is not None and name not in slots:
+                continue  # the library counts the draws of a random rule
+            value = slots.pop(name, None)
+            if isinstance(value, Tensor) and value.ndim:
+                shape = tuple(value.shape)
+                raise ValueError(f"{self._rule.name}: the shared {name!r} comes in shape {shape}, needs 0-d")
+            new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
+
+    def _other_slots(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
+        """The error for other slots than before: the rule's fault if its `init` makes the old ones."""
+        if self.first(leaf).keys() != old.keys():
+            return ValueError(
+                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
+                f"{sorted(new)}; {OWN_STATE}"
+            )
+        missing = sorted(old.keys() - new.keys())
+        unknown = sorted(new.keys() - old.keys())
+        faults = []
+        if missing:
+            faults.append(f"without the slot {missing[0]!r}, which its init makes")
+        if unknown and self._rule.init is None:
+            faults.append(f"with the slot {unknown[0]!r}, though there is no init to make it: return init, update")
+        elif unknown:
+            faults.append(f"with the slot {unknown[0]!r}, which its init does not make")
+        return ValueError(f"{self._rule.name}: the rule returns a state {', and '.join(faults)}")
+
+    def _other_shapes(
+        self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any], otherwise: ValueError
+    ) -> ValueError:
+        """The same for shapes; `otherwise` blames the state."""
+        made = self.first(leaf)
+        for slot, value in old.items():
+            if made[slot].shape == value.shape != new[slot].shape:
+                return ValueError(
+                    f"{self._rule.name}: the rule returns the slot {slot!r} of leaf {leaf.name!r} in shape "
+                    f"{tuple(new[slot].shape)}, its init makes it in shape {tuple(value.shape)}"
+                )
+        return otherwise
+
+    def check_shapes(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
+        """A rule failed: perhaps the state belongs to other tensors."""
+        for slot, value in self.first(leaf).items():
+            if slot in old and old[slot].shape != value.shape:
+                raise wrong_shape(self.path, slot, leaf.name, old[slot].shape, value.shape)
+
+    def stream(self, leaf: Leaf) -> Stream:
+        """The random numbers of this leaf at this step."""
+        seed, counter = self.shared["seed"], self.shared["counter"] + 1
+        leaf.run.new_shared.setdefault(self.path, {}).update(seed=seed, counter=counter)
+        return Stream(seed, counter, leaf.name)
+
+
+def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+    """First slots where a combinator starts its inner transformation again, else the old ones."""
+    if restarts is True:
+        return first
+    return {slot: torch.where(restarts, first.get(slot, value), value) for slot, value in old.items()}
+
+
+def _maker(value: Callable[[], Any], device: torch.device) -> Callable[[], Tensor]:
+    return lambda: exact(value(), device)
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of a rule's function for one leaf."""
+
+    leaf: Leaf
+    update: Any
+    state: RuleState
+    param: Any
+    context: Context
+    wide: torch.dtype
+    old: dict[str, Tensor]
+    generator: Any = None
+    totals: list[Any] = dataclasses.field(default_factory=list)
+
+    def undivided(self) -> Call:
+        """The same call on whole tensors in place of shards."""
+        state, context = self.state.map(undivided), self.context.undivided()
+        return dataclasses.replace(
+            self, update=undivided(self.update), param=undivided(self.param), state=state, context=context
+        )
+
+
+class RuleOperation(Operation):
+    """A rule written for one tensor."""
+
+    def __init__(self, rule: Rule, stage: StageState, run: Run):
+        self.path = stage.path
+        self.elementwise = rule.elementwise
+        self.compiles = rule.compiles
+        self.agree = rule.agree
+        self.stage = stage
+        self.rule = rule
+        self._function = rule.update
+        self._watched: set[int] | None = set() if run.watches else None  # the numbers of dimensions of watched leaves
+
+    def init(self, leaf: Leaf) -> None:
+        self._check_dims(leaf)
+        slots = self.stage.first(leaf)
+        if slots:
+            leaf.new[self.path] = slots
+
+    def _check_dims(self, leaf: Leaf) -> None:
+        if self.rule.dims is None:
+            return
+        shape = tuple((leaf.param if leaf.param is not None else leaf.update).shape)
+        least, most = self.rule.dims
+        if not least <= len(shape) <= most:
+            count = str(least) if least == most else f"at least {least}"
+            raise ValueError(
+                f"{self.rule.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
+                "send it through another transformation, by partition(...) or an optimizer's fallback"
+            )
+
+    # One call of the rule: prepared, run up to a sum or to the end, finished.
+
+    def start(self, leaf: Leaf) -> Any:
+        self._check_dims(leaf)
+        wide = self.stage.wide(leaf)
+        if leaf.update.dtype != wide:
+            wide = torch.promote_types(wide, leaf.update.dtype)
+            leaf.update = leaf.update.to(wide)
+        old, state = self.stage.read(leaf, wide)
+        param = None if leaf.param is None else leaf.param.to(wide)
+        call = Call(leaf, leaf.update, state, param, self._context(leaf, wide), wide, old)
+        return self._begun(call)
+
+    def _context(self, leaf: Leaf, wide: torch.dtype) -> Context:
+        if self.rule.seed is not None:
+            return Context(leaf, leaf.clock, wide, self.stage.stream(leaf))
+        return leaf.context(wide)
+
+    def _begun(self, call: Call) -> Any:
+        watch = self._watch(call)
+        out = self._guarded(call)
+        if isinstance(out, types.GeneratorType):
+            call.generator = out
+            out = self._guarded(call, None)
+        if watch is not None:
+            watch.check(self.rule.name, call.leaf.name)
+        if call.generator is not None:
+            return self._waiting(call, out)
+        self._finish(call, out)
+        return None
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        call = leaf.pending
+        out = self._guarded(call, total)
+        if isinstance(out, dict):
+            return self._waiting(call, out)
+        leaf.pending = None
+        self._finish(call, out)
+        return None
+
+    def _guarded(self, call: Call, *total: Any) -> Any:
+        """Call the rule, or continue it with a total; say what is missing if it fails over that."""
+        try:
+            if not total:
+                return self._function(call.update, call.state, call.param, call.context)
+            call.totals.append(total[0])
+            return self._continued(call.generator, total[0])
+        except (AttributeError, TypeError) as error:
+            if call.param is None and self._works_with_params(call):
+                raise without_params(self.rule.name, error) from error
+            raise
+        except RuntimeError as error:
+            self.stage.check_shapes(call.leaf, call.old)
+            if not is_sharded(call.update) or isinstance(error, _torch.NOT_OF_LAYOUT) or call.totals[1:]:
+                raise
+            # Some operations have no form for shards; which ones is the same on every process.
+            return self._again(call.undivided(), call)
+
+    def _again(self, whole: Call, call: Call) -> Any:
+        out = self._function(whole.update, whole.state, whole.param, whole.context)
+        if isinstance(out, types.GeneratorType) and call.totals:
+            call.generator = out
+            return self._continued(out, None)
+        return out
+
+    def _continued(self, generator: Any, total: Any) -> Any:
+        try:
+            return generator.send(total)
+        except StopIteration as stop:
+            raise TypeError(f"{self.rule.name}: end with `yield update, state`, not with return") from stop
+
+    def _works_with_params(self, call: Call) -> bool:
+        """Whether the rule gets past this point with parameters: then it failed for want of them."""
+        try:
+            out = self._function(call.update, call.state, torch.zeros_like(call.leaf.update), call.context)
+            for total in call.totals:
+                out.send(total)
+        except Exception:
+            return False
+        return True
+
+    def _watch(self, call: Call) -> Watch | None:
+        """Watch one leaf of each number of dimensions: it costs little then."""
+        if self._watched is None or call.leaf.update.ndim in self._watched:
+            return None
+        self._watched.add(call.leaf.update.ndim)
+        # A closure that computes gradients elsewhere puts the weights back, by writing them.
+        fixed = call.leaf.extras.get("grad_fn") is None
+        update = call.update if isinstance(call.update, Tensor) else None  # not the dict that a combinator may get
+        given = {"update": update, "param": call.param if fixed else None}
+        for slot, value in {**call.old, **self.stage.shared}.items():
+            given[f"state[{slot!r}]"] = value
+        return Watch(given)
+
+    def _waiting(self, call: Call, sums: Any) -> dict[str, Tensor]:
+        """The terms of the sums that the rule asks for."""
+        if not isinstance(sums, dict):
+            raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {sums!r}")
+        leaf = call.leaf
+        leaf.pending = call
+        payload = {}
+        for name, value in sums.items():
+            term = exact(value, leaf.device)
+            if term.ndim:
+                raise ValueError(f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d")
+            # A leaf that is skipped adds nothing; where, since 0 * inf is NaN.
+            payload[name] = term if leaf.active is None else torch.where(leaf.active, term, 0.0)
+        return payload
+
+    def _finish(self, call: Call, out: Any) -> None:
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+            raise TypeError(f"{self.rule.name}: a rule returns (update, state), got {type(out).__name__}")
+        update, state = out
+        self._accept(call, update)
+        self.stage.write(call.leaf, state, call.old)
+
+    def _accept(self, call: Call, update: Any) -> None:
+        """Take over a new update."""
+        leaf = call.leaf
+        if not isinstance(update, Tensor):
+            raise TypeError(f"{self.rule.name}: the update of leaf {leaf.name!r} came out as {update!r}")
+        if update.shape != leaf.update.shape:
+            raise ValueError(
+                f"{self.rule.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
+                f"its update came out as {tuple(update.shape)}"
+            )
+        if update.dtype != call.wide:
+            update = update.to(call.wide)
+        leaf.update = placed_as(update, leaf.update)
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        if self.rule.evaluate is None:
+            return None
+        wide = self.stage.wide(leaf)
+        _, state = self.stage.read(leaf, wide)
+        return self.rule.evaluate(state, leaf.param.to(wide))
+
+
+class Watch:
+    """Detects a rule that writes into its inputs, by the versions that torch counts."""
+
+    def __init__(self, given: Mapping[str, Tensor | None]):
+        self._before: dict[str, tuple[Tensor, int]] = {}
+        for name, tensor in given.items():
+            if tensor is not None and not tensor.is_inference():  # which have no version
+                self._before[name] = (tensor, _torch.version_of(tensor))
+
+    def check(self, owner: str, leaf: str) -> None:
+        for name, (tensor, version) in self._before.items():
+            if _torch.version_of(tensor) != version:
+                raise ValueError(
+                    f"{owner}: the rule writes into {name} of leaf {leaf!r}; "
+                    "return new tensors, without methods that end in an underscore"
+                )
+
+
+def without_params(owner: str, error: Exception, plain: bool = False) -> ValueError:
+    """The error for a rule that failed because the caller passed no parameters."""
+    remedy = "" if plain else "; if it always reads them, declare needs=('params',)"
+    return ValueError(
+        f"{owner}: params were not passed, and the rule fails without them ({error}): "
+        f"call update(updates, state, params){remedy}"
+    )

@@ -1,0 +1,247 @@
+"""One call of `init` or `update`: where operations find old values, and where they leave new ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _torch
+from gradtx._errors import OWN_STATE, Path, lacking
+from gradtx._sharding import local
+
+if TYPE_CHECKING:
+    from gradtx._execution import Leaf, Operation
+
+Place = tuple[int, ...]  # the indices of children that lead from a transformation to a node in it
+
+
+class Memory:
+    """Makes sure that no output shares memory with an input, or with another output."""
+
+    def __init__(self) -> None:
+        self._taken: dict[Any, bool] = {}
+
+    def take(self, tensors: Iterable[Tensor]) -> None:
+        """Register inputs, whose memory no output may share."""
+        for tensor in tensors:
+            self._taken[memory_of(tensor)] = True
+
+    def fresh(self, tensor: Tensor, besides: Container[Any] = ()) -> Tensor:
+        """Return an output itself, or a copy if its memory is taken or is listed in `besides`."""
+        key = memory_of(tensor)
+        if key in self._taken or key in besides:
+            tensor = tensor.clone()
+        self._taken[memory_of(tensor)] = True
+        return tensor
+
+
+def memory_of(tensor: Tensor) -> Any:
+    """Identify a tensor's memory, also inside vmap and grad; while dynamo traces, by the tensor or its base."""
+    if torch.compiler.is_compiling():
+        base = _torch.base_of(tensor)
+        return tensor if base is None else base
+    try:
+        return _torch.storage_id(local(tensor))
+    except NotImplementedError:  # a tensor of a transform has no memory itself
+        return memory_of(_torch.unwrapped(tensor))
+
+
+class Run:
+    """One call of `init` or `update`; subclasses know where old state is.
+
+    Attributes:
+        initial: Whether this is a call of `init`.
+        watches: Whether rules that write in place are detected.
+        keeps_trees: Whether a pair of plain functions may keep a tree of its own choice.
+        device: Where shared values are.
+        known_extras: The names of extras that some link of the chain declares.
+        leaf_extras: The extras that are given by leaf.
+        new_shared: The new 0-d values of each stage.
+        new_trees: The new state of each pair of plain functions.
+        stages: The name of each stage, in the order of the chain.
+        opaque: The stages whose state is a user's tree.
+        free: The stages that may keep any shared values.
+        declared: The names of shared values of all other stages.
+        selectors: Every selector of the chain.
+        clock_paths: The path of each combinator with a clock, by its place.
+        commits: What remains to be done when all leaves are through; called in reverse order.
+    """
+
+    initial = False
+    watches = False
+    keeps_trees = False
+    device = torch.device("cpu")
+    known_extras: Container[str] = ()
+    leaf_extras: Container[str] = ()
+
+    def __init__(self) -> None:
+        self.new_shared: dict[Path, dict[str, Any]] = {}
+        self.new_trees: dict[Path, Any] = {}
+        self.stages: dict[Path, str] = {}
+        self.opaque: set[Path] = set()
+        self.free: set[Path] = set()
+        self.declared: dict[Path, Container[str]] = {}
+        self.selectors: list[Any] = []
+        self.clock_paths: dict[Place, Path] = {}
+        self.commits: list[Callable[[], None]] = []
+        self.memory = Memory()
+
+    def watch(self) -> None:
+        """Detect rules that write in place, if tensors are plain ones."""
+        self.watches = not torch.compiler.is_compiling() and not _torch.inside_transform()
+
+    # Subclasses say where old state is.
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        """The old 0-d values of a stage, which all leaves share."""
+        raise NotImplementedError
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        """The old slots of a leaf at a stage."""
+        raise NotImplementedError
+
+    def tree(self, path: Path) -> Any:
+        """The old state of a pair of plain functions."""
+        raise NotImplementedError
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        """A selector's decision for a leaf, made at init."""
+        raise NotImplementedError
+
+    def select(self, accept: Tensor, new: Any, old: Any) -> Any:
+        """A user's new state where `accept`, else the old one."""
+        raise NotImplementedError
+
+    def by_name(self, tree: Any) -> dict[str, Any]:
+        """The reverse of `whole`."""
+        raise NotImplementedError
+
+    def whole(self, values: dict[str, Any]) -> Any:
+        """Leaves by name as the tree that the caller uses; missing leaves are None."""
+        raise NotImplementedError
+
+    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients that the caller's `grad_fn` gives with some leaves replaced."""
+        raise NotImplementedError
+
+    # The same for all of them.
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        """The total for the leaves that wait at an operation."""
+        return operation.combine(waiting)
+
+    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """A stage's shared values: the old ones, or at init those that `start` makes, which are then recorded."""
+        self.declared[path] = tuple(start)
+        if self.initial:
+            self.new_shared[path] = {name: make() for name, make in start.items()}
+            return self.new_shared[path]
+        old = self.scalars(path)
+        for name in start:
+            if name not in old:
+                raise lacking((*path, name))
+            if old[name].ndim:
+                shape = tuple(old[name].shape)
+                raise ValueError(f"state has {'.'.join([*path, name])!r} of shape {shape}, needs 0-d; {OWN_STATE}")
+        return {name: old[name] for name in start}
+
+
+def _as_tensor(flag: bool | Tensor, like: Tensor) -> Tensor:
+    return flag.to(like.device) if isinstance(flag, Tensor) else torch.full_like(like, flag, dtype=torch.bool)
+
+
+def clock_at(place: Place, clock_paths: Mapping[Place, Path]) -> Path | None:
+    """The path of the clock that a node at this place follows; None for the outermost clock."""
+    for length in range(len(place), -1, -1):
+        path = clock_paths.get(place[:length])
+        if path is not None:
+            return path
+    return None
+
+
+@dataclasses.dataclass
+class Scope:
+    """The position in a chain while it is expanded: path of state entries, count, options.
+
+    Attributes:
+        run: The call that the operations are made for.
+        path: The path of the enclosing combinator's entry.
+        count: The number of finished updates that schedules follow.
+        frozen: Collects the selectors of `freeze`, for the enclosing block.
+        state_dtype: The dtype that slots are kept in, unless a link says otherwise.
+        place: The indices of children that lead here; None inside an alias, whose links have no public place.
+        changed: Whether a link in front has worked on the updates since the clock saw the gradient.
+        restarts: Whether a combinator around starts its inner transformation again in this call.
+        names: How often each stage name was claimed at this path.
+    """
+
+    run: Run
+    path: Path
+    count: Any
+    frozen: list[Any]
+    state_dtype: torch.dtype | None = None
+    place: Place | None = ()
+    changed: bool = False
+    restarts: bool | Tensor = False
+    names: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """The shared values of a stage here; those that `start` makes if a combinator around starts again."""
+        values = self.run.shared(path, start)
+        if self.restarts is False or self.run.initial:
+            return values
+        return {
+            name: torch.where(_as_tensor(self.restarts, value), start[name](), value) for name, value in values.items()
+        }
+
+    def claim(self, name: str) -> Path:
+        """The path of the next stage called `name`: a second one is `name_1`."""
+        occurrence = self.names.get(name, 0)
+        self.names[name] = occurrence + 1
+        path = (*self.path, name if occurrence == 0 else f"{name}_{occurrence}")
+        self.run.stages[path] = name
+        return path
+
+    def skip(self, name: str) -> None:
+        """Count a stage that is left out, so that the names of others don't depend on it."""
+        self.names[name] = self.names.get(name, 0) + 1
+
+    def child(self, i: int, changed: bool) -> Scope:
+        """The same position for the i-th child of a chain, with or without links in front."""
+        return self._at(self._below(i), self.changed or changed, self.state_dtype)
+
+    def alias(self) -> Scope:
+        """The inside of an alias: its links have no places, and the alias's input is their gradient."""
+        return self._at(None, False, self.state_dtype)
+
+    def inner_chain(self) -> Scope:
+        """The inside of a link that stands for a chain: its links have no places."""
+        return self._at(None, self.changed, self.state_dtype)
+
+    def stored_as(self, dtype: torch.dtype | None) -> Scope:
+        """The same position with slots kept in another dtype."""
+        return self if dtype is None else self._at(self.place, self.changed, dtype)
+
+    def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
+        """The inside of a combinator, which may own a clock; a freeze in it covers the whole chain around it."""
+        self.run.stages.setdefault(path, path[-1])
+        count = self.count if count is None else count
+        place = self._below(i)
+        return Scope(self.run, path, count, self.frozen, self.state_dtype, place, self.changed, self.restarts)
+
+    def branch(self, path: Path, i: int) -> Scope:
+        """The inside of a branch: a freeze in it covers the branch."""
+        scope = self.inside(path, i)
+        scope.frozen = []
+        return scope
+
+    def _at(self, place: Place | None, changed: bool, dtype: torch.dtype | None) -> Scope:
+        # Not dataclasses.replace, which older versions of dynamo don't trace.
+        return Scope(self.run, self.path, self.count, self.frozen, dtype, place, changed, self.restarts, self.names)
+
+    def _below(self, i: int) -> Place | None:
+        return None if self.place is None else (*self.place, i)

@@ -1,0 +1,109 @@
+"""Slots: the tensors that a rule keeps for one leaf, in the dtype that they are stored in.
+
+The library, not the rule, converts: `first_slots` when `init` made them, `widened` before a rule reads them, `value_for`
+when it returns new ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._errors import OWN_STATE, Path
+from gradtx._exact import exact_dtype
+from gradtx._sharding import gathered, placed_as, undivided
+
+
+def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner: str) -> dict[str, Tensor]:
+    """Slots as `init` returned them, converted to `stored` unless the rule asked for a dtype of its choice."""
+    kept = {}
+    for slot, value in slots.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {value!r} for {slot!r}")
+        scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
+        if value.dtype == like.dtype and not scalar:
+            value = value.to(stored)
+        if value.shape == like.shape:
+            kept[slot] = placed_as(value, like)
+        elif value.ndim:
+            kept[slot] = gathered(value, like)
+        else:
+            kept[slot] = undivided(value)
+    return kept
+
+
+def check_slots(slots: Any, owner: str) -> None:
+    """Raise an error unless this is what `init` may return."""
+    if not isinstance(slots, dict):
+        raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
+    for slot in slots:
+        if not isinstance(slot, str):
+            raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
+        if slot.rpartition("_")[2].isdigit():
+            raise TypeError(
+                f"{owner}: slots {sorted(slots)}: a trailing number is the library's; return a list in one slot"
+            )
+
+
+def widened(value: Tensor, wide: torch.dtype) -> Tensor:
+    """A stored tensor as rules see it: never in half precision."""
+    if value.dtype == wide or not value.dtype.is_floating_point:
+        return value
+    return value.to(torch.promote_types(value.dtype, wide))
+
+
+def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
+    """A new value of a slot, in the dtype and layout of the old one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{'.'.join([*path, slot])}: the new value of leaf {leaf!r} came out as {value!r}")
+    if value.shape != old.shape:
+        raise wrong_shape(path, slot, leaf, old.shape, value.shape)
+    if value.dtype != old.dtype:
+        value = value.to(old.dtype)
+    return placed_as(value, old)
+
+
+def wrong_shape(path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size) -> ValueError:
+    return ValueError(
+        f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old)}, "
+        f"its new value has shape {tuple(new)}; {OWN_STATE}"
+    )
+
+
+def numbered(slots: dict[str, Any]) -> dict[str, Any]:
+    """A list becomes numbered slots: `{"x": [a, b]}` is kept as `{"x_0": a, "x_1": b}`."""
+    flat: dict[str, Any] = {}
+    for slot, value in slots.items():
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                flat[f"{slot}_{i}"] = item
+        else:
+            flat[slot] = value
+    return flat
+
+
+def with_lists(slots: dict[str, Any]) -> dict[str, Any]:
+    """The reverse of `numbered`."""
+    if not any(_number_of(slot) for slot in slots):
+        return slots
+    whole: dict[str, Any] = {}
+    for slot in sorted(slots, key=_length_first):
+        if _number_of(slot):
+            whole.setdefault(slot.rpartition("_")[0], []).append(slots[slot])
+        else:
+            whole[slot] = slots[slot]
+    return whole
+
+
+def _number_of(slot: str) -> str:
+    """The digits behind the last underscore; empty where there are none."""
+    if not slot[-1].isdigit():
+        return ""
+    number = slot.rpartition("_")[2]
+    return number if number.isdigit() else ""
+
+
+def _length_first(slot: str) -> tuple[int, str]:
+    return len(slot), slot

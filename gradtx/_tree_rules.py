@@ -1,0 +1,241 @@
+"""Functions of whole trees as operations: those of `@whole_tree` factories, and plain pairs as in optax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx._errors import Path
+from gradtx._execution import Leaf, Operation
+from gradtx._rules import without_params
+from gradtx._runs import Run, Scope
+from gradtx._sharding import undivided
+from gradtx._slots import check_slots, first_slots, value_for, widened
+from gradtx.context import Context
+
+
+class Functions(NamedTuple):
+    """The functions that the body of a factory returns."""
+
+    init: Callable | None
+    update: Callable
+    evaluate: Callable | None = None
+
+    @classmethod
+    def of(cls, returned: Any, name: str) -> Functions:
+        functions: tuple = returned if isinstance(returned, tuple) else (None, returned)
+        if not 2 <= len(functions) <= 3 or not all(callable(function) for function in functions[1:]):
+            raise TypeError(f"{name}: return update, (init, update) or (init, update, evaluate), got {returned!r}")
+        return cls(*functions)
+
+
+class TreeOperation(Operation):
+    """Functions of dicts by leaf name. All leaves wait for one another, and `combine` calls the function once.
+
+    The state is kept as slots (dicts by leaf name) and shared 0-d tensors.
+    """
+
+    compiles = False
+    elementwise = False
+
+    def __init__(self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None):
+        if scope.restarts is not False:
+            raise TypeError(f"{name}: works on whole trees, whose state a restart can't reset; put it outside")
+        self.path = path
+        self.agree = agree or {}
+        self._run: Run = scope.run
+        self._name = name
+        self._functions = functions
+        self._state_dtype = scope.state_dtype
+        self._members: list[Leaf] = []
+        self._run.free.add(path)
+
+    def init(self, leaf: Leaf) -> None:
+        self._members.append(leaf)
+
+    def init_all(self) -> None:
+        if self._functions.init is not None:
+            state = self._functions.init(self._tree({leaf.name: leaf.param for leaf in self._members}))
+            self._keep_first(state)
+
+    def _keep_first(self, state: Any) -> None:
+        leaves = {leaf.name: leaf for leaf in self._members}
+        slots, self._run.new_shared[self.path] = self._split(state, leaves)
+        for name, values in slots.items():
+            leaf = leaves[name]
+            check_slots(values, self._name)
+            stored = self._state_dtype or leaf.param_dtype
+            leaf.new[self.path] = first_slots(values, leaf.param, stored, self._name)
+
+    def _split(self, state: Any, leaves: dict[str, Leaf]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+        """A state that a function returned, as slots of each leaf and shared values."""
+        slots: dict[str, dict[str, Tensor]] = {}
+        shared: dict[str, Tensor] = {}
+        if not isinstance(state, dict):
+            state = {"": state} if state else {}
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim == 0:
+                shared[key] = undivided(value)
+            elif isinstance(value, dict) and set(value) <= set(leaves):
+                for name, tensor in value.items():
+                    slots.setdefault(name, {})[key] = tensor
+            else:
+                raise TypeError(
+                    f"{self._name}: its state {key!r} is neither a dict keyed by leaf name nor a 0-d tensor; "
+                    "only these can be kept here"
+                )
+        return slots, shared
+
+    def start(self, leaf: Leaf) -> Any:
+        return True  # nothing to send: `combine` reads the leaves themselves
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        leaves = {leaf.name: leaf for leaf, _ in waiting}
+        out = self._called(leaves)
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(f"{self._name}: update returns (updates, state), got {type(out).__name__}")
+        updates, state = out
+        self._keep(state, leaves)
+        updates = self._by_name(updates)
+        for name in leaves:
+            if not isinstance(updates, dict) or not isinstance(updates.get(name), Tensor):
+                raise TypeError(f"{self._name}: update returned no tensor for leaf {name!r}")
+        return updates
+
+    def _called(self, leaves: dict[str, Leaf]) -> Any:
+        updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
+        state = self._old(leaves)
+        context = self._context(leaves)
+        if all(leaf.param is not None for leaf in leaves.values()):
+            params = self._tree({name: leaf.param for name, leaf in leaves.items()})
+            return self._functions.update(updates, state, params, *context)
+        try:
+            return self._functions.update(updates, state, None, *context)
+        except (AttributeError, TypeError) as error:
+            stand_ins = self._tree({name: torch.zeros_like(leaf.update) for name, leaf in leaves.items()})
+            if self._works(updates, state, stand_ins, *context):
+                raise self._without_params(error) from error
+            raise
+
+    def _works(self, *arguments: Any) -> bool:
+        try:
+            self._functions.update(*arguments)
+        except Exception:
+            return False
+        return True
+
+    def _without_params(self, error: Exception) -> ValueError:
+        return without_params(self._name, error)
+
+    def _old(self, leaves: dict[str, Leaf]) -> Any:
+        state: dict[str, Any] = dict(self._run.scalars(self.path))
+        for name, leaf in leaves.items():
+            for slot, value in self._run.slots(self.path, leaf).items():
+                state.setdefault(slot, {})[name] = widened(value, leaf.wide)
+        return state
+
+    def _keep(self, state: Any, leaves: dict[str, Leaf]) -> None:
+        if not state:
+            return
+        slots, self._run.new_shared[self.path] = self._split(state, leaves)
+        for name, leaf in leaves.items():
+            old, new = self._run.slots(self.path, leaf), slots.get(name, {})
+            if old.keys() != new.keys():
+                raise ValueError(f"{self._name}: the slots of leaf {name!r} became {sorted(new)}, were {sorted(old)}")
+            if new:
+                kept = {slot: value_for(new[slot], value, self.path, slot, name) for slot, value in old.items()}
+                leaf.new[self.path] = leaf.accepted(kept, old)
+
+    def resume(self, leaf: Leaf, total: Any) -> None:
+        update = total[leaf.name]
+        if update.shape != leaf.update.shape:
+            raise ValueError(
+                f"{self._name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
+                f"its update came out as {tuple(update.shape)}"
+            )
+        leaf.update = update.to(leaf.wide)
+
+    # The form of trees that the functions take.
+
+    def _tree(self, values: dict[str, Any]) -> Any:
+        return values
+
+    def _by_name(self, tree: Any) -> Any:
+        return tree
+
+    def _context(self, leaves: dict[str, Leaf]) -> tuple:
+        return (TreeContext(leaves),)
+
+
+class PlainOperation(TreeOperation):
+    """A pair of plain functions, which get trees as the caller built them, and no context.
+
+    In functional use the state is kept as the functions return it.
+    """
+
+    def __init__(self, path: Path, scope: Scope, name: str, functions: Functions):
+        super().__init__(path, scope, name, functions)
+        self._opaque = self._run.keeps_trees
+        if self._opaque:
+            self._run.opaque.add(path)
+
+    def _keep_first(self, state: Any) -> None:
+        if self._opaque:
+            self._run.new_trees[self.path] = state
+        else:
+            super()._keep_first(state)
+
+    def _old(self, leaves: dict[str, Leaf]) -> Any:
+        return self._run.tree(self.path) if self._opaque else super()._old(leaves)
+
+    def _keep(self, state: Any, leaves: dict[str, Leaf]) -> None:
+        if self._opaque:
+            self._run.new_trees[self.path] = state
+        else:
+            super()._keep(state, leaves)
+
+    def _tree(self, values: dict[str, Any]) -> Any:
+        return self._run.whole(values)
+
+    def _by_name(self, tree: Any) -> Any:
+        return self._run.by_name(tree)
+
+    def _context(self, leaves: dict[str, Leaf]) -> tuple:
+        return ()
+
+    def _without_params(self, error: Exception) -> ValueError:
+        return without_params(self._name, error, plain=True)
+
+
+class GradientOperation(TreeOperation):
+    """A function of whole trees that makes a new gradient, also for the links that ask for the gradient itself."""
+
+    def resume(self, leaf: Leaf, total: Any) -> None:
+        super().resume(leaf, total)
+        leaf.grad = leaf.update
+
+
+class TreeContext(Context):
+    """The context of a `@whole_tree` rule: as `Context`, with dicts by leaf name where that has one tensor."""
+
+    def __init__(self, leaves: dict[str, Leaf]):
+        self._first = next(iter(leaves.values()))
+        self._leaves = leaves
+        super().__init__(self._first, self._first.clock, self._first.wide)
+
+    @property
+    def grad(self) -> Any:
+        return {name: leaf.grad for name, leaf in self._leaves.items()}
+
+    def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients at `params` (by leaf name; missing leaves stay where they are)."""
+        return self._first.run.gradients_at(params)
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__
+        if "_leaves" in own and name in own["_first"].run.leaf_extras:
+            return {key: leaf.extras.get(name) for key, leaf in own["_leaves"].items()}
+        return super().__getattr__(name)

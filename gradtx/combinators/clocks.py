@@ -1,0 +1,104 @@
+"""Combinators with a clock: the inner transformation does not update in every call."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx.combinators.frame import Frame, InnerClock
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import combinator
+
+__all__ = ["accumulate", "skip_nonfinite"]
+
+
+@combinator(ranges={"every": "[1, inf)"}, example=lambda tx: {"tx": tx, "every": 2})
+def accumulate(tx: GradientTransformation, every: int):
+    r"""Average the gradients of `every` calls and update once.
+
+    Calls in between return zero updates. The inner transformation has a clock of its own, which counts real
+    updates; schedules inside follow it, and `ctx.grad` is the averaged gradient. A None gradient counts as zero;
+    a leaf that saw only None in a cycle is skipped.
+
+    Args:
+        tx: What the averaged gradient goes through.
+        every: Number of calls in a cycle, >= 1.
+
+    Returns:
+        A transformation with the state `step` and `mini_step` (int64), `acc` (the sum so far, shaped as the
+        parameter), `seen` (bool, a leaf each) and the entries of `tx`.
+
+    Raises:
+        TypeError: `tx` is no transformation.
+        ValueError: an `every` below 1.
+
+    Example:
+        >>> tx = gradtx.accumulate(gradtx.sgd(lr=1.0), every=2)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for gradient in (1.0, 3.0):
+        ...     updates, state = tx.update({"w": torch.tensor([gradient])}, state)
+        ...     print(updates["w"])
+        tensor([0.])
+        tensor([-2.])
+    """
+    check_transformation("accumulate", "tx", tx)
+
+    def ticks(values, sums):
+        calls = values["mini_step"] + 1
+        complete = calls >= every
+        return complete, {"mini_step": torch.where(complete, torch.zeros_like(calls), calls)}
+
+    def init(param):
+        return {"acc": torch.zeros_like(param), "seen": torch.zeros((), dtype=torch.bool, device=param.device)}
+
+    def enter(update, state, param, ctx):
+        total, seen = state["acc"], state["seen"]
+        if update is not None:
+            total = ctx.keep(total + update, total)
+            seen = ctx.keep(torch.ones_like(seen), seen)
+        return total / every, {"acc": total, "seen": seen}, seen
+
+    def leave(update, state, param, ctx):
+        total = state["acc"]
+        emptied = torch.where(ctx.ticks, torch.zeros_like(total), total)
+        return update, {"acc": emptied, "seen": state["seen"] & ~ctx.ticks}
+
+    clock = InnerClock(ticks, start={"mini_step": 0})
+    return Frame(tx, init, enter, leave, clock=clock, takes_none="acc", agree={"every": every})
+
+
+@combinator(example=lambda tx: {"tx": tx})
+def skip_nonfinite(tx: GradientTransformation):
+    """Skip an update, with its state and its count, if any leaf of it is not finite.
+
+    A skipped call returns zero updates. The inner clock counts real updates. No value is read on the host.
+
+    Args:
+        tx: What finite updates go through.
+
+    Returns:
+        A transformation with the state `step` and `skipped` (int64: how many calls did and did not count) and the
+        entries of `tx`.
+
+    Raises:
+        TypeError: `tx` is no transformation.
+
+    Example:
+        >>> tx = gradtx.skip_nonfinite(gradtx.sgd(lr=1.0))
+        >>> updates, state = tx.update({"w": torch.tensor([float("nan")])}, tx.init({"w": torch.zeros(1)}))
+        >>> updates["w"], state["skip_nonfinite"]["skipped"]
+        (tensor([0.]), tensor(1))
+    """
+    check_transformation("skip_nonfinite", "tx", tx)
+
+    def measure(update):
+        return {"bad": (~update.isfinite()).sum().to(torch.float64)}
+
+    def ticks(values, sums):
+        finite = (sums["bad"] == 0).to(values["skipped"].device)
+        return finite, {"skipped": torch.where(finite, values["skipped"], values["skipped"] + 1)}
+
+    def enter(update, state, param, ctx):
+        # The inner rules run in any case; on zeros, so that no NaN comes back through a gradient of `where`.
+        return torch.where(ctx.ticks, update, torch.zeros_like(update)), state
+
+    return Frame(tx, enter=enter, clock=InnerClock(ticks, {"skipped": 0}, measure))

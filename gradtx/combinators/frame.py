@@ -1,0 +1,511 @@
+"""The one form of a combinator: what enters the inner transformation, what leaves it, and whose clock counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._errors import Path
+from gradtx._execution import Leaf, Operation, Position, takes_none
+from gradtx._rules import Call, Rule, RuleOperation, RuleState, StageState
+from gradtx._runs import Run, Scope
+from gradtx._tree_rules import Functions, GradientOperation
+from gradtx.context import Clock, FrameContext
+from gradtx.core import GradientTransformation
+from gradtx.factories import Combinator
+
+__all__ = ["Frame", "InnerClock"]
+
+Ticks = Callable[[dict[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerClock:
+    """The clock of a combinator, for an inner transformation that does not update in every call.
+
+    In a call that the clock does not count, the inner transformation runs, but its state stays and its update is zero.
+    The clock keeps `step`, the number of counted calls, and the values in `start`.
+
+    Args:
+        ticks: `(values, sums) -> (counts, values)`: whether this call counts, a 0-d bool tensor, and the new values
+            that are named in `start`. Called once a call. Uses `torch.where`, never a Python `if` on a tensor.
+        start: The first values, whole numbers by name; kept as 0-d int64 tensors.
+        measure: `update -> {name: 0-d tensor}`; the sums over all leaves are passed to `ticks`.
+        counts: Whether the inner transformation follows this clock; otherwise it keeps the outer count.
+    """
+
+    ticks: Ticks
+    start: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    measure: Callable[[Tensor], dict[str, Tensor]] | None = None
+    counts: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame(Combinator):
+    """The body of a combinator: functions of one tensor that run in front of an inner transformation and behind it.
+
+    All functions are pure, as those of `per_tensor`. `ctx` is a `Context` with two more attributes: `ctx.ticks`,
+    whether the clock counts this call, and `ctx.keep(new, old)`, which gives `old` for a leaf that is skipped.
+
+    Args:
+        inner: The transformation; or several by name, which all get the same updates.
+        init: `param -> slots`, the slots of the combinator for one leaf. With `inner_slots`: `(param, inner) -> slots`.
+        enter: `(update, state, param, ctx) -> (update, state)` in front. The new update is the gradient of the links
+            inside. A third value, a 0-d bool tensor, says whether the leaf takes part at all.
+        leave: `(update, state, param, ctx) -> (update, state)` behind; `state` is as `enter` returned it. May yield
+            sums as a rule does. With several inner transformations `update` is a dict, name -> update (None where a
+            leaf was skipped). With `inner_slots` it may return a third value: new inner slots, as in `ctx.inner`.
+        evaluate: `(state, param) -> tensor`, for `eval_params`.
+        clock: An `InnerClock`, if not every call is an update.
+        gradient: `(init, update)` or `update`, functions of dicts by leaf name as of a `whole_tree` rule, which make
+            the gradient that the inner transformation gets. `ctx.grad_fn` computes gradients at other parameters.
+        restarts: `step -> bool`, also for a tensor: whether the inner transformation starts again, with the state of
+            `init` at the present parameters, before this step of the outer clock. A `clock` starts again as well.
+        shared: 0-d values of the whole combinator, name -> start; `leave` reads and returns them like slots.
+        inner_slots: The names of inner slots that `init` and `leave` look at, in `ctx.inner`.
+        takes_none: A slot shaped as the parameter. With it leaves without a gradient enter, too: `enter` gets None as
+            their update, and the functions use `ctx.keep` for their slots themselves.
+        agree: Hyperparameters that must agree across the groups of an optimizer.
+        elementwise: Whether `enter` and `leave` treat every entry for itself.
+
+    Example:
+        >>> @gradtx.combinator(example=lambda tx: {"tx": tx})
+        ... def at_most_twice(tx: gradtx.GradientTransformation, size: gradtx.Scalar = 1.0):
+        ...     def leave(update, state, param, ctx):
+        ...         return update.clamp(-2 * size, 2 * size), state
+        ...     return gradtx.Frame(tx, leave=leave)
+        >>> tx = at_most_twice(gradtx.scale(10.0), size=2.0)
+        >>> tx.update({"w": torch.tensor([0.1, 5.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([1., 4.])
+    """
+
+    inner: GradientTransformation | Mapping[str, GradientTransformation]
+    init: Callable[..., dict[str, Any]] | None = None
+    enter: Callable[..., Any] | None = None
+    leave: Callable[..., Any] | None = None
+    evaluate: Callable[..., Any] | None = None
+    clock: InnerClock | None = None
+    gradient: Any = None
+    restarts: Callable[[Any], Any] | None = None
+    shared: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    inner_slots: tuple[str, ...] = ()
+    takes_none: str | None = None
+    agree: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    elementwise: bool = True
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        path = scope.claim(name)
+        if self.gradient is not None:
+            return self._behind_gradient(scope, path, name)
+        return FrameRun(self, scope, path, name).around()
+
+    def _behind_gradient(self, scope: Scope, path: Path, name: str) -> list[Any]:
+        assert isinstance(self.inner, GradientTransformation)
+        functions = Functions.of(self.gradient, name)
+        operation = GradientOperation(path, scope, name, functions, dict(self.agree))
+        inside = scope.child(0, changed=False)
+        inside.changed = False
+        return [operation, *self.inner._expand(inside)]
+
+
+class FrameRun:
+    """A frame in one call: its state, its clock, and the operations around those of the inner transformation."""
+
+    def __init__(self, frame: Frame, scope: Scope, path: Path, name: str):
+        self.frame = frame
+        self.path = path
+        self.name = name
+        self.run: Run = scope.run
+        self.clock: Clock | None = None
+        self.old_step: Any = None
+        self.ticks: Tensor | None = None  # whether the inner clock counts this call, once that is known
+        self._scope = scope
+        self._new_shared: dict[str, Tensor] = {}
+        if frame.clock is not None:
+            self._start_clock(frame.clock)
+
+    def _start_clock(self, clock: InnerClock) -> None:
+        starts = {"step": 0, **clock.start} if clock.counts else dict(clock.start)
+        makers = {name: _whole_number(start, self.run.device) for name, start in starts.items()}
+        self._old_shared = self._scope.shared(self.path, makers) if makers else {}
+        if clock.counts:
+            self.old_step = self._old_shared["step"]
+            restarts = self._restarts_at(self._scope.count)
+            if restarts is not False:
+                self.old_step = torch.where(_flag(restarts, self.old_step), 0, self.old_step)
+            self.clock = Clock(self.old_step + 1)
+        if not self.run.initial:
+            if clock.measure is None:
+                self.decide({})
+            self.run.commits.append(self._commit)
+
+    def decide(self, sums: Mapping[str, Tensor]) -> None:
+        """Ask the clock whether it counts this call."""
+        assert self.frame.clock is not None
+        self.ticks, self._new_shared = self.frame.clock.ticks(self._old_shared, sums)
+        if self.clock is not None:
+            step = torch.where(self.ticks, self.clock.step, self.old_step)
+            self._new_shared = {"step": step, **self._new_shared}
+
+    def ticks_for(self, leaf: Leaf) -> Tensor | None:
+        """Whether the inner clock counts this call, where the leaf is."""
+        return None if self.ticks is None else self.ticks.to(leaf.device)
+
+    def _restarts_at(self, count: Any) -> Any:
+        """Whether the inner transformation starts again, if so many updates are finished outside."""
+        outer = self._scope.restarts
+        if self.frame.restarts is None or self.run.initial:
+            return outer
+        now = self.frame.restarts(count + 1)
+        return now if outer is False else now | outer
+
+    # Operations.
+
+    def around(self) -> list[Any]:
+        """The operations of the frame and of the inner transformation."""
+        if isinstance(self.frame.inner, Mapping):
+            return self._arms(self.frame.inner)
+        if self.clock is not None and self._scope.place is not None:
+            self.run.clock_paths[self._scope.place] = self.path
+        return self.between(self._inner(self.frame.inner, self.path, 0))
+
+    def _inner(self, tx: GradientTransformation, path: Path, i: int) -> list[Any]:
+        scope = self._scope.inside(path, i, self.old_step)
+        scope.changed = scope.changed and self.frame.enter is None and self.frame.clock is None
+        scope.restarts = self._restarts_at(self._scope.count)
+        return tx._expand(scope)
+
+    def between(self, inner: list[Any]) -> list[Any]:
+        """These operations inside the frame's own."""
+        takes = self.frame.takes_none is not None or takes_none(inner)
+        enter = Enter(self, self._scope, takes)
+        return [enter, *inner, Leave(self, self._scope, enter)]
+
+    def _arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
+        programs = [self._inner(tx, (*self.path, arm), i) for i, (arm, tx) in enumerate(txs.items())]
+        takes = any(takes_none(program) for program in programs)
+        enter = Enter(self, self._scope, takes)
+        operations: list[Any] = [enter]
+        for arm, program in zip(txs, programs, strict=True):
+            operations += [*program, NextArm(self, enter, arm)]
+        return [*operations, Leave(self, self._scope, enter)]
+
+    # The state of the inner transformation.
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is the inner transformation's."""
+        return len(path) > len(self.path) and path[: len(self.path)] == self.path
+
+    def inner_slots(self, leaf: Leaf) -> Iterator[tuple[Path, str]]:
+        """(path, slot) of the inner slots that the frame looks at, in the order of the chain."""
+        for path in self.run.stages:
+            if self.holds(path):
+                for slot in leaf.new.get(path, {}):
+                    if slot in self.frame.inner_slots:
+                        yield path, slot
+
+    def inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
+        """The same slots by "stage.slot"."""
+        if not self.frame.inner_slots:
+            return {}
+        return {self._inner_name(path, slot): leaf.new[path][slot] for path, slot in self.inner_slots(leaf)}
+
+    def replace_inner(self, leaf: Leaf, values: Mapping[str, Tensor]) -> None:
+        for path, slot in list(self.inner_slots(leaf)):
+            old = leaf.new[path][slot]
+            new = values.get(self._inner_name(path, slot), old)
+            leaf.new[path] = {**leaf.new[path], slot: new.to(old.dtype)}
+
+    def _inner_name(self, path: Path, slot: str) -> str:
+        return ".".join([*path[len(self.path) :], slot])
+
+    def keep_inner(self, leaf: Leaf, counts: Tensor) -> None:
+        """Keep the old inner slots of a leaf unless this call counts."""
+        for path in leaf.new:
+            if self.holds(path):
+                old = self.run.slots(path, leaf)
+                new = leaf.new[path]
+                leaf.new[path] = {slot: torch.where(counts, value, old[slot]) for slot, value in new.items()}
+
+    def _commit(self) -> None:
+        """Keep the old shared values of the inner transformation unless this call counts."""
+        run = self.run
+        if self.ticks is None:  # no leaf had a gradient
+            self.decide(_zeros(run.device))
+        assert self.ticks is not None
+        ticks = self.ticks.to(run.device)
+        for path, values in run.new_shared.items():
+            # A branch that none of these leaves takes has no old values.
+            old = run.scalars(path) if self.holds(path) else None
+            if old:
+                run.new_shared[path] = {name: torch.where(ticks, new, old[name]) for name, new in values.items()}
+        for path, tree in run.new_trees.items():
+            if self.holds(path):
+                run.new_trees[path] = run.select(ticks, tree, run.tree(path))
+        if self._new_shared:
+            run.new_shared[self.path] = self._new_shared
+
+
+def _zeros(device: torch.device) -> Mapping[str, Tensor]:
+    """The sums of no leaf."""
+    return defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
+
+
+def _without_inner(frame: Frame) -> Callable[[Tensor], dict[str, Any]]:
+    assert frame.init is not None
+    init = frame.init
+    return lambda param: init(param, {})
+
+
+def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
+    return lambda: torch.full((), start, dtype=torch.int64, device=device)
+
+
+def _flag(value: Any, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(like.device)
+    return torch.full_like(like, value, dtype=torch.bool)
+
+
+@dataclasses.dataclass
+class Outside:
+    """A leaf as it was in front of a frame, and the frame's state on its way to `leave`."""
+
+    update: Any
+    grad: Any
+    clock: Clock
+    active: Tensor | None
+    restarts: Any
+    state: RuleState | None = None
+    arms: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class FrameState(StageState):
+    """The state of a frame: its slots are single tensors, so their names may end in a number."""
+
+    def stored(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
+        return self._in_stored_dtypes(slots, leaf)
+
+    def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state
+
+    def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
+        return flat
+
+
+class Enter(RuleOperation):
+    """In front of the inner transformation."""
+
+    def __init__(self, frame_run: FrameRun, scope: Scope, takes_none: bool):
+        frame = frame_run.frame
+        rule = Rule(
+            frame_run.name,
+            frame.enter or _pass,
+            init=_without_inner(frame) if frame.inner_slots else frame.init,
+            shared={} if frame.clock else {name: _constant(value) for name, value in frame.shared.items()},
+            elementwise=frame.elementwise,
+            agree=frame.agree,
+        )
+        super().__init__(rule, FrameState(frame_run.path, scope, rule), scope.run)
+        self.takes_none = takes_none
+        self.template_slot = frame.takes_none
+        self._frame_run = frame_run
+        self._frame = frame
+
+    def init(self, leaf: Leaf) -> None:
+        """The frame's own slots are made when those inside are there."""
+
+    def start(self, leaf: Leaf) -> Any:
+        leaf.saved[self] = Outside(leaf.update, leaf.grad, leaf.clock, leaf.active, leaf.restarts)
+        clock = self._frame.clock
+        if clock is None or clock.measure is None:
+            return self._enter(leaf)
+        if leaf.update is None:  # on its way to a combinator inside that takes it
+            return {}
+        sums = clock.measure(leaf.update)
+        if leaf.active is None:
+            return sums
+        return {name: torch.where(leaf.active, value, torch.zeros_like(value)) for name, value in sums.items()}
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        measured = [(leaf, sums) for leaf, sums in waiting if sums]
+        return super().combine(measured) if measured else _zeros(self._frame_run.run.device)
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        if self._frame_run.ticks is None:
+            self._frame_run.decide(total)
+        return self._enter(leaf)
+
+    def _enter(self, leaf: Leaf) -> None:
+        if self._frame.enter is not None and (leaf.update is not None or self._frame.takes_none is not None):
+            self._run_enter(leaf)
+        if self._frame_run.clock is not None:
+            leaf.clock = self._frame_run.clock
+        if self._frame.restarts is not None:
+            leaf.restarts = self._restarts(leaf)
+
+    def _restarts(self, leaf: Leaf) -> Any:
+        outside: Outside = leaf.saved[self]
+        moment = outside.clock.on(leaf.device)
+        assert self._frame.restarts is not None
+        now = self._frame.restarts(moment.step if moment.host is None else moment.host)
+        return now if outside.restarts is False else now | outside.restarts
+
+    def _run_enter(self, leaf: Leaf) -> None:
+        wide = self.stage.wide(leaf)
+        update = None if leaf.update is None else leaf.update.to(wide)
+        old, state = self.stage.read(leaf, wide)
+        param = None if leaf.param is None else leaf.param.to(wide)
+        context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), {})
+        call = Call(leaf, update, state, param, context, wide, old)
+        self._finish(call, self._guarded(call))
+
+    def _finish(self, call: Call, out: Any) -> None:
+        leaf = call.leaf
+        *pair, active = out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
+        update, state = _checked_pair(self.rule.name, pair)
+        if leaf.update is None:
+            leaf.update = update
+        self._accept(call, update)
+        leaf.grad = leaf.update
+        leaf.saved[self].state = RuleState(state, self.stage, leaf)
+        if active is not None:
+            leaf.active = active
+
+    def follow(self, position: Position) -> None:
+        clock = self._frame.clock
+        if clock is None or not clock.counts:
+            return
+        counts = position.counts[-1] is not None
+        if clock.measure is None:  # sums over leaves are assumed to let the call count
+            counts = counts and bool(self._frame_run.ticks)
+        position.counts.append(int(self._frame_run.old_step) if counts else None)
+
+
+def _checked_pair(name: str, pair: Any) -> tuple[Tensor, dict[str, Any]]:
+    if len(pair) != 2 or not isinstance(pair[1], dict):
+        raise TypeError(f"{name}: a combinator's functions return (update, state), got {pair!r}")
+    return pair[0], pair[1]
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _pass(update: Any, state: Any, param: Any, ctx: Any) -> Any:
+    return update, state
+
+
+class NextArm(Operation):
+    """Between inner transformations that all get the same updates."""
+
+    def __init__(self, frame_run: FrameRun, enter: Enter, arm: str):
+        self.path = (*frame_run.path, arm, "")
+        self.takes_none = enter.takes_none
+        self._enter = enter
+        self._arm = arm
+
+    def start(self, leaf: Leaf) -> None:
+        outside: Outside = leaf.saved[self._enter]
+        outside.arms[self._arm] = leaf.update
+        leaf.update, leaf.grad, leaf.active = outside.update, outside.grad, outside.active
+
+
+class Leave(RuleOperation):
+    """Behind the inner transformation."""
+
+    def __init__(self, frame_run: FrameRun, scope: Scope, enter: Enter):
+        frame = frame_run.frame
+        rule = dataclasses.replace(enter.rule, update=frame.leave or _pass, evaluate=frame.evaluate)
+        super().__init__(rule, enter.stage, scope.run)
+        self.path = (*frame_run.path, "")
+        self.takes_none = enter.takes_none
+        self._frame_run = frame_run
+        self._frame = frame
+        self._enter = enter
+
+    def init(self, leaf: Leaf) -> None:
+        init = self._frame.init
+        if init is None:
+            return
+        like = self.stage.like(leaf)
+        slots = init(like, self._frame_run.inner_values(leaf)) if self._frame.inner_slots else init(like)
+        leaf.new[self.stage.path] = self.stage.stored(slots, leaf)
+
+    def start(self, leaf: Leaf) -> Any:
+        outside: Outside = leaf.saved.pop(self._enter)
+        leaf.clock, leaf.restarts, leaf.grad = outside.clock, outside.restarts, outside.grad
+        if outside.arms:
+            return self._leave(leaf, outside, self._of_arms(outside.arms, leaf))
+        if leaf.update is None:
+            return None
+        if outside.grad is None:  # a combinator inside made an update for a leaf without a gradient
+            leaf.grad = torch.zeros_like(leaf.update)
+        if self._frame.clock is not None:
+            self._hold(leaf, outside)
+        return self._leave(leaf, outside, leaf.update)
+
+    def _hold(self, leaf: Leaf, outside: Outside) -> None:
+        """Unless this call counts: a zero update, and the old state inside."""
+        ticks = self._frame_run.ticks_for(leaf)
+        assert ticks is not None
+        accept = ticks if leaf.active is None else ticks & leaf.active
+        leaf.update = torch.where(accept, leaf.update, torch.zeros_like(leaf.update))
+        self._frame_run.keep_inner(leaf, ticks)
+        leaf.active = _either(ticks, leaf.active, outside.active)
+
+    def _of_arms(self, arms: dict[str, Any], leaf: Leaf) -> Any:
+        present = [update for update in arms.values() if update is not None]
+        if not present:
+            return None
+        if len(present) < len(arms):  # no gradient, and not all of them accumulate
+            leaf.update = torch.zeros_like(present[0])
+            return None
+        leaf.update = present[0]
+        return arms
+
+    def _leave(self, leaf: Leaf, outside: Outside, update: Any) -> Any:
+        if update is None or (self._frame.leave is None and not outside.state):
+            return None
+        wide = self.stage.wide(leaf)
+        old, state = self._state(leaf, outside, wide)
+        param = None if leaf.param is None else leaf.param.to(wide)
+        inner = self._frame_run.inner_values(leaf)
+        context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), inner)
+        return self._begun(Call(leaf, update, state, param, context, wide, old))
+
+    def _state(self, leaf: Leaf, outside: Outside, wide: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
+        old, state = self.stage.read(leaf, wide)
+        return old, state if outside.state is None else outside.state
+
+    def _finish(self, call: Call, out: Any) -> None:
+        leaf = call.leaf
+        if isinstance(out, tuple) and len(out) == 3 and self._frame.inner_slots:
+            *out, inner = out
+            accepted = {name: call.context.keep(value, call.context.inner[name]) for name, value in inner.items()}  # type: ignore[attr-defined]
+            self._frame_run.replace_inner(leaf, accepted)
+        update, state = _checked_pair(self.rule.name, out)
+        self._accept(call, update)
+        if self._frame.takes_none is not None:  # it decides about skipped leaves itself
+            active, leaf.active = leaf.active, None
+            self.stage.write(leaf, state, call.old)
+            leaf.active = active
+        else:
+            self.stage.write(leaf, state, call.old)
+
+    def follow(self, position: Position) -> None:
+        if self._frame.clock is not None and self._frame.clock.counts:
+            position.counts.pop()
+
+
+def _either(counts: Tensor, inside: Tensor | None, outside: Tensor | None) -> Tensor | None:
+    """Whether a leaf takes part behind a clock: as inside if the call counts, else as outside."""
+    if inside is None and outside is None:
+        return None
+    yes = torch.ones_like(counts)
+    return torch.where(counts, yes if inside is None else inside, yes if outside is None else outside)

@@ -1,0 +1,47 @@
+"""The direction of one transformation with the length of another."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Scalar
+from gradtx.combinators.frame import Frame
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import combinator
+from gradtx.transforms._math import grafted
+
+__all__ = ["graft"]
+
+
+@combinator(example=lambda tx: {"direction": tx, "magnitude": tx})
+def graft(direction: GradientTransformation, magnitude: GradientTransformation, eps: Scalar = 1e-16):
+    r"""Take the direction of one transformation and the length of another, leaf by leaf.
+
+    Both get the same update; with $d$ of the first and $m$ of the second, gives
+    $d \, \lVert m \rVert / (\lVert d \rVert + \epsilon)$. It carries a tuned learning rate over to a new direction.
+
+    Args:
+        direction: Gives the direction $d$, usually without a learning rate.
+        magnitude: Gives the length $\lVert m \rVert$.
+        eps: $\epsilon \ge 0$, for leaves where $d$ is 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: the entries of the two, under `direction` and
+        `magnitude`; none of its own.
+
+    Raises:
+        TypeError: an argument is no transformation.
+        ValueError: a negative eps.
+
+    Example:
+        >>> tx = gradtx.graft(gradtx.scale(1.0), gradtx.clip_by_value(0.5))
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({}))[0]["w"]  # 5 long -> as long as (0.5, 0.5)
+        tensor([0.4243, 0.5657])
+
+    Source: Agarwal et al. 2020, arXiv:2002.11803. Departures: none.
+    """
+    check_transformation("graft", "direction", direction)
+    check_transformation("graft", "magnitude", magnitude)
+
+    def leave(updates, state, param, ctx):
+        return grafted(updates["direction"], updates["magnitude"], eps), state
+
+    return Frame({"direction": direction, "magnitude": magnitude}, leave=leave, elementwise=False)

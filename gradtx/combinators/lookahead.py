@@ -1,0 +1,81 @@
+"""Lookahead around a transformation, which may change its momentum."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx.combinators.frame import Frame
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import combinator
+from gradtx.transforms.averaging import synchronized
+
+__all__ = ["with_lookahead"]
+
+MOMENTA = ("momentum_buffer", "exp_avg")
+
+
+@combinator(ranges={"k": "[1, inf)", "alpha": "[0, 1]"}, needs=("params",), example=lambda tx: {"tx": tx})
+def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, pullback_momentum: str = "none"):
+    r"""`lookahead` around a transformation, with a say in its momentum at each synchronisation.
+
+    Args:
+        tx: The transformation whose updates make the fast weights.
+        k: Steps between synchronisations, >= 1.
+        alpha: $\alpha$ in [0, 1].
+        pullback_momentum: "none" leaves the inner momentum (`momentum_buffer`, `exp_avg`) alone, "reset" makes it 0,
+            "pullback" treats it as the weights: $s_m \leftarrow s_m + \alpha (m - s_m)$, $m \leftarrow s_m$, from
+            $s_m = 0$. Second moments and counts are never touched.
+
+    Returns:
+        A transformation with the state `slow`, with "pullback" `slow_momentum` (a second one is `slow_momentum_1`),
+        and the entries of `tx`. `eval_params` gives `slow`.
+
+    Raises:
+        TypeError: `tx` is no transformation.
+        ValueError: numbers out of range, an unknown mode, missing `params`.
+
+    Example:
+        >>> tx = gradtx.with_lookahead(gradtx.sgd(lr=1.0, momentum=0.9), k=1, pullback_momentum="reset")
+        >>> params = {"w": torch.zeros(1)}
+        >>> _, state = tx.update({"w": torch.ones(1)}, tx.init(params), params)
+        >>> state["with_lookahead"]["trace"]["momentum_buffer"]["w"]
+        tensor([0.])
+
+    Source: Zhang et al. 2019, arXiv:1907.08610. Departures: none from the paper; in the authors' code "pullback" does
+    nothing after its first use, since the copy that it keeps is the live buffer.
+    """
+    check_transformation("with_lookahead", "tx", tx)
+    if pullback_momentum not in ("none", "reset", "pullback"):
+        raise ValueError(
+            f"with_lookahead: pullback_momentum must be 'none', 'reset' or 'pullback', got {pullback_momentum!r}"
+        )
+    pulls_back = pullback_momentum == "pullback"
+
+    def init(param, momenta):
+        slots = {"slow": param}
+        if pulls_back:
+            for i, momentum in enumerate(momenta.values()):
+                slots[_slow(i)] = torch.zeros_like(momentum)
+        return slots
+
+    def leave(update, state, param, ctx):
+        now = ctx.step % k == 0
+        new = {"slow": synchronized(now, state["slow"], param + update, alpha)}
+        update = ctx.keep(torch.where(now, new["slow"] - param, update), update)
+        if pullback_momentum == "none":
+            return update, new
+        momenta = {}
+        for i, (name, momentum) in enumerate(ctx.inner.items()):
+            start = torch.zeros_like(momentum)
+            if pulls_back:
+                start = new[_slow(i)] = synchronized(now, state[_slow(i)], momentum, alpha)
+            momenta[name] = torch.where(now, start, momentum)
+        return update, new, momenta
+
+    return Frame(tx, init, leave=leave, evaluate=lambda state, param: state["slow"], inner_slots=MOMENTA)
+
+
+def _slow(i: int) -> str:
+    """The slot of the slow copy of the i-th momentum."""
+    return f"slow_momentum_{i}" if i else "slow_momentum"

@@ -1,0 +1,146 @@
+"""One parameter of an optimizer: its name, its place in the chain, its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from gradtx import _torch
+from gradtx._errors import Path
+from gradtx._execution import Leaf
+from gradtx._runs import Run
+from gradtx._sharding import local
+from gradtx.optim._scaling import Count
+
+
+class Layout(NamedTuple):
+    """Where a parameter's flat state keeps the slots and shared values of each stage: path -> {slot: key}."""
+
+    slots: dict[Path, dict[str, str]]
+    shared: dict[Path, dict[str, str]]
+    keys: frozenset[str]  # all of them, with "step"
+
+    @classmethod
+    def of(cls, run: Run, leaf: Leaf) -> Layout:
+        """Name the keys after `init`: the first owner of a name keeps it bare, later ones are `stage.name`."""
+        slots: dict[Path, dict[str, str]] = {}
+        shared: dict[Path, dict[str, str]] = {}
+        keys = {"step"}
+        passed = {operation.path for operation in leaf.program}
+        for path in run.stages:
+            values = run.new_shared.get(path, {}) if path in passed else {}
+            for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
+                for name in names:
+                    key = ".".join([*path, name]) if name in keys else name
+                    keys.add(key)
+                    places.setdefault(path, {})[name] = key
+        return cls(slots, shared, frozenset(keys))
+
+    @property
+    def slot_keys(self) -> list[str]:
+        """The keys of slots, stage by stage."""
+        keys: list[str] = []
+        for names in self.slots.values():
+            keys.extend(names.values())
+        return keys
+
+    def owners(self) -> dict[tuple[Path, str], str]:
+        """The key of each (path, slot)."""
+        keys: dict[tuple[Path, str], str] = {}
+        for places in (self.slots, self.shared):
+            for path, names in places.items():
+                for slot, key in names.items():
+                    keys[path, slot] = key
+        return keys
+
+
+class FirstState:
+    """Remembers the tensors of a state as the library made them, with their versions."""
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        self._tensors = dict(state)
+        self._versions = {key: version(tensor) for key, tensor in state.items()}
+
+    def is_still(self, state: Mapping[str, Any]) -> bool:
+        """Whether the state has these tensors, and no others, and none was written."""
+        if state.keys() != self._tensors.keys():
+            return False
+        for key, tensor in self._tensors.items():
+            if state[key] is not tensor or version(tensor) != self._versions[key]:
+                return False
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One parameter of an optimizer.
+
+    Attributes:
+        name: The name that selectors, extras and errors use; unique in the optimizer.
+        param: The parameter.
+        choices: The decision of each selector for it.
+        layout: Where its state keeps what; None before the state is made.
+        first_state: Its state as the library made it; None once it was used.
+        saved: An entry of a checkpoint, if the parameter is lazy and has no shape yet.
+        state: Its state, as looked up for the present step.
+        count: How many steps it has made, as looked up for the present step.
+        group: The position of its group, as looked up for the present step.
+        device_count: The tensor `step` of which `count` is known without reading it, and that tensor's version.
+    """
+
+    name: str
+    param: Tensor
+    choices: dict[Path, Any] = field(default_factory=dict)
+    layout: Layout | None = None
+    first_state: FirstState | None = None
+    saved: dict[str, Any] | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    count: int | Count = 0
+    group: int = 0
+    device_count: tuple[Tensor, int] | None = None
+
+    def look_up(self, state: dict[str, Any]) -> None:
+        """Take the state for the present step."""
+        self.state = state
+        self.count = self.count_in(state)
+
+    def count_in(self, state: Mapping[str, Any]) -> int | Count:
+        """How many steps the parameter has made, without waiting for a device that counts by itself."""
+        step = state.get("step", 0)
+        if self.device_count is not None:
+            tensor, counted_at = self.device_count
+            if tensor is step and version(tensor) == counted_at:
+                return self.count
+        return int(step)
+
+    def set_count(self, count: int | Count) -> None:
+        """Note the value of the state's tensor `step`, known from elsewhere."""
+        self.count = count
+        if isinstance(count, Count):
+            step = self.state["step"]
+            self.device_count = step, version(step)
+        else:
+            self.device_count = None
+
+    def is_unused(self, state: Mapping[str, Any]) -> bool:
+        """Whether the state is as the library made it, before any step."""
+        return self.first_state is not None and self.first_state.is_still(state)
+
+    def has_state(self) -> bool:
+        """Whether the state looked up for this step was made for this chain."""
+        return self.layout is not None and bool(self.state)
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what `pickle` has saved, also under the names of version 0.1."""
+        renamed = {"made": "first_state", "waiting": "saved", "_counted": "device_count"}
+        _, slots = state if isinstance(state, tuple) else (None, state)
+        for name, value in slots.items():
+            setattr(self, renamed.get(name, name), value)
+
+
+def version(tensor: Tensor) -> int:
+    """How often the local part of a tensor was written in place."""
+    return _torch.version_of(local(tensor))

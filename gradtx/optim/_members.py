@@ -1,0 +1,297 @@
+"""Who is in the groups of an optimizer: its parameters by name, and a view of each group."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from gradtx._errors import Path
+from gradtx._execution import Block, Leaf
+from gradtx._runs import clock_at
+from gradtx._tree import check_leaf
+from gradtx.context import Clock
+from gradtx.core import Entry, GradientTransformation
+from gradtx.optim._groups import GroupView
+from gradtx.optim._member import Member
+from gradtx.optim._run import OptimizerRun
+
+CPU = torch.device("cpu")
+Group = dict[str, Any]
+Labels = tuple[tuple[Any, Any], ...]  # (selector, label) of every partition on a leaf's way
+
+
+@dataclass
+class Joining:
+    """Parameters that are about to join an optimizer.
+
+    Attributes:
+        views: Their groups: one for each label of a partition.
+        by_param: All members, with the new ones.
+        clock_paths: The path of each combinator with a clock, by its place.
+    """
+
+    views: list[GroupView]
+    by_param: dict[Tensor, Member]
+    clock_paths: dict[Any, Path]
+
+
+class Members:
+    """The parameters of an optimizer, and a view of each of its groups.
+
+    Args:
+        owner: The optimizer's class, for errors.
+        tx: Its transformation.
+
+    Attributes:
+        owner: The optimizer's class, for errors.
+        tx: Its transformation.
+        views: One view per group.
+        by_param: The members, in the order in which they joined.
+    """
+
+    def __init__(self, owner: str, tx: GradientTransformation):
+        self.owner = owner
+        self.tx = tx
+        self.views: list[GroupView] = []
+        self.by_param: dict[Tensor, Member] = {}
+        self._present: list[Tensor] = []  # the parameters in the order of the groups, as last seen
+        self._clock_paths: dict[Any, Path] = {}
+
+    # Groups that are added.
+
+    def joining(self, group: Group) -> Joining:
+        """Name the parameters of a new group and divide it by label; nothing has joined yet."""
+        params: list[Tensor] = group["params"]
+        names = group.get("param_names")
+        if not names:
+            names = [str(len(self.by_param) + i) for i in range(len(params))]
+        by_param = dict(self.by_param)
+        for name, param in zip(names, params, strict=True):
+            check_leaf(name, param, self.owner)
+            by_param[param] = Member(_unique(name, by_param.values()), param)
+        run, block = self._expanded(by_param)
+        positions: dict[Labels, list[int]] = {}
+        for i, param in enumerate(params):
+            positions.setdefault(_labels(run, block, by_param[param]), []).append(i)
+        if not params:
+            positions[()] = []
+        views = []
+        for labels in sorted(positions, key=_rank):
+            # The dict that the user gave, as in torch, if it is not divided.
+            part = group if len(positions) == 1 else dict(group)
+            part["params"] = [params[i] for i in positions[labels]]
+            if "param_names" in part:
+                part["param_names"] = [names[i] for i in positions[labels]]
+            if labels:
+                part["label"] = ".".join(label for _, label in labels)
+            views.append(self._view(part, labels, _zero))
+        return Joining(views, by_param, run.clock_paths)
+
+    def admit(self, joining: Joining) -> None:
+        """Let parameters join."""
+        self.views.extend(joining.views)
+        self.by_param = joining.by_param
+        self._clock_paths = joining.clock_paths
+        self._present = _params_of([view.group for view in self.views])
+
+    def restore(self, views: list[GroupView], by_param: dict[Tensor, Member], clock_paths: dict[Any, Path]) -> None:
+        """Take what a pickle has saved."""
+        self.admit(Joining(views, by_param, clock_paths))
+
+    def _expanded(self, by_param: Mapping[Tensor, Member]) -> tuple[OptimizerRun, Block]:
+        run = OptimizerRun({}, by_param, initial=True)
+        return run, Block.of(self.tx, run, 0)
+
+    def _view(self, group: Group, labels: Labels, count: Callable[[Entry], int]) -> GroupView:
+        view = GroupView(self.tx, group, {id(selector): label for selector, label in labels})
+        view.show(count)
+        return view
+
+    def check_selectors(self) -> None:
+        """Check that every pattern matches a parameter.
+
+        Raises:
+            ValueError: one does not.
+        """
+        run, _ = self._expanded(self.by_param)
+        names = self.names()
+        for selector in run.selectors:
+            try:
+                selector.check_used(names)
+            except ValueError as error:
+                named = "param_names" in self.views[0].group
+                hint = "" if named else "; these are parameters without names: pass model.named_parameters()"
+                raise ValueError(f"{error}{hint}") from None
+
+    # Groups that anyone may have changed.
+
+    def follow(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
+        """Bring views and members up to date with the present groups.
+
+        Args:
+            groups: The optimizer's `param_groups`.
+            count: The count of the clock that a hyperparameter follows.
+        """
+        if not _identical([view.group for view in self.views], groups):
+            self._follow_groups(groups, count)
+        present = _params_of(groups)
+        if _identical(present, self._present) and len(present) == len(self.by_param):
+            return
+        if len(present) != len(self.by_param) or not all(map(self.by_param.__contains__, present)):
+            self._follow_params(present)
+        self._present = present
+
+    def _follow_groups(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
+        """Find each group's view by its dict or its parameters, and make one if there is none."""
+        by_dict: dict[int, GroupView] = {}
+        by_params: dict[tuple[int, ...], GroupView] = {}
+        for view in self.views:
+            by_dict[id(view.group)] = view
+            by_params[_ids(view.group["params"])] = view
+        views = []
+        for group in groups:
+            view = by_dict.get(id(group)) or by_params.get(_ids(group["params"])) or self._adopted(group, count)
+            views.append(view)
+        for view, group in zip(views, groups, strict=True):
+            view.group = group
+        self.views = views
+
+    def _adopted(self, group: Group, count: Callable[[Entry], int]) -> GroupView:
+        """The view of a group that was put into `param_groups` by hand."""
+        for param in group["params"]:
+            if param not in self.by_param:
+                self.by_param[param] = Member(_unique(str(len(self.by_param)), self.by_param.values()), param)
+        run, block = self._expanded(self.by_param)
+        labels: Labels = ()
+        if group["params"]:
+            labels = _labels(run, block, self.by_param[group["params"][0]])
+        return self._view(group, labels, count)
+
+    def _follow_params(self, present: list[Tensor]) -> None:
+        """Replace members that are gone.
+
+        A parameter in the place of another takes over its name and the decisions of selectors.
+        """
+        before = self.by_param
+        heirs = self._heirs(present)
+        here = set(present)
+        self.by_param = {}
+        for param, member in before.items():  # in the old order, which lists of extras follow
+            if param in here:
+                self.by_param[param] = member
+            elif param in heirs and heirs[param] not in before:
+                heir = heirs[param]
+                self.by_param[heir] = Member(member.name, heir, dict(member.choices))
+        for i, param in enumerate(present):
+            if param not in self.by_param:
+                self.by_param[param] = Member(_unique(str(len(before) + i), self.by_param.values()), param)
+
+    def _heirs(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
+        """The parameter that stands in the place of each one that was replaced."""
+        heirs: dict[Tensor, Tensor] = {}
+        matcher = difflib.SequenceMatcher(None, _ids(self._present), _ids(present), autojunk=False)
+        for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+            if tag == "replace" and old_end - old_start == new_end - new_start:
+                old = self._present[old_start:old_end]
+                heirs.update(zip(old, present[new_start:new_end], strict=True))
+        return heirs
+
+    # Look-ups.
+
+    def names(self) -> list[str]:
+        return [member.name for member in self.by_param.values()]
+
+    def device(self) -> torch.device:
+        """The device of shared values: that of the first parameter."""
+        return next((param.device for param in self.by_param), CPU)
+
+    def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> list[list[Member]]:
+        """The members of each group, with their present group and state."""
+        rows = []
+        for i, view in enumerate(self.views):
+            row = [self.by_param[param] for param in view.group["params"]]
+            for member in row:
+                member.group = i
+                member.state = state.get(member.param, {})
+            rows.append(row)
+        return rows
+
+    def clock_path(self, entry: Entry | None) -> Path | None:
+        """The path of the clock that a hyperparameter's schedule follows; None for the outermost one."""
+        return None if entry is None else clock_at(entry.place[0], self._clock_paths)
+
+
+def leaf_of(
+    run: OptimizerRun,
+    member: Member,
+    clock: Clock,
+    gradient: Tensor | None = None,
+    extras: dict[str, Any] | None = None,
+    state: dict[str, Any] | None = None,
+) -> Leaf:
+    """A parameter as a leaf of a run; a lazy one, which has no shape yet, is empty."""
+    param = member.param
+    shown = torch.empty(0, dtype=param.dtype, device=CPU) if is_lazy(param) else param.detach()
+    update = None if gradient is None else gradient.detach()
+    leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
+    leaf.key = param
+    leaf.layout = member.layout
+    leaf.state = {} if state is None else state
+    return leaf
+
+
+def first_clock(device: torch.device) -> Clock:
+    """The clock of a first step."""
+    return Clock(torch.ones((), dtype=torch.int64, device=device))
+
+
+def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
+    """The labels of a parameter; none if it is frozen."""
+    leaf = leaf_of(run, member, first_clock(CPU))
+    try:
+        return tuple(block.labels(leaf))
+    except ValueError:
+        if block.is_frozen(leaf):
+            return ()
+        raise
+
+
+def _rank(labels: Labels) -> list[int]:
+    """The positions of labels in their partitions, in which groups are sorted."""
+    return [selector.labels.index(label) for selector, label in labels]
+
+
+def _zero(entry: Entry) -> int:
+    return 0
+
+
+def _params_of(groups: Iterable[Group]) -> list[Tensor]:
+    params: list[Tensor] = []
+    for group in groups:
+        params.extend(group["params"])
+    return params
+
+
+def _ids(values: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(map(id, values))
+
+
+def _identical(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _unique(name: str, members: Iterable[Member]) -> str:
+    """A name that no other member has: leaves go by name."""
+    taken = {member.name for member in members}
+    unique, number = name, 0
+    while unique in taken:
+        number += 1
+        unique = f"{name}#{number}"
+    return unique

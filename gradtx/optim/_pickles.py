@@ -1,0 +1,27 @@
+"""Optimizers from pickles: those of this version and of version 0.1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradtx.optim._members import Members
+from gradtx.optim._run import ChainTraits
+from gradtx.optim._state import States
+from gradtx.optim._workings import Workings
+
+# The attributes of an optimizer of version 0.1 that others have replaced.
+REPLACED = (
+    *("_tx", "_views", "_records", "_present", "_clock_paths", "_hessian", "_engine"),
+    *("_takes_none", "_agrees", "_host_counts"),
+)
+
+
+def workings_of(state: dict[str, Any], owner: str) -> Workings:
+    """The workings in the state of an optimizer; those of version 0.1 are taken out of it."""
+    if "_workings" in state:
+        return state["_workings"]
+    old = {name: state.pop(name) for name in REPLACED}
+    members = Members(owner, old["_tx"])
+    members.restore(old["_views"], old["_records"], old["_clock_paths"])
+    traits = ChainTraits(old["_takes_none"], old["_agrees"], old["_host_counts"])
+    return Workings(members, States(members), traits, old["_hessian"], old["_engine"])

@@ -1,0 +1,50 @@
+"""A step as the compiled engine sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gradtx._execution import Leaf
+from gradtx.optim._groups import GroupView
+from gradtx.optim._member import Member
+from gradtx.optim._run import OptimizerRun
+from gradtx.optim._scaling import Scaling
+
+Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StepRequest:
+    """A step as the compiled engine sees it.
+
+    Attributes:
+        run: Where operations find old values and leave new ones.
+        members: The parameters that step.
+        leaves_of: Makes the leaves of some of them.
+        count: The finished steps that schedules follow.
+        views: The parameter groups.
+        structures: The static side of each group's hyperparameters.
+        numbers: The numbers of each group's hyperparameters, in the order of the structure.
+        scalars: The extras that all leaves share.
+        trees: The extras by leaf.
+        scaling: The request of a GradScaler.
+    """
+
+    run: OptimizerRun
+    members: list[Member]
+    leaves_of: Callable[[list[Member]], list[Leaf]]
+    count: int | Tensor
+    views: list[GroupView]
+    structures: list[Any]
+    numbers: list[list[Any]]
+    scalars: Mapping[str, Any]
+    trees: Trees
+    scaling: Scaling | None
+
+    def tensor_scalars(self) -> dict[str, Tensor]:
+        """The shared extras that are tensors."""
+        return {name: value for name, value in self.scalars.items() if isinstance(value, Tensor)}

@@ -1,0 +1,243 @@
+"""The state of an optimizer's parameters: what it consists of, and when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from gradtx._execution import Block, Leaf, initialize
+from gradtx.context import Clock
+from gradtx.core import Entry
+from gradtx.optim._groups import GroupView
+from gradtx.optim._member import FirstState, Layout, Member
+from gradtx.optim._members import CPU, Members, first_clock, leaf_of
+from gradtx.optim._run import OptimizerRun
+from gradtx.optim._saved import matched
+from gradtx.optim._scaling import Count
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class FirstStates:
+    """States as they are before any step, and where they keep what."""
+
+    layouts: dict[Tensor, Layout]
+    states: dict[Tensor, State]
+
+
+class States:
+    """The states of an optimizer's parameters.
+
+    State is made when the optimizer is made, so that errors show there, and checkpoints and readers find it. State that
+    no step has used, and that nobody has written, is made again from the weights that training starts with.
+
+    Args:
+        members: The optimizer's parameters.
+
+    Attributes:
+        by_param: The optimizer's `state`.
+    """
+
+    def __init__(self, members: Members):
+        self.members = members
+        self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
+
+    def of(self, param: Tensor) -> dict[str, Any]:
+        """The state of a parameter; empty if it has none."""
+        return self.by_param.get(param, {})
+
+    def run(self) -> OptimizerRun:
+        """A run of `update` over all members."""
+        return OptimizerRun(self.by_param, self.members.by_param, initial=False)
+
+    def leaf(
+        self,
+        run: OptimizerRun,
+        member: Member,
+        clock: Clock,
+        gradient: Tensor | None = None,
+        extras: dict[str, Any] | None = None,
+    ) -> Leaf:
+        """A parameter as a leaf, with its state."""
+        return leaf_of(run, member, clock, gradient, extras, self.of(member.param))
+
+    def count(self, entry: Entry | None = None) -> int:
+        """The largest count of the parameters; for a hyperparameter inside a combinator with a clock, that clock's.
+
+        If a device counts, this is as much as the host knows.
+        """
+        path = self.members.clock_path(entry)
+        if path is not None:
+            return int(self.run().scalars(path).get("step", 0))
+        largest = 0
+        for param, member in self.members.by_param.items():
+            count = member.count_in(self.of(param))
+            largest = max(largest, count.most if isinstance(count, Count) else count)
+        return largest
+
+    # First states.
+
+    @torch.no_grad()
+    def first(
+        self,
+        view: GroupView,
+        params: Iterable[Tensor],
+        members: Mapping[Tensor, Member] | None = None,
+        alone: bool = False,
+    ) -> FirstStates:
+        """First states of parameters, with the hyperparameters that their group was made with.
+
+        Args:
+            view: Their group.
+            params: The parameters; lazy ones and those on the meta device have no state yet.
+            members: All members, if some have not joined yet.
+            alone: Whether shared values start over, too. Otherwise new parameters take over those of the others.
+        """
+        members = self.members.by_param if members is None else members
+        run = OptimizerRun(self.by_param, members, initial=True)
+        block = Block.of(view.chain(view.first, CPU), run, 0)
+        clock = first_clock(run.device)
+        leaves = []
+        for param in params:
+            if not (is_lazy(param) or param.is_meta):
+                leaf = self.leaf(run, members[param], clock)
+                leaf.program = block.for_leaf(leaf)
+                leaves.append(leaf)
+        initialize(leaves)
+        first = FirstStates({}, {})
+        for leaf in leaves:
+            layout = Layout.of(run, leaf)
+            first.layouts[leaf.key] = layout
+            first.states[leaf.key] = _first_state(run, leaf, layout, alone)
+        run.commits.clear()  # they refer to the run
+        return first
+
+    def keep(self, first: FirstStates) -> None:
+        """Put first states in place; they count as unused."""
+        for param, state in first.states.items():
+            member = self.members.by_param[param]
+            member.layout = first.layouts[param]
+            member.first_state = FirstState(state)
+            self.by_param[param] = state
+
+    def refresh(self, view: GroupView, params: Iterable[Tensor]) -> None:
+        """Make unused state once more, from the parameters' present values."""
+        unused = []
+        for param in params:
+            member = self.members.by_param[param]
+            self._accept_moved(view, member)
+            if member.is_unused(self.of(param)):
+                unused.append(param)
+        if unused:
+            self.keep(self.first(view, unused))
+
+    def refresh_all(self) -> None:
+        for view in self.members.views:
+            self.refresh(view, view.group["params"])
+
+    def _accept_moved(self, view: GroupView, member: Member) -> None:
+        """Check and accept a state that the user moved from another parameter to this one."""
+        state = self.of(member.param)
+        if member.layout is not None or not state or member.saved is not None:
+            return
+        first = self.first(view, [member.param])
+        matched(member.name, state, first.states[member.param], member.param.device, True)
+        member.layout = first.layouts[member.param]
+
+    # Before a step.
+
+    def prepare(self, view: GroupView, row: list[Member], changed: bool) -> None:
+        """Give every parameter that is about to step the slots of its group's links.
+
+        Args:
+            view: The group.
+            row: Its members.
+            changed: Whether links or slots may have changed since the last step.
+        """
+        if not changed and all(member.has_state() and member.first_state is None for member in row):
+            return
+        stepping = [member for member in row if member.param.grad is not None]
+        self.refresh(view, [member.param for member in stepping])
+        lacking = []
+        for member in row:
+            has_state = member.layout is not None and bool(self.of(member.param))
+            if (member.param.grad is not None and not has_state) or (changed and member.layout is not None):
+                lacking.append(member)
+        if lacking:
+            first = self.first(view, [member.param for member in lacking])
+            for param, state in first.states.items():
+                self._complete(self.members.by_param[param], first.layouts[param], state)
+        for member in stepping:
+            member.first_state = None
+        for member in row:
+            member.look_up(self.of(member.param))
+
+    def _complete(self, member: Member, layout: Layout, first: State) -> None:
+        """Give a parameter another layout: what its state has is kept, the rest is as in a first state."""
+        old = self.of(member.param)
+        old_keys = (member.layout or layout).owners()
+        if member.saved is not None:
+            old = matched(member.name, member.saved, first, member.param.device, True)
+            member.saved = None
+        state: dict[str, Any] = {"step": old.get("step", first["step"])}
+        # By stage, since a link that was switched on may now be the first owner of a key.
+        for owner, key in layout.owners().items():
+            state[key] = old.get(old_keys.get(owner, ""), first[key])
+        self.by_param[member.param] = state
+        member.layout = layout
+
+    # After a step.
+
+    def write_shared(self, run: OptimizerRun) -> None:
+        """Write the new shared values of a run into the state of every parameter that keeps them."""
+        new = {}
+        for path, values in run.new_shared.items():
+            new[path] = {name: run.memory.fresh(value) for name, value in values.items()}
+        if not new:
+            return
+        for param, member in self.members.by_param.items():
+            if member.layout is None:
+                continue
+            for path, keys in member.layout.shared.items():
+                for name, key in keys.items() if path in new else ():
+                    self.by_param[param][key] = new[path][name]
+
+    # From a checkpoint.
+
+    def replace(self, states: Mapping[Any, dict[str, Any]], layouts: Mapping[Tensor, Layout]) -> None:
+        """Put other states, for the present members and anything else, in place of all."""
+        self.by_param.clear()
+        self.by_param.update(states)
+        for param, member in self.members.by_param.items():
+            member.layout = layouts.get(param)
+            member.first_state = None
+
+    def mark_unused(self, params: Iterable[Tensor]) -> None:
+        """Let the present states of parameters count as unused."""
+        for param in params:
+            self.members.by_param[param].first_state = FirstState(self.of(param))
+
+
+def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:
+    """The flat state of a leaf after `initialize`."""
+    run.memory.take([leaf.given[1]])
+    state = {"step": torch.zeros((), dtype=_step_dtype(), device=CPU)}
+    for path, keys in layout.slots.items():
+        for slot, key in keys.items():
+            state[key] = run.memory.fresh(leaf.new[path][slot])
+    for path, keys in layout.shared.items():
+        of_others = {} if alone else run.scalars(path)
+        values = of_others or run.new_shared[path]
+        for name, key in keys.items():
+            state[key] = values[name]
+    return state
+
+
+def _step_dtype() -> torch.dtype:
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch.optim

@@ -1,0 +1,116 @@
+"""Warnings at the caller's line, among them about chains and groups that are allowed and rarely intended."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Iterator
+
+from gradtx._messages import close
+from gradtx.core import Chain, Entry, GradientTransformation
+from gradtx.factories import Made
+from gradtx.optim._groups import SCHEDULER_KEYS
+
+RATE = "scale_by_learning_rate"
+# Keys that others write into groups: torch and its schedulers, trainers, this library.
+FOREIGN_KEYS = {
+    *SCHEDULER_KEYS,
+    "params",
+    "param_names",
+    "lr",
+    "swa_lr",
+    "name",
+    "label",
+    "layer_decay",
+    "hessian_seed",
+}
+INNER_PACKAGES = ("gradtx", "torch", "contextlib", "functools")
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called gradtx, however deep the call is by now."""
+    level = 1  # this function
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INNER_PACKAGES:
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def warn_of_turned_signs(tx: GradientTransformation) -> None:
+    """Warn of a learning rate, or a decay, that follows a learning rate on the same path: the step goes uphill."""
+    turned = next(_turned(tx), None)
+    if turned is None:
+        return
+    first, second, link = turned
+    if link._name == RATE or link._lr_role == "owner":
+        fault = (
+            f"{second} follows {first}, and both scale by a learning rate, which turns the sign twice, so that the "
+            "loss climbs; leave one of them out"
+        )
+    else:
+        fixed = ", or give it fixed=True" if "fixed" in link._arguments else ""
+        fault = (
+            f"{second} follows {first}, which has turned the sign, so it pulls the weights the wrong way; put it in "
+            f"front of the learning rate{fixed}"
+        )
+    warn_user(f"as_optimizer: {fault}", UserWarning)
+
+
+def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
+    """(the part of a chain with the first rate, a part behind it, the link in it that is out of place)."""
+    while isinstance(tx, Made) and isinstance(tx._body, GradientTransformation):
+        tx = tx._body
+    for part in tx._children():
+        yield from _turned(part)
+    if not isinstance(tx, Chain):
+        return
+    parts = tx._children()
+    if any(_may_turn_back(part) for part in parts):
+        return
+    first = None
+    for part in parts:
+        links = _links_on_path(part)
+        if first is None:
+            if any(link._name == RATE for link in links):
+                first = part._name
+            continue
+        for link in reversed(links):
+            if link._lr_role is not None and not link._arguments.get("fixed"):
+                yield first, part._name, link
+                break
+
+
+def _links_on_path(part: GradientTransformation) -> list[Made]:
+    """The links that a leaf passes in every step: the inside of wrappers may be for other leaves, or other steps."""
+    links = []
+    for link in part._links():
+        if isinstance(link, Made) and not link._children():
+            links.append(link)
+    return links
+
+
+def _may_turn_back(part: GradientTransformation) -> bool:
+    """Whether a part may turn the sign by itself."""
+    if isinstance(part, Made) and part._arguments.get("maximize", False):
+        return True
+    return any(link._name == "scale" for link in _links_on_path(part))
+
+
+def warn_of_misspelt(owner: str, keys: Iterable[str], entries: Iterable[Entry]) -> None:
+    """Warn of keys of a group that nothing reads and that look like a hyperparameter; others are kept, as in torch."""
+    known: set[str] = set()
+    for entry in entries:
+        known.update((entry.name, entry.full, entry.labelled, entry.argument.name))
+    for key in keys:
+        if not isinstance(key, str) or key in known or key in FOREIGN_KEYS or _contains_name(key, known):
+            continue
+        intended = close(key, known, 0.8)
+        if intended is not None:
+            message = f"{owner}: nothing reads {key!r} of this parameter group; did you mean {intended!r}?"
+            warn_user(message, UserWarning)
+
+
+def _contains_name(key: str, names: set[str]) -> bool:
+    """Whether a whole name is part of a key, as in `lr_scale`: then it is another word, not a misspelt one."""
+    return any(f"_{name}_" in f"_{key}_" for name in (*names, "lr"))

@@ -1,0 +1,48 @@
+"""Plain tensors that share the memory of parameters and slots, as programs take them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gradtx._sharding import local
+
+
+class OddTensorError(Exception):
+    """No program takes this tensor: its leaf steps eagerly."""
+
+
+def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
+    """The same memory as a plain tensor; if `flat`, as a vector whose entries go with those of `like` one by one.
+
+    Raises:
+        OddTensorError: the entries are laid out otherwise than those of `like`, or not next to one another.
+    """
+    tensor = _plain(tensor)
+    if not flat or (tensor.ndim == 0 and like.ndim > 0):
+        if tensor.is_contiguous():
+            return tensor
+        raise OddTensorError
+    if tensor.is_contiguous() and like.is_contiguous():
+        return tensor if tensor.ndim == 1 else tensor.view(-1)
+    if tensor.stride() == local(like).stride() and _is_dense(tensor):
+        return tensor.as_strided((tensor.numel(),), (1,))
+    raise OddTensorError
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor itself, or the local shard of a DTensor, detached."""
+    if type(tensor) is not Tensor:
+        tensor = local(tensor).detach()
+        if type(tensor) is not Tensor:
+            raise OddTensorError
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the entries fill their memory without gaps or overlaps, in any order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True

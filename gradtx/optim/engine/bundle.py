@@ -1,0 +1,167 @@
+"""Bundles: leaves that go through a program together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._execution import Operation
+from gradtx._sharding import local
+from gradtx.optim._member import Member
+from gradtx.optim._request import Trees
+from gradtx.optim._run import OptimizerRun
+from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.signature import Signature
+from gradtx.optim.engine.trace import BundleProgram, ProgramPass
+
+# Arguments by the identity of those that they follow from, see `Bundle.call`.
+Prepared = dict[Any, tuple[list[Tensor], list[Tensor]]]
+
+
+@dataclass
+class BundleStep:
+    """The arguments of a bundle in the present step.
+
+    Attributes:
+        run: Where new shared values go.
+        common: The arguments that all leaves share, with the totals known so far.
+        of_leaves: The arguments of the leaves.
+        prepared: The numbers that bundles of the same group and count compute once.
+    """
+
+    run: OptimizerRun
+    common: list[Tensor]
+    of_leaves: list[Tensor]
+    prepared: Prepared
+
+
+class Bundle:
+    """Leaves of one group and count that go through a program together; stands for them in `execute`.
+
+    Args:
+        members: The parameters.
+        signature: The arguments of the program.
+        flat: Whether leaves are passed as flat aliases.
+        name: The name of a leaf, which places the bundle in sums.
+    """
+
+    update = True  # `execute` sends only leaves with an update through all operations
+    at = -1
+    _present: BundleStep | None = None
+
+    def __init__(self, members: list[Member], signature: Signature, flat: bool, name: str):
+        self.members = members
+        self.signature = signature
+        self.name = name
+        self.device = local(members[0].param).device
+        self.program: list[Any] = []
+        self._flat = flat
+        self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors that each step reads anew
+        self._read_per_leaf = 1 + len(signature.by_leaf)
+        self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
+
+    @torch.inference_mode(False)  # later steps write into padding, too
+    @torch.no_grad()
+    def create_arguments(self, flag: Callable[[torch.device, bool], Tensor], trees: Trees) -> None:
+        """Create the aliases of parameters and slots, and padding if the bundle is not full."""
+        for member in self.members:
+            self._template.append(flag(self.device, True))
+            self._template.append(alias(member.param, member.param, self._flat))
+            for key in self.signature.slots:
+                self._template.append(alias(member.state[key], member.param, self._flat))
+            self._template.extend([None] * self._read_per_leaf)
+        like = self.arguments(trees)[1 : self._per_leaf]
+        for i in range(len(self.members), self.signature.width):
+            self._template.append(flag(self.device, False))
+            for tensor in like:
+                padding = torch.zeros_like(tensor) if tensor.ndim == 0 else tensor.new_zeros(5 + i)
+                self._template.append(padding)
+
+    def arguments(self, trees: Trees) -> list[Tensor]:
+        """The arguments of the leaves: aliases that programs write, then gradients and extras, which they only read."""
+        arguments: list[Any] = self._template.copy()
+        end = self._per_leaf * len(self.members)
+        position = self._per_leaf - self._read_per_leaf
+        arguments[position : end : self._per_leaf] = [self._read(m.param.grad, m) for m in self.members]
+        for key in self.signature.by_leaf:
+            position += 1
+            tree = trees[key]
+            arguments[position : end : self._per_leaf] = [self._read(tree[m.name], m) for m in self.members]
+        return arguments
+
+    def _read(self, tensor: Any, member: Member) -> Tensor:
+        """An alias of a tensor, or of a copy if its entries are laid out otherwise."""
+        if tensor.ndim == 1 and type(tensor) is Tensor and not tensor.requires_grad and tensor.is_contiguous():
+            return tensor  # a shortcut: the alias would be the same
+        try:
+            return alias(tensor, member.param, self._flat)
+        except OddTensorError:
+            copy = torch.empty_like(member.param, dtype=tensor.dtype).copy_(tensor)
+            return alias(copy, member.param, self._flat)
+
+    def compile_for(self, program: BundleProgram) -> None:
+        """Go through this program from now on."""
+        self.program = [PassOperation(each) for each in program.passes]
+
+    # In a step.
+
+    def begin(self, run: OptimizerRun, common: list[Tensor], trees: Trees, prepared: Prepared) -> None:
+        """Take the arguments of the present step."""
+        self.at = -1
+        self._present = BundleStep(run, common, self.arguments(trees), prepared)
+
+    def call(self, compiled: ProgramPass) -> dict[Any, Tensor]:
+        """Run a pass; returns its sums or new shared values by name."""
+        step = self._in_step()
+        # Bundles of a group and count have the same tensors as common arguments.
+        key = (id(compiled.common), *map(id, step.common))
+        if key not in step.prepared:
+            step.prepared[key] = step.common, compiled.prepare(step.common)
+        _, common = step.prepared[key]
+        results = compiled.call(common, step.of_leaves)
+        return dict(zip(compiled.names, results, strict=True))
+
+    def add_totals(self, totals: list[Tensor]) -> None:
+        """Take the totals of a sum as further arguments."""
+        step = self._in_step()
+        step.common = [*step.common, *(total.to(self.device) for total in totals)]
+
+    def end(self, shared: Mapping[Any, Tensor]) -> None:
+        """Hand over the new shared values, and let go of the step's tensors."""
+        new_shared = self._in_step().run.new_shared
+        for (path, name), value in shared.items():
+            new_shared.setdefault(path, {}).setdefault(name, value)
+        self._present = None
+
+    @property
+    def run(self) -> OptimizerRun:
+        """The run of the present step, as leaves have it."""
+        return self._in_step().run
+
+    def _in_step(self) -> BundleStep:
+        assert self._present is not None
+        return self._present
+
+
+class PassOperation(Operation):
+    """One pass of a bundle as an operation: up to a sum over leaves, or to the end."""
+
+    def __init__(self, compiled: ProgramPass):
+        self._compiled = compiled
+        self._awaited = compiled.operation
+        self.path = () if self._awaited is None else self._awaited.path
+
+    def start(self, bundle: Any) -> Any:
+        results = bundle.call(self._compiled)
+        return bundle.end(results) if self._awaited is None else results
+
+    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
+        assert self._awaited is not None
+        return self._awaited.combine(waiting)
+
+    def resume(self, bundle: Any, total: dict[str, Tensor]) -> None:
+        bundle.add_totals([total[name] for name in self._compiled.names])

@@ -1,0 +1,49 @@
+"""The backend that compiles programs with torch's inductor."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from gradtx import _torch
+
+# A way of running programs: makes a callable of a traced graph, example arguments and the user's options. The callable
+# takes tensors like the examples, of other sizes where theirs are symbolic, writes in place what the graph writes, and
+# returns what it returns.
+Backend: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Callable[..., Any]]
+
+
+def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Compile a graph; if that fails, try once more with unlike loops kept apart."""
+    options = {"size_asserts": False, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's, such as a deprecation at its first import
+        try:
+            with _torch.named_instructions():
+                return _torch.compile_graph(graph, examples, options)
+        except _torch.compile_error():
+            with _torch.separate_loops():
+                return _torch.compile_graph(graph, examples, options)
+
+
+def compiler_options(compile: Any) -> dict[str, Any]:
+    """Translate the argument `compile=` into options of torch's compiler.
+
+    Args:
+        compile: True, a mode of `torch.compile`, or a dict of its options.
+
+    Raises:
+        TypeError: something else.
+        ValueError: an unknown mode.
+    """
+    if compile is True:
+        return {}
+    if isinstance(compile, Mapping):
+        return dict(compile)
+    if isinstance(compile, str):
+        modes = _torch.compiler_modes()
+        if compile not in modes:
+            raise ValueError(f"compile: unknown mode {compile!r}; modes: {', '.join(modes)}")
+        return dict(modes[compile])
+    raise TypeError(f"compile must be True, False, a mode of torch.compile or a dict of its options, got {compile!r}")

@@ -1,0 +1,127 @@
+"""The plan of a step: which leaves go through which program. It is kept until something that it depends on changes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx import _torch
+from gradtx._sharding import local
+from gradtx.optim._member import Member
+from gradtx.optim._request import StepRequest
+from gradtx.optim.engine.bundle import Bundle
+from gradtx.optim.engine.signature import dtype_and_shape
+
+
+class Plan:
+    """The bundles of a step, and the parameters that step eagerly.
+
+    Args:
+        fingerprint: The request that the plan is for, see `fingerprint_of`.
+        members: The parameters that step.
+        bundles: Those that go through programs.
+        rest: The others.
+    """
+
+    def __init__(self, fingerprint: Any, members: list[Member], bundles: list[Bundle], rest: list[Member]):
+        self.fingerprint = fingerprint
+        self.bundles = bundles
+        self.rest = rest
+        self._members = members
+        self._states = [member.state for member in members]
+        self._params = [member.param for member in members]
+        # The slots that programs write; eager steps replace theirs.
+        self._slot_states: list[dict[str, Any]] = []
+        self._slot_keys: list[str] = []
+        for bundle in bundles:
+            for member in bundle.members:
+                for key in bundle.signature.slots:
+                    self._slot_states.append(member.state)
+                    self._slot_keys.append(key)
+        self._tensors = self._present_tensors()
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+        self._have_same_layout = _torch.layout_check(self._tensors)
+
+    def _present_tensors(self) -> list[Tensor]:
+        return [*self._params, *map(operator.getitem, self._slot_states, self._slot_keys)]
+
+    def holds_for(self, fingerprint: Any) -> bool:
+        """Whether a request is the same, and all parameters and slots have their memory, sizes and strides."""
+        if fingerprint != self.fingerprint:
+            return False
+        states = map(operator.attrgetter("state"), self._members)
+        if not all(map(operator.is_, states, self._states)):
+            return False
+        present = self._present_tensors()
+        return (
+            all(map(operator.is_, present, self._tensors))
+            and list(map(Tensor.data_ptr, present)) == self._addresses
+            and self._have_same_layout(*present)
+        )
+
+
+def fingerprint_of(request: StepRequest) -> tuple[Any, ...]:
+    """All that a plan depends on, except where tensors are.
+
+    Of counts, only which members have equal ones.
+    """
+    members = request.members
+    counts = [member.count for member in members]
+    ranks = {count: rank for rank, count in enumerate(dict.fromkeys(counts))}
+    trees = {}
+    for name, tree in request.trees.items():
+        trees[name] = {leaf: dtype_and_shape(value) for leaf, value in tree.items()}
+    return (
+        members,
+        [member.group for member in members],
+        [ranks[count] for count in counts],
+        [member.layout for member in members],
+        [dtype_and_shape(member.param.grad) for member in members],
+        request.structures,
+        {name: value.dtype for name, value in request.tensor_scalars().items()},
+        trees,
+        torch.is_inference_mode_enabled(),
+        request.scaling is not None,
+    )
+
+
+class Span(NamedTuple):
+    """The memory of a tensor: device, first byte, byte after the last, owner."""
+
+    device: str
+    start: int
+    end: int
+    owner: int
+
+
+def overlapping(members: Iterable[Member]) -> set[int]:
+    """The ids of members with a tensor that shares entries with another: each has to see the other's writes."""
+    shared: set[int] = set()
+    reach: Span | None = None  # the span that reaches farthest so far
+    for span in sorted(_spans(members)):
+        if reach is not None and span.device == reach.device and span.start < reach.end:
+            shared.update((reach.owner, span.owner))
+        if reach is None or span.device != reach.device or span.end > reach.end:
+            reach = span
+    return shared
+
+
+def _spans(members: Iterable[Member]) -> list[Span]:
+    spans = []
+    for member in members:
+        assert member.layout is not None
+        for tensor in (member.param, *map(member.state.__getitem__, member.layout.slot_keys)):
+            tensor = local(tensor)
+            if not tensor.numel():
+                continue
+            last = 0
+            for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+                last += (size - 1) * stride
+            start = tensor.data_ptr()
+            end = start + (last + 1) * tensor.element_size()
+            spans.append(Span(str(tensor.device), start, end, id(member)))
+    return spans

@@ -1,0 +1,314 @@
+"""Sorts the leaves of a step into bundles, and finds or compiles the programs that these go through."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._exact import exact
+from gradtx._execution import FROZEN, Leaf
+from gradtx._sharding import is_sharded
+from gradtx.optim._member import Member
+from gradtx.optim._request import StepRequest
+from gradtx.optim._scaling import Count, next_number, on_device
+from gradtx.optim._warnings import warn_user
+from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.bundle import Bundle, Prepared
+from gradtx.optim.engine.inductor import Backend, compile_with_inductor
+from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
+from gradtx.optim.engine.signature import LeafKind, Signature
+from gradtx.optim.engine.trace import BundleFunction, BundleProgram
+
+logger = logging.getLogger("gradtx")
+
+WIDTH = 8  # leaves in a bundle of flat ones: more of them compile longer than they save
+LARGE = 2**15  # entries from which a flat leaf is worth more than one thread, as for torch's own kernels
+PATIENCE = 3.0  # seconds of compiling after which a line is logged
+COMPILING = threading.RLock()  # torch's tracer patches global names while it works
+
+
+class CompilationError(Exception):
+    """A chain can't be traced or compiled; the cause says why."""
+
+
+class Engine:
+    """Runs steps through compiled programs, which it keeps, together with the plan of the last step.
+
+    Args:
+        options: Options of the backend.
+        backend: The way of running programs.
+
+    Attributes:
+        plan: The plan of the last step.
+        failed: Whether it has given up, so that all steps are eager.
+    """
+
+    def __init__(self, options: Mapping[str, Any], backend: Backend = compile_with_inductor):
+        self.plan: Plan | None = None
+        self.failed = False
+        self._options = dict(options)
+        self._backend = backend
+        self._programs: dict[Any, list[BundleProgram]] = {}
+        self._shared_functions: dict[str, Any] = {}
+        self._numbers: dict[tuple[int, torch.device], tuple[list[Any], list[Tensor]]] = {}
+        self._flags: dict[tuple[torch.device, bool], Tensor] = {}
+        self._reported: set[str] = set()  # the stages of which was said that they are not compiled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Engine, (self._options, self._backend)  # programs are compiled again where they are needed
+
+    @property
+    def programs(self) -> list[BundleProgram]:
+        """All compiled programs."""
+        programs = []
+        for alike in self._programs.values():
+            programs.extend(alike)
+        return programs
+
+    def bundles(self, request: StepRequest) -> tuple[list[Bundle], list[Member]]:
+        """The bundles of a step, ready to run, and the members that step eagerly."""
+        if self.failed or not request.members:
+            return [], request.members
+        fingerprint = fingerprint_of(request)
+        plan = self.plan
+        known = plan is not None and plan.holds_for(fingerprint)
+        leaves = [] if known else request.leaves_of(request.members)  # raises if the step is wrong, as without engine
+        try:
+            if plan is None or not known:
+                plan = self.plan = self._planned(fingerprint, leaves, request)
+            self._begin(plan, request)
+        except CompilationError as error:
+            self._give_up(error.__cause__ or error, logging.DEBUG)
+            return [], request.members
+        except Exception as error:  # a fault of ours: training goes on, but the traceback is logged
+            self._give_up(error, logging.ERROR)
+            return [], request.members
+        return plan.bundles, plan.rest
+
+    def _give_up(self, error: BaseException, level: int) -> None:
+        self.failed = True
+        self.plan = None
+        logger.log(level, "steps run eagerly from here on", exc_info=error)
+        reason = next(iter(str(error).strip().splitlines()), "")
+        message = f"compile=True has no effect, steps run eagerly: {type(error).__name__}: {reason}"
+        warn_user(message, RuntimeWarning)
+
+    # The arguments of a step.
+
+    def _begin(self, plan: Plan, request: StepRequest) -> None:
+        """Give each bundle its arguments for this step."""
+        first: dict[Any, list[Tensor]] = {}
+        prepared: Prepared = {}
+        for bundle in plan.bundles:
+            member = bundle.members[0]
+            key = member.count, bundle.device
+            if key not in first:
+                first[key] = _step_arguments(member.count, bundle.device, request)
+            common = [*first[key], *self._group_arguments(member.group, bundle.signature, bundle.device, request)]
+            bundle.begin(request.run, common, request.trees, prepared)
+
+    def _group_arguments(
+        self, group: int, signature: Signature, device: torch.device, request: StepRequest
+    ) -> list[Tensor]:
+        """A group's numbers, shared values and extras as 0-d tensors."""
+        arguments = [*self._number_arguments(group, device, request)]
+        for (path, name), dtype in signature.shared.items():
+            arguments.append(request.run.scalars(path)[name].to(device, dtype))
+        for name in signature.scalars:
+            arguments.append(request.scalars[name].to(device))
+        return arguments
+
+    def _number_arguments(self, group: int, device: torch.device, request: StepRequest) -> list[Tensor]:
+        """A group's numbers as tensors, the same ones as long as no number changes."""
+        numbers = request.numbers[group]
+        has_tensors = any(isinstance(value, Tensor) for value in numbers)
+        if not has_tensors and (group, device) in self._numbers:
+            before, tensors = self._numbers[group, device]
+            if before == numbers:
+                return tensors
+        tensors = [exact(value, device) for value in numbers]
+        self._numbers[group, device] = list(numbers), tensors
+        return tensors
+
+    def _flag(self, device: torch.device, real: bool) -> Tensor:
+        """Whether a leaf is real, the same tensor for all leaves."""
+        if (device, real) not in self._flags:
+            self._flags[device, real] = torch.tensor(real, device=device)
+        return self._flags[device, real]
+
+    # Planning.
+
+    def _planned(self, fingerprint: Any, leaves: list[Leaf], request: StepRequest) -> Plan:
+        alike: dict[Any, list[tuple[Member, Leaf]]] = {}
+        rest: list[Member] = []
+        shared = overlapping(request.members)
+        for member, leaf in zip(request.members, leaves, strict=True):
+            kind = None if id(member) in shared else self._kind(member, leaf, request)
+            if kind is None:
+                rest.append(member)
+            else:
+                alike.setdefault((member.group, member.count, kind), []).append((member, leaf))
+        bundles: list[Bundle] = []
+        for (_, _, kind), pairs in alike.items():
+            pairs.sort(key=_largest_first)  # compilers look at the first sizes they see
+            for start in range(0, len(pairs), kind.width):
+                members = [member for member, _ in pairs[start : start + kind.width]]
+                bundle = self._bundle(members, pairs[start][1], kind, request)
+                if bundle is None:
+                    rest.extend(members)
+                else:
+                    bundles.append(bundle)
+        return Plan(fingerprint, request.members, bundles, rest)
+
+    def _kind(self, member: Member, leaf: Leaf, request: StepRequest) -> LeafKind | None:
+        """The kind of a leaf; None if it steps eagerly."""
+        param = member.param
+        if param.grad is None or param.grad.shape != param.shape or leaf.program[:1] == [FROZEN]:
+            return None
+        if not self._compiles(leaf):
+            return None
+        flat = _is_flat(member, leaf)
+        if not flat and is_sharded(param):
+            return None  # a reduction over a shard is not the reduction over the whole
+        held = _aliases(member, flat)
+        if held is None or held[0].numel() <= 1:
+            return None  # for sizes 0 and 1 compilers make other programs
+        read = [param.grad]
+        by_leaf: list[str] = []
+        for name, tree in request.trees.items():
+            if tree[leaf.name] is not None:
+                by_leaf.append(name)
+                read.append(tree[leaf.name])
+        assert member.layout is not None
+        return LeafKind(
+            flat=flat,
+            held=tuple((tensor.dtype, tensor.device, _single_sizes(tensor)) for tensor in held),
+            read=tuple((tensor.dtype, tensor.device) for tensor in read),
+            by_leaf=tuple(by_leaf),
+            choices=tuple(sorted(member.choices.items())),
+            layout=repr((member.layout.slots, member.layout.shared)),
+            width=WIDTH if held[0].ndim <= 1 else 1,
+            large=flat and held[0].numel() >= LARGE,
+        )
+
+    def _compiles(self, leaf: Leaf) -> bool:
+        for operation in leaf.program:
+            if not operation.compiles:
+                stage = ".".join(operation.path)
+                if stage not in self._reported:
+                    self._reported.add(stage)
+                    logger.warning("%s is not compiled: leaves that pass it step eagerly", stage)
+                return False
+        return True
+
+    def _bundle(self, members: list[Member], leaf: Leaf, kind: LeafKind, request: StepRequest) -> Bundle | None:
+        """A bundle with its program; None if its leaves must step eagerly."""
+        first = members[0]
+        absent = tuple(name for name, value in leaf.extras.items() if value is None)
+        signature = Signature.of(first, absent, kind, request)
+        bundle = Bundle(members, signature, kind.flat, leaf.name)
+        bundle.create_arguments(self._flag, request.trees)
+        tensors = bundle.arguments(request.trees)
+        structure = request.structures[first.group]
+        programs = self._programs.setdefault((structure, kind, *signature.key()), [])
+        for program in programs:
+            if program.fits(tensors):
+                bundle.compile_for(program)
+                return bundle
+        common = _step_arguments(first.count, bundle.device, request)
+        common += self._group_arguments(first.group, signature, bundle.device, request)
+        function = BundleFunction(signature, request.views[first.group].chain_of(structure))
+        examples = [tensors] if programs else [_examples(tensors, kind), tensors]
+        program = self._compiled(function, common, examples, first.param, leaf.name)
+        if program is None:
+            return None
+        programs.append(program)
+        bundle.compile_for(program)
+        return bundle
+
+    def _compiled(
+        self, function: BundleFunction, common: list[Tensor], examples: list[list[Tensor]], param: Tensor, name: str
+    ) -> BundleProgram | None:
+        """A new program, traced with the first of the examples whose sizes lead to one that takes the last.
+
+        None if it has sums over a sharded leaf: a sum over this process's shard is not the sum over all.
+
+        Raises:
+            CompilationError: the chain can't be traced or compiled.
+        """
+        start = time.monotonic()
+        # An option, since the compiler's cache does not tell programs apart by the lengths of examples.
+        threads = {} if param.numel() >= LARGE else {"cpp.threads": 1}
+        try:
+            with COMPILING:
+                program = BundleProgram(function, common, examples[0])
+                if not program.fits(examples[-1]):  # a rule asks for the length
+                    program = BundleProgram(function, common, examples[-1])
+                if len(program.passes) > 1 and is_sharded(param):
+                    return None
+                program.compile({**threads, **self._options}, self._backend, self._shared_functions)
+        except Exception as error:  # anything may happen in a user's rule and in torch's compiler
+            raise CompilationError(name) from error
+        if time.monotonic() - start > PATIENCE:
+            logger.info("compiled a program for %s in %.1f s", name, time.monotonic() - start)
+        return program
+
+
+def _largest_first(pair: tuple[Member, Leaf]) -> int:
+    return -pair[0].param.numel()
+
+
+def _is_flat(member: Member, leaf: Leaf) -> bool:
+    """Whether a leaf may be passed as a vector: all is elementwise, and slots are numbers or shaped as the leaf."""
+    for operation in leaf.program:
+        if not operation.elementwise:
+            return False
+    assert member.layout is not None
+    return all(member.state[key].shape in (member.param.shape, ()) for key in member.layout.slot_keys)
+
+
+def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
+    """Aliases of a parameter and its slots; None if a program can't take or write them."""
+    assert member.layout is not None
+    param = member.param
+    try:
+        tensors = [alias(param, param, flat)]
+        for key in member.layout.slot_keys:
+            tensors.append(alias(member.state[key], param, flat))
+    except OddTensorError:
+        return None
+    if not torch.is_inference_mode_enabled():
+        for tensor in (*tensors, member.state["step"]):
+            if tensor.is_inference():  # can't be written in place
+                return None
+    return tensors
+
+
+def _single_sizes(tensor: Tensor) -> tuple[bool, ...]:
+    return tuple(size == 1 for size in tensor.shape)
+
+
+def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
+    """Arguments of leaves, with lengths that tell the compiler whether threads are worth it."""
+    if not kind.flat:
+        return tensors
+    per_leaf = len(tensors) // kind.width
+    length = 4 * LARGE if kind.large else 64
+    examples = []
+    for i, tensor in enumerate(tensors):
+        examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(length + i // per_leaf))
+    return examples
+
+
+def _step_arguments(count: int | Count, device: torch.device, request: StepRequest) -> list[Tensor]:
+    """The number of this step for leaves with this count, the schedules' count, the numbers of a scaler."""
+    arguments = [next_number(count, device), on_device(request.count, device)]
+    if request.scaling is not None:
+        arguments.extend(request.scaling.on(device))
+    return arguments

@@ -1,0 +1,108 @@
+"""What a program depends on: the order of its arguments, and what its leaves have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._errors import Path
+from gradtx.optim._member import Layout, Member
+from gradtx.optim._request import StepRequest
+
+
+@dataclass(frozen=True)
+class LeafKind:
+    """What the leaves of one program have in common, apart from the structure of their group's chain.
+
+    Attributes:
+        flat: Whether they are passed as flat aliases of their memory.
+        held: Dtype, device and which sizes are 1, of the parameter and each slot.
+        read: Dtype and device of the gradient and each extra by leaf.
+        by_leaf: The names of extras by leaf.
+        choices: The decisions of selectors.
+        layout: Where slots and shared values are in the state.
+        width: How many leaves a program takes.
+        large: Whether they are worth several threads.
+    """
+
+    flat: bool
+    held: tuple[Any, ...]
+    read: tuple[Any, ...]
+    by_leaf: tuple[str, ...]
+    choices: tuple[Any, ...]
+    layout: str
+    width: int
+    large: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of a program, and the decisions of selectors for its leaves.
+
+    The flat arguments are: the number of this step; the count that schedules follow; under a GradScaler its two
+    numbers; hyperparameters; shared values; 0-d extras; totals of earlier passes. Then for each leaf: whether it is
+    real (the last bundle is padded), parameter, slots, gradient, extras.
+
+    Attributes:
+        layout: Where the state of a leaf keeps its slots.
+        choices: The decision of each selector.
+        numbers: How many hyperparameters are arguments.
+        shared: The dtype of each shared value.
+        scalars: The dtype of each 0-d extra.
+        by_leaf: The names of extras by leaf.
+        absent: The names of extras that are None.
+        known_extras: The extras that some link declares.
+        width: How many leaves there are.
+        scaled: Whether a GradScaler is at work.
+    """
+
+    layout: Layout
+    choices: Mapping[Path, Any]
+    numbers: int
+    shared: Mapping[tuple[Path, str], torch.dtype]
+    scalars: Mapping[str, torch.dtype]
+    by_leaf: tuple[str, ...]
+    absent: tuple[str, ...]
+    known_extras: Any
+    width: int
+    scaled: bool
+
+    @classmethod
+    def of(cls, member: Member, absent: tuple[str, ...], kind: LeafKind, request: StepRequest) -> Signature:
+        layout = member.layout
+        assert layout is not None
+        shared: dict[tuple[Path, str], torch.dtype] = {}
+        for path, names in layout.shared.items():
+            values = request.run.scalars(path)
+            for name in names:
+                shared[path, name] = values[name].dtype
+        return cls(
+            layout=layout,
+            choices=member.choices,
+            numbers=len(request.numbers[member.group]),
+            shared=shared,
+            scalars={name: value.dtype for name, value in request.tensor_scalars().items()},
+            by_leaf=kind.by_leaf,
+            absent=absent,
+            known_extras=request.run.known_extras,
+            width=kind.width,
+            scaled=request.scaling is not None,
+        )
+
+    @property
+    def slots(self) -> list[str]:
+        """The keys of slots, in the order in which they are passed."""
+        return self.layout.slot_keys
+
+    def key(self) -> tuple[Any, ...]:
+        """The part of a program's cache key that `LeafKind` does not cover."""
+        return tuple(self.shared.items()), tuple(self.scalars.items()), self.absent, self.scaled
+
+
+def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
+    """What a plan depends on, of a tensor that is read anew in each step."""
+    return None if tensor is None else (tensor.dtype, tensor.shape)

@@ -1,0 +1,412 @@
+"""Programs of the compiled engine: the links of a chain, traced for a bundle of leaves, compiled, working in place.
+
+The core itself is traced, run on stand-ins with symbolic sizes; there is no second version of any rule. A sum over
+leaves ends a pass. The next pass starts over with the total as an argument, so that nothing is held in between. All
+passes but the last compute only their sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gradtx import _torch
+from gradtx._errors import Path
+from gradtx._execution import Block, Leaf, Operation, execute
+from gradtx._runs import Run, memory_of
+from gradtx.context import Clock
+from gradtx.core import GradientTransformation
+from gradtx.optim._scaling import Scaling, unscaling
+from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
+from gradtx.optim.engine.inductor import Backend
+from gradtx.optim.engine.signature import Signature
+
+MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
+
+
+@dataclass
+class PassResult:
+    """The outcome of a pass.
+
+    Attributes:
+        outputs: Sums over the leaves of the bundle, or new shared values.
+        names: The name of each output.
+        operation: The operation that waits for the sums; None at the end, when all is written.
+    """
+
+    outputs: list[Tensor]
+    names: tuple[Any, ...]
+    operation: Operation | None
+
+
+class AwaitedSumError(Exception):
+    """A pass has come to a sum whose total is not known yet."""
+
+    def __init__(self, operation: Operation, sums: dict[str, Tensor]):
+        super().__init__(operation.path)
+        self.operation = operation
+        self.sums = sums
+
+
+class TracedRun(Run):
+    """A run over the arguments of a program.
+
+    Attributes:
+        old: The old shared values, by stage.
+        totals: The totals of earlier passes, in order.
+        real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums.
+    """
+
+    def __init__(self, signature: Signature, device: torch.device):
+        super().__init__()
+        self.device = device
+        self.known_extras = signature.known_extras
+        self.leaf_extras = signature.by_leaf
+        self.old: dict[Path, dict[str, Tensor]] = {}
+        self.totals: list[dict[str, Tensor]] = []
+        self.real: dict[str, Tensor] = {}
+        self._choices = signature.choices
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        return self.old.get(path, {})
+
+    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """As usual; first values for a branch that these leaves don't take, where nothing uses them."""
+        if path in self.old:
+            return super().shared(path, dict(start))
+        return {name: make() for name, make in start.items()}
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        keys = leaf.layout.slots.get(path, {})
+        return {slot: leaf.state[key] for slot, key in keys.items()}
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        return self._choices[path]
+
+    def copied(self, leaf: Leaf, value: Tensor) -> Tensor:
+        """The same numbers in other memory. Compilers remove a clone, and with it the order of writes."""
+        return torch.where(self.real[leaf.name], value, value.new_zeros(()))
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if self.totals:
+            return self.totals.pop(0)
+        real_terms = []
+        for leaf, terms in waiting:
+            real = self.real[leaf.name]
+            real_terms.append((leaf, {name: torch.where(real, term, 0.0) for name, term in terms.items()}))
+        raise AwaitedSumError(operation, operation.combine(real_terms))
+
+
+class BundleFunction:
+    """A step of the leaves of a bundle as a function of flat arguments, in the order of `Signature`.
+
+    Args:
+        signature: The arguments.
+        make_chain: Makes the transformation of the hyperparameters.
+    """
+
+    def __init__(self, signature: Signature, make_chain: MakeChain):
+        self._signature = signature
+        self._make_chain = make_chain
+
+    def __call__(self, arguments: Sequence[Tensor], known: Sequence[Sequence[str]]) -> PassResult:
+        """Run up to the first sum whose total is not among the arguments; `known` names those that are."""
+        given = iter(arguments)
+        run = TracedRun(self._signature, arguments[-1].device)
+        leaves = self._leaves(run, given, known)
+        taken: set[Any] = set()
+        for leaf in leaves:
+            extras = [leaf.extras[name] for name in self._signature.by_leaf]
+            taken.update(map(memory_of, (*leaf.given, *leaf.state.values(), *extras)))
+        try:
+            execute(leaves, _ignore)
+        except AwaitedSumError as awaited:
+            return PassResult(list(awaited.sums.values()), tuple(awaited.sums), awaited.operation)
+        for commit in reversed(run.commits):
+            commit()
+        shared = self._new_shared(run)
+        _write(run, leaves, taken)
+        return PassResult(list(shared.values()), tuple(shared), None)
+
+    def _leaves(self, run: TracedRun, given: Iterator[Tensor], known: Sequence[Sequence[str]]) -> list[Leaf]:
+        """Leaves made of the arguments, with their programs."""
+        signature = self._signature
+        step, count = next(given), next(given)
+        scaling = Scaling(next(given), next(given)) if signature.scaled else None
+        chain = self._make_chain([next(given) for _ in range(signature.numbers)])
+        for path, name in signature.shared:
+            run.old.setdefault(path, {})[name] = next(given)
+        scalars: dict[str, Any] = {name: next(given) for name in signature.scalars}
+        scalars.update(dict.fromkeys(signature.absent))
+        for names in known:
+            run.totals.append({name: next(given) for name in names})
+        unscale = None if scaling is None else unscaling(run, scaling)
+        block = Block.of(chain, run, count, unscale)
+        clock = Clock(step)
+        leaves = []
+        for i in range(signature.width):
+            leaf = self._leaf(run, str(i), clock, scalars, given)
+            leaf.program = block.for_leaf(leaf)
+            leaves.append(leaf)
+        return leaves
+
+    def _leaf(self, run: TracedRun, name: str, clock: Clock, scalars: dict[str, Any], given: Iterator[Tensor]) -> Leaf:
+        signature = self._signature
+        run.real[name] = next(given)
+        param = next(given)
+        state = {key: next(given) for key in signature.slots}
+        gradient = next(given)
+        leaf = Leaf(run, name, gradient, param, scalars, clock)
+        leaf.layout = signature.layout
+        leaf.state = state
+        leaf.extras = dict(scalars)
+        for extra in signature.by_leaf:
+            leaf.extras[extra] = next(given).to(leaf.wide)
+        return leaf
+
+    def _new_shared(self, run: TracedRun) -> dict[tuple[Path, str], Tensor]:
+        """New shared values, in memory of no argument."""
+        shared = {}
+        for path, values in run.new_shared.items():
+            for name, value in values.items():
+                if (path, name) in self._signature.shared:
+                    shared[path, name] = value.clone()
+        return shared
+
+
+def _ignore(leaf: Leaf) -> None:
+    """Leave a finished leaf as it is: results are written when all leaves are through."""
+
+
+def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
+    """Write new slots and parameters in place, after all of them are computed."""
+    new_slots: list[list[tuple[Tensor, Tensor]]] = []
+    for leaf in leaves:
+        of_leaf = []
+        for path, slots in leaf.new.items():
+            keys = leaf.layout.slots[path]
+            for slot, value in slots.items():
+                apart = run.copied(leaf, value) if memory_of(value) in taken else value
+                of_leaf.append((leaf.state[keys[slot]], apart))
+        new_slots.append(of_leaf)
+    updates: list[Tensor] = []
+    for leaf in leaves:
+        update = leaf.result()
+        assert update is not None
+        updates.append(run.copied(leaf, update) if memory_of(update) in taken else update)
+    for leaf, slots, update in zip(leaves, new_slots, updates, strict=True):
+        for old, value in slots:
+            old.copy_(value)
+        leaf.given[1].add_(update)
+
+
+class ProgramPass(Protocol):
+    """One pass of a program.
+
+    Attributes:
+        sums: Examples of the sums that it returns; empty for the last pass.
+        names: The names of its outputs.
+        operation: The operation that waits for the sums; None for the last pass.
+        common: The function of the common arguments that `prepare` calls.
+    """
+
+    sums: list[Tensor]
+    names: tuple[Any, ...]
+    operation: Operation | None
+    common: Any
+
+    def fits(self, leaves: list[Tensor]) -> bool:
+        """Whether the sizes of these tensors are as was assumed while tracing."""
+        ...
+
+    def compile(self, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> None:
+        """Make the pass callable. `shared` holds compiled functions that programs share, by their code."""
+        ...
+
+    def prepare(self, common: list[Tensor]) -> list[Tensor]:
+        """Common arguments of `call`: these, and the numbers that follow from them alone."""
+        ...
+
+    def call(self, common: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+        """Run for a bundle; `common` is a result of `prepare`."""
+        ...
+
+
+class TracedPass:
+    """A pass that is traced once for all sizes, and compiled by a backend."""
+
+    sums: list[Tensor]
+    names: tuple[Any, ...]
+    operation: Operation | None
+    common: Any = None
+
+    def __init__(self, run: Callable[[list[Tensor]], PassResult], common: Sequence[Tensor], leaves: Sequence[Tensor]):
+        self._tracer = _torch.SymbolicTracer()
+        self._common: list[Tensor] = []
+        for tensor in common:
+            self._common.append(self._tracer.fixed(_distinct(tensor)))
+        self._leaves: list[Tensor] = []
+        for i, tensor in enumerate(leaves):
+            stand_in = self._tracer.resizable(tensor, f"leaf{i}") if tensor.ndim else self._tracer.fixed(tensor.clone())
+            self._leaves.append(stand_in)
+
+        def traced(*arguments: Tensor) -> list[Tensor]:
+            result = run(list(arguments))
+            self.names = result.names
+            self.operation = result.operation
+            self.sums = result.outputs if result.operation is not None else []
+            return result.outputs
+
+        self._graph: Any = self._tracer.graph(traced, [*self._common, *self._leaves], REPLACED)
+        self._numbers: list[int] = []  # the positions of 0-d arguments among those of the leaves
+        self._of_bundle: Any = None
+        self._kernel: Any = None
+
+    def fits(self, leaves: list[Tensor]) -> bool:
+        return self._tracer.holds_for(self._leaves, leaves)
+
+    def compile(self, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> None:
+        """Make three functions of the graph.
+
+        `common` computes the numbers that follow from common arguments (a bias correction), once a step. The second
+        computes those that follow from 0-d slots as well (a product over steps), once a bundle. The kernel computes
+        all entries.
+        """
+        graph = self._graph.graph
+        graph.eliminate_dead_code()
+        multiply(self._graph)
+        arguments = graph.find_nodes(op="placeholder")
+        common, leaves = arguments[: len(self._common)], arguments[len(self._common) :]
+        numbers = []
+        for i, node in enumerate(leaves):
+            if is_number(node):
+                self._numbers.append(i)
+                numbers.append(node)
+
+        of_step, step_arguments = hoist(self._graph, common, common[-1])
+        common = [*common, *step_arguments]
+        of_bundle, bundle_arguments = hoist(self._graph, [*common, *numbers], common[-1])
+
+        self.common = self._shared_function(of_step, options, backend, shared)
+        examples = [node.meta["val"] for node in (*common, *numbers)]
+        if of_bundle is not None:
+            self._of_bundle = self._compiled(of_bundle, examples, options, backend)
+        examples = [node.meta["val"] for node in (*common, *bundle_arguments)]
+        self._kernel = self._compiled(self._graph, [*examples, *self._leaves], options, backend)
+        del self._graph
+
+    def _shared_function(self, graph: Any, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> Any:
+        """The function that computes numbers once a step; programs with the same code share it."""
+        if graph is None:
+            return None
+        function = shared.get(graph.code)
+        if function is None:
+            function = self._compiled(graph, self._common, options, backend)
+            if not graph.graph.find_nodes(op="get_attr"):  # constants are not in the code
+                shared[graph.code] = function
+        return function
+
+    def _compiled(self, graph: Any, examples: list[Any], options: Mapping[str, Any], backend: Backend) -> Any:
+        with self._tracer.compiling():
+            return backend(graph, examples, options)
+
+    def prepare(self, common: list[Tensor]) -> list[Tensor]:
+        return common if self.common is None else [*common, *self.common(*common)]
+
+    def call(self, common: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+        if self._of_bundle is None:
+            return self._kernel(*common, *leaves)
+        numbers = [leaves[i] for i in self._numbers]
+        return self._kernel(*common, *self._of_bundle(*common, *numbers), *leaves)
+
+
+def _distinct(tensor: Tensor) -> Tensor:
+    """A number in other memory: stand-ins of the same tensor would be taken for one argument."""
+    return tensor.clone() if tensor.ndim == 0 else tensor
+
+
+class DynamoPass:
+    """A pass that `torch.compile` traces, for a torch that lacks the names that tracing needs."""
+
+    common: Any = None
+
+    def __init__(self, run: Callable[[list[Tensor]], PassResult], common: Sequence[Tensor], leaves: Sequence[Tensor]):
+        self._run = run
+        self._examples = [*common, *leaves]
+        result = run(self._copies())  # an eager call tells what the pass returns
+        self.names = result.names
+        self.operation = result.operation
+        self.sums = result.outputs if result.operation is not None else []
+        self._compiled: Any = None
+
+    def _copies(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self._examples]
+
+    def fits(self, leaves: list[Tensor]) -> bool:
+        """Always: dynamo compiles once more if a rule assumed other sizes."""
+        return True
+
+    def compile(self, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> None:
+        """Compile by calling once; the backend is torch's, which takes functions."""
+
+        def function(arguments: list[Tensor]) -> list[Tensor]:
+            return self._run(arguments).outputs
+
+        self._compiled = torch.compile(function, dynamic=True, options=dict(options))
+        with torch.no_grad():
+            self._compiled(self._copies())
+        self._examples = []
+
+    def prepare(self, common: list[Tensor]) -> list[Tensor]:
+        return common
+
+    def call(self, common: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return self._compiled([*common, *leaves])
+
+
+class BundleProgram:
+    """The passes of one signature, for one pattern of sizes; traced at once, compiled by `compile`.
+
+    Args:
+        function: The step of a bundle.
+        common: Examples of the arguments that all leaves share.
+        leaves: Examples of the leaves' arguments.
+    """
+
+    def __init__(self, function: BundleFunction, common: list[Tensor], leaves: list[Tensor]):
+        self.passes: list[ProgramPass] = []
+        known: tuple[tuple[str, ...], ...] = ()
+        totals: list[Tensor] = []
+        while True:
+            next_pass = _make_pass(function, known, [*common, *totals], leaves)
+            self.passes.append(next_pass)
+            if next_pass.operation is None:
+                break
+            known = (*known, next_pass.names)
+            for total in next_pass.sums:
+                totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
+
+    def fits(self, leaves: list[Tensor]) -> bool:
+        return all(each.fits(leaves) for each in self.passes)
+
+    def compile(self, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> None:
+        for each in self.passes:
+            each.compile(options, backend, shared)
+
+
+def _make_pass(
+    function: BundleFunction, known: tuple[tuple[str, ...], ...], common: list[Tensor], leaves: list[Tensor]
+) -> ProgramPass:
+    def run(arguments: list[Tensor]) -> PassResult:
+        return function(arguments, known)
+
+    try:
+        return TracedPass(run, common, leaves)
+    except _torch.TracingUnavailableError:
+        with torch.no_grad():
+            return DynamoPass(run, common, leaves)

@@ -1,0 +1,47 @@
+"""Parameters that stay in a set: constraints, projections, prox steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gradtx._messages import describe
+from gradtx.factories import per_tensor
+
+__all__ = ["map_after_step"]
+
+
+@per_tensor(needs=("params",), static=("fn",), example={"fn": torch.tanh})
+def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
+    r"""Make the parameter after the step go through a function: constraints, projections, prox steps.
+
+    $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Stands after the learning rate.
+
+    Args:
+        fn: A function of one tensor, in torch operations that keep its shape.
+        before: Whether the parameter goes through `fn` before the step as well.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        TypeError: `fn` is no function.
+        ValueError: missing `params`.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.sgd(lr=1.0), gradtx.map_after_step(torch.relu))
+        >>> params = {"w": torch.tensor([1.0, 2.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([3.0, 1.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]
+        tensor([0., 1.])
+    """
+    if not callable(fn):
+        raise TypeError(f"map_after_step: fn must be a function of a tensor, got {describe(fn)}")
+
+    def update(update, state, param, ctx):
+        start = fn(param) if before else param
+        return fn(start + update) - param, state
+
+    return update

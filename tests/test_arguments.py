@@ -1,0 +1,135 @@
+"""Arguments of factories: which ranges follow from names, and how a user-defined factory replaces them."""
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import Betas, Scalar, Schedule
+from gradtx._arguments import RANGES
+from tests.conformance import (
+    assert_close,
+    noise,
+)
+from tests.rules import VECTORS, constant, ones, run
+
+
+def rule(**options):
+    @gradtx.per_tensor(**options)
+    def scale_by_all(
+        lr: Scalar = 0.1,
+        betas: Betas = (0.9,),
+        eps: Scalar = 0.1,
+        weight_decay: Scalar = 0.0,
+        momentum: Scalar = 0.0,
+        alpha: Scalar = 0.5,
+        beta: Scalar = 0.5,
+        k: int = 5,
+    ):
+        return lambda update, state, param, ctx: (update, state)
+
+    return scale_by_all
+
+
+def test_five_names_have_ranges():
+    assert sorted(RANGES) == ["betas", "eps", "lr", "momentum", "weight_decay"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "interval"),
+    [
+        ("lr", -1.0, "[0, inf)"),
+        ("betas", (1.0,), "[0, 1)"),
+        ("eps", -1.0, "[0, inf)"),
+        ("weight_decay", -1.0, "[0, inf)"),
+        ("momentum", -1.0, "[0, inf)"),
+    ],
+)
+def test_a_user_defined_factory_hears_of_ranges_where_a_name_sets_one(name, value, interval):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        rule()(**{name: value})
+    shown, number = (f"{name}[0]", value[0]) if isinstance(value, tuple) else (name, value)
+    remedy = f"for another range pass ranges={{'{name}': '(-inf, inf)'}} to the decorator"
+    assert str(error.value) == f"scale_by_all: {shown} must be in {interval}, got {number}; {remedy}"
+    assert rule(ranges={name: "(-inf, inf)"})(**{name: value}).hyperparams[name] == value
+
+
+def test_other_names_take_any_number_in_a_user_defined_factory():
+    tx = rule()(alpha=5.0, beta=-2.0, k=-1)
+    assert (tx.hyperparams["alpha"], tx.hyperparams["beta"], tx.hyperparams["k"]) == (5.0, -2.0, -1)
+
+
+def test_a_range_of_the_decorator_is_an_error_without_a_remedy():
+    with pytest.raises(ValueError, match=r"^scale_by_all: momentum must be in \[0, 1\), got 1.0$"):
+        rule(ranges={"momentum": "[0, 1)"})(momentum=1.0)
+    with pytest.raises(ValueError, match=r"^scale_by_all: alpha must be in \(0, inf\), got 0.0$"):
+        rule(ranges={"alpha": "(0, inf)"})(alpha=0.0)
+
+
+def test_factories_of_the_library_name_no_remedy():
+    with pytest.raises(ValueError, match=r"^adamw: lr must be in \[0, inf\), got -1.0$"):
+        gradtx.adamw(lr=-1.0)
+
+
+# Numbers, tensors, schedules, and the one exception for a literal 0.0.
+
+
+def test_an_int_where_a_number_is_annotated_becomes_a_float():
+    tx = gradtx.adam(lr=1, betas=(0, 0.5))
+    assert repr(tx.hyperparams["lr"]) == "1.0"
+    assert repr(tx.hyperparams["betas"]) == "(0.0, 0.5)"
+
+
+ZEROS = {
+    "literal": (0.0, False),
+    "int": (0, False),
+    "tensor": (torch.tensor(0.0), True),
+    "schedule": (Schedule(constant(0.0)), True),
+}
+
+
+@pytest.mark.parametrize(("zero", "kept"), ZEROS.values(), ids=ZEROS)
+def test_only_a_literal_zero_leaves_a_slot_out(zero, kept):
+    assert ("trace" in gradtx.sgd(momentum=zero).init(ones())) == kept
+    assert ("params" in gradtx.sgd(weight_decay=zero).needs) == kept
+    assert ("regenerate_towards_init" in gradtx.adam_atan2(regen_reg_rate=zero).init(ones())) == kept
+
+
+@pytest.mark.parametrize("zero", [torch.tensor(0.0), Schedule(constant(0.0))], ids=["tensor", "schedule"])
+def test_a_zero_that_is_no_literal_gives_the_same_updates(zero):
+    for name in ("momentum", "weight_decay"):
+        general, literal = gradtx.sgd(lr=0.1, **{name: zero}), gradtx.sgd(lr=0.1, **{name: 0.0})
+        assert_close(run(general, 3)[0], run(literal, 3)[0], rtol=1e-7)  # one unit in the last place of float32
+
+
+def test_replace_may_cross_the_line_of_the_literal_zero():
+    tx = gradtx.sgd(momentum=0.0)
+    heavy = tx.replace(momentum=0.9)
+    assert "trace" in heavy.init(ones())
+    assert "trace" not in heavy.replace(momentum=0.0).init(ones())
+    with pytest.raises(ValueError, match="state lacks 'trace' of leaf 'a'"):
+        heavy.update(ones(), tx.init(ones()))
+
+
+def test_schedules_see_the_number_of_finished_updates():
+    rates = []
+    tx = gradtx.sgd(lr=Schedule(lambda step: 1.0 + step))
+    state = tx.init(ones())
+    for _ in range(3):
+        updates, state = tx.update(ones(), state)
+        rates.append(-updates["c"].item())
+    assert rates == [1.0, 2.0, 3.0]
+
+
+def test_an_entry_of_betas_may_be_a_tensor_or_a_schedule():
+    plain = gradtx.scale_by_adam(betas=(0.5, 0.9))
+    mixed = gradtx.scale_by_adam(betas=(torch.tensor(0.5), gradtx.constant_schedule(0.9)))
+    params = noise(1, VECTORS)
+    # the general formula in float64 tensors: rounding only
+    assert_close(run(mixed, 3, params, params)[0], run(plain, 3, params, params)[0], rtol=1e-13)
+
+
+def test_a_tensor_that_is_written_in_place_is_followed_at_the_next_step():
+    lr = torch.tensor(1.0)
+    tx = gradtx.sgd(lr=lr)
+    lr.fill_(3.0)
+    assert run(tx, 1)[0]["c"] == -3.0

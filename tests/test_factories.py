@@ -1,0 +1,173 @@
+"""Decorators: forms of a rule, aliases, and links that own the learning rate."""
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import Betas, Scalar, Schedule, alias, chain, per_tensor
+from tests.conformance import (
+    noise,
+)
+from tests.rules import count_init, made, ones, run
+
+# Forms of a rule for one tensor.
+
+
+def test_a_rule_may_be_a_bare_update():
+    tx = made(lambda update, state, param, ctx: (2 * update, state))
+    updates, state = run(tx, 1)
+    assert torch.equal(updates["a"], torch.full((3,), 2.0))
+    assert set(state) == {"step"}
+
+
+def _count(update, state, param, ctx):
+    return update, {"sum": state["sum"] + update}
+
+
+def test_a_rule_may_be_init_and_update():
+    _, state = run(made(_count, count_init), 3)
+    assert torch.equal(state["rule"]["sum"]["b"], torch.full((2, 2), 3.0))
+
+
+def test_a_rule_may_say_what_to_evaluate_with():
+    tx = made(_count, count_init, lambda state, param: param - state["sum"])
+    _, state = run(tx, 3)
+    assert torch.equal(tx.eval_params(state, ones())["a"], torch.full((3,), -2.0))
+
+
+def test_a_rule_that_returns_a_chain_is_replaced_by_it():
+    @per_tensor
+    def sometimes(factor: Scalar, keep: bool = True):
+        return chain() if not keep else lambda update, state, param, ctx: (factor * update, state)
+
+    assert torch.equal(run(sometimes(3.0), 1)[0]["a"], torch.full((3,), 3.0))
+    assert torch.equal(run(sometimes(3.0, keep=False), 1)[0]["a"], torch.ones(3))
+
+
+def test_a_list_is_kept_as_numbered_slots():
+    def init(param):
+        return {"axis": [param.new_zeros(n) for n in param.shape], "sum": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        assert isinstance(state["axis"], list)
+        return update, {"axis": [axis + i + 1 for i, axis in enumerate(state["axis"])], "sum": state["sum"]}
+
+    _, state = run(made(update, init), 2, *(noise(1, {"w": (2, 3), "v": (5,)}),) * 2)
+    assert set(state["rule"]) == {"axis_0", "axis_1", "sum"}
+    assert torch.equal(state["rule"]["axis_1"]["w"], torch.full((3,), 4.0).double())
+    assert set(state["rule"]["axis_1"]) == {"w"}  # v has one axis, hence no key
+
+
+def test_a_list_that_is_empty_for_a_leaf_comes_back_empty():
+    def update(update, state, param, ctx):
+        assert len(state["axis"]) == update.ndim
+        return update, state
+
+    run(made(update, lambda param: {"axis": [param.new_zeros(n) for n in param.shape]}), 2)  # c is 0-d
+
+
+def test_a_list_of_more_than_ten_slots_keeps_its_order():
+    init = lambda param: {"x": [param.new_zeros(()) + i for i in range(12)]}  # noqa: E731
+
+    def update(update, state, param, ctx):
+        assert [int(x) for x in state["x"]] == list(range(12))
+        return update, state
+
+    run(made(update, init), 2)
+
+
+# Who owns the learning rate.
+
+
+@per_tensor(owns_lr=True)
+def owner(lr: Scalar = 1.0):
+    return lambda update, state, param, ctx: (-lr * update, state)
+
+
+AFTER_OWNER = {
+    "scale_by_learning_rate": gradtx.scale_by_learning_rate(0.1),
+    "add_decayed_weights": gradtx.add_decayed_weights(0.1),
+    "owner": owner(),
+    "regenerate_towards_init": gradtx.regenerate_towards_init(0.1),
+}
+
+
+@pytest.mark.parametrize(("name", "tx"), AFTER_OWNER.items(), ids=AFTER_OWNER)
+@pytest.mark.parametrize("before", [(), (gradtx.trace(0.9),)], ids=["first", "later"])
+def test_what_has_no_place_after_an_owner_of_the_rate_is_refused_by_name(name, tx, before):
+    with pytest.raises(ValueError, match=f"owner owns the learning rate .* so {name} can't follow it"):
+        chain(*before, owner(), gradtx.scale(1.0), tx)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [gradtx.accumulate(owner(), every=2), gradtx.masked(owner(), "a"), gradtx.skip_nonfinite(owner())],
+    ids=["accumulate", "masked", "skip_nonfinite"],
+)
+def test_an_owner_inside_a_wrapper_owns_the_rate_of_the_chain_too(tx):
+    with pytest.raises(ValueError, match=r"owns the learning rate .* so scale_by_learning_rate can't follow it"):
+        chain(tx, gradtx.scale_by_learning_rate(0.1))
+
+
+def test_an_alias_with_a_rate_after_an_owner_is_refused():
+    with pytest.raises(ValueError, match="so scale_by_learning_rate can't follow it"):
+        chain(owner(), gradtx.adam())
+
+
+def test_an_owner_may_stand_after_clipping_and_before_lookahead():
+    tx = chain(gradtx.clip_by_global_norm(1.0), owner(lr=2.0), gradtx.lookahead())
+    assert tx.hyperparams["lr"] == 2.0
+
+
+# Aliases.
+
+
+@alias
+def derived(lr: Scalar = 0.1, betas: Betas = (0.81, 0.9), weight_decay: Scalar = 0.0, momentum: Scalar = 0.5):
+    root = betas[0] ** 0.5
+    decay = weight_decay / (1 - momentum)
+    return chain(gradtx.ema(root), gradtx.add_decayed_weights(decay), gradtx.scale_by_learning_rate(lr))
+
+
+def test_values_that_an_alias_derives_are_derived_anew_at_every_step():
+    rising = Schedule(lambda step: torch.where(torch.as_tensor(step) < 1, 0.25, 0.81).double())
+    tx, state = derived(lr=1.0, betas=(rising, 0.9)), derived().init(ones())
+    first, state = tx.update(ones(), state, ones())
+    second, state = tx.update(ones(), state, ones())
+    # float32 values: m = 0.5, then 0.9 * 0.5 + 0.1
+    assert first["c"].item() == pytest.approx(-0.5, rel=1e-6)
+    assert second["c"].item() == pytest.approx(-0.55, rel=1e-6)
+
+
+def test_derived_values_follow_replace_and_tensors():
+    grads = {name: torch.zeros_like(leaf) for name, leaf in ones().items()}
+    moved = [
+        derived(lr=1.0, weight_decay=0.5, momentum=0.75),
+        derived(lr=1.0, weight_decay=0.5).replace(momentum=0.75),
+        derived(lr=1.0, weight_decay=torch.tensor(0.5), momentum=torch.tensor(0.75)),
+        chain(gradtx.scale(1.0), derived(lr=1.0, weight_decay=0.5)).replace(momentum=0.75),
+    ]
+    for tx in moved:
+        assert run(tx, 1, grads=grads)[0]["c"] == -2.0  # 0.5 / (1 - 0.75)
+
+
+def test_an_alias_of_an_alias_owns_its_names():
+    @alias
+    def outer(lr: Scalar = 0.1, factor: Scalar = 2.0):
+        return chain(derived(lr=factor * lr))
+
+    assert set(outer().hyperparams) == {"lr", "factor", "maximize"}
+    assert repr(chain(outer(factor=3.0))) == "outer(factor=3.0)"
+
+
+def test_maximize_negates_the_gradient_that_rules_see_too():
+    @alias
+    def plain_gradient(lr: Scalar = 1.0):
+        return chain(gradtx.trace(0.9), made(lambda update, state, param, ctx: (lr * ctx.grad, state)))
+
+    assert torch.equal(run(plain_gradient(maximize=True), 2)[0]["a"], -torch.ones(3))
+
+
+def test_maximize_inside_a_chain_negates_what_comes_in():
+    tx = chain(gradtx.trace(0.5), gradtx.sgd(lr=1.0, maximize=True))
+    assert torch.equal(run(tx, 2)[0]["a"], torch.full((3,), 1.5))

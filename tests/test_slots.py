@@ -1,0 +1,223 @@
+"""The layout and the memory of states."""
+
+import collections
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import GradientTransformation, Scalar, chain, per_tensor, whole_tree
+from tests.conformance import (
+    assert_own_memory,
+    assert_same,
+    layout,
+    noise,
+    untouched,
+)
+from tests.rules import FLAT, HALVE, WRAPPINGS, made, normal, ones, run
+
+# The layout of a state.
+
+
+def test_the_state_has_one_step_and_an_entry_for_each_stage_with_state():
+    tx = chain(
+        gradtx.scale(2.0),
+        gradtx.trace(0.9),
+        gradtx.centralize(),
+        gradtx.trace(0.5),
+        gradtx.record("norm"),
+        gradtx.adam(),
+    )
+    state = tx.init(ones())
+    assert list(state) == ["step", "trace", "trace_1", "record", "scale_by_adam"]
+    assert_same(state["step"], torch.tensor(0))
+    assert_same(state["record"], {"norm": torch.tensor(0.0, dtype=torch.float64)})
+    assert set(state["scale_by_adam"]) == {"exp_avg", "exp_avg_sq"}
+    assert set(state["scale_by_adam"]["exp_avg"]) == {"a", "b", "c"}
+    _, new = tx.update(ones(), state)
+    assert layout(new) == layout(state)
+    assert new["step"] == 1
+
+
+def test_a_wrapper_holds_its_own_slots_beside_the_entries_of_its_chain():
+    tx = chain(
+        gradtx.trace(0.5), gradtx.accumulate(chain(gradtx.trace(0.9), gradtx.skip_nonfinite(gradtx.adam())), every=2)
+    )
+    state = tx.init(ones())
+    assert set(state) == {"step", "trace", "accumulate"}
+    assert set(state["accumulate"]) == {"step", "mini_step", "acc", "seen", "trace", "skip_nonfinite"}
+    assert set(state["accumulate"]["skip_nonfinite"]) == {"step", "skipped", "scale_by_adam"}
+
+
+def test_a_partition_has_one_entry_a_label():
+    tx = gradtx.partition(
+        {"x": gradtx.adam(), "y": gradtx.trace(0.9), "z": gradtx.scale(1.0)}, {"x": "a", "y": "b", "z": "c"}
+    )
+    state = tx.init(ones())
+    assert set(state["partition"]) == {"x", "y"}  # z keeps nothing
+    assert set(state["partition"]["x"]["scale_by_adam"]["exp_avg"]) == {"a"}
+    assert set(state["partition"]["y"]["trace"]["momentum_buffer"]) == {"b"}
+
+
+def test_the_state_of_a_chain_of_one_is_that_of_its_link():
+    assert chain(HALVE) is HALVE
+    assert_same(run(chain(gradtx.adam()), 2), run(gradtx.adam(), 2))
+
+
+def test_leaf_names_are_dotted_paths():
+    Point = collections.namedtuple("Point", "x y")
+    params = {"layers": [{"w": torch.ones(1)}, {"w": torch.ones(1)}], "p": Point(torch.ones(1), (torch.ones(1),))}
+    state = gradtx.trace(0.9).init(params)
+    assert set(state["trace"]["momentum_buffer"]) == {"layers.0.w", "layers.1.w", "p.x", "p.y.0"}
+    named = dict(torch.nn.Sequential(torch.nn.Linear(1, 1)).named_parameters())
+    assert set(gradtx.trace(0.9).init(named)["trace"]["momentum_buffer"]) == {"0.weight", "0.bias"}
+
+
+# Memory: nothing that is returned shares it with what was given, or with one another.
+
+
+LIKE = lambda param: {"prev": torch.zeros_like(param)}  # noqa: E731
+TWO = lambda param: {"x": torch.zeros_like(param), "y": torch.ones_like(param)}  # noqa: E731
+D = torch.tensor(0.5, dtype=torch.float64)
+
+
+@per_tensor(shared={"d": lambda arguments: arguments["d0"]})
+def shared_constant(d0: Scalar = 0.5):
+    return lambda update, state, param, ctx: (update, {"d": state["d"]})
+
+
+@per_tensor
+def keeps_its_number(number: Scalar):
+    return (
+        lambda param: {"number": torch.zeros((), dtype=torch.float64)},
+        lambda update, state, param, ctx: (update, {"number": number}),
+    )
+
+
+def _total_twice(update, state, param, ctx):
+    total = yield {"n": update.sum()}
+    yield update, {"x": total["n"] + 0 * state["x"], "y": total["n"].expand(update.shape)}
+
+
+def _shared_totals(update, state, param, ctx):
+    total = yield {"n": update.sum()}
+    yield update, {"d": total["n"], "e": total["n"]}
+
+
+def rotated(leaves):
+    """Every leaf in the place of the one before it."""
+    names = [name for name, leaf in leaves.items() if leaf is not None]
+    return {**leaves, **{here: leaves[there] for here, there in zip(names, names[1:] + names[:1], strict=True)}}
+
+
+@whole_tree
+def rotate():
+    return lambda updates, state, params, ctx: (rotated(updates), state)
+
+
+@whole_tree
+def swap_slots():
+    init = lambda params: {"prev": {name: torch.zeros_like(p) for name, p in params.items()}, "n": torch.zeros(())}  # noqa: E731
+
+    def update(updates, state, params, ctx):
+        return updates, {"prev": rotated(params), "n": state["n"]}
+
+    return init, update
+
+
+ALIASING = {
+    "update as it came": made(lambda update, state, param, ctx: (update, state)),
+    "param as update": made(lambda update, state, param, ctx: (param, state), needs=("params",)),
+    "a view of the update": made(lambda update, state, param, ctx: (update.flatten().view_as(update), state)),
+    "update as slot": made(lambda update, state, param, ctx: (update, {"prev": update}), LIKE),
+    "param as slot": made(lambda update, state, param, ctx: (update, {"prev": param}), lambda param: {"prev": param}),
+    "grad as slot": made(lambda update, state, param, ctx: (2 * update, {"prev": ctx.grad}), LIKE),
+    "state as it came": made(lambda update, state, param, ctx: (2 * update, state), LIKE),
+    "slot as update": made(lambda update, state, param, ctx: (state["prev"], {"prev": update}), LIKE),
+    "swapped slots": made(lambda update, state, param, ctx: (update, {"x": state["y"], "y": state["x"]}), TWO),
+    "one tensor in two slots": made(lambda update, state, param, ctx: (update, dict.fromkeys("xy", update + 1)), TWO),
+    "totals as slots": made(_total_twice, TWO),
+    "totals as shared": made(_shared_totals, shared={"d": 0.0, "e": 0.0}),
+    "unchanged shared": shared_constant(),
+    "shared from a tensor": shared_constant(d0=D),
+    "number as slot": keeps_its_number(D),
+    "step as slot": made(
+        lambda update, state, param, ctx: (update, {"prev": ctx.step}),
+        lambda param: {"prev": torch.zeros((), dtype=torch.int64)},
+    ),
+    "time as slot": made(
+        lambda update, state, param, ctx: (update, {"prev": ctx.time}),
+        lambda param: {"prev": torch.zeros((), dtype=torch.float64)},
+    ),
+    "hessian as slot": made(
+        lambda update, state, param, ctx: (update, {"prev": ctx.hessian_diag}), LIKE, needs=("hessian_diag",)
+    ),
+    "seed": normal(seed=1),
+    "leaves of a tree as other leaves": rotate(),
+    "params of a tree as other slots": swap_slots(),
+    "plain functions": GradientTransformation(lambda params: params, lambda u, s, p: (p, s)),
+    "plain state": GradientTransformation(lambda params: {"n": torch.zeros(())}, lambda u, s, p: (u, s)),
+    "plain rotation": GradientTransformation(lambda params: (), lambda u, s, p: (rotated(u), s)),
+}
+
+
+@pytest.mark.parametrize("around", ["alone", "chain", "accumulate", "partition", "skip_nonfinite"])
+@pytest.mark.parametrize("tx", ALIASING.values(), ids=ALIASING)
+def test_no_output_shares_memory_with_an_input_or_another_output(tx, around):
+    tx = WRAPPINGS[around](tx) if around != "chain" else chain(tx, gradtx.record("n"), tx)
+    params, grads, hessian = noise(1, FLAT), noise(2, FLAT), noise(3, FLAT)
+    state = tx.init(params)
+    assert_own_memory(state, params, D)
+    for _ in range(2):
+        with untouched(params, grads, state, hessian):
+            updates, new = tx.update(grads, state, params, hessian_diag=hessian)
+        assert_own_memory([updates, new], params, grads, state, hessian, D)
+        state = new
+
+
+@pytest.mark.parametrize("tx", ALIASING.values(), ids=ALIASING)
+def test_members_of_a_vmap_share_no_memory_either(tx):
+    params, hessian = noise(1, FLAT), noise(3, FLAT)
+    grads = {name: torch.stack([g, 2 * g]) for name, g in noise(2, FLAT).items()}
+    state = tx.init(params)
+    found = torch.vmap(lambda g: tx.update(g, state, params, hessian_diag=hessian))(grads)
+    assert_own_memory(found, params, grads, state, hessian, D)
+
+
+TRACED = [
+    "update as it came",
+    "param as slot",
+    "swapped slots",
+    "one tensor in two slots",
+    "totals as slots",
+    "unchanged shared",
+    "step as slot",
+]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_outputs_of_a_compiled_update_share_no_memory_either(name):
+    torch._dynamo.reset()
+    tx, params, grads = ALIASING[name], noise(1, FLAT), noise(2, FLAT)
+    state = tx.init(params)
+    compiled = torch.compile(lambda g, s, p: tx.update(g, s, p), backend="eager", fullgraph=True)
+    with untouched(params, grads, state):
+        found = compiled(grads, state, params)
+    assert_own_memory(found, params, grads, state)
+
+
+@pytest.mark.parametrize("tx", [ALIASING["plain state"], gradtx.record("n"), normal(), ALIASING["update as slot"]])
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
+def test_a_step_without_any_gradient_copies_the_state(tx, wrap):
+    tx = wrap(tx)
+    _, state = run(tx, 1)
+    updates, new = tx.update(dict.fromkeys(ones()), state, ones())
+    assert all(u is None or not u.any() for u in updates.values())
+    assert_own_memory([updates, new], state, ones())
+
+
+def test_a_leaf_that_is_given_twice_still_gives_two_updates():
+    shared = torch.ones(3)
+    tied = {"x": shared, "y": shared}
+    updates, state = run(ALIASING["update as slot"], 2, tied, tied)
+    assert_own_memory([updates, state], tied)

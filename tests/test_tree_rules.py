@@ -1,0 +1,122 @@
+"""Rules for whole trees, and all kinds of rules under torch.compile and vmap."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+import gradtx
+from gradtx import Schedule, chain, per_tensor, whole_tree
+from tests.conformance import (
+    assert_close,
+    assert_same,
+    noise,
+    snapshot,
+)
+from tests.rules import FLAT, double, look_ahead, normal, ones, run
+
+# Rules for whole trees.
+
+
+def test_a_tree_rule_works_on_dicts_by_leaf_name_and_keeps_slots_and_scalars():
+    nested = {"x": {"w": torch.ones(2)}, "y": [torch.ones(3)]}
+    tx = look_ahead(distance=0.25)
+    state = tx.init(nested)
+    assert set(state["look_ahead"]["mean"]) == {"x.w", "y.0"}
+    grad_fn = lambda p: {"x": {"w": 2 * p["x"]["w"]}, "y": [2 * p["y"][0]]}  # noqa: E731
+    updates, state = tx.update(nested, state, nested, grad_fn=grad_fn)
+    assert updates["x"]["w"].tolist() == [1.5, 1.5]
+    assert state["look_ahead"]["mean"]["y.0"].tolist() == [0.75] * 3
+    assert state["look_ahead"]["calls"] == 1
+
+
+WITHOUT = {
+    "freeze": lambda tx: chain(tx, gradtx.freeze("b")),
+    "masked": lambda tx: gradtx.masked(tx, lambda name, param: name != "b"),
+    "partition": lambda tx: gradtx.partition({"x": tx, "y": gradtx.scale(0.0)}, {"y": "b", "x": "*"}),
+    "inside accumulate": lambda tx: gradtx.accumulate(chain(tx, gradtx.freeze("b")), every=1),
+}
+
+
+@pytest.mark.parametrize("wrap", WITHOUT.values(), ids=WITHOUT)
+def test_grad_fn_is_called_with_the_full_tree_when_a_combinator_took_leaves_out(wrap):
+    calls = []
+
+    def grad_fn(params):
+        calls.append(snapshot(params))
+        return double(params)
+
+    params = {"c": torch.full((), 3.0), "a": torch.full((3,), 2.0), "b": torch.full((2, 2), 5.0)}
+    tx = wrap(look_ahead(distance=1.0))
+    updates, _ = tx.update(ones(), tx.init(params), params, grad_fn=grad_fn)
+    (seen,) = calls
+    assert {name: float(p.mean()) for name, p in seen.items()} == {"c": 2.0, "a": 1.0, "b": 5.0}
+    assert torch.equal(updates["a"], torch.full((3,), 2.0))
+
+
+def test_extras_by_leaf_are_cut_to_the_leaves_that_a_tree_rule_has():
+    @whole_tree(needs=("hessian_diag",))
+    def divide():
+        def update(updates, state, params, ctx):
+            assert set(ctx.hessian_diag) == set(updates) == {"a", "c"}
+            return {name: u / ctx.hessian_diag[name] for name, u in updates.items()}, state
+
+        return update
+
+    tx = chain(divide(), gradtx.freeze("b"))
+    updates, _ = run(tx, 1, hessian_diag={name: 2 * leaf for name, leaf in ones().items()})
+    assert updates["a"].tolist() == [0.5] * 3
+
+
+def test_a_tree_rule_without_a_gradient_for_a_leaf_leaves_its_slots_alone():
+    tx = look_ahead()
+    state = tx.init(ones())
+    updates, new = tx.update(ones(b=None), state, ones(), grad_fn=double)
+    assert updates["b"] is None
+    assert_same(new["look_ahead"]["mean"]["b"], state["look_ahead"]["mean"]["b"])
+
+
+# All of it under torch.compile and vmap.
+
+
+@per_tensor
+def refreshed():
+    """An update divided by its size of three steps ago at most."""
+
+    def update(update, state, param, ctx):
+        size = ctx.every(3, 1, lambda: update.square().mean(), lambda: state["size"])
+        return update / (size + 1), {"size": size}
+
+    return lambda param: {"size": param.new_zeros(())}, update
+
+
+def _everything():
+    return chain(
+        normal(seed=3),
+        refreshed(),
+        look_ahead(0.5),
+        gradtx.adam(lr=gradtx.warmup_cosine_schedule(9, max_lr=0.1, init_lr=0.01, warmup_steps=2)),
+        gradtx.scale(Schedule(lambda step: 1.0 + step)),
+    )
+
+
+def test_noise_schedules_and_tree_rules_compile_to_one_graph_for_all_steps():
+    torch._dynamo.reset()
+    tx, counter, params, grads = _everything(), CompileCounter(), noise(1, FLAT), noise(2, FLAT)
+    compiled = torch.compile(lambda g, s, p: tx.update(g, s, p, grad_fn=double), backend=counter, fullgraph=True)
+    state = tx.init(params)
+    for _ in range(4):
+        expected = tx.update(grads, state, params, grad_fn=double)
+        # the same operations, traced
+        assert_close(compiled(grads, state, params), expected, rtol=1e-12)
+        state = expected[1]
+    assert counter.frame_count == 1
+
+
+def test_noise_schedules_and_tree_rules_work_under_vmap():
+    tx, params, grads = _everything(), noise(1, FLAT), noise(2, FLAT)
+    scales = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    train = lambda x: run(tx, 3, params, {name: x * g for name, g in grads.items()}, grad_fn=double)  # noqa: E731
+    together = torch.vmap(train)(scales)
+    for i, x in enumerate(scales):
+        member = torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i], together)
+        assert_close(member, train(x), rtol=1e-12)  # batched kernels may round differently
