@@ -86,6 +86,10 @@ RANGES = {
 _NO_RANGE = Range("(-inf, inf)")
 
 
+class UnfitError(ValueError):
+    """Raised by a rule's `init` about a leaf; the library puts the rule and the leaf's name in front."""
+
+
 def is_off(value: Any, off: float = 0.0) -> bool:
     """True for a plain number equal to `off`: the only float values that may decide structure.
 

@@ -29,6 +29,7 @@ class Leaf:
         param: The parameter, in the dtype that rules compute in.
         given: Update and parameter as the caller passed them.
         wide: The dtype that rules compute in.
+        negated: Whether the gradient is that of the negative loss (`maximize`).
         active: Whether the leaf takes part in this call, a 0-d bool; None if that is certain.
         restarts: Whether a combinator around the present link starts its inner transformation again.
         new: The new slots, by stage.
@@ -62,6 +63,7 @@ class Leaf:
         self.update = None if update is None else update.to(self.wide)
         self.param = None if param is None else param.to(self.wide)
         self.grad = self.update
+        self.negated = False
         self.active: Tensor | None = None
         self.restarts: bool | Tensor = False
         self.new: dict[Path, dict[str, Tensor]] = {}
@@ -251,10 +253,7 @@ class Block:
         return pairs
 
     def is_frozen(self, leaf: Leaf) -> bool:
-        for path, selector in self.frozen:
-            if leaf.run.choice(path, leaf, selector):
-                return True
-        return False
+        return any(leaf.run.choice(path, leaf, selector) for path, selector in self.frozen)
 
     def walk(self) -> Iterator[Operation]:
         """Every operation, those of all branches included."""
@@ -283,6 +282,7 @@ class _Negate(Operation):
 
     def start(self, leaf: Leaf) -> None:
         leaf.update, leaf.grad = -leaf.update, -leaf.grad
+        leaf.negated = not leaf.negated
 
     def follow(self, position: Position) -> None:
         position.signs[-1] = -position.signs[-1]
@@ -292,7 +292,7 @@ class _BeginAlias(Operation):
     """Makes an alias's input the gradient of the links inside."""
 
     def start(self, leaf: Leaf) -> None:
-        leaf.saved[self] = leaf.grad
+        leaf.saved[self] = (leaf.grad, leaf.negated)
         leaf.grad = leaf.update
 
     def follow(self, position: Position) -> None:
@@ -307,7 +307,7 @@ class _EndAlias(Operation):
 
     def start(self, leaf: Leaf) -> None:
         if self._begin in leaf.saved:  # otherwise a link inside has made an update for a leaf without a gradient
-            leaf.grad = leaf.saved.pop(self._begin)
+            leaf.grad, leaf.negated = leaf.saved.pop(self._begin)
 
     def follow(self, position: Position) -> None:
         position.signs.pop()

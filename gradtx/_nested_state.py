@@ -81,7 +81,7 @@ class NestedState:
     def rebuilt(
         self, new: Callable[[Path, str, Any], Any], trees: Mapping[Path, Any], opaque: Collection[Path]
     ) -> dict[str, Any]:
-        """A state in the order of this one: `new` gives each slot and shared value, `trees` those of plain functions."""
+        """A state in this order: `new` gives each slot and shared value, `trees` the state of plain functions."""
 
         def rebuild(entry: dict[str, Any], path: Path) -> dict[str, Any]:
             result = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._arguments import UnfitError
 from gradtx._errors import OWN_STATE, Path, lacking
 from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
@@ -107,6 +108,8 @@ class StageState:
         random = () if self._rule.seed is None else (Stream(self.shared["seed"], self.shared["counter"], leaf.name),)
         try:
             return init(like, *random)
+        except UnfitError as error:
+            raise ValueError(f"{self._rule.name}: leaf {leaf.name!r} {error}") from None
         except RuntimeError as error:
             if not is_sharded(like) or isinstance(error, _torch.NOT_OF_LAYOUT):
                 raise

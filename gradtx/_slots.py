@@ -1,7 +1,7 @@
 """Slots: the tensors that a rule keeps for one leaf, in the dtype that they are stored in.
 
-The library, not the rule, converts: `first_slots` when `init` made them, `widened` before a rule reads them, `value_for`
-when it returns new ones.
+The library, not the rule, converts: `first_slots` when `init` made them, `widened` before a rule reads them,
+`value_for` when it returns new ones.
 """
 
 from __future__ import annotations

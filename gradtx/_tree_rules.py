@@ -232,7 +232,11 @@ class TreeContext(Context):
 
     def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """The gradients at `params` (by leaf name; missing leaves stay where they are)."""
-        return self._first.run.gradients_at(params)
+        gradients = self._first.run.gradients_at(params)
+        for name, leaf in self._leaves.items():
+            if leaf.negated:
+                gradients[name] = -gradients[name]
+        return gradients
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__

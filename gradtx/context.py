@@ -37,11 +37,8 @@ class Clock:
 
     def on(self, device: torch.device) -> Moment:
         if device not in self._moments:
-            if self.host is None:
-                step = self.step.to(device)
-            else:
-                # A copy to a device would wait for all that is queued there; filling in a number does not.
-                step = torch.full_like(self.step, self.host, device=device)
+            # A copy to a device would wait for all that is queued there; filling in a number does not.
+            step = self.step.to(device) if self.host is None else torch.full_like(self.step, self.host, device=device)
             self._moments[device] = Moment(step, self.host)
         return self._moments[device]
 

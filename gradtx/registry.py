@@ -40,11 +40,12 @@ Names = str | Sequence[str] | None
 # for parameters without a model by the usual names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
-# Schedules of a learning rate; `proportion` needs another schedule, `join_schedules` a list of schedules.
+_NO_RATES = ("ademamix_alpha_schedule", "half_life_schedule", "join_schedules", "proportion_schedule")
+# Schedules of a learning rate; `proportion` follows one, `join_schedules` is for Python.
 _SCHEDULES: dict[str, Callable[..., Any]] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
     for name in schedules.__all__
-    if hasattr(getattr(schedules, name), "arguments") and name not in ("join_schedules", "proportion_schedule")
+    if hasattr(getattr(schedules, name), "arguments") and name not in _NO_RATES
 }
 # Names in torch and pytorch_optimizer that differ from ours.
 _SCHEDULERS_ELSEWHERE = {

@@ -298,6 +298,7 @@ def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
     off = [name for name, value in values.items() if value == case.factory.spec.arguments.by_name[name].range.off]
     absent = [name for name, value in values.items() if value is None]
     switches = [argument for argument in table if argument.kind == "bool"]
+    yield from _pairs(case, absent)
     for label, order in (("on", off), ("reversed", off[::-1])):
         lively = dict(case.arguments)
         for name in order:
@@ -313,6 +314,15 @@ def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
                 next((v for v in variants if _can_be_made(Case(case.factory, v))), variants[0]),
                 f"{label}-{switch.name}",
             )
+
+
+def _pairs(case: Case, absent: list[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Numbers that are only taken together with another one."""
+    for name, other in itertools.permutations(absent, 2):
+        alone = Case(case.factory, {**case.arguments, name: 0.5})
+        together = {**alone.arguments, other: 0.5}
+        if not _can_be_made(alone) and _can_be_made(Case(case.factory, together)):
+            yield together, f"{name}-with-{other}"
 
 
 def has_slots(case: Case) -> bool:

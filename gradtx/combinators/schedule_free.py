@@ -16,12 +16,6 @@ from gradtx.transforms.scaling import descend
 __all__ = ["schedule_free"]
 
 
-def _descends(base: GradientTransformation) -> bool:
-    """Whether a base finds its own rate and ends with the turn of the sign, as `prodigy` does."""
-    links = base._links()
-    return bool(links) and links[-1]._name == descend.__name__
-
-
 @combinator(
     needs=("params",),
     owns_lr=True,
@@ -130,3 +124,9 @@ def schedule_free(
         return torch.where(state["lr_max"] < 0, y, x)  # before the first step, exactly what the caller holds
 
     return Frame(base, init, leave=leave, evaluate=evaluate)
+
+
+def _descends(base: GradientTransformation) -> bool:
+    """Whether a base finds its own rate and turns the sign in its last link, as `prodigy` does."""
+    links = base._links()
+    return bool(links) and links[-1]._name == descend.__name__

@@ -24,6 +24,10 @@ from gradtx.optimizers.learning_rate_free import *
 from gradtx.optimizers.parameter_free import *
 from gradtx.optimizers.schedule_free import *
 from gradtx.optimizers.ranger import *
+from gradtx.optimizers.slow_average import *
+from gradtx.optimizers.mars import *
+from gradtx.optimizers.modern import *
+from gradtx.optimizers.sign import *
 
 # Type checkers take the names from the imports above.
 __all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,4 +1,4 @@
-"""Adam with one link replaced: AdaBelief, RAdam, Yogi, AdamD, diffGrad, Sadam, AdamS."""
+"""Adam with one link replaced: AdaBelief, RAdam, Yogi, AdamD, diffGrad, Sadam, Padam, AdamS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, s
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 
-__all__ = ["adabelief", "adamd", "adams", "diffgrad", "radam", "sadam", "yogi"]
+__all__ = ["adabelief", "adamd", "adams", "diffgrad", "padam", "radam", "sadam", "yogi"]
 
 
 @alias(class_name="AdaBelief")
@@ -275,6 +275,51 @@ def sadam(
     Source: Tong et al. 2019, arXiv:1908.00700. Departures: none from the authors' code.
     """
     direction = scale_by_adam_hat(betas, amsgrad=amsgrad, softplus=beta_softplus)
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(class_name="PAdam", ranges={"partial": "[0, 0.5]"})
+def padam(
+    lr: Scalar = 0.1,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    partial: Scalar = 0.25,
+    amsgrad: bool = True,
+    decoupled_weight_decay: bool = False,
+):
+    r"""Padam: Adam that divides by a power of the root mean square, between Adam and SGD with momentum.
+
+    $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)^{2q}$, $v$ the largest so far.
+
+    When to use: image classifiers that Adam trains fast and SGD well; the paper reports SGD's accuracy with most of
+    Adam's speed. Take a learning rate as for SGD.
+
+    Args:
+        lr: $\eta$ in [0, inf), larger than Adam's, the more so the smaller `partial`.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient.
+        partial: $q$ in [0, 0.5]: 0.5 is Adam, 0 is SGD with momentum.
+        amsgrad: Use the largest $v$ so far.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
+        [`max_exp_avg_sq`].
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.padam(lr=1.0, betas=(0.0, 0.0))  # g / sqrt(|g|)
+        >>> tx.update({"w": torch.tensor([0.25, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.5000,  2.0000])
+
+    Source: Chen et al. 2018, arXiv:1806.06763. Departures: none from the authors' code. pytorch_optimizer's PAdam has
+    no amsgrad.
+    """
+    direction = scale_by_adam_hat(betas, eps, amsgrad, partial=partial)
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 

@@ -8,6 +8,7 @@ from gradtx._names import public_names as _public_names
 from gradtx.schedules.adapter import *
 from gradtx.schedules.basic import *
 from gradtx.schedules.chebyshev import *
+from gradtx.schedules.half_life import *
 from gradtx.schedules.warmup import *
 
 # Type checkers take the names from the imports above.

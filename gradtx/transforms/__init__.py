@@ -11,9 +11,11 @@ from gradtx.transforms.atan2 import *
 from gradtx.transforms.averaging import *
 from gradtx.transforms.bcos import *
 from gradtx.transforms.betting import *
+from gradtx.transforms.block_adam import *
 from gradtx.transforms.bounded import *
 from gradtx.transforms.centralize import *
 from gradtx.transforms.clipping import *
+from gradtx.transforms.confidence import *
 from gradtx.transforms.constraints import *
 from gradtx.transforms.control import *
 from gradtx.transforms.covers import *
@@ -25,9 +27,11 @@ from gradtx.transforms.dual_averaging import *
 from gradtx.transforms.factored import *
 from gradtx.transforms.fisher import *
 from gradtx.transforms.focus import *
+from gradtx.transforms.ftrl import *
 from gradtx.transforms.gsnr import *
 from gradtx.transforms.history import *
 from gradtx.transforms.inertia import *
+from gradtx.transforms.laprop import *
 from gradtx.transforms.layer_rms import *
 from gradtx.transforms.local_smoothness import *
 from gradtx.transforms.majorization import *
@@ -38,6 +42,7 @@ from gradtx.transforms.nadam import *
 from gradtx.transforms.nesterov import *
 from gradtx.transforms.neurons import *
 from gradtx.transforms.noise import *
+from gradtx.transforms.norm_history import *
 from gradtx.transforms.optimistic import *
 from gradtx.transforms.orthogonalize import *
 from gradtx.transforms.polyak import *
@@ -54,12 +59,17 @@ from gradtx.transforms.scaling import *
 from gradtx.transforms.second_order import *
 from gradtx.transforms.shampoo import *
 from gradtx.transforms.sign import *
+from gradtx.transforms.slow_average import *
+from gradtx.transforms.slow_gradients import *
 from gradtx.transforms.soap import *
+from gradtx.transforms.spikes import *
+from gradtx.transforms.stable_adam import *
 from gradtx.transforms.stable_decay import *
 from gradtx.transforms.switching import *
 from gradtx.transforms.torque import *
 from gradtx.transforms.trust_ratio import *
 from gradtx.transforms.variance import *
+from gradtx.transforms.variance_reduction import *
 
 # Type checkers take the names from the imports above.
 __all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

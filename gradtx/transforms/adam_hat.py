@@ -1,24 +1,25 @@
-"""Adam with eps added before the correction, and what builds on that form: AdamD, Sadam, Yogi, diffGrad."""
+"""Adam with eps added before the correction, and what builds on it: AdamD, Sadam, Padam, Yogi, diffGrad."""
 
 from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
+from gradtx.transforms._math import adam_moments, hat_rate, safe_pow, safe_sqrt
 from gradtx.transforms._math import softplus as smooth
 
 __all__ = ["scale_by_adam_hat", "scale_by_diffgrad", "scale_by_yogi"]
 
 
-@per_tensor(elementwise=True, ranges={"softplus": "(0, inf)"})
+@per_tensor(elementwise=True, ranges={"softplus": "(0, inf)", "partial": "[0, 0.5]"})
 def scale_by_adam_hat(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-8,
     amsgrad: bool = False,
     debias_first: bool = True,
     softplus: Scalar | None = None,
+    partial: Scalar = 0.5,
 ):
     r"""Divide the mean gradient by its root mean square, with eps added before the root is corrected.
 
@@ -33,13 +34,15 @@ def scale_by_adam_hat(
         debias_first: False leaves $1/c_1$ out (AdamD).
         softplus: $b > 0$: $\log(1 + \exp(b \sqrt{v_t})) / b$ in place of $\sqrt{v_t} + \epsilon$ (Sadam), and
             $\sqrt{v_t}$ itself where $b \sqrt{v_t} > 20$.
+        partial: $q$ in [0, 0.5]: raise the divisor, with its eps, to the power $2 q$ (Padam). A literal 0.5 leaves
+            that out, 0 divides by nothing.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
         `max_exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps, a softplus that is not above 0.
+        ValueError: a beta outside [0, 1), a negative eps, a softplus that is not above 0, a partial outside [0, 0.5].
 
     Example:
         >>> for tx in (gradtx.scale_by_adam(eps=1.0), gradtx.scale_by_adam_hat(eps=1.0)):
@@ -48,7 +51,8 @@ def scale_by_adam_hat(
         tensor([0.0307])
 
     Source: Kingma and Ba 2014, arXiv:1412.6980, the form at the end of section 2; without the first correction:
-    St John 2021, arXiv:2110.10828; softplus: Tong et al. 2019, arXiv:1908.00700. Departures: none.
+    St John 2021, arXiv:2110.10828; softplus: Tong et al. 2019, arXiv:1908.00700; partial: Chen et al. 2018,
+    arXiv:1806.06763. Departures: none.
     """
     _, beta2 = betas
     corrected = betas if debias_first else (0.0, beta2)  # 1 - 0**t is 1
@@ -58,6 +62,8 @@ def scale_by_adam_hat(
         mean, square, new = average(update, state)
         root = safe_sqrt(square)
         root = root + eps if softplus is None else smooth(root, softplus)
+        if not is_off(partial, 0.5):
+            root = safe_pow(root, 2 * partial)
         return hat_rate(root, ctx, corrected) * mean, new
 
     return init, update

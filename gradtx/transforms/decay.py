@@ -10,7 +10,7 @@ from gradtx._exact import exact
 from gradtx._torch import readable
 from gradtx.core import chain
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import unit_norm
+from gradtx.transforms._math import quotient, unit_norm
 
 __all__ = ["add_decayed_weights", "add_norm_loss", "regenerate_towards_init"]
 
@@ -19,10 +19,17 @@ __all__ = ["add_decayed_weights", "add_norm_loss", "regenerate_towards_init"]
     elementwise=True,
     needs=("params",),
     before_owner=True,
+    ranges={"corrected_by": "[0, inf)", "max_lr": "(0, inf)"},
     example={"weight_decay": 0.1},
 )
 def add_decayed_weights(
-    weight_decay: Scalar, *, fixed: bool = False, cautious: bool = False, relative_to: Scalar | None = None
+    weight_decay: Scalar,
+    *,
+    fixed: bool = False,
+    cautious: bool = False,
+    relative_to: Scalar | None = None,
+    corrected_by: Scalar | None = None,
+    max_lr: Scalar | None = None,
 ):
     r"""Pull weights towards 0 (weight decay): add $\lambda p$ to the update.
 
@@ -34,14 +41,17 @@ def add_decayed_weights(
         fixed: Subtract $\lambda p$ in place of adding it: for the place after the learning rate.
         cautious: Only where the update and the weight have the same sign.
         relative_to: The learning rate, above 0 at the start: $\lambda$ is divided by the value it starts with.
+        corrected_by: The learning rate: $\lambda$ is multiplied by its share of `max_lr`, so that the decay is
+            $\lambda \eta_t^2 / \eta_{max}$ (AdamC). Not with `relative_to`.
+        max_lr: $\eta_{max} > 0$; None for the largest rate so far. Only with `corrected_by`.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: none, or with `relative_to` `initial_lr`, a 0-d
-        float64 slot of every leaf.
+        A transformation that keeps shapes and dtypes. State: none, or 0-d float64 slots of every leaf: with
+        `relative_to` `initial_lr`, with `corrected_by` and no `max_lr` `lr_max`.
 
     Raises:
-        ValueError: a negative decay, `fixed` with `cautious`, missing `params`, a `relative_to` that starts at 0, or
-            a place after a link that owns the learning rate.
+        ValueError: a negative decay, `fixed` with `cautious`, `relative_to` with `corrected_by`, `max_lr` without it,
+            missing `params`, a `relative_to` that starts at 0, or a place after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.chain(gradtx.add_decayed_weights(0.5), gradtx.scale_by_learning_rate(0.1))
@@ -49,26 +59,47 @@ def add_decayed_weights(
         >>> tx.update({"w": torch.tensor([0.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.1000])
 
-    Source: Loshchilov and Hutter 2017, arXiv:1711.05101; cautious: Chen et al. 2025, arXiv:2510.12402. Departures:
-    none; `fixed` is an option of adabelief-pytorch 0.2, `relative_to` of adam-atan2-pytorch 0.4.1.
+    Source: Loshchilov and Hutter 2017, arXiv:1711.05101; cautious: Chen et al. 2025, arXiv:2510.12402; corrected_by:
+    Defazio 2025, arXiv:2506.02285. Departures: none; `fixed` is an option of adabelief-pytorch 0.2, `relative_to` of
+    adam-atan2-pytorch 0.4.1.
     """
     if fixed and cautious:
         raise ValueError("add_decayed_weights: cautious compares a direction with the weight, fixed follows a step")
+    if relative_to is not None and corrected_by is not None:
+        raise ValueError(
+            "add_decayed_weights: relative_to and corrected_by are two uses of the learning rate; take one"
+        )
+    if max_lr is not None and corrected_by is None:
+        raise ValueError("add_decayed_weights: max_lr is what corrected_by is divided by; it needs corrected_by")
     if is_off(weight_decay):
         return chain()
+    strength = -weight_decay if fixed else weight_decay
+
+    def init(param):
+        if corrected_by is not None:
+            return {"lr_max": exact(0.0, param.device)}
+        return initial_lr("add_decayed_weights", relative_to, param)
+
+    def rate_and_state(state, device):
+        if relative_to is not None:
+            return strength / state["initial_lr"], state
+        if corrected_by is None:
+            return strength, state
+        lr = exact(corrected_by, device)
+        if max_lr is not None:
+            return strength * lr / max_lr, state
+        peak = torch.maximum(state["lr_max"], lr)
+        return strength * quotient(lr, peak, otherwise=1.0), {"lr_max": peak}
 
     def update(update, state, param, ctx):
-        rate = -weight_decay if fixed else weight_decay
-        if relative_to is not None:
-            rate = rate / state["initial_lr"]
+        rate, state = rate_and_state(state, update.device)
         decay = rate * param
         if cautious:
             decay = torch.where(update.sign() * param.sign() > 0, decay, 0.0)
         return update + decay, state
 
-    if relative_to is None:
-        return update
-    return lambda param: initial_lr("add_decayed_weights", relative_to, param), update
+    keeps_peak = corrected_by is not None and max_lr is None
+    return (init, update) if relative_to is not None or keeps_peak else update
 
 
 @per_tensor(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradtx._arguments import Scalar, is_off
 from gradtx.factories import per_tensor
@@ -20,8 +21,8 @@ __all__ = [
 ]
 
 
-@per_tensor(ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)"})
-def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30):
+@per_tensor(ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)", "beta": "[0, 1)"})
+def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: Scalar | None = None):
     r"""Divide by the root of a second moment of which only means of rows and of columns are kept.
 
     With $s = g_t^2 + \epsilon$ and $\beta = 1 - t^{c}$: $R_t = \beta R_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(s)$,
@@ -32,13 +33,14 @@ def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30):
     Args:
         decay_rate: $c \le 0$. The first step has $\beta = 0$.
         eps: $\epsilon > 0$, in the unit of a squared gradient; it keeps rows of zeros from dividing by 0.
+        beta: A constant $\beta$ in [0, 1) in place of $1 - t^c$, from zeros and without correction (CAME).
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq_row` (the parameter's shape without the last
         dimension) and `exp_avg_sq_col` (without the last but one), or `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a positive decay rate, an eps that is not above 0.
+        ValueError: a positive decay rate, an eps that is not above 0, a beta outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_factored_rms()
@@ -62,18 +64,23 @@ def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30):
         }
 
     def update(update, state, param, ctx):
-        rest, square = ctx.time**decay_rate, update.square() + eps
+        rest = ctx.time**decay_rate if beta is None else 1 - beta
+        square = update.square() + eps
         if update.ndim < 2:
             average = (1 - rest) * state["exp_avg_sq"] + rest * square
             return update / average.sqrt(), {"exp_avg_sq": average}
         rows = (1 - rest) * state["exp_avg_sq_row"] + rest * mean(square, -1)
         columns = (1 - rest) * state["exp_avg_sq_col"] + rest * mean(square, -2)
-        # Two roots, since the product of two eps is 0 in float32.
-        share = (rows / mean(rows, -1, keepdim=True)).sqrt()
-        scaled = update / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
-        return scaled, {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
+        return over_root(update, rows, columns), {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
 
     return init, update
+
+
+def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Divide by the root of the outer product of rows and columns, over the mean of the rows."""
+    # Two roots, since the product of two eps is 0 in float32.
+    share = (rows / mean(rows, -1, keepdim=True)).sqrt()
+    return x / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
 
 
 @per_tensor(ranges={"beta2_decay": "(-inf, 0]"})

@@ -132,7 +132,7 @@ def scale_by_belief(
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"beta2": "[0, 1)"})
+@per_tensor(ranges={"beta2": "[0, 1)"}, elementwise=True)
 def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
     r"""Divide by the root mean square of all gradients, once there are enough of them.
 

@@ -1,13 +1,13 @@
-"""Only the sign of a momentum: Lion."""
+"""Only the sign of a momentum: Lion; and only the sign of the gradient: Grams."""
 
 from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas
+from gradtx._arguments import Betas, is_off
 from gradtx.factories import per_tensor
 
-__all__ = ["scale_by_lion"]
+__all__ = ["scale_by_lion", "take_signs_of_gradient"]
 
 
 @per_tensor(elementwise=True)
@@ -18,7 +18,7 @@ def scale_by_lion(betas: Betas = (0.9, 0.99)):
 
     Args:
         betas: $(\beta_1, \beta_2)$, weights of the old momentum in the direction and in the next momentum, each in
-            [0, 1).
+            [0, 1). Two literal 0.0 leave the slot out.
 
     Returns:
         A transformation that keeps shapes and dtypes; every entry becomes -1, 0 or 1. State: `exp_avg`, shaped as the
@@ -44,4 +44,35 @@ def scale_by_lion(betas: Betas = (0.9, 0.99)):
         direction = (beta1 * mean + (1 - beta1) * update).sign()
         return direction, {"exp_avg": beta2 * mean + (1 - beta2) * update}
 
-    return init, update
+    def sign(update, state, param, ctx):
+        return update.sign(), state
+
+    return sign if is_off(beta1) and is_off(beta2) else (init, update)
+
+
+@per_tensor(elementwise=True)
+def take_signs_of_gradient():
+    r"""Keep the sizes of a direction, and take the signs of the gradient: $u \mapsto \mathrm{sign}(g) |u|$.
+
+    Stands after any direction. $g$ is the gradient that entered the chain. Every entry then goes downhill on this
+    batch, so `scale_by_caution` behind it has nothing left to do.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state. Where the gradient is 0, so is the update.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.take_signs_of_gradient())
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for grad in ([3.0, 3.0], [-1.0, 0.0]):  # the momentum is then (2, 3)
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor([3., 3.])
+        tensor([-2.,  0.])
+
+    Source: Cao et al. 2024, arXiv:2412.17107. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        return ctx.grad.sign() * update.abs(), state
+
+    return update

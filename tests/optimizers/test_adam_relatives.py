@@ -104,6 +104,18 @@ def sadam(
     return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
 
 
+def padam(
+    s, t, g, p, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, partial=0.25, amsgrad=True,
+    decoupled_weight_decay=False,
+):  # fmt: skip
+    b1, b2 = betas
+    adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
+    s.top = torch.maximum(s.top + 0 * s.v, s.v)
+    divisor = ((s.top if amsgrad else s.v).sqrt() + eps) ** (2 * partial)
+    direction = math.sqrt(1 - b2**t) / (1 - b1**t) * s.m / divisor
+    return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
+
+
 COUPLED = {"weight_decay": 0.3}
 DECOUPLED = {"weight_decay": 0.3, "decoupled_weight_decay": True}
 SOME = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 0.05}
@@ -134,6 +146,12 @@ OPTIONS = [
     (gradtx.sadam, sadam, {"lr": 0.02, "betas": (0.8, 0.95), "beta_softplus": 200.0, **COUPLED}),
     (gradtx.sadam, sadam, {"lr": 0.02, "betas": (0.8, 0.7), "beta_softplus": 5.0, **DECOUPLED, "amsgrad": True}),
     (gradtx.sadam, sadam, {**SCHEDULED, "beta_softplus": BETA}),
+    (gradtx.padam, padam, {}),
+    (gradtx.padam, padam, {**SOME, **COUPLED, "betas": (0.8, 0.7), "partial": 0.125}),
+    (gradtx.padam, padam, {**SOME, **DECOUPLED, "amsgrad": False, "partial": 0.4}),
+    (gradtx.padam, padam, {**SOME, "partial": 0.0}),
+    (gradtx.padam, padam, {**SOME, "partial": 0.5, "amsgrad": False}),
+    (gradtx.padam, padam, {**SCHEDULED, "partial": gradtx.Schedule(lambda step: 0.01 * step)}),
 ]  # fmt: skip
 
 
@@ -213,6 +231,13 @@ PUBLIC = [
         {**COUPLED, "eps": 0.0, "initial_accumulator_value": 0.0},
         pytorch_optimizer.Yogi,
         {**FROM_ZERO, "weight_decouple": False},
+    ),
+    (gradtx.padam, {**COUPLED, "amsgrad": False}, pytorch_optimizer.PAdam, {"foreach": False}),
+    (
+        gradtx.padam,
+        {**DECOUPLED, "amsgrad": False, "partial": 0.4},
+        pytorch_optimizer.PAdam,
+        {"weight_decouple": True, "partial": 0.4, "foreach": False},
     ),
     (gradtx.adams, {"weight_decay": 0.3, "eps": 0.0}, pytorch_optimizer.AdamS, {}),  # which has an eps in the decay too
     (gradtx.adams, {"weight_decay": 0.3, "eps": 0.0, "amsgrad": True}, pytorch_optimizer.AdamS, {"ams_bound": True}),
@@ -316,6 +341,8 @@ EVERY_ALIAS = [
     gradtx.diffgrad(weight_decay=0.1, decoupled_weight_decay=True),
     gradtx.sadam(weight_decay=0.1, amsgrad=True),
     gradtx.adams(),
+    gradtx.padam(weight_decay=0.1),
+    gradtx.padam(partial=0.0),
 ]
 
 
@@ -326,6 +353,7 @@ def test_zero_gradients_give_finite_updates(tx):
 
 ALIASES = [
     gradtx.adabelief, gradtx.radam, gradtx.yogi, gradtx.adamd, gradtx.diffgrad, gradtx.sadam, gradtx.adams,
+    gradtx.padam,
 ]  # fmt: skip
 
 
@@ -361,6 +389,7 @@ def test_decay_without_params_is_an_error(alias):
         (gradtx.adamd, {"lr": -1.0}, r"lr must be in \[0, inf\), got -1.0"),
         (gradtx.diffgrad, {"weight_decay": -1.0}, r"weight_decay must be in \[0, inf\), got -1.0"),
         (gradtx.sadam, {"beta_softplus": 0.0}, r"beta_softplus must be in \(0, inf\), got 0.0"),
+        (gradtx.padam, {"partial": 0.75}, r"partial must be in \[0, 0.5\], got 0.75"),
         (gradtx.adams, {"weight_decay": -1.0}, r"weight_decay must be in \[0, inf\), got -1.0"),
     ],
     ids=named,

@@ -342,12 +342,12 @@ def test_a_leaf_that_is_left_out_is_left_out_of_the_sums(name):
     assert difference_along(step, reference, without=("whole", "bias")) < CLOSE
 
 
-def test_dadapt_sgd_takes_its_first_norm_from_the_gradient_before_the_chain():
+def test_dadapt_sgd_takes_its_first_norm_from_the_gradient_that_it_is_given_before_its_decay():
     params, grads = {"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([3.0, 4.0])}
     tx = gradtx.chain(gradtx.scale(10.0), gradtx.dadapt_sgd(weight_decay=1.0, d0=0.5))
     updates, state = tx.update(grads, tx.init(params), params)
-    assert state["scale_by_dadapt_sgd"]["g0_norm"] == 5
-    torch.testing.assert_close(updates["w"], -0.1 * torch.tensor([31.0, 41.0]))
+    assert state["scale_by_dadapt_sgd"]["g0_norm"] == 50
+    torch.testing.assert_close(updates["w"], -0.01 * torch.tensor([31.0, 41.0]))
 
 
 def test_dadapt_sgd_waits_for_a_rate_above_zero_with_its_first_norm():

@@ -22,14 +22,15 @@ from tests.references import (
 RISING = gradtx.linear_schedule(0.99, start_factor=0.5, total_iters=20)
 
 
-def adam_hat(s, t, g, p, betas=(0.9, 0.999), eps=1e-8, amsgrad=False, debias_first=True, softplus=None):
+def adam_hat(s, t, g, p, betas=(0.9, 0.999), eps=1e-8, amsgrad=False, debias_first=True, softplus=None, partial=0.5):
     b1, b2 = betas
     adam_moments(s, t, g, betas)
     s.top = torch.maximum(s.top + 0 * s.v, s.v)
     s.seen.update((s.top > s.v).flatten().tolist())
     root = (s.top if amsgrad else s.v).sqrt()
     m = s.m / (1 - b1**t) if debias_first else s.m
-    return m * math.sqrt(1 - b2**t) / (root + eps if softplus is None else smooth(root, softplus))
+    divisor = root + eps if softplus is None else smooth(root, softplus)
+    return m * math.sqrt(1 - b2**t) / divisor ** (2 * partial)
 
 
 smooth = softplus  # whose name is that of an option as well
@@ -46,6 +47,9 @@ smooth = softplus  # whose name is that of an option as well
         {"betas": (0.8, 0.7), "amsgrad": True, "softplus": 300.0, "debias_first": False},  # 300 |g| is often above 20
         {"betas": (RISING, RISING), "eps": RISING},
         {"betas": (RISING, RISING), "softplus": RISING},
+        {"betas": (0.8, 0.95), "eps": 0.05, "partial": 0.25},
+        {"betas": (0.8, 0.7), "amsgrad": True, "partial": 0.0},
+        {"betas": (RISING, RISING), "softplus": RISING, "partial": gradtx.Schedule(lambda step: 0.01 * step)},
     ],
     ids=str,
 )
@@ -167,6 +171,7 @@ def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
         gradtx.scale_by_adam_hat(),
         gradtx.scale_by_adam_hat((0.0, 0.0), amsgrad=True, debias_first=False),
         gradtx.scale_by_adam_hat(eps=0.0, softplus=50.0),
+        gradtx.scale_by_adam_hat(partial=0.25),
         gradtx.scale_by_yogi(),
         gradtx.scale_by_yogi(initial_accumulator_value=0.0),
         gradtx.scale_by_diffgrad(),
@@ -195,5 +200,7 @@ def test_a_negative_eps_is_an_error(make):
 def test_rejects_other_numbers_out_of_range():
     with pytest.raises(ValueError, match=r"^scale_by_adam_hat: softplus must be in \(0, inf\), got 0.0$"):
         gradtx.scale_by_adam_hat(softplus=0.0)
+    with pytest.raises(ValueError, match=r"^scale_by_adam_hat: partial must be in \[0, 0.5\], got 0.75$"):
+        gradtx.scale_by_adam_hat(partial=0.75)
     with pytest.raises(ValueError, match=r"^scale_by_yogi: initial_accumulator_value must be in \[0, inf\), got -1.0$"):
         gradtx.scale_by_yogi(initial_accumulator_value=-1.0)

@@ -19,12 +19,18 @@ from tests.references import (
 )
 
 FALLING = gradtx.linear_schedule(0.2, start_factor=1.0, end_factor=0.1, total_iters=20)
+RISING_AND_FALLING = gradtx.warmup_linear_schedule(25, max_lr=0.1, init_lr=0.01, warmup_steps=10)
 
 
-def decayed(s, t, g, p, weight_decay, fixed=False, cautious=False, relative_to=None):
+def decayed(
+    s, t, g, p, weight_decay, fixed=False, cautious=False, relative_to=None, corrected_by=None, max_lr=None
+):  # fmt: skip
     if t == 1:
         s.initial_lr = 1.0 if relative_to is None else relative_to
     term = weight_decay / s.initial_lr * p
+    if corrected_by is not None:
+        s.peak = max(s.peak, corrected_by)
+        term = term * (corrected_by / (s.peak if max_lr is None else max_lr))
     if cautious:
         s.seen.update((g * p > 0).flatten().tolist())
         term = torch.where(g * p > 0, term, torch.zeros_like(p))
@@ -40,6 +46,11 @@ def decayed(s, t, g, p, weight_decay, fixed=False, cautious=False, relative_to=N
         {"weight_decay": 0.3, "cautious": True},
         {"weight_decay": 0.3, "relative_to": 0.05},
         {"weight_decay": FALLING, "relative_to": FALLING, "cautious": True},
+        {"weight_decay": 0.3, "corrected_by": 0.05},
+        {"weight_decay": 0.3, "corrected_by": FALLING},
+        {"weight_decay": 0.3, "corrected_by": FALLING, "max_lr": 0.5, "cautious": True},
+        {"weight_decay": FALLING, "corrected_by": RISING_AND_FALLING, "fixed": True},
+        {"weight_decay": FALLING, "corrected_by": RISING_AND_FALLING, "max_lr": FALLING},
     ],
     ids=str,
 )
@@ -202,3 +213,24 @@ def test_zero_gradients_give_finite_updates(tx):
 def test_rejects_a_negative_rate(make, argument):
     with pytest.raises(ValueError, match=rf"^{make.__name__}: {argument} must be in \[0, inf\), got -1.0$"):
         make(**{argument: -1.0})
+
+
+def test_a_rate_that_has_always_been_zero_decays_in_full():
+    tx = gradtx.add_decayed_weights(0.5, corrected_by=gradtx.Schedule(lambda step: 0.0 * step))
+    assert first_update(tx, [0.0], [2.0]) == [1.0]
+    kept = tx.init({"w": torch.zeros(2)})["add_decayed_weights"]["lr_max"]["w"]
+    assert (kept.shape, kept.dtype, kept.item()) == ((), torch.float64, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"relative_to": 0.1, "corrected_by": 0.1}, "relative_to and corrected_by are two uses of the learning rate"),
+        ({"max_lr": 0.1}, "max_lr is what corrected_by is divided by; it needs corrected_by"),
+        ({"corrected_by": 0.1, "max_lr": 0.0}, r"max_lr must be in \(0, inf\), got 0.0"),
+    ],
+    ids=str,
+)
+def test_rejects_options_of_the_corrected_decay_that_contradict_each_other(options, message):
+    with pytest.raises(ValueError, match=f"^add_decayed_weights: {message}"):
+        gradtx.add_decayed_weights(0.1, **options)

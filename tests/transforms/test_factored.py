@@ -5,8 +5,8 @@ import gradtx
 from tests.references import TOLERANCE, Loop, arguments, difference, first_update, named
 
 
-def factored(s, t, g, p, decay_rate=-0.8, eps=1e-30):
-    beta, square = 1 - t**decay_rate, g**2 + eps
+def factored(s, t, g, p, decay_rate=-0.8, eps=1e-30, beta=None):
+    beta, square = 1 - t**decay_rate if beta is None else beta, g**2 + eps
     if g.ndim < 2:
         s.V = beta * s.V + (1 - beta) * square
         return g / s.V.sqrt()
@@ -43,6 +43,8 @@ OPTIONS = [
     (gradtx.scale_by_factored_rms, factored, {}),
     (gradtx.scale_by_factored_rms, factored, {"decay_rate": -0.4, "eps": 0.1}),
     (gradtx.scale_by_factored_rms, factored, {"decay_rate": gradtx.Schedule(lambda step: -0.3 - 0.01 * step)}),
+    (gradtx.scale_by_factored_rms, factored, {"beta": 0.9, "eps": 0.1}),
+    (gradtx.scale_by_factored_rms, factored, {"beta": gradtx.Schedule(lambda step: 0.5 + 0.01 * step)}),
     (gradtx.scale_by_factored_rms_torch, factored_torch, {}),
     (gradtx.scale_by_factored_rms_torch, factored_torch, {"beta2_decay": -0.4, "eps": 0.3}),
     (gradtx.clip_by_block_rms, clip, {"threshold": 0.05}),

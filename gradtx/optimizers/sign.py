@@ -1,0 +1,103 @@
+"""Steps of one size for every weight: signSGD, Signum, Tiger."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Scalar
+from gradtx.factories import alias
+from gradtx.optimizers.adam import with_decay
+from gradtx.transforms.sign import scale_by_lion
+
+__all__ = ["signsgd", "signum", "tiger"]
+
+
+@alias(class_name="SignSGD")
+def signsgd(lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = True):
+    r"""signSGD: every weight moves by the learning rate against its gradient.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(g)$.
+
+    When to use: as a baseline, and where workers send one bit a weight; `signum` and `lion` average first.
+
+    Args:
+        lr: $\eta$ in [0, inf), the change of each weight per step.
+        weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
+        decoupled_weight_decay: If False, the decay is added to the gradient, whose sign it then may turn.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: none.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.signsgd(lr=0.1)
+        >>> tx.update({"w": torch.tensor([2.0, -0.5])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([-0.1000,  0.1000])
+
+    Source: Bernstein et al. 2018, arXiv:1802.04434. Departures: none.
+    """
+    return with_decay(scale_by_lion((0.0, 0.0)), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(ranges={"momentum": "[0, 1)"})
+def signum(lr: Scalar = 1e-3, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = True):
+    r"""Signum: every weight moves by the learning rate against its momentum.
+
+    $m \leftarrow \mu m + (1-\mu) g$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$.
+
+    When to use: half of AdamW's memory, as `lion`, whose direction weighs the newest gradient more.
+
+    Args:
+        lr: $\eta$ in [0, inf), the change of each weight per step.
+        momentum: $\mu$ in [0, 1). A literal 0.0 keeps no state.
+        weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
+        decoupled_weight_decay: If False, the decay is added to the gradient, and so enters the momentum.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.signum(lr=0.1)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (2.0, -0.5):
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        >>> updates["w"]
+        tensor([-0.1000])
+
+    Source: Bernstein et al. 2018, arXiv:1802.04434. Departures: $1-\mu$ before $g$, which leaves the signs alone.
+    """
+    return with_decay(scale_by_lion((momentum, momentum)), weight_decay, decoupled_weight_decay, lr)
+
+
+@alias(ranges={"beta": "[0, 1)"})
+def tiger(lr: Scalar = 1e-3, beta: Scalar = 0.965, weight_decay: Scalar = 0.01):
+    r"""Tiger: `signum` with a longer memory and decoupled weight decay.
+
+    $m \leftarrow \beta m + (1-\beta) g$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$.
+
+    When to use: as `signum`; its author made it for language models with little memory.
+
+    Args:
+        lr: $\eta$ in [0, inf), the change of each weight per step.
+        beta: $\beta$ in [0, 1).
+        weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.tiger(lr=0.1, weight_decay=1.0)
+        >>> params = {"w": torch.tensor([0.0, 2.0])}
+        >>> tx.update({"w": torch.tensor([1e-9, -7.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.1000, -0.1000])
+
+    Source: Su 2023, bojone/tiger. Departures: rates are not scaled by the weights' size, nor halved for biases, as in
+    pytorch_optimizer.
+    """
+    return with_decay(scale_by_lion((beta, beta)), weight_decay, True, lr)

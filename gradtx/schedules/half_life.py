@@ -1,0 +1,76 @@
+"""Schedules of AdEMAMix: of the share of its slow average, and of decay factors by their half-life."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx.schedules._factory import schedule
+
+__all__ = ["ademamix_alpha_schedule", "half_life_schedule"]
+
+
+@schedule(alpha="[0, inf)", warmup_steps="[0, inf)")
+def ademamix_alpha_schedule(alpha: Scalar, warmup_steps: int | None):
+    r"""Rise linearly to `alpha`, from the share of the first step on: $\alpha \min(1, (s + 1)/T)$.
+
+    Args:
+        alpha: $\alpha \ge 0$.
+        warmup_steps: $T \ge 0$, the number of the first update at `alpha`; None for no warm-up.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> s = gradtx.ademamix_alpha_schedule(2.0, 4)
+        >>> [s(i) for i in range(5)]
+        [0.5, 1.0, 1.5, 2.0, 2.0]
+
+    Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none; it counts from t = 1.
+    """
+
+    def value(step: Tensor) -> Tensor:
+        return alpha * ((step + 1) / max(warmup_steps or 0, 1)).clamp(max=1)
+
+    return value
+
+
+@schedule(end="[0, 1)", warmup_steps="[0, inf)", start="[0, 1)")
+def half_life_schedule(end: Scalar, warmup_steps: int | None, start: Scalar):
+    r"""Move a decay factor from `start` to `end` so that its half-life changes linearly.
+
+    With $h(\beta) = \ln 0.5 / \ln(\beta + 10^{-8}) - 1$ and $a = (s + 1)/T < 1$:
+    $0.5^{1 / ((1-a) h(\beta_0) + a h(\beta_1) + 1)}$; from $s + 1 = T$ on $\beta_1$. A linear change of $\beta$ itself
+    would spend most of the time at short half-lives.
+
+    Args:
+        end: $\beta_1$ in [0, 1).
+        warmup_steps: $T \ge 0$, the number of the first update at `end`; None for no warm-up.
+        start: $\beta_0$ in [0, 1).
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> s = gradtx.half_life_schedule(0.9999, 4, 0.9)
+        >>> [round(s(i), 4) for i in range(4)]  # half-lives of 7, 1737, 3469, 5200 and 6931 steps
+        [0.9996, 0.9998, 0.9999, 0.9999]
+
+    Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none from the authors' code; the closed form in the
+    paper lacks the $10^{-8}$.
+    """
+
+    def steps(beta: Tensor) -> Tensor:
+        return math.log(0.5) / (beta + 1e-8).log() - 1
+
+    def value(step: Tensor) -> Tensor:
+        if not warmup_steps:
+            return end + 0 * step
+        share = ((step + 1) / warmup_steps).clamp(max=1)
+        rising = 0.5 ** (1 / ((1 - share) * steps(start) + share * steps(end) + 1))
+        return torch.where(step + 1 < warmup_steps, rising, end)
+
+    return value

@@ -1,0 +1,104 @@
+"""Cut single entries that stand out from those before: SPAM and Stable-SPAM."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx._exact import exact_dtype
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import largest, quotient, safe_sqrt
+
+__all__ = ["clip_spikes", "clip_to_peak_history"]
+
+
+@per_tensor(
+    elementwise=True,
+    ranges={"threshold": "(0, inf)", "beta2": "[0, 1)", "clip_after": "[0, inf)", "every": "[1, inf)"},
+    example={"every": 5, "clip_after": 1},
+)
+def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: int = 20, every: int = 500):
+    r"""Cut entries whose square is many times its average: SPAM's clipping.
+
+    With $v$ the average of squares before this step, from 0 and without correction: where $g^2 > \theta v$, $g$ becomes
+    $\mathrm{sign}(g) \sqrt{\theta v}$, if $t \ge c$ and $t \bmod N \ge c$. Then
+    $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the $g$ that was cut. Inside `restart` with the same period, which
+    sets $v$ to 0.
+
+    Args:
+        threshold: $\theta > 0$.
+        beta2: $\beta_2$ in [0, 1).
+        clip_after: $c \ge 0$: as many steps after a restart nothing is cut.
+        every: $N \ge 1$, the steps between restarts.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.clip_spikes(threshold=4.0, beta2=0.75, clip_after=2)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for grad in ([2.0, 2.0], [1.0, -9.0]):  # v is 1, so entries may reach 2
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor([2., 2.])
+        tensor([ 1., -2.])
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: none.
+    """
+
+    def init(param):
+        return {"exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        square = state["exp_avg_sq"]
+        due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
+        spike = due & (update.square() > threshold * square)
+        update = torch.where(spike, update.sign() * safe_sqrt(threshold * square), update)
+        return update, {"exp_avg_sq": beta2 * square + (1 - beta2) * update.square()}
+
+    return init, update
+
+
+@per_tensor(ranges={"theta": "[0, 1)"})
+def clip_to_peak_history(theta: Scalar = 0.999):
+    r"""Scale entries down that are larger than the largest entry usually is: Stable-SPAM's clipping.
+
+    With $G = \max |g|$ of a leaf, $M \leftarrow \theta M + (1-\theta) G$ and $\hat M = M / (1-\theta^t)$: where
+    $|g| > \hat M$, $g$ becomes $g \hat M / G$.
+
+    Args:
+        theta: $\theta$ in [0, 1).
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `max_avg` of every leaf, 0-d float64.
+
+    Raises:
+        ValueError: a theta outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.clip_to_peak_history(theta=0.5)
+        >>> state = tx.init({"w": torch.zeros(3)})
+        >>> for grad in ([1.0, 1.0, 1.0], [1.0, 6.0, 7.0]):  # the mean of the largest is 5
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor([1., 1., 1.])
+        tensor([1.0000, 4.2857, 5.0000])
+
+    Source: Huang et al. 2025, arXiv:2502.17055. Departures: none from the paper.
+    """
+
+    def init(param):
+        return {"max_avg": param.new_zeros((), dtype=exact_dtype(param))}
+
+    def update(update, state, param, ctx):
+        sizes = update.abs()
+        peak = largest(sizes)
+        average = theta * state["max_avg"] + (1 - theta) * peak
+        usual = average / ctx.bias_correction(theta)
+        clipped = update * quotient(usual, peak)
+        return torch.where(sizes > usual, clipped, update), {"max_avg": average}
+
+    return init, update

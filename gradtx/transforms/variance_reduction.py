@@ -1,0 +1,86 @@
+"""Correct gradients by how they changed since the last step: MARS' variance reduction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx.factories import per_tensor, whole_tree
+from gradtx.transforms._math import at_least, norm
+
+__all__ = ["correct_variance"]
+
+
+def _corrected(grad: Tensor, last: Tensor, gamma: Any, beta: Any) -> Tensor:
+    """Return g + gamma beta / (1 - beta) (g - g_last), shortened to a norm of at most 1."""
+    change = grad + gamma * beta / (1 - beta) * (grad - last)
+    return change / at_least(norm(change), 1.0)
+
+
+@whole_tree(needs=("params", "grad_fn"), ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"})
+def correct_variance_exactly(gamma: Scalar, beta: Scalar, min_ndim: int):
+    """`correct_variance` with the gradient of this batch at the parameters of the last step."""
+
+    def init(params):
+        # Of every leaf: the gradient is that at the whole of the last parameters.
+        return {"prev_param": params}
+
+    def update(updates, state, params, ctx):
+        last = ctx.grad_fn(state["prev_param"])
+        corrected = {}
+        for name, grad in updates.items():
+            corrected[name] = grad if grad.ndim < min_ndim else _corrected(grad, last[name], gamma, beta)
+        return corrected, {"prev_param": params}
+
+    return init, update
+
+
+@per_tensor(ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"})
+def correct_variance(gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = False, min_ndim: int = 0):
+    r"""Continue the last change of the gradient a little, to make its noise smaller: MARS' correction.
+
+    $c_t = g_t + \gamma \frac{\beta}{1-\beta} (g_t - g')$, then $c_t / \max(1, \lVert c_t \rVert)$, leaf by leaf, with
+    $g' = g_{t-1}$ and $g_0 = 0$; or, if exact, $g'$ the gradient of this batch at the last parameters (STORM), which
+    costs a second gradient a step. First in a chain.
+
+    Args:
+        gamma: $\gamma \ge 0$, how much of the correction is taken.
+        beta: $\beta$ in [0, 1), that of the momentum behind.
+        exact: Take the extra `grad_fn`, and with it the gradient at the last parameters.
+        min_ndim: Leaves with fewer dimensions pass unchanged, >= 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `last_grad`, shaped as the parameter, of the leaves that
+        are corrected; if exact, `prev_param` of all leaves, under `correct_variance_exactly`.
+
+    Raises:
+        ValueError: numbers out of range; if exact, missing `params` or `grad_fn`.
+
+    Example:
+        >>> tx = gradtx.correct_variance(gamma=0.5, beta=0.5)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (0.2, 0.2, 0.4):
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([0.3000])
+        tensor([0.2000])
+        tensor([0.5000])
+
+    Source: Yuan et al. 2024, arXiv:2411.10438; exact: Cutkosky and Orabona 2019, arXiv:1905.10018. Departures: if
+    exact, $g'$ is $g_1$ at the first step, as in the paper; the authors' code takes 0.
+    """
+    if exact:
+        return correct_variance_exactly(gamma, beta, min_ndim)
+
+    def init(param):
+        return {} if param.ndim < min_ndim else {"last_grad": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        if update.ndim < min_ndim:
+            return update, state
+        return _corrected(update, state["last_grad"], gamma, beta), {"last_grad": update}
+
+    return init, update

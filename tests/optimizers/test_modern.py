@@ -1,0 +1,454 @@
+import math
+
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
+    TOLERANCE,
+    Published,
+    Transformed,
+    TreeLoop,
+    WeightsLoop,
+    adam_moments,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    global_norm,
+    named,
+    negated,
+    without_inner_eps,
+)
+
+
+def laprop(
+    s, t, g, p, lr=4e-4, betas=(0.9, 0.999), eps=1e-15, weight_decay=0.0, amsgrad=False, centered=False,
+    fixed_decay=False,
+):  # fmt: skip
+    b1, b2 = betas
+    v = s.v = b2 * s.v + (1 - b2) * g**2
+    if centered:
+        s.a = b2 * s.a + (1 - b2) * g
+        if t > 10:
+            v = (v - s.a**2).clamp(min=0)
+    if amsgrad and (not centered or t > 10):
+        s.top = torch.maximum(s.top + 0 * v, v)
+        s.seen.update((s.top > v).flatten().tolist())
+        v = s.top
+    s.m = b1 * s.m + (1 - b1) * g / ((v / (1 - b2**t)).sqrt() + eps)
+    return p - lr * s.m / (1 - b1**t) - (1 if fixed_decay else lr) * weight_decay * p
+
+
+def grams(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0):
+    b1, b2 = betas
+    adam_moments(s, t, g, betas)
+    s.seen.update((g * s.m < 0).flatten().tolist())
+    size = math.sqrt(1 - b2**t) / (1 - b1**t) * s.m.abs() / (s.v.sqrt() + eps)
+    return p - lr * g.sign() * size - lr * weight_decay * p
+
+
+def stable_adamw(s, t, g, p, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-2):
+    m, v = adam_moments(s, t, g, betas)
+    r = (g**2 / v.clamp(min=eps**2)).mean().sqrt().item()
+    s.seen.add(r > 1)
+    return p - lr / max(1.0, r) * (m / (v.sqrt() + eps) + weight_decay * p)
+
+
+def adamc(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, max_lr=None):
+    adam_moments(s, t, g, betas)
+    s.top = torch.maximum(s.top + 0 * s.v, s.v)
+    v = (s.top if amsgrad else s.v) / (1 - betas[1] ** t)
+    s.peak = max(s.peak, lr)
+    peak = s.peak if max_lr is None else max_lr
+    decay = lr**2 / peak * weight_decay if peak else 0.0
+    return p - lr * s.m / (1 - betas[0] ** t) / (v.sqrt() + eps) - decay * p
+
+
+def inverse_root(R, C):
+    return (R[..., :, None] * C[..., None, :] / R.mean(dim=-1)[..., None, None]).rsqrt()
+
+
+def came(
+    s, t, g, p, lr=2e-4, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16), clip_threshold=1.0, weight_decay=0.0
+):  # fmt: skip
+    b1, b2, b3 = betas
+    sq = g**2 + eps[0]
+    if g.ndim >= 2:
+        s.R = b2 * s.R + (1 - b2) * sq.mean(dim=-1)
+        s.C = b2 * s.C + (1 - b2) * sq.mean(dim=-2)
+        x = g * inverse_root(s.R, s.C)
+    else:
+        s.v = b2 * s.v + (1 - b2) * sq
+        x = g / s.v.sqrt()
+    rms = x.square().mean().sqrt().item()
+    s.seen.add(rms > clip_threshold)
+    x = x / max(1.0, rms / clip_threshold)
+    u = s.m = b1 * s.m + (1 - b1) * x
+    if g.ndim >= 2:
+        res = (x - s.m) ** 2 + eps[1]
+        s.Rr = b3 * s.Rr + (1 - b3) * res.mean(dim=-1)
+        s.Cr = b3 * s.Cr + (1 - b3) * res.mean(dim=-2)
+        u = s.m * inverse_root(s.Rr, s.Cr)
+    return p - lr * (u + weight_decay * p)
+
+
+def adam_mini(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, block="row"):
+    b1, b2 = betas
+    if block == "tensor" or (g.ndim < 2 and block == "row"):
+        blocks = [slice(None)]
+    else:
+        n = g.shape[0] if block == "row" else block
+        size = g.shape[0] // n if g.ndim else 1
+        blocks = [slice(i * size, (i + 1) * size) for i in range(n)]
+    s.m = b1 * s.m + (1 - b1) * g
+    s.v = s.v or [0.0] * len(blocks)
+    d = torch.empty_like(g)
+    for i, rows in enumerate(blocks):
+        part = (lambda x, rows=rows: x) if g.ndim == 0 else (lambda x, rows=rows: x[rows])
+        s.v[i] = b2 * s.v[i] + (1 - b2) * part(g).square().mean().item()
+        scaled = part(s.m) / (1 - b1**t) / (math.sqrt(s.v[i] / (1 - b2**t)) + eps)
+        if g.ndim:
+            d[rows] = scaled
+        else:
+            d = scaled
+    return p - lr * (d + weight_decay * p)
+
+
+def history_clipped(s, t, grads, lambda_rel, lambda_abs, beta, warmup_steps, eps):
+    clipped, whole = {}, global_norm(grads)
+    for name, g in grads.items():
+        own, n = s[name], g.norm().item()
+        gamma = own.gamma if t > 1 else math.inf
+        if t == 1 or t < warmup_steps:
+            clipped[name] = g * min(1.0, lambda_abs / (whole + eps))
+            own.gamma = min(gamma, clipped[name].norm().item())
+        else:
+            clipped[name] = g * min(1.0, lambda_rel * max(gamma, eps) / max(n, eps))
+            own.seen.add(clipped[name].norm().item() < n * (1 - 1e-12))
+            own.gamma = beta * gamma + (1 - beta) * clipped[name].norm().item()
+    return clipped
+
+
+def adagc(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, beta=0.98, lambda_abs=1.0, lambda_rel=1.05,
+    warmup_steps=100,
+):  # fmt: skip
+    new = {}
+    for name, c in history_clipped(s, t, g, lambda_rel, lambda_abs, beta, warmup_steps, eps).items():
+        m, v = adam_moments(s[name], t, c, betas)
+        new[name] = p[name] - lr * (m / (v.sqrt() + eps) + weight_decay * p[name])
+    return new
+
+
+def ftrl(s, t, g, p, lr=1e-3, lr_power=-0.5, beta=0.0, l1=0.0, l2=0.0, initial_accumulator_value=0.0):
+    q = -lr_power
+    n = torch.full_like(g, initial_accumulator_value) if t == 1 else s.n
+    s.n = n + g**2
+    s.z = s.z + g - (s.n**q - n**q) / lr * p
+    s.seen.update((s.z.abs() <= l1).flatten().tolist())
+    moved = (s.z.sign() * l1 - s.z) / ((beta + s.n**q) / lr + l2)
+    return torch.where(s.z.abs() <= l1, 0.0, moved)
+
+
+SOME = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.3}
+SCHEDULED = {"lr": RATE, "betas": (BETA, BETA), "weight_decay": DECAY}
+BOTH = {True, False}
+OPTIONS = [
+    *(
+        (alias, rule, options, set())
+        for alias, rule in (
+            (gradtx.laprop, laprop), (gradtx.grams, grams), (gradtx.stable_adamw, stable_adamw),
+            (gradtx.adamc, adamc), (gradtx.adam_mini, adam_mini),
+        )
+        for options in ({}, SOME, SCHEDULED)
+    ),
+    (gradtx.laprop, laprop, {**SOME, "weight_decay": 0.01, "fixed_decay": True}, set()),
+    (gradtx.laprop, laprop, {**SOME, "betas": (0.8, 0.7), "amsgrad": True}, BOTH),
+    (gradtx.laprop, laprop, {**SOME, "betas": (0.8, 0.99), "centered": True}, set()),
+    (gradtx.laprop, laprop, {**SOME, "betas": (0.8, 0.9), "centered": True, "amsgrad": True}, BOTH),
+    (gradtx.laprop, laprop, {**SCHEDULED, "centered": True, "amsgrad": True, "fixed_decay": True}, BOTH),
+    (gradtx.grams, grams, {"lr": 0.02}, BOTH),
+    (gradtx.stable_adamw, stable_adamw, {"lr": 0.02, "betas": (0.5, 0.7), "weight_decay": 0.3}, BOTH),
+    (gradtx.stable_adamw, stable_adamw, {"lr": 0.02, "betas": (0.5, 0.7), "weight_decay": 0.0, "eps": 0.2}, BOTH),
+    (gradtx.adamc, adamc, {"lr": RATE, "weight_decay": 0.5, "max_lr": 0.07}, set()),
+    (gradtx.adamc, adamc, {"lr": RATE, "weight_decay": 0.5}, set()),
+    (gradtx.adamc, adamc, {"lr": gradtx.warmup_cosine_schedule(20, 0.05, warmup_steps=8), "weight_decay": 0.5}, set()),
+    (gradtx.adamc, adamc, {"lr": RATE, "max_lr": RATE, "betas": (0.8, 0.7), "amsgrad": True}, set()),
+    (gradtx.came, came, {}, {True}),
+    (gradtx.came, came, {"lr": 0.002, "betas": (0.8, 0.9, 0.95), "weight_decay": 0.3, "clip_threshold": 1.4}, BOTH),
+    (gradtx.came, came, {"lr": 0.002, "eps": (0.01, 0.02), "clip_threshold": 0.5}, {True}),
+    (gradtx.came, came, {"lr": RATE, "betas": (BETA, BETA, BETA), "eps": (BETA, BETA), "weight_decay": DECAY}, set()),
+    (gradtx.adam_mini, adam_mini, {**SOME, "block": "tensor"}, set()),
+    (gradtx.adam_mini, adam_mini, {**SOME, "block": 1}, set()),
+    (gradtx.ftrl, ftrl, {"lr": 0.1}, {False}),
+    (gradtx.ftrl, ftrl, {"lr": 0.1, "beta": 0.5, "l1": 0.05, "l2": 0.3}, BOTH),
+    (gradtx.ftrl, ftrl, {"lr": 0.1, "lr_power": -0.8, "l1": 0.02, "initial_accumulator_value": 0.1}, BOTH),
+    (gradtx.ftrl, ftrl, {"lr": 0.1, "lr_power": 0.0}, {False}),
+    (gradtx.ftrl, ftrl, {"lr": RATE, "beta": BETA, "l1": BETA, "l2": DECAY}, BOTH),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("alias", "rule", "options", "seen"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options, seen):
+    reference = WeightsLoop(rule, **options)
+    assert difference(alias(**options), reference) < TOLERANCE
+    assert reference.seen >= seen
+
+
+GC = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}
+ADAGC = [
+    ({}, set()),
+    ({**GC, "beta": 0.7, "lambda_abs": 0.3, "lambda_rel": 1.02, "warmup_steps": 6}, BOTH),
+    ({**GC, "warmup_steps": 0, "lambda_rel": 1.5}, BOTH),
+    ({**GC, "warmup_steps": 1, "lambda_abs": 0.05, "lambda_rel": 1.3, "beta": 0.0}, BOTH),
+    (
+        {"lr": RATE, "beta": BETA, "lambda_abs": BETA, "lambda_rel": BETA, "weight_decay": DECAY, "warmup_steps": 5},
+        BOTH,
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "seen"), ADAGC, ids=named)
+def test_adagc_follows_the_loop(options, seen):
+    reference = TreeLoop(adagc, **options)
+    assert difference(gradtx.adagc(**options), reference) < TOLERANCE
+    assert reference.seen >= seen
+
+
+RULES = {alias: rule for alias, rule, _, _ in OPTIONS} | {gradtx.adagc: adagc}
+
+
+@pytest.mark.parametrize(("alias", "rule"), RULES.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+# Our options, those of theirs that have other names, and how far they may be off.
+PUBLIC = [
+    # It takes the decay from the weights after the step, and adds eps after the correction.
+    (gradtx.laprop, {"eps": 0.0, "weight_decay": 0.0}, pytorch_optimizer.LaProp, {}, PUBLISHED),
+    (
+        gradtx.laprop,
+        {"eps": 0.0, "weight_decay": 0.0, "centered": True},
+        pytorch_optimizer.LaProp,
+        {"centered": True},
+        1e-11,
+    ),
+    (
+        gradtx.laprop,
+        {"eps": 0.0, "weight_decay": 0.0, "amsgrad": True, "betas": (0.8, 0.7)},
+        pytorch_optimizer.LaProp,
+        {"ams_bound": True},
+        PUBLISHED,
+    ),
+    (gradtx.grams, {"eps": 0.0}, pytorch_optimizer.Grams, {}, PUBLISHED),  # it adds eps after the correction
+    (gradtx.stable_adamw, {}, pytorch_optimizer.StableAdamW, {"kahan_sum": False}, PUBLISHED),
+    (gradtx.came, {"eps": (1e-30, 1e-16), "betas": (0.8, 0.95, 0.99)}, pytorch_optimizer.CAME, {"eps": None}, 1e-11),
+    (gradtx.adagc, {"warmup_steps": 10}, pytorch_optimizer.AdaGC, {"warmup_steps": 10}, 1e-6),  # a norm in float32
+]
+
+
+@pytest.mark.parametrize(("alias", "own", "optimizer", "their", "tolerance"), PUBLIC, ids=named)
+def test_the_weights_are_those_of_pytorch_optimizer(alias, own, optimizer, their, tolerance, monkeypatch):
+    without_inner_eps(monkeypatch)
+    own = {**SOME, **own}
+    theirs = {name: own[name] for name in SOME} | their | {"foreach": False}
+    if optimizer is pytorch_optimizer.CAME:
+        del theirs["eps"]
+    assert difference_of_weights(alias(**own), Published(optimizer, **theirs)) < tolerance
+
+
+def test_ftrl_has_the_weights_of_pytorch_optimizer():
+    options = {"lr": 0.1, "beta": 0.5}
+    published = Published(pytorch_optimizer.FTRL, **options, lambda_1=0.05, lambda_2=0.3)
+    assert difference_of_weights(gradtx.ftrl(**options, l1=0.05, l2=0.3), published) < PUBLISHED
+
+
+class Decaying(Published):
+    """AdamW whose rate, and with it the decay that makes it AdamC, is written at every step."""
+
+    def __init__(self, optimizer, rates, peak, weight_decay, **options):
+        super().__init__(optimizer, lr=1.0, weight_decay=weight_decay, **options)
+        self.rates, self.peak, self.weight_decay = iter(rates), peak, weight_decay
+
+    def advance(self):
+        rate = next(self.rates)
+        self.optimizer.param_groups[0].update(lr=rate, weight_decay=self.weight_decay * rate / self.peak)
+        super().advance()
+
+
+def test_adamc_is_adamw_with_the_decay_written_at_every_step():
+    rates = [RATE(t) for t in range(40)]
+    published = Decaying(torch.optim.AdamW, rates, max(rates), 0.5)
+    assert difference_of_weights(gradtx.adamc(lr=RATE, weight_decay=0.5), published) < PUBLISHED
+    assert difference(gradtx.adamc(lr=0.05, weight_decay=0.5), gradtx.adamw(lr=0.05, weight_decay=0.5)) < TOLERANCE
+
+
+class Normalized(Published):
+    """pytorch_optimizer's AdamC under a schedule; it corrects marked groups, and divides by the first rate."""
+
+    def __init__(self, rates, **options):
+        super().__init__(pytorch_optimizer.AdamC, lr=rates[0], foreach=False, **options)
+        self.rates = iter(rates)
+
+    def advance(self):
+        self.optimizer.param_groups[0].update(lr=next(self.rates), normalized=True)
+        super().advance()
+
+
+def test_adamc_has_the_weights_of_pytorch_optimizer(monkeypatch):
+    without_inner_eps(monkeypatch)
+    rates = [RATE(t) for t in range(40)]
+    published = Normalized(rates, weight_decay=0.5, eps=0.0)
+    own = gradtx.adamc(lr=RATE, weight_decay=0.5, eps=0.0, max_lr=rates[0])
+    assert difference_of_weights(own, published) < PUBLISHED
+
+
+def test_adam_mini_of_four_heads_follows_the_loop_on_leaves_that_they_divide():
+    options = {**SOME, "block": 4}
+    tx, loop = Transformed(gradtx.adam_mini(**options)), WeightsLoop(adam_mini, **options)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"heads": (8, 3), "kernel": (4, 2, 2, 2), "vector": (12,)}
+    params = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    for _ in range(30):
+        grads = {name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in params.items()}
+        updates, expected = tx(grads, params), loop(grads, params)
+        for name, update in updates.items():
+            torch.testing.assert_close(update, expected[name], rtol=1e-10, atol=0)
+        params = {name: p + updates[name] for name, p in params.items()}
+
+
+def test_blocks_that_do_not_divide_a_leaf_are_an_error_that_names_it():
+    message = r"^scale_by_block_adam: leaf 'head.weight' has 6 entries along dimension 0, which 4 blocks do not divide"
+    with pytest.raises(ValueError, match=message):
+        gradtx.adam_mini(block=4).init({"head": {"weight": torch.zeros(6, 2)}, "w": torch.zeros(8, 2)})
+    with pytest.raises(ValueError, match="leaf 'scalar' has 1 entries"):
+        gradtx.adam_mini(block=2).init({"scalar": torch.zeros(())})
+
+
+def test_blocks_have_one_entry_each():
+    params = {"w": torch.zeros(8, 2), "b": torch.zeros(8)}
+
+    def shapes(block):
+        slots = gradtx.scale_by_block_adam(block=block).init(params)["scale_by_block_adam"]["vmean"]
+        return {name: tuple(value.shape) for name, value in slots.items()}
+
+    assert shapes("row") == {"w": (8,), "b": (1,)}
+    assert shapes("tensor") == {"w": (1,), "b": (1,)}
+    assert shapes(4) == {"w": (4,), "b": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("tx", "grad", "expected"),
+    [
+        (gradtx.laprop(lr=0.5), [4.0, -1e-3], [-0.5, 0.5]),
+        (gradtx.grams(lr=0.5, eps=0.0), [4.0, -1e-3], [-0.5, 0.5]),
+        (gradtx.came(lr=0.5, betas=(0.5, 0.75, 0.9)), [4.0, -2.0], [-0.25, 0.25]),  # 2 and -2, clipped to 1
+        (gradtx.adam_mini(lr=0.5, eps=0.0), [1.0, -7.0], [-0.1, 0.7]),
+        (gradtx.ftrl(lr=0.5), [4.0, -2.0], [-0.5, 0.5]),
+        (gradtx.ftrl(lr=0.5, l1=3.0), [4.0, -2.0], [-0.125, 0.0]),
+    ],
+    ids=str,
+)
+def test_the_first_step_has_the_hand_computed_values(tx, grad, expected):
+    assert first_update(tx, grad) == pytest.approx(expected, rel=1e-12)
+
+
+def test_ftrl_makes_a_weight_without_gradients_zero():
+    assert first_update(gradtx.ftrl(), [0.0, 0.0], [3.0, -1.0]) == [-3.0, 1.0]
+
+
+def test_the_decay_of_stable_adamw_is_shortened_too():
+    tx = gradtx.stable_adamw(lr=1.0, betas=(0.0, 0.99), weight_decay=0.5)
+    step = Transformed(tx)
+    for grad in (1.0, 100.0):
+        update = step({"w": torch.tensor([grad])}, {"w": torch.tensor([2.0])})["w"]
+    v = (0.01 * 0.99 + 100) / (1 - 0.99**2)
+    r = 100 / math.sqrt(v)
+    assert update.item() == pytest.approx(-(r + 1) / r, rel=1e-5)
+
+
+EVERY_ALIAS = [
+    gradtx.laprop(weight_decay=0.1, amsgrad=True, centered=True),
+    gradtx.grams(weight_decay=0.1),
+    gradtx.stable_adamw(),
+    gradtx.adamc(),
+    gradtx.came(weight_decay=0.1),
+    gradtx.adam_mini(weight_decay=0.1),
+    gradtx.adagc(weight_decay=0.1, warmup_steps=2),
+    gradtx.ftrl(),
+    gradtx.ftrl(lr_power=0.0),
+]
+
+
+@pytest.mark.parametrize("tx", EVERY_ALIAS, ids=str)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+ALIASES = [
+    gradtx.laprop, gradtx.grams, gradtx.stable_adamw, gradtx.adamc, gradtx.came, gradtx.adam_mini, gradtx.adagc,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    assert difference(negated(alias(**options, maximize=True)), alias(**options)) == 0
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_decay_without_params_is_an_error(alias):
+    tx = alias(weight_decay=0.1)
+    with pytest.raises(ValueError, match="needs params"):
+        tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))
+
+
+@pytest.mark.parametrize("alias", ALIASES, ids=named)
+def test_without_decay_no_params_are_needed(alias):
+    assert alias(weight_decay=0.0).needs == ()
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.laprop, {"betas": (0.9, 1.0)}, r"betas\[1\] must be in \[0, 1\), got 1.0"),
+        (gradtx.grams, {"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+        (gradtx.stable_adamw, {"weight_decay": -1.0}, r"weight_decay must be in \[0, inf\), got -1.0"),
+        (gradtx.adamc, {"max_lr": 0.0}, r"max_lr must be in \(0, inf\), got 0.0"),
+        (gradtx.came, {"eps": (1e-30, 0.0)}, r"eps\[1\] must be in \(0, inf\), got 0.0"),
+        (gradtx.came, {"clip_threshold": 0.0}, r"clip_threshold must be in \(0, inf\), got 0.0"),
+        (gradtx.came, {"betas": (0.9, 0.99)}, "betas must have 3 entries, got 2"),
+        (gradtx.adagc, {"lambda_abs": 0.0}, r"lambda_abs must be in \(0, inf\), got 0.0"),
+        (gradtx.adagc, {"lambda_rel": 0.0}, r"lambda_rel must be in \(0, inf\), got 0.0"),
+        (gradtx.adagc, {"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
+        (gradtx.adagc, {"warmup_steps": -1}, r"warmup_steps must be in \[0, inf\), got -1"),
+        (gradtx.ftrl, {"lr": 0.0}, r"lr must be in \(0, inf\), got 0.0"),
+        (gradtx.ftrl, {"lr_power": 0.5}, r"lr_power must be in \(-inf, 0\], got 0.5"),
+        (gradtx.ftrl, {"l1": -1.0}, r"l1 must be in \[0, inf\), got -1.0"),
+    ],
+    ids=named,
+)
+def test_rejects_a_number_out_of_range(alias, options, message):
+    with pytest.raises(ValueError, match=f"^{alias.__name__}: {message}$"):
+        alias(**options)
+
+
+@pytest.mark.parametrize(
+    ("block", "error"), [("rows", ValueError), (0, ValueError), (2.0, TypeError), (True, TypeError)]
+)
+def test_rejects_an_unknown_block(block, error):
+    with pytest.raises(error, match="adam_mini: scale_by_block_adam: block must be 'row', 'tensor' or a"):
+        gradtx.adam_mini(block=block)
+
+
+def test_owns_its_rate():
+    with pytest.raises(ValueError, match="ftrl"):
+        gradtx.chain(gradtx.ftrl(), gradtx.scale_by_learning_rate(0.1))

@@ -1,0 +1,124 @@
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
+    TOLERANCE,
+    Published,
+    WeightsLoop,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    named,
+    negated,
+)
+
+
+def sign_momentum(s, g, p, lr, b, weight_decay, decoupled):
+    g = g if decoupled else g + weight_decay * p
+    s.m = b * s.m + (1 - b) * g
+    return p - lr * (s.m.sign() + (weight_decay * p if decoupled else 0))
+
+
+def signsgd(s, t, g, p, lr=1e-3, weight_decay=0.0, decoupled_weight_decay=True):
+    return sign_momentum(s, g, p, lr, 0.0, weight_decay, decoupled_weight_decay)
+
+
+def signum(s, t, g, p, lr=1e-3, momentum=0.9, weight_decay=0.0, decoupled_weight_decay=True):
+    return sign_momentum(s, g, p, lr, momentum, weight_decay, decoupled_weight_decay)
+
+
+def tiger(s, t, g, p, lr=1e-3, beta=0.965, weight_decay=0.01):
+    return sign_momentum(s, g, p, lr, beta, weight_decay, True)
+
+
+SOME = {"lr": 0.02, "weight_decay": 0.3}
+SCHEDULED = {"lr": RATE, "weight_decay": DECAY}
+OPTIONS = [
+    *(
+        (alias, rule, options)
+        for alias, rule in ((gradtx.signsgd, signsgd), (gradtx.signum, signum), (gradtx.tiger, tiger))
+        for options in ({}, SOME, SCHEDULED)
+    ),
+    (gradtx.signsgd, signsgd, {**SOME, "decoupled_weight_decay": False}),
+    (gradtx.signum, signum, {**SOME, "decoupled_weight_decay": False, "momentum": 0.5}),
+    (gradtx.signum, signum, {**SOME, "momentum": 0.0}),
+    (gradtx.signum, signum, {**SCHEDULED, "momentum": BETA}),
+    (gradtx.tiger, tiger, {"lr": 0.02, "beta": 0.5}),
+    (gradtx.tiger, tiger, {"lr": 0.02, "beta": BETA}),
+]
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+PUBLIC = [
+    (gradtx.signsgd(**SOME), pytorch_optimizer.SignSGD, {"momentum": 0.0}),
+    (gradtx.signum(**SOME, momentum=0.8), pytorch_optimizer.SignSGD, {"momentum": 0.8}),
+    (
+        gradtx.signum(**SOME, momentum=0.8, decoupled_weight_decay=False),
+        pytorch_optimizer.SignSGD,
+        {"momentum": 0.8, "weight_decouple": False},
+    ),
+    (gradtx.tiger(**SOME, beta=0.8), pytorch_optimizer.Tiger, {"beta": 0.8}),
+]
+
+
+@pytest.mark.parametrize(("tx", "optimizer", "theirs"), PUBLIC, ids=named)
+def test_the_weights_are_those_of_pytorch_optimizer(tx, optimizer, theirs):
+    assert difference_of_weights(tx, Published(optimizer, **SOME, **theirs, foreach=False)) < PUBLISHED
+
+
+@pytest.mark.parametrize("tx", [gradtx.signsgd(), gradtx.signum(momentum=0.0)], ids=str)
+def test_without_momentum_nothing_is_kept(tx):
+    assert list(tx.init({"w": torch.zeros(2)})) == ["step"]
+
+
+def test_a_momentum_that_may_change_keeps_its_slot():
+    tx = gradtx.signum(momentum=torch.tensor(0.0))
+    assert list(tx.init({"w": torch.zeros(2)})["scale_by_lion"]) == ["exp_avg"]
+
+
+def test_a_coupled_decay_may_turn_the_sign():
+    assert first_update(gradtx.signsgd(0.1, 1.0, False), [-1.0, -1.0], [2.0, 0.5]) == [-0.1, 0.1]
+    assert first_update(gradtx.signsgd(0.5, 0.5), [-1.0, 0.0], [2.0, 2.0]) == [0.0, -0.5]
+
+
+@pytest.mark.parametrize(
+    "tx", [gradtx.signsgd(weight_decay=0.1), gradtx.signum(weight_decay=0.1), gradtx.tiger()], ids=str
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize("alias", [gradtx.signsgd, gradtx.signum, gradtx.tiger], ids=named)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
+    assert difference(negated(alias(**SOME, maximize=True)), alias(**SOME)) == 0
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.signsgd, {"lr": -1.0}, r"lr must be in \[0, inf\), got -1.0"),
+        (gradtx.signum, {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        (gradtx.tiger, {"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
+    ],
+    ids=named,
+)
+def test_rejects_a_number_out_of_range(alias, options, message):
+    with pytest.raises(ValueError, match=f"^{alias.__name__}: {message}$"):
+        alias(**options)

@@ -1,0 +1,257 @@
+import itertools
+import math
+
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
+    TOLERANCE,
+    Loop,
+    Published,
+    WeightsLoop,
+    adam_moments,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    named,
+)
+
+
+def half_life(t, end, steps, start):
+    def h(b):
+        return math.log(0.5) / math.log(b + 1e-8) - 1
+
+    if steps is None or t >= steps:
+        return end
+    a = t / steps
+    return 0.5 ** (1 / ((1 - a) * h(start) + a * h(end) + 1))
+
+
+def rising_alpha(t, alpha, steps):
+    return alpha if steps is None or t >= steps else alpha * t / steps
+
+
+def ademamix(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999, 0.9999), alpha=2.0, eps=1e-8, weight_decay=0.0, alpha_warmup=None,
+    beta3_warmup=None,
+):  # fmt: skip
+    b1, b2, b3 = betas
+    m, v = adam_moments(s, t, g, (b1, b2))
+    b3 = half_life(t, b3, beta3_warmup, b1)
+    s.slow = b3 * s.slow + (1 - b3) * g
+    direction = (m + rising_alpha(t, alpha, alpha_warmup) * s.slow) / (v.sqrt() + eps)
+    return p - lr * (direction + weight_decay * p)
+
+
+def simplified_ademamix(
+    s, t, g, p, lr=1e-3, betas=(0.99, 0.95), alpha=0.0, eps=1e-8, weight_decay=0.0, min_beta1=0.9, beta1_warmup=None,
+    bias_correction1=False, bias_correction2=True,
+):  # fmt: skip
+    b1, b2 = betas
+    b1 = half_life(t, b1, beta1_warmup, min_beta1)
+    s.m = b1 * s.m + g
+    s.n = b1 * s.n + 1
+    s.v = b2 * s.v + (1 - b2) * g**2
+    c2 = 1 - b2**t
+    d = alpha * g + s.m
+    if bias_correction1:
+        d = d / s.n
+    d = d / ((s.v / c2).sqrt() + eps) if bias_correction2 else d / (s.v.sqrt() + eps * math.sqrt(c2))
+    return p - lr * (d + weight_decay * p)
+
+
+def amplified(s, t, g, alpha, lamb):
+    s.e = g if t == 1 else alpha * s.e + (1 - alpha) * g
+    return g + lamb * s.e
+
+
+def grokfast_adamw(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, alpha=0.98, lamb=2.0):
+    m, v = adam_moments(s, t, amplified(s, t, g, alpha, lamb), betas)
+    return p - lr * (m / (v.sqrt() + eps) + weight_decay * p)
+
+
+SOME = {"lr": 0.02, "eps": 0.05, "weight_decay": 0.3}
+THREE = (0.8, 0.95, 0.99)
+OPTIONS = [
+    (gradtx.ademamix, ademamix, {}),
+    (gradtx.ademamix, ademamix, {**SOME, "betas": THREE, "alpha": 5.0}),
+    (gradtx.ademamix, ademamix, {**SOME, "betas": THREE, "alpha_warmup": 20}),
+    (gradtx.ademamix, ademamix, {**SOME, "betas": THREE, "beta3_warmup": 20}),
+    (gradtx.ademamix, ademamix, {**SOME, "betas": (0.0, 0.95, 0.9999), "alpha_warmup": 40, "beta3_warmup": 25}),
+    (gradtx.ademamix, ademamix, {**SOME, "betas": THREE, "alpha_warmup": 1, "beta3_warmup": 1}),
+    (gradtx.ademamix, ademamix, {**SOME, "betas": THREE, "alpha_warmup": 0, "beta3_warmup": 0}),
+    (gradtx.ademamix, ademamix, {**SOME, "betas": (0.0, 0.0, 0.0), "alpha": 0.0}),
+    (gradtx.ademamix, ademamix, {"lr": RATE, "betas": (BETA, BETA, BETA), "alpha": BETA, "weight_decay": DECAY}),
+    (gradtx.simplified_ademamix, simplified_ademamix, {}),
+    (gradtx.simplified_ademamix, simplified_ademamix, {**SOME, "betas": (0.8, 0.9), "alpha": 10.0}),
+    (gradtx.simplified_ademamix, simplified_ademamix, {**SOME, "alpha": 2.0, "bias_correction1": True}),
+    (gradtx.simplified_ademamix, simplified_ademamix, {**SOME, "bias_correction2": False}),
+    (
+        gradtx.simplified_ademamix,
+        simplified_ademamix,
+        {**SOME, "alpha": 2.0, "beta1_warmup": 20, "min_beta1": 0.5, "bias_correction1": True},
+    ),
+    (
+        gradtx.simplified_ademamix,
+        simplified_ademamix,
+        {**SOME, "beta1_warmup": 40, "min_beta1": 0.0, "bias_correction1": True, "bias_correction2": False},
+    ),
+    (
+        gradtx.simplified_ademamix,
+        simplified_ademamix,
+        {"lr": RATE, "betas": (BETA, BETA), "alpha": BETA, "weight_decay": DECAY, "bias_correction1": True},
+    ),
+    (gradtx.grokfast_adamw, grokfast_adamw, {}),
+    (gradtx.grokfast_adamw, grokfast_adamw, {**SOME, "betas": (0.8, 0.95), "alpha": 0.7, "lamb": 5.0}),
+    (gradtx.grokfast_adamw, grokfast_adamw, {**SOME, "alpha": 0.0, "lamb": 0.0}),
+    (gradtx.grokfast_adamw, grokfast_adamw, {"lr": RATE, "alpha": BETA, "lamb": BETA, "weight_decay": DECAY}),
+]
+
+
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+def test_the_weights_follow_the_loop(alias, rule, options):
+    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+def window(s, t, g, p, window_size=100, lamb=5.0, filter_type="mean", warmup=True):
+    s.kept = [g, *(s.kept or [])][:window_size]
+    s.seen.add(t < window_size)
+    slow = sum(s.kept)
+    if filter_type == "mean":
+        slow = slow / len(s.kept)
+    return g if warmup and t < window_size else g + lamb * slow
+
+
+WINDOWS = [
+    {},
+    {"warmup": False},
+    {"window_size": 5, "lamb": 2.0},
+    {"window_size": 5, "lamb": 0.5, "filter_type": "sum", "warmup": False},
+    {"window_size": 1, "filter_type": "sum"},
+    {"window_size": 12, "lamb": BETA},
+]
+
+
+@pytest.mark.parametrize("options", WINDOWS, ids=str)
+def test_the_window_follows_the_loop(options):
+    reference = Loop(window, **options)
+    assert difference(gradtx.amplify_slow_gradients_window(**options), reference, rate=-0.02) < TOLERANCE
+    assert arguments(gradtx.amplify_slow_gradients_window) == arguments(window)
+
+
+def test_the_window_keeps_as_many_gradients_as_it_has_places():
+    tx = gradtx.amplify_slow_gradients_window(window_size=3)
+    slots = tx.init({"w": torch.zeros(2)})["amplify_slow_gradients_window"]
+    assert sorted(slots) == ["grad_0", "grad_1", "grad_2"]
+
+
+@pytest.mark.parametrize("steps", [None, 0, 1, 7])
+def test_the_schedules_count_from_one(steps):
+    for t in range(1, 12):
+        after = half_life(t, 0.999, steps, 0.9) if steps else 0.999
+        assert gradtx.half_life_schedule(0.999, steps, 0.9)(t - 1) == pytest.approx(after, rel=1e-14)
+        share = rising_alpha(t, 3.0, steps) if steps else 3.0
+        assert gradtx.ademamix_alpha_schedule(3.0, steps)(t - 1) == pytest.approx(share, rel=1e-14)
+
+
+def test_the_half_life_changes_linearly():
+    def life(beta):
+        return math.log(0.5) / math.log(beta + 1e-8)
+
+    lives = [life(gradtx.half_life_schedule(0.999, 10, 0.5)(s)) for s in range(11)]
+    steps = [after - before for before, after in itertools.pairwise(lives[:10])]
+    assert max(steps) - min(steps) < 1e-2  # the schedule itself is without the 1e-8
+    assert lives[9] == lives[10]
+
+
+def test_ademamix_has_the_weights_of_pytorch_optimizer():
+    options = {"lr": 0.02, "betas": THREE, "alpha": 3.0, "eps": 1e-6, "weight_decay": 0.3}
+    published = Published(pytorch_optimizer.AdEMAMix, **options, weight_decouple=True)
+    assert difference_of_weights(gradtx.ademamix(**options), published) < PUBLISHED
+    warmups = {"alpha_warmup": 20, "beta3_warmup": 20}
+    options["lr"] = 1e-3
+    published = Published(pytorch_optimizer.AdEMAMix, **options, weight_decouple=True, t_alpha_beta3=20)
+    # Its logarithms lack the 1e-8, which at beta3 = 0.99 is 1e-6 of the half-life.
+    assert difference_of_weights(gradtx.ademamix(**options, **warmups), published) < 2e-6
+
+
+def test_grokfast_is_pytorch_optimizers_at_a_rate_of_its_own():
+    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-12, "weight_decay": 0.3}
+    published = Published(
+        pytorch_optimizer.GrokFastAdamW, **options, grokfast_alpha=0.9, grokfast_lamb=3.0, normalize_lr=False
+    )
+    # It bounds the denominator from below where Adam adds eps.
+    assert difference_of_weights(gradtx.grokfast_adamw(**options, alpha=0.9, lamb=3.0), published) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("tx", "grad", "steps", "expected"),
+    [
+        # Adam's 1 and 2 * 0.5 g over g
+        (gradtx.ademamix(lr=0.5, betas=(0.9, 0.99, 0.5), eps=0.0), [4.0], 1, -1.0),
+        (gradtx.ademamix(lr=0.5, betas=(0.9, 0.99, 0.5), eps=0.0), [4.0], 2, -0.5 * (1 + 2 * 0.75)),
+        (gradtx.simplified_ademamix(lr=1.0, betas=(0.5, 0.9), alpha=3.0, eps=0.0), [4.0], 2, -4.5),
+        (
+            gradtx.simplified_ademamix(lr=1.0, betas=(0.5, 0.75), eps=0.0, bias_correction2=False),
+            [4.0],
+            1,
+            -2.0,  # g over sqrt(v) = g / 2
+        ),
+        (gradtx.grokfast_adamw(lr=1.0, eps=4.0, lamb=0.5), [8.0], 1, -12.0 / 16.0),
+    ],
+    ids=str,
+)
+def test_a_constant_gradient_gives_the_hand_computed_step(tx, grad, steps, expected):
+    assert first_update(tx, grad, steps=steps)[0] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.ademamix(weight_decay=0.1, alpha_warmup=2, beta3_warmup=2),
+        gradtx.simplified_ademamix(weight_decay=0.1, beta1_warmup=3, bias_correction1=True, bias_correction2=False),
+        gradtx.grokfast_adamw(),
+        gradtx.amplify_slow_gradients_window(window_size=2, warmup=False),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+BAD = [
+    (gradtx.ademamix, {"alpha": -1.0}, r"alpha must be in \[0, inf\), got -1.0"),
+    (gradtx.ademamix, {"betas": (0.9, 0.99, 1.0)}, r"betas\[2\] must be in \[0, 1\), got 1.0"),
+    (gradtx.ademamix, {"alpha_warmup": -1}, r"alpha_warmup must be in \[0, inf\), got -1"),
+    (gradtx.ademamix, {"beta3_warmup": -1}, r"beta3_warmup must be in \[0, inf\), got -1"),
+    (gradtx.simplified_ademamix, {"min_beta1": 1.0}, r"min_beta1 must be in \[0, 1\), got 1.0"),
+    (gradtx.simplified_ademamix, {"beta1_warmup": -1}, r"beta1_warmup must be in \[0, inf\), got -1"),
+    (gradtx.grokfast_adamw, {"alpha": 1.0}, r"alpha must be in \[0, 1\), got 1.0"),
+    (gradtx.grokfast_adamw, {"lamb": -1.0}, r"lamb must be in \[0, inf\), got -1.0"),
+    (gradtx.amplify_slow_gradients_window, {"window_size": 0}, r"window_size must be in \[1, inf\), got 0"),
+    (
+        gradtx.amplify_slow_gradients_window,
+        {"filter_type": "median"},
+        "filter_type must be 'mean' or 'sum', got 'median'",
+    ),
+    (gradtx.half_life_schedule, {"end": 1.0, "warmup_steps": 2, "start": 0.0}, r"end must be in \[0, 1\), got 1.0"),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "message"), BAD, ids=named)
+def test_rejects_an_argument_out_of_range(make, options, message):
+    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
+        make(**options)
