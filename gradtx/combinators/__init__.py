@@ -7,3 +7,4 @@ from gradtx.combinators.lookahead import *
 from gradtx.combinators.schedule_free import *
 from gradtx.combinators.selection import *
 from gradtx.combinators.sharpness import *
+from gradtx.combinators.tuners import *
