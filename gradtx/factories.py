@@ -416,6 +416,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
         static: Arguments that are no hyperparameters.
+        any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
         example: A function that gives arguments for the conformance tests, from an inner transformation.
 
     Raises:
@@ -437,7 +438,7 @@ _OPTIONS = {
     " any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
-    "combinator": "needs owns_lr ranges static example",
+    "combinator": "needs owns_lr ranges static any_length example",
 }
 
 

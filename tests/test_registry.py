@@ -599,7 +599,7 @@ def test_decay_that_is_said_to_be_decoupled_or_coupled_is():
     assert own - switched >= registry._DECOUPLED | registry._COUPLED
     assert not registry._DECOUPLED & registry._COUPLED
     with_a_form_of_its_own = {
-        "adaptive_gd", "apollo", "lamb", "lars", "momo", "momo_adam", "novograd", "schedule_free_adamw",
+        "adaptive_gd", "apollo", "gpa_adamw", "lamb", "lars", "momo", "momo_adam", "novograd", "schedule_free_adamw",
         "schedule_free_radam", "schedule_free_sgd",
     }  # fmt: skip
     assert own - switched == registry._DECOUPLED | registry._COUPLED | with_a_form_of_its_own

@@ -8,3 +8,4 @@ from gradtx.combinators.restarts import *
 from gradtx.combinators.schedule_free import *
 from gradtx.combinators.selection import *
 from gradtx.combinators.sharpness import *
+from gradtx.combinators.tuners import *
