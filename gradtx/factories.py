@@ -253,7 +253,9 @@ def _transformations(value: Any) -> list[GradientTransformation]:
 
 
 def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
-    return Made(factory.spec, arguments, state_dtype)
+    """Unpickle a call; an argument that is newer than the pickle has its default."""
+    newer = {argument.name: argument.default for argument in factory.spec.arguments.all if not argument.required}
+    return Made(factory.spec, {**newer, **arguments}, state_dtype)
 
 
 P = ParamSpec("P")
