@@ -310,6 +310,10 @@ class Arguments:
             self.added = ("maximize",)
             hints["maximize"] = bool
             parameters.append(_keyword("maximize", False, "bool"))
+            if "weight_decay" in signature.parameters:
+                self.added = ("maximize", "mask")
+                hints["mask"] = object  # a selector, which the decorator checks
+                parameters.append(_keyword("mask", None, "Where | None"))
         users = function.__module__.partition(".")[0] != __package__  # a user wrote the factory
         arguments = []
         for parameter in parameters:
