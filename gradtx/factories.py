@@ -315,6 +315,8 @@ def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]
         if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
             raise TypeError(f"{spec.name}: state_dtype must be a floating-point torch.dtype, got {state_dtype!r}")
         made = Made(spec, spec.arguments.bind(args, kwargs), state_dtype)
+        if spec.kind == "alias" and made._arguments.get("mask") is not None:
+            spec.selector(made._arguments["mask"])  # raises an error for what selects nothing
         try:
             made._links()  # runs the body: its own checks belong to construction
         except (TypeError, ValueError) as error:

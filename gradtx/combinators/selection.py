@@ -67,12 +67,9 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
         check_transformation("partition", f"transforms[{label!r}]", tx)
         if not isinstance(label, str) or "." in label:
             raise ValueError(f"partition: label {label!r} must be a string without dots")
-    tree = _tree.strings(labels)
-    if (
-        tree
-        and set(tree.values()) <= set(transforms)
-        and not (isinstance(labels, Mapping) and set(labels) == set(transforms))
-    ):
+    tree = {} if isinstance(labels, str) else _tree.strings(labels)
+    names_labels = isinstance(labels, Mapping) and set(labels) == set(transforms)
+    if tree and set(tree.values()) <= set(transforms) and not names_labels:
         selector = Selector("partition", tuple(transforms), LabelTree(tree), branches=tuple(transforms))
     elif isinstance(labels, Mapping):
         if set(labels) != set(transforms):

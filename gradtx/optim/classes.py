@@ -14,7 +14,7 @@ from gradtx.core import GradientTransformation, chain
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 
-# Options of torch's class that ours fixes: they are saved, so that a checkpoint means the same to torch's other classes.
+# Options of torch's class that ours fixes. They are saved, so that a checkpoint means the same to other classes.
 FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
 COMPILE = "bool | str | Mapping[str, Any]"
 
@@ -67,9 +67,10 @@ class AliasOptimizer(ChainOptimizer):
         for option, value in FIXED_OPTIONS.get(self._alias.__name__, {}).items():
             for group in state_dict["param_groups"]:
                 if group.get(option, value) != value and group.get("weight_decay", 0.0) != 0.0:
+                    other = f"{option}={group[option]}"
+                    owner = type(self).__name__
                     raise ValueError(
-                        f"{type(self).__name__}: loaded group has {option}={group[option]}, which this class can't follow; "
-                        "load it into Adam"
+                        f"{owner}: loaded group has {other}, which this class can't follow; load it into Adam"
                     )
         super().load_state_dict(state_dict, strict)
 
