@@ -249,7 +249,11 @@ def _transformations(value: Any) -> list[GradientTransformation]:
 
 
 def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
-    return Made(factory.spec, arguments, state_dtype)
+    """Rebuild a pickled call; arguments that are newer than the pickle have their defaults."""
+    complete = {}
+    for argument in factory.spec.arguments.all:
+        complete[argument.name] = arguments.get(argument.name, argument.default)
+    return Made(factory.spec, complete, state_dtype)
 
 
 P = ParamSpec("P")
