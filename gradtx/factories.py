@@ -272,9 +272,11 @@ def _transformations(value: Any) -> list[GradientTransformation]:
 
 
 def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
-    """Unpickle a call; an argument that is newer than the pickle has its default."""
-    newer = {argument.name: argument.default for argument in factory.spec.arguments.all if not argument.required}
-    return Made(factory.spec, {**newer, **arguments}, state_dtype)
+    """Rebuild a pickled call; arguments that are newer than the pickle have their defaults."""
+    complete = {}
+    for argument in factory.spec.arguments.all:
+        complete[argument.name] = arguments.get(argument.name, argument.default)
+    return Made(factory.spec, complete, state_dtype)
 
 
 P = ParamSpec("P")
