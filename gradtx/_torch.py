@@ -57,13 +57,13 @@ def storage_id(tensor: Tensor) -> int:
         NotImplementedError: the tensor belongs to a transform (vmap, grad); `unwrapped` gives the one below.
     """
     try:
-        storage = tensor.untyped_storage()
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    except AttributeError:
+        return id(tensor.untyped_storage())
     except NotImplementedError:
         if _functorch("get_unwrapped") is None:
             return id(tensor)
         raise
-    key = getattr(storage, "_cdata", None)
-    return id(storage) if key is None else key
 
 
 # Errors.
