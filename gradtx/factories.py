@@ -178,6 +178,10 @@ class Made(GradientTransformation):
     def _children(self) -> tuple[GradientTransformation, ...]:
         return tuple(child for value in self._arguments.values() for child in _transformations(value))
 
+    @property
+    def _is_optimizer(self) -> bool:
+        return self._spec.kind == "alias"
+
     def _selector(self) -> Any:
         return self._body.selector if isinstance(self._body, Combinator) else None
 
@@ -412,6 +416,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
         static: Arguments that are no hyperparameters.
+        any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
         example: A function that gives arguments for the conformance tests, from an inner transformation.
 
     Raises:
@@ -433,7 +438,7 @@ _OPTIONS = {
     " any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
-    "combinator": "needs owns_lr ranges static example",
+    "combinator": "needs owns_lr ranges static any_length example",
 }
 
 

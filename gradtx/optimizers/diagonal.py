@@ -69,7 +69,7 @@ def acprop(
     )
 
 
-@alias(class_name="Kate")
+@alias(ranges={"delta": "[0, inf)"})
 def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
     r"""KATE: AdaGrad without the root, whose steps do not depend on the scale of the data.
 
@@ -100,7 +100,7 @@ def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_deca
     return chain(scale_by_kate(delta, eps), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
 
 
-@alias(class_name="BCOS")
+@alias(class_name="BCOS", ranges={"beta": "[0, 1)", "beta2": "[0, 1)"})
 def bcos(
     lr: Scalar = 1e-3,
     beta: Scalar = 0.9,

@@ -169,7 +169,7 @@ def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0)
     return chain(add_decayed_weights(weight_decay), scale_by_cocob(alpha, eps))
 
 
-@alias(class_name="MoMo")
+@alias(class_name="MoMo", ranges={"beta": "[0, 1)"})
 def momo(
     lr: Scalar = 1.0,
     beta: Scalar = 0.9,

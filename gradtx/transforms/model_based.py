@@ -69,6 +69,7 @@ def _averaged(state: dict, ctx: Any, product: Tensor, beta: Any) -> tuple[Tensor
     owns_lr=True,
     shared=_shared,
     agree=("beta", "lb", "bias_correction", "use_fstar"),
+    ranges={"beta": "[0, 1)"},
 )
 def scale_by_momo(
     lr: Scalar = 1.0,
