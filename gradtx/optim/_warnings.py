@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from gradtx._messages import close, describe
 from gradtx.core import Chain, Entry, GradientTransformation
@@ -134,7 +135,7 @@ def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
 
 def _links_on_path(part: GradientTransformation) -> list[Made]:
     """The links that a leaf passes in every step: the inside of wrappers may be for other leaves, or other steps."""
-    links = []
+    links: list[Made] = []
     for link in part._links():
         if isinstance(link, Made) and not link._children():
             links.append(link)
@@ -148,7 +149,7 @@ def _may_turn_back(part: GradientTransformation) -> bool:
     return any(link._name == "scale" for link in _links_on_path(part))
 
 
-def warn_of_misspelt(owner: str, keys: Iterable[str], entries: Iterable[Entry]) -> None:
+def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
     """Warn of keys of a group that nothing reads and that look like a hyperparameter; others are kept, as in torch."""
     known: set[str] = set()
     for entry in entries:

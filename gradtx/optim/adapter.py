@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from gradtx.optim._members import CPU, Members
 from gradtx.optim._pickles import workings_of
 from gradtx.optim._run import ChainTraits, OptimizerRun
 from gradtx.optim._scaling import Scaling
-from gradtx.optim._state import States
+from gradtx.optim._state import FirstStates, States
 from gradtx.optim._step import Step
 from gradtx.optim._warnings import warn_of_misspelt, warn_of_two_schedules
 from gradtx.optim._workings import Workings
@@ -63,13 +63,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         A partition makes one group of each label. As torch's method, and raises the same errors.
         """
         owner = type(self).__name__
-        if isinstance(param_group, Mapping):
+        given: Any = param_group
+        if isinstance(given, Mapping):
             _check_no_module(owner, param_group.get("params"))
         group = self._as_torch_checks_it(param_group)
         keys = list(group)
         self._states.by_param = self.state
         joining = self._members.joining(group)
-        first_states = []
+        first_states: list[FirstStates] = []
         for view in joining.views:
             self._hessian.mark(view.group)
             first_states.append(self._states.first(view, view.group["params"], joining.by_param))
@@ -173,7 +174,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self._evaluation = None
 
     @contextlib.contextmanager
-    def eval_params(self) -> Iterator[None]:
+    def eval_params(self) -> Generator[None, None, None]:
         """Put the weights to evaluate with in place of the parameters, and the parameters back at the end."""
         if self._evaluation is not None:  # they are there already
             yield
@@ -190,7 +191,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._states.refresh_all()
         run, count = self._states.run(), self._states.count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
-        weights = {}
+        weights: dict[Tensor, Tensor] = {}
         for view in self._members.views:
             block = Block.of(view.chain(view.values(), CPU), run, count)
             for param in view.group["params"]:
