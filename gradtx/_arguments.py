@@ -133,6 +133,8 @@ def _kind_of_tuple(entries: tuple) -> str:
 class Argument:
     """One parameter of a factory: what it accepts, and how a given value becomes the value that the body sees."""
 
+    _remedy: str = ""  # optimizers that 0.1 pickled hold arguments without it
+
     def __init__(
         self,
         owner: str,

@@ -178,6 +178,10 @@ class Made(GradientTransformation):
     def _children(self) -> tuple[GradientTransformation, ...]:
         return tuple(child for value in self._arguments.values() for child in _transformations(value))
 
+    @property
+    def _is_optimizer(self) -> bool:
+        return self._spec.kind == "alias"
+
     def _selector(self) -> Any:
         return self._body.selector if isinstance(self._body, Combinator) else None
 

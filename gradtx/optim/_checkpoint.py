@@ -53,8 +53,9 @@ class Checkpoint:
     def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
         self._entries: dict[Any, dict[str, Any]] = state_dict["state"]
         self._groups: list[Group] = []
+        own = {name for view in states.members.views for name in view.entries}
         for group in deepcopy(state_dict["param_groups"]):
-            self._groups.append(_in_our_words(group))
+            self._groups.append(_in_our_words(group, own))
         self._states = states
         self._members = states.members
         self._strict = strict
@@ -80,7 +81,8 @@ class Checkpoint:
         self._check_sizes()
         loaded = Loaded()
         numbered: set[Any] = set()
-        for view, group in zip(self._members.views, self._groups, strict=True):
+        for view, saved in zip(self._members.views, self._groups, strict=True):
+            group = view.in_present_names(saved)
             numbers = group["params"]
             numbered.update(numbers)
             group["params"] = view.group["params"]
@@ -179,11 +181,14 @@ class Checkpoint:
         return all(torch.equal(value, state[key].to(value)) for key, value in loaded.items())
 
 
-def _in_our_words(group: Group) -> Group:
-    """A saved group without options of torch's engines, in which other libraries' names are ours."""
+def _in_our_words(group: Group, own: set[str]) -> Group:
+    """A saved group without options of torch's engines, with our names for other libraries' words.
+
+    Words that are hyperparameters of this optimizer (`own`) stay as they are.
+    """
     group = {key: value for key, value in group.items() if key not in REFUSED}
     for word, on in DECOUPLED:
-        if word in group:
+        if word in group and word not in own:
             decoupled = group.pop(word) == on
             group.setdefault("decoupled_weight_decay", decoupled)
     return group

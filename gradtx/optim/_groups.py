@@ -54,11 +54,14 @@ class GroupView:
     shown: dict[str, Any]
     literal: dict[str, Any]
     first: dict[str, Any]
+    _places_of_0_1: Mapping[str, Any] = {}  # where the names of version 0.1 are in the chain
     _cached: tuple[Any, GradientTransformation] | None
     _checked: tuple[Any, ...] | None
 
     def __init__(self, tx: GradientTransformation, group: dict[str, Any], labels: Mapping[int, str]):
         self.tx = tx
+        old_names = _names_in_group(tx._entries_of_0_1(labels))
+        self._places_of_0_1 = {name: entry.place for name, entry in old_names.items()}
         self.group = group
         self.entries = _names_in_group(tx._entries(labels))
         for name in REFUSED:
@@ -208,6 +211,14 @@ class GroupView:
         view._take_structure(values, self, literal)
         return view
 
+    def in_present_names(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A saved group, with the names of today if version 0.1 has saved it."""
+        old = self._places_of_0_1
+        if all(name in self.entries for name in old if name in group):
+            return group
+        present = {entry.place: name for name, entry in self.entries.items()}
+        return {present[old[key]] if key in old else key: value for key, value in group.items()}
+
     def _complete(self, defaults: Mapping[str, Any], count: Callable[[Entry], int]) -> None:
         """Put the numbers of schedules, and other values that are missing, into the group."""
         self.live = set()
@@ -238,11 +249,11 @@ def _names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     (`max_lr`) is shown as `lr`, which schedulers scale, if there is no other.
     """
     entries = list(entries)
-    has_rate = any(entry.name == "lr" for entry in entries)
+    has_rate = any(entry.argument.name == "lr" for entry in entries)
     names: dict[str, Entry] = {}
     for entry in entries:
         name = entry.full if entry.name in SCHEDULER_KEYS else entry.name
-        if entry.name == "max_lr" and not has_rate:
+        if entry.name == "max_lr" and entry.value is not None and not has_rate:
             name = "lr"
         names[name] = entry
     return names

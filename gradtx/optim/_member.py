@@ -129,6 +129,10 @@ class Member:
         """Whether the state is as the library made it, before any step."""
         return self.first_state is not None and self.first_state.is_still(state)
 
+    def keeps(self, path: Path) -> bool:
+        """Whether the state has the shared values of a stage."""
+        return self.layout is not None and path in self.layout.shared
+
     def has_state(self) -> bool:
         """Whether the state looked up for this step was made for this chain."""
         return self.layout is not None and bool(self.state)

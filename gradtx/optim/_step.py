@@ -52,7 +52,7 @@ class Step:
         self._run = workings.states.run()
         self._run.grad_fn = _gradient_function(workings.members, extras)
         self._scalars, self.trees = self._split_extras()
-        rows = workings.members.rows(workings.states.by_param)
+        rows = self._rows = workings.members.rows(workings.states.by_param)
         self._values = self._checked_values(rows)
         for view, row, values in zip(self._views, rows, self._values, strict=True):
             workings.states.prepare(view, row, view.settle(values))
@@ -171,10 +171,10 @@ class Step:
         """Leaves that step eagerly, large ones in parts."""
         leaves = []
         for leaf in self.leaves(members):
-            if FROZEN not in leaf.program[:1]:
+            if leaf.program != [FROZEN]:
                 leaves.extend(parts_of(leaf))
         if len(self._views) > 1:
-            check_agreement(self._blocks)
+            check_agreement(self._blocks, self._rows)
         return leaves
 
     def _execute_then_write(self) -> None:
@@ -250,6 +250,8 @@ class Step:
         # Taken now: once old state is replaced, its memory may return as that of a later leaf's new state.
         taken = {memory_of(tensor) for tensor in leaf.given if tensor is not None}
         taken.update(map(memory_of, leaf.state.values()))
+        if update is not None and leaf.window is not None and memory_of(update) in taken:
+            update = update.clone()  # a view of old state, which is about to be written in place
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             if leaf.window is None:

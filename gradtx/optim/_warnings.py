@@ -37,6 +37,36 @@ def warn_user(message: str, category: type[Warning]) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def warn_of_ascent(tx: GradientTransformation) -> None:
+    """Warn of a chain of known links of which none turns the sign: its steps climb."""
+    makes_direction = any(link._name.startswith("scale_by_") for link in tx._links())
+    if not (makes_direction and _climbs(tx)):
+        return
+    warn_user(
+        "as_optimizer: no link of this chain turns the sign, so its steps climb the loss; end it with "
+        "scale_by_learning_rate(lr), or with scale(-1.0) if the rate is in it (scale(1.0) says that this is meant)",
+        UserWarning,
+    )
+
+
+def _climbs(tx: GradientTransformation) -> bool:
+    """Whether every part of a transformation keeps the sign of its input, as far as anyone can know."""
+    if isinstance(tx, Chain):
+        return all(map(_climbs, tx._children()))
+    if not isinstance(tx, Made) or not tx._spec.function.__module__.startswith("gradtx."):
+        return False  # a user's function may turn it
+    if tx._name in (RATE, "scale", "freeze") or tx._lr_role == "owner" or tx._arguments.get("maximize"):
+        return False
+    if isinstance(tx._body, GradientTransformation):
+        return _climbs(tx._body)
+    inner = tx._children()
+    if tx._name == "graft":
+        return _climbs(inner[0])  # the second gives a length only
+    if tx._selector() is not None:
+        return any(map(_climbs, inner))
+    return all(map(_climbs, inner))
+
+
 def warn_of_turned_signs(tx: GradientTransformation) -> None:
     """Warn of a learning rate, or a decay, that follows a learning rate on the same path: the step goes uphill."""
     turned = next(_turned(tx), None)

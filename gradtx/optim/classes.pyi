@@ -12,8 +12,14 @@ from gradtx.optim.adapter import ChainOptimizer
 __all__ = [
     "ADOPT",
     "ASGD",
+    "BCOS",
+    "CAME",
+    "COCOB",
+    "FOCUS",
+    "FTRL",
     "LARS",
     "MADGRAD",
+    "MARS",
     "MSVAG",
     "PID",
     "PNM",
@@ -26,24 +32,31 @@ __all__ = [
     "SOAP",
     "SRMM",
     "SWATS",
+    "TAM",
     "A2Grad",
+    "ACProp",
     "AccSGD",
+    "AdEMAMix",
     "AdaBelief",
     "AdaBound",
     "AdaFactor",
+    "AdaGC",
     "AdaHessian",
     "AdaMod",
     "AdaNorm",
     "AdaPNM",
     "AdaShift",
     "AdaSmooth",
+    "AdaTAM",
     "Adadelta",
     "AdafactorTorch",
     "Adagrad",
     "Adai",
     "Adam",
     "AdamAtan2",
+    "AdamC",
     "AdamD",
+    "AdamMini",
     "AdamP",
     "AdamS",
     "AdamW",
@@ -62,15 +75,30 @@ __all__ = [
     "DAdaptLion",
     "DAdaptSGD",
     "DiffGrad",
+    "DoG",
+    "DoWG",
+    "FAdam",
     "Fromage",
+    "Grams",
     "Gravity",
+    "GrokFastAdamW",
+    "Kate",
+    "LDoG",
+    "LaProp",
     "Lamb",
     "Lion",
+    "MARSLion",
+    "MoMo",
+    "MoMoAdam",
     "Muon",
     "MuonAdamAtan2",
     "NAdam",
     "Nero",
+    "NoisySGD",
     "NovoGrad",
+    "OptimisticAdam",
+    "OptimisticGradientDescent",
+    "PAdam",
     "PolarAdamAtan2",
     "Prodigy",
     "QHAdam",
@@ -79,12 +107,19 @@ __all__ = [
     "Ranger",
     "Ranger21",
     "Rprop",
+    "SGDSaI",
     "Sadam",
     "ScalableShampoo",
     "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Shampoo",
+    "SignSGD",
+    "Signum",
+    "SimplifiedAdEMAMix",
     "SophiaH",
+    "StableAdamW",
+    "Tiger",
     "Yogi",
 ]
 
@@ -129,6 +164,92 @@ class ASGD(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class BCOS(AliasOptimizer):
+    """BCOS: a momentum divided by an estimate of its own mean square, with one slot less than Adam."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        beta: Scalar = 0.9,
+        beta2: Scalar | None = None,
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.1,
+        mode: str = "c",
+        simple_cond: bool = False,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class CAME(AliasOptimizer):
+    """CAME: Adafactor with a momentum that is trusted where updates agree with it."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0002,
+        betas: Betas = (0.9, 0.999, 0.9999),
+        eps: Betas = (1e-30, 1e-16),
+        clip_threshold: Scalar = 1.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class COCOB(AliasOptimizer):
+    """COCOB-Backprop: a step size for every weight from a bet on its gradients, without a learning rate."""
+
+    def __init__(
+        self,
+        params: Any,
+        alpha: Scalar = 100.0,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class FOCUS(AliasOptimizer):
+    """FOCUS: the sign of a momentum, with an attraction to the average of the weights."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        betas: Betas = (0.9, 0.999),
+        gamma: Scalar = 0.1,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class FTRL(AliasOptimizer):
+    """FTRL-Proximal: a rate for every weight and weights that are exactly 0."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        lr_power: Scalar = -0.5,
+        beta: Scalar = 0.0,
+        l1: Scalar = 0.0,
+        l2: Scalar = 0.0,
+        initial_accumulator_value: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class LARS(AliasOptimizer):
     """LARS: SGD with momentum and a rate of every leaf's own, from the sizes of its weights and its gradient."""
 
@@ -161,6 +282,29 @@ class MADGRAD(AliasOptimizer):
         eps: Scalar = 1e-06,
         weight_decay: Scalar = 0.0,
         decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MARS(AliasOptimizer):
+    """MARS-AdamW: AdamW on gradients that are corrected by how they changed since the last step."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        gamma: Scalar = 0.025,
+        amsgrad: bool = False,
+        exact: bool = False,
+        optimize_1d: bool = False,
+        lr_1d: Scalar | None = None,
+        betas_1d: Betas = (0.9, 0.95),
+        weight_decay_1d: Scalar = 0.1,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -376,6 +520,23 @@ class SWATS(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class TAM(AliasOptimizer):
+    """TAM: SGD whose momentum takes in less of gradients that turn away from it."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.9,
+        decay_rate: Scalar = 0.9,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class A2Grad(AliasOptimizer):
     """A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean."""
 
@@ -386,6 +547,25 @@ class A2Grad(AliasOptimizer):
         beta: Scalar = 10.0,
         lips: Scalar = 10.0,
         rho: Scalar = 0.5,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ACProp(AliasOptimizer):
+    """ACProp: the gradient divided by how far the gradients before it strayed from their mean."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-16,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        amsgrad: bool = False,
+        momentum_update: bool = False,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -403,6 +583,25 @@ class AccSGD(AliasOptimizer):
         xi: Scalar = 10.0,
         small_const: Scalar = 0.7,
         weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdEMAMix(AliasOptimizer):
+    """AdEMAMix: AdamW with a second average of gradients that remembers thousands of steps."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999, 0.9999),
+        alpha: Scalar = 2.0,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        alpha_warmup: int | None = None,
+        beta3_warmup: int | None = None,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -466,6 +665,26 @@ class AdaFactor(AliasOptimizer):
         scale_parameter: bool = True,
         relative_step: bool = True,
         warmup_init: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaGC(AliasOptimizer):
+    """AdaGC: AdamW on gradients whose norms are bounded by their history, leaf by leaf."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        beta: Scalar = 0.98,
+        lambda_abs: Scalar = 1.0,
+        lambda_rel: Scalar = 1.05,
+        warmup_steps: int = 100,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -577,6 +796,23 @@ class AdaSmooth(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         decoupled_weight_decay: bool = False,
         reset_every: int | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaTAM(AliasOptimizer):
+    """AdaTAM: Adam whose momentum takes in less of gradients that turn away from it."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        decay_rate: Scalar = 0.9,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -697,6 +933,24 @@ class AdamAtan2(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class AdamC(AliasOptimizer):
+    """AdamC: AdamW whose weight decay falls with the square of the learning rate."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        amsgrad: bool = False,
+        max_lr: Scalar | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class AdamD(AliasOptimizer):
     """AdamD: Adam without the correction of its first moment, so that it warms up by itself."""
 
@@ -708,6 +962,23 @@ class AdamD(AliasOptimizer):
         eps: Scalar = 1e-08,
         weight_decay: Scalar = 0.0,
         decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdamMini(AliasOptimizer):
+    """Adam-mini: AdamW with one second moment for a block of weights."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        block: str | int = "row",
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -1038,6 +1309,58 @@ class DiffGrad(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class DoG(AliasOptimizer):
+    """DoG: SGD whose rate is the distance come so far over the norm of all gradients."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        reps_rel: Scalar = 1e-06,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        init_eta: Scalar | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class DoWG(AliasOptimizer):
+    """DoWG: SGD whose rate is the squared distance come so far over a norm of gradients weighted by it."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        eps: Scalar = 0.0001,
+        init_estim_sq_dist: Scalar | None = None,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class FAdam(AliasOptimizer):
+    """FAdam: Adam as natural gradient descent, with gradients and decay divided by the root of the Fisher information."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.1,
+        clip: Scalar = 1.0,
+        p: Scalar = 0.5,
+        eps2: Scalar = 0.01,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class Fromage(AliasOptimizer):
     """Fromage: every leaf turns by a fixed angle, and keeps its norm where the gradient is orthogonal to it."""
 
@@ -1046,6 +1369,22 @@ class Fromage(AliasOptimizer):
         params: Any,
         lr: Scalar = 0.01,
         p_bound: Scalar | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Grams(AliasOptimizer):
+    """Grams: steps as long as Adam's, in the direction of the gradient's signs."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -1062,6 +1401,76 @@ class Gravity(AliasOptimizer):
         alpha: Scalar = 0.01,
         beta: Scalar = 0.9,
         seed: int = 0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class GrokFastAdamW(AliasOptimizer):
+    """AdamW on gradients whose slow part is amplified: Grokfast."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        alpha: Scalar = 0.98,
+        lamb: Scalar = 2.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Kate(AliasOptimizer):
+    """KATE: AdaGrad without the root, whose steps do not depend on the scale of the data."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        delta: Scalar = 0.0,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class LDoG(AliasOptimizer):
+    """L-DoG: DoG with a rate for every leaf."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        reps_rel: Scalar = 1e-06,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        init_eta: Scalar | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class LaProp(AliasOptimizer):
+    """LaProp: the average of normalized gradients, where Adam normalizes the average."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0004,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-15,
+        weight_decay: Scalar = 0.0,
+        amsgrad: bool = False,
+        centered: bool = False,
+        fixed_decay: bool = False,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -1098,6 +1507,65 @@ class Lion(AliasOptimizer):
         lr: Scalar = 0.0001,
         betas: Betas = (0.9, 0.99),
         weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MARSLion(AliasOptimizer):
+    """MARS-Lion: the sign of a momentum of gradients that are corrected by how they changed since the last step."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        beta: Scalar = 0.95,
+        weight_decay: Scalar = 0.0,
+        gamma: Scalar = 0.025,
+        exact: bool = False,
+        optimize_1d: bool = False,
+        lr_1d: Scalar | None = None,
+        betas_1d: Betas = (0.9, 0.95),
+        eps: Scalar = 1e-08,
+        weight_decay_1d: Scalar = 0.1,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MoMo(AliasOptimizer):
+    """MoMo: SGD with momentum whose rate follows the value of the loss."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        beta: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        lb: Scalar = 0.0,
+        bias_correction: bool = False,
+        use_fstar: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MoMoAdam(AliasOptimizer):
+    """MoMo-Adam: Adam whose rate follows the value of the loss."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        lb: Scalar = 0.0,
+        proximal_decay: bool = True,
+        use_fstar: bool = False,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -1187,6 +1655,22 @@ class Nero(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class NoisySGD(AliasOptimizer):
+    """Noisy SGD: gradients with Gaussian noise that fades with time."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        eta: Scalar = 0.01,
+        gamma: Scalar = 0.55,
+        seed: int = 0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class NovoGrad(AliasOptimizer):
     """NovoGrad: momentum of gradients that were divided by a running norm of their leaf."""
 
@@ -1199,6 +1683,58 @@ class NovoGrad(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         grad_averaging: bool = False,
         amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class OptimisticAdam(AliasOptimizer):
+    """Optimistic Adam: Adam that looks ahead by the last change of its direction."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        alpha: Scalar = 1.0,
+        beta: Scalar = 1.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class OptimisticGradientDescent(AliasOptimizer):
+    """Optimistic gradient descent: SGD that looks ahead by the last change of the gradient."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar,
+        alpha: Scalar = 1.0,
+        beta: Scalar = 1.0,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class PAdam(AliasOptimizer):
+    """Padam: Adam that divides by a power of the root mean square, between Adam and SGD with momentum."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.1,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        partial: Scalar = 0.25,
+        amsgrad: bool = True,
+        decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
         state_dtype: torch.dtype | None = None,
@@ -1379,6 +1915,22 @@ class Rprop(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class SGDSaI(AliasOptimizer):
+    """SGD-SaI: SGD with momentum, with a rate for every leaf from the signal-to-noise ratio of its first gradient."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        momentum: Scalar = 0.9,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class Sadam(AliasOptimizer):
     """Sadam: Adam that divides by a softplus of the root mean square, which needs no eps; with amsgrad, SAMSGrad."""
 
@@ -1446,6 +1998,25 @@ class ScheduleFreeAdamW(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class ScheduleFreeRAdam(AliasOptimizer):
+    """Schedule-Free RAdam: AdamW with neither a schedule nor a warm-up."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0025,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        r: Scalar = 0.0,
+        weight_lr_power: Scalar = 2.0,
+        silent_sgd_phase: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class ScheduleFreeSGD(AliasOptimizer):
     """Schedule-Free SGD: SGD that averages its weights in place of a schedule."""
 
@@ -1483,6 +2054,58 @@ class Shampoo(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class SignSGD(AliasOptimizer):
+    """signSGD: every weight moves by the learning rate against its gradient."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Signum(AliasOptimizer):
+    """Signum: every weight moves by the learning rate against its momentum."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SimplifiedAdEMAMix(AliasOptimizer):
+    """Simplified AdEMAMix: AdamW with one long sum of gradients, in which the newest counts more."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.99, 0.95),
+        alpha: Scalar = 0.0,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        min_beta1: Scalar = 0.9,
+        beta1_warmup: int | None = None,
+        bias_correction1: bool = False,
+        bias_correction2: bool = True,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class SophiaH(AliasOptimizer):
     """Sophia-H: the mean gradient over the mean of the Hessian's diagonal, clipped entry by entry."""
 
@@ -1500,6 +2123,37 @@ class SophiaH(AliasOptimizer):
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
+    ) -> None: ...
+
+class StableAdamW(AliasOptimizer):
+    """StableAdamW: AdamW with shorter steps where its second moment lags behind the gradient."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Tiger(AliasOptimizer):
+    """Tiger: `signum` with a longer memory and decoupled weight decay."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        beta: Scalar = 0.965,
+        weight_decay: Scalar = 0.01,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
 class Yogi(AliasOptimizer):

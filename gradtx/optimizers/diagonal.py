@@ -69,7 +69,7 @@ def acprop(
     )
 
 
-@alias(class_name="Kate", ranges={"delta": "[0, inf)"})
+@alias(ranges={"delta": "[0, inf)"})
 def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
     r"""KATE: AdaGrad without the root, whose steps do not depend on the scale of the data.
 

@@ -112,7 +112,10 @@ def schedule_free_adamw(
     return schedule_free(base, lr, betas[0], warmup_steps, r, weight_lr_power)
 
 
-@alias(class_name="ScheduleFreeRAdam", ranges={"betas": ("(0, 1)", "[0, 1)"), "r": "[0, inf)"})
+@alias(
+    class_name="ScheduleFreeRAdam",
+    ranges={"betas": ("(0, 1)", "[0, 1)"), "r": "[0, inf)", "weight_lr_power": "[0, inf)"},
+)
 def schedule_free_radam(
     lr: Scalar = 0.0025,
     betas: Betas = (0.9, 0.999),

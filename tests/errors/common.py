@@ -1,0 +1,53 @@
+"""What tests of errors share.
+
+Every misuse is one TypeError or ValueError that names the culprit and the remedy; nothing is half done. The tables of
+messages are frozen: change a message here and there together, on purpose.
+"""
+
+import math
+import re
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import per_tensor
+from tests.conformance import untouched
+
+OWN = "; pass the state made by this chain's own init, with these parameters"
+NAN = math.nan
+DTYPE = "needs a floating-point one; leave integer and complex tensors out of the tree"
+ADAM = gradtx.adam()
+NAMED = "; pass a tree of tensors, such as dict(model.named_parameters())"
+
+
+def params(**changes):
+    return {"w": torch.ones(2, 3), "b": torch.ones(3), **changes}
+
+
+def without(name):
+    return {key: leaf for key, leaf in params().items() if key != name}
+
+
+def matching(message):
+    return f"^{re.escape(message)}$"
+
+
+def failing(kind, match, tx, changes):
+    """Call update as a case says; the error must come and the inputs stay."""
+    state = tx.init(params())
+    arguments = {"updates": params(), "state": state, "params": params(), **changes}
+    with untouched(*arguments.values()), pytest.raises(kind, match=match):
+        tx.update(**arguments)
+
+
+def rule(update, init=None, **options):
+    @per_tensor(**options)
+    def broken():
+        return update if init is None else (init, update)
+
+    return broken()
+
+
+def slot(param):
+    return {"x": torch.zeros_like(param)}

@@ -1,0 +1,311 @@
+"""Errors of factories, combinators and names."""
+
+import math
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import alias, chain, per_tensor, whole_tree
+from tests.errors.common import NAN, matching, params
+
+
+@per_tensor(owns_lr=True)
+def owner():
+    return lambda update, state, param, ctx: (update, state)
+
+
+def bare():
+    return lambda update, state, param, ctx: (update, state)
+
+
+def nothing():
+    return None
+
+
+def unannotated(x=1):
+    return None
+
+
+SELECT = "select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool"
+NUMBER = "must be a number, a 0-d tensor or a gradtx.Schedule"
+ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, maximize, weight_decay"
+FOLLOWS = "owner owns the learning rate and returns the finished update, so {} can't follow it; "
+FOLLOWS += "give owner its lr and decay, or leave one of them out"
+
+TWO = gradtx.partition({"a": gradtx.adam(), "b": gradtx.sgd()}, {"a": "w", "b": "*"})
+OTHER_NAMES = {
+    "lrr": "did you mean 'lr'?",
+    "a.lrr": "did you mean 'a.lr'?",
+    "b.sdg.lr": "did you mean 'b.sgd.lr'?",
+    "c.lr": "known: a.adam.lr, a.lr, b.lr, b.sgd.lr, lr",
+    "a.momentum": "known: a.amsgrad, a.betas, a.decoupled_weight_decay, a.eps, a.lr, a.maximize, a.weight_decay",
+}
+
+BUILDING = {
+    # numbers
+    "adam: lr must be in [0, inf), got -1.0": (ValueError, lambda: gradtx.adam(lr=-1)),
+    "adam: lr must be in [0, inf), got nan": (ValueError, lambda: gradtx.adam(lr=NAN)),
+    "adam: lr must be in [0, inf), got inf": (ValueError, lambda: gradtx.adam(lr=math.inf)),
+    "adamw: betas[1] must be in [0, 1), got 1.5": (ValueError, lambda: gradtx.adamw(betas=(0.9, 1.5))),
+    "adamw: betas[0] must be in [0, 1), got 1.0": (ValueError, lambda: gradtx.adamw(betas=(1, 0.9))),
+    "adamw: betas[0] must be in [0, 1), got nan": (ValueError, lambda: gradtx.adamw(betas=(NAN, 0.9))),
+    "adamw: betas must have 2 entries, got 3": (ValueError, lambda: gradtx.adamw(betas=(0.9, 0.9, 0.9))),
+    "adamw: betas must have 2 entries, got 1": (ValueError, lambda: gradtx.adamw(betas=[0.9])),
+    "adamw: betas must be a tuple of numbers, got 0.9": (TypeError, lambda: gradtx.adamw(betas=0.9)),
+    "adamw: betas must be a tuple of numbers, got tensor(shape=(2,))": (
+        TypeError,
+        lambda: gradtx.adamw(betas=torch.ones(2)),
+    ),
+    f"adamw: betas[1] {NUMBER}, got 'x'": (TypeError, lambda: gradtx.adamw(betas=(0.9, "x"))),
+    f"adamw: lr {NUMBER}, got constant; wrap it: gradtx.Schedule(...)": (TypeError, lambda: gradtx.adamw(constant)),
+    f"adamw: betas[0] {NUMBER}, got constant; wrap it: gradtx.Schedule(...)": (
+        TypeError,
+        lambda: gradtx.adamw(betas=(constant, 0.9)),
+    ),
+    f"adamw: lr {NUMBER}, got True": (TypeError, lambda: gradtx.adamw(lr=True)),
+    f"adamw: lr {NUMBER}, got '0.1'": (TypeError, lambda: gradtx.adamw(lr="0.1")),
+    f"adamw: lr {NUMBER}, got None": (TypeError, lambda: gradtx.adamw(lr=None)),
+    "adamw: lr must be 0-d, got a tensor of shape (3,); use torch.vmap to run one member per value": (
+        ValueError,
+        lambda: gradtx.adamw(lr=torch.ones(3)),
+    ),
+    "lookahead: k must be an int, got 5.0": (TypeError, lambda: gradtx.lookahead(k=5.0)),
+    "lookahead: k must be an int, got True": (TypeError, lambda: gradtx.lookahead(k=True)),
+    "lookahead: k must be in [1, inf), got 0": (ValueError, lambda: gradtx.lookahead(k=0)),
+    "lookahead: alpha must be in [0, 1], got 1.5": (ValueError, lambda: gradtx.lookahead(alpha=1.5)),
+    "accumulate: every must be in [1, inf), got 0": (ValueError, lambda: gradtx.accumulate(gradtx.adam(), 0)),
+    "accumulate: every must be an int, got 2.0": (TypeError, lambda: gradtx.accumulate(gradtx.adam(), 2.0)),
+    "clip_by_global_norm: max_norm must be in (0, inf], got 0.0": (
+        ValueError,
+        lambda: gradtx.clip_by_global_norm(0.0),
+    ),
+    "sgdp: momentum must be in [0, 1), got 1.0": (ValueError, lambda: gradtx.sgdp(0.1, momentum=1.0)),
+    # switches and words
+    "adam: amsgrad must be a bool, got 1": (TypeError, lambda: gradtx.adam(amsgrad=1)),
+    "adam: maximize must be a bool, got 'yes'": (TypeError, lambda: gradtx.adam(maximize="yes")),
+    "with_lookahead: pullback_momentum must be a str, got 3": (
+        TypeError,
+        lambda: gradtx.with_lookahead(gradtx.adam(), pullback_momentum=3),
+    ),
+    "with_lookahead: pullback_momentum must be 'none', 'reset' or 'pullback', got 'x'": (
+        ValueError,
+        lambda: gradtx.with_lookahead(gradtx.adam(), pullback_momentum="x"),
+    ),
+    "sgd: trace: nesterov needs a momentum above 0 and a dampening of 0": (
+        ValueError,
+        lambda: gradtx.sgd(nesterov=True),
+    ),
+    **{
+        f"record: name becomes a key beside 'step', so it must be another identifier, got {name!r}": (
+            ValueError,
+            lambda name=name: gradtx.record(name),
+        )
+        for name in ("a b", "step")
+    },
+    # names of arguments
+    "adam: unknown argument 'weight_decai'; did you mean 'weight_decay'?": (
+        TypeError,
+        lambda: gradtx.adam(weight_decai=0.1),
+    ),
+    f"adam: unknown argument 'learning_rate'; known: {ADAM_NAMES}": (
+        TypeError,
+        lambda: gradtx.adam(learning_rate=0.1),
+    ),
+    "adam: got two values for 'lr'": (TypeError, lambda: gradtx.adam(0.1, lr=0.1)),
+    "sgdp: missing argument 'lr'": (TypeError, lambda: gradtx.sgdp()),
+    "accumulate: missing argument 'every'": (TypeError, lambda: gradtx.accumulate(gradtx.adam())),
+    "adam: takes at most 5 positional arguments, got 6": (
+        TypeError,
+        lambda: gradtx.adam(0.1, (0.9, 0.9), 0.1, 0.1, False, True),
+    ),
+    # state_dtype
+    "scale: keeps no state with these options; leave out state_dtype": (
+        TypeError,
+        lambda: gradtx.scale(1.0, state_dtype=torch.float32),
+    ),
+    "adam: state_dtype must be a floating-point torch.dtype, got torch.int64": (
+        TypeError,
+        lambda: gradtx.adam(state_dtype=torch.int64),
+    ),
+    "adam: state_dtype must be a floating-point torch.dtype, got 'float32'": (
+        TypeError,
+        lambda: gradtx.adam(state_dtype="float32"),
+    ),
+    # transformations where they belong
+    "chain: argument 2 must be a GradientTransformation, got adam; call it: adam(...)": (
+        TypeError,
+        lambda: chain(gradtx.adam(), gradtx.adam),
+    ),
+    "chain: argument 1 must be a GradientTransformation, got Linear(...)": (
+        TypeError,
+        lambda: chain(torch.nn.Linear(1, 1)),
+    ),
+    "chain: argument 1 must be a GradientTransformation, got 3": (TypeError, lambda: chain(3)),
+    "chain: argument 1 must be a GradientTransformation, got [adam()]": (TypeError, lambda: chain([gradtx.adam()])),
+    **{
+        f"{name}: tx must be a GradientTransformation, got adam; call it: adam(...)": (
+            TypeError,
+            lambda make=make: make(gradtx.adam),
+        )
+        for name, make in {
+            "accumulate": lambda tx: gradtx.accumulate(tx, 2),
+            "skip_nonfinite": gradtx.skip_nonfinite,
+            "masked": lambda tx: gradtx.masked(tx, "*"),
+            "with_lookahead": gradtx.with_lookahead,
+        }.items()
+    },
+    "partition: transforms['a'] must be a GradientTransformation, got adam; call it: adam(...)": (
+        TypeError,
+        lambda: gradtx.partition({"a": gradtx.adam}, {"a": "*"}),
+    ),
+    "partition: transforms must be a dict of label -> transformation, got {}": (
+        TypeError,
+        lambda: gradtx.partition({}, {}),
+    ),
+    "partition: labels are b, transforms are a": (
+        ValueError,
+        lambda: gradtx.partition({"a": gradtx.adam()}, {"b": "*"}),
+    ),
+    "partition: label 'a.b' must be a string without dots": (
+        ValueError,
+        lambda: gradtx.partition({"a.b": gradtx.adam()}, {"a.b": "*"}),
+    ),
+    "partition: labels must be a dict or a function (name, tensor), got 'a'": (
+        TypeError,
+        lambda: gradtx.partition({"a": gradtx.adam()}, "a"),
+    ),
+    f"partition: {SELECT}, got 3": (TypeError, lambda: gradtx.partition({"a": gradtx.adam()}, {"a": 3})),
+    "partition: labels must be a dict or a function (name, tensor), got Linear(...)": (
+        TypeError,
+        lambda: gradtx.partition({"a": gradtx.adam()}, torch.nn.Linear(1, 1)),
+    ),
+    **{
+        f"{name}: {SELECT}, got Linear(...); a module's parameters go by its name in the model, as in 'encoder.*'": (
+            TypeError,
+            lambda make=make: make(torch.nn.Linear(1, 1)),
+        )
+        for name, make in {"freeze": gradtx.freeze, "masked": lambda where: gradtx.masked(gradtx.adam(), where)}.items()
+    },
+    f"freeze: {SELECT}, got Linear": (TypeError, lambda: gradtx.freeze(torch.nn.Linear)),
+    f"freeze: {SELECT}, got tensor(shape=(2,))": (TypeError, lambda: gradtx.freeze(torch.zeros(2))),
+    f"freeze: {SELECT}, got constant": (TypeError, lambda: gradtx.freeze(constant)),  # which takes no tensor
+    f"freeze: {SELECT}, got ()": (TypeError, lambda: gradtx.freeze(())),
+    f"freeze: {SELECT}, got adam()": (TypeError, lambda: gradtx.freeze(gradtx.adam())),
+    f"masked: {SELECT}, got ['a', 2]": (TypeError, lambda: gradtx.masked(gradtx.adam(), ["a", 2])),
+    "map_after_step: fn must be a function of a tensor, got 3": (TypeError, lambda: gradtx.map_after_step(3)),
+    "GradientTransformation: init must be a function, got 1": (
+        TypeError,
+        lambda: gradtx.GradientTransformation(1, bare),
+    ),
+    "GradientTransformation: update must be a function, got None": (
+        TypeError,
+        lambda: gradtx.GradientTransformation(bare, None),
+    ),
+    "Schedule: needs a function of the step, got 0.1": (TypeError, lambda: gradtx.Schedule(0.1)),
+    # owners of the learning rate
+    **{
+        f"chain: {FOLLOWS.format(name)}": (ValueError, lambda tx=tx: chain(owner(), tx()))
+        for name, tx in {
+            "scale_by_learning_rate": gradtx.adam,
+            "add_decayed_weights": lambda: gradtx.add_decayed_weights(0.1),
+            "owner": owner,
+        }.items()
+    },
+    "adam_atan2: weight_decay and regen_reg_rate exclude each other; leave one at 0.0": (
+        ValueError,
+        lambda: gradtx.adam_atan2(weight_decay=0.1, regen_reg_rate=0.1),
+    ),
+    # replace
+    "adam: no hyperparameter 'wieght_decay'; did you mean 'weight_decay'?": (
+        TypeError,
+        lambda: gradtx.adam().replace(wieght_decay=0.1),
+    ),
+    "chain: no hyperparameter 'lr'; there are none": (TypeError, lambda: chain().replace(lr=0.1)),
+    "sgd: lr must be in [0, inf), got -1.0": (
+        ValueError,
+        lambda: chain(gradtx.sgd(), gradtx.scale(1.0)).replace(lr=-1),
+    ),
+    "sgd: momentum must be in [0, inf), got nan": (
+        ValueError,
+        lambda: chain(gradtx.adam(), gradtx.sgd()).replace(**{"momentum": NAN}),
+    ),
+    f"sgd: lr {NUMBER}, got constant; wrap it: gradtx.Schedule(...)": (
+        TypeError,
+        lambda: gradtx.sgd().replace(lr=constant),
+    ),
+    **{
+        f"partition: no hyperparameter {name!r}; {meant}": (TypeError, lambda name=name: TWO.replace(**{name: 0.1}))
+        for name, meant in OTHER_NAMES.items()
+    },
+    # schedules
+    f"cosine_schedule: lr {NUMBER}, got constant; wrap it: gradtx.Schedule(...)": (
+        TypeError,
+        lambda: gradtx.cosine_schedule(constant, 3),
+    ),
+    "cosine_schedule: T_max must be an int, got 3.0": (TypeError, lambda: gradtx.cosine_schedule(0.1, 3.0)),
+    "join_schedules: schedules[0] must be a gradtx.Schedule, got 0.1": (
+        TypeError,
+        lambda: gradtx.join_schedules([0.1], []),
+    ),
+    # decorators
+    "per_tensor: unknown option 'elementwize'; did you mean 'elementwise'?": (
+        TypeError,
+        lambda: per_tensor(elementwize=True),
+    ),
+    "whole_tree: unknown option 'elementwise'; known: example, extras, needs, ranges, static": (
+        TypeError,
+        lambda: whole_tree(elementwise=True),
+    ),
+    "alias: unknown option 'needs'; known: any_length, class_name, example, ranges, static": (
+        TypeError,
+        lambda: alias(needs=("params",)),
+    ),
+    "unannotated: annotate 'x'; numbers are gradtx.Scalar or gradtx.Betas": (
+        TypeError,
+        lambda: per_tensor(unannotated),
+    ),
+    "bare: a random rule takes `seed: int`": (TypeError, lambda: per_tensor(random=True)(bare)),
+    "nothing: return update, (init, update) or (init, update, evaluate), got None": (
+        TypeError,
+        lambda: per_tensor(nothing)(),
+    ),
+    "bare: must return a transformation, such as chain(...), got <lambda>": (TypeError, lambda: alias(bare)()),
+}
+
+
+def constant(step):
+    return 0.1
+
+
+@pytest.mark.parametrize(("message", "kind", "call"), [(m, *rest) for m, rest in BUILDING.items()], ids=BUILDING)
+def test_building_it_wrong_says_what_is_wrong(message, kind, call):
+    with pytest.raises(kind, match=matching(message)):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [*OTHER_NAMES.items(), ("a.lr", "it is shown as 'lr'"), ("a.adam.lr", "it is shown as 'lr'")]
+)
+def test_an_unknown_name_in_hyperparams_says_which_is_meant(name, meant):
+    with pytest.raises(KeyError) as found:
+        TWO.hyperparams[name]
+    assert found.value.args == (f"partition: no hyperparameter {name!r}; {meant}",)
+
+
+def test_a_rate_is_found_by_every_name_that_replace_takes():
+    for name, rate in {"lr": 1, "a.lr": 1, "a.adam.lr": 1, "b.lr": 2, "b.sgd.lr": 2}.items():
+        tx = TWO.replace(**{"a.lr": 1.0, "b.lr": 2.0})
+        assert gradtx.learning_rate(tx, tx.init(params()), name).item() == rate
+        assert gradtx.learning_rate(tx.replace(**{name: 3.0}), tx.init(params()), name).item() == 3.0
+
+
+def test_an_owner_inside_a_wrapper_is_named_itself():
+    with pytest.raises(ValueError, match=matching("chain: " + FOLLOWS.format("scale_by_learning_rate"))):
+        chain(gradtx.accumulate(owner(), every=2), gradtx.scale_by_learning_rate(0.1))
+
+
+@pytest.mark.parametrize("number", [torch.tensor(1j), torch.tensor(True)], ids=["complex", "bool"])
+def test_a_tensor_that_is_no_real_number_is_refused(number):
+    with pytest.raises(TypeError, match="adam: lr must be a number"):
+        gradtx.adam(lr=number)

@@ -1,0 +1,260 @@
+"""Errors of rules that return the wrong thing, read what is missing, or work in place."""
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import chain, whole_tree
+from tests.errors.common import ADAM, failing, matching, params, rule, slot
+
+
+def yields(*values):
+    def update(update, state, param, ctx):
+        for value in values:
+            yield value(update) if callable(value) else value
+
+    return rule(update)
+
+
+def sharing(update):
+    return rule(update, shared={"d": 1.0})
+
+
+def rule_of_trees(update):
+    @whole_tree
+    def broken():
+        return update
+
+    return broken()
+
+
+PAIR = "broken: a rule returns (update, state), got "
+RETURNS = "broken: the rule returns a state "
+RULES = {
+    "nothing": (PAIR + "NoneType", rule(lambda u, s, p, c: None)),
+    "the update alone": (PAIR + "Tensor", rule(lambda u, s, p, c: u)),
+    "three things": (PAIR + "tuple", rule(lambda u, s, p, c: (u, s, s))),
+    "no dict for a state": (PAIR + "tuple", rule(lambda u, s, p, c: (u, None))),
+    "an update of another shape": (
+        "broken: leaf 'w' has shape (2, 3), its update came out as ()",
+        rule(lambda u, s, p, c: (u.sum(), s)),
+    ),
+    "a slot of another shape": (
+        "broken: the rule returns the slot 'x' of leaf 'w' in shape (), its init makes it in shape (2, 3)",
+        rule(lambda u, s, p, c: (u, {"x": u.sum()}), slot),
+    ),
+    "a number for a slot": (
+        "broken.x: the new value of leaf 'w' came out as 1.0",
+        rule(lambda u, s, p, c: (u, {"x": 1.0}), slot),
+    ),
+    "a slot too few": (
+        f"{RETURNS}without the slot 'x', which its init makes",
+        rule(lambda u, s, p, c: (u, {}), slot),
+    ),
+    "a slot too many": (
+        f"{RETURNS}with the slot 'y', which its init does not make",
+        rule(lambda u, s, p, c: (u, {**s, "y": u}), slot),
+    ),
+    "a slot of another name": (
+        f"{RETURNS}without the slot 'x', which its init makes, and with the slot 'y', which its init does not make",
+        rule(lambda u, s, p, c: (u, {"y": u}), slot),
+    ),
+    "a slot without init": (
+        f"{RETURNS}with the slot 'x', though there is no init to make it: return init, update",
+        rule(lambda u, s, p, c: (u, {"x": u})),
+    ),
+    "a slot that init does not make, asked for": (
+        "broken: the rule asks for 'xx', which is no slot that its init makes; did you mean 'x'?",
+        rule(lambda u, s, p, c: (u + s["xx"], s), lambda p: {"x": p, "other": p}),
+    ),
+    "a sum that is no scalar": (
+        "broken: the sum 'n' has shape (2, 3), needs 0-d",
+        yields(lambda u: {"n": u}, lambda u: (u, {})),
+    ),
+    "nonsense after a sum": (PAIR + "int", yields(lambda u: {"n": u.sum()}, 3)),
+    "None for the update": ("broken: the update of leaf 'w' came out as None", rule(lambda u, s, p, c: (None, s))),
+    "a number for the update": ("broken: the update of leaf 'w' came out as 1.0", rule(lambda u, s, p, c: (1.0, s))),
+    "no shared scalar": ("broken.d: the new value of leaf 'w' came out as None", sharing(lambda u, s, p, c: (u, {}))),
+    "a number for a shared scalar": (
+        "broken.d: the new value of leaf 'w' came out as 2.0",
+        sharing(lambda u, s, p, c: (u, {"d": 2.0})),
+    ),
+    "a vector for a shared scalar": (
+        "broken: the shared 'd' comes in shape (3,), needs 0-d",
+        sharing(lambda u, s, p, c: (u, {"d": torch.ones(3)})),
+    ),
+    "sums that differ between leaves": (
+        "broken: leaf 'w' yields the sums ['n2'], leaf 'b' ['n1']",
+        yields(lambda u: {f"n{u.ndim}": u.sum()}, lambda u: (u, {})),
+    ),
+    "a plain function, the updates alone": (
+        "transformation: update returns (updates, state), got dict",
+        gradtx.GradientTransformation(dict, lambda u, s, p: u),
+    ),
+    "a plain function, nothing": (
+        "transformation: update returns (updates, state), got NoneType",
+        gradtx.GradientTransformation(dict, lambda u, s, p: None),
+    ),
+    "a tree rule, a leaf too few": (
+        "broken: update returned no tensor for leaf 'b'",
+        rule_of_trees(lambda u, s, p, c: ({"w": u["w"]}, s)),
+    ),
+    "a tree rule, nothing": (
+        "broken: update returns (updates, state), got NoneType",
+        rule_of_trees(lambda u, s, p, c: None),
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "tx"), RULES.values(), ids=RULES)
+def test_a_rule_that_returns_nonsense_is_told_what_to_return(message, tx):
+    failing((TypeError, ValueError), matching(message), tx, {})
+
+
+INITS = {
+    "nothing": ("None", lambda p: None),
+    "no dict": ("[]", lambda p: []),
+    "a number for a slot": ("0.0 for 'x'", lambda p: {"x": 0.0}),
+    "None for a slot": ("None for 'x'", lambda p: {"x": None}),
+    "a number for a name": ("{0: 1}", lambda p: {0: 1}),
+    "numbers in a list": ("0.0 for 'x_0'", lambda p: {"x": [0.0]}),
+}
+
+
+@pytest.mark.parametrize(("got", "init"), INITS.values(), ids=INITS)
+def test_an_init_that_returns_nonsense_is_told_what_to_return(got, init):
+    tx = rule(lambda u, s, p, c: (u, s), init)
+    with pytest.raises(TypeError, match=matching(f"broken: init returns a dict of slot name -> tensor, got {got}")):
+        tx.init(params())
+
+
+def test_a_slot_may_not_end_in_a_number():
+    with pytest.raises(TypeError, match="a trailing number is the library's; return a list in one slot"):
+        rule(lambda u, s, p, c: (u, s), lambda p: {"x_1": p}).init(params())
+
+
+def test_an_undeclared_extra_is_an_attribute_error_that_says_how_to_declare_it():
+    tx = rule(lambda u, s, p, c: (u * c.foo, s))
+    failing(AttributeError, r"ctx\.foo: nobody declared it; use needs=\('foo',\) or extras=", tx, {})
+
+
+def test_a_misspelt_attribute_of_the_context_is_told_which_is_meant():
+    for name, meant in {"bias_corection": "bias_correction", "valu": "value", "fishr": "fisher"}.items():
+        tx = rule(lambda u, s, p, c, name=name: (u * getattr(c, name), s), extras={"fisher": "leaf?"})
+        failing(AttributeError, matching(f"ctx.{name}: nobody declared it; did you mean ctx.{meant}?"), tx, {})
+
+
+def test_random_numbers_of_a_rule_that_declared_none_say_how_to_declare_them():
+    tx = rule(lambda u, s, p, c: (u + c.rng.normal(u), s))
+    failing(AttributeError, matching("ctx.rng: only for rules that are declared @per_tensor(random=True)"), tx, {})
+
+
+def summed(update, state, param, ctx):
+    yield {"n": param.square().sum()}
+    yield update, state
+
+
+WITHOUT = "{}: params were not passed, and the rule fails without them ({}): call update(updates, state, params){}"
+DECLARE = "; if it always reads them, declare needs=('params',)"
+LACKS_NORM, NO_FACTOR = (
+    "'NoneType' object has no attribute 'norm'",
+    "unsupported operand type(s) for *: 'float' and 'NoneType'",
+)
+READERS = {
+    "an attribute": (
+        WITHOUT.format("broken", LACKS_NORM, DECLARE),
+        rule(lambda u, s, p, c: (u / p.norm(), s)),
+    ),
+    "a factor": (WITHOUT.format("broken", NO_FACTOR, DECLARE), rule(lambda u, s, p, c: (u + 0.1 * p, s))),
+    "before a sum": (WITHOUT.format("broken", LACKS_NORM.replace("norm", "square"), DECLARE), rule(summed)),
+    "a rule of trees": (
+        WITHOUT.format("broken", "'NoneType' object is not subscriptable", DECLARE),
+        rule_of_trees(lambda u, s, p, c: ({"w": p["w"], "b": p["b"]}, s)),
+    ),
+    "a plain function": (
+        WITHOUT.format("transformation", "'NoneType' object is not subscriptable", ""),
+        gradtx.GradientTransformation(dict, lambda u, s, p: ({"w": p["w"], "b": p["b"]}, s)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "tx"), READERS.values(), ids=READERS)
+def test_a_rule_that_reads_parameters_that_nobody_passed_is_told_so(message, tx):
+    failing(ValueError, matching(message), tx, {"params": None})
+
+
+def test_errors_of_a_rule_that_have_nothing_to_do_with_missing_parameters_stay_as_they_are():
+    failing(
+        AttributeError, "'Tensor' object has no attribute 'nrom'", rule(lambda u, s, p, c: u.nrom()), {"params": None}
+    )
+    failing(AttributeError, matching(LACKS_NORM), rule(lambda u, s, p, c: (u * c.value.norm(), s)), {})
+
+
+def decayed(update, state, param, ctx):
+    state["x"].mul_(0.9)
+    return update + state["x"], state
+
+
+def two_slots(param):
+    return {"x": torch.zeros_like(param), "y": [torch.zeros(2), torch.zeros(3)]}
+
+
+def second_slot(update, state, param, ctx):
+    state["y"][1][:2].add_(1.0)
+    return update, state
+
+
+def sum_in_place(update, state, param, ctx):
+    total = yield {"n": update.abs_().sum()}
+    yield update / total["n"], state
+
+
+IN_PLACE = {
+    "the gradient": ("update", rule(lambda u, s, p, c: (u.mul_(2.0), s))),
+    "a view of the gradient": ("update", rule(lambda u, s, p, c: (u.flatten().clamp_(-0.5, 0.5).view_as(u), s))),
+    "what another link made": ("update", chain(ADAM, rule(lambda u, s, p, c: (u.neg_(), s)))),
+    "a parameter": ("param", rule(lambda u, s, p, c: (p.copy_(u), s))),
+    "a slot": ("state['x']", rule(decayed, slot)),
+    "a slot of a list": ("state['y_1']", rule(second_slot, two_slots)),
+    "a shared scalar": ("state['d']", sharing(lambda u, s, p, c: (u, {"d": s["d"].add_(1.0)}))),
+    "before a sum": ("update", rule(sum_in_place)),
+}
+
+
+@pytest.mark.parametrize(("what", "tx"), IN_PLACE.values(), ids=IN_PLACE)
+def test_a_rule_that_works_in_place_is_found_out(what, tx):
+    message = f"broken: the rule writes into {what} of leaf 'w'; "
+    message += "return new tensors, without methods that end in an underscore"
+    with pytest.raises(ValueError, match=matching(message)):
+        tx.update(params(), tx.init(params()), params())
+    weights = {name: torch.nn.Parameter(leaf) for name, leaf in params().items()}
+    optimizer = gradtx.as_optimizer(tx, list(weights.items()))
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    with pytest.raises(ValueError, match=matching(message)):
+        optimizer.step()
+
+
+def test_a_rule_that_works_in_place_is_found_out_at_leaves_of_any_rank():
+    tx = rule(lambda u, s, p, c: (u.mul_(2.0) if u.ndim == 1 else u * 2.0, s))
+    with pytest.raises(ValueError, match="writes into update of leaf 'b'"):
+        tx.update(params(), tx.init(params()))
+
+
+def test_a_rule_may_work_in_place_on_what_it_made_itself():
+    tx = chain(rule(lambda u, s, p, c: ((u + 1.0).mul_(2.0), {"x": s["x"].clone().add_(u)}), slot), ADAM)
+    tx.update(params(), tx.init(params()), params())
+    with torch.inference_mode():
+        tx.update(params(), tx.init(params()), params())
+
+
+def test_a_plain_function_that_loses_a_leaf_is_told_which():
+    tx = gradtx.GradientTransformation(dict, lambda u, s, p: ({"w": u["w"]}, s))
+    failing(ValueError, "updates returned by a plain function lack leaf 'b'", tx, {})
+
+
+def test_a_key_error_in_a_rule_says_which_key():
+    def update(update, state, param, ctx):
+        return {}["typo"], state
+
+    failing((KeyError, ValueError), "typo", rule(update), {})
