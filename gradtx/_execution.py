@@ -255,14 +255,15 @@ class Block:
     def is_frozen(self, leaf: Leaf) -> bool:
         return any(leaf.run.choice(path, leaf, selector) for path, selector in self.frozen)
 
-    def walk(self) -> Iterator[Operation]:
-        """Every operation, those of all branches included."""
+    def walk(self, choices: Mapping[Path, Any] | None = None) -> Iterator[Operation]:
+        """Every operation, those of branches included; with `choices` (path -> label) only those of these branches."""
         for operation in self.operations:
-            if isinstance(operation, Branch):
-                for block in operation.blocks.values():
-                    yield from block.walk()
-            else:
+            if not isinstance(operation, Branch):
                 yield operation
+                continue
+            for label, block in operation.blocks.items():
+                if choices is None or choices.get(operation.path, label) == label:
+                    yield from block.walk(choices)
 
 
 def takes_none(operations: list[Any]) -> bool:

@@ -25,8 +25,18 @@ def describe(value: Any) -> str:
     if isinstance(value, torch.nn.Module):  # its own repr has a line for every layer
         return f"{type(value).__name__}(...)"
     if callable(value) and hasattr(value, "__qualname__"):
-        return value.__qualname__.rpartition("<locals>.")[2]
+        return _describe_function(value)
     return repr(value)
+
+
+def _describe_function(function: Any) -> str:
+    """The name of a function; one of torch's as users write it, so that a `repr` can be evaluated."""
+    name = function.__qualname__.rpartition("<locals>.")[2]
+    for module, path in ((torch, "torch"), (torch.nn.functional, "torch.nn.functional")):
+        short = name.rpartition(".")[2]
+        if getattr(module, short, None) is function:
+            return f"{path}.{short}"
+    return name
 
 
 def _describe_tensor(tensor: Tensor) -> str:

@@ -103,8 +103,9 @@ class GradientTransformation:
 
     @property
     def hyperparams(self) -> dict[str, Any]:
-        """Name -> value of every hyperparameter, a dict of its own. The outermost decorated call owns a name; its
-        first owner keeps it bare, a later one has it as `owner.name`, or in a partition as `label.name`.
+        """Name -> value of every hyperparameter, a new dict. The outermost decorated call owns a name. A bare name
+        belongs to the first optimizer that has it, such as `adamw`, else to the first link; the others have it as
+        `owner.name`, or in a partition as `label.name`.
 
         Raises:
             KeyError: an unknown name.
@@ -139,6 +140,7 @@ class GradientTransformation:
 
     _needs: tuple[str, ...] = ()
     _extras: Mapping[str, str] = {}
+    _is_optimizer = False  # whether this is an alias, whose hyperparameters have bare names
     _lr_role: str | None = None  # "owner", or "before owner" for what has no place after one
 
     def _children(self) -> tuple[GradientTransformation, ...]:
@@ -167,7 +169,13 @@ class GradientTransformation:
         """
         names = _Names(labels)
         names.visit(self, (), "")
-        return names.entries
+        return names.entries()
+
+    def _entries_of_0_1(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
+        """The same with the names that version 0.1 gave, which are in its checkpoints."""
+        names = _Names(labels)
+        names.visit(self, (), "")
+        return names.entries(optimizers_first=False)
 
     def _selector(self) -> Any:
         """What chooses between the children, where they are alternatives."""
@@ -220,12 +228,14 @@ class Entry(NamedTuple):
 
 
 class _Names:
-    """Collects the hyperparameters of a transformation, and gives each its public name."""
+    """Collects the hyperparameters of a transformation, and gives each its public name.
+
+    The first optimizer (alias) that has a name keeps it bare, else the first link; later ones have it with their owner.
+    """
 
     def __init__(self, labels: Mapping[int, str] | None):
-        self.entries: list[Entry] = []
         self._labels = labels
-        self._taken: set[str] = set()
+        self._found: list[_Hyperparameter] = []
         self._owners: dict[str, int] = {}
 
     def visit(self, node: GradientTransformation, place: Place, prefix: str) -> None:
@@ -233,9 +243,8 @@ class _Names:
         if own:
             owner = self._owner(node)
             for name, value, argument in own:
-                full = f"{prefix}{owner}.{name}"
-                public = self._first_free(name, f"{prefix}{name}", full)
-                self.entries.append(Entry(public, full, value, argument, (place, name)))
+                names = (name, f"{prefix}{name}", f"{prefix}{owner}.{name}")
+                self._found.append(_Hyperparameter(names, value, argument, (place, name), node._is_optimizer))
         selector = node._selector()
         for i, child in enumerate(node._children()):
             below = prefix
@@ -253,12 +262,42 @@ class _Names:
         self._owners[node._name] = occurrence + 1
         return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
 
-    def _first_free(self, *names: str) -> str:
-        for name in names:
-            if name not in self._taken:
-                break
-        self._taken.add(name)
-        return name
+    def entries(self, optimizers_first: bool = True) -> list[Entry]:
+        """All hyperparameters in the order of the chain; version 0.1 gave bare names in this order, too."""
+        public: dict[int, str] = {}
+        taken: set[str] = set()
+        order = list(self._found)
+        if optimizers_first:
+            order.sort(key=_rank)
+        for hyperparameter in order:
+            name = _first_free(hyperparameter.names, taken)
+            taken.add(name)
+            public[id(hyperparameter)] = name
+        entries = []
+        for found in self._found:
+            entries.append(Entry(public[id(found)], found.names[-1], found.value, found.argument, found.place))
+        return entries
+
+
+class _Hyperparameter(NamedTuple):
+    """A hyperparameter before it has a public name: the names that it may have, shortest first."""
+
+    names: tuple[str, ...]
+    value: Any
+    argument: Argument
+    place: tuple[Place, str]
+    of_optimizer: bool
+
+
+def _rank(hyperparameter: _Hyperparameter) -> bool:
+    return not hyperparameter.of_optimizer
+
+
+def _first_free(names: tuple[str, ...], taken: set[str]) -> str:
+    for name in names:
+        if name not in taken:
+            break
+    return name
 
 
 class Hyperparams(dict[str, Any]):

@@ -40,8 +40,8 @@ Names = str | Sequence[str] | None
 # for parameters without a model by the usual names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
+# `proportion` needs another schedule, `join_schedules` a list of schedules; AdEMAMix' are no learning rates.
 _NO_RATES = ("ademamix_alpha_schedule", "half_life_schedule", "join_schedules", "proportion_schedule")
-# Schedules of a learning rate; `proportion` follows one, `join_schedules` is for Python.
 _SCHEDULES: dict[str, Callable[..., Any]] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
     for name in schedules.__all__
@@ -248,7 +248,19 @@ _RENAMED = {
     "p": ("gamma",),
     "dampening": ("damping",),
     "eps_2": ("eps2",),
+    "grokfast_alpha": ("alpha",),
+    "grokfast_lamb": ("lamb",),
+    "lambda_1": ("l1",),
+    "lambda_2": ("l2",),
+    "grad_accu_steps": ("clip_after",),
+    "t_max": ("total_steps",),
+    "update_proj_gap": ("every",),
+    "warmup_epoch": ("warmup_steps",),
 }
+# Numbers of their own elsewhere that are entries of a tuple here.
+_ENTRIES = {"eps1": ("eps", 0), "eps2": ("eps", 1), "gamma1": ("gammas", 0), "gamma2": ("gammas", 1)}
+# One number elsewhere for two of ours.
+_SHARED = {"t_alpha_beta3": ("alpha_warmup", "beta3_warmup")}
 # Switches that are separate links or optimizers here.
 _SWITCHES = {
     "ams_bound": "it has no amsgrad",
@@ -256,12 +268,18 @@ _SWITCHES = {
     "fixed_decay": "put add_decayed_weights(weight_decay, fixed=True) behind the optimizer, which gets no decay itself",
     "adanorm": "its place is gradtx.adanorm, or scale_by_adanorm",
     "rectify": "its place is gradtx.radam, or scale_by_radam",
+    "cautious": "put scale_by_caution(0.0) behind the direction",
+    "kahan_sum": "updates are added as they are",
+    "mars_type": "its places are gradtx.mars_adamw and gradtx.mars_lion",
+    "normalize_lr": "divide lr by 1 + lamb",
 }
 _DECOUPLED = frozenset(
     {
-        "adafactor", "adafactor_torch", "adahessian", "adam_atan2", "adamp", "adams", "adamw", "adatam", "adopt_atan2",
-        "dadapt_lion", "fadam", "focus", "kate", "lion", "muon", "muon_adam_atan2", "optimistic_adam",
-        "polar_adam_atan2", "ranger", "ranger21", "sgd_sai", "sgdp", "sgds", "sgdw", "soap", "sophia", "tam",
+        "adafactor", "adafactor_torch", "adagc", "adahessian", "adam_atan2", "adam_mini", "adamc", "adamp",
+        "adams", "adamw", "adatam", "ademamix", "adopt_atan2", "came", "dadapt_lion", "fadam", "focus", "grams",
+        "grokfast_adamw", "kate", "laprop", "lion", "mars_adamw", "mars_lion", "muon", "muon_adam_atan2",
+        "optimistic_adam", "polar_adam_atan2", "ranger", "ranger21", "sgd_sai", "sgdp", "sgds", "sgdw",
+        "simplified_ademamix", "soap", "sophia", "spam", "stable_adamw", "stable_spam", "tam", "tiger",
     }
 )  # fmt: skip
 _COUPLED = frozenset(
@@ -270,6 +288,23 @@ _COUPLED = frozenset(
         "swats",
     }
 )  # fmt: skip
+
+
+def _regrouped(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Put numbers together that are one tuple here, and give one to two options that share it elsewhere."""
+    regrouped = dict(options)
+    for name, (new_name, place) in _ENTRIES.items():
+        if name in options and name not in arguments and new_name in arguments:
+            entries = list(regrouped.get(new_name, arguments[new_name].default))
+            entries[place] = regrouped.pop(name)
+            regrouped[new_name] = tuple(entries)
+            _warn(f"{name!r} is now {new_name!r}, entry {place}")
+    for name, new_names in _SHARED.items():
+        if name in options and set(new_names) <= set(arguments):
+            value = regrouped.pop(name)
+            regrouped.update(dict.fromkeys(new_names, value))
+            _warn(f"{name!r} is now {' and '.join(map(repr, new_names))}")
+    return regrouped
 
 
 def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -461,6 +496,7 @@ def create_optimizer(
     before = _links_before(arguments, options, bool(use_gc), use_orthograd)
     after = _options_of_links(("k", "alpha", "pullback_momentum"), arguments, options) if use_lookahead else None
     numbers = _numbers(name, arguments, lr, weight_decay)
+    options = _regrouped(arguments, options)
     options = {**_translated(name, [*arguments, "state_dtype", "seed"], options), **numbers}
     if name == "muon":
         options.setdefault("fallback", adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0))

@@ -52,11 +52,27 @@ SAME_NAME_ONLY = {  # pytorch_optimizer's, which is another method than ours or 
 NOTES = {
     ("pytorch_optimizer", "ASGD"): "`asgd` is torch's averaged SGD",
     ("pytorch_optimizer", "APOLLO"): "`apollo` is ApolloDQN",
-    ("pytorch_optimizer", "AdaFactor"): "no lr with `relative_step`; `eps` is (`eps1`, `eps2`)",
+    ("pytorch_optimizer", "AdaFactor"): "no lr with `relative_step`",
     ("pytorch_optimizer", "AdaMod"): "its third beta is `beta3`",
     ("pytorch_optimizer", "ADOPT"): "`clip_lambda` is an exponent of the step, `clip_exponent`",
     ("pytorch_optimizer", "Adan"): "`no_prox` has the meaning of `weight_decouple`",
     ("pytorch_optimizer", "AliG"): "`lr` sets `max_lr`",
+    (
+        "pytorch_optimizer",
+        "AdamC",
+    ): "all groups are corrected, by the largest rate so far; its groups marked `normalized`",
+    ("pytorch_optimizer", "AdamMini"): "takes parameters, not the model; `block` for names of modules",
+    ("pytorch_optimizer", "FTRL"): "its denominator has the root for any `lr_power`",
+    ("pytorch_optimizer", "GrokFastAdamW"): "no `normalize_lr`: divide `lr` by 1 + `lamb`",
+    ("pytorch_optimizer", "LaProp"): "decay before the step; eps once",
+    ("pytorch_optimizer", "MARS"): "`mars_type` lion is `mars_lion`; `lr_1d` None is `lr`",
+    ("pytorch_optimizer", "SignSGD"): "with `momentum` it is `signum`",
+    ("pytorch_optimizer", "SimplifiedAdEMAMix"): "another rule: it averages with 1 - beta1, and corrects v twice",
+    ("pytorch_optimizer", "SPAM"): "its warm-up is one step ahead, and wrong from the second restart on",
+    ("pytorch_optimizer", "StableSPAM"): "its cosine is one step ahead",
+    ("pytorch_optimizer", "BCOS"): "in mode `c` theirs takes the new momentum where the rule has the old one",
+    ("pytorch_optimizer", "FOCUS"): "theirs decays before it takes the sign of the pull",
+    ("pytorch_optimizer", "TAM"): "the momentum starts at 0 here, at the first gradient there",
     ("pytorch_optimizer", "Muon"): "other leaves go to `fallback`, not to `adamw_...`",
     ("torch.optim", "Adafactor"): "`adafactor` is the paper's",
     ("torch.optim", "Muon"): "for models with other leaves give a `fallback`",
@@ -109,12 +125,21 @@ def counterpart(library, name):
         return None
 
 
-def fixed_value(cls, option):
+def fixed_value(cls, option, default):
     """What an optimizer without this switch does always."""
     if option != "weight_decouple":
-        return False if option in gradtx.registry._SWITCHES else None
+        return False if option in gradtx.registry._SWITCHES and isinstance(default, bool) else None
     name = cls._alias.__name__
     return True if name in gradtx.registry._DECOUPLED else False if name in gradtx.registry._COUPLED else None
+
+
+def regrouped(option, ours):
+    """Where a number goes that is a part of an option here, or that two share; None for others."""
+    new, place = gradtx.registry._ENTRIES.get(option, (None, 0))
+    shared = gradtx.registry._SHARED.get(option, ())
+    if new in ours:
+        return f"`{new}[{place}]`"
+    return " and ".join(f"`{name}`" for name in shared) if shared and set(shared) <= set(ours) else None
 
 
 def row(library, name, cls, theirs):
@@ -122,11 +147,14 @@ def row(library, name, cls, theirs):
     renamed, missing = [], []
     for option in (option for option in other if option not in ours):
         new = next((new for new in gradtx.registry._RENAMED.get(option, ()) if new in ours), None)
-        if new is not None:
+        parts = regrouped(option, ours)
+        if parts is not None:
+            renamed.append(f"`{option}` → {parts}")
+        elif new is not None:
             renamed.append(f"`{option}` → `{new}`")
             other = {**other, new: other[option]}
         else:
-            fixed = fixed_value(cls, option)
+            fixed = fixed_value(cls, option, other[option])
             missing.append(f"`{option}`" if fixed is None else f"`{option}` = {fixed}")
     defaults = [
         f"`{option}` {shown(ours[option])} ({shown(value)})"

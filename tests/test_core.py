@@ -163,10 +163,19 @@ def test_the_state_of_plain_functions_survives_a_skipped_step():
 
 def test_the_outermost_decorated_call_owns_a_name():
     tx = chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.1), gradtx.lookahead())
-    names = ["max_norm", "eps", "lr", "betas", "adamw.eps", "weight_decay", "amsgrad", "maximize", "k", "alpha"]
+    clips = "clip_by_global_norm.eps"
+    names = ["max_norm", clips, "lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "k", "alpha"]
     assert list(tx.hyperparams) == names
-    assert tx.hyperparams["eps"] == 1e-6
-    assert tx.hyperparams["adamw.eps"] == 1e-8
+    assert tx.hyperparams[clips] == 1e-6
+    assert tx.hyperparams["eps"] == 1e-8
+
+
+def test_the_bare_name_of_a_number_belongs_to_the_optimizer_and_not_to_the_first_link():
+    tx = chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()).replace(eps=1e-3)
+    assert repr(tx) == "chain(clip_by_global_norm(1.0), adamw(eps=0.001))"
+    assert repr(tx.replace(**{"clip_by_global_norm.eps": 0.1})) == (
+        "chain(clip_by_global_norm(1.0, eps=0.1), adamw(eps=0.001))"
+    )
 
 
 def test_the_second_owner_of_a_name_has_a_number():

@@ -100,6 +100,7 @@ OPTIONS = {
     "polynomial": {},
     "rectification": {},
     "ranger21": {"num_iterations": 8},
+    "restart_warmup": {"every": 3, "warmup_steps": 2},
     "step": {"step_size": 2},
     "untuned_exponential_warmup": {},
     "untuned_linear_warmup": {},
@@ -360,6 +361,14 @@ def test_schedules_tensors_seeds_and_engines_go_through():
         ("prodigy", {"bias_correction": True}, {"use_bias_correction": True}),
         ("apollo", {"warmup_steps": 3}, {"warmup": 3}),
         ("sophia", {"p": 0.02}, {"gamma": 0.02}),
+        ("grokfast_adamw", {"grokfast_alpha": 0.9}, {"alpha": 0.9}),
+        ("grokfast_adamw", {"grokfast_lamb": 3.0}, {"lamb": 3.0}),
+        ("spam", {"grad_accu_steps": 7}, {"clip_after": 7}),
+        ("spam", {"update_proj_gap": 70}, {"every": 70}),
+        ("spam", {"warmup_epoch": 5}, {"warmup_steps": 5}),
+        ("stable_spam", {"t_max": 30}, {"total_steps": 30}),
+        ("laprop", {"ams_bound": True}, {"amsgrad": True}),
+        ("padam", {"weight_decouple": True}, {"decoupled_weight_decay": True}),
     ],
     ids=str,
 )
@@ -369,6 +378,23 @@ def test_an_old_name_means_the_new_one_and_warns_at_the_callers_line(name, old, 
         optimizer = gradtx.create_optimizer(model(), name, weight_decay=0.1, **old)
     assert [warning.filename for warning in seen] == [__file__]
     assert all(group[right] == value for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("came", {"eps2": 1e-9}, {"eps": (1e-30, 1e-9)}),
+        ("came", {"eps1": 1e-20, "eps2": 1e-9}, {"eps": (1e-20, 1e-9)}),
+        ("stable_spam", {"gamma1": 0.5}, {"gammas": (0.5, 0.9)}),
+        ("ademamix", {"t_alpha_beta3": 40}, {"alpha_warmup": 40, "beta3_warmup": 40}),
+    ],
+    ids=str,
+)
+def test_old_names_are_put_together_and_shared_out(name, old, new):
+    with pytest.warns(FutureWarning, match=r"^create_optimizer: '\w+' is now ") as seen:
+        optimizer = gradtx.create_optimizer(model(), name, **old)
+    assert [warning.filename for warning in seen] == [__file__] * len(old)
+    assert {option: optimizer.param_groups[0][option] for option in new} == new
 
 
 @pytest.mark.parametrize(
@@ -416,6 +442,12 @@ def test_an_option_that_is_an_optimizers_own_is_not_translated():
         ("adamp", {"adanorm": True}, "adamp does not take 'adanorm'; its place is gradtx.adanorm"),
         ("diffgrad", {"rectify": True}, "diffgrad does not take 'rectify'; its place is gradtx.radam"),
         ("adam", {"ams_bound": True, "amsgrad": True}, "'ams_bound' is 'amsgrad', and both are given"),
+        ("mars", {"mars_type": "lion"}, "mars_adamw does not take 'mars_type'; its places are gradtx.mars_adamw and"),
+        (
+            "grokfast_adamw",
+            {"normalize_lr": True},
+            "grokfast_adamw does not take 'normalize_lr'; divide lr by 1 + lamb",
+        ),
         ("a2grad", {"lr": 0.1}, "a2grad has no learning rate; leave 'lr' out"),
         ("nero", {"weight_decay": 0.1}, "nero has no weight_decay; leave it out"),
         ("adamp", {"wd_ban_list": "bias"}, "wd_ban_list must be a list of patterns, got 'bias'"),
@@ -471,10 +503,10 @@ def test_a_wrong_model_is_an_error_that_says_so():
                 f"gradtx.get_supported_optimizers({pattern!r}) lists those that begin like it",
             )
             for name, pattern in {
-                "ademamix": "ad*",
-                "AdamC": "adam*",
+                "adlomo": "ad*",
+                "AdamQ": "adam*",
                 "adamw8bit": "adamw*",
-                "laprop": "la*",
+                "lasgd": "la*",
             }.items()
         ),
         *(
@@ -567,7 +599,7 @@ def test_decay_that_is_said_to_be_decoupled_or_coupled_is():
     assert own - switched >= registry._DECOUPLED | registry._COUPLED
     assert not registry._DECOUPLED & registry._COUPLED
     with_a_form_of_its_own = {
-        "adaptive_gd", "apollo", "lamb", "lars", "momo", "momo_adam", "novograd", "schedule_free_adamw",
+        "adaptive_gd", "apollo", "gpa_adamw", "lamb", "lars", "momo", "momo_adam", "novograd", "schedule_free_adamw",
         "schedule_free_radam", "schedule_free_sgd",
     }  # fmt: skip
     assert own - switched == registry._DECOUPLED | registry._COUPLED | with_a_form_of_its_own

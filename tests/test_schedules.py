@@ -70,6 +70,9 @@ SCHEDULES = [  # factory, its numbers, the rest
     ),
     (gradtx.untuned_linear_warmup, {"lr": LR, "beta2": 0.9}, {}),
     (gradtx.untuned_exponential_warmup, {"lr": LR, "beta2": 0.9}, {}),
+    (gradtx.ademamix_alpha_schedule, {"alpha": LR}, {"warmup_steps": 4}),
+    (gradtx.half_life_schedule, {"end": 0.99, "start": 0.5}, {"warmup_steps": 4}),
+    (gradtx.restart_warmup_schedule, {"lr": LR}, {"every": 5, "warmup_steps": 4}),
     (gradtx.chebyshev_schedule, {"lr": LR, "small_m": 0.2, "big_m": 0.9}, {"num_epochs": 7}),
 ]
 JOINED = gradtx.join_schedules([factory(**numbers, **rest) for factory, numbers, rest in SCHEDULES[1:6:2]], [5, 11])

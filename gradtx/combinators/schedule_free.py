@@ -19,7 +19,13 @@ __all__ = ["schedule_free"]
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={"weight_lr_power": "[0, inf)", "beta": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
+    ranges={
+        "averaging": "[0, 1]",
+        "weight_lr_power": "[0, inf)",
+        "beta": "(0, 1)",
+        "warmup_steps": "[0, inf)",
+        "r": "[0, inf)",
+    },
     example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
 )
 def schedule_free(
@@ -29,6 +35,7 @@ def schedule_free(
     warmup_steps: int = 0,
     r: Scalar = 0.0,
     weight_lr_power: Scalar = 2.0,
+    averaging: Scalar | None = None,
 ):
     r"""Step along a direction that is measured between the last point and the average of all points.
 
@@ -49,10 +56,13 @@ def schedule_free(
         warmup_steps: Steps over which the rate rises to `lr`, >= 0.
         r: Exponent of the step in the weights of the average, >= 0.
         weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+        averaging: A constant $a$ in [0, 1] in place of these weights: an exponential average of the points, as in
+            Generalized Primal Averaging. None for the weights of Schedule-Free.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, shaped as the parameter, `lr_max` and
-        `weight_sum`, 0-d float64 of every leaf, and the entries of `base`. $x$ is computed from $y$ and $z$.
+        `weight_sum`, 0-d float64 of every leaf (not with `averaging`), and the entries of `base`. $x$ is computed from
+        $y$ and $z$.
 
     Raises:
         TypeError: `base` is no transformation.
@@ -69,7 +79,8 @@ def schedule_free(
         >>> params["w"], tx.eval_params(state, params)["w"]
         (tensor([3.]), tensor([4.]))
 
-    Source: Defazio et al. 2024, arXiv:2405.15682. Departures: none from the authors' released optimizers.
+    Source: Defazio et al. 2024, arXiv:2405.15682; `averaging`: Defazio et al. 2025, arXiv:2512.17131. Departures: none
+    from the authors' released optimizers; with `averaging` decay is part of the direction (see `gpa_adamw`).
     """
     check_transformation("schedule_free", "base", base)
     for link in base._links()[:-1] if _descends(base) else base._links():
@@ -82,23 +93,34 @@ def schedule_free(
     sign = -1.0 if _descends(base) else 1.0
 
     def init(param):
+        if averaging is not None:
+            return {"z": param}
         return {"z": param, "lr_max": exact(-1.0, param.device), "weight_sum": exact(0.0, param.device)}
 
-    def leave(direction, state, y, ctx):
-        z, direction = state["z"], sign * direction
-        rate = exact(lr, y.device)
-        if warmup_steps:
-            rate = rate * (ctx.time / warmup_steps).clamp(max=1)
+    def share_of(rate, state, ctx):
+        """What share of the average the new point gets, and the numbers that decide the next one."""
+        if averaging is not None:
+            return averaging, {}
         largest = torch.maximum(state["lr_max"], rate)
         weight = ctx.time**r * largest**weight_lr_power
         weight_sum = state["weight_sum"] + weight
-        share = quotient(weight, weight_sum)
+        return quotient(weight, weight_sum), {"lr_max": largest, "weight_sum": weight_sum}
+
+    def leave(update, state, y, ctx):
+        z = state["z"]
+        rate = exact(lr, y.device)
+        if warmup_steps:
+            rate = rate * (ctx.time / warmup_steps).clamp(max=1)
+        share, numbers = share_of(rate, state, ctx)
+        direction = sign * update
         # y' - y, with x as it follows from y and z before and z after the step
-        update = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
-        return update, {"z": z - rate * direction, "lr_max": largest, "weight_sum": weight_sum}
+        step = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
+        return step, {"z": z - rate * direction, **numbers}
 
     def evaluate(state, y):
         x = state["z"] + (y - state["z"]) / beta
+        if averaging is not None:
+            return x
         return torch.where(state["lr_max"] < 0, y, x)  # before the first step, exactly what the caller holds
 
     return Frame(base, init, leave=leave, evaluate=evaluate)

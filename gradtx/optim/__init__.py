@@ -7,7 +7,7 @@ from typing import Any
 
 from gradtx.core import GradientTransformation
 from gradtx.optim import classes
-from gradtx.optim._warnings import warn_of_turned_signs
+from gradtx.optim._warnings import warn_of_ascent, warn_of_turned_signs
 from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
 from gradtx.optim.classes import *
 
@@ -54,4 +54,5 @@ def as_optimizer(
     """
     optimizer = ChainOptimizer(tx, params, compile=compile, seed=seed)
     warn_of_turned_signs(tx)
+    warn_of_ascent(tx)
     return optimizer

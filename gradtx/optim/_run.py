@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,10 +52,16 @@ class OptimizerRun(Run):
                 return {name: state[key] for name, key in keys.items()}
         return {}
 
+    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """The shared values of a stage; their start for a branch that no parameter takes, which keeps no state."""
+        if self.initial or any(member.keeps(path) for member in self._members.values()):
+            return super().shared(path, start)
+        return {name: make() for name, make in start.items()}
+
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         if self.initial:
             return {}
-        slots = {}
+        slots: dict[str, Tensor] = {}
         for slot, key in leaf.layout.slots.get(path, {}).items():
             value = leaf.state[key]
             slots[slot] = value if leaf.window is None else part_of(value, leaf)
@@ -117,7 +123,7 @@ def parts_of(leaf: Leaf) -> list[Leaf]:
     param, gradient = leaf.key, leaf.key.grad
     if gradient is None or param.numel() <= PART or not _is_divisible(leaf):
         return [leaf]
-    parts = []
+    parts: list[Leaf] = []
     for start in range(0, param.numel(), PART):
         window = slice(start, min(start + PART, param.numel()))
         parts.append(_part(leaf, gradient, window))
@@ -157,11 +163,16 @@ def _part(leaf: Leaf, gradient: Tensor, window: slice) -> Leaf:
 # Several groups.
 
 
-def check_agreement(blocks: list[Block]) -> None:
-    """Check that hyperparameters that belong to all leaves together agree across groups."""
+def check_agreement(blocks: list[Block], rows: list[list[Member]]) -> None:
+    """Check that hyperparameters that belong to all leaves together agree across groups.
+
+    Args:
+        blocks: The chain with each group's numbers.
+        rows: The members of each group.
+    """
     first: dict[Any, Any] = {}
-    for block in blocks:
-        for operation in block.walk():
+    for block, row in zip(blocks, rows, strict=True):
+        for operation in block.walk(_common_choices(row)):
             for name, value in operation.agree.items():
                 value = _as_numbers(value)
                 expected = first.setdefault((operation.path, name), value)
@@ -170,7 +181,16 @@ def check_agreement(blocks: list[Block]) -> None:
                     raise ValueError(f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}")
 
 
+def _common_choices(row: list[Member]) -> dict[Path, Any]:
+    """The selectors' decisions on which the members of a group agree."""
+    labels: dict[Path, set[Any]] = {}
+    for member in row:
+        for path, label in member.choices.items():
+            labels.setdefault(path, set()).add(label)
+    return {path: next(iter(of_path)) for path, of_path in labels.items() if len(of_path) == 1}
+
+
 def _as_numbers(value: Any) -> Any:
     if isinstance(value, tuple):
-        return tuple(map(_as_numbers, value))
+        return tuple(map(_as_numbers, cast("tuple[Any, ...]", value)))
     return value.item() if isinstance(value, Tensor) else value

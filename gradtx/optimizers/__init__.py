@@ -28,6 +28,7 @@ from gradtx.optimizers.slow_average import *
 from gradtx.optimizers.mars import *
 from gradtx.optimizers.modern import *
 from gradtx.optimizers.sign import *
+from gradtx.optimizers.spam import *
 
 # Type checkers take the names from the imports above.
 __all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

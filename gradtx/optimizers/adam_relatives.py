@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._arguments import Betas, Range, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
@@ -278,7 +278,7 @@ def sadam(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(class_name="PAdam", ranges={"partial": "[0, 0.5]"})
+@alias(class_name="PAdam", ranges={"partial": Range("[0, 0.5]", off=0.5)})
 def padam(
     lr: Scalar = 0.1,
     betas: Betas = (0.9, 0.999),

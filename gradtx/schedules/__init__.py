@@ -9,6 +9,7 @@ from gradtx.schedules.adapter import *
 from gradtx.schedules.basic import *
 from gradtx.schedules.chebyshev import *
 from gradtx.schedules.half_life import *
+from gradtx.schedules.restarts import *
 from gradtx.schedules.warmup import *
 
 # Type checkers take the names from the imports above.

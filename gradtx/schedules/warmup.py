@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx import _torch
 from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
 from gradtx._messages import describe
@@ -168,7 +169,7 @@ def _table(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], 
     return tuple(starts), decaying + rising
 
 
-@torch.compiler.assume_constant_result
+@_torch.assume_constant
 def _cycles(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], int]:
     return _table(decaying, growth, rising)
 
@@ -381,7 +382,7 @@ def wsd_schedule(
         return 1 - x ** {"1-sqrt": 0.5, "linear": 1, "1-square": 2}[cooldown_type]
 
     def value(step: Tensor) -> Tensor:
-        rising = (step / max(num_warmup_steps, 1)).clamp(max=1)
+        rising = (step / num_warmup_steps).clamp(max=1) if num_warmup_steps else torch.ones_like(step)
         share = ((step - flat) / max(num_decay_steps, 1)).clamp(0, 1)
         falling = min_lr_ratio + (1 - min_lr_ratio) * torch.where(step < flat + num_decay_steps, shape(share), 0.0)
         return lr * torch.where(step < flat, rising, falling)

@@ -102,7 +102,8 @@ def eigenbasis(x: Tensor) -> Tensor:
         return basis
     gap = values[None, :] - values[:, None]
     equal = gap.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * values.abs().amax() if values.numel() else gap == 0
-    return basis + basis @ (quotient(1.0, gap, ~equal) * change)
+    limit = torch.finfo(x.dtype).max  # inf times the 0 of `change` would be NaN
+    return basis + basis @ (quotient(1.0, gap, ~equal).clamp(-limit, limit) * change)
 
 
 def orthonormal(x: Tensor) -> Tensor:

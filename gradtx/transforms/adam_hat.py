@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, is_off
+from gradtx._arguments import Betas, Range, Scalar, is_off
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, hat_rate, safe_pow, safe_sqrt
 from gradtx.transforms._math import softplus as smooth
@@ -12,7 +12,7 @@ from gradtx.transforms._math import softplus as smooth
 __all__ = ["scale_by_adam_hat", "scale_by_diffgrad", "scale_by_yogi"]
 
 
-@per_tensor(elementwise=True, ranges={"softplus": "(0, inf)", "partial": "[0, 0.5]"})
+@per_tensor(elementwise=True, ranges={"softplus": "(0, inf)", "partial": Range("[0, 0.5]", off=0.5)})
 def scale_by_adam_hat(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-8,

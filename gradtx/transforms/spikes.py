@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from gradtx._arguments import Scalar
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import largest, quotient, safe_sqrt
+from gradtx.transforms._math import adam_moments, hat_rate, largest, quotient, safe_sqrt
 
-__all__ = ["clip_spikes", "clip_to_peak_history"]
+__all__ = ["clip_spikes", "clip_to_peak_history", "scale_by_spam"]
+
+SPIKE_RANGES = {"threshold": "(0, inf)", "clip_after": "[0, inf)", "every": "[1, inf)"}
 
 
-@per_tensor(
-    elementwise=True,
-    ranges={"threshold": "(0, inf)", "beta2": "[0, 1)", "clip_after": "[0, inf)", "every": "[1, inf)"},
-    example={"every": 5, "clip_after": 1},
-)
+def _cut(update: Tensor, square: Tensor, ctx: Any, threshold: Any, clip_after: int, every: int) -> Tensor:
+    """Cut entries whose square is above the threshold times its average, but not right after a restart."""
+    due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
+    spike = due & (update.square() > threshold * square)
+    return torch.where(spike, update.sign() * safe_sqrt(threshold * square), update)
+
+
+@per_tensor(elementwise=True, ranges={**SPIKE_RANGES, "beta2": "[0, 1)"}, example={"every": 5, "clip_after": 1})
 def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: int = 20, every: int = 500):
     r"""Cut entries whose square is many times its average: SPAM's clipping.
 
     With $v$ the average of squares before this step, from 0 and without correction: where $g^2 > \theta v$, $g$ becomes
     $\mathrm{sign}(g) \sqrt{\theta v}$, if $t \ge c$ and $t \bmod N \ge c$. Then
     $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the $g$ that was cut. Inside `restart` with the same period, which
-    sets $v$ to 0.
+    sets $v$ to 0. Before Adam: `scale_by_spam`, which keeps one $v$ for both.
 
     Args:
         threshold: $\theta > 0$.
         beta2: $\beta_2$ in [0, 1).
-        clip_after: $c \ge 0$: as many steps after a restart nothing is cut.
+        clip_after: $c \ge 0$: as many steps after a restart nothing is cut. Take 2 or more: where $v$ is still 0, the
+            gradient is cut to 0, and so are all that follow.
         every: $N \ge 1$, the steps between restarts.
 
     Returns:
@@ -54,10 +63,55 @@ def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: i
 
     def update(update, state, param, ctx):
         square = state["exp_avg_sq"]
-        due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
-        spike = due & (update.square() > threshold * square)
-        update = torch.where(spike, update.sign() * safe_sqrt(threshold * square), update)
+        update = _cut(update, square, ctx, threshold, clip_after, every)
         return update, {"exp_avg_sq": beta2 * square + (1 - beta2) * update.square()}
+
+    return init, update
+
+
+@per_tensor(elementwise=True, ranges=SPIKE_RANGES, example={"every": 5, "clip_after": 1})
+def scale_by_spam(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    threshold: Scalar = 5000.0,
+    clip_after: int = 20,
+    every: int = 500,
+):
+    r"""Cut spikes by Adam's own average of squares: SPAM's direction.
+
+    `clip_spikes` with the same $\beta_2$ before `scale_by_adam_hat`, with one $v$ for both.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        threshold: $\theta > 0$: entries with $g^2 > \theta v$ are cut.
+        clip_after: $c \ge 0$: as many steps after a restart nothing is cut. Take 2 or more: where $v$ is still 0, the
+            gradient is cut to 0, and so are all that follow.
+        every: $N \ge 1$, the steps between restarts.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_spam(betas=(0.0, 0.75), threshold=4.0, clip_after=2)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for grad in ([2.0, 2.0], [1.0, -9.0]):  # -9 counts as -2
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor([1.0000, 1.0000])
+        tensor([ 0.6614, -1.0000])
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: none.
+    """
+    init, average = adam_moments(betas)
+
+    def update(update, state, param, ctx):
+        update = _cut(update, state["exp_avg_sq"], ctx, threshold, clip_after, every)
+        mean, square, new = average(update, state)
+        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, new
 
     return init, update
 

@@ -83,10 +83,10 @@ def test_groups_show_every_hyperparameter_at_its_default(name):
 def test_repeated_names_are_shown_with_their_owner():
     tx = gradtx.chain(gradtx.add_decayed_weights(0.1), gradtx.sgd(lr=0.2, weight_decay=0.3))
     params = parameters()
-    optimizer = gradtx.as_optimizer(tx, [{"params": params.values(), "sgd.weight_decay": 0.5}])
-    assert optimizer.param_groups[0]["weight_decay"] == 0.1
-    assert optimizer.param_groups[0]["sgd.weight_decay"] == 0.5
-    expected = functional(tx.replace(**{"sgd.weight_decay": 0.5}), parameters(), 5)[0]
+    optimizer = gradtx.as_optimizer(tx, [{"params": params.values(), "add_decayed_weights.weight_decay": 0.5}])
+    assert optimizer.param_groups[0]["weight_decay"] == 0.3
+    assert optimizer.param_groups[0]["add_decayed_weights.weight_decay"] == 0.5
+    expected = functional(tx.replace(**{"add_decayed_weights.weight_decay": 0.5}), parameters(), 5)[0]
     descend(optimizer, params, 5)
     assert_close(params.values(), expected.values(), TOLERANCE)
 

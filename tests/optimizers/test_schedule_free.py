@@ -10,6 +10,7 @@ from tests.references import (
     Published,
     Transformed,
     WeightsLoop,
+    adam_moments,
     arguments,
     difference_of_weights,
     distance,
@@ -68,7 +69,19 @@ def schedule_free_radam(
     return schedule_free(s, t, p, direction + weight_decay * p, rate, b1, 0, r, weight_lr_power)
 
 
+def gpa_adamw(s, t, g, p, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, mu_x=0.9967, mu_y=0.7):
+    if t == 1:
+        s.z = s.x = p
+    m, v = adam_moments(s, t, g, betas)
+    s.z = s.z - lr * (m / (v.sqrt() + eps) + weight_decay * p)
+    s.x = mu_x * s.x + (1 - mu_x) * s.z
+    return mu_y * s.x + (1 - mu_y) * s.z
+
+
 OPTIONS = [
+    (gradtx.gpa_adamw, gpa_adamw, {"lr": 0.1}),
+    (gradtx.gpa_adamw, gpa_adamw, {"lr": 0.1, "betas": (0.6, 0.9), "eps": 0.05, "mu_x": 0.8, "mu_y": 0.4}),
+    (gradtx.gpa_adamw, gpa_adamw, {"lr": FALLING, "weight_decay": FALLING, "mu_x": 0.9}),
     (gradtx.schedule_free_sgd, schedule_free_sgd, {}),
     (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": 0.3, "momentum": 0.6, "weight_decay": 0.2, "warmup_steps": 9}),
     (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": 0.3, "r": 1.5, "weight_lr_power": 0.0, "warmup_steps": 9}),
@@ -102,6 +115,7 @@ def test_trained_and_evaluated_weights_follow_the_loop(make, rule, options):
         (gradtx.schedule_free_sgd, schedule_free_sgd),
         (gradtx.schedule_free_adamw, schedule_free_adamw),
         (gradtx.schedule_free_radam, schedule_free_radam),
+        (gradtx.gpa_adamw, gpa_adamw),
     ],
     ids=named,
 )
@@ -221,3 +235,17 @@ def test_nothing_that_scales_or_decays_may_follow_and_params_are_needed(make):
     params, tx = problem(), make()
     with pytest.raises(ValueError, match="schedule_free needs params"):
         tx.update(params, tx.init(params))
+
+
+def test_a_constant_share_keeps_no_numbers_and_is_an_average_of_its_own():
+    params = {"w": torch.tensor([8.0], dtype=torch.float64)}
+    tx = gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5, averaging=0.25)
+    state = tx.init(params)
+    assert list(state["schedule_free"]) == ["z"]
+    assert torch.equal(tx.eval_params(state, params)["w"], params["w"])
+    for average in (7.5, 6.625):  # z: 6, 4; x: 0.75 * 8 + 0.25 * 6, 0.75 * 7.5 + 0.25 * 4
+        updates, state = tx.update({"w": torch.full_like(params["w"], 2.0)}, state, params)
+        params = gradtx.apply_updates(params, updates)
+        assert tx.eval_params(state, params)["w"].item() == average
+    with pytest.raises(ValueError, match=r"schedule_free: averaging must be in \[0, 1\], got 1.5"):
+        gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5, averaging=1.5)

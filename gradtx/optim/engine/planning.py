@@ -66,7 +66,7 @@ class Engine:
     @property
     def programs(self) -> list[BundleProgram]:
         """All compiled programs."""
-        programs = []
+        programs: list[BundleProgram] = []
         for alike in self._programs.values():
             programs.extend(alike)
         return programs
@@ -169,7 +169,7 @@ class Engine:
     def _kind(self, member: Member, leaf: Leaf, request: StepRequest) -> LeafKind | None:
         """The kind of a leaf; None if it steps eagerly."""
         param = member.param
-        if param.grad is None or param.grad.shape != param.shape or leaf.program[:1] == [FROZEN]:
+        if param.grad is None or param.grad.shape != param.shape or FROZEN in leaf.program:
             return None
         if not self._compiles(leaf):
             return None
@@ -193,7 +193,7 @@ class Engine:
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
             layout=repr((member.layout.slots, member.layout.shared)),
-            width=WIDTH if held[0].ndim <= 1 else 1,
+            width=WIDTH if flat or (held[0].ndim <= 1 and _slots_are_shaped_as(member)) else 1,
             large=flat and held[0].numel() >= LARGE,
         )
 
@@ -269,6 +269,11 @@ def _is_flat(member: Member, leaf: Leaf) -> bool:
     for operation in leaf.program:
         if not operation.elementwise:
             return False
+    return _slots_are_shaped_as(member)
+
+
+def _slots_are_shaped_as(member: Member) -> bool:
+    """Whether every slot is a number or shaped as its parameter: then padding of any length stands for a leaf."""
     assert member.layout is not None
     return all(member.state[key].shape in (member.param.shape, ()) for key in member.layout.slot_keys)
 
@@ -300,7 +305,7 @@ def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
         return tensors
     per_leaf = len(tensors) // kind.width
     length = 4 * LARGE if kind.large else 64
-    examples = []
+    examples: list[Tensor] = []
     for i, tensor in enumerate(tensors):
         examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(length + i // per_leaf))
     return examples

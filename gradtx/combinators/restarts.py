@@ -1,0 +1,57 @@
+"""Restarts of the state, at regular steps."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx.combinators.frame import Frame, InnerClock
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import combinator
+
+__all__ = ["restart"]
+
+
+@combinator(ranges={"every": "[1, inf)"}, example=lambda tx: {"tx": tx, "every": 2})
+def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
+    r"""Give a transformation the state of its `init` again, before each step t with $t \bmod N = 0$.
+
+    All slots and shared values start again, those that depend on the parameters from the present ones, and so does the
+    clock inside: after a restart bias corrections are those of t = 1, and schedules inside those of their first step.
+    The first stretch has $N - 1$ steps.
+
+    Args:
+        tx: What starts again.
+        every: $N \ge 1$.
+        keep_clock: Let the clock go on. Corrections are then near 1 after a restart: Adam's first step is
+            $(1-\beta_1) / \sqrt{1-\beta_2}$ times as long, 3.2 at its defaults (`restart_warmup_schedule`).
+
+    Returns:
+        A transformation with the entries of `tx`, and unless `keep_clock` its own `step`, int64.
+
+    Raises:
+        TypeError: `tx` is no transformation, or contains a rule on whole trees.
+        ValueError: an `every` below 1.
+
+    Example:
+        >>> tx = gradtx.restart(gradtx.trace(1.0), every=3)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(5):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state)
+        ...     print(updates["w"].item())
+        1.0
+        2.0
+        1.0
+        2.0
+        3.0
+
+    Source: Huang et al. 2025, arXiv:2501.06842, where the clock goes on; 2502.17055, where it starts again.
+    """
+    check_transformation("restart", "tx", tx)
+
+    def is_due(step):
+        return step % every == 0
+
+    def ticks(values, sums):
+        return torch.ones_like(values["step"], dtype=torch.bool), {}
+
+    return Frame(tx, clock=None if keep_clock else InnerClock(ticks), restarts=is_due, agree={"every": every})

@@ -1,0 +1,214 @@
+"""Learn by how much to scale all that another optimizer has done so far: Mechanic, TRAC.
+
+Both keep the first parameters p0 and write the present ones as p0 + S D, with a scale S for the sum D of the updates of
+the optimizer inside. S is the sum of the scales of several learners, which forget at different speeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.combinators.frame import Frame
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import combinator
+from gradtx.transforms._math import at_least, quotient, safe_sqrt
+
+__all__ = ["mechanize", "trac"]
+
+BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
+Learner = Callable[[Any, dict[str, Tensor], Tensor], dict[str, Tensor]]
+
+
+def _learned(
+    tx: GradientTransformation,
+    betas: Any,
+    start: dict[str, float],
+    product: Callable[[dict[str, Tensor], Tensor], Tensor],
+    learner: Learner,
+    eps: Any,
+) -> Frame:
+    """A frame that scales all updates of `tx` since the start by the sum of the scales `s` of the learners.
+
+    `product(sums, scale)` is what the learners learn from; `learner(beta, numbers, product)` gives the next numbers of
+    one of them, whose first are `start`.
+    """
+    shared = {f"{name}_{i}": value for i in range(len(betas)) for name, value in start.items()}
+
+    def scale_of(numbers):
+        return torch.stack([numbers[f"s_{i}"] for i in range(len(betas))]).sum()
+
+    def enter(update, state, param, ctx):
+        return update, {**state, "gradient": update}
+
+    def leave(update, state, param, ctx) -> Iterator[Any]:
+        origin, gradient = state["param_init"], state["gradient"]
+        scale = scale_of(state)
+        way = quotient(param - origin, scale + eps)
+        sums = yield {
+            "gradient": gradient.square().sum(),
+            "param": param.square().sum(),
+            "way_gradient": (way * gradient).sum(),
+            "way_param": (way * param).sum(),
+        }
+        now = product(sums, scale)
+        new = {"param_init": origin}
+        for i, beta in enumerate(betas):
+            numbers = learner(beta, {name: state[f"{name}_{i}"] for name in start}, now)
+            new.update({f"{name}_{i}": value for name, value in numbers.items()})
+        scale = at_least(scale_of(new), 0.0)
+        yield origin + scale * (way + update) - param, new
+
+    numbers = {"eps": eps, **{f"betas[{i}]": beta for i, beta in enumerate(betas)}}
+    return Frame(tx, lambda param: {"param_init": param}, enter=enter, leave=leave, shared=shared, agree=numbers)
+
+
+@combinator(
+    needs=("params",),
+    owns_lr=True,
+    ranges={"s_init": "(0, inf)", "s_decay": "[0, inf)", "eps": "(0, inf)"},
+    any_length=("betas",),
+    example=lambda tx: {"tx": tx},
+)
+def mechanize(
+    tx: GradientTransformation,
+    s_init: Scalar = 1e-8,
+    s_decay: Scalar = 1e-2,
+    betas: Betas = BETAS,
+    eps: Scalar = 1e-8,
+):
+    r"""Find the learning rate of any optimizer by betting on the sum of its updates: Mechanic.
+
+    With the update $u$ of the optimizer, $S = \sum_i s_i$ and $\Delta = (p - p_0) / (S + \epsilon)$:
+    $h = \langle \Delta, g + \lambda S \frac{\lVert g \rVert}{\lVert p \rVert + \epsilon} p \rangle$; for every
+    $\beta_i$ of $n$: $m \leftarrow \max(\beta m, |h|)$ from $10^{-6}$, $v \leftarrow \beta^2 v + h^2$ from 0,
+    $r \leftarrow \max(0, \beta r - s h)$ with the old $s$,
+    $s \leftarrow (m s_0 / n + r) / (\sqrt v + \epsilon)$ from 0;
+    $p \leftarrow p_0 + (\Delta + u) \sum_i s_i$. Products and norms run over all leaves.
+
+    Args:
+        tx: A complete optimizer. Its rate is relative: leave it where it is, or at 1, with its schedule.
+        s_init: $s_0 > 0$, where the scale starts: far below what it will be.
+        s_decay: $\lambda \ge 0$, a pull of the weights towards 0 that the scale takes into account.
+        betas: What every learner keeps of its past, each in [0, 1); any number of them.
+        eps: $\epsilon > 0$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `param_init`, shaped as the parameter; for
+        all leaves together and for each of the betas `s_i`, `max_product_i`, `sum_squared_products_i`, `reward_i`,
+        0-d; the entries of `tx`.
+
+    Raises:
+        TypeError: `tx` is no transformation.
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.mechanize(gradtx.sgd(lr=1.0), s_decay=0.0)
+        >>> params = {"w": torch.tensor([10.0], dtype=torch.float64)}
+        >>> state = tx.init(params)
+        >>> for _ in range(60):  # the loss is |w - 7|, for which no rate was chosen
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> bool((params["w"] - 7).abs() < 2)
+        True
+
+    Source: Cutkosky, Defazio and Mehta 2023, arXiv:2306.00144. Departures: none from the authors' code; $\Delta$ is
+    computed from $p$, so that the first steps are lost in a $p$ of low precision. The package mechanic-pytorch takes
+    the decay at $p + u$, optax starts otherwise.
+    """
+    check_transformation("mechanize", "tx", tx)
+
+    def product(sums, scale):
+        pull = s_decay * scale * safe_sqrt(sums["gradient"]) / (safe_sqrt(sums["param"]) + eps)
+        return sums["way_gradient"] + pull * sums["way_param"]
+
+    def learner(beta, old, h):
+        largest = torch.maximum(beta * old["max_product"], h.abs())
+        squares = beta**2 * old["sum_squared_products"] + h.square()
+        reward = at_least(beta * old["reward"] - old["s"] * h, 0.0)
+        s = (s_init / len(betas) * largest + reward) / (safe_sqrt(squares) + eps)
+        return {"s": s, "max_product": largest, "sum_squared_products": squares, "reward": reward}
+
+    start = {"s": 0.0, "max_product": 1e-6, "sum_squared_products": 0.0, "reward": 0.0}
+    return _learned(tx, betas, start, product, learner, eps)
+
+
+@combinator(
+    needs=("params",),
+    owns_lr=True,
+    ranges={"s_prev": "(0, inf)", "eps": "(0, inf)"},
+    any_length=("betas",),
+    example=lambda tx: {"tx": tx},
+)
+def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8, eps: Scalar = 1e-8):
+    r"""Scale the sum of an optimizer's updates by what it has earned, and return to the start where it fails: TRAC.
+
+    With the update $u$ of the optimizer, $S = \sum_i s_i$ and $\Delta = (p - p_0) / (S + \epsilon)$:
+    $h = \langle \Delta, g \rangle$ over all leaves; for every $\beta_i$: $v \leftarrow \beta^2 v + h^2$ from 0,
+    $\sigma \leftarrow \beta \sigma - h$ from $10^{-8}$,
+    $s \leftarrow \frac{s_0}{\mathrm{erfi}(1/\sqrt 2)} \mathrm{erfi}\left(\frac{\sigma}{\sqrt{2 v} + \epsilon}\right)$
+    from 0; $p \leftarrow p_0 + (\Delta + u) \max(\sum_i s_i, 0)$.
+
+    Args:
+        tx: A complete optimizer, with a rate as it would have alone.
+        betas: What every learner keeps of its past, each in [0, 1); any number of them.
+        s_prev: $s_0 > 0$, the unit of the scale: far below 1.
+        eps: $\epsilon > 0$.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `param_init`, shaped as the parameter; for
+        all leaves together and for each of the betas `s_i`, `variance_i`, `sigma_i`, 0-d; the entries of `tx`.
+
+    Raises:
+        TypeError: `tx` is no transformation.
+        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.trac(gradtx.sgd(lr=0.1))
+        >>> params = {"w": torch.tensor([10.0], dtype=torch.float64)}
+        >>> state = tx.init(params)
+        >>> for _ in range(200):  # the loss is |w - 7|
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> bool((params["w"] - 7).abs() < 2)
+        True
+
+    Source: Muppidi, Zhang and Yang 2024, arXiv:2405.16642. Departures: erfi is computed to the last digit of float64
+    (the authors' code: a rational approximation of the complex error function in float32).
+    """
+    check_transformation("trac", "tx", tx)
+    unit = s_prev / ERFI_OF_ROOT_HALF
+
+    def learner(beta, old, h):
+        squares = beta**2 * old["variance"] + h.square()
+        gain = beta * old["sigma"] - h
+        s = unit * erfi(gain / (safe_sqrt(2 * squares) + eps))
+        return {"s": s, "variance": squares, "sigma": gain}
+
+    start = {"s": 0.0, "variance": 0.0, "sigma": 1e-8}
+    return _learned(tx, betas, start, lambda sums, scale: sums["way_gradient"], learner, eps)
+
+
+ERFI_OF_ROOT_HALF = 0.9534382692512609  # erfi(1 / sqrt(2))
+
+
+def erfi(x: Tensor) -> Tensor:
+    r"""The imaginary error function of a 0-d tensor, $\frac{2}{\sqrt\pi} \int_0^x e^{t^2} dt$; inf above 26.6.
+
+    The trapezoidal rule gives $\frac{4}{\pi} \sum_{n = 1, 3, ...} e^{-n^2 h^2} \sinh(2 n h x) / n$, whose error falls
+    as $e^{-(\pi / 2h)^2}$ (Rybicki 1989).
+    """
+    h = 0.25
+    count = 68  # terms are largest where n h = x: up to 26.6, and 7 more
+    odd = 2 * torch.arange(count, device=x.device, dtype=x.dtype) + 1
+    size = x.abs()
+    # e^(-a^2) sinh(2 a x), without an overflow on the way
+    terms = (odd * h * (2 * size - odd * h)).exp() * -(-4 * odd * h * size).expm1() / 2
+    return x.sign() * (4 / math.pi) * (terms / odd).sum()

@@ -1,0 +1,150 @@
+"""Adam that bears spikes of the gradient: SPAM, Stable-SPAM."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Betas, Scalar, Schedule
+from gradtx.combinators.restarts import restart
+from gradtx.core import chain
+from gradtx.factories import alias, per_tensor
+from gradtx.optimizers.adam import with_decay
+from gradtx.schedules.restarts import restart_warmup_schedule
+from gradtx.schedules.warmup import warmup_cosine_schedule
+from gradtx.transforms.adaptive import scale_by_adam
+from gradtx.transforms.norm_history import normalize_by_norm_history
+from gradtx.transforms.scaling import scale
+from gradtx.transforms.spikes import SPIKE_RANGES, clip_to_peak_history, scale_by_spam
+
+__all__ = ["spam", "stable_spam"]
+
+
+@alias(class_name="SPAM", ranges={**SPIKE_RANGES, "warmup_steps": "[0, inf)"})
+def spam(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    threshold: Scalar = 5000.0,
+    clip_after: int = 20,
+    every: int = 500,
+    warmup_steps: int = 150,
+):
+    r"""SPAM: AdamW that cuts spikes of the gradient, and forgets its averages from time to time.
+
+    `scale_by_spam` in `restart`, whose clock goes on, and after each restart a warm-up that leaves the decay alone
+    (`restart_warmup_schedule`).
+
+    When to use: language models whose loss spikes; the paper reports lower losses than AdamW's, for low precision too.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        threshold: $\theta > 0$: entries with $g^2 > \theta v$ are cut.
+        clip_after: Steps at the start, and after a restart, in which nothing is cut, >= 0; below 2 gradients are cut to
+            0 for ever.
+        every: Steps between restarts, >= 1.
+        warmup_steps: Steps of the warm-up after a restart, >= 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.spam(lr=0.1, every=3, warmup_steps=2)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(4):  # at the third step the averages start again, at a hundredth of the rate
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state)
+        ...     print(updates["w"])
+        tensor([-0.1000])
+        tensor([-0.1000])
+        tensor([-0.0006])
+        tensor([-0.0201])
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: the decay is taken from the weights before the step; all
+    entries are trained (no `density`). pytorch_optimizer's warm-up is one step ahead, and wrong from the second restart
+    on.
+    """
+    direction = restart(scale_by_spam(betas, eps, threshold, clip_after, every), every, keep_clock=True)
+    warmup = scale(restart_warmup_schedule(1.0, every, warmup_steps))
+    return with_decay(chain(direction, warmup), weight_decay, True, lr)
+
+
+@per_tensor(ranges={"beta1": "[0, 1)", "gamma1": "[0, 1)"})
+def stable_spam_direction(
+    beta1: Scalar, gamma1: Scalar, beta2: Scalar, gamma2: Scalar, eps: Scalar, theta: Scalar, every: int
+):
+    """Stable-SPAM's links. They get the first two numbers of a step of the whole run, also inside the restart."""
+    return chain(
+        clip_to_peak_history(theta),
+        normalize_by_norm_history((gamma1, gamma2), eps),
+        restart(scale_by_adam((beta1, beta2), eps), every),
+    )
+
+
+@alias(class_name="StableSPAM", ranges={
+    "gammas": "[0, 1)", "theta": "[0, 1)", "every": "[1, inf)", "total_steps": "[1, inf)", "eta_min": "[0, 1]",
+})  # fmt: skip
+def stable_spam(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    gammas: Betas = (0.7, 0.9),
+    theta: Scalar = 0.999,
+    every: int = 1000,
+    total_steps: int | None = None,
+    eta_min: Scalar = 0.5,
+):
+    r"""Stable-SPAM: AdamW on gradients that are bounded by their history, restarted from time to time.
+
+    `clip_to_peak_history`, `normalize_by_norm_history`, then Adam in `restart`, with its clock; decoupled decay.
+
+    When to use: training in 4 or 8 bit, where single entries and whole norms of gradients spike; the paper reports
+    there what AdamW reaches in 16 bit.
+
+    Args:
+        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        betas: Decay of Adam's two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root, and in the normalization.
+        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        gammas: Decay of the averages of norms and of their squares, each in [0, 1).
+        theta: Decay of the average of the largest entry, in [0, 1).
+        every: Steps between restarts of Adam, >= 1.
+        total_steps: $T \ge 1$: $\beta_1$ and $\gamma_1$ fall as half a cosine, to `eta_min` of their values at
+            $t = T + 1$. None: they stay.
+        eta_min: Share in [0, 1] of them at the end; only read with `total_steps`.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `max_avg`, `norm_avg`, `norm_sq_avg`, 0-d of
+        every leaf, and `exp_avg`, `exp_avg_sq` with their own `step`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+
+    Example:
+        >>> tx = gradtx.stable_spam(lr=0.1)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (1.0, 1000.0):  # Adam's second step would be -0.0745
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([-0.1000])
+        tensor([-0.0989])
+
+    Source: Huang et al. 2025, arXiv:2502.17055. Departures: averages of norms keep the count of the whole run, and at a
+    restart Adam steps with new averages, as in pytorch_optimizer; the authors' code does neither. The cosine is that of
+    the paper; pytorch_optimizer's is one step ahead.
+    """
+    (beta1, beta2), (gamma1, gamma2) = betas, gammas
+    if total_steps is not None:
+        share = warmup_cosine_schedule(total_steps + 1, 1.0, eta_min)
+        beta1, gamma1 = _times(beta1, share), _times(gamma1, share)
+    direction = stable_spam_direction(beta1, gamma1, beta2, gamma2, eps, theta, every)
+    return with_decay(direction, weight_decay, True, lr)
+
+
+def _times(number: Scalar, share: Schedule) -> Schedule:
+    """A number times a schedule that counts steps from 1."""
+    return Schedule(lambda step: number * share(step + 1))

@@ -1,0 +1,45 @@
+"""Warm-ups after restarts of an optimizer's state: SPAM's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx.schedules._factory import schedule
+
+__all__ = ["restart_warmup_schedule"]
+
+
+@schedule(every="[1, inf)", warmup_steps="[0, inf)")
+def restart_warmup_schedule(lr: Scalar, every: int, warmup_steps: int):
+    r"""Rise as half a cosine from a hundredth of the rate, after each restart of the optimizer's state.
+
+    With $c = (s + 1) \bmod N$, from the first restart $s + 1 = N$ on and while $c < W$:
+    $\eta (1 - 0.99 (1 + \cos(\pi c / (W + 1)))/2)$; else $\eta$.
+
+    Args:
+        lr: $\eta \ge 0$.
+        every: $N \ge 1$, the steps between restarts, as of `restart`.
+        warmup_steps: $W \ge 0$. With $W \ge N$ the warm-ups never end.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> s = gradtx.restart_warmup_schedule(1.0, every=4, warmup_steps=3)
+        >>> [round(s(i), 3) for i in range(8)]
+        [1.0, 1.0, 1.0, 0.01, 0.155, 0.505, 1.0, 0.01]
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: none from the authors' code. pytorch_optimizer's is one
+    step ahead, and wrong from the second restart on.
+    """
+
+    def value(step: Tensor) -> Tensor:
+        since = (step + 1) % every
+        rising = 1 - 0.99 * (1 + (math.pi * since / (warmup_steps + 1)).cos()) / 2
+        return lr * torch.where((step + 1 >= every) & (since < warmup_steps), rising, 1.0)
+
+    return value

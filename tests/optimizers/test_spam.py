@@ -1,0 +1,239 @@
+import math
+
+import pytest
+import pytorch_optimizer
+import torch
+
+import gradtx
+from tests.references import (
+    BETA,
+    DECAY,
+    PUBLISHED,
+    RATE,
+    TOLERANCE,
+    Loop,
+    Published,
+    WeightsLoop,
+    adam_moments,
+    arguments,
+    difference,
+    difference_of_weights,
+    finite_without_gradient,
+    first_update,
+    named,
+    negated,
+)
+
+
+def cut(s, t, g, threshold, clip_after, every):
+    if t >= clip_after and t % every >= clip_after:
+        spike = g**2 > threshold * s.v
+        s.seen.update(spike.flatten().tolist())
+        return torch.where(spike, g.sign() * (threshold * (s.v + 0 * g)).sqrt(), g)
+    return g
+
+
+def after_restart(t, every, warmup_steps):
+    c = t % every
+    if t < every or c >= warmup_steps:
+        return 1.0
+    return 1 - 0.99 * (1 + math.cos(math.pi * c / (warmup_steps + 1))) / 2
+
+
+def spam(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, threshold=5000.0, clip_after=20, every=500,
+    warmup_steps=150,
+):  # fmt: skip
+    b1, b2 = betas
+    if t % every == 0:
+        s.m = s.v = 0.0
+    adam_moments(s, t, cut(s, t, g, threshold, clip_after, every), betas)
+    f = after_restart(t, every, warmup_steps)
+    return p - lr * f * math.sqrt(1 - b2**t) / (1 - b1**t) * s.m / (s.v.sqrt() + eps) - lr * weight_decay * p
+
+
+def stable_spam(
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, gammas=(0.7, 0.9), theta=0.999, every=1000,
+    total_steps=None, eta_min=0.5,
+):  # fmt: skip
+    (b1, b2), (g1, g2) = betas, gammas
+    if total_steps is not None:
+        share = eta_min + (1 - eta_min) * (1 + math.cos(math.pi * min(t, total_steps + 1) / (total_steps + 1))) / 2
+        b1, g1 = b1 * share, g1 * share
+    top = g.abs().max().item()
+    s.M = theta * s.M + (1 - theta) * top
+    usual = s.M / (1 - theta**t)
+    g = torch.where(g.abs() > usual, g * usual / top, g)
+    n = g.norm().item()
+    s.n1 = g1 * s.n1 + (1 - g1) * n
+    s.n2 = g2 * s.n2 + (1 - g2) * n**2
+    g = g / n * (s.n1 / (1 - g1**t)) / (math.sqrt(s.n2 / (1 - g2**t)) + eps)
+    if t % every == 0:
+        s.m = s.v = s.count = 0.0
+    s.count += 1
+    m, v = adam_moments(s, s.count, g, (b1, b2))
+    return p - lr * (m / (v.sqrt() + eps) + weight_decay * p)
+
+
+SOME = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.3}
+SCHEDULED = {"lr": RATE, "betas": (BETA, BETA), "weight_decay": DECAY}
+SPAM = [
+    ({}, {False}),
+    ({**SOME, "threshold": 2.0, "clip_after": 3, "every": 9, "warmup_steps": 4}, {True, False}),
+    ({**SOME, "threshold": 3.0, "clip_after": 0, "every": 30, "warmup_steps": 0}, {True}),
+    ({**SOME, "threshold": 3.0, "clip_after": 2, "every": 7, "warmup_steps": 20}, {True, False}),
+    ({"lr": 0.02, "clip_after": 0, "every": 1, "warmup_steps": 1}, {True}),
+    ({**SCHEDULED, "threshold": 2.0, "clip_after": 4, "every": 10, "warmup_steps": 5}, {True, False}),
+]
+STABLE = [
+    {},
+    {**SOME, "gammas": (0.6, 0.8), "theta": 0.9, "every": 9},
+    {**SOME, "total_steps": 20, "eta_min": 0.3, "every": 8},
+    {**SOME, "total_steps": 40, "every": 1},
+    {"lr": 0.02, "theta": 0.0, "gammas": (0.0, 0.0), "total_steps": 1},
+    {**SCHEDULED, "gammas": (BETA, BETA), "theta": BETA, "every": 11, "total_steps": 25, "eta_min": BETA},
+]
+
+
+@pytest.mark.parametrize(("options", "seen"), SPAM, ids=named)
+def test_spam_follows_the_loop(options, seen):
+    reference = WeightsLoop(spam, **options)
+    assert difference(gradtx.spam(**options), reference) < TOLERANCE
+    assert reference.seen >= seen
+
+
+@pytest.mark.parametrize("options", STABLE, ids=str)
+def test_stable_spam_follows_the_loop(options):
+    assert difference(gradtx.stable_spam(**options), WeightsLoop(stable_spam, **options)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("alias", "rule"), [(gradtx.spam, spam), (gradtx.stable_spam, stable_spam)], ids=named)
+def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
+    assert arguments(alias) == arguments(rule)
+
+
+def direction(s, t, g, p, betas=(0.9, 0.999), eps=1e-6, threshold=5000.0, clip_after=20, every=500):
+    b1, b2 = betas
+    adam_moments(s, t, cut(s, t, g, threshold, clip_after, every), betas)
+    return math.sqrt(1 - b2**t) / (1 - b1**t) * s.m / (s.v.sqrt() + eps)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"betas": (0.8, 0.9), "threshold": 2.0, "clip_after": 2, "every": 9, "eps": 0.05}], ids=str
+)
+def test_scale_by_spam_is_clip_spikes_before_adam(options):
+    one = gradtx.scale_by_spam(**options)
+    assert difference(one, Loop(direction, **options), rate=-0.02) < TOLERANCE
+    betas, eps = options.pop("betas", (0.9, 0.999)), options.pop("eps", 1e-6)
+    two = gradtx.chain(gradtx.clip_spikes(beta2=betas[1], **options), gradtx.scale_by_adam_hat(betas, eps))
+    assert difference(one, two, rate=-0.02) < TOLERANCE
+    assert arguments(gradtx.scale_by_spam) == arguments(direction)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 3, 9])
+def test_the_schedule_counts_from_one(warmup_steps):
+    schedule = gradtx.restart_warmup_schedule(0.5, every=5, warmup_steps=warmup_steps)
+    for t in range(1, 22):
+        assert schedule(t - 1) == pytest.approx(0.5 * after_restart(t, 5, warmup_steps), rel=1e-14)
+
+
+class Restarting(Published):
+    """pytorch_optimizer's Stable-SPAM, with its scheduled factor in closed form."""
+
+    def __init__(self, factor, **options):
+        super().__init__(pytorch_optimizer.StableSPAM, **options, foreach=False)
+        self.get_death_rate = factor
+
+    def advance(self):
+        self.optimizer.warmup = self
+        super().advance()
+
+
+def test_spam_has_the_weights_of_pytorch_optimizer():
+    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3}
+    published = Published(
+        pytorch_optimizer.SPAM,
+        **options,
+        threshold=2.0,
+        grad_accu_steps=3,
+        update_proj_gap=40,
+        warmup_epoch=0,
+        foreach=False,
+    )
+    own = gradtx.spam(**options, threshold=2.0, clip_after=3, every=40, warmup_steps=0)
+    assert difference_of_weights(own, published) < PUBLISHED
+
+
+def test_stable_spam_has_the_weights_of_pytorch_optimizer():
+    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3, "theta": 0.9}
+    published = Published(
+        pytorch_optimizer.StableSPAM, **options, gamma1=0.6, gamma2=0.8, update_proj_gap=9, foreach=False
+    )
+    own = gradtx.stable_spam(**options, gammas=(0.6, 0.8), every=9)
+    assert difference_of_weights(own, published) < 1e-11
+
+
+def test_stable_spam_has_the_cosine_of_pytorch_optimizer_in_closed_form():
+    options = {"lr": 0.02, "betas": (0.8, 0.95), "theta": 0.9}
+    published = Restarting(
+        lambda t: 0.3 + 0.7 * (1 + math.cos(math.pi * min(t, 21) / 21)) / 2,
+        **options,
+        t_max=20,
+        eta_min=0.3,
+        update_proj_gap=9,
+    )
+    own = gradtx.stable_spam(**options, every=9, total_steps=20, eta_min=0.3)
+    assert difference_of_weights(own, published) < 1e-11
+
+
+def test_spam_keeps_two_slots():
+    state = gradtx.spam().init({"w": torch.zeros(2)})
+    assert sorted(state["restart"]["scale_by_spam"]) == ["exp_avg", "exp_avg_sq"]
+
+
+def test_a_restart_begins_at_a_hundredth_of_the_rate():
+    tx = gradtx.spam(lr=1.0, betas=(0.0, 0.0), eps=0.0, every=3, warmup_steps=2)
+    steps = [first_update(tx, [4.0], steps=n)[0] for n in range(1, 4)]
+    assert steps == pytest.approx([-1.0, -1.0, -0.01], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.spam(weight_decay=0.1, every=2, clip_after=0, warmup_steps=1),
+        gradtx.stable_spam(weight_decay=0.1, every=2, total_steps=3),
+    ],
+    ids=str,
+)
+def test_zero_gradients_give_finite_updates(tx):
+    assert finite_without_gradient(tx)
+
+
+@pytest.mark.parametrize("alias", [gradtx.spam, gradtx.stable_spam], ids=named)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
+    options = {"lr": 0.02, "weight_decay": 0.1, "every": 7}
+    assert difference(negated(alias(**options, maximize=True)), alias(**options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("alias", "options", "message"),
+    [
+        (gradtx.spam, {"every": 0}, r"every must be in \[1, inf\), got 0"),
+        (gradtx.spam, {"threshold": 0.0}, r"threshold must be in \(0, inf\), got 0.0"),
+        (gradtx.spam, {"warmup_steps": -1}, r"warmup_steps must be in \[0, inf\), got -1"),
+        (gradtx.stable_spam, {"every": 0}, r"every must be in \[1, inf\), got 0"),
+        (gradtx.stable_spam, {"total_steps": 0}, r"total_steps must be in \[1, inf\), got 0"),
+        (gradtx.stable_spam, {"gammas": (0.7, 1.0)}, r"gammas\[1\] must be in \[0, 1\), got 1.0"),
+        (gradtx.stable_spam, {"theta": 1.0}, r"theta must be in \[0, 1\), got 1.0"),
+        (gradtx.stable_spam, {"eta_min": 1.5}, r"eta_min must be in \[0, 1\], got 1.5"),
+        (
+            gradtx.restart_warmup_schedule,
+            {"lr": 1.0, "every": 0, "warmup_steps": 1},
+            r"every must be in \[1, inf\), got 0",
+        ),
+    ],
+    ids=named,
+)
+def test_rejects_a_number_out_of_range(alias, options, message):
+    with pytest.raises(ValueError, match=f"^{alias.__name__}: {message}$"):
+        alias(**options)
