@@ -130,9 +130,9 @@ def _programs(monkeypatch):
     """Of each program that is made the options of its functions, which are not really compiled."""
     made, compile = [], trace.BundleProgram.compile
 
-    def noted(program, options, backend, shared):
+    def noted(program, compiler):
         made.append([])
-        compile(program, options, backend, shared)
+        compile(program, compiler)
 
     monkeypatch.setattr(trace.BundleProgram, "compile", noted)
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _, options: made[-1].append(options) or graph)

@@ -53,7 +53,13 @@ class Bundle:
     at = -1
     _present: BundleStep | None = None
 
-    def __init__(self, members: list[Member], signature: Signature, flat: bool, name: str):
+    def __init__(
+        self,
+        members: list[Member],
+        signature: Signature,
+        flat: bool,
+        name: str,
+    ):
         self.members = members
         self.signature = signature
         self.name = name
@@ -109,7 +115,13 @@ class Bundle:
 
     # In a step.
 
-    def begin(self, run: OptimizerRun, common: list[Tensor], trees: Trees, prepared: Prepared) -> None:
+    def begin(
+        self,
+        run: OptimizerRun,
+        common: list[Tensor],
+        trees: Trees,
+        prepared: Prepared,
+    ) -> None:
         """Take the arguments of the present step."""
         self.at = -1
         self._present = BundleStep(run, common, self.arguments(trees), prepared)

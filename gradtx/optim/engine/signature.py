@@ -72,7 +72,13 @@ class Signature:
     scaled: bool
 
     @classmethod
-    def of(cls, member: Member, absent: tuple[str, ...], kind: LeafKind, request: StepRequest) -> Signature:
+    def of(
+        cls,
+        member: Member,
+        absent: tuple[str, ...],
+        kind: LeafKind,
+        request: StepRequest,
+    ) -> Signature:
         layout = member.layout
         assert layout is not None
         shared: dict[tuple[Path, str], torch.dtype] = {}
