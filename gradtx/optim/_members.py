@@ -124,6 +124,11 @@ class Members:
         view.show(count)
         return view
 
+    def block(self) -> Block:
+        """The chain, expanded for all members."""
+        _, block = self._expanded(self.by_param)
+        return block
+
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
 
@@ -222,10 +227,6 @@ class Members:
 
     def names(self) -> list[str]:
         return [member.name for member in self.by_param.values()]
-
-    def device(self) -> torch.device:
-        """The device of shared values: that of the first parameter."""
-        return next((param.device for param in self.by_param), CPU)
 
     def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> list[list[Member]]:
         """The members of each group, with their present group and state."""

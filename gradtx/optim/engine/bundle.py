@@ -66,7 +66,7 @@ class Bundle:
         self.device = local(members[0].param).device
         self.program: list[Any] = []
         self._flat = flat
-        self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors that each step reads anew
+        self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors of the step
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
 

@@ -110,5 +110,5 @@ class Signature:
 
 
 def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
-    """What a plan depends on, of a tensor that is read anew in each step."""
+    """The part of a gradient or an extra that a plan depends on."""
     return None if tensor is None else (tensor.dtype, tensor.shape)
