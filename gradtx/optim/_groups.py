@@ -74,10 +74,9 @@ class GroupView:
                 raise refused(name, group[name])
         self.sources = {}
         for name, entry in self.entries.items():
-            value = entry.argument.check(group[name]) if name in group else entry.value
-            if isinstance(value, Tensor):  # schedulers write into it, for this group alone
-                value = value.detach().clone()
-            self.sources[name] = group[name] = value
+            # A tensor stays the one that was given, as in torch: its owner, and schedulers, write into it.
+            self.sources[name] = entry.argument.check_written(group[name]) if name in group else entry.value
+            group.setdefault(name, self.sources[name])
         group.setdefault("lr", 0.0)  # torch's schedulers need one, even if no link reads it
         self.live = {name for name, source in self.sources.items() if _any(_is_schedule, source)}
         self.shown = {}
@@ -103,7 +102,7 @@ class GroupView:
             if name in self.live and _is_same(value, self.shown[name]):
                 present[name] = self.sources[name]
             else:
-                present[name] = entry.argument.check(value)
+                present[name] = entry.argument.check_written(value)
         return present
 
     def check(self, values: Mapping[str, Any]) -> None:
