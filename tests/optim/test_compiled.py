@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import planning, trace
+from gradtx.optim.engine import Engine, planning, trace
 from tests.conformance import composed_cases, extras, noise, plain_cases, tensors
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
@@ -130,9 +130,9 @@ def _programs(monkeypatch):
     """Of each program that is made the options of its functions, which are not really compiled."""
     made, compile = [], trace.BundleProgram.compile
 
-    def noted(program, options, backend, shared):
+    def noted(program, compiler):
         made.append([])
-        compile(program, options, backend, shared)
+        compile(program, compiler)
 
     monkeypatch.setattr(trace.BundleProgram, "compile", noted)
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _, options: made[-1].append(options) or graph)
@@ -277,6 +277,23 @@ def test_a_compiled_run_resumes_bit_for_bit(uncompiled):
 
 
 # Options, and when it does not work.
+
+
+def test_a_backend_is_a_function_of_graph_examples_and_options():
+    calls = []
+
+    def interpreted(graph, examples, options):
+        calls.append((len(graph.graph.find_nodes(op="placeholder")), len(examples), options["depth"]))
+        return graph
+
+    eager, traced = optimizers(lambda: gradtx.adamw(lr=0.1))
+    traced[1]._workings.engine = Engine({"depth": 3}, backend=interpreted)
+    for pair in (eager, traced):
+        walk(*pair, steps=3)
+    assert not traced[1]._engine.failed
+    assert_equal(eager, traced, 1e-12)
+    assert calls
+    assert all(arguments == examples and depth == 3 for arguments, examples, depth in calls)
 
 
 def test_modes_and_options_are_passed_on(programs):
