@@ -105,7 +105,11 @@ SECTIONS: dict[str, list[Row]] = {
         same("contrib.cocob()", "cocob()", "no rate here"),
         same("contrib.dog()", "dog()", "`reps_rel` is the number of their heuristic, `init_eta` their first rate"),
         same("contrib.dowg()", "dowg()"),
-        absent("contrib.mechanize", "without a rate there are `prodigy`, `dadapt_*`, `dog`"),
+        alike(
+            "contrib.mechanize",
+            "mechanize(adamw(1.0))",
+            "the authors' start and clipping; `num_betas` is the length of `betas`",
+        ),
         same(
             "contrib.dadapt_adamw()",
             "dadapt_adam(use_bias_correction=True)",

@@ -349,6 +349,12 @@ class Exemption(NamedTuple):
 EXEMPTIONS = [
     Exemption(
         "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
+        ("trac",),
+        "The first step is 1e-8 long, and the second divides the way p - p0 by as much: what p has lost in rounding is "
+        "1e-8 of it, and a difference quotient over 1e-6 divides that once more. Over 1e-4 they agree.",
+    ),
+    Exemption(
+        "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
         ("*soap-on-merge_dims", "*soap-on-precondition_1d"),
         "A leaf that is a single dimension has statistics of rank 1 at first, whose eigenvalue 0 is repeated. Rounding "
         "decides which basis belongs to it, and the basis jumps when anything changes: there is no derivative. The one "

@@ -47,6 +47,44 @@ def gsam(g, p, grad_fn, rho=0.05, alpha=0.4, adaptive=False, eps=1e-12):
     return {name: g2[name] - alpha * orthogonal[name] for name in g}
 
 
+def wsam(g, p, grad_fn, rho=0.05, gamma=0.9, adaptive=False, eps=1e-12):
+    there, alpha = sam(g, p, grad_fn, rho, adaptive, eps), gamma / (1 - gamma)
+    return {name: g[name] + alpha * (there[name] - g[name]) for name in g}
+
+
+class LookSAM:
+    """A rule with a memory: what it saw at its last look uphill."""
+
+    def __init__(self):
+        self.t, self.v = 0, None
+
+    def __call__(self, g, p, grad_fn, rho=0.1, k=10, alpha=0.7, adaptive=False, eps=1e-12):
+        self.t += 1
+        if (self.t - 1) % k == 0:
+            there = sam(g, p, grad_fn, rho, adaptive, eps)
+            share = sum((g[name] * there[name]).sum().item() for name in g) / whole_norm(g) ** 2
+            self.v = {name: there[name] - share * g[name] for name in g}
+            return there
+        length = alpha * whole_norm(g) / (whole_norm(self.v) + eps)
+        return {name: g[name] + length * self.v[name] for name in g}
+
+
+class FriendlySAM:
+    """A rule with a memory: the mean of the gradients."""
+
+    def __init__(self):
+        self.m = None
+
+    def __call__(self, g, p, grad_fn, rho=0.05, sigma=1.0, lmbda=0.9, adaptive=False, eps=1e-12):
+        d = g
+        if self.m is None:
+            self.m = g
+        else:
+            d = {name: g[name] - sigma * self.m[name] for name in g}
+            self.m = {name: lmbda * self.m[name] + (1 - lmbda) * g[name] for name in g}
+        return grad_fn(uphill(d, p, size_or_one(p, adaptive), rho, eps))
+
+
 def weights(step):
     """The weights of a run on the problem; `step(grads, params, grad_fn)` gives updates."""
     params, history = problem(), []
@@ -72,6 +110,7 @@ def ours(tx):
 def plain(rule, base, **options):
     """The loop: the rule's gradient goes through the base on its own."""
     state, t = None, 0
+    rule = rule() if isinstance(rule, type) else rule
 
     def step(grads, params, grad_fn):
         nonlocal state, t
@@ -96,6 +135,18 @@ OPTIONS = [
     (gradtx.gsam, gsam, {"rho": 0.3, "alpha": 0.7, "eps": 0.1}),
     (gradtx.gsam, gsam, {"rho": 0.5, "alpha": 0.2, "adaptive": True}),
     (gradtx.gsam, gsam, {"rho": RISING, "alpha": RISING}),
+    (gradtx.wsam, wsam, {}),
+    (gradtx.wsam, wsam, {"rho": 0.3, "gamma": 0.6, "eps": 0.1}),
+    (gradtx.wsam, wsam, {"rho": 0.5, "gamma": 0.2, "adaptive": True}),
+    (gradtx.wsam, wsam, {"rho": RISING, "gamma": RISING}),
+    (gradtx.looksam, LookSAM, {}),
+    (gradtx.looksam, LookSAM, {"rho": 0.3, "k": 3, "alpha": 0.4, "eps": 0.1}),
+    (gradtx.looksam, LookSAM, {"rho": 0.5, "k": 1, "adaptive": True}),
+    (gradtx.looksam, LookSAM, {"rho": RISING, "k": 4, "alpha": RISING, "adaptive": True}),
+    (gradtx.friendly_sam, FriendlySAM, {}),
+    (gradtx.friendly_sam, FriendlySAM, {"rho": 0.3, "sigma": 0.5, "lmbda": 0.6, "eps": 0.1}),
+    (gradtx.friendly_sam, FriendlySAM, {"rho": 0.5, "adaptive": True}),
+    (gradtx.friendly_sam, FriendlySAM, {"rho": RISING, "sigma": RISING, "lmbda": RISING}),
 ]
 
 
@@ -108,7 +159,7 @@ def test_the_weights_follow_the_loop(make, rule, options, base):
 
 @pytest.mark.parametrize(("make", "rule"), {make: rule for make, rule, _ in OPTIONS}.items(), ids=named)
 def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    ignored = ("base", "grad_fn")
+    ignored, rule = ("base", "grad_fn", "self"), rule.__call__ if isinstance(rule, type) else rule
     assert [x for x in arguments(make) if x[0] not in ignored] == [x for x in arguments(rule) if x[0] not in ignored]
 
 
@@ -135,6 +186,129 @@ def test_sam_around_sgd_is_pytorch_optimizers_with_a_norm_in_float64(adaptive, m
 
     tx = gradtx.sam(BASES["sgd"], rho=0.2, adaptive=adaptive)
     assert distance(weights(ours(tx)), list(published())) < 1e-13
+
+
+def published_weights(cls, shapes, plain_steps=(), **options):
+    """The weights of one of pytorch_optimizer's classes around SGD; at `plain_steps` it looks at p itself again."""
+    params = {name: torch.nn.Parameter(p) for name, p in problem().items()}
+    chosen = [params[name] for name in shapes]
+    for name, p in params.items():
+        p.requires_grad_(name in shapes)
+    optimizer = cls(chosen, base_optimizer=torch.optim.SGD, lr=0.05, momentum=0.9, **options)
+    for t in range(1, STEPS + 1):
+        for move in (optimizer.first_step, optimizer.second_step):
+            for name, g in gradients(params, t).items():
+                params[name].grad = g if name in shapes else None
+            move()
+        yield {name: params[name].detach().clone() for name in shapes}
+
+
+def own_weights(tx, shapes):
+    """The same by a transformation that sees these leaves only."""
+    params, history, state = problem(), [], None
+    for t in range(1, STEPS + 1):
+        part = {name: params[name] for name in shapes}
+        state = tx.init(part) if state is None else state
+
+        def grad_fn(at, t=t, fixed=params):
+            found = gradients({**fixed, **at}, t)
+            return {name: found[name] for name in shapes}
+
+        updates, state = tx.update(grad_fn(part), state, part, grad_fn=grad_fn)
+        params = {**params, **gradtx.apply_updates(part, updates)}
+        history.append({name: params[name] for name in shapes})
+    return history
+
+
+@pytest.fixture
+def exact_norm(monkeypatch):
+    """Theirs rounds the square of the norm to float32."""
+
+    def square(groups, weight_adaptive):
+        pairs = [(p, group["adaptive"]) for group in groups for p in group["params"] if p.grad is not None]
+        terms = [(p.grad * p.abs() if adaptive else p.grad).square().sum() for p, adaptive in pairs]
+        return torch.stack(terms).sum().reshape(1)
+
+    monkeypatch.setattr("pytorch_optimizer.optimizer.sam.get_global_gradient_norm", square)
+
+
+EVERY, ONE = tuple(problem()), ("matrix",)
+THEIRS = [
+    (gradtx.wsam, "WSAM", EVERY, {"gamma": 0.7, "rho": 0.2}, {"decouple": False, "model": None}),
+    (gradtx.wsam, "WSAM", EVERY, {"gamma": 0.4, "rho": 0.2, "adaptive": True}, {"decouple": False, "model": None}),
+    (gradtx.friendly_sam, "FriendlySAM", EVERY, {"rho": 0.2, "sigma": 0.7, "lmbda": 0.6}, {}),
+    (gradtx.friendly_sam, "FriendlySAM", EVERY, {"rho": 0.2, "adaptive": True}, {}),
+    # Leaf by leaf there: of one leaf it is the same.
+    (gradtx.looksam, "LookSAM", ONE, {"rho": 0.2, "k": 3, "alpha": 0.5, "eps": 1e-8}, {"perturb_eps": 1e-8}),
+    (gradtx.looksam, "LookSAM", ONE, {"rho": 0.2, "k": 4, "adaptive": True, "eps": 1e-8}, {"perturb_eps": 1e-8}),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "shapes", "options", "more"), THEIRS, ids=named)
+def test_a_relative_around_sgd_is_pytorch_optimizers(make, name, shapes, options, more, exact_norm):
+    cls = functools.partial(getattr(pytorch_optimizer, name), **more) if more else getattr(pytorch_optimizer, name)
+    given = {key: value for key, value in options.items() if key != "eps"}
+
+    def published(params, base_optimizer, **rest):
+        return cls(params=params, base_optimizer=base_optimizer, **rest)
+
+    expected = list(published_weights(published, shapes, **given))
+    assert distance(own_weights(make(BASES["sgd"], **options), shapes), expected) < 1e-12
+
+
+def test_a_tree_of_zeros_gives_zeros():
+    params = problem()
+    zeros = {name: torch.zeros_like(p) for name, p in params.items()}
+    for make in (gradtx.wsam, gradtx.looksam, gradtx.friendly_sam):
+        tx = make(gradtx.sgd(lr=0.1))
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(zeros, state, params, grad_fn=lambda at: zeros)
+            assert not any(update.any() for update in updates.values())
+
+
+def test_half_a_gamma_one_k_and_no_sigma_are_sam():
+    base = BASES["adamw"]
+    expected = weights(ours(gradtx.sam(base, rho=0.2)))
+    for tx in (
+        gradtx.wsam(base, rho=0.2, gamma=0.5),
+        gradtx.looksam(base, rho=0.2, k=1),
+        gradtx.friendly_sam(base, rho=0.2, sigma=0.0),
+    ):
+        assert distance(weights(ours(tx)), expected) < TOLERANCE
+
+
+def test_an_optimizer_calls_the_closure_again_only_where_looksam_looks():
+    param, calls = torch.nn.Parameter(torch.tensor([1.0, 2.0])), []
+    optimizer = gradtx.as_optimizer(gradtx.looksam(gradtx.sgd(lr=0.1), k=3), [param])
+
+    def closure():
+        calls.append(len(optimizer.state[param]))
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss
+
+    counts = []
+    for _ in range(6):
+        before = len(calls)
+        optimizer.step(closure)
+        counts.append(len(calls) - before)
+    assert counts == [2, 1, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (gradtx.wsam, {"gamma": 1.0}, r"wsam: gamma must be in \[0, 1\), got 1.0"),
+        (gradtx.looksam, {"k": 0}, r"looksam: k must be in \[1, inf\), got 0"),
+        (gradtx.friendly_sam, {"lmbda": 1.0}, r"friendly_sam: lmbda must be in \[0, 1\), got 1.0"),
+    ],
+    ids=named,
+)
+def test_a_relative_refuses_numbers_out_of_range(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(gradtx.sgd(lr=0.1), **options)
 
 
 def test_asam_without_eta_is_adaptive_sam_and_gsam_without_alpha_is_sam():

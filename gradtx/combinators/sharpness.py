@@ -1,10 +1,11 @@
-"""Seek flat minima: SAM, ASAM and GSAM take the gradient a little uphill."""
+"""Seek flat minima: SAM and its relatives take the gradient a little uphill."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
@@ -13,9 +14,9 @@ from gradtx._sharding import stacked
 from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import quotient, safe_sqrt
 
-__all__ = ["asam", "gsam", "sam"]
+__all__ = ["asam", "friendly_sam", "gsam", "looksam", "sam", "wsam"]
 
 Tree = dict[str, Tensor]
 
@@ -200,3 +201,193 @@ def gsam(
         return {name: (1 + alpha * along).to(g.device) * there[name] - alpha * g for name, g in grads.items()}
 
     return _around(base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)
+
+
+@combinator(
+    needs=("grad_fn", "params"),
+    ranges={"rho": "[0, inf)", "gamma": "[0, 1)"},
+    example=lambda tx: {"base": tx},
+)
+def wsam(
+    base: GradientTransformation,
+    rho: Scalar = 0.05,
+    gamma: Scalar = 0.9,
+    adaptive: bool = False,
+    eps: Scalar = 1e-12,
+):
+    r"""Weighted SAM: `sam` with a weight for the sharpness beside the loss.
+
+    With $g'$ the gradient at $q$ of `sam` and $\alpha = \gamma / (1 - \gamma)$, the base gets $g + \alpha (g' - g)$,
+    the gradient of the loss plus $\alpha$ times the sharpness. The rest is as in `sam`.
+
+    Args:
+        base: What the combined gradient goes through.
+        rho: $\rho \ge 0$, the distance of $q$ from $p$.
+        gamma: $\gamma$ in [0, 1), the weight of the sharpness: 0 leaves the gradient as it is, 0.5 is `sam`, and more
+            seeks flat minima harder.
+        adaptive: Scale the distance by the size of each weight.
+        eps: $\epsilon \ge 0$.
+
+    Returns:
+        A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the combined gradient.
+
+    Raises:
+        TypeError: `base` is no transformation.
+        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+
+    Example:
+        >>> tx = gradtx.wsam(gradtx.sgd(lr=1.0), rho=0.5, gamma=0.75)
+        >>> params, grad_fn = {"w": torch.tensor([3.0])}, torch.func.grad(lambda p: p["w"].square().sum())
+        >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # 6 + 3 (7 - 6)
+        tensor([-9.])
+
+    Source: Yue et al. 2023, arXiv:2305.15817. Departures: the coupled form; the authors' default applies the sharpness
+    outside of the base, which needs its learning rate there.
+    """
+    check_transformation("wsam", "base", base)
+    alpha = gamma / (1 - gamma)
+
+    def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
+        there = grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+        return {name: g + alpha * (there[name] - g) for name, g in grads.items()}
+
+    return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
+
+
+@combinator(
+    needs=("grad_fn", "params"),
+    ranges={"rho": "[0, inf)", "k": "[1, inf)", "alpha": "[0, inf)"},
+    example=lambda tx: {"base": tx},
+)
+def looksam(
+    base: GradientTransformation,
+    rho: Scalar = 0.1,
+    k: int = 10,
+    alpha: Scalar = 0.7,
+    adaptive: bool = False,
+    eps: Scalar = 1e-12,
+):
+    r"""LookSAM: `sam` that looks uphill every k-th step only, and in between reuses what it saw.
+
+    Where $(t-1) \bmod k = 0$ the base gets $g'$, the gradient at $q$ of `sam`, and
+    $v = g' - \frac{\langle g', g \rangle}{\lVert g \rVert^2} g$ is kept, the part of it that leads to flat minima. At
+    all other steps the base gets $g + \alpha \frac{\lVert g \rVert}{\lVert v \rVert + \epsilon} v$. Products and norms
+    run over all leaves. The rest is as in `sam`; an optimizer calls the closure again only where it is due.
+
+    Args:
+        base: What the new gradient goes through.
+        rho: $\rho \ge 0$, the distance of $q$ from $p$.
+        k: Steps from one look uphill to the next, >= 1; 1 is `sam`.
+        alpha: $\alpha \ge 0$, the length of the part that is reused, relative to the gradient.
+        adaptive: Scale the distance by the size of each weight.
+        eps: $\epsilon \ge 0$.
+
+    Returns:
+        A transformation with the state `sharpness` ($v$), shaped as the parameter, and that of `base`. Inside,
+        `ctx.grad` is the new gradient.
+
+    Raises:
+        TypeError: `base` is no transformation.
+        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+
+    Example:
+        >>> tx = gradtx.looksam(gradtx.sgd(lr=1.0), k=2, alpha=0.5)
+        >>> params, grads = {"w": torch.zeros(2)}, {"w": torch.tensor([4.0, 0.0])}
+        >>> uphill, state = {"w": torch.tensor([4.0, 1.0])}, tx.init(params)
+        >>> for _ in range(2):  # the gradient uphill; then g and, half as long, the direction that was new there
+        ...     updates, state = tx.update(grads, state, params, grad_fn=lambda at: uphill)
+        ...     print(updates["w"])
+        tensor([-4., -1.])
+        tensor([-4., -2.])
+
+    Source: Liu et al. 2022, arXiv:2203.02714. Departures: none from the paper's algorithm without layer-wise scaling;
+    public code (rollovd/LookSAM, pytorch_optimizer) takes the products and norms leaf by leaf.
+    """
+    check_transformation("looksam", "base", base)
+
+    def init(params: Tree) -> Any:
+        return {"sharpness": {name: torch.zeros_like(p) for name, p in params.items()}}
+
+    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+        size = _size(grads)
+
+        def look() -> tuple[Tree, Tree]:
+            there = ctx.grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+            product = _total({name: g * there[name] for name, g in grads.items()})
+            share = quotient(product, size.square())
+            return there, {name: there[name] - share.to(g.device) * g for name, g in grads.items()}
+
+        def reuse() -> tuple[Tree, Tree]:
+            sharpness = state["sharpness"]
+            length = alpha * quotient(size, _size(sharpness) + eps)
+            return {name: g + length.to(g.device) * sharpness[name] for name, g in grads.items()}, sharpness
+
+        new, sharpness = ctx.every(k, 1, look, reuse)
+        return new, {"sharpness": sharpness}
+
+    numbers = {"rho": rho, "k": k, "alpha": alpha, "adaptive": adaptive, "eps": eps}
+    return Frame(base, gradient=(init, update), agree=numbers)
+
+
+@combinator(
+    needs=("grad_fn", "params"),
+    ranges={"rho": "[0, inf)", "sigma": "[0, inf)", "lmbda": "[0, 1)"},
+    example=lambda tx: {"base": tx},
+)
+def friendly_sam(
+    base: GradientTransformation,
+    rho: Scalar = 0.05,
+    sigma: Scalar = 1.0,
+    lmbda: Scalar = 0.9,
+    adaptive: bool = False,
+    eps: Scalar = 1e-12,
+):
+    r"""Friendly SAM: `sam` that goes uphill along the noise of the batch, without the gradient of all data.
+
+    $d_t = g_t - \sigma m_{t-1}$ ($d_1 = g_1$), $m_t = \lambda m_{t-1} + (1-\lambda) g_t$ ($m_1 = g_1$); $q$ of `sam` is
+    uphill along $d$ in place of $g$, and the base gets the gradient at $q$. The rest is as in `sam`.
+
+    Args:
+        base: What the gradient at $q$ goes through.
+        rho: $\rho \ge 0$, the distance of $q$ from $p$.
+        sigma: $\sigma \ge 0$, how much of the mean gradient is taken out; 0 is `sam`.
+        lmbda: $\lambda$ in [0, 1), weight of the old mean.
+        adaptive: Scale the distance by the size of each weight.
+        eps: $\epsilon \ge 0$; keep it above 0, so that a $d$ of 0 gives $q = p$.
+
+    Returns:
+        A transformation with the state `exp_avg` ($m$), shaped as the parameter, and that of `base`. Inside,
+        `ctx.grad` is the gradient at $q$.
+
+    Raises:
+        TypeError: `base` is no transformation.
+        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+
+    Example:
+        >>> tx = gradtx.friendly_sam(gradtx.sgd(lr=1.0), rho=0.5)
+        >>> params, grad_fn = {"w": torch.tensor([3.0])}, torch.func.grad(lambda p: p["w"].square().sum())
+        >>> state = tx.init(params)
+        >>> for _ in range(2):  # the same gradient again is no noise: the second step is taken here
+        ...     updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+        ...     print(updates["w"])
+        tensor([-7.])
+        tensor([-6.])
+
+    Source: Li et al. 2024, arXiv:2403.12350. Departures: none from the authors' code.
+    """
+    check_transformation("friendly_sam", "base", base)
+
+    def init(params: Tree) -> Any:
+        return {"exp_avg": {name: torch.zeros_like(p) for name, p in params.items()}}
+
+    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+        first, directions, means = ctx.step == 1, {}, {}
+        for name, g in grads.items():
+            mean, now = state["exp_avg"][name], first.to(g.device)
+            directions[name] = torch.where(now, g, g - sigma * mean)
+            means[name] = torch.where(now, g, lmbda * mean + (1 - lmbda) * g)
+        there = ctx.grad_fn(_uphill(directions, params, _magnitudes(params, adaptive), rho, eps)[0])
+        return there, {"exp_avg": means}
+
+    numbers = {"rho": rho, "sigma": sigma, "lmbda": lmbda, "adaptive": adaptive, "eps": eps}
+    return Frame(base, gradient=(init, update), agree=numbers)

@@ -40,12 +40,15 @@ def _learned(
     """
     shared = {f"{name}_{i}": value for i in range(len(betas)) for name, value in start.items()}
 
+    def scale_of(numbers):
+        return torch.stack([numbers[f"s_{i}"] for i in range(len(betas))]).sum()
+
     def enter(update, state, param, ctx):
         return update, {**state, "gradient": update}
 
     def leave(update, state, param, ctx) -> Iterator[Any]:
         origin, gradient = state["param_init"], state["gradient"]
-        scale = sum(state[f"s_{i}"] for i in range(len(betas)))
+        scale = scale_of(state)
         way = quotient(param - origin, scale + eps)
         sums = yield {
             "gradient": gradient.square().sum(),
@@ -58,7 +61,7 @@ def _learned(
         for i, beta in enumerate(betas):
             numbers = learner(beta, {name: state[f"{name}_{i}"] for name in start}, now)
             new.update({f"{name}_{i}": value for name, value in numbers.items()})
-        scale = at_least(sum(new[f"s_{i}"] for i in range(len(betas))), 0.0)
+        scale = at_least(scale_of(new), 0.0)
         yield origin + scale * (way + update) - param, new
 
     numbers = {"eps": eps, **{f"betas[{i}]": beta for i, beta in enumerate(betas)}}

@@ -72,6 +72,9 @@ def zero_nans():
 def record(name: str):
     """Keep the 2-norm of the whole update tree at this place of the chain in the state; updates pass unchanged.
 
+    Numbers that a link finds for itself are in the state without it: `gradtx.get(state, "d")` is the rate of
+    `scale_by_prodigy`, `"max_dist"` the distance of `scale_by_dog`, `"lb"` the lower bound of `scale_by_momo`.
+
     Args:
         name: What the number is called: `state["record"][name]`, for a second one `state["record_1"][name]`.
 
