@@ -5,7 +5,6 @@ Docstrings are Markdown with Google's sections, and so are the pages, but for wh
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import re
@@ -23,7 +22,10 @@ import gradtx
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its file, its title, the modules whose public names it has, and words to begin with."""
+    """A page: its file, its title, the modules whose public names it has, and an introduction.
+
+    A pattern such as "gradtx.transforms.*" stands for the modules that no page names.
+    """
 
     file: str
     title: str
@@ -76,16 +78,8 @@ PIECES = [
     ),
     pieces("bounds", "Clipping, centering, projecting", "clipping centralize projection", "Bounds and constraints."),
     pieces("decay", "Pulls on the weights", "decay", "Weight decay and its kin."),
-    pieces("control", "Scaling, holding, watching", "scaling control noise graft", "What remains."),
+    pieces("control", "Scaling, holding, watching", "scaling control noise *", "What remains."),
 ]
-
-
-def with_others(pages: list[Page]) -> list[Page]:
-    """The pages of transformations, the last one with the modules that no page names."""
-    named = {module for page in pages for module in page.modules}
-    others = [module for module in sorted(homes()) if module.startswith("gradtx.transforms.") and module not in named]
-    last = dataclasses.replace(pages[-1], modules=(*pages[-1].modules, *others))
-    return [*pages[:-1], last]
 
 
 OTHERS = [
@@ -93,7 +87,7 @@ OTHERS = [
     Page(
         "combinators",
         "Combinators",
-        ("gradtx.combine", "gradtx.wrappers"),
+        ("gradtx.combinators.*",),
         "Transformations around transformations: by parameter, by call.",
     ),
     Page(
@@ -102,9 +96,17 @@ OTHERS = [
         ("gradtx.functional", "gradtx.state", "gradtx.checkpoint"),
         "What loops of pure functions need beside torch.func.",
     ),
-    Page("sharpness", "Flat minima", ("gradtx.sharpness",), "Wrappers that look at the gradient a little uphill."),
     Page(
-        "rules", "Writing transformations", ("gradtx.factories",), "The decorators; [a whole one](../contributing.md)."
+        "sharpness",
+        "Flat minima",
+        ("gradtx.combinators.sharpness",),
+        "Wrappers that look at the gradient a little uphill.",
+    ),
+    Page(
+        "rules",
+        "Writing transformations",
+        ("gradtx.factories", "gradtx.context", "gradtx.combinators.frame"),
+        "The decorators; [a complete example](../contributing.md).",
     ),
     Page(
         "optim",
@@ -116,7 +118,7 @@ OTHERS = [
     Page(
         "schedules",
         "Schedules",
-        ("gradtx.schedules.basic", "gradtx.schedules.warmup", "gradtx.schedules.chebyshev", "gradtx.schedules.adapter"),
+        ("gradtx.schedules.basic", "gradtx.schedules.warmup", "gradtx.schedules.*"),
         "Functions of the number of updates already done, for any hyperparameter. `gradtx.schedules` has them too.",
         "gradtx.schedules",
     ),
@@ -135,6 +137,7 @@ TYPES = {
 # Which name is on which page.
 
 
+@functools.cache
 def homes() -> dict[str, list[str]]:
     """Module -> the public names that come from it; what is not in `gradtx` is written with its module."""
     found = defaultdict(list)
@@ -148,14 +151,34 @@ def homes() -> dict[str, list[str]]:
     return found
 
 
+def modules_of(page: Page) -> list[str]:
+    """The modules of a page; those that match its patterns are the ones that no page names."""
+    named = {module for other in (*OPTIMIZERS, *PIECES, *OTHERS) for module in other.modules}
+    modules = []
+    for pattern in page.modules:
+        if pattern.endswith("*"):
+            matching = (module for module in homes() if module.startswith(pattern[:-1]))
+            modules += sorted(module for module in matching if module not in named)
+        else:
+            modules.append(pattern)
+    return modules
+
+
+def names_on(page: Page) -> list[str]:
+    names_of_module = homes()
+    return [name for module in modules_of(page) for name in names_of_module.get(module, [])]
+
+
 def pages() -> dict[str, str]:
     """File -> text, of all pages."""
-    found, texts = homes(), {}
-    for page in (*OPTIMIZERS, *with_others(PIECES), *OTHERS):
-        names = [name for module in page.modules for name in found.pop(module, [])]
-        texts[page.file] = "\n\n".join([*head(page), *(entry(name, page.shows) for name in names)]) + "\n"
-    if found:
-        raise AssertionError(f"no page of docs/reference.py has the modules {sorted(found)}; add them to one")
+    texts = {}
+    without_page = set(homes())
+    for page in (*OPTIMIZERS, *PIECES, *OTHERS):
+        without_page -= set(modules_of(page))
+        entries = [entry(name, page.shows) for name in names_on(page)]
+        texts[page.file] = "\n\n".join([*head(page), *entries]) + "\n"
+    if without_page:
+        raise AssertionError(f"no page of docs/reference.py has the modules {sorted(without_page)}; add them to one")
     texts["optimizers"] = overview(
         "Optimizers",
         "By family. [All in one table](../algorithms.md): memory, what they need, papers.",
@@ -167,7 +190,7 @@ def pages() -> dict[str, str]:
         "Pieces",
         "What optimizers are made of; `gradtx.chain` puts them together.",
         "what it does",
-        with_others(PIECES),
+        PIECES,
         algorithms.first_sentence,
     )
     texts["api"] = "\n\n".join(
@@ -183,10 +206,9 @@ def head(page: Page) -> list[str]:
 
 
 def overview(title: str, intro: str, column: str, those: list[Page], told: Any) -> str:
-    parts, found = [f"# {title}", intro, contents(those)], homes()
+    parts = [f"# {title}", intro, contents(those)]
     for page in those:
-        names = [name for module in page.modules for name in found[module]]
-        rows = [[f"`{name}`", told(getattr(gradtx, name))] for name in names]
+        rows = [[f"`{name}`", told(getattr(gradtx, name))] for name in names_on(page)]
         parts += [f"## {page.title}", "\n".join(algorithms.table(["", column], rows)).strip()]
         parts += [f"[Equations, arguments, examples]({page.file}.md)"]
     return "\n\n".join(parts) + "\n"
@@ -197,9 +219,7 @@ def contents(those: Iterable[Page]) -> str:
 
 
 def listed(page: Page) -> str:
-    found = homes()
-    names = [name for module in page.modules for name in found[module]]
-    return f"[{page.title}]({page.file}.md): {', '.join(f'`{name}`' for name in names)}"
+    return f"[{page.title}]({page.file}.md): {', '.join(f'`{name}`' for name in names_on(page))}"
 
 
 # An entry: signature, facts, docstring.
@@ -240,7 +260,9 @@ def member(owner: Any, name: str) -> str:
 
 
 def documented(owner: Any, name: str) -> bool:
-    return not name.startswith("_") and bool(getattr(vars(owner)[name], "__doc__", None))
+    value = vars(owner)[name]
+    is_member = callable(value) or isinstance(value, property | classmethod | staticmethod)
+    return is_member and not name.startswith("_") and bool(value.__doc__)
 
 
 def without_self(signature: inspect.Signature) -> inspect.Signature:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import numbers
 import types
 import typing
@@ -60,6 +61,9 @@ Scalar: TypeAlias = float | Tensor | Schedule
 Betas: TypeAlias = tuple[Scalar, ...]
 
 
+ROUNDING = 1e-12  # schedulers of torch leave rates such as -1e-20 where they mean 0
+
+
 class Range:
     """An interval such as `[0, 1)`, and the value that means 'off' (see `is_off`)."""
 
@@ -68,6 +72,14 @@ class Range:
         self.text, self.off = text, off
         self._low, self._high = float(low), float(high)
         self._open_low, self._open_high = text[0] == "(", text[-1] == ")"
+
+    def nearest(self, x: float) -> float:
+        """The nearest number in the interval, if `x` is outside by no more than rounding; else `x` itself."""
+        if math.isfinite(self._low) and not self._open_low and self._low - ROUNDING <= x < self._low:
+            return self._low
+        if math.isfinite(self._high) and not self._open_high and self._high < x <= self._high + ROUNDING:
+            return self._high
+        return x
 
     def __contains__(self, x: float) -> bool:
         above = x > self._low if self._open_low else x >= self._low
@@ -181,6 +193,17 @@ class Argument:
             return self._instance(value, str)
         return value
 
+    def check_written(self, value: Any) -> Any:
+        """As `check`, for a value that torch or its schedulers may have written: rounding errors are mended, and
+        tensors with one entry, of any shape, are numbers.
+        """
+        if isinstance(value, tuple | list) and self.kind == "betas":
+            ranges = self.entry_ranges or (self.range,) * len(value)
+            value = tuple(_as_number(item, interval) for item, interval in zip(value, ranges, strict=False))
+        elif self.kind == "scalar":
+            value = _as_number(value, self.range)
+        return self.check(value)
+
     def _in_range(self, value: Any, name: str, interval: Range) -> Any:
         if value not in interval:
             raise ValueError(f"{self.owner}: {name} must be in {interval.text}, got {value!r}{self._remedy}")
@@ -249,6 +272,12 @@ class Argument:
         return value
 
 
+def _as_number(value: Any, interval: Range) -> Any:
+    if isinstance(value, Tensor):
+        return value.reshape(()) if value.numel() == 1 else value
+    return interval.nearest(value) if isinstance(value, float) else value
+
+
 def _is_plain(value: Any) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(entry, numbers.Real) for entry in value)
 
@@ -281,6 +310,10 @@ class Arguments:
             self.added = ("maximize",)
             hints["maximize"] = bool
             parameters.append(_keyword("maximize", False, "bool"))
+            if "weight_decay" in signature.parameters:
+                self.added = ("maximize", "mask")
+                hints["mask"] = object  # a selector, which the decorator checks
+                parameters.append(_keyword("mask", None, "Where | None"))
         users = function.__module__.partition(".")[0] != __package__  # a user wrote the factory
         arguments = []
         for parameter in parameters:

@@ -218,6 +218,12 @@ class Scope:
         """The inside of an alias: its links have no places, and the alias's input is their gradient."""
         return self._at(None, False, self.state_dtype)
 
+    def again(self) -> Scope:
+        """The same position, with the stage names that are claimed by now: a second expansion has the same paths."""
+        scope = self._at(self.place, self.changed, self.state_dtype)
+        scope.names = dict(self.names)
+        return scope
+
     def inner_chain(self) -> Scope:
         """The inside of a link that stands for a chain: its links have no places."""
         return self._at(None, self.changed, self.state_dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -57,24 +57,29 @@ def storage_id(tensor: Tensor) -> int:
         NotImplementedError: the tensor belongs to a transform (vmap, grad); `unwrapped` gives the one below.
     """
     try:
-        storage = tensor.untyped_storage()
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    except AttributeError:
+        return id(tensor.untyped_storage())
     except NotImplementedError:
         if _functorch("get_unwrapped") is None:
             return id(tensor)
         raise
-    key = getattr(storage, "_cdata", None)
-    return id(storage) if key is None else key
 
 
 # Errors.
 
-# RuntimeErrors of an operation that another layout of a divided tensor would not mend.
-NOT_OF_LAYOUT: tuple[type[RuntimeError], ...] = (RecursionError,)
-for _name in ("OutOfMemoryError", "AcceleratorError"):
-    if hasattr(torch, _name):
-        NOT_OF_LAYOUT += (getattr(torch, _name),)
-if torch.distributed.is_available():
-    NOT_OF_LAYOUT += (torch.distributed.DistError,)
+
+def _errors_not_of_layout() -> tuple[type[RuntimeError], ...]:
+    errors: list[type[RuntimeError]] = [RecursionError]
+    for name in ("OutOfMemoryError", "AcceleratorError"):
+        if hasattr(torch, name):
+            errors.append(getattr(torch, name))
+    if torch.distributed.is_available():
+        errors.append(torch.distributed.DistError)
+    return tuple(errors)
+
+
+NOT_OF_LAYOUT = _errors_not_of_layout()  # RuntimeErrors that another layout of a sharded tensor would not avoid
 
 
 # Transforms: vmap, grad, and forward-mode derivatives.
@@ -248,7 +253,7 @@ class SymbolicTracer:
 
     def resizable(self, tensor: Tensor, name: str) -> Tensor:
         """A stand-in for a tensor whose sizes may all change, except those that are 1."""
-        dynamic = []
+        dynamic: list[Any] = []
         for size in tensor.shape:
             dynamic.append(self._dimension.STATIC if size == 1 else self._dimension.DYNAMIC)
         context = self._symbolic_context(dynamic_sizes=dynamic)
@@ -266,7 +271,7 @@ class SymbolicTracer:
         return self._sizes.evaluate_guards_for_args(arguments, tensors, ignore_static=False)
 
     @contextlib.contextmanager
-    def compiling(self) -> Iterator[None]:
+    def compiling(self) -> Generator[None, None, None]:
         """Compile inside of this block what was traced."""
         with self._tracing(self._context(self._mode)), torch.no_grad():
             yield
@@ -302,8 +307,13 @@ def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any
     """Compile a traced graph by inductor; falls back to the public `torch.compile`, which traces it again."""
     compiler = _found("torch._inductor", "compile")
     if compiler is None:
-        return torch.compile(graph, dynamic=True, options=dict(options))
+        return compile_function(graph, options)
     return compiler(graph, examples, options=dict(options))
+
+
+def compile_function(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Compile a function for all sizes by the public `torch.compile`."""
+    return torch.compile(function, dynamic=True, options=dict(options))  # pyright: ignore[reportUnknownMemberType]
 
 
 def compile_error() -> type[Exception]:
@@ -313,7 +323,7 @@ def compile_error() -> type[Exception]:
 
 
 @contextlib.contextmanager
-def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _patched(owner: Any, name: str, value: Any) -> Generator[None, None, None]:
     """Give an attribute another value inside of the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
@@ -321,6 +331,14 @@ def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def _always(self: Any) -> bool:
+    return True
+
+
+def _never(self: Any, *nodes: Any) -> bool:
+    return False
 
 
 def named_instructions() -> contextlib.AbstractContextManager[None]:
@@ -338,16 +356,20 @@ def named_instructions() -> contextlib.AbstractContextManager[None]:
         known = {"avx512": instructions.VecAVX512, "avx2": instructions.VecAVX2}
         list_of_sets = "valid_vec_isa_list"
         getattr(instructions, list_of_sets)
-        sets = []
+        sets: list[Any] = []
         for name, instruction_set in known.items():
             if name in named:
                 # The truth value of a set is what builds the programs.
-                believed = type(instruction_set.__name__, (instruction_set,), {"__bool__": lambda self: True})
+                believed = type(instruction_set.__name__, (instruction_set,), {"__bool__": _always})
                 sets.append(believed())
     except Exception:  # a shortcut only: whatever fails in it, torch asks by itself
         logger.debug("the instruction sets are left to torch", exc_info=True)
         return contextlib.nullcontext()
-    return _patched(instructions, list_of_sets, lambda: sets) if sets else contextlib.nullcontext()
+
+    def list_sets() -> list[Any]:
+        return sets
+
+    return _patched(instructions, list_of_sets, list_sets) if sets else contextlib.nullcontext()
 
 
 def separate_loops() -> contextlib.AbstractContextManager[None]:
@@ -358,4 +380,4 @@ def separate_loops() -> contextlib.AbstractContextManager[None]:
     scheduling, fusion = _found("torch._inductor.codegen.cpp", "CppScheduling"), "can_fuse_vertical_outer_loop"
     if not hasattr(scheduling, fusion):
         return contextlib.nullcontext()
-    return _patched(scheduling, fusion, lambda self, *nodes: False)
+    return _patched(scheduling, fusion, _never)

@@ -80,6 +80,17 @@ def check_names(given: Iterable[str], expected: Iterable[str], what: str, of: st
             raise ValueError(f"{what} have leaf {name!r}, which {of} lack; leaves are matched by name")
 
 
+def strings(tree: Any) -> dict[str, str]:
+    """The leaves of a tree by dotted path, if all of them are strings; else nothing."""
+    paths, _ = _pytree.tree_flatten_with_path(tree)
+    leaves = {}
+    for path, leaf in paths:
+        if not isinstance(leaf, str):
+            return {}
+        leaves[".".join([_key(key) for key in path])] = leaf
+    return leaves
+
+
 def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 

@@ -10,10 +10,11 @@ import torch
 
 from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
 from gradtx._exact import resolve
-from gradtx._execution import NEGATE, around_alias
+from gradtx._execution import NEGATE, Block, Branch, around_alias
 from gradtx._messages import describe, nearest
 from gradtx._rules import Rule, RuleOperation, StageState
 from gradtx._runs import Scope
+from gradtx._selectors import Selector
 from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
 from gradtx.core import GradientTransformation, same
@@ -91,6 +92,10 @@ class Spec:
             seed=arguments["seed"] if self.random else None,
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
         )
+
+    def selector(self, mask: Any) -> Any:
+        """The choice of leaves that an alias's `weight_decay` reaches."""
+        return Selector.of(f"{self.name}: mask", mask)
 
     def body(self, arguments: dict[str, Any]) -> Any:
         """What the factory's function returns for these values, in the form that its kind asks for."""
@@ -221,6 +226,20 @@ class Made(GradientTransformation):
         if self._spec.kind != "alias":
             scope.skip(self._spec.name)
             return body._expand(scope.inner_chain())
+        again = scope.again()
+        operations = self._optimizer(body, arguments, scope)
+        selector = None if arguments.get("mask") is None else self._spec.selector(arguments["mask"])
+        if selector is None:
+            return operations
+        # The same stages once more, where leaves differ in this number only: sums see the leaves of both.
+        rest = {**arguments, "weight_decay": 0.0}
+        undecayed = self._optimizer(self._spec.body(rest), rest, again)
+        scope.run.selectors.append(selector)
+        blocks = {True: Block(operations, []), False: Block(undecayed, [])}
+        return [Branch(scope.claim(f"{self._name}_mask"), selector, blocks)]
+
+    def _optimizer(self, body: GradientTransformation, arguments: dict[str, Any], scope: Scope) -> list[Any]:
+        """The operations of an alias for all leaves alike."""
         operations = body._expand(scope.alias())
         maximize = bool(arguments.get("maximize"))
         if maximize:
@@ -253,7 +272,11 @@ def _transformations(value: Any) -> list[GradientTransformation]:
 
 
 def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
-    return Made(factory.spec, arguments, state_dtype)
+    """Rebuild a pickled call; arguments that are newer than the pickle have their defaults."""
+    complete = {}
+    for argument in factory.spec.arguments.all:
+        complete[argument.name] = arguments.get(argument.name, argument.default)
+    return Made(factory.spec, complete, state_dtype)
 
 
 P = ParamSpec("P")
@@ -294,6 +317,8 @@ def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]
         if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
             raise TypeError(f"{spec.name}: state_dtype must be a floating-point torch.dtype, got {state_dtype!r}")
         made = Made(spec, spec.arguments.bind(args, kwargs), state_dtype)
+        if spec.kind == "alias" and made._arguments.get("mask") is not None:
+            spec.selector(made._arguments["mask"])  # raises an error for what selects nothing
         try:
             made._links()  # runs the body: its own checks belong to construction
         except (TypeError, ValueError) as error:

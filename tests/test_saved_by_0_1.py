@@ -57,4 +57,5 @@ def test_an_optimizers_state_dict_continues():
 @pytest.mark.parametrize("name", FACTORIES)
 def test_a_pickled_call_of_every_factory_loads(name):
     data, text = FACTORIES[name]
-    assert repr(pickle.loads(data)) == text
+    # Since then, torch's functions are shown as users write them.
+    assert repr(pickle.loads(data)) == text.replace("_VariableFunctionsClass.", "torch.")

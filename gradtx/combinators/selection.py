@@ -2,146 +2,18 @@
 
 from __future__ import annotations
 
-import fnmatch
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from gradtx import _torch
-from gradtx._errors import Path
+from gradtx import _tree
 from gradtx._execution import Block, Branch
 from gradtx._messages import describe
 from gradtx._runs import Scope
+from gradtx._selectors import LabelTree, Selector, Where, is_function, listed, patterns
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import Combinator, combinator
 
 __all__ = ["freeze", "masked", "partition"]
-
-Where = str | tuple[str, ...] | Callable[[str, Tensor], bool]
-
-
-@_torch.assume_constant
-def _first_match(name: str, groups: tuple[tuple[str, ...], ...]) -> int:
-    """The index of the first group of patterns that the name matches, or -1."""
-    for i, patterns in enumerate(groups):
-        for pattern in patterns:
-            if fnmatch.fnmatchcase(name, pattern):
-                return i
-    return -1
-
-
-class Selector:
-    """Chooses a label for a leaf: the first whose patterns match, or whose predicate is true.
-
-    Patterns decide by name, at any time; what a predicate said about the parameter at init is remembered.
-
-    Attributes:
-        labels: The labels, in the order in which they are tried.
-        branches: The labels in the order of the branches; None if this chooses between True and False.
-        by_name: Whether names alone decide.
-    """
-
-    def __init__(self, owner: str, labels: tuple[Any, ...], wheres: Any, branches: tuple[str, ...] | None = None):
-        self.owner = owner
-        self.labels = labels
-        self.branches = branches
-        self.by_name = isinstance(wheres, tuple) and all(isinstance(where, tuple) for where in wheres)
-        self._wheres = wheres
-
-    @classmethod
-    def of(cls, owner: str, where: Any) -> Selector:
-        """A choice between True, where `where` holds, and False."""
-        return cls(owner, (True,), (_patterns(owner, where),))
-
-    @property
-    def names_branches(self) -> bool:
-        """Whether the labels are names of branches."""
-        return self.branches is not None
-
-    def choose(self, name: str, tensor: Any) -> Any:
-        if not isinstance(self._wheres, tuple):
-            return self._called(name, tensor)
-        index = _first_match(name, self._wheres) if self.by_name else self._first_where(name, tensor)
-        if index >= 0:
-            return self.labels[index]
-        if self.branches is None:
-            return False
-        raise ValueError(
-            f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
-        )
-
-    def _called(self, name: str, tensor: Any) -> Any:
-        """The label that a function gives."""
-        label = self._wheres(name, tensor)
-        if label not in self.labels:
-            raise ValueError(f"{self.owner}: leaf {name!r} has label {label!r}; labels: {_listed(self.labels)}")
-        return label
-
-    def _first_where(self, name: str, tensor: Any) -> int:
-        """The index of the first pattern that matches, or predicate that is true; or -1."""
-        for i, where in enumerate(self._wheres):
-            holds = _first_match(name, (where,)) == 0 if isinstance(where, tuple) else where(name, tensor)
-            if holds:
-                return i
-        return -1
-
-    def mark(self, path: Path, label: Any) -> Path:
-        """The place where the state marks a leaf as having this label."""
-        if self.branches is None:
-            return (*path, "members" if label else "others")
-        return (*path, label, "members")
-
-    def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
-        """The label by the marks in the state, or None."""
-        for label in (True, False) if self.branches is None else self.labels:
-            if marked(self.mark(path, label)):
-                return label
-        return None
-
-    def check_used(self, names: list[str]) -> None:
-        """Raise an error for a pattern that matches no leaf."""
-        if not names or not isinstance(self._wheres, tuple):
-            return
-        for where in self._wheres:
-            for pattern in where if isinstance(where, tuple) else ():
-                if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                    raise ValueError(f"{self.owner}: {pattern!r} matches no leaf; leaves: {_listed(names)}")
-
-
-def _patterns(owner: str, where: Any) -> Any:
-    if isinstance(where, str):
-        return (where,)
-    if isinstance(where, list | tuple) and where and all(isinstance(item, str) for item in where):
-        return tuple(where)
-    if _is_function(where):
-        return where
-    remedy = "; a module's parameters go by its name in the model, as in 'encoder.*'"
-    raise TypeError(
-        f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
-        f"got {describe(where)}{remedy if isinstance(where, torch.nn.Module) else ''}"
-    )
-
-
-def _is_function(where: Any) -> bool:
-    """Whether it may be called with a name and a tensor; modules and classes are callable, too."""
-    if not callable(where) or isinstance(where, type | torch.nn.Module | GradientTransformation):
-        return False
-    try:
-        if not torch.compiler.is_compiling():  # dynamo does not trace this
-            inspect.signature(where).bind("name", None)
-    except TypeError:
-        return False
-    except ValueError:
-        pass  # a function of C that does not say what it takes
-    return True
-
-
-def _listed(items: Iterable[Any], most: int = 8) -> str:
-    items = [str(item) for item in items]
-    return ", ".join(items[:most]) + (f", ... ({len(items)} in all)" if len(items) > most else "")
 
 
 class Fork(Combinator):
@@ -163,14 +35,15 @@ class Fork(Combinator):
 
 
 @combinator(static=("labels",), example=lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}})
-def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[str, Where] | Callable[..., str]):
+def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[str, Any] | Callable[..., str]):
     """Send every leaf through the transformation of its label.
 
     Sums over leaves inside a branch see that branch only.
 
     Args:
         transforms: label -> transformation.
-        labels: label -> selector, tried in order (`"*"` for the rest), or a function `(name, tensor) -> label`.
+        labels: label -> selector, tried in order (`"*"` for the rest), a function `(name, tensor) -> label`, or as in
+            optax a tree of labels, shaped as the parameters or as a prefix of them.
             A selector is a name pattern (`fnmatch` on the dotted leaf name, `*` crosses dots), a tuple of them or a
             function `(name, tensor) -> bool`, which sees the parameter at init.
 
@@ -194,12 +67,16 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
         check_transformation("partition", f"transforms[{label!r}]", tx)
         if not isinstance(label, str) or "." in label:
             raise ValueError(f"partition: label {label!r} must be a string without dots")
-    if isinstance(labels, Mapping):
+    tree = {} if isinstance(labels, str) else _tree.strings(labels)
+    names_labels = isinstance(labels, Mapping) and set(labels) == set(transforms)
+    if tree and set(tree.values()) <= set(transforms) and not names_labels:
+        selector = Selector("partition", tuple(transforms), LabelTree(tree), branches=tuple(transforms))
+    elif isinstance(labels, Mapping):
         if set(labels) != set(transforms):
-            raise ValueError(f"partition: labels are {_listed(labels)}, transforms are {_listed(transforms)}")
-        wheres = tuple(_patterns("partition", where) for where in labels.values())
+            raise ValueError(f"partition: labels are {listed(labels)}, transforms are {listed(transforms)}")
+        wheres = tuple(patterns("partition", where) for where in labels.values())
         selector = Selector("partition", tuple(labels), wheres, branches=tuple(transforms))
-    elif _is_function(labels):
+    elif is_function(labels):
         selector = Selector("partition", tuple(transforms), labels, branches=tuple(transforms))
     else:
         raise TypeError(f"partition: labels must be a dict or a function (name, tensor), got {describe(labels)}")

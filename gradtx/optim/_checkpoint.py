@@ -16,10 +16,13 @@ from gradtx.optim._groups import REFUSED, GroupView
 from gradtx.optim._member import Layout
 from gradtx.optim._members import Group
 from gradtx.optim._saved import matched
-from gradtx.optim._state import States
+from gradtx.optim._state import State, States
 
 # What qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
 DECOUPLED = (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True))
+
+
+Entries = dict[str, Any]  # a parameter's saved state
 
 
 @dataclass
@@ -34,11 +37,11 @@ class Loaded:
         foreign: Saved state that belongs to no parameter.
     """
 
-    views: list[GroupView] = field(default_factory=list)
-    states: dict[Tensor, dict[str, Tensor]] = field(default_factory=dict)
-    layouts: dict[Tensor, Layout] = field(default_factory=dict)
-    entries: dict[Tensor, dict[str, Any]] = field(default_factory=dict)
-    foreign: dict[Any, Any] = field(default_factory=dict)
+    views: list[GroupView] = field(default_factory=list[GroupView])
+    states: dict[Tensor, State] = field(default_factory=dict[Tensor, State])
+    layouts: dict[Tensor, Layout] = field(default_factory=dict[Tensor, Layout])
+    entries: dict[Tensor, Entries] = field(default_factory=dict[Tensor, Entries])
+    foreign: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
 
 class Checkpoint:
@@ -123,7 +126,7 @@ class Checkpoint:
     def _match_group(self, view: GroupView, group: Group, literal: bool, loaded: Loaded) -> None:
         new_view = view.loaded(group, literal, self._count)
         first = self._states.first(new_view, group["params"], alone=True)
-        states = {}
+        states: dict[Tensor, State] = {}
         for param, state in first.states.items():
             name = self._members.by_param[param].name
             states[param] = matched(name, loaded.entries[param], state, param.device, self._strict)
@@ -167,7 +170,7 @@ class Checkpoint:
         Those without an entry, and those whose entry is their own unused state: accelerate's `prepare` loads an
         optimizer's state back into it.
         """
-        unused = []
+        unused: list[Tensor] = []
         for param, state in loaded.states.items():
             if not loaded.entries[param] or self._is_own_unused_state(param, state):
                 unused.append(param)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -69,10 +69,9 @@ class GroupView:
                 raise refused(name, group[name])
         self.sources = {}
         for name, entry in self.entries.items():
-            value = entry.argument.check(group[name]) if name in group else entry.value
-            if isinstance(value, Tensor):  # schedulers write into it, for this group alone
-                value = value.detach().clone()
-            self.sources[name] = group[name] = value
+            # A tensor stays the one that was given, as in torch: its owner, and schedulers, write into it.
+            self.sources[name] = entry.argument.check_written(group[name]) if name in group else entry.value
+            group.setdefault(name, self.sources[name])
         group.setdefault("lr", 0.0)  # torch's schedulers need one, even if no link reads it
         self.live = {name for name, source in self.sources.items() if _any(_is_schedule, source)}
         self.shown = {}
@@ -90,15 +89,15 @@ class GroupView:
 
     def values(self) -> dict[str, Any]:
         """The present values, checked as a constructor checks them; a schedule unless its number was overwritten."""
-        present = {}
+        present: dict[str, Any] = {}
         for name, entry in self.entries.items():
             value = self.group[name]
             if isinstance(value, list):  # groups that went through JSON
-                value = tuple(value)
+                value = tuple(cast("list[Any]", value))
             if name in self.live and _is_same(value, self.shown[name]):
                 present[name] = self.sources[name]
             else:
-                present[name] = entry.argument.check(value)
+                present[name] = entry.argument.check_written(value)
         return present
 
     def check(self, values: Mapping[str, Any]) -> None:
@@ -135,7 +134,7 @@ class GroupView:
         def as_tensor(item: Any) -> Any:
             return exact(item, device) if isinstance(item, float) else item
 
-        arguments = {}
+        arguments: dict[tuple[Any, str], Any] = {}
         for name, value in values.items():
             arguments[self.entries[name].place] = self._map_numbers(name, value, as_tensor)
         tx = self.tx._replaced(arguments, checked=False)
@@ -146,7 +145,7 @@ class GroupView:
     def structure(self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]) -> tuple[Any, list[Any]]:
         """The part of the values that decides links and slots, with `NUMBER` for each number; and the numbers."""
         numbers: list[Any] = []
-        structure = []
+        structure: list[tuple[Any, Any]] = []
         for name, value in values.items():
             entry = self.entries[name]
 
@@ -165,7 +164,7 @@ class GroupView:
 
         def chain(tensors: list[Tensor]) -> GradientTransformation:
             given = iter(tensors)
-            arguments = {}
+            arguments: dict[tuple[Any, str], Any] = {}
             for place, value in structure:
                 arguments[place] = _each(value, lambda item: next(given) if item is NUMBER else item)
             return self.tx._replaced(arguments, checked=False)
@@ -176,9 +175,9 @@ class GroupView:
         """A hyperparameter with `function` of its numbers, except literal ones and those that rules get as they are."""
         if self.entries[name].argument.kind == "floats":
             return value
-        if not isinstance(value, tuple):
+        if not _is_tuple(value):
             return function(value) if _is_number(value) and not self.literal[name] else value
-        mapped = []
+        mapped: list[Any] = []
         for item, literal in zip(value, self.literal[name], strict=True):
             mapped.append(function(item) if _is_number(item) and not literal else item)
         return tuple(mapped)
@@ -277,9 +276,13 @@ def _is_same(a: Any, b: Any) -> bool:
     """Whether two values are equal; two tensors are if they are the same object."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
-    if isinstance(a, tuple) and isinstance(b, tuple):
+    if _is_tuple(a) and _is_tuple(b):
         return len(a) == len(b) and all(map(_is_same, a, b))
     return bool(a == b)
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
 
 
 def _is_schedule(value: Any) -> bool:
@@ -296,17 +299,17 @@ def _is_number(value: Any) -> bool:
 
 def _each(value: Any, function: Callable[[Any], Any]) -> Any:
     """`function` of a value, or of each item of a tuple."""
-    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+    return tuple(map(function, value)) if _is_tuple(value) else function(value)
 
 
 def _any(test: Callable[[Any], bool], value: Any) -> bool:
     """Whether a value, or any item of a tuple, passes a test."""
-    return any(map(test, value)) if isinstance(value, tuple) else test(value)
+    return any(map(test, value)) if _is_tuple(value) else test(value)
 
 
 def _length(value: Any) -> int | None:
     """The number of items of a tuple; 1 for a single value, None for None."""
-    if isinstance(value, tuple):
+    if _is_tuple(value):
         return len(value)
     return None if value is None else 1
 
@@ -320,7 +323,7 @@ def _differs_in_structure(value: Any, other: Any) -> bool:
 
 def _both(a: Any, b: Any) -> Any:
     """Whether both are true, item by item; the second if they differ in length."""
-    if not isinstance(a, tuple):
+    if not _is_tuple(a):
         return a and b
     if len(a) != len(b):
         return b

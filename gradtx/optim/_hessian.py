@@ -41,10 +41,10 @@ class HessianSource:
         link: The name of the first link that needs `hessian_diag`; None if none does.
     """
 
-    def __init__(self, owner: str, tx: GradientTransformation, seed: int):
+    def __init__(self, owner: str, tx: GradientTransformation, seed: Any):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"{owner}: seed must be an int, got {seed!r}")
-        self._seed = seed
+        self._seed: int = seed
         self.link: str | None = None
         for link in tx._links():
             if "hessian_diag" in link._needs:
@@ -72,7 +72,7 @@ class HessianStep:
         self._workings = workings
         self._source = workings.hessian
         self._estimates = self._source.link is not None and "hessian_diag" not in extras
-        self._mode: TorchFunctionMode | None = None
+        self._mode: Any = None  # around the closure, if the graph is to be kept
         if self._estimates:
             extras["hessian_diag"] = None
 
@@ -167,7 +167,7 @@ class HessianStep:
         params = [param for param in names if param.requires_grad]
         gradients: dict[Tensor, Tensor] = {}
         for param in params:
-            gradient = param.grad
+            gradient: Any = param.grad
             if gradient is not None and gradient.requires_grad:
                 gradients[param] = gradient
         if not gradients:
@@ -188,7 +188,7 @@ class HessianStep:
     def _random_vectors(self, params: list[Tensor], names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
         counter = torch.tensor(self._workings.states.count())
         seeds = _seeds(self._workings.members, self._source)
-        vectors = {}
+        vectors: dict[Tensor, Tensor] = {}
         for param in params:
             vectors[param] = Stream(seeds[param], counter, names[param]).rademacher(param.detach())
         return vectors
@@ -210,12 +210,15 @@ def _seeds(members: Members, source: HessianSource) -> dict[Tensor, Tensor]:
     return seeds
 
 
+BACKWARD: Any = Tensor.__dict__.get("backward")
+
+
 class _KeepGraph(TorchFunctionMode):
     """Makes `loss.backward()` differentiable itself."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not Tensor.backward:
+        if func is not BACKWARD:
             return func(*args, **kwargs)
         with warnings.catch_warnings():  # about the cycle of a parameter and its gradient, which is cut after the step
             warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph", UserWarning)

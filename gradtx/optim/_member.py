@@ -93,11 +93,11 @@ class Member:
 
     name: str
     param: Tensor
-    choices: dict[Path, Any] = field(default_factory=dict)
+    choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
     layout: Layout | None = None
     first_state: FirstState | None = None
     saved: dict[str, Any] | None = None
-    state: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict[str, Any])
     count: int | Count = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
@@ -137,10 +137,10 @@ class Member:
         """Whether the state looked up for this step was made for this chain."""
         return self.layout is not None and bool(self.state)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         """Take what `pickle` has saved, also under the names of version 0.1."""
         renamed = {"made": "first_state", "waiting": "saved", "_counted": "device_count"}
-        _, slots = state if isinstance(state, tuple) else (None, state)
+        _, slots = state
         for name, value in slots.items():
             setattr(self, renamed.get(name, name), value)
 

@@ -82,7 +82,7 @@ class Members:
             positions.setdefault(_labels(run, block, by_param[param]), []).append(i)
         if not params:
             positions[()] = []
-        views = []
+        views: list[GroupView] = []
         for labels in sorted(positions, key=_rank):
             # The dict that the user gave, as in torch, if it is not divided.
             part = group if len(positions) == 1 else dict(group)
@@ -155,7 +155,7 @@ class Members:
         for view in self.views:
             by_dict[id(view.group)] = view
             by_params[_ids(view.group["params"])] = view
-        views = []
+        views: list[GroupView] = []
         for group in groups:
             view = by_dict.get(id(group)) or by_params.get(_ids(group["params"])) or self._adopted(group, count)
             views.append(view)
@@ -214,7 +214,7 @@ class Members:
 
     def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> list[list[Member]]:
         """The members of each group, with their present group and state."""
-        rows = []
+        rows: list[list[Member]] = []
         for i, view in enumerate(self.views):
             row = [self.by_param[param] for param in view.group["params"]]
             for member in row:

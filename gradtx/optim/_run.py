@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class OptimizerRun(Run):
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         if self.initial:
             return {}
-        slots = {}
+        slots: dict[str, Tensor] = {}
         for slot, key in leaf.layout.slots.get(path, {}).items():
             value = leaf.state[key]
             slots[slot] = value if leaf.window is None else part_of(value, leaf)
@@ -123,7 +123,7 @@ def parts_of(leaf: Leaf) -> list[Leaf]:
     param, gradient = leaf.key, leaf.key.grad
     if gradient is None or param.numel() <= PART or not _is_divisible(leaf):
         return [leaf]
-    parts = []
+    parts: list[Leaf] = []
     for start in range(0, param.numel(), PART):
         window = slice(start, min(start + PART, param.numel()))
         parts.append(_part(leaf, gradient, window))
@@ -192,5 +192,5 @@ def _common_choices(row: list[Member]) -> dict[Path, Any]:
 
 def _as_numbers(value: Any) -> Any:
     if isinstance(value, tuple):
-        return tuple(map(_as_numbers, value))
+        return tuple(map(_as_numbers, cast("tuple[Any, ...]", value)))
     return value.item() if isinstance(value, Tensor) else value

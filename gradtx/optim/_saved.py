@@ -27,7 +27,7 @@ def matched(
         ValueError: a slot is missing or unknown, or has another shape or kind.
     """
     saved = _in_our_words(saved, first)
-    state = {}
+    state: dict[str, Tensor] = {}
     for key, value in first.items():
         if key in saved:
             state[key] = _as_slot(name, key, saved[key], value, device)

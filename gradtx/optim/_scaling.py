@@ -76,7 +76,9 @@ class Scaling:
 
     inverse: Tensor
     proceed: Tensor
-    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict[torch.device, tuple[Tensor, Tensor]]
+    )
 
     @classmethod
     def asked_of(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, initialize
 from gradtx.context import Clock
 from gradtx.core import Entry
@@ -103,7 +104,7 @@ class States:
         run = OptimizerRun(self.by_param, members, initial=True)
         block = Block.of(view.chain(view.first, CPU), run, 0)
         clock = first_clock(run.device)
-        leaves = []
+        leaves: list[Leaf] = []
         for param in params:
             if not (is_lazy(param) or param.is_meta):
                 leaf = self.leaf(run, members[param], clock)
@@ -128,7 +129,7 @@ class States:
 
     def refresh(self, view: GroupView, params: Iterable[Tensor]) -> None:
         """Make unused state once more, from the parameters' present values."""
-        unused = []
+        unused: list[Tensor] = []
         for param in params:
             member = self.members.by_param[param]
             self._accept_moved(view, member)
@@ -164,7 +165,7 @@ class States:
             return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
-        lacking = []
+        lacking: list[Member] = []
         for member in row:
             has_state = member.layout is not None and bool(self.of(member.param))
             if (member.param.grad is not None and not has_state) or (changed and member.layout is not None):
@@ -196,7 +197,7 @@ class States:
 
     def write_shared(self, run: OptimizerRun) -> None:
         """Write the new shared values of a run into the state of every parameter that keeps them."""
-        new = {}
+        new: dict[Path, State] = {}
         for path, values in run.new_shared.items():
             new[path] = {name: run.memory.fresh(value) for name, value in values.items()}
         if not new:

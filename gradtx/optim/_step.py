@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -73,9 +73,7 @@ class Step:
         names = self._workings.members.names() if extras else []
         for key, value in extras.items():
             if kinds[key].startswith("leaf") and isinstance(value, list | tuple):
-                if len(value) != len(names):
-                    raise ValueError(f"{key}: {len(value)} tensors for {len(names)} parameters")
-                extras[key] = dict(zip(names, value, strict=True))
+                extras[key] = _by_name(key, cast("Sequence[Any]", value), names)
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
         run.known_extras, run.leaf_extras = kinds, trees
         run.memory.take(tensors(trees))  # a rule may return one as it is
@@ -102,7 +100,7 @@ class Step:
 
     def _stepping(self, rows: list[list[Member]]) -> list[Member]:
         takes_none = self._workings.traits.takes_none
-        stepping = []
+        stepping: list[Member] = []
         for row in rows:
             for member in row:
                 if member.layout is not None and (takes_none or member.param.grad is not None):
@@ -169,7 +167,7 @@ class Step:
 
     def _eager_leaves(self, members: list[Member]) -> list[Leaf]:
         """Leaves that step eagerly, large ones in parts."""
-        leaves = []
+        leaves: list[Leaf] = []
         for leaf in self.leaves(members):
             if leaf.program != [FROZEN]:
                 leaves.extend(parts_of(leaf))
@@ -269,9 +267,16 @@ class Step:
         leaf.release()
 
 
+def _by_name(extra: str, values: Sequence[Any], names: list[str]) -> dict[str, Any]:
+    """An extra that is given as a list in parameter order."""
+    if len(values) != len(names):
+        raise ValueError(f"{extra}: {len(values)} tensors for {len(names)} parameters")
+    return dict(zip(names, values, strict=True))
+
+
 def _write_part(leaf: Leaf, keys: dict[str, str], slots: dict[str, Tensor], taken: set[Any], is_last: bool) -> None:
     """Write a part's entries in place; slots of another shape are replaced with the last part."""
-    values = {}
+    values: dict[str, Tensor] = {}
     for slot, value in slots.items():  # all of them first: a new value may be a view of old state
         values[slot] = value.clone() if memory_of(value) in taken else value
     for slot, value in values.items():

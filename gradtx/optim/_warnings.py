@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from gradtx._messages import close
+from gradtx._messages import close, describe
 from gradtx.core import Chain, Entry, GradientTransformation
 from gradtx.factories import Made
-from gradtx.optim._groups import SCHEDULER_KEYS
+from gradtx.optim._groups import SCHEDULER_KEYS, GroupView
 
 RATE = "scale_by_learning_rate"
 # Keys that others write into groups: torch and its schedulers, trainers, this library.
@@ -39,14 +40,21 @@ def warn_user(message: str, category: type[Warning]) -> None:
 
 def warn_of_ascent(tx: GradientTransformation) -> None:
     """Warn of a chain of known links of which none turns the sign: its steps climb."""
-    makes_direction = any(link._name.startswith("scale_by_") for link in tx._links())
-    if not (makes_direction and _climbs(tx)):
+    if not (_makes_direction(tx) and _climbs(tx)):
         return
     warn_user(
         "as_optimizer: no link of this chain turns the sign, so its steps climb the loss; end it with "
         "scale_by_learning_rate(lr), or with scale(-1.0) if the rate is in it (scale(1.0) says that this is meant)",
         UserWarning,
     )
+
+
+def _makes_direction(tx: GradientTransformation) -> bool:
+    """Whether a link rescales gradients; a chain that only averages or records them is no optimizer."""
+    for link in tx._links():
+        if link._name.startswith("scale_by_") or any(map(_makes_direction, link._children())):
+            return True
+    return False
 
 
 def _climbs(tx: GradientTransformation) -> bool:
@@ -65,6 +73,20 @@ def _climbs(tx: GradientTransformation) -> bool:
     if tx._selector() is not None:
         return any(map(_climbs, inner))
     return all(map(_climbs, inner))
+
+
+def warn_of_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
+    """Warn of a scheduler of torch that takes a group whose rate follows a schedule of the chain."""
+    for view in views:
+        source = view.sources.get("lr")
+        if "initial_lr" in view.group and "lr" in view.live:
+            warn_user(
+                f"{owner}: the lr of a group follows {describe(source)}, and now an LRScheduler writes it, too: it "
+                "overrides the schedule, with multiples of the schedule's first value. Give the optimizer a number as "
+                "lr, and the trainer the schedule as a scheduler: "
+                f"gradtx.as_lr_scheduler(optimizer, {describe(source)})",
+                UserWarning,
+            )
 
 
 def warn_of_turned_signs(tx: GradientTransformation) -> None:
@@ -113,7 +135,7 @@ def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
 
 def _links_on_path(part: GradientTransformation) -> list[Made]:
     """The links that a leaf passes in every step: the inside of wrappers may be for other leaves, or other steps."""
-    links = []
+    links: list[Made] = []
     for link in part._links():
         if isinstance(link, Made) and not link._children():
             links.append(link)
@@ -127,7 +149,7 @@ def _may_turn_back(part: GradientTransformation) -> bool:
     return any(link._name == "scale" for link in _links_on_path(part))
 
 
-def warn_of_misspelt(owner: str, keys: Iterable[str], entries: Iterable[Entry]) -> None:
+def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
     """Warn of keys of a group that nothing reads and that look like a hyperparameter; others are kept, as in torch."""
     known: set[str] = set()
     for entry in entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -15,14 +15,15 @@ from gradtx._pure import evaluated
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import Checkpoint
+from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._hessian import HessianSource, HessianStep
 from gradtx.optim._members import CPU, Members
 from gradtx.optim._pickles import workings_of
 from gradtx.optim._run import ChainTraits, OptimizerRun
 from gradtx.optim._scaling import Scaling
-from gradtx.optim._state import States
+from gradtx.optim._state import FirstStates, States
 from gradtx.optim._step import Step
-from gradtx.optim._warnings import warn_of_misspelt
+from gradtx.optim._warnings import warn_of_misspelt, warn_of_two_schedules
 from gradtx.optim._workings import Workings
 
 
@@ -45,6 +46,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._members = Members(owner, tx)
         self._states = States(self._members)
         self._hessian = HessianSource(owner, tx, seed)
+        self._evaluation: Evaluation | None = None
         super().__init__(params, {})
         self._workings = Workings(self._members, self._states, self._traits(), self._hessian, self._engine)
         self._members.check_selectors()
@@ -61,13 +63,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         A partition makes one group of each label. As torch's method, and raises the same errors.
         """
         owner = type(self).__name__
-        if isinstance(param_group, Mapping):
+        given: Any = param_group
+        if isinstance(given, Mapping):
             _check_no_module(owner, param_group.get("params"))
         group = self._as_torch_checks_it(param_group)
         keys = list(group)
         self._states.by_param = self.state
         joining = self._members.joining(group)
-        first_states = []
+        first_states: list[FirstStates] = []
         for view in joining.views:
             self._hessian.mark(view.group)
             first_states.append(self._states.first(view, view.group["params"], joining.by_param))
@@ -88,6 +91,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         finally:
             del self.param_groups[size:]
             self.defaults = defaults
+
+    def _params_in_order(self) -> list[Tensor]:
+        """The parameters as a state dict numbers them."""
+        params: list[Tensor] = []
+        for group in self.param_groups:
+            params.extend(group["params"])
+        return params
 
     def _up_to_date(self) -> Workings:
         """The workings, after anyone may have changed groups and state."""
@@ -113,6 +123,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
                 changed then.
         """
+        if self._evaluation is not None and self._evaluation.changes_weights():
+            raise RuntimeError(
+                f"{type(self).__name__}: the parameters are the weights to evaluate with; call optimizer.train() "
+                "before step()"
+            )
         workings = self._up_to_date()
         scaling = Scaling.asked_of(self)
         if scaling is not None:
@@ -134,20 +149,41 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         step.run()
         return loss
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "step" and "_workings" in self.__dict__:  # torch's schedulers put a counter around it
+            warn_of_two_schedules(type(self).__name__, self._members.views)
+
+    # The weights to evaluate with.
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the weights to evaluate with in place of the parameters, until `train` is called.
+
+        Trainers call this in front of an evaluation, as for schedule-free optimizers. Without links that average
+        weights it does nothing, nor if it was called before.
+        """
+        if self._evaluation is None:
+            self._evaluation = Evaluation.start(self._weights_to_evaluate_with())
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the weights of training back, after `eval`."""
+        if self._evaluation is not None:
+            self._evaluation.end()
+            self._evaluation = None
+
     @contextlib.contextmanager
-    def eval_params(self) -> Iterator[None]:
+    def eval_params(self) -> Generator[None, None, None]:
         """Put the weights to evaluate with in place of the parameters, and the parameters back at the end."""
-        with torch.no_grad():
-            weights = self._weights_to_evaluate_with()
-            trained = {param: param.detach().clone() for param in weights}
-            for param, value in weights.items():
-                param.copy_(value)
+        if self._evaluation is not None:  # they are there already
+            yield
+            return
+        self.eval()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for param, value in trained.items():
-                    param.copy_(value)
+            self.train()
 
     def _weights_to_evaluate_with(self) -> dict[Tensor, Tensor]:
         """The weights of links that have some, by parameter."""
@@ -155,7 +191,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._states.refresh_all()
         run, count = self._states.run(), self._states.count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
-        weights = {}
+        weights: dict[Tensor, Tensor] = {}
         for view in self._members.views:
             block = Block.of(view.chain(view.values(), CPU), run, count)
             for param in view.group["params"]:
@@ -171,8 +207,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's; state that no step has used yet is made from the present parameters."""
         self._up_to_date()
-        self._states.refresh_all()
-        return super().state_dict()
+        if self._evaluation is None:
+            self._states.refresh_all()
+        state_dict = super().state_dict()
+        if self._evaluation is not None:
+            self._evaluation.save(state_dict, self._params_in_order())
+        return state_dict
 
     @_torch.not_traced
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
@@ -191,7 +231,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
         self._up_to_date()
+        evaluation, state_dict = Evaluation.take(state_dict, self._params_in_order())
         Checkpoint(state_dict, self._states, strict).load()
+        self._evaluation = evaluation
         self.param_groups = [view.group for view in self._members.views]
         for hook in after:
             hook(self)
@@ -200,11 +242,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for param, member in self._members.by_param.items():
             if not member.is_unused(self._states.of(param)):
                 member.first_state = None
-        return {**super().__getstate__(), "_workings": self._workings}
+        return {**super().__getstate__(), "_workings": self._workings, "_evaluation": self._evaluation}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         workings = workings_of(state, type(self).__name__)
         super().__setstate__(state)
+        self._evaluation = state.get("_evaluation")
         self._workings = workings
         self._members, self._states = workings.members, workings.states
         self._hessian, self._engine = workings.hessian, workings.engine

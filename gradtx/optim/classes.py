@@ -7,11 +7,15 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from gradtx import optimizers
 from gradtx.core import GradientTransformation, chain
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
 
+# Options of torch's class that ours fixes. They are saved, so that a checkpoint means the same to other classes.
+FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
 COMPILE = "bool | str | Mapping[str, Any]"
 
 
@@ -49,7 +53,37 @@ class AliasOptimizer(ChainOptimizer):
             if option in kwargs:
                 raise refused(option, kwargs[option])
         seed = kwargs.pop("seed", 0) if self._seeded else 0
-        super().__init__(self._alias(*args, **kwargs), params, compile=compile, seed=seed)
+        numbers = {name: _as_number(value) for name, value in kwargs.items()}
+        super().__init__(self._alias(*map(_as_number, args), **numbers), params, compile=compile, seed=seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the options that this class fixes."""
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            group.update(FIXED_OPTIONS.get(self._alias.__name__, {}))
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
+        for option, value in FIXED_OPTIONS.get(self._alias.__name__, {}).items():
+            for group in state_dict["param_groups"]:
+                if group.get(option, value) != value and group.get("weight_decay", 0.0) != 0.0:
+                    other = f"{option}={group[option]}"
+                    owner = type(self).__name__
+                    raise ValueError(
+                        f"{owner}: loaded group has {other}, which this class can't follow; load it into Adam"
+                    )
+        super().load_state_dict(state_dict, strict)
+
+    load_state_dict.__doc__ = ChainOptimizer.load_state_dict.__doc__
+
+
+def _as_number(value: Any) -> Any:
+    """A tensor with one entry, of any shape, as the number that torch's optimizers take it for; it stays a view."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_as_number, value))
+    if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
+        return value.reshape(())
+    return value
 
 
 def optimizer_class(alias: Any) -> type[AliasOptimizer]:

@@ -29,7 +29,7 @@ def unannotated(x=1):
 
 SELECT = "select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool"
 NUMBER = "must be a number, a 0-d tensor or a gradtx.Schedule"
-ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, maximize, weight_decay"
+ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, mask, maximize, weight_decay"
 FOLLOWS = "owner owns the learning rate and returns the finished update, so {} can't follow it; "
 FOLLOWS += "give owner its lr and decay, or leave one of them out"
 

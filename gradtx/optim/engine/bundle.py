@@ -155,7 +155,8 @@ class PassOperation(Operation):
         self._awaited = compiled.operation
         self.path = () if self._awaited is None else self._awaited.path
 
-    def start(self, bundle: Any) -> Any:
+    def start(self, leaf: Any) -> Any:
+        bundle: Bundle = leaf
         results = bundle.call(self._compiled)
         return bundle.end(results) if self._awaited is None else results
 
@@ -163,5 +164,6 @@ class PassOperation(Operation):
         assert self._awaited is not None
         return self._awaited.combine(waiting)
 
-    def resume(self, bundle: Any, total: dict[str, Tensor]) -> None:
+    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
+        bundle: Bundle = leaf
         bundle.add_totals([total[name] for name in self._compiled.names])

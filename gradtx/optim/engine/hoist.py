@@ -67,7 +67,7 @@ def hoist(module: GraphModule, sources: list[Node], after: Node) -> tuple[GraphM
     graph = module.graph
     _merge_equal_numbers(graph, sources)
     computable = _numbers_from(graph, sources)
-    needed = []
+    needed: list[Node] = []
     for node, follows in computable.items():
         if follows and node not in sources and not computable.keys() >= node.users.keys():
             needed.append(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from gradtx import _torch
 
@@ -40,7 +40,7 @@ def compiler_options(compile: Any) -> dict[str, Any]:
     if compile is True:
         return {}
     if isinstance(compile, Mapping):
-        return dict(compile)
+        return dict(cast("Mapping[str, Any]", compile))
     if isinstance(compile, str):
         modes = _torch.compiler_modes()
         if compile not in modes:

@@ -72,7 +72,7 @@ def fingerprint_of(request: StepRequest) -> tuple[Any, ...]:
     members = request.members
     counts = [member.count for member in members]
     ranks = {count: rank for rank, count in enumerate(dict.fromkeys(counts))}
-    trees = {}
+    trees: dict[str, Any] = {}
     for name, tree in request.trees.items():
         trees[name] = {leaf: dtype_and_shape(value) for leaf, value in tree.items()}
     return (
@@ -111,7 +111,7 @@ def overlapping(members: Iterable[Member]) -> set[int]:
 
 
 def _spans(members: Iterable[Member]) -> list[Span]:
-    spans = []
+    spans: list[Span] = []
     for member in members:
         assert member.layout is not None
         for tensor in (member.param, *map(member.state.__getitem__, member.layout.slot_keys)):

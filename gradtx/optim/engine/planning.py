@@ -66,7 +66,7 @@ class Engine:
     @property
     def programs(self) -> list[BundleProgram]:
         """All compiled programs."""
-        programs = []
+        programs: list[BundleProgram] = []
         for alike in self._programs.values():
             programs.extend(alike)
         return programs
@@ -305,7 +305,7 @@ def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
         return tensors
     per_leaf = len(tensors) // kind.width
     length = 4 * LARGE if kind.large else 64
-    examples = []
+    examples: list[Tensor] = []
     for i, tensor in enumerate(tensors):
         examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(length + i // per_leaf))
     return examples

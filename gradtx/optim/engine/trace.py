@@ -94,7 +94,7 @@ class TracedRun(Run):
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         if self.totals:
             return self.totals.pop(0)
-        real_terms = []
+        real_terms: list[tuple[Leaf, dict[str, Tensor]]] = []
         for leaf, terms in waiting:
             real = self.real[leaf.name]
             real_terms.append((leaf, {name: torch.where(real, term, 0.0) for name, term in terms.items()}))
@@ -147,7 +147,7 @@ class BundleFunction:
         unscale = None if scaling is None else unscaling(run, scaling)
         block = Block.of(chain, run, count, unscale)
         clock = Clock(step)
-        leaves = []
+        leaves: list[Leaf] = []
         for i in range(signature.width):
             leaf = self._leaf(run, str(i), clock, scalars, given)
             leaf.program = block.for_leaf(leaf)
@@ -170,7 +170,7 @@ class BundleFunction:
 
     def _new_shared(self, run: TracedRun) -> dict[tuple[Path, str], Tensor]:
         """New shared values, in memory of no argument."""
-        shared = {}
+        shared: dict[tuple[Path, str], Tensor] = {}
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 if (path, name) in self._signature.shared:
@@ -186,7 +186,7 @@ def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
     """Write new slots and parameters in place, after all of them are computed."""
     new_slots: list[list[tuple[Tensor, Tensor]]] = []
     for leaf in leaves:
-        of_leaf = []
+        of_leaf: list[tuple[Tensor, Tensor]] = []
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
@@ -281,7 +281,7 @@ class TracedPass:
         multiply(self._graph)
         arguments = graph.find_nodes(op="placeholder")
         common, leaves = arguments[: len(self._common)], arguments[len(self._common) :]
-        numbers = []
+        numbers: list[Any] = []
         for i, node in enumerate(leaves):
             if is_number(node):
                 self._numbers.append(i)
@@ -356,7 +356,7 @@ class DynamoPass:
         def function(arguments: list[Tensor]) -> list[Tensor]:
             return self._run(arguments).outputs
 
-        self._compiled = torch.compile(function, dynamic=True, options=dict(options))
+        self._compiled = _torch.compile_function(function, options)
         with torch.no_grad():
             self._compiled(self._copies())
         self._examples = []

@@ -1,0 +1,165 @@
+"""Selectors: name patterns and predicates that choose leaves."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _torch
+from gradtx._errors import Path
+from gradtx._messages import describe
+from gradtx.core import GradientTransformation
+
+Where = str | tuple[str, ...] | Callable[[str, Tensor], bool]
+
+
+@_torch.assume_constant
+def _first_match(name: str, groups: tuple[tuple[str, ...], ...]) -> int:
+    """The index of the first group of patterns that the name matches, or -1."""
+    for i, group in enumerate(groups):
+        for pattern in group:
+            if fnmatch.fnmatchcase(name, pattern):
+                return i
+    return -1
+
+
+class Selector:
+    """Chooses a label for a leaf: the first whose patterns match, or whose predicate is true.
+
+    Patterns decide by name, at any time; what a predicate said about the parameter at init is remembered.
+
+    Attributes:
+        labels: The labels, in the order in which they are tried.
+        branches: The labels in the order of the branches; None if this chooses between True and False.
+        by_name: Whether names alone decide.
+    """
+
+    def __init__(self, owner: str, labels: tuple[Any, ...], wheres: Any, branches: tuple[str, ...] | None = None):
+        self.owner = owner
+        self.labels = labels
+        self.branches = branches
+        self.by_name = isinstance(wheres, LabelTree)
+        if isinstance(wheres, tuple):
+            self.by_name = all(isinstance(where, tuple) for where in wheres)
+        self._wheres = wheres
+
+    @classmethod
+    def of(cls, owner: str, where: Any) -> Selector:
+        """A choice between True, where `where` holds, and False."""
+        return cls(owner, (True,), (patterns(owner, where),))
+
+    @property
+    def names_branches(self) -> bool:
+        """Whether the labels are names of branches."""
+        return self.branches is not None
+
+    def choose(self, name: str, tensor: Any) -> Any:
+        if not isinstance(self._wheres, tuple):
+            return self._called(name, tensor)
+        index = _first_match(name, self._wheres) if self.by_name else self._first_where(name, tensor)
+        if index >= 0:
+            return self.labels[index]
+        if self.branches is None:
+            return False
+        raise ValueError(
+            f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
+        )
+
+    def _called(self, name: str, tensor: Any) -> Any:
+        """The label that a function gives."""
+        label = self._wheres(name, tensor)
+        if label not in self.labels:
+            raise ValueError(f"{self.owner}: leaf {name!r} has label {label!r}; labels: {listed(self.labels)}")
+        return label
+
+    def _first_where(self, name: str, tensor: Any) -> int:
+        """The index of the first pattern that matches, or predicate that is true; or -1."""
+        for i, where in enumerate(self._wheres):
+            holds = _first_match(name, (where,)) == 0 if isinstance(where, tuple) else where(name, tensor)
+            if holds:
+                return i
+        return -1
+
+    def mark(self, path: Path, label: Any) -> Path:
+        """The place where the state marks a leaf as having this label."""
+        if self.branches is None:
+            return (*path, "members" if label else "others")
+        return (*path, label, "members")
+
+    def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
+        """The label by the marks in the state, or None."""
+        for label in (True, False) if self.branches is None else self.labels:
+            if marked(self.mark(path, label)):
+                return label
+        return None
+
+    def check_used(self, names: list[str]) -> None:
+        """Raise an error for a pattern that matches no leaf."""
+        if not names or not isinstance(self._wheres, tuple):
+            return
+        for where in self._wheres:
+            for pattern in where if isinstance(where, tuple) else ():
+                if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                    raise ValueError(f"{self.owner}: {pattern!r} matches no leaf; leaves: {listed(names)}")
+
+
+class LabelTree:
+    """A tree of labels as a function of a leaf's name: its own label, or that of a part of the tree around it.
+
+    Args:
+        labels: The labels by dotted path.
+    """
+
+    def __init__(self, labels: dict[str, str]):
+        self.labels = labels
+
+    def __call__(self, name: str, tensor: Any) -> str:
+        path = name
+        while path not in self.labels:
+            if not path:
+                raise ValueError(f"partition: leaf {name!r} has no label in the tree of labels: {listed(self.labels)}")
+            path = path.rpartition(".")[0]
+        return self.labels[path]
+
+
+def patterns(owner: str, where: Any) -> Any:
+    """A selector as a tuple of patterns or a predicate.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(where, str):
+        return (where,)
+    if isinstance(where, list | tuple) and where and all(isinstance(item, str) for item in where):
+        return tuple(where)
+    if is_function(where):
+        return where
+    remedy = "; a module's parameters go by its name in the model, as in 'encoder.*'"
+    raise TypeError(
+        f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
+        f"got {describe(where)}{remedy if isinstance(where, torch.nn.Module) else ''}"
+    )
+
+
+def is_function(where: Any) -> bool:
+    """Whether it may be called with a name and a tensor; modules and classes are callable, too."""
+    if not callable(where) or isinstance(where, type | torch.nn.Module | GradientTransformation):
+        return False
+    try:
+        if not torch.compiler.is_compiling():  # dynamo does not trace this
+            inspect.signature(where).bind("name", None)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # a function of C that does not say what it takes
+    return True
+
+
+def listed(items: Iterable[Any], most: int = 8) -> str:
+    items = [str(item) for item in items]
+    return ", ".join(items[:most]) + (f", ... ({len(items)} in all)" if len(items) > most else "")

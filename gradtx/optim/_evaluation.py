@@ -1,0 +1,61 @@
+"""The mode in which an optimizer's parameters are the weights to evaluate with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+TRAINED = "trained"  # the slot of the weights of training, in state dicts that were saved in this mode
+
+
+class Evaluation:
+    """The weights of training, while others are in their place.
+
+    Args:
+        trained: The weights of training, by parameter.
+    """
+
+    def __init__(self, trained: dict[Tensor, Tensor]):
+        self._trained = trained
+
+    @classmethod
+    def start(cls, weights: dict[Tensor, Tensor]) -> Evaluation:
+        """Put weights in place of the parameters."""
+        trained = {param: param.detach().clone() for param in weights}
+        for param, value in weights.items():
+            param.copy_(value)
+        return cls(trained)
+
+    def end(self) -> None:
+        """Put the weights of training back."""
+        for param, value in self._trained.items():
+            param.copy_(value)
+
+    def changes_weights(self) -> bool:
+        return bool(self._trained)
+
+    def save(self, state_dict: dict[str, Any], params: Iterable[Tensor]) -> None:
+        """Add the weights of training to a state dict, whose entries are numbered as the parameters are."""
+        for number, param in enumerate(params):
+            if param in self._trained:
+                entry = state_dict["state"].get(number, {})
+                state_dict["state"][number] = {**entry, TRAINED: self._trained[param]}
+
+    @classmethod
+    def take(cls, state_dict: dict[str, Any], params: Iterable[Tensor]) -> tuple[Evaluation | None, dict[str, Any]]:
+        """The mode in which a state dict was saved, and the state dict without the weights of training."""
+        entries = dict(state_dict["state"])
+        numbers: list[Any] = []
+        for group in state_dict["param_groups"]:
+            numbers.extend(group["params"])
+        trained: dict[Tensor, Tensor] = {}
+        for number, param in zip(numbers, params, strict=False):
+            entry = entries.get(number)
+            if isinstance(entry, dict) and TRAINED in entry:
+                entries[number] = {key: value for key, value in entry.items() if key != TRAINED}
+                trained[param] = entry[TRAINED].detach().to(param.device, param.dtype, copy=True)
+        if not trained:
+            return None, state_dict
+        return cls(trained), {**state_dict, "state": entries}

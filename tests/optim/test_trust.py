@@ -1,0 +1,465 @@
+"""Promises that random chains, trainers and other projects' suites found broken: each was seen before it was mended."""
+
+import copy
+import io
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import gradtx
+from gradtx import chain
+
+
+def stepped(tx, params, gradients):
+    """The named parameters after a step for each tuple of gradients."""
+    named = {name: Parameter(value.clone()) for name, value in params.items()}
+    optimizer = gradtx.as_optimizer(tx, list(named.items()))
+    for step in gradients:
+        for param, gradient in zip(named.values(), step, strict=True):
+            param.grad = gradient
+        optimizer.step()
+    return {name: param.detach().clone() for name, param in named.items()}, optimizer
+
+
+def functional(tx, params, gradients):
+    """The same by pure functions."""
+    state = tx.init(params)
+    for step in gradients:
+        updates, state = tx.update(dict(zip(params, step, strict=True)), state, params)
+        params = gradtx.apply_updates(params, updates)
+    return params
+
+
+ONES = torch.ones(2)
+
+
+# An alias sees as its gradient the updates that it is given.
+
+
+def test_adamp_behind_centralize_tests_scale_invariance_on_the_centralized_gradient():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(8, 6, dtype=torch.float64, generator=generator)
+    gradients = [torch.randn(8, 6, dtype=torch.float64, generator=generator) for _ in range(30)]
+    adamp = gradtx.adamp(lr=1e-2, weight_decay=0.1)
+    both = functional(chain(gradtx.centralize(), adamp), {"w": start}, [(gradient,) for gradient in gradients])
+    centred = [(gradient - gradient.mean(dim=1, keepdim=True),) for gradient in gradients]
+    alone = functional(adamp, {"w": start}, centred)
+    torch.testing.assert_close(both["w"], alone["w"], rtol=0, atol=0)
+
+
+def test_in_a_plain_chain_the_gradient_is_that_of_the_clock():
+    tx = chain(gradtx.scale(-1.0), gradtx.scale_by_caution())  # every update opposes the clock's gradient
+    assert tx.update({"w": ONES}, tx.init({"w": ONES}))[0]["w"].abs().max() == 0
+
+
+def test_behind_an_alias_that_maximizes_the_gradient_is_the_clocks_again():
+    seen = []
+
+    @gradtx.per_tensor(elementwise=True)
+    def looks():
+        return lambda update, state, param, ctx: (seen.append(ctx.grad.clone()) or update, state)
+
+    tx = chain(gradtx.sgd(lr=0.1, maximize=True), looks())
+    tx.update({"w": ONES}, tx.init({"w": ONES}))
+    assert torch.equal(seen[0], ONES)
+
+
+def test_grafting_an_optimizer_onto_itself_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    params, grads = ({"w": torch.randn(4, 3, generator=generator)} for _ in range(2))
+    tx = chain(gradtx.adamp(maximize=True))
+    both = gradtx.graft(tx, tx)
+    expected = tx.update(grads, tx.init(params), params)[0]
+    torch.testing.assert_close(both.update(grads, both.init(params), params)[0], expected)
+
+
+# Chains that turn the sign, or not.
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        chain(gradtx.clip_by_global_norm(1.0), gradtx.scale_by_adam()),
+        gradtx.accumulate(gradtx.scale_by_adam(), 2),
+        gradtx.partition({"a": gradtx.scale_by_lion(), "b": gradtx.adam()}, {"a": "w", "b": "*"}),
+    ],
+)
+def test_a_chain_that_never_turns_the_sign_is_warned_of(tx):
+    params = [("w", Parameter(ONES.clone())), ("v", Parameter(ONES.clone()))]
+    with pytest.warns(UserWarning, match="no link of this chain turns the sign, so its steps climb the loss"):
+        gradtx.as_optimizer(tx, params)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        chain(gradtx.scale_by_adam(), gradtx.scale(-0.1)),
+        chain(gradtx.scale_by_adam(), gradtx.scale(1.0)),
+        chain(gradtx.scale_by_adam(), gradtx.sgd(lr=0.1, maximize=True)),
+        gradtx.prodigy(),
+        gradtx.alig(max_lr=0.1),
+        gradtx.schedule_free(gradtx.scale_by_adam(), lr=0.1, beta=0.9),
+    ],
+)
+def test_chains_that_turn_it_or_say_that_they_mean_it_are_not(tx):
+    gradtx.as_optimizer(tx, [Parameter(ONES.clone())])
+
+
+# Schedules under an outer scheduler.
+
+
+def test_a_scheduler_that_takes_a_group_with_a_schedule_is_warned_of_by_name():
+    schedule = gradtx.warmup_cosine_schedule(100, max_lr=1e-3, warmup_steps=10)
+    optimizer = gradtx.optim.AdamW([Parameter(ONES.clone())], lr=schedule)
+    with pytest.warns(UserWarning, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler") as caught:
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    assert caught[0].filename == __file__
+
+
+def test_a_scheduler_on_a_number_is_not_warned_of():
+    optimizer = gradtx.optim.AdamW([Parameter(ONES.clone())], weight_decay=gradtx.linear_schedule(0.1, 0.5))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+# Evaluation.
+
+
+def averaged(kind="schedule_free"):
+    param = Parameter(torch.tensor([1.0, -2.0]))
+    make = {
+        "schedule_free": lambda: gradtx.optim.ScheduleFreeAdamW([param], lr=0.1),
+        "average": lambda: gradtx.as_optimizer(chain(gradtx.sgd(lr=0.1), gradtx.average()), [param]),
+        "lookahead": lambda: gradtx.as_optimizer(gradtx.with_lookahead(gradtx.sgd(lr=0.1)), [param]),
+    }
+    optimizer = make[kind]()
+    for _ in range(7):
+        param.grad = param.detach().clone()
+        optimizer.step()
+    return optimizer, param
+
+
+@pytest.mark.parametrize("kind", ["schedule_free", "average", "lookahead"])
+def test_eval_and_train_swap_the_weights_and_may_be_called_twice(kind):
+    optimizer, param = averaged(kind)
+    trained = param.detach().clone()
+    with optimizer.eval_params():
+        expected = param.detach().clone()
+    for _ in range(2):
+        optimizer.eval()
+        assert torch.equal(param, expected)
+    with optimizer.eval_params():
+        assert torch.equal(param, expected)
+    assert torch.equal(param, expected)
+    for _ in range(2):
+        optimizer.train()
+        assert torch.equal(param, trained)
+
+
+def test_a_step_on_the_weights_to_evaluate_with_is_refused_by_name():
+    optimizer, _ = averaged()
+    optimizer.eval()
+    with pytest.raises(RuntimeError, match=r"ScheduleFreeAdamW: .*call optimizer.train\(\) before step\(\)"):
+        optimizer.step()
+    optimizer.train()
+    optimizer.step()
+
+
+def test_optimizers_without_such_weights_step_in_both_modes():
+    param = Parameter(ONES.clone())
+    optimizer = gradtx.optim.AdamW([param])
+    param.grad = ONES.clone()
+    optimizer.eval()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["schedule_free", "average", "lookahead"])
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_state_dict_that_was_saved_in_either_mode_continues_the_run(kind, evaluating):
+    optimizer, param = averaged(kind)
+    resumed, other = averaged(kind)
+    if evaluating:
+        optimizer.eval()
+    file = io.BytesIO()
+    torch.save({"weights": param.detach(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    with torch.no_grad():
+        other.copy_(saved["weights"])
+    resumed.load_state_dict(saved["optimizer"])
+    for one, weights in ((optimizer, param), (resumed, other)):
+        one.train()
+        weights.grad = ONES.clone()
+        one.step()
+    assert torch.equal(param, other)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_made_while_evaluating_goes_back_to_its_training_weights(duplicate):
+    optimizer, param = averaged()
+    trained = param.detach().clone()
+    optimizer.eval()
+    copied = duplicate(optimizer)
+    copied.train()
+    assert torch.equal(copied.param_groups[0]["params"][0], trained)
+    assert not torch.equal(param, trained)
+
+
+# Numbers in groups, as torch and its users write them.
+
+
+def test_rates_within_rounding_of_their_range_are_taken_as_its_end():
+    param = Parameter(ONES.clone())
+    optimizer = gradtx.optim.SGD([param], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, end_factor=0.0, total_iters=7)
+    for _ in range(9):
+        param.grad = ONES.clone()
+        optimizer.step()
+        scheduler.step()
+    optimizer.param_groups[0]["lr"] = -1e-20
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = -1e-3
+    with pytest.raises(ValueError, match=r"sgd: lr must be in \[0, inf\), got -0.001"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_tensors_with_one_entry_are_numbers_and_stay_their_owners(shape):
+    param, rate = Parameter(ONES.clone()), torch.full(shape, 0.5)
+    optimizer = gradtx.optim.SGD([param], lr=rate)
+    param.grad = ONES.clone()
+    optimizer.step()
+    assert torch.equal(param.detach(), torch.full((2,), 0.5))
+    rate.fill_(0.0)
+    optimizer.step()
+    assert torch.equal(param.detach(), torch.full((2,), 0.5))
+
+
+def test_a_checkpoint_of_torch_with_such_a_rate_continues():
+    theirs, ours = (Parameter(ONES.clone()) for _ in range(2))
+    optimizer = torch.optim.AdamW([theirs], lr=torch.tensor([0.1]))
+    theirs.grad = ours.grad = ONES.clone()
+    optimizer.step()
+    resumed = gradtx.optim.AdamW([ours])
+    resumed.load_state_dict(optimizer.state_dict())
+    with torch.no_grad():
+        ours.copy_(theirs)
+    optimizer.step()
+    resumed.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("adam", [gradtx.optim.Adam, torch.optim.Adam])
+def test_decoupled_decay_stays_decoupled_in_a_class_whose_default_is_not(adam):
+    first, second = (Parameter(ONES.clone()) for _ in range(2))
+    before = gradtx.optim.AdamW([first], lr=0.1, weight_decay=0.5)
+    after = adam([second], lr=0.1)
+    first.grad, second.grad = ONES.clone(), ONES.clone()
+    before.step()
+    after.load_state_dict(before.state_dict())
+    with torch.no_grad():
+        second.copy_(first)
+    before.step()
+    after.step()
+    torch.testing.assert_close(first, second)
+
+
+def test_adamw_refuses_a_coupled_decay_that_it_can_not_follow():
+    param = Parameter(ONES.clone())
+    coupled = torch.optim.Adam([param], weight_decay=0.1)
+    with pytest.raises(
+        ValueError, match="decoupled_weight_decay=False, which this class can't follow; load it into Adam"
+    ):
+        gradtx.optim.AdamW([param]).load_state_dict(coupled.state_dict())
+
+
+def test_a_resumed_apollo_keeps_its_kind_of_decay():
+    param = Parameter(ONES.clone())
+    optimizer = gradtx.optim.ApolloDQN([param], lr=0.1, weight_decay=0.1, weight_decay_type="decoupled")
+    param.grad = ONES.clone()
+    optimizer.step()
+    resumed = gradtx.optim.ApolloDQN([param], lr=0.1)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.param_groups[0]["weight_decay_type"] == "decoupled"
+
+
+# Random chains.
+
+
+@gradtx.per_tensor(elementwise=True)
+def previous_update():
+    def init(param):
+        return {"last": torch.zeros_like(param)}
+
+    return init, lambda update, state, param, ctx: (state["last"], {"last": update})
+
+
+@pytest.mark.parametrize("size", [10, 2**18 + 1, 2**19 + 7])
+def test_an_update_that_is_an_old_slot_is_the_old_one_in_leaves_of_any_size(size):
+    gradients = [(torch.full((size,), value),) for value in (10.0, 101.0, 7.0)]
+    params, _ = stepped(previous_update(), {"w": torch.zeros(size)}, gradients)
+    assert params["w"].unique().tolist() == [111.0]
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        chain(gradtx.scale_by_caution(), gradtx.scale_by_learning_rate(0.1)),
+        gradtx.sgd(lr=0.1, maximize=True),
+        gradtx.adamp(),
+    ],
+)
+def test_links_behind_accumulate_take_a_parameter_that_has_no_gradient(behind):
+    tx = chain(gradtx.accumulate(gradtx.scale_by_adam(), 2), behind)
+    gradients = [(ONES, None), (None, None), (ONES, ONES), (None, ONES)]
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    eager, _ = stepped(tx, params, gradients)
+    pure = functional(tx, params, gradients)
+    assert all(value.isfinite().all() for value in (*eager.values(), *pure.values()))
+
+
+IDLE = {
+    "a branch with a clock": gradtx.partition(
+        {"x": gradtx.adam(), "y": gradtx.accumulate(gradtx.sgd(lr=0.1), 2)}, lambda name, tensor: "x"
+    ),
+    "a branch with shared numbers": gradtx.partition(
+        {"x": gradtx.sgd(lr=0.1), "y": gradtx.prodigy(), "z": gradtx.skip_nonfinite(gradtx.adam())},
+        lambda name, tensor: "x",
+    ),
+    "everything frozen": chain(gradtx.accumulate(gradtx.adam(), 2), gradtx.freeze("*")),
+}
+
+
+@pytest.mark.parametrize("tx", IDLE.values(), ids=IDLE)
+def test_a_branch_that_no_leaf_takes_does_not_stop_a_step(tx):
+    params, optimizer = stepped(tx, {"w": torch.ones(2)}, [(ONES,)] * 3)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    torch.testing.assert_close(params, functional(tx, {"w": torch.ones(2)}, [(ONES,)] * 3))
+
+
+def test_a_leaf_that_its_branch_freezes_meets_the_links_behind_the_partition():
+    tx = chain(
+        gradtx.partition({"x": gradtx.freeze("*"), "y": chain()}, {"x": "w", "y": "*"}),
+        gradtx.add_decayed_weights(0.5),
+    )
+    params = {"w": torch.ones(2), "b": torch.ones(2)}
+    eager, _ = stepped(tx, params, [(ONES, ONES)])
+    pure = functional(tx, params, [(ONES, ONES)])
+    assert eager["w"].tolist() == pure["w"].tolist() == [1.5, 1.5]
+    assert eager["b"].tolist() == pure["b"].tolist() == [2.5, 2.5]
+
+
+def test_a_leaf_without_gradient_in_a_whole_cycle_of_nested_accumulation_stands_still():
+    tx = gradtx.accumulate(chain(gradtx.accumulate(gradtx.sgd(lr=0.1, momentum=0.9), 2), gradtx.trace(0.9)), 2)
+    params = {"w": torch.ones(2), "b": torch.ones(2)}
+    state = tx.init(params)
+    buffers = []
+    for step in range(16):
+        grads = {"w": ONES, "b": ONES if step < 8 else None}
+        updates, state = tx.update(grads, state, params)
+        if step >= 8:
+            assert not updates["b"].any()
+        if step in (7, 15):
+            buffers.append(state["accumulate"]["trace"]["momentum_buffer"]["b"])
+    assert torch.equal(*buffers)
+
+
+def test_pullback_keeps_apart_the_copies_of_two_momenta_when_gradients_are_missing():
+    tx = gradtx.with_lookahead(
+        chain(gradtx.trace(0.5), gradtx.scale_by_adam(), gradtx.scale_by_learning_rate(0.1)),
+        k=2,
+        pullback_momentum="pullback",
+    )
+    params, state = {"w": torch.zeros(2), "v": torch.zeros(2)}, None
+    state = tx.init(params)
+    for step in range(6):
+        grads = {"w": ONES if step % 3 else None, "v": ONES}
+        updates, state = tx.update(grads, state, params)
+        params = gradtx.apply_updates(params, updates)
+        slow = state["with_lookahead"]
+        if step % 2:
+            assert torch.equal(slow["slow_momentum"]["v"], slow["trace"]["momentum_buffer"]["v"])
+            assert torch.equal(slow["slow_momentum_1"]["v"], slow["scale_by_adam"]["exp_avg"]["v"])
+
+
+def test_a_slot_that_is_a_fraction_of_its_leaf_compiles():
+    params = [Parameter(torch.linspace(-1, 1, size)) for size in (64, 32)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = gradtx.optim.Prodigy(params, slice_p=2, compile=True)
+        for _ in range(2):
+            for param in params:
+                param.grad = param.detach().clone()
+            optimizer.step()
+
+
+def test_tiny_gradients_give_soap_the_same_finite_updates_with_and_without_autograd():
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(4, 3, generator=generator) * 1e-20 for _ in range(3)]
+    tx, results = gradtx.soap(), []
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            state = tx.init({"w": torch.ones(4, 3)})
+            for gradient in gradients:
+                updates, state = tx.update({"w": gradient}, state, {"w": torch.ones(4, 3)})
+            results.append(updates["w"])
+    assert results[0].isfinite().all()
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: gradtx.accumulate(tx, 2), gradtx.skip_nonfinite, gradtx.with_lookahead])
+def test_groups_show_the_number_that_the_next_update_uses_also_on_nested_clocks(wrap):
+    schedule = gradtx.Schedule(lambda step: 0.1 * (step + 1))
+    param = Parameter(torch.zeros(1))
+    optimizer = gradtx.as_optimizer(gradtx.accumulate(wrap(gradtx.sgd(lr=schedule)), 2), [param])
+    for _ in range(9):
+        shown, before = optimizer.param_groups[0]["lr"], param.item()
+        param.grad = torch.ones(1)
+        optimizer.step()
+        moved = before - param.item()
+        assert math.isclose(moved, 0.0, abs_tol=1e-6) or math.isclose(moved, shown, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        gradtx.wsd_schedule(1.0, 0, 3, 3),
+        gradtx.explore_exploit_schedule(1.0, 0, 2, 5),
+        gradtx.warmup_poly_schedule(5, max_lr=1.0),
+        gradtx.warmup_linear_schedule(5, max_lr=1.0),
+        gradtx.warmup_cosine_schedule(5, max_lr=1.0),
+        gradtx.cosine_warmup_restarts_schedule(5, 1.0, max_lr=1.0),
+    ],
+    ids=repr,
+)
+def test_a_warm_up_of_no_steps_starts_at_the_full_rate(schedule):
+    assert schedule(0) == 1.0
+
+
+def test_a_number_of_a_link_in_one_branch_need_not_agree_with_branches_without_it():
+    tx = gradtx.partition(
+        {"x": chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(lr=0.1)), "y": gradtx.sgd(lr=0.1)}, {"x": "a", "y": "*"}
+    )
+    params = [(name, Parameter(ONES.clone())) for name in ("a", "b")]
+    optimizer = gradtx.as_optimizer(tx, params)
+    optimizer.param_groups[0]["max_norm"] = 2.0
+    for _, param in params:
+        param.grad = ONES.clone()
+    optimizer.step()
+
+
+def test_the_repr_of_a_chain_with_torchs_functions_can_be_evaluated():
+    tx = chain(gradtx.sgd(lr=0.1), gradtx.map_after_step(torch.tanh))
+    assert repr(eval(repr(tx), {**vars(gradtx), "torch": torch})) == repr(tx)
+
+
+@pytest.mark.parametrize(
+    "tx", [chain(gradtx.sgd(lr=0.1), gradtx.freeze("*")), gradtx.accumulate(gradtx.freeze("*"), 2)]
+)
+def test_zeros_of_frozen_leaves_have_no_sign(tx):
+    updates, _ = tx.update({"w": -ONES}, tx.init({"w": ONES}), {"w": ONES})
+    assert not torch.signbit(updates["w"]).any()
