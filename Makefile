@@ -35,6 +35,7 @@ docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of 
 	@$(RUN) -m docs.conformance
 	@$(RUN) docs/interactive.py
 	@$(RUN) docs/optax_names.py
+	@$(RUN) -m tests.migration > docs/from-pytorch-optimizer.md
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference

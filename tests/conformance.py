@@ -393,8 +393,8 @@ EXEMPTIONS = [
     Exemption(
         "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
         ("mechanize", "trac"),
-        "The first step is 1e-7 or 1e-8 long, and the second divides the way p - p0 by as much: what p has lost in rounding is "
-        "1e-8 of it, and a difference quotient over 1e-6 divides that once more. Over 1e-4 they agree.",
+        "The first step is 1e-7 or 1e-8 long, and the second divides the way p - p0 by as much: what p has lost in "
+        "rounding is 1e-8 of it, and a difference quotient over 1e-6 divides that once more. Over 1e-4 they agree.",
     ),
     Exemption(
         "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
