@@ -100,6 +100,9 @@ class States:
             members: All members, if some have not joined yet.
             alone: Whether shared values start over, too. Otherwise new parameters take over those of the others.
         """
+        params = list(params)
+        if not params:
+            return FirstStates({}, {})
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
         block = Block.of(view.chain(view.first, CPU), run, 0)
@@ -165,19 +168,25 @@ class States:
             return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
-        lacking: list[Member] = []
-        for member in row:
-            has_state = member.layout is not None and bool(self.of(member.param))
-            if (member.param.grad is not None and not has_state) or (changed and member.layout is not None):
-                lacking.append(member)
-        if lacking:
-            first = self.first(view, [member.param for member in lacking])
-            for param, state in first.states.items():
-                self._complete(self.members.by_param[param], first.layouts[param], state)
+        first = self.first(view, self._to_complete(row, changed))
+        for param, state in first.states.items():
+            self._complete(self.members.by_param[param], first.layouts[param], state)
         for member in stepping:
             member.first_state = None
         for member in row:
             member.look_up(self.of(member.param))
+
+    def _to_complete(self, row: list[Member], changed: bool) -> list[Tensor]:
+        """The parameters that lack slots, or whose slots may have changed."""
+        params: list[Tensor] = []
+        for member in row:
+            if member.layout is not None and self.of(member.param):
+                incomplete = changed
+            else:
+                incomplete = member.param.grad is not None or (changed and member.layout is not None)
+            if incomplete:
+                params.append(member.param)
+        return params
 
     def _complete(self, member: Member, layout: Layout, first: State) -> None:
         """Give a parameter another layout: what its state has is kept, the rest is as in a first state."""

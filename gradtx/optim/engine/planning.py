@@ -183,10 +183,9 @@ class Engine:
 
     def _kind(self, member: Member, leaf: Leaf, request: StepRequest) -> LeafKind | None:
         """The kind of a leaf; None if it steps eagerly."""
-        param = member.param
-        if param.grad is None or param.grad.shape != param.shape or FROZEN in leaf.program:
-            return None
-        if not self._compiles(leaf):
+        param, layout = member.param, member.layout
+        assert layout is not None
+        if not _takes_part(param, leaf) or not self._compiles(leaf):
             return None
         flat = _is_flat(member, leaf)
         if not flat and is_sharded(param):
@@ -194,21 +193,16 @@ class Engine:
         held = _aliases(member, flat)
         if held is None or held[0].numel() <= 1:
             return None  # for sizes 0 and 1 compilers make other programs
-        read = [param.grad]
-        by_leaf: list[str] = []
-        for name, tree in request.trees.items():
-            if tree[leaf.name] is not None:
-                by_leaf.append(name)
-                read.append(tree[leaf.name])
-        assert member.layout is not None
+        by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
+        read = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
         return LeafKind(
             flat=flat,
-            held=tuple((tensor.dtype, tensor.device, _single_sizes(tensor)) for tensor in held),
-            read=tuple((tensor.dtype, tensor.device) for tensor in read),
+            held=tuple(map(_traits_of_held, held)),
+            read=tuple(map(_traits_of_read, read)),
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
-            layout=repr((member.layout.slots, member.layout.shared)),
-            width=WIDTH if flat or (held[0].ndim <= 1 and _slots_are_shaped_as(member)) else 1,
+            layout=repr((layout.slots, layout.shared)),
+            width=WIDTH if flat or _can_be_padded(member, held[0]) else 1,
             large=flat and held[0].numel() >= LARGE,
         )
 
@@ -291,6 +285,16 @@ def _largest_first(pair: tuple[Member, Leaf]) -> int:
     return -pair[0].param.numel()
 
 
+def _takes_part(param: Tensor, leaf: Leaf) -> bool:
+    """Whether a leaf is updated by a gradient of its shape."""
+    return param.grad is not None and param.grad.shape == param.shape and FROZEN not in leaf.program
+
+
+def _can_be_padded(member: Member, param: Tensor) -> bool:
+    """Whether leaves that are no flat aliases fit into one bundle: vectors, with slots of their length."""
+    return param.ndim <= 1 and _slots_are_shaped_as(member)
+
+
 def _is_flat(member: Member, leaf: Leaf) -> bool:
     """Whether a leaf may be passed as a vector: all is elementwise, and slots are numbers or shaped as the leaf."""
     for operation in leaf.program:
@@ -322,8 +326,14 @@ def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
     return tensors
 
 
-def _single_sizes(tensor: Tensor) -> tuple[bool, ...]:
-    return tuple(size == 1 for size in tensor.shape)
+def _traits_of_held(tensor: Tensor) -> tuple[Any, ...]:
+    """Dtype, device and which sizes are 1: a program for one tensor takes others that agree."""
+    return tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape)
+
+
+def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:
+    """Dtype and device: sizes are those of the parameter."""
+    return tensor.dtype, tensor.device
 
 
 def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
