@@ -28,6 +28,7 @@ State = dict[str, Tensor]
 class FirstStates:
     """States as they are before any step, and where they keep what."""
 
+    view: GroupView
     layouts: dict[Tensor, Layout]
     states: dict[Tensor, State]
 
@@ -102,7 +103,7 @@ class States:
         """
         params = list(params)
         if not params:
-            return FirstStates({}, {})
+            return FirstStates(view, {}, {})
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
         block = Block.of(view.chain(view.first, CPU), run, 0)
@@ -114,7 +115,7 @@ class States:
                 leaf.program = block.for_leaf(leaf)
                 leaves.append(leaf)
         initialize(leaves)
-        first = FirstStates({}, {})
+        first = FirstStates(view, {}, {})
         for leaf in leaves:
             layout = Layout.of(run, leaf)
             first.layouts[leaf.key] = layout
@@ -126,6 +127,7 @@ class States:
         """Put first states in place; they count as unused."""
         for param, state in first.states.items():
             member = self.members.by_param[param]
+            member.made_for = first.view
             member.layout = first.layouts[param]
             member.first_state = FirstState(state)
             self.by_param[param] = state
@@ -165,23 +167,26 @@ class States:
             changed: Whether links or slots may have changed since the last step.
         """
         if not changed and all(member.has_state() and member.first_state is None for member in row):
-            return
+            if all(member.made_for is view for member in row):
+                return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
-        first = self.first(view, self._to_complete(row, changed))
+        first = self.first(view, self._to_complete(view, row, changed))
         for param, state in first.states.items():
             self._complete(self.members.by_param[param], first.layouts[param], state)
+            self.members.by_param[param].made_for = view
         for member in stepping:
             member.first_state = None
         for member in row:
             member.look_up(self.of(member.param))
 
-    def _to_complete(self, row: list[Member], changed: bool) -> list[Tensor]:
+    def _to_complete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
         """The parameters that lack slots, or whose slots may have changed."""
         params: list[Tensor] = []
         for member in row:
             if member.layout is not None and self.of(member.param):
-                incomplete = changed
+                # The user may have moved the parameter from a group with other links.
+                incomplete = changed or member.made_for is not view
             else:
                 incomplete = member.param.grad is not None or (changed and member.layout is not None)
             if incomplete:

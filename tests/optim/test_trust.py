@@ -593,3 +593,17 @@ def test_a_leaf_without_a_label_in_the_tree_is_an_error():
     tx = gradtx.partition({"a": gradtx.sgd(lr=1.0), "b": gradtx.adam()}, {"x": "a", "y": "b"})
     with pytest.raises(ValueError, match="leaf 'z' has no label in the tree of labels"):
         tx.init({"x": ONES, "y": ONES, "z": ONES})
+
+
+def test_a_parameter_may_move_to_a_group_with_other_links():
+    first, second = (Parameter(ONES.clone()) for _ in range(2))
+    optimizer = gradtx.optim.SGD([{"params": [first], "momentum": 0.9}, {"params": [second]}], lr=0.1)
+    first.grad, second.grad = ONES.clone(), ONES.clone()
+    optimizer.step()
+    with_momentum, without = optimizer.param_groups
+    with_momentum["params"], without["params"] = [second], [first]
+    optimizer.step()
+    optimizer.step()
+    assert "momentum_buffer" in optimizer.state[second]
+    torch.testing.assert_close(first.detach(), torch.full((2,), 0.7))  # three plain steps
+    torch.testing.assert_close(second.detach(), torch.full((2,), 1.0 - 0.1 - 0.1 - 0.19))
