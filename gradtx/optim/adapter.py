@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -140,8 +141,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad(), hessian:
                 loss = closure()
-            if loss is not None:
-                extras.setdefault("value", loss.detach() if isinstance(loss, Tensor) else loss)
+            if _is_number(loss) or (loss is not None and "value" in self._tx.needs):
+                extras.setdefault("value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss)
             extras.setdefault("grad_fn", closure)
             workings = self._up_to_date()
         step = Step(workings, extras, scaling)
@@ -256,6 +257,15 @@ def _engine_for(compile: Any) -> Any:
     from gradtx.optim.engine import Engine, compiler_options
 
     return Engine(compiler_options(compile))
+
+
+def _is_number_tensor(loss: Any) -> bool:
+    return isinstance(loss, Tensor) and loss.numel() == 1
+
+
+def _is_number(loss: Any) -> bool:
+    """Whether a closure's result is a loss; closures may return anything if no link reads it."""
+    return _is_number_tensor(loss) or (isinstance(loss, numbers.Real) and not isinstance(loss, bool))
 
 
 def _check_no_module(owner: str, params: Any) -> None:

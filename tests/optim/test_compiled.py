@@ -15,7 +15,7 @@ import torch
 
 import gradtx
 from gradtx.optim.engine import Engine, planning, trace
-from tests.conformance import extras, noise, plain_cases, tensors
+from tests.conformance import composed_cases, extras, noise, plain_cases, tensors
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
@@ -84,7 +84,7 @@ def assert_equal(eager, compiled, tolerance):
             torch.testing.assert_close(other[key], state[key], rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@each("case", plain_cases())
+@each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
     eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})
     for pair in (eager, compiled):
