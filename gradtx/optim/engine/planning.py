@@ -188,13 +188,11 @@ class Engine:
         if not _takes_part(param, leaf) or not self._compiles(leaf):
             return None
         flat = _is_flat(member, leaf)
-        if not flat and is_sharded(param):
-            return None  # a reduction over a shard is not the reduction over the whole
         held = _aliases(member, flat)
-        if held is None or held[0].numel() <= 1:
-            return None  # for sizes 0 and 1 compilers make other programs
+        if held is None:
+            return None
         by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
-        read = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
+        read: list[Any] = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
         return LeafKind(
             flat=flat,
             held=tuple(map(_traits_of_held, held)),
@@ -313,17 +311,24 @@ def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
     """Aliases of a parameter and its slots; None if a program can't take or write them."""
     assert member.layout is not None
     param = member.param
+    if not flat and is_sharded(param):
+        return None  # a reduction over a shard is not the reduction over the whole
     try:
         tensors = [alias(param, param, flat)]
         for key in member.layout.slot_keys:
             tensors.append(alias(member.state[key], param, flat))
     except OddTensorError:
         return None
-    if not torch.is_inference_mode_enabled():
-        for tensor in (*tensors, member.state["step"]):
-            if tensor.is_inference():  # can't be written in place
-                return None
-    return tensors
+    if tensors[0].numel() <= 1:
+        return None  # for sizes 0 and 1 compilers make other programs
+    return tensors if _are_writable([*tensors, member.state["step"]]) else None
+
+
+def _are_writable(tensors: list[Tensor]) -> bool:
+    """Whether tensors can be written in place: inference tensors only in inference mode."""
+    if torch.is_inference_mode_enabled():
+        return True
+    return not any(tensor.is_inference() for tensor in tensors)
 
 
 def _traits_of_held(tensor: Tensor) -> tuple[Any, ...]:
