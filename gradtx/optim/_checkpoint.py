@@ -67,6 +67,7 @@ class Checkpoint:
         """Put groups and states in place.
 
         Raises:
+            TypeError: a hyperparameter of another type; nothing has changed then.
             ValueError: groups, slots, shapes or values don't fit; nothing has changed then.
         """
         loaded = self._loaded()
@@ -103,6 +104,8 @@ class Checkpoint:
         for number, entry in self._entries.items():
             if number not in numbered:
                 loaded.foreign[number] = entry
+        if self._strict:
+            self._check_numbers(numbered, loaded.foreign)
         self._agree_on_shared(loaded)
         return loaded
 
@@ -113,6 +116,20 @@ class Checkpoint:
             raise ValueError(f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(ours)}")
         if saved != ours:
             raise ValueError(f"loaded state dict has groups of {saved} parameters, the optimizer's have {ours}")
+        for i, group in enumerate(self._groups):
+            names = group.get("param_names", group["params"])
+            if len(names) != len(group["params"]):
+                raise ValueError(f"'param_names' of loaded group {i}: {len(names)}, needs {len(group['params'])}")
+
+    def _check_numbers(self, numbered: set[Any], foreign: Mapping[Any, Any]) -> None:
+        """Refuse entries that no group lists while listed parameters have none: the numbers don't belong together."""
+        without = [number for number in numbered if number not in self._entries]
+        unlisted = [number for number in foreign if isinstance(number, int)]
+        if without and unlisted:
+            raise ValueError(
+                f"loaded groups list the parameter {without[0]!r}, which has no state, and the state has an entry "
+                f"{unlisted[0]!r}, which no group lists"
+            )
 
     def _load_group(self, view: GroupView, group: Group, loaded: Loaded) -> None:
         """Match a group; numbers that are off count as literally off if they do so here, or else all of them do."""
@@ -134,6 +151,7 @@ class Checkpoint:
         loaded: Loaded,
     ) -> None:
         new_view = view.loaded(group, literal, self._count)
+        new_view.check(new_view.values())
         first = self._states.first(new_view, group["params"], alone=True)
         states: dict[Tensor, State] = {}
         for param, state in first.states.items():

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.optim._form import check_slot
+
 REMEDY = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
+
+
+COUNTS = ("step", "mini_step", "skipped", "counter")  # slots that clocks and random rules count in
 
 
 def matched(
@@ -64,12 +69,37 @@ def _as_slot(
     first: Tensor,
     device: torch.device,
 ) -> Tensor:
+    check_slot(name, key, saved)
     value = torch.as_tensor(saved)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")
-    if value.is_complex():
+    if not _can_become(value, first.dtype):
         raise ValueError(f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}")
-    if key == "step" and not (value >= 0 and value == value.round()):
+    if key == "step" and not (value >= 0 and _is_whole(value)):
         raise ValueError(f"state of parameter {name!r}: 'step' must be a count, got {value.item():g}")
+    if _kind(first.dtype) == "int" and not _is_whole(value):
+        raise ValueError(f"state of parameter {name!r}: {key!r} must be a whole number, got {value.item():g}")
+    if key.rpartition(".")[2] in COUNTS and (value < 0).any():
+        raise ValueError(f"state of parameter {name!r}: {key!r} must be a count, got {value.item():g}")
     return value.detach().to(first.device if first.ndim == 0 else device, first.dtype, copy=True)
+
+
+def _can_become(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a saved tensor may be a slot of a dtype: of the same kind, or a 0-d number that an int may write."""
+    kind = _kind(value.dtype)
+    if kind == _kind(dtype):
+        return True
+    return value.ndim == 0 and {kind, _kind(dtype)} == {"int", "float"}
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "float"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if dtype == torch.bool else "int"
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite() & (value == value.round()))
