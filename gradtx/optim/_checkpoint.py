@@ -15,7 +15,7 @@ from gradtx.core import Entry
 from gradtx.optim._groups import REFUSED, GroupView
 from gradtx.optim._member import Layout
 from gradtx.optim._members import Group
-from gradtx.optim._saved import matched
+from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
 
 # What qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
@@ -56,9 +56,11 @@ class Checkpoint:
     def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
         self._entries: dict[Any, dict[str, Any]] = state_dict["state"]
         self._groups: list[Group] = []
+        self._numbers: list[Any] = []
         own = {name for view in states.members.views for name in view.entries}
         for group in deepcopy(state_dict["param_groups"]):
             self._groups.append(_in_our_words(group, own))
+            self._numbers.extend(group["params"])
         self._states = states
         self._members = states.members
         self._strict = strict
@@ -170,8 +172,11 @@ class Checkpoint:
                 key = member.layout.shared[path]["step"]
                 break
         largest = 0.0
-        for saved in self._entries.values():
-            largest = max(largest, float(saved.get(key, saved.get("steps", 0))))
+        for number in self._numbers:
+            saved = self._entries.get(number, {})
+            count = saved.get(key, saved.get("steps", 0))
+            if is_count(count):  # another one is refused when its slot is matched
+                largest = max(largest, float(count))
         return int(largest)
 
     def _agree_on_shared(self, loaded: Loaded) -> None:

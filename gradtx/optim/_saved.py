@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._slots import kind_of
 from gradtx.optim._form import check_slot
 
 REMEDY = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
@@ -78,7 +79,7 @@ def _as_slot(
         raise ValueError(f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}")
     if key == "step" and not (value >= 0 and _is_whole(value)):
         raise ValueError(f"state of parameter {name!r}: 'step' must be a count, got {value.item():g}")
-    if _kind(first.dtype) == "int" and not _is_whole(value):
+    if kind_of(first.dtype) == "int" and not _is_whole(value):
         raise ValueError(f"state of parameter {name!r}: {key!r} must be a whole number, got {value.item():g}")
     if key.rpartition(".")[2] in COUNTS and (value < 0).any():
         raise ValueError(f"state of parameter {name!r}: {key!r} must be a count, got {value.item():g}")
@@ -87,19 +88,17 @@ def _as_slot(
 
 def _can_become(value: Tensor, dtype: torch.dtype) -> bool:
     """Whether a saved tensor may be a slot of a dtype: of the same kind, or a 0-d number that an int may write."""
-    kind = _kind(value.dtype)
-    if kind == _kind(dtype):
-        return True
-    return value.ndim == 0 and {kind, _kind(dtype)} == {"int", "float"}
-
-
-def _kind(dtype: torch.dtype) -> str:
-    if dtype.is_floating_point:
-        return "float"
-    if dtype.is_complex:
-        return "complex"
-    return "bool" if dtype == torch.bool else "int"
+    saved, needed = kind_of(value.dtype), kind_of(dtype)
+    return saved == needed or (value.ndim == 0 and {saved, needed} == {"int", "float"})
 
 
 def _is_whole(value: Tensor) -> bool:
     return not value.is_floating_point() or bool(value.isfinite() & (value == value.round()))
+
+
+def is_count(saved: Any) -> bool:
+    """Whether a saved value can be a count."""
+    if saved is None:
+        return False
+    value = torch.as_tensor(saved)
+    return value.ndim == 0 and not value.is_complex() and bool(value >= 0) and _is_whole(value)
