@@ -57,7 +57,14 @@ class TreeRun(Run):
         self.clock = Clock(self.old_step + 1)
         self.leaf_steps = None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS), like)
         self.watch()
-        self.block = Block.of(tx, self, self.old_step)
+        self.block = Block.of(tx, self, self._finished())
+
+    def _finished(self) -> Tensor:
+        """The count that schedules follow: as in an optimizer that of the leaf with the most updates."""
+        if not self.leaf_steps:
+            return self.old_step
+        counts = [count.to(self.device) for count in self.leaf_steps.values()]
+        return torch.stack(counts).amax()
 
     def clock_of(self, name: str) -> Clock:
         """The outermost clock of a leaf."""

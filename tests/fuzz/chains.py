@@ -58,10 +58,10 @@ class Maker:
     Args:
         rng: The source of choices.
         names: The names of the leaves, for selectors.
-        rate: The learning rate of every optimizer that takes one; a tensor under vmap.
+        rate: The learning rate of every optimizer that takes one; None for any.
     """
 
-    def __init__(self, rng: random.Random, names: list[str], rate: Any = 0.05):
+    def __init__(self, rng: random.Random, names: list[str], rate: Any = None):
         self._rng = rng
         self._names = names
         self._rate = rate
@@ -80,11 +80,9 @@ class Maker:
         return self.alias()
 
     def rate(self) -> Any:
-        if not isinstance(self._rate, float) or self._rng.random() < 0.7:
-            return self._rate
-        return self._rng.choice(
-            [gradtx.linear_schedule(0.1, 0.01, 5), gradtx.Schedule(lambda step: 0.1 * 0.9**step)]
-        )
+        options = [0.05, 0.05, 0.05, gradtx.wsd_schedule(1.0, 2, 3, 3), gradtx.Schedule(falling_rate)]
+        drawn = self._rng.choice(options)  # also where it is not used: the rest of the chain stays the same
+        return drawn if self._rate is None else self._rate
 
     def alias(self) -> GradientTransformation:
         rng, rate = self._rng, self.rate()
@@ -106,7 +104,7 @@ class Maker:
             lambda: gradtx.radam(lr=rate, eps=1e-3, **options),
             lambda: gradtx.lamb(lr=rate, eps=1e-2, **options),
             lambda: gradtx.adamp(lr=rate, eps=1e-3, **options),
-            lambda: gradtx.adafactor(lr=rate, **options),
+            lambda: gradtx.adafactor(lr=rate, relative_step=False, **options),
         ]
         return rng.choice(makers)()
 
@@ -133,7 +131,7 @@ class Maker:
             lambda: gradtx.freeze(self._rng.choice(self._names)),
             lambda: gradtx.lookahead(k=3),
             lambda: gradtx.average(decay=0.9),
-            lambda: gradtx.add_decayed_weights(-0.01),
+            lambda: gradtx.add_decayed_weights(0.01),
             lambda: gradtx.scale(0.5),
         ]
         return self._rng.choice(makers)()
@@ -168,6 +166,10 @@ class Maker:
         return self._rng.choice([self._rng.choice(self._names), is_matrix])
 
 
+def falling_rate(step: Any) -> Any:
+    return 0.1 * 0.9**step
+
+
 def by_rank(name: str, param: Tensor) -> str:
     return "a" if param.ndim > 1 else "b"
 
@@ -188,8 +190,8 @@ def shaped(tree: Any, make: Callable[[tuple[int, ...]], Any]) -> Any:
     return {key: shaped(item, make) for key, item in tree.items()}
 
 
-def drawn_case(seed: int, rate: Any = 0.05) -> Case:
-    """The case of a seed. Another rate changes nothing else."""
+def drawn_case(seed: int, rate: Any = None) -> Case:
+    """The case of a seed."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     dtype = rng.choice([torch.float32, torch.float64])
@@ -208,12 +210,18 @@ def drawn_case(seed: int, rate: Any = 0.05) -> Case:
             step[name] = None if rng.random() < often else gradient
         gradients.append(step)
     names = list(params)
-    tx = Maker(rng, names, rate).chain()
-    takes_closure = rng.random() < 0.1
+    tx = drawn_chain(seed, names, rate)
+    takes_closure = "grad_fn" in tx.needs
     if takes_closure:
-        tx = gradtx.sam(tx, rho=0.1)
         gradients = [{name: params[name] for name in names} for _ in range(STEPS)]  # the closure makes them
     return Case(tx, params, gradients, dtype, takes_closure)
+
+
+def drawn_chain(seed: int, names: list[str], rate: Any) -> GradientTransformation:
+    """The chain of a seed with another rate."""
+    choices = random.Random(f"chain {seed}")
+    tx = Maker(choices, names, rate).chain()
+    return gradtx.sam(tx, rho=0.1) if choices.random() < 0.1 else tx
 
 
 # Ways to run a case.
@@ -292,7 +300,7 @@ def check_resumed(case: Case) -> None:
     copied, params = copy.deepcopy((first.optimizer, first.named))
     third = copy.copy(first)
     third.optimizer, third.named = copied, params
-    for other, how in ((second, "resumed"), (third, "deep-copied")):
+    for other in (second, third):
         other.steps(case.gradients[5:])
     first.steps(case.gradients[5:])
     for other, how in ((second, "resumed"), (third, "deep-copied")):
@@ -306,12 +314,13 @@ def check_vmap(seed: int) -> None:
     """Over rates, against a loop."""
     rates = torch.tensor([0.01, 0.05, 0.2], dtype=torch.float64)
     case = drawn_case(seed)
+    names = list(case.params)
 
     def run(rate: Tensor) -> dict[str, Tensor]:
-        return functional(case, drawn_case(seed, rate).tx)
+        return functional(case, drawn_chain(seed, names, rate))
 
     together = torch.vmap(run)(rates)
-    apart = [functional(case, drawn_case(seed, float(rate)).tx) for rate in rates]
+    apart = [functional(case, drawn_chain(seed, names, float(rate))) for rate in rates]
     stacked = {name: torch.stack([values[name] for values in apart]) for name in case.params}
     tolerance = 1e-10 if case.dtype == torch.float64 else 1e-5
     assert_near(together, stacked, tolerance, "vmap against a loop")
