@@ -135,6 +135,10 @@ class Member:
         """Whether the state has the shared values of a stage."""
         return self.layout is not None and path in self.layout.shared
 
+    def is_ready(self, view: Any) -> bool:
+        """Whether the state looked up for this step was made for this group, and used before."""
+        return self.has_state() and self.first_state is None and self.made_for is view
+
     def has_state(self) -> bool:
         """Whether the state looked up for this step was made for this chain."""
         return self.layout is not None and bool(self.state)

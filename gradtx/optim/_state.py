@@ -166,9 +166,8 @@ class States:
             row: Its members.
             changed: Whether links or slots may have changed since the last step.
         """
-        if not changed and all(member.has_state() and member.first_state is None for member in row):
-            if all(member.made_for is view for member in row):
-                return
+        if not changed and all(member.is_ready(view) for member in row):
+            return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
         first = self.first(view, self._to_complete(view, row, changed))
