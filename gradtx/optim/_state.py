@@ -138,7 +138,8 @@ class States:
         for param in params:
             member = self.members.by_param[param]
             self._accept_moved(view, member)
-            if member.is_unused(self.of(param)):
+            state = self.of(param)
+            if member.is_unused(state) or (member.layout is None and not state and member.saved is None):
                 unused.append(param)
         if unused:
             self.keep(self.first(view, unused))
