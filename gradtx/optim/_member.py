@@ -135,10 +135,6 @@ class Member:
         """Whether the state has the shared values of a stage."""
         return self.layout is not None and path in self.layout.shared
 
-    def is_ready(self, view: Any) -> bool:
-        """Whether the state looked up for this step was made for this group, and used before."""
-        return self.has_state() and self.first_state is None and self.made_for is view
-
     def has_state(self) -> bool:
         """Whether the state looked up for this step was made for this chain."""
         return self.layout is not None and bool(self.state)
@@ -147,6 +143,7 @@ class Member:
         """Take what `pickle` has saved, also under the names of version 0.1."""
         renamed = {"made": "first_state", "waiting": "saved", "_counted": "device_count"}
         _, slots = state
+        self.__init__(slots["name"], slots["param"])  # for what older versions did not know
         for name, value in slots.items():
             setattr(self, renamed.get(name, name), value)
 

@@ -105,8 +105,11 @@ class Members:
         by_param: dict[Tensor, Member],
         clock_paths: dict[Any, Path],
     ) -> None:
-        """Take what a pickle has saved."""
+        """Take what a pickle of version 0.1 has saved."""
         self.admit(Joining(views, by_param, clock_paths))
+        for view in views:
+            for param in view.group["params"]:
+                by_param[param].made_for = view
 
     def _expanded(self, by_param: Mapping[Tensor, Member]) -> tuple[OptimizerRun, Block]:
         run = OptimizerRun({}, by_param, initial=True)

@@ -167,7 +167,7 @@ class States:
             row: Its members.
             changed: Whether links or slots may have changed since the last step.
         """
-        if not changed and all(member.is_ready(view) for member in row):
+        if not changed and all(_is_prepared(member, view) for member in row):
             return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
@@ -248,6 +248,11 @@ class States:
         """Let the present states of parameters count as unused."""
         for param in params:
             self.members.by_param[param].first_state = FirstState(self.of(param))
+
+
+def _is_prepared(member: Member, view: GroupView) -> bool:
+    """Whether a member has used state of its present group."""
+    return member.has_state() and member.first_state is None and member.made_for is view
 
 
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:
