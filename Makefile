@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench docs docs-tables clean
+.PHONY: demo quick test lint bench docs docs-tables clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
@@ -12,6 +12,9 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	@$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+
+quick: $(VENV)/test  # no compiler, no processes, no other libraries: about a minute
+	@$(RUN) -m pytest -n 2 --dist worksteal -m "not slow" gradtx tests $(ARGS)
 
 lint: $(VENV)/test $(VENV)/demo $(VENV)/bench $(VENV)/docs  # types are checked against what all of it imports
 	@$(RUN) -m ruff format --check --quiet . || (echo "formatting differs: run $(RUN) -m ruff format ."; exit 1)
@@ -32,6 +35,7 @@ docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of 
 	@$(RUN) -m docs.conformance
 	@$(RUN) docs/interactive.py
 	@$(RUN) docs/optax_names.py
+	@$(RUN) -m tests.migration > docs/from-pytorch-optimizer.md
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference

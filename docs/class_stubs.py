@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from gradtx._arguments import Betas, Scalar
+from gradtx._selectors import Where
 from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
 

@@ -5,12 +5,14 @@ The tests compare the table with the installed optax, evaluate what stands in it
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 PAGE = Path(__file__).with_name("optax-names.md")
+MODULE = Path(__file__).parent.parent / "gradtx" / "_elsewhere.py"
 
 INTRO = """# The names of optax, here
 
@@ -105,7 +107,11 @@ SECTIONS: dict[str, list[Row]] = {
         same("contrib.cocob()", "cocob()", "no rate here"),
         same("contrib.dog()", "dog()", "`reps_rel` is the number of their heuristic, `init_eta` their first rate"),
         same("contrib.dowg()", "dowg()"),
-        alike("contrib.mechanize", "mechanize(adamw(1.0))", "the authors' start and clipping; `num_betas` is the length of `betas`"),
+        alike(
+            "contrib.mechanize",
+            "mechanize(adamw(1.0))",
+            "the authors' start and clipping; `num_betas` is the length of `betas`",
+        ),
         same(
             "contrib.dadapt_adamw()",
             "dadapt_adam(use_bias_correction=True)",
@@ -470,6 +476,25 @@ def page() -> str:
     return "\n".join([*lines, ""])
 
 
+def module() -> str:
+    """The module with which `gradtx.MultiSteps` says what it is called here."""
+    lines = [
+        '"""What names of optax and TorchOpt are here. Written by docs/optax_names.py: `make docs-tables`."""',
+        "",
+        "HERE = {",
+    ]
+    described: dict[str, str] = {}
+    for section in SECTIONS.values():
+        for row in section:
+            for name in row.names:
+                described.setdefault(name.rpartition(".")[2], row.here or row.note)
+    for name in sorted(described):
+        line = f"    {json.dumps(name)}: {json.dumps(described[name], ensure_ascii=False)},"
+        lines.append(line if len(line) <= 120 else f"{line}  # noqa: E501")
+    return "\n".join([*lines, "}", ""])
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    sys.stdout.write(f"wrote {PAGE}\n")
+    for path, text in ((PAGE, page()), (MODULE, module())):
+        path.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"wrote {path}\n")

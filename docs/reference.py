@@ -45,20 +45,21 @@ PIECES = [
     pieces(
         "momentum",
         "Momentum",
-        "momentum accelerated quasi_hyperbolic positive_negative inertia sign torque focus optimistic",
+        "momentum accelerated quasi_hyperbolic positive_negative inertia sign torque focus optimistic slow_gradients "
+        "variance_reduction",
         "What earlier gradients add to the present one.",
     ),
     pieces(
         "rates",
         "A rate for every weight",
         "adaptive adam_hat atan2 rectified nadam nesterov accumulators bounded delayed history stable_decay variance "
-        "switching rprop ranger21 acprop scale_invariant bcos fisher",
+        "switching rprop ranger21 acprop scale_invariant bcos fisher laprop slow_average ftrl",
         "Divide every entry by a size of its own.",
     ),
     pieces(
         "layers",
         "A rate for many weights",
-        "trust_ratio layer_rms neurons covers factored model_scale gsnr",
+        "trust_ratio layer_rms neurons covers factored confidence block_adam stable_adam model_scale gsnr",
         "One size for a leaf, a row or a slice.",
     ),
     pieces("matrices", "Matrices", "orthogonalize shampoo soap", "What only makes sense for a matrix as a whole."),
@@ -76,7 +77,12 @@ PIECES = [
         "averaging schedule_free dual_averaging majorization asgd",
         "Those that average weights have a say in `tx.eval_params(state, params)`.",
     ),
-    pieces("bounds", "Clipping, centering, projecting", "clipping centralize projection", "Bounds and constraints."),
+    pieces(
+        "bounds",
+        "Clipping, centering, projecting",
+        "clipping norm_history spikes centralize projection",
+        "Bounds and constraints.",
+    ),
     pieces("decay", "Pulls on the weights", "decay", "Weight decay and its kin."),
     pieces("control", "Scaling, holding, watching", "scaling control noise *", "What remains."),
 ]

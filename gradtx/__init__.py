@@ -28,5 +28,15 @@ _install_moved()
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> object:
+    """Say what a name of optax or TorchOpt is called here."""
+    from gradtx._elsewhere import HERE
+
+    if name in HERE:
+        raise AttributeError(f"gradtx has no {name!r}; here it is: {HERE[name]} (docs/optax-names.md)")
+    raise AttributeError(f"module 'gradtx' has no attribute {name!r}")
+
+
 # Type checkers take the names from the imports above.
 __all__ = sorted([*_public_names(globals()), "optim", "schedules"])  # pyright: ignore[reportUnsupportedDunderAll]

@@ -98,6 +98,10 @@ RANGES = {
 _NO_RANGE = Range("(-inf, inf)")
 
 
+# Words of pytorch_optimizer, qhoptim and timm.
+OTHER_WORDS = dict.fromkeys(("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay")
+
+
 class UnfitError(ValueError):
     """Raised by a rule's `init` about a leaf; the library puts the rule and the leaf's name in front."""
 
@@ -352,11 +356,20 @@ class Arguments:
             given[argument.name] = value
         for key, value in kwargs.items():
             if key not in self.by_name:
-                raise TypeError(f"{self.name}: unknown argument {key!r}; {nearest(key, self.by_name)}")
+                raise TypeError(f"{self.name}: unknown argument {key!r}; {self._suggestion(key)}")
             if key in given:
                 raise TypeError(f"{self.name}: got two values for {key!r}")
             given[key] = value
         return given
+
+    def _suggestion(self, key: str) -> str:
+        """The argument that was meant, also by a word of another library."""
+        ours = OTHER_WORDS.get(key)
+        if ours is None:
+            return nearest(key, self.by_name)
+        if ours in self.by_name:
+            return f"did you mean {ours!r}?"
+        return f"the decay of {self.name} has one form; known: {', '.join(sorted(self.by_name))}"
 
 
 def varies(value: Any) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -155,6 +155,8 @@ def not_traced(function: Function) -> Function:
 
 # Optimizers.
 
+Hooks: TypeAlias = list[Callable[..., Any]]
+
 
 class TakesScaledGradients:
     """Tells `torch.amp.GradScaler` that `step` unscales gradients and skips by itself.
@@ -165,7 +167,7 @@ class TakesScaledGradients:
     _step_supports_amp_scaling = True
 
 
-def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Sequence[Callable[..., Any]], Sequence[Callable[..., Any]]]:
+def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Hooks, Hooks]:
     """The hooks that were registered to run before and after `load_state_dict`; none without the names."""
     before = getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", {})
     after = getattr(optimizer, "_optimizer_load_state_dict_post_hooks", {})
@@ -260,7 +262,10 @@ class SymbolicTracer:
         return self._mode.from_tensor(tensor, symbolic_context=context, source=self._source(name))
 
     def graph(
-        self, function: Callable[..., Any], arguments: Sequence[Tensor], replaced: Mapping[Any, Any]
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[Tensor],
+        replaced: Mapping[Any, Any],
     ) -> torch.fx.GraphModule:
         """The operations of `function(*arguments)`; `replaced` maps operators to their decompositions."""
         with self._mode, torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree
@@ -55,6 +56,9 @@ def _check_tensor(name: str, leaf: Any, what: str) -> None:
 
 def check_leaf(name: str, leaf: Any, what: str) -> None:
     _check_tensor(name, leaf, what)
+    if leaf is not None and leaf.layout is not torch.strided:
+        kind = "sparse" if leaf.layout in (torch.sparse_coo, torch.sparse_csr) else str(leaf.layout)
+        raise TypeError(f"{what}: leaf {name!r} is a {kind} tensor, needs a dense one; call to_dense() on it")
     if leaf is not None and not leaf.dtype.is_floating_point:
         raise TypeError(
             f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "

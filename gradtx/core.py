@@ -65,6 +65,13 @@ class GradientTransformation:
         yield self.init
         yield self.update
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        pure = f"{self._name}.init(params) and {self._name}.update(updates, state, params)"
+        raise TypeError(
+            f"{self._name}: a transformation is not called; use {pure}, or "
+            f"gradtx.as_optimizer({self._name}(...), params) for a torch optimizer"
+        )
+
     def __repr__(self) -> str:
         return f"GradientTransformation({describe(self._functions.init)}, {describe(self._functions.update)})"
 

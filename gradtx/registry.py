@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtx import schedules
+from gradtx import combinators, schedules, transforms
 from gradtx._arguments import Scalar
 from gradtx._messages import describe
 from gradtx.combinators.lookahead import with_lookahead
@@ -92,6 +92,9 @@ def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
 
     Algorithms have names that look alike (AdamC, FAdam and Adam; AdEMAMix and Adamax): those are no misspellings.
     """
+    for link in (*combinators.__all__, *transforms.__all__) if what == "optimizer" else ():
+        if _plain(link) == name:
+            return f"gradtx.{link} is a link, not an optimizer: use it with one, as in {_use_of(link)}"
     matches = difflib.get_close_matches(name, name_of, n=3, cutoff=0.8)
     misspelled = [plain for plain in matches if not _is_longer(name, plain)]
     if misspelled and difflib.SequenceMatcher(None, misspelled[0], name).ratio() > 0.85:
@@ -103,6 +106,13 @@ def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
             lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
             return f"gradtx.{lister}({f'{start}*'!r}) lists those that begin like it"
     return f"known: {', '.join(sorted(known))}"
+
+
+def _use_of(link: str) -> str:
+    """How a link is used with an optimizer."""
+    if link in combinators.__all__:
+        return f"gradtx.{link}(gradtx.adamw(), ...)"
+    return f"gradtx.chain(gradtx.adamw(), gradtx.{link}(...))"
 
 
 def _is_longer(name: str, plain: str) -> bool:

@@ -249,6 +249,7 @@ def _near(value: float | None) -> tuple[float, ...]:
     return (0.75 * value, 1.25 * value) if abs(value) >= 0.01 else (0.1,)
 
 
+@functools.cache
 def factories() -> list[Any]:
     """Everything public that was made by a decorator: rules, trees, combinators, aliases."""
     return [found for name in gradtx.__all__ if hasattr(found := getattr(gradtx, name), "spec")]
@@ -260,6 +261,7 @@ def example(factory: Any) -> dict[str, Any]:
     return dict(declared(gradtx.adam()) if callable(declared) else declared)
 
 
+@functools.cache
 def plain_cases() -> list[Case]:
     """Every factory as its decorator says to call it; a test of its own says whether that is enough."""
     cases = [Case(factory, example(factory)) for factory in factories()]
@@ -274,6 +276,7 @@ def _can_be_made(case: Case) -> bool:
     return True
 
 
+@functools.cache
 def all_cases() -> list[Case]:
     """Every factory as declared, with its switched-off numbers on, and then with each of its switches turned.
 
@@ -291,13 +294,53 @@ def all_cases() -> list[Case]:
     return cases
 
 
+@functools.cache
+def lean_cases() -> list[Case]:
+    """All cases but those of aliases with a switch turned, for tests that found the same faults in the links' cases.
+
+    Deliberate faults in switched code of links were found in the cases of the links; faults in switched code of aliases
+    show under vmap, in dtypes, memory, needs and slots, which have all cases.
+    """
+    cases = []
+    for case in all_cases():
+        has_switch = "-" in case.label
+        if case.factory.spec.kind != "alias" or not has_switch:
+            cases.append(case)
+    return cases
+
+
+@functools.cache
+def composed_cases() -> list[Case]:
+    """Aliases, combinators, and the rules that no alias contains, for tests that trace: a rule is traced in its alias.
+
+    Deliberate faults that break the tracing of a rule broke its aliases too.
+    """
+    plain = plain_cases()
+    in_aliases: set[str] = set()
+    for case in plain:
+        if case.factory.spec.kind == "alias":
+            in_aliases |= _names_of_links(case)
+    return [case for case in plain if case.factory.spec.kind != "rule" or case.factory.__name__ not in in_aliases]
+
+
+def _names_of_links(case: Case) -> set[str]:
+    """The names of the links that a case comes down to, those of branches too."""
+    links = list(case.make()._links())
+    for link in links:
+        links.extend(link._inner_links())
+    return {link._name for link in links}
+
+
 def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
     yield case.arguments, ""
     table = case.factory.spec.arguments.all
     values = {a.name: case.arguments.get(a.name, a.default) for a in table if a.kind == "scalar"}
     off = [name for name, value in values.items() if value == case.factory.spec.arguments.by_name[name].range.off]
     absent = [name for name, value in values.items() if value is None]
-    switches = [argument for argument in table if argument.kind == "bool"]
+    # `maximize`, which every alias takes, has its own test; its cases found none of 18 deliberate faults alone.
+    added = case.factory.spec.arguments.added
+    switches = [argument for argument in table if argument.kind == "bool" and argument.name not in added]
+    required = {argument.name: case.arguments[argument.name] for argument in table if argument.required}
     yield from _pairs(case, absent)
     for label, order in (("on", off), ("reversed", off[::-1])):
         lively = dict(case.arguments)
@@ -309,7 +352,7 @@ def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:
         for switch in switches:
             flipped = {switch.name: not case.arguments.get(switch.name, switch.default)}
             some = ({**case.arguments, name: 0.5, **flipped} for name in (*off, *absent))  # where all is refused
-            variants = ({**lively, **flipped}, *some)
+            variants = ({**lively, **flipped}, *some, {**required, **flipped})
             yield (
                 next((v for v in variants if _can_be_made(Case(case.factory, v))), variants[0]),
                 f"{label}-{switch.name}",
@@ -349,9 +392,9 @@ class Exemption(NamedTuple):
 EXEMPTIONS = [
     Exemption(
         "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
-        ("trac",),
-        "The first step is 1e-8 long, and the second divides the way p - p0 by as much: what p has lost in rounding is "
-        "1e-8 of it, and a difference quotient over 1e-6 divides that once more. Over 1e-4 they agree.",
+        ("mechanize", "trac"),
+        "The first step is 1e-7 or 1e-8 long, and the second divides the way p - p0 by as much: what p has lost in "
+        "rounding is 1e-8 of it, and a difference quotient over 1e-6 divides that once more. Over 1e-4 they agree.",
     ),
     Exemption(
         "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",

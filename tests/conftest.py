@@ -3,6 +3,20 @@
 import pytest
 import torch
 
+from tests.tiers import is_slow, is_slow_path
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("markexpr") == "not slow" and is_slow_path(collection_path):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def float64_by_default():

@@ -10,10 +10,12 @@ from tests.conformance import (
     all_cases,
     assert_close,
     assert_own_memory,
+    composed_cases,
     each_case,
     each_set,
     extras,
     field,
+    lean_cases,
     loss,
     noise,
     plain_cases,
@@ -21,9 +23,11 @@ from tests.conformance import (
     train,
 )
 
-PLAIN, ALL = plain_cases(), all_cases()
+PLAIN, LEAN, ALL = plain_cases(), lean_cases(), all_cases()
 PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
 WEIGHTS = noise(9)
+
+
 # Inductor and torch.func.jvp load parts of torch that use torch.jit.
 torchs_own_deprecation = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
@@ -85,7 +89,7 @@ def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop
 
 
 @torchs_own_deprecation
-@each_set(ALL)
+@each_set(LEAN)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
     params, direction, h = case.noise(1), case.noise(3), 1e-6
 
@@ -154,7 +158,7 @@ def training_step(tx):
     return advance
 
 
-@each_case(PLAIN)
+@each_case(composed_cases())
 def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(case):
     torch._dynamo.reset()
     floats, counter = {place: double(place.value) for place in next(iter(case.float_sets()), [])}, CompileCounter()

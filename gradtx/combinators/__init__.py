@@ -1,5 +1,6 @@
 """Combinators: transformations around transformations."""
 
+from gradtx._names import public_names as _public_names
 from gradtx.combinators.clocks import *
 from gradtx.combinators.frame import *
 from gradtx.combinators.graft import *
@@ -9,3 +10,6 @@ from gradtx.combinators.schedule_free import *
 from gradtx.combinators.selection import *
 from gradtx.combinators.sharpness import *
 from gradtx.combinators.tuners import *
+
+# Type checkers take the names from the imports above.
+__all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

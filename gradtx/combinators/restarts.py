@@ -44,7 +44,8 @@ def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
         2.0
         3.0
 
-    Source: Huang et al. 2025, arXiv:2501.06842, where the clock goes on; 2502.17055, where it starts again.
+    Source: Huang et al. 2025, arXiv:2501.06842, where the clock goes on; Huang et al. 2025, arXiv:2502.17055, where it
+    starts again. Departures: none.
     """
     check_transformation("restart", "tx", tx)
 

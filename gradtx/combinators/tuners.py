@@ -15,9 +15,11 @@ from torch import Tensor
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.combinators.frame import Frame
-from gradtx.core import GradientTransformation, check_transformation
+from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import at_least, quotient, safe_sqrt
+from gradtx.transforms.momentum import trace
+from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["mechanize", "trac"]
 
@@ -73,7 +75,7 @@ def _learned(
     owns_lr=True,
     ranges={"s_init": "(0, inf)", "s_decay": "[0, inf)", "eps": "(0, inf)"},
     any_length=("betas",),
-    example=lambda tx: {"tx": tx},
+    example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
 )
 def mechanize(
     tx: GradientTransformation,
@@ -144,7 +146,7 @@ def mechanize(
     owns_lr=True,
     ranges={"s_prev": "(0, inf)", "eps": "(0, inf)"},
     any_length=("betas",),
-    example=lambda tx: {"tx": tx},
+    example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
 )
 def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8, eps: Scalar = 1e-8):
     r"""Scale the sum of an optimizer's updates by what it has earned, and return to the start where it fails: TRAC.

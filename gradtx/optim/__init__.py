@@ -16,7 +16,11 @@ __all__ += classes.__all__
 
 
 def as_optimizer(
-    tx: GradientTransformation, params: Any, *, compile: bool | str | Mapping[str, Any] = False, seed: int = 0
+    tx: GradientTransformation,
+    params: Any,
+    *,
+    compile: bool | str | Mapping[str, Any] = False,
+    seed: int = 0,
 ) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 

@@ -123,7 +123,13 @@ class Checkpoint:
                 pass
             raise
 
-    def _match_group(self, view: GroupView, group: Group, literal: bool, loaded: Loaded) -> None:
+    def _match_group(
+        self,
+        view: GroupView,
+        group: Group,
+        literal: bool,
+        loaded: Loaded,
+    ) -> None:
         new_view = view.loaded(group, literal, self._count)
         first = self._states.first(new_view, group["params"], alone=True)
         states: dict[Tensor, State] = {}

@@ -58,7 +58,12 @@ class GroupView:
     _cached: tuple[Any, GradientTransformation] | None
     _checked: tuple[Any, ...] | None
 
-    def __init__(self, tx: GradientTransformation, group: dict[str, Any], labels: Mapping[int, str]):
+    def __init__(
+        self,
+        tx: GradientTransformation,
+        group: dict[str, Any],
+        labels: Mapping[int, str],
+    ):
         self.tx = tx
         old_names = _names_in_group(tx._entries_of_0_1(labels))
         self._places_of_0_1 = {name: entry.place for name, entry in old_names.items()}
@@ -189,7 +194,12 @@ class GroupView:
         for name in self.live:
             self.shown[name] = self.group[name] = next_value(self.sources[name], count(self.entries[name]))
 
-    def loaded(self, group: dict[str, Any], literal: bool, count: Callable[[Entry], int]) -> GroupView:
+    def loaded(
+        self,
+        group: dict[str, Any],
+        literal: bool,
+        count: Callable[[Entry], int],
+    ) -> GroupView:
         """The view of a group from a checkpoint.
 
         Args:
@@ -229,7 +239,12 @@ class GroupView:
                 self.group.setdefault(name, self.shown[name])
             self.group.setdefault(name, defaults[name])
 
-    def _take_structure(self, values: Mapping[str, Any], old: GroupView, literal: bool) -> None:
+    def _take_structure(
+        self,
+        values: Mapping[str, Any],
+        old: GroupView,
+        literal: bool,
+    ) -> None:
         """Note which values decide links and slots, given the view before the checkpoint."""
         self.literal = {}
         self.first = dict(old.first)

@@ -148,7 +148,12 @@ class HessianStep:
         finally:
             self._drop_graphs()
 
-    def _supply_leaf(self, leaf: Leaf, sign: int, diagonal: Mapping[Tensor, Tensor]) -> None:
+    def _supply_leaf(
+        self,
+        leaf: Leaf,
+        sign: int,
+        diagonal: Mapping[Tensor, Tensor],
+    ) -> None:
         if leaf.key in diagonal:
             signed = diagonal[leaf.key].to(leaf.wide) * sign
             _give(leaf, signed if leaf.window is None else signed.reshape(-1)[leaf.window])
@@ -216,7 +221,13 @@ BACKWARD: Any = Tensor.__dict__.get("backward")
 class _KeepGraph(TorchFunctionMode):
     """Makes `loss.backward()` differentiable itself."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is not BACKWARD:
             return func(*args, **kwargs)

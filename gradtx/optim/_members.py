@@ -101,7 +101,12 @@ class Members:
         self._clock_paths = joining.clock_paths
         self._present = _params_of([view.group for view in self.views])
 
-    def restore(self, views: list[GroupView], by_param: dict[Tensor, Member], clock_paths: dict[Any, Path]) -> None:
+    def restore(
+        self,
+        views: list[GroupView],
+        by_param: dict[Tensor, Member],
+        clock_paths: dict[Any, Path],
+    ) -> None:
         """Take what a pickle has saved."""
         self.admit(Joining(views, by_param, clock_paths))
 
@@ -109,10 +114,20 @@ class Members:
         run = OptimizerRun({}, by_param, initial=True)
         return run, Block.of(self.tx, run, 0)
 
-    def _view(self, group: Group, labels: Labels, count: Callable[[Entry], int]) -> GroupView:
+    def _view(
+        self,
+        group: Group,
+        labels: Labels,
+        count: Callable[[Entry], int],
+    ) -> GroupView:
         view = GroupView(self.tx, group, {id(selector): label for selector, label in labels})
         view.show(count)
         return view
+
+    def block(self) -> Block:
+        """The chain, expanded for all members."""
+        _, block = self._expanded(self.by_param)
+        return block
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
@@ -157,8 +172,8 @@ class Members:
             by_params[_ids(view.group["params"])] = view
         views: list[GroupView] = []
         for group in groups:
-            view = by_dict.get(id(group)) or by_params.get(_ids(group["params"])) or self._adopted(group, count)
-            views.append(view)
+            view = by_dict.get(id(group)) or by_params.get(_ids(group["params"]))
+            views.append(view or self._adopted(group, count))
         for view, group in zip(views, groups, strict=True):
             view.group = group
         self.views = views
@@ -167,7 +182,7 @@ class Members:
         """The view of a group that was put into `param_groups` by hand."""
         for param in group["params"]:
             if param not in self.by_param:
-                self.by_param[param] = Member(_unique(str(len(self.by_param)), self.by_param.values()), param)
+                self._add(param, len(self.by_param))
         run, block = self._expanded(self.by_param)
         labels: Labels = ()
         if group["params"]:
@@ -191,7 +206,12 @@ class Members:
                 self.by_param[heir] = Member(member.name, heir, dict(member.choices))
         for i, param in enumerate(present):
             if param not in self.by_param:
-                self.by_param[param] = Member(_unique(str(len(before) + i), self.by_param.values()), param)
+                self._add(param, len(before) + i)
+
+    def _add(self, param: Tensor, number: int) -> None:
+        """Add a parameter without a name."""
+        name = _unique(str(number), self.by_param.values())
+        self.by_param[param] = Member(name, param)
 
     def _heirs(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
         """The parameter that stands in the place of each one that was replaced."""
@@ -207,10 +227,6 @@ class Members:
 
     def names(self) -> list[str]:
         return [member.name for member in self.by_param.values()]
-
-    def device(self) -> torch.device:
-        """The device of shared values: that of the first parameter."""
-        return next((param.device for param in self.by_param), CPU)
 
     def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> list[list[Member]]:
         """The members of each group, with their present group and state."""

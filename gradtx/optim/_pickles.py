@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gradtx.optim._members import Members
-from gradtx.optim._run import ChainTraits
 from gradtx.optim._state import States
 from gradtx.optim._workings import Workings
 
-# The attributes of an optimizer of version 0.1 that others have replaced.
+# The attributes of an optimizer of version 0.1 that `_workings` replaces.
 REPLACED = (
     *("_tx", "_views", "_records", "_present", "_clock_paths", "_hessian", "_engine"),
     *("_takes_none", "_agrees", "_host_counts"),
@@ -23,5 +22,4 @@ def workings_of(state: dict[str, Any], owner: str) -> Workings:
     old = {name: state.pop(name) for name in REPLACED}
     members = Members(owner, old["_tx"])
     members.restore(old["_views"], old["_records"], old["_clock_paths"])
-    traits = ChainTraits(old["_takes_none"], old["_agrees"], old["_host_counts"])
-    return Workings(members, States(members), traits, old["_hessian"], old["_engine"])
+    return Workings(members, States(members), old["_hessian"], old["_engine"])

@@ -36,7 +36,12 @@ class OptimizerRun(Run):
     grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     tick: int | Tensor = 1  # what this step adds to counts
 
-    def __init__(self, state: Mapping[Any, dict[str, Any]], members: Mapping[Tensor, Member], initial: bool):
+    def __init__(
+        self,
+        state: Mapping[Any, dict[str, Any]],
+        members: Mapping[Tensor, Member],
+        initial: bool,
+    ):
         super().__init__()
         self.initial = initial
         self.device = next(iter(members)).device if members else torch.device("cpu")

@@ -12,7 +12,11 @@ REMEDY = "load the state of an optimizer built from the same chain, or pass stri
 
 
 def matched(
-    name: str, saved: Mapping[str, Any], first: Mapping[str, Tensor], device: torch.device, strict: bool
+    name: str,
+    saved: Mapping[str, Any],
+    first: Mapping[str, Tensor],
+    device: torch.device,
+    strict: bool,
 ) -> dict[str, Tensor]:
     """A parameter's saved entry, in the dtypes and on the devices of its first state.
 
@@ -53,7 +57,13 @@ def _in_our_words(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> dict
     return entry
 
 
-def _as_slot(name: str, key: str, saved: Any, first: Tensor, device: torch.device) -> Tensor:
+def _as_slot(
+    name: str,
+    key: str,
+    saved: Any,
+    first: Tensor,
+    device: torch.device,
+) -> Tensor:
     value = torch.as_tensor(saved)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"

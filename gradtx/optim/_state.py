@@ -36,7 +36,7 @@ class States:
     """The states of an optimizer's parameters.
 
     State is made when the optimizer is made, so that errors show there, and checkpoints and readers find it. State that
-    no step has used, and that nobody has written, is made again from the weights that training starts with.
+    no step has used, and that no user has written, is made again from the weights that training starts with.
 
     Args:
         members: The optimizer's parameters.
@@ -218,6 +218,17 @@ class States:
         for param, member in self.members.by_param.items():
             member.layout = layouts.get(param)
             member.first_state = None
+
+    def forget_used(self) -> None:
+        """Note which states are no longer as the library made them, before a copy is made."""
+        for param, member in self.members.by_param.items():
+            if not member.is_unused(self.of(param)):
+                member.first_state = None
+
+    def note_copies(self) -> None:
+        """Note the tensors of unused states in a copy, in which versions start over."""
+        members = self.members.by_param
+        self.mark_unused([param for param, member in members.items() if member.first_state is not None])
 
     def mark_unused(self, params: Iterable[Tensor]) -> None:
         """Let the present states of parameters count as unused."""

@@ -44,7 +44,12 @@ class Step:
         scaling: The request of a GradScaler.
     """
 
-    def __init__(self, workings: Workings, extras: dict[str, Any], scaling: Scaling | None):
+    def __init__(
+        self,
+        workings: Workings,
+        extras: dict[str, Any],
+        scaling: Scaling | None,
+    ):
         self.scaling = scaling
         self._workings = workings
         self._views = workings.members.views
@@ -274,7 +279,13 @@ def _by_name(extra: str, values: Sequence[Any], names: list[str]) -> dict[str, A
     return dict(zip(names, values, strict=True))
 
 
-def _write_part(leaf: Leaf, keys: dict[str, str], slots: dict[str, Tensor], taken: set[Any], is_last: bool) -> None:
+def _write_part(
+    leaf: Leaf,
+    keys: dict[str, str],
+    slots: dict[str, Tensor],
+    taken: set[Any],
+    is_last: bool,
+) -> None:
     """Write a part's entries in place; slots of another shape are replaced with the last part."""
     values: dict[str, Tensor] = {}
     for slot, value in slots.items():  # all of them first: a new value may be a view of old state

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gradtx.core import GradientTransformation
 from gradtx.optim._hessian import HessianSource
 from gradtx.optim._members import Members
 from gradtx.optim._run import ChainTraits
@@ -14,23 +16,39 @@ if TYPE_CHECKING:
     from gradtx.optim.engine import Engine  # imported when an optimizer is made with `compile=`
 
 
-@dataclass
+@dataclass(eq=False)
 class Workings:
     """What an optimizer consists of.
 
     Attributes:
         members: Its parameters and groups.
         states: Their states.
-        traits: Properties of its chain.
         hessian: The source of second derivatives.
         engine: The compiled engine, if asked for.
     """
 
     members: Members
     states: States
-    traits: ChainTraits
     hessian: HessianSource
     engine: Engine | None
+
+    @classmethod
+    def of(cls, owner: str, tx: GradientTransformation, seed: Any, engine: Engine | None) -> Workings:
+        """The workings of an optimizer without parameters.
+
+        Args:
+            owner: Its class, for errors.
+            tx: Its transformation.
+            seed: The seed for estimates of second derivatives.
+            engine: The compiled engine, if asked for.
+        """
+        members = Members(owner, tx)
+        return cls(members, States(members), HessianSource(owner, tx, seed), engine)
+
+    @functools.cached_property
+    def traits(self) -> ChainTraits:
+        """Properties of the chain."""
+        return ChainTraits.of(self.members.block(), self.hessian.link is not None)
 
     def counts_on_host(self) -> bool:
         """Whether the host must know the counts, also under a GradScaler."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -16,12 +17,11 @@ from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
-from gradtx.optim._hessian import HessianSource, HessianStep
-from gradtx.optim._members import CPU, Members
+from gradtx.optim._hessian import HessianStep
+from gradtx.optim._members import CPU
 from gradtx.optim._pickles import workings_of
-from gradtx.optim._run import ChainTraits, OptimizerRun
 from gradtx.optim._scaling import Scaling
-from gradtx.optim._state import FirstStates, States
+from gradtx.optim._state import FirstStates
 from gradtx.optim._step import Step
 from gradtx.optim._warnings import warn_of_misspelt, warn_of_two_schedules
 from gradtx.optim._workings import Workings
@@ -41,21 +41,20 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         owner = type(self).__name__
         check_transformation(owner, "tx", tx)
         _check_no_module(owner, params)
-        self._tx = tx
-        self._engine = _engine(compile)
-        self._members = Members(owner, tx)
-        self._states = States(self._members)
-        self._hessian = HessianSource(owner, tx, seed)
+        self._workings = Workings.of(owner, tx, seed, _engine_for(compile))
         self._evaluation: Evaluation | None = None
         super().__init__(params, {})
-        self._workings = Workings(self._members, self._states, self._traits(), self._hessian, self._engine)
-        self._members.check_selectors()
-        entries = self._members.views[0].entries
-        self.defaults = {name: self.param_groups[0][name] for name in ("lr", *entries)}
+        members = self._workings.members
+        members.check_selectors()
+        self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}
 
-    def _traits(self) -> ChainTraits:
-        run = OptimizerRun({}, self._members.by_param, initial=True)
-        return ChainTraits.of(Block.of(self._tx, run, 0), self._hessian.link is not None)
+    @property
+    def _tx(self) -> GradientTransformation:
+        return self._workings.members.tx
+
+    @property
+    def _engine(self) -> Any:
+        return self._workings.engine
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with hyperparameters of their own where the group names them.
@@ -68,18 +67,19 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             _check_no_module(owner, param_group.get("params"))
         group = self._as_torch_checks_it(param_group)
         keys = list(group)
-        self._states.by_param = self.state
-        joining = self._members.joining(group)
+        members, states = self._workings.members, self._workings.states
+        states.by_param = self.state
+        joining = members.joining(group)
         first_states: list[FirstStates] = []
         for view in joining.views:
-            self._hessian.mark(view.group)
-            first_states.append(self._states.first(view, view.group["params"], joining.by_param))
+            self._workings.hessian.mark(view.group)
+            first_states.append(states.first(view, view.group["params"], joining.by_param))
         # Before anything changes, since a warning may be an error.
         warn_of_misspelt(owner, keys, self._tx._entries())
-        self._members.admit(joining)
+        members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
-            self._states.keep(first)
+            states.keep(first)
 
     def _as_torch_checks_it(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """A group after torch's checks, without torch's defaults, and not added yet."""
@@ -101,8 +101,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _up_to_date(self) -> Workings:
         """The workings, after anyone may have changed groups and state."""
-        self._states.by_param = self.state
-        self._members.follow(self.param_groups, self._states.count)
+        members, states = self._workings.members, self._workings.states
+        states.by_param = self.state
+        members.follow(self.param_groups, states.count)
         return self._workings
 
     @torch.no_grad()
@@ -134,14 +135,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if closure is not None:
                 raise RuntimeError("closures are not supported under an enabled GradScaler: call step without one")
             if workings.counts_on_host() and not scaling.proceed:
-                scaling.unscale(self._members.by_param)
+                scaling.unscale(workings.members.by_param)
                 return None
         loss, hessian = None, HessianStep(workings, extras)
         if closure is not None:
             with torch.enable_grad(), hessian:
                 loss = closure()
-            if loss is not None:
-                extras.setdefault("value", loss.detach() if isinstance(loss, Tensor) else loss)
+            if _is_number(loss) or (loss is not None and "value" in self._tx.needs):
+                extras.setdefault("value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss)
             extras.setdefault("grad_fn", closure)
             workings = self._up_to_date()
         step = Step(workings, extras, scaling)
@@ -152,7 +153,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "step" and "_workings" in self.__dict__:  # torch's schedulers put a counter around it
-            warn_of_two_schedules(type(self).__name__, self._members.views)
+            warn_of_two_schedules(type(self).__name__, self._workings.members.views)
 
     # The weights to evaluate with.
 
@@ -187,17 +188,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _weights_to_evaluate_with(self) -> dict[Tensor, Tensor]:
         """The weights of links that have some, by parameter."""
-        self._up_to_date()
-        self._states.refresh_all()
-        run, count = self._states.run(), self._states.count()
+        members, states = self._up_to_date().members, self._workings.states
+        states.refresh_all()
+        run, count = states.run(), states.count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
         weights: dict[Tensor, Tensor] = {}
-        for view in self._members.views:
+        for view in members.views:
             block = Block.of(view.chain(view.values(), CPU), run, count)
             for param in view.group["params"]:
-                member = self._members.by_param[param]
+                member = members.by_param[param]
                 if member.layout is not None:
-                    leaf = self._states.leaf(run, member, clock)
+                    leaf = states.leaf(run, member, clock)
                     value = evaluated(leaf, block.for_leaf(leaf))
                     if value is not None:
                         weights[param] = value
@@ -206,9 +207,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; state that no step has used yet is made from the present parameters."""
-        self._up_to_date()
+        states = self._up_to_date().states
         if self._evaluation is None:
-            self._states.refresh_all()
+            states.refresh_all()
         state_dict = super().state_dict()
         if self._evaluation is not None:
             self._evaluation.save(state_dict, self._params_in_order())
@@ -230,40 +231,41 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         state_dict = state_dict.copy()
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
-        self._up_to_date()
+        workings = self._up_to_date()
         evaluation, state_dict = Evaluation.take(state_dict, self._params_in_order())
-        Checkpoint(state_dict, self._states, strict).load()
+        Checkpoint(state_dict, workings.states, strict).load()
         self._evaluation = evaluation
-        self.param_groups = [view.group for view in self._members.views]
+        self.param_groups = [view.group for view in workings.members.views]
         for hook in after:
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        for param, member in self._members.by_param.items():
-            if not member.is_unused(self._states.of(param)):
-                member.first_state = None
+        self._workings.states.forget_used()
         return {**super().__getstate__(), "_workings": self._workings, "_evaluation": self._evaluation}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         workings = workings_of(state, type(self).__name__)
-        super().__setstate__(state)
-        self._evaluation = state.get("_evaluation")
-        self._workings = workings
-        self._members, self._states = workings.members, workings.states
-        self._hessian, self._engine = workings.hessian, workings.engine
-        self._tx = workings.members.tx
-        self._states.by_param = self.state
-        unused = [param for param, member in self._members.by_param.items() if member.first_state is not None]
-        self._states.mark_unused(unused)  # versions start over in copies
+        super().__setstate__({"_evaluation": None, **state, "_workings": workings})
+        workings.states.by_param = self.state
+        workings.states.note_copies()
 
 
-def _engine(compile: Any) -> Any:
+def _engine_for(compile: Any) -> Any:
     """The compiled engine, which is imported when it is asked for, with all that it needs of torch."""
     if compile is False:
         return None
     from gradtx.optim.engine import Engine, compiler_options
 
     return Engine(compiler_options(compile))
+
+
+def _is_number_tensor(loss: Any) -> bool:
+    return isinstance(loss, Tensor) and loss.numel() == 1
+
+
+def _is_number(loss: Any) -> bool:
+    """Whether a closure's result is a loss; closures may return anything if no link reads it."""
+    return _is_number_tensor(loss) or (isinstance(loss, numbers.Real) and not isinstance(loss, bool))
 
 
 def _check_no_module(owner: str, params: Any) -> None:

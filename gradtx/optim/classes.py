@@ -48,7 +48,13 @@ class AliasOptimizer(ChainOptimizer):
             parameters=[params, *own.parameters.values(), *engine], return_annotation=own.empty
         )
 
-    def __init__(self, params: Any, *args: Any, compile: bool | str | Mapping[str, Any] = False, **kwargs: Any):
+    def __init__(
+        self,
+        params: Any,
+        *args: Any,
+        compile: bool | str | Mapping[str, Any] = False,
+        **kwargs: Any,
+    ):
         for option in REFUSED:
             if option in kwargs:
                 raise refused(option, kwargs[option])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from gradtx._arguments import Betas, Scalar
+from gradtx._selectors import Where
 from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
 
@@ -30,6 +31,7 @@ __all__ = [
     "SGDW",
     "SM3",
     "SOAP",
+    "SPAM",
     "SRMM",
     "SWATS",
     "TAM",
@@ -79,6 +81,7 @@ __all__ = [
     "DoWG",
     "FAdam",
     "Fromage",
+    "GPAAdamW",
     "Grams",
     "Gravity",
     "GrokFastAdamW",
@@ -119,6 +122,7 @@ __all__ = [
     "SimplifiedAdEMAMix",
     "SophiaH",
     "StableAdamW",
+    "StableSPAM",
     "Tiger",
     "Yogi",
 ]
@@ -143,6 +147,7 @@ class ADOPT(AliasOptimizer):
         clip_exponent: Scalar | None = 0.25,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -160,6 +165,7 @@ class ASGD(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -180,6 +186,7 @@ class BCOS(AliasOptimizer):
         decoupled_weight_decay: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -197,6 +204,7 @@ class CAME(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -212,6 +220,7 @@ class COCOB(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -228,6 +237,7 @@ class FOCUS(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -267,6 +277,7 @@ class LARS(AliasOptimizer):
         min_ndim: int = 0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -284,6 +295,7 @@ class MADGRAD(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -307,6 +319,7 @@ class MARS(AliasOptimizer):
         weight_decay_1d: Scalar = 0.1,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -339,6 +352,7 @@ class PID(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -355,6 +369,7 @@ class PNM(AliasOptimizer):
         decoupled_weight_decay: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -372,6 +387,7 @@ class QHM(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -389,6 +405,7 @@ class SGD(AliasOptimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -409,6 +426,7 @@ class SGDP(AliasOptimizer):
         wd_ratio: Scalar = 0.1,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -426,6 +444,7 @@ class SGDS(AliasOptimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -443,6 +462,7 @@ class SGDW(AliasOptimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -482,6 +502,28 @@ class SOAP(AliasOptimizer):
         correct_bias: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SPAM(AliasOptimizer):
+    """SPAM: AdamW that cuts spikes of the gradient, and forgets its averages from time to time."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        threshold: Scalar = 5000.0,
+        clip_after: int = 20,
+        every: int = 500,
+        warmup_steps: int = 150,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -516,6 +558,7 @@ class SWATS(AliasOptimizer):
         switch_tol: Scalar | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -533,6 +576,7 @@ class TAM(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -568,6 +612,7 @@ class ACProp(AliasOptimizer):
         momentum_update: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -585,6 +630,7 @@ class AccSGD(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -604,6 +650,7 @@ class AdEMAMix(AliasOptimizer):
         beta3_warmup: int | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -625,6 +672,7 @@ class AdaBelief(AliasOptimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -646,6 +694,7 @@ class AdaBound(AliasOptimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -667,6 +716,7 @@ class AdaFactor(AliasOptimizer):
         warmup_init: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -687,6 +737,7 @@ class AdaGC(AliasOptimizer):
         warmup_steps: int = 100,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -706,6 +757,7 @@ class AdaHessian(AliasOptimizer):
         spatial_average: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
@@ -725,6 +777,7 @@ class AdaMod(AliasOptimizer):
         decoupled_weight_decay: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -745,6 +798,7 @@ class AdaNorm(AliasOptimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -763,6 +817,7 @@ class AdaPNM(AliasOptimizer):
         decoupled_weight_decay: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -798,6 +853,7 @@ class AdaSmooth(AliasOptimizer):
         reset_every: int | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -815,6 +871,7 @@ class AdaTAM(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -832,6 +889,7 @@ class Adadelta(AliasOptimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -849,6 +907,7 @@ class AdafactorTorch(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -867,6 +926,7 @@ class Adagrad(AliasOptimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -885,6 +945,7 @@ class Adai(AliasOptimizer):
         dampening: Scalar = 1.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -903,6 +964,7 @@ class Adam(AliasOptimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -929,6 +991,7 @@ class AdamAtan2(AliasOptimizer):
         clip_to_grok: bool = False,
         clip_to_grok_max_norm: Scalar = 2.0,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -947,6 +1010,7 @@ class AdamC(AliasOptimizer):
         max_lr: Scalar | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -964,6 +1028,7 @@ class AdamD(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -981,6 +1046,7 @@ class AdamMini(AliasOptimizer):
         block: str | int = "row",
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1000,6 +1066,7 @@ class AdamP(AliasOptimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1017,6 +1084,7 @@ class AdamS(AliasOptimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1034,6 +1102,7 @@ class AdamW(AliasOptimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1051,6 +1120,7 @@ class Adamax(AliasOptimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1069,6 +1139,7 @@ class Adan(AliasOptimizer):
         no_prox: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1087,6 +1158,7 @@ class AdaptiveGD(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1107,6 +1179,7 @@ class AdoptAtan2(AliasOptimizer):
         b: Scalar = 1.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1122,6 +1195,7 @@ class AggMo(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1180,6 +1254,7 @@ class ApolloDQN(AliasOptimizer):
         weight_decay_type: str | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1198,6 +1273,7 @@ class AvaGrad(AliasOptimizer):
         lagged_norm: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1216,6 +1292,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         growth_rate: Scalar = float("inf"),
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1236,6 +1313,7 @@ class DAdaptAdam(AliasOptimizer):
         growth_rate: Scalar = float("inf"),
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1255,6 +1333,7 @@ class DAdaptAdan(AliasOptimizer):
         growth_rate: Scalar = float("inf"),
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1271,6 +1350,7 @@ class DAdaptLion(AliasOptimizer):
         d0: Scalar = 1e-06,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1288,6 +1368,7 @@ class DAdaptSGD(AliasOptimizer):
         growth_rate: Scalar = float("inf"),
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1305,6 +1386,7 @@ class DiffGrad(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1322,6 +1404,7 @@ class DoG(AliasOptimizer):
         init_eta: Scalar | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1338,6 +1421,7 @@ class DoWG(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1357,6 +1441,7 @@ class FAdam(AliasOptimizer):
         eps2: Scalar = 0.01,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1375,6 +1460,25 @@ class Fromage(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class GPAAdamW(AliasOptimizer):
+    """GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are taken."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        mu_x: Scalar = 0.9967,
+        mu_y: Scalar = 0.7,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class Grams(AliasOptimizer):
     """Grams: steps as long as Adam's, in the direction of the gradient's signs."""
 
@@ -1387,6 +1491,7 @@ class Grams(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1421,6 +1526,7 @@ class GrokFastAdamW(AliasOptimizer):
         lamb: Scalar = 2.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1437,6 +1543,7 @@ class Kate(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1454,6 +1561,7 @@ class LDoG(AliasOptimizer):
         init_eta: Scalar | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1473,6 +1581,7 @@ class LaProp(AliasOptimizer):
         fixed_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1494,6 +1603,7 @@ class Lamb(AliasOptimizer):
         always_adapt: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1509,6 +1619,7 @@ class Lion(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1531,6 +1642,7 @@ class MARSLion(AliasOptimizer):
         weight_decay_1d: Scalar = 0.1,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1549,6 +1661,7 @@ class MoMo(AliasOptimizer):
         use_fstar: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1568,6 +1681,7 @@ class MoMoAdam(AliasOptimizer):
         use_fstar: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1591,6 +1705,7 @@ class Muon(AliasOptimizer):
         fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1618,6 +1733,7 @@ class MuonAdamAtan2(AliasOptimizer):
         matrix_ndims: tuple[int, ...] = (2, 3),
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1636,6 +1752,7 @@ class NAdam(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1685,6 +1802,7 @@ class NovoGrad(AliasOptimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1703,6 +1821,7 @@ class OptimisticAdam(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1737,6 +1856,7 @@ class PAdam(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1761,6 +1881,7 @@ class PolarAdamAtan2(AliasOptimizer):
         matrix_ndims: tuple[int, ...] = (2, 3),
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1785,6 +1906,7 @@ class Prodigy(AliasOptimizer):
         slice_p: int = 1,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1803,6 +1925,7 @@ class QHAdam(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1822,6 +1945,7 @@ class RAdam(AliasOptimizer):
         rho_threshold: Scalar = 5.0,
         degenerated_to_sgd: bool = True,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1843,6 +1967,7 @@ class RMSprop(AliasOptimizer):
         initial_accumulator_value: Scalar = 0.0,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1864,6 +1989,7 @@ class Ranger(AliasOptimizer):
         gc_conv_only: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1896,6 +2022,7 @@ class Ranger21(AliasOptimizer):
         chebyshev_epochs: int | None = None,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1927,6 +2054,7 @@ class SGDSaI(AliasOptimizer):
         weight_decay: Scalar = 0.01,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1945,6 +2073,7 @@ class Sadam(AliasOptimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1975,6 +2104,7 @@ class ScalableShampoo(AliasOptimizer):
         matrix_eps: Scalar = 1e-06,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1994,6 +2124,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         weight_lr_power: Scalar = 2.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2013,6 +2144,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         silent_sgd_phase: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2031,6 +2163,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         weight_lr_power: Scalar = 2.0,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2050,6 +2183,7 @@ class Shampoo(AliasOptimizer):
         variant: str = "paper",
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2065,6 +2199,7 @@ class SignSGD(AliasOptimizer):
         decoupled_weight_decay: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2081,6 +2216,7 @@ class Signum(AliasOptimizer):
         decoupled_weight_decay: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2102,6 +2238,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         bias_correction2: bool = True,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2120,6 +2257,7 @@ class SophiaH(AliasOptimizer):
         update_period: int = 10,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
@@ -2137,6 +2275,29 @@ class StableAdamW(AliasOptimizer):
         weight_decay: Scalar = 0.01,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class StableSPAM(AliasOptimizer):
+    """Stable-SPAM: AdamW on gradients that are bounded by their history, restarted from time to time."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        gammas: Betas = (0.7, 0.9),
+        theta: Scalar = 0.999,
+        every: int = 1000,
+        total_steps: int | None = None,
+        eta_min: Scalar = 0.5,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2152,6 +2313,7 @@ class Tiger(AliasOptimizer):
         weight_decay: Scalar = 0.01,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -2170,6 +2332,7 @@ class Yogi(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...

@@ -127,8 +127,8 @@ def mars_lion(
         weight_decay_1d: AdamW's decoupled decay, >= 0.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `last_grad` (or `prev_param`), and `exp_avg`,
-        under `partition` unless `optimize_1d`, with AdamW's slots for the other leaves.
+        A transformation whose updates are added to the parameters. State: `last_grad` (or `prev_param`), and `exp_avg`;
+        unless `optimize_1d` both under `partition`, with `exp_avg_sq` for the other leaves.
 
     Raises:
         ValueError: numbers out of range, missing `params` while a decay is not 0.0; if exact, missing `params` or

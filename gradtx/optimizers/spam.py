@@ -72,7 +72,7 @@ def spam(
     return with_decay(chain(direction, warmup), weight_decay, True, lr)
 
 
-@per_tensor(ranges={"beta1": "[0, 1)", "gamma1": "[0, 1)"})
+@per_tensor(ranges={"beta1": "[0, 1)", "beta2": "[0, 1)", "gamma1": "[0, 1)", "every": "[1, inf)"})
 def stable_spam_direction(
     beta1: Scalar, gamma1: Scalar, beta2: Scalar, gamma2: Scalar, eps: Scalar, theta: Scalar, every: int
 ):

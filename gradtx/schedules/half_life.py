@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,15 +63,16 @@ def half_life_schedule(end: Scalar, warmup_steps: int | None, start: Scalar):
     Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none from the authors' code; the closed form in the
     paper lacks the $10^{-8}$.
     """
+    constant: Any = end
 
-    def steps(beta: Tensor) -> Tensor:
+    def steps(beta: Any) -> Tensor:
         return math.log(0.5) / (beta + 1e-8).log() - 1
 
     def value(step: Tensor) -> Tensor:
         if not warmup_steps:
-            return end + 0 * step
+            return constant + 0 * step
         share = ((step + 1) / warmup_steps).clamp(max=1)
         rising = 0.5 ** (1 / ((1 - share) * steps(start) + share * steps(end) + 1))
-        return torch.where(step + 1 < warmup_steps, rising, end)
+        return torch.where(step + 1 < warmup_steps, rising, constant)
 
     return value

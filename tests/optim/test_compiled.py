@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import planning, trace
-from tests.conformance import extras, noise, plain_cases, tensors
+from gradtx.optim.engine import Engine, planning, trace
+from tests.conformance import composed_cases, extras, noise, plain_cases, tensors
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
@@ -84,7 +84,7 @@ def assert_equal(eager, compiled, tolerance):
             torch.testing.assert_close(other[key], state[key], rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@each("case", plain_cases())
+@each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
     eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})
     for pair in (eager, compiled):
@@ -130,9 +130,9 @@ def _programs(monkeypatch):
     """Of each program that is made the options of its functions, which are not really compiled."""
     made, compile = [], trace.BundleProgram.compile
 
-    def noted(program, options, backend, shared):
+    def noted(program, compiler):
         made.append([])
-        compile(program, options, backend, shared)
+        compile(program, compiler)
 
     monkeypatch.setattr(trace.BundleProgram, "compile", noted)
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _, options: made[-1].append(options) or graph)
@@ -277,6 +277,23 @@ def test_a_compiled_run_resumes_bit_for_bit(uncompiled):
 
 
 # Options, and when it does not work.
+
+
+def test_a_backend_is_a_function_of_graph_examples_and_options():
+    calls = []
+
+    def interpreted(graph, examples, options):
+        calls.append((len(graph.graph.find_nodes(op="placeholder")), len(examples), options["depth"]))
+        return graph
+
+    eager, traced = optimizers(lambda: gradtx.adamw(lr=0.1))
+    traced[1]._workings.engine = Engine({"depth": 3}, backend=interpreted)
+    for pair in (eager, traced):
+        walk(*pair, steps=3)
+    assert not traced[1]._engine.failed
+    assert_equal(eager, traced, 1e-12)
+    assert calls
+    assert all(arguments == examples and depth == 3 for arguments, examples, depth in calls)
 
 
 def test_modes_and_options_are_passed_on(programs):

@@ -463,3 +463,133 @@ def test_the_repr_of_a_chain_with_torchs_functions_can_be_evaluated():
 def test_zeros_of_frozen_leaves_have_no_sign(tx):
     updates, _ = tx.update({"w": -ONES}, tx.init({"w": ONES}), {"w": ONES})
     assert not torch.signbit(updates["w"]).any()
+
+
+# Blame and remedies.
+
+
+@pytest.mark.parametrize(
+    "result",
+    [torch.tensor([2.0]), torch.ones(3), (torch.tensor(2.0), torch.ones(3)), {"loss": torch.tensor(2.0)}, "done"],
+)
+def test_a_closure_may_return_anything_if_no_link_reads_the_loss(result):
+    param = Parameter(ONES.clone())
+    optimizer = gradtx.optim.SGD([param], lr=0.1)
+
+    def closure():
+        param.grad = ONES.clone()
+        return result
+
+    assert optimizer.step(closure) is result
+    assert param[0] == 0.9
+
+
+def test_a_link_that_reads_the_loss_refuses_what_is_none():
+    param = Parameter(ONES.clone())
+    param.grad = ONES.clone()
+    optimizer = gradtx.optim.AliG([param], max_lr=0.1)
+    with pytest.raises(TypeError, match="value must be a number or a 0-d tensor, got"):
+        optimizer.step(lambda: (torch.tensor(1.0), "logits"))
+
+
+def test_a_sparse_gradient_in_pure_use_is_named_with_the_remedy():
+    tx, params = gradtx.sgd(lr=0.1), {"w": torch.ones(3)}
+    sparse = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.tensor([1.0]), (3,), check_invariants=True)
+    with pytest.raises(TypeError, match=r"updates: leaf 'w' is a sparse tensor, needs a dense one; call to_dense\(\)"):
+        tx.update({"w": sparse}, tx.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gradtx.adamw()({}), r"adamw: a transformation is not called; use .* gradtx.as_optimizer"),
+        (lambda: gradtx.adam(weight_decouple=True), "did you mean 'decoupled_weight_decay'"),
+        (lambda: gradtx.adamw(weight_decouple=True), "the decay of adamw has one form"),
+        (lambda: gradtx.create_optimizer(torch.nn.Linear(2, 2), "sam"), "gradtx.sam is a link, not an optimizer"),
+        (lambda: gradtx.load_optimizer("lookahead"), "gradtx.lookahead is a link"),
+        (lambda: gradtx.MultiSteps, r"gradtx has no 'MultiSteps'; here it is: accumulate"),
+        (lambda: gradtx.inject_hyperparams, "gradtx has no 'inject_hyperparams'; here it is"),
+    ],
+)
+def test_words_of_other_libraries_are_answered_with_ours(call, message):
+    with pytest.raises((TypeError, ValueError, AttributeError), match=message):
+        call()
+
+
+def test_a_key_error_of_a_rule_that_has_nothing_to_do_with_its_state_stays_as_it_is():
+    @gradtx.per_tensor
+    def broken():
+        return lambda update, state, param, ctx: ({"a": update}["b"], state)
+
+    with pytest.raises(KeyError, match="'b'"):
+        broken().update({"w": ONES}, broken().init({"w": ONES}))
+
+
+def test_a_rule_that_fails_for_want_of_parameters_behind_a_sum_is_told_so():
+    @gradtx.per_tensor
+    def broken():
+        def update(update, state, param, ctx):
+            total = yield {"sum": update.sum()}
+            yield update + total["sum"] * param, state
+
+        return update
+
+    with pytest.raises(ValueError, match="broken: params were not passed, and the rule fails without them"):
+        broken().update({"w": ONES}, broken().init({"w": ONES}))
+
+
+def test_an_extra_that_nobody_passed_is_not_taken_for_missing_parameters():
+    @gradtx.per_tensor
+    def broken():
+        return lambda update, state, param, ctx: (update * ctx.value, state)
+
+    with pytest.raises(TypeError, match="NoneType"):
+        broken().update({"w": ONES}, broken().init({"w": ONES}))
+
+
+# Decay for some leaves only.
+
+
+def test_a_mask_keeps_the_decay_of_an_optimizer_to_some_leaves():
+    params = {"w": torch.full((2, 2), 2.0), "b": torch.full((2,), 2.0)}
+    gradients = [(torch.ones(2, 2), ONES)] * 4
+    for mask in ("w", lambda name, tensor: tensor.ndim > 1):
+        tx = gradtx.adamw(lr=0.1, weight_decay=0.5, mask=mask)
+        both = functional(tx, params, gradients)
+        eager, _ = stepped(tx, params, gradients)
+        torch.testing.assert_close(both, eager)
+        decayed = functional(gradtx.adamw(lr=0.1, weight_decay=0.5), params, gradients)
+        plain = functional(gradtx.adamw(lr=0.1, weight_decay=0.0), params, gradients)
+        assert torch.equal(both["w"], decayed["w"])
+        assert torch.equal(both["b"], plain["b"])
+
+
+def test_sums_over_leaves_see_the_leaves_on_both_sides_of_a_mask():
+    params = {"w": torch.full((2, 2), 2.0), "b": torch.full((2,), 2.0)}
+    gradients = [(torch.ones(2, 2), 3 * ONES)] * 4
+    masked = functional(gradtx.prodigy(weight_decay=1e-9, mask="w"), params, gradients)
+    torch.testing.assert_close(masked, functional(gradtx.prodigy(), params, gradients))
+
+
+def test_a_mask_that_selects_nothing_is_an_error():
+    with pytest.raises(TypeError, match="adamw: mask: select leaves with a name pattern"):
+        gradtx.adamw(mask=3)
+    with pytest.raises(ValueError, match="adamw: mask: 'x' matches no leaf; leaves: w"):
+        gradtx.adamw(mask="x").init({"w": ONES})
+
+
+@pytest.mark.parametrize(
+    "labels", [{"x": "a", "y": {"w": "a", "b": "b"}}, lambda name, tensor: "b" if name == "y.b" else "a"]
+)
+def test_partition_takes_a_tree_of_labels_as_optax_does(labels):
+    tx = gradtx.partition({"a": gradtx.sgd(lr=1.0), "b": gradtx.freeze("*")}, labels)
+    grads = {"x": {"w": ONES}, "y": {"w": ONES, "b": ONES}}
+    updates, _ = tx.update(grads, tx.init(grads))
+    assert updates["x"]["w"].tolist() == updates["y"]["w"].tolist() == [-1.0, -1.0]
+    assert updates["y"]["b"].tolist() == [0.0, 0.0]
+
+
+def test_a_leaf_without_a_label_in_the_tree_is_an_error():
+    tx = gradtx.partition({"a": gradtx.sgd(lr=1.0), "b": gradtx.adam()}, {"x": "a", "y": "b"})
+    with pytest.raises(ValueError, match="leaf 'z' has no label in the tree of labels"):
+        tx.init({"x": ONES, "y": ONES, "z": ONES})

@@ -325,6 +325,27 @@ def test_adam_mini_of_four_heads_follows_the_loop_on_leaves_that_they_divide():
         params = {name: p + updates[name] for name, p in params.items()}
 
 
+def test_adam_mini_has_the_weights_of_pytorch_optimizer():
+    # Which takes the whole tensor for modules without a name that it knows, and computes in float32.
+    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}
+    models = [torch.nn.Linear(3, 4) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [
+        pytorch_optimizer.AdamMini(models[0], **options, foreach=False),
+        gradtx.optim.AdamMini(models[1].parameters(), **options, block="tensor"),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        for grad_of in zip(*(model.parameters() for model in models), strict=True):
+            grad = torch.randn(grad_of[0].shape, generator=generator)
+            for param in grad_of:
+                param.grad = grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for theirs, own in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_blocks_that_do_not_divide_a_leaf_are_an_error_that_names_it():
     message = r"^scale_by_block_adam: leaf 'head.weight' has 6 entries along dimension 0, which 4 blocks do not divide"
     with pytest.raises(ValueError, match=message):

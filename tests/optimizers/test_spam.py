@@ -138,10 +138,10 @@ def test_the_schedule_counts_from_one(warmup_steps):
 
 
 class Restarting(Published):
-    """pytorch_optimizer's Stable-SPAM, with its scheduled factor in closed form."""
+    """pytorch_optimizer's SPAM and Stable-SPAM, with their scheduled factor in closed form."""
 
-    def __init__(self, factor, **options):
-        super().__init__(pytorch_optimizer.StableSPAM, **options, foreach=False)
+    def __init__(self, optimizer, factor, **options):
+        super().__init__(optimizer, **options, foreach=False)
         self.get_death_rate = factor
 
     def advance(self):
@@ -164,6 +164,20 @@ def test_spam_has_the_weights_of_pytorch_optimizer():
     assert difference_of_weights(own, published) < PUBLISHED
 
 
+def test_spam_has_the_warm_up_of_pytorch_optimizer_in_closed_form():
+    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "threshold": 2.0}
+    published = Restarting(
+        pytorch_optimizer.SPAM,
+        lambda c: 0.99 * (1 + math.cos(math.pi * c / 6)) / 2 if c < 5 else 0.0,
+        **options,
+        grad_accu_steps=3,
+        update_proj_gap=9,
+        warmup_epoch=5,
+    )
+    own = gradtx.spam(**options, clip_after=3, every=9, warmup_steps=5)
+    assert difference_of_weights(own, published) < 1e-11
+
+
 def test_stable_spam_has_the_weights_of_pytorch_optimizer():
     options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3, "theta": 0.9}
     published = Published(
@@ -176,6 +190,7 @@ def test_stable_spam_has_the_weights_of_pytorch_optimizer():
 def test_stable_spam_has_the_cosine_of_pytorch_optimizer_in_closed_form():
     options = {"lr": 0.02, "betas": (0.8, 0.95), "theta": 0.9}
     published = Restarting(
+        pytorch_optimizer.StableSPAM,
         lambda t: 0.3 + 0.7 * (1 + math.cos(math.pi * min(t, 21) / 21)) / 2,
         **options,
         t_max=20,

@@ -8,7 +8,8 @@ gradient compiles anything twice.
 - `bundle` holds the arguments of a program for some leaves, and runs it as operations of the core.
 - `trace` records the core itself, run on stand-ins with symbolic sizes.
 - `hoist` takes computations of numbers out of the traced graphs.
-- `inductor` is the backend: a function `(graph, examples, options) -> callable`.
+- `compiler` compiles these graphs by a backend: a function `(graph, examples, options) -> callable`.
+- `inductor` is the backend that calls torch's compiler.
 
 gradtx imports this package when an optimizer is made with `compile=`.
 """

@@ -53,14 +53,20 @@ class Bundle:
     at = -1
     _present: BundleStep | None = None
 
-    def __init__(self, members: list[Member], signature: Signature, flat: bool, name: str):
+    def __init__(
+        self,
+        members: list[Member],
+        signature: Signature,
+        flat: bool,
+        name: str,
+    ):
         self.members = members
         self.signature = signature
         self.name = name
         self.device = local(members[0].param).device
         self.program: list[Any] = []
         self._flat = flat
-        self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors that each step reads anew
+        self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors of the step
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
 
@@ -109,7 +115,13 @@ class Bundle:
 
     # In a step.
 
-    def begin(self, run: OptimizerRun, common: list[Tensor], trees: Trees, prepared: Prepared) -> None:
+    def begin(
+        self,
+        run: OptimizerRun,
+        common: list[Tensor],
+        trees: Trees,
+        prepared: Prepared,
+    ) -> None:
         """Take the arguments of the present step."""
         self.at = -1
         self._present = BundleStep(run, common, self.arguments(trees), prepared)

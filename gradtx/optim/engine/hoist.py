@@ -119,7 +119,12 @@ def _numbers_from(graph: Graph, sources: list[Node]) -> dict[Node, bool]:
     return depends
 
 
-def _graph_of(graph: Graph, computable: dict[Node, bool], sources: list[Node], results: list[Node]) -> Graph:
+def _graph_of(
+    graph: Graph,
+    computable: dict[Node, bool],
+    sources: list[Node],
+    results: list[Node],
+) -> Graph:
     """A graph that computes `results` of `sources`."""
     numbers = Graph()
     copies: dict[Node, Node] = {}

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from gradtx import _torch
-
-# A way of running programs: makes a callable of a traced graph, example arguments and the user's options. The callable
-# takes tensors like the examples, of other sizes where theirs are symbolic, writes in place what the graph writes, and
-# returns what it returns.
-Backend: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Callable[..., Any]]
 
 
 def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:

@@ -27,7 +27,13 @@ class Plan:
         rest: The others.
     """
 
-    def __init__(self, fingerprint: Any, members: list[Member], bundles: list[Bundle], rest: list[Member]):
+    def __init__(
+        self,
+        fingerprint: Any,
+        members: list[Member],
+        bundles: list[Bundle],
+        rest: list[Member],
+    ):
         self.fingerprint = fingerprint
         self.bundles = bundles
         self.rest = rest

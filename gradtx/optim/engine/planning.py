@@ -20,7 +20,8 @@ from gradtx.optim._scaling import Count, next_number, on_device
 from gradtx.optim._warnings import warn_user
 from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.bundle import Bundle, Prepared
-from gradtx.optim.engine.inductor import Backend, compile_with_inductor
+from gradtx.optim.engine.compiler import Backend, Compiler
+from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, BundleProgram
@@ -114,7 +115,11 @@ class Engine:
             bundle.begin(request.run, common, request.trees, prepared)
 
     def _group_arguments(
-        self, group: int, signature: Signature, device: torch.device, request: StepRequest
+        self,
+        group: int,
+        signature: Signature,
+        device: torch.device,
+        request: StepRequest,
     ) -> list[Tensor]:
         """A group's numbers, shared values and extras as 0-d tensors."""
         arguments = [*self._number_arguments(group, device, request)]
@@ -124,7 +129,12 @@ class Engine:
             arguments.append(request.scalars[name].to(device))
         return arguments
 
-    def _number_arguments(self, group: int, device: torch.device, request: StepRequest) -> list[Tensor]:
+    def _number_arguments(
+        self,
+        group: int,
+        device: torch.device,
+        request: StepRequest,
+    ) -> list[Tensor]:
         """A group's numbers as tensors, the same ones as long as no number changes."""
         numbers = request.numbers[group]
         has_tensors = any(isinstance(value, Tensor) for value in numbers)
@@ -144,7 +154,12 @@ class Engine:
 
     # Planning.
 
-    def _planned(self, fingerprint: Any, leaves: list[Leaf], request: StepRequest) -> Plan:
+    def _planned(
+        self,
+        fingerprint: Any,
+        leaves: list[Leaf],
+        request: StepRequest,
+    ) -> Plan:
         alike: dict[Any, list[tuple[Member, Leaf]]] = {}
         rest: list[Member] = []
         shared = overlapping(request.members)
@@ -207,7 +222,13 @@ class Engine:
                 return False
         return True
 
-    def _bundle(self, members: list[Member], leaf: Leaf, kind: LeafKind, request: StepRequest) -> Bundle | None:
+    def _bundle(
+        self,
+        members: list[Member],
+        leaf: Leaf,
+        kind: LeafKind,
+        request: StepRequest,
+    ) -> Bundle | None:
         """A bundle with its program; None if its leaves must step eagerly."""
         first = members[0]
         absent = tuple(name for name, value in leaf.extras.items() if value is None)
@@ -233,7 +254,12 @@ class Engine:
         return bundle
 
     def _compiled(
-        self, function: BundleFunction, common: list[Tensor], examples: list[list[Tensor]], param: Tensor, name: str
+        self,
+        function: BundleFunction,
+        common: list[Tensor],
+        examples: list[list[Tensor]],
+        param: Tensor,
+        name: str,
     ) -> BundleProgram | None:
         """A new program, traced with the first of the examples whose sizes lead to one that takes the last.
 
@@ -245,6 +271,7 @@ class Engine:
         start = time.monotonic()
         # An option, since the compiler's cache does not tell programs apart by the lengths of examples.
         threads = {} if param.numel() >= LARGE else {"cpp.threads": 1}
+        compiler = Compiler(self._backend, {**threads, **self._options}, self._shared_functions)
         try:
             with COMPILING:
                 program = BundleProgram(function, common, examples[0])
@@ -252,7 +279,7 @@ class Engine:
                     program = BundleProgram(function, common, examples[-1])
                 if len(program.passes) > 1 and is_sharded(param):
                     return None
-                program.compile({**threads, **self._options}, self._backend, self._shared_functions)
+                program.compile(compiler)
         except Exception as error:  # anything may happen in a user's rule and in torch's compiler
             raise CompilationError(name) from error
         if time.monotonic() - start > PATIENCE:

@@ -72,7 +72,13 @@ class Signature:
     scaled: bool
 
     @classmethod
-    def of(cls, member: Member, absent: tuple[str, ...], kind: LeafKind, request: StepRequest) -> Signature:
+    def of(
+        cls,
+        member: Member,
+        absent: tuple[str, ...],
+        kind: LeafKind,
+        request: StepRequest,
+    ) -> Signature:
         layout = member.layout
         assert layout is not None
         shared: dict[tuple[Path, str], torch.dtype] = {}
@@ -104,5 +110,5 @@ class Signature:
 
 
 def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
-    """What a plan depends on, of a tensor that is read anew in each step."""
+    """The part of a gradient or an extra that a plan depends on."""
     return None if tensor is None else (tensor.dtype, tensor.shape)

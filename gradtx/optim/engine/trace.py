@@ -21,10 +21,11 @@ from gradtx._runs import Run, memory_of
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.optim._scaling import Scaling, unscaling
+from gradtx.optim.engine.compiler import Compiler
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
-from gradtx.optim.engine.inductor import Backend
 from gradtx.optim.engine.signature import Signature
 
+Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier pass
 MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
 
 
@@ -41,6 +42,9 @@ class PassResult:
     outputs: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
+
+
+RunPass: TypeAlias = Callable[[list[Tensor]], PassResult]
 
 
 class AwaitedSumError(Exception):
@@ -97,7 +101,8 @@ class TracedRun(Run):
         real_terms: list[tuple[Leaf, dict[str, Tensor]]] = []
         for leaf, terms in waiting:
             real = self.real[leaf.name]
-            real_terms.append((leaf, {name: torch.where(real, term, 0.0) for name, term in terms.items()}))
+            of_leaf = {name: torch.where(real, term, 0.0) for name, term in terms.items()}
+            real_terms.append((leaf, of_leaf))
         raise AwaitedSumError(operation, operation.combine(real_terms))
 
 
@@ -113,7 +118,7 @@ class BundleFunction:
         self._signature = signature
         self._make_chain = make_chain
 
-    def __call__(self, arguments: Sequence[Tensor], known: Sequence[Sequence[str]]) -> PassResult:
+    def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
         """Run up to the first sum whose total is not among the arguments; `known` names those that are."""
         given = iter(arguments)
         run = TracedRun(self._signature, arguments[-1].device)
@@ -132,7 +137,12 @@ class BundleFunction:
         _write(run, leaves, taken)
         return PassResult(list(shared.values()), tuple(shared), None)
 
-    def _leaves(self, run: TracedRun, given: Iterator[Tensor], known: Sequence[Sequence[str]]) -> list[Leaf]:
+    def _leaves(
+        self,
+        run: TracedRun,
+        given: Iterator[Tensor],
+        known: Names,
+    ) -> list[Leaf]:
         """Leaves made of the arguments, with their programs."""
         signature = self._signature
         step, count = next(given), next(given)
@@ -154,7 +164,14 @@ class BundleFunction:
             leaves.append(leaf)
         return leaves
 
-    def _leaf(self, run: TracedRun, name: str, clock: Clock, scalars: dict[str, Any], given: Iterator[Tensor]) -> Leaf:
+    def _leaf(
+        self,
+        run: TracedRun,
+        name: str,
+        clock: Clock,
+        scalars: dict[str, Any],
+        given: Iterator[Tensor],
+    ) -> Leaf:
         signature = self._signature
         run.real[name] = next(given)
         param = next(given)
@@ -223,8 +240,8 @@ class ProgramPass(Protocol):
         """Whether the sizes of these tensors are as was assumed while tracing."""
         ...
 
-    def compile(self, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> None:
-        """Make the pass callable. `shared` holds compiled functions that programs share, by their code."""
+    def compile(self, compiler: Compiler) -> None:
+        """Make the pass callable."""
         ...
 
     def prepare(self, common: list[Tensor]) -> list[Tensor]:
@@ -244,15 +261,17 @@ class TracedPass:
     operation: Operation | None
     common: Any = None
 
-    def __init__(self, run: Callable[[list[Tensor]], PassResult], common: Sequence[Tensor], leaves: Sequence[Tensor]):
+    def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor]):
         self._tracer = _torch.SymbolicTracer()
         self._common: list[Tensor] = []
         for tensor in common:
             self._common.append(self._tracer.fixed(_distinct(tensor)))
         self._leaves: list[Tensor] = []
         for i, tensor in enumerate(leaves):
-            stand_in = self._tracer.resizable(tensor, f"leaf{i}") if tensor.ndim else self._tracer.fixed(tensor.clone())
-            self._leaves.append(stand_in)
+            if tensor.ndim:
+                self._leaves.append(self._tracer.resizable(tensor, f"leaf{i}"))
+            else:
+                self._leaves.append(self._tracer.fixed(_distinct(tensor)))
 
         def traced(*arguments: Tensor) -> list[Tensor]:
             result = run(list(arguments))
@@ -269,7 +288,7 @@ class TracedPass:
     def fits(self, leaves: list[Tensor]) -> bool:
         return self._tracer.holds_for(self._leaves, leaves)
 
-    def compile(self, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> None:
+    def compile(self, compiler: Compiler) -> None:
         """Make three functions of the graph.
 
         `common` computes the numbers that follow from common arguments (a bias correction), once a step. The second
@@ -291,28 +310,15 @@ class TracedPass:
         common = [*common, *step_arguments]
         of_bundle, bundle_arguments = hoist(self._graph, [*common, *numbers], common[-1])
 
-        self.common = self._shared_function(of_step, options, backend, shared)
-        examples = [node.meta["val"] for node in (*common, *numbers)]
-        if of_bundle is not None:
-            self._of_bundle = self._compiled(of_bundle, examples, options, backend)
-        examples = [node.meta["val"] for node in (*common, *bundle_arguments)]
-        self._kernel = self._compiled(self._graph, [*examples, *self._leaves], options, backend)
-        del self._graph
-
-    def _shared_function(self, graph: Any, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> Any:
-        """The function that computes numbers once a step; programs with the same code share it."""
-        if graph is None:
-            return None
-        function = shared.get(graph.code)
-        if function is None:
-            function = self._compiled(graph, self._common, options, backend)
-            if not graph.graph.find_nodes(op="get_attr"):  # constants are not in the code
-                shared[graph.code] = function
-        return function
-
-    def _compiled(self, graph: Any, examples: list[Any], options: Mapping[str, Any], backend: Backend) -> Any:
         with self._tracer.compiling():
-            return backend(graph, examples, options)
+            if of_step is not None:
+                self.common = compiler.shared(of_step, self._common)
+            examples: list[Any] = [node.meta["val"] for node in (*common, *numbers)]
+            if of_bundle is not None:
+                self._of_bundle = compiler.compiled(of_bundle, examples)
+            examples = [node.meta["val"] for node in (*common, *bundle_arguments)]
+            self._kernel = compiler.compiled(self._graph, [*examples, *self._leaves])
+        del self._graph
 
     def prepare(self, common: list[Tensor]) -> list[Tensor]:
         return common if self.common is None else [*common, *self.common(*common)]
@@ -334,7 +340,7 @@ class DynamoPass:
 
     common: Any = None
 
-    def __init__(self, run: Callable[[list[Tensor]], PassResult], common: Sequence[Tensor], leaves: Sequence[Tensor]):
+    def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor]):
         self._run = run
         self._examples = [*common, *leaves]
         result = run(self._copies())  # an eager call tells what the pass returns
@@ -350,13 +356,13 @@ class DynamoPass:
         """Always: dynamo compiles once more if a rule assumed other sizes."""
         return True
 
-    def compile(self, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> None:
+    def compile(self, compiler: Compiler) -> None:
         """Compile by calling once; the backend is torch's, which takes functions."""
 
         def function(arguments: list[Tensor]) -> list[Tensor]:
             return self._run(arguments).outputs
 
-        self._compiled = _torch.compile_function(function, options)
+        self._compiled = _torch.compile_function(function, compiler.options)
         with torch.no_grad():
             self._compiled(self._copies())
         self._examples = []
@@ -378,9 +384,14 @@ class BundleProgram:
         leaves: Examples of the leaves' arguments.
     """
 
-    def __init__(self, function: BundleFunction, common: list[Tensor], leaves: list[Tensor]):
+    def __init__(
+        self,
+        function: BundleFunction,
+        common: list[Tensor],
+        leaves: list[Tensor],
+    ):
         self.passes: list[ProgramPass] = []
-        known: tuple[tuple[str, ...], ...] = ()
+        known: Names = ()
         totals: list[Tensor] = []
         while True:
             next_pass = _make_pass(function, known, [*common, *totals], leaves)
@@ -394,13 +405,16 @@ class BundleProgram:
     def fits(self, leaves: list[Tensor]) -> bool:
         return all(each.fits(leaves) for each in self.passes)
 
-    def compile(self, options: Mapping[str, Any], backend: Backend, shared: dict[str, Any]) -> None:
+    def compile(self, compiler: Compiler) -> None:
         for each in self.passes:
-            each.compile(options, backend, shared)
+            each.compile(compiler)
 
 
 def _make_pass(
-    function: BundleFunction, known: tuple[tuple[str, ...], ...], common: list[Tensor], leaves: list[Tensor]
+    function: BundleFunction,
+    known: Names,
+    common: list[Tensor],
+    leaves: list[Tensor],
 ) -> ProgramPass:
     def run(arguments: list[Tensor]) -> PassResult:
         return function(arguments, known)

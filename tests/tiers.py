@@ -1,0 +1,64 @@
+"""Which tests `make quick` leaves out: those that compile, start processes, or compare with other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+SLOW_FOLDERS = ("clients", "distributed", "optimizers")
+SLOW_FILES = (
+    "test_comparison.py",
+    "test_conformance_func.py",
+    "test_docs.py",
+    "test_examples.py",
+    "test_interactive.py",
+    "test_optax_names.py",
+    "test_properties.py",
+    "test_site.py",
+    "optim/test_compiled.py",
+    "optim/test_compiled_rough.py",
+    "optim/test_compiler.py",
+    "optim/test_ecosystem.py",
+    "optim/test_hoist.py",
+)
+SLOW_FIXTURES = ("uncompiled",)  # traces programs
+SLOW_WORDS = ("compile", "graph_for", "subprocess")  # in the name of a test
+# Of the conformance tests the quick tier runs these, on every factory as its example calls it.
+QUICK_CONFORMANCE = (
+    "test_updates_and_slots_keep_shapes_and_dtypes",
+    "test_two_updates_leave_every_input_bit_identical",
+    "test_no_memory_is_shared_between_inputs_and_outputs",
+    "test_a_leaf_without_gradient_stays_as_it_is",
+    "test_params_are_read_only_where_needs_says_so",
+    "test_zero_gradients_and_leaves_of_all_ranks_stay_finite",
+)
+
+
+def is_slow_path(path: Path) -> bool:
+    """Whether the quick tier leaves out a whole folder or file, which it then need not import."""
+    if not path.is_relative_to(TESTS):
+        return False
+    path = path.relative_to(TESTS)
+    return path.as_posix() in (*SLOW_FOLDERS, *SLOW_FILES) or (bool(path.parts) and path.parts[0] in SLOW_FOLDERS)
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether the quick tier leaves a test out."""
+    if not item.path.is_relative_to(TESTS):
+        return False  # a doctest of the package
+    if is_slow_path(item.path):
+        return True
+    name = getattr(item, "originalname", None) or item.name
+    if any(fixture in SLOW_FIXTURES for fixture in getattr(item, "fixturenames", ())):
+        return True
+    if item.path.name == "test_conformance.py":
+        return not is_quick_conformance(item, name)
+    return any(word in name for word in SLOW_WORDS)
+
+
+def is_quick_conformance(item: pytest.Item, name: str) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    case = parameters.get("case")
+    return name in QUICK_CONFORMANCE and case is not None and case.label == ""
