@@ -67,7 +67,7 @@ class NestedState:
     def check(self, names: Collection[str], opaque: Collection[Path], known: Callable[[Path, str], bool]) -> None:
         """Raise an error unless this is a state of the chain, with these leaves."""
         for key in self._state:
-            if key != "step" and (key,) not in self.stages:
+            if key not in ("step", "leaf_steps") and (key,) not in self.stages:
                 raise foreign((key,))
         for path in self.stages:
             if path in opaque:

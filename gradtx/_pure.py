@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
 
 
+LEAF_STEPS = "leaf_steps"  # the entry of a state in which every leaf counts its updates
+
+
 class TreeRun(Run):
     """A run whose old state is a nested dict, as `init` makes it.
 
@@ -50,8 +53,13 @@ class TreeRun(Run):
             raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
         self._old = NestedState(state or {}, self.stages)
         self.clock = Clock(self.old_step + 1)
+        self.leaf_steps: dict[str, Tensor] | None = None if state is None else state.get(LEAF_STEPS)
         self.watch()
         self.block = Block.of(tx, self, self.old_step)
+
+    def clock_of(self, name: str) -> Clock:
+        """The outermost clock of a leaf."""
+        return self.clock if self.leaf_steps is None else Clock(self.leaf_steps[name] + 1)
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self._old.scalars(path)
@@ -124,6 +132,8 @@ class TreeRun(Run):
         """The new state, in the order of the old one."""
 
         def new(path: Path, key: str, old: Any) -> Any:
+            if path == () and key == LEAF_STEPS:
+                return {name: _counted(leaves.get(name), count) for name, count in old.items()}
             if not isinstance(old, dict):
                 return self.new_shared.get(path, {}).get(key, old)
             values = {}
@@ -141,6 +151,11 @@ def _device_of(leaves: dict[str, Any]) -> torch.device:
     return torch.device("cpu")
 
 
+def _counted(leaf: Leaf | None, count: Tensor) -> Tensor:
+    """The count of a leaf after the update: it counts if it had a gradient."""
+    return count if leaf is None or leaf.given[0] is None else count + 1
+
+
 def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
     if leaf is None or leaf.update is None:
         return old  # no gradient: unchanged
@@ -153,7 +168,9 @@ def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
     return old
 
 
-def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
+def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict[str, Any]:
+    if counts not in ("calls", "leaves"):
+        raise ValueError(f"init: counts must be 'calls' or 'leaves', got {counts!r}")
     leaves, unflatten = _tree.flatten(params, "params")
     run = TreeRun(tx, leaves, unflatten)
     cells = []
@@ -166,6 +183,8 @@ def init(tx: GradientTransformation, params: Any) -> dict[str, Any]:
         selector.check_used([cell.name for cell in cells])
     initialize(cells)
     state = _first_state(run, cells)
+    if counts == "leaves":
+        state[LEAF_STEPS] = {cell.name: torch.zeros((), dtype=torch.int64, device=cell.device) for cell in cells}
     run.memory.take(_tree.tensors(params))
     state = _tree.map_tensors(run.memory.fresh, state)
     if not cells or not _torch.inside_transform():
@@ -232,7 +251,7 @@ def _leaves(
                 continue
         if params is not None and grad is not None:
             _check_pair(name, grad, param)
-        leaf = leaves[name] = Leaf(run, name, grad, param, scalars, run.clock, like)
+        leaf = leaves[name] = Leaf(run, name, grad, param, scalars, run.clock_of(name), like)
         if trees:
             leaf.extras = {**scalars, **{key: by_leaf(key, values[name], leaf) for key, values in trees.items()}}
     for leaf in leaves.values():

@@ -77,14 +77,20 @@ class GradientTransformation:
 
     # What users call.
 
-    def init(self, params: Any) -> dict[str, Any]:
+    def init(self, params: Any, *, counts: str = "calls") -> dict[str, Any]:
         """The state before the first update, for a tree of parameters: nested dicts of tensors by leaf name.
+
+        Args:
+            params: The parameters.
+            counts: "calls": one count of updates for all leaves, so that a compiled step has one. "leaves": every leaf
+                counts the updates in which it had a gradient, as torch's optimizers do; the state then has
+                `leaf_steps`. The two differ where gradients are missing now and then, in bias corrections.
 
         Raises:
             TypeError: a leaf is not a floating-point tensor.
             ValueError: a selector matches no leaf, or a leaf has no label.
         """
-        return _pure.init(self, params)
+        return _pure.init(self, params, counts)
 
     def update(self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any) -> tuple[Any, dict]:
         """One step, as a pure function: `(updates, state)`, both new; nothing given is changed.

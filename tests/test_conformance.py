@@ -186,14 +186,13 @@ def _objective(params):
     return sum((WEIGHTS[name] * p).sum() for name, p in params.items())
 
 
-@each("what", ["zero_gradient", "zero_params", "both"])
+@each("what", ["zero_gradient", "both"])  # zero parameters alone found nothing more when every safe root was plain
 @each_case(LEAN)
 def test_derivatives_at_zero_are_finite(case, what):
     params, grads = case.noise(1), case.noise(2)
-    if what in ("zero_params", "both"):
+    grads = {name: torch.zeros_like(g) for name, g in grads.items()}
+    if what == "both":
         params = {name: torch.zeros_like(p) for name, p in params.items()}
-    if what in ("zero_gradient", "both"):
-        grads = {name: torch.zeros_like(g) for name, g in grads.items()}
     places = next(iter(case.float_sets()), [])
     floats = {place: torch.tensor(place.value, dtype=torch.float64).requires_grad_() for place in places}
     inputs = [*floats.values(), *params.values(), *grads.values()]

@@ -73,6 +73,7 @@ SCHEDULES = [  # factory, its numbers, the rest
     (gradtx.ademamix_alpha_schedule, {"alpha": LR}, {"warmup_steps": 4}),
     (gradtx.half_life_schedule, {"end": 0.99, "start": 0.5}, {"warmup_steps": 4}),
     (gradtx.restart_warmup_schedule, {"lr": LR}, {"every": 5, "warmup_steps": 4}),
+    (gradtx.rectification_schedule, {"lr": LR, "beta2": 0.9}, {"silent": False}),
     (gradtx.chebyshev_schedule, {"lr": LR, "small_m": 0.2, "big_m": 0.9}, {"num_epochs": 7}),
 ]
 JOINED = gradtx.join_schedules([factory(**numbers, **rest) for factory, numbers, rest in SCHEDULES[1:6:2]], [5, 11])

@@ -73,6 +73,9 @@ class Checkpoint:
         unused = self._unused(loaded)
         self._states.replace({**loaded.states, **loaded.foreign}, loaded.layouts)
         self._members.views = loaded.views
+        for view in loaded.views:
+            for param in view.group["params"]:
+                self._members.by_param[param].made_for = view
         for param, member in self._members.by_param.items():
             entry = loaded.entries.get(param)
             member.saved = entry if entry and is_lazy(param) else None

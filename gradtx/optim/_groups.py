@@ -264,10 +264,12 @@ def _names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     """
     entries = list(entries)
     has_rate = any(entry.argument.name == "lr" for entry in entries)
+    places = {entry.place for entry in entries}
     names: dict[str, Entry] = {}
     for entry in entries:
         name = entry.full if entry.name in SCHEDULER_KEYS else entry.name
-        if entry.name == "max_lr" and entry.value is not None and not has_rate:
+        corrects_decay = (entry.place[0], "corrected_by") in places  # it bounds the rate of another link
+        if entry.name == "max_lr" and not has_rate and not corrects_decay:
             name = "lr"
         names[name] = entry
     return names

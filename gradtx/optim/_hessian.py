@@ -183,7 +183,7 @@ class HessianStep:
             )
         z = self._random_vectors(params, names)
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
-        columns = torch.autograd.grad(list(gradients.values()), params, vectors, allow_unused=True)
+        columns: Any = torch.autograd.grad(list(gradients.values()), params, vectors, allow_unused=True)
         diagonal = {param: torch.zeros_like(param) for param in names}
         for param, column in zip(params, columns, strict=True):
             if column is not None:

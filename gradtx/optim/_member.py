@@ -83,6 +83,7 @@ class Member:
         param: The parameter.
         choices: The decision of each selector for it.
         layout: Where its state keeps what; None before the state is made.
+        made_for: The view of the group that the state was made for.
         first_state: Its state as the library made it; None once it was used.
         saved: An entry of a checkpoint, if the parameter is lazy and has no shape yet.
         state: Its state, as looked up for the present step.
@@ -95,6 +96,7 @@ class Member:
     param: Tensor
     choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
     layout: Layout | None = None
+    made_for: Any = None
     first_state: FirstState | None = None
     saved: dict[str, Any] | None = None
     state: dict[str, Any] = field(default_factory=dict[str, Any])

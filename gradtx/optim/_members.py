@@ -77,18 +77,16 @@ class Members:
             check_leaf(name, param, self.owner)
             by_param[param] = Member(_unique(name, by_param.values()), param)
         run, block = self._expanded(by_param)
-        positions: dict[Labels, list[int]] = {}
+        by_labels: dict[Labels, list[int]] = {}
         for i, param in enumerate(params):
-            positions.setdefault(_labels(run, block, by_param[param]), []).append(i)
+            by_labels.setdefault(_labels(run, block, by_param[param]), []).append(i)
         if not params:
-            positions[()] = []
+            by_labels[()] = []
         views: list[GroupView] = []
-        for labels in sorted(positions, key=_rank):
+        for labels in sorted(by_labels, key=_rank):
             # The dict that the user gave, as in torch, if it is not divided.
-            part = group if len(positions) == 1 else dict(group)
-            part["params"] = [params[i] for i in positions[labels]]
-            if "param_names" in part:
-                part["param_names"] = [names[i] for i in positions[labels]]
+            part = group if len(by_labels) == 1 else dict(group)
+            _keep_only(part, params, names, by_labels[labels])
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
             views.append(self._view(part, labels, _zero))
@@ -277,6 +275,13 @@ def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
         if block.is_frozen(leaf):
             return ()
         raise
+
+
+def _keep_only(group: Group, params: list[Tensor], names: list[str], positions: list[int]) -> None:
+    """Leave the parameters at some positions in a group."""
+    group["params"] = [params[i] for i in positions]
+    if "param_names" in group:
+        group["param_names"] = [names[i] for i in positions]
 
 
 def _rank(labels: Labels) -> list[int]:

@@ -28,6 +28,7 @@ State = dict[str, Tensor]
 class FirstStates:
     """States as they are before any step, and where they keep what."""
 
+    view: GroupView
     layouts: dict[Tensor, Layout]
     states: dict[Tensor, State]
 
@@ -100,6 +101,9 @@ class States:
             members: All members, if some have not joined yet.
             alone: Whether shared values start over, too. Otherwise new parameters take over those of the others.
         """
+        params = list(params)
+        if not params:
+            return FirstStates(view, {}, {})
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
         block = Block.of(view.chain(view.first, CPU), run, 0)
@@ -111,7 +115,7 @@ class States:
                 leaf.program = block.for_leaf(leaf)
                 leaves.append(leaf)
         initialize(leaves)
-        first = FirstStates({}, {})
+        first = FirstStates(view, {}, {})
         for leaf in leaves:
             layout = Layout.of(run, leaf)
             first.layouts[leaf.key] = layout
@@ -123,6 +127,7 @@ class States:
         """Put first states in place; they count as unused."""
         for param, state in first.states.items():
             member = self.members.by_param[param]
+            member.made_for = first.view
             member.layout = first.layouts[param]
             member.first_state = FirstState(state)
             self.by_param[param] = state
@@ -162,22 +167,31 @@ class States:
             changed: Whether links or slots may have changed since the last step.
         """
         if not changed and all(member.has_state() and member.first_state is None for member in row):
-            return
+            if all(member.made_for is view for member in row):
+                return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
-        lacking: list[Member] = []
-        for member in row:
-            has_state = member.layout is not None and bool(self.of(member.param))
-            if (member.param.grad is not None and not has_state) or (changed and member.layout is not None):
-                lacking.append(member)
-        if lacking:
-            first = self.first(view, [member.param for member in lacking])
-            for param, state in first.states.items():
-                self._complete(self.members.by_param[param], first.layouts[param], state)
+        first = self.first(view, self._to_complete(view, row, changed))
+        for param, state in first.states.items():
+            self._complete(self.members.by_param[param], first.layouts[param], state)
+            self.members.by_param[param].made_for = view
         for member in stepping:
             member.first_state = None
         for member in row:
             member.look_up(self.of(member.param))
+
+    def _to_complete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
+        """The parameters that lack slots, or whose slots may have changed."""
+        params: list[Tensor] = []
+        for member in row:
+            if member.layout is not None and self.of(member.param):
+                # The user may have moved the parameter from a group with other links.
+                incomplete = changed or member.made_for is not view
+            else:
+                incomplete = member.param.grad is not None or (changed and member.layout is not None)
+            if incomplete:
+                params.append(member.param)
+        return params
 
     def _complete(self, member: Member, layout: Layout, first: State) -> None:
         """Give a parameter another layout: what its state has is kept, the rest is as in a first state."""

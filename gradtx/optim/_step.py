@@ -250,9 +250,7 @@ class Step:
         """
         update = leaf.result()
         is_last = leaf.window is None or leaf.window.stop == leaf.key.numel()
-        # Taken now: once old state is replaced, its memory may return as that of a later leaf's new state.
-        taken = {memory_of(tensor) for tensor in leaf.given if tensor is not None}
-        taken.update(map(memory_of, leaf.state.values()))
+        taken = _memory_in_use(leaf)
         if update is not None and leaf.window is not None and memory_of(update) in taken:
             update = update.clone()  # a view of old state, which is about to be written in place
         for path, slots in leaf.new.items():
@@ -263,13 +261,26 @@ class Step:
             else:
                 _write_part(leaf, keys, slots, taken, is_last)
         if leaf.given[0] is not None and is_last:
-            leaf.state["step"] = leaf.state["step"] + self._run.tick
-            if self._counts_on_device:
-                member = self._workings.members.by_param[leaf.key]
-                member.set_count(self._after[member.count])
+            self._count_step(leaf)
         if update is not None:
             leaf.given[1].add_(update)
         leaf.release()
+
+    def _count_step(self, leaf: Leaf) -> None:
+        leaf.state["step"] = leaf.state["step"] + self._run.tick
+        if self._counts_on_device:
+            member = self._workings.members.by_param[leaf.key]
+            member.set_count(self._after[member.count])
+
+
+def _memory_in_use(leaf: Leaf) -> set[Any]:
+    """The memory of a leaf's inputs.
+
+    It is asked for late: once old state is replaced, its memory may return as that of a later leaf's new state.
+    """
+    taken = {memory_of(tensor) for tensor in leaf.given if tensor is not None}
+    taken.update(map(memory_of, leaf.state.values()))
+    return taken
 
 
 def _by_name(extra: str, values: Sequence[Any], names: list[str]) -> dict[str, Any]:

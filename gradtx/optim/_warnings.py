@@ -123,14 +123,20 @@ def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
     first = None
     for part in parts:
         links = _links_on_path(part)
-        if first is None:
-            if any(link._name == RATE for link in links):
-                first = part._name
-            continue
-        for link in reversed(links):
-            if link._lr_role is not None and not link._arguments.get("fixed"):
-                yield first, part._name, link
-                break
+        if first is not None:
+            misplaced = _link_before_rate(links)
+            if misplaced is not None:
+                yield first, part._name, misplaced
+        elif any(link._name == RATE for link in links):
+            first = part._name
+
+
+def _link_before_rate(links: list[Made]) -> Made | None:
+    """The last link that has to stand in front of a learning rate."""
+    for link in reversed(links):
+        if link._lr_role is not None and not link._arguments.get("fixed"):
+            return link
+    return None
 
 
 def _links_on_path(part: GradientTransformation) -> list[Made]:

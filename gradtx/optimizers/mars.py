@@ -61,7 +61,7 @@ def mars_adamw(
         optimize_1d: Treat leaves with fewer than two dimensions as the others.
         lr_1d: Rate of those leaves, >= 0; None for `lr`.
         betas_1d: Decay of their two averages, each in [0, 1).
-        weight_decay_1d: Their decoupled decay, >= 0.
+        weight_decay_1d: Their decoupled decay, >= 0; `mask` leaves it as it is.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `last_grad` (or `prev_param`), and `exp_avg`,
@@ -124,7 +124,7 @@ def mars_lion(
         lr_1d: Rate of AdamW for those leaves, >= 0; None for `lr`.
         betas_1d: Decay of AdamW's two averages, each in [0, 1).
         eps: $\epsilon \ge 0$ of AdamW, outside the root.
-        weight_decay_1d: AdamW's decoupled decay, >= 0.
+        weight_decay_1d: AdamW's decoupled decay, >= 0; `mask` leaves it as it is.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `last_grad` (or `prev_param`), and `exp_avg`;

@@ -593,3 +593,36 @@ def test_a_leaf_without_a_label_in_the_tree_is_an_error():
     tx = gradtx.partition({"a": gradtx.sgd(lr=1.0), "b": gradtx.adam()}, {"x": "a", "y": "b"})
     with pytest.raises(ValueError, match="leaf 'z' has no label in the tree of labels"):
         tx.init({"x": ONES, "y": ONES, "z": ONES})
+
+
+def test_a_parameter_may_move_to_a_group_with_other_links():
+    first, second = (Parameter(ONES.clone()) for _ in range(2))
+    optimizer = gradtx.optim.SGD([{"params": [first], "momentum": 0.9}, {"params": [second]}], lr=0.1)
+    first.grad, second.grad = ONES.clone(), ONES.clone()
+    optimizer.step()
+    with_momentum, without = optimizer.param_groups
+    with_momentum["params"], without["params"] = [second], [first]
+    optimizer.step()
+    optimizer.step()
+    assert "momentum_buffer" in optimizer.state[second]
+    torch.testing.assert_close(first.detach(), torch.full((2,), 0.7))  # three plain steps
+    torch.testing.assert_close(second.detach(), torch.full((2,), 1.0 - 0.1 - 0.1 - 0.19))
+
+
+@pytest.mark.parametrize(
+    "make", [gradtx.adam, gradtx.radam, lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.nadam())]
+)
+def test_pure_use_can_count_the_updates_of_each_leaf_as_torch_does(make):
+    tx, params = make(), {"a": torch.ones(2), "b": torch.ones(2)}
+    gradients = [(ONES, None), (None, ONES), (ONES, ONES), (ONES, None), (2 * ONES, ONES)]
+    eager, _ = stepped(tx, params, gradients)
+    state = tx.init(params, counts="leaves")
+    by_calls = functional(tx, params, gradients)
+    for step in gradients:
+        updates, state = tx.update(dict(zip(params, step, strict=True)), state, params)
+        params = gradtx.apply_updates(params, updates)
+    assert {name: int(count) for name, count in state["leaf_steps"].items()} == {"a": 4, "b": 3}
+    torch.testing.assert_close(params, eager)
+    assert not torch.equal(by_calls["b"], eager["b"])
+    with pytest.raises(ValueError, match="init: counts must be 'calls' or 'leaves', got 'both'"):
+        tx.init(params, counts="both")

@@ -81,7 +81,7 @@ def test_a_piece_has_the_arguments_of_its_alias(name):
     own, alias = dict(arguments(PIECES[name])), dict(arguments(getattr(gradtx, name)))
     own.pop("weight_decay", None)
     assert own == {key: alias[key] for key in own}
-    assert set(alias) - set(own) <= {"weight_decay", "decoupled_weight_decay"}
+    assert set(alias) - set(own) <= {"weight_decay", "decoupled_weight_decay", "mask"}
 
 
 @pytest.mark.parametrize("name", PIECES)

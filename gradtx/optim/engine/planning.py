@@ -183,32 +183,24 @@ class Engine:
 
     def _kind(self, member: Member, leaf: Leaf, request: StepRequest) -> LeafKind | None:
         """The kind of a leaf; None if it steps eagerly."""
-        param = member.param
-        if param.grad is None or param.grad.shape != param.shape or FROZEN in leaf.program:
-            return None
-        if not self._compiles(leaf):
+        param, layout = member.param, member.layout
+        assert layout is not None
+        if not _takes_part(param, leaf) or not self._compiles(leaf):
             return None
         flat = _is_flat(member, leaf)
-        if not flat and is_sharded(param):
-            return None  # a reduction over a shard is not the reduction over the whole
         held = _aliases(member, flat)
-        if held is None or held[0].numel() <= 1:
-            return None  # for sizes 0 and 1 compilers make other programs
-        read = [param.grad]
-        by_leaf: list[str] = []
-        for name, tree in request.trees.items():
-            if tree[leaf.name] is not None:
-                by_leaf.append(name)
-                read.append(tree[leaf.name])
-        assert member.layout is not None
+        if held is None:
+            return None
+        by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
+        read: list[Any] = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
         return LeafKind(
             flat=flat,
-            held=tuple((tensor.dtype, tensor.device, _single_sizes(tensor)) for tensor in held),
-            read=tuple((tensor.dtype, tensor.device) for tensor in read),
+            held=tuple(map(_traits_of_held, held)),
+            read=tuple(map(_traits_of_read, read)),
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
-            layout=repr((member.layout.slots, member.layout.shared)),
-            width=WIDTH if flat or (held[0].ndim <= 1 and _slots_are_shaped_as(member)) else 1,
+            layout=repr((layout.slots, layout.shared)),
+            width=WIDTH if flat or _can_be_padded(member, held[0]) else 1,
             large=flat and held[0].numel() >= LARGE,
         )
 
@@ -291,6 +283,16 @@ def _largest_first(pair: tuple[Member, Leaf]) -> int:
     return -pair[0].param.numel()
 
 
+def _takes_part(param: Tensor, leaf: Leaf) -> bool:
+    """Whether a leaf is updated by a gradient of its shape."""
+    return param.grad is not None and param.grad.shape == param.shape and FROZEN not in leaf.program
+
+
+def _can_be_padded(member: Member, param: Tensor) -> bool:
+    """Whether leaves that are no flat aliases fit into one bundle: vectors, with slots of their length."""
+    return param.ndim <= 1 and _slots_are_shaped_as(member)
+
+
 def _is_flat(member: Member, leaf: Leaf) -> bool:
     """Whether a leaf may be passed as a vector: all is elementwise, and slots are numbers or shaped as the leaf."""
     for operation in leaf.program:
@@ -309,21 +311,34 @@ def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
     """Aliases of a parameter and its slots; None if a program can't take or write them."""
     assert member.layout is not None
     param = member.param
+    if not flat and is_sharded(param):
+        return None  # a reduction over a shard is not the reduction over the whole
     try:
         tensors = [alias(param, param, flat)]
         for key in member.layout.slot_keys:
             tensors.append(alias(member.state[key], param, flat))
     except OddTensorError:
         return None
-    if not torch.is_inference_mode_enabled():
-        for tensor in (*tensors, member.state["step"]):
-            if tensor.is_inference():  # can't be written in place
-                return None
-    return tensors
+    if tensors[0].numel() <= 1:
+        return None  # for sizes 0 and 1 compilers make other programs
+    return tensors if _are_writable([*tensors, member.state["step"]]) else None
 
 
-def _single_sizes(tensor: Tensor) -> tuple[bool, ...]:
-    return tuple(size == 1 for size in tensor.shape)
+def _are_writable(tensors: list[Tensor]) -> bool:
+    """Whether tensors can be written in place: inference tensors only in inference mode."""
+    if torch.is_inference_mode_enabled():
+        return True
+    return not any(tensor.is_inference() for tensor in tensors)
+
+
+def _traits_of_held(tensor: Tensor) -> tuple[Any, ...]:
+    """Dtype, device and which sizes are 1: a program for one tensor takes others that agree."""
+    return tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape)
+
+
+def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:
+    """Dtype and device: sizes are those of the parameter."""
+    return tensor.dtype, tensor.device
 
 
 def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
