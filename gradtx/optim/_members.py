@@ -105,7 +105,7 @@ class Members:
         by_param: dict[Tensor, Member],
         clock_paths: dict[Any, Path],
     ) -> None:
-        """Take what a pickle has saved."""
+        """Restore the state that a pickle has saved."""
         self.admit(Joining(views, by_param, clock_paths))
 
     def _expanded(self, by_param: Mapping[Tensor, Member]) -> tuple[OptimizerRun, Block]:
@@ -146,7 +146,7 @@ class Members:
     # Groups that anyone may have changed.
 
     def follow(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
-        """Bring views and members up to date with the present groups.
+        """Bring views and members up to date with the current groups.
 
         Args:
             groups: The optimizer's `param_groups`.
