@@ -43,7 +43,7 @@ def version_of(tensor: Tensor) -> int:
 def base_of(tensor: Tensor) -> Tensor | None:
     """The tensor that a view was made of; None for others.
 
-    Without `Tensor._base` a view counts as a tensor of its own while dynamo traces.
+    Without `Tensor._base` a view counts as a separate tensor while dynamo traces.
     """
     return getattr(tensor, "_base", None)
 
@@ -118,7 +118,7 @@ def readable(tensor: Tensor) -> bool:
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor below the innermost transform.
 
-    Without the name `storage_id` never asks for it: views inside of a transform count as tensors of their own.
+    Without the name `storage_id` never asks for it: views inside a transform count as separate tensors.
     """
     return _functorch("get_unwrapped")(tensor)
 

@@ -99,7 +99,7 @@ class States:
             view: Their group.
             params: The parameters; lazy ones and those on the meta device have no state yet.
             members: All members, if some have not joined yet.
-            alone: Whether shared values start over, too. Otherwise new parameters take over those of the others.
+            alone: Whether shared values start over as well. Otherwise new parameters take over those of the others.
         """
         params = list(params)
         if not params:
@@ -226,7 +226,7 @@ class States:
     # From a checkpoint.
 
     def replace(self, states: Mapping[Any, dict[str, Any]], layouts: Mapping[Tensor, Layout]) -> None:
-        """Put other states, for the present members and anything else, in place of all."""
+        """Put other states, for the current members and anything else, in place of all."""
         self.by_param.clear()
         self.by_param.update(states)
         for param, member in self.members.by_param.items():
@@ -245,7 +245,7 @@ class States:
         self.mark_unused([param for param, member in members.items() if member.first_state is not None])
 
     def mark_unused(self, params: Iterable[Tensor]) -> None:
-        """Let the present states of parameters count as unused."""
+        """Let the current states of parameters count as unused."""
         for param in params:
             self.members.by_param[param].first_state = FirstState(self.of(param))
 

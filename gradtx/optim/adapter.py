@@ -58,7 +58,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return self._workings.engine
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with hyperparameters of their own where the group names them.
+        """Add parameters, with the hyperparameters that the group names and defaults for the others.
 
         A partition makes one group of each label. As torch's method, and raises the same errors.
         """
@@ -114,7 +114,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         Args:
             closure: Computes the loss and its gradients and returns the loss; links may call it again.
-            **extras: What links need beyond the gradients; by leaf as a list in parameter order or a dict by name.
+            **extras: Inputs of links beyond the gradients; by leaf as a list in parameter order or a dict by name.
                 A `hessian_diag` that is left out is estimated at the steps that use it, from the gradients of
                 `loss.backward(create_graph=True)` or by a closure that calls `loss.backward()`.
 
@@ -208,7 +208,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; state that no step has used yet is made from the present parameters."""
+        """As torch's; state that no step has used yet is made from the current parameters."""
         states = self._up_to_date().states
         if self._evaluation is None:
             states.refresh_all()

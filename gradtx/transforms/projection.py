@@ -94,7 +94,7 @@ def orthogonalize_against_params():
         >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
         tensor([0., 5.])
 
-    Source: Prieto et al. 2025, arXiv:2501.04697. Departures: no eps beside the norms.
+    Source: Prieto et al. 2025, arXiv:2501.04697. Departures: no eps is added to the norms.
     """
 
     def update(update, state, param, ctx):
