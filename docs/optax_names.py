@@ -14,19 +14,18 @@ from typing import NamedTuple
 PAGE = Path(__file__).with_name("optax-names.md")
 MODULE = Path(__file__).parent.parent / "gradtx" / "_elsewhere.py"
 
-INTRO = """# The names of optax, here
+INTRO = """# Names of optax
 
 <!-- Written by docs/optax_names.py; `make docs-tables` rewrites it. -->
 
-Every public name of optax 0.2.8, by what it is for; how the two differ in general is in
-[from optax](howto/from-optax.md).
+Every public name of optax 0.2.8, by purpose. For general differences see [from optax](howto/from-optax.md).
 
-- **=** the two calls give the same numbers; a test runs both. Defaults that differ are written out. Arguments that a
-  call leaves at their defaults were not compared at other values.
-- **≈** does the same job; the last column has the difference.
-- **–** has no counterpart here; the last column says what to do, or why.
+- **=** Both calls give the same numbers; a test runs both. Calls write out defaults that differ. Other arguments were
+  compared at their defaults only.
+- **≈** It serves the same purpose; the last column gives the difference.
+- **–** There is no counterpart; the last column gives an alternative or the reason.
 
-Inside of a call names are of the same library. `lr` is a learning rate, `tx` a transformation.
+Names inside a call are from the same library. `lr` is a learning rate, `tx` a transformation.
 """
 
 
@@ -122,7 +121,9 @@ SECTIONS: dict[str, list[Row]] = {
         same("contrib.madgrad(lr)", "madgrad(lr)"),
         same("contrib.momo()", "momo()", "`lower_bound` is `lb`; with a decay theirs divides only the weights by it"),
         same("contrib.momo_adam()", "momo_adam()", "as `contrib.momo`"),
-        alike("contrib.muon", "muon(lr, fallback=adamw(lr))", "torch's; leaves that are not matrices need a `fallback`"),
+        alike(
+            "contrib.muon", "muon(lr, fallback=adamw(lr))", "torch's; leaves that are not matrices need a `fallback`"
+        ),
         same("contrib.prodigy()", "prodigy(use_bias_correction=True)", "`estim_lr0` is `d0`, `estim_lr_coef` `d_coef`"),
         alike(
             "contrib.sam", "sam(sgd(lr), rho=0.05)", "any base; the second gradient comes from the closure or `grad_fn`"
@@ -139,7 +140,11 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         same("add_decayed_weights(0.1)", "add_decayed_weights(0.1)", "`mask` is `masked` around it"),
         alike("add_noise", "add_noise(0.01, 0.55, seed=0)", "as `noisy_sgd`"),
-        alike("apply_every", "accumulate(tx, every=2)", "they sum, here it is the mean, and the inner transformation waits as well"),
+        alike(
+            "apply_every",
+            "accumulate(tx, every=2)",
+            "they sum, here it is the mean, and the inner transformation waits as well",
+        ),
         same("centralize()", "centralize()"),
         same("clip(0.5)", "clip_by_value(0.5)"),
         same("clip_by_block_rms(0.5)", "clip_by_block_rms(0.5)"),

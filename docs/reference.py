@@ -89,7 +89,12 @@ PIECES = [
 
 
 OTHERS = [
-    Page("core", "Chains", ("gradtx.core", "gradtx._arguments"), "`GradientTransformation`, `chain`, and the types of hyperparameters."),
+    Page(
+        "core",
+        "Chains",
+        ("gradtx.core", "gradtx._arguments"),
+        "`GradientTransformation`, `chain`, and the types of hyperparameters.",
+    ),
     Page(
         "combinators",
         "Combinators",
