@@ -14,19 +14,18 @@ from typing import NamedTuple
 PAGE = Path(__file__).with_name("optax-names.md")
 MODULE = Path(__file__).parent.parent / "gradtx" / "_elsewhere.py"
 
-INTRO = """# The names of optax, here
+INTRO = """# Names of optax
 
 <!-- Written by docs/optax_names.py; `make docs-tables` rewrites it. -->
 
-Every public name of optax 0.2.8, by what it is for; how the two differ in general is in
-[from optax](howto/from-optax.md).
+Every public name of optax 0.2.8, by purpose. For general differences see [from optax](howto/from-optax.md).
 
-- **=** the two calls give the same numbers; a test runs both. Defaults that differ are written out. Arguments that a
-  call leaves at their defaults were not compared at other values.
-- **≈** does the same job; the last column has the difference.
-- **–** has no counterpart here; the last column says what to do, or why.
+- **=** Both calls give the same numbers; a test runs both. Calls write out defaults that differ. Other arguments were
+  compared at their defaults only.
+- **≈** It serves the same purpose; the last column gives the difference.
+- **–** There is no counterpart; the last column gives an alternative or the reason.
 
-Inside of a call names are of the same library. `lr` is a learning rate, `tx` a transformation.
+Names inside a call are from the same library. `lr` is a learning rate, `tx` a transformation.
 """
 
 
