@@ -30,7 +30,7 @@ VECTOR = {ENTRIES: "", ENTRIES**2: "n²"}
 
 INTRO = """# Algorithms
 
-<!-- Written by docs/algorithms.py from the docstrings; `make docs-tables` writes it anew. -->
+<!-- Written by docs/algorithms.py from the docstrings; `make docs-tables` rewrites it. -->
 
 `help(gradtx.<name>)` has the equation, all arguments with their ranges, the state, an example, the paper and where the
 code departs from it; so has the site that `make docs` builds.
@@ -41,7 +41,7 @@ Each is a function, `gradtx.adamw(lr=1e-3)`, for `chain`, pure use and `as_optim
 arguments, `gradtx.optim.AdamW(model.parameters(), lr=1e-3)`.
 
 - **Memory**: floats of state for a matrix, counted in the state itself: "2" is two for every entry, "row" one for each
-  row, "row²" a square matrix with a side for each row. What does not grow with the parameter is left out. First with
+  row, "row²" a square matrix with a side for each row. State of constant size is left out. First with
   default options, then with others that change it, then for vectors (of length n) where that differs.
 - **Needs**: what `update` requires besides gradients and state, with default options.
 - **Rate**: "owns" marks those that return a finished step: no link that scales by a learning rate or decays may follow.
@@ -56,7 +56,7 @@ What the optimizers are made of; `chain` puts them together.
 """
 
 
-# What a docstring says.
+# From docstrings.
 
 
 def first_sentence(factory: Any) -> str:
@@ -82,7 +82,7 @@ def paper(factory: Any) -> str:
     return re.sub(r"([A-Z][\w. -]*? \d{4}), arXiv:(\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\2)", text)
 
 
-# What a state says.
+# From states.
 
 
 def required(factory: Any) -> dict[str, Any]:

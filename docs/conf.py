@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gradtx
 
-sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this
+sys.path.insert(0, str(Path(__file__).parent))  # the modules in this folder
 
 project, author, copyright = "gradtx", "the authors of gradtx", "2026, the authors of gradtx"
 version = release = gradtx.__version__

@@ -15,7 +15,7 @@ ALL = test_conformance.ALL
 
 INTRO = f"""# What every transformation is tested for
 
-<!-- Written by docs/conformance.py from the tests; `make docs-tables` writes it anew. -->
+<!-- Written by docs/conformance.py from the tests; `make docs-tables` rewrites it. -->
 
 Every public factory that a decorator made (rules, aliases, combinators) joins these tests by itself, as soon as its
 name is in `gradtx`: {len(plain_cases())} factories. Each is tested as its decorator says to call it, with all numbers

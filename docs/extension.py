@@ -117,7 +117,7 @@ def title_of_column(cell: Any) -> str:
     return head[0][row.index(cell)].astext()
 
 
-# Sources, beside the entries.
+# Source links next to the entries.
 
 
 def source_of(app: Any, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:

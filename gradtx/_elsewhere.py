@@ -1,4 +1,4 @@
-"""What names of optax and TorchOpt are here. Written by docs/optax_names.py: `make docs-tables`."""
+"""Names of optax and TorchOpt and their equivalents here. Written by docs/optax_names.py: `make docs-tables`."""
 
 HERE = {
     "AccumulationType": "as `microbatch`",

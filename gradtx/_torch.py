@@ -43,7 +43,7 @@ def version_of(tensor: Tensor) -> int:
 def base_of(tensor: Tensor) -> Tensor | None:
     """The tensor that a view was made of; None for others.
 
-    Without `Tensor._base` a view counts as a tensor of its own while dynamo traces.
+    Without `Tensor._base` a view counts as a separate tensor while dynamo traces.
     """
     return getattr(tensor, "_base", None)
 
@@ -118,7 +118,7 @@ def readable(tensor: Tensor) -> bool:
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor below the innermost transform.
 
-    Without the name `storage_id` never asks for it: views inside of a transform count as tensors of their own.
+    Without the name `storage_id` never asks for it: views inside a transform count as separate tensors.
     """
     return _functorch("get_unwrapped")(tensor)
 
@@ -319,6 +319,15 @@ def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any
 def compile_function(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
     """Compile a function for all sizes by the public `torch.compile`."""
     return torch.compile(function, dynamic=True, options=dict(options))  # pyright: ignore[reportUnknownMemberType]
+
+
+def asserts_bind_sizes() -> bool:
+    """Whether compiled programs need their assertions of sizes, since these also define the sizes' names.
+
+    So it is from torch 2.14 on: without them programs fail with a NameError.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 14)
 
 
 def compile_error() -> type[Exception]:

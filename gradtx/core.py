@@ -97,7 +97,7 @@ class GradientTransformation:
 
         Args:
             updates: A tree of gradients; a None leaf stays None and keeps its slots.
-            state: What `init` or the last `update` returned.
+            state: The result of `init` or of the last `update`.
             params: The parameters, needed if `"params" in tx.needs`.
             **extras: `value` (the loss, 0-d), `grad_fn` (params -> gradients), `hessian_diag` (a tree), and
                 whatever else a link declares; see `needs`.
@@ -167,11 +167,11 @@ class GradientTransformation:
         return [PlainOperation(scope.claim(self._name), scope, self._name, self._functions)]
 
     def _owner(self) -> GradientTransformation:
-        """The link that owns the learning rate, inside wrappers."""
+        """The link that owns the learning rate, also inside combinators."""
         return self
 
     def _links(self) -> list[GradientTransformation]:
-        """The links that this comes down to, aliases opened, wrappers as one."""
+        """The links of this transformation; aliases are expanded, a combinator counts as one link."""
         return [self]
 
     def _entries(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
@@ -276,7 +276,7 @@ class _Names:
         return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
 
     def entries(self, optimizers_first: bool = True) -> list[Entry]:
-        """All hyperparameters in the order of the chain; version 0.1 gave bare names in this order, too."""
+        """All hyperparameters in the order of the chain; version 0.1 gave bare names in the same order."""
         public: dict[int, str] = {}
         taken: set[str] = set()
         order = list(self._found)

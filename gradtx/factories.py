@@ -78,7 +78,7 @@ class Spec:
     def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
         """The rule for these values of the arguments."""
         shared = {name: _start(value, arguments) for name, value in self.shared_of(arguments).items()}
-        elementwise = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
+        elementwise: Any = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
         return Rule(
             self.name,
             functions.update,
@@ -324,7 +324,7 @@ def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]
         except (TypeError, ValueError) as error:
             if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
                 raise
-            raise type(error)(f"{spec.name}: {error}") from error  # what the user called comes first
+            raise type(error)(f"{spec.name}: {error}") from error  # name the factory that the user called first
         return made
 
     factory.spec, spec.factory = spec, factory  # type: ignore[attr-defined]
@@ -352,7 +352,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 
     Args:
         elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
-        needs: What `update` requires: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
+        needs: Requirements of `update`: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
             that gives them. An argument `update_period` is taken to say how often it reads the last one: at the
             first of so many steps.
         extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
@@ -373,7 +373,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
             entry. Without it `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
             names take any number.
-        static: Arguments that are no hyperparameters.
+        static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
         example: Arguments with which the conformance tests call the factory.
 
@@ -440,7 +440,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
         needs: The requirements of `update`: "params", "value", "grad_fn", "hessian_diag".
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
-        static: Arguments that are no hyperparameters.
+        static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
         example: A function that gives arguments for the conformance tests, from an inner transformation.
 

@@ -39,7 +39,7 @@ What differs:
 
 ## Optimizers
 
-"here" is the function that makes the transformation; the class of `gradtx.optim` is beside it. Defaults are
+"here" is the function that makes the transformation; the next column is the class of `gradtx.optim`. Defaults are
 ours, theirs in brackets; `=` is the one behaviour that an option without a place here stands for.
 
 """

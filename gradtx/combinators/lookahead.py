@@ -32,7 +32,7 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
         and the entries of `tx`. `eval_params` gives `slow`.
 
     Raises:
-        TypeError: `tx` is no transformation.
+        TypeError: `tx` is not a transformation.
         ValueError: numbers out of range, an unknown mode, missing `params`.
 
     Example:

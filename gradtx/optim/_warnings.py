@@ -140,7 +140,7 @@ def _link_before_rate(links: list[Made]) -> Made | None:
 
 
 def _links_on_path(part: GradientTransformation) -> list[Made]:
-    """The links that a leaf passes in every step: the inside of wrappers may be for other leaves, or other steps."""
+    """The links that a leaf passes in every step: links inside combinators may be for other leaves or steps."""
     links: list[Made] = []
     for link in part._links():
         if isinstance(link, Made) and not link._children():

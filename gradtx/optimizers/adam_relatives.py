@@ -88,7 +88,7 @@ def radam(
         eps: $\epsilon \ge 0$, outside the root and before its correction.
         weight_decay: $\lambda \ge 0$, added to the gradient.
         decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
-        rho_threshold: What $\rho_t$ must exceed, >= 4; the paper's is 4.
+        rho_threshold: Threshold of $\rho_t$, >= 4; the paper's is 4.
         degenerated_to_sgd: If False, nothing moves before the first rectified step, the decay included.
 
     Returns:
@@ -206,12 +206,12 @@ def diffgrad(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""diffGrad: Adam that slows down, to half its step, where the gradient hardly changes.
+    r"""diffGrad: Adam that slows down, to half its step, where the gradient barely changes.
 
     $p \leftarrow p - \eta \xi_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$ with
     $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$, $g_0 = 0$.
 
-    When to use: when Adam overshoots near the end, where gradients hardly change; costs one float a weight more.
+    When to use: when Adam overshoots near the end, where gradients barely change; costs one more float per weight.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.

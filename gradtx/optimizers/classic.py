@@ -78,8 +78,8 @@ def adadelta(
     $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon} \cdot g_t$, $p \leftarrow p - \eta \delta_t$ with the
     averages $q$ of $g^2$ and $a$ of $\delta^2$.
 
-    When to use: old recipes that ask for it; it needs hardly any learning rate, but the methods without one adapt
-    better.
+    When to use: old recipes that ask for it; it needs almost no tuning of the learning rate, but methods without one
+    adapt better.
 
     Args:
         lr: $\eta$ in [0, inf); 1 is the paper's rule.

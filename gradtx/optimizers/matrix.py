@@ -47,7 +47,7 @@ def muon(
     flatten: bool = False,
     fallback: GradientTransformation | None = None,
 ):
-    r"""Muon: momentum whose matrices are made orthogonal, as torch.optim.Muon.
+    r"""Muon: orthogonalized momentum of matrices, as torch.optim.Muon.
 
     $B \leftarrow \mu B + (1-\mu) g$, $U = B$ or $\mu B + (1-\mu) g$ with `nesterov`, $X$ = `orthogonalize`$(U)$,
     $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
@@ -65,19 +65,19 @@ def muon(
         ns_steps: Number of iterations, in [0, 100).
         adjust_lr_fn: $r$: None or "original" is $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
             $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
-        ns_dtype: What to iterate in; None for the leaf's own dtype. bfloat16 is good to about 1e-2. For a
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype. bfloat16 is good to about 1e-2. For a
             gradient through training take None: that of bfloat16 can have the wrong sign.
         flatten: Take leaves of three and more dimensions as well, read as (first dimension, all others).
-        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are no matrices.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
         the fallback's entries, under `partition`. In an optimizer's groups the fallback's hyperparameters are named
-        after it (`adamw.lr`); for a rate of its own that schedulers drive, make the `partition` oneself.
+        after it (`adamw.lr`); for a separate rate that schedulers drive, use `partition`.
 
     Raises:
-        TypeError: `fallback` is no transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is no matrix and no fallback.
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
 
     Example:
         >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))

@@ -1,4 +1,4 @@
-"""AdamW with another idea in one link: LaProp, Grams, StableAdamW, AdamC, CAME, Adam-mini, AdaGC; and FTRL."""
+"""AdamW with one link changed: LaProp, Grams, StableAdamW, AdamC, CAME, Adam-mini, AdaGC; and FTRL."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def adamc(
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate and by its share of the largest one.
         amsgrad: Use the largest $v$ so far.
         max_lr: $\eta_{max} > 0$, the peak of the schedule. None for the largest rate so far, which during a warm-up is
-            the present one.
+            the current one.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,

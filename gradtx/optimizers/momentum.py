@@ -87,7 +87,7 @@ def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.
         >>> updates["w"]  # buffers of 4 and 6
         tensor([-0.5000])
 
-    Source: Lucas et al. 2018, arXiv:1804.00325. Departures: equal betas each have a buffer of their own.
+    Source: Lucas et al. 2018, arXiv:1804.00325. Departures: equal betas each have their own buffer.
     """
     return with_decay(scale_by_aggmo(betas), weight_decay, False, lr)
 
@@ -141,7 +141,7 @@ def qhadam(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""QHAdam: Adam whose averages are both mixed with the present gradient.
+    r"""QHAdam: Adam whose averages are both mixed with the current gradient.
 
     $p \leftarrow p - \eta \frac{(1-\nu_1) g + \nu_1 \hat m}{\sqrt{(1-\nu_2) g^2 + \nu_2 \hat v} + \epsilon}$.
 

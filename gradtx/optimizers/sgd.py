@@ -157,10 +157,10 @@ def asgd(
     t0: Scalar = 1e6,
     weight_decay: Scalar = 0.0,
 ):
-    r"""ASGD, as torch.optim.ASGD: SGD with a decaying rate, and the average of its weights beside it.
+    r"""ASGD, as torch.optim.ASGD: SGD with a decaying rate that also averages its weights.
 
     $p \leftarrow p (1 - \lambda \eta_t) - \eta_t (g + w p)$ with $\eta_t = \eta / (1 + \lambda \eta (t - 1))^\alpha$,
-    and the mean of $p$ since step $t_0$ beside it.
+    and the mean of $p$ since step $t_0$.
 
     When to use: when the average of the weights is what you want from plain SGD on a convex or nearly convex problem.
 

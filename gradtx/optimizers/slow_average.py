@@ -92,7 +92,7 @@ def simplified_ademamix(
         alpha: $\alpha \ge 0$, how much more the newest gradient counts.
         eps: $\epsilon \ge 0$, outside the root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        min_beta1: What $\beta_1$ starts from, in [0, 1); only read with `beta1_warmup`.
+        min_beta1: Initial value of $\beta_1$, in [0, 1); only read with `beta1_warmup`.
         beta1_warmup: Steps in which $\beta_1$ rises, >= 0 (`half_life_schedule`). None: it is constant.
         bias_correction1: Divide by the sum of the weights in $m$, which makes the steps as long as AdamW's.
         bias_correction2: False divides the direction by $\sqrt{1-\beta_2^t}$.

@@ -1,4 +1,4 @@
-"""Adam that bears spikes of the gradient: SPAM, Stable-SPAM."""
+"""Adam that tolerates gradient spikes: SPAM, Stable-SPAM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A schedule as a torch scheduler, for whoever owns a torch optimizer."""
+"""Schedules as torch schedulers, for any torch optimizer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule
         `load_state_dict`.
 
     Raises:
-        TypeError: no torch optimizer, or something that is no Schedule.
+        TypeError: no torch optimizer, or something that is not a Schedule.
         ValueError: a list whose length is not the number of groups.
 
     Example:

@@ -1,4 +1,4 @@
-"""Momentum of other kinds: with a long and a short step, several at once, with a derivative, with bounded gradients."""
+"""Momentum variants: a long and a short step, several momenta, a derivative term, bounded gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Divide by what has accumulated of the gradients: Adagrad's sum, Adadelta's two averages, AdaMax's maximum."""
+"""Divide by accumulated gradient statistics: Adagrad's sum, Adadelta's two averages, AdaMax's maximum."""
 
 from __future__ import annotations
 

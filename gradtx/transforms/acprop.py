@@ -1,4 +1,4 @@
-"""A denominator that does not know the gradient that it divides: ACProp."""
+"""A denominator from earlier gradients only: ACProp."""
 
 from __future__ import annotations
 

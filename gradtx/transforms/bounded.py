@@ -30,7 +30,7 @@ def scale_by_adabound(
 
     Args:
         lr: The rate of the `scale_by_learning_rate` that follows, above 0 at first. Only its first value is read.
-        final_lr: What the rate of every weight tends to, >= 0.
+        final_lr: The limit of every weight's rate, >= 0.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, in the unit of a gradient.
         gamma: How fast the band narrows: its width is halved after about $1/\gamma$ steps, > 0.

@@ -1,7 +1,7 @@
 """Learning rates that grow from nothing with an estimate of the distance to the solution: D-Adaptation.
 
-What all rules share: a scalar d, for all leaves together, that never falls. Within a step the old d gives every rate.
-Directions have that rate in them, since some are averages of what has it; `descend` turns the sign.
+All rules share a scalar d, for all leaves together, that never falls. Within a step the old d determines every rate.
+Directions include that rate, because some are averages of scaled gradients; `descend` turns the sign.
 While the denominator of its estimate is 0, so no gradient has had an effect yet, updates are 0 and d stays.
 """
 
@@ -104,7 +104,7 @@ def scale_by_dadapt_adagrad(
         0.0006
         0.04
 
-    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: the sums are taken anew
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: the sums are recomputed
     at every step (theirs are running totals, which also keep what leaves without a gradient once added), and rates
     may differ between groups.
     """

@@ -36,7 +36,7 @@ def scale_by_radam(
         betas: $(\beta_1, \beta_2)$, each in [0, 1). With $\beta_2 = 0.999$ rectified steps start at t = 6, with
             $\beta_2 \le 2/3$ never.
         eps: $\epsilon \ge 0$, added to the root before its correction, in the unit of a gradient.
-        rho_threshold: What $\rho_t$ must exceed, >= 4: 4 in the paper, 5 in torch.optim.
+        rho_threshold: Threshold of $\rho_t$, >= 4: 4 in the paper, 5 in torch.optim.
         degenerated_to_sgd: Give 0 before the first rectified step if False; `hold_until_rectified` then holds back
             a decay as well.
 
@@ -186,7 +186,7 @@ def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
 
     Args:
         beta2: $\beta_2$ in [0, 1).
-        rho_threshold: What $\rho_t$ must exceed, >= 4.
+        rho_threshold: Threshold of $\rho_t$, >= 4.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.

@@ -77,7 +77,7 @@ def scale_by_simplified_ademamix(
         betas: $(\beta_1, \beta_2)$, each in [0, 1). For a warm-up of $\beta_1$ pass `half_life_schedule`.
         alpha: $\alpha \ge 0$, how much more the newest gradient counts.
         eps: $\epsilon \ge 0$, outside the root.
-        bias_correction1: Divide by $n_t$, the sum of the weights in $m_t$; the term with $\alpha$, too.
+        bias_correction1: Divide by $n_t$, the sum of the weights in $m_t$; the term with $\alpha$ as well.
         bias_correction2: False divides the direction by $\sqrt{1-\beta_2^t}$, so that $v$ counts as it is.
 
     Returns:

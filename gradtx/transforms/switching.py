@@ -1,4 +1,4 @@
-"""From Adam to SGD in one step, at a rate that Adam's own steps suggest: SWATS."""
+"""Switch from Adam to SGD, at a rate estimated from Adam's steps: SWATS."""
 
 from __future__ import annotations
 
