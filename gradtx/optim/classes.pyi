@@ -153,7 +153,7 @@ class ADOPT(AliasOptimizer):
     ) -> None: ...
 
 class ASGD(AliasOptimizer):
-    """ASGD, as torch.optim.ASGD: SGD with a decaying rate, and the average of its weights beside it."""
+    """ASGD, as torch.optim.ASGD: SGD with a decaying rate that also averages its weights."""
 
     def __init__(
         self,
@@ -1374,7 +1374,7 @@ class DAdaptSGD(AliasOptimizer):
     ) -> None: ...
 
 class DiffGrad(AliasOptimizer):
-    """diffGrad: Adam that slows down, to half its step, where the gradient hardly changes."""
+    """diffGrad: Adam that slows down, to half its step, where the gradient barely changes."""
 
     def __init__(
         self,
@@ -1687,7 +1687,7 @@ class MoMoAdam(AliasOptimizer):
     ) -> None: ...
 
 class Muon(AliasOptimizer):
-    """Muon: momentum whose matrices are made orthogonal, as torch.optim.Muon."""
+    """Muon: orthogonalized momentum of matrices, as torch.optim.Muon."""
 
     def __init__(
         self,
@@ -1912,7 +1912,7 @@ class Prodigy(AliasOptimizer):
     ) -> None: ...
 
 class QHAdam(AliasOptimizer):
-    """QHAdam: Adam whose averages are both mixed with the present gradient."""
+    """QHAdam: Adam whose averages are both mixed with the current gradient."""
 
     def __init__(
         self,
@@ -1995,7 +1995,7 @@ class Ranger(AliasOptimizer):
     ) -> None: ...
 
 class Ranger21(AliasOptimizer):
-    """Ranger21: eight ideas in a row, from adaptive clipping to lookahead, with a learning rate plan of its own."""
+    """Ranger21: eight ideas in one chain, from adaptive clipping to lookahead, with its own learning rate schedule."""
 
     def __init__(
         self,
