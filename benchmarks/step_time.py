@@ -130,7 +130,7 @@ def functional_step() -> tuple[float, float]:
     """Milliseconds of a whole functional training step, eager and under torch.compile."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.Tanh(), torch.nn.Linear(512, 10))
-    params = {name: param.detach() for name, param in model.named_parameters()}
+    params = {name: param.detach().clone() for name, param in model.named_parameters()}
     x, y, tx = torch.randn(64, 256), torch.randint(10, (64,)), gradtx.adamw()
 
     def loss(params: Any) -> torch.Tensor:

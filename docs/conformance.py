@@ -17,10 +17,11 @@ INTRO = f"""# Conformance tests
 
 <!-- Written by docs/conformance.py from the tests; `make docs-tables` rewrites it. -->
 
-The tests run on every public factory made by a decorator (rules, aliases, combinators): {len(plain_cases())} factories. Each
-is tested with the arguments that its decorator gives, with all numbers switched on that are off by default, and with each
-switch flipped: {len(ALL)} cases, with {sum(len(case.floats()) for case in ALL)} float hyperparameters. Combinators wrap
-Adam, and its hyperparameters count as theirs. Leaves have 0, 1, 2 and 4 dimensions, if the rule accepts them.
+The tests run on every public factory made by a decorator (rules, aliases, combinators): {len(plain_cases())} factories.
+Each is tested with the arguments that its decorator gives, with all numbers switched on that are off by default, and
+with each switch flipped: {len(ALL)} cases, with {sum(len(case.floats()) for case in ALL)} float hyperparameters.
+Combinators wrap Adam, and its hyperparameters count as theirs. Leaves have 0, 1, 2 and 4 dimensions, if the rule
+accepts them.
 
 ## The checks
 
@@ -29,11 +30,11 @@ Each test and its number of cases.
 
 DERIVATIVES = """
 - **Derivatives** are compared in float64 with central differences of runs of five steps: one for every float
-  hyperparameter (rates, betas, decays, eps), and one along a random direction of the initial weights. The tests use reverse
-  mode (`torch.func.grad`) and forward mode (`torch.func.jvp`, batched over directions by `vmap`).
-- At a kink or a jump (a sign at 0, a clip at its bound, a maximum of equal numbers) there is no derivative, and differences
-  would show it. Random inputs do not hit these points. Zero gradients and zero weights do occur in training; there,
-  derivatives must be finite, and that of a root at 0 counts as 0.
+  hyperparameter (rates, betas, decays, eps), and one along a random direction of the initial weights. The tests use
+  reverse mode (`torch.func.grad`) and forward mode (`torch.func.jvp`, batched over directions by `vmap`).
+- At a kink or a jump (a sign at 0, a clip at its bound, a maximum of equal numbers) there is no derivative, and
+  differences would show it. Random inputs do not hit these points. Zero gradients and zero weights do occur in
+  training; there, derivatives must be finite, and that of a root at 0 counts as 0.
 - The derivative of a **sign** is 0, and so are the differences: no gradient flows through it.
 - Tests with fewer cases use default switches, or only the rules and combinators of which aliases consist.
 - **Compiled steps** compute, transform and apply the gradient in one graph (`fullgraph=True`); over twenty steps every

@@ -1,6 +1,7 @@
 """Write the pages of all public names, from their docstrings, for the site: `make docs` rewrites docs/reference.
 
-Docstrings are Markdown with Google's sections. The pages are Markdown too, except for the fields of Sphinx's Python domain.
+Docstrings are Markdown with Google's sections. The pages are Markdown too, except for the fields of
+Sphinx's Python domain.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ PIECES = [
         "step-sizes",
         "Automatic step sizes",
         "dadapt prodigy distance betting polyak model_based local_smoothness",
-        "From the distance travelled, from bets, from the loss. Those that own the learning rate finish the step: no later "
-        "link may scale by a rate or decay.",
+        "From the distance travelled, from bets, from the loss. Those that own the learning rate finish the step: no "
+        "later link may scale by a rate or decay.",
     ),
     pieces(
         "averages",

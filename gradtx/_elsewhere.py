@@ -1,4 +1,4 @@
-"""Names of optax and TorchOpt and their equivalents here. Written by docs/optax_names.py: `make docs-tables`."""
+"""Names of optax and TorchOpt, with equivalents here. Written by docs/optax_names.py: `make docs-tables`."""
 
 HERE = {
     "AccumulationType": "as `microbatch`",

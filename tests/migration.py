@@ -27,8 +27,8 @@ have the signatures of pytorch_optimizer. Case, dashes and underscores in names 
 
 Differences:
 
-- `create_optimizer` does not decay biases and the weights of all normalization layers; pytorch_optimizer exempts only those
-  of LayerNorm. `wd_ban_list` accepts parts of names and wildcard patterns.
+- `create_optimizer` does not decay biases and the weights of all normalization layers; pytorch_optimizer exempts only
+  those of LayerNorm. `wd_ban_list` accepts parts of names and wildcard patterns.
 - Lookahead, gradient centralization and orthogonal gradients are links of one chain, not optimizers around another: one
   state dict, one set of groups. `use_gc` works with every optimizer.
 - `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,
@@ -39,8 +39,8 @@ Differences:
 
 ## Optimizers
 
-"here" is the function, "class" the class of `gradtx.optim`. Defaults are ours, with theirs in brackets; `=` gives the fixed
-behaviour here for an option that does not exist here.
+"here" is the function, "class" the class of `gradtx.optim`. Defaults are ours, with theirs in brackets; `=` gives the
+fixed behaviour here for an option that does not exist here.
 
 """
 OURS = {"params", "state_dtype", "maximize", "compile", "seed"}
