@@ -99,7 +99,9 @@ _NO_RANGE = Range("(-inf, inf)")
 
 
 # Words of pytorch_optimizer, qhoptim and timm.
-OTHER_WORDS = dict.fromkeys(("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay")
+OTHER_WORDS: dict[str, str] = dict.fromkeys(
+    ("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay"
+)
 
 
 class UnfitError(ValueError):

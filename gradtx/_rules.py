@@ -250,8 +250,8 @@ class StageState:
 
 def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
     """First slots where a combinator starts its inner transformation again, else the old ones."""
-    if restarts is True:
-        return first
+    if not isinstance(restarts, Tensor):
+        return first if restarts else old
     return {slot: torch.where(restarts, first.get(slot, value), value) for slot, value in old.items()}
 
 

@@ -46,7 +46,7 @@ class Selector:
         self.by_name = isinstance(wheres, LabelTree)
         if isinstance(wheres, tuple):
             self.by_name = all(isinstance(where, tuple) for where in wheres)
-        self._wheres = wheres
+        self._wheres: Any = wheres
 
     @classmethod
     def of(cls, owner: str, where: Any) -> Selector:

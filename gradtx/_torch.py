@@ -321,6 +321,15 @@ def compile_function(function: Callable[..., Any], options: Mapping[str, Any]) -
     return torch.compile(function, dynamic=True, options=dict(options))  # pyright: ignore[reportUnknownMemberType]
 
 
+def asserts_bind_sizes() -> bool:
+    """Whether compiled programs need their assertions of sizes, since these also define the sizes' names.
+
+    So it is from torch 2.14 on: without them programs fail with a NameError.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 14)
+
+
 def compile_error() -> type[Exception]:
     """What inductor raises if it fails on a graph."""
     error = _found("torch._inductor.exc", "InductorError")

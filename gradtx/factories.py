@@ -78,7 +78,7 @@ class Spec:
     def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
         """The rule for these values of the arguments."""
         shared = {name: _start(value, arguments) for name, value in self.shared_of(arguments).items()}
-        elementwise = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
+        elementwise: Any = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
         return Rule(
             self.name,
             functions.update,

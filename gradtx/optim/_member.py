@@ -143,6 +143,7 @@ class Member:
         """Take what `pickle` has saved, also under the names of version 0.1."""
         renamed = {"made": "first_state", "waiting": "saved", "_counted": "device_count"}
         _, slots = state
+        self.__init__(slots["name"], slots["param"])  # for what older versions did not know
         for name, value in slots.items():
             setattr(self, renamed.get(name, name), value)
 

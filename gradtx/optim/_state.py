@@ -138,7 +138,8 @@ class States:
         for param in params:
             member = self.members.by_param[param]
             self._accept_moved(view, member)
-            if member.is_unused(self.of(param)):
+            state = self.of(param)
+            if member.is_unused(state) or (member.layout is None and not state and member.saved is None):
                 unused.append(param)
         if unused:
             self.keep(self.first(view, unused))
@@ -166,9 +167,8 @@ class States:
             row: Its members.
             changed: Whether links or slots may have changed since the last step.
         """
-        if not changed and all(member.has_state() and member.first_state is None for member in row):
-            if all(member.made_for is view for member in row):
-                return
+        if not changed and all(_is_prepared(member, view) for member in row):
+            return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
         first = self.first(view, self._to_complete(view, row, changed))
@@ -248,6 +248,11 @@ class States:
         """Let the current states of parameters count as unused."""
         for param in params:
             self.members.by_param[param].first_state = FirstState(self.of(param))
+
+
+def _is_prepared(member: Member, view: GroupView) -> bool:
+    """Whether a member has used state of its present group."""
+    return member.has_state() and member.first_state is None and member.made_for is view
 
 
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -103,7 +104,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """The workings, after anyone may have changed groups and state."""
         members, states = self._workings.members, self._workings.states
         states.by_param = self.state
-        members.follow(self.param_groups, states.count)
+        for param in members.follow(self.param_groups, states.count):
+            self.state.pop(param, None)  # as accelerate leaves it when it shards parameters: nobody will use it again
         return self._workings
 
     @torch.no_grad()
@@ -210,10 +212,22 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         states = self._up_to_date().states
         if self._evaluation is None:
             states.refresh_all()
-        state_dict = super().state_dict()
+        state_dict = self._state_dict_of_members()
         if self._evaluation is not None:
             self._evaluation.save(state_dict, self._params_in_order())
         return state_dict
+
+    def _state_dict_of_members(self) -> dict[str, Any]:
+        """Torch's state dict, without the state of parameters that were taken out of the groups and may come back."""
+        members, everything = self._workings.members.by_param, self.state
+        kept = {key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members}
+        if len(kept) == len(everything):
+            return super().state_dict()
+        self.state = defaultdict(dict, kept)
+        try:
+            return super().state_dict()
+        finally:
+            self.state = everything
 
     @_torch.not_traced
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]

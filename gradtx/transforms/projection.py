@@ -56,7 +56,7 @@ def project_scale_invariant(
 
         # Everything follows from four sums a row; those of the whole leaf are their sums.
         sums = [rows(grad, param), rows(grad, grad), rows(param, param), rows(update, param)]
-        by_row, row_radial = _view(sums, param[0].numel(), delta, eps)
+        by_row, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
         by_leaf, leaf_radial = _view([x.sum() for x in sums], param.numel(), delta, eps)
         radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
         projected = (by_row | by_leaf).to(param.dtype)
