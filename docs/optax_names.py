@@ -484,7 +484,7 @@ def page() -> str:
 def module() -> str:
     """The module with which `gradtx.MultiSteps` says what it is called here."""
     lines = [
-        '"""Names of optax and TorchOpt, with equivalents here. Written by docs/optax_names.py: `make docs-tables`."""',
+        '"""Names of optax and TorchOpt, and what to use here. Written by docs/optax_names.py."""',
         "",
         "HERE = {",
     ]

@@ -1,7 +1,6 @@
 """Write the pages of all public names, from their docstrings, for the site: `make docs` rewrites docs/reference.
 
-Docstrings are Markdown with Google's sections. The pages are Markdown too, except for the fields of
-Sphinx's Python domain.
+Docstrings are Markdown with Google's sections. The pages are Markdown too, except for Sphinx's own fields.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names of optax and TorchOpt, with equivalents here. Written by docs/optax_names.py: `make docs-tables`."""
+"""Names of optax and TorchOpt, and what to use here. Written by docs/optax_names.py."""
 
 HERE = {
     "AccumulationType": "as `microbatch`",

@@ -35,7 +35,8 @@ class Memory:
         key = memory_of(tensor)
         if key in self._taken or key in besides:
             tensor = tensor.clone()
-        self._taken[memory_of(tensor)] = True
+            key = memory_of(tensor)
+        self._taken[key] = True
         return tensor
 
 

@@ -1,4 +1,4 @@
-"""Tests that `make quick` leaves out: those that compile, start processes, compare with other libraries, or are long."""
+"""Tests that `make quick` leaves out: those that compile, start processes, use other libraries, or are long."""
 
 from __future__ import annotations
 

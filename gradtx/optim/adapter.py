@@ -246,12 +246,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
         workings = self._up_to_date()
+        self._check_loaded(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, self._params_in_order())
         Checkpoint(state_dict, workings.states, strict).load()
         self._evaluation = evaluation
         self.param_groups = [view.group for view in workings.members.views]
         for hook in after:
             hook(self)
+
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+        """Raise an error for options that a class can't follow."""
 
     def __getstate__(self) -> dict[str, Any]:
         self._workings.states.forget_used()

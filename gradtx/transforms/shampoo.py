@@ -40,7 +40,7 @@ def scale_by_shampoo(
     preconditioning_compute_steps: int = 1,
     variant: str = "paper",
 ):
-    r"""Multiply a gradient along each of its k dimensions by an inverse root of what it looked like so far.
+    r"""Multiply a gradient along each of its k dimensions by an inverse root of its accumulated statistics.
 
     $u = (1-\mu) g_t + \mu b_{t-1} + \lambda p$ with $b$ the result of the step before ($u = g_1 + \lambda p$ at first).
     For every dimension $i$: $H_i \leftarrow H_i + \mathrm{mat}_i(x) \mathrm{mat}_i(x)^\top$ from $\epsilon I$, where
