@@ -108,7 +108,7 @@ def temporary(step: Step) -> int:
 
 
 def compile_time(name: str, cache: str) -> float:
-    """Seconds of the first step in a process of its own."""
+    """Seconds of the first step in a new process."""
     code = (
         "import sys, time; sys.path.insert(0, 'benchmarks')\n"
         "from common import parameters, resnet50\nimport torch, gradtx\n"
@@ -154,7 +154,7 @@ def main() -> None:
     print(machine(), packages, sep=", ")
     results = {model: compare(model, shapes) for model, shapes in MODELS.items()}
     draw(results)
-    print("\nFirst step in a process of its own, ResNet-50, seconds: compiled for the first time, and from the cache\n")
+    print("\nFirst step in a new process, ResNet-50, seconds: compiled for the first time, and from the cache\n")
     for name in ("AdamW", "AdamP"):
         with tempfile.TemporaryDirectory() as cache:
             print(f"- {name}: {compile_time(name, cache):.1f}, {compile_time(name, cache):.1f}")

@@ -171,7 +171,7 @@ class ASGD(AliasOptimizer):
     ) -> None: ...
 
 class BCOS(AliasOptimizer):
-    """BCOS: a momentum divided by an estimate of its own mean square, with one slot less than Adam."""
+    """BCOS: a momentum divided by an estimate of its mean square, with one slot less than Adam."""
 
     def __init__(
         self,
@@ -764,7 +764,7 @@ class AdaHessian(AliasOptimizer):
     ) -> None: ...
 
 class AdaMod(AliasOptimizer):
-    """AdaMod: Adam whose rate of every weight is at most the average of its own past."""
+    """AdaMod: Adam whose rate of every weight is at most the average of its past values."""
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ def adamod(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = True,
 ):
-    r"""AdaMod: Adam whose rate of every weight is at most the average of its own past.
+    r"""AdaMod: Adam whose rate of every weight is at most the average of its past values.
 
     $p \leftarrow p (1 - \eta_t \lambda) - \min(r_t, n_t) m_t$ with $r_t$ Adam's rate, $\eta_t$ included, and $n_t$ its
     average from 0: see `scale_by_adamod`.

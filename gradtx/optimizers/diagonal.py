@@ -111,7 +111,7 @@ def bcos(
     simple_cond: bool = False,
     decoupled_weight_decay: bool = True,
 ):
-    r"""BCOS: a momentum divided by an estimate of its own mean square, with one slot less than Adam.
+    r"""BCOS: a momentum divided by an estimate of its mean square, with one slot less than Adam.
 
     $p \leftarrow p - \eta (d_t / (\sqrt{v_t} + \epsilon) + \lambda p)$; in mode "c" $d$ is the momentum $m$, and $v_t$
     the mean square of $m_t$ given $m_{t-1}$; see `scale_by_bcos`.
