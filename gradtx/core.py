@@ -314,7 +314,7 @@ def _first_free(names: tuple[str, ...], taken: set[str]) -> str:
 
 
 class Hyperparams(dict[str, Any]):
-    """The result of `hyperparams`: a dict whose error for an unknown name suggests the right one. Copies are plain dicts."""
+    """The result of `hyperparams`: a dict whose KeyError suggests the right name. Copies are plain dicts."""
 
     def __init__(self, tx: GradientTransformation):
         super().__init__({entry.name: entry.value for entry in tx._entries()})
