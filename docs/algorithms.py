@@ -40,9 +40,9 @@ departures from it. So does the site that `make docs` builds.
 Each is a function, `gradtx.adamw(lr=1e-3)`, for `chain`, pure use and `as_optimizer`, and a class with the same
 arguments, `gradtx.optim.AdamW(model.parameters(), lr=1e-3)`.
 
-- **Memory**: floats of state for a matrix, counted in the state itself: "2" is two per entry, "row" one per row,
-  "row²" a square matrix whose side is the number of rows. State of constant size is left out. First with default
-  options, then with options that change it, then for vectors (of length n) if they differ.
+- **Memory**: floats of state for a matrix, counted in the state itself: "2" is two per entry, "row" one per row, "row²"
+  a square matrix whose side is the number of rows. State of constant size is left out. First with default options, then
+  with options that change it, then for vectors (of length n) if they differ.
 - **Needs**: further inputs of `update` besides gradients and state, with default options.
 - **Rate**: "owns" marks those that return a finished step: no link that scales by a learning rate or decays may follow.
 - **Works on**: "entries" for elementwise rules; "entries, sums" for elementwise rules with sums over all parameters;

@@ -17,11 +17,11 @@ INTRO = f"""# Conformance tests
 
 <!-- Written by docs/conformance.py from the tests; `make docs-tables` rewrites it. -->
 
-The tests run on every public factory made by a decorator (rules, aliases, combinators): {len(plain_cases())}
-factories. Each is tested with the arguments that its decorator gives, with all numbers switched on that are off by
-default, and with each switch flipped: {len(ALL)} cases, with {sum(len(case.floats()) for case in ALL)} float
-hyperparameters. Combinators wrap Adam, and its hyperparameters count as theirs. Leaves have 0, 1, 2 and 4 dimensions,
-if the rule accepts them.
+The tests run on every public factory made by a decorator (rules, aliases, combinators): {len(plain_cases())} factories.
+Each is tested with the arguments that its decorator gives, with all numbers switched on that are off by default, and
+with each switch flipped: {len(ALL)} cases, with {sum(len(case.floats()) for case in ALL)} float hyperparameters.
+Combinators wrap Adam, and its hyperparameters count as theirs. Leaves have 0, 1, 2 and 4 dimensions, if the rule
+accepts them.
 
 ## The checks
 

@@ -138,7 +138,7 @@ OTHERS = [
     Page("multitask", "Several losses", ("gradtx.multitask",)),
 ]
 
-# What has no docstring of its own.
+# Entries without a docstring.
 TYPES = {
     "Scalar": "The annotation of a number: `float | torch.Tensor | gradtx.Schedule`. Tensors are 0-d.",
     "Betas": "The annotation of a tuple of numbers: `tuple[Scalar, ...]`.",

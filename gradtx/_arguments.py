@@ -128,7 +128,7 @@ def _members(hint: Any) -> set:
 
 
 def _kind(members: set) -> str:
-    """What an annotation, given by its alternatives other than None, accepts."""
+    """The kind of an annotation, given by its alternatives other than None."""
     if members <= _SCALAR and float in members:
         return "scalar"
     if len(members) != 1:

@@ -331,7 +331,7 @@ def asserts_bind_sizes() -> bool:
 
 
 def compile_error() -> type[Exception]:
-    """What inductor raises if it fails on a graph."""
+    """The exceptions of inductor when it fails on a graph."""
     error = _found("torch._inductor.exc", "InductorError")
     return RuntimeError if error is None else error
 

@@ -75,7 +75,7 @@ class GradientTransformation:
     def __repr__(self) -> str:
         return f"GradientTransformation({describe(self._functions.init)}, {describe(self._functions.update)})"
 
-    # What users call.
+    # Public methods.
 
     def init(self, params: Any, *, counts: str = "calls") -> dict[str, Any]:
         """The state before the first update, for a tree of parameters: nested dicts of tensors by leaf name.
@@ -127,7 +127,7 @@ class GradientTransformation:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What `update` requires beyond `updates` and `state`: `params` and names of extras, sorted."""
+        """Requirements of `update` beyond `updates` and `state`: `params` and names of extras, sorted."""
         return tuple(sorted({need for link in self._links() for need in link._needs}))
 
     def replace(self, **hyperparams: Any) -> GradientTransformation:
@@ -191,7 +191,7 @@ class GradientTransformation:
         return names.entries(optimizers_first=False)
 
     def _selector(self) -> Any:
-        """What chooses between the children, where they are alternatives."""
+        """The selector between the children, if they are alternatives."""
         return None
 
     def _places(self) -> dict[str, Entry]:
@@ -314,7 +314,7 @@ def _first_free(names: tuple[str, ...], taken: set[str]) -> str:
 
 
 class Hyperparams(dict[str, Any]):
-    """What `hyperparams` gives: a dict whose error for an unknown name says which is meant. Copies are plain ones."""
+    """The result of `hyperparams`: a dict whose KeyError suggests the right name. Copies are plain dicts."""
 
     def __init__(self, tx: GradientTransformation):
         super().__init__({entry.name: entry.value for entry in tx._entries()})

@@ -60,7 +60,7 @@ class Spec:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
     def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
-        """What `update` requires with these arguments."""
+        """The requirements of `update` with these arguments."""
         return (*self.needs, *self._conditional(arguments))
 
     def dims(self, arguments: dict[str, Any]) -> Any:
@@ -98,7 +98,7 @@ class Spec:
         return Selector.of(f"{self.name}: mask", mask)
 
     def body(self, arguments: dict[str, Any]) -> Any:
-        """What the factory's function returns for these values, in the form that its kind asks for."""
+        """The result of the factory's function for these values, in the form of its kind."""
         given = {name: value for name, value in arguments.items() if name not in self.arguments.added}
         made = self.function(**given)
         if isinstance(made, GradientTransformation | Combinator):
@@ -135,7 +135,7 @@ class Made(GradientTransformation):
 
     @property
     def _body(self) -> Any:
-        """What the body returns for the values of the first step; they decide structure, whatever comes later."""
+        """The result of the body for the values of the first step, which decide structure for all later steps."""
         if self._first is None:
             self._set(_first=self._spec.body({name: resolve(value, 0) for name, value in self._arguments.items()}))
         return self._first

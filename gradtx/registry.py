@@ -354,7 +354,7 @@ def _check_decoupling(alias: str, value: Any) -> None:
     elif alias in _COUPLED:
         form, only = "is added to the gradient", False
     else:
-        form, only = "has a form of its own", None
+        form, only = "has its own form", None
     if value is not only:
         raise TypeError(f"create_optimizer: the decay of {alias} {form}; leave 'weight_decouple' out")
     _warn(f"the decay of {alias} always {form}; leave 'weight_decouple' out", stacklevel=5)

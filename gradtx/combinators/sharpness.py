@@ -57,7 +57,7 @@ def _magnitudes(params: Tree, adaptive: bool) -> Tree:
 
 @combinator(needs=("grad_fn", "params"), ranges={"rho": "[0, inf)"}, example=lambda tx: {"base": tx})
 def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False, eps: Scalar = 1e-12):
-    r"""Sharpness-aware minimization: give the base the gradient at a point a little uphill.
+    r"""Sharpness-aware minimization: give the base the gradient at a point slightly uphill.
 
     $q = p + \rho T^2 g / (\lVert T g \rVert + \epsilon)$ with $T = 1$, or $|p|$ entry by entry if adaptive, and the
     norm over all leaves; the base updates $p$ with the gradient at $q$. Takes the extra `grad_fn`, which costs a second
@@ -160,7 +160,7 @@ def gsam(
     adaptive: bool = False,
     eps: Scalar = 1e-12,
 ):
-    r"""Surrogate-gap SAM: `sam` that also shrinks the gap between the loss uphill and the loss here.
+    r"""Surrogate-gap SAM: `sam` that also shrinks the gap between the uphill loss and the loss.
 
     With $g'$ the gradient at $q$ of `sam`, $c = \langle g, g' \rangle / (\lVert g \rVert \lVert g' \rVert + \epsilon)$
     and $g_\perp = g - c \lVert g \rVert g' / (\lVert g' \rVert + \epsilon)$, the part of $g$ orthogonal to $g'$, the
@@ -267,7 +267,7 @@ def looksam(
     adaptive: bool = False,
     eps: Scalar = 1e-12,
 ):
-    r"""LookSAM: `sam` that looks uphill every k-th step only, and in between reuses what it saw.
+    r"""LookSAM: `sam` that looks uphill at every k-th step and reuses the result in between.
 
     Where $(t-1) \bmod k = 0$ the base gets $g'$, the gradient at $q$ of `sam`, and
     $v = g' - \frac{\langle g', g \rangle}{\lVert g \rVert^2} g$ is kept, the part of it that leads to flat minima. At
@@ -342,7 +342,7 @@ def friendly_sam(
     adaptive: bool = False,
     eps: Scalar = 1e-12,
 ):
-    r"""Friendly SAM: `sam` that goes uphill along the noise of the batch, without the gradient of all data.
+    r"""Friendly SAM: `sam` that goes uphill along the batch noise, without the full-data gradient.
 
     $d_t = g_t - \sigma m_{t-1}$ ($d_1 = g_1$), $m_t = \lambda m_{t-1} + (1-\lambda) g_t$ ($m_1 = g_1$); $q$ of `sam` is
     uphill along $d$ in place of $g$, and the base gets the gradient at $q$. The rest is as in `sam`.

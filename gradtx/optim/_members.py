@@ -1,4 +1,4 @@
-"""Who is in the groups of an optimizer: its parameters by name, and a view of each group."""
+"""The members of an optimizer's groups: its parameters by name, and a view of each group."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Members:
         by_param: dict[Tensor, Member],
         clock_paths: dict[Any, Path],
     ) -> None:
-        """Take what a pickle of version 0.1 has saved."""
+        """Restore the state of a pickle of version 0.1."""
         self.admit(Joining(views, by_param, clock_paths))
         for view in views:
             for param in view.group["params"]:

@@ -105,7 +105,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members, states = self._workings.members, self._workings.states
         states.by_param = self.state
         for param in members.follow(self.param_groups, states.count):
-            self.state.pop(param, None)  # as accelerate leaves it when it shards parameters: nobody will use it again
+            self.state.pop(
+                param, None
+            )  # accelerate leaves this behind when it shards parameters; no step uses it again
         return self._workings
 
     @torch.no_grad()

@@ -166,7 +166,7 @@ def muon_adam_atan2(
     Matrices: $m \leftarrow \beta_1' m + (1-\beta_1') g$, $u$ = `orthogonalize`$(m)$, with `use_normuon`
     `normalize_neurons`$(u)$, $p \leftarrow p (1 - L \lambda) - L f \sqrt{\max(\mathrm{rows}, \mathrm{columns})}\, u$.
 
-    When to use: Muon for a whole model at once, with a rule for the other leaves that has no eps to tune.
+    When to use: Muon for a whole model, with a rule without eps for the other leaves.
 
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
@@ -227,12 +227,13 @@ def polar_adam_atan2(
     polar_rms_factor: Scalar = 0.2,
     matrix_ndims: tuple[int, ...] = (2, 3),
 ):
-    r"""Polar Express with Adam-atan2: momentum made orthogonal for matrices, Adam-atan2 for all other leaves.
+    r"""Polar Express with Adam-atan2: orthogonalized momentum for matrices, Adam-atan2 for all other leaves.
 
     As `muon_adam_atan2` with another polynomial at every step of the iteration, which brings singular values to 1
     itself and not only near it.
 
-    When to use: as `muon_adam_atan2`, with iterations that come closer to an orthogonal matrix in as many products.
+    When to use: as `muon_adam_atan2`, with iterations that come closer to an orthogonal matrix with the same number of
+    products.
 
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
@@ -292,7 +293,7 @@ def shampoo(
 
     $p \leftarrow p - \eta\, u \times_1 H_1^{-e} \cdots \times_k H_k^{-e}$; see `scale_by_shampoo`.
 
-    When to use: small and middle-sized layers, where a full preconditioner for every dimension can be paid for.
+    When to use: small and middle-sized layers, where a full preconditioner for every dimension is affordable.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -437,7 +438,7 @@ def soap(
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_soap`; the first step only sets
     the bases up.
 
-    When to use: fewest steps at moderate batch sizes, for transformers above all, with memory for two bases a matrix.
+    When to use: fewest steps at moderate batch sizes, mainly for transformers, with memory for two bases per matrix.
 
     Args:
         lr: $\eta$ in [0, inf).

@@ -189,8 +189,7 @@ def pid(
     $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} +
     (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
 
-    When to use: when momentum overshoots: the derivative brakes where gradients change. Two gains more have to be
-    tuned.
+    When to use: when momentum overshoots: the derivative brakes where gradients change. It adds two gains to tune.
 
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.

@@ -22,12 +22,12 @@ def sgd(
     weight_decay: Scalar = 0.0,
     nesterov: bool = False,
 ):
-    r"""SGD, as torch.optim.SGD: stochastic gradient descent, with momentum on demand.
+    r"""SGD, as torch.optim.SGD: stochastic gradient descent with optional momentum.
 
     $g \leftarrow g + \lambda p$, $b_t = \mu b_{t-1} + (1-\tau) g$ ($b_1 = g$), $p \leftarrow p - \eta b_t$, or
     $p - \eta (g + \mu b_t)$ with `nesterov`.
 
-    When to use: convolutional networks with a tuned schedule, memory that is short, or a baseline that everybody knows.
+    When to use: convolutional networks with a tuned schedule, little memory, or a well-known baseline.
 
     Args:
         lr: $\eta$ in [0, inf), change of a weight per unit of gradient.
@@ -70,7 +70,7 @@ def sgdw(
 
     $p \leftarrow p (1 - \eta \lambda)$, then `sgd` without decay on the same gradient.
 
-    When to use: SGD whose learning rate and decay are tuned apart from one another.
+    When to use: SGD with independently tuned learning rate and decay.
 
     Args:
         lr: $\eta$ in [0, inf).

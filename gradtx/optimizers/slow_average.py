@@ -31,7 +31,7 @@ def ademamix(
     $\hat v$.
 
     When to use: long runs, where AdamW forgets gradients that would still help; the paper reports AdamW's loss with
-    about half of the tokens. Costs one float a weight more. Give both warm-ups the length of the run, since a slow
+    about half of the tokens. Costs one more float per weight. Give both warm-ups the length of the run, since a slow
     average at full weight makes the first steps unstable.
 
     Args:
@@ -78,7 +78,7 @@ def simplified_ademamix(
     bias_correction1: bool = False,
     bias_correction2: bool = True,
 ):
-    r"""Simplified AdEMAMix: AdamW with one long sum of gradients, in which the newest counts more.
+    r"""Simplified AdEMAMix: AdamW with one long sum of gradients, with extra weight on the newest.
 
     $m \leftarrow \beta_1 m + g$,
     $p \leftarrow p (1 - \eta \lambda) - \eta (\alpha g + m) / (\sqrt{\hat v} + \epsilon)$.
@@ -127,7 +127,7 @@ def grokfast_adamw(
     alpha: Scalar = 0.98,
     lamb: Scalar = 2.0,
 ):
-    r"""AdamW on gradients whose slow part is amplified: Grokfast.
+    r"""AdamW on gradients with an amplified slow component: Grokfast.
 
     $e \leftarrow \alpha e + (1-\alpha) g$, then AdamW with $g + \lambda e$ in place of $g$.
 

@@ -12,7 +12,7 @@ __all__ = ["hold_until", "record", "zero_nans"]
 
 @per_tensor(ranges={"t0": "[0, inf)"}, elementwise=True, example={"t0": 3})
 def hold_until(t0: int):
-    """Give zero updates before step `t0`, while the links before go on collecting their state.
+    """Give zero updates before step `t0`, while earlier links update their state.
 
     Last link of a chain. Steps count from 1, so `hold_until(1)` holds nothing.
 

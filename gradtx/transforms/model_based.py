@@ -1,4 +1,4 @@
-"""Step sizes from a model of the loss that is built of past losses and gradients: MoMo, MoMo-Adam."""
+"""Step sizes from a model of the loss built from past losses and gradients: MoMo, MoMo-Adam."""
 
 from __future__ import annotations
 

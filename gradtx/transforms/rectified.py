@@ -79,7 +79,7 @@ def scale_by_belief(
     rectify: bool = True,
     degenerated_to_sgd: bool = True,
 ):
-    r"""Divide the mean gradient by how far gradients stray from it: AdaBelief's direction.
+    r"""Divide the mean gradient by the deviation of gradients from it: AdaBelief's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$, and with
     $c_i = 1-\beta_i^t$ the direction $\frac{m_t}{c_1} / (\sqrt{s_t / c_2} + \epsilon)$. With `rectify`, where
@@ -180,7 +180,7 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
 
 @per_tensor(ranges={"beta2": "[0, 1)", "rho_threshold": "[4, inf)"}, elementwise=True)
 def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
-    r"""Give zero updates before RAdam's first rectified step, while the links before go on collecting their state.
+    r"""Give zero updates before RAdam's first rectified step, while earlier links update their state.
 
     Last link of a chain; zero where $\rho_t$ of `scale_by_radam` is not above the threshold.
 

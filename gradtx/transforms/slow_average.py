@@ -67,7 +67,7 @@ def scale_by_simplified_ademamix(
     bias_correction1: bool = False,
     bias_correction2: bool = True,
 ):
-    r"""Divide a sum of gradients, in which the newest counts more, by their root mean square.
+    r"""Divide a sum of gradients, with extra weight on the newest, by their root mean square.
 
     $m_t = \beta_1 m_{t-1} + g_t$, $n_t = \beta_1 n_{t-1} + 1$, $v_t$ as in Adam; direction
     $(\alpha g_t + m_t) / (\sqrt{\hat v_t} + \epsilon)$, with `bias_correction1` over $n_t$. Without it, it grows to
