@@ -1,9 +1,9 @@
 """Compare AdEMAMix, MARS, and Prodigy inside Schedule-Free with AdamW on a small byte transformer.
 
 Data: the source files of Python's standard library. Every tenth file judges the learning rates, every tenth other file
-judges the final runs. A sweep trains all rates of an optimizer at once: one `torch.vmap` over stacked networks, with the
-rate as a tensor. The final runs, at the best rate and with three other seeds, are members of one ensemble in the same
-way. Batches and first weights depend on the seed alone, so losses of one seed can be subtracted.
+judges the final runs. A sweep trains all rates of an optimizer at once: one `torch.vmap` over stacked networks, with
+the rate as a tensor. The final runs, at the best rate and with three other seeds, are members of one ensemble alike.
+Batches and first weights depend on the seed alone, so losses of one seed can be subtracted.
 Run: `python examples/modern_chars.py`. Prints a table and writes out/modern_chars.png.
 """
 
@@ -213,19 +213,21 @@ def plot(sweeps: dict[str, Ensemble], finals: dict[str, Ensemble], marks: list[i
     plt.rcParams.update({"font.size": 11})
     figure, (rates, curves, gaps) = plt.subplots(3, 1, figsize=(5, 11), layout="constrained")
     baseline = torch.stack(finals["AdamW"].losses)
+    start = len(marks) // 5  # losses before are too far apart to share an axis with those after
     for i, (name, final) in enumerate(finals.items()):
         sweep, color = sweeps[name], f"C{i}"
         positions = torch.arange(len(sweep.rates))
         rates.plot(positions, sweep.losses[-1], "o-", color=color)
         losses = torch.stack(final.losses)
         for panel, values in ((curves, losses), (gaps, losses - baseline)):
-            panel.plot(marks, values.mean(1), color=color, label=name)
-            panel.fill_between(marks, values.amin(1), values.amax(1), color=color, alpha=0.2, linewidth=0)
+            late = values[start:]
+            panel.plot(marks[start:], late.mean(1), color=color, label=name)
+            panel.fill_between(marks[start:], late.amin(1), late.amax(1), color=color, alpha=0.2, linewidth=0)
     labels = [f"{rate:g}\n×{factor:g}" for rate, factor in zip(RATES, FACTORS, strict=True)]
     rates.set_xticks(range(len(labels)), labels)
     rates.set(title="Sweep: final loss by rate", xlabel="rate; ×: factor for Prodigy's rate")
     curves.set(title=f"Held-out loss, {len(SEEDS)} seeds (mean and range)", xlabel="step")
-    gaps.set(title="The same, minus AdamW's of the seed", xlabel="step")
+    gaps.set(title="The same, minus AdamW with that seed", xlabel="step")
     for panel in (rates, curves, gaps):
         panel.set_ylabel("nats per byte")
         panel.grid(alpha=0.3)
@@ -268,6 +270,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{final.bytes_per_weight():16.1f}{milliseconds[0]:9.1f}{milliseconds[1]:11.1f}")
         if name != "AdamW":
             conclusions.append(f"{name} {verdict(differences)}")
+    sizes = gradtx.get(finals["Prodigy in Schedule-Free"].state, "d")
+    print("\nrates that Prodigy found: " + ", ".join(f"{size:.2g}" for size in sizes))
     plot(sweeps, finals, marks, options.plot)
     print(f"\nplot: {options.plot}\nagainst AdamW: {'; '.join(conclusions)}")
 
