@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -292,6 +293,27 @@ def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+_KNOWN_HINTS: dict[tuple[str, str], Any] = {}  # by module and text: few texts stand in many signatures
+
+
+def _hints_of(function: Callable) -> dict[str, Any]:
+    """The annotations of a function, evaluated; those of this package from a cache, since importing it reads 1,600."""
+    if function.__module__.partition(".")[0] != __package__:
+        return typing.get_type_hints(function)
+    hints = {}
+    for name, annotation in function.__annotations__.items():
+        if name == "return":
+            continue
+        if not isinstance(annotation, str):
+            hints[name] = annotation
+            continue
+        key = (function.__module__, annotation)
+        if key not in _KNOWN_HINTS:
+            _KNOWN_HINTS[key] = eval(annotation, vars(sys.modules[function.__module__]))
+        hints[name] = _KNOWN_HINTS[key]
+    return hints
+
+
 class Arguments:
     """The signature of a factory: binds a call to checked values."""
 
@@ -304,7 +326,7 @@ class Arguments:
         is_alias: bool,
         any_length: Iterable[str] = (),
     ):
-        hints = typing.get_type_hints(function)
+        hints = _hints_of(function)
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())
         for parameter in parameters:
