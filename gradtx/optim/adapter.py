@@ -134,6 +134,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "before step()"
             )
         workings = self._up_to_date()
+        warn_of_two_schedules(type(self).__name__, workings.members.views)
         scaling = Scaling.asked_of(self)
         if scaling is not None:
             if closure is not None:
@@ -158,6 +159,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         super().__setattr__(name, value)
         if name == "step" and "_workings" in self.__dict__:  # torch's schedulers put a counter around it
             warn_of_two_schedules(type(self).__name__, self._workings.members.views)
+
+    def expect_scheduler(self) -> None:
+        """Let the next scheduler override schedules in the chain without a warning."""
+        for view in self._up_to_date().members.views:
+            view.expects_scheduler = True
 
     # The weights to evaluate with.
 

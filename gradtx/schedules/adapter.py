@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +29,12 @@ class ScheduleLR(LRScheduler):
                 seen.add(id(group["lr"]))
             # torch asks for it when it resumes; a schedule needs no more than the step.
             group.setdefault("initial_lr", copy.deepcopy(group["lr"]))
-        with warnings.catch_warnings():
-            # About a schedule in the optimizer, which this one is meant to override: with its own rates, not multiples.
-            warnings.filterwarnings("ignore", ".*an LRScheduler writes it, too", UserWarning)
-            super().__init__(optimizer, last_epoch)
+        wrapped: Any = optimizer
+        while hasattr(wrapped, "optimizer"):  # as accelerate wraps it
+            wrapped = wrapped.optimizer
+        if hasattr(wrapped, "expect_scheduler"):  # ours: these rates may override a schedule in its chain
+            wrapped.expect_scheduler()
+        super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
         groups, schedules = len(self.optimizer.param_groups), self.schedules
