@@ -481,6 +481,11 @@ def page() -> str:
     return "\n".join([*lines, ""])
 
 
+def _quoted(text: str) -> str:
+    """A string literal as the formatter writes it: in single quotes if the text has double quotes only."""
+    return repr(text) if '"' in text else json.dumps(text, ensure_ascii=False)
+
+
 def module() -> str:
     """The module with which `gradtx.MultiSteps` says what it is called here."""
     lines = [
@@ -494,7 +499,7 @@ def module() -> str:
             for name in row.names:
                 described.setdefault(name.rpartition(".")[2], row.here or row.note)
     for name in sorted(described):
-        line = f"    {json.dumps(name)}: {json.dumps(described[name], ensure_ascii=False)},"
+        line = f"    {_quoted(name)}: {_quoted(described[name])},"
         lines.append(line if len(line) <= 120 else f"{line}  # noqa: E501")
     return "\n".join([*lines, "}", ""])
 
