@@ -296,9 +296,14 @@ def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
 _KNOWN_HINTS: dict[tuple[str, str], Any] = {}  # by module and text: few texts stand in many signatures
 
 
+def _is_users(function: Callable) -> bool:
+    """Whether a user wrote a factory, not this package."""
+    return (function.__module__ or "").partition(".")[0] != __package__
+
+
 def _hints_of(function: Callable) -> dict[str, Any]:
     """The annotations of a function, evaluated; those of this package from a cache, since importing it reads 1,600."""
-    if function.__module__.partition(".")[0] != __package__:
+    if _is_users(function):
         return typing.get_type_hints(function)
     hints = {}
     for name, annotation in function.__annotations__.items():
@@ -342,7 +347,7 @@ class Arguments:
                 self.added = ("maximize", "mask")
                 hints["mask"] = object  # a selector, which the decorator checks
                 parameters.append(_keyword("mask", None, "Where | None"))
-        users = function.__module__.partition(".")[0] != __package__  # a user wrote the factory
+        users = _is_users(function)
         arguments = []
         for parameter in parameters:
             key = parameter.name

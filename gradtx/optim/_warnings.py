@@ -62,7 +62,7 @@ def _climbs(tx: GradientTransformation) -> bool:
     """Whether every part of a transformation keeps the sign of its input, as far as anyone can know."""
     if isinstance(tx, Chain):
         return all(map(_climbs, tx._children()))
-    if not isinstance(tx, Made) or not tx._spec.function.__module__.startswith("gradtx."):
+    if not isinstance(tx, Made) or not (tx._spec.function.__module__ or "").startswith("gradtx."):
         return False  # a user's function may turn it
     if tx._name in (RATE, "scale", "freeze") or tx._lr_role == "owner" or tx._arguments.get("maximize"):
         return False
