@@ -63,6 +63,17 @@ def stepper(optimizer: Any) -> Any:
     return lambda: optimizer.step(lambda: torch.tensor(1.0))
 
 
+def peer(cls: Any) -> Any:
+    """pytorch_optimizer's; its AdamMini takes a model."""
+    params = parameters(SHAPES)
+    if "model" not in inspect.signature(cls).parameters:
+        return cls(params, **options(cls))
+    model = torch.nn.ParameterList(params)
+    for held, param in zip(model, params, strict=True):
+        held.grad = param.grad
+    return cls(model, **options(cls))
+
+
 def bytes_moved(optimizer: Any) -> int:
     """Every entry of parameters and state read and written once, gradients read."""
     moved = 0
@@ -82,7 +93,7 @@ def measure(name: str) -> dict[str, Any]:
     cold = time.perf_counter() - start
     steps = {"eager": stepper(eager), "compiled": stepper(compiled), "fused": fused.step}
     if their is not None:
-        steps["theirs"] = stepper(their(parameters(SHAPES), **options(their)))
+        steps["theirs"] = stepper(peer(their))
     times = interleaved(steps, ROUNDS, WARM)
     rate = bytes_moved(compiled) / statistics.median(times["compiled"])
     best = bytes_moved(fused) / statistics.median(times["fused"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -99,7 +100,9 @@ _NO_RANGE = Range("(-inf, inf)")
 
 
 # Words of pytorch_optimizer, qhoptim and timm.
-OTHER_WORDS = dict.fromkeys(("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay")
+OTHER_WORDS: dict[str, str] = dict.fromkeys(
+    ("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay"
+)
 
 
 class UnfitError(ValueError):
@@ -126,7 +129,7 @@ def _members(hint: Any) -> set:
 
 
 def _kind(members: set) -> str:
-    """What an annotation, given by its alternatives other than None, accepts."""
+    """The kind of an annotation, given by its alternatives other than None."""
     if members <= _SCALAR and float in members:
         return "scalar"
     if len(members) != 1:
@@ -290,6 +293,32 @@ def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+_KNOWN_HINTS: dict[tuple[str, str], Any] = {}  # by module and text: few texts stand in many signatures
+
+
+def _is_users(function: Callable) -> bool:
+    """Whether a user wrote a factory, not this package."""
+    return (function.__module__ or "").partition(".")[0] != __package__
+
+
+def _hints_of(function: Callable) -> dict[str, Any]:
+    """The annotations of a function, evaluated; those of this package from a cache, since importing it reads 1,600."""
+    if _is_users(function):
+        return typing.get_type_hints(function)
+    hints = {}
+    for name, annotation in function.__annotations__.items():
+        if name == "return":
+            continue
+        if not isinstance(annotation, str):
+            hints[name] = annotation
+            continue
+        key = (function.__module__, annotation)
+        if key not in _KNOWN_HINTS:
+            _KNOWN_HINTS[key] = eval(annotation, vars(sys.modules[function.__module__]))
+        hints[name] = _KNOWN_HINTS[key]
+    return hints
+
+
 class Arguments:
     """The signature of a factory: binds a call to checked values."""
 
@@ -302,7 +331,7 @@ class Arguments:
         is_alias: bool,
         any_length: Iterable[str] = (),
     ):
-        hints = typing.get_type_hints(function)
+        hints = _hints_of(function)
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())
         for parameter in parameters:
@@ -318,7 +347,7 @@ class Arguments:
                 self.added = ("maximize", "mask")
                 hints["mask"] = object  # a selector, which the decorator checks
                 parameters.append(_keyword("mask", None, "Where | None"))
-        users = function.__module__.partition(".")[0] != __package__  # a user wrote the factory
+        users = _is_users(function)
         arguments = []
         for parameter in parameters:
             key = parameter.name

@@ -1,4 +1,4 @@
-"""What names of optax and TorchOpt are here. Written by docs/optax_names.py: `make docs-tables`."""
+"""Names of optax and TorchOpt, and what to use here. Written by docs/optax_names.py."""
 
 HERE = {
     "AccumulationType": "as `microbatch`",
@@ -104,7 +104,7 @@ HERE = {
     "add_decayed_weights": "add_decayed_weights(0.1)",
     "add_noise": "add_noise(0.01, 0.55, seed=0)",
     "add_scale": "rules see one tensor; trees are mostly dicts, for which a comprehension does",
-    "ademamix": "Adam with a second, slow mean",
+    "ademamix": "ademamix(lr, alpha=5.0)",
     "adopt": "adopt(lr)",
     "allclose": "rules see one tensor; trees are mostly dicts, for which a comprehension does",
     "amsgrad": "adam(lr, amsgrad=True)",
@@ -259,7 +259,7 @@ HERE = {
     "scale_by_adam": "scale_by_adam()",
     "scale_by_adamax": "scale_by_adamax()",
     "scale_by_adan": "scale_by_adan()",
-    "scale_by_ademamix": "as the optimizers",
+    "scale_by_ademamix": "scale_by_ademamix(alpha=5.0)",
     "scale_by_adopt": "scale_by_adopt()",
     "scale_by_amsgrad": "scale_by_adam(amsgrad=True)",
     "scale_by_backtracking_linesearch": "as `lbfgs`",
@@ -284,7 +284,7 @@ HERE = {
     "scale_by_rss": "scale_by_rss(eps=0.0, initial_accumulator_value=0.1)",
     "scale_by_schedule": "scale(cosine_schedule(lr, 10))",
     "scale_by_sign": "scale_by_lion(betas=(0.0, 0.0))",
-    "scale_by_simplified_ademamix": "as the optimizers",
+    "scale_by_simplified_ademamix": "scale_by_simplified_ademamix()",
     "scale_by_sm3": "chain(scale_by_sm3(eps=1e-8), ema(0.9))",
     "scale_by_stddev": "scale_by_rms(0.9, eps_in_root=True, centered=True)",
     "scale_by_trust_ratio": "scale_by_trust_ratio()",
@@ -304,7 +304,7 @@ HERE = {
     "sigmoid_focal_loss": "losses are not what this library is for",
     "sign_sgd": "lion(lr, betas=(0.0, 0.0))",
     "signum": "lion(lr, betas=(0.9, 0.9))",
-    "simplified_ademamix": "Adam with a second, slow mean",
+    "simplified_ademamix": "simplified_ademamix(lr)",
     "size": "rules see one tensor; trees are mostly dicts, for which a comprehension does",
     "skip_large_updates": "`clip_by_global_norm` shortens them",
     "skip_not_finite": "skip_nonfinite(tx)",

@@ -80,7 +80,7 @@ class Maker:
         return self.alias()
 
     def rate(self) -> Any:
-        options = [0.05, 0.05, 0.05, gradtx.wsd_schedule(1.0, 2, 3, 3), gradtx.Schedule(falling_rate)]
+        options = [0.05, 0.05, 0.05, gradtx.wsd_schedule(0.1, 2, 3, 3), gradtx.Schedule(falling_rate)]
         drawn = self._rng.choice(options)  # also where it is not used: the rest of the chain stays the same
         return drawn if self._rate is None else self._rate
 
