@@ -12,7 +12,7 @@ from torch import Tensor
 from gradtx import _torch, _tree
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._exact import exact
-from gradtx._execution import Block, Leaf, execute, initialize
+from gradtx._execution import FROZEN, Block, Leaf, execute, initialize
 from gradtx._messages import nearest
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
@@ -219,8 +219,10 @@ def _device_of(leaves: dict[str, Any]) -> torch.device:
 
 
 def _counted(leaf: Leaf | None, count: Tensor) -> Tensor:
-    """The count of a leaf after the update: it counts if it had a gradient."""
-    return count if leaf is None or leaf.given[0] is None else count + 1
+    """The count of a leaf after the update: it counts if it had a gradient and is not frozen."""
+    if leaf is None or leaf.given[0] is None or leaf.program == [FROZEN]:
+        return count
+    return count + 1
 
 
 def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:

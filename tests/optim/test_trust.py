@@ -766,3 +766,11 @@ def test_a_parameter_that_leaves_a_group_and_comes_back_keeps_its_state():
     optimizer.param_groups[0]["params"].append(second)
     optimizer.step()
     torch.testing.assert_close(second.detach(), torch.full((2,), 1.0 - 0.1 - 0.19))
+
+
+def test_frozen_leaves_do_not_count_for_schedules_where_leaves_count():
+    tx = chain(gradtx.sgd(lr=gradtx.Schedule(lambda step: 0.1 * (step + 1))), gradtx.freeze("a"))
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    gradients = [(ONES, None), (ONES, None), (ONES, ONES), (ONES, ONES)]
+    eager, _ = stepped(tx, params, gradients)
+    torch.testing.assert_close(stepped_by_leaves(tx, params, gradients), eager)
