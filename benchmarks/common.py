@@ -1,6 +1,6 @@
 """What the benchmarks share: a fair allocator, real models' shapes, and interleaved timing.
 
-Import this first: it starts the process anew with glibc's allocator told to keep memory, since page faults of the
+Import this first: it restarts the process with glibc's allocator told to keep memory, since page faults of the
 stock settings swamp every out-of-place method, and with libraries told to be quiet.
 """
 

@@ -108,7 +108,7 @@ def temporary(step: Step) -> int:
 
 
 def compile_time(name: str, cache: str) -> float:
-    """Seconds of the first step in a process of its own."""
+    """Seconds of the first step in a new process."""
     code = (
         "import sys, time; sys.path.insert(0, 'benchmarks')\n"
         "from common import parameters, resnet50\nimport torch, gradtx\n"
@@ -130,7 +130,7 @@ def functional_step() -> tuple[float, float]:
     """Milliseconds of a whole functional training step, eager and under torch.compile."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.Tanh(), torch.nn.Linear(512, 10))
-    params = {name: param.detach() for name, param in model.named_parameters()}
+    params = {name: param.detach().clone() for name, param in model.named_parameters()}
     x, y, tx = torch.randn(64, 256), torch.randint(10, (64,)), gradtx.adamw()
 
     def loss(params: Any) -> torch.Tensor:
@@ -154,7 +154,7 @@ def main() -> None:
     print(machine(), packages, sep=", ")
     results = {model: compare(model, shapes) for model, shapes in MODELS.items()}
     draw(results)
-    print("\nFirst step in a process of its own, ResNet-50, seconds: compiled for the first time, and from the cache\n")
+    print("\nFirst step in a new process, ResNet-50, seconds: compiled for the first time, and from the cache\n")
     for name in ("AdamW", "AdamP"):
         with tempfile.TemporaryDirectory() as cache:
             print(f"- {name}: {compile_time(name, cache):.1f}, {compile_time(name, cache):.1f}")

@@ -30,33 +30,33 @@ VECTOR = {ENTRIES: "", ENTRIES**2: "n²"}
 
 INTRO = """# Algorithms
 
-<!-- Written by docs/algorithms.py from the docstrings; `make docs-tables` writes it anew. -->
+<!-- Written by docs/algorithms.py from the docstrings; `make docs-tables` rewrites it. -->
 
-`help(gradtx.<name>)` has the equation, all arguments with their ranges, the state, an example, the paper and where the
-code departs from it; so has the site that `make docs` builds.
+`help(gradtx.<name>)` gives the equation, all arguments with their ranges, the state, an example, the paper and
+departures from it. So does the site that `make docs` builds.
 
 ## Optimizers
 
 Each is a function, `gradtx.adamw(lr=1e-3)`, for `chain`, pure use and `as_optimizer`, and a class with the same
 arguments, `gradtx.optim.AdamW(model.parameters(), lr=1e-3)`.
 
-- **Memory**: floats of state for a matrix, counted in the state itself: "2" is two for every entry, "row" one for each
-  row, "row²" a square matrix with a side for each row. What does not grow with the parameter is left out. First with
-  default options, then with others that change it, then for vectors (of length n) where that differs.
-- **Needs**: what `update` requires besides gradients and state, with default options.
+- **Memory**: floats of state for a matrix, counted in the state itself: "2" is two per entry, "row" one per row, "row²"
+  a square matrix whose side is the number of rows. State of constant size is left out. First with default options, then
+  with options that change it, then for vectors (of length n) if they differ.
+- **Needs**: further inputs of `update` besides gradients and state, with default options.
 - **Rate**: "owns" marks those that return a finished step: no link that scales by a learning rate or decays may follow.
-- **Works on**: "entries", each by itself; "entries, sums", with sums over all parameters in between; "tensors", which
-  need a whole one (norms, means, factorizations).
+- **Works on**: "entries" for elementwise rules; "entries, sums" for elementwise rules with sums over all parameters;
+  "tensors" for rules on whole tensors (norms, means, factorizations).
 """
 
 PIECES = """
 ## Transformations and combinators
 
-What the optimizers are made of; `chain` puts them together.
+The links of the optimizers, for `chain`.
 """
 
 
-# What a docstring says.
+# From docstrings.
 
 
 def first_sentence(factory: Any) -> str:
@@ -82,7 +82,7 @@ def paper(factory: Any) -> str:
     return re.sub(r"([A-Z][\w. -]*? \d{4}), arXiv:(\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\2)", text)
 
 
-# What a state says.
+# From states.
 
 
 def required(factory: Any) -> dict[str, Any]:

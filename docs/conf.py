@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gradtx
 
-sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this
+sys.path.insert(0, str(Path(__file__).parent))  # the modules in this folder
 
 project, author, copyright = "gradtx", "the authors of gradtx", "2026, the authors of gradtx"
 version = release = gradtx.__version__
@@ -20,7 +20,7 @@ add_module_names = True
 python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
 # Names of torch and of type aliases; no other project's index is fetched.
-KNOWN = r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|Where|Names"
+KNOWN = r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|Where|Names|P|Factory|Leaf|Clock"
 nitpick_ignore_regex = [("py:class", KNOWN)]
 
 html_theme = "furo"

@@ -13,38 +13,37 @@ from tests.conformance import CHECKS, EXEMPTIONS, Case, Exemption, plain_cases
 PAGE = Path(__file__).with_suffix(".md")
 ALL = test_conformance.ALL
 
-INTRO = f"""# What every transformation is tested for
+INTRO = f"""# Conformance tests
 
-<!-- Written by docs/conformance.py from the tests; `make docs-tables` writes it anew. -->
+<!-- Written by docs/conformance.py from the tests; `make docs-tables` rewrites it. -->
 
-Every public factory that a decorator made (rules, aliases, combinators) joins these tests by itself, as soon as its
-name is in `gradtx`: {len(plain_cases())} factories. Each is tested as its decorator says to call it, with all numbers
-switched on that are off by default, and with each of its switches turned: {len(ALL)} cases, with
-{sum(len(case.floats()) for case in ALL)} float hyperparameters. Combinators stand around Adam, whose hyperparameters
-count among theirs. Leaves have 0, 1, 2 and 4 dimensions, where the rule takes them.
+The tests run on every public factory made by a decorator (rules, aliases, combinators): {len(plain_cases())} factories.
+Each is tested with the arguments that its decorator gives, with all numbers switched on that are off by default, and
+with each switch flipped: {len(ALL)} cases, with {sum(len(case.floats()) for case in ALL)} float hyperparameters.
+Combinators wrap Adam, and its hyperparameters count as theirs. Leaves have 0, 1, 2 and 4 dimensions, if the rule
+accepts them.
 
 ## The checks
 
-The names of the tests, and how many cases each has.
+Each test and its number of cases.
 """
 
 DERIVATIVES = """
 - **Derivatives** are compared in float64 with central differences of runs of five steps: one for every float
-  hyperparameter (rates, betas, decays, eps), and one along a random direction of the first weights. In reverse mode
-  (`torch.func.grad`) and in forward mode (`torch.func.jvp`, batched over directions by `vmap`).
-- Where a function has a kink or a jump (a sign at 0, a clip at its bound, a maximum of equal numbers), there is no
-  derivative, and differences show it. Random numbers don't meet these points. At zero gradients and zero weights, where
-  training does, derivatives have to be finite: those of a root at 0 are taken as 0.
-- The derivative of a **sign** is 0, and so are the differences: no slope reaches the gradient through it.
-- What is tested for fewer cases is tested with default switches, or for the rules and combinators that aliases are
-  chains of.
-- **Compiled steps** take the gradient, update and apply it in one graph (`fullgraph=True`); in twenty steps every
-  number, the state and the loss change, and nothing is compiled anew. As a rule the graph is run as it was traced; some
-  chains go through inductor. `compile=True` of the adapter has tests of its own, for every optimizer.
+  hyperparameter (rates, betas, decays, eps), and one along a random direction of the initial weights. The tests use
+  reverse mode (`torch.func.grad`) and forward mode (`torch.func.jvp`, batched over directions by `vmap`).
+- At a kink or a jump (a sign at 0, a clip at its bound, a maximum of equal numbers) there is no derivative, and
+  differences would show it. Random inputs do not hit these points. Zero gradients and zero weights do occur in
+  training; there, derivatives must be finite, and that of a root at 0 counts as 0.
+- The derivative of a **sign** is 0, and so are the differences: no gradient flows through it.
+- Tests with fewer cases use default switches, or only the rules and combinators of which aliases consist.
+- **Compiled steps** compute, transform and apply the gradient in one graph (`fullgraph=True`); over twenty steps every
+  number, the state and the loss change without recompilation. Usually the traced graph runs as it is; some chains go
+  through inductor. Separate tests cover `compile=True` for every optimizer.
 
-## What cannot be
+## Exceptions
 
-A test has to fail for what stands here, so no line outlives its reason. The page names the test, then the cases.
+Each exception must fail its test, so none outlives its reason. The table names the test, then the cases.
 """
 
 FACTORIES = """
@@ -65,7 +64,7 @@ def table(titles: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
 def checks() -> list[str]:
     modules = (test_conformance, test_conformance_func)
     names = [name for module in modules for name in vars(module) if name in CHECKS]
-    return table(["what is true", "cases"], ([sentence(name), str(len(CHECKS[name]))] for name in names))
+    return table(["property", "cases"], ([sentence(name), str(len(CHECKS[name]))] for name in names))
 
 
 def exempt(entry: Exemption) -> str:
@@ -75,7 +74,7 @@ def exempt(entry: Exemption) -> str:
 
 def exemptions() -> list[str]:
     rows = ([sentence(entry.test), exempt(entry), entry.reason] for entry in EXEMPTIONS)
-    return table(["what is not true", "of", "reason"], rows)
+    return table(["property", "does not hold for", "reason"], rows)
 
 
 def factories() -> list[str]:

@@ -117,7 +117,7 @@ def title_of_column(cell: Any) -> str:
     return head[0][row.index(cell)].astext()
 
 
-# Sources, beside the entries.
+# Source links next to the entries.
 
 
 def source_of(app: Any, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
@@ -154,7 +154,7 @@ OUTSIDE = {
 
 
 def rewrite_links(app: Any, page: str, source: list[str]) -> None:
-    """Links out of docs/ become links to what the site has of it: pages, and for code the entries of its names."""
+    """Links out of docs/ become links to pages of the site, and for code to the entries of its names."""
     up = "../" * page.count("/")
     source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+gradtx/[\w/]+\.py\)", r"\1", source[0])
     for file, target in OUTSIDE.items():

@@ -36,14 +36,14 @@ class Surface(NamedTuple):
     start: tuple[float, float]
     window: tuple[float, float, float, float]  # x from, x to, y from, y to
     minima: tuple[tuple[float, float], ...]
-    noise: float = 0.0  # standard deviation of each entry of what moves the surface, anew for each step
+    noise: float = 0.0  # standard deviation of each entry of the surface's shift, redrawn at each step
 
 
 SURFACES = {
     "rosenbrock": Surface(
         "Rosenbrock's valley",
         "(1 − x)² + 20 (y − x²)²",
-        "Steep walls, and a bent floor that hardly falls: the gradient points across the valley, not along it. "
+        "Steep walls, and a bent floor that barely falls: the gradient points across the valley, not along it. "
         "(With 20 in place of the usual 100, so that a hundred steps are enough.)",
         lambda x, y: (1 - x) ** 2 + 20 * (y - x**2) ** 2,
         (-1.2, 1.0),

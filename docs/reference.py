@@ -1,6 +1,6 @@
-"""Write the pages of all public names, from their docstrings, for the site: `make docs` makes docs/reference anew.
+"""Write the pages of all public names, from their docstrings, for the site: `make docs` rewrites docs/reference.
 
-Docstrings are Markdown with Google's sections, and so are the pages, but for what Sphinx's Python domain wants: fields.
+Docstrings are Markdown with Google's sections. The pages are Markdown too, except for Sphinx's own fields.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ PIECES = [
         "Momentum",
         "momentum accelerated quasi_hyperbolic positive_negative inertia sign torque focus optimistic slow_gradients "
         "variance_reduction",
-        "What earlier gradients add to the present one.",
+        "Links that add earlier gradients to the current one.",
     ),
     pieces(
         "rates",
         "A rate for every weight",
         "adaptive adam_hat atan2 rectified nadam nesterov accumulators bounded delayed history stable_decay variance "
         "switching rprop ranger21 acprop scale_invariant bcos fisher laprop slow_average ftrl",
-        "Divide every entry by a size of its own.",
+        "Divide every entry by its own scale.",
     ),
     pieces(
         "layers",
@@ -62,20 +62,20 @@ PIECES = [
         "trust_ratio layer_rms neurons covers factored confidence block_adam stable_adam model_scale gsnr",
         "One size for a leaf, a row or a slice.",
     ),
-    pieces("matrices", "Matrices", "orthogonalize shampoo soap", "What only makes sense for a matrix as a whole."),
+    pieces("matrices", "Matrices", "orthogonalize shampoo soap", "Rules for whole matrices."),
     pieces("curvature", "Curvature", "second_order quasi_newton", "Divide by the diagonal of the Hessian."),
     pieces(
         "step-sizes",
-        "Step sizes that are found",
+        "Automatic step sizes",
         "dadapt prodigy distance betting polyak model_based local_smoothness",
-        "From the distance come, from bets, from the loss. Those that own the learning rate finish the step: nothing "
-        "after them may scale by a rate, or decay.",
+        "From the distance travelled, from bets, from the loss. Those that own the learning rate finish the step: no "
+        "later link may scale by a rate or decay.",
     ),
     pieces(
         "averages",
         "Averages of weights and of gradients",
         "averaging schedule_free dual_averaging majorization asgd",
-        "Those that average weights have a say in `tx.eval_params(state, params)`.",
+        "Links that average weights provide the result of `tx.eval_params(state, params)`.",
     ),
     pieces(
         "bounds",
@@ -83,13 +83,18 @@ PIECES = [
         "clipping norm_history spikes centralize projection",
         "Bounds and constraints.",
     ),
-    pieces("decay", "Pulls on the weights", "decay", "Weight decay and its kin."),
-    pieces("control", "Scaling, holding, watching", "scaling control noise *", "What remains."),
+    pieces("decay", "Weight decay", "decay", "Weight decay and related pulls on the weights."),
+    pieces("control", "Scaling and control", "scaling control noise *", "All other links."),
 ]
 
 
 OTHERS = [
-    Page("core", "Chains", ("gradtx.core", "gradtx._arguments"), "The one type, and what numbers may be."),
+    Page(
+        "core",
+        "Chains",
+        ("gradtx.core", "gradtx._arguments"),
+        "`GradientTransformation`, `chain`, and the types of hyperparameters.",
+    ),
     Page(
         "combinators",
         "Combinators",
@@ -100,13 +105,13 @@ OTHERS = [
         "functional",
         "Functional loops",
         ("gradtx.functional", "gradtx.state", "gradtx.checkpoint"),
-        "What loops of pure functions need beside torch.func.",
+        "Helpers for loops of pure functions with torch.func.",
     ),
     Page(
         "sharpness",
-        "Flat minima",
+        "Sharpness-aware minimization",
         ("gradtx.combinators.sharpness",),
-        "Wrappers that look at the gradient a little uphill.",
+        "Combinators that compute the gradient slightly uphill.",
     ),
     Page(
         "rules",
@@ -118,7 +123,7 @@ OTHERS = [
         "optim",
         "Torch optimizers",
         ("gradtx.optim", "gradtx.optim.adapter"),
-        "Every optimizer's class stands beside its function, under [](optimizers.md).",
+        "Every optimizer's class is documented with its function, under [](optimizers.md).",
         "gradtx.optim",
     ),
     Page(
@@ -133,7 +138,7 @@ OTHERS = [
     Page("multitask", "Several losses", ("gradtx.multitask",)),
 ]
 
-# What has no docstring of its own.
+# Entries without a docstring.
 TYPES = {
     "Scalar": "The annotation of a number: `float | torch.Tensor | gradtx.Schedule`. Tensors are 0-d.",
     "Betas": "The annotation of a tuple of numbers: `tuple[Scalar, ...]`.",

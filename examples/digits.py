@@ -1,4 +1,4 @@
-"""Compose an optimizer, train with it as a torch optimizer and as pure functions, and compare it with others.
+"""Compose an optimizer, train with it as a torch optimizer and as pure functions, and compare it with other optimizers.
 
 Data: scikit-learn's digits, 1797 real scans of 8 by 8 pixels. Run: `make demo`, or `python examples/digits.py`.
 Prints a table and writes out/digits.png.
@@ -53,7 +53,7 @@ def network() -> nn.Module:
 
 
 def custom(steps: int) -> gradtx.GradientTransformation:
-    """The chain of the README, with a record after each link."""
+    """A custom chain, with a record after each link."""
     schedule = gradtx.warmup_cosine_schedule(steps, max_lr=3e-3, warmup_steps=steps // 20)
     return gradtx.chain(
         gradtx.record(LINKS[0]),
@@ -88,7 +88,7 @@ def accuracy(model: nn.Module, params: dict[str, Tensor], x: Tensor, y: Tensor) 
 
 
 class Run:
-    """One training run: what it measured on the way."""
+    """One training run and its measurements."""
 
     def __init__(self, name: str, data: tuple[Tensor, Tensor, Tensor, Tensor], steps: list[Tensor]):
         self.name, self.data, self.steps = name, data, steps
@@ -118,7 +118,7 @@ class Run:
 
 
 def train_as_optimizer(run: Run, make: Callable[[Any], torch.optim.Optimizer]) -> Run:
-    """The loop that everybody has."""
+    """The usual training loop."""
     model = network()
     optimizer = make(model.named_parameters())
 
@@ -136,7 +136,7 @@ def train_as_optimizer(run: Run, make: Callable[[Any], torch.optim.Optimizer]) -
 def train_functional(run: Run, tx: gradtx.GradientTransformation) -> Run:
     """The same as a loop of pure functions."""
     model = network()
-    params = {name: p.detach() for name, p in model.named_parameters()}
+    params = {name: p.detach().clone() for name, p in model.named_parameters()}
     state = tx.init(params)
     gradients = grad_and_value(lambda params, x, y: loss_of(model, params, x, y))
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--plot", type=Path, default=Path("out/digits.png"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     data = digits()
     steps = batches(options.epochs, len(data[0]))
     tx = custom(len(steps))
@@ -201,7 +201,7 @@ def main() -> None:
     print(f"\nlargest difference of a weight between the first two: {apart:.1e}")
     plot(runs, options.plot)
     print(f"plot: {options.plot}")
-    if apart > 1e-5:  # float32: the two sum gradients in the same order, so they hardly differ at all
+    if apart > 1e-5:  # float32: the two sum gradients in the same order, so they barely differ
         raise SystemExit("the optimizer and the functional loop did not end at the same weights")
     if runs[0].accuracies[-1][1] < 0.97:
         raise SystemExit("the custom chain stayed below 97% test accuracy")

@@ -1,11 +1,11 @@
-"""Train an ensemble in one vmapped step, a learning rate to each member, and see the loss by rate that it gives.
+"""Train an ensemble in one vmapped step, with one learning rate per member, and plot the loss by rate.
 
-Data: scikit-learn's digits, 1000 images for training and 797 held out. Every rate trains one network a seed; a seed
-draws the first weights and the batches, which are the same for all rates. Then 16 of these networks are trained by
-the vmapped step and by Python loops over the members, which have to end at the same weights; the steps are timed in
-turns, in one thread.
+Data: scikit-learn's digits, 1000 images for training and 797 held out. Every rate trains one network per seed; a seed
+determines the initial weights and the batches, which are the same for all rates. Then the vmapped step and Python loops
+over the members train 16 of these networks. Both must end at the same weights; the steps are timed in turns, in one
+thread.
 Run: `python examples/ensemble_rates.py`. Prints two tables and writes out/ensemble_rates.png. torch.compile needs a
-C++ compiler; without one, set TORCH_COMPILE_DISABLE=1, and what is called compiled below is not.
+C++ compiler; without one, set TORCH_COMPILE_DISABLE=1; the rows called compiled are then eager.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def first_weights(seeds: int) -> list[Params]:
-    return [{name: p.detach() for name, p in network(seed).named_parameters()} for seed in range(seeds)]
+    return [{name: p.detach().clone() for name, p in network(seed).named_parameters()} for seed in range(seeds)]
 
 
 def batches(seeds: int, steps: int) -> Tensor:
@@ -152,7 +152,7 @@ class TorchLooped:
             optimizer.step()
 
     def weights(self) -> Params:
-        return gradtx.stack([{n: p.detach() for n, p in model.named_parameters()} for model in self.models])
+        return gradtx.stack([{n: p.detach().clone() for n, p in model.named_parameters()} for model in self.models])
 
 
 def trainers(rates: Tensor, compiled: dict[str, Callable]) -> dict[str, Trainer]:
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of the timing")
     parser.add_argument("--plot", type=Path, default=Path("out/ensemble_rates.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     data = digits(0)
     rates = torch.logspace(-4, 0, options.rates)
     marks = sorted({max(options.steps // 16, 1), max(options.steps // 4, 1), options.steps})

@@ -1,9 +1,9 @@
-"""Fine-tune a network on new classes from a few images: which weights may move, and how fast.
+"""Fine-tune a network on new classes from a few images, with different weights frozen and different rates.
 
 Data: scikit-learn's digits. A small residual network learns the digits 0 to 4, then, from a few images each, 5 to 9,
 with a new head and five chains: head alone, or head and norms (`freeze` keeps the rest), all weights at one rate, all
-with a tenth of the rate for the trunk (`partition`), and all from scratch. Frozen weights have no state and stay bit
-by bit; the old head put back shows what the network still knows about 0 to 4.
+with a tenth of the rate for the trunk (`partition`), and all from scratch. Frozen weights have no state and stay
+bitwise unchanged; the old head, put back, measures the remaining accuracy on 0 to 4.
 Run: `python examples/finetune_digits.py`. Prints a table and writes out/finetune_digits.png.
 """
 
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, WIDTH)  # no running averages, which `freeze` could not hold: they are no parameters
+        self.norm = nn.GroupNorm(1, WIDTH)  # no running averages: they are not parameters, so `freeze` cannot hold them
         self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def pretrained(data: Data, steps: int, seed: int, bar: tqdm) -> Network:
 
 
 class Run:
-    """One fine-tuning: what it measured on the way and at its end."""
+    """One fine-tuning run and its measurements."""
 
     def __init__(self, name: str, seed: int):
         self.name, self.seed = name, seed
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--plot", type=Path, default=Path("out/finetune_digits.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     pretraining = min(PRETRAINING, 2 * options.steps)
     total = options.seeds * (pretraining + len(CHAINS) * options.steps)
     runs, known = [], []

@@ -1,5 +1,5 @@
-"""A loop of pure functions with all that a real run has: gradients added up over batches, a broken batch, averaged
-weights, a crash, and a checkpoint that continues bit for bit.
+"""A realistic loop of pure functions: gradient accumulation, a broken batch, averaged weights, a crash, and a
+checkpoint from which the run continues bit for bit.
 
 Data: scikit-learn's digits, 1000 for training, the rest held out. One batch has pixels that are not numbers. The run is
 stopped half-way and continued from its file by a fresh set of trees; a second run goes through without a stop, and a
@@ -30,7 +30,7 @@ import gradtx
 
 TRAIN, BATCH, EVERY = 1000, 16, 4  # an update for every 64 images
 LR, DECAY = 1e-2, 0.97
-NOISE = 0.5  # of the pixels, drawn anew for every batch
+NOISE = 0.5  # of the pixels, redrawn for every batch
 MEASURES = 40  # in a run
 
 Params = dict[str, Tensor]
@@ -93,7 +93,7 @@ def transformation(batches: int, careful: bool) -> gradtx.GradientTransformation
 
 
 class Run:
-    """Parameters, state, and what was measured on the way."""
+    """Parameters, state and measurements."""
 
     def __init__(self, data: Digits, batches: int, careful: bool = True):
         self.data, self.batches = data, batches
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=1500)
     parser.add_argument("--plot", type=Path, default=Path("out/functional_loop.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     batches, stop = options.batches, options.batches // 2 + 1  # in the middle of an accumulation
     data = Digits(broken=batches // 3)
     with tqdm(total=3 * batches, unit=" batches", leave=False, disable=None) as bar:

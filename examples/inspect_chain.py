@@ -1,8 +1,8 @@
-"""Find what is wrong with an optimizer: the norm of the update after each link, and the state read by name.
+"""Find a fault in an optimizer with the norm of the update after each link and the state read by name.
 
 Data: scikit-learn's digits. Four chains of the same links train the same perceptron. Three have one fault each: the
-clip stands after Adam instead of before it, the decay is too large, Adam's eps is. By the accuracy, all three just
-learn badly. `record` between the links and `exp_avg_sq` from the state tell which it is.
+clip is after Adam instead of before it, the decay is too large, or Adam's eps is. The accuracy only shows that all
+three learn badly. `record` between the links and `exp_avg_sq` from the state identify the fault.
 Run: `python examples/inspect_chain.py`. Prints a table and writes out/inspect_chain.png.
 """
 
@@ -37,7 +37,7 @@ LINKS = {  # in the order of the chain
     "decay too large": {"clip": CLIP, "adam": ADAM, "decay": gradtx.add_decayed_weights(30.0)},
     "eps too large": {"clip": CLIP, "adam": ADAM.replace(eps=0.3), "decay": DECAY},
 }
-SIGNS = {  # what to look at; by rights 1, about 1 and 0
+SIGNS = {  # ratios to check; for a correct chain 1, about 1 and 0
     "clip": "what the clip leaves of the norm",
     "decay": "what the decay makes of the norm",
     "eps": "entries with √(exp_avg_sq) below eps",
@@ -61,7 +61,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class Run:
-    """One chain: what its state told on the way."""
+    """One chain and the measurements from its state."""
 
     def __init__(self, name: str):
         self.name = name
@@ -74,7 +74,7 @@ class Run:
         train_x, train_y, test_x, test_y = digits()
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-        params = {name: p.detach() for name, p in model.named_parameters()}
+        params = {name: p.detach().clone() for name, p in model.named_parameters()}
 
         def loss_of(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return nn.functional.cross_entropy(functional_call(model, params, (x,)), y)
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--plot", type=Path, default=Path("out/inspect_chain.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     with tqdm(total=len(LINKS) * options.steps, unit=" steps", leave=False, disable=None) as bar:
         runs = [Run(name).train(options.steps, options.rate, bar) for name in LINKS]
     print(f"mean of {options.steps} steps; accuracy after them\n")

@@ -4,7 +4,7 @@ Data: scikit-learn's digits, 1000 images for training, 400 to choose and learn r
 network is trained with SGD and momentum. Through training: the loss at the end of a short run is differentiated with
 respect to rate and momentum, from three starts. The best point of a grid of both is refined in the same way to a
 rate at each of five times. Online (Baydin et al. 2018, arXiv:1703.04782): after every step of one long run the rate
-follows the derivative of the new loss; compared with fixed rates. Tests are on seeds that nothing was chosen by.
+follows the derivative of the new loss; compared with fixed rates. Tests use other seeds than those for choosing.
 Run: `python examples/learned_rate.py`. Prints two tables and writes out/learned_rate.png.
 """
 
@@ -67,20 +67,20 @@ def loss_fn(params: Params, x: Tensor, y: Tensor) -> Tensor:
 
 def begin(seeds: range, steps: int) -> tuple[Params, Tensor]:
     """First weights and the images of every batch, (seeds, steps, BATCH), of several seeds."""
-    starts = [{name: p.detach() for name, p in network(seed).named_parameters()} for seed in seeds]
+    starts = [{name: p.detach().clone() for name, p in network(seed).named_parameters()} for seed in seeds]
     drawn = [torch.randint(1000, (steps, BATCH), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return gradtx.stack(starts), torch.stack(drawn)
 
 
 def train(tx: gradtx.GradientTransformation, params: Params, batches: Tensor, data: Data) -> Params:
-    """A whole run of one network: a pure function of everything it is given, what is inside of `tx` included."""
+    """A whole run of one network: a pure function of its arguments, including the numbers inside `tx`."""
     step, state = gradtx.train_step(loss_fn, tx), tx.init(params)
     for batch in batches:
         params, state, _ = step(params, state, *(part[batch] for part in data.train))
     return params
 
 
-# What is learned by the gradient through training, as logarithms and logits, and the chain that it makes.
+# The numbers learned through training, as logarithms and logits, and the chain built from them.
 
 
 def constant(learned: Params, steps: int) -> gradtx.GradientTransformation:
@@ -131,7 +131,7 @@ def learn(
 
 
 def best(path: list[tuple[Params, Tensor]], start: int) -> tuple[Params, float]:
-    """Where the loss was least on the way from a start."""
+    """The point of least loss on the path from a start."""
     learned, losses = min(path, key=lambda point: point[1][start])
     return {name: value[start] for name, value in learned.items()}, losses[start].item()
 
@@ -185,7 +185,7 @@ def online_from_each(seeds: range, steps: int, data: Data) -> tuple[Tensor, Tens
 
 
 class Choice(NamedTuple):
-    """What one way of choosing chose, the loss that it chose by, and how many training runs it took."""
+    """The result of one method of choosing, its validation loss, and the number of training runs."""
 
     learned: Params
     loss: float
@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=30, help="of learning through training")
     parser.add_argument("--plot", type=Path, default=Path("out/learned_rate.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     data, steps, count = digits(), options.steps, options.iterations
     seen, unseen = range(SEEDS), range(SEEDS, 2 * SEEDS)
     with tqdm(total=2 * count + 3, unit=" iterations", leave=False, disable=None) as bar:

@@ -1,4 +1,4 @@
-"""Learn first weights from which a few steps fit a new sine wave to ten points: MAML, and with learned inner rates.
+"""Learn initial weights from which a few steps fit a new sine wave to ten points: MAML, and with learned inner rates.
 
 Data (Finn et al. 2017, arXiv:1703.03400): waves of amplitude 0.1 to 5 and any phase; a task is one of them, seen at
 ten places in [-5, 5]. MAML's outer gradient goes through the inner step, for all tasks of a batch at once by vmap. It
@@ -82,13 +82,13 @@ def adapted(params: Params, rates: Params, x: Tensor, y: Tensor, steps: int) -> 
     return path
 
 
-# What is learned outside, {"params": ..., "log_rates": ...}, and the losses of a batch of tasks.
+# The outer parameters, {"params": ..., "log_rates": ...}, and the losses of a batch of tasks.
 
 Learned = dict[str, Params]
 
 
 def first(rate: float) -> Learned:
-    params = {name: p.detach() for name, p in network(0).named_parameters()}
+    params = {name: p.detach().clone() for name, p in network(0).named_parameters()}
     return {"params": params, "log_rates": {layer: torch.tensor(rate).log() for layer in LAYERS}}
 
 
@@ -114,7 +114,7 @@ def plain_loss(learned: Learned, tasks: Tasks) -> Tensor:
 
 
 class Method(NamedTuple):
-    """What is learned outside, and how."""
+    """The outer parameters, and how to learn them."""
 
     loss: Callable[[Learned, Tasks], Tensor]
     learns_rates: bool = False
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000, help="outer steps")
     parser.add_argument("--plot", type=Path, default=Path("out/maml_sine.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     learned = {}
     with tqdm(total=len(METHODS) * options.steps, unit=" steps", leave=False, disable=None) as bar:
         for name, method in METHODS.items():

@@ -32,12 +32,12 @@ EVERY = 20
 
 
 class Block(nn.Module):
-    """Causal attention and a perceptron, each added to what came in."""
+    """Causal attention and a perceptron, each with a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        # Three matrices rather than one of three times the rows: Muon makes each orthogonal by itself.
+        # Three matrices rather than one of three times the rows: Muon orthogonalizes each one separately.
         self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
@@ -107,7 +107,7 @@ def transformation(name: str, rate: float, steps: int) -> gradtx.GradientTransfo
 
 
 class Run:
-    """One training run: what it measured on the way."""
+    """One training run and its measurements."""
 
     def __init__(self, name: str, rate: float, steps: int):
         self.name, self.rate = name, rate
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--plot", type=Path, default=Path("out/muon_chars.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # tensors this small gain little from more
+    torch.set_num_threads(1)  # more threads help tensors this small little
     text, rest = library()
     unseen = windows_of(rest, 4 * BATCH, torch.Generator().manual_seed(SEED))
     print(f"{len(text):,} characters to train with, {len(rest):,} held out, of Python {platform.python_version()}")

@@ -55,7 +55,7 @@ class TwoReaders(nn.Module):
 
 
 class Run:
-    """One training run: what it measured on the way."""
+    """One training run and its measurements."""
 
     def __init__(self, method: str, seed: int, steps: int):
         self.method, self.seed = method, seed
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--plot", type=Path, default=Path("out/pcgrad_digits.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     runs: dict[str, list[Run]] = {method: [] for method in METHODS}
     with tqdm(total=options.seeds * options.steps, leave=False, disable=None) as bar:
         for seed in range(options.seeds):

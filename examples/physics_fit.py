@@ -1,8 +1,8 @@
-"""Find how fast heat spreads in a rod from noisy temperatures, with a network that obeys the heat equation.
+"""Estimate the diffusivity of a rod from noisy temperatures, with a network that obeys the heat equation.
 
 u_t = k u_xx on 0 <= x <= 1, with both ends at 0 and a known start, has a solution in closed form, so errors are known.
 30 temperatures, with noise, were measured early on. A small network u(x, t) is fitted to them and, everywhere, to the
-equation, whose derivatives are `torch.func.jvp`, nested for u_xx; log k is a parameter beside the network's weights.
+equation, whose derivatives are `torch.func.jvp`, nested for u_xx; log k is a parameter next to the network's weights.
 Three chains by `partition`: Adam, Muon or SOAP for the network's matrices, Adam for its biases and, at a larger rate,
 for log k. One `vmap` trains a member for each seed, which draws the weights and the noise. The rates of the matrices
 are the best of 3e-3, 1e-2 and 3e-2 with other seeds.
@@ -30,7 +30,7 @@ import gradtx
 DIFFUSIVITY, GUESS, NOISE = 0.05, 0.2, 0.02
 MEASURED, COLLOCATED, WIDTH, EVERY = 30, 100, 16, 10
 RATES = {"Adam": 1e-2, "Muon": 1e-2, "SOAP": 3e-3}
-WEIGHT = 0.03  # of the equation, beside the measurements
+WEIGHT = 0.03  # of the equation, relative to the measurements
 BIAS_RATE, K_RATE = 1e-2, 5e-2  # Adam's: log k has 1.4 to go, a weight less
 
 Params = dict[str, Tensor]
@@ -72,7 +72,7 @@ def network(params: Params, x: Tensor, t: Tensor) -> Tensor:
 
 
 def residual(params: Params, x: Tensor, t: Tensor) -> Tensor:
-    """What is left of the equation: u_t - k u_xx, at every (x, t)."""
+    """The residual of the equation: u_t - k u_xx, at every (x, t)."""
     ones = torch.ones_like(x)
 
     def slope(x: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--plot", type=Path, default=Path("out/physics_fit.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     with tqdm(total=len(RATES) * options.steps, unit=" steps", leave=False, disable=None) as bar:
         runs = [Run(name, range(options.seeds)).train(options.steps, bar) for name in RATES]
     print(f"after {options.steps} steps, {options.seeds} seeds: mean (range); k is {DIFFUSIVITY:g}\n")

@@ -1,9 +1,9 @@
-"""Population-based training: members that do badly copy the weights and the state of one that does well, and go on
-with hyperparameters a little off its own. What comes out is a network and the schedule that made it.
+"""Population-based training: bad members copy the weights and the state of a good one and continue with slightly
+changed hyperparameters. The result is a network and the schedule that trained it.
 
 Data: scikit-learn's digits with fresh noise in every batch; 900 images for training, 400 to judge members by, the rest
-for the table. All members take each step together, in one vmapped call; learning rate and momentum are tensors. Beside
-it stands random search: the same members with the same first hyperparameters, which then stay what they are.
+for the table. All members take each step together, in one vmapped call; learning rate and momentum are tensors. For
+comparison, random search has the same members with the same initial hyperparameters, which stay constant.
 Run: `python examples/population.py`. Prints a table and writes out/population.png.
 """
 
@@ -77,7 +77,7 @@ losses = torch.vmap(loss_fn, in_dims=(0, None, None))
 
 
 class Look(NamedTuple):
-    """What a round ended with: the judged losses, the hyperparameters in use, and who goes on from whom."""
+    """The end of a round: validation losses, hyperparameters, and the source of each member."""
 
     losses: Tensor
     hyper: dict[str, Tensor]
@@ -114,7 +114,7 @@ class Population:
         return self
 
     def follow(self, source: Tensor) -> None:
-        """Each member goes on as its source; one that is not itself tries other hyperparameters."""
+        """Each member continues as its source; a copied member tries other hyperparameters."""
         # Weights, momentum and count of a member are one index of a stack.
         self.params, self.state = tree_map(lambda leaf: leaf[source], (self.params, self.state))
         copied = source != torch.arange(len(source))
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=Path("out/population.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     runs: dict[bool, list[Population]] = {False: [], True: []}
     with tqdm(
         total=2 * options.seeds * options.rounds * options.length, unit=" steps", leave=False, disable=None

@@ -3,8 +3,8 @@
 Data: scikit-learn's digits. `vmap(grad)` gives a gradient for each image, the same `vmap` runs the library's
 `clip_by_global_norm` on each of them, and a link of ten lines adds the noise. Every step uses all training images, so
 the privacy loss follows from the noise multiplier alone, with no theory of sampling. One more `vmap` trains a member
-for each noise multiplier. The random numbers have public seeds and come from a generator that is no cryptographic
-one: this measures what the noise costs, it does not publish anything safely. Epsilon is for the weights; it covers
+for each noise multiplier. The random numbers have public seeds and come from a generator that is not cryptographic: the
+example measures the cost of the noise; it does not publish anything safely. Epsilon is for the weights; it covers
 neither the norms that are shown nor the choice of the learning rates, which were picked with another seed.
 Run: `python examples/private_digits.py`. Prints a table and writes out/private_digits.png.
 """
@@ -106,7 +106,7 @@ def transformation(multiplier: Tensor, rate: float, seed: int) -> gradtx.Gradien
     return gradtx.chain(
         gradtx.record("signal"),
         add_gaussian_noise(multiplier * CLIP / TRAIN, seed=seed),
-        # What follows sees nothing but the noisy mean, so it costs no privacy: any chain may stand here.
+        # Later links see only the noisy mean, so they cost no privacy: any chain works here.
         gradtx.trace(0.9),
         gradtx.scale_by_learning_rate(rate),
     )
@@ -123,7 +123,7 @@ class Run:
     def train(self, steps: int, bar: tqdm) -> Run:
         train_x, train_y, test_x, test_y = digits(self.seed)
         multipliers = torch.tensor(MULTIPLIERS, dtype=torch.float64)
-        start = {name: p.detach() for name, p in self.model.named_parameters()}
+        start = {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
         def made(multiplier: Tensor) -> gradtx.GradientTransformation:
             return transformation(multiplier, RATES[self.name], self.seed)
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=Path("out/private_digits.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     with tqdm(total=len(RATES) * options.seeds * options.steps, unit=" steps", leave=False, disable=None) as bar:
         runs = [Run(name, seed).train(options.steps, bar) for name in RATES for seed in range(options.seeds)]
     print(f"right answers on the test images after {options.steps} steps, mean of {options.seeds} seeds (range)\n")

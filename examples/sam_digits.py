@@ -1,4 +1,4 @@
-"""Train on a few digits, many of them labelled wrongly, with SGD and with SAM, which seeks flat minima.
+"""Train on a few digits, many of them with wrong labels, with SGD and with SAM, which seeks flat minima.
 
 Data: scikit-learn's digits. 400 images are for training, three of ten with a wrong label; the other 1397 are for
 testing, labelled right. SAM computes two gradients a step, so SGD runs with as many steps and with as many gradients,
@@ -31,7 +31,7 @@ WHAT = ("test accuracy", "training labels", "rise of the loss", "curvature")
 
 
 class Method(NamedTuple):
-    """What one line of the plot is."""
+    """The method of one line in the plot."""
 
     lr: float
     longer: int = 1  # number of steps relative to --steps
@@ -81,9 +81,9 @@ def size(tree: dict[str, Tensor]) -> Tensor:
 def sharpness(model: nn.Module, x: Tensor, y: Tensor, steps: int = 20) -> tuple[float, float]:
     """How far the training loss rises within RADIUS of the weights, and the largest eigenvalue of its Hessian.
 
-    The first by gradient ascent, so it is what was found and may be more; the second by power iteration.
+    The first is a lower bound, from gradient ascent; the second comes from power iteration.
     """
-    params = {name: p.detach() for name, p in model.named_parameters()}
+    params = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     def loss(params: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(functional_call(model, params, (x,)), y)
@@ -111,7 +111,7 @@ def sharpness(model: nn.Module, x: Tensor, y: Tensor, steps: int = 20) -> tuple[
 
 
 class Run:
-    """One training run: what it measured on the way."""
+    """One training run and its measurements."""
 
     def __init__(self, name: str, seed: int):
         self.name, self.method, self.seed = name, METHODS[name], seed
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--plot", type=Path, default=Path("out/sam_digits.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help tensors this small
     total = options.seeds * options.steps * sum(method.longer * method.gradients for method in METHODS.values())
     runs = []
     with tqdm(total=total, unit=" gradients", leave=False, disable=None) as bar:

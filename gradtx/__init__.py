@@ -1,7 +1,7 @@
 """Composable gradient transformations for PyTorch.
 
-An optimizer is a value, made by `chain()` from small named pieces. It runs as pure functions, under `torch.func`
-transforms and `torch.compile`, and, wrapped by `as_optimizer`, as a real `torch.optim.Optimizer`.
+`chain()` builds an optimizer, a value, from small named links. It runs as pure functions, under `torch.func`
+transforms and `torch.compile`, and through `as_optimizer` as a real `torch.optim.Optimizer`.
 """
 
 from gradtx import optim as optim
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Say what a name of optax or TorchOpt is called here."""
+    """Name the equivalent of a name of optax or TorchOpt in the error."""
     from gradtx._elsewhere import HERE
 
     if name in HERE:

@@ -99,7 +99,9 @@ _NO_RANGE = Range("(-inf, inf)")
 
 
 # Words of pytorch_optimizer, qhoptim and timm.
-OTHER_WORDS = dict.fromkeys(("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay")
+OTHER_WORDS: dict[str, str] = dict.fromkeys(
+    ("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay"
+)
 
 
 class UnfitError(ValueError):
@@ -126,7 +128,7 @@ def _members(hint: Any) -> set:
 
 
 def _kind(members: set) -> str:
-    """What an annotation, given by its alternatives other than None, accepts."""
+    """The kind of an annotation, given by its alternatives other than None."""
     if members <= _SCALAR and float in members:
         return "scalar"
     if len(members) != 1:

@@ -25,20 +25,20 @@ class Leaf:
 
     Attributes:
         update: The present update; None if the leaf has no gradient.
-        grad: The gradient as the clock saw it, or the input of the alias around the present link.
+        grad: The gradient as the clock saw it, or the input of the alias around the current link.
         param: The parameter, in the dtype that rules compute in.
         given: Update and parameter as the caller passed them.
         wide: The dtype that rules compute in.
         negated: Whether the gradient is that of the negative loss (`maximize`).
         active: Whether the leaf takes part in this call, a 0-d bool; None if that is certain.
-        restarts: Whether a combinator around the present link starts its inner transformation again.
+        restarts: Whether a combinator around the current link starts its inner transformation again.
         new: The new slots, by stage.
-        saved: What a combinator keeps between its start and its end.
+        saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's parameter, its flat state, and where the slots of each stage are in it.
         window: The entries of the parameter, if this is a part of a flattened one.
         program: The operations that the leaf goes through.
         at: The position in the program.
-        pending: What a rule keeps while its leaf waits for a sum.
+        pending: The suspended call of a rule while its leaf waits for a sum.
     """
 
     update: Any
@@ -127,7 +127,7 @@ class Position:
     """A walk over a program on the host, without computing: the sign of the gradient, the count of the clock.
 
     Attributes:
-        signs: The sign of the gradient in each alias around the present operation.
+        signs: The sign of the gradient in each alias around the current operation.
         counts: The finished updates of each clock around it; None for one that does not tick in this call.
     """
 

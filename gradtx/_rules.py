@@ -174,7 +174,7 @@ class StageState:
         )
 
     def write(self, leaf: Leaf, state: Mapping[str, Any], old: dict[str, Tensor]) -> None:
-        """Keep what the rule returned, in the dtypes of the old state."""
+        """Store the rule's new slots, in the dtypes of the old state."""
         if not old and not state and not self.shared:
             return
         slots = self._flat(dict(state))
@@ -193,7 +193,7 @@ class StageState:
         leaf.new[self.path] = leaf.accepted(new, old)
 
     def _write_shared(self, leaf: Leaf, slots: dict[str, Any]) -> None:
-        """Move the shared values from what the rule returned to the run."""
+        """Move the shared values from the rule's result to the run."""
         new = leaf.run.new_shared.setdefault(self.path, {})
         for name, old in self.shared.items():
             if self._rule.seed is not None and name not in slots:
@@ -250,8 +250,8 @@ class StageState:
 
 def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
     """First slots where a combinator starts its inner transformation again, else the old ones."""
-    if restarts is True:
-        return first
+    if not isinstance(restarts, Tensor):
+        return first if restarts else old
     return {slot: torch.where(restarts, first.get(slot, value), value) for slot, value in old.items()}
 
 

@@ -35,7 +35,8 @@ class Memory:
         key = memory_of(tensor)
         if key in self._taken or key in besides:
             tensor = tensor.clone()
-        self._taken[memory_of(tensor)] = True
+            key = memory_of(tensor)
+        self._taken[key] = True
         return tensor
 
 
@@ -56,7 +57,7 @@ class Run:
     Attributes:
         initial: Whether this is a call of `init`.
         watches: Whether rules that write in place are detected.
-        keeps_trees: Whether a pair of plain functions may keep a tree of its own choice.
+        keeps_trees: Whether a pair of plain functions may keep any tree as state.
         device: Where shared values are.
         known_extras: The names of extras that some link of the chain declares.
         leaf_extras: The extras that are given by leaf.
@@ -68,7 +69,7 @@ class Run:
         declared: The names of shared values of all other stages.
         selectors: Every selector of the chain.
         clock_paths: The path of each combinator with a clock, by its place.
-        commits: What remains to be done when all leaves are through; called in reverse order.
+        commits: Functions to call when all leaves are finished, in reverse order.
     """
 
     initial = False

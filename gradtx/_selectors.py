@@ -31,7 +31,7 @@ def _first_match(name: str, groups: tuple[tuple[str, ...], ...]) -> int:
 class Selector:
     """Chooses a label for a leaf: the first whose patterns match, or whose predicate is true.
 
-    Patterns decide by name, at any time; what a predicate said about the parameter at init is remembered.
+    Patterns decide by name, at any time; the decision of a predicate about the parameter at init is stored.
 
     Attributes:
         labels: The labels, in the order in which they are tried.
@@ -46,7 +46,7 @@ class Selector:
         self.by_name = isinstance(wheres, LabelTree)
         if isinstance(wheres, tuple):
             self.by_name = all(isinstance(where, tuple) for where in wheres)
-        self._wheres = wheres
+        self._wheres: Any = wheres
 
     @classmethod
     def of(cls, owner: str, where: Any) -> Selector:
@@ -147,7 +147,7 @@ def patterns(owner: str, where: Any) -> Any:
 
 
 def is_function(where: Any) -> bool:
-    """Whether it may be called with a name and a tensor; modules and classes are callable, too."""
+    """Whether it may be called with a name and a tensor; modules and classes are callable as well."""
     if not callable(where) or isinstance(where, type | torch.nn.Module | GradientTransformation):
         return False
     try:

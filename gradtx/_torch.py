@@ -43,7 +43,7 @@ def version_of(tensor: Tensor) -> int:
 def base_of(tensor: Tensor) -> Tensor | None:
     """The tensor that a view was made of; None for others.
 
-    Without `Tensor._base` a view counts as a tensor of its own while dynamo traces.
+    Without `Tensor._base` a view counts as a separate tensor while dynamo traces.
     """
     return getattr(tensor, "_base", None)
 
@@ -118,7 +118,7 @@ def readable(tensor: Tensor) -> bool:
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor below the innermost transform.
 
-    Without the name `storage_id` never asks for it: views inside of a transform count as tensors of their own.
+    Without the name `storage_id` never asks for it: views inside a transform count as separate tensors.
     """
     return _functorch("get_unwrapped")(tensor)
 
@@ -321,8 +321,17 @@ def compile_function(function: Callable[..., Any], options: Mapping[str, Any]) -
     return torch.compile(function, dynamic=True, options=dict(options))  # pyright: ignore[reportUnknownMemberType]
 
 
+def asserts_bind_sizes() -> bool:
+    """Whether compiled programs need their assertions of sizes, since these also define the sizes' names.
+
+    So it is from torch 2.14 on: without them programs fail with a NameError.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 14)
+
+
 def compile_error() -> type[Exception]:
-    """What inductor raises if it fails on a graph."""
+    """The exceptions of inductor when it fails on a graph."""
     error = _found("torch._inductor.exc", "InductorError")
     return RuntimeError if error is None else error
 

@@ -1,4 +1,4 @@
-"""What a rule may read beyond its own tensor: its clock, the gradient, extras."""
+"""`Context`: a rule's clock, gradient and extras."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWN = ("bias_correction", "every", "first", "grad", "step", "time")  # every rul
 
 
 class Clock:
-    """A count of updates: `step` is the 1-based number of the present one, a 0-d int64 tensor.
+    """A count of updates: `step` is the 1-based number of the current one, a 0-d int64 tensor.
 
     `host` is the same number as a Python int where the caller knows it (the adapter), else None.
     """
@@ -70,7 +70,7 @@ def bias_correction(beta: Any, time: Any) -> Tensor:
 
 
 class Context:
-    """What a rule may read beyond its own tensor; the library makes it, and nothing is ever written to it.
+    """The clock, the gradient and the extras that a rule may read. The library creates it; rules never write to it.
 
     Besides the attributes below, a rule reads every extra that it declares (`needs=`, `extras=`) by its name, such as
     `ctx.value`, and `ctx.rng` if it is declared `random=True`. An optional extra that the caller did not pass is None.
@@ -159,7 +159,7 @@ class Context:
             raise AttributeError("ctx.rng: only for rules that are declared @per_tensor(random=True)")
         meant = close(name, (*OWN, *ALWAYS_KNOWN, *known))
         remedy = f"did you mean ctx.{meant}?" if meant else f"use needs=({name!r},) or extras={{{name!r}: 'leaf'}}"
-        raise AttributeError(f"ctx.{name}: nobody declared it; {remedy}")
+        raise AttributeError(f"ctx.{name}: no link declares it; {remedy}")
 
 
 class FrameContext(Context):

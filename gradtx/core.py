@@ -75,7 +75,7 @@ class GradientTransformation:
     def __repr__(self) -> str:
         return f"GradientTransformation({describe(self._functions.init)}, {describe(self._functions.update)})"
 
-    # What users call.
+    # Public methods.
 
     def init(self, params: Any, *, counts: str = "calls") -> dict[str, Any]:
         """The state before the first update, for a tree of parameters: nested dicts of tensors by leaf name.
@@ -97,7 +97,7 @@ class GradientTransformation:
 
         Args:
             updates: A tree of gradients; a None leaf stays None and keeps its slots.
-            state: What `init` or the last `update` returned.
+            state: The result of `init` or of the last `update`.
             params: The parameters, needed if `"params" in tx.needs`.
             **extras: `value` (the loss, 0-d), `grad_fn` (params -> gradients), `hessian_diag` (a tree), and
                 whatever else a link declares; see `needs`.
@@ -127,7 +127,7 @@ class GradientTransformation:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What `update` requires beyond `updates` and `state`: `params` and names of extras, sorted."""
+        """Requirements of `update` beyond `updates` and `state`: `params` and names of extras, sorted."""
         return tuple(sorted({need for link in self._links() for need in link._needs}))
 
     def replace(self, **hyperparams: Any) -> GradientTransformation:
@@ -167,11 +167,11 @@ class GradientTransformation:
         return [PlainOperation(scope.claim(self._name), scope, self._name, self._functions)]
 
     def _owner(self) -> GradientTransformation:
-        """The link that owns the learning rate, inside wrappers."""
+        """The link that owns the learning rate, also inside combinators."""
         return self
 
     def _links(self) -> list[GradientTransformation]:
-        """The links that this comes down to, aliases opened, wrappers as one."""
+        """The links of this transformation; aliases are expanded, a combinator counts as one link."""
         return [self]
 
     def _entries(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
@@ -191,7 +191,7 @@ class GradientTransformation:
         return names.entries(optimizers_first=False)
 
     def _selector(self) -> Any:
-        """What chooses between the children, where they are alternatives."""
+        """The selector between the children, if they are alternatives."""
         return None
 
     def _places(self) -> dict[str, Entry]:
@@ -276,7 +276,7 @@ class _Names:
         return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
 
     def entries(self, optimizers_first: bool = True) -> list[Entry]:
-        """All hyperparameters in the order of the chain; version 0.1 gave bare names in this order, too."""
+        """All hyperparameters in the order of the chain; version 0.1 gave bare names in the same order."""
         public: dict[int, str] = {}
         taken: set[str] = set()
         order = list(self._found)
@@ -314,7 +314,7 @@ def _first_free(names: tuple[str, ...], taken: set[str]) -> str:
 
 
 class Hyperparams(dict[str, Any]):
-    """What `hyperparams` gives: a dict whose error for an unknown name says which is meant. Copies are plain ones."""
+    """The result of `hyperparams`: a dict whose KeyError suggests the right name. Copies are plain dicts."""
 
     def __init__(self, tx: GradientTransformation):
         super().__init__({entry.name: entry.value for entry in tx._entries()})

@@ -60,7 +60,7 @@ class Spec:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
     def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
-        """What `update` requires with these arguments."""
+        """The requirements of `update` with these arguments."""
         return (*self.needs, *self._conditional(arguments))
 
     def dims(self, arguments: dict[str, Any]) -> Any:
@@ -78,7 +78,7 @@ class Spec:
     def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
         """The rule for these values of the arguments."""
         shared = {name: _start(value, arguments) for name, value in self.shared_of(arguments).items()}
-        elementwise = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
+        elementwise: Any = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
         return Rule(
             self.name,
             functions.update,
@@ -98,7 +98,7 @@ class Spec:
         return Selector.of(f"{self.name}: mask", mask)
 
     def body(self, arguments: dict[str, Any]) -> Any:
-        """What the factory's function returns for these values, in the form that its kind asks for."""
+        """The result of the factory's function for these values, in the form of its kind."""
         given = {name: value for name, value in arguments.items() if name not in self.arguments.added}
         made = self.function(**given)
         if isinstance(made, GradientTransformation | Combinator):
@@ -135,7 +135,7 @@ class Made(GradientTransformation):
 
     @property
     def _body(self) -> Any:
-        """What the body returns for the values of the first step; they decide structure, whatever comes later."""
+        """The result of the body for the values of the first step, which decide structure for all later steps."""
         if self._first is None:
             self._set(_first=self._spec.body({name: resolve(value, 0) for name, value in self._arguments.items()}))
         return self._first
@@ -324,7 +324,7 @@ def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]
         except (TypeError, ValueError) as error:
             if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
                 raise
-            raise type(error)(f"{spec.name}: {error}") from error  # what the user called comes first
+            raise type(error)(f"{spec.name}: {error}") from error  # name the factory that the user called first
         return made
 
     factory.spec, spec.factory = spec, factory  # type: ignore[attr-defined]
@@ -352,7 +352,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 
     Args:
         elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
-        needs: What `update` requires: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
+        needs: Requirements of `update`: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
             that gives them. An argument `update_period` is taken to say how often it reads the last one: at the
             first of so many steps.
         extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
@@ -373,7 +373,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
             entry. Without it `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
             names take any number.
-        static: Arguments that are no hyperparameters.
+        static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
         example: Arguments with which the conformance tests call the factory.
 
@@ -440,7 +440,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
         needs: The requirements of `update`: "params", "value", "grad_fn", "hessian_diag".
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
-        static: Arguments that are no hyperparameters.
+        static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
         example: A function that gives arguments for the conformance tests, from an inner transformation.
 

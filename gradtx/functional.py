@@ -35,8 +35,8 @@ def train_step(
         detach them, unless you differentiate through training.
 
     Raises:
-        TypeError: `loss_fn` is no function, `tx` no transformation. The step: a loss that is no floating-point tensor,
-            no pair despite `has_aux`, anything but tensors in `aux`.
+        TypeError: `loss_fn` is not a function, `tx` is not a transformation. The step: a loss that is not a
+            floating-point tensor, no pair despite `has_aux`, anything but tensors in `aux`.
         ValueError: The step: a loss that is not 0-d, a missing extra that a link needs, and errors of `tx.update`.
 
     Example:

@@ -40,7 +40,7 @@ Names = str | Sequence[str] | None
 # for parameters without a model by the usual names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
-# `proportion` needs another schedule, `join_schedules` a list of schedules; AdEMAMix' are no learning rates.
+# `proportion` needs another schedule, `join_schedules` a list of schedules; AdEMAMix's are not learning rates.
 _NO_RATES = ("ademamix_alpha_schedule", "half_life_schedule", "join_schedules", "proportion_schedule")
 _SCHEDULES: dict[str, Callable[..., Any]] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
@@ -90,7 +90,7 @@ def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms
 def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
     """Suggest the names of which an unknown one is a misspelling, else how to list names.
 
-    Algorithms have names that look alike (AdamC, FAdam and Adam; AdEMAMix and Adamax): those are no misspellings.
+    Algorithms have names that look alike (AdamC, FAdam and Adam; AdEMAMix and Adamax): those are not misspellings.
     """
     for link in (*combinators.__all__, *transforms.__all__) if what == "optimizer" else ():
         if _plain(link) == name:
@@ -267,7 +267,7 @@ _RENAMED = {
     "update_proj_gap": ("every",),
     "warmup_epoch": ("warmup_steps",),
 }
-# Numbers of their own elsewhere that are entries of a tuple here.
+# Separate numbers elsewhere that are entries of a tuple here.
 _ENTRIES = {"eps1": ("eps", 0), "eps2": ("eps", 1), "gamma1": ("gammas", 0), "gamma2": ("gammas", 1)}
 # One number elsewhere for two of ours.
 _SHARED = {"t_alpha_beta3": ("alpha_warmup", "beta3_warmup")}
@@ -354,7 +354,7 @@ def _check_decoupling(alias: str, value: Any) -> None:
     elif alias in _COUPLED:
         form, only = "is added to the gradient", False
     else:
-        form, only = "has a form of its own", None
+        form, only = "has its own form", None
     if value is not only:
         raise TypeError(f"create_optimizer: the decay of {alias} {form}; leave 'weight_decouple' out")
     _warn(f"the decay of {alias} always {form}; leave 'weight_decouple' out", stacklevel=5)

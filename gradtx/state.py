@@ -26,7 +26,7 @@ def get(state: dict[str, Any], name: str) -> Any:
     """Return a part of a state, by name.
 
     Args:
-        state: What `init` or `update` returned; also of an ensemble.
+        state: The result of `init` or `update`, or a stacked one of an ensemble.
         name: A slot or a shared number, such as "exp_avg"; with more of its path in front if several have the name,
             such as "scale_by_adam_1.exp_avg". A whole path always means that part: "step" is the outermost count,
             "accumulate.step" the count of the clock inside.
@@ -54,7 +54,7 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     """Return a state with one part replaced; the old state does not change.
 
     Args:
-        state: What `init` or `update` returned; also of an ensemble.
+        state: The result of `init` or `update`, or a stacked one of an ensemble.
         name: As in `get`.
         value: The new part, with the same leaf names, shapes, dtypes and devices. A number can replace a tensor.
 
@@ -92,7 +92,7 @@ def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str |
         A 0-d tensor in float64.
 
     Raises:
-        TypeError: `tx` is no transformation.
+        TypeError: `tx` is not a transformation.
         ValueError: no learning rate, several and no name, no number of that name; a stacked state, or the state of
             another chain.
 

@@ -13,7 +13,7 @@ PAGE = "docs/from-pytorch-optimizer.md"
 TEXT = """# From pytorch_optimizer and torch.optim
 
 `create_optimizer`, `load_optimizer`, `get_supported_optimizers`, `load_lr_scheduler` and `get_supported_lr_schedulers`
-are called as those of pytorch_optimizer. Names are read without case, dashes and underscores.
+have the signatures of pytorch_optimizer. Case, dashes and underscores in names do not matter.
 
 ```python
 >>> import torch, gradtx
@@ -25,22 +25,22 @@ are called as those of pytorch_optimizer. Names are read without case, dashes an
 
 ```
 
-What differs:
+Differences:
 
-- Biases and the weights of all normalization layers get no decay; there it is those of LayerNorm alone. Parts of names
-  and wildcard patterns may be given as `wd_ban_list`.
+- `create_optimizer` does not decay biases and the weights of all normalization layers; pytorch_optimizer exempts only
+  those of LayerNorm. `wd_ban_list` accepts parts of names and wildcard patterns.
 - Lookahead, gradient centralization and orthogonal gradients are links of one chain, not optimizers around another: one
-  state dict, one set of groups. `use_gc` is for every optimizer.
-- `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are no options but links: `scale_by_adanorm`,
+  state dict, one set of groups. `use_gc` works with every optimizer.
+- `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,
   `scale_by_adam_hat(debias_first=False)`, `scale_by_radam`, `add_decayed_weights(..., fixed=True)`.
-- "ASGD" is torch's, averaged SGD; what pytorch_optimizer has under this name is "adaptive_gd".
-- `foreach`, `fused`, `capturable` and `differentiable` are refused: `compile=True` has their place.
-- Old names of options are taken by `create_optimizer` with a FutureWarning. The classes take the names of this page.
+- "ASGD" is torch's averaged SGD; pytorch_optimizer's ASGD is "adaptive_gd".
+- `foreach`, `fused`, `capturable` and `differentiable` raise: use `compile=True`.
+- `create_optimizer` accepts old option names with a FutureWarning. The classes accept the names on this page.
 
 ## Optimizers
 
-"here" is the function that makes the transformation; the class of `gradtx.optim` is beside it. Defaults are
-ours, theirs in brackets; `=` is the one behaviour that an option without a place here stands for.
+"here" is the function, "class" the class of `gradtx.optim`. Defaults are ours, with theirs in brackets; `=` gives the
+fixed behaviour here for an option that does not exist here.
 
 """
 OURS = {"params", "state_dtype", "maximize", "compile", "seed"}
@@ -195,7 +195,7 @@ def page():
     lines.append(
         "\nOthers are `explore_exploit`, `ranger21` and the un-tuned warm-ups. `join_schedules` is SequentialLR,"
     )
-    lines.append("`proportion_schedule` is ProportionScheduler. A list of groups with schedules of their own is a list")
+    lines.append("`proportion_schedule` is ProportionScheduler. A list of groups with separate schedules is a list")
     lines.append("given to `as_lr_scheduler`; inside a chain a schedule needs no scheduler.")
     return TEXT + "\n".join(lines) + "\n"
 

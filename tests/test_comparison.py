@@ -1,4 +1,6 @@
-"""What is said of other libraries beside gradtx: each line of the comparison that no other test shows."""
+"""The README's comparison with other libraries: each line that no other test covers."""
+
+from pathlib import Path
 
 import pytest
 import pytorch_optimizer
@@ -6,6 +8,7 @@ import torch
 
 import gradtx
 
+README = Path(__file__).parent.parent / "README.md"
 RATES = torch.tensor([0.1, 0.2], dtype=torch.float64)
 START = torch.tensor([1.0, -2.0], dtype=torch.float64)
 CLASSES = {
@@ -60,6 +63,8 @@ def test_every_chain_here_is_a_torch_optimizer(name):
 
 def test_there_are_as_many_optimizers_as_is_said():
     of_torch = {item for item in vars(torch.optim).values() if isinstance(item, type)} - {torch.optim.Optimizer}
-    assert len(gradtx.get_supported_optimizers()) == 76
+    classes = len(gradtx.optim.__all__) - 2  # without ChainOptimizer and as_optimizer
+    assert len(gradtx.get_supported_optimizers()) == classes
+    assert f"any chain, and {classes} classes" in README.read_text(encoding="utf-8")
     assert len(pytorch_optimizer.optimizer.OPTIMIZER_LIST) == 128
     assert len([item for item in of_torch if issubclass(item, torch.optim.Optimizer)]) == 15

@@ -430,7 +430,7 @@ def test_an_option_that_is_an_optimizers_own_is_not_translated():
         (
             "novograd",
             {"weight_decouple": False},
-            "the decay of novograd has a form of its own; leave 'weight_decouple' out",
+            "the decay of novograd has its own form; leave 'weight_decouple' out",
         ),
         ("adamp", {"ams_bound": True}, "adamp does not take 'ams_bound'; it has no amsgrad"),
         ("adam", {"adam_debias": True}, "adam does not take 'adam_debias'; its place is gradtx.adamd"),

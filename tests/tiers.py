@@ -1,4 +1,4 @@
-"""Which tests `make quick` leaves out: those that compile, start processes, or compare with other libraries."""
+"""Tests that `make quick` leaves out: those that compile, start processes, use other libraries, or are long."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ SLOW_FILES = (
     "test_optax_names.py",
     "test_properties.py",
     "test_site.py",
+    "test_torch_names.py",
+    "combinators/test_sharpness.py",
     "optim/test_compiled.py",
     "optim/test_compiled_rough.py",
     "optim/test_compiler.py",
+    "optim/test_devices.py",
     "optim/test_ecosystem.py",
+    "optim/test_foreign_checkpoints.py",
+    "optim/test_grad_scaler.py",
     "optim/test_hoist.py",
+    "optim/test_surroundings.py",
 )
 SLOW_FIXTURES = ("uncompiled",)  # traces programs
 SLOW_WORDS = ("compile", "graph_for", "subprocess")  # in the name of a test

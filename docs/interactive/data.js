@@ -16,7 +16,7 @@ const DATA = {
 "rosenbrock": {
 "title": "Rosenbrock's valley",
 "formula": "(1 − x)² + 20 (y − x²)²",
-"about": "Steep walls, and a bent floor that hardly falls: the gradient points across the valley, not along it. (With 20 in place of the usual 100, so that a hundred steps are enough.)",
+"about": "Steep walls, and a bent floor that barely falls: the gradient points across the valley, not along it. (With 20 in place of the usual 100, so that a hundred steps are enough.)",
 "start": [
 -1.2,
 1.0

@@ -15,12 +15,12 @@ __all__ = ["accumulate", "skip_nonfinite"]
 def accumulate(tx: GradientTransformation, every: int):
     r"""Average the gradients of `every` calls and update once.
 
-    Calls in between return zero updates. The inner transformation has a clock of its own, which counts real
+    Calls in between return zero updates. The inner transformation has its own clock, which counts real
     updates; schedules inside follow it, and `ctx.grad` is the averaged gradient. A None gradient counts as zero;
     a leaf that saw only None in a cycle is skipped.
 
     Args:
-        tx: What the averaged gradient goes through.
+        tx: The transformation of the averaged gradient.
         every: Number of calls in a cycle, >= 1.
 
     Returns:
@@ -28,7 +28,7 @@ def accumulate(tx: GradientTransformation, every: int):
         parameter), `seen` (bool, a leaf each) and the entries of `tx`.
 
     Raises:
-        TypeError: `tx` is no transformation.
+        TypeError: `tx` is not a transformation.
         ValueError: an `every` below 1.
 
     Example:
@@ -73,14 +73,14 @@ def skip_nonfinite(tx: GradientTransformation):
     A skipped call returns zero updates. The inner clock counts real updates. No value is read on the host.
 
     Args:
-        tx: What finite updates go through.
+        tx: The transformation of finite updates.
 
     Returns:
         A transformation with the state `step` and `skipped` (int64: how many calls did and did not count) and the
         entries of `tx`.
 
     Raises:
-        TypeError: `tx` is no transformation.
+        TypeError: `tx` is not a transformation.
 
     Example:
         >>> tx = gradtx.skip_nonfinite(gradtx.sgd(lr=1.0))

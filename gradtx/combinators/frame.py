@@ -1,4 +1,4 @@
-"""The one form of a combinator: what enters the inner transformation, what leaves it, and whose clock counts."""
+"""`Frame`, the body of every combinator: functions around the inner transformation, and its clock."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class InnerClock:
 
 @dataclasses.dataclass(frozen=True)
 class Frame(Combinator):
-    """The body of a combinator: functions of one tensor that run in front of an inner transformation and behind it.
+    """The body of a combinator: functions of one tensor, in front of an inner transformation and behind it.
 
     All functions are pure, as those of `per_tensor`. `ctx` is a `Context` with two more attributes: `ctx.ticks`,
     whether the clock counts this call, and `ctx.keep(new, old)`, which gives `old` for a leaf that is skipped.
 
     Args:
-        inner: The transformation; or several by name, which all get the same updates.
+        inner: The inner transformation, or several by name, which all get the same updates.
         init: `param -> slots`, the slots of the combinator for one leaf. With `inner_slots`: `(param, inner) -> slots`.
         enter: `(update, state, param, ctx) -> (update, state)` in front. The new update is the gradient of the links
-            inside. A third value, a 0-d bool tensor, says whether the leaf takes part at all.
+            inside. An optional third value, a 0-d bool tensor, is whether the leaf takes part.
         leave: `(update, state, param, ctx) -> (update, state)` behind; `state` is as `enter` returned it. May yield
             sums as a rule does. With several inner transformations `update` is a dict, name -> update (None where a
             leaf was skipped). With `inner_slots` it may return a third value: new inner slots, as in `ctx.inner`.
@@ -64,14 +64,14 @@ class Frame(Combinator):
         clock: An `InnerClock`, if not every call is an update.
         gradient: `(init, update)` or `update`, functions of dicts by leaf name as of a `whole_tree` rule, which make
             the gradient that the inner transformation gets. `ctx.grad_fn` computes gradients at other parameters.
-        restarts: `step -> bool`, also for a tensor: whether the inner transformation starts again, with the state of
-            `init` at the present parameters, before this step of the outer clock. A `clock` starts again as well.
+        restarts: `step -> bool`, also for a tensor: whether the inner transformation restarts, with the state of
+            `init` at the current parameters, before this step of the outer clock. A `clock` starts again as well.
         shared: 0-d values of the whole combinator, name -> start; `leave` reads and returns them like slots.
-        inner_slots: The names of inner slots that `init` and `leave` look at, in `ctx.inner`.
-        takes_none: A slot shaped as the parameter. With it leaves without a gradient enter, too: `enter` gets None as
+        inner_slots: The names of inner slots that `init` and `leave` read, in `ctx.inner`.
+        takes_none: A slot shaped as the parameter. With it leaves without a gradient also enter: `enter` gets None as
             their update, and the functions use `ctx.keep` for their slots themselves.
         agree: Hyperparameters that must agree across the groups of an optimizer.
-        elementwise: Whether `enter` and `leave` treat every entry for itself.
+        elementwise: Whether `enter` and `leave` compute every entry independently.
 
     Example:
         >>> @gradtx.combinator(example=lambda tx: {"tx": tx})

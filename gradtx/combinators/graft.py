@@ -25,10 +25,10 @@ def graft(direction: GradientTransformation, magnitude: GradientTransformation, 
 
     Returns:
         A transformation that keeps shapes and dtypes. State: the entries of the two, under `direction` and
-        `magnitude`; none of its own.
+        `magnitude`; `graft` adds none.
 
     Raises:
-        TypeError: an argument is no transformation.
+        TypeError: an argument is not a transformation.
         ValueError: a negative eps.
 
     Example:

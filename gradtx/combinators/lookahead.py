@@ -17,7 +17,7 @@ MOMENTA = ("momentum_buffer", "exp_avg")
 
 @combinator(ranges={"k": "[1, inf)", "alpha": "[0, 1]"}, needs=("params",), example=lambda tx: {"tx": tx})
 def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, pullback_momentum: str = "none"):
-    r"""`lookahead` around a transformation, with a say in its momentum at each synchronisation.
+    r"""`lookahead` around a transformation, with a choice for its momentum at each synchronization.
 
     Args:
         tx: The transformation whose updates make the fast weights.
@@ -32,7 +32,7 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
         and the entries of `tx`. `eval_params` gives `slow`.
 
     Raises:
-        TypeError: `tx` is no transformation.
+        TypeError: `tx` is not a transformation.
         ValueError: numbers out of range, an unknown mode, missing `params`.
 
     Example:

@@ -13,23 +13,23 @@ __all__ = ["restart"]
 
 @combinator(ranges={"every": "[1, inf)"}, example=lambda tx: {"tx": tx, "every": 2})
 def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
-    r"""Give a transformation the state of its `init` again, before each step t with $t \bmod N = 0$.
+    r"""Reset a transformation to the state of its `init` before each step t with $t \bmod N = 0$.
 
-    All slots and shared values start again, those that depend on the parameters from the present ones, and so does the
-    clock inside: after a restart bias corrections are those of t = 1, and schedules inside those of their first step.
+    All slots and shared values are reset, those that depend on the parameters with the current parameters, and so is
+    the inner clock: after a restart bias corrections are those of t = 1, and inner schedules start again.
     The first stretch has $N - 1$ steps.
 
     Args:
-        tx: What starts again.
+        tx: The transformation to restart.
         every: $N \ge 1$.
-        keep_clock: Let the clock go on. Corrections are then near 1 after a restart: Adam's first step is
+        keep_clock: Do not reset the clock. Corrections are then near 1 after a restart: Adam's first step is
             $(1-\beta_1) / \sqrt{1-\beta_2}$ times as long, 3.2 at its defaults (`restart_warmup_schedule`).
 
     Returns:
         A transformation with the entries of `tx`, and unless `keep_clock` its own `step`, int64.
 
     Raises:
-        TypeError: `tx` is no transformation, or contains a rule on whole trees.
+        TypeError: `tx` is not a transformation, or contains a rule on whole trees.
         ValueError: an `every` below 1.
 
     Example:

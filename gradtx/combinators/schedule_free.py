@@ -1,4 +1,4 @@
-"""Averages of the weights in place of a schedule of the learning rate: Schedule-Free."""
+"""Average the weights instead of scheduling the learning rate: Schedule-Free."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def schedule_free(
     changes updates may follow.
 
     Args:
-        base: What the gradient goes through, without a learning rate: `chain()` for the gradient itself. Decay in it
-            pulls at $y$. An optimizer that finds its rate, `prodigy` or one of `dadapt_*`, gives its rate times its
+        base: The transformation of the gradient, without a learning rate: `chain()` for the gradient itself. Decay in
+            it pulls at $y$. An optimizer that finds its rate, `prodigy` or one of `dadapt_*`, gives its rate times its
             direction, measured at $y$; `lr` multiplies it and is 1 then. Take `prodigy`, whose estimate knows where
             the weights are; those of `dadapt_*` assume their own steps.
         lr: $\eta \ge 0$; no schedule is needed.
-        beta: $\beta$ in (0, 1), the place of $y$ between $z$ and $x$; in the role of a momentum. Keep it constant:
-            $x$ is computed with the present one.
+        beta: $\beta$ in (0, 1), the position of $y$ between $z$ and $x$; it acts as a momentum. Keep it constant:
+            $x$ is computed with the current one.
         warmup_steps: Steps over which the rate rises to `lr`, >= 0.
         r: Exponent of the step in the weights of the average, >= 0.
         weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
@@ -65,7 +65,7 @@ def schedule_free(
         $y$ and $z$.
 
     Raises:
-        TypeError: `base` is no transformation.
+        TypeError: `base` is not a transformation.
         ValueError: numbers out of range, missing `params`, a base that scales by a learning rate, or a link after it
             that does so or decays.
 
@@ -98,7 +98,7 @@ def schedule_free(
         return {"z": param, "lr_max": exact(-1.0, param.device), "weight_sum": exact(0.0, param.device)}
 
     def share_of(rate, state, ctx):
-        """What share of the average the new point gets, and the numbers that decide the next one."""
+        """The share of the new point in the average, and the numbers for the next share."""
         if averaging is not None:
             return averaging, {}
         largest = torch.maximum(state["lr_max"], rate)
@@ -121,7 +121,7 @@ def schedule_free(
         x = state["z"] + (y - state["z"]) / beta
         if averaging is not None:
             return x
-        return torch.where(state["lr_max"] < 0, y, x)  # before the first step, exactly what the caller holds
+        return torch.where(state["lr_max"] < 0, y, x)  # before the first step, exactly the caller's parameters
 
     return Frame(base, init, leave=leave, evaluate=evaluate)
 

@@ -51,7 +51,7 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
         A transformation whose state has one entry a label, with the entries of its transformation.
 
     Raises:
-        TypeError: something that is no transformation, or no selector.
+        TypeError: something that is not a transformation or not a selector.
         ValueError: a leaf has no label, a pattern matches no leaf at init, or the two sets of labels differ.
 
     Example:
@@ -88,7 +88,7 @@ def masked(tx: GradientTransformation, where: Where):
     """Send only some leaves through a transformation; the others pass unchanged.
 
     Args:
-        tx: What the selected leaves go through. Sums over leaves see these only.
+        tx: The transformation of the selected leaves. Sums over leaves include only these.
         where: A selector, as in `partition`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Seek flat minima: SAM and its relatives take the gradient a little uphill."""
+"""Sharpness-aware minimization: SAM and variants take the gradient slightly uphill."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _magnitudes(params: Tree, adaptive: bool) -> Tree:
 
 @combinator(needs=("grad_fn", "params"), ranges={"rho": "[0, inf)"}, example=lambda tx: {"base": tx})
 def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False, eps: Scalar = 1e-12):
-    r"""Sharpness-aware minimization: give the base the gradient at a point a little uphill.
+    r"""Sharpness-aware minimization: give the base the gradient at a point slightly uphill.
 
     $q = p + \rho T^2 g / (\lVert T g \rVert + \epsilon)$ with $T = 1$, or $|p|$ entry by entry if adaptive, and the
     norm over all leaves; the base updates $p$ with the gradient at $q$. Takes the extra `grad_fn`, which costs a second
@@ -68,7 +68,7 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
     own batch. Gradients that are scaled (AMP) must be unscaled before.
 
     Args:
-        base: What the gradient at $q$ goes through.
+        base: The transformation of the gradient at $q$.
         rho: $\rho \ge 0$, the distance of $q$ from $p$ (measured in $|T^{-1}|$).
         adaptive: Scale the distance by the size of each weight.
         eps: $\epsilon \ge 0$; keep it above 0, so that a zero gradient gives $q = p$.
@@ -77,7 +77,7 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the gradient at $q$.
 
     Raises:
-        TypeError: `base` is no transformation.
+        TypeError: `base` is not a transformation.
         ValueError: numbers out of range, no `grad_fn`, missing `params`.
 
     Example:
@@ -115,7 +115,7 @@ def asam(
     does not change the sharpness. The rest is as in `sam`.
 
     Args:
-        base: What the gradient at $q$ goes through.
+        base: The transformation of the gradient at $q$.
         rho: $\rho \ge 0$, the distance of $q$ from $p$ in units of $T$.
         eta: $\eta \ge 0$, so that zero weights move too; 0 is `sam(adaptive=True)`.
         eps: $\epsilon \ge 0$.
@@ -125,7 +125,7 @@ def asam(
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the gradient at $q$.
 
     Raises:
-        TypeError: `base` is no transformation, `mask` no function.
+        TypeError: `base` is not a transformation, `mask` is not a function.
         ValueError: numbers out of range, no `grad_fn`, missing `params`.
 
     Example:
@@ -160,14 +160,14 @@ def gsam(
     adaptive: bool = False,
     eps: Scalar = 1e-12,
 ):
-    r"""Surrogate-gap SAM: `sam` that also shrinks the gap between the loss uphill and the loss here.
+    r"""Surrogate-gap SAM: `sam` that also shrinks the gap between the uphill loss and the loss.
 
     With $g'$ the gradient at $q$ of `sam`, $c = \langle g, g' \rangle / (\lVert g \rVert \lVert g' \rVert + \epsilon)$
     and $g_\perp = g - c \lVert g \rVert g' / (\lVert g' \rVert + \epsilon)$, the part of $g$ orthogonal to $g'$, the
     base gets $g' - \alpha g_\perp$. Norms run over all leaves. The rest is as in `sam`.
 
     Args:
-        base: What the combined gradient goes through.
+        base: The transformation of the combined gradient.
         rho: $\rho \ge 0$, the distance of $q$ from $p$; usually a schedule that follows the learning rate.
         alpha: $\alpha \ge 0$; 0 is `sam`.
         adaptive: Scale the distance by the size of each weight; the norms in $c$ and $g_\perp$ stay plain.
@@ -177,7 +177,7 @@ def gsam(
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the combined gradient.
 
     Raises:
-        TypeError: `base` is no transformation.
+        TypeError: `base` is not a transformation.
         ValueError: numbers out of range, no `grad_fn`, missing `params`.
 
     Example:
@@ -215,13 +215,13 @@ def wsam(
     adaptive: bool = False,
     eps: Scalar = 1e-12,
 ):
-    r"""Weighted SAM: `sam` with a weight for the sharpness beside the loss.
+    r"""Weighted SAM: `sam` with a weight for the sharpness relative to the loss.
 
     With $g'$ the gradient at $q$ of `sam` and $\alpha = \gamma / (1 - \gamma)$, the base gets $g + \alpha (g' - g)$,
     the gradient of the loss plus $\alpha$ times the sharpness. The rest is as in `sam`.
 
     Args:
-        base: What the combined gradient goes through.
+        base: The transformation of the combined gradient.
         rho: $\rho \ge 0$, the distance of $q$ from $p$.
         gamma: $\gamma$ in [0, 1), the weight of the sharpness: 0 leaves the gradient as it is, 0.5 is `sam`, and more
             seeks flat minima harder.
@@ -232,7 +232,7 @@ def wsam(
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the combined gradient.
 
     Raises:
-        TypeError: `base` is no transformation.
+        TypeError: `base` is not a transformation.
         ValueError: numbers out of range, no `grad_fn`, missing `params`.
 
     Example:
@@ -267,7 +267,7 @@ def looksam(
     adaptive: bool = False,
     eps: Scalar = 1e-12,
 ):
-    r"""LookSAM: `sam` that looks uphill every k-th step only, and in between reuses what it saw.
+    r"""LookSAM: `sam` that looks uphill at every k-th step and reuses the result in between.
 
     Where $(t-1) \bmod k = 0$ the base gets $g'$, the gradient at $q$ of `sam`, and
     $v = g' - \frac{\langle g', g \rangle}{\lVert g \rVert^2} g$ is kept, the part of it that leads to flat minima. At
@@ -275,7 +275,7 @@ def looksam(
     run over all leaves. The rest is as in `sam`; an optimizer calls the closure again only where it is due.
 
     Args:
-        base: What the new gradient goes through.
+        base: The transformation of the new gradient.
         rho: $\rho \ge 0$, the distance of $q$ from $p$.
         k: Steps from one look uphill to the next, >= 1; 1 is `sam`.
         alpha: $\alpha \ge 0$, the length of the part that is reused, relative to the gradient.
@@ -287,7 +287,7 @@ def looksam(
         `ctx.grad` is the new gradient.
 
     Raises:
-        TypeError: `base` is no transformation.
+        TypeError: `base` is not a transformation.
         ValueError: numbers out of range, no `grad_fn`, missing `params`.
 
     Example:
@@ -342,13 +342,13 @@ def friendly_sam(
     adaptive: bool = False,
     eps: Scalar = 1e-12,
 ):
-    r"""Friendly SAM: `sam` that goes uphill along the noise of the batch, without the gradient of all data.
+    r"""Friendly SAM: `sam` that goes uphill along the batch noise, without the full-data gradient.
 
     $d_t = g_t - \sigma m_{t-1}$ ($d_1 = g_1$), $m_t = \lambda m_{t-1} + (1-\lambda) g_t$ ($m_1 = g_1$); $q$ of `sam` is
     uphill along $d$ in place of $g$, and the base gets the gradient at $q$. The rest is as in `sam`.
 
     Args:
-        base: What the gradient at $q$ goes through.
+        base: The transformation of the gradient at $q$.
         rho: $\rho \ge 0$, the distance of $q$ from $p$.
         sigma: $\sigma \ge 0$, how much of the mean gradient is taken out; 0 is `sam`.
         lmbda: $\lambda$ in [0, 1), weight of the old mean.
@@ -360,7 +360,7 @@ def friendly_sam(
         `ctx.grad` is the gradient at $q$.
 
     Raises:
-        TypeError: `base` is no transformation.
+        TypeError: `base` is not a transformation.
         ValueError: numbers out of range, no `grad_fn`, missing `params`.
 
     Example:

@@ -1,6 +1,6 @@
-"""Learn by how much to scale all that another optimizer has done so far: Mechanic, TRAC.
+"""Learn a scale for the sum of another optimizer's updates: Mechanic, TRAC.
 
-Both keep the first parameters p0 and write the present ones as p0 + S D, with a scale S for the sum D of the updates of
+Both keep the first parameters p0 and write the current ones as p0 + S D, with a scale S for the sum D of the updates of
 the optimizer inside. S is the sum of the scales of several learners, which forget at different speeds.
 """
 
@@ -37,8 +37,8 @@ def _learned(
 ) -> Frame:
     """A frame that scales all updates of `tx` since the start by the sum of the scales `s` of the learners.
 
-    `product(sums, scale)` is what the learners learn from; `learner(beta, numbers, product)` gives the next numbers of
-    one of them, whose first are `start`.
+    The learners learn from `product(sums, scale)`; `learner(beta, numbers, product)` returns the next numbers of one of
+    them, which begin with `start`.
     """
     shared = {f"{name}_{i}": value for i in range(len(betas)) for name, value in start.items()}
 
@@ -97,7 +97,7 @@ def mechanize(
         tx: A complete optimizer. Its rate is relative: leave it where it is, or at 1, with its schedule.
         s_init: $s_0 > 0$, where the scale starts: far below what it will be.
         s_decay: $\lambda \ge 0$, a pull of the weights towards 0 that the scale takes into account.
-        betas: What every learner keeps of its past, each in [0, 1); any number of them.
+        betas: Decay of each learner's statistics, each in [0, 1); any number of them.
         eps: $\epsilon > 0$.
 
     Returns:
@@ -106,7 +106,7 @@ def mechanize(
         0-d; the entries of `tx`.
 
     Raises:
-        TypeError: `tx` is no transformation.
+        TypeError: `tx` is not a transformation.
         ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
             decays.
 
@@ -149,7 +149,7 @@ def mechanize(
     example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
 )
 def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8, eps: Scalar = 1e-8):
-    r"""Scale the sum of an optimizer's updates by what it has earned, and return to the start where it fails: TRAC.
+    r"""Scale the sum of an optimizer's updates by its success, and return to the start if it fails: TRAC.
 
     With the update $u$ of the optimizer, $S = \sum_i s_i$ and $\Delta = (p - p_0) / (S + \epsilon)$:
     $h = \langle \Delta, g \rangle$ over all leaves; for every $\beta_i$: $v \leftarrow \beta^2 v + h^2$ from 0,
@@ -159,7 +159,7 @@ def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8
 
     Args:
         tx: A complete optimizer, with a rate as it would have alone.
-        betas: What every learner keeps of its past, each in [0, 1); any number of them.
+        betas: Decay of each learner's statistics, each in [0, 1); any number of them.
         s_prev: $s_0 > 0$, the unit of the scale: far below 1.
         eps: $\epsilon > 0$.
 
@@ -168,7 +168,7 @@ def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8
         all leaves together and for each of the betas `s_i`, `variance_i`, `sigma_i`, 0-d; the entries of `tx`.
 
     Raises:
-        TypeError: `tx` is no transformation.
+        TypeError: `tx` is not a transformation.
         ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
             decays.
 

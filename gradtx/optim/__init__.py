@@ -24,13 +24,13 @@ def as_optimizer(
 ) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 
-    Parameter groups hold the hyperparameters (`tx.hyperparams`) as numbers; whoever writes them, such as torch's LR
+    Parameter groups hold the hyperparameters (`tx.hyperparams`) as numbers; writers such as torch's LR
     schedulers, is obeyed at the next step. State is per parameter and flat, as torch's.
 
     Args:
         tx: A transformation whose updates are to be added to the parameters.
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
-            with "params" and hyperparameters of its own.
+            with "params" and its own hyperparameters.
         compile: True for steps through torch's compiler, in place and at the speed of fused kernels; or a mode of
             `torch.compile` ("max-autotune"), or a dict of its options. The first step compiles, about 10 s for chains
             that work element by element and up to 30 s for those that work by rows; later processes find most of it
@@ -43,7 +43,7 @@ def as_optimizer(
     a group that looks like a hyperparameter's name and is none; other unknown keys are kept.
 
     Raises:
-        TypeError: `tx` is no transformation, or something that is no tensor.
+        TypeError: `tx` is not a transformation, or something that is not a tensor.
         ValueError: an unknown mode, no parameters, a parameter twice, a hyperparameter out of range, a pattern without
             a match.
 

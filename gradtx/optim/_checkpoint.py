@@ -18,7 +18,7 @@ from gradtx.optim._members import Group
 from gradtx.optim._saved import matched
 from gradtx.optim._state import State, States
 
-# What qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
+# The option that qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
 DECOUPLED = (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True))
 
 

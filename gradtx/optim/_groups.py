@@ -54,6 +54,7 @@ class GroupView:
     shown: dict[str, Any]
     literal: dict[str, Any]
     first: dict[str, Any]
+    expects_scheduler = False  # whether a scheduler that takes the group needs no warning
     _places_of_0_1: Mapping[str, Any] = {}  # where the names of version 0.1 are in the chain
     _cached: tuple[Any, GradientTransformation] | None
     _checked: tuple[Any, ...] | None

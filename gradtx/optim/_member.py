@@ -86,9 +86,9 @@ class Member:
         made_for: The view of the group that the state was made for.
         first_state: Its state as the library made it; None once it was used.
         saved: An entry of a checkpoint, if the parameter is lazy and has no shape yet.
-        state: Its state, as looked up for the present step.
-        count: How many steps it has made, as looked up for the present step.
-        group: The position of its group, as looked up for the present step.
+        state: Its state, as looked up for the current step.
+        count: How many steps it has made, as looked up for the current step.
+        group: The position of its group, as looked up for the current step.
         device_count: The tensor `step` of which `count` is known without reading it, and that tensor's version.
     """
 
@@ -105,7 +105,7 @@ class Member:
     device_count: tuple[Tensor, int] | None = None
 
     def look_up(self, state: dict[str, Any]) -> None:
-        """Take the state for the present step."""
+        """Take the state for the current step."""
         self.state = state
         self.count = self.count_in(state)
 
@@ -143,6 +143,7 @@ class Member:
         """Take what `pickle` has saved, also under the names of version 0.1."""
         renamed = {"made": "first_state", "waiting": "saved", "_counted": "device_count"}
         _, slots = state
+        self.__init__(slots["name"], slots["param"])  # for what older versions did not know
         for name, value in slots.items():
             setattr(self, renamed.get(name, name), value)
 

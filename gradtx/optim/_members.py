@@ -1,4 +1,4 @@
-"""Who is in the groups of an optimizer: its parameters by name, and a view of each group."""
+"""The members of an optimizer's groups: its parameters by name, and a view of each group."""
 
 from __future__ import annotations
 
@@ -105,8 +105,11 @@ class Members:
         by_param: dict[Tensor, Member],
         clock_paths: dict[Any, Path],
     ) -> None:
-        """Take what a pickle has saved."""
+        """Restore the state of a pickle of version 0.1."""
         self.admit(Joining(views, by_param, clock_paths))
+        for view in views:
+            for param in view.group["params"]:
+                by_param[param].made_for = view
 
     def _expanded(self, by_param: Mapping[Tensor, Member]) -> tuple[OptimizerRun, Block]:
         run = OptimizerRun({}, by_param, initial=True)
@@ -145,21 +148,26 @@ class Members:
 
     # Groups that anyone may have changed.
 
-    def follow(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
+    def follow(self, groups: list[Group], count: Callable[[Entry], int]) -> list[Tensor]:
         """Bring views and members up to date with the present groups.
 
         Args:
             groups: The optimizer's `param_groups`.
             count: The count of the clock that a hyperparameter follows.
+
+        Returns:
+            The parameters in whose place are others now.
         """
         if not _identical([view.group for view in self.views], groups):
             self._follow_groups(groups, count)
         present = _params_of(groups)
         if _identical(present, self._present) and len(present) == len(self.by_param):
-            return
+            return []
+        replaced: list[Tensor] = []
         if len(present) != len(self.by_param) or not all(map(self.by_param.__contains__, present)):
-            self._follow_params(present)
+            replaced = self._follow_params(present)
         self._present = present
+        return replaced
 
     def _follow_groups(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
         """Find each group's view by its dict or its parameters, and make one if there is none."""
@@ -187,8 +195,8 @@ class Members:
             labels = _labels(run, block, self.by_param[group["params"][0]])
         return self._view(group, labels, count)
 
-    def _follow_params(self, present: list[Tensor]) -> None:
-        """Replace members that are gone.
+    def _follow_params(self, present: list[Tensor]) -> list[Tensor]:
+        """Replace members that are gone; return those in whose place are others.
 
         A parameter in the place of another takes over its name and the decisions of selectors.
         """
@@ -205,6 +213,7 @@ class Members:
         for i, param in enumerate(present):
             if param not in self.by_param:
                 self._add(param, len(before) + i)
+        return [param for param in heirs if param not in here]
 
     def _add(self, param: Tensor, number: int) -> None:
         """Add a parameter without a name."""

@@ -99,7 +99,7 @@ class States:
             view: Their group.
             params: The parameters; lazy ones and those on the meta device have no state yet.
             members: All members, if some have not joined yet.
-            alone: Whether shared values start over, too. Otherwise new parameters take over those of the others.
+            alone: Whether shared values start over as well. Otherwise new parameters take over those of the others.
         """
         params = list(params)
         if not params:
@@ -138,7 +138,8 @@ class States:
         for param in params:
             member = self.members.by_param[param]
             self._accept_moved(view, member)
-            if member.is_unused(self.of(param)):
+            state = self.of(param)
+            if member.is_unused(state) or (member.layout is None and not state and member.saved is None):
                 unused.append(param)
         if unused:
             self.keep(self.first(view, unused))
@@ -166,9 +167,8 @@ class States:
             row: Its members.
             changed: Whether links or slots may have changed since the last step.
         """
-        if not changed and all(member.has_state() and member.first_state is None for member in row):
-            if all(member.made_for is view for member in row):
-                return
+        if not changed and all(_is_prepared(member, view) for member in row):
+            return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
         first = self.first(view, self._to_complete(view, row, changed))
@@ -226,7 +226,7 @@ class States:
     # From a checkpoint.
 
     def replace(self, states: Mapping[Any, dict[str, Any]], layouts: Mapping[Tensor, Layout]) -> None:
-        """Put other states, for the present members and anything else, in place of all."""
+        """Put other states, for the current members and anything else, in place of all."""
         self.by_param.clear()
         self.by_param.update(states)
         for param, member in self.members.by_param.items():
@@ -245,9 +245,14 @@ class States:
         self.mark_unused([param for param, member in members.items() if member.first_state is not None])
 
     def mark_unused(self, params: Iterable[Tensor]) -> None:
-        """Let the present states of parameters count as unused."""
+        """Let the current states of parameters count as unused."""
         for param in params:
             self.members.by_param[param].first_state = FirstState(self.of(param))
+
+
+def _is_prepared(member: Member, view: GroupView) -> bool:
+    """Whether a member has used state of its present group."""
+    return member.has_state() and member.first_state is None and member.made_for is view
 
 
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:

@@ -35,7 +35,7 @@ class Step:
 
     Args:
         workings: The optimizer.
-        extras: What the caller passes beyond gradients.
+        extras: The caller's inputs beyond gradients.
         scaling: The request of a GradScaler.
 
     Attributes:
@@ -317,7 +317,7 @@ def _clock_after(count: int | Count) -> Clock:
 
 
 def _set_steps(bundles: Iterable[Bundle], after: dict[int | Count, int | Count]) -> None:
-    """Write the counts of the members of bundles: those of `after`, or else the present ones."""
+    """Write the counts of the members of bundles: those of `after`, or else the current ones."""
     steps: list[Tensor] = []
     values: list[Tensor] = []
     known: dict[int | Count, Tensor] = {}

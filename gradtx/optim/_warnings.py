@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from gradtx._arguments import Schedule
 from gradtx._messages import close, describe
 from gradtx.core import Chain, Entry, GradientTransformation
 from gradtx.factories import Made
@@ -76,15 +77,18 @@ def _climbs(tx: GradientTransformation) -> bool:
 
 
 def warn_of_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
-    """Warn of a scheduler of torch that takes a group whose rate follows a schedule of the chain."""
+    """Warn, once for each group, of a scheduler of torch that takes a group whose rate follows a schedule."""
     for view in views:
+        if "initial_lr" not in view.group or view.expects_scheduler:
+            continue
+        view.expects_scheduler = True
         source = view.sources.get("lr")
-        if "initial_lr" in view.group and "lr" in view.live:
+        if isinstance(source, Schedule):
+            scheduler = f"gradtx.as_lr_scheduler(optimizer, {describe(source)})"
             warn_user(
                 f"{owner}: the lr of a group follows {describe(source)}, and now an LRScheduler writes it, too: it "
                 "overrides the schedule, with multiples of the schedule's first value. Give the optimizer a number as "
-                "lr, and the trainer the schedule as a scheduler: "
-                f"gradtx.as_lr_scheduler(optimizer, {describe(source)})",
+                f"lr, and the trainer the schedule as a scheduler: {scheduler}",
                 UserWarning,
             )
 
@@ -140,7 +144,7 @@ def _link_before_rate(links: list[Made]) -> Made | None:
 
 
 def _links_on_path(part: GradientTransformation) -> list[Made]:
-    """The links that a leaf passes in every step: the inside of wrappers may be for other leaves, or other steps."""
+    """The links that a leaf passes in every step: links inside combinators may be for other leaves or steps."""
     links: list[Made] = []
     for link in part._links():
         if isinstance(link, Made) and not link._children():

@@ -1,4 +1,4 @@
-"""What an optimizer consists of; its steps, checkpoints and copies work on these."""
+"""The parts of an optimizer, which its steps, checkpoints and copies use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Workings:
-    """What an optimizer consists of.
+    """The parts of an optimizer.
 
     Attributes:
         members: Its parameters and groups.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -57,7 +58,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return self._workings.engine
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with hyperparameters of their own where the group names them.
+        """Add parameters, with the hyperparameters that the group names and defaults for the others.
 
         A partition makes one group of each label. As torch's method, and raises the same errors.
         """
@@ -103,7 +104,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """The workings, after anyone may have changed groups and state."""
         members, states = self._workings.members, self._workings.states
         states.by_param = self.state
-        members.follow(self.param_groups, states.count)
+        for param in members.follow(self.param_groups, states.count):
+            self.state.pop(
+                param, None
+            )  # accelerate leaves this behind when it shards parameters; no step uses it again
         return self._workings
 
     @torch.no_grad()
@@ -112,7 +116,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         Args:
             closure: Computes the loss and its gradients and returns the loss; links may call it again.
-            **extras: What links need beyond the gradients; by leaf as a list in parameter order or a dict by name.
+            **extras: Inputs of links beyond the gradients; by leaf as a list in parameter order or a dict by name.
                 A `hessian_diag` that is left out is estimated at the steps that use it, from the gradients of
                 `loss.backward(create_graph=True)` or by a closure that calls `loss.backward()`.
 
@@ -130,6 +134,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "before step()"
             )
         workings = self._up_to_date()
+        warn_of_two_schedules(type(self).__name__, workings.members.views)
         scaling = Scaling.asked_of(self)
         if scaling is not None:
             if closure is not None:
@@ -154,6 +159,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         super().__setattr__(name, value)
         if name == "step" and "_workings" in self.__dict__:  # torch's schedulers put a counter around it
             warn_of_two_schedules(type(self).__name__, self._workings.members.views)
+
+    def expect_scheduler(self) -> None:
+        """Let the next scheduler override schedules in the chain without a warning."""
+        for view in self._up_to_date().members.views:
+            view.expects_scheduler = True
 
     # The weights to evaluate with.
 
@@ -206,14 +216,26 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; state that no step has used yet is made from the present parameters."""
+        """As torch's; state that no step has used yet is made from the current parameters."""
         states = self._up_to_date().states
         if self._evaluation is None:
             states.refresh_all()
-        state_dict = super().state_dict()
+        state_dict = self._state_dict_of_members()
         if self._evaluation is not None:
             self._evaluation.save(state_dict, self._params_in_order())
         return state_dict
+
+    def _state_dict_of_members(self) -> dict[str, Any]:
+        """Torch's state dict, without the state of parameters that were taken out of the groups and may come back."""
+        members, everything = self._workings.members.by_param, self.state
+        kept = {key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members}
+        if len(kept) == len(everything):
+            return super().state_dict()
+        self.state = defaultdict(dict, kept)
+        try:
+            return super().state_dict()
+        finally:
+            self.state = everything
 
     @_torch.not_traced
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
@@ -232,12 +254,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
         workings = self._up_to_date()
+        self._check_loaded(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, self._params_in_order())
         Checkpoint(state_dict, workings.states, strict).load()
         self._evaluation = evaluation
         self.param_groups = [view.group for view in workings.members.views]
         for hook in after:
             hook(self)
+
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+        """Raise an error for options that a class can't follow."""
 
     def __getstate__(self) -> dict[str, Any]:
         self._workings.states.forget_used()

@@ -65,11 +65,11 @@ class AliasOptimizer(ChainOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the options that this class fixes."""
         state_dict = super().state_dict()
-        for group in state_dict["param_groups"]:
+        for group in state_dict.get("param_groups", ()):  # a hook may have replaced the whole dict
             group.update(FIXED_OPTIONS.get(self._alias.__name__, {}))
         return state_dict
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         for option, value in FIXED_OPTIONS.get(self._alias.__name__, {}).items():
             for group in state_dict["param_groups"]:
                 if group.get(option, value) != value and group.get("weight_decay", 0.0) != 0.0:
@@ -78,9 +78,6 @@ class AliasOptimizer(ChainOptimizer):
                     raise ValueError(
                         f"{owner}: loaded group has {other}, which this class can't follow; load it into Adam"
                     )
-        super().load_state_dict(state_dict, strict)
-
-    load_state_dict.__doc__ = ChainOptimizer.load_state_dict.__doc__
 
 
 def _as_number(value: Any) -> Any:

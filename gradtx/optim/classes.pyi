@@ -153,7 +153,7 @@ class ADOPT(AliasOptimizer):
     ) -> None: ...
 
 class ASGD(AliasOptimizer):
-    """ASGD, as torch.optim.ASGD: SGD with a decaying rate, and the average of its weights beside it."""
+    """ASGD, as torch.optim.ASGD: SGD with a decaying rate that also averages its weights."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class ASGD(AliasOptimizer):
     ) -> None: ...
 
 class BCOS(AliasOptimizer):
-    """BCOS: a momentum divided by an estimate of its own mean square, with one slot less than Adam."""
+    """BCOS: a momentum divided by an estimate of its mean square, with one slot less than Adam."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class BCOS(AliasOptimizer):
     ) -> None: ...
 
 class CAME(AliasOptimizer):
-    """CAME: Adafactor with a momentum that is trusted where updates agree with it."""
+    """CAME: Adafactor with a momentum weighted by its agreement with updates."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class CAME(AliasOptimizer):
     ) -> None: ...
 
 class COCOB(AliasOptimizer):
-    """COCOB-Backprop: a step size for every weight from a bet on its gradients, without a learning rate."""
+    """COCOB-Backprop: a step size per weight from a bet on its gradients, without a learning rate."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class FTRL(AliasOptimizer):
     ) -> None: ...
 
 class LARS(AliasOptimizer):
-    """LARS: SGD with momentum and a rate of every leaf's own, from the sizes of its weights and its gradient."""
+    """LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient."""
 
     def __init__(
         self,
@@ -301,7 +301,7 @@ class MADGRAD(AliasOptimizer):
     ) -> None: ...
 
 class MARS(AliasOptimizer):
-    """MARS-AdamW: AdamW on gradients that are corrected by how they changed since the last step."""
+    """MARS-AdamW: AdamW on gradients corrected by their change since the last step."""
 
     def __init__(
         self,
@@ -393,7 +393,7 @@ class QHM(AliasOptimizer):
     ) -> None: ...
 
 class SGD(AliasOptimizer):
-    """SGD, as torch.optim.SGD: stochastic gradient descent, with momentum on demand."""
+    """SGD, as torch.optim.SGD: stochastic gradient descent with optional momentum."""
 
     def __init__(
         self,
@@ -468,7 +468,7 @@ class SGDW(AliasOptimizer):
     ) -> None: ...
 
 class SM3(AliasOptimizer):
-    """SM3: Adagrad whose memory is one vector a dimension, not one number a weight."""
+    """SM3: Adagrad whose state is one vector per dimension, not one number per weight."""
 
     def __init__(
         self,
@@ -545,7 +545,7 @@ class SRMM(AliasOptimizer):
     ) -> None: ...
 
 class SWATS(AliasOptimizer):
-    """SWATS: Adam that switches to SGD with momentum once the SGD rate that its steps amount to has settled."""
+    """SWATS: Adam that switches to SGD with momentum once the equivalent SGD rate has settled."""
 
     def __init__(
         self,
@@ -598,7 +598,7 @@ class A2Grad(AliasOptimizer):
     ) -> None: ...
 
 class ACProp(AliasOptimizer):
-    """ACProp: the gradient divided by how far the gradients before it strayed from their mean."""
+    """ACProp: the gradient divided by the deviation of earlier gradients from their mean."""
 
     def __init__(
         self,
@@ -656,7 +656,7 @@ class AdEMAMix(AliasOptimizer):
     ) -> None: ...
 
 class AdaBelief(AliasOptimizer):
-    """AdaBelief: Adam that divides by how far gradients stray from their mean."""
+    """AdaBelief: Adam that divides by the deviation of gradients from their mean."""
 
     def __init__(
         self,
@@ -764,7 +764,7 @@ class AdaHessian(AliasOptimizer):
     ) -> None: ...
 
 class AdaMod(AliasOptimizer):
-    """AdaMod: Adam whose rate of every weight is at most the average of its own past."""
+    """AdaMod: Adam whose rate of every weight is at most the average of its past values."""
 
     def __init__(
         self,
@@ -823,7 +823,7 @@ class AdaPNM(AliasOptimizer):
     ) -> None: ...
 
 class AdaShift(AliasOptimizer):
-    """AdaShift: the mean of the last n gradients over the size of those before, on which it doesn't depend."""
+    """AdaShift: the mean of the last n gradients over the size of earlier ones, which it does not depend on."""
 
     def __init__(
         self,
@@ -840,7 +840,7 @@ class AdaShift(AliasOptimizer):
     ) -> None: ...
 
 class AdaSmooth(AliasOptimizer):
-    """AdaSmooth: RMSprop whose average forgets fast for weights that move straight, slowly for those that waver."""
+    """AdaSmooth: RMSprop whose average forgets fast for weights that move straight and slowly for oscillating ones."""
 
     def __init__(
         self,
@@ -877,7 +877,7 @@ class AdaTAM(AliasOptimizer):
     ) -> None: ...
 
 class Adadelta(AliasOptimizer):
-    """Adadelta, as torch.optim.Adadelta: steps as long as the steps before."""
+    """Adadelta, as torch.optim.Adadelta: steps as long as earlier steps."""
 
     def __init__(
         self,
@@ -970,7 +970,7 @@ class Adam(AliasOptimizer):
     ) -> None: ...
 
 class AdamAtan2(AliasOptimizer):
-    """Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that keep a network plastic."""
+    """Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that preserve plasticity."""
 
     def __init__(
         self,
@@ -1016,7 +1016,7 @@ class AdamC(AliasOptimizer):
     ) -> None: ...
 
 class AdamD(AliasOptimizer):
-    """AdamD: Adam without the correction of its first moment, so that it warms up by itself."""
+    """AdamD: Adam without the correction of its first moment, so that it includes a warm-up."""
 
     def __init__(
         self,
@@ -1034,7 +1034,7 @@ class AdamD(AliasOptimizer):
     ) -> None: ...
 
 class AdamMini(AliasOptimizer):
-    """Adam-mini: AdamW with one second moment for a block of weights."""
+    """Adam-mini: AdamW with one second moment per block of weights."""
 
     def __init__(
         self,
@@ -1218,7 +1218,7 @@ class AliG(AliasOptimizer):
     ) -> None: ...
 
 class Amos(AliasOptimizer):
-    """Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to how far training is."""
+    """Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to the progress of training."""
 
     def __init__(
         self,
@@ -1279,7 +1279,7 @@ class AvaGrad(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptAdaGrad(AliasOptimizer):
-    """D-Adapt AdaGrad: AdaGrad with a rate that is found on the way."""
+    """D-Adapt AdaGrad: AdaGrad with an automatic rate."""
 
     def __init__(
         self,
@@ -1298,7 +1298,7 @@ class DAdaptAdaGrad(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptAdam(AliasOptimizer):
-    """D-Adapt Adam: Adam with a rate that is found on the way."""
+    """D-Adapt Adam: Adam with an automatic rate."""
 
     def __init__(
         self,
@@ -1319,7 +1319,7 @@ class DAdaptAdam(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptAdan(AliasOptimizer):
-    """D-Adapt Adan: Adan with a rate that is found on the way."""
+    """D-Adapt Adan: Adan with an automatic rate."""
 
     def __init__(
         self,
@@ -1339,7 +1339,7 @@ class DAdaptAdan(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptLion(AliasOptimizer):
-    """D-Adapt Lion: Lion with a rate that is found on the way."""
+    """D-Adapt Lion: Lion with an automatic rate."""
 
     def __init__(
         self,
@@ -1356,7 +1356,7 @@ class DAdaptLion(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptSGD(AliasOptimizer):
-    """D-Adapt SGD: SGD with a rate that is found on the way."""
+    """D-Adapt SGD: SGD with an automatic rate."""
 
     def __init__(
         self,
@@ -1374,7 +1374,7 @@ class DAdaptSGD(AliasOptimizer):
     ) -> None: ...
 
 class DiffGrad(AliasOptimizer):
-    """diffGrad: Adam that slows down, to half its step, where the gradient hardly changes."""
+    """diffGrad: Adam that slows down, to half its step, where the gradient barely changes."""
 
     def __init__(
         self,
@@ -1392,7 +1392,7 @@ class DiffGrad(AliasOptimizer):
     ) -> None: ...
 
 class DoG(AliasOptimizer):
-    """DoG: SGD whose rate is the distance come so far over the norm of all gradients."""
+    """DoG: SGD whose rate is the distance from the start over the norm of all gradients."""
 
     def __init__(
         self,
@@ -1410,7 +1410,7 @@ class DoG(AliasOptimizer):
     ) -> None: ...
 
 class DoWG(AliasOptimizer):
-    """DoWG: SGD whose rate is the squared distance come so far over a norm of gradients weighted by it."""
+    """DoWG: SGD whose rate is the squared distance from the start over a norm of gradients weighted by it."""
 
     def __init__(
         self,
@@ -1513,7 +1513,7 @@ class Gravity(AliasOptimizer):
     ) -> None: ...
 
 class GrokFastAdamW(AliasOptimizer):
-    """AdamW on gradients whose slow part is amplified: Grokfast."""
+    """AdamW on gradients with an amplified slow component: Grokfast."""
 
     def __init__(
         self,
@@ -1625,7 +1625,7 @@ class Lion(AliasOptimizer):
     ) -> None: ...
 
 class MARSLion(AliasOptimizer):
-    """MARS-Lion: the sign of a momentum of gradients that are corrected by how they changed since the last step."""
+    """MARS-Lion: the sign of a momentum of gradients corrected by their change since the last step."""
 
     def __init__(
         self,
@@ -1687,7 +1687,7 @@ class MoMoAdam(AliasOptimizer):
     ) -> None: ...
 
 class Muon(AliasOptimizer):
-    """Muon: momentum whose matrices are made orthogonal, as torch.optim.Muon."""
+    """Muon: orthogonalized momentum of matrices, as torch.optim.Muon."""
 
     def __init__(
         self,
@@ -1862,7 +1862,7 @@ class PAdam(AliasOptimizer):
     ) -> None: ...
 
 class PolarAdamAtan2(AliasOptimizer):
-    """Polar Express with Adam-atan2: momentum made orthogonal for matrices, Adam-atan2 for all other leaves."""
+    """Polar Express with Adam-atan2: orthogonalized momentum for matrices, Adam-atan2 for all other leaves."""
 
     def __init__(
         self,
@@ -1887,7 +1887,7 @@ class PolarAdamAtan2(AliasOptimizer):
     ) -> None: ...
 
 class Prodigy(AliasOptimizer):
-    """Prodigy: Adam with a rate that is found on the way, faster than by D-Adaptation."""
+    """Prodigy: Adam with an automatic rate, found faster than by D-Adaptation."""
 
     def __init__(
         self,
@@ -1912,7 +1912,7 @@ class Prodigy(AliasOptimizer):
     ) -> None: ...
 
 class QHAdam(AliasOptimizer):
-    """QHAdam: Adam whose averages are both mixed with the present gradient."""
+    """QHAdam: Adam whose averages are both mixed with the current gradient."""
 
     def __init__(
         self,
@@ -1951,7 +1951,7 @@ class RAdam(AliasOptimizer):
     ) -> None: ...
 
 class RMSprop(AliasOptimizer):
-    """RMSprop, as torch.optim.RMSprop: the gradient over its root mean square, with momentum on demand."""
+    """RMSprop, as torch.optim.RMSprop: the gradient over its root mean square, with optional momentum."""
 
     def __init__(
         self,
@@ -1995,7 +1995,7 @@ class Ranger(AliasOptimizer):
     ) -> None: ...
 
 class Ranger21(AliasOptimizer):
-    """Ranger21: eight ideas in a row, from adaptive clipping to lookahead, with a learning rate plan of its own."""
+    """Ranger21: eight ideas in one chain, from adaptive clipping to lookahead, with its own learning rate schedule."""
 
     def __init__(
         self,
@@ -2028,7 +2028,7 @@ class Ranger21(AliasOptimizer):
     ) -> None: ...
 
 class Rprop(AliasOptimizer):
-    """Rprop, as torch.optim.Rprop: steps that only know signs, for full gradients, not for mini-batches."""
+    """Rprop, as torch.optim.Rprop: steps from the signs of full gradients, not for mini-batches."""
 
     def __init__(
         self,
@@ -2222,7 +2222,7 @@ class Signum(AliasOptimizer):
     ) -> None: ...
 
 class SimplifiedAdEMAMix(AliasOptimizer):
-    """Simplified AdEMAMix: AdamW with one long sum of gradients, in which the newest counts more."""
+    """Simplified AdEMAMix: AdamW with one long sum of gradients, with extra weight on the newest."""
 
     def __init__(
         self,

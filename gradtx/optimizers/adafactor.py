@@ -95,7 +95,7 @@ def adafactor_torch(
     $\alpha = \max(\epsilon_2, \mathrm{rms}(p)) \min(\eta, 1/\sqrt{t})$,
     $p \leftarrow p (1 - \eta \lambda) - \alpha u / \max(1, \mathrm{rms}(u)/d)$.
 
-    When to use: as `adafactor`, when results or checkpoints have to be those of torch.optim.Adafactor.
+    When to use: as `adafactor`, when results or checkpoints must match torch.optim.Adafactor.
 
     Args:
         lr: $\eta \ge 0$: the cap of the relative step $1/\sqrt{t}$, no learning rate in the usual sense.

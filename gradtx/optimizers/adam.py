@@ -91,7 +91,7 @@ def adamw(
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
 
-    When to use: the default for transformers, and wherever nothing special is known.
+    When to use: the default for transformers, and a good default elsewhere.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -244,7 +244,7 @@ def adam_atan2(
     clip_to_grok: bool = False,
     clip_to_grok_max_norm: Scalar = 2.0,
 ):
-    r"""Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that keep a network plastic.
+    r"""Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that preserve plasticity.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta a \, \mathrm{atan2}(\hat m, b \sqrt{\hat v})$.
 

@@ -26,7 +26,7 @@ def adabelief(
     degenerated_to_sgd: bool = True,
     amsgrad: bool = False,
 ):
-    r"""AdaBelief: Adam that divides by how far gradients stray from their mean.
+    r"""AdaBelief: Adam that divides by the deviation of gradients from their mean.
 
     $p \leftarrow p - \eta r_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{s_t} + \epsilon)$, with $s$ and $r_t$ of
     `scale_by_belief`.
@@ -88,7 +88,7 @@ def radam(
         eps: $\epsilon \ge 0$, outside the root and before its correction.
         weight_decay: $\lambda \ge 0$, added to the gradient.
         decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
-        rho_threshold: What $\rho_t$ must exceed, >= 4; the paper's is 4.
+        rho_threshold: Threshold of $\rho_t$, >= 4; the paper's is 4.
         degenerated_to_sgd: If False, nothing moves before the first rectified step, the decay included.
 
     Returns:
@@ -127,7 +127,7 @@ def yogi(
     $v_t = v_{t-1} - (1-\beta_2) \mathrm{sign}(v_{t-1} - g_t^2) g_t^2$,
     $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$.
 
-    When to use: sparse gradients or gradients that die down suddenly, after which Adam's rates jump up.
+    When to use: sparse gradients or gradients that suddenly become small, after which Adam's rates jump up.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -168,7 +168,7 @@ def adamd(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""AdamD: Adam without the correction of its first moment, so that it warms up by itself.
+    r"""AdamD: Adam without the correction of its first moment, so that it includes a warm-up.
 
     $p \leftarrow p - \eta m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$. The first step has the size
     $(1-\beta_1) \eta$; after about $1/(1-\beta_1)$ steps it is Adam.
@@ -206,12 +206,12 @@ def diffgrad(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""diffGrad: Adam that slows down, to half its step, where the gradient hardly changes.
+    r"""diffGrad: Adam that slows down, to half its step, where the gradient barely changes.
 
     $p \leftarrow p - \eta \xi_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$ with
     $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$, $g_0 = 0$.
 
-    When to use: when Adam overshoots near the end, where gradients hardly change; costs one float a weight more.
+    When to use: when Adam overshoots near the end, where gradients barely change; costs one more float per weight.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.

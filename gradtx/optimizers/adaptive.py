@@ -77,7 +77,7 @@ def adamod(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = True,
 ):
-    r"""AdaMod: Adam whose rate of every weight is at most the average of its own past.
+    r"""AdaMod: Adam whose rate of every weight is at most the average of its past values.
 
     $p \leftarrow p (1 - \eta_t \lambda) - \min(r_t, n_t) m_t$ with $r_t$ Adam's rate, $\eta_t$ included, and $n_t$ its
     average from 0: see `scale_by_adamod`.
@@ -228,7 +228,7 @@ def adashift(
     eps: Scalar = 1e-10,
     reduce: str = "max",
 ):
-    r"""AdaShift: the mean of the last n gradients over the size of those before, on which it doesn't depend.
+    r"""AdaShift: the mean of the last n gradients over the size of earlier ones, which it does not depend on.
 
     $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$, see `scale_by_adashift`; nothing moves in
     the first n steps.
@@ -274,7 +274,7 @@ def adasmooth(
     decoupled_weight_decay: bool = False,
     reset_every: int | None = None,
 ):
-    r"""AdaSmooth: RMSprop whose average forgets fast for weights that move straight, slowly for those that waver.
+    r"""AdaSmooth: RMSprop whose average forgets fast for weights that move straight and slowly for oscillating ones.
 
     $p \leftarrow p - \eta g_t / \sqrt{v_t + \epsilon}$ with $v_t = c_t g_t^2 + (1 - c_t) v_{t-1}$ and $c_t$ from
     $(1-\rho_2)^2$ (wavers) to $(1-\rho_1)^2$ (straight): see `scale_by_adasmooth`.
@@ -317,7 +317,7 @@ def swats(
     amsgrad: bool = False,
     switch_tol: Scalar | None = None,
 ):
-    r"""SWATS: Adam that switches to SGD with momentum once the SGD rate that its steps amount to has settled.
+    r"""SWATS: Adam that switches to SGD with momentum once the equivalent SGD rate has settled.
 
     See `scale_by_swats`. Adam's phase needs `lr`; SGD's finds its own rate, the same for all parameters.
 

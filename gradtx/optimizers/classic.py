@@ -73,13 +73,13 @@ def adadelta(
     *,
     decoupled_weight_decay: bool = False,
 ):
-    r"""Adadelta, as torch.optim.Adadelta: steps as long as the steps before.
+    r"""Adadelta, as torch.optim.Adadelta: steps as long as earlier steps.
 
     $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon} \cdot g_t$, $p \leftarrow p - \eta \delta_t$ with the
     averages $q$ of $g^2$ and $a$ of $\delta^2$.
 
-    When to use: old recipes that ask for it; it needs hardly any learning rate, but the methods without one adapt
-    better.
+    When to use: old recipes that ask for it; it needs almost no tuning of the learning rate, but methods without one
+    adapt better.
 
     Args:
         lr: $\eta$ in [0, inf); 1 is the paper's rule.
@@ -117,7 +117,7 @@ def rmsprop(
     initial_accumulator_value: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""RMSprop, as torch.optim.RMSprop: the gradient over its root mean square, with momentum on demand.
+    r"""RMSprop, as torch.optim.RMSprop: the gradient over its root mean square, with optional momentum.
 
     $q_t = \alpha q_{t-1} + (1-\alpha) g_t^2$, $b_t = \mu b_{t-1} + g_t / (\sqrt{q_t} + \epsilon)$,
     $p \leftarrow p - \eta b_t$.
@@ -157,7 +157,7 @@ def rmsprop(
 
 @alias(ranges={"step_sizes": "[0, inf)", "etas": ETAS})
 def rprop(lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
-    r"""Rprop, as torch.optim.Rprop: steps that only know signs, for full gradients, not for mini-batches.
+    r"""Rprop, as torch.optim.Rprop: steps from the signs of full gradients, not for mini-batches.
 
     $\Delta \leftarrow \Delta \cdot (\eta^+, 1, \eta^-)$ for gradients of the same sign as before, of none, of the
     other, clipped; $p \leftarrow p - \mathrm{sign}(g) \Delta$, except where the sign has changed: there the weight

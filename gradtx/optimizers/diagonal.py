@@ -25,13 +25,13 @@ def acprop(
     amsgrad: bool = False,
     momentum_update: bool = False,
 ):
-    r"""ACProp: the gradient divided by how far the gradients before it strayed from their mean.
+    r"""ACProp: the gradient divided by the deviation of earlier gradients from their mean.
 
     $p \leftarrow p - \eta g_t / (\sqrt{s_{t-1} / (1-\beta_2^{t-1})} + \epsilon)$ with the average $s$ of
     $(g - m)^2$; the first step is one of SGD. See `scale_by_acprop`.
 
-    When to use: where AdaBelief is used; the denominator does not know the gradient that it divides, so that rare
-    large gradients keep their weight.
+    When to use: where AdaBelief is used; the denominator excludes the current gradient, so rare large gradients keep
+    their weight.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -111,7 +111,7 @@ def bcos(
     simple_cond: bool = False,
     decoupled_weight_decay: bool = True,
 ):
-    r"""BCOS: a momentum divided by an estimate of its own mean square, with one slot less than Adam.
+    r"""BCOS: a momentum divided by an estimate of its mean square, with one slot less than Adam.
 
     $p \leftarrow p - \eta (d_t / (\sqrt{v_t} + \epsilon) + \lambda p)$; in mode "c" $d$ is the momentum $m$, and $v_t$
     the mean square of $m_t$ given $m_{t-1}$; see `scale_by_bcos`.
@@ -167,7 +167,7 @@ def fadam(
     root mean square of $c$; $B$ is the root of the average of $g^2$, and more where that is small. See
     `scale_by_fadam`.
 
-    When to use: as AdamW, where the decay should be weaker on weights of which the loss says much.
+    When to use: as AdamW, where the decay should be weaker on weights with a large effect on the loss.
 
     Args:
         lr: $\eta$ in [0, inf).

@@ -23,8 +23,8 @@ def lion(lr: Scalar = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, then
     $m \leftarrow \beta_2 m + (1-\beta_2) g$.
 
-    When to use: large batches and little memory, half of AdamW's; take a 3 to 10 times smaller rate than AdamW's, and
-    as much larger a decay.
+    When to use: large batches and little memory, half of AdamW's; take a 3 to 10 times smaller rate than AdamW's, and a
+    decay larger by the same factor.
 
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step; a third to a tenth of Adam's.
@@ -61,7 +61,7 @@ def adan(
 
     $p \leftarrow (p - \eta u) / (1 + \eta \lambda)$ with $u$ the direction of `scale_by_adan`.
 
-    When to use: large vision or language models from scratch, with memory for four floats a weight; it bears larger
+    When to use: large vision or language models from scratch, with memory for four floats a weight; it tolerates larger
     learning rates than `adamw`.
 
     Args:

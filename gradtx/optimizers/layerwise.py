@@ -40,7 +40,7 @@ def lamb(
     $r = \hat m / (\sqrt{\hat v} + \epsilon) + \lambda p$,
     $p \leftarrow p - \eta \, r \lVert p \rVert / \lVert r \rVert$; the ratio of norms is 1 where either is 0.
 
-    When to use: batches of thousands of examples, for transformers above all.
+    When to use: batches of thousands of examples, mainly for transformers.
 
     Args:
         lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
@@ -91,7 +91,7 @@ def lars(
     trust_clip: bool = False,
     min_ndim: int = 0,
 ):
-    r"""LARS: SGD with momentum and a rate of every leaf's own, from the sizes of its weights and its gradient.
+    r"""LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient.
 
     $\gamma = c \lVert p \rVert / (\lVert g \rVert + \lambda \lVert p \rVert + \epsilon)$, 1 where $\lVert p \rVert$
     or $\lVert g \rVert$ is 0; then `sgd` without decay on $\gamma (g + \lambda p)$.
@@ -146,7 +146,7 @@ def novograd(
     $v \leftarrow \beta_2 v + (1-\beta_2) \lVert g \rVert^2$ ($v = \lVert g \rVert^2$ at first),
     $m \leftarrow \beta_1 m + g / (\sqrt v + \epsilon) + \lambda p$, $p \leftarrow p - \eta m$.
 
-    When to use: speech and other models with layers of very different gradients, at one number of extra memory a layer.
+    When to use: speech and other models with layers of very different gradients, at one extra number per layer.
 
     Args:
         lr: $\eta$ in [0, inf); a leaf moves by about $\eta / (1 - \beta_1)$ in norm.
@@ -228,7 +228,7 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
     $p \leftarrow (p - \eta \, g \lVert p \rVert / \lVert g \rVert) / \sqrt{1 + \eta^2}$; the ratio of norms is 1
     where either is 0.
 
-    When to use: deep networks, GANs among them, with one rate that means the same for every layer; start at 0.01.
+    When to use: deep networks, including GANs, with one rate that means the same for every layer; start at 0.01.
 
     Args:
         lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
@@ -261,7 +261,7 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
 
 @alias(class_name="SM3", ranges={"beta": "[0, 1)", "momentum": "[0, 1)", "eps": "(0, inf)"})
 def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scalar = 1e-30):
-    r"""SM3: Adagrad whose memory is one vector a dimension, not one number a weight.
+    r"""SM3: Adagrad whose state is one vector per dimension, not one number per weight.
 
     $p \leftarrow p - \eta m$ with $m$ the average of $g / \sqrt{c + \epsilon}$, $c$ the smallest of the sums that
     cover an entry (see `scale_by_sm3`).
@@ -318,12 +318,12 @@ def amos(
     d_coef: Scalar = 0.25,
     eps: Scalar = 2**-125,
 ):
-    r"""Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to how far training is.
+    r"""Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to the progress of training.
 
     $p \leftarrow p - m$ with $m \leftarrow \mu m + (1-\mu) u$, $u$ the step of `scale_by_amos`.
 
-    When to use: pre-training of transformers whose weights' final scale can be told in advance (`eta`), without a
-    schedule to tune.
+    When to use: pre-training of transformers whose final weight scale is known in advance (`eta`), without a schedule
+    to tune.
 
     Args:
         lr: $\xi$ in [0, inf), relative to $\eta$; about 1 over the root of the number of batches of an epoch. It

@@ -79,13 +79,13 @@ def dadapt_adagrad(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""D-Adapt AdaGrad: AdaGrad with a rate that is found on the way.
+    r"""D-Adapt AdaGrad: AdaGrad with an automatic rate.
 
     $\delta = d \eta$, $A \leftarrow A + g^2$, $s \leftarrow s + \delta g$,
     $p \leftarrow \mu p + (1-\mu)(x_0 - s/(\sqrt A + \epsilon))$; $d$ is a lower bound of the distance to the solution
     that grows with what was seen, see `scale_by_dadapt_adagrad`.
 
-    When to use: sparse problems for which you would take `adagrad`, with no rate known.
+    When to use: sparse problems for which you would take `adagrad`, when no rate is known.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
@@ -130,13 +130,13 @@ def dadapt_adam(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""D-Adapt Adam: Adam with a rate that is found on the way.
+    r"""D-Adapt Adam: Adam with an automatic rate.
 
     $\delta = d \eta$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $p \leftarrow p - m / (\sqrt v + \epsilon)$, $v$
     the average of $g^2$; $d$ is a lower bound of the distance to the solution that grows with what was seen, see
     `scale_by_dadapt_adam`.
 
-    When to use: Adam with no rate known; leave `lr` at 1.0 and schedule it as usual. `prodigy` often finds its rate
+    When to use: Adam when no rate is known; leave `lr` at 1.0 and schedule it as usual. `prodigy` often finds its rate
     sooner.
 
     Args:
@@ -180,12 +180,12 @@ def dadapt_sgd(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""D-Adapt SGD: SGD with a rate that is found on the way.
+    r"""D-Adapt SGD: SGD with an automatic rate.
 
     $\delta = d \eta / \lVert g_1 \rVert$, $s \leftarrow s + \delta g$, $p \leftarrow \mu p + (1-\mu)(x_0 - s)$; $d$
     is a lower bound of the distance to the solution that grows with what was seen, see `scale_by_dadapt_sgd`.
 
-    When to use: SGD with no rate known, on convolutional networks above all.
+    When to use: SGD when no rate is known, mainly on convolutional networks.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
@@ -230,14 +230,14 @@ def dadapt_adan(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""D-Adapt Adan: Adan with a rate that is found on the way.
+    r"""D-Adapt Adan: Adan with an automatic rate.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
     $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$, $p \leftarrow (p - (m + \beta_2 f)/D) / (1 + \delta\lambda)$,
     $D$ from the average of $(g + \beta_2 \Delta)^2$; $d$ is a lower bound of the distance to the solution that grows
     with what was seen, see `scale_by_dadapt_adan`.
 
-    When to use: Adan with no rate known.
+    When to use: Adan when no rate is known.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
@@ -270,13 +270,13 @@ def dadapt_adan(
 
 @alias(class_name="DAdaptLion", ranges={"d0": "(0, inf)"})
 def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
-    r"""D-Adapt Lion: Lion with a rate that is found on the way.
+    r"""D-Adapt Lion: Lion with an automatic rate.
 
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,
     $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$; $d$ is a lower bound of the distance to the solution that grows
     with what was seen, see `scale_by_dadapt_lion`.
 
-    When to use: Lion with no rate known.
+    When to use: Lion when no rate is known.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
@@ -318,12 +318,12 @@ def prodigy(
     growth_rate: Scalar = math.inf,
     slice_p: int = 1,
 ):
-    r"""Prodigy: Adam with a rate that is found on the way, faster than by D-Adaptation.
+    r"""Prodigy: Adam with an automatic rate, found faster than by D-Adaptation.
 
     $\delta = d \eta$, $p \leftarrow p - \delta m / (\sqrt v + d \epsilon)$ with the averages $m$ of $d g$ and $v$ of
     $(d g)^2$; $d$ grows with $\sum g (p_0 - p)$, see `scale_by_prodigy`.
 
-    When to use: Adam with no rate known; leave `lr` at 1.0, use cosine decay. The first choice among the methods
+    When to use: Adam when no rate is known; leave `lr` at 1.0, use cosine decay. The first choice among the methods
     without a rate.
 
     Args:

@@ -41,13 +41,13 @@ def mars_adamw(
     betas_1d: Betas = (0.9, 0.95),
     weight_decay_1d: Scalar = 0.1,
 ):
-    r"""MARS-AdamW: AdamW on gradients that are corrected by how they changed since the last step.
+    r"""MARS-AdamW: AdamW on gradients corrected by their change since the last step.
 
     $c = g + \gamma \frac{\beta_1}{1-\beta_1} (g - g')$, shortened to a norm of at most 1 (`correct_variance`), then
     AdamW with $c$ in place of $g$. Leaves with fewer than two dimensions get a plain AdamW unless `optimize_1d`.
 
     When to use: in place of AdamW where batches are noisy; the paper reports lower losses at equal numbers of tokens
-    for GPT-2. Costs one float a weight more.
+    for GPT-2. Costs one more float per weight.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -104,14 +104,14 @@ def mars_lion(
     eps: Scalar = 1e-8,
     weight_decay_1d: Scalar = 0.1,
 ):
-    r"""MARS-Lion: the sign of a momentum of gradients that are corrected by how they changed since the last step.
+    r"""MARS-Lion: the sign of a momentum of gradients corrected by their change since the last step.
 
     $c = g + \gamma \frac{\beta}{1-\beta} (g - g')$, shortened to a norm of at most 1 (`correct_variance`),
     $m \leftarrow \beta m + (1-\beta) c$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$. Leaves with
     fewer than two dimensions get AdamW unless `optimize_1d`.
 
-    When to use: `mars_adamw` with one float a weight less; take a learning rate as for `lion`, well below this default,
-    which is that of the authors for all variants.
+    When to use: `mars_adamw` with one float per weight less; take a learning rate as for `lion`, well below this
+    default, which is that of the authors for all variants.
 
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step.

@@ -47,7 +47,7 @@ def muon(
     flatten: bool = False,
     fallback: GradientTransformation | None = None,
 ):
-    r"""Muon: momentum whose matrices are made orthogonal, as torch.optim.Muon.
+    r"""Muon: orthogonalized momentum of matrices, as torch.optim.Muon.
 
     $B \leftarrow \mu B + (1-\mu) g$, $U = B$ or $\mu B + (1-\mu) g$ with `nesterov`, $X$ = `orthogonalize`$(U)$,
     $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
@@ -65,19 +65,19 @@ def muon(
         ns_steps: Number of iterations, in [0, 100).
         adjust_lr_fn: $r$: None or "original" is $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
             $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
-        ns_dtype: What to iterate in; None for the leaf's own dtype. bfloat16 is good to about 1e-2. For a
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype. bfloat16 is good to about 1e-2. For a
             gradient through training take None: that of bfloat16 can have the wrong sign.
         flatten: Take leaves of three and more dimensions as well, read as (first dimension, all others).
-        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are no matrices.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
         the fallback's entries, under `partition`. In an optimizer's groups the fallback's hyperparameters are named
-        after it (`adamw.lr`); for a rate of its own that schedulers drive, make the `partition` oneself.
+        after it (`adamw.lr`); for a separate rate that schedulers drive, use `partition`.
 
     Raises:
-        TypeError: `fallback` is no transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is no matrix and no fallback.
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
 
     Example:
         >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))
@@ -166,7 +166,7 @@ def muon_adam_atan2(
     Matrices: $m \leftarrow \beta_1' m + (1-\beta_1') g$, $u$ = `orthogonalize`$(m)$, with `use_normuon`
     `normalize_neurons`$(u)$, $p \leftarrow p (1 - L \lambda) - L f \sqrt{\max(\mathrm{rows}, \mathrm{columns})}\, u$.
 
-    When to use: Muon for a whole model at once, with a rule for the other leaves that has no eps to tune.
+    When to use: Muon for a whole model, with a rule without eps for the other leaves.
 
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
@@ -227,12 +227,13 @@ def polar_adam_atan2(
     polar_rms_factor: Scalar = 0.2,
     matrix_ndims: tuple[int, ...] = (2, 3),
 ):
-    r"""Polar Express with Adam-atan2: momentum made orthogonal for matrices, Adam-atan2 for all other leaves.
+    r"""Polar Express with Adam-atan2: orthogonalized momentum for matrices, Adam-atan2 for all other leaves.
 
     As `muon_adam_atan2` with another polynomial at every step of the iteration, which brings singular values to 1
     itself and not only near it.
 
-    When to use: as `muon_adam_atan2`, with iterations that come closer to an orthogonal matrix in as many products.
+    When to use: as `muon_adam_atan2`, with iterations that come closer to an orthogonal matrix with the same number of
+    products.
 
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
@@ -292,7 +293,7 @@ def shampoo(
 
     $p \leftarrow p - \eta\, u \times_1 H_1^{-e} \cdots \times_k H_k^{-e}$; see `scale_by_shampoo`.
 
-    When to use: small and middle-sized layers, where a full preconditioner for every dimension can be paid for.
+    When to use: small and middle-sized layers, where a full preconditioner for every dimension is affordable.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -437,7 +438,7 @@ def soap(
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_soap`; the first step only sets
     the bases up.
 
-    When to use: fewest steps at moderate batch sizes, for transformers above all, with memory for two bases a matrix.
+    When to use: fewest steps at moderate batch sizes, mainly for transformers, with memory for two bases per matrix.
 
     Args:
         lr: $\eta$ in [0, inf).

@@ -1,4 +1,4 @@
-"""AdamW with another idea in one link: LaProp, Grams, StableAdamW, AdamC, CAME, Adam-mini, AdaGC; and FTRL."""
+"""AdamW with one link changed: LaProp, Grams, StableAdamW, AdamC, CAME, Adam-mini, AdaGC; and FTRL."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def stable_adamw(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.99), eps: Scalar = 1e
     $p \leftarrow p - \frac{\eta}{\max(1, r)} (\hat m / (\sqrt{\hat v} + \epsilon) + \lambda p)$ with
     $r = \sqrt{\mathrm{mean}(g^2 / \max(\hat v, \epsilon^2))}$ of each leaf.
 
-    When to use: AdamW whose loss spikes, without clipping of gradients; the paper reports none at CLIP's training.
+    When to use: AdamW whose loss spikes, without gradient clipping; the paper reports no spikes in CLIP training.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.
@@ -165,7 +165,7 @@ def adamc(
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate and by its share of the largest one.
         amsgrad: Use the largest $v$ so far.
         max_lr: $\eta_{max} > 0$, the peak of the schedule. None for the largest rate so far, which during a warm-up is
-            the present one.
+            the current one.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
@@ -203,7 +203,7 @@ def came(
     clip_threshold: Scalar = 1.0,
     weight_decay: Scalar = 0.0,
 ):
-    r"""CAME: Adafactor with a momentum that is trusted where updates agree with it.
+    r"""CAME: Adafactor with a momentum weighted by its agreement with updates.
 
     $x$ = `scale_by_factored_rms`$(g)$, clipped to a root mean square of `clip_threshold`,
     $p \leftarrow p (1 - \eta \lambda) - \eta u$ with $u$ = `scale_by_confidence`$(x)$.
@@ -249,13 +249,13 @@ def adam_mini(
     weight_decay: Scalar = 0.0,
     block: str | int = "row",
 ):
-    r"""Adam-mini: AdamW with one second moment for a block of weights.
+    r"""Adam-mini: AdamW with one second moment per block of weights.
 
     $v_b \leftarrow \beta_2 v_b + (1-\beta_2) \, \mathrm{mean}_b(g^2)$,
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v_b} + \epsilon)$.
 
     When to use: transformers, at half of AdamW's memory; the paper reports equal losses with AdamW's hyperparameters.
-    Queries and keys want one block a head: `partition`.
+    Queries and keys need one block per head: `partition`.
 
     Args:
         lr: $\eta$ in [0, inf), the root mean square change of the weights of a block per step.
@@ -302,7 +302,7 @@ def adagc(
 
     `clip_to_history` before AdamW.
 
-    When to use: language models whose loss spikes in spite of a clipped global norm; the paper reports none.
+    When to use: language models whose loss spikes despite a clipped global norm; the paper reports no spikes.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.

@@ -87,7 +87,7 @@ def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.
         >>> updates["w"]  # buffers of 4 and 6
         tensor([-0.5000])
 
-    Source: Lucas et al. 2018, arXiv:1804.00325. Departures: equal betas each have a buffer of their own.
+    Source: Lucas et al. 2018, arXiv:1804.00325. Departures: equal betas each have their own buffer.
     """
     return with_decay(scale_by_aggmo(betas), weight_decay, False, lr)
 
@@ -141,7 +141,7 @@ def qhadam(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""QHAdam: Adam whose averages are both mixed with the present gradient.
+    r"""QHAdam: Adam whose averages are both mixed with the current gradient.
 
     $p \leftarrow p - \eta \frac{(1-\nu_1) g + \nu_1 \hat m}{\sqrt{(1-\nu_2) g^2 + \nu_2 \hat v} + \epsilon}$.
 
@@ -189,8 +189,7 @@ def pid(
     $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} +
     (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
 
-    When to use: when momentum overshoots: the derivative brakes where gradients change. Two gains more have to be
-    tuned.
+    When to use: when momentum overshoots: the derivative brakes where gradients change. It adds two gains to tune.
 
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.

@@ -17,7 +17,7 @@ def noisy_sgd(lr: Scalar, eta: Scalar = 0.01, gamma: Scalar = 0.55, seed: int = 
 
     $p \leftarrow p - \eta_t (g_t + N(0, \eta / t^\gamma))$ with the rate $\eta_t$ = `lr`.
 
-    When to use: very deep networks that hardly start to learn (the paper's claim).
+    When to use: very deep networks that barely start to learn (the paper's claim).
 
     Args:
         lr: The learning rate, in [0, inf).

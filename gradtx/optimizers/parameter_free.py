@@ -24,12 +24,12 @@ def dog(
     weight_decay: Scalar = 0.0,
     init_eta: Scalar | None = None,
 ):
-    r"""DoG: SGD whose rate is the distance come so far over the norm of all gradients.
+    r"""DoG: SGD whose rate is the distance from the start over the norm of all gradients.
 
     $p \leftarrow p - \eta g r / \sqrt G$ with the largest distance $r$ from the first weights and the sum $G$ of all
     squared gradients, over the whole tree; see `scale_by_dog`.
 
-    When to use: SGD with no rate known. Evaluate an average of the weights (`average` behind it), as the authors do.
+    When to use: SGD when no rate is known. Evaluate an average of the weights (`average` behind it), as the authors do.
 
     Args:
         lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
@@ -98,7 +98,7 @@ def ldog(
 
 @alias(class_name="DoWG", ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"})
 def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None, weight_decay: Scalar = 0.0):
-    r"""DoWG: SGD whose rate is the squared distance come so far over a norm of gradients weighted by it.
+    r"""DoWG: SGD whose rate is the squared distance from the start over a norm of gradients weighted by it.
 
     $p \leftarrow p - \eta g r^2 / (\sqrt w + \epsilon)$ with the largest distance $r$ from the first weights and
     $w = \sum r^2 \lVert g \rVert^2$, over the whole tree; see `scale_by_dowg`.
@@ -132,12 +132,12 @@ def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None
 
 @alias(class_name="COCOB", ranges={"alpha": "[0, inf)"})
 def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
-    r"""COCOB-Backprop: a step size for every weight from a bet on its gradients, without a learning rate.
+    r"""COCOB-Backprop: a step size per weight from a bet on its gradients, without a learning rate.
 
     $p \leftarrow p_0 + \theta (L + R) / (L \max(A + L, \alpha L))$, entry by entry, with the sum $-\theta$ of the
     gradients, the largest of them $L$, the sum $A$ of their sizes and the reward $R$ won so far; see `scale_by_cocob`.
 
-    When to use: with no rate known, where gradients are noisy; weights move away from their start only slowly.
+    When to use: when no rate is known, where gradients are noisy; weights move away from their start only slowly.
 
     Args:
         alpha: $\alpha \ge 0$: the first steps are about $1 / \alpha$ long.

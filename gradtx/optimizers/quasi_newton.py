@@ -33,7 +33,7 @@ def apollo(
     $p \leftarrow p - \eta_t d_t$ with $d_t$ of `scale_by_apollo`; $\eta_t$ rises linearly from `init_lr` at the first
     step to `lr` after `warmup` steps.
 
-    When to use: when curvature would help, but a second backward pass is too dear; needs a long warm-up.
+    When to use: when curvature would help, but a second backward pass is too expensive; needs a long warm-up.
 
     Args:
         lr: $\eta$ in [0, inf) after the warm-up.

@@ -42,7 +42,7 @@ def ranger(
         weight_decay: $\lambda \ge 0$, decoupled.
         alpha: $\alpha$ in [0, 1], how far the slow weights follow.
         k: Steps between synchronisations, >= 1.
-        n_sma_threshold: What $\rho_t$ must exceed for a rectified step, >= 4.
+        n_sma_threshold: Threshold of $\rho_t$ for a rectified step, >= 4.
         use_gc: Centralize gradients.
         gc_conv_only: Only of leaves with at least 4 dimensions.
 
@@ -113,7 +113,7 @@ def ranger21(
     amsgrad: bool = True,
     chebyshev_epochs: int | None = None,
 ):
-    r"""Ranger21: eight ideas in a row, from adaptive clipping to lookahead, with a learning rate plan of its own.
+    r"""Ranger21: eight ideas in one chain, from adaptive clipping to lookahead, with its own learning rate schedule.
 
     Gradients are clipped by `clip_adaptive`, centralized and normalized by `normalize_by_std`; `scale_by_ranger21`
     makes the step, at the rate of `ranger21_schedule`; `lookahead` averages.

@@ -190,7 +190,7 @@ def gpa_adamw(
     `eval_params`, which gives the average $x$.
 
     When to use: where you would take `schedule_free_adamw` or DiLoCo on one machine; unlike Schedule-Free it forgets
-    early points, at the price of one more number, and goes well with a schedule of the rate.
+    early points, with one more hyperparameter, and works well with a learning rate schedule.
 
     Args:
         lr: $\eta$ in [0, inf); it may be larger than AdamW's.

@@ -26,8 +26,8 @@ def adahessian(
     $\hat m$ of $g$ and $\hat v$ of $D^2$. $D$ is the extra `hessian_diag`, such as `hutchinson_hessian_diag` gives it;
     as a torch optimizer it takes it from `loss.backward(create_graph=True)` or from a closure by itself.
 
-    When to use: when curvature differs much from weight to weight, and a second backward pass at every step can be paid
-    for.
+    When to use: when curvature differs much from weight to weight, and a second backward pass at every step is
+    affordable.
 
     Args:
         lr: $\eta$ in [0, inf): a Newton step at 1, so larger than Adam's.
@@ -76,7 +76,7 @@ def sophia(
     from `loss.backward(create_graph=True)` or from a closure by itself.
 
     When to use: pre-training of language models: the Hessian is estimated every ten steps or so, and clipping bounds
-    what it gets wrong.
+    the error of the estimate.
 
     Args:
         lr: $\eta$ in [0, inf), the largest change of a weight per step.

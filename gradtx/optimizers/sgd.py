@@ -22,12 +22,12 @@ def sgd(
     weight_decay: Scalar = 0.0,
     nesterov: bool = False,
 ):
-    r"""SGD, as torch.optim.SGD: stochastic gradient descent, with momentum on demand.
+    r"""SGD, as torch.optim.SGD: stochastic gradient descent with optional momentum.
 
     $g \leftarrow g + \lambda p$, $b_t = \mu b_{t-1} + (1-\tau) g$ ($b_1 = g$), $p \leftarrow p - \eta b_t$, or
     $p - \eta (g + \mu b_t)$ with `nesterov`.
 
-    When to use: convolutional networks with a tuned schedule, memory that is short, or a baseline that everybody knows.
+    When to use: convolutional networks with a tuned schedule, little memory, or a well-known baseline.
 
     Args:
         lr: $\eta$ in [0, inf), change of a weight per unit of gradient.
@@ -70,7 +70,7 @@ def sgdw(
 
     $p \leftarrow p (1 - \eta \lambda)$, then `sgd` without decay on the same gradient.
 
-    When to use: SGD whose learning rate and decay are tuned apart from one another.
+    When to use: SGD with independently tuned learning rate and decay.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -157,10 +157,10 @@ def asgd(
     t0: Scalar = 1e6,
     weight_decay: Scalar = 0.0,
 ):
-    r"""ASGD, as torch.optim.ASGD: SGD with a decaying rate, and the average of its weights beside it.
+    r"""ASGD, as torch.optim.ASGD: SGD with a decaying rate that also averages its weights.
 
     $p \leftarrow p (1 - \lambda \eta_t) - \eta_t (g + w p)$ with $\eta_t = \eta / (1 + \lambda \eta (t - 1))^\alpha$,
-    and the mean of $p$ since step $t_0$ beside it.
+    and the mean of $p$ since step $t_0$.
 
     When to use: when the average of the weights is what you want from plain SGD on a convex or nearly convex problem.
 

@@ -16,7 +16,7 @@ def signsgd(lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_deca
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(g)$.
 
-    When to use: as a baseline, and where workers send one bit a weight; `signum` and `lion` average first.
+    When to use: as a baseline, and where workers send one bit per weight; `signum` and `lion` average first.
 
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step.

@@ -31,7 +31,7 @@ def ademamix(
     $\hat v$.
 
     When to use: long runs, where AdamW forgets gradients that would still help; the paper reports AdamW's loss with
-    about half of the tokens. Costs one float a weight more. Give both warm-ups the length of the run, since a slow
+    about half of the tokens. Costs one more float per weight. Give both warm-ups the length of the run, since a slow
     average at full weight makes the first steps unstable.
 
     Args:
@@ -78,7 +78,7 @@ def simplified_ademamix(
     bias_correction1: bool = False,
     bias_correction2: bool = True,
 ):
-    r"""Simplified AdEMAMix: AdamW with one long sum of gradients, in which the newest counts more.
+    r"""Simplified AdEMAMix: AdamW with one long sum of gradients, with extra weight on the newest.
 
     $m \leftarrow \beta_1 m + g$,
     $p \leftarrow p (1 - \eta \lambda) - \eta (\alpha g + m) / (\sqrt{\hat v} + \epsilon)$.
@@ -92,7 +92,7 @@ def simplified_ademamix(
         alpha: $\alpha \ge 0$, how much more the newest gradient counts.
         eps: $\epsilon \ge 0$, outside the root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        min_beta1: What $\beta_1$ starts from, in [0, 1); only read with `beta1_warmup`.
+        min_beta1: Initial value of $\beta_1$, in [0, 1); only read with `beta1_warmup`.
         beta1_warmup: Steps in which $\beta_1$ rises, >= 0 (`half_life_schedule`). None: it is constant.
         bias_correction1: Divide by the sum of the weights in $m$, which makes the steps as long as AdamW's.
         bias_correction2: False divides the direction by $\sqrt{1-\beta_2^t}$.
@@ -127,7 +127,7 @@ def grokfast_adamw(
     alpha: Scalar = 0.98,
     lamb: Scalar = 2.0,
 ):
-    r"""AdamW on gradients whose slow part is amplified: Grokfast.
+    r"""AdamW on gradients with an amplified slow component: Grokfast.
 
     $e \leftarrow \alpha e + (1-\alpha) g$, then AdamW with $g + \lambda e$ in place of $g$.
 

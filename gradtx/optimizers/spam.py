@@ -1,4 +1,4 @@
-"""Adam that bears spikes of the gradient: SPAM, Stable-SPAM."""
+"""Adam that tolerates gradient spikes: SPAM, Stable-SPAM."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def stable_spam(
 
     `clip_to_peak_history`, `normalize_by_norm_history`, then Adam in `restart`, with its clock; decoupled decay.
 
-    When to use: training in 4 or 8 bit, where single entries and whole norms of gradients spike; the paper reports
-    there what AdamW reaches in 16 bit.
+    When to use: training in 4 or 8 bit, where single entries and whole norms of gradients spike; the paper reports the
+    results of AdamW in 16 bit.
 
     Args:
         lr: $\eta$ in [0, inf), about the change of each weight per step.

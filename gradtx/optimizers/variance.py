@@ -49,7 +49,7 @@ def a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: 
 
     See `scale_by_a2grad`, which this is.
 
-    When to use: convex or nearly convex problems with noise, where acceleration is wanted with a guarantee; `lips` must
+    When to use: convex or nearly convex problems with noise, where you want acceleration with a guarantee; `lips` must
     be about right.
 
     Args:

@@ -1,4 +1,4 @@
-"""A schedule as a torch scheduler, for whoever owns a torch optimizer."""
+"""Schedules as torch schedulers, for any torch optimizer."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class ScheduleLR(LRScheduler):
                 seen.add(id(group["lr"]))
             # torch asks for it when it resumes; a schedule needs no more than the step.
             group.setdefault("initial_lr", copy.deepcopy(group["lr"]))
+        wrapped: Any = optimizer
+        while hasattr(wrapped, "optimizer"):  # as accelerate wraps it
+            wrapped = wrapped.optimizer
+        if hasattr(wrapped, "expect_scheduler"):  # ours: these rates may override a schedule in its chain
+            wrapped.expect_scheduler()
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
@@ -61,7 +66,7 @@ def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule
         `load_state_dict`.
 
     Raises:
-        TypeError: no torch optimizer, or something that is no Schedule.
+        TypeError: no torch optimizer, or something that is not a Schedule.
         ValueError: a list whose length is not the number of groups.
 
     Example:

@@ -116,15 +116,15 @@ def step_schedule(lr: Scalar, step_size: int, gamma: Scalar = 0.1):
 
 @schedule(gamma="[0, inf)")
 def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1):
-    r"""$\eta \gamma^k$ with $k$ the number of milestones that are reached. As torch's MultiStepLR.
+    r"""$\eta \gamma^k$ with $k$ the number of milestones reached. As torch's MultiStepLR.
 
     Args:
         lr: $\eta \ge 0$.
-        milestones: Steps >= 0, in any order; one that stands twice counts twice.
+        milestones: Steps >= 0, in any order; a repeated one counts twice.
         gamma: $\gamma \ge 0$.
 
     Raises:
-        TypeError: milestones that are no list of ints.
+        TypeError: milestones that are not a list of ints.
         ValueError: a negative one.
 
     Example:
@@ -317,7 +317,7 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
         milestones: The steps at which the second, third, ... begin; one fewer than schedules, rising.
 
     Raises:
-        TypeError: something that is no Schedule.
+        TypeError: something that is not a Schedule.
         ValueError: a wrong number of milestones, or milestones that don't rise.
 
     Example:

@@ -48,7 +48,7 @@ def get_chebyshev_schedule(num_epochs: int, small_m: float = 0.1, big_m: float =
         big_m: $M \ge m$.
 
     Raises:
-        TypeError: a number of epochs that is no int.
+        TypeError: a number of epochs that is not an int.
         ValueError: fewer than 3 epochs, or no interval.
 
     Example:

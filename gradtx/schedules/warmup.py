@@ -159,7 +159,7 @@ def warmup_poly_schedule(
 def _table(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], int]:
     """Starts of the cycles of different lengths, and the length from the last one on."""
     starts = [0]
-    # Whole numbers beyond are not exact in float64; and a table must end where cycles hardly grow.
+    # Whole numbers beyond are not exact in float64; and a table must end where cycles barely grow.
     while starts[-1] < 2**53 and len(starts) < 10_000:
         following = max(1, int(decaying * growth))
         if following == decaying:
@@ -205,7 +205,7 @@ def cosine_warmup_restarts_schedule(
         gamma: $\gamma \ge 0$.
 
     Raises:
-        TypeError: a `cycle_mult` that is no plain number.
+        TypeError: a `cycle_mult` that is not a plain number.
         ValueError: warm-up steps that fill the first cycle, numbers out of range.
 
     Example:
@@ -264,7 +264,7 @@ def proportion_schedule(
         min_value: $v_{min}$, the value at `min_lr`.
 
     Raises:
-        TypeError: a rate that is no Schedule.
+        TypeError: a rate that is not a Schedule.
         ValueError: numbers out of range.
 
     Example:
@@ -435,7 +435,7 @@ def rectification_schedule(lr: Scalar, beta2: Scalar = 0.999, silent: bool = Tru
     before that 0, or $\eta$ if not silent.
 
     Args:
-        lr: $\eta \ge 0$, what the rate tends to.
+        lr: $\eta \ge 0$, the limit of the rate.
         beta2: $\beta_2$ in [0, 1), of the squares that steps are divided by; up to 0.6 it never rectifies.
         silent: Hold still in the first steps in place of taking them as SGD.
 

@@ -1,6 +1,6 @@
 """Matrix maths that several transformations share: roots, bases, dimensions of a tensor as matrices, blocks.
 
-Factorizations are differentiated here by hand: their factors come from a detached matrix, and what they make of
+Factorizations are differentiated here by hand: their factors come from a detached matrix, and the function of
 `x - x.detach()`, which is 0 but has the derivative of `x`, is added. So derivatives are finite where eigenvalues are
 equal, which torch's own are not: right for a root, and for a basis leaving out what is arbitrary.
 """

@@ -1,4 +1,4 @@
-"""Momentum of other kinds: with a long and a short step, several at once, with a derivative, with bounded gradients."""
+"""Momentum variants: a long and a short step, several momenta, a derivative term, bounded gradients."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5})
 def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5.0, derivative: Scalar = 10.0):
-    r"""Steer by the gradient, by what it has added up to and by how it changes: a PID controller.
+    r"""Step along the gradient, its sum and its change: a PID controller.
 
     $I_1 = g_1$, $D_1 = 0$; then $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} + (1-\mu)(g_t - g_{t-1})$;
     direction $g_t + K_I I_t + K_D D_t$.

@@ -1,4 +1,4 @@
-"""Divide by what has accumulated of the gradients: Adagrad's sum, Adadelta's two averages, AdaMax's maximum."""
+"""Divide by accumulated gradient statistics: Adagrad's sum, Adadelta's two averages, AdaMax's maximum."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
 
 @per_tensor(elementwise=True, ranges={"rho": "[0, 1]"})
 def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
-    r"""Rescale gradients to the size of the steps before: Adadelta's direction, in the unit of a weight.
+    r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the unit of a weight.
 
     $q_t = \rho q_{t-1} + (1-\rho) g_t^2$, direction $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon}
     \cdot g_t$, then $a_t = \rho a_{t-1} + (1-\rho) \delta_t^2$.

@@ -1,4 +1,4 @@
-"""A denominator that does not know the gradient that it divides: ACProp."""
+"""A denominator from earlier gradients only: ACProp."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["scale_by_acprop"]
 def scale_by_acprop(
     betas: Betas = (0.9, 0.999), eps: Scalar = 1e-16, amsgrad: bool = False, momentum_update: bool = False
 ):
-    r"""Divide the gradient by how far the gradients before it strayed from their mean: ACProp's direction.
+    r"""Divide the gradient by the deviation of earlier gradients from their mean: ACProp's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, direction $g_t / (\sqrt{s_{t-1} / (1-\beta_2^{t-1})} + \epsilon)$, at
     $t = 1$ the gradient itself; then $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$.

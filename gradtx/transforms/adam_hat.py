@@ -1,4 +1,4 @@
-"""Adam with eps added before the correction, and what builds on it: AdamD, Sadam, Padam, Yogi, diffGrad."""
+"""Adam with eps added before the correction, and methods built on it: AdamD, Sadam, Padam, Yogi, diffGrad."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accum
 
 @per_tensor(elementwise=True)
 def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
-    r"""Slow Adam's direction down where the gradient hardly changes: diffGrad's direction.
+    r"""Slow Adam's direction down where the gradient barely changes: diffGrad's direction.
 
     $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$ with $g_0 = 0$, between 0.5 and 1, times the direction of
     `scale_by_adam_hat`, $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$.

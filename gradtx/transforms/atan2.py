@@ -144,7 +144,7 @@ def scale_by_caution(factor: Scalar = 0.0):
 
 @per_tensor(ranges={"beta": "[0, 1)"})
 def orthogonalize_against_ema(beta: Scalar = 0.9):
-    r"""Take out of a gradient its component along the mean of earlier ones.
+    r"""Remove a gradient's component along the mean of earlier gradients.
 
     $u = e_{t-1} / \max(\lVert e_{t-1} \rVert, 10^{-12})$, gives $g_t - \langle g_t, u \rangle u$ over the whole leaf
     (in float64), then $e_t = \beta e_{t-1} + (1-\beta) g_t$ with the gradient as it came.

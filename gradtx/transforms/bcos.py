@@ -17,7 +17,7 @@ MODES = ("c", "m", "g")
 def scale_by_bcos(
     beta: Scalar = 0.9, beta2: Scalar | None = None, eps: Scalar = 1e-6, mode: str = "c", simple_cond: bool = False
 ):
-    r"""Divide a momentum by the root of its own mean square, which needs no slot given the momentum before: BCOS.
+    r"""Divide a momentum by the root of its mean square, which needs no extra slot: BCOS.
 
     $m_t = \beta m_{t-1} + (1-\beta) g_t$ from $m_0 = g_1$. Mode "c": direction $m_t / (\sqrt{v_t} + \epsilon)$ with the
     conditional mean square

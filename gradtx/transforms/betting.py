@@ -13,7 +13,7 @@ __all__ = ["scale_by_cocob"]
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True, ranges={"alpha": "[0, inf)"})
 def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
-    r"""Bet the fortune that every weight has won so far on the sign of its next gradient: COCOB-Backprop.
+    r"""Bet each weight's accumulated reward on the sign of its next gradient: COCOB-Backprop.
 
     Entry by entry: $L \leftarrow \max(L, |g|)$ from $\epsilon$, $A \leftarrow A + |g|$,
     $R \leftarrow \max(R - g (p - p_0), 0)$, $\theta \leftarrow \theta - g$,

@@ -30,7 +30,7 @@ def scale_by_adabound(
 
     Args:
         lr: The rate of the `scale_by_learning_rate` that follows, above 0 at first. Only its first value is read.
-        final_lr: What the rate of every weight tends to, >= 0.
+        final_lr: The limit of every weight's rate, >= 0.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, in the unit of a gradient.
         gamma: How fast the band narrows: its width is halved after about $1/\gamma$ steps, > 0.
@@ -79,7 +79,7 @@ def scale_by_adamod(
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
 ):
-    r"""Bound Adam's rate of every weight by the average of its own past.
+    r"""Bound Adam's rate of every weight by the average of its past values.
 
     With Adam's $m_t$, $v_t$ and $c_i = 1-\beta_i^t$: $r_t = \eta_t \frac{\sqrt{c_2}}{c_1 (\sqrt{v_t} + \epsilon)}$,
     $n_t = \beta_3 n_{t-1} + (1-\beta_3) r_t$ from 0 and without correction, update

@@ -64,7 +64,7 @@ def clip_by_norm(max_norm: Scalar):
         >>> tx.update({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
         {'a': tensor([0.6000, 0.8000]), 'b': tensor([0.5000])}
 
-    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: every leaf has a norm of its own.
+    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: every leaf has its own norm.
     """
 
     def update(update, state, param, ctx):

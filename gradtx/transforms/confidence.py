@@ -14,7 +14,7 @@ __all__ = ["scale_by_confidence"]
 
 @per_tensor(ranges={"beta1": "[0, 1)", "beta3": "[0, 1)", "eps": "(0, inf)"})
 def scale_by_confidence(beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar = 1e-16):
-    r"""Average updates, and divide by how far they stray from their average: CAME's confidence.
+    r"""Average updates, and divide by their deviation from the average: CAME's confidence.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) u_t$, $s = (u_t - m_t)^2 + \epsilon$, of which averages of means of rows
     $R \leftarrow \beta_3 R + (1-\beta_3) \, \mathrm{mean}_{-1}(s)$ and of columns $C$, likewise, are kept; gives

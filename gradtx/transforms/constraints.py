@@ -15,7 +15,7 @@ __all__ = ["map_after_step"]
 
 @per_tensor(needs=("params",), static=("fn",), example={"fn": torch.tanh})
 def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
-    r"""Make the parameter after the step go through a function: constraints, projections, prox steps.
+    r"""Apply a function to the parameter after the step: constraints, projections, prox steps.
 
     $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Stands after the learning rate.
 

@@ -1,4 +1,4 @@
-"""Watch updates, hold them back, and take NaN out of them."""
+"""Record updates, hold them back, and remove NaN from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["hold_until", "record", "zero_nans"]
 
 @per_tensor(ranges={"t0": "[0, inf)"}, elementwise=True, example={"t0": 3})
 def hold_until(t0: int):
-    """Give zero updates before step `t0`, while the links before go on collecting their state.
+    """Give zero updates before step `t0`, while earlier links update their state.
 
     Last link of a chain. Steps count from 1, so `hold_until(1)` holds nothing.
 
@@ -76,13 +76,13 @@ def record(name: str):
     `scale_by_prodigy`, `"max_dist"` the distance of `scale_by_dog`, `"lb"` the lower bound of `scale_by_momo`.
 
     Args:
-        name: What the number is called: `state["record"][name]`, for a second one `state["record_1"][name]`.
+        name: The name of the number in the state: `state["record"][name]`, for a second one `state["record_1"][name]`.
 
     Returns:
         A transformation that keeps updates as they are. State: one 0-d float64 for all leaves.
 
     Raises:
-        ValueError: a name that is no identifier, or "step".
+        ValueError: a name that is not an identifier, or "step".
 
     Example:
         >>> tx = gradtx.chain(gradtx.record("before"), gradtx.clip_by_global_norm(1.0), gradtx.record("after"))
@@ -91,7 +91,7 @@ def record(name: str):
         '5.000, 1.000'
     """
     if not name.isidentifier() or name == "step":
-        raise ValueError(f"record: name becomes a key beside 'step', so it must be another identifier, got {name!r}")
+        raise ValueError(f"record: name becomes a key next to 'step', so it must be another identifier, got {name!r}")
 
     def update(update, state, param, ctx):
         total = yield {"square": update.square().sum()}

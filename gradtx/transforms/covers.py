@@ -14,7 +14,7 @@ __all__ = ["scale_by_sm3"]
 
 @per_tensor(ranges={"beta": "[0, 1)", "eps": "(0, inf)"})
 def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
-    r"""Divide by the root of the summed squares of the gradient, of which only the maxima of slices are kept.
+    r"""Divide by the root of the summed squares of the gradient, kept as maxima of slices.
 
     $A^i$ is a vector along dimension i. $c_t = \min_i A^i_{t-1} + g_t^2$ (broadcast), or with $\beta > 0$
     $c_t = \beta \min_i A^i_{t-1} + (1-\beta) g_t^2$; gives $g_t / \sqrt{c_t + \epsilon}$. Then $A^i_t$ is the larger

@@ -1,7 +1,7 @@
-"""Learning rates that grow from nothing with an estimate of the distance to the solution: D-Adaptation.
+"""Learning rates that grow with an estimate of the distance to the solution: D-Adaptation.
 
-What all rules share: a scalar d, for all leaves together, that never falls. Within a step the old d gives every rate.
-Directions have that rate in them, since some are averages of what has it; `descend` turns the sign.
+All rules share a scalar d, for all leaves together, that never falls. Within a step the old d determines every rate.
+Directions include that rate, because some are averages of scaled gradients; `descend` turns the sign.
 While the denominator of its estimate is 0, so no gradient has had an effect yet, updates are 0 and d stays.
 """
 
@@ -68,7 +68,7 @@ def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tupl
 def scale_by_dadapt_adagrad(
     lr: Scalar = 1.0, momentum: Scalar = 0.0, eps: Scalar = 1e-6, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf
 ):
-    r"""Dual averaging over AdaGrad's denominator, with a rate that is found on the way: D-Adapt AdaGrad.
+    r"""Dual averaging over AdaGrad's denominator, with an automatic rate: D-Adapt AdaGrad.
 
     $\delta = d \eta$, $A \leftarrow A + g^2$ from $10^{-6}$, $D = \sqrt A + \epsilon$, $s \leftarrow s + \delta g$,
     $G \leftarrow G + \delta^2 \sum g^2/D$, $\hat d = (\sum s^2/D - G) / \lVert s \rVert_1$,
@@ -104,7 +104,7 @@ def scale_by_dadapt_adagrad(
         0.0006
         0.04
 
-    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: the sums are taken anew
+    Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: the sums are recomputed
     at every step (theirs are running totals, which also keep what leaves without a gradient once added), and rates
     may differ between groups.
     """
@@ -153,7 +153,7 @@ def scale_by_dadapt_adam(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""Adam with a rate that is found on the way: D-Adapt Adam.
+    r"""Adam with an automatic rate: D-Adapt Adam.
 
     $\delta = d \eta$, $c = \sqrt{\beta_2}$, $N = \sum \delta g s / (\sqrt v + \epsilon)$ with the old $s$ and $v$;
     $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $v \leftarrow \beta_2 v + (1-\beta_2) g^2$,
@@ -221,7 +221,7 @@ def scale_by_dadapt_adam(
     ranges={**DADAPT_RANGES, "momentum": "[0, 1)"},
 )
 def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf):
-    r"""SGD with a rate that is found on the way, over the norm of the first gradient: D-Adapt SGD.
+    r"""SGD with an automatic rate, over the norm of the first gradient: D-Adapt SGD.
 
     $G_0 = \lVert g_1 \rVert$ of the gradient before any link, $\delta = d \eta / G_0$,
     $N \leftarrow N + \sum \delta g s$ with the old $s$, $s \leftarrow s + \delta g$, $\hat d = 2 N / \lVert s \rVert$,
@@ -297,7 +297,7 @@ def scale_by_dadapt_adan(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""Adan with a rate that is found on the way: D-Adapt Adan.
+    r"""Adan with an automatic rate: D-Adapt Adan.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$ (0 at first), $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
     $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$,
@@ -371,7 +371,7 @@ def scale_by_dadapt_adan(
 
 @per_tensor(ranges={"d0": "(0, inf)"}, **OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
 def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
-    r"""Lion with a rate that is found on the way: D-Adapt Lion.
+    r"""Lion with an automatic rate: D-Adapt Lion.
 
     $\delta = d \eta$, $c = \sqrt{\beta_2}$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$,
     $p \leftarrow (1 - \delta\lambda) p - \delta y$, $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$,

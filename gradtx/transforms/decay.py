@@ -1,4 +1,4 @@
-"""Pull weights towards zero, towards norm one, towards where they started."""
+"""Pull weights towards zero, norm one or their initial values."""
 
 from __future__ import annotations
 

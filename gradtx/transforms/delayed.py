@@ -122,7 +122,7 @@ def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scal
         mean = weight = 0.0
         for grad in reversed(window):  # both sums over the window by Horner's rule
             mean, weight = grad + beta1 * mean, 1 + beta1 * weight
-        held = square == 0  # so it is in the first n steps, too
+        held = square == 0  # also in the first n steps
         correction = ctx.bias_correction(beta2, (ctx.step - keep_num).clamp(min=1))
         size = safe_sqrt(torch.where(held, 1.0, square) / correction) + eps
         return torch.where(held, 0.0, mean / (weight * size)), {"grad": window, "exp_avg_sq": square}

@@ -1,4 +1,4 @@
-"""Learning rates from the distance that the weights have come: DoG, L-DoG, DoWG."""
+"""Learning rates from the distance that the weights have moved: DoG, L-DoG, DoWG."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _ratio(distance, squares, init_eta):
     ranges=DOG_RANGES,
 )
 def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
-    r"""Multiply the gradient by the distance come so far over the norm of all gradients: DoG.
+    r"""Multiply the gradient by the distance from the start over the norm of all gradients: DoG.
 
     $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
     $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$. Norms are those of the whole tree.
@@ -87,7 +87,7 @@ def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar |
 
 @per_tensor(needs=("params",), ranges=DOG_RANGES)
 def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
-    r"""Multiply the gradient by the distance come so far over the norm of all gradients, leaf by leaf: L-DoG.
+    r"""Multiply the gradient by the distance from the start over the norm of all gradients, leaf by leaf: L-DoG.
 
     $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
     $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$, with the norms of each leaf.
@@ -142,7 +142,7 @@ def _first_square(arguments):
     ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"},
 )
 def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
-    r"""Multiply the gradient by the squared distance come so far over a norm of gradients weighted by it: DoWG.
+    r"""Multiply the gradient by the squared distance from the start over a norm of gradients weighted by it: DoWG.
 
     $r^2 \leftarrow \max(r^2, \lVert p - p_0 \rVert^2)$ from $\epsilon$,
     $w \leftarrow w + r^2 \lVert g \rVert^2$ from 0, direction $g r^2 / (\sqrt w + \epsilon)$. Norms are those of the

@@ -1,4 +1,4 @@
-"""Attraction to where the weights have been: FOCUS."""
+"""Attraction to the average of past weights: FOCUS."""
 
 from __future__ import annotations
 

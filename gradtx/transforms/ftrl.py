@@ -34,7 +34,7 @@ def scale_by_ftrl(
     l2: Scalar = 0.0,
     initial_accumulator_value: Scalar = 0.0,
 ):
-    r"""Move to the minimum of all gradients so far plus regularizers: FTRL-Proximal.
+    r"""Move to the minimizer of the sum of gradients plus regularizers: FTRL-Proximal.
 
     With $q = -$`lr_power`, $n' = n + g^2$, $z \leftarrow z + g - (n'^q - n^q)/\eta \, p$: $p$ becomes 0 where
     $|z| \le \lambda_1$, else $(\mathrm{sign}(z) \lambda_1 - z) / ((\beta + n'^q)/\eta + \lambda_2)$.

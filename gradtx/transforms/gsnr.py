@@ -15,7 +15,7 @@ __all__ = ["scale_by_gsnr"]
 
 @per_tensor
 def scale_by_gsnr(eps: Scalar = 1e-8):
-    r"""Multiply every leaf by the signal-to-noise ratio of its first gradient, for ever: SGD-SaI.
+    r"""Multiply every leaf by the fixed signal-to-noise ratio of its first gradient: SGD-SaI.
 
     $q = \lVert g_1 \rVert / (\sigma(g_1) + \epsilon)$ for leaves of two or more dimensions, of which the first is not
     of size 1, with the standard deviation $\sigma$ over the leaf; where $\sigma = 0$, and for all other leaves,

@@ -78,9 +78,9 @@ def scale_by_adanorm(
 
 @per_tensor(elementwise=True, needs=("params",), ranges={"reset_every": "[1, inf)"})
 def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_every: int | None = None):
-    r"""Divide by a root mean square that forgets fast where the weight moves straight, slowly where it wavers.
+    r"""Divide by a root mean square that forgets fast where the weight moves straight, slowly where it oscillates.
 
-    With $\Delta_t = p_t - p_{t-1}$, what the weight moved since the last call (0 at the first):
+    With $\Delta_t = p_t - p_{t-1}$, the change of the weight since the last call (0 at the first):
     $S \leftarrow S + \Delta$, $N \leftarrow N + |\Delta|$, $e_t = |S|/N$ (0 where N = 0),
     $c_t = ((\rho_2 - \rho_1) e_t + 1 - \rho_2)^2$, $v_t = c_t g_t^2 + (1 - c_t) v_{t-1}$, direction
     $g_t / \sqrt{v_t + \epsilon}$; no bias correction.

@@ -13,7 +13,7 @@ __all__ = ["scale_by_adai"]
 
 @per_tensor(elementwise=True, ranges={"dampening": "[0, 1]", "eps": "(0, 1)"})
 def scale_by_adai(betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Scalar = 1.0):
-    r"""Average gradients with an inertia of every entry's own, less where gradients are large: Adai.
+    r"""Average gradients with a separate inertia per entry, lower where gradients are large: Adai.
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, $\hat v_t = v_t / (1 - \beta_2^t)$, $M$ the mean of $\hat v_t$ over all
     leaves; $\beta_{1,t} = \mathrm{clip}(1 - \beta_0 (\hat v_t / M)^{1/(3 - 2\tau)}, 0, 1 - \epsilon)$;

@@ -37,7 +37,7 @@ def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = 
         >>> updates["w"], state["scale_by_layer_rms"]["exp_avg_sq"]["w"]
         (tensor([0.6000, 0.8000]), tensor(25., dtype=torch.float64))
 
-    Source: Ginsburg et al. 2019, arXiv:1905.11286. Departures: none; the average starts anew as long as it is
+    Source: Ginsburg et al. 2019, arXiv:1905.11286. Departures: none; the average restarts while it is
     exactly 0, as in the authors' code.
     """
 

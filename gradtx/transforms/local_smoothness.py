@@ -57,7 +57,7 @@ def scale_by_local_smoothness(
 
     Returns:
         A transformation whose updates are added to the parameters. It takes the extra `prev_grad`: the gradients at
-        the previous parameters on the present batch, from which G is then measured, as the authors do where
+        the previous parameters on the current batch, from which G is then measured, as the authors do where
         gradients are noisy. State: `prev_param`, `previous_grad`, shaped as the parameter; `step_size`, `theta`, 0-d
         float64 for all leaves.
 

@@ -25,8 +25,8 @@ def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | No
     Args:
         lr: $\eta \ge 0$, in the paper's terms $1 / (L + \lambda)$.
         beta: $\beta \ge 0$: how fast the weight of new gradients falls; 0 keeps no memory.
-        memory_length: Steps after which the averages start anew, >= 1; None for never.
-        proximal: $\lambda \ge 0$, the pull towards the present weights; $\eta \lambda \le 1$.
+        memory_length: Steps after which the averages restart, >= 1; None for never.
+        proximal: $\lambda \ge 0$, the pull towards the current weights; $\eta \lambda \le 1$.
 
     Returns:
         A transformation that keeps shapes and dtypes; its updates are added to the parameters. State:

@@ -1,4 +1,4 @@
-"""Step sizes from a model of the loss that is built of past losses and gradients: MoMo, MoMo-Adam."""
+"""Step sizes from a model of the loss built from past losses and gradients: MoMo, MoMo-Adam."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Model(NamedTuple):
     square: Tensor  # N = <d, d / D>
     rho: Any
     shrinkage: Any  # 1 + lr * weight_decay
-    least: Any  # what a learned lower bound never falls below
+    least: Any  # the least value of a learned lower bound
 
     def lowered(self, bound: Tensor) -> Tensor:
         """The lower bound of the loss, or a smaller one where the model is below it already."""

@@ -1,4 +1,4 @@
-"""Decay and rate from the scale that the weights of a model are expected to have: Amos."""
+"""Decay and rate from the expected scale of a model's weights: Amos."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ __all__ = ["ema", "trace", "trace_ema"]
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
 def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dampen_first: bool = False):
-    r"""Add a share of all earlier updates to each one: momentum, as torch.optim.SGD has it.
+    r"""Add a share of all earlier updates to each one: the momentum of torch.optim.SGD.
 
     $b_t = \mu b_{t-1} + (1 - \tau) g_t$ with $b_1 = g_1$; gives $b_t$, or $g_t + \mu b_t$ with `nesterov`.
 

@@ -63,7 +63,7 @@ def _neuron_norm(x: Tensor) -> Tensor:
 
 @per_tensor(ranges={"beta": "[0, 1)"})
 def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
-    r"""Divide the gradient of every neuron by a running norm of it, and give it the scale that the weights began with.
+    r"""Divide the gradient of every neuron by a running norm of it, and restore the initial scale of the weights.
 
     $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$ for each neuron, an index of dimension 0, or an entry of a
     leaf with 0 or 1 dimensions; gives $\sigma g_t / \sqrt{v_t / (1 - \beta^t)}$, 0 where $v_t = 0$. $\sigma$ is the

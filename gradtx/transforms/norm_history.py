@@ -26,7 +26,7 @@ def clip_to_history(
     warmup_steps: int = 100,
     eps: Scalar = 1e-8,
 ):
-    r"""Shorten every leaf to little more than the norm that it usually has: AdaGC's clipping.
+    r"""Shorten every leaf to slightly above its usual norm: AdaGC's clipping.
 
     While $t < T$, and at t = 1, $\hat g = g \min(1, \lambda_{abs} / (G + \epsilon))$ with $G$ the norm over all leaves,
     and $\gamma \leftarrow \min(\gamma, \lVert \hat g \rVert)$ of every leaf. Then
@@ -96,7 +96,7 @@ def clip_by_zscore(
     mode: str = "zscore",
     clip_to: str = "scaled",
 ):
-    r"""Shorten gradients whose norm is an outlier among those before: ZClip.
+    r"""Shorten gradients whose norm is an outlier among earlier norms: ZClip.
 
     With $n$ the norm over all leaves, $\mu$ and $\sigma^2$ mean and variance of norms, $z = (n-\mu)/(\sigma+\epsilon)$:
     where $z > z^*$ the level is $\mu + z^{*2} \sigma / z$ (or $\mu$), else $n$. The tree is shortened to the smaller of
@@ -175,7 +175,7 @@ def clip_by_zscore(
 
 @per_tensor(ranges={"gammas": "[0, 1)"})
 def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
-    r"""Give every leaf the norm that it has on average, over how much that varies: Stable-SPAM's normalization.
+    r"""Scale every leaf to its mean norm over the variation of that norm: Stable-SPAM's normalization.
 
     With $n = \lVert g \rVert$ of a leaf, $a = \gamma_1 a + (1-\gamma_1) n$ and $b = \gamma_2 b + (1-\gamma_2) n^2$:
     $\frac{g}{n} \frac{a}{1-\gamma_1^t} / (\sqrt{b / (1-\gamma_2^t)} + \epsilon)$. A zero leaf stays zero.

@@ -12,7 +12,7 @@ __all__ = ["scale_by_optimistic_gradient"]
 
 @per_tensor(elementwise=True, ranges={"alpha": "(-inf, inf)", "beta": "(-inf, inf)"})
 def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
-    r"""Add the last change of the update, as if the next one were to change in the same way.
+    r"""Add the last change of the update, to extrapolate the next one.
 
     $u_t = \alpha g_t + \beta (g_t - g_{t-1})$ with $g_0 = g_1$.
 

@@ -86,7 +86,7 @@ def orthogonalize(
         coefs: $(a, b, c)$, plain numbers, or one such triple a step, the last one repeated.
         steps: Number of iterations, in [0, 100).
         eps: $\epsilon \ge 0$, the least norm divided by. Keep it above 0, for gradients of 0.
-        dtype: What to iterate in; None for the leaf's own dtype.
+        dtype: Dtype of the iteration; None for the leaf's own dtype.
         view: "matrix" takes leaves of two dimensions; "batch" also leaves of more, whose last two are matrices;
             "flatten" reads those as (first dimension, all others).
 
@@ -94,8 +94,8 @@ def orthogonalize(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, `coefs` that are no triples, another `view`, a leaf that is no matrix.
-        TypeError: a `dtype` that is no floating-point one.
+        ValueError: numbers out of range, `coefs` that are not triples, another `view`, a leaf that is not a matrix.
+        TypeError: a `dtype` that is not a floating-point one.
 
     Example:
         >>> tx = gradtx.orthogonalize(coefs=(1.5, -0.5, 0.0), steps=20)
@@ -137,7 +137,7 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative factor, another `adjust` or `view`, a leaf that is no matrix.
+        ValueError: a negative factor, another `adjust` or `view`, a leaf that is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_shape()

@@ -15,7 +15,7 @@ __all__ = ["project_l2_ball", "scale_by_polyak"]
 
 @per_tensor(elementwise=True, needs=("value",), owns_lr=True, agree=("eps",), ranges={"max_lr": "[0, inf]"})
 def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
-    r"""Step as far as the loss would fall to 0 if it went on falling as steeply as here: Polyak's step size.
+    r"""Step to where the loss would be 0 if its slope stayed constant: Polyak's step size.
 
     $u \mapsto -\gamma u$ with $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$: $f$ is the extra `value`, $g$
     the gradient as the clock saw it, before any link, and its norm that of the whole tree.

@@ -1,4 +1,4 @@
-"""D-Adaptation that weighs gradients by the distance they were taken at: Prodigy."""
+"""D-Adaptation with gradients weighted by distance: Prodigy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scale_by_prodigy(
     growth_rate: Scalar = math.inf,
     slice_p: int = 1,
 ):
-    r"""Adam with a rate that is found on the way from how far the weights have come: Prodigy.
+    r"""Adam with an automatic rate from the distance that the weights have moved: Prodigy.
 
     $\delta = d \eta$, $N \leftarrow \beta_3 N + (d/d_0) \delta \sum g (p_0 - p)$,
     $m \leftarrow \beta_1 m + (1-\beta_1) d g$, $v \leftarrow \beta_2 v + (1-\beta_2) d^2 g^2$,

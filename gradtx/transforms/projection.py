@@ -15,7 +15,7 @@ __all__ = ["orthogonalize_against_params", "project_scale_invariant"]
 def project_scale_invariant(
     delta: Scalar = 0.1, wd_ratio: Scalar = 0.1, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0
 ):
-    r"""Take the radial part out of an update of weights that look scale-invariant, and decay those less.
+    r"""Remove the radial part from updates of weights that look scale-invariant, and decay those less.
 
     With $\cos_i = |\langle g_i, p_i \rangle| / (\max(\lVert g_i \rVert, \epsilon) \max(\lVert p_i \rVert, \epsilon))$
     for the rows (index of dimension 0) of a leaf, $g$ the gradient as the clock saw it: if
@@ -56,7 +56,7 @@ def project_scale_invariant(
 
         # Everything follows from four sums a row; those of the whole leaf are their sums.
         sums = [rows(grad, param), rows(grad, grad), rows(param, param), rows(update, param)]
-        by_row, row_radial = _view(sums, param[0].numel(), delta, eps)
+        by_row, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
         by_leaf, leaf_radial = _view([x.sum() for x in sums], param.numel(), delta, eps)
         radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
         projected = (by_row | by_leaf).to(param.dtype)
@@ -76,7 +76,7 @@ def _view(sums, length, delta, eps):
 
 @per_tensor(needs=("params",))
 def orthogonalize_against_params():
-    r"""Take out of a gradient its component along the weights, and give it back its length.
+    r"""Remove a gradient's component along the weights, and restore its norm.
 
     $g_\perp = g - p \langle g, p \rangle / \lVert p \rVert^2$, gives
     $g_\perp \lVert g \rVert / \lVert g_\perp \rVert$, over the whole leaf. 0 where nothing but rounding is left
@@ -94,7 +94,7 @@ def orthogonalize_against_params():
         >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
         tensor([0., 5.])
 
-    Source: Prieto et al. 2025, arXiv:2501.04697. Departures: no eps beside the norms.
+    Source: Prieto et al. 2025, arXiv:2501.04697. Departures: no eps is added to the norms.
     """
 
     def update(update, state, param, ctx):

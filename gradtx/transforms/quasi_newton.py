@@ -19,7 +19,7 @@ def scale_by_apollo(
     weight_decay: Scalar = 0.0,
     weight_decay_type: str = "decoupled",
 ):
-    r"""Divide the mean gradient by a diagonal Hessian that is fitted to how gradients change along its own steps.
+    r"""Divide the mean gradient by a diagonal Hessian fitted to the change of gradients along the steps.
 
     For every leaf, with $a = (1-\beta)/(1-\beta^t)$: $\Delta = g_t - m_{t-1}$, $m_t = m_{t-1} + a \Delta$;
     $n = \lVert d_{t-1} \rVert_4 + \epsilon'$, $q = d_{t-1}/n$,

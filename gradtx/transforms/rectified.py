@@ -36,7 +36,7 @@ def scale_by_radam(
         betas: $(\beta_1, \beta_2)$, each in [0, 1). With $\beta_2 = 0.999$ rectified steps start at t = 6, with
             $\beta_2 \le 2/3$ never.
         eps: $\epsilon \ge 0$, added to the root before its correction, in the unit of a gradient.
-        rho_threshold: What $\rho_t$ must exceed, >= 4: 4 in the paper, 5 in torch.optim.
+        rho_threshold: Threshold of $\rho_t$, >= 4: 4 in the paper, 5 in torch.optim.
         degenerated_to_sgd: Give 0 before the first rectified step if False; `hold_until_rectified` then holds back
             a decay as well.
 
@@ -79,7 +79,7 @@ def scale_by_belief(
     rectify: bool = True,
     degenerated_to_sgd: bool = True,
 ):
-    r"""Divide the mean gradient by how far gradients stray from it: AdaBelief's direction.
+    r"""Divide the mean gradient by the deviation of gradients from it: AdaBelief's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$, and with
     $c_i = 1-\beta_i^t$ the direction $\frac{m_t}{c_1} / (\sqrt{s_t / c_2} + \epsilon)$. With `rectify`, where
@@ -180,13 +180,13 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
 
 @per_tensor(ranges={"beta2": "[0, 1)", "rho_threshold": "[4, inf)"}, elementwise=True)
 def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
-    r"""Give zero updates before RAdam's first rectified step, while the links before go on collecting their state.
+    r"""Give zero updates before RAdam's first rectified step, while earlier links update their state.
 
     Last link of a chain; zero where $\rho_t$ of `scale_by_radam` is not above the threshold.
 
     Args:
         beta2: $\beta_2$ in [0, 1).
-        rho_threshold: What $\rho_t$ must exceed, >= 4.
+        rho_threshold: Threshold of $\rho_t$, >= 4.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.

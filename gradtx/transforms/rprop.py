@@ -15,7 +15,7 @@ ETAS = ("(0, 1)", "(1, inf)")
 
 @per_tensor(elementwise=True, owns_lr=True, ranges={"step_sizes": "[0, inf)", "etas": ETAS}, example={"lr": 0.15})
 def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
-    r"""Step by a size of each weight's own that grows while the gradient keeps its sign and shrinks where it turns.
+    r"""Step by a size per weight that grows while the gradient keeps its sign and shrinks when it turns.
 
     With $a = \mathrm{sign}(g_t g_{t-1})$: $\Delta_t = \Delta_{t-1} \cdot (\eta^+, 1, \eta^-)$ for $a = 1, 0, -1$,
     clipped to $[\Delta_{\min}, \Delta_{\max}]$; then $p \leftarrow p - \mathrm{sign}(g_t) \Delta_t$, but where $a = -1$

@@ -13,7 +13,7 @@ __all__ = ["scale_by_kate"]
 
 @per_tensor(elementwise=True, ranges={"delta": "[0, inf)"})
 def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
-    r"""Divide by the sum of squared gradients, not by its root, and give back what that takes too much: KATE.
+    r"""Divide by the sum of squared gradients, not by its root, and correct for the difference: KATE.
 
     $b_t^2 = b_{t-1}^2 + g_t^2 + \epsilon$, $m_t^2 = m_{t-1}^2 + \delta g_t^2 + g_t^2 / b_t^2$, direction
     $m_t g_t / b_t^2$. With $\delta = 0$ steps of a linear model are the same in every unit of the data.

@@ -61,7 +61,7 @@ def scale_by_learning_rate(lr: Scalar):
 
 @per_tensor(elementwise=True, owns_lr=True)
 def descend():
-    r"""Turn a direction that has its rate in it into a step downhill: $u \mapsto -u$.
+    r"""Turn a direction that includes its rate into a step downhill: $u \mapsto -u$.
 
     Last link of a chain with `scale_by_prodigy` or one of `scale_by_dadapt_*`, which find a rate themselves.
 

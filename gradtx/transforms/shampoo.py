@@ -40,7 +40,7 @@ def scale_by_shampoo(
     preconditioning_compute_steps: int = 1,
     variant: str = "paper",
 ):
-    r"""Multiply a gradient along each of its k dimensions by an inverse root of what it looked like so far.
+    r"""Multiply a gradient along each of its k dimensions by an inverse root of its accumulated statistics.
 
     $u = (1-\mu) g_t + \mu b_{t-1} + \lambda p$ with $b$ the result of the step before ($u = g_1 + \lambda p$ at first).
     For every dimension $i$: $H_i \leftarrow H_i + \mathrm{mat}_i(x) \mathrm{mat}_i(x)^\top$ from $\epsilon I$, where
@@ -205,7 +205,7 @@ def scale_by_scalable_shampoo(
     share = 1 - beta1 if moving_average_for_momentum else 1.0
 
     def shape_of(x: Tensor) -> tuple[int, ...]:
-        """What a leaf is reshaped to; () where it is not preconditioned."""
+        """The shape in which a leaf is preconditioned; () if it is not."""
         shape = merged(x.shape, block_size) if shape_interpretation else tuple(x.shape)
         small = x.numel() == 0 or len(shape) < 2 or x.ndim < skip_preconditioning_rank_lt
         return () if small or max(x.shape) > no_preconditioning_for_layers_with_dim_gt else shape

@@ -67,7 +67,7 @@ def scale_by_simplified_ademamix(
     bias_correction1: bool = False,
     bias_correction2: bool = True,
 ):
-    r"""Divide a sum of gradients, in which the newest counts more, by their root mean square.
+    r"""Divide a sum of gradients, with extra weight on the newest, by their root mean square.
 
     $m_t = \beta_1 m_{t-1} + g_t$, $n_t = \beta_1 n_{t-1} + 1$, $v_t$ as in Adam; direction
     $(\alpha g_t + m_t) / (\sqrt{\hat v_t} + \epsilon)$, with `bias_correction1` over $n_t$. Without it, it grows to
@@ -77,7 +77,7 @@ def scale_by_simplified_ademamix(
         betas: $(\beta_1, \beta_2)$, each in [0, 1). For a warm-up of $\beta_1$ pass `half_life_schedule`.
         alpha: $\alpha \ge 0$, how much more the newest gradient counts.
         eps: $\epsilon \ge 0$, outside the root.
-        bias_correction1: Divide by $n_t$, the sum of the weights in $m_t$; the term with $\alpha$, too.
+        bias_correction1: Divide by $n_t$, the sum of the weights in $m_t$; the term with $\alpha$ as well.
         bias_correction2: False divides the direction by $\sqrt{1-\beta_2^t}$, so that $v$ counts as it is.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Amplify what gradients have in common over many steps: Grokfast's two filters."""
+"""Amplify the component that gradients share over many steps: Grokfast's two filters."""
 
 from __future__ import annotations
 

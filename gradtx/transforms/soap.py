@@ -51,7 +51,7 @@ def scale_by_soap(
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         shampoo_beta: $\beta_s$ in [0, 1); None for $\beta_2$.
-        eps: $\epsilon \ge 0$, beside the root that still has its bias.
+        eps: $\epsilon \ge 0$, added to the root before its bias correction.
         precondition_frequency: $n \ge 1$. In pure use bases are computed at every step and selected; an optimizer of
             `as_optimizer` computes them when they are due only.
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.

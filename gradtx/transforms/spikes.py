@@ -1,4 +1,4 @@
-"""Cut single entries that stand out from those before: SPAM and Stable-SPAM."""
+"""Cut single entries that exceed earlier ones: SPAM and Stable-SPAM."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def scale_by_spam(
 
 @per_tensor(ranges={"theta": "[0, 1)"})
 def clip_to_peak_history(theta: Scalar = 0.999):
-    r"""Scale entries down that are larger than the largest entry usually is: Stable-SPAM's clipping.
+    r"""Scale entries down that are larger than the usual largest entry: Stable-SPAM's clipping.
 
     With $G = \max |g|$ of a leaf, $M \leftarrow \theta M + (1-\theta) G$ and $\hat M = M / (1-\theta^t)$: where
     $|g| > \hat M$, $g$ becomes $g \hat M / G$.

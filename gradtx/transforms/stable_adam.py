@@ -11,7 +11,7 @@ __all__ = ["scale_by_stable_adam"]
 
 @per_tensor(needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",))
 def scale_by_stable_adam(betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
-    r"""Divide Adam's direction, its decay included, by how far gradients outgrow $v$: StableAdamW's direction.
+    r"""Shorten Adam's direction, its decay included, where gradients outgrow $v$: StableAdamW's direction.
 
     With Adam's $\hat m_t$, $\hat v_t$ and $r_t = \sqrt{\mathrm{mean}(g_t^2 / \max(\hat v_t, \epsilon^2))}$ over the
     leaf: $(\hat m_t / (\sqrt{\hat v_t} + \epsilon) + \lambda p) / \max(1, r_t)$. It is Adafactor's clipping with the

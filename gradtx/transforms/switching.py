@@ -1,4 +1,4 @@
-"""From Adam to SGD in one step, at a rate that Adam's own steps suggest: SWATS."""
+"""Switch from Adam to SGD, at a rate estimated from Adam's steps: SWATS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scale_by_swats(
     amsgrad: bool = False,
     switch_tol: Scalar | None = None,
 ):
-    r"""Step as Adam until the SGD rate that its steps amount to has settled, then as SGD with momentum at that rate.
+    r"""Step as Adam until the equivalent SGD rate has settled, then as SGD with momentum at that rate.
 
     Adam's phase: $s_t = -\eta_t \frac{\sqrt{c_2}}{c_1 (\sqrt{v_t} + \epsilon)} m_t$, and for all leaves as one vector
     $\gamma_t = \langle s, s \rangle / -\langle s, g \rangle$,

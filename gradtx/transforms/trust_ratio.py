@@ -60,7 +60,7 @@ def scale_by_lars(
     min_ndim: int = 0,
     lr: Scalar | None = None,
 ):
-    r"""Decay the weights and scale by a rate of every leaf's own, from the sizes of its weights and its gradient.
+    r"""Decay the weights and scale by one rate per leaf, from the norms of its weights and its gradient.
 
     $d = \gamma (g + \lambda p)$ with $\gamma = c \lVert p \rVert / (\lVert g \rVert + \lambda \lVert p \rVert +
     \epsilon)$, and $\gamma = 1$ where $\lVert p \rVert$ or $\lVert g \rVert$ is 0.

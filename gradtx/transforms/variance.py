@@ -13,7 +13,7 @@ __all__ = ["scale_by_a2grad", "scale_by_msvag"]
 
 @per_tensor(ranges={"beta": "[0, 1)"}, elementwise=True)
 def scale_by_msvag(beta: Scalar = 0.9):
-    r"""Shorten every entry of the mean gradient by how much of its square is variance.
+    r"""Shorten every entry of the mean gradient by the share of variance in its square.
 
     $m_t$, $v_t$ are the averages of $g$ and $g^2$ with one $\beta$, $\hat m$ and $\hat v$ the same over $1-\beta^t$;
     $\rho_t = \min(0.9999, \frac{(1-\beta)^2 (1-\beta^{2t})}{(1-\beta^t)^2 (1-\beta^2)})$,
@@ -62,7 +62,7 @@ def scale_by_msvag(beta: Scalar = 0.9):
     ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"},
 )
 def scale_by_a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5):
-    r"""Accelerated gradient descent that damps its step by how far gradients strayed from their mean.
+    r"""Accelerated gradient descent that damps its step by the deviation of gradients from their mean.
 
     With $k = t - 1$ and $\bar g_k$ the mean of all gradients so far, $\delta_k = g_k - \bar g_k$,
     $\gamma_k = 2L/(k+1)$, $\alpha_k = 2/(k+2)$, $c_k = 1/(\gamma_k + \beta h_k)$, entry by entry:

@@ -1,4 +1,4 @@
-"""Correct gradients by how they changed since the last step: MARS' variance reduction."""
+"""Correct gradients by their change since the last step: MARS's variance reduction."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def correct_variance_exactly(gamma: Scalar, beta: Scalar, min_ndim: int):
 
 @per_tensor(ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"})
 def correct_variance(gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = False, min_ndim: int = 0):
-    r"""Continue the last change of the gradient a little, to make its noise smaller: MARS' correction.
+    r"""Add a share of the gradient's last change, to reduce its variance: MARS's correction.
 
     $c_t = g_t + \gamma \frac{\beta}{1-\beta} (g_t - g')$, then $c_t / \max(1, \lVert c_t \rVert)$, leaf by leaf, with
     $g' = g_{t-1}$ and $g_0 = 0$; or, if exact, $g'$ the gradient of this batch at the last parameters (STORM), which

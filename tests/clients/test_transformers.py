@@ -92,3 +92,70 @@ def test_a_trainer_makes_our_optimizer_from_class_and_arguments(tmp_path):
     theirs, _ = trained(tmp_path / "theirs", optimizer_cls_and_kwargs=(torch.optim.AdamW, options))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert_close(ours, theirs, TOLERANCE)
+
+
+def evaluating_trainer(folder, optimizer, model):
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        eval_strategy="steps",
+        eval_steps=STEPS // 2,
+        save_steps=STEPS // 2,
+        per_device_train_batch_size=4,
+        lr_scheduler_type="constant",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    data = sentences()
+    return transformers.Trainer(model, arguments, train_dataset=data, eval_dataset=data, optimizers=(optimizer, None))
+
+
+def test_a_trainer_evaluates_and_saves_the_weights_to_evaluate_with_and_trains_on_the_others(tmp_path):
+    model = language_model()
+    optimizer = gradtx.optim.ScheduleFreeAdamW(model.parameters(), lr=RATE)
+    trainer = evaluating_trainer(tmp_path, optimizer, model)
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    optimizer.train()
+    with optimizer.eval_params():
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(loss, abs=1e-12)
+        averaged = values(model.parameters())
+    trained_on = values(model.parameters())
+    saved = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / f"checkpoint-{STEPS}", dtype=torch.float64)
+    assert_close(values(saved.parameters()), averaged, TOLERANCE)
+    assert not torch.equal(trained_on[0], averaged[0])
+
+
+def test_a_trainer_resumes_in_the_mode_in_which_it_saved(tmp_path):
+    whole = language_model()
+    first = gradtx.optim.ScheduleFreeAdamW(whole.parameters(), lr=RATE)
+    evaluating_trainer(tmp_path, first, whole).train()
+    first.train()
+    resumed = language_model()
+    second = gradtx.optim.ScheduleFreeAdamW(resumed.parameters(), lr=RATE)
+    trainer = evaluating_trainer(tmp_path, second, resumed)
+    trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS // 2}"))
+    second.train()
+    assert_equal(values(resumed.parameters()), values(whole.parameters()))
+
+
+def test_a_trainer_that_makes_a_scheduler_for_a_scheduled_rate_warns_by_name(tmp_path):
+    model = language_model()
+    schedule = gradtx.warmup_cosine_schedule(STEPS, max_lr=RATE, warmup_steps=2)
+    optimizer = gradtx.optim.AdamW(model.parameters(), lr=schedule)
+    trainer = evaluating_trainer(tmp_path, optimizer, model)
+    with pytest.warns(UserWarning, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
+        trainer.train()
+
+
+def test_a_trainer_follows_a_schedule_that_it_gets_as_a_scheduler(tmp_path):
+    schedule = gradtx.warmup_cosine_schedule(STEPS, max_lr=RATE, warmup_steps=2)
+    model, other = language_model(), language_model()
+    optimizer = gradtx.optim.AdamW(model.parameters(), lr=RATE)
+    trainer = evaluating_trainer(tmp_path, optimizer, model)
+    trainer.lr_scheduler = gradtx.as_lr_scheduler(optimizer, schedule)
+    trainer.train()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule(STEPS))
+    assert not torch.equal(values(model.parameters())[0], values(other.parameters())[0])

@@ -97,7 +97,7 @@ BUILDING = {
         lambda: gradtx.sgd(nesterov=True),
     ),
     **{
-        f"record: name becomes a key beside 'step', so it must be another identifier, got {name!r}": (
+        f"record: name becomes a key next to 'step', so it must be another identifier, got {name!r}": (
             ValueError,
             lambda name=name: gradtx.record(name),
         )

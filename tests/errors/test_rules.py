@@ -135,13 +135,13 @@ def test_a_slot_may_not_end_in_a_number():
 
 def test_an_undeclared_extra_is_an_attribute_error_that_says_how_to_declare_it():
     tx = rule(lambda u, s, p, c: (u * c.foo, s))
-    failing(AttributeError, r"ctx\.foo: nobody declared it; use needs=\('foo',\) or extras=", tx, {})
+    failing(AttributeError, r"ctx\.foo: no link declares it; use needs=\('foo',\) or extras=", tx, {})
 
 
 def test_a_misspelt_attribute_of_the_context_is_told_which_is_meant():
     for name, meant in {"bias_corection": "bias_correction", "valu": "value", "fishr": "fisher"}.items():
         tx = rule(lambda u, s, p, c, name=name: (u * getattr(c, name), s), extras={"fisher": "leaf?"})
-        failing(AttributeError, matching(f"ctx.{name}: nobody declared it; did you mean ctx.{meant}?"), tx, {})
+        failing(AttributeError, matching(f"ctx.{name}: no link declares it; did you mean ctx.{meant}?"), tx, {})
 
 
 def test_random_numbers_of_a_rule_that_declared_none_say_how_to_declare_them():

@@ -1,10 +1,12 @@
 """Promises that random chains, trainers and other projects' suites found broken: each was seen before it was mended."""
 
 import copy
+import gc
 import io
 import math
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -626,3 +628,32 @@ def test_pure_use_can_count_the_updates_of_each_leaf_as_torch_does(make):
     assert not torch.equal(by_calls["b"], eager["b"])
     with pytest.raises(ValueError, match="init: counts must be 'calls' or 'leaves', got 'both'"):
         tx.init(params, counts="both")
+
+
+def test_parameters_that_take_the_place_of_others_have_the_state_and_the_others_are_let_go():
+    old = [Parameter(torch.ones(3)), Parameter(torch.ones(4))]
+    optimizer = gradtx.optim.AdamW(old)
+    alive = weakref.ref(old[0])
+    new = [Parameter(torch.ones(3)), Parameter(torch.ones(4))]
+    optimizer.param_groups[0]["params"] = list(new)
+    assert sorted(optimizer.state_dict()["state"]) == [0, 1]
+    for param in new:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert set(optimizer.state) == set(new)
+    del old
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_parameter_that_leaves_a_group_and_comes_back_keeps_its_state():
+    first, second = (Parameter(ONES.clone()) for _ in range(2))
+    optimizer = gradtx.optim.SGD([first, second], lr=0.1, momentum=0.9)
+    first.grad, second.grad = ONES.clone(), ONES.clone()
+    optimizer.step()
+    del optimizer.param_groups[0]["params"][1]
+    optimizer.step()
+    assert sorted(optimizer.state_dict()["state"]) == [0]
+    optimizer.param_groups[0]["params"].append(second)
+    optimizer.step()
+    torch.testing.assert_close(second.detach(), torch.full((2,), 1.0 - 0.1 - 0.19))

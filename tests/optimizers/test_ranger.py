@@ -18,7 +18,7 @@ from tests.references import (
     finite_without_gradient,
     unit_norm,
 )
-from tests.test_schedules import ranger21_rate
+from tests.schedules.test_schedules import ranger21_rate
 from tests.transforms.test_ranger21 import stage
 
 RISING = gradtx.linear_schedule(0.95, start_factor=0.7, total_iters=25)

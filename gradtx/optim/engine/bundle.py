@@ -24,7 +24,7 @@ Prepared = dict[Any, tuple[list[Tensor], list[Tensor]]]
 
 @dataclass
 class BundleStep:
-    """The arguments of a bundle in the present step.
+    """The arguments of a bundle in the current step.
 
     Attributes:
         run: Where new shared values go.
@@ -122,7 +122,7 @@ class Bundle:
         trees: Trees,
         prepared: Prepared,
     ) -> None:
-        """Take the arguments of the present step."""
+        """Take the arguments of the current step."""
         self.at = -1
         self._present = BundleStep(run, common, self.arguments(trees), prepared)
 
@@ -151,7 +151,7 @@ class Bundle:
 
     @property
     def run(self) -> OptimizerRun:
-        """The run of the present step, as leaves have it."""
+        """The run of the current step, as leaves have it."""
         return self._in_step().run
 
     def _in_step(self) -> BundleStep:

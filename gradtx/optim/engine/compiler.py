@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 # A way of running programs: makes a callable of a traced graph, example arguments and the user's options. The callable
-# takes tensors like the examples, of other sizes where theirs are symbolic, writes in place what the graph writes, and
+# takes tensors like the examples, of other sizes where theirs are symbolic, writes in place to the same arguments, and
 # returns what it returns.
 Backend: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Callable[..., Any]]
 

@@ -11,7 +11,8 @@ from gradtx import _torch
 
 def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
     """Compile a graph; if that fails, try once more with unlike loops kept apart."""
-    options = {"size_asserts": False, **options}
+    if not _torch.asserts_bind_sizes():
+        options = {"size_asserts": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's, such as a deprecation at its first import
         try:

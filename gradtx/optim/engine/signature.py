@@ -1,4 +1,4 @@
-"""What a program depends on: the order of its arguments, and what its leaves have in common."""
+"""The structure of a program: the order of its arguments, and the common properties of its leaves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradtx.optim._request import StepRequest
 
 @dataclass(frozen=True)
 class LeafKind:
-    """What the leaves of one program have in common, apart from the structure of their group's chain.
+    """The common properties of the leaves of one program, apart from the structure of their group's chain.
 
     Attributes:
         flat: Whether they are passed as flat aliases of their memory.

@@ -343,7 +343,7 @@ class DynamoPass:
     def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor]):
         self._run = run
         self._examples = [*common, *leaves]
-        result = run(self._copies())  # an eager call tells what the pass returns
+        result = run(self._copies())  # an eager call gives the structure of the result
         self.names = result.names
         self.operation = result.operation
         self.sums = result.outputs if result.operation is not None else []
