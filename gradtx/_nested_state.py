@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
@@ -67,12 +68,15 @@ class NestedState:
     def check(self, names: Collection[str], opaque: Collection[Path], known: Callable[[Path, str], bool]) -> None:
         """Raise an error unless this is a state of the chain, with these leaves."""
         for key in self._state:
+            if not isinstance(key, str):
+                raise foreign((repr(key),))
             if key not in ("step", "leaf_steps") and (key,) not in self.stages:
                 raise foreign((key,))
         for path in self.stages:
             if path in opaque:
                 continue
-            for name in self.scalars(path):
+            for name, value in self.scalars(path).items():
+                check_plain((*path, name), value)
                 if (*path, name) not in opaque and not known(path, name):
                     raise foreign((*path, name))
             for slot, values in self.slots(path):
@@ -101,6 +105,8 @@ class NestedState:
 def _check_slot(path: Path, values: dict[str, Any], names: Collection[str]) -> None:
     where = ".".join(path)
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise foreign((*path, repr(name)))
         if isinstance(value, dict):
             raise foreign(path)
         if name not in names:
@@ -109,6 +115,19 @@ def _check_slot(path: Path, values: dict[str, Any], names: Collection[str]) -> N
             )
         if not isinstance(value, Tensor):
             raise ValueError(f"state at {where!r} has no tensor for leaf {name!r}, got {value!r}; {OWN_STATE}")
+        if not is_plain(value):
+            raise ValueError(f"state at {where!r} has no plain tensor of real numbers for leaf {name!r}; {OWN_STATE}")
+
+
+def check_plain(path: Path, value: Tensor) -> None:
+    """Raise an error unless a tensor can be a shared value."""
+    if not is_plain(value):
+        raise ValueError(f"state at {'.'.join(path)!r} has no plain real number; {OWN_STATE}")
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor can be a slot or a shared value."""
+    return value.layout is torch.strided and not value.is_nested and not value.is_complex()
 
 
 def enter(state: dict[str, Any], path: Path) -> dict[str, Any]:

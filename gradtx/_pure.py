@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,9 @@ from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._exact import exact
 from gradtx._execution import Block, Leaf, execute, initialize
 from gradtx._messages import nearest
-from gradtx._nested_state import NestedState, enter
+from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
+from gradtx._slots import kind_of
 from gradtx.context import ALWAYS_KNOWN, Clock
 
 if TYPE_CHECKING:
@@ -48,14 +50,21 @@ class TreeRun(Run):
         if state is None:
             self.old_step = torch.zeros((), dtype=torch.int64, device=self.device)
         elif isinstance(state, dict) and isinstance(state.get("step"), Tensor):
-            self.old_step = state["step"]
+            self.old_step = _checked_count("step", state["step"])
         else:
             raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
         self._old = NestedState(state or {}, self.stages)
         self.clock = Clock(self.old_step + 1)
-        self.leaf_steps: dict[str, Tensor] | None = None if state is None else state.get(LEAF_STEPS)
+        self.leaf_steps = None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS), like)
         self.watch()
-        self.block = Block.of(tx, self, self.old_step)
+        self.block = Block.of(tx, self, self._finished())
+
+    def _finished(self) -> Tensor:
+        """The count that schedules follow: as in an optimizer that of the leaf with the most updates."""
+        if not self.leaf_steps:
+            return self.old_step
+        counts = [count.to(self.device) for count in self.leaf_steps.values()]
+        return torch.stack(counts).amax()
 
     def clock_of(self, name: str) -> Clock:
         """The outermost clock of a leaf."""
@@ -63,6 +72,18 @@ class TreeRun(Run):
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self._old.scalars(path)
+
+    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        for name, value in self.scalars(path).items():
+            check_plain((*path, name), value)
+        values = super().shared(path, start)
+        for name, value in values.items() if not self.initial else ():
+            if not value.is_floating_point():
+                continue
+            needed = start[name]().dtype
+            if kind_of(needed) != "float":
+                raise ValueError(f"state has {'.'.join((*path, name))!r} in {value.dtype}, needs {needed}; {OWN_STATE}")
+        return values
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         return self._old.slots_of(path, leaf.name)
@@ -144,6 +165,52 @@ class TreeRun(Run):
         return {**self._old.rebuilt(new, self.new_trees, self.opaque), "step": self.clock.step}
 
 
+def _checked_count(name: str, value: Any) -> Tensor:
+    """A count in a state, after checking that it is one."""
+    fits = isinstance(value, Tensor) and value.ndim == 0 and is_plain(value) and kind_of(value.dtype) == "int"
+    if not fits:
+        raise ValueError(f"state has a {name!r} that is no 0-d count, got {value!r}; {OWN_STATE}")
+    if value.device.type == "cpu" and _torch.readable(value) and value < 0:
+        raise ValueError(f"state has a {name!r} below 0, got {value.item()}; {OWN_STATE}")
+    return value
+
+
+def _checked_leaf_steps(counts: Any, names: Iterable[str]) -> dict[str, Tensor] | None:
+    if counts is None:
+        return None
+    if not isinstance(counts, dict):
+        raise ValueError(f"state has {LEAF_STEPS!r} that are no dict by leaf, got {counts!r}; {OWN_STATE}")
+    for name in names:
+        if name not in counts:
+            raise lacking((LEAF_STEPS,), name)
+    return {name: _checked_count(f"{LEAF_STEPS}.{name}", count) for name, count in counts.items()}
+
+
+def blamed(tx: GradientTransformation, like: Any, state: Any, error: Exception) -> Exception:
+    """The error for a call that failed: perhaps the state has other shapes or dtypes than `init` makes."""
+    try:
+        expected = init(tx, like)
+    except Exception:
+        return error
+    fault = _difference(expected, state, ())
+    return error if fault is None else ValueError(f"{fault}; {OWN_STATE}")
+
+
+def _difference(expected: Any, state: Any, path: Path) -> str | None:
+    """What is different in kind or shape."""
+    if isinstance(expected, dict) and isinstance(state, dict):
+        for key in expected.keys() & state.keys():
+            fault = _difference(expected[key], state[key], (*path, key))
+            if fault is not None:
+                return fault
+        return None
+    if not (isinstance(expected, Tensor) and isinstance(state, Tensor)):
+        return None if type(expected) is type(state) else f"state at {'.'.join(path)!r} has {state!r}"
+    needs = (tuple(expected.shape), kind_of(expected.dtype), expected.device.type)
+    has = (tuple(state.shape), kind_of(state.dtype), state.device.type)
+    return None if needs == has else f"state at {'.'.join(path)!r} is {has}, needs {needs}"
+
+
 def _device_of(leaves: dict[str, Any]) -> torch.device:
     for leaf in leaves.values():
         if leaf is not None:
@@ -209,6 +276,18 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
 
 
 def update(
+    tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    try:
+        return _update(tx, updates, state, params, extras)
+    except (RuntimeError, IndexError) as error:
+        fault = blamed(tx, updates if params is None else params, state, error)
+        if fault is error:
+            raise
+        raise fault from error
+
+
+def _update(
     tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     grads, unflatten = _tree.flatten(updates, "updates")
@@ -329,6 +408,16 @@ def _number(name: str, value: Any) -> Tensor:
 
 
 def eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
+    try:
+        return _eval_params(tx, state, params)
+    except (RuntimeError, IndexError) as error:
+        fault = blamed(tx, params, state, error)
+        if fault is error:
+            raise
+        raise fault from error
+
+
+def _eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
     by_name, unflatten = _tree.flatten(params, "params")
     run = TreeRun(tx, by_name, unflatten, state)
     run.check(by_name)

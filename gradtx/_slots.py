@@ -54,6 +54,15 @@ def widened(value: Tensor, wide: torch.dtype) -> Tensor:
     return value.to(torch.promote_types(value.dtype, wide))
 
 
+def kind_of(dtype: torch.dtype) -> str:
+    """The kind of numbers of a dtype; slots of one kind can be converted into each other."""
+    if dtype.is_floating_point:
+        return "float"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if dtype == torch.bool else "int"
+
+
 def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
     """A new value of a slot, in the dtype and layout of the old one."""
     if not isinstance(value, Tensor):

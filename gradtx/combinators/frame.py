@@ -230,21 +230,35 @@ class FrameRun:
         """(path, slot) of the inner slots that the frame looks at, in the order of the chain."""
         for path in self.run.stages:
             if self.holds(path):
-                for slot in leaf.new.get(path, {}):
+                for slot in self._slots(path, leaf):
                     if slot in self.frame.inner_slots:
                         yield path, slot
+
+    def _slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        """The slots at an inner stage: the old ones if the leaf passed it by."""
+        return leaf.new[path] if path in leaf.new else self.run.slots(path, leaf)
 
     def inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
         """The same slots by "stage.slot"."""
         if not self.frame.inner_slots:
             return {}
-        return {self._inner_name(path, slot): leaf.new[path][slot] for path, slot in self.inner_slots(leaf)}
+        return {self._inner_name(path, slot): self._slots(path, leaf)[slot] for path, slot in self.inner_slots(leaf)}
+
+    def first_inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
+        """These slots as they are when the inner transformation starts again."""
+        new, leaf.new = leaf.new, {}
+        for operation in leaf.program:
+            if self.holds(operation.path) and operation.path[-1]:  # not the end of this frame, or of an arm
+                operation.init(leaf)
+        values = self.inner_values(leaf)
+        leaf.new = new
+        return values
 
     def replace_inner(self, leaf: Leaf, values: Mapping[str, Tensor]) -> None:
         for path, slot in list(self.inner_slots(leaf)):
-            old = leaf.new[path][slot]
-            new = values.get(self._inner_name(path, slot), old)
-            leaf.new[path] = {**leaf.new[path], slot: new.to(old.dtype)}
+            slots = self._slots(path, leaf)
+            new = values.get(self._inner_name(path, slot), slots[slot])
+            leaf.new[path] = {**slots, slot: new.to(slots[slot].dtype)}
 
     def _inner_name(self, path: Path, slot: str) -> str:
         return ".".join([*path[len(self.path) :], slot])
@@ -276,12 +290,6 @@ class FrameRun:
             run.new_shared[self.path] = self._new_shared
 
 
-def _without_inner(frame: Frame) -> Callable[[Tensor], dict[str, Any]] | None:
-    """A frame's `init`, where the inner slots are not known."""
-    init = frame.init
-    return None if init is None else lambda param: init(param, {})
-
-
 def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
     return lambda: torch.full((), start, dtype=torch.int64, device=device)
 
@@ -308,6 +316,16 @@ class Outside:
 class FrameState(StageState):
     """The state of a frame: its slots are single tensors, so their names may end in a number."""
 
+    def __init__(self, frame_run: FrameRun, scope: Scope, rule: Rule):
+        super().__init__(frame_run.path, scope, rule)
+        self._frame_run = frame_run
+
+    def made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
+        init = self._frame_run.frame.init
+        if init is None or not self._frame_run.frame.inner_slots:
+            return super().made(leaf, device)
+        return init(self.like(leaf, device), self._frame_run.first_inner_values(leaf))
+
     def stored(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
         return self._in_stored_dtypes(slots, leaf)
 
@@ -326,12 +344,12 @@ class Enter(RuleOperation):
         rule = Rule(
             frame_run.name,
             frame.enter or _pass,
-            init=_without_inner(frame) if frame.inner_slots else frame.init,
+            init=frame.init,
             shared={} if frame.clock else {name: _constant(value) for name, value in frame.shared.items()},
             elementwise=frame.elementwise,
             agree=frame.agree,
         )
-        super().__init__(rule, FrameState(frame_run.path, scope, rule), scope.run)
+        super().__init__(rule, FrameState(frame_run, scope, rule), scope.run)
         self.takes_none = takes_none
         self.template_slot = frame.takes_none
         self._frame_run = frame_run

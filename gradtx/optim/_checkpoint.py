@@ -15,7 +15,7 @@ from gradtx.core import Entry
 from gradtx.optim._groups import REFUSED, GroupView
 from gradtx.optim._member import Layout
 from gradtx.optim._members import Group
-from gradtx.optim._saved import matched
+from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
 
 # The option that qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
@@ -56,9 +56,11 @@ class Checkpoint:
     def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
         self._entries: dict[Any, dict[str, Any]] = state_dict["state"]
         self._groups: list[Group] = []
+        self._numbers: list[Any] = []
         own = {name for view in states.members.views for name in view.entries}
         for group in deepcopy(state_dict["param_groups"]):
             self._groups.append(_in_our_words(group, own))
+            self._numbers.extend(group["params"])
         self._states = states
         self._members = states.members
         self._strict = strict
@@ -67,6 +69,7 @@ class Checkpoint:
         """Put groups and states in place.
 
         Raises:
+            TypeError: a hyperparameter of another type; nothing has changed then.
             ValueError: groups, slots, shapes or values don't fit; nothing has changed then.
         """
         loaded = self._loaded()
@@ -103,6 +106,8 @@ class Checkpoint:
         for number, entry in self._entries.items():
             if number not in numbered:
                 loaded.foreign[number] = entry
+        if self._strict:
+            self._check_numbers(numbered, loaded.foreign)
         self._agree_on_shared(loaded)
         return loaded
 
@@ -113,6 +118,20 @@ class Checkpoint:
             raise ValueError(f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(ours)}")
         if saved != ours:
             raise ValueError(f"loaded state dict has groups of {saved} parameters, the optimizer's have {ours}")
+        for i, group in enumerate(self._groups):
+            names = group.get("param_names", group["params"])
+            if len(names) != len(group["params"]):
+                raise ValueError(f"'param_names' of loaded group {i}: {len(names)}, needs {len(group['params'])}")
+
+    def _check_numbers(self, numbered: set[Any], foreign: Mapping[Any, Any]) -> None:
+        """Refuse entries that no group lists while listed parameters have none: the numbers don't belong together."""
+        without = [number for number in numbered if number not in self._entries]
+        unlisted = [number for number in foreign if isinstance(number, int)]
+        if without and unlisted:
+            raise ValueError(
+                f"loaded groups list the parameter {without[0]!r}, which has no state, and the state has an entry "
+                f"{unlisted[0]!r}, which no group lists"
+            )
 
     def _load_group(self, view: GroupView, group: Group, loaded: Loaded) -> None:
         """Match a group; numbers that are off count as literally off if they do so here, or else all of them do."""
@@ -134,6 +153,7 @@ class Checkpoint:
         loaded: Loaded,
     ) -> None:
         new_view = view.loaded(group, literal, self._count)
+        new_view.check(new_view.values())
         first = self._states.first(new_view, group["params"], alone=True)
         states: dict[Tensor, State] = {}
         for param, state in first.states.items():
@@ -152,8 +172,11 @@ class Checkpoint:
                 key = member.layout.shared[path]["step"]
                 break
         largest = 0.0
-        for saved in self._entries.values():
-            largest = max(largest, float(saved.get(key, saved.get("steps", 0))))
+        for number in self._numbers:
+            saved = self._entries.get(number, {})
+            count = saved.get(key, saved.get("steps", 0))
+            if is_count(count):  # another one is refused when its slot is matched
+                largest = max(largest, float(count))
         return int(largest)
 
     def _agree_on_shared(self, loaded: Loaded) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-TRAINED = "trained"  # the slot of the weights of training, in state dicts that were saved in this mode
+from gradtx._messages import describe
+from gradtx.optim._form import TRAINED
 
 
 class Evaluation:
@@ -44,18 +45,36 @@ class Evaluation:
                 state_dict["state"][number] = {**entry, TRAINED: self._trained[param]}
 
     @classmethod
-    def take(cls, state_dict: dict[str, Any], params: Iterable[Tensor]) -> tuple[Evaluation | None, dict[str, Any]]:
-        """The mode in which a state dict was saved, and the state dict without the weights of training."""
+    def take(cls, state_dict: dict[str, Any], names: dict[Tensor, str]) -> tuple[Evaluation | None, dict[str, Any]]:
+        """The mode in which a state dict was saved, and the state dict without the weights of training.
+
+        Args:
+            state_dict: What was loaded.
+            names: The names of the parameters, in the order of the groups.
+
+        Raises:
+            ValueError: weights of another shape or kind than their parameter.
+        """
         entries = dict(state_dict["state"])
         numbers: list[Any] = []
         for group in state_dict["param_groups"]:
             numbers.extend(group["params"])
         trained: dict[Tensor, Tensor] = {}
-        for number, param in zip(numbers, params, strict=False):
+        for number, param in zip(numbers, names, strict=False):
             entry = entries.get(number)
             if isinstance(entry, dict) and TRAINED in entry:
                 entries[number] = {key: value for key, value in entry.items() if key != TRAINED}
-                trained[param] = entry[TRAINED].detach().to(param.device, param.dtype, copy=True)
+                trained[param] = _weights(names[param], entry[TRAINED], param)
         if not trained:
             return None, state_dict
         return cls(trained), {**state_dict, "state": entries}
+
+
+def _weights(name: str, saved: Any, param: Tensor) -> Tensor:
+    """The saved weights of training of a parameter."""
+    if not isinstance(saved, Tensor) or saved.shape != param.shape or not saved.is_floating_point():
+        raise ValueError(
+            f"state of parameter {name!r}: {TRAINED!r} must be floating-point of shape {tuple(param.shape)}, "
+            f"got {describe(saved)}"
+        )
+    return saved.detach().to(param.device, param.dtype, copy=True)

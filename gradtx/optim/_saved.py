@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._slots import kind_of
+from gradtx.optim._form import check_slot
+
 REMEDY = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
+
+
+COUNTS = ("step", "mini_step", "skipped", "counter")  # slots that clocks and random rules count in
 
 
 def matched(
@@ -64,12 +70,35 @@ def _as_slot(
     first: Tensor,
     device: torch.device,
 ) -> Tensor:
+    check_slot(name, key, saved)
     value = torch.as_tensor(saved)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")
-    if value.is_complex():
+    if not _can_become(value, first.dtype):
         raise ValueError(f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}")
-    if key == "step" and not (value >= 0 and value == value.round()):
+    if key == "step" and not (value >= 0 and _is_whole(value)):
         raise ValueError(f"state of parameter {name!r}: 'step' must be a count, got {value.item():g}")
+    if kind_of(first.dtype) == "int" and not _is_whole(value):
+        raise ValueError(f"state of parameter {name!r}: {key!r} must be a whole number, got {value.item():g}")
+    if key.rpartition(".")[2] in COUNTS and (value < 0).any():
+        raise ValueError(f"state of parameter {name!r}: {key!r} must be a count, got {value.item():g}")
     return value.detach().to(first.device if first.ndim == 0 else device, first.dtype, copy=True)
+
+
+def _can_become(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a saved tensor may be a slot of a dtype: of the same kind, or a 0-d number that an int may write."""
+    saved, needed = kind_of(value.dtype), kind_of(dtype)
+    return saved == needed or (value.ndim == 0 and {saved, needed} == {"int", "float"})
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite() & (value == value.round()))
+
+
+def is_count(saved: Any) -> bool:
+    """Whether a saved value can be a count."""
+    if saved is None:
+        return False
+    value = torch.as_tensor(saved)
+    return value.ndim == 0 and not value.is_complex() and bool(value >= 0) and _is_whole(value)

@@ -18,6 +18,7 @@ from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
+from gradtx.optim._form import check_form, check_mapping
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
 from gradtx.optim._pickles import workings_of
@@ -247,15 +248,20 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 parameter without any entry keeps its first state in both cases.
 
         Raises:
+            TypeError: a state, group, entry or slot of another type; nothing has changed then.
             ValueError: groups, slots, shapes or values that don't fit; nothing has changed then.
         """
         before, after = _torch.load_hooks(self)
-        state_dict = state_dict.copy()
+        check_mapping(state_dict)
+        state_dict = dict(state_dict)
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
         workings = self._up_to_date()
+        by_param = workings.members.by_param
+        names = {param: by_param[param].name for param in self._params_in_order()}
+        check_form(state_dict, list(names.values()))
         self._check_loaded(state_dict)
-        evaluation, state_dict = Evaluation.take(state_dict, self._params_in_order())
+        evaluation, state_dict = Evaluation.take(state_dict, names)
         Checkpoint(state_dict, workings.states, strict).load()
         self._evaluation = evaluation
         self.param_groups = [view.group for view in workings.members.views]

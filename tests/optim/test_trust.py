@@ -630,6 +630,115 @@ def test_pure_use_can_count_the_updates_of_each_leaf_as_torch_does(make):
         tx.init(params, counts="both")
 
 
+# Found by the fuzz of chains and of states (tests/fuzz).
+
+
+def stepped_by_leaves(tx, params, gradients):
+    """By pure functions in which every leaf counts its updates."""
+    state = tx.init(params, counts="leaves")
+    for step in gradients:
+        updates, state = tx.update(dict(zip(params, step, strict=True)), state, params)
+        params = gradtx.apply_updates(params, updates)
+    return params
+
+
+def test_a_call_without_any_gradient_does_not_count_where_leaves_count():
+    tx = gradtx.restart(gradtx.accumulate(gradtx.adam(lr=0.05), 3), 4)
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    gradients = [(ONES, ONES), (ONES, None), (None, None), (ONES, ONES), (2 * ONES, None), (ONES, ONES), (None, None)]
+    eager, _ = stepped(tx, params, gradients)
+    torch.testing.assert_close(stepped_by_leaves(tx, params, gradients), eager)
+
+
+def test_a_restart_starts_the_copies_of_pulled_back_momenta_again():
+    inner = chain(gradtx.trace(0.5), gradtx.scale_by_learning_rate(0.1))
+    tx = gradtx.restart(gradtx.with_lookahead(inner, k=2, pullback_momentum="pullback"), 4)
+    params = {"w": torch.ones(2)}
+    eager, _ = stepped(tx, params, [(ONES,)] * 9)
+    torch.testing.assert_close(functional(tx, params, [(ONES,)] * 9), eager)
+
+
+def test_pullback_takes_momenta_that_a_leaf_without_gradient_passes_by():
+    inner = chain(gradtx.ema(0.5), gradtx.accumulate(gradtx.trace(0.5), 2), gradtx.scale_by_learning_rate(0.1))
+    tx = gradtx.with_lookahead(inner, k=2, pullback_momentum="pullback")
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    gradients = [(ONES, ONES), (ONES, None), (None, ONES), (ONES, None), (None, None), (ONES, ONES)]
+    eager, _ = stepped(tx, params, gradients)
+    torch.testing.assert_close(stepped_by_leaves(tx, params, gradients), eager)
+
+
+def group_of(state_dict, key, value):
+    state_dict["param_groups"][0][key] = value
+
+
+def slot_of(state_dict, key, value):
+    state_dict["state"][0][key] = value
+
+
+DAMAGED = {
+    "no dict": (lambda s: None, "needs a state dict"),
+    "a text as state": (lambda s: {**s, "state": "text"}, "'state' of the loaded state dict must be a dict"),
+    "a list as state": (lambda s: {**s, "state": [{}]}, "'state' of the loaded state dict must be a dict"),
+    "no state": (lambda s: {"param_groups": s["param_groups"]}, "lacks 'state'"),
+    "None as groups": (lambda s: {**s, "param_groups": None}, "'param_groups' .* must be a list"),
+    "a text as group": (lambda s: {**s, "param_groups": ["text"]}, "group 0 of 'param_groups' must be a dict"),
+    "no params": (lambda s: s["param_groups"][0].pop("params"), "group 0 of 'param_groups' lacks 'params'"),
+    "params no list": (lambda s: group_of(s, "params", 3), "'params' of .* must be a list"),
+    "an unknown number": (lambda s: group_of(s, "params", [7]), "list the parameter 7, which has no state"),
+    "a number twice": (lambda s: group_of(s, "params", [0, 0]), "which came before"),
+    "a text as rate": (lambda s: group_of(s, "lr", "fast"), "lr must be a number"),
+    "None as entry": (lambda s: s["state"].update({0: None}), "state of parameter 'w' must be a dict of slots"),
+    "a list as entry": (lambda s: s["state"].update({0: [1]}), "state of parameter 'w' must be a dict of slots"),
+    "a text as slot": (lambda s: slot_of(s, "exp_avg", "text"), "'w': 'exp_avg' must be a tensor"),
+    "a list as slot": (lambda s: slot_of(s, "exp_avg", [0.0, 0.0]), "'w': 'exp_avg' must be a tensor"),
+    "a bool slot": (lambda s: slot_of(s, "exp_avg", ONES.bool()), "'w': 'exp_avg' has dtype torch.bool"),
+    "an int slot": (lambda s: slot_of(s, "exp_avg", ONES.int()), "'w': 'exp_avg' has dtype torch.int32"),
+    "a nested slot": (
+        lambda s: slot_of(s, "exp_avg", torch.nested.nested_tensor([ONES, ONES])),
+        "'w': 'exp_avg' must be a dense tensor",
+    ),
+    "a NaN step": (lambda s: slot_of(s, "step", torch.tensor(math.nan)), "'step' must be a count, got nan"),
+    "an infinite step": (lambda s: slot_of(s, "step", torch.tensor(math.inf)), "'step' must be a count, got inf"),
+    "half a step": (lambda s: slot_of(s, "step", torch.tensor(1.5)), "'step' must be a count, got 1.5"),
+    "trained weights of another shape": (lambda s: slot_of(s, "trained", torch.ones(3)), "'w': 'trained' must be"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_every_damage_of_a_state_dict_is_named_and_changes_nothing(damage, message):
+    param = Parameter(ONES.clone())
+    optimizer = gradtx.as_optimizer(gradtx.adam(lr=0.1), [("w", param)])
+    param.grad = ONES.clone()
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    replaced = damage(saved)
+    bad = replaced if message in ("needs a state dict", "lacks 'state'") or isinstance(replaced, dict) else saved
+    weights, state = param.detach().clone(), copy.deepcopy(dict(optimizer.state[param]))
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizer.load_state_dict(bad)
+    assert torch.equal(param, weights)
+    assert all(torch.equal(value, state[key]) for key, value in optimizer.state[param].items())
+
+
+@pytest.mark.parametrize(
+    ("put", "message"),
+    [
+        ({"step": torch.tensor(1.5)}, "'step' that is no 0-d count"),
+        ({"step": torch.tensor(-1)}, "'step' below 0"),
+        ({"leaf_steps": 3}, "'leaf_steps' that are no dict"),
+        ({3: ONES}, "'3', which this chain does not keep"),
+        ({"scale_by_adam": {"exp_avg": {"w": ONES.to(torch.complex64)}, "exp_avg_sq": {"w": ONES}}}, "no plain tensor"),
+    ],
+)
+def test_a_damaged_nested_state_is_named(put, message):
+    tx, params = gradtx.adam(), {"w": ONES}
+    with pytest.raises(ValueError, match=message):
+        tx.update(params, {**tx.init(params), **put}, params)
+    with pytest.raises(ValueError, match=message):
+        tx.eval_params({**tx.init(params), **put}, params)
+
+
 def test_parameters_that_take_the_place_of_others_have_the_state_and_the_others_are_let_go():
     old = [Parameter(torch.ones(3)), Parameter(torch.ones(4))]
     optimizer = gradtx.optim.AdamW(old)

@@ -1,0 +1,113 @@
+"""The form of a state dict: whatever is of another one is named before anything reads it."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Hashable, Mapping
+from typing import Any, cast
+
+from torch import Tensor
+
+from gradtx._messages import describe
+
+TRAINED = "trained"  # the slot of the weights of training, in state dicts that were saved while evaluating
+
+
+def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
+    """Raise an error unless this is a state dict, of any optimizer.
+
+    Args:
+        state_dict: What the caller gives.
+        names: The names of the parameters, in the order of the groups.
+
+    Raises:
+        TypeError: a state, group, entry or slot of another type.
+        ValueError: a part is missing, or the same parameter comes twice.
+    """
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(f"loaded state dict lacks {key!r}")
+    entries, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"'state' of the loaded state dict must be a dict, got {describe(entries)}")
+    if not isinstance(groups, list | tuple):
+        raise TypeError(f"'param_groups' of the loaded state dict must be a list, got {describe(groups)}")
+    for number in _numbers(cast("list[Any]", groups)):
+        if number in entries:
+            _check_entry(_name(number, groups, names), entries[number])
+
+
+def check_mapping(state_dict: Any) -> None:
+    """Raise an error unless this can be a state dict."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"load_state_dict needs a state dict, got {describe(state_dict)}")
+
+
+def _numbers(groups: list[Any]) -> list[Any]:
+    """The numbers of all parameters, after checking the groups that list them."""
+    seen: list[Any] = []
+    for i, group in enumerate(groups):
+        _check_group(f"loaded group {i} of 'param_groups'", group)
+        for number in group["params"]:
+            if not isinstance(number, Hashable) or isinstance(number, Tensor):
+                raise TypeError(f"'params' of loaded group {i} must be numbers, got {describe(number)}")
+            if number in seen:
+                raise ValueError(f"'params' of loaded group {i} have {number!r}, which came before")
+            seen.append(number)
+    return seen
+
+
+def _check_group(where: str, group: Any) -> None:
+    if not isinstance(group, Mapping):
+        raise TypeError(f"{where} must be a dict, got {describe(group)}")
+    for key in cast("Mapping[Any, Any]", group):
+        if not isinstance(key, str):
+            raise TypeError(f"{where} has the key {key!r}, needs a string")
+    if "params" not in group:
+        raise ValueError(f"{where} lacks 'params'")
+    if not isinstance(group["params"], list | tuple):
+        raise TypeError(f"'params' of {where} must be a list, got {describe(group['params'])}")
+    if "param_names" in group:
+        _check_names(where, group["param_names"])
+
+
+def _check_names(where: str, names: Any) -> None:
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in cast("list[Any]", names)):
+        raise TypeError(f"'param_names' of {where} must be a list of strings, got {describe(names)}")
+
+
+def _name(number: Any, groups: Any, names: list[str]) -> str:
+    """The name of a parameter here, by its number there."""
+    for i, other in enumerate(_flat(groups)):
+        if other == number and i < len(names):
+            return names[i]
+    return str(number)
+
+
+def _flat(groups: Any) -> list[Any]:
+    numbers: list[Any] = []
+    for group in groups:
+        numbers.extend(group["params"])
+    return numbers
+
+
+def _check_entry(name: str, entry: Any) -> None:
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"state of parameter {name!r} must be a dict of slots, got {describe(entry)}")
+    for slot, value in cast("Mapping[Any, Any]", entry).items():
+        if not isinstance(slot, str):
+            raise TypeError(f"state of parameter {name!r} has the slot {slot!r}, needs a string")
+        if value is not None:  # older versions of torch save a momentum that is off as None
+            check_slot(name, slot, value)
+
+
+def check_slot(name: str, slot: str, value: Any) -> None:
+    """Raise an error unless a value can be a slot: a plain tensor or a number."""
+    if not isinstance(value, Tensor):
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"state of parameter {name!r}: {slot!r} must be a tensor, got {describe(value)}")
+        return
+    if value.is_nested or value.is_sparse or value.is_quantized:
+        raise TypeError(f"state of parameter {name!r}: {slot!r} must be a dense tensor, got a nested or sparse one")
+    if value.is_meta:
+        raise ValueError(f"state of parameter {name!r}: {slot!r} is on the meta device, which keeps no values")

@@ -1,0 +1,49 @@
+"""`python -m tests.fuzz --seconds 600 --seed 0`: random chains and damaged states, until the time is over."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+import time
+import warnings
+
+from tqdm import tqdm
+
+from tests.fuzz import chains, states
+
+KINDS = {"chains": chains.run, "states": states.run}
+
+
+def main() -> int:
+    """Run and print; the exit status is 1 if anything failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    counts: collections.Counter[str] = collections.Counter()
+    end, seed = time.monotonic() + arguments.seconds, arguments.seed
+    with tqdm(desc="seeds", unit="", mininterval=1.0) as bar:
+        while time.monotonic() < end:
+            for kind, run in KINDS.items():
+                try:
+                    outcome = run(seed)
+                except Exception as error:
+                    outcome = "failed"
+                    tqdm.write(report(kind, seed, error))
+                counts[f"{kind} {outcome}"] += 1
+            seed += 1
+            bar.update()
+    print(f"seeds {arguments.seed} to {seed - 1}:", ", ".join(f"{kind} {n}" for kind, n in sorted(counts.items())))
+    return int(any(key.endswith("failed") for key in counts))
+
+
+def report(kind: str, seed: int, error: Exception) -> str:
+    """What to know about a failure."""
+    case = f"\n  {chains.drawn_case(seed)!r}" if kind == "chains" else ""
+    return f"{kind}, seed {seed}: {type(error).__name__}: {error}{case}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,349 @@
+"""Random chains on odd trees: pure use, the adapter, checkpoints, copies, vmap and programs agree.
+
+A case is its seed: chain, tree, gradients and dtype follow from it.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import gradtx
+from gradtx import GradientTransformation, _tree, chain
+from tests.optim.problems import assert_equal, saved_and_loaded, whole
+
+STEPS = 9
+Gradients = list[dict[str, Tensor | None]]
+
+TREES: list[Callable[[], Any]] = [
+    lambda: {"w": (3, 4), "b": (3,)},
+    lambda: {"w": (2, 2), "s": (), "none": (0,)},
+    lambda: {"body": {"w": (2, 3), "b": (2,)}, "head": {"conv": (2, 3, 2, 2), "s": ()}},
+    lambda: {"list": [(3,), (2, 2), ()], "deep": {"er": {"w": (1,)}}},
+    lambda: {"empty": (0, 3), "w": (4, 4), "b": (1, 1)},
+]
+
+
+@dataclass
+class Case:
+    """A chain with its parameters and gradients."""
+
+    tx: GradientTransformation
+    params: dict[str, Tensor]
+    gradients: Gradients
+    dtype: torch.dtype
+    takes_closure: bool = False
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-12 if self.dtype == torch.float64 else 1e-6
+
+    def __repr__(self) -> str:
+        shapes = {name: tuple(param.shape) for name, param in self.params.items()}
+        missing = [[name for name, grad in step.items() if grad is None] for step in self.gradients]
+        return f"{self.tx!r}\n  {shapes}, {self.dtype}, without gradient: {missing}"
+
+
+class Maker:
+    """Draws chains.
+
+    Args:
+        rng: The source of choices.
+        names: The names of the leaves, for selectors.
+        rate: The learning rate of every optimizer that takes one; None for any.
+    """
+
+    def __init__(self, rng: random.Random, names: list[str], rate: Any = None):
+        self._rng = rng
+        self._names = names
+        self._rate = rate
+
+    def chain(self, depth: int = 2) -> GradientTransformation:
+        """Links, an optimizer or a combinator, and links behind it."""
+        links = [self.link() for _ in range(self._rng.randrange(3))]
+        links.append(self.optimizer(depth))
+        if self._rng.random() < 0.3:
+            links.append(self.behind())
+        return chain(*links)
+
+    def optimizer(self, depth: int) -> GradientTransformation:
+        if depth and self._rng.random() < 0.65:
+            return self.combinator(depth - 1)
+        return self.alias()
+
+    def rate(self) -> Any:
+        options = [0.05, 0.05, 0.05, gradtx.wsd_schedule(0.1, 2, 3, 3), gradtx.Schedule(falling_rate)]
+        drawn = self._rng.choice(options)  # also where it is not used: the rest of the chain stays the same
+        return drawn if self._rate is None else self._rate
+
+    def alias(self) -> GradientTransformation:
+        rng, rate = self._rng, self.rate()
+        options: dict[str, Any] = {}
+        if rng.random() < 0.25:
+            options["maximize"] = True
+        decays = {**options, "weight_decay": rng.choice([0.0, 0.1])}
+        if rng.random() < 0.3:
+            decays["mask"] = self.where()
+        makers: list[Callable[[], GradientTransformation]] = [
+            lambda: gradtx.sgd(lr=rate, momentum=rng.choice([0.0, 0.9]), **options),
+            lambda: gradtx.sgd(lr=rate, momentum=0.9, nesterov=True, **decays),
+            lambda: gradtx.adam(lr=rate, eps=1e-3, amsgrad=rng.random() < 0.3, **options),
+            lambda: gradtx.adamw(lr=rate, eps=1e-3, **decays),
+            lambda: gradtx.lion(lr=rate, **decays),
+            lambda: gradtx.rmsprop(lr=rate, eps=1e-2, **options),
+            lambda: gradtx.adagrad(lr=rate, eps=1e-2, **options),
+            lambda: gradtx.nadam(lr=rate, eps=1e-3, **options),
+            lambda: gradtx.radam(lr=rate, eps=1e-3, **options),
+            lambda: gradtx.lamb(lr=rate, eps=1e-2, **options),
+            lambda: gradtx.adamp(lr=rate, eps=1e-3, **options),
+            lambda: gradtx.adafactor(lr=rate, relative_step=False, **options),
+        ]
+        return rng.choice(makers)()
+
+    def link(self) -> GradientTransformation:
+        """A link in front of an optimizer."""
+        rng = self._rng
+        makers: list[Callable[[], GradientTransformation]] = [
+            lambda: gradtx.clip_by_global_norm(0.7),
+            lambda: gradtx.centralize(),
+            lambda: gradtx.ema(0.5),
+            lambda: gradtx.trace(0.5),
+            lambda: gradtx.scale(0.5),
+            lambda: gradtx.record("norm"),
+            lambda: gradtx.masked(gradtx.clip_by_global_norm(0.5), self.where()),
+            lambda: gradtx.add_decayed_weights(0.1),
+            lambda: gradtx.accumulate(gradtx.ema(0.5), 2),
+        ]
+        return rng.choice(makers)()
+
+    def behind(self) -> GradientTransformation:
+        """A link behind an optimizer."""
+        makers: list[Callable[[], GradientTransformation]] = [
+            lambda: gradtx.scale_by_caution(),
+            lambda: gradtx.freeze(self._rng.choice(self._names)),
+            lambda: gradtx.lookahead(k=3),
+            lambda: gradtx.average(decay=0.9),
+            lambda: gradtx.add_decayed_weights(0.01),
+            lambda: gradtx.scale(0.5),
+        ]
+        return self._rng.choice(makers)()
+
+    def combinator(self, depth: int) -> GradientTransformation:
+        rng = self._rng
+        makers: list[Callable[[], GradientTransformation]] = [
+            lambda: gradtx.accumulate(self.chain(depth), rng.choice([2, 3])),
+            lambda: gradtx.skip_nonfinite(self.chain(depth)),
+            lambda: self.partition(depth),
+            lambda: chain(gradtx.masked(self.chain(depth), self.where()), gradtx.scale(0.1)),
+            lambda: gradtx.graft(self.chain(depth), self.alias()),
+            lambda: gradtx.with_lookahead(
+                self.chain(depth), k=rng.choice([2, 3]), pullback_momentum=rng.choice(["none", "reset", "pullback"])
+            ),
+            lambda: gradtx.restart(self.chain(depth), 4, keep_clock=rng.random() < 0.5),
+            lambda: gradtx.schedule_free(rng.choice([chain(), gradtx.scale_by_adam()]), lr=0.05, beta=0.9),
+        ]
+        return rng.choice(makers)()
+
+    def partition(self, depth: int) -> GradientTransformation:
+        first = self._rng.choice(self._names)
+        labels: Any = {"a": first, "b": "*"} if len(self._names) > 1 else {"a": "*"}
+        if self._rng.random() < 0.3:
+            labels = by_rank
+        elif self._rng.random() < 0.2:
+            labels = always_b  # the first branch is idle
+        transforms = {"a": self.chain(depth), "b": self.chain(depth)}
+        return gradtx.partition(transforms, labels)
+
+    def where(self) -> Any:
+        return self._rng.choice([self._rng.choice(self._names), is_matrix])
+
+
+def falling_rate(step: Any) -> Any:
+    return 0.1 * 0.9**step
+
+
+def by_rank(name: str, param: Tensor) -> str:
+    return "a" if param.ndim > 1 else "b"
+
+
+def always_b(name: str, param: Tensor) -> str:
+    return "b"
+
+
+def is_matrix(name: str, param: Tensor) -> bool:
+    return param.ndim > 1
+
+
+def shaped(tree: Any, make: Callable[[tuple[int, ...]], Any]) -> Any:
+    if isinstance(tree, tuple):
+        return make(tree)
+    if isinstance(tree, list):
+        return [shaped(item, make) for item in tree]
+    return {key: shaped(item, make) for key, item in tree.items()}
+
+
+def drawn_case(seed: int, rate: Any = None) -> Case:
+    """The case of a seed."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    dtype = rng.choice([torch.float32, torch.float64])
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+    tree = shaped(rng.choice(TREES)(), draw)
+    params, _ = _tree.flatten(tree, "params")
+    often = rng.choice([0.0, 0.3])  # how often a gradient is missing
+    gradients: Gradients = []
+    for _ in range(STEPS):
+        step: dict[str, Tensor | None] = {}
+        for name, param in params.items():
+            gradient = draw(tuple(param.shape))
+            step[name] = None if rng.random() < often else gradient
+        gradients.append(step)
+    names = list(params)
+    tx = drawn_chain(seed, names, rate)
+    takes_closure = "grad_fn" in tx.needs
+    if takes_closure:
+        gradients = [{name: params[name] for name in names} for _ in range(STEPS)]  # the closure makes them
+    return Case(tx, params, gradients, dtype, takes_closure)
+
+
+def drawn_chain(seed: int, names: list[str], rate: Any) -> GradientTransformation:
+    """The chain of a seed with another rate."""
+    choices = random.Random(f"chain {seed}")
+    tx = Maker(choices, names, rate).chain()
+    return gradtx.sam(tx, rho=0.1) if choices.random() < 0.1 else tx
+
+
+# Ways to run a case.
+
+
+def gradient_of(params: Any) -> Any:
+    """The gradients of the loss that closures have."""
+    return {name: 0.5 * param + torch.sin(3 * param) for name, param in params.items()}
+
+
+def functional(case: Case, tx: GradientTransformation | None = None) -> dict[str, Tensor]:
+    """Final parameters by pure functions, in which every leaf counts its steps."""
+    tx, params = tx or case.tx, dict(case.params)
+    state = tx.init(params, counts="leaves")
+    for step in case.gradients:
+        if case.takes_closure:
+            updates, state = tx.update(gradient_of(params), state, params, grad_fn=gradient_of)
+        else:
+            updates, state = tx.update(step, state, params)
+        params = gradtx.apply_updates(params, updates)
+    return params
+
+
+class Adapted:
+    """A case by the adapter."""
+
+    def __init__(self, case: Case, **options: Any):
+        self.case = case
+        self.named = {name: Parameter(param.clone()) for name, param in case.params.items()}
+        self.optimizer = gradtx.as_optimizer(case.tx, list(self.named.items()), **options)
+
+    def steps(self, gradients: Gradients) -> dict[str, Tensor]:
+        for step in gradients:
+            if self.case.takes_closure:
+                self.optimizer.step(self.closure)
+                continue
+            for name, param in self.named.items():
+                gradient = step[name]
+                param.grad = None if gradient is None else gradient.clone()
+            self.optimizer.step()
+        return self.values()
+
+    def closure(self) -> float:
+        for name, gradient in gradient_of({name: param.detach() for name, param in self.named.items()}).items():
+            self.named[name].grad = gradient
+        return 0.0
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: param.detach().clone() for name, param in self.named.items()}
+
+
+def assert_near(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, what: str) -> None:
+    def message(text: str) -> str:
+        return f"{what}: {text}"
+
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=message)
+
+
+def check_adapter(case: Case) -> dict[str, Tensor]:
+    pure = functional(case)
+    adapted = Adapted(case).steps(case.gradients)
+    assert_near(adapted, pure, case.tolerance, "adapter against pure use")
+    return pure
+
+
+def check_resumed(case: Case) -> None:
+    """Saved in the middle and loaded into a new optimizer, bit for bit; and a deep copy."""
+    first, second = Adapted(case), Adapted(case)
+    first.steps(case.gradients[:5])
+    second.steps(case.gradients[:2])
+    saved = saved_and_loaded(first.optimizer.state_dict())
+    with torch.no_grad():
+        for name, param in second.named.items():
+            param.copy_(first.named[name])
+    second.optimizer.load_state_dict(saved)
+    copied, params = copy.deepcopy((first.optimizer, first.named))
+    third = copy.copy(first)
+    third.optimizer, third.named = copied, params
+    for other in (second, third):
+        other.steps(case.gradients[5:])
+    first.steps(case.gradients[5:])
+    for other, how in ((second, "resumed"), (third, "deep-copied")):
+        try:
+            assert_equal(whole(other.optimizer), whole(first.optimizer))
+        except AssertionError as error:
+            raise AssertionError(f"{how}: {error}") from error
+
+
+def check_vmap(seed: int) -> None:
+    """Over rates, against a loop."""
+    rates = torch.tensor([0.01, 0.05, 0.2], dtype=torch.float64)
+    case = drawn_case(seed)
+    names = list(case.params)
+
+    def run(rate: Tensor) -> dict[str, Tensor]:
+        return functional(case, drawn_chain(seed, names, rate))
+
+    together = torch.vmap(run)(rates)
+    apart = [functional(case, drawn_chain(seed, names, float(rate))) for rate in rates]
+    stacked = {name: torch.stack([values[name] for values in apart]) for name in case.params}
+    tolerance = 1e-10 if case.dtype == torch.float64 else 1e-5
+    assert_near(together, stacked, tolerance, "vmap against a loop")
+
+
+def check_compiled(seed: int) -> None:
+    case = drawn_case(seed)
+    eager = Adapted(case).steps(case.gradients)
+    compiled = Adapted(case, compile=True).steps(case.gradients)
+    assert_near(compiled, eager, 1e-5 if case.dtype == torch.float32 else 1e-10, "compiled against eager")
+
+
+def run(seed: int) -> str:
+    """All ways of one case that need no compiler; 'refused' if its chain says that it does not fit the tree."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            case = drawn_case(seed)
+            case.tx.init(case.params)
+        except ValueError:
+            return "refused"
+        check_adapter(case)
+        check_resumed(case)
+        if seed % 4 == 0:
+            check_vmap(seed)
+    return "passed"
