@@ -1,4 +1,4 @@
-"""Compare AdEMAMix, MARS, and Prodigy inside Schedule-Free with AdamW on a small byte transformer.
+"""Compare AdEMAMix, MARS, Schedule-Free and Prodigy inside Schedule-Free with AdamW on a small byte transformer.
 
 Data: the source files of Python's standard library. Every tenth file judges the learning rates, every tenth other file
 judges the final runs. A sweep trains all rates of an optimizer at once: one `torch.vmap` over stacked networks, with
@@ -34,7 +34,7 @@ CONTEXT, WIDTH, HEADS, BLOCKS, BATCH = 32, 32, 4, 2, 16
 JUDGED = 256  # windows on which a loss is measured
 EVERY = 20
 LATER = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1)  # places that attention must not see
-DECAY = 0.1
+BETAS, DECAY = (0.9, 0.95), 0.1
 SWEEP_SEED, SEEDS = 100, (0, 1, 2)
 
 Params = dict[str, Tensor]
@@ -46,13 +46,13 @@ def falling(rate: gradtx.Scalar, steps: int) -> gradtx.Schedule:
 
 
 def adamw(rate: gradtx.Scalar, steps: int) -> Transformation:
-    return gradtx.adamw(falling(rate, steps), betas=(0.9, 0.95), weight_decay=DECAY)
+    return gradtx.adamw(falling(rate, steps), betas=BETAS, weight_decay=DECAY)
 
 
 def ademamix(rate: gradtx.Scalar, steps: int) -> Transformation:
     return gradtx.ademamix(
         falling(rate, steps),
-        betas=(0.9, 0.95, 0.99),  # the default of 0.9999 averages over more steps than the run has
+        betas=(*BETAS, 0.99),  # the default of 0.9999 averages over more steps than the run has
         weight_decay=DECAY,
         alpha_warmup=steps,
         beta3_warmup=steps,
@@ -60,13 +60,19 @@ def ademamix(rate: gradtx.Scalar, steps: int) -> Transformation:
 
 
 def mars(rate: gradtx.Scalar, steps: int) -> Transformation:
-    return gradtx.mars_adamw(falling(rate, steps), weight_decay=DECAY, weight_decay_1d=DECAY)
+    """With AdamW's betas, so that the correction of the gradient is the only difference."""
+    return gradtx.mars_adamw(falling(rate, steps), betas=BETAS, weight_decay=DECAY, weight_decay_1d=DECAY)
+
+
+def schedule_free(rate: gradtx.Scalar, steps: int) -> Transformation:
+    """The control for the next one: it needs a rate, but no schedule."""
+    return gradtx.schedule_free_adamw(rate, betas=BETAS, weight_decay=DECAY)
 
 
 def prodigy(factor: gradtx.Scalar, steps: int) -> Transformation:
-    """Prodigy finds the rate and Schedule-Free replaces the schedule and the first average."""
-    base = gradtx.prodigy(betas=(0.0, 0.95), beta3=0.99, weight_decay=DECAY)
-    return gradtx.schedule_free(base, lr=factor, beta=0.9)
+    """Prodigy finds the rate; Schedule-Free replaces the schedule and the first average."""
+    base = gradtx.prodigy(betas=(0.0, BETAS[1]), beta3=0.99, weight_decay=DECAY)
+    return gradtx.schedule_free(base, lr=factor, beta=BETAS[0])
 
 
 RATES = [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
@@ -75,6 +81,7 @@ METHODS: dict[str, tuple[Callable[..., Transformation], list[float]]] = {
     "AdamW": (adamw, RATES),
     "AdEMAMix": (ademamix, RATES),
     "MARS": (mars, RATES),
+    "Schedule-Free AdamW": (schedule_free, RATES),
     "Prodigy in Schedule-Free": (prodigy, FACTORS),
 }
 

@@ -303,7 +303,9 @@ def _is_users(function: Callable) -> bool:
 
 def _hints_of(function: Callable) -> dict[str, Any]:
     """The annotations of a function, evaluated; those of this package from a cache, since importing it reads 1,600."""
-    if _is_users(function):
+    module = sys.modules.get(function.__module__ or "")
+    names = getattr(function, "__globals__", None)
+    if _is_users(function) or module is None or names is not vars(module):  # a doctest has names of its own
         return typing.get_type_hints(function)
     hints = {}
     for name, annotation in function.__annotations__.items():
@@ -314,7 +316,7 @@ def _hints_of(function: Callable) -> dict[str, Any]:
             continue
         key = (function.__module__, annotation)
         if key not in _KNOWN_HINTS:
-            _KNOWN_HINTS[key] = eval(annotation, vars(sys.modules[function.__module__]))
+            _KNOWN_HINTS[key] = eval(annotation, names)
         hints[name] = _KNOWN_HINTS[key]
     return hints
 

@@ -34,14 +34,14 @@ def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner:
     return kept
 
 
-def check_slots(slots: Any, owner: str) -> None:
-    """Raise an error unless this is what `init` may return."""
+def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
+    """Raise an error unless `init` may return this; names may end in `numbers` where a list can't make them."""
     if not isinstance(slots, dict):
         raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
     for slot in slots:
         if not isinstance(slot, str):
             raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
-        if slot.rpartition("_")[2].isdigit():
+        if not numbers and slot.rpartition("_")[2].isdigit():
             raise TypeError(
                 f"{owner}: slots {sorted(slots)}: a trailing number is the library's; return a list in one slot"
             )

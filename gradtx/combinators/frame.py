@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,9 +14,19 @@ from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, Position, takes_none
 from gradtx._rules import Call, Rule, RuleOperation, RuleState, StageState
 from gradtx._runs import Run, Scope
+from gradtx._slots import check_slots
 from gradtx._tree_rules import Functions, GradientOperation
+from gradtx.combinators._contract import (
+    Sums,
+    check_inner,
+    check_inner_slots,
+    check_names,
+    check_start,
+    checked_sums,
+    checked_ticks,
+)
 from gradtx.context import Clock, FrameContext
-from gradtx.core import GradientTransformation
+from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import Combinator
 
 __all__ = ["Frame", "InnerClock"]
@@ -32,9 +42,10 @@ class InnerClock:
     The clock keeps `step`, the number of counted calls, and the values in `start`.
 
     Args:
-        ticks: `(values, sums) -> (counts, values)`: whether this call counts, a 0-d bool tensor, and the new values
-            that are named in `start`. Called once a call. Uses `torch.where`, never a Python `if` on a tensor.
-        start: The first values, whole numbers by name; kept as 0-d int64 tensors.
+        ticks: `(values, sums) -> (counts, values)`: whether this call counts, a 0-d bool tensor, and the new values, a
+            dict with the names of `start`. Called once a call. Uses `torch.where`, never a Python `if` on a tensor.
+        start: The first values, whole numbers by name; kept as 0-d int64 tensors. `ticks` may read `step`, too,
+            which the library counts.
         measure: `update -> {name: 0-d tensor}`; the sums over all leaves are passed to `ticks`.
         counts: Whether the inner transformation follows this clock; otherwise it keeps the outer count.
     """
@@ -44,13 +55,19 @@ class InnerClock:
     measure: Callable[[Tensor], dict[str, Tensor]] | None = None
     counts: bool = True
 
+    def __post_init__(self) -> None:
+        check_start(self.start)
+
 
 @dataclasses.dataclass(frozen=True)
 class Frame(Combinator):
     """The body of a combinator: functions of one tensor, in front of an inner transformation and behind it.
 
-    All functions are pure, as those of `per_tensor`. `ctx` is a `Context` with two more attributes: `ctx.ticks`,
-    whether the clock counts this call, and `ctx.keep(new, old)`, which gives `old` for a leaf that is skipped.
+    All functions are pure, as those of `per_tensor`. `ctx` is a `Context` with more attributes: `ctx.ticks`,
+    whether the clock counts this call, `ctx.keep(new, old)`, which gives `old` for a leaf that is skipped, and
+    `ctx.inner`, the new inner slots by "link.slot". `enter` and `leave` run in every call, and so do the inner rules:
+    an `enter` that drops a gradient that is not finite puts zeros in its place, so that no NaN comes back through
+    derivatives.
 
     Args:
         inner: The inner transformation, or several by name, which all get the same updates.
@@ -97,6 +114,12 @@ class Frame(Combinator):
     takes_none: str | None = None
     agree: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     elementwise: bool = True
+
+    def __post_init__(self) -> None:
+        check_inner_slots(self.inner_slots)
+        inner = self.inner.values() if isinstance(self.inner, Mapping) else [self.inner]
+        for tx in inner:
+            check_transformation("Frame", "inner", tx)
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
@@ -147,10 +170,12 @@ class FrameRun:
     def decide(self, sums: Mapping[str, Tensor]) -> None:
         """Ask the clock whether it counts this call."""
         assert self.frame.clock is not None
-        self.ticks, self._new_shared = self.frame.clock.ticks(self._old_shared, sums)
+        clock = self.frame.clock
+        result = clock.ticks(dict(self._old_shared), Sums(sums, self.name, clock.measure is not None))
+        self.ticks, self._new_shared = checked_ticks(self.name, result, clock.start)
         if self.clock is not None:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
-            self._new_shared = {"step": step, **self._new_shared}
+            self._new_shared["step"] = step
 
     def ticks_for(self, leaf: Leaf) -> Tensor | None:
         """Whether the inner clock counts this call, where the leaf is."""
@@ -250,7 +275,7 @@ class FrameRun:
         """Keep the old shared values of the inner transformation unless this call counts."""
         run = self.run
         if self.ticks is None:  # no leaf had a gradient
-            self.decide(_zeros(run.device))
+            self.decide({})
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         for path, values in run.new_shared.items():
@@ -263,11 +288,6 @@ class FrameRun:
                 run.new_trees[path] = run.select(ticks, tree, run.tree(path))
         if self._new_shared:
             run.new_shared[self.path] = self._new_shared
-
-
-def _zeros(device: torch.device) -> Mapping[str, Tensor]:
-    """The sums of no leaf."""
-    return defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
 
 
 def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
@@ -345,14 +365,14 @@ class Enter(RuleOperation):
             return self._enter(leaf)
         if leaf.update is None:  # on its way to a combinator inside that takes it
             return {}
-        sums = clock.measure(leaf.update)
+        sums = checked_sums(self.rule.name, clock.measure(leaf.update))
         if leaf.active is None:
             return sums
         return {name: torch.where(leaf.active, value, torch.zeros_like(value)) for name, value in sums.items()}
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         measured = [(leaf, sums) for leaf, sums in waiting if sums]
-        return super().combine(measured) if measured else _zeros(self._frame_run.run.device)
+        return super().combine(measured) if measured else {}
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
         if self._frame_run.ticks is None:
@@ -385,6 +405,8 @@ class Enter(RuleOperation):
 
     def _finish(self, call: Call, out: Any) -> None:
         leaf = call.leaf
+        if isinstance(out, types.GeneratorType):
+            raise TypeError(f"{self.rule.name}: enter can't yield sums; leave can")
         *pair, active = out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
         update, state = _checked_pair(self.rule.name, pair)
         if leaf.update is None:
@@ -406,6 +428,8 @@ class Enter(RuleOperation):
 
 
 def _checked_pair(name: str, pair: Any) -> tuple[Tensor, dict[str, Any]]:
+    if len(pair) == 3:
+        raise TypeError(f"{name}: a third value of leave replaces inner slots: name them in inner_slots=")
     if len(pair) != 2 or not isinstance(pair[1], dict):
         raise TypeError(f"{name}: a combinator's functions return (update, state), got {pair!r}")
     return pair[0], pair[1]
@@ -453,6 +477,8 @@ class Leave(RuleOperation):
             return
         like = self.stage.like(leaf)
         slots = init(like, self._frame_run.inner_values(leaf)) if self._frame.inner_slots else init(like)
+        check_slots(slots, self.rule.name, numbers=True)
+        check_names(self.rule.name, slots, self.rule.shared)
         leaf.new[self.stage.path] = self.stage.stored(slots, leaf)
 
     def start(self, leaf: Leaf) -> Any:
@@ -505,6 +531,7 @@ class Leave(RuleOperation):
         leaf = call.leaf
         if isinstance(out, tuple) and len(out) == 3 and self._frame.inner_slots:
             *out, inner = out
+            check_inner(self.rule.name, inner, call.context.inner)  # type: ignore[attr-defined]
             accepted = {name: call.context.keep(value, call.context.inner[name]) for name, value in inner.items()}  # type: ignore[attr-defined]
             self._frame_run.replace_inner(leaf, accepted)
         update, state = _checked_pair(self.rule.name, out)

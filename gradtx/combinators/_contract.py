@@ -1,0 +1,86 @@
+"""Errors of combinators that break the contract of `Frame` and `InnerClock`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._messages import describe, nearest
+
+
+class Sums(dict[str, Tensor]):
+    """The sums that a clock gets; a missing one says why."""
+
+    def __init__(self, values: Mapping[str, Tensor], owner: str, measured: bool):
+        super().__init__(values)
+        self._owner = owner
+        self._measured = measured
+
+    def __missing__(self, name: str) -> Tensor:
+        if self._measured and not self:  # no leaf had a gradient
+            return torch.zeros((), dtype=torch.float64)
+        known = f"measure makes {sorted(self)}" if self._measured else "no measure= makes sums"
+        raise ValueError(f"{self._owner}: ticks asks for the sum {name!r}, but {known}")
+
+
+def check_start(start: Mapping[str, Any]) -> None:
+    """Raise an error unless these are the first values of a clock."""
+    for name, value in start.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"InnerClock: start[{name!r}] must be an int, got {describe(value)}")
+        if name == "step":
+            raise ValueError("InnerClock: start: 'step' is the clock's count, which the library keeps")
+
+
+def check_inner_slots(names: Any) -> None:
+    """Raise an error unless these are names of slots."""
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"Frame: inner_slots must be a tuple of slot names, got {describe(names)}")
+
+
+def checked_ticks(owner: str, result: Any, start: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The result of a clock's `ticks`."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        raise TypeError(f"{owner}: ticks returns (counts, values), got {describe(result)}")
+    counts, values = result
+    if not isinstance(counts, Tensor) or counts.dtype != torch.bool or counts.ndim:
+        raise TypeError(f"{owner}: ticks returns a 0-d bool tensor as its first value, got {describe(counts)}")
+    values = {name: value for name, value in values.items() if name != "step"}  # which the library counts
+    if set(values) != set(start):
+        raise ValueError(f"{owner}: ticks returns the values {sorted(values)}, start names {sorted(start)}")
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.ndim or value.dtype.is_floating_point:
+            raise TypeError(f"{owner}: ticks returns 0-d int64 tensors as values, got {describe(value)} for {name!r}")
+    return counts, values
+
+
+def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
+    """The result of a clock's `measure` for one leaf."""
+    if not isinstance(sums, Mapping):
+        raise TypeError(f"{owner}: measure returns a dict of 0-d tensors, got {describe(sums)}")
+    for name, value in sums.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            raise TypeError(f"{owner}: measure returns 0-d tensors, got {describe(value)} for {name!r}")
+    return dict(sums)
+
+
+def check_names(owner: str, slots: Iterable[str], shared: Iterable[str]) -> None:
+    """Raise an error for a name that is both a slot and a shared value."""
+    both = sorted(set(slots) & set(shared))
+    if both:
+        raise ValueError(f"{owner}: {both[0]!r} is both a slot and a shared value; rename one of them")
+
+
+def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:
+    """Raise an error unless these replace inner slots."""
+    for name, value in new.items():
+        if name not in old:
+            raise ValueError(f"{owner}: leave returns the inner slot {name!r}, which is none; {nearest(name, old)}")
+        if not isinstance(value, Tensor) or value.shape != old[name].shape:
+            shape = tuple(old[name].shape)
+            raise ValueError(
+                f"{owner}: leave returns the inner slot {name!r} as {describe(value)}, needs shape {shape}"
+            )

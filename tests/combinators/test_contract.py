@@ -1,0 +1,136 @@
+"""Combinators that break their contract get one error that names the fault."""
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import Frame, InnerClock, Scalar
+
+ONES = {"w": torch.ones(2)}
+
+
+def combined(**parts):
+    """A combinator around SGD with momentum, made of these parts of a frame."""
+
+    @gradtx.combinator(example=lambda tx: {"tx": tx})
+    def mine(tx: gradtx.GradientTransformation, size: Scalar = 1.0):
+        return Frame(tx, **parts)
+
+    return mine(gradtx.sgd(lr=1.0, momentum=0.5))
+
+
+def clocked(ticks, **options):
+    return combined(clock=InnerClock(ticks, {"calls": 0}, **options))
+
+
+YES = torch.tensor(True)
+
+
+def two_steps(tx):
+    state = tx.init(ONES)
+    for _ in range(2):
+        updates, state = tx.update(ONES, state, ONES)
+    return updates, state
+
+
+def test_ticks_may_return_the_values_that_it_gets():
+    _, state = two_steps(clocked(lambda values, sums: (values["calls"] >= 0, values)))
+    assert int(state["mine"]["step"]) == 2
+
+
+BROKEN = {
+    "a bool of Python": (
+        lambda: clocked(lambda values, sums: (True, values)),
+        "mine: ticks returns a 0-d bool tensor as its first value, got True",
+    ),
+    "an int tensor": (
+        lambda: clocked(lambda values, sums: (torch.tensor(1), values)),
+        r"mine: ticks returns a 0-d bool tensor as its first value, got tensor\(1\)",
+    ),
+    "a bool alone": (lambda: clocked(lambda values, sums: YES), r"mine: ticks returns \(counts, values\), got tensor"),
+    "a value left out": (
+        lambda: clocked(lambda values, sums: (YES, {})),
+        r"mine: ticks returns the values \[\], start names \['calls'\]",
+    ),
+    "an int of Python": (
+        lambda: clocked(lambda values, sums: (YES, {"calls": 3})),
+        "mine: ticks returns 0-d int64 tensors as values, got 3 for 'calls'",
+    ),
+    "a sum without measure": (
+        lambda: clocked(lambda values, sums: (sums["a"] == 0, values)),
+        "mine: ticks asks for the sum 'a', but no measure= makes sums",
+    ),
+    "a sum that measure does not make": (
+        lambda: clocked(lambda values, sums: (sums["a"] == 0, values), measure=lambda update: {"b": update.sum()}),
+        r"mine: ticks asks for the sum 'a', but measure makes \['b'\]",
+    ),
+    "a measure that is no dict": (
+        lambda: clocked(lambda values, sums: (YES, values), measure=lambda update: update.sum()),
+        "mine: measure returns a dict of 0-d tensors, got tensor",
+    ),
+    "a measure with a dimension": (
+        lambda: clocked(lambda values, sums: (YES, values), measure=lambda update: {"a": update}),
+        "mine: measure returns 0-d tensors, got tensor",
+    ),
+    "an enter that yields": (
+        lambda: combined(enter=lambda update, state, param, ctx: ((yield {"a": update.sum()}), state)),
+        "mine: enter can't yield sums; leave can",
+    ),
+    "a slot and a shared value of one name": (
+        lambda: combined(init=lambda param: {"a": param}, shared={"a": 0.0}, leave=lambda u, s, p, ctx: (u, s)),
+        "mine: 'a' is both a slot and a shared value; rename one of them",
+    ),
+    "an unknown inner slot": (
+        lambda: combined(
+            inner_slots=("momentum_buffer",), leave=lambda u, s, p, ctx: (u, s, {"momentum_buffer": ctx.inner})
+        ),
+        "mine: leave returns the inner slot 'momentum_buffer', which is none; did you mean 'trace.momentum_buffer'",
+    ),
+    "an inner slot of another shape": (
+        lambda: combined(
+            inner_slots=("momentum_buffer",),
+            leave=lambda u, s, p, ctx: (u, s, {name: x.sum() for name, x in ctx.inner.items()}),
+        ),
+        r"mine: leave returns the inner slot 'trace.momentum_buffer' as tensor\(2\), needs shape \(2,\)",
+    ),
+    "a third value without inner_slots": (
+        lambda: combined(leave=lambda u, s, p, ctx: (u, s, {})),
+        "mine: a third value of leave replaces inner slots: name them in inner_slots=",
+    ),
+    "a string of inner slots": (
+        lambda: combined(inner_slots="momentum_buffer"),
+        "Frame: inner_slots must be a tuple of slot names, got 'momentum_buffer'",
+    ),
+    "a start that is no int": (
+        lambda: combined(clock=InnerClock(lambda values, sums: (YES, values), {"calls": 0.5})),
+        r"InnerClock: start\['calls'\] must be an int, got 0.5",
+    ),
+    "a start of the step": (
+        lambda: combined(clock=InnerClock(lambda values, sums: (YES, values), {"step": 0})),
+        "InnerClock: start: 'step' is the clock's count",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_fault_is_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        two_steps(make())
+
+
+def test_what_is_no_transformation_is_refused_when_it_is_made():
+    @gradtx.combinator(example=lambda tx: {"tx": tx})
+    def mine(tx: gradtx.GradientTransformation):
+        return Frame(tx)
+
+    with pytest.raises(TypeError, match="inner must be a GradientTransformation, got sgd; call it"):
+        mine(gradtx.sgd)
+
+
+def test_inner_slots_need_no_init():
+    tx = combined(
+        inner_slots=("momentum_buffer",),
+        leave=lambda u, s, p, ctx: (u, s, {name: 0 * x for name, x in ctx.inner.items()}),
+    )
+    _, state = two_steps(tx)
+    assert not state["mine"]["trace"]["momentum_buffer"]["w"].any()
