@@ -484,12 +484,12 @@ class Leave(RuleOperation):
     def start(self, leaf: Leaf) -> Any:
         outside: Outside = leaf.saved.pop(self._enter)
         leaf.clock, leaf.restarts, leaf.grad = outside.clock, outside.restarts, outside.grad
-        if outside.arms:
-            return self._leave(leaf, outside, self._of_arms(outside.arms, leaf))
-        if leaf.update is None:
-            return None
-        if outside.grad is None:  # a combinator inside made an update for a leaf without a gradient
+        update = self._of_arms(outside.arms, leaf) if outside.arms else leaf.update
+        if leaf.update is not None and outside.grad is None:
+            # A combinator inside made an update for a leaf without a gradient.
             leaf.grad = torch.zeros_like(leaf.update)
+        if outside.arms or update is None:
+            return self._leave(leaf, outside, update)
         if self._frame.clock is not None:
             self._hold(leaf, outside)
         return self._leave(leaf, outside, leaf.update)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from gradtx._execution import Block
 from gradtx.core import Entry
 from gradtx.optim._groups import REFUSED, GroupView
-from gradtx.optim._member import Layout
-from gradtx.optim._members import Group
+from gradtx.optim._member import Layout, Member
+from gradtx.optim._members import CPU, Group
+from gradtx.optim._run import OptimizerRun, check_agreement
 from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
 
@@ -109,7 +111,20 @@ class Checkpoint:
         if self._strict:
             self._check_numbers(numbered, loaded.foreign)
         self._agree_on_shared(loaded)
+        self._check_agreement(loaded.views)
         return loaded
+
+    def _check_agreement(self, views: list[GroupView]) -> None:
+        """Raise the error of the next step for numbers that must agree across groups."""
+        if len(views) < 2:
+            return
+        run = OptimizerRun({}, self._members.by_param, initial=True)
+        blocks: list[Block] = []
+        rows: list[list[Member]] = []
+        for view in views:
+            blocks.append(Block.of(view.chain(view.values(), CPU), run, 0))
+            rows.append([self._members.by_param[param] for param in view.group["params"]])
+        check_agreement(blocks, rows)
 
     def _check_sizes(self) -> None:
         saved = [len(group["params"]) for group in self._groups]

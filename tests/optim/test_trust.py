@@ -774,3 +774,23 @@ def test_frozen_leaves_do_not_count_for_schedules_where_leaves_count():
     gradients = [(ONES, None), (ONES, None), (ONES, ONES), (ONES, ONES)]
     eager, _ = stepped(tx, params, gradients)
     torch.testing.assert_close(stepped_by_leaves(tx, params, gradients), eager)
+
+
+def test_links_behind_graft_take_a_leaf_that_only_an_arm_that_accumulates_moves():
+    arms = chain(gradtx.accumulate(gradtx.ema(0.5), 2), gradtx.sgd(lr=0.1)), gradtx.adagrad(lr=0.1)
+    tx = chain(gradtx.graft(*arms), gradtx.scale_by_caution())
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    gradients = [(ONES, ONES), (ONES, None), (None, ONES), (ONES, ONES)]
+    eager, _ = stepped(tx, params, gradients)
+    torch.testing.assert_close(stepped_by_leaves(tx, params, gradients), eager)
+
+
+def test_loaded_numbers_that_must_agree_across_groups_are_refused_before_anything_changes():
+    params = [Parameter(ONES.clone()) for _ in range(2)]
+    groups = [{"params": [param]} for param in params]
+    optimizer = gradtx.as_optimizer(gradtx.accumulate(gradtx.sgd(lr=0.1), 2), groups)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][1]["every"] = 3
+    with pytest.raises(ValueError, match="every must agree across groups, got 2 and 3"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[1]["every"] == 2
