@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._arguments import tensors_in
 from gradtx._execution import Block
 from gradtx._pure import evaluated
 from gradtx.context import Clock
@@ -43,12 +44,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         owner = type(self).__name__
         check_transformation(owner, "tx", tx)
         _check_no_module(owner, params)
-        self._workings = Workings.of(owner, tx, seed, _engine_for(compile))
+        self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile))
         self._evaluation: Evaluation | None = None
         super().__init__(params, {})
         members = self._workings.members
         members.check_selectors()
         self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}
+
+    def _own(self, tx: GradientTransformation) -> GradientTransformation:
+        """The transformation with tensors of this optimizer, into which schedulers write; others may share the value."""
+        tensors = {entry.place: _cloned(entry.value) for entry in tx._entries() if tensors_in(entry.value)}
+        return tx._replaced(tensors, checked=False) if tensors else tx
 
     @property
     def _tx(self) -> GradientTransformation:
@@ -260,7 +266,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         by_param = workings.members.by_param
         names = {param: by_param[param].name for param in self._params_in_order()}
         check_form(state_dict, list(names.values()))
-        self._check_loaded(state_dict)
+        state_dict = self._accepted(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, names)
         Checkpoint(state_dict, workings.states, strict).load()
         self._evaluation = evaluation
@@ -268,8 +274,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for hook in after:
             hook(self)
 
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
-        """Raise an error for options that a class can't follow."""
+    def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A state dict without options that a class fixes; an error for those that it can't follow."""
+        return state_dict
 
     def __getstate__(self) -> dict[str, Any]:
         self._workings.states.forget_used()
@@ -289,6 +296,13 @@ def _engine_for(compile: Any) -> Any:
     from gradtx.optim.engine import Engine, compiler_options
 
     return Engine(compiler_options(compile))
+
+
+def _cloned(value: Any) -> Any:
+    """A number or a tuple of numbers, with new tensors."""
+    if isinstance(value, tuple):
+        return tuple(map(_cloned, value))
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _is_number_tensor(loss: Any) -> bool:

@@ -69,15 +69,24 @@ class AliasOptimizer(ChainOptimizer):
             group.update(FIXED_OPTIONS.get(self._alias.__name__, {}))
         return state_dict
 
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
-        for option, value in FIXED_OPTIONS.get(self._alias.__name__, {}).items():
-            for group in state_dict["param_groups"]:
+    def _own(self, tx: GradientTransformation) -> GradientTransformation:
+        return tx  # made for this optimizer: a tensor stays its owner's, as in torch
+
+    def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        fixed = FIXED_OPTIONS.get(self._alias.__name__, {})
+        groups = state_dict.get("param_groups")
+        if not fixed or not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+            return state_dict
+        for option, value in fixed.items():
+            for group in groups:
                 if group.get(option, value) != value and group.get("weight_decay", 0.0) != 0.0:
                     other = f"{option}={group[option]}"
                     owner = type(self).__name__
                     raise ValueError(
                         f"{owner}: loaded group has {other}, which this class can't follow; load it into Adam"
                     )
+        kept = [{key: value for key, value in group.items() if key not in fixed} for group in groups]
+        return {**state_dict, "param_groups": kept}
 
 
 def _as_number(value: Any) -> Any:
