@@ -52,7 +52,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}
 
     def _own(self, tx: GradientTransformation) -> GradientTransformation:
-        """The transformation with tensors of this optimizer, into which schedulers write; others may share the value."""
+        """The transformation with tensors of this optimizer: schedulers write into them, and others may share it."""
         tensors = {entry.place: _cloned(entry.value) for entry in tx._entries() if tensors_in(entry.value)}
         return tx._replaced(tensors, checked=False) if tensors else tx
 
