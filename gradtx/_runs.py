@@ -151,7 +151,8 @@ class Run:
         return {name: old[name] for name in start}
 
 
-def _as_tensor(flag: bool | Tensor, like: Tensor) -> Tensor:
+def as_flag(flag: bool | Tensor, like: Tensor) -> Tensor:
+    """A decision as a bool tensor where `like` is."""
     return flag.to(like.device) if isinstance(flag, Tensor) else torch.full_like(like, flag, dtype=torch.bool)
 
 
@@ -196,7 +197,7 @@ class Scope:
         if self.restarts is False or self.run.initial:
             return values
         return {
-            name: torch.where(_as_tensor(self.restarts, value), start[name](), value) for name, value in values.items()
+            name: torch.where(as_flag(self.restarts, value), start[name](), value) for name, value in values.items()
         }
 
     def claim(self, name: str) -> Path:

@@ -226,12 +226,12 @@ class Made(GradientTransformation):
         if self._spec.kind != "alias":
             scope.skip(self._spec.name)
             return body._expand(scope.inner_chain())
+        if arguments.get("mask") is None:
+            return self._optimizer(body, arguments, scope)
+        selector = self._spec.selector(arguments["mask"])
+        # The same stages twice, where leaves differ in this number only: sums see the leaves of both.
         again = scope.again()
         operations = self._optimizer(body, arguments, scope)
-        selector = None if arguments.get("mask") is None else self._spec.selector(arguments["mask"])
-        if selector is None:
-            return operations
-        # The same stages once more, where leaves differ in this number only: sums see the leaves of both.
         rest = {**arguments, "weight_decay": 0.0}
         undecayed = self._optimizer(self._spec.body(rest), rest, again)
         scope.run.selectors.append(selector)

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, Position, takes_none
 from gradtx._rules import Call, Rule, RuleOperation, RuleState, StageState
-from gradtx._runs import Run, Scope
+from gradtx._runs import Run, Scope, as_flag
 from gradtx._slots import check_slots
 from gradtx._tree_rules import Functions, GradientOperation
 from gradtx.combinators._contract import (
@@ -160,7 +160,7 @@ class FrameRun:
             self.old_step = self._old_shared["step"]
             restarts = self._restarts_at(self._scope.count)
             if restarts is not False:
-                self.old_step = torch.where(_flag(restarts, self.old_step), 0, self.old_step)
+                self.old_step = torch.where(as_flag(restarts, self.old_step), 0, self.old_step)
             self.clock = Clock(self.old_step + 1)
         if not self.run.initial:
             if clock.measure is None:
@@ -292,12 +292,6 @@ class FrameRun:
 
 def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
     return lambda: torch.full((), start, dtype=torch.int64, device=device)
-
-
-def _flag(value: Any, like: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(like.device)
-    return torch.full_like(like, value, dtype=torch.bool)
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._execution import Block
 from gradtx.core import Entry
+from gradtx.optim._form import numbers_of
 from gradtx.optim._groups import REFUSED, GroupView
 from gradtx.optim._member import Layout, Member
 from gradtx.optim._members import CPU, Group
@@ -58,11 +59,10 @@ class Checkpoint:
     def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
         self._entries: dict[Any, dict[str, Any]] = state_dict["state"]
         self._groups: list[Group] = []
-        self._numbers: list[Any] = []
+        self._numbers = numbers_of(state_dict["param_groups"])
         own = {name for view in states.members.views for name in view.entries}
         for group in deepcopy(state_dict["param_groups"]):
             self._groups.append(_in_our_words(group, own))
-            self._numbers.extend(group["params"])
         self._states = states
         self._members = states.members
         self._strict = strict

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from gradtx._messages import describe
-from gradtx.optim._form import TRAINED
+from gradtx.optim._form import TRAINED, numbers_of
 
 
 class Evaluation:
@@ -56,11 +56,8 @@ class Evaluation:
             ValueError: weights of another shape or kind than their parameter.
         """
         entries = dict(state_dict["state"])
-        numbers: list[Any] = []
-        for group in state_dict["param_groups"]:
-            numbers.extend(group["params"])
         trained: dict[Tensor, Tensor] = {}
-        for number, param in zip(numbers, names, strict=False):
+        for number, param in zip(numbers_of(state_dict["param_groups"]), names, strict=False):
             entry = entries.get(number)
             if isinstance(entry, dict) and TRAINED in entry:
                 entries[number] = {key: value for key, value in entry.items() if key != TRAINED}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, cast
 
 from torch import Tensor
@@ -32,9 +32,19 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
         raise TypeError(f"'state' of the loaded state dict must be a dict, got {describe(entries)}")
     if not isinstance(groups, list | tuple):
         raise TypeError(f"'param_groups' of the loaded state dict must be a list, got {describe(groups)}")
-    for number in _numbers(cast("list[Any]", groups)):
+    _check_groups(cast("list[Any]", groups))
+    for i, number in enumerate(numbers_of(groups)):
         if number in entries:
-            _check_entry(_name(number, groups, names), entries[number])
+            name = names[i] if i < len(names) else str(number)
+            _check_entry(name, entries[number])
+
+
+def numbers_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The numbers of all parameters, in the order of the groups."""
+    numbers: list[Any] = []
+    for group in groups:
+        numbers.extend(group["params"])
+    return numbers
 
 
 def check_mapping(state_dict: Any) -> None:
@@ -43,9 +53,9 @@ def check_mapping(state_dict: Any) -> None:
         raise TypeError(f"load_state_dict needs a state dict, got {describe(state_dict)}")
 
 
-def _numbers(groups: list[Any]) -> list[Any]:
-    """The numbers of all parameters, after checking the groups that list them."""
-    seen: list[Any] = []
+def _check_groups(groups: list[Any]) -> None:
+    """Raise an error unless groups list parameters, each once."""
+    seen: set[Any] = set()
     for i, group in enumerate(groups):
         _check_group(f"loaded group {i} of 'param_groups'", group)
         for number in group["params"]:
@@ -53,8 +63,7 @@ def _numbers(groups: list[Any]) -> list[Any]:
                 raise TypeError(f"'params' of loaded group {i} must be numbers, got {describe(number)}")
             if number in seen:
                 raise ValueError(f"'params' of loaded group {i} have {number!r}, which came before")
-            seen.append(number)
-    return seen
+            seen.add(number)
 
 
 def _check_group(where: str, group: Any) -> None:
@@ -74,21 +83,6 @@ def _check_group(where: str, group: Any) -> None:
 def _check_names(where: str, names: Any) -> None:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in cast("list[Any]", names)):
         raise TypeError(f"'param_names' of {where} must be a list of strings, got {describe(names)}")
-
-
-def _name(number: Any, groups: Any, names: list[str]) -> str:
-    """The name of a parameter here, by its number there."""
-    for i, other in enumerate(_flat(groups)):
-        if other == number and i < len(names):
-            return names[i]
-    return str(number)
-
-
-def _flat(groups: Any) -> list[Any]:
-    numbers: list[Any] = []
-    for group in groups:
-        numbers.extend(group["params"])
-    return numbers
 
 
 def _check_entry(name: str, entry: Any) -> None:
