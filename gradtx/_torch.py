@@ -218,6 +218,37 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 # Tracing.
 
 
+@contextlib.contextmanager
+def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> Generator[None, None, None]:
+    """Have `call(operator, args, kwargs)` carry out every operation inside of the block.
+
+    Modes that were active before are off inside, so that nothing else sees these operations.
+
+    Raises:
+        TracingUnavailableError: this torch lacks one of the names. Steps then run leaf by leaf.
+    """
+    module = "torch.utils._python_dispatch"
+    mode_class, without_modes = _needed(module, "TorchDispatchMode"), _needed(module, "_disable_current_modes")
+
+    class Intercepting(mode_class):
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return call(operator, args, kwargs or {})
+
+    with without_modes(), Intercepting():
+        yield
+
+
+def is_intercepted() -> bool:
+    """Whether something watches or traces operations: a dispatch mode, or dynamo.
+
+    Without the name the answer is no: a step under such a mode shows it lists in place of single tensors.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    current = _found("torch.utils._python_dispatch", "_get_current_dispatch_mode")
+    return current is not None and current() is not None
+
+
 class TracingUnavailableError(RuntimeError):
     """The installed torch lacks a name that tracing needs."""
 

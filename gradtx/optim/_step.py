@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -188,10 +189,13 @@ class Step:
             self._write(leaf)
 
     def _execute(self) -> None:
-        engine, eager = self._workings.engine, self.members
-        bundles: list[Bundle] = []
-        if engine is not None:
-            bundles, eager = engine.bundles(self._request())
+        eager = self.members
+        bundles: list[Any] = []
+        engines = self._workings.engines()
+        request = self._request() if engines else None
+        for engine in engines:
+            of_engine, eager = engine.bundles(dataclasses.replace(request, members=eager))
+            bundles += of_engine
         leaves: list[Any] = [*bundles]
         must_agree = len(self._views) > 1 and self._workings.traits.agrees
         if eager or not bundles or must_agree:

@@ -293,9 +293,10 @@ def _engine_for(compile: Any) -> Any:
     """The compiled engine, which is imported when it is asked for, with all that it needs of torch."""
     if compile is False:
         return None
-    from gradtx.optim.engine import Engine, compiler_options
+    from gradtx.optim.engine.compiled import CompiledEngine
+    from gradtx.optim.engine.inductor import compiler_options
 
-    return Engine(compiler_options(compile))
+    return CompiledEngine(compiler_options(compile))
 
 
 def _cloned(value: Any) -> Any:

@@ -7,9 +7,10 @@ passes but the last compute only their sums.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class TracedRun(Run):
     Attributes:
         old: The old shared values, by stage.
         totals: The totals of earlier passes, in order.
-        real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums.
+        real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
     """
 
     def __init__(self, signature: Signature, device: torch.device):
@@ -93,17 +94,19 @@ class TracedRun(Run):
 
     def copied(self, leaf: Leaf, value: Tensor) -> Tensor:
         """The same numbers in other memory. Compilers remove a clone, and with it the order of writes."""
+        if leaf.name not in self.real:
+            return value.clone()
         return torch.where(self.real[leaf.name], value, value.new_zeros(()))
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         if self.totals:
             return self.totals.pop(0)
         real_terms: list[tuple[Leaf, dict[str, Tensor]]] = []
-        for leaf, terms in waiting:
+        for leaf, terms in waiting if self.real else ():
             real = self.real[leaf.name]
             of_leaf = {name: torch.where(real, term, 0.0) for name, term in terms.items()}
             real_terms.append((leaf, of_leaf))
-        raise AwaitedSumError(operation, operation.combine(real_terms))
+        raise AwaitedSumError(operation, operation.combine(real_terms or waiting))
 
 
 class BundleFunction:
@@ -115,17 +118,17 @@ class BundleFunction:
     """
 
     def __init__(self, signature: Signature, make_chain: MakeChain):
-        self._signature = signature
+        self.signature = signature
         self._make_chain = make_chain
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
         """Run up to the first sum whose total is not among the arguments; `known` names those that are."""
         given = iter(arguments)
-        run = TracedRun(self._signature, arguments[-1].device)
+        run = TracedRun(self.signature, arguments[-1].device)
         leaves = self._leaves(run, given, known)
         taken: set[Any] = set()
         for leaf in leaves:
-            extras = [leaf.extras[name] for name in self._signature.by_leaf]
+            extras = [leaf.extras[name] for name in self.signature.by_leaf]
             taken.update(map(memory_of, (*leaf.given, *leaf.state.values(), *extras)))
         try:
             execute(leaves, _ignore)
@@ -144,7 +147,7 @@ class BundleFunction:
         known: Names,
     ) -> list[Leaf]:
         """Leaves made of the arguments, with their programs."""
-        signature = self._signature
+        signature = self.signature
         step, count = next(given), next(given)
         scaling = Scaling(next(given), next(given)) if signature.scaled else None
         chain = self._make_chain([next(given) for _ in range(signature.numbers)])
@@ -172,8 +175,9 @@ class BundleFunction:
         scalars: dict[str, Any],
         given: Iterator[Tensor],
     ) -> Leaf:
-        signature = self._signature
-        run.real[name] = next(given)
+        signature = self.signature
+        if signature.padded:
+            run.real[name] = next(given)
         param = next(given)
         state = {key: next(given) for key in signature.slots}
         gradient = next(given)
@@ -190,7 +194,7 @@ class BundleFunction:
         shared: dict[tuple[Path, str], Tensor] = {}
         for path, values in run.new_shared.items():
             for name, value in values.items():
-                if (path, name) in self._signature.shared:
+                if (path, name) in self.signature.shared:
                     shared[path, name] = value.clone()
         return shared
 
@@ -390,17 +394,7 @@ class BundleProgram:
         common: list[Tensor],
         leaves: list[Tensor],
     ):
-        self.passes: list[ProgramPass] = []
-        known: Names = ()
-        totals: list[Tensor] = []
-        while True:
-            next_pass = _make_pass(function, known, [*common, *totals], leaves)
-            self.passes.append(next_pass)
-            if next_pass.operation is None:
-                break
-            known = (*known, next_pass.names)
-            for total in next_pass.sums:
-                totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
+        self.passes = passes_of(function, common, leaves, _make_pass)
 
     def fits(self, leaves: list[Tensor]) -> bool:
         return all(each.fits(leaves) for each in self.passes)
@@ -410,15 +404,34 @@ class BundleProgram:
             each.compile(compiler)
 
 
-def _make_pass(
+Pass = TypeVar("Pass", bound=ProgramPass)
+
+
+def passes_of(
     function: BundleFunction,
-    known: Names,
     common: list[Tensor],
     leaves: list[Tensor],
-) -> ProgramPass:
-    def run(arguments: list[Tensor]) -> PassResult:
-        return function(arguments, known)
+    make_pass: Callable[[RunPass, list[Tensor], list[Tensor]], Pass],
+) -> list[Pass]:
+    """The passes of a function: each but the last ends at a sum, whose totals the next one takes as well."""
+    passes: list[Pass] = []
+    known: Names = ()
+    totals: list[Tensor] = []
+    while True:
+        next_pass = make_pass(functools.partial(_up_to_sum, function, known), [*common, *totals], leaves)
+        passes.append(next_pass)
+        if next_pass.operation is None:
+            return passes
+        known = (*known, next_pass.names)
+        for total in next_pass.sums:
+            totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
 
+
+def _up_to_sum(function: BundleFunction, known: Names, arguments: list[Tensor]) -> PassResult:
+    return function(arguments, known)
+
+
+def _make_pass(run: RunPass, common: list[Tensor], leaves: list[Tensor]) -> ProgramPass:
     try:
         return TracedPass(run, common, leaves)
     except _torch.TracingUnavailableError:

@@ -1,0 +1,389 @@
+"""The engine that needs no compiler: programs run over lists of leaves, by `gradtx._lists`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._execution import Leaf, Operation
+from gradtx._lists import ListFunction, Recording, UnrecordableError, list_function, record
+from gradtx._sharding import is_sharded, local
+from gradtx._torch import TracingUnavailableError
+from gradtx.optim._member import Member
+from gradtx.optim._request import StepRequest, Trees
+from gradtx.optim._run import OptimizerRun
+from gradtx.optim._scaling import Count
+from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.base import Engine, Pairs
+from gradtx.optim.engine.plan import Plan
+from gradtx.optim.engine.signature import LeafKind, Signature
+from gradtx.optim.engine.trace import BundleFunction, PassResult, passes_of
+
+# Entries of the lists of one call on the CPU: temporaries stay in the cache. Accelerators want long lists, and get
+# some that bound their temporary memory.
+CHUNK = 2**18
+CHUNK_OF_ACCELERATOR = 2**25
+
+
+class ListPass:
+    """One pass of a program: up to a sum over leaves, or to the end.
+
+    Attributes:
+        names: The name of each result.
+        operation: The operation that waits for the sums; None for the last pass.
+        sums: Stand-ins of the sums; empty for the last pass.
+        dtypes: The dtype of each result.
+        text: What other leaves' programs have in common with this one, if they are the same.
+    """
+
+    def __init__(self, run: Callable[[list[Tensor]], PassResult], common: list[Tensor], leaves: list[Tensor]):
+        self._run = run
+        self._common = [tensor.dtype for tensor in common]
+        self._leaves = [(tensor.dtype, tensor.shape) for tensor in leaves]
+        self._functions: dict[Any, ListFunction] = {}
+        self.names: tuple[Any, ...] = ()
+        self.operation: Operation | None = None
+        self.sums: list[Tensor] = []
+        self.dtypes: list[torch.dtype] = []
+        self._recording: Recording | None = self._record()
+        self.text = self._recording.text()
+
+    def _record(self) -> Recording:
+        def function(arguments: list[Tensor]) -> list[Tensor]:
+            result = self._run(arguments)
+            self.names = result.names
+            self.operation = result.operation
+            self.sums = [] if result.operation is None else result.outputs
+            self.dtypes = [output.dtype for output in result.outputs]
+            return result.outputs
+
+        return record(function, self._common, self._leaves)
+
+    def numbers(self, given: Sequence[Any], device: torch.device) -> list[Any]:
+        """Arguments as Python numbers, if the host knows all of them; else as 0-d tensors on a device."""
+        numbers: list[Any] = []
+        for value in given:
+            if isinstance(value, Tensor):
+                if value.device.type != "cpu":
+                    return [_placed(value, dtype, device) for value, dtype in zip(given, self._common, strict=True)]
+                value = value.item()
+            numbers.append(value)
+        return numbers
+
+    def function(self, device: torch.device, on_host: bool) -> ListFunction:
+        """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
+        if (device, on_host) not in self._functions:
+            recording, self._recording = self._recording or self._record(), None
+            self._functions[device, on_host] = list_function(recording, device, on_host)
+        return self._functions[device, on_host]
+
+
+class ListBundle:
+    """Leaves of one group, count and program; stands for them in `execute`.
+
+    Args:
+        members: The parameters.
+        signature: The arguments of the program.
+        passes: The program.
+        splits: Whether large leaves may be updated in parts.
+        name: The name of a leaf, which places the bundle in sums.
+    """
+
+    update = True  # `execute` sends only leaves with an update through all operations
+    at = -1
+
+    def __init__(self, members: list[Member], signature: Signature, passes: list[ListPass], splits: bool, name: str):
+        self.members = members
+        self.signature = signature
+        self.name = name
+        self.device = local(members[0].param).device
+        self.program: list[Any] = [ListPassOperation(each) for each in passes]
+        self._chunks = [Chunk(pieces, signature.slots, splits) for pieces in _chunks_of(members, self.device, splits)]
+        self._present: tuple[OptimizerRun, list[Any], Trees] | None = None
+
+    def begin(self, run: OptimizerRun, numbers: list[Any], trees: Trees) -> None:
+        """Take the arguments of the current step."""
+        self.at = -1
+        self._present = run, numbers, trees
+
+    def call(self, compiled: ListPass) -> dict[Any, Any]:
+        """Run a pass; returns its sums or new shared values by name."""
+        assert self._present is not None
+        _, given, trees = self._present
+        numbers = compiled.numbers(given, self.device)
+        on_host = not any(isinstance(number, Tensor) for number in numbers)
+        function = compiled.function(self.device, on_host)
+        prepared = function.prepare(numbers)
+        results: list[list[Any]] = []
+        for chunk in self._chunks:
+            results.append(function.run(prepared, chunk.columns(self.signature.by_leaf, trees)))
+        return self._totals(compiled, results)
+
+    def _totals(self, compiled: ListPass, results: list[list[Any]]) -> dict[Any, Any]:
+        """What a pass gives: sums over all leaves, or the first leaf's shared values."""
+        totals: dict[Any, Any] = {}
+        for name, dtype, values in zip(compiled.names, compiled.dtypes, zip(*results, strict=True), strict=True):
+            if compiled.operation is None:
+                totals[name] = self._as_tensor(values[0][0] if isinstance(values[0], list) else values[0], dtype)
+                continue
+            terms: list[Tensor] = []
+            for value in values:
+                terms.extend(value if isinstance(value, list) else [self._as_tensor(value, dtype)])
+            totals[name] = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
+        return totals
+
+    def _as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.to(self.device, dtype)
+        return torch.full((), value, dtype=dtype, device=self.device)
+
+    def add_totals(self, totals: list[Tensor]) -> None:
+        """Take the totals of a sum as further arguments."""
+        assert self._present is not None
+        _, numbers, _ = self._present
+        numbers.extend(totals)
+
+    def end(self, shared: Mapping[Any, Tensor]) -> None:
+        """Hand over the new shared values, and let go of the step's tensors."""
+        new_shared = self.run.new_shared
+        for (path, name), value in shared.items():
+            new_shared.setdefault(path, {}).setdefault(name, value)
+        self._present = None
+
+    @property
+    def run(self) -> OptimizerRun:
+        """The run of the current step, as leaves have it."""
+        assert self._present is not None
+        return self._present[0]
+
+
+class ListPassOperation(Operation):
+    """One pass of a bundle as an operation."""
+
+    def __init__(self, compiled: ListPass):
+        self._compiled = compiled
+        self._awaited = compiled.operation
+        self.path = () if self._awaited is None else self._awaited.path
+
+    def start(self, leaf: Any) -> Any:
+        results = leaf.call(self._compiled)
+        return leaf.end(results) if self._awaited is None else results
+
+    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
+        assert self._awaited is not None
+        return self._awaited.combine(waiting)
+
+    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
+        leaf.add_totals([total[name] for name in self._compiled.names])
+
+
+# Chunks.
+
+Piece = tuple[Member, slice | None]  # some entries of a parameter's flat alias, or all of it as it is
+
+
+class Chunk:
+    """The lists of one call.
+
+    Args:
+        pieces: The leaves, or parts of them.
+        slots: The keys of their slots.
+        splits: Whether they are elementwise, so that layouts need not agree.
+    """
+
+    def __init__(self, pieces: list[Piece], slots: list[str], splits: bool):
+        self._pieces = pieces
+        self._splits = splits
+        self._whole = all(window is None for _, window in pieces)
+        self._params = [member.param for member, _ in pieces]
+        self._columns = [[self._held(param, piece) for param, piece in zip(self._params, pieces, strict=True)]]
+        for key in slots:
+            self._columns.append([self._held(piece[0].state[key], piece) for piece in pieces])
+
+    def _held(self, tensor: Tensor, piece: Piece) -> Tensor:
+        """A tensor that programs write: a parameter or a slot."""
+        member, window = piece
+        if window is None:
+            return tensor.detach() if type(tensor) in PLAIN else alias(tensor, member.param, self._splits)
+        return alias(tensor, member.param, True)[window]
+
+    def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
+        """The arguments of all leaves, with the present gradients and extras."""
+        gradients: list[Any] = [param.grad for param in self._params]
+        if not self._whole or not all(map(_is_plain, gradients)):
+            gradients = list(map(self._read, gradients, self._pieces))
+        columns = [*self._columns, gradients]
+        for name in by_leaf:
+            columns.append([self._read(trees[name][member.name], (member, window)) for member, window in self._pieces])
+        return columns
+
+    def _read(self, tensor: Tensor, piece: Piece) -> Tensor:
+        """A tensor that programs only read, laid out as the parameter."""
+        member, window = piece
+        if window is None and _is_plain(tensor):
+            return tensor
+        flat = self._splits
+        try:
+            aliased = alias(tensor, member.param, flat)
+        except OddTensorError:
+            copy = torch.empty_like(member.param, dtype=tensor.dtype).copy_(tensor)
+            aliased = alias(copy, member.param, flat)
+        return aliased if window is None else aliased[window]
+
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _is_plain(tensor: Any) -> bool:
+    return type(tensor) is Tensor
+
+
+def _chunks_of(members: list[Member], device: torch.device, splits: bool) -> list[list[Piece]]:
+    """Leaves in lists of a bounded number of entries; large leaves in parts."""
+    most = CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
+    chunks: list[list[Piece]] = []
+    room = 0
+    for member in members:
+        size = local(member.param).numel()
+        if splits and size > most:
+            chunks.extend([(member, slice(start, min(start + most, size)))] for start in range(0, size, most))
+            room = 0
+            continue
+        if size > room or not chunks:
+            chunks.append([])
+            room = most
+        chunks[-1].append((member, None))
+        room -= size
+    return chunks
+
+
+def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a 0-d tensor; copying it from the host would wait for the device, filling it in does not."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return value.to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+class ListEngine(Engine):
+    """Runs steps over lists of leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._programs: dict[Any, list[ListPass]] = {}  # by structure, kind and shapes
+        self._by_text: dict[Any, list[ListPass]] = {}  # by structure, kind and what was recorded
+        self._refused: dict[Any, str] = {}  # why programs could not be recorded, by structure, kind and shapes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ListEngine, ()
+
+    def _consequence(self) -> str:
+        return "steps run leaf by leaf"
+
+    def _begin(self, plan: Plan, request: StepRequest) -> None:
+        common: dict[Any, list[Any]] = {}
+        for bundle in plan.bundles:
+            member = bundle.members[0]
+            key = member.group, id(bundle.signature)
+            if key not in common:
+                common[key] = _arguments(member, bundle.signature, request)
+            bundle.begin(request.run, list(common[key]), request.trees)
+
+    # Planning.
+
+    def _takes(self, leaf: Leaf) -> bool:
+        for operation in leaf.program:
+            if not operation.compiles:
+                self._refuse(leaf, f"{'.'.join(operation.path)} has no program")
+                return False
+        return True
+
+    def _width(self, member: Member, flat: bool) -> int:
+        return 1
+
+    def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+        return tuple((tensor.dtype, tensor.device) for tensor in tensors)
+
+    def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[ListBundle]:
+        member, leaf = pairs[0]
+        absent = tuple(name for name, value in leaf.extras.items() if value is None)
+        of_kind = Signature.of(member, absent, kind, request)
+        signature = dataclasses.replace(of_kind, width=1, padded=False)
+        structure = request.structures[member.group]
+        key = (structure, kind, *signature.key())
+        function = BundleFunction(signature, request.views[member.group].chain_of(structure))
+        alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
+        for member, leaf in pairs:
+            program = self._program(key, function, member, leaf, request)
+            if program is not None:
+                _, members = alike.setdefault(id(program), (program, []))
+                members.append(member)
+        bundles: list[ListBundle] = []
+        for program, members in alike.values():
+            splits = kind.flat and not _has_numbers(members[0])
+            bundles.append(ListBundle(members, signature, program, splits, members[0].name))
+        return bundles
+
+    def _program(
+        self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest
+    ) -> list[ListPass] | None:
+        """The program of a leaf; None if its operations can't be recorded."""
+        tensors = _tensors_of(member, request, leaf)
+        of_shapes = (key, tuple(tensor.shape for tensor in tensors))
+        if of_shapes in self._refused:
+            return self._refuse(leaf, self._refused[of_shapes])
+        program = self._programs.get(of_shapes)
+        if program is None:
+            try:
+                program = passes_of(function, _stand_ins(function.signature), tensors, ListPass)
+            except (UnrecordableError, TracingUnavailableError) as error:
+                self._refused[of_shapes] = str(error)
+                return self._refuse(leaf, str(error))
+            except Exception as error:  # anything may happen in a user's rule; without a program it shows its error
+                self._refused[of_shapes] = f"{type(error).__name__}: {error}"
+                return self._refuse(leaf, self._refused[of_shapes])
+            text = tuple(each.text for each in program)
+            program = self._by_text.setdefault((key, text), program)
+            self._programs[of_shapes] = program
+        if len(program) > 1 and is_sharded(member.param):
+            return self._refuse(leaf, "it is sharded, and a sum over leaves needs the sum over all shards")
+        return program
+
+
+def _arguments(member: Member, signature: Signature, request: StepRequest) -> list[Any]:
+    """The numbers that the leaves of a bundle share, in the order of `Signature`."""
+    count = member.count
+    numbers: list[Any] = [count.made + 1 if isinstance(count, Count) else count + 1, request.count]
+    if request.scaling is not None:
+        numbers.extend(request.scaling.on(local(member.param).device))
+    numbers.extend(request.numbers[member.group])
+    numbers.extend(request.run.scalars(path)[name] for path, name in signature.shared)
+    numbers.extend(request.scalars[name] for name in signature.scalars)
+    return numbers
+
+
+def _stand_ins(signature: Signature) -> list[Tensor]:
+    """0-d tensors of the dtypes that rules get, in the order of `_arguments`."""
+    dtypes = [torch.int64, torch.int64]
+    if signature.scaled:
+        dtypes += [torch.float64, torch.bool]
+    dtypes += [torch.float64] * signature.numbers
+    dtypes += [*signature.shared.values(), *signature.scalars.values()]
+    return [torch.empty((), dtype=dtype) for dtype in dtypes]
+
+
+def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:
+    """The arguments of a leaf, for their dtypes and shapes."""
+    assert member.layout is not None
+    tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.slot_keys), member.param.grad]
+    tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
+    return list(map(local, tensors))
+
+
+def _has_numbers(member: Member) -> bool:
+    """Whether a slot is a number, which the parts of a leaf would update several times."""
+    assert member.layout is not None
+    return any(member.state[key].ndim == 0 for key in member.layout.slot_keys)
