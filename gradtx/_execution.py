@@ -35,7 +35,6 @@ class Leaf:
         new: The new slots, by stage.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's parameter, its flat state, and where the slots of each stage are in it.
-        window: The entries of the parameter, if this is a part of a flattened one.
         program: The operations that the leaf goes through.
         at: The position in the program.
         pending: The suspended call of a rule while its leaf waits for a sum.
@@ -71,7 +70,6 @@ class Leaf:
         self.key: Any = None
         self.state: dict[str, Any] = {}
         self.layout: Any = None
-        self.window: slice | None = None
         self.program: list[Any] = []
         self.at = 0
         self.pending: Any = None

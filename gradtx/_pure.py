@@ -17,7 +17,7 @@ from gradtx._messages import nearest
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
 from gradtx._slots import kind_of
-from gradtx.context import ALWAYS_KNOWN, Clock
+from gradtx.context import Clock
 
 if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
@@ -361,22 +361,20 @@ def check_extras(
     tx: GradientTransformation, params: Any, extras: dict[str, Any], call: str = "update(updates, state, params"
 ) -> dict[str, str]:
     """The kinds of the extras that `tx` knows, after checking that these are the right ones."""
-    kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
-    for link in tx._links():
-        kinds.update(link._extras)
+    kinds, needs = tx._requirements()
     for name in extras:
         if name not in kinds:
             raise TypeError(f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}")
-    for link in tx._links():
-        for need in link._needs:
-            if need == "params" and params is None:
-                raise ValueError(f"{link._name} needs params: call {call})")
-            # hessian_diag=None means 'keep the last one'; the key is required all the same.
-            given = extras.get(need) is not None or (need == "hessian_diag" and need in extras)
-            if need != "params" and not given:
-                # A closure is itself the grad_fn of an optimizer's step.
-                more = "" if need == "grad_fn" and "closure" in call else f", {need}=..."
-                raise ValueError(f"{link._name} needs {need}: call {call}{more})")
+    for link, need in needs:
+        if need == "params":
+            if params is None:
+                raise ValueError(f"{link} needs params: call {call})")
+            continue
+        # hessian_diag=None means 'keep the last one'; the key is required all the same.
+        if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
+            # A closure is itself the grad_fn of an optimizer's step.
+            more = "" if need == "grad_fn" and "closure" in call else f", {need}=..."
+            raise ValueError(f"{link} needs {need}: call {call}{more})")
     return kinds
 
 

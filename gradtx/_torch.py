@@ -8,6 +8,7 @@ sympy are imported by the functions of the compiled engine only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -194,6 +195,16 @@ def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
         target.copy_(source)
 
 
+def add_each_(targets: list[Tensor], number: float) -> None:
+    """Add a number to each tensor; falls back to one addition each."""
+    together = getattr(torch, "_foreach_add_", None)
+    if together is not None and targets:
+        together(targets, number)
+        return
+    for target in targets:
+        target.add_(number)
+
+
 # Guards of a plan.
 
 
@@ -245,8 +256,13 @@ def is_intercepted() -> bool:
     """
     if torch.compiler.is_compiling():
         return True
-    current = _found("torch.utils._python_dispatch", "_get_current_dispatch_mode")
+    current = _dispatch_mode()
     return current is not None and current() is not None
+
+
+@functools.cache
+def _dispatch_mode() -> Any:
+    return _found("torch.utils._python_dispatch", "_get_current_dispatch_mode")
 
 
 class TracingUnavailableError(RuntimeError):

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch.nn import Module
 
 from gradtx import _pure
@@ -13,6 +14,7 @@ from gradtx._arguments import Argument
 from gradtx._messages import describe, nearest_dotted
 from gradtx._runs import Place, Scope
 from gradtx._tree_rules import Functions, PlainOperation
+from gradtx.context import ALWAYS_KNOWN
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
 
@@ -128,7 +130,8 @@ class GradientTransformation:
     @property
     def needs(self) -> tuple[str, ...]:
         """Requirements of `update` beyond `updates` and `state`: `params` and names of extras, sorted."""
-        return tuple(sorted({need for link in self._links() for need in link._needs}))
+        _, needs = self._requirements()
+        return tuple(sorted({need for _, need in needs}))
 
     def replace(self, **hyperparams: Any) -> GradientTransformation:
         """The same transformation with other hyperparameters; names as in `hyperparams`.
@@ -155,6 +158,21 @@ class GradientTransformation:
     _extras: Mapping[str, str] = {}
     _is_optimizer = False  # whether this is an alias, whose hyperparameters have bare names
     _lr_role: str | None = None  # "owner", or "before owner" for what has no place after one
+
+    _required: tuple[dict[str, str], list[tuple[str, str]]] | None = None
+
+    def _requirements(self) -> tuple[dict[str, str], list[tuple[str, str]]]:
+        """The kind of each extra that a link knows, and what each link needs, by the link's name."""
+        if self._required is not None:
+            return self._required
+        kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
+        needs: list[tuple[str, str]] = []
+        for link in self._links():
+            kinds.update(link._extras)
+            needs.extend((link._name, need) for need in link._needs)
+        if not torch.compiler.is_compiling():
+            self._set(_required=(kinds, needs))
+        return kinds, needs
 
     def _children(self) -> tuple[GradientTransformation, ...]:
         return ()

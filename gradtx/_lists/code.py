@@ -38,7 +38,12 @@ def _named(*names: str) -> dict[Any, str]:
 
 # A list and nothing else; two lists; a list and a number; a list, two lists and a number.
 OF_ONE = _named(*UNARY)
-OF_TWO = {aten.mul.Tensor: "mul", aten.div.Tensor: "div", aten.maximum.default: "maximum", aten.minimum.default: "minimum"}
+OF_TWO = {
+    aten.mul.Tensor: "mul",
+    aten.div.Tensor: "div",
+    aten.maximum.default: "maximum",
+    aten.minimum.default: "minimum",
+}
 OF_NUMBER = {
     **{aten.mul.Tensor: "mul", aten.mul.Scalar: "mul", aten.add.Scalar: "add", aten.add.Tensor: "add"},
     **{aten.sub.Scalar: "sub", aten.sub.Tensor: "sub", aten.div.Scalar: "div", aten.div.Tensor: "div"},
@@ -258,7 +263,7 @@ class _Writer:
     def _written(self, node: Node) -> list[str] | None:
         """An operation that writes into an argument."""
         name, operands = WRITES[node.target], list(node.args)
-        if not all(map(is_list, operands)) or any(map(_is_tensor, node.kwargs.values())) and not self._on_host:
+        if not all(map(is_list, operands)) or (any(map(_is_tensor, node.kwargs.values())) and not self._on_host):
             return None
         options = [f"{option}={self._text(value)}" for option, value in node.kwargs.items()]
         return [name, *map(self._text, operands), *options]

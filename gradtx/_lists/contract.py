@@ -234,5 +234,3 @@ def _is_complement(weight: Any, rest: Any) -> bool:
         if isinstance(x, Node) and x.target is aten.rsub.Scalar and x.args == (y, 1):
             return True
     return False
-
-

@@ -39,24 +39,24 @@ class Engine:
         self.failed = False
         self.reasons: dict[str, str] = {}
 
-    def bundles(self, request: StepRequest) -> tuple[list[Any], list[Member]]:
-        """The bundles of a step, ready to run, and the members that are left to others."""
-        if self.failed or not request.members:
-            return [], request.members
-        fingerprint = fingerprint_of(request)
+    def bundles(self, request: StepRequest, members: list[Member]) -> tuple[list[Any], list[Member]]:
+        """The bundles of some members in a step, ready to run, and the members that are left to others."""
+        if self.failed or not members:
+            return [], members
+        fingerprint = fingerprint_of(request, members)
         plan = self.plan
         known = plan is not None and plan.holds_for(fingerprint)
-        leaves = [] if known else request.leaves_of(request.members)  # raises if the step is wrong, as without engine
+        leaves = [] if known else request.leaves_of(members)  # raises if the step is wrong, as without engine
         try:
             if plan is None or not known:
-                plan = self.plan = self._planned(fingerprint, leaves, request)
+                plan = self.plan = self._planned(fingerprint, members, leaves, request)
             self._begin(plan, request)
         except UnsuitableError as error:
             self._give_up(error.__cause__ or error, logging.DEBUG)
-            return [], request.members
+            return [], members
         except Exception as error:  # a fault of ours: training goes on, but the traceback is logged
             self._give_up(error, logging.ERROR)
-            return [], request.members
+            return [], members
         return plan.bundles, plan.rest
 
     def _give_up(self, error: BaseException, level: int) -> None:
@@ -94,11 +94,11 @@ class Engine:
 
     # Planning.
 
-    def _planned(self, fingerprint: Any, leaves: list[Leaf], request: StepRequest) -> Plan:
+    def _planned(self, fingerprint: Any, members: list[Member], leaves: list[Leaf], request: StepRequest) -> Plan:
         alike: dict[Any, Pairs] = {}
         self.reasons = {}
-        shared = overlapping(request.members)
-        for member, leaf in zip(request.members, leaves, strict=True):
+        shared = overlapping(members)
+        for member, leaf in zip(members, leaves, strict=True):
             kind = self._kind(member, leaf, request, id(member) in shared)
             if kind is not None:
                 alike.setdefault((member.group, member.count, kind), []).append((member, leaf))
@@ -106,8 +106,8 @@ class Engine:
         for (_, _, kind), pairs in alike.items():
             bundles.extend(self._bundled(kind, pairs, request))
         taken = {id(member) for bundle in bundles for member in bundle.members}
-        rest = [member for member in request.members if id(member) not in taken]
-        return Plan(fingerprint, request.members, bundles, rest)
+        rest = [member for member in members if id(member) not in taken]
+        return Plan(fingerprint, members, bundles, rest)
 
     def _kind(self, member: Member, leaf: Leaf, request: StepRequest, shares: bool) -> LeafKind | None:
         """The kind of a leaf; None if it is left to others."""
