@@ -242,6 +242,10 @@ def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) ->
     mode_class, without_modes = _needed(module, "TorchDispatchMode"), _needed(module, "_disable_current_modes")
 
     class Intercepting(mode_class):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # it would import dynamo, in order to tell it that there is nothing to trace
+
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return call(operator, args, kwargs or {})
 

@@ -14,7 +14,7 @@ from torch.fx.node import map_aggregate
 from gradtx import _torch
 from gradtx._lists import numbers
 from gradtx._lists.contract import contract, is_list, is_number, merge_equal
-from gradtx._lists.memory import MemoryPlan
+from gradtx._lists.memory import MemoryPlan, is_selection
 from gradtx._lists.record import META, Recording
 
 aten = torch.ops.aten
@@ -121,11 +121,16 @@ class _Writer:
         self._device = device
         self._on_host = on_host
         self._nodes = list(recording.graph.nodes)
-        self._memory = MemoryPlan(recording.graph, IN_PLACE)
+        self._operands: dict[Node, Node] = {}  # of operations that write into one, that one
         self._lines: list[str] = []  # of the function that is being written
         self._namespace: dict[str, Any] = {"torch": torch, "choose": _choose}
         self._tensors: dict[Node, str] = {}  # the names of numbers that are needed as tensors
         self._calls = 0
+        self._memory = MemoryPlan(recording.graph, self._has_form_in_place)
+        self._operands = self._memory.operand
+
+    def _has_form_in_place(self, node: Node) -> bool:
+        return node.target in IN_PLACE and self._together(node) is not None
 
     def function(self) -> ListFunction:
         run = self._run()  # first: it tells which numbers must be tensors
@@ -187,7 +192,7 @@ class _Writer:
             self._assign(node, self._each(node))
             return
         name, *operands = together
-        target = self._memory.operand.get(node)
+        target = self._operands.get(node)
         if node.target in WRITES:
             target = node.args[0]  # type: ignore[assignment]
         if target is None:
@@ -258,7 +263,7 @@ class _Writer:
     def _ordered(self, node: Node) -> tuple[Any, Any]:
         """Two operands, with the one first that is written."""
         first, second = node.args[:2]
-        return (second, first) if self._memory.operand.get(node) is second else (first, second)
+        return (second, first) if self._operands.get(node) is second else (first, second)
 
     def _written(self, node: Node) -> list[str] | None:
         """An operation that writes into an argument."""
@@ -274,7 +279,7 @@ class _Writer:
         for argument in node.all_input_nodes:
             if is_list(argument):
                 lists[argument] = f"{argument.name}_"
-        if node.target is aten.where.self and is_number(node.args[0]) and self._on_host and _is_selection(node):
+        if self._on_host and is_selection(node):
             condition, x, y = map(self._text, node.args)
             return f"choose({condition}, {x}, {y})"
         call = f"{self._name_of(node, node.target)}({self._arguments(node, lists)})"
@@ -359,19 +364,6 @@ def _is_tensor(value: Any) -> bool:
 def _keeps_dtype(node: Node, operand: Any) -> bool:
     """Whether a result has the operand's dtype, as that of an operation with a Python number of the same kind."""
     return node.meta["val"].dtype == operand.meta["val"].dtype
-
-
-def _is_selection(node: Node) -> bool:
-    """Whether `where` gives one of two lists as it is."""
-    _, x, y = node.args
-    if not (is_list(x) and is_list(y)):
-        return False
-    result = node.meta["val"]
-    for operand in (x, y):
-        value = operand.meta["val"]  # type: ignore[union-attr]
-        if value.shape != result.shape or value.dtype != result.dtype:
-            return False
-    return True
 
 
 def _choose(condition: Any, x: list[Tensor], y: list[Tensor]) -> list[Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import alike, is_list
+from gradtx._lists.contract import alike, is_list, is_number
 
 aten = torch.ops.aten
 
@@ -20,7 +21,7 @@ class MemoryPlan:
 
     Args:
         graph: The graph, whose nodes have kinds.
-        in_place: The operations that have a form that writes into the first operand.
+        has_form_in_place: Whether an operation has a form that writes into the first operand.
 
     Attributes:
         operand: For each node that writes into the memory of an operand, that operand.
@@ -28,9 +29,9 @@ class MemoryPlan:
         last_use: The number of the last node that reads the memory of a node.
     """
 
-    def __init__(self, graph: Graph, in_place: Any):
+    def __init__(self, graph: Graph, has_form_in_place: Callable[[Node], bool]):
         self._nodes = list(graph.nodes)
-        self._in_place = in_place
+        self._has_form_in_place = has_form_in_place
         self._at = {node: i for i, node in enumerate(self._nodes)}
         self._roots: dict[Node, set[Node]] = {}
         self.last_use: dict[Node, int] = {}
@@ -100,7 +101,7 @@ class MemoryPlan:
 
     def _candidates(self, node: Node) -> list[Node]:
         """The operands that a node may write into."""
-        if node.op != "call_function" or node.target not in self._in_place or not is_list(node):
+        if node.op != "call_function" or not is_list(node) or not self._has_form_in_place(node):
             return []
         count = 2 if node.target in COMMUTES or _adds_plainly(node) else 1
         candidates: list[Node] = []
@@ -115,10 +116,7 @@ class MemoryPlan:
 
     def _reads_after(self, argument: Any, node: Node, copy: Node) -> bool:
         """Whether the old value of an argument is read behind a node, except by the final copy."""
-        for user in self._readers(argument):
-            if user is not copy and self._at[user] > self._at[node]:
-                return True
-        return False
+        return any(user is not copy and self._at[user] > self._at[node] for user in self._readers(argument))
 
     def _readers(self, root: Node) -> list[Node]:
         readers: list[Node] = []
@@ -139,5 +137,28 @@ def _may_alias(node: Node) -> bool:
         return True
     if node.target is aten._unsafe_view.default or any(result.alias_info is not None for result in schema.returns):
         return True
-    condition = node.args[0] if node.target is aten.where.self else None
-    return isinstance(condition, Node) and not is_list(condition)
+    return is_selection(node)
+
+
+def is_selection(node: Node) -> bool:
+    """Whether `where` with one condition for all leaves may give one of two lists as it is, without a copy.
+
+    Not where the result is written into an argument while it may be another argument, which is written as well.
+    """
+    if node.target is not aten.where.self or not is_number(node.args[0]):
+        return False
+    _, x, y = node.args
+    if not (is_list(x) and is_list(y) and alike(node, x, y)):  # type: ignore[arg-type]
+        return False
+    for user in node.users:
+        if user.target is aten.copy_.default:
+            argument = user.args[0]
+            for operand in (x, y):
+                if operand is not argument and not _is_computed(operand):
+                    return False
+    return True
+
+
+def _is_computed(node: Any) -> bool:
+    """Whether a node's memory belongs to no argument."""
+    return node.op == "call_function" and not _may_alias(node)

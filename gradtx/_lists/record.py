@@ -76,7 +76,7 @@ def record(
     for i, (dtype, shape) in enumerate(leaves):
         arguments.append(torch.empty(tuple(shape), dtype=dtype, device=META))
         leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
-    with _torch.intercepting(recorder.call), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
         results = function(arguments)
     return Recording(recorder.graph, number_nodes, leaf_nodes, [recorder.node_of(result) for result in results])
 
@@ -105,13 +105,19 @@ class _Recorder:
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Carry out and record one operation."""
         if torch.Tag.data_dependent_output in operator.tags:
+            if args[0].device.type == "cpu":  # a constant: what follows from arguments is on the meta device
+                return operator(*args, **kwargs)
             raise UnrecordableError(f"the value of a tensor is read ({operator})")
         if torch.Tag.nondeterministic_seeded in operator.tags:
             raise UnrecordableError(f"random numbers ({operator})")
         if operator is torch.ops.aten.lift_fresh.default:
             return self._constant(args[0])
-        node = self.graph.call_function(operator, self._recorded(args), self._recorded(kwargs))
+        if "device" in kwargs and operator is torch.ops.aten._to_copy.default:
+            kwargs = {**kwargs, "device": META}  # which stands for the leaf's device; nothing leaves it
         result = operator(*args, **kwargs)
+        if not isinstance(result, Tensor | tuple | list):
+            return result  # such as the common dtype of two tensors
+        node = self.graph.call_function(operator, self._recorded(args), self._recorded(kwargs))
         if _torch.writes(operator):
             self._check_written(args[0], operator)
             node.meta["val"] = result

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import compiled, trace
+from gradtx.optim.engine import compiled as engine
+from gradtx.optim.engine import trace
 from gradtx.optim.engine.compiled import CompiledEngine
 from tests.conformance import composed_cases, extras, noise, plain_cases, tensors
 
@@ -96,7 +97,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
 
 @each("case", ALIASES)
 def test_every_alias_compiled_equals_eager(case, monkeypatch):
-    monkeypatch.setattr(compiled, "WIDTH", 1)  # small programs compile sooner
+    monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile sooner
     eager, compiled = optimizers(case.make, shapes={"matrix": (3, 4)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
@@ -115,7 +116,7 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
-    monkeypatch.setattr(compiled, "WIDTH", 2)
+    monkeypatch.setattr(engine, "WIDTH", 2)
     eager, compiled = optimizers(CHAINS[name])
     for pair in (eager, compiled):
         walk(*pair, steps=5, missing=(3, "vector"))

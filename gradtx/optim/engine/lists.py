@@ -63,16 +63,14 @@ class ListPass:
 
         return record(function, self._common, self._leaves)
 
-    def numbers(self, given: Sequence[Any], device: torch.device) -> list[Any]:
-        """Arguments as Python numbers, if the host knows all of them; else as 0-d tensors on a device."""
-        numbers: list[Any] = []
-        for value in given:
-            if isinstance(value, Tensor):
-                if value.device.type != "cpu":
-                    return [_placed(value, dtype, device) for value, dtype in zip(given, self._common, strict=True)]
-                value = value.item()
-            numbers.append(value)
-        return numbers
+    def numbers(self, given: Sequence[Any], device: torch.device, scaled: bool) -> list[Any]:
+        """Arguments as Python numbers, if the host knows all of them; else as 0-d tensors on a device.
+
+        Under a GradScaler the host does not know them.
+        """
+        if scaled or any(map(_is_elsewhere, given)):
+            return [_placed(value, dtype, device) for value, dtype in zip(given, self._common, strict=True)]
+        return [value.item() if isinstance(value, Tensor) else value for value in given]
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
         """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
@@ -114,7 +112,7 @@ class ListBundle:
         """Run a pass; returns its sums or new shared values by name."""
         assert self._present is not None
         _, given, trees = self._present
-        numbers = compiled.numbers(given, self.device)
+        numbers = compiled.numbers(given, self.device, self.signature.scaled)
         on_host = not any(isinstance(number, Tensor) for number in numbers)
         function = compiled.function(self.device, on_host)
         prepared = function.prepare(numbers)
@@ -261,11 +259,18 @@ def _chunks_of(members: list[Member], device: torch.device, splits: bool) -> lis
     return chunks
 
 
+def _is_elsewhere(value: Any) -> bool:
+    """Whether the host would wait for a number."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
 def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A number as a 0-d tensor; copying it from the host would wait for the device, filling it in does not."""
-    if isinstance(value, Tensor) and value.device.type != "cpu":
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=dtype, device=device)
+    if value.device.type == device.type:
         return value.to(device, dtype)
-    return torch.full((), value, dtype=dtype, device=device)
+    return torch.zeros((), dtype=dtype, device=device) + value
 
 
 class ListEngine(Engine):
