@@ -41,7 +41,7 @@ def merge_equal(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function" or _torch.writes(node.target):
             continue
-        equal = first.setdefault(f"{node.target} {node.args} {node.kwargs} {node.meta['val']}", node)
+        equal = first.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
         if equal is not node:
             node.replace_all_uses_with(equal)
             graph.erase_node(node)

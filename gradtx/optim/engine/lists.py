@@ -321,8 +321,9 @@ class ListEngine(Engine):
         key = (structure, kind, *signature.key())
         function = BundleFunction(signature, request.views[member.group].chain_of(structure))
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
+        common = self._common_program(key, function, pairs, request) if kind.flat else None
         for member, leaf in pairs:
-            program = self._program(key, function, member, leaf, request)
+            program = common or self._program(key, function, member, leaf, request)
             if program is not None:
                 _, members = alike.setdefault(id(program), (program, []))
                 members.append(member)
@@ -331,6 +332,15 @@ class ListEngine(Engine):
             splits = kind.flat and not _has_numbers(members[0])
             bundles.append(ListBundle(members, signature, program, splits, members[0].name))
         return bundles
+
+    def _common_program(
+        self, key: Any, function: BundleFunction, pairs: Pairs, request: StepRequest
+    ) -> list[ListPass] | None:
+        """The program of all these elementwise leaves, if the smallest and the largest have the same."""
+        by_size = sorted(pairs, key=_size)
+        smallest = self._program(key, function, *by_size[0], request)
+        largest = self._program(key, function, *by_size[-1], request)
+        return largest if smallest is largest else None
 
     def _program(
         self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest
@@ -350,12 +360,18 @@ class ListEngine(Engine):
             except Exception as error:  # anything may happen in a user's rule; without a program it shows its error
                 self._refused[of_shapes] = f"{type(error).__name__}: {error}"
                 return self._refuse(leaf, self._refused[of_shapes])
+            for each in program:  # now, since a fault in it is handled here
+                each.function(local(member.param).device, not function.signature.scaled)
             text = tuple(each.text for each in program)
             program = self._by_text.setdefault((key, text), program)
             self._programs[of_shapes] = program
         if len(program) > 1 and is_sharded(member.param):
             return self._refuse(leaf, "it is sharded, and a sum over leaves needs the sum over all shards")
         return program
+
+
+def _size(pair: tuple[Member, Leaf]) -> int:
+    return pair[0].param.numel()
 
 
 def _arguments(member: Member, signature: Signature, request: StepRequest) -> list[Any]:
