@@ -3,180 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtx._execution import Leaf, Operation
-from gradtx._lists import ListFunction, Recording, UnrecordableError, list_function, record
+from gradtx._execution import Leaf
+from gradtx._lists import UnrecordableError
+from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
+from gradtx._passes import passes_of
 from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
-from gradtx.optim._run import OptimizerRun
 from gradtx.optim._scaling import Count
 from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.base import Engine, Pairs
 from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind, Signature
-from gradtx.optim.engine.trace import BundleFunction, PassResult, passes_of
-
-# Entries of the lists of one call on the CPU: temporaries stay in the cache. Accelerators want long lists, and get
-# some that bound their temporary memory.
-CHUNK = 2**18
-CHUNK_OF_ACCELERATOR = 2**25
+from gradtx.optim.engine.trace import BundleFunction
 
 
-class ListPass:
-    """One pass of a program: up to a sum over leaves, or to the end.
-
-    Attributes:
-        names: The name of each result.
-        operation: The operation that waits for the sums; None for the last pass.
-        sums: Stand-ins of the sums; empty for the last pass.
-        dtypes: The dtype of each result.
-        text: What other leaves' programs have in common with this one, if they are the same.
-    """
-
-    def __init__(self, run: Callable[[list[Tensor]], PassResult], common: list[Tensor], leaves: list[Tensor]):
-        self._run = run
-        self._common = [tensor.dtype for tensor in common]
-        self._leaves = [(tensor.dtype, tensor.shape) for tensor in leaves]
-        self._functions: dict[Any, ListFunction] = {}
-        self.names: tuple[Any, ...] = ()
-        self.operation: Operation | None = None
-        self.sums: list[Tensor] = []
-        self.dtypes: list[torch.dtype] = []
-        self._recording: Recording | None = self._record()
-        self.text = self._recording.text()
-
-    def _record(self) -> Recording:
-        def function(arguments: list[Tensor]) -> list[Tensor]:
-            result = self._run(arguments)
-            self.names = result.names
-            self.operation = result.operation
-            self.sums = [] if result.operation is None else result.outputs
-            self.dtypes = [output.dtype for output in result.outputs]
-            return result.outputs
-
-        return record(function, self._common, self._leaves)
-
-    def numbers(self, given: Sequence[Any], device: torch.device, scaled: bool) -> list[Any]:
-        """Arguments as Python numbers, if the host knows all of them; else as 0-d tensors on a device.
-
-        Under a GradScaler the host does not know them.
-        """
-        if scaled or any(map(_is_elsewhere, given)):
-            return [_placed(value, dtype, device) for value, dtype in zip(given, self._common, strict=True)]
-        return [value.item() if isinstance(value, Tensor) else value for value in given]
-
-    def function(self, device: torch.device, on_host: bool) -> ListFunction:
-        """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
-        if (device, on_host) not in self._functions:
-            recording, self._recording = self._recording or self._record(), None
-            self._functions[device, on_host] = list_function(recording, device, on_host)
-        return self._functions[device, on_host]
-
-
-class ListBundle:
-    """Leaves of one group, count and program; stands for them in `execute`.
+class MemberBundle(ListBundle):
+    """Parameters of one group, count and program, which are updated in place.
 
     Args:
         members: The parameters.
         signature: The arguments of the program.
         passes: The program.
         splits: Whether large leaves may be updated in parts.
-        name: The name of a leaf, which places the bundle in sums.
     """
 
-    update = True  # `execute` sends only leaves with an update through all operations
-    at = -1
-
-    def __init__(self, members: list[Member], signature: Signature, passes: list[ListPass], splits: bool, name: str):
+    def __init__(self, members: list[Member], signature: Signature, passes: list[ListPass], splits: bool):
+        device = local(members[0].param).device
+        super().__init__(members[0].name, device, passes, len(members))
         self.members = members
         self.signature = signature
-        self.name = name
-        self.device = local(members[0].param).device
-        self.program: list[Any] = [ListPassOperation(each) for each in passes]
-        self._chunks = [Chunk(pieces, signature.slots, splits) for pieces in _chunks_of(members, self.device, splits)]
-        self._present: tuple[OptimizerRun, list[Any], Trees] | None = None
+        self._chunks = [Chunk(pieces, signature.slots, splits) for pieces in _chunks_of(members, device, splits)]
+        self._trees: Trees = {}
 
-    def begin(self, run: OptimizerRun, numbers: list[Any], trees: Trees) -> None:
-        """Take the arguments of the current step."""
-        self.at = -1
-        self._present = run, numbers, trees
+    def read_from(self, trees: Trees) -> None:
+        """Take the extras by leaf of the current step."""
+        self._trees = trees
 
-    def call(self, compiled: ListPass) -> dict[Any, Any]:
-        """Run a pass; returns its sums or new shared values by name."""
-        assert self._present is not None
-        _, given, trees = self._present
-        numbers = compiled.numbers(given, self.device, self.signature.scaled)
-        on_host = not any(isinstance(number, Tensor) for number in numbers)
-        function = compiled.function(self.device, on_host)
-        prepared = function.prepare(numbers)
-        results: list[list[Any]] = []
+    def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._chunks:
-            results.append(function.run(prepared, chunk.columns(self.signature.by_leaf, trees)))
-        return self._totals(compiled, results)
+            yield chunk.columns(self.signature.by_leaf, self._trees)
 
-    def _totals(self, compiled: ListPass, results: list[list[Any]]) -> dict[Any, Any]:
-        """What a pass gives: sums over all leaves, or the first leaf's shared values."""
-        totals: dict[Any, Any] = {}
-        for name, dtype, values in zip(compiled.names, compiled.dtypes, zip(*results, strict=True), strict=True):
-            if compiled.operation is None:
-                totals[name] = self._as_tensor(values[0][0] if isinstance(values[0], list) else values[0], dtype)
-                continue
-            terms: list[Tensor] = []
-            for value in values:
-                terms.extend(value if isinstance(value, list) else [self._as_tensor(value, dtype)])
-            totals[name] = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
-        return totals
-
-    def _as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.to(self.device, dtype)
-        return torch.full((), value, dtype=dtype, device=self.device)
-
-    def add_totals(self, totals: list[Tensor]) -> None:
-        """Take the totals of a sum as further arguments."""
-        assert self._present is not None
-        _, numbers, _ = self._present
-        numbers.extend(totals)
-
-    def end(self, shared: Mapping[Any, Tensor]) -> None:
-        """Hand over the new shared values, and let go of the step's tensors."""
-        new_shared = self.run.new_shared
-        for (path, name), value in shared.items():
-            new_shared.setdefault(path, {}).setdefault(name, value)
-        self._present = None
-
-    @property
-    def run(self) -> OptimizerRun:
-        """The run of the current step, as leaves have it."""
-        assert self._present is not None
-        return self._present[0]
-
-
-class ListPassOperation(Operation):
-    """One pass of a bundle as an operation."""
-
-    def __init__(self, compiled: ListPass):
-        self._compiled = compiled
-        self._awaited = compiled.operation
-        self.path = () if self._awaited is None else self._awaited.path
-
-    def start(self, leaf: Any) -> Any:
-        results = leaf.call(self._compiled)
-        return leaf.end(results) if self._awaited is None else results
-
-    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
-        assert self._awaited is not None
-        return self._awaited.combine(waiting)
-
-    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
-        leaf.add_totals([total[name] for name in self._compiled.names])
+    def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
+        """Hand over the new shared values."""
+        for (path, name), dtype, value in zip(compiled.names, compiled.dtypes, results[0], strict=True):
+            self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(value, dtype))
+        self._trees = {}
 
 
 # Chunks.
@@ -242,7 +121,7 @@ def _is_plain(tensor: Any) -> bool:
 
 def _chunks_of(members: list[Member], device: torch.device, splits: bool) -> list[list[Piece]]:
     """Leaves in lists of a bounded number of entries; large leaves in parts."""
-    most = CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
+    most = entries_of_a_call(device)
     chunks: list[list[Piece]] = []
     room = 0
     for member in members:
@@ -257,20 +136,6 @@ def _chunks_of(members: list[Member], device: torch.device, splits: bool) -> lis
         chunks[-1].append((member, None))
         room -= size
     return chunks
-
-
-def _is_elsewhere(value: Any) -> bool:
-    """Whether the host would wait for a number."""
-    return isinstance(value, Tensor) and value.device.type != "cpu"
-
-
-def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number as a 0-d tensor; copying it from the host would wait for the device, filling it in does not."""
-    if not isinstance(value, Tensor):
-        return torch.full((), value, dtype=dtype, device=device)
-    if value.device.type == device.type:
-        return value.to(device, dtype)
-    return torch.zeros((), dtype=dtype, device=device) + value
 
 
 class ListEngine(Engine):
@@ -295,7 +160,8 @@ class ListEngine(Engine):
             key = member.group, id(bundle.signature)
             if key not in common:
                 common[key] = _arguments(member, bundle.signature, request)
-            bundle.begin(request.run, list(common[key]), request.trees)
+            bundle.begin(request.run, common[key], request.scaling is None)
+            bundle.read_from(request.trees)
 
     # Planning.
 
@@ -312,7 +178,7 @@ class ListEngine(Engine):
     def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
-    def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[ListBundle]:
+    def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[MemberBundle]:
         member, leaf = pairs[0]
         absent = tuple(name for name, value in leaf.extras.items() if value is None)
         of_kind = Signature.of(member, absent, kind, request)
@@ -327,10 +193,10 @@ class ListEngine(Engine):
             if program is not None:
                 _, members = alike.setdefault(id(program), (program, []))
                 members.append(member)
-        bundles: list[ListBundle] = []
+        bundles: list[MemberBundle] = []
         for program, members in alike.values():
             splits = kind.flat and not _has_numbers(members[0])
-            bundles.append(ListBundle(members, signature, program, splits, members[0].name))
+            bundles.append(MemberBundle(members, signature, program, splits))
         return bundles
 
     def _common_program(

@@ -7,10 +7,8 @@ passes but the last compute only their sums.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
+from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
 from gradtx._runs import Run, memory_of
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
@@ -26,35 +25,7 @@ from gradtx.optim.engine.compiler import Compiler
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
 from gradtx.optim.engine.signature import Signature
 
-Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier pass
 MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
-
-
-@dataclass
-class PassResult:
-    """The outcome of a pass.
-
-    Attributes:
-        outputs: Sums over the leaves of the bundle, or new shared values.
-        names: The name of each output.
-        operation: The operation that waits for the sums; None at the end, when all is written.
-    """
-
-    outputs: list[Tensor]
-    names: tuple[Any, ...]
-    operation: Operation | None
-
-
-RunPass: TypeAlias = Callable[[list[Tensor]], PassResult]
-
-
-class AwaitedSumError(Exception):
-    """A pass has come to a sum whose total is not known yet."""
-
-    def __init__(self, operation: Operation, sums: dict[str, Tensor]):
-        super().__init__(operation.path)
-        self.operation = operation
-        self.sums = sums
 
 
 class TracedRun(Run):
@@ -402,33 +373,6 @@ class BundleProgram:
     def compile(self, compiler: Compiler) -> None:
         for each in self.passes:
             each.compile(compiler)
-
-
-Pass = TypeVar("Pass", bound=ProgramPass)
-
-
-def passes_of(
-    function: BundleFunction,
-    common: list[Tensor],
-    leaves: list[Tensor],
-    make_pass: Callable[[RunPass, list[Tensor], list[Tensor]], Pass],
-) -> list[Pass]:
-    """The passes of a function: each but the last ends at a sum, whose totals the next one takes as well."""
-    passes: list[Pass] = []
-    known: Names = ()
-    totals: list[Tensor] = []
-    while True:
-        next_pass = make_pass(functools.partial(_up_to_sum, function, known), [*common, *totals], leaves)
-        passes.append(next_pass)
-        if next_pass.operation is None:
-            return passes
-        known = (*known, next_pass.names)
-        for total in next_pass.sums:
-            totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
-
-
-def _up_to_sum(function: BundleFunction, known: Names, arguments: list[Tensor]) -> PassResult:
-    return function(arguments, known)
 
 
 def _make_pass(run: RunPass, common: list[Tensor], leaves: list[Tensor]) -> ProgramPass:
