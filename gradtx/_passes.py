@@ -18,6 +18,10 @@ from gradtx._execution import Operation
 Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier pass
 
 
+def _nothing() -> None:
+    """Write nothing."""
+
+
 @dataclass
 class PassResult:
     """The outcome of a pass.
@@ -25,12 +29,14 @@ class PassResult:
     Attributes:
         outputs: Sums over the leaves of the bundle, or new shared values.
         names: The name of each output.
-        operation: The operation that waits for the sums; None at the end, when all is written.
+        operation: The operation that waits for the sums; None at the end.
+        write: Writes the new values into arguments, after everything is computed.
     """
 
     outputs: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
+    write: Callable[[], None] = _nothing
 
 
 RunPass: TypeAlias = Callable[[list[Tensor]], PassResult]

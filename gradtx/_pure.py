@@ -302,7 +302,7 @@ def _update(
     run = TreeRun(tx, by_name or grads, unflatten, state)
     run.params, run.unflatten_params, run.grad_fn = by_name, unflatten_params, extras.get("grad_fn")
     run.check(grads)
-    leaves = _leaves(run, grads, by_name if params is not None else None, extras, kinds)
+    leaves = leaves_of(run, grads, by_name if params is not None else None, extras, kinds)
     execute(leaves.values(), _done)
     for commit in reversed(run.commits):
         commit()
@@ -316,7 +316,7 @@ def _done(leaf: Leaf) -> None:
     """Results stay in the leaf until all are through."""
 
 
-def _leaves(
+def leaves_of(
     run: TreeRun, grads: dict[str, Any], params: dict[str, Any] | None, extras: dict[str, Any], kinds: dict[str, str]
 ) -> dict[str, Leaf]:
     """The leaves that have anything to do, with their programs."""

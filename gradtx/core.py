@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import Module
 
-from gradtx import _pure
+from gradtx import _pure, _pure_lists
 from gradtx._arguments import Argument
 from gradtx._messages import describe, nearest_dotted
 from gradtx._runs import Place, Scope
@@ -108,7 +108,8 @@ class GradientTransformation:
             TypeError: an extra that no link knows, or a required one that is missing.
             ValueError: trees that don't fit together, or the state of another chain.
         """
-        return _pure.update(self, updates, state, params, extras)
+        result = _pure_lists.update(self, updates, state, params, extras)
+        return _pure.update(self, updates, state, params, extras) if result is None else result
 
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
         """The weights to evaluate with: those of the last link that has an opinion (averages, lookahead's slow
@@ -150,7 +151,10 @@ class GradientTransformation:
         for name in hyperparams:
             if name not in places:
                 raise TypeError(f"{self._name}: no hyperparameter {name!r}; {nearest_dotted(name, places)}")
-        return self._replaced({places[name].place: value for name, value in hyperparams.items()}, True)
+        replaced = self._replaced({places[name].place: value for name, value in hyperparams.items()}, True)
+        if replaced is not self:
+            replaced._set(_program_cache=self._programs)
+        return replaced
 
     # How combinators and engines see it. A place is (indices of children down to a node, argument).
 
@@ -158,6 +162,15 @@ class GradientTransformation:
     _extras: Mapping[str, str] = {}
     _is_optimizer = False  # whether this is an alias, whose hyperparameters have bare names
     _lr_role: str | None = None  # "owner", or "before owner" for what has no place after one
+
+    _numbers: Any = None  # its hyperparameters that programs take as arguments
+    _program_cache: dict[Any, Any] | None = None  # the programs of pure updates
+
+    @property
+    def _programs(self) -> dict[Any, Any]:
+        if self._program_cache is None:
+            self._set(_program_cache={})
+        return self._program_cache  # type: ignore[return-value]
 
     _required: tuple[dict[str, str], list[tuple[str, str]]] | None = None
 

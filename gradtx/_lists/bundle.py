@@ -48,13 +48,13 @@ class ListPass:
         self.text = self._recording.text()
 
     def _record(self) -> Recording:
-        def function(arguments: list[Tensor]) -> list[Tensor]:
+        def function(arguments: list[Tensor]) -> PassResult:
             result = self._run(arguments)
             self.names = result.names
             self.operation = result.operation
             self.sums = [] if result.operation is None else result.outputs
             self.dtypes = [output.dtype for output in result.outputs]
-            return result.outputs
+            return result
 
         return record(function, self._common, self._leaves)
 
@@ -123,7 +123,7 @@ class ListBundle:
         """Sums over all leaves, of the results of each call."""
         sums: dict[Any, Tensor] = {}
         for name, dtype, values in zip(compiled.names, compiled.dtypes, zip(*results, strict=True), strict=True):
-            if not isinstance(values[0], list):  # every leaf has the same term, such as a number of entries
+            if not isinstance(values[0], list | tuple):  # every leaf has the same term, such as a number of entries
                 sums[name] = self.as_tensor(values[0], dtype) * self._count
                 continue
             terms = [term for of_call in values for term in of_call]
@@ -132,7 +132,7 @@ class ListBundle:
 
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         """A result that all leaves share, as a 0-d tensor."""
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             value = value[0]
         return _placed(value, dtype, self.device)
 

@@ -168,10 +168,25 @@ class _Writer:
                 continue
             self._write(node)
             self._delete(self._memory.dies_at(node))
-        results = ", ".join(self._text(result) for result in self._nodes[-1].args[0])
+        results = ", ".join(self._results())
         self._lines.append(f"return [{results}]")
         unpacked = f"{_tuple_of(self._prepared())} = prepared"
         return _function("run(prepared, columns)", [unpacked, *self._lines])
+
+    def _results(self) -> list[str]:
+        """The results as text: lists that share memory with arguments or with other results are copied."""
+        taken: set[Node] = set(self._recording.leaves)
+        texts: list[str] = []
+        for result in self._nodes[-1].args[0]:
+            text = self._text(result)
+            if is_list(result):
+                roots = self._memory.roots(result)
+                text = f"[item.clone() for item in {text}]" if roots & taken else text
+                taken |= roots
+            elif not is_number(result):
+                text = f"{text}.clone()"
+            texts.append(text)
+        return texts
 
     def _take_apart(self, argument: str, names: Sequence[str]) -> None:
         if names:

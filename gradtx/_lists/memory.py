@@ -49,6 +49,15 @@ class MemoryPlan:
             if node not in self.operand:
                 self._reuse(node)
 
+    def roots(self, node: Node) -> set[Node]:
+        """The nodes whose memory a list may share, through operations that write into an operand as well."""
+        roots: set[Node] = set()
+        for root in self._roots[node]:
+            while root in self.operand:
+                root = self.operand[root]
+            roots.add(root)
+        return roots
+
     def dies_at(self, node: Node) -> list[Node]:
         """The nodes whose memory is read by `node` for the last time."""
         dying: list[Node] = []

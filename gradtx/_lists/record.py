@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
 from gradtx import _torch
+from gradtx._passes import PassResult
 
 META = torch.device("meta")
 
@@ -51,20 +52,20 @@ class Recording:
 
 
 def record(
-    function: Callable[[list[Tensor]], Sequence[Tensor]],
+    function: Callable[[list[Tensor]], PassResult],
     numbers: Sequence[torch.dtype],
     leaves: Sequence[tuple[torch.dtype, Sequence[int]]],
 ) -> Recording:
     """Record a function of 0-d tensors and of the tensors of one leaf.
 
     Args:
-        function: Takes `[*numbers, *leaves]`; may write into the arguments of the leaf.
+        function: Takes `[*numbers, *leaves]`. Its result writes into the arguments of the leaf.
         numbers: The dtypes of the arguments that all leaves share.
         leaves: The dtype and the shape of each of a leaf's arguments.
 
     Raises:
         UnrecordableError: the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
-            into a tensor that is no argument.
+            in place by itself.
     """
     recorder = _Recorder()
     number_nodes: list[Node] = []
@@ -77,8 +78,11 @@ def record(
         arguments.append(torch.empty(tuple(shape), dtype=dtype, device=META))
         leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
     with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
-        results = function(arguments)
-    return Recording(recorder.graph, number_nodes, leaf_nodes, [recorder.node_of(result) for result in results])
+        result = function(arguments)
+        recorder.may_write = True
+        result.write()
+    outputs = [recorder.node_of(output) for output in result.outputs]
+    return Recording(recorder.graph, number_nodes, leaf_nodes, outputs)
 
 
 class _Recorder:
@@ -88,6 +92,7 @@ class _Recorder:
         self.graph = Graph()
         self._nodes: dict[int, Node] = {}  # by the id of the stand-in, which `meta` keeps alive
         self._arguments: set[int] = set()
+        self.may_write = False
 
     def argument(self, name: str, stand_in: Tensor) -> Node:
         node = self.graph.placeholder(name)
@@ -136,7 +141,7 @@ class _Recorder:
         return tensor
 
     def _check_written(self, target: Any, operator: Any) -> None:
-        if id(target) not in self._arguments:
+        if not self.may_write or id(target) not in self._arguments:
             raise UnrecordableError(f"a tensor is written in place ({operator})")
 
     def _recorded(self, value: Any) -> Any:

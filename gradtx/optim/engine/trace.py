@@ -7,6 +7,7 @@ passes but the last compute only their sums.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -108,8 +109,8 @@ class BundleFunction:
         for commit in reversed(run.commits):
             commit()
         shared = self._new_shared(run)
-        _write(run, leaves, taken)
-        return PassResult(list(shared.values()), tuple(shared), None)
+        write = functools.partial(_write, run, leaves, taken)
+        return PassResult(list(shared.values()), tuple(shared), None, write)
 
     def _leaves(
         self,
@@ -250,6 +251,7 @@ class TracedPass:
 
         def traced(*arguments: Tensor) -> list[Tensor]:
             result = run(list(arguments))
+            result.write()
             self.names = result.names
             self.operation = result.operation
             self.sums = result.outputs if result.operation is not None else []
@@ -319,6 +321,7 @@ class DynamoPass:
         self._run = run
         self._examples = [*common, *leaves]
         result = run(self._copies())  # an eager call gives the structure of the result
+        result.write()
         self.names = result.names
         self.operation = result.operation
         self.sums = result.outputs if result.operation is not None else []
@@ -335,7 +338,9 @@ class DynamoPass:
         """Compile by calling once; the backend is torch's, which takes functions."""
 
         def function(arguments: list[Tensor]) -> list[Tensor]:
-            return self._run(arguments).outputs
+            result = self._run(arguments)
+            result.write()
+            return result.outputs
 
         self._compiled = _torch.compile_function(function, compiler.options)
         with torch.no_grad():
