@@ -262,7 +262,10 @@ def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor])
 
 
 class _OneLeaf:
-    """An update of a tree with one leaf, as a function of flat arguments: numbers, shared values, extras, totals; the leaf's."""
+    """An update of a tree with one leaf, as a function of flat arguments.
+
+    These are: hyperparameters, shared values, extras, totals of earlier passes; then those of the leaf.
+    """
 
     def __init__(
         self,
@@ -356,7 +359,7 @@ class _Leaves:
         shared: list[Tensor],
     ):
         self.name = names[0]
-        self.count = len(names)
+        self.names = names
         self.columns = columns
         self.written = [columns[0], *columns[2 if function.has_param else 1 :]]  # of updates and slots
         first = [tensors[column[0]] for column in columns]
@@ -391,7 +394,7 @@ class _Call(ListBundle):
     """One call of a program with the tensors of a caller."""
 
     def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
-        super().__init__(leaves.name, leaves.device, leaves.passes, leaves.count)
+        super().__init__(leaves.name, leaves.device, leaves.passes)
         self._leaves = leaves
         self._tensors = tensors
         self._results = results
@@ -403,6 +406,10 @@ class _Call(ListBundle):
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._leaves.chunks:
             yield [[self._tensors[i] for i in column[chunk]] for column in self._leaves.columns]
+
+    def leaf_names(self) -> Iterator[list[str]]:
+        for chunk in self._leaves.chunks:
+            yield self._leaves.names[chunk]
 
     def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
         written = self._leaves.written

