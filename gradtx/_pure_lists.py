@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtx import _pure, _torch, _tree
 from gradtx._arguments import is_off
 from gradtx._errors import Path
-from gradtx._execution import Leaf, Operation, execute
+from gradtx._execution import Leaf, Operation, execute, takes_none
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
 from gradtx._passes import AwaitedSumError, Names, PassResult, passes_of
@@ -193,7 +193,7 @@ class TreeProgram:
         self.fits: Callable[..., bool] = _torch.layout_check(tensors)
         gradients, _ = _tree.flatten(updates, "updates")
         values, _ = ({}, None) if params is None else _tree.flatten(params, "params")
-        if LEAF_STEPS in state or any(value is None for value in (*gradients.values(), *values.values())):
+        if LEAF_STEPS in state:
             raise _UnsuitableError
         kinds = check_extras(tx, params, extras)
         run = TreeRun(tx, values or gradients, None, state)
@@ -201,12 +201,17 @@ class TreeProgram:
         if run.opaque or any(kinds[name].startswith("leaf") for name in extras):
             raise _UnsuitableError
         leaves = leaves_of(run, gradients, values or None, extras, kinds)
+        present = {name: leaf for name, leaf in leaves.items() if leaf.given[0] is not None}
+        if not present or (len(present) < len(gradients) and takes_none(run.block.operations)):
+            raise _UnsuitableError
         numbered_updates = _tree.named(self._updates)
         numbered_params = {} if params is None else _tree.named(template[2])
         self._entries = list(_entries(self._state, run.stages))
-        self._extras = list(extras)
+        self._kept: list[int] = []  # the numbers of the state's tensors
+        for entry in self._entries:
+            self._kept.extend(entry.leaves.values() if entry.shared is None else [entry.shared])
         self._bundles: list[_Leaves] = []
-        for names in _alike(leaves, self._entries, tensors).values():
+        for names in _alike(present, self._entries, tensors).values():
             columns = [[numbered_updates[name] for name in names]]
             if params is not None:
                 columns.append([numbered_params[name] for name in names])
@@ -227,9 +232,9 @@ class TreeProgram:
             call.begin(call, numbers, True)
         with torch.no_grad():
             execute(calls, _ignore)  # type: ignore[arg-type]
-        for entry in self._entries:
-            if entry.shared is not None and results[entry.shared] is None:
-                results[entry.shared] = tensors[entry.shared].clone()  # no leaf passes its stage
+        for i in self._kept:
+            if results[i] is None:  # a leaf without a gradient, or a stage that no leaf passes
+                results[i] = tensors[i].clone()
         return _filled(self._updates, results), _filled(self._state, results)
 
 
