@@ -19,6 +19,7 @@ from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
+from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._form import check_form, check_mapping
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
@@ -171,6 +172,23 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Let the next scheduler override schedules in the chain without a warning."""
         for view in self._up_to_date().members.views:
             view.expects_scheduler = True
+
+    def explain(self) -> Explanation:
+        """How each parameter was updated in the last step, and why not by a faster way: `Way` objects.
+
+        Printed, it counts the parameters of each way: compiled programs (`compile=`), programs over lists of tensors
+        (the default), or each parameter alone (rules that read values on the host, draw random numbers, or own the
+        whole tree). A program records each rule once, so a rule must not depend on anything but its arguments.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = gradtx.optim.AdamW(model.named_parameters())
+            >>> model(torch.ones(2)).sum().backward()
+            >>> optimizer.step()
+            >>> optimizer.explain()
+            lists: 2 parameters (weight, bias)
+        """
+        return explain(self._up_to_date())
 
     # The weights to evaluate with.
 
