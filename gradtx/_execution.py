@@ -146,6 +146,7 @@ class Operation:
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
         compiles: Whether the compiled engine takes it.
+        restarts_inner: Whether the operations behind it may start over with their first state.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
     """
 
@@ -155,6 +156,7 @@ class Operation:
     agree: Mapping[str, Any] = {}
     elementwise = True
     compiles = True
+    restarts_inner = False
     hessian_period = 0
 
     def init(self, leaf: Leaf) -> None:
@@ -343,9 +345,23 @@ def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
         path = _next_path(blocked)
         waiting = blocked.pop(path)
         first = waiting[0][0]
-        total = first.run.combined(first.program[first.at], waiting)
+        total = first.run.combined(first.program[first.at], _by_leaf(waiting))
         for leaf, _ in waiting:
             advance(leaf, leaf.program[leaf.at].resume(leaf, total))
+
+
+class LeafTerms(list[tuple[Any, Any]]):
+    """The payload of one that stands for several leaves in `execute`: a leaf and a payload for each."""
+
+
+def _by_leaf(waiting: list[tuple[Leaf, Any]]) -> list[tuple[Any, Any]]:
+    """A payload for each leaf that waits."""
+    if not any(isinstance(payload, LeafTerms) for _, payload in waiting):
+        return waiting
+    by_leaf: list[tuple[Any, Any]] = []
+    for leaf, payload in waiting:
+        by_leaf.extend(payload if isinstance(payload, LeafTerms) else [(leaf, payload)])
+    return by_leaf
 
 
 def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:

@@ -54,7 +54,7 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
     if gradients_recorded or programs is None:
         return None
     for program in programs:
-        if program.fits(*tensors):
+        if program.fits(tensors):
             return program(tensors, extras, numbers.values)
     if sum(len(others or ()) for others in known.values()) >= MOST_PROGRAMS:
         return None
@@ -76,7 +76,7 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
         _UnsuitableError: something else is in the tree.
     """
     kind = type(tree)
-    if kind in PLAIN:
+    if kind in PLAIN and tree.layout is torch.strided and not tree.is_nested:
         tensors.append(tree)
         return None
     if kind is dict:
@@ -110,6 +110,10 @@ def _filled(template: Any, tensors: list[Any]) -> Any:
     if kind is dict:
         return {key: _filled(value, tensors) for key, value in template.items()}
     return template if template is None else kind(_filled(value, tensors) for value in template)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,8 @@ class TreeProgram:
         template = _numbered((updates, state, params), iter(range(len(tensors))))
         self._updates, self._state, _ = template
         self._count = len(tensors)
-        self.fits: Callable[..., bool] = _torch.layout_check(tensors)
+        self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
+        self._layouts = list(map(_layout, tensors))
         gradients, _ = _tree.flatten(updates, "updates")
         values, _ = ({}, None) if params is None else _tree.flatten(params, "params")
         if LEAF_STEPS in state:
@@ -220,6 +225,12 @@ class TreeProgram:
             function = _OneLeaf(numbers, names[0], params is not None, self._entries, slots, list(extras))
             self._bundles.append(_Leaves(names, columns, function, tensors, extras, self._shared(tensors)))
 
+    def fits(self, tensors: list[Tensor]) -> bool:
+        """Whether tensors have the dtypes, devices, shapes and strides that the program is for."""
+        if self._have_same_layout(*tensors):
+            return True
+        return list(map(_layout, tensors)) == self._layouts  # the quick check refuses a tensor that comes twice
+
     def _shared(self, tensors: list[Tensor]) -> list[Tensor]:
         return [tensors[entry.shared] for entry in self._entries if entry.shared is not None]
 
@@ -247,6 +258,8 @@ def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
     for key, value in state.items():
         if isinstance(value, int):
             yield Entry(path, key, {}, value)
+        elif not isinstance(value, dict):
+            raise _UnsuitableError
         elif (*path, key) in stages:
             yield from _entries(value, stages, (*path, key))
         else:

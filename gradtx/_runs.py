@@ -69,6 +69,7 @@ class Run:
         declared: The names of shared values of all other stages.
         selectors: Every selector of the chain.
         clock_paths: The path of each combinator with a clock, by its place.
+        inner_counts: The finished updates of each combinator's clock, after a restart of this call.
         commits: Functions to call when all leaves are finished, in reverse order.
     """
 
@@ -88,6 +89,7 @@ class Run:
         self.declared: dict[Path, Container[str]] = {}
         self.selectors: list[Any] = []
         self.clock_paths: dict[Place, Path] = {}
+        self.inner_counts: dict[Path, Tensor] = {}
         self.commits: list[Callable[[], None]] = []
         self.memory = Memory()
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._execution import Operation
+from gradtx._execution import LeafTerms, Operation
 from gradtx._lists.code import ListFunction, list_function
 from gradtx._lists.record import Recording, record
 from gradtx._passes import PassResult
@@ -128,7 +128,7 @@ class ListBundle:
         prepared = function.prepare(numbers)
         return [function.run(prepared, columns) for columns in self.columns()]
 
-    def terms(self, compiled: ListPass, results: list[list[Any]]) -> list[tuple[NamedLeaf, dict[str, Tensor]]]:
+    def terms(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
         """The terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
         by_leaf: dict[str, dict[str, Tensor]] = {}
         for names, of_call in zip(self.leaf_names(), results, strict=True):
@@ -141,7 +141,7 @@ class ListBundle:
                         terms[key] = term
                     elif not is_common:
                         terms[key] = terms[key] + term
-        return [(NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items()]
+        return LeafTerms((NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items())
 
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         """A result that all leaves share, as a 0-d tensor."""
@@ -171,13 +171,7 @@ class ListPassOperation(Operation):
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self._awaited is not None
-        leaves: list[tuple[Any, Any]] = []
-        for bundle, terms in waiting:
-            if isinstance(bundle, ListBundle):
-                leaves.extend(terms)
-            else:
-                leaves.append((bundle, terms))
-        return self._awaited.combine(leaves)
+        return self._awaited.combine(waiting)
 
     def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
         leaf.add_totals([total[name] for name in self._compiled.names])

@@ -162,6 +162,7 @@ class FrameRun:
             if restarts is not False:
                 self.old_step = torch.where(as_flag(restarts, self.old_step), 0, self.old_step)
             self.clock = Clock(self.old_step + 1)
+            self.run.inner_counts[self.path] = self.old_step
         if not self.run.initial:
             if clock.measure is None:
                 self.decide({})
@@ -346,6 +347,7 @@ class Enter(RuleOperation):
         super().__init__(rule, FrameState(frame_run, scope, rule), scope.run)
         self.takes_none = takes_none
         self.template_slot = frame.takes_none
+        self.restarts_inner = frame.restarts is not None
         self._frame_run = frame_run
         self._frame = frame
 

@@ -94,11 +94,13 @@ class ChainTraits:
         agrees: Whether hyperparameters of a link must be the same in all groups.
         needs_host_counts: Whether the host must know the counts of steps: rules that branch on the count, and user
             functions, already synchronize with the host.
+        restarts: Whether an inner clock may start over.
     """
 
     takes_none: bool
     agrees: bool
     needs_host_counts: bool
+    restarts: bool
 
     @classmethod
     def of(cls, block: Block, estimates_hessian: bool) -> ChainTraits:
@@ -107,6 +109,7 @@ class ChainTraits:
             takes_none=takes_none(block.operations),
             agrees=any(operation.agree for operation in operations),
             needs_host_counts=estimates_hessian or not all(operation.compiles for operation in operations),
+            restarts=any(operation.restarts_inner for operation in operations),
         )
 
 

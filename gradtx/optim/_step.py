@@ -131,10 +131,7 @@ class Step:
 
     def leaves(self, members: list[Member]) -> list[Leaf]:
         """The leaves of some members, made when they are first asked for: bundles need none."""
-        if not self._blocks:
-            for view, values in zip(self._views, self._values, strict=True):
-                block = Block.of(view.chain(values, CPU), self._run, self._count, self._unscale)
-                self._blocks.append(block)
+        self._expand()
         clocks: dict[int | Count, Clock] = {}
         for member in members:
             if id(member) not in self._leaves:
@@ -143,6 +140,14 @@ class Step:
                     clock = clocks[member.count] = _clock_after(member.count)
                 self._leaves[id(member)] = self._leaf(member, clock)
         return [self._leaves[id(member)] for member in members]
+
+    def _expand(self) -> None:
+        """Make the operations of each group, when they are first asked for."""
+        if self._blocks:
+            return
+        for view, values in zip(self._views, self._values, strict=True):
+            block = Block.of(view.chain(values, CPU), self._run, self._count, self._unscale)
+            self._blocks.append(block)
 
     def _leaf(self, member: Member, clock: Clock) -> Leaf:
         leaf = self._workings.states.leaf(self._run, member, clock, member.param.grad, self._scalars)
@@ -239,7 +244,11 @@ class Step:
         path = self._workings.members.clock_path(entry)
         if path is None:
             return self._count
-        step = self._run.scalars(path).get("step", 0)
+        if self._workings.traits.restarts:  # the count may start over in this step
+            self._expand()
+            step = self._run.inner_counts[path]
+        else:
+            step = self._run.scalars(path).get("step", 0)
         return step if isinstance(self._count, Tensor) else int(step)
 
     # Writing.
