@@ -19,6 +19,7 @@ from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, execute, takes_none
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
+from gradtx._lists.cache import SharedPrograms
 from gradtx._passes import AwaitedSumError, Names, PassResult, passes_of
 from gradtx._pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
 
@@ -47,7 +48,7 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
         return None
     numbers = Numbers.of(tx)
     key = structure, tuple(extras), numbers.structure
-    known = tx._programs
+    known = programs_of(tx)
     programs = known.setdefault(key, [])
     given = [*tensors, *(number for number in numbers.values if isinstance(number, Tensor))]
     gradients_recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
@@ -67,6 +68,30 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
         return result
     programs.append(program)
     return program(tensors, extras, numbers.values)
+
+
+_SHARED = SharedPrograms()
+
+
+def programs_of(tx: GradientTransformation) -> dict[Any, Any]:
+    """The programs of a transformation, which it shares with others that differ in numbers only.
+
+    Programs that hold functions or tensors of the user belong to their transformation, and go with it.
+    """
+    if tx._program_cache is None:
+        skeleton = tx._skeleton()
+        numbers = Numbers.of(tx)
+        has_tensors = any(isinstance(number, Tensor) for number in numbers.values)
+        is_private = skeleton is None or has_tensors or not _is_shareable(numbers.structure)
+        tx._set(_program_cache={} if is_private else _SHARED.of(skeleton))
+    return tx._program_cache  # type: ignore[return-value]
+
+
+def _is_shareable(structure: Any) -> bool:
+    """Whether the values of hyperparameters are plain: a schedule may hold anything."""
+    if type(structure) is tuple:
+        return all(map(_is_shareable, structure))
+    return structure is None or type(structure) in (bool, int, float, str)
 
 
 def _structure(tree: Any, tensors: list[Any]) -> Any:

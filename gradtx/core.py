@@ -151,10 +151,11 @@ class GradientTransformation:
         for name in hyperparams:
             if name not in places:
                 raise TypeError(f"{self._name}: no hyperparameter {name!r}; {nearest_dotted(name, places)}")
-        replaced = self._replaced({places[name].place: value for name, value in hyperparams.items()}, True)
-        if replaced is not self:
-            replaced._set(_program_cache=self._programs)
-        return replaced
+        return self._replaced({places[name].place: value for name, value in hyperparams.items()}, True)
+
+    def _skeleton(self) -> Any:
+        """The structure of the transformation without its numbers; None if others can't share its programs."""
+        return None
 
     # How combinators and engines see it. A place is (indices of children down to a node, argument).
 
@@ -165,12 +166,6 @@ class GradientTransformation:
 
     _numbers: Any = None  # its hyperparameters that programs take as arguments
     _program_cache: dict[Any, Any] | None = None  # the programs of pure updates
-
-    @property
-    def _programs(self) -> dict[Any, Any]:
-        if self._program_cache is None:
-            self._set(_program_cache={})
-        return self._program_cache  # type: ignore[return-value]
 
     _required: tuple[dict[str, str], list[tuple[str, str]]] | None = None
 
@@ -392,6 +387,10 @@ class Chain(GradientTransformation):
 
     def _links(self) -> list[GradientTransformation]:
         return [link for tx in self._txs for link in tx._links()]
+
+    def _skeleton(self) -> Any:
+        skeletons = tuple(tx._skeleton() for tx in self._txs)
+        return None if None in skeletons else ("chain", skeletons)
 
     def _rebuilt(self, children: tuple, arguments: dict[str, Any], checked: bool) -> GradientTransformation:
         return self if same(self, children) else Chain(children, checked)

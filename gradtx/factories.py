@@ -155,6 +155,23 @@ class Made(GradientTransformation):
             shown.append(f"state_dtype={self._state_dtype}")
         return f"{self._name}({', '.join(shown)})"
 
+    def _skeleton(self) -> Any:
+        if not self._spec.function.__module__.startswith("gradtx."):
+            return None  # a user's function may hold anything, which a shared program would keep alive
+        parts: list[Any] = [self._spec, self._state_dtype]
+        for argument in self._spec.arguments.all:
+            value = self._arguments[argument.name]
+            if argument.is_hyperparameter:
+                continue
+            if isinstance(value, GradientTransformation):
+                value = value._skeleton()
+                if value is None:
+                    return None
+            elif not _is_constant(value):
+                return None
+            parts.append(value)
+        return tuple(parts)
+
     @property
     def _needs(self) -> tuple[str, ...]:
         own = self._spec.needs_of(self._arguments)
@@ -264,6 +281,13 @@ class Made(GradientTransformation):
         if checked:
             made._links()  # runs the body, which may have its own say on the values
         return made
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value is equal to another exactly if programs with it are."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or type(value) in (bool, int, float, str, torch.dtype)
 
 
 def _transformations(value: Any) -> list[GradientTransformation]:

@@ -200,13 +200,14 @@ class GroupView:
 
     def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
         """The reverse of `structure`: a function that puts 0-d tensors in the places of the numbers."""
+        tx = self.tx  # programs that others share must not keep the group
 
         def chain(tensors: list[Tensor]) -> GradientTransformation:
             given = iter(tensors)
             arguments: dict[tuple[Any, str], Any] = {}
             for place, value in structure:
                 arguments[place] = _each(value, lambda item: next(given) if item is NUMBER else item)
-            return self.tx._replaced(arguments, checked=False)
+            return tx._replaced(arguments, checked=False)
 
         return chain
 

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._arguments import varies
 from gradtx._execution import Leaf
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
+from gradtx._lists.cache import SharedPrograms
 from gradtx._passes import passes_of
 from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
+from gradtx.core import GradientTransformation
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
 from gradtx.optim._scaling import Count
@@ -146,14 +149,27 @@ def _chunks_of(members: list[Member], device: torch.device, splits: bool) -> lis
     return chunks
 
 
+_SHARED = SharedPrograms()
+
+
+def _programs_of(tx: GradientTransformation) -> dict[Any, Any]:
+    """The programs of a chain by structure, kind and shapes, and by what was recorded; or why there is none.
+
+    Optimizers whose chains differ in numbers only share them.
+    """
+    skeleton = tx._skeleton()
+    for entry in tx._entries():
+        if varies(entry.value):  # a shared program would keep a tensor, or what a schedule holds, alive
+            return {}
+    return {} if skeleton is None else _SHARED.of(skeleton)
+
+
 class ListEngine(Engine):
     """Runs steps over lists of leaves."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._programs: dict[Any, list[ListPass]] = {}  # by structure, kind and shapes
-        self._by_text: dict[Any, list[ListPass]] = {}  # by structure, kind and what was recorded
-        self._refused: dict[Any, str] = {}  # why programs could not be recorded, by structure, kind and shapes
+        self._programs: dict[Any, Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ListEngine, ()
@@ -193,7 +209,10 @@ class ListEngine(Engine):
         signature = dataclasses.replace(of_kind, width=1, padded=False)
         structure = request.structures[member.group]
         key = (structure, kind, *signature.key())
-        function = BundleFunction(signature, request.views[member.group].chain_of(structure))
+        view = request.views[member.group]
+        function = BundleFunction(signature, view.chain_of(structure))
+        if self._programs is None:
+            self._programs = _programs_of(view.tx)
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
         common = self._common_program(key, function, pairs, request) if kind.flat else None
         for member, leaf in pairs:
@@ -221,23 +240,24 @@ class ListEngine(Engine):
     ) -> list[ListPass] | None:
         """The program of a leaf; None if its operations can't be recorded."""
         tensors = _tensors_of(member, request, leaf)
+        assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
-        if of_shapes in self._refused:
-            return self._refuse(leaf, self._refused[of_shapes])
         program = self._programs.get(of_shapes)
+        if isinstance(program, str):
+            return self._refuse(leaf, program)
         if program is None:
             try:
                 program = passes_of(function, _stand_ins(function.signature), tensors, ListPass)
             except (UnrecordableError, TracingUnavailableError) as error:
-                self._refused[of_shapes] = str(error)
+                self._programs[of_shapes] = str(error)
                 return self._refuse(leaf, str(error))
             except Exception as error:  # anything may happen in a user's rule; without a program it shows its error
-                self._refused[of_shapes] = f"{type(error).__name__}: {error}"
-                return self._refuse(leaf, self._refused[of_shapes])
+                reason = self._programs[of_shapes] = f"{type(error).__name__}: {error}"
+                return self._refuse(leaf, reason)
             for each in program:  # now, since a fault in it is handled here
                 each.function(local(member.param).device, not function.signature.scaled)
             text = tuple(each.text for each in program)
-            program = self._by_text.setdefault((key, text), program)
+            program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
         if len(program) > 1 and is_sharded(member.param):
             return self._refuse(leaf, "it is sharded, and a sum over leaves needs the sum over all shards")
