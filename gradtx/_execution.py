@@ -77,6 +77,11 @@ class Leaf:
         self.pending: Any = None
         self._context: Context | None = None
 
+    @property
+    def stream_name(self) -> str | Tensor:
+        """The name that decides the leaf's random numbers, or its key (see `Stream`)."""
+        return self.name
+
     def moment(self) -> Moment:
         return self.clock.on(self.device)
 
@@ -148,6 +153,7 @@ class Operation:
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
         compiles: Whether the compiled engine takes it.
+        random: Whether it draws random numbers.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
     """
 
@@ -157,6 +163,7 @@ class Operation:
     agree: Mapping[str, Any] = {}
     elementwise = True
     compiles = True
+    random = False
     hessian_period = 0
 
     def init(self, leaf: Leaf) -> None:

@@ -154,6 +154,7 @@ class GradientTransformation:
     _needs: tuple[str, ...] = ()
     _extras: Mapping[str, str] = {}
     _is_optimizer = False  # whether this is an alias, whose hyperparameters have bare names
+    _takes_blocks = False  # whether blocks of a leaf may take the place of leaves
     _lr_role: str | None = None  # "owner", or "before owner" for what has no place after one
 
     def _children(self) -> tuple[GradientTransformation, ...]:

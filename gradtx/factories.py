@@ -187,6 +187,10 @@ class Made(GradientTransformation):
     def _is_optimizer(self) -> bool:
         return self._spec.kind == "alias"
 
+    @property
+    def _takes_blocks(self) -> bool:
+        return self._spec.kind != "tree" and "grad_fn" not in self._spec.needs_of(self._arguments)
+
     def _selector(self) -> Any:
         return self._body.selector if isinstance(self._body, Combinator) else None
 

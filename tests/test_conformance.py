@@ -254,6 +254,8 @@ def _text_says_all(value) -> bool:
     """Whether a value of an argument can be typed again: functions can't."""
     if isinstance(value, dict):
         return all(map(_text_says_all, value.values()))
+    if isinstance(value, tuple):
+        return all(map(_text_says_all, value))
     return isinstance(value, gradtx.GradientTransformation) or not callable(value)
 
 

@@ -1,6 +1,7 @@
 """Combinators: transformations around transformations."""
 
 from gradtx._names import public_names as _public_names
+from gradtx.combinators.blocks import *
 from gradtx.combinators.clocks import *
 from gradtx.combinators.frame import *
 from gradtx.combinators.graft import *
