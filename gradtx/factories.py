@@ -12,12 +12,13 @@ from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
 from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, around_alias
 from gradtx._messages import describe, nearest
+from gradtx._moved import as_today
 from gradtx._rules import Rule, RuleOperation, StageState
 from gradtx._runs import Scope
 from gradtx._selectors import Selector
 from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
-from gradtx.core import GradientTransformation, same
+from gradtx.core import Branches, GradientTransformation, same
 
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
@@ -191,8 +192,17 @@ class Made(GradientTransformation):
     def _takes_blocks(self) -> bool:
         return self._spec.kind != "tree" and "grad_fn" not in self._spec.needs_of(self._arguments)
 
-    def _selector(self) -> Any:
-        return self._body.selector if isinstance(self._body, Combinator) else None
+    def _branches(self) -> Branches | None:
+        body = self._body
+        if isinstance(body, Combinator):
+            return None if body.selector is None else Branches(body.selector.key, body.selector.branches)
+        inner = body._branches() if isinstance(body, GradientTransformation) else None
+        if inner is None:
+            return None
+        label_of = {id(child): label for child, label in zip(body._children(), inner.children, strict=True)}
+        children = tuple(label_of.get(id(child), "") for child in self._children())
+        own = tuple(label for label in inner.children if label not in children)
+        return Branches(inner.selector, children, own) if children else None
 
     def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
         for argument in self._spec.arguments.all:
@@ -278,6 +288,7 @@ def _transformations(value: Any) -> list[GradientTransformation]:
 def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
     """Rebuild a pickled call; arguments that are newer than the pickle have their defaults."""
     complete = {}
+    arguments = as_today(factory.spec.name, arguments)
     for argument in factory.spec.arguments.all:
         complete[argument.name] = arguments.get(argument.name, argument.default)
     return Made(factory.spec, complete, state_dtype)

@@ -9,6 +9,7 @@ from gradtx._arguments import Betas, Scalar
 from gradtx._selectors import Where
 from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
+from gradtx.transforms._polynomials import Coefficients
 
 __all__ = [
     "ADOPT",
@@ -1696,13 +1697,14 @@ class Muon(AliasOptimizer):
         weight_decay: Scalar = 0.1,
         momentum: Scalar = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        ns_coefficients: Coefficients = (3.4445, -4.775, 2.0315),
         eps: Scalar = 1e-07,
-        ns_steps: int = 5,
+        ns_steps: int | None = None,
         adjust_lr_fn: str | None = None,
         ns_dtype: torch.dtype | None = torch.bfloat16,
         flatten: bool = False,
         fallback: GradientTransformation | None = None,
+        view: str = "matrix",
         *,
         maximize: bool = False,
         mask: Where | None = None,

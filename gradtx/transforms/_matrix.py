@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.transforms._math import at_least, differentiable, quotient
+from gradtx.transforms._math import at_least, differentiable, quotient, safe_sqrt
 
 # A tensor seen as matrices.
 
@@ -128,11 +128,14 @@ def _change(x: Tensor, basis: Tensor) -> Tensor | None:
 # The nearest orthogonal matrix.
 
 
-def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any) -> Tensor:
+STARTS = ("fro", "schatten4", "aol")
+
+
+def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, start: str = "fro") -> Tensor:
     r"""A matrix (or a batch of them) whose singular values are brought near 1 by odd polynomials of degree 5.
 
-    From $X / \max(\lVert X \rVert_F, \epsilon)$, $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$,
-    transposed if that is smaller.
+    From $X / \max(\lVert X \rVert_F, \epsilon)$, divided further as `start` says,
+    $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$, transposed if that is smaller.
     """
     tall = x.shape[-2] > x.shape[-1]
     shape = x.shape
@@ -140,8 +143,21 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any) -
         x = x.flatten(0, -3)
     x = x.mT if tall else x
     x = x / at_least(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True), eps).to(x.dtype)
+    x = _started(x, eps, start)
     fused = torch.addmm if x.ndim == 2 else torch.baddbmm  # torch.optim.Muon's operations: they round once in bfloat16
     for a, b, c in polynomials:
         square = x @ x.mT
         x = fused(x, fused(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).reshape(shape)
+
+
+def _started(x: Tensor, eps: Any, start: str) -> Tensor:
+    """A matrix of norm 1, divided by a tighter bound of its largest singular value."""
+    if start == "fro":
+        return x
+    square = x @ x.mT
+    if start == "schatten4":
+        bound = safe_sqrt(safe_sqrt(square.square().sum(dim=(-2, -1), keepdim=True)))
+    else:
+        bound = safe_sqrt(square.abs().sum(dim=-1, keepdim=True))
+    return x / at_least(bound, eps).to(x.dtype)

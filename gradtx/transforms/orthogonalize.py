@@ -9,40 +9,13 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
-from gradtx._messages import describe
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, mean, safe_sqrt
-from gradtx.transforms._matrix import newton_schulz
+from gradtx.transforms._matrix import STARTS, newton_schulz
+from gradtx.transforms._polynomials import NEWTON_SCHULZ, polynomials
 
 __all__ = ["normalize_neurons", "orthogonalize", "scale_by_shape"]
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-def _polar_express() -> tuple[tuple[float, float, float], ...]:
-    """The polynomials of Polar Express (Amsel et al. 2025, arXiv:2505.16932), as published, made safe by 1.01."""
-    published = (
-        (8.28721201814563, -23.595886519098837, 17.300387312530933),
-        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-        (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-        (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-        (1.875, -1.25, 0.375),
-    )
-    shrunk = [_of_smaller(polynomial, 1.01) for polynomial in published[:-1]]
-    # The matrix itself is divided by 1.01 as well; an odd polynomial can do that.
-    return (_of_smaller(shrunk[0], 1.01), *shrunk[1:], published[-1])
-
-
-def _of_smaller(polynomial: tuple[float, float, float], by: float) -> tuple[float, float, float]:
-    """The odd polynomial of x / by."""
-    a, b, c = polynomial
-    return a / by, b / by**3, c / by**5
-
-
-POLAR_EXPRESS = _polar_express()
 _VIEWS = ("matrix", "batch", "flatten")
 
 
@@ -55,26 +28,14 @@ def _check_view(owner: str, view: str) -> None:
         raise ValueError(f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}")
 
 
-def _polynomials(coefs: Any, steps: int) -> list[tuple[float, float, float]]:
-    """One polynomial a step; the last of a list is repeated."""
-    many = isinstance(coefs, tuple | list) and coefs and all(isinstance(item, tuple | list) for item in coefs)
-    found = [tuple(item) for item in coefs] if many else [coefs]
-    for polynomial in found:
-        numbers = isinstance(polynomial, tuple | list) and all(isinstance(item, float | int) for item in polynomial)
-        if not numbers or len(polynomial) != 3:
-            raise ValueError(
-                f"orthogonalize: coefs must be three plain numbers, or a tuple of such triples, got {describe(coefs)}"
-            )
-    return [tuple(map(float, found[min(i, len(found) - 1)])) for i in range(steps)]  # type: ignore[misc]
-
-
-@per_tensor(dims=_dims, ranges={"steps": "[0, 100)"}, example={"view": "batch"})
+@per_tensor(dims=_dims, ranges={"steps": "[0, 100)"}, static=("coefs",), example={"view": "batch"})
 def orthogonalize(
-    coefs: tuple[float, ...] | tuple[tuple[float, ...], ...] = NEWTON_SCHULZ,
-    steps: int = 5,
+    coefs: str | tuple[float, ...] | tuple[tuple[float, ...], ...] = NEWTON_SCHULZ,
+    steps: int | None = None,
     eps: Scalar = 1e-7,
     dtype: torch.dtype | None = None,
     view: str = "matrix",
+    start: str = "fro",
 ):
     r"""Bring all singular values of a matrix near 1 by a Newton-Schulz iteration.
 
@@ -82,19 +43,35 @@ def orthogonalize(
     $A = X X^\top$, $X \leftarrow a X + (b A + c A^2) X$. The default polynomial rises steeply at 0 and leaves singular
     values between about 0.7 and 1.2.
 
+    The named sets, with the singular values that their steps make of those in [0.01, 1]:
+
+    | name | steps | range | source |
+    |---|---|---|---|
+    | "simple" | 5 | 0.68 to 1.13 | Jordan et al. 2024, the default |
+    | "quintic" | 5 | 0.98 to 1.03 | modded-nanogpt |
+    | "polar_express" | 5 | 0.87 to 1.12 | Amsel et al. 2025, arXiv:2505.16932 |
+    | "cans" | 5 | 0.88 to 1.12 | Grishina et al. 2025, arXiv:2506.10935; not in half precision |
+    | "deepseekv4" | 10 | 1.00 | DeepSeek-V4 |
+    | "cubic5" | 5, no others | 0.77 to 1.30 | arXiv:2606.00371; cubic polynomials |
+    | "newton_schulz" | 12 | 1.00 | the classical iteration of degree 5 |
+
     Args:
-        coefs: $(a, b, c)$, plain numbers, or one such triple a step, the last one repeated.
-        steps: Number of iterations, in [0, 100).
+        coefs: $(a, b, c)$, plain numbers, or one such triple a step, the last one repeated; or the name of a set.
+        steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
         eps: $\epsilon \ge 0$, the least norm divided by. Keep it above 0, for gradients of 0.
         dtype: Dtype of the iteration; None for the leaf's own dtype.
         view: "matrix" takes leaves of two dimensions; "batch" also leaves of more, whose last two are matrices;
             "flatten" reads those as (first dimension, all others).
+        start: What else divides $X$ in front, a tighter bound of its largest singular value: "fro" nothing;
+            "schatten4" $\lVert X X^\top \rVert_F^{1/2}$; "aol" row $i$ by $(\sum_j |X X^\top|_{ij})^{1/2}$, which also
+            changes the singular vectors.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, `coefs` that are not triples, another `view`, a leaf that is not a matrix.
+        ValueError: numbers out of range, `coefs` that are neither triples nor a name, steps or a dtype that a set does
+            not take, another `view` or `start`, a leaf that is not a matrix.
         TypeError: a `dtype` that is not a floating-point one.
 
     Example:
@@ -104,17 +81,19 @@ def orthogonalize(
         tensor([[ 1.,  0.],
                 [ 0., -1.]])
 
-    Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325. Departures: none from
-    torch.optim.Muon, with dtype=torch.bfloat16.
+    Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325; "aol": Prach and Lampert 2022,
+    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16.
     """
     _check_view("orthogonalize", view)
+    if start not in STARTS:
+        raise ValueError(f"orthogonalize: start must be one of {', '.join(STARTS)}, got {start!r}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"orthogonalize: dtype must be a floating-point torch.dtype or None, got {dtype!r}")
-    polynomials = _polynomials(coefs, steps)
+    iteration = polynomials("orthogonalize", coefs, steps, dtype)
 
     def update(update, state, param, ctx):
         x = update.flatten(1) if view == "flatten" else update
-        x = newton_schulz(x if dtype is None else x.to(dtype), polynomials, eps)
+        x = newton_schulz(x if dtype is None else x.to(dtype), iteration, eps, start)
         return x.to(update.dtype).reshape(update.shape), state
 
     return update
@@ -122,14 +101,18 @@ def orthogonalize(
 
 @per_tensor(dims=_dims, ranges={"factor": "[0, inf)"}, example={"adjust": "match_rms_adamw", "view": "batch"})
 def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = "matrix"):
-    r"""Scale the update of a matrix by its number of rows and columns.
+    r"""Scale the update of a matrix by its number of rows $r$ and columns $c$.
 
-    $u \sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, or with "match_rms_adamw"
-    $u\, f \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$, which gives an orthogonal matrix the root mean square $f$ that
-    AdamW's updates have.
+    | adjust | factor |
+    |---|---|
+    | None or "original" | $\sqrt{\max(1, r/c)}$ |
+    | "spectral" | $\sqrt{r/c}$: an orthogonal matrix maps vectors of root mean square 1 to such vectors |
+    | "max_dim" | $\sqrt{\max(r, c)}$: an orthogonal matrix has the root mean square 1 |
+    | "match_rms_adamw" | $f \sqrt{\max(r, c)}$: it has the root mean square $f$ that AdamW's updates have |
+    | "none" | 1 |
 
     Args:
-        adjust: None or "original" for the first, "match_rms_adamw" for the second.
+        adjust: One of these.
         factor: $f \ge 0$.
         view: As in `orthogonalize`.
 
@@ -144,19 +127,35 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
         >>> tx.update({"tall": torch.ones(4, 1), "wide": torch.ones(1, 4)}, tx.init({}))[0]["tall"].T
         tensor([[2., 2., 2., 2.]])
 
-    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982. Departures: none from torch.optim.Muon.
+    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982; "spectral": Pethick et al. 2025,
+    arXiv:2502.07529. Departures: none from torch.optim.Muon. Other codes give other words: what NVIDIA
+    Emerging-Optimizers calls "spectral" is "max_dim" here, its "unit_rms_norm" is "spectral".
     """
     _check_view("scale_by_shape", view)
-    if adjust not in (None, "original", "match_rms_adamw"):
-        raise ValueError(f"scale_by_shape: adjust must be None, 'original' or 'match_rms_adamw', got {adjust!r}")
+    if adjust not in (None, *ADJUSTMENTS):
+        known = ", ".join(map(repr, ADJUSTMENTS[1:]))
+        raise ValueError(f"scale_by_shape: adjust must be None, 'original' or {known}, got {adjust!r}")
 
     def update(update, state, param, ctx):
         rows, columns = _matrix_shape(update, view)
         if adjust == "match_rms_adamw":
             return (factor * math.sqrt(max(rows, columns))) * update, state
-        return math.sqrt(max(1.0, rows / max(columns, 1))) * update, state
+        return shape_factor(adjust, rows, columns) * update, state
 
     return update
+
+
+ADJUSTMENTS = ("original", "spectral", "max_dim", "match_rms_adamw", "none")
+
+
+def shape_factor(adjust: str | None, rows: int, columns: int) -> float:
+    """The factor of `scale_by_shape` without one of the user's."""
+    if adjust == "none":
+        return 1.0
+    if adjust == "max_dim":
+        return math.sqrt(max(rows, columns))
+    ratio = rows / max(columns, 1)
+    return math.sqrt(ratio if adjust == "spectral" else max(1.0, ratio))
 
 
 def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
