@@ -52,6 +52,7 @@ class Spec:
         self._determined: Any = options.get("determined", True)
         self._dims: Any = options.get("dims")
         self.agree: tuple[str, ...] = options.get("agree", ())
+        self.ahead: tuple[str, ...] = options.get("ahead", ())
         self.example: dict[str, Any] = options.get("example", {})
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
@@ -93,6 +94,13 @@ class Spec:
             seed=arguments["seed"] if self.random else None,
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
         )
+
+    def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
+        """The values of arguments at `count` finished updates; those `ahead` with the value after the next one."""
+        values = {name: resolve(value, count) for name, value in arguments.items()}
+        for name in self.ahead:
+            values[name] = (values[name], resolve(arguments[name], count + 1))
+        return values
 
     def selector(self, mask: Any) -> Any:
         """The choice of leaves that an alias's `weight_decay` reaches."""
@@ -138,7 +146,7 @@ class Made(GradientTransformation):
     def _body(self) -> Any:
         """The result of the body for the values of the first step, which decide structure for all later steps."""
         if self._first is None:
-            self._set(_first=self._spec.body({name: resolve(value, 0) for name, value in self._arguments.items()}))
+            self._set(_first=self._spec.body(self._spec.resolved(self._arguments, 0)))
         return self._first
 
     def __reduce__(self) -> tuple:
@@ -215,7 +223,7 @@ class Made(GradientTransformation):
     def _expand(self, scope: Scope) -> list[Any]:
         spec, arguments = self._spec, self._arguments
         if self._varies:
-            arguments = {name: resolve(value, scope.count) for name, value in arguments.items()}
+            arguments = spec.resolved(arguments, scope.count)
             for value in arguments.values():
                 scope.run.memory.take(tensors_in(value))
             body = spec.body(arguments)
@@ -269,7 +277,10 @@ class Made(GradientTransformation):
             if isinstance(value, GradientTransformation):
                 bound[name] = next(new)
             elif isinstance(value, Mapping) and _transformations(value):
-                bound[name] = {label: next(new) for label in value}
+                bound[name] = {
+                    label: next(new) if isinstance(item, GradientTransformation) else item
+                    for label, item in value.items()
+                }
             elif name in arguments and checked:
                 bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
             else:
@@ -374,6 +385,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.
         agree: Hyperparameters that must agree across the groups of an adapter.
+        ahead: Numbers that the function gets as a pair, with the value that a schedule has for the next update.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
         compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
@@ -474,8 +486,8 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined compiles random ranges static"
-    " any_length example",
+    "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random ranges"
+    " static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs owns_lr ranges static any_length example",

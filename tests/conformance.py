@@ -137,6 +137,16 @@ def step(tx: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
     return tx.update(grads, state, params, **extras(tx, params))
 
 
+def first_state(tx: gradtx.GradientTransformation, params: Any) -> Any:
+    """The state of `init`; None where it says that no rule of its kind can start from weights of 0."""
+    try:
+        return tx.init(params)
+    except ValueError as error:
+        if "starts with norm 0" not in str(error):
+            raise
+        return None
+
+
 def train(tx: gradtx.GradientTransformation, params: Any, steps: int) -> Any:
     """The parameters after some steps along the field."""
     state = tx.init(params)

@@ -128,6 +128,35 @@ def _change(x: Tensor, basis: Tensor) -> Tensor | None:
 # The nearest orthogonal matrix.
 
 
+def polar_factor(x: Tensor) -> Tensor:
+    """The nearest orthogonal matrix U V^T of U S V^T, by the smaller Gram matrix; 0 for singular values of rounding."""
+    if x.shape[-2] > x.shape[-1]:
+        return polar_factor(x.mT).mT
+    square = x @ x.mT
+    values, basis = torch.linalg.eigh(square.detach())
+    cutoff = values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps if values.numel() else 0.0
+    known = values > cutoff
+    inverse = torch.where(known, torch.where(known, values, 1.0) ** -0.5, 0.0)
+    root = (basis * inverse) @ basis.mT
+    change = _change(square, basis)
+    if change is not None:
+        root = root + basis @ (_slope_of_inverse_root(values, inverse) * change) @ basis.mT
+    return root @ x
+
+
+def _slope_of_inverse_root(values: Tensor, inverse: Tensor) -> Tensor:
+    """(f(b) - f(a)) / (b - a) of each two eigenvalues, for f(a) = a^(-1/2), which is given as `inverse`.
+
+    Equals -f(a)^2 f(b)^2 / (f(a) + f(b)). f is 0 for eigenvalues that count as 0.
+    """
+    first, second = inverse[:, None], inverse[None, :]
+    total = first + second
+    both = (first * second) ** 2 / torch.where(total == 0, 1.0, total)
+    gap = values[None, :] - values[:, None]
+    single = (first == 0) ^ (second == 0)
+    return torch.where(single, quotient(second - first, gap), -both)
+
+
 STARTS = ("fro", "schatten4", "aol")
 
 

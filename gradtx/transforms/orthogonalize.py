@@ -1,4 +1,4 @@
-"""Replace the momentum of a matrix by the nearest orthogonal one: Muon, Polar Express, NorMuon."""
+"""Replace the momentum of a matrix by the nearest orthogonal one: Muon, Polar Express, NorMuon, AdaMuon."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._arguments import Scalar, is_off
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, mean, safe_sqrt
 from gradtx.transforms._matrix import STARTS, newton_schulz
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, polynomials
 
-__all__ = ["normalize_neurons", "orthogonalize", "scale_by_shape"]
+__all__ = ["normalize_entries", "normalize_neurons", "orthogonalize", "scale_by_shape"]
 
 _VIEWS = ("matrix", "batch", "flatten")
 
@@ -28,7 +28,12 @@ def _check_view(owner: str, view: str) -> None:
         raise ValueError(f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}")
 
 
-@per_tensor(dims=_dims, ranges={"steps": "[0, 100)"}, static=("coefs",), example={"view": "batch"})
+@per_tensor(
+    dims=_dims,
+    ranges={"steps": "[0, 100)", "power_steps": "[1, inf)"},
+    static=("coefs",),
+    example={"view": "batch"},
+)
 def orthogonalize(
     coefs: str | tuple[float, ...] | tuple[tuple[float, ...], ...] = NEWTON_SCHULZ,
     steps: int | None = None,
@@ -36,6 +41,8 @@ def orthogonalize(
     dtype: torch.dtype | None = None,
     view: str = "matrix",
     start: str = "fro",
+    contra: Scalar = 0.0,
+    power_steps: int = 5,
 ):
     r"""Bring all singular values of a matrix near 1 by a Newton-Schulz iteration.
 
@@ -65,6 +72,10 @@ def orthogonalize(
         start: What else divides $X$ in front, a tighter bound of its largest singular value: "fro" nothing;
             "schatten4" $\lVert X X^\top \rVert_F^{1/2}$; "aol" row $i$ by $(\sum_j |X X^\top|_{ij})^{1/2}$, which also
             changes the singular vectors.
+        contra: $k$ of Contra-Muon: from the result $X$, $k U / (2 \sigma)$ is taken away, with an estimate $\sigma$ of
+            the largest singular value of $U$, and the norm of $X$ is kept. Small singular values of $U$ then weigh
+            more; with a negative one less.
+        power_steps: Power iterations for $\sigma$, >= 1, from equal entries.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
@@ -93,8 +104,10 @@ def orthogonalize(
 
     def update(update, state, param, ctx):
         x = update.flatten(1) if view == "flatten" else update
-        x = newton_schulz(x if dtype is None else x.to(dtype), iteration, eps, start)
-        return x.to(update.dtype).reshape(update.shape), state
+        result = newton_schulz(x if dtype is None else x.to(dtype), iteration, eps, start).to(update.dtype)
+        if not is_off(contra):
+            result = _without_largest(result, x, contra, power_steps)
+        return result.reshape(update.shape), state
 
     return update
 
@@ -158,13 +171,29 @@ def shape_factor(adjust: str | None, rows: int, columns: int) -> float:
     return math.sqrt(ratio if adjust == "spectral" else max(1.0, ratio))
 
 
+def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) -> Tensor:
+    """`x` less half a share of a matrix whose largest singular value is brought to 1, with the norm of `x`."""
+    right = matrix.new_ones((*matrix.shape[:-2], matrix.shape[-1], 1)) / math.sqrt(max(matrix.shape[-1], 1))
+    for _ in range(power_steps):
+        left = _unit(matrix @ right)
+        right = _unit(matrix.mT @ left)
+    largest = at_least(_norms(matrix @ right), 1e-10)
+    difference = x - share / 2 * (matrix / largest)
+    return difference * (_norms(x) / at_least(_norms(difference), 1e-10))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Columns of norm 1; of 0 for those that are 0."""
+    return vectors / at_least(_norms(vectors), torch.finfo(vectors.dtype).tiny)
+
+
 def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
     rows, columns = (x.shape[0], math.prod(x.shape[1:])) if view == "flatten" else x.shape[-2:]
     return rows, columns
 
 
-@per_tensor(ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
-def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
+@per_tensor(ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf))
+def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "rows", rms: Scalar | None = None):
     r"""Divide every row of a matrix by its running root mean square, and keep the norm of the matrix.
 
     $q_t = \beta q_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(u^2)$ from 0, $\tilde u = u / (\sqrt{q_t} + \epsilon)$, gives
@@ -173,13 +202,15 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
     Args:
         beta: $\beta$, in [0, 1).
         eps: $\epsilon \ge 0$. Keep it above 0, for rows of zeros.
+        axis: "rows", or "long" for the longer side: columns of a matrix that has more of them.
+        rms: The root mean square of the result, >= 0, in place of that of the matrix; None to keep the norm.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter with size 1 in the
-        last dimension.
+        last dimension, or where columns are divided in the one before it.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps, a leaf with fewer than two dimensions.
+        ValueError: numbers out of range, another `axis`, a leaf with fewer than two dimensions.
 
     Example:
         >>> tx = gradtx.normalize_neurons()
@@ -191,14 +222,74 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
     Source: Li et al. 2025, NorMuon, arXiv:2510.05491; the form is adam-atan2-pytorch 0.4.1's. Departures: none from
     that.
     """
+    if axis not in ("rows", "long"):
+        raise ValueError(f"normalize_neurons: axis must be 'rows' or 'long', got {axis!r}")
+
+    def averaged(x):
+        """The dimension over which the mean square is taken."""
+        return -2 if axis == "long" and x.shape[-2] < x.shape[-1] else -1
 
     def init(param):
-        return {"exp_avg_sq": param.new_zeros((*param.shape[:-1], 1))}
+        shape = list(param.shape)
+        shape[averaged(param)] = 1
+        return {"exp_avg_sq": param.new_zeros(shape)}
 
     def update(update, state, param, ctx):
-        square = beta * state["exp_avg_sq"] + (1 - beta) * mean(update.square(), -1, keepdim=True)
+        square = beta * state["exp_avg_sq"] + (1 - beta) * mean(update.square(), averaged(update), keepdim=True)
         scaled = update / (safe_sqrt(square) + eps)
-        return scaled * (_norms(update) / at_least(_norms(scaled), eps)), {"exp_avg_sq": square}
+        size = _norms(update) if rms is None else rms * math.sqrt(math.prod(update.shape[-2:]))
+        return scaled * (size / at_least(_norms(scaled), eps)), {"exp_avg_sq": square}
+
+    return init, update
+
+
+@per_tensor(ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
+def normalize_entries(
+    beta: Scalar = 0.999, eps: Scalar = 1e-8, correct_bias: bool = True, rescale: str | None = "sqrt_min"
+):
+    r"""Divide every entry of a matrix by its running root mean square, and set the norm of the matrix.
+
+    $v_t = \beta v_{t-1} + (1-\beta) u^2$ from 0, $d = u / (\sqrt{v_t / (1 - \beta^t)} + \epsilon)$, gives $d$, or
+    $d\, s / (\lVert d \rVert + \epsilon)$ with $s$ by `rescale`. The last two dimensions, $r \times c$, are the matrix.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        eps: $\epsilon \ge 0$.
+        correct_bias: Whether the average is freed of its bias.
+        rescale: "sqrt_min" is $s = \sqrt{\min(r, c)}$, the norm of an orthogonal matrix; "rms" is
+            $s = 0.2 \sqrt{r c}$; None leaves $d$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, another `rescale`, a leaf with fewer than two dimensions.
+
+    Example:
+        >>> tx = gradtx.normalize_entries()
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> tx.update({"w": torch.tensor([[3.0, -4.0], [0.1, 8.0]])}, tx.init(params))[0]["w"]  # of norm sqrt(2)
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+
+    Source: Si et al. 2025, AdaMuon, arXiv:2507.11005, and the authors' code. Departures: none.
+    """
+    if rescale not in (None, "sqrt_min", "rms"):
+        raise ValueError(f"normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got {rescale!r}")
+
+    def init(param):
+        return {"exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        square = beta * state["exp_avg_sq"] + (1 - beta) * update.square()
+        corrected = square / ctx.bias_correction(beta) if correct_bias else square
+        scaled = update / (safe_sqrt(corrected) + eps)
+        new = {"exp_avg_sq": square}
+        if rescale is None:
+            return scaled, new
+        rows, columns = update.shape[-2:]
+        size = math.sqrt(min(rows, columns)) if rescale == "sqrt_min" else 0.2 * math.sqrt(rows * columns)
+        return scaled * (size / (_norms(scaled) + eps)), new
 
     return init, update
 
