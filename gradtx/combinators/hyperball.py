@@ -18,8 +18,8 @@ def hyperball(tx: GradientTransformation, lr: Scalar, eps: Scalar = 1e-12):
     With $R = \lVert p_0 \rVert$, $N(x) = x / \max(\lVert x \rVert, \epsilon)$ and the direction $u$ of `tx`,
     $p \leftarrow R\, N(p - \eta R\, N(u))$.
 
-    When to use: with weights whose scale does not matter, in front of a norm; one rate then fits layers of all sizes,
-    and no weight decay is needed.
+    For weights whose scale does not matter, in front of a norm: one rate then fits layers of all sizes, and no weight
+    decay is needed.
 
     Args:
         tx: Gives the direction, without a learning rate.

@@ -98,6 +98,7 @@ __all__ = [
     "MARSLion",
     "MoMo",
     "MoMoAdam",
+    "Muon",
     "MuonAdamAtan2",
     "MuonH",
     "Muown",
@@ -1779,6 +1780,31 @@ class MoMoAdam(AliasOptimizer):
         lb: Scalar = 0.0,
         proximal_decay: bool = True,
         use_fstar: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Muon(AliasOptimizer):
+    """Muon: orthogonalized momentum of matrices, as torch.optim.Muon."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        weight_decay: Scalar = 0.1,
+        momentum: Scalar = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients = (3.4445, -4.775, 2.0315),
+        eps: Scalar = 1e-07,
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = None,
+        ns_dtype: torch.dtype | None = torch.bfloat16,
+        flatten: bool = False,
+        fallback: GradientTransformation | None = None,
+        view: str = "matrix",
         *,
         maximize: bool = False,
         mask: Where | None = None,

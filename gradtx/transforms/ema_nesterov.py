@@ -25,7 +25,7 @@ def ema_nesterov(decay: Scalar = 0.99, step_size: Scalar = 0.3, start: int = 0, 
     $e \leftarrow \gamma e + (1-\gamma)(u + b_t e)$, and the update becomes $u + b_{t+1} e$. So $e$ averages the steps
     $x_{t+1} - x_t$, and the parameters are the weights themselves once $b$ is 0.
 
-    When to use: in place of `lookahead`, at large batches. The published runs take 0.3 times the relative learning
+    For large batches, in place of `lookahead`. The published runs take 0.3 times the relative learning
     rate.
 
     Args:

@@ -41,7 +41,7 @@ def scale_to_radius(eps: Scalar = 1e-12):
         A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
 
     Raises:
-        ValueError: a negative eps, a leaf that starts with norm 0.
+        ValueError: a negative eps, missing `params`, a leaf that starts with norm 0.
 
     Example:
         >>> tx = gradtx.scale_to_radius()

@@ -14,7 +14,7 @@ def shape_scale(s, t, g, p, adjust=None, factor=0.2, view="matrix"):
     return g * (factor * math.sqrt(max(rows, cols)) if adjust == "match_rms_adamw" else math.sqrt(max(1, rows / cols)))
 
 
-def neurons(s, t, g, p, beta=0.95, eps=1e-10):
+def neurons(s, t, g, p, beta=0.95, eps=1e-10, axis="rows", rms=None):
     out = []
     matrices = g.reshape(-1, *g.shape[-2:])
     if t == 1:
@@ -22,7 +22,7 @@ def neurons(s, t, g, p, beta=0.95, eps=1e-10):
     for n, u in enumerate(matrices):
         s.q[n] = beta * s.q[n] + (1 - beta) * (u**2).mean(1)
         v = u / (s.q[n].sqrt() + eps)[:, None]
-        out.append(v * u.norm() / max(v.norm().item(), eps))
+        out.append(v * (u.norm() if rms is None else rms * math.sqrt(u.numel())) / max(v.norm().item(), eps))
     return torch.stack(out).reshape(g.shape)
 
 
@@ -57,6 +57,7 @@ def compare(tx, rule, **options):
         (gradtx.scale_by_shape, shape_scale, {"view": "flatten", "adjust": "match_rms_adamw", "factor": 0.7}),
         (gradtx.normalize_neurons, neurons, {}),
         (gradtx.normalize_neurons, neurons, {"beta": 0.3, "eps": 0.2}),
+        (gradtx.normalize_neurons, neurons, {"beta": 0.3, "rms": 0.4}),
     ],
     ids=named,
 )
@@ -221,7 +222,7 @@ def test_a_vector_is_an_error_that_names_it_at_init_and_at_update(make):
         (lambda: gradtx.orthogonalize("aol"), "coefs must be one of simple, quintic, .*, got 'aol'"),
         (lambda: gradtx.orthogonalize("cubic5", 6), "coefs='cubic5' are made for steps=5, got 6"),
         (lambda: gradtx.orthogonalize("cans", dtype=torch.bfloat16), "coefs='cans' overflow in torch.bfloat16"),
-        (lambda: gradtx.muon(ns_coefficients="cans"), "orthogonalize: coefs='cans' overflow in torch.bfloat16"),
+        (lambda: gradtx.muon(ns_coefficients="cans"), "muon: .*coefs='cans' overflow in torch.bfloat16"),
         (lambda: gradtx.orthogonalize(start="svd"), "start must be one of fro, schatten4, aol, got 'svd'"),
         (lambda: gradtx.orthogonalize(view="rows"), "view must be 'matrix', 'batch' or 'flatten', got 'rows'"),
         (lambda: gradtx.orthogonalize(steps=100), r"steps must be in \[0, 100\), got 100"),
