@@ -198,7 +198,9 @@ class Made(GradientTransformation):
 
     @property
     def _takes_blocks(self) -> bool:
-        return self._spec.kind != "tree" and "grad_fn" not in self._spec.needs_of(self._arguments)
+        spec = self._spec
+        named = "tensors" in spec.extras.values()  # by names of the whole model
+        return spec.kind != "tree" and not named and "grad_fn" not in spec.needs_of(self._arguments)
 
     def _branches(self) -> Branches | None:
         body = self._body
@@ -381,7 +383,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         needs: Requirements of `update`: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
             that gives them. An argument `update_period` is taken to say how often it reads the last one: at the
             first of so many steps.
-        extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
+        extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with names of its own); with a
+            question mark behind it for an optional one.
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.
         agree: Hyperparameters that must agree across the groups of an adapter.
@@ -465,6 +468,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
     Args:
         needs: The requirements of `update`: "params", "value", "grad_fn", "hessian_diag".
+        extras: Other extras, as in `per_tensor`.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
         static: Arguments that are not hyperparameters.
@@ -490,7 +494,7 @@ _OPTIONS = {
     " static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
-    "combinator": "needs owns_lr ranges static any_length example",
+    "combinator": "needs extras owns_lr ranges static any_length example",
 }
 
 

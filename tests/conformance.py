@@ -130,6 +130,7 @@ def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> d
         "grad_fn": lambda: field,
         "hessian_diag": lambda: {name: 1.0 + 0.6 * (2 * p.to(torch.float64)).cos() for name, p in params.items()},
     }
+    known["max_logits"] = lambda: {"layer": torch.tensor([150.0], dtype=torch.float64)}
     return {need: known[need]() for need in tx.needs if need != "params"}
 
 
