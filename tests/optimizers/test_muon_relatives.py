@@ -291,6 +291,28 @@ def test_a_kernel_and_numbers_go_to_the_oracle_of_their_rank():
 
 
 @pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("spectral", (5, 3)),
+        ("conv", (4, 3, 2, 2)),
+        ("sign", (3, 4)),
+        ("column", (3, 4)),
+        ("row", (3, 4)),
+        ("auto", (3, 4)),
+    ],
+)
+def test_weights_that_start_on_the_ball_are_what_the_oracle_gives_for_themselves(kind, shape):
+    rng = torch.Generator().manual_seed(1)
+    start = gradtx.init_for_lmo(torch.empty(shape, dtype=torch.float64), kind, scale=3.0, generator=rng)
+    tx = gradtx.lmo(kind, coefs="newton_schulz", steps=40, eps=0.0)
+    updates, _ = tx.update({"w": start}, tx.init({"w": start}))
+    torch.testing.assert_close(3.0 * updates["w"], start, rtol=1e-7, atol=1e-10)
+    assert gradtx.init_for_lmo(torch.ones(3)).tolist() == [0.0] * 3
+    with pytest.raises(ValueError, match=r"init_for_lmo: kind must be one of auto, .*, got 'l2'"):
+        gradtx.init_for_lmo(torch.ones(3), "l2")
+
+
+@pytest.mark.parametrize(
     ("alias", "rule"),
     [
         (gradtx.normuon, normuon), (gradtx.adamuon, adamuon), (gradtx.namo, namo), (gradtx.contra_muon, contra_muon),
