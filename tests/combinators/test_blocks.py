@@ -60,7 +60,7 @@ CUTS = {
 INNER = {
     "muon with a fallback": FIRST_MUON,
     "lamb": gradtx.lamb(lr=0.1, weight_decay=0.1),
-    "a norm of all leaves": gradtx.chain(gradtx.clip_by_global_norm(0.3), gradtx.scale_by_trust_ratio()),
+    "a norm of all leaves": gradtx.chain(gradtx.clip_by_global_norm(0.3), gradtx.sgd(lr=0.5, momentum=0.9)),
     "two sums": gradtx.chain(gradtx.clip_by_global_norm(0.3), gradtx.prodigy()),
     "factored moments": gradtx.adafactor(lr=0.1, relative_step=False),
     "numbers of a leaf": gradtx.schedule_free_adamw(lr=0.1, warmup_steps=2),
