@@ -125,7 +125,7 @@ def amount_with(factory: Any, argument: Any) -> str | None:
 
 
 def amount(tx: gradtx.GradientTransformation, shape: tuple[int, ...], units: Mapping[int, str]) -> str:
-    counts = Counter(size for size in sizes(tx.init({"leaf": torch.zeros(shape)})) if size > 1)
+    counts = Counter(size for size in sizes(tx.init({"leaf": torch.ones(shape)})) if size > 1)
     if unknown := set(counts) - set(units):
         raise AssertionError(f"{tx}: no unit for slots of {sorted(unknown)} entries")
     terms = [(counts[size], unit) for size, unit in units.items() if counts[size]]

@@ -25,6 +25,7 @@ from gradtx._arguments import Betas, Scalar
 from gradtx._selectors import Where
 from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
+from gradtx.transforms._polynomials import Coefficients
 
 '''
 

@@ -20,9 +20,11 @@ from gradtx.multitask import *
 from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.optimizers import *
 from gradtx.registry import *
+from gradtx.roles import *
 from gradtx.schedules import *
 from gradtx.state import *
 from gradtx.transforms import *
+from gradtx.whole_model import *
 
 _install_moved()
 

@@ -75,6 +75,11 @@ class Leaf:
         self.pending: Any = None
         self._context: Context | None = None
 
+    @property
+    def stream_name(self) -> str | Tensor:
+        """The name that decides the leaf's random numbers, or its key (see `Stream`)."""
+        return self.name
+
     def moment(self) -> Moment:
         return self.clock.on(self.device)
 
@@ -147,6 +152,7 @@ class Operation:
         elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
         compiles: Whether the compiled engine takes it.
         restarts_inner: Whether the operations behind it may start over with their first state.
+        random: Whether it draws random numbers.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
     """
 
@@ -157,6 +163,7 @@ class Operation:
     elementwise = True
     compiles = True
     restarts_inner = False
+    random = False
     hessian_period = 0
 
     def init(self, leaf: Leaf) -> None:

@@ -393,9 +393,18 @@ def split_extras(
             if not callable(value):
                 raise TypeError(f"grad_fn must be a function params -> gradients, got {value!r}")
             scalars[name] = value
+        elif kinds[name].startswith("tensors"):
+            scalars[name] = _tensors(name, value)
         else:
             scalars[name] = _number(name, value)
     return scalars, trees
+
+
+def _tensors(name: str, value: Any) -> dict[str, Tensor]:
+    """An extra with names of its own."""
+    if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
+    return dict(value)
 
 
 def _number(name: str, value: Any) -> Tensor:

@@ -31,15 +31,23 @@ def _mix(x: Tensor) -> Tensor:
 
 
 @_torch.assume_constant
-def _name_key(name: str) -> int:
+def name_key(name: str) -> int:
+    """The number, in 64 bits with a sign, by which a leaf's name enters its stream."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class Stream:
-    """The random numbers of one leaf at one step; every draw differs from the ones before it."""
+    """The random numbers of one leaf at one step; every draw differs from the ones before it.
 
-    def __init__(self, seed: Tensor, counter: Tensor, name: str):
-        self._key = _mix(_mix(_mix(seed) + counter) ^ _name_key(name))
+    Args:
+        seed: The seed of the rule.
+        counter: The number of the step.
+        name: The leaf's name, or for one that stands for several its `name_key`, a 0-d int64 tensor.
+    """
+
+    def __init__(self, seed: Tensor, counter: Tensor, name: str | Tensor):
+        key = name_key(name) if isinstance(name, str) else name
+        self._key = _mix(_mix(_mix(seed) + counter) ^ key)
         self._draws = 0
 
     def _bits(self, like: Tensor) -> Tensor:

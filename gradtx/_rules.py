@@ -105,7 +105,9 @@ class StageState:
         if init is None:
             return {}
         like = self.like(leaf, device)
-        random = () if self._rule.seed is None else (Stream(self.shared["seed"], self.shared["counter"], leaf.name),)
+        random = (
+            () if self._rule.seed is None else (Stream(self.shared["seed"], self.shared["counter"], leaf.stream_name),)
+        )
         try:
             return init(like, *random)
         except UnfitError as error:
@@ -245,7 +247,7 @@ class StageState:
         """The random numbers of this leaf at this step."""
         seed, counter = self.shared["seed"], self.shared["counter"] + 1
         leaf.run.new_shared.setdefault(self.path, {}).update(seed=seed, counter=counter)
-        return Stream(seed, counter, leaf.name)
+        return Stream(seed, counter, leaf.stream_name)
 
 
 def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -289,6 +291,7 @@ class RuleOperation(Operation):
         self.elementwise = rule.elementwise
         self.compiles = rule.compiles
         self.agree = rule.agree
+        self.random = rule.seed is not None
         self.stage = stage
         self.rule = rule
         self._function = rule.update

@@ -162,6 +162,7 @@ class GradientTransformation:
     _needs: tuple[str, ...] = ()
     _extras: Mapping[str, str] = {}
     _is_optimizer = False  # whether this is an alias, whose hyperparameters have bare names
+    _takes_blocks = False  # whether blocks of a leaf may take the place of leaves
     _lr_role: str | None = None  # "owner", or "before owner" for what has no place after one
 
     _numbers: Any = None  # its hyperparameters that programs take as arguments
@@ -200,24 +201,25 @@ class GradientTransformation:
         """The links of this transformation; aliases are expanded, a combinator counts as one link."""
         return [self]
 
-    def _entries(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
+    def _entries(self, labels: Mapping[Any, str] | None = None, apart: bool = True) -> list[Entry]:
         """Every hyperparameter with its public name.
 
-        With `labels` (id of a partition's selector -> label) as the leaves with these labels see it: the names of their
-        branches are bare.
+        With `labels` (key of a partition's selector -> label) as the leaves with these labels see it: the names of
+        their branches are bare. An alias with a branch for other leaves has hyperparameters that these leaves don't
+        see, unless the two are not kept `apart`.
         """
-        names = _Names(labels)
+        names = _Names(labels, apart)
         names.visit(self, (), "")
         return names.entries()
 
-    def _entries_of_0_1(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
+    def _entries_of_0_1(self, labels: Mapping[Any, str] | None = None) -> list[Entry]:
         """The same with the names that version 0.1 gave, which are in its checkpoints."""
-        names = _Names(labels)
+        names = _Names(labels, apart=False, optimizers_first=False)
         names.visit(self, (), "")
-        return names.entries(optimizers_first=False)
+        return names.entries()
 
-    def _selector(self) -> Any:
-        """The selector between the children, if they are alternatives."""
+    def _branches(self) -> Branches | None:
+        """The branches of which every leaf takes one, if there are any."""
         return None
 
     def _places(self) -> dict[str, Entry]:
@@ -250,6 +252,20 @@ class GradientTransformation:
         return self
 
 
+class Branches(NamedTuple):
+    """The branches of a partition, or of an alias that sends leaves to a partition of its own.
+
+    Attributes:
+        selector: The key of the selector between them.
+        children: The label of each child.
+        own: The labels of leaves that the hyperparameters of the transformation itself are for.
+    """
+
+    selector: Any
+    children: tuple[str, ...]
+    own: tuple[str, ...] = ()
+
+
 class Entry(NamedTuple):
     """A hyperparameter of a transformation: public name, name with its owner, value, what it accepts, place."""
 
@@ -272,27 +288,32 @@ class _Names:
     The first optimizer (alias) that has a name keeps it bare, else the first link; later ones have it with their owner.
     """
 
-    def __init__(self, labels: Mapping[int, str] | None):
+    def __init__(self, labels: Mapping[Any, str] | None, apart: bool = True, optimizers_first: bool = True):
         self._labels = labels
+        self._apart = apart
+        self._optimizers_first = optimizers_first
         self._found: list[_Hyperparameter] = []
         self._owners: dict[str, int] = {}
 
     def visit(self, node: GradientTransformation, place: Place, prefix: str) -> None:
         own = list(node._own_entries())
-        if own:
+        branches = node._branches()
+        if branches is not None and branches.own and not self._apart:
+            branches = None
+        label = None
+        if branches is not None and self._labels is not None:
+            label = self._labels.get(branches.selector)
+        if own and (branches is None or label is None or label in branches.own):
             owner = self._owner(node)
             for name, value, argument in own:
                 names = (name, f"{prefix}{name}", f"{prefix}{owner}.{name}")
                 self._found.append(_Hyperparameter(names, value, argument, (place, name), node._is_optimizer))
-        selector = node._selector()
         for i, child in enumerate(node._children()):
             below = prefix
-            if selector is not None:
-                label = selector.branches[i]
-                if self._labels is None:
-                    below = f"{prefix}{label}."
-                elif self._labels.get(id(selector)) != label:
-                    continue
+            if branches is not None and self._labels is not None and label != branches.children[i]:
+                continue
+            if branches is not None and self._labels is None and not branches.own:
+                below = f"{prefix}{branches.children[i]}."
             self.visit(child, (*place, i), below)
 
     def _owner(self, node: GradientTransformation) -> str:
@@ -301,12 +322,12 @@ class _Names:
         self._owners[node._name] = occurrence + 1
         return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
 
-    def entries(self, optimizers_first: bool = True) -> list[Entry]:
+    def entries(self) -> list[Entry]:
         """All hyperparameters in the order of the chain; version 0.1 gave bare names in the same order."""
         public: dict[int, str] = {}
         taken: set[str] = set()
         order = list(self._found)
-        if optimizers_first:
+        if self._optimizers_first:
             order.sort(key=_rank)
         for hyperparameter in order:
             name = _first_free(hyperparameter.names, taken)

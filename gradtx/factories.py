@@ -12,12 +12,13 @@ from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
 from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, around_alias
 from gradtx._messages import describe, nearest
+from gradtx._moved import as_today
 from gradtx._rules import Rule, RuleOperation, StageState
 from gradtx._runs import Scope
 from gradtx._selectors import Selector
 from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
-from gradtx.core import GradientTransformation, same
+from gradtx.core import Branches, GradientTransformation, same
 
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
@@ -51,6 +52,7 @@ class Spec:
         self._determined: Any = options.get("determined", True)
         self._dims: Any = options.get("dims")
         self.agree: tuple[str, ...] = options.get("agree", ())
+        self.ahead: tuple[str, ...] = options.get("ahead", ())
         self.example: dict[str, Any] = options.get("example", {})
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
@@ -92,6 +94,13 @@ class Spec:
             seed=arguments["seed"] if self.random else None,
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
         )
+
+    def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
+        """The values of arguments at `count` finished updates; those `ahead` with the value after the next one."""
+        values = {name: resolve(value, count) for name, value in arguments.items()}
+        for name in self.ahead:
+            values[name] = (values[name], resolve(arguments[name], count + 1))
+        return values
 
     def selector(self, mask: Any) -> Any:
         """The choice of leaves that an alias's `weight_decay` reaches."""
@@ -137,7 +146,7 @@ class Made(GradientTransformation):
     def _body(self) -> Any:
         """The result of the body for the values of the first step, which decide structure for all later steps."""
         if self._first is None:
-            self._set(_first=self._spec.body({name: resolve(value, 0) for name, value in self._arguments.items()}))
+            self._set(_first=self._spec.body(self._spec.resolved(self._arguments, 0)))
         return self._first
 
     def __reduce__(self) -> tuple:
@@ -204,8 +213,23 @@ class Made(GradientTransformation):
     def _is_optimizer(self) -> bool:
         return self._spec.kind == "alias"
 
-    def _selector(self) -> Any:
-        return self._body.selector if isinstance(self._body, Combinator) else None
+    @property
+    def _takes_blocks(self) -> bool:
+        spec = self._spec
+        named = "tensors" in spec.extras.values()  # by names of the whole model
+        return spec.kind != "tree" and not named and "grad_fn" not in spec.needs_of(self._arguments)
+
+    def _branches(self) -> Branches | None:
+        body = self._body
+        if isinstance(body, Combinator):
+            return None if body.selector is None else Branches(body.selector.key, body.selector.branches)
+        inner = body._branches() if isinstance(body, GradientTransformation) else None
+        if inner is None:
+            return None
+        label_of = {id(child): label for child, label in zip(body._children(), inner.children, strict=True)}
+        children = tuple(label_of.get(id(child), "") for child in self._children())
+        own = tuple(label for label in inner.children if label not in children)
+        return Branches(inner.selector, children, own) if children else None
 
     def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
         for argument in self._spec.arguments.all:
@@ -218,7 +242,7 @@ class Made(GradientTransformation):
     def _expand(self, scope: Scope) -> list[Any]:
         spec, arguments = self._spec, self._arguments
         if self._varies:
-            arguments = {name: resolve(value, scope.count) for name, value in arguments.items()}
+            arguments = spec.resolved(arguments, scope.count)
             for value in arguments.values():
                 scope.run.memory.take(tensors_in(value))
             body = spec.body(arguments)
@@ -272,7 +296,10 @@ class Made(GradientTransformation):
             if isinstance(value, GradientTransformation):
                 bound[name] = next(new)
             elif isinstance(value, Mapping) and _transformations(value):
-                bound[name] = {label: next(new) for label in value}
+                bound[name] = {
+                    label: next(new) if isinstance(item, GradientTransformation) else item
+                    for label, item in value.items()
+                }
             elif name in arguments and checked:
                 bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
             else:
@@ -298,6 +325,7 @@ def _transformations(value: Any) -> list[GradientTransformation]:
 def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
     """Rebuild a pickled call; arguments that are newer than the pickle have their defaults."""
     complete = {}
+    arguments = as_today(factory.spec.name, arguments)
     for argument in factory.spec.arguments.all:
         complete[argument.name] = arguments.get(argument.name, argument.default)
     return Made(factory.spec, complete, state_dtype)
@@ -379,10 +407,12 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         needs: Requirements of `update`: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
             that gives them. An argument `update_period` is taken to say how often it reads the last one: at the
             first of so many steps.
-        extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
+        extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with names of its own); with a
+            question mark behind it for an optional one.
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.
         agree: Hyperparameters that must agree across the groups of an adapter.
+        ahead: Numbers that the function gets as a pair, with the value that a schedule has for the next update.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
         compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
@@ -462,6 +492,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
     Args:
         needs: The requirements of `update`: "params", "value", "grad_fn", "hessian_diag".
+        extras: Other extras, as in `per_tensor`.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
         static: Arguments that are not hyperparameters.
@@ -483,11 +514,11 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined compiles random ranges static"
-    " any_length example",
+    "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random ranges"
+    " static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
-    "combinator": "needs owns_lr ranges static any_length example",
+    "combinator": "needs extras owns_lr ranges static any_length example",
 }
 
 

@@ -19,6 +19,7 @@ from tests.conformance import (
     extras,
     factories,
     field,
+    first_state,
     has_slots,
     layout,
     lean_cases,
@@ -134,7 +135,7 @@ def test_no_memory_is_shared_between_inputs_and_outputs(case):
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params, tx = case.noise(1), case.make()
     state = tx.init(params)
-    absent = list(params)[-2]
+    absent = list(params)[max(-2, -len(params))]
     grads = {**case.noise(2), absent: None}
     updates, new = step(tx, grads, state, params)
     assert_same(gradtx.apply_updates(params, updates)[absent], params[absent])
@@ -199,7 +200,9 @@ def test_derivatives_at_zero_are_finite(case, what):
     for tensor in inputs:
         tensor.requires_grad_()
     tx = case.make(floats)
-    state, total = tx.init(params), torch.zeros(())
+    state, total = first_state(tx, params), torch.zeros(())
+    if state is None:
+        return
     for _ in range(2):
         updates, state = step(tx, grads, state, params)
         total = total + _objective(updates)
@@ -213,7 +216,9 @@ def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
     tx = case.make()
     for params in (case.noise(1, EDGES, dtype), case.noise(1, EDGES, dtype, scale=0.0)):
         for grads in (case.noise(2, EDGES, dtype), case.noise(2, EDGES, dtype, scale=0.0)):
-            state = tx.init(params)
+            state = first_state(tx, params)
+            if state is None:
+                continue
             for _ in range(2):
                 updates, state = step(tx, grads, state, params)
                 for path, tensor in tensors([updates, state]).items():
@@ -254,6 +259,8 @@ def _text_says_all(value) -> bool:
     """Whether a value of an argument can be typed again: functions can't."""
     if isinstance(value, dict):
         return all(map(_text_says_all, value.values()))
+    if isinstance(value, tuple):
+        return all(map(_text_says_all, value))
     return isinstance(value, gradtx.GradientTransformation) or not callable(value)
 
 

@@ -237,7 +237,7 @@ class FrameRun:
 
     def _slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         """The slots at an inner stage: the old ones if the leaf passed it by."""
-        return leaf.new[path] if path in leaf.new else self.run.slots(path, leaf)
+        return leaf.new[path] if path in leaf.new else leaf.run.slots(path, leaf)
 
     def inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
         """The same slots by "stage.slot"."""
@@ -268,7 +268,7 @@ class FrameRun:
         """Keep the old inner slots of a leaf unless this call counts."""
         for path in leaf.new:
             if self.holds(path):
-                old = self.run.slots(path, leaf)
+                old = leaf.run.slots(path, leaf)
                 new = leaf.new[path]
                 leaf.new[path] = {slot: torch.where(counts, value, old[slot]) for slot, value in new.items()}
 

@@ -34,7 +34,7 @@ class GroupView:
     Args:
         tx: The optimizer's transformation.
         group: The group's dict, which gets the hyperparameters that it lacks.
-        labels: The label of each partition, by the id of its selector.
+        labels: The label of each partition, by the key of its selector.
 
     Attributes:
         tx: The optimizer's transformation.
@@ -69,7 +69,7 @@ class GroupView:
         self,
         tx: GradientTransformation,
         group: dict[str, Any],
-        labels: Mapping[int, str],
+        labels: Mapping[Any, str],
     ):
         self.tx = tx
         old_names = _names_in_group(tx._entries_of_0_1(labels))
@@ -213,7 +213,7 @@ class GroupView:
 
     def _map_numbers(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:
         """A hyperparameter with `function` of its numbers, except literal ones and those that rules get as they are."""
-        if self.entries[name].argument.kind == "floats":
+        if self.entries[name].argument.kind in ("floats", "named floats"):
             return value
         if not _is_tuple(value):
             return function(value) if _is_number(value) and not self.literal[name] else value
@@ -261,7 +261,13 @@ class GroupView:
         if all(name in self.entries for name in old if name in group):
             return group
         present = {entry.place: name for name, entry in self.entries.items()}
-        return {present[old[key]] if key in old else key: value for key, value in group.items()}
+        renamed: dict[str, Any] = {}
+        for key, value in group.items():
+            if key not in old:
+                renamed[key] = value
+            elif old[key] in present:  # else it is read in another branch only
+                renamed[present[old[key]]] = value
+        return renamed
 
     def _complete(self, defaults: Mapping[str, Any], count: Callable[[Entry], int]) -> None:
         """Put the numbers of schedules, and other values that are missing, into the group."""
@@ -308,6 +314,20 @@ def _names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
             name = "lr"
         names[name] = entry
     return names
+
+
+def in_names_of_branch(tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]) -> None:
+    """Rename a group's hyperparameters, written in the names of the whole optimizer, to those of its branch.
+
+    They differ in the branch of an alias for other leaves (the fallback of Muon): what it doesn't read is taken out.
+    """
+    whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
+    names = {entry.place: name for name, entry in _names_in_group(tx._entries(labels)).items()}
+    given = {name: group.pop(name) for name in whole if name in group}
+    for name, value in given.items():
+        place = whole[name]
+        if place in names:
+            group[names[place]] = value
 
 
 def next_value(value: Any, count: int) -> Any:

@@ -9,6 +9,7 @@ from gradtx._arguments import Betas, Scalar
 from gradtx._selectors import Where
 from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
+from gradtx.transforms._polynomials import Coefficients
 
 __all__ = [
     "ADOPT",
@@ -22,6 +23,7 @@ __all__ = [
     "MADGRAD",
     "MARS",
     "MSVAG",
+    "NAMO",
     "PID",
     "PNM",
     "QHM",
@@ -45,6 +47,7 @@ __all__ = [
     "AdaGC",
     "AdaHessian",
     "AdaMod",
+    "AdaMuon",
     "AdaNorm",
     "AdaPNM",
     "AdaShift",
@@ -58,6 +61,7 @@ __all__ = [
     "AdamAtan2",
     "AdamC",
     "AdamD",
+    "AdamH",
     "AdamMini",
     "AdamP",
     "AdamS",
@@ -71,6 +75,7 @@ __all__ = [
     "Amos",
     "ApolloDQN",
     "AvaGrad",
+    "ContraMuon",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptAdan",
@@ -95,14 +100,18 @@ __all__ = [
     "MoMoAdam",
     "Muon",
     "MuonAdamAtan2",
+    "MuonH",
+    "Muown",
     "NAdam",
     "Nero",
     "NoisySGD",
+    "NorMuon",
     "NovoGrad",
     "OptimisticAdam",
     "OptimisticGradientDescent",
     "PAdam",
     "PolarAdamAtan2",
+    "PolarGrad",
     "Prodigy",
     "QHAdam",
     "RAdam",
@@ -116,6 +125,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Scion",
     "Shampoo",
     "SignSGD",
     "Signum",
@@ -334,6 +344,30 @@ class MSVAG(AliasOptimizer):
         beta: Scalar = 0.9,
         *,
         maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class NAMO(AliasOptimizer):
+    """NAMO: Muon's direction with one adaptive step size for each matrix."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0003,
+        weight_decay: Scalar = 0.01,
+        betas: Betas = (0.95, 0.95),
+        nesterov: bool = False,
+        eps: Scalar = 1e-08,
+        correct_bias: bool = False,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "max_dim",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -782,6 +816,32 @@ class AdaMod(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class AdaMuon(AliasOptimizer):
+    """AdaMuon: Muon with a second moment of every entry of its direction."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.02,
+        weight_decay: Scalar = 0.01,
+        betas: Betas = (0.95, 0.999),
+        nesterov: bool = True,
+        eps: Scalar = 1e-08,
+        sign: bool = False,
+        rescale: str | None = "sqrt_min",
+        correct_bias: bool = True,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "match_rms_adamw",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class AdaNorm(AliasOptimizer):
     """AdamNorm: Adam whose first average takes no gradient shorter than usual."""
 
@@ -1033,6 +1093,23 @@ class AdamD(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class AdamH(AliasOptimizer):
+    """AdamH: Adam's direction in relative steps, with weights on the sphere that they start on."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        betas: Betas = (0.9, 0.95),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class AdamMini(AliasOptimizer):
     """Adam-mini: AdamW with one second moment per block of weights."""
 
@@ -1271,6 +1348,30 @@ class AvaGrad(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         decoupled_weight_decay: bool = False,
         lagged_norm: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ContraMuon(AliasOptimizer):
+    """Contra-Muon: Muon's direction less a share of the momentum, so that small singular values weigh more."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0375,
+        weight_decay: Scalar = 0.0,
+        momentum: Scalar = 0.95,
+        nesterov: bool = True,
+        contra: Scalar = 0.4,
+        power_steps: int = 5,
+        ns_coefficients: Coefficients = "newton_schulz",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "original",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1696,13 +1797,14 @@ class Muon(AliasOptimizer):
         weight_decay: Scalar = 0.1,
         momentum: Scalar = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        ns_coefficients: Coefficients = (3.4445, -4.775, 2.0315),
         eps: Scalar = 1e-07,
-        ns_steps: int = 5,
+        ns_steps: int | None = None,
         adjust_lr_fn: str | None = None,
         ns_dtype: torch.dtype | None = torch.bfloat16,
         flatten: bool = False,
         fallback: GradientTransformation | None = None,
+        view: str = "matrix",
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1731,6 +1833,47 @@ class MuonAdamAtan2(AliasOptimizer):
         use_normuon: bool = False,
         normuon_eps: Scalar = 1e-10,
         matrix_ndims: tuple[int, ...] = (2, 3),
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MuonH(AliasOptimizer):
+    """MuonH: Muon's direction in relative steps, with weights on the sphere that they start on."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        momentum: Scalar = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: int | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Muown(AliasOptimizer):
+    """Muown: Muon for the directions of rows, Adam for their lengths."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0003,
+        momentum: Scalar = 0.95,
+        weight_decay: Scalar = 0.0,
+        betas: Betas = (0.9, 0.95),
+        eps: Scalar = 1e-08,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "max_dim",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1784,6 +1927,32 @@ class NoisySGD(AliasOptimizer):
         seed: int = 0,
         *,
         maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class NorMuon(AliasOptimizer):
+    """NorMuon: Muon whose rows get the same size over time."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        weight_decay: Scalar = 0.01,
+        momentum: Scalar = 0.95,
+        beta2: Scalar = 0.95,
+        nesterov: bool = True,
+        eps: Scalar = 1e-10,
+        axis: str = "rows",
+        rms: Scalar | None = None,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "original",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1879,6 +2048,30 @@ class PolarAdamAtan2(AliasOptimizer):
         polar_steps: int = 5,
         polar_rms_factor: Scalar = 0.2,
         matrix_ndims: tuple[int, ...] = (2, 3),
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class PolarGrad(AliasOptimizer):
+    """PolarGrad: Muon's direction scaled by the nuclear norm of the momentum."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0003,
+        momentum: Scalar = 0.95,
+        nesterov: bool = False,
+        weight_decay: Scalar = 0.01,
+        method: str = "newton_schulz",
+        alpha: Scalar = 1.0,
+        center_rows: bool = False,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: int | None = None,
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -2164,6 +2357,23 @@ class ScheduleFreeSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Scion(AliasOptimizer):
+    """Scion: steps of a fixed size in a norm that fits the layer, with weights in a ball of that norm."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.1,
+        scale: Scalar = 1.0,
+        unconstrained: bool = False,
+        kinds: Mapping[str, Any] | None = None,
+        *,
+        maximize: bool = False,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
