@@ -330,14 +330,10 @@ class Store:
             key = old[f"{slot}.{KEY}"] if old is not None else self._first_key(slot, leaf, value)
             step = leaf.moment().step if old is not None else torch.zeros((), dtype=torch.int64, device=value.device)
             noise = bits16(local(key), step, indices(value, leaf.window))
-        packed = {}
-        shapes = codec.shapes(value.shape)
-        for suffix, tensor in codec.pack(local(value), noise).items():
-            name = f"{slot}.{suffix}" if suffix else slot
-            packed[name] = joined(tensor, value, shapes[suffix])
+        tensors = packed(slot, codec, value, noise)
         if key is not None:
-            packed[f"{slot}.{KEY}"] = key
-        return packed
+            tensors[f"{slot}.{KEY}"] = key
+        return tensors
 
     def _first_key(self, slot: str, leaf: Leaf, like: Tensor) -> Tensor:
         return torch.full((), name_key(".".join([*self.path, slot, leaf.name])), device=local(like).device)
@@ -369,6 +365,16 @@ class Store:
         return {**stored, **self._packed(slot, codec, value, stored, leaf)}
 
 
+def packed(slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+    """The tensors that keep the value of a slot, by name, divided as the value."""
+    tensors = {}
+    shapes = codec.shapes(value.shape)
+    for suffix, tensor in codec.pack(local(value), noise).items():
+        name = f"{slot}.{suffix}" if suffix else slot
+        tensors[name] = joined(tensor, value, shapes[suffix])
+    return tensors
+
+
 def unpacked(slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
     """The values that a slot's tensors keep, for a leaf of a shape."""
     codes = stored[slot]
@@ -378,10 +384,10 @@ def unpacked(slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch
         part = torch.Size((*local(codes).shape[:-1], whole[-1]))
     elif is_sharded(codes):
         part = local(codes).shape
-    packed = {"": local(codes)}
+    tensors = {"": local(codes)}
     for suffix in codec.suffixes:
-        packed[suffix] = local(stored[f"{slot}.{suffix}"])
-    return joined(codec.unpack(packed, part), codes, whole)
+        tensors[suffix] = local(stored[f"{slot}.{suffix}"])
+    return joined(codec.unpack(tensors, part), codes, whole)
 
 
 def tensors_beside(codecs: Mapping[str, Codec]) -> set[str]:

@@ -69,7 +69,7 @@ class OptimizerRun(Run):
         slots: dict[str, Tensor] = {}
         for slot, key in leaf.layout.slots.get(path, {}).items():
             value = leaf.state[key]
-            slots[slot] = value if leaf.window is None else part_of(value, leaf)
+            slots[slot] = value if leaf.window is None else part_of(value, leaf, key)
         return slots
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
@@ -118,9 +118,23 @@ class ChainTraits:
 # Large leaves.
 
 
-def part_of(value: Tensor, leaf: Leaf) -> Tensor:
+def part_of(value: Tensor, leaf: Leaf, key: str) -> Tensor:
     """The entries of a slot for a part of a leaf; all of a slot that is not shaped as the leaf."""
-    return value.view(-1)[leaf.window] if value.shape == leaf.key.shape else value
+    assert leaf.window is not None
+    if value.shape == leaf.key.shape:
+        return value.view(-1)[leaf.window]
+    if not is_divided(value, leaf, key):
+        return value
+    per_entry = leaf.key.numel() // value.numel()
+    return value.view(-1)[leaf.window.start // per_entry : leaf.window.stop // per_entry]
+
+
+def is_divided(value: Tensor, leaf: Leaf, key: str) -> bool:
+    """Whether each part of a leaf has its part of a tensor: slots of its shape, codes and their scales."""
+    if value.shape == leaf.key.shape:
+        return True
+    coded = leaf.layout.coded_keys
+    return value.ndim > 0 and (key in coded or key.rpartition(".")[0] in coded)
 
 
 def parts_of(leaf: Leaf) -> list[Leaf]:
@@ -144,9 +158,9 @@ def _is_divisible(leaf: Leaf) -> bool:
             return False
     for key in leaf.layout.slot_keys:
         value = leaf.state[key]
-        if value.shape == param.shape and not value.is_contiguous():
+        if is_divided(value, leaf, key) and not value.is_contiguous():
             return False
-    return True
+    return leaf.layout.is_flat(param.shape)
 
 
 def _part(leaf: Leaf, gradient: Tensor, window: slice) -> Leaf:

@@ -20,7 +20,7 @@ from gradtx.core import Entry
 from gradtx.optim._member import Member
 from gradtx.optim._members import CPU, Members
 from gradtx.optim._request import StepRequest
-from gradtx.optim._run import check_agreement, part_of, parts_of
+from gradtx.optim._run import check_agreement, is_divided, part_of, parts_of
 from gradtx.optim._scaling import Count, Scaling, as_step, highest, place_counts, unscaling
 from gradtx.optim._workings import Workings
 
@@ -303,8 +303,8 @@ def _write_part(
         values[slot] = value.clone() if memory_of(value) in taken else value
     for slot, value in values.items():
         key = keys[slot]
-        if leaf.state[key].shape == leaf.key.shape:
-            part_of(leaf.state[key], leaf).copy_(value)
+        if is_divided(leaf.state[key], leaf, key):
+            part_of(leaf.state[key], leaf, key).copy_(value)
         elif is_last:
             leaf.state[key] = leaf.run.memory.fresh(value, taken)
 
