@@ -318,7 +318,9 @@ class Store:
     ) -> dict[str, Tensor]:
         """The tensors that keep a value; a key is kept, or made for a first value."""
         if not isinstance(value, Tensor):
-            raise TypeError(f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} came out as {value!r}")
+            raise TypeError(
+                f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} came out as {value!r}"
+            )
         if old is not None:
             shape = codec.shape_of(old[slot].shape, leaf.shape)
             if value.shape != shape:
