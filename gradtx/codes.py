@@ -189,13 +189,16 @@ def _row_length(shape: torch.Size) -> int:
 
 
 def _in_blocks(values: Tensor, block: int) -> Tensor:
-    """Values in the shape (rows, blocks, block); zeros fill the last block of a row."""
+    """Values in the shape (rows, blocks, block); the last entry of a row, repeated, fills its last block."""
     rows = values.shape[0] if values.ndim > 1 else 1
     length = _row_length(values.shape)
+    count = -(-length // block)
     values = values.reshape(rows, length)
     if length % block:
-        values = torch.nn.functional.pad(values, (0, -length % block))
-    return values.reshape(rows, -(-length // block), block)
+        # Not torch's pad: inductor 2.13 compiles it wrongly for AVX-512 where a vector reaches past the end.
+        places = torch.arange(count * block, device=values.device).clamp(max=length - 1)
+        values = values[:, places]
+    return values.reshape(rows, count, block)
 
 
 def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
@@ -203,15 +206,15 @@ def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
     length = _row_length(like.shape)
     rows, count, block = blocks.shape
     values = blocks.reshape(rows, count * block)
-    if length % block:
-        values = values[:, :length]
+    if length % block:  # a copy, so that no state keeps the memory of what fills the last block
+        values = values[:, :length].clone(memory_format=torch.contiguous_format)
     return values.reshape(like.shape)
 
 
 def _pairs(codes: Tensor) -> Tensor:
     """Two codes of four bits in a byte, along the last dimension."""
     if codes.shape[-1] % 2:
-        codes = torch.nn.functional.pad(codes, (0, 1))
+        codes = torch.cat((codes, codes[..., -1:]), -1)
     pairs = codes.reshape(*codes.shape[:-1], -1, 2)
     return (pairs[..., 1] * 16 + (pairs[..., 0] & 15)).to(codes.dtype)
 

@@ -14,6 +14,7 @@ from gradtx._errors import Path
 from gradtx._execution import Leaf
 from gradtx._runs import Run
 from gradtx._sharding import local
+from gradtx._storage import tensors_beside
 from gradtx.codes import Codec
 from gradtx.optim._scaling import Count
 
@@ -58,12 +59,15 @@ class Layout(NamedTuple):
         """The key of each coded slot; the tensors beside it are at `<key>.<suffix>`."""
         return {self.slots[path][slot]: codec for path, codecs in self.codes.items() for slot, codec in codecs.items()}
 
+    @property
+    def coded_tensors(self) -> set[str]:
+        """The keys of all tensors of coded slots."""
+        coded = self.coded_keys
+        return coded.keys() | tensors_beside(coded)
+
     def is_flat(self, shape: torch.Size) -> bool:
         """Whether rows of a parameter, one after another, are coded as one long row."""
-        for codecs in self.codes.values():
-            if not all(codec.fills_rows(shape) for codec in codecs.values()):
-                return False
-        return True
+        return all(codec.fills_rows(shape) for codec in self.coded_keys.values())
 
     def owners(self) -> dict[tuple[Path, str], str]:
         """The key of each (path, slot)."""

@@ -133,8 +133,7 @@ def is_divided(value: Tensor, leaf: Leaf, key: str) -> bool:
     """Whether each part of a leaf has its part of a tensor: slots of its shape, codes and their scales."""
     if value.shape == leaf.key.shape:
         return True
-    coded = leaf.layout.coded_keys
-    return value.ndim > 0 and (key in coded or key.rpartition(".")[0] in coded)
+    return value.ndim > 0 and key in leaf.layout.coded_tensors
 
 
 def parts_of(leaf: Leaf) -> list[Leaf]:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from gradtx._exact import exact
 from gradtx._execution import FROZEN, Leaf
-from gradtx._sharding import is_sharded
+from gradtx._sharding import is_sharded, local
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim._scaling import Count, next_number, on_device
 from gradtx.optim._warnings import warn_user
-from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.alias import OddTensorError, alias, lengths_like
 from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.compiler import Backend, Compiler
 from gradtx.optim.engine.inductor import compile_with_inductor
@@ -185,7 +185,7 @@ class Engine:
         """The kind of a leaf; None if it steps eagerly."""
         param, layout = member.param, member.layout
         assert layout is not None
-        if not _takes_part(param, leaf) or not self._compiles(leaf):
+        if not _takes_part(param, leaf) or not self._compiles(leaf) or _needs_places(leaf):
             return None
         flat = _is_flat(member, leaf)
         held = _aliases(member, flat)
@@ -288,6 +288,11 @@ def _takes_part(param: Tensor, leaf: Leaf) -> bool:
     return param.grad is not None and param.grad.shape == param.shape and FROZEN not in leaf.program
 
 
+def _needs_places(leaf: Leaf) -> bool:
+    """Whether a link needs the places of entries in a whole tensor of which this process has a part."""
+    return is_sharded(leaf.key) and any(operation.positional for operation in leaf.program)
+
+
 def _can_be_padded(member: Member, param: Tensor) -> bool:
     """Whether leaves that are no flat aliases fit into one bundle: vectors, with slots of their length."""
     return param.ndim <= 1 and _slots_are_shaped_as(member)
@@ -303,8 +308,12 @@ def _is_flat(member: Member, leaf: Leaf) -> bool:
 
 def _slots_are_shaped_as(member: Member) -> bool:
     """Whether every slot is a number or shaped as its parameter: then padding of any length stands for a leaf."""
-    assert member.layout is not None
-    return all(member.state[key].shape in (member.param.shape, ()) for key in member.layout.slot_keys)
+    layout = member.layout
+    assert layout is not None
+    beside: set[str] = set()
+    if layout.codes and layout.is_flat(local(member.param).shape):
+        beside = layout.coded_tensors
+    return all(key in beside or member.state[key].shape in (member.param.shape, ()) for key in layout.slot_keys)
 
 
 def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
@@ -348,8 +357,11 @@ def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
     per_leaf = len(tensors) // kind.width
     length = 4 * LARGE if kind.large else 64
     examples: list[Tensor] = []
-    for i, tensor in enumerate(tensors):
-        examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(length + i // per_leaf))
+    for start in range(0, len(tensors), per_leaf):
+        of_leaf = tensors[start : start + per_leaf]
+        lengths = lengths_like(of_leaf, of_leaf[1], length + start // per_leaf)
+        for tensor, entries in zip(of_leaf, lengths, strict=True):
+            examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(entries))
     return examples
 
 
