@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,10 +70,11 @@ def stacked(numbers: list[Any]) -> Tensor:
     return torch.cat(vectors)[back]
 
 
-def joined(part: Tensor, like: Any, shape: torch.Size) -> Any:
+def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
     """The tensor of a shape, divided as `like`, of which `part` is the local part."""
     if not is_sharded(like):
         return part
+    shape = torch.Size(shape)
     stride = torch.empty(shape, device="meta").stride()
     mesh, placements = like.device_mesh, like.placements
     return type(like).from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)

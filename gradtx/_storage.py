@@ -383,7 +383,7 @@ def unpacked(slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch
     whole = codec.shape_of(codes.shape, shape)
     part = whole
     if is_sharded(codes) and codec.packs > 1:
-        part = torch.Size((*local(codes).shape[:-1], whole[-1]))
+        part = (*local(codes).shape[:-1], whole[-1])
     elif is_sharded(codes):
         part = local(codes).shape
     tensors = {"": local(codes)}

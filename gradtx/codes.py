@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from gradtx._messages import describe, nearest
 
 __all__ = ["Codec"]
 
+Shape = tuple[int, ...]
 LEAST_SCALE = 2.0**-100  # below it decoded values would leave float32; small enough to be zero for every optimizer
 SCALE = "scale"
 KEY = "key"
@@ -129,7 +131,7 @@ class Codec:
         if self.block is None:
             encoded = self.encode(values) if noise is None else self.encode(values, noise)
             return self._by_suffix(encoded, values)
-        blocks = _in_blocks(values, self.block)
+        blocks = _in_blocks(values, self.block, -(-_row_length(values.shape) // self.block))
         scale = self.scale(blocks.abs().amax(-1, keepdim=True))
         encoded = self.encode(blocks, scale)
         packed = self._by_suffix(encoded, values)
@@ -145,7 +147,7 @@ class Codec:
             packed[""] = _pairs(packed[""])
         return packed
 
-    def unpack(self, packed: dict[str, Tensor], shape: torch.Size) -> Tensor:
+    def unpack(self, packed: dict[str, Tensor], shape: Shape) -> Tensor:
         """The values, in a shape."""
         codes = packed[""]
         if self.packs == 2:
@@ -153,52 +155,52 @@ class Codec:
         tensors = [codes, *(packed[part] for part in self.parts)]
         if self.block is None:
             return self.decode(*tensors)
-        blocks = [_in_blocks(tensor, self.block) for tensor in tensors]
-        scale = packed[SCALE].reshape(blocks[0].shape[0], -1, 1)
+        scale = packed[SCALE]
+        count = scale.shape[-1]
+        blocks = [_in_blocks(tensor, self.block, count) for tensor in tensors]
+        scale = scale.reshape(blocks[0].shape[0], count, 1)
         return _out_of_blocks(self.decode(*blocks, scale), codes)
 
-    def shape_of(self, codes: torch.Size, like: torch.Size) -> torch.Size:
+    def shape_of(self, codes: Shape, like: Shape) -> Shape:
         """The shape of the values, by that of the codes and of the leaf."""
         if self.packs == 1 or not codes:
             return codes
-        halved = torch.Size((*like[:-1], (like[-1] + 1) // 2)) if like else like
+        halved = (*like[:-1], (like[-1] + 1) // 2) if like else like
         if halved == codes:
             return like
-        return torch.Size((*codes[:-1], 2 * codes[-1]))
+        return (*codes[:-1], 2 * codes[-1])
 
-    def shapes(self, shape: torch.Size) -> dict[str, torch.Size]:
+    def shapes(self, shape: Shape) -> dict[str, Shape]:
         """The shapes of the tensors that keep values of a shape, by suffix."""
         shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
         if self.packs == 2:
-            shapes[""] = torch.Size((*shape[:-1], (shape[-1] + 1) // 2))
+            shapes[""] = (*shape[:-1], (shape[-1] + 1) // 2)
         if self.block is not None:
             count = -(-_row_length(shape) // self.block)
-            shapes[SCALE] = torch.Size((shape[0], count) if len(shape) > 1 else (count,))
+            shapes[SCALE] = (shape[0], count) if len(shape) > 1 else (count,)
         return shapes
 
-    def fills_rows(self, shape: torch.Size) -> bool:
+    def fills_rows(self, shape: Shape) -> bool:
         """Whether all blocks of a tensor are whole, so that rows one after another are one long row."""
         if self.packs == 2 and shape[-1] % 2:
             return False
         return self.block is None or _row_length(shape) % self.block == 0
 
 
-def _row_length(shape: torch.Size) -> int:
+def _row_length(shape: Shape) -> int:
     """The entries of a row: an index of dimension 0, the rest flattened; vectors are one row."""
-    return (shape if len(shape) < 2 else shape[1:]).numel()
+    return math.prod(shape if len(shape) < 2 else shape[1:])  # torch.Size.numel would fix symbolic sizes
 
 
-def _in_blocks(values: Tensor, block: int) -> Tensor:
+def _in_blocks(values: Tensor, block: int, count: int) -> Tensor:
     """Values in the shape (rows, blocks, block); the last entry of a row, repeated, fills its last block."""
     rows = values.shape[0] if values.ndim > 1 else 1
     length = _row_length(values.shape)
-    count = -(-length // block)
-    values = values.reshape(rows, length)
-    if length % block:
-        # Not torch's pad: inductor 2.13 compiles it wrongly for AVX-512 where a vector reaches past the end.
-        places = torch.arange(count * block, device=values.device).clamp(max=length - 1)
-        values = values[:, places]
-    return values.reshape(rows, count, block)
+    if count * block == length:
+        return values.reshape(rows, count, block)
+    # Not torch's pad: inductor 2.13 compiles it wrongly for AVX-512 where a vector reaches past the end.
+    places = torch.arange(count * block, device=values.device).clamp(max=length - 1)
+    return values.reshape(rows, length)[:, places].reshape(rows, count, block)
 
 
 def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
     length = _row_length(like.shape)
     rows, count, block = blocks.shape
     values = blocks.reshape(rows, count * block)
-    if length % block:  # a copy, so that no state keeps the memory of what fills the last block
+    if count * block != length:  # a copy, so that no state keeps the memory of what fills the last block
         values = values[:, :length].clone(memory_format=torch.contiguous_format)
     return values.reshape(like.shape)
 
@@ -219,7 +221,7 @@ def _pairs(codes: Tensor) -> Tensor:
     return (pairs[..., 1] * 16 + (pairs[..., 0] & 15)).to(codes.dtype)
 
 
-def _halves(pairs: Tensor, shape: torch.Size) -> Tensor:
+def _halves(pairs: Tensor, shape: Shape) -> Tensor:
     """The reverse of `_pairs`."""
     low = pairs & 15
     if pairs.dtype == torch.int8:
