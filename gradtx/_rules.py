@@ -102,10 +102,13 @@ class StageState:
 
     def made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
         """The slots as the rule's own `init` returns them."""
-        init = self._rule.init
-        if init is None:
+        if self._rule.init is None:
             return {}
-        like = self.like(leaf, device)
+        return self._made_for(self.like(leaf, device), leaf)
+
+    def _made_for(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
+        init = self._rule.init
+        assert init is not None
         random = () if self._rule.seed is None else (Stream(self.shared["seed"], self.shared["counter"], leaf.name),)
         try:
             return init(like, *random)
@@ -125,7 +128,11 @@ class StageState:
     def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Slots that `init` returned, as they are stored."""
         check_slots(slots, self._rule.name)
-        return self.store.first(numbered(slots), self.like(leaf), leaf, old)
+
+        def probe(like: Tensor) -> dict[str, Any]:
+            return numbered(self._made_for(like, leaf))
+
+        return self.store.first(numbered(slots), self.like(leaf), leaf, old, probe)
 
     def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
         """A rule's state with lists as numbered slots."""

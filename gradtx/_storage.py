@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MIN_SIZE = 4096  # entries of a leaf from which codes are worth their scales and their time
 
 Choice = torch.dtype | Codec
+Probe = Callable[[Tensor], Mapping[str, Tensor]]  # the slots that a rule makes for a tensor
 StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
 
 
@@ -206,12 +207,22 @@ class Store:
 
     # First slots.
 
-    def first(self, slots: dict[str, Any], like: Tensor, leaf: Leaf, old: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Slots as `init` returned them, as they are stored; coded as the `old` ones are, or by size."""
+    def first(
+        self, slots: dict[str, Any], like: Tensor, leaf: Leaf, old: Mapping[str, Any] | None, probe: Probe | None = None
+    ) -> dict[str, Any]:
+        """Slots as `init` returned them, as they are stored.
+
+        Args:
+            slots: The slots.
+            like: The parameter in the dtype that rules compute in.
+            leaf: The leaf.
+            old: Slots in the same run: those that they have coded are coded; None at init, where sizes decide.
+            probe: Gives the slots of another parameter, which tells a square factor from a slot shaped as its parameter.
+        """
         storage = self.storage
         if storage is None:
             return first_slots(slots, like, leaf.param_dtype, self._owner)
-        codecs = self._codecs_for(slots, like, leaf) if old is None else self.codecs_of(old, leaf)
+        codecs = self._codecs_for(slots, like, leaf, probe) if old is None else self.codecs_of(old, leaf)
         dtypes: dict[str, torch.dtype] = {}
         for slot, value in slots.items():
             dtypes[slot] = self._dtype(slot, value, like, leaf, slot in codecs)
@@ -244,7 +255,9 @@ class Store:
             return torch.promote_types(leaf.param_dtype, torch.float32)
         return leaf.param_dtype
 
-    def _codecs_for(self, slots: dict[str, Any], like: Tensor, leaf: Leaf) -> dict[str, Codec]:
+    def _codecs_for(
+        self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None
+    ) -> dict[str, Codec]:
         """The code of each slot that is to be coded."""
         assert self.storage is not None
         codecs: dict[str, Codec] = {}
@@ -255,7 +268,25 @@ class Store:
             pattern, _ = self.storage.rule_for(self.path, slot)  # type: ignore[misc]
             if self._may_be_coded(slot, pattern, value, like, leaf) and not cuts_rows(like, codec.block):
                 codecs[slot] = codec
+        if codecs and probe is not None and like.ndim > 1:
+            for slot in self._factors(codecs, like, probe):
+                del codecs[slot]
         return codecs
+
+    def _factors(self, codecs: Mapping[str, Codec], like: Tensor, probe: Probe) -> list[str]:
+        """The slots that have the parameter's shape by chance: those of a longer parameter have another one."""
+        assert self.storage is not None
+        longer = _with_other_sizes(like)
+        try:
+            slots = probe(longer)
+        except (RuntimeError, ValueError):  # a rule that takes only some shapes
+            return []
+        factors: list[str] = []
+        for slot in codecs:
+            pattern, _ = self.storage.rule_for(self.path, slot)  # type: ignore[misc]
+            if not is_named(pattern) and (slot not in slots or slots[slot].shape != longer.shape):
+                factors.append(slot)
+        return factors
 
     def _may_be_coded(self, slot: str, pattern: str, value: Any, like: Tensor, leaf: Leaf) -> bool:
         assert self.storage is not None
@@ -353,11 +384,15 @@ class Store:
         return stored[slot] if codec is None else unpacked(slot, codec, stored, leaf.shape)
 
     def template(self, slot: str, stored: Mapping[str, Tensor]) -> Tensor:
-        """A tensor in float32 that is shaped as a coded slot, as far as its codes tell."""
+        """A tensor in float32 that is shaped as a coded slot."""
         codec = self._codec(slot)
         codes = stored[slot]
-        shape = codes.shape if codec is None else codec.shape_of(codes.shape, codes.shape)
-        return torch.empty(shape, device=codes.device)
+        if codec is not None and codec.packs > 1:
+            raise ValueError(
+                f"{self._owner}: the shape of a leaf without gradient does not follow from the packed codes of "
+                f"{slot!r}: call update(updates, state, params)"
+            )
+        return torch.empty(codes.shape, device=codes.device)
 
     def changed(self, slot: str, value: Tensor, stored: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
         """The stored tensors of a leaf with another value of one slot."""
@@ -390,6 +425,17 @@ def unpacked(slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch
     for suffix in codec.suffixes:
         tensors[suffix] = local(stored[f"{slot}.{suffix}"])
     return joined(codec.unpack(tensors, part), codes, whole)
+
+
+def _with_other_sizes(like: Tensor) -> Tensor:
+    """A tensor without values whose sizes are a little larger, and all different."""
+    sizes: list[int] = []
+    for size in like.shape:
+        size += 1
+        while size in sizes:
+            size += 1
+        sizes.append(size)
+    return torch.empty(sizes, dtype=like.dtype, device="meta")
 
 
 def tensors_beside(codecs: Mapping[str, Codec]) -> set[str]:
