@@ -104,13 +104,13 @@ class Leaf:
         self.new, self.saved = {}, {}
 
     def result(self) -> Tensor | None:
-        """The update after the last link, rounded once."""
+        """The update after the last link, in float32 at least: it is rounded when it is added."""
         if self.update is None:
             return None
         if self.active is not None:
             self.update = torch.where(self.active, self.update, torch.zeros_like(self.update))
         update, param = self.given
-        return placed_as(self.update.to(self.dtype), _first_not_none(param, update))
+        return placed_as(self.update.to(self.wide), _first_not_none(param, update))
 
 
 def _first_not_none(*values: Any) -> Any:

@@ -255,9 +255,7 @@ class Store:
             return torch.promote_types(leaf.param_dtype, torch.float32)
         return leaf.param_dtype
 
-    def _codecs_for(
-        self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None
-    ) -> dict[str, Codec]:
+    def _codecs_for(self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None) -> dict[str, Codec]:
         """The code of each slot that is to be coded."""
         assert self.storage is not None
         codecs: dict[str, Codec] = {}

@@ -46,6 +46,7 @@ class Spec:
         self._conditional: Any = needs if callable(needs) else lambda arguments: ()
         self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
         self.lr_role = options.get("lr_role")
+        self.rounds: bool = options.get("rounds", False)
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
         self.compiles: bool = options.get("compiles", not self.random)
@@ -181,6 +182,10 @@ class Made(GradientTransformation):
             return "owner"
         inner = {link._lr_role for link in self._inner_links()}
         return next((role for role in ("owner", "before owner") if role in inner), self._spec.lr_role)
+
+    @property
+    def _rounds(self) -> bool:
+        return self._spec.rounds or any(link._rounds for link in self._inner_links())
 
     def _owner(self) -> GradientTransformation:
         return next((link._owner() for link in self._inner_links() if link._lr_role == "owner"), self)
@@ -452,6 +457,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
         needs: The requirements of `update`: "params", "value", "grad_fn", "hessian_diag".
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
+        rounds: The updates lead to weights that are rounded already; nothing but `record` may follow.
         static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
         example: A function that gives arguments for the conformance tests, from an inner transformation.
@@ -475,7 +481,7 @@ _OPTIONS = {
     " static any_length example",
     "tree": "needs extras nonnegative ranges static example",
     "alias": "class_name ranges static any_length example",
-    "combinator": "needs owns_lr ranges static any_length example",
+    "combinator": "needs owns_lr rounds ranges static any_length example",
 }
 
 

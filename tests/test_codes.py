@@ -80,8 +80,10 @@ def test_int4_keeps_two_codes_in_a_byte_and_has_15_levels():
     x = torch.tensor([[7.0, -7.0, 1.0, 0.0, 3.0]])
     packed = CODES["int4"].pack(x)
     assert packed[""].shape == (1, 3)
-    levels = {CODES["int4"].unpack(CODES["int4"].pack(torch.tensor([[1.0, i / 500]])), (1, 2))[0, 1].item()
-              for i in range(-500, 501)}
+    levels = {
+        CODES["int4"].unpack(CODES["int4"].pack(torch.tensor([[1.0, i / 500]])), (1, 2))[0, 1].item()
+        for i in range(-500, 501)
+    }
     assert len(levels) == 15
     assert CODES["int4"].unpack(packed, x.shape)[0, :2].tolist() == [7.0, -7.0]
     assert CODES["int4"].block <= 32

@@ -32,7 +32,9 @@ def train(tx, params, state, steps, first=0, **extras):
 
 
 def slots(state, stage="scale_by_adam"):
-    return {slot: {leaf: (t.dtype, tuple(t.shape)) for leaf, t in leaves.items()} for slot, leaves in state[stage].items()}
+    return {
+        slot: {leaf: (t.dtype, tuple(t.shape)) for leaf, t in leaves.items()} for slot, leaves in state[stage].items()
+    }
 
 
 # Which slots.
@@ -79,7 +81,12 @@ def test_numbers_factors_and_bases_stay_as_they_are():
     params = {"w": torch.randn(128, 128)}
     state = gradtx.soap(state_dtype="int8").init(params)["scale_by_soap"]
     assert state["exp_avg"]["w"].dtype == torch.int8
-    others = [t for slot, leaves in state.items() if isinstance(leaves, dict) and "exp_avg" not in slot for t in leaves.values()]
+    others = [
+        t
+        for slot, leaves in state.items()
+        if isinstance(leaves, dict) and "exp_avg" not in slot
+        for t in leaves.values()
+    ]
     assert others
     assert all(t.dtype not in (torch.int8, torch.uint8) for t in others)
     factored = gradtx.scale_by_factored_rms(state_dtype="int8").init(params)["scale_by_factored_rms"]
@@ -135,7 +142,9 @@ def test_integer_slots_never_change():
 def test_errors_at_construction():
     with pytest.raises(ValueError, match="adam: state_dtype has no code 'int9'; did you mean 'int[48]'"):
         gradtx.adam(state_dtype="int9")
-    with pytest.raises(TypeError, match="adam: state_dtype must be a floating-point torch.dtype, a Codec, one of 'int8'"):
+    with pytest.raises(
+        TypeError, match="adam: state_dtype must be a floating-point torch.dtype, a Codec, one of 'int8'"
+    ):
         gradtx.adam(state_dtype=torch.int32)
     with pytest.raises(TypeError, match="state_dtype has the key 3, needs a slot pattern"):
         gradtx.adam(state_dtype={3: "int8"})

@@ -110,7 +110,15 @@ def test_columns_are_divided_between_blocks(code, two):
 def cut():
     mesh = init_device_mesh("cpu", (2,))
     answers = []
-    for shape, dim in (((6, 128), 0), ((6, 128), 1), ((6, 130), 1), ((6, 4, 64), 1), ((6, 4, 64), 2), ((128,), 0), ((130,), 0)):
+    for shape, dim in (
+        ((6, 128), 0),
+        ((6, 128), 1),
+        ((6, 130), 1),
+        ((6, 4, 64), 1),
+        ((6, 4, 64), 2),
+        ((128,), 0),
+        ((130,), 0),
+    ):
         answers.append(cuts_rows(distribute_tensor(torch.zeros(shape), mesh, [Shard(dim)]), 64))
     return answers
 
