@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,7 @@ def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | N
     if codec is None:
         return None
     row = codec.shape_of(codes.shape, shape)
-    length = (row if len(row) < 2 else row[1:]).numel()
+    length = math.prod(row if len(row) < 2 else row[1:])
     count = entry[f"{slot}.{SCALE}"].shape[-1]
     return dataclasses.replace(codec, block=_block(length, count))
 

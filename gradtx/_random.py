@@ -63,7 +63,7 @@ class Stream:
         return rejoined((1 - 2 * _shift(self._bits(like), 63)).to(like.dtype), like)
 
 
-# 16 random bits for each entry of a whole tensor, to round with: they follow from a key, the step and the entry's place.
+# 16 random bits for each entry, to round with: they follow from a key, the step and the place in the whole tensor.
 
 
 def indices(like: Tensor, window: slice | None = None) -> Tensor:

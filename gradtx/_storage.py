@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._errors import Path
-from gradtx._messages import close, describe, nearest
+from gradtx._messages import close, describe
 from gradtx._random import bits16, indices, name_key
 from gradtx._sharding import cuts_rows, is_sharded, joined, local, placed_as
 from gradtx._slots import first_slots, value_for, widened, wrong_shape
@@ -125,22 +125,16 @@ def _choice_of(owner: str, value: Any) -> Choice:
     """A dtype or a code, after checking it."""
     if isinstance(value, Codec):
         return value
-    if isinstance(value, str):
-        if value not in CODES:
-            raise ValueError(f"{owner}: state_dtype has no code {value!r}; {_known(value)}")
+    if isinstance(value, str) and value in CODES:
         return CODES[value]
     if isinstance(value, torch.dtype) and value.is_floating_point:
         return value
-    codes = ", ".join(map(repr, CODES))
+    suggestion = close(value, CODES) if isinstance(value, str) else None
+    hint = "" if suggestion is None else f"did you mean {suggestion!r}? "
     raise TypeError(
-        f"{owner}: state_dtype must be a floating-point torch.dtype, a Codec, one of {codes}, or a dict "
-        f"slot pattern -> one of these, got {describe(value)}"
+        f"{owner}: state_dtype must be a floating-point torch.dtype, got {describe(value)}; {hint}"
+        f"or a code, {', '.join(map(repr, CODES))}, a Codec, or a dict slot pattern -> one of these"
     )
-
-
-def _known(value: str) -> str:
-    suggestion = close(value, CODES)
-    return nearest(value, CODES) if suggestion is None else f"did you mean {suggestion!r}?"
 
 
 def is_named(pattern: str) -> bool:
@@ -217,7 +211,7 @@ class Store:
             like: The parameter in the dtype that rules compute in.
             leaf: The leaf.
             old: Slots in the same run: those that they have coded are coded; None at init, where sizes decide.
-            probe: Gives the slots of another parameter, which tells a square factor from a slot shaped as its parameter.
+            probe: Gives the slots of another parameter, which tells a square factor from a slot of the leaf's shape.
         """
         storage = self.storage
         if storage is None:
@@ -353,7 +347,7 @@ class Store:
         if old is not None:
             shape = codec.shape_of(old[slot].shape, leaf.shape)
             if value.shape != shape:
-                raise wrong_shape(self.path, slot, leaf.name, shape, value.shape)
+                raise wrong_shape(self.path, slot, leaf.name, torch.Size(shape), value.shape)
             value = placed_as(value, old[slot])
         self._check_no_derivative(slot, value)
         noise, key = None, None

@@ -42,15 +42,7 @@ class TreeOperation(Operation):
     compiles = False
     elementwise = False
 
-    def __init__(
-        self,
-        path: Path,
-        scope: Scope,
-        name: str,
-        functions: Functions,
-        agree: dict[str, Any] | None = None,
-        nonnegative: tuple[str, ...] = (),
-    ):
+    def __init__(self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None):
         if scope.restarts is not False:
             raise TypeError(f"{name}: works on whole trees, whose state a restart can't reset; put it outside")
         self.path = path
@@ -58,7 +50,7 @@ class TreeOperation(Operation):
         self._run: Run = scope.run
         self._name = name
         self._functions = functions
-        self._store = Store(path, name, scope.state_dtype, nonnegative, scope.run)
+        self._store = Store(path, name, scope.state_dtype, (), scope.run)
         self._members: list[Leaf] = []
         self._run.free.add(path)
 

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, Protocol, overload
 
-import torch
-
 from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
 from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, around_alias
@@ -80,7 +78,8 @@ class Spec:
 
     def nonnegative(self, arguments: dict[str, Any]) -> tuple[str, ...]:
         """The slots that are never negative."""
-        return self._nonnegative(arguments) if callable(self._nonnegative) else tuple(self._nonnegative)
+        declared: Any = self._nonnegative
+        return tuple(declared(arguments) if callable(declared) else declared)
 
     def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
         """The rule for these values of the arguments."""
@@ -227,7 +226,7 @@ class Made(GradientTransformation):
             return self._expand_chain(body, arguments, scope)
         path = scope.claim(spec.name)
         if spec.kind == "tree":
-            return [TreeOperation(path, scope, spec.name, body, arguments, spec.nonnegative(arguments))]
+            return [TreeOperation(path, scope, spec.name, body, agree=arguments)]
         rule = spec.rule(body, arguments)
         operation = RuleOperation(rule, StageState(path, scope, rule), scope.run)
         if "hessian_diag" in spec.needs:
@@ -419,7 +418,7 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     As `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` get dicts by leaf name where the
     others get tensors; the state is a dict of slots (dicts by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    takes and returns such dicts. Takes the options `needs`, `extras`, `nonnegative`, `ranges`, `static`, `example`.
+    takes and returns such dicts. Takes the options `needs`, `extras`, `ranges`, `static`, `example`.
     """
     return _decorated("whole_tree", "tree", function, options)
 
@@ -477,9 +476,9 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined compiles random nonnegative ranges"
-    " static any_length example",
-    "tree": "needs extras nonnegative ranges static example",
+    "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined compiles random nonnegative"
+    " ranges static any_length example",
+    "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs owns_lr rounds ranges static any_length example",
 }

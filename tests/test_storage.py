@@ -140,11 +140,9 @@ def test_integer_slots_never_change():
 
 
 def test_errors_at_construction():
-    with pytest.raises(ValueError, match="adam: state_dtype has no code 'int9'; did you mean 'int[48]'"):
+    with pytest.raises(TypeError, match="adam: state_dtype must be a .* got 'int9'; did you mean 'int[48]'"):
         gradtx.adam(state_dtype="int9")
-    with pytest.raises(
-        TypeError, match="adam: state_dtype must be a floating-point torch.dtype, a Codec, one of 'int8'"
-    ):
+    with pytest.raises(TypeError, match="got torch.int32; or a code, 'int8', .*a Codec, or a dict"):
         gradtx.adam(state_dtype=torch.int32)
     with pytest.raises(TypeError, match="state_dtype has the key 3, needs a slot pattern"):
         gradtx.adam(state_dtype={3: "int8"})
@@ -355,7 +353,7 @@ def test_a_codec_of_a_user():
 
 
 def test_whole_tree_rules_keep_coded_slots():
-    @gradtx.whole_tree(nonnegative=("size",))
+    @gradtx.whole_tree
     def sized():
         def init(params):
             return {"size": {name: torch.zeros_like(p) for name, p in params.items()}}
@@ -367,7 +365,7 @@ def test_whole_tree_rules_keep_coded_slots():
 
     tx = sized(state_dtype="int8")
     _, state = train(tx, params_of(), tx.init(params_of()), 2)
-    assert state["sized"]["size"]["matrix"].dtype == torch.uint8
+    assert state["sized"]["size"]["matrix"].dtype == torch.int8
 
 
 def test_shared_values_change_only_where_they_are_named():

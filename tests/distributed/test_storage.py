@@ -80,7 +80,7 @@ def run(code, kind, dims):
 @pytest.mark.parametrize("kind", ["eager", "traced"])
 @pytest.mark.parametrize("code", list(CODES))
 def test_a_divided_run_equals_that_of_one_process_and_resumes_bitwise(code, kind, two):
-    expected, optimizer = alone(code, 5)
+    expected, _ = alone(code, 5)
     block = CODES[code].block
     for tensors, same, rows, rest in two.run(run, code, kind, {}):
         assert same

@@ -121,9 +121,9 @@ def test_checkpoints_are_converted_both_ways_with_torchs(name):
 def test_a_checkpoint_of_another_code_is_the_usual_error():
     _, int8 = made("int8")
     _, int4 = made("int4")
-    with pytest.raises(ValueError, match="state of parameter '0'"):
+    with pytest.raises(ValueError, match=r"state of parameter '0'"):
         int4.load_state_dict(int8.state_dict())
-    with pytest.raises(ValueError, match="state of parameter '0'"):
+    with pytest.raises(ValueError, match=r"state of parameter '0'"):
         made("bfloat16+8")[1].load_state_dict(int8.state_dict())
 
 
