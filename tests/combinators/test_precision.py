@@ -8,6 +8,7 @@ import torch
 
 import gradtx
 from gradtx import chain, compensate_rounding, round_stochastically
+from gradtx.codes import CODES
 from gradtx.optim._run import PART
 from tests.conformance import assert_same
 
@@ -94,11 +95,10 @@ def compensated(p, kept):
     """The number that a weight and its compensation stand for."""
     if kept.dtype != torch.int8:
         return p.double() + kept.double()
-    mantissa, steps = (7, 256) if p.dtype == torch.bfloat16 else (10, 254)
-    unit = 2.0 ** (p.double().abs().log2().floor() - mantissa)
-    if p.dtype == torch.float16:
-        return p.double() + kept.double() * unit.clamp(min=2**-24) / steps
-    return p.double() + p.double().sign() * kept.double() * unit / steps
+    if p.dtype == torch.bfloat16:  # the next 8 bits of float32, with a sign
+        return CODES["bfloat16+8"].decode(p, kept).double()
+    unit = 2.0 ** (p.double().abs().log2().floor() - 10)
+    return p.double() + kept.double() * unit.clamp(min=2**-24) / 254
 
 
 @pytest.mark.parametrize("seed", [0, 1])
