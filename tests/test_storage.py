@@ -140,9 +140,9 @@ def test_integer_slots_never_change():
 
 
 def test_errors_at_construction():
-    with pytest.raises(TypeError, match="adam: state_dtype must be a .* got 'int9'; did you mean 'int[48]'"):
+    with pytest.raises(TypeError, match=r"adam: state_dtype must be a .* got 'int9'; did you mean 'int[48]'"):
         gradtx.adam(state_dtype="int9")
-    with pytest.raises(TypeError, match="got torch.int32; or a code, 'int8', .*a Codec, or a dict"):
+    with pytest.raises(TypeError, match=r"got torch.int32; or a code, 'int8', .*a Codec, or a dict"):
         gradtx.adam(state_dtype=torch.int32)
     with pytest.raises(TypeError, match="state_dtype has the key 3, needs a slot pattern"):
         gradtx.adam(state_dtype={3: "int8"})
