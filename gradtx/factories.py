@@ -55,7 +55,8 @@ class Spec:
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
-        self._nonnegative: Any = options.get("nonnegative", ())
+        nonnegative: Any = options.get("nonnegative", ())
+        self._nonnegative: Any = nonnegative if callable(nonnegative) else lambda arguments: nonnegative
         self.factory: Any = None
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
@@ -78,8 +79,7 @@ class Spec:
 
     def nonnegative(self, arguments: dict[str, Any]) -> tuple[str, ...]:
         """The slots that are never negative."""
-        declared: Any = self._nonnegative
-        return tuple(declared(arguments) if callable(declared) else declared)
+        return tuple(self._nonnegative(arguments))
 
     def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
         """The rule for these values of the arguments."""

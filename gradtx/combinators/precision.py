@@ -110,8 +110,9 @@ def round_stochastically(seed: int = 0):
 def compensate_rounding(bits: int = 16):
     """Keep what rounding takes from weights of 16 bits, and add it to the next update (Kahan's sum).
 
-    A weight with its compensation is p + u, to 2^-16 of the weight (`bits=8`) or to the rounding of the
-    compensation (`bits=16`: 2^-8 of it in bfloat16). Leaves in float32 and float64 pass unchanged. Stands last in a chain; only `record` may follow.
+    A weight with its compensation is p + u, to 2^-16 of the weight (`bits=8`) or to the rounding of the compensation
+    (`bits=16`; in bfloat16 2^-8 of it). Leaves in float32 and float64 pass unchanged. Stands last in a chain; only
+    `record` may follow.
 
     Args:
         bits: 16 for a compensation in the parameter's dtype; 8 for one in 128 steps of half a unit of the last place.

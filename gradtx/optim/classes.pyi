@@ -148,7 +148,7 @@ class ADOPT(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -166,7 +166,7 @@ class ASGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -187,7 +187,7 @@ class BCOS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -205,7 +205,7 @@ class CAME(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -221,7 +221,7 @@ class COCOB(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -238,7 +238,7 @@ class FOCUS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -256,7 +256,7 @@ class FTRL(AliasOptimizer):
         initial_accumulator_value: Scalar = 0.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -278,7 +278,7 @@ class LARS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -296,7 +296,7 @@ class MADGRAD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -320,7 +320,7 @@ class MARS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -334,7 +334,7 @@ class MSVAG(AliasOptimizer):
         beta: Scalar = 0.9,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -353,7 +353,7 @@ class PID(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -370,7 +370,7 @@ class PNM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -388,7 +388,7 @@ class QHM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -406,7 +406,7 @@ class SGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -427,7 +427,7 @@ class SGDP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -445,7 +445,7 @@ class SGDS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -463,7 +463,7 @@ class SGDW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -479,7 +479,7 @@ class SM3(AliasOptimizer):
         eps: Scalar = 1e-30,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -503,7 +503,7 @@ class SOAP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -524,7 +524,7 @@ class SPAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -540,7 +540,7 @@ class SRMM(AliasOptimizer):
         proximal: Scalar = 0.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -559,7 +559,7 @@ class SWATS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -577,7 +577,7 @@ class TAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -593,7 +593,7 @@ class A2Grad(AliasOptimizer):
         rho: Scalar = 0.5,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -613,7 +613,7 @@ class ACProp(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -631,7 +631,7 @@ class AccSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -651,7 +651,7 @@ class AdEMAMix(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -673,7 +673,7 @@ class AdaBelief(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -695,7 +695,7 @@ class AdaBound(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -717,7 +717,7 @@ class AdaFactor(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -738,7 +738,7 @@ class AdaGC(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -758,7 +758,7 @@ class AdaHessian(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
     ) -> None: ...
@@ -778,7 +778,7 @@ class AdaMod(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -799,7 +799,7 @@ class AdaNorm(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -818,7 +818,7 @@ class AdaPNM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -835,7 +835,7 @@ class AdaShift(AliasOptimizer):
         reduce: str = "max",
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -854,7 +854,7 @@ class AdaSmooth(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -872,7 +872,7 @@ class AdaTAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -890,7 +890,7 @@ class Adadelta(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -908,7 +908,7 @@ class AdafactorTorch(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -927,7 +927,7 @@ class Adagrad(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -946,7 +946,7 @@ class Adai(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -965,7 +965,7 @@ class Adam(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -992,7 +992,7 @@ class AdamAtan2(AliasOptimizer):
         clip_to_grok_max_norm: Scalar = 2.0,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1011,7 +1011,7 @@ class AdamC(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1029,7 +1029,7 @@ class AdamD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1047,7 +1047,7 @@ class AdamMini(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1067,7 +1067,7 @@ class AdamP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1085,7 +1085,7 @@ class AdamS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1103,7 +1103,7 @@ class AdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1121,7 +1121,7 @@ class Adamax(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1140,7 +1140,7 @@ class Adan(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1159,7 +1159,7 @@ class AdaptiveGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1180,7 +1180,7 @@ class AdoptAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1196,7 +1196,7 @@ class AggMo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1213,7 +1213,7 @@ class AliG(AliasOptimizer):
         max_norm: Scalar | None = None,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1234,7 +1234,7 @@ class Amos(AliasOptimizer):
         eps: Scalar = 2.350988701644575e-38,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1255,7 +1255,7 @@ class ApolloDQN(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1274,7 +1274,7 @@ class AvaGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1293,7 +1293,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1314,7 +1314,7 @@ class DAdaptAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1334,7 +1334,7 @@ class DAdaptAdan(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1351,7 +1351,7 @@ class DAdaptLion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1369,7 +1369,7 @@ class DAdaptSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1387,7 +1387,7 @@ class DiffGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1405,7 +1405,7 @@ class DoG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1422,7 +1422,7 @@ class DoWG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1442,7 +1442,7 @@ class FAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1456,7 +1456,7 @@ class Fromage(AliasOptimizer):
         p_bound: Scalar | None = None,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1475,7 +1475,7 @@ class GPAAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1492,7 +1492,7 @@ class Grams(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1508,7 +1508,7 @@ class Gravity(AliasOptimizer):
         seed: int = 0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1527,7 +1527,7 @@ class GrokFastAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1544,7 +1544,7 @@ class Kate(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1562,7 +1562,7 @@ class LDoG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1582,7 +1582,7 @@ class LaProp(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1604,7 +1604,7 @@ class Lamb(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1620,7 +1620,7 @@ class Lion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1643,7 +1643,7 @@ class MARSLion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1662,7 +1662,7 @@ class MoMo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1682,7 +1682,7 @@ class MoMoAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1706,7 +1706,7 @@ class Muon(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1734,7 +1734,7 @@ class MuonAdamAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1753,7 +1753,7 @@ class NAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1768,7 +1768,7 @@ class Nero(AliasOptimizer):
         constraints: bool = True,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1784,7 +1784,7 @@ class NoisySGD(AliasOptimizer):
         seed: int = 0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1803,7 +1803,7 @@ class NovoGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1822,7 +1822,7 @@ class OptimisticAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1837,7 +1837,7 @@ class OptimisticGradientDescent(AliasOptimizer):
         beta: Scalar = 1.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1857,7 +1857,7 @@ class PAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1882,7 +1882,7 @@ class PolarAdamAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1907,7 +1907,7 @@ class Prodigy(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1926,7 +1926,7 @@ class QHAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1946,7 +1946,7 @@ class RAdam(AliasOptimizer):
         degenerated_to_sgd: bool = True,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1968,7 +1968,7 @@ class RMSprop(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1990,7 +1990,7 @@ class Ranger(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2023,7 +2023,7 @@ class Ranger21(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2038,7 +2038,7 @@ class Rprop(AliasOptimizer):
         step_sizes: Betas = (1e-06, 50.0),
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2055,7 +2055,7 @@ class SGDSaI(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2074,7 +2074,7 @@ class Sadam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2105,7 +2105,7 @@ class ScalableShampoo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2125,7 +2125,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2145,7 +2145,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2164,7 +2164,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2184,7 +2184,7 @@ class Shampoo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2200,7 +2200,7 @@ class SignSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2217,7 +2217,7 @@ class Signum(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2239,7 +2239,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2258,7 +2258,7 @@ class SophiaH(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
     ) -> None: ...
@@ -2276,7 +2276,7 @@ class StableAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2298,7 +2298,7 @@ class StableSPAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2314,7 +2314,7 @@ class Tiger(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2333,6 +2333,6 @@ class Yogi(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...

@@ -129,7 +129,8 @@ BUILDING = {
         TypeError,
         lambda: gradtx.adam(state_dtype=torch.int64),
     ),
-    "adam: state_dtype must be a floating-point torch.dtype, got 'float32'; did you mean 'float8'? or a code, 'int8', 'int4', 'float8', "
+    "adam: state_dtype must be a floating-point torch.dtype, got 'float32'; did you mean 'float8'? or a code, "
+    "'int8', 'int4', 'float8', "
     "'bfloat16+8', 'bfloat16:stochastic', a Codec, or a dict slot pattern -> one of these": (
         TypeError,
         lambda: gradtx.adam(state_dtype="float32"),
