@@ -95,13 +95,13 @@ class Storage:
     def _first_match(self, path: Path, slot: str) -> tuple[str, Choice] | None:
         dotted = ".".join([*path, slot])
         for pattern, choice in self._choices.items():
-            if fnmatch.fnmatchcase(slot, pattern) or fnmatch.fnmatchcase(dotted, pattern):
+            if _name_matches(slot, pattern) or _name_matches(dotted, pattern):
                 return pattern, choice
         return None
 
     def matches(self, pattern: str, slots: Iterable[tuple[Path, str]]) -> bool:
         for path, slot in slots:
-            if fnmatch.fnmatchcase(slot, pattern) or fnmatch.fnmatchcase(".".join([*path, slot]), pattern):
+            if _name_matches(slot, pattern) or _name_matches(".".join([*path, slot]), pattern):
                 return True
         return False
 
@@ -113,6 +113,11 @@ class Storage:
             if not self.matches(pattern, slots):
                 known = ", ".join(sorted({slot for _, slot in slots})) or "none"
                 raise ValueError(f"state_dtype: pattern {pattern!r} matches no slot of the chain; its slots: {known}")
+
+
+@_torch.assume_constant
+def _name_matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern)
 
 
 def check_patterns(seen: Mapping[Storage, set[tuple[Path, str]]]) -> None:
