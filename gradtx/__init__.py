@@ -10,6 +10,7 @@ from gradtx._arguments import *
 from gradtx._moved import install as _install_moved
 from gradtx._names import public_names as _public_names
 from gradtx.checkpoint import *
+from gradtx.codes import *
 from gradtx.combinators import *
 from gradtx.context import *
 from gradtx.core import *

@@ -381,7 +381,8 @@ class Arguments:
         self.all = tuple(arguments)
         self.by_name = {argument.name: argument for argument in self.all}
         self._positional = [argument for argument in self.all if not argument.keyword_only]
-        parameters.append(_keyword("state_dtype", None, "torch.dtype | None"))
+        if "state_dtype" not in hints:
+            parameters.append(_keyword("state_dtype", None, "StateDtype | None"))
         self.signature = signature.replace(parameters=parameters)
 
     def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from gradtx._messages import nearest
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
 from gradtx._slots import kind_of
+from gradtx._storage import check_patterns
 from gradtx.context import Clock
 
 if TYPE_CHECKING:
@@ -138,8 +139,15 @@ class TreeRun(Run):
             if operation.template_slot is not None:
                 slots = self._old.slots_of(operation.path, name)
                 if operation.template_slot in slots:
-                    return slots[operation.template_slot]
+                    return self._template_of(operation.path, operation.template_slot, slots)
         return None
+
+    def _template_of(self, path: Path, slot: str, slots: dict[str, Tensor]) -> Tensor:
+        """A slot, or what stands for it if it is coded."""
+        codes = slots[slot]
+        if codes.dtype.is_floating_point and codes.element_size() > 1:
+            return codes
+        return self.stores[path].template(slot, slots)
 
     def check(self, names: dict[str, Any]) -> None:
         """Before anything runs: is this a state of this chain, with these leaves?"""
@@ -251,6 +259,8 @@ def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict
     for selector in run.selectors:
         selector.check_used([cell.name for cell in cells])
     initialize(cells)
+    if cells:
+        check_patterns(run.seen_slots)
     state = _first_state(run, cells)
     if counts == "leaves":
         state[LEAF_STEPS] = {cell.name: torch.zeros((), dtype=torch.int64, device=cell.device) for cell in cells}

@@ -132,6 +132,29 @@ def forward_mode_active() -> bool:
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
+def has_derivative(tensor: Tensor) -> bool:
+    """Whether derivatives are taken through a tensor, in any transform around; where dynamo traces, backward only."""
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled() and tensor.requires_grad
+    if not (torch.is_grad_enabled() or forward_mode_active()):
+        return False
+    while True:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return True
+        if forward_mode_active() and _is_dual(tensor):
+            return True
+        if not is_transformed(tensor) or _functorch("get_unwrapped") is None:
+            return False
+        tensor = unwrapped(tensor)
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    try:
+        return forward_ad.unpack_dual(tensor).tangent is not None
+    except RuntimeError:
+        return False
+
+
 # Dynamo, without importing it.
 
 

@@ -161,6 +161,7 @@ class GradientTransformation:
 
     _needs: tuple[str, ...] = ()
     _extras: Mapping[str, str] = {}
+    _rounds = False  # whether its updates lead to weights that are rounded already
     _is_optimizer = False  # whether this is an alias, whose hyperparameters have bare names
     _takes_blocks = False  # whether blocks of a leaf may take the place of leaves
     _lr_role: str | None = None  # "owner", or "before owner" for what has no place after one
@@ -389,7 +390,9 @@ class Chain(GradientTransformation):
     def __init__(self, txs: tuple[GradientTransformation, ...], checked: bool = True):
         self._set(_txs=txs)
         if checked:
-            _check_owners(self._links())
+            links = self._links()
+            _check_owners(links)
+            _check_last(links)
 
     def __reduce__(self) -> tuple:
         return Chain, (self._txs,)
@@ -455,8 +458,20 @@ def _check_owners(links: Iterable[GradientTransformation]) -> None:
             owner = link._owner()
 
 
+def _check_last(links: Iterable[GradientTransformation]) -> None:
+    last = None
+    for link in links:
+        if last is not None and link._name != "record":
+            raise ValueError(
+                f"chain: {last._name} gives the update that leads to the rounded weight, so it stands last, but "
+                f"{link._name} follows it; only record may"
+            )
+        if link._rounds:
+            last = link
+
+
 def apply_updates(params: Any, updates: Any) -> Any:
-    """`params + updates`, leaf by leaf, in the dtypes of `params`; a None update keeps the parameter.
+    """`params + updates`, leaf by leaf, rounded once to the dtypes of `params`; a None update keeps the parameter.
 
     Example:
         >>> gradtx.apply_updates({"w": torch.ones(2), "b": torch.ones(1)}, {"w": torch.tensor([1.0, 2.0]), "b": None})

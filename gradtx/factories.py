@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, Protocol, overload
 
-import torch
-
 from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
 from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, around_alias
@@ -16,6 +14,7 @@ from gradtx._moved import as_today
 from gradtx._rules import Rule, RuleOperation, StageState
 from gradtx._runs import Scope
 from gradtx._selectors import Selector
+from gradtx._storage import StateDtype, Storage
 from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
 from gradtx.core import Branches, GradientTransformation, same
@@ -46,6 +45,7 @@ class Spec:
         self._conditional: Any = needs if callable(needs) else lambda arguments: ()
         self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
         self.lr_role = options.get("lr_role")
+        self.rounds: bool = options.get("rounds", False)
         self.elementwise = options.get("elementwise", False)
         self.random: bool = options.get("random", False)
         self.compiles: bool = options.get("compiles", not self.random)
@@ -57,6 +57,8 @@ class Spec:
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
+        nonnegative: Any = options.get("nonnegative", ())
+        self._nonnegative: Any = nonnegative if callable(nonnegative) else lambda arguments: nonnegative
         self.factory: Any = None
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
@@ -77,6 +79,10 @@ class Spec:
         """Shared scalars: name -> start."""
         return self._shared(arguments) if callable(self._shared) else self._shared
 
+    def nonnegative(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+        """The slots that are never negative."""
+        return tuple(self._nonnegative(arguments))
+
     def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
         """The rule for these values of the arguments."""
         shared = {name: _start(value, arguments) for name, value in self.shared_of(arguments).items()}
@@ -93,6 +99,7 @@ class Spec:
             dims=self.dims(arguments),
             seed=arguments["seed"] if self.random else None,
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
+            nonnegative=self.nonnegative(arguments),
         )
 
     def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
@@ -132,14 +139,14 @@ class Made(GradientTransformation):
 
     _spec: Spec
     _arguments: dict[str, Any]
-    _state_dtype: torch.dtype | None
+    _storage: Storage | None
     _varies: bool
     _first: Any
 
-    def __init__(self, spec: Spec, arguments: dict[str, Any], state_dtype: Any = None, checked: bool = True):
-        self._set(_name=spec.name, _spec=spec, _arguments=arguments, _state_dtype=state_dtype)
+    def __init__(self, spec: Spec, arguments: dict[str, Any], storage: Storage | None = None, checked: bool = True):
+        self._set(_name=spec.name, _spec=spec, _arguments=arguments, _storage=storage)
         self._set(_varies=any(varies(value) for value in arguments.values()), _first=None)
-        if checked and state_dtype is not None and isinstance(self._body, Functions) and self._body.init is None:
+        if checked and storage is not None and isinstance(self._body, Functions) and self._body.init is None:
             raise TypeError(f"{spec.name}: keeps no state with these options; leave out state_dtype")
 
     @property
@@ -150,7 +157,8 @@ class Made(GradientTransformation):
         return self._first
 
     def __reduce__(self) -> tuple:
-        return _remade, (self._spec.factory, self._arguments, self._state_dtype)
+        given = None if self._storage is None else self._storage.given
+        return _remade, (self._spec.factory, self._arguments, given)
 
     def __repr__(self) -> str:
         shown = []
@@ -160,8 +168,8 @@ class Made(GradientTransformation):
                 shown.append(f"{argument.name}={describe(value)}" if argument.keyword_only else describe(value))
             elif varies(value) or value != argument.default:
                 shown.append(f"{argument.name}={describe(value)}")
-        if self._state_dtype is not None:
-            shown.append(f"state_dtype={self._state_dtype}")
+        if self._storage is not None:
+            shown.append(f"state_dtype={self._storage!r}")
         return f"{self._name}({', '.join(shown)})"
 
     def _skeleton(self) -> Any:
@@ -199,6 +207,10 @@ class Made(GradientTransformation):
             return "owner"
         inner = {link._lr_role for link in self._inner_links()}
         return next((role for role in ("owner", "before owner") if role in inner), self._spec.lr_role)
+
+    @property
+    def _rounds(self) -> bool:
+        return self._spec.rounds or any(link._rounds for link in self._inner_links())
 
     def _owner(self) -> GradientTransformation:
         return next((link._owner() for link in self._inner_links() if link._lr_role == "owner"), self)
@@ -248,7 +260,7 @@ class Made(GradientTransformation):
             body = spec.body(arguments)
         else:
             body = self._body
-        scope = scope.stored_as(self._state_dtype)
+        scope = scope.stored_as(self._storage)
         if isinstance(body, Combinator):
             return body.expand(scope, spec.name)
         if isinstance(body, GradientTransformation):
@@ -304,7 +316,7 @@ class Made(GradientTransformation):
                 bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
             else:
                 bound[name] = arguments.get(name, value)
-        made = Made(self._spec, bound, self._state_dtype, checked)
+        made = Made(self._spec, bound, self._storage, checked)
         if checked:
             made._links()  # runs the body, which may have its own say on the values
         return made
@@ -328,7 +340,11 @@ def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
     arguments = as_today(factory.spec.name, arguments)
     for argument in factory.spec.arguments.all:
         complete[argument.name] = arguments.get(argument.name, argument.default)
-    return Made(factory.spec, complete, state_dtype)
+    return Made(factory.spec, complete, _storage_of(factory.spec, state_dtype))
+
+
+def _storage_of(spec: Spec, state_dtype: Any) -> Storage | None:
+    return None if state_dtype is None else Storage(spec.name, state_dtype)
 
 
 P = ParamSpec("P")
@@ -343,7 +359,7 @@ class Factory(Protocol[P]):
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
     @overload
-    def __call__(self, *args: Any, state_dtype: torch.dtype | None, **kwargs: Any) -> GradientTransformation: ...
+    def __call__(self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any) -> GradientTransformation: ...
 
 
 class Alias(Protocol[P]):
@@ -355,7 +371,7 @@ class Alias(Protocol[P]):
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
     @overload
-    def __call__(self, *args: Any, state_dtype: torch.dtype | None, **kwargs: Any) -> GradientTransformation: ...
+    def __call__(self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any) -> GradientTransformation: ...
     @overload
     def __call__(self, *args: Any, maximize: bool, **kwargs: Any) -> GradientTransformation: ...
 
@@ -365,10 +381,8 @@ def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]
 
     @functools.wraps(function)
     def factory(*args: Any, **kwargs: Any) -> GradientTransformation:
-        state_dtype = kwargs.pop("state_dtype", None)
-        if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
-            raise TypeError(f"{spec.name}: state_dtype must be a floating-point torch.dtype, got {state_dtype!r}")
-        made = Made(spec, spec.arguments.bind(args, kwargs), state_dtype)
+        state_dtype = None if "state_dtype" in spec.arguments.by_name else kwargs.pop("state_dtype", None)
+        made = Made(spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype))
         if spec.kind == "alias" and made._arguments.get("mask") is not None:
             spec.selector(made._arguments["mask"])  # raises an error for what selects nothing
         try:
@@ -423,6 +437,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         determined: False, or a function of the arguments that says so, where results depend on a basis that rounding
             decides (eigenvectors of equal eigenvalues): the conformance tests compare neither batched runs nor
             difference quotients then.
+        nonnegative: The slots that are never negative, such as averages of squares, or a function of the arguments
+            that gives them; codes of few bits keep them more accurately. A list is named without numbers.
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
         ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
             entry. Without it `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
@@ -495,6 +511,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
         extras: Other extras, as in `per_tensor`.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
+        rounds: The updates lead to weights that are rounded already; nothing but `record` may follow.
         static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
         example: A function that gives arguments for the conformance tests, from an inner transformation.
@@ -514,11 +531,11 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random ranges"
-    " static any_length example",
+    "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random"
+    " nonnegative ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
-    "combinator": "needs extras owns_lr ranges static any_length example",
+    "combinator": "needs extras owns_lr rounds ranges static any_length example",
 }
 
 

@@ -8,6 +8,7 @@ from gradtx.combinators.graft import *
 from gradtx.combinators.hyperball import *
 from gradtx.combinators.lookahead import *
 from gradtx.combinators.norm_ratio import *
+from gradtx.combinators.precision import *
 from gradtx.combinators.qk_clip import *
 from gradtx.combinators.restarts import *
 from gradtx.combinators.schedule_free import *

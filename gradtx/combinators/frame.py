@@ -243,7 +243,10 @@ class FrameRun:
         """The same slots by "stage.slot"."""
         if not self.frame.inner_slots:
             return {}
-        return {self._inner_name(path, slot): self._slots(path, leaf)[slot] for path, slot in self.inner_slots(leaf)}
+        values = {}
+        for path, slot in self.inner_slots(leaf):
+            values[self._inner_name(path, slot)] = self.run.stores[path].value_of(slot, self._slots(path, leaf), leaf)
+        return values
 
     def first_inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
         """These slots as they are when the inner transformation starts again."""
@@ -257,9 +260,9 @@ class FrameRun:
 
     def replace_inner(self, leaf: Leaf, values: Mapping[str, Tensor]) -> None:
         for path, slot in list(self.inner_slots(leaf)):
-            slots = self._slots(path, leaf)
-            new = values.get(self._inner_name(path, slot), slots[slot])
-            leaf.new[path] = {**slots, slot: new.to(slots[slot].dtype)}
+            new = values.get(self._inner_name(path, slot))
+            if new is not None:
+                leaf.new[path] = self.run.stores[path].changed(slot, new, self._slots(path, leaf), leaf)
 
     def _inner_name(self, path: Path, slot: str) -> str:
         return ".".join([*path[len(self.path) :], slot])
@@ -321,8 +324,8 @@ class FrameState(StageState):
             return super().made(leaf, device)
         return init(self.like(leaf, device), self._frame_run.first_inner_values(leaf))
 
-    def stored(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
-        return self._in_stored_dtypes(slots, leaf)
+    def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return self.store.first(slots, self.like(leaf), leaf, old)
 
     def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
         return state

@@ -15,6 +15,7 @@ from gradtx import _torch
 from gradtx._arguments import tensors_in
 from gradtx._execution import Block
 from gradtx._pure import evaluated
+from gradtx._storage import check_patterns
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import Checkpoint
@@ -50,6 +51,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         super().__init__(params, {})
         members = self._workings.members
         members.check_selectors()
+        if self._workings.states.by_param:
+            check_patterns(self._workings.states.seen_slots)
         self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}
 
     def _own(self, tx: GradientTransformation) -> GradientTransformation:

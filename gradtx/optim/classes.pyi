@@ -7,6 +7,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx._selectors import Where
+from gradtx._storage import StateDtype
 from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.transforms._polynomials import Coefficients
@@ -158,7 +159,7 @@ class ADOPT(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -176,7 +177,7 @@ class ASGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -197,7 +198,7 @@ class BCOS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -215,7 +216,7 @@ class CAME(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -231,7 +232,7 @@ class COCOB(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -248,7 +249,7 @@ class FOCUS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -266,7 +267,7 @@ class FTRL(AliasOptimizer):
         initial_accumulator_value: Scalar = 0.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -288,7 +289,7 @@ class LARS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -306,7 +307,7 @@ class MADGRAD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -330,7 +331,7 @@ class MARS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -344,7 +345,7 @@ class MSVAG(AliasOptimizer):
         beta: Scalar = 0.9,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -387,7 +388,7 @@ class PID(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -404,7 +405,7 @@ class PNM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -422,7 +423,7 @@ class QHM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -440,7 +441,7 @@ class SGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -461,7 +462,7 @@ class SGDP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -479,7 +480,7 @@ class SGDS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -497,7 +498,7 @@ class SGDW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -513,7 +514,7 @@ class SM3(AliasOptimizer):
         eps: Scalar = 1e-30,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -537,7 +538,7 @@ class SOAP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -558,7 +559,7 @@ class SPAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -574,7 +575,7 @@ class SRMM(AliasOptimizer):
         proximal: Scalar = 0.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -593,7 +594,7 @@ class SWATS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -611,7 +612,7 @@ class TAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -627,7 +628,7 @@ class A2Grad(AliasOptimizer):
         rho: Scalar = 0.5,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -647,7 +648,7 @@ class ACProp(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -665,7 +666,7 @@ class AccSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -685,7 +686,7 @@ class AdEMAMix(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -707,7 +708,7 @@ class AdaBelief(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -729,7 +730,7 @@ class AdaBound(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -751,7 +752,7 @@ class AdaFactor(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -772,7 +773,7 @@ class AdaGC(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -792,7 +793,7 @@ class AdaHessian(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
     ) -> None: ...
@@ -812,7 +813,7 @@ class AdaMod(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -859,7 +860,7 @@ class AdaNorm(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -878,7 +879,7 @@ class AdaPNM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -895,7 +896,7 @@ class AdaShift(AliasOptimizer):
         reduce: str = "max",
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -914,7 +915,7 @@ class AdaSmooth(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -932,7 +933,7 @@ class AdaTAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -950,7 +951,7 @@ class Adadelta(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -968,7 +969,7 @@ class AdafactorTorch(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -987,7 +988,7 @@ class Adagrad(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1006,7 +1007,7 @@ class Adai(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1025,7 +1026,7 @@ class Adam(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1052,7 +1053,7 @@ class AdamAtan2(AliasOptimizer):
         clip_to_grok_max_norm: Scalar = 2.0,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1071,7 +1072,7 @@ class AdamC(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1089,7 +1090,7 @@ class AdamD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1124,7 +1125,7 @@ class AdamMini(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1144,7 +1145,7 @@ class AdamP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1162,7 +1163,7 @@ class AdamS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1180,7 +1181,7 @@ class AdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1198,7 +1199,7 @@ class Adamax(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1217,7 +1218,7 @@ class Adan(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1236,7 +1237,7 @@ class AdaptiveGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1257,7 +1258,7 @@ class AdoptAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1273,7 +1274,7 @@ class AggMo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1290,7 +1291,7 @@ class AliG(AliasOptimizer):
         max_norm: Scalar | None = None,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1311,7 +1312,7 @@ class Amos(AliasOptimizer):
         eps: Scalar = 2.350988701644575e-38,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1332,7 +1333,7 @@ class ApolloDQN(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1351,7 +1352,7 @@ class AvaGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1394,7 +1395,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1415,7 +1416,7 @@ class DAdaptAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1435,7 +1436,7 @@ class DAdaptAdan(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1452,7 +1453,7 @@ class DAdaptLion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1470,7 +1471,7 @@ class DAdaptSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1488,7 +1489,7 @@ class DiffGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1506,7 +1507,7 @@ class DoG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1523,7 +1524,7 @@ class DoWG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1543,7 +1544,7 @@ class FAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1557,7 +1558,7 @@ class Fromage(AliasOptimizer):
         p_bound: Scalar | None = None,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1576,7 +1577,7 @@ class GPAAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1593,7 +1594,7 @@ class Grams(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1609,7 +1610,7 @@ class Gravity(AliasOptimizer):
         seed: int = 0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1628,7 +1629,7 @@ class GrokFastAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1645,7 +1646,7 @@ class Kate(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1663,7 +1664,7 @@ class LDoG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1683,7 +1684,7 @@ class LaProp(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1705,7 +1706,7 @@ class Lamb(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1721,7 +1722,7 @@ class Lion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1744,7 +1745,7 @@ class MARSLion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1763,7 +1764,7 @@ class MoMo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1783,7 +1784,7 @@ class MoMoAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1808,7 +1809,7 @@ class Muon(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1836,7 +1837,7 @@ class MuonAdamAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1896,7 +1897,7 @@ class NAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1911,7 +1912,7 @@ class Nero(AliasOptimizer):
         constraints: bool = True,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1927,7 +1928,7 @@ class NoisySGD(AliasOptimizer):
         seed: int = 0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1972,7 +1973,7 @@ class NovoGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1991,7 +1992,7 @@ class OptimisticAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2006,7 +2007,7 @@ class OptimisticGradientDescent(AliasOptimizer):
         beta: Scalar = 1.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2026,7 +2027,7 @@ class PAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2051,7 +2052,7 @@ class PolarAdamAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2100,7 +2101,7 @@ class Prodigy(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2119,7 +2120,7 @@ class QHAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2139,7 +2140,7 @@ class RAdam(AliasOptimizer):
         degenerated_to_sgd: bool = True,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2161,7 +2162,7 @@ class RMSprop(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2183,7 +2184,7 @@ class Ranger(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2216,7 +2217,7 @@ class Ranger21(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2231,7 +2232,7 @@ class Rprop(AliasOptimizer):
         step_sizes: Betas = (1e-06, 50.0),
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2248,7 +2249,7 @@ class SGDSaI(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2267,7 +2268,7 @@ class Sadam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2298,7 +2299,7 @@ class ScalableShampoo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2318,7 +2319,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2338,7 +2339,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2357,7 +2358,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2394,7 +2395,7 @@ class Shampoo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2410,7 +2411,7 @@ class SignSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2427,7 +2428,7 @@ class Signum(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2449,7 +2450,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2468,7 +2469,7 @@ class SophiaH(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
     ) -> None: ...
@@ -2486,7 +2487,7 @@ class StableAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2508,7 +2509,7 @@ class StableSPAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2524,7 +2525,7 @@ class Tiger(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2543,6 +2544,6 @@ class Yogi(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...

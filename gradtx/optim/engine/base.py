@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._execution import FROZEN, Leaf
-from gradtx._sharding import is_sharded
+from gradtx._sharding import is_sharded, local
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim._warnings import warn_user
@@ -117,6 +117,8 @@ class Engine:
             return self._refuse(leaf, "it shares memory with another parameter")
         if not _takes_part(param, leaf):
             return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
+        if is_sharded(param) and any(operation.positional for operation in leaf.program):
+            return self._refuse(leaf, "a link needs the places of its entries in the whole tensor")
         if not self._takes(leaf):
             return None
         flat = _is_flat(member, leaf)
@@ -155,8 +157,12 @@ def _is_flat(member: Member, leaf: Leaf) -> bool:
 
 def slots_are_shaped_as(member: Member) -> bool:
     """Whether every slot is a number or shaped as its parameter: then padding of any length stands for a leaf."""
-    assert member.layout is not None
-    return all(member.state[key].shape in (member.param.shape, ()) for key in member.layout.slot_keys)
+    layout = member.layout
+    assert layout is not None
+    beside: set[str] = set()
+    if layout.codes and layout.is_flat(local(member.param).shape):
+        beside = layout.coded_tensors
+    return all(key in beside or member.state[key].shape in (member.param.shape, ()) for key in layout.slot_keys)
 
 
 def _aliases(member: Member, flat: bool) -> list[Tensor] | None:

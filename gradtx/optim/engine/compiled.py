@@ -17,6 +17,7 @@ from gradtx._sharding import is_sharded
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim._scaling import Count, next_number, on_device
+from gradtx.optim.engine.alias import lengths_like
 from gradtx.optim.engine.base import Engine, Pairs, UnsuitableError, slots_are_shaped_as
 from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.compiler import Backend, Compiler
@@ -239,8 +240,11 @@ def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
     is_large, *_ = kind.held
     length = 4 * LARGE if is_large else 64
     examples: list[Tensor] = []
-    for i, tensor in enumerate(tensors):
-        examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(length + i // per_leaf))
+    for start in range(0, len(tensors), per_leaf):
+        of_leaf = tensors[start : start + per_leaf]
+        lengths = lengths_like(of_leaf, of_leaf[1], length + start // per_leaf)
+        for tensor, entries in zip(of_leaf, lengths, strict=True):
+            examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(entries))
     return examples
 
 

@@ -220,9 +220,10 @@ class ListEngine(Engine):
             if program is not None:
                 _, members = alike.setdefault(id(program), (program, []))
                 members.append(member)
+        positional = any(operation.positional for operation in leaf.program)
         bundles: list[MemberBundle] = []
         for program, members in alike.values():
-            splits = kind.flat and not _has_numbers(members[0])
+            splits = kind.flat and not positional and _can_be_split(members[0])
             bundles.append(MemberBundle(members, signature, program, splits))
         return bundles
 
@@ -298,7 +299,11 @@ def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor
     return list(map(local, tensors))
 
 
-def _has_numbers(member: Member) -> bool:
-    """Whether a slot is a number, which the parts of a leaf would update several times."""
-    assert member.layout is not None
-    return any(member.state[key].ndim == 0 for key in member.layout.slot_keys)
+def _can_be_split(member: Member) -> bool:
+    """Whether parts of a leaf may be updated one after another.
+
+    The parts would update a slot that is a number several times, and codes are laid out by the rows of the whole.
+    """
+    layout = member.layout
+    assert layout is not None
+    return not layout.codes and not any(member.state[key].ndim == 0 for key in layout.slot_keys)
