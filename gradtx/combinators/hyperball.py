@@ -6,12 +6,13 @@ from gradtx._arguments import Scalar
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms.hyperball import keep_norm, scale_to_radius
+from gradtx.transforms.momentum import trace_ema
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["hyperball"]
 
 
-@combinator(example=lambda tx: {"tx": tx, "lr": 0.1})
+@combinator(example=lambda tx: {"tx": trace_ema(0.9), "lr": 0.1})
 def hyperball(tx: GradientTransformation, lr: Scalar, eps: Scalar = 1e-12):
     r"""Take steps of a fixed share of the norm of a leaf, and keep that norm.
 
