@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, Protocol, overload
 
+import torch
+
 from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
 from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, around_alias
@@ -173,9 +175,11 @@ class Made(GradientTransformation):
         return f"{self._name}({', '.join(shown)})"
 
     def _skeleton(self) -> Any:
-        if not self._spec.function.__module__.startswith("gradtx."):
+        is_ours = self._spec.function.__module__.startswith("gradtx.")
+        storage = None if self._storage is None else (self._storage.given, self._storage.min_size)
+        if not is_ours or not _is_constant(storage):
             return None  # a user's function may hold anything, which a shared program would keep alive
-        parts: list[Any] = [self._spec, self._state_dtype]
+        parts: list[Any] = [self._spec, storage]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
             if argument.is_hyperparameter:
@@ -326,7 +330,7 @@ def _is_constant(value: Any) -> bool:
     """Whether a value is equal to another exactly if programs with it are."""
     if isinstance(value, tuple):
         return all(map(_is_constant, value))
-    return value is None or type(value) in (bool, int, float, str, torch.dtype)
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _transformations(value: Any) -> list[GradientTransformation]:

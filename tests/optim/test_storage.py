@@ -11,7 +11,7 @@ import gradtx
 from gradtx import chain, with_state_dtype
 from gradtx._lists.bundle import CHUNK
 from gradtx.codes import CODES
-from gradtx.optim.engine import planning
+from gradtx.optim.engine import compiled as planning
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
