@@ -1,4 +1,4 @@
-"""Only the sign of a momentum: Lion; and only the sign of the gradient: Grams."""
+"""Only the sign: of the update, of a momentum (Lion), of the gradient (Grams)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from gradtx._arguments import Betas, is_off
 from gradtx.factories import per_tensor
 
-__all__ = ["scale_by_lion", "take_signs_of_gradient"]
+__all__ = ["scale_by_lion", "scale_by_sign", "take_signs_of_gradient"]
 
 
 @per_tensor(elementwise=True)
@@ -48,6 +48,27 @@ def scale_by_lion(betas: Betas = (0.9, 0.99)):
         return update.sign(), state
 
     return sign if is_off(beta1) and is_off(beta2) else (init, update)
+
+
+@per_tensor(elementwise=True)
+def scale_by_sign():
+    r"""Replace every entry by its sign: $u \mapsto \mathrm{sign}(u)$, with sign(0) = 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.scale_by_sign())
+        >>> tx.update({"w": torch.tensor([2e-9, 0.0, -5.0])}, tx.init({"w": torch.zeros(3)}))[0]["w"]
+        tensor([ 1.,  0., -1.])
+
+    Source: Bernstein et al. 2018, signSGD, arXiv:1802.04434. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        return update.sign(), state
+
+    return update
 
 
 @per_tensor(elementwise=True)
