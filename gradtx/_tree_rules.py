@@ -46,7 +46,9 @@ class TreeOperation(Operation):
             raise TypeError(f"{name}: works on whole trees, whose state a restart can't reset; put it outside")
         if scope.space is not None:
             around = scope.space.name
-            raise TypeError(f"{name}: works on whole trees, whose slots {around} can't turn; put it outside of {around}")
+            raise TypeError(
+                f"{name}: works on whole trees, whose slots {around} can't turn; put it outside of {around}"
+            )
         self.path = path
         self.agree = agree or {}
         self._run: Run = scope.run

@@ -18,6 +18,7 @@ __all__ = [
     "COCOB",
     "FOCUS",
     "FTRL",
+    "KLSOAP",
     "LARS",
     "MADGRAD",
     "MARS",
@@ -71,6 +72,7 @@ __all__ = [
     "Amos",
     "ApolloDQN",
     "AvaGrad",
+    "Conda",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptAdan",
@@ -85,6 +87,7 @@ __all__ = [
     "Grams",
     "Gravity",
     "GrokFastAdamW",
+    "KLShampoo",
     "Kate",
     "LDoG",
     "LaProp",
@@ -111,6 +114,9 @@ __all__ = [
     "Ranger21",
     "Rprop",
     "SGDSaI",
+    "SOAPLaProp",
+    "SOAPMuon",
+    "SPlus",
     "Sadam",
     "ScalableShampoo",
     "ScheduleFreeAdamW",
@@ -256,6 +262,28 @@ class FTRL(AliasOptimizer):
         initial_accumulator_value: Scalar = 0.0,
         *,
         maximize: bool = False,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class KLSOAP(AliasOptimizer):
+    """KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Scalar | None = None,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
+        correct_bias: bool = True,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: torch.dtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
@@ -1278,6 +1306,25 @@ class AvaGrad(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class Conda(AliasOptimizer):
+    """Conda: Adam along the singular vectors of the momentum, on the shorter side of a matrix."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        weight_decay: Scalar = 0.0,
+        eps: Scalar = 1e-08,
+        update_proj_gap: int = 2000,
+        scale: Scalar = 1.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class DAdaptAdaGrad(AliasOptimizer):
     """D-Adapt AdaGrad: AdaGrad with an automatic rate."""
 
@@ -1524,6 +1571,27 @@ class GrokFastAdamW(AliasOptimizer):
         weight_decay: Scalar = 0.01,
         alpha: Scalar = 0.98,
         lamb: Scalar = 2.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class KLShampoo(AliasOptimizer):
+    """KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        eps: Scalar = 1e-08,
+        adam_eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -2052,6 +2120,72 @@ class SGDSaI(AliasOptimizer):
         momentum: Scalar = 0.9,
         eps: Scalar = 1e-08,
         weight_decay: Scalar = 0.01,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SOAPLaProp(AliasOptimizer):
+    """SOAP with LaProp in place of Adam: gradients are normalized in the eigenbasis first and averaged then."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Scalar | None = None,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SOAPMuon(AliasOptimizer):
+    """SOAP-Muon: momentum, divided by its root mean square in the eigenbasis of the gradients, then orthogonalized."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.02,
+        weight_decay: Scalar = 0.0,
+        momentum: Scalar = 0.95,
+        nesterov: bool = True,
+        beta2: Scalar = 0.9,
+        eps: Scalar = 1e-08,
+        precondition_frequency: int = 1,
+        max_precondition_dim: int = 10000,
+        ns_coefficients: str | tuple = "newton_schulz",
+        ns_steps: int = 12,
+        adjust_lr_fn: str | None = "original",
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: torch.dtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SPlus(AliasOptimizer):
+    """SPlus: signs of the momentum in Shampoo's eigenbases, with an average of the weights to evaluate with."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.1,
+        betas: Betas = (0.9, 0.999),
+        weight_decay: Scalar = 0.01,
+        ema_rate: Scalar = 0.999,
+        inverse_steps: int = 100,
+        nonstandard_constant: Scalar = 0.001,
+        max_dim: int = 10000,
         *,
         maximize: bool = False,
         mask: Where | None = None,

@@ -24,6 +24,7 @@ from gradtx.transforms.decay import *
 from gradtx.transforms.delayed import *
 from gradtx.transforms.distance import *
 from gradtx.transforms.dual_averaging import *
+from gradtx.transforms.eigenbasis import *
 from gradtx.transforms.factored import *
 from gradtx.transforms.fisher import *
 from gradtx.transforms.focus import *

@@ -245,4 +245,3 @@ class RotatedView(View):
         bases, self._orders = self._rotation.next_bases(new, self._bases, self._ctx)
         self.renews = self._orders is not None
         return update, {"GG": new, "Q": bases}
-

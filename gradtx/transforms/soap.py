@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradtx._arguments import Betas, Scalar
-from gradtx.core import chain
+from gradtx.core import GradientTransformation, chain
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import rms
 from gradtx.transforms._rotation import Factors, Rotation
@@ -86,15 +86,18 @@ def scale_by_soap(
     beta = betas[1] if shampoo_beta is None else shampoo_beta
     factors = Factors("both", max_precondition_dim, merge_dims, precondition_1d)
     rotation = Rotation(factors, "shampoo", beta, precondition_frequency, "skip", "qr", 1, "update", 0.0)
-    inner = chain(scale_by_adam_hat(betas, eps), _without_correction(betas, normalize_gradient, correct_bias))
-    return rotation.space(inner, hidden=True)
+    return rotation.space(adam_along_bases(betas, eps, correct_bias, normalize_gradient), hidden=True)
 
 
-@per_tensor(static=("normalizes", "corrects"))
-def _without_correction(betas: Betas, normalizes: bool, corrects: bool):
-    """Take Adam's correction from its direction, or normalize the direction before the correction."""
-    if corrects and not normalizes:
-        return chain()
+def adam_along_bases(betas: Betas, eps: Scalar, corrects: bool, normalizes: bool = False) -> GradientTransformation:
+    """Adam's direction; without its correction, or normalized in front of it."""
+    adam = scale_by_adam_hat(betas, eps)
+    return adam if corrects and not normalizes else chain(adam, corrected_later(betas, normalizes, corrects))
+
+
+@per_tensor
+def corrected_later(betas: Betas, normalizes: bool, corrects: bool):
+    """Take the correction out of Adam's direction, normalize what is left, and put it in again."""
     beta1, beta2 = betas
 
     def update(update, state, param, ctx):

@@ -261,7 +261,10 @@ UNKNOWN = r"rotated: the link 'scale_by_scalable_shampoo' inside keeps the slot 
         (lambda: gradtx.rotated(gradtx.adam), "rotated: inner must be a GradientTransformation, .*call it.*"),
         (lambda: gradtx.rotated(gradtx.scale_by_scalable_shampoo()), UNKNOWN),
         (lambda: gradtx.rotated(gradtx.schedule_free_sgd()), r"rotated: .* averages weights, .* outside of rotated"),
-        (lambda: gradtx.rotated(gradtx.adam(), statistics="x"), "rotated: statistics must be one of 'shampoo', 'kl', .*"),
+        (
+            lambda: gradtx.rotated(gradtx.adam(), statistics="x"),
+            "rotated: statistics must be one of 'shampoo', 'kl', .*",
+        ),
         (lambda: gradtx.rotated(gradtx.adam(), sides="x"), "rotated: sides must be one of 'both', .*, got 'x'"),
         (lambda: gradtx.rotated(gradtx.adam(), start="x"), "rotated: start must be one of 'skip', 'identity', .*"),
         (lambda: gradtx.rotated(gradtx.adam(), refresh="x"), "rotated: refresh must be one of 'qr', .*, got 'x'"),
