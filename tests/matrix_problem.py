@@ -56,10 +56,10 @@ def eigenvectors(S: Tensor) -> Tensor:
     return torch.linalg.eigh(S)[1].flip(1)
 
 
-def newton_schulz(U: Tensor, polynomials, eps=1e-7) -> Tensor:
+def newton_schulz(U: Tensor, polynomials, eps=1e-7, shrink=1.0) -> Tensor:
     """By singular values: an odd polynomial of a matrix is that of each of them."""
     left, values, right = torch.linalg.svd(U, full_matrices=False)
-    values = values / max(U.norm().item(), eps)
+    values = values / max(U.norm().item(), eps) / shrink
     for a, b, c in polynomials:
         values = a * values + b * values**3 + c * values**5
     return left @ torch.diag(values) @ right

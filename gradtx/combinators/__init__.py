@@ -5,6 +5,7 @@ from gradtx.combinators.clocks import *
 from gradtx.combinators.frame import *
 from gradtx.combinators.graft import *
 from gradtx.combinators.lookahead import *
+from gradtx.combinators.low_rank import *
 from gradtx.combinators.restarts import *
 from gradtx.combinators.rotated import *
 from gradtx.combinators.schedule_free import *

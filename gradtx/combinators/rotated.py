@@ -85,7 +85,7 @@ def rotated(
         dimension in order, and the entries of `inner`. Time n^3.
 
     Raises:
-        TypeError: `inner` is not a transformation, or keeps a slot of no declared kind, works on whole trees or averages
+        TypeError: `inner` is not a transformation, keeps a slot of no declared kind, works on whole trees or averages
             weights.
         ValueError: numbers out of range, an unknown option.
 

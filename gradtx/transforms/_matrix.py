@@ -121,7 +121,7 @@ def eigenbasis(x: Tensor) -> Tensor:
 def left_basis(x: Tensor) -> Tensor:
     """All left singular vectors of a matrix as columns, the largest singular value first.
 
-    They are the eigenvectors of $X X^\\top$, and have the derivative of those.
+    They are the eigenvectors of X X^T, and have the derivative of those.
     """
     basis, values, _ = _factors(_left_svd, x.detach())
     squares = torch.nn.functional.pad(values.square(), (0, x.shape[-2] - values.shape[-1]))
@@ -144,7 +144,7 @@ def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
 
 
 def orthonormal(x: Tensor) -> Tensor:
-    """Q of the QR decomposition of a square matrix; columns that depend on earlier ones have no derivative."""
+    """Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
     basis, upper = _factors(torch.linalg.qr, x.detach())
     basis = basis.contiguous()
     if not differentiable():
@@ -152,9 +152,13 @@ def orthonormal(x: Tensor) -> Tensor:
     diagonal = upper.diagonal()
     small = diagonal.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * (upper.abs().amax() if upper.numel() else 0.0)
     regular = upper + torch.diag(torch.where(small, 1.0 - diagonal, 0.0))
-    change = torch.linalg.solve_triangular(regular, basis.mT @ (x - x.detach()), upper=True, left=False)
-    below = torch.where(small[None, :], 0.0, change).tril(-1)
-    return basis + basis @ (below - below.mT)
+    moved = torch.linalg.solve_triangular(regular, x - x.detach(), upper=True, left=False)
+    moved = torch.where(small[None, :], 0.0, moved)
+    change = basis.mT @ moved
+    below = change.tril(-1)
+    inside = basis @ (below - below.mT)
+    outside = moved - basis @ change  # out of the space of the columns, 0 for a square matrix
+    return basis + inside + (outside if x.shape[-2] > x.shape[-1] else 0.0)
 
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:

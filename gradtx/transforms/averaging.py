@@ -96,7 +96,6 @@ def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
 
     Source: Polyak and Juditsky 1992. Departures: `decay`; theirs is the mean.
     """
-
     if debias and decay is None:
         raise ValueError("average: debias is for an average with a decay")
 

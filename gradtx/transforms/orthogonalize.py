@@ -55,7 +55,7 @@ def _check_view(owner: str, view: str) -> None:
         raise ValueError(f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}")
 
 
-def _polynomials(coefs: Any, steps: int) -> list[tuple[float, float, float]]:
+def polynomials_of(coefs: Any, steps: int) -> list[tuple[float, float, float]]:
     """One polynomial a step; the last of a list is repeated."""
     many = isinstance(coefs, tuple | list) and coefs and all(isinstance(item, tuple | list) for item in coefs)
     found = [tuple(item) for item in coefs] if many else [coefs]
@@ -110,7 +110,7 @@ def orthogonalize(
     _check_view("orthogonalize", view)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"orthogonalize: dtype must be a floating-point torch.dtype or None, got {dtype!r}")
-    polynomials = _polynomials(coefs, steps)
+    polynomials = polynomials_of(coefs, steps)
 
     def update(update, state, param, ctx):
         x = update.flatten(1) if view == "flatten" else update

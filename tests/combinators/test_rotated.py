@@ -82,9 +82,7 @@ def rotated_adam(
             x[i] = x[i] / (p.numel() / p.shape[i]) ** 0.5
     for i in dims:
         s.S[i] = (1 - weight) * s.S[i] + weight * unfolded(x[i], i) @ unfolded(x[i], i).T
-    if t == 1:
-        renew({i: eigenvectors(s.S[i]) for i in dims})
-    elif due and refresh == "eigh":
+    if t == 1 or (due and refresh == "eigh"):
         renew({i: eigenvectors(s.S[i]) for i in dims})
     elif due:
         Q = {}
