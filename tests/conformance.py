@@ -197,10 +197,7 @@ class Case(NamedTuple):
         rules = [link for link in self.make()._links() if link._spec.kind == "rule"]
         bounds = [link._spec.dims(link._arguments) or (0, math.inf) for link in rules]
         least, most = max((a for a, _ in bounds), default=0), min((b for _, b in bounds), default=math.inf)
-        taken = {name: shape for name, shape in shapes.items() if least <= len(shape) <= most}
-        if list(taken) == ["matrix"]:
-            taken["second"] = (4, 3)  # where only matrices are taken: a leaf is never alone
-        return noise(seed, taken, dtype, scale)
+        return noise(seed, {name: shape for name, shape in shapes.items() if least <= len(shape) <= most}, dtype, scale)
 
     def is_determined(self) -> bool:
         """Whether all rules that it comes down to are."""

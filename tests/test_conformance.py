@@ -134,7 +134,7 @@ def test_no_memory_is_shared_between_inputs_and_outputs(case):
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params, tx = case.noise(1), case.make()
     state = tx.init(params)
-    absent = list(params)[-2]
+    absent = list(params)[-2:][0]  # there are rules that take one leaf only
     grads = {**case.noise(2), absent: None}
     updates, new = step(tx, grads, state, params)
     assert_same(gradtx.apply_updates(params, updates)[absent], params[absent])
