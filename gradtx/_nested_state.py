@@ -15,6 +15,8 @@ from torch import Tensor
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
 
 Slots = list[tuple[str, dict[str, Tensor]]]
+# Slots that a stage kept itself in 0.1 -> the stage inside it that keeps them now.
+MOVED = {"scale_by_soap": {"exp_avg": "scale_by_adam_hat", "exp_avg_sq": "scale_by_adam_hat"}}
 
 
 class NestedState:
@@ -28,6 +30,13 @@ class NestedState:
         self.stages = stages
         self._state = state
         self._slots: dict[Path, Slots] = {}
+
+    def move_slots(self) -> None:
+        """Read a state of 0.1 as one of now, once the paths of the chain are known."""
+        for path, name in self.stages.items():
+            for slot, inside in MOVED.get(name, {}).items():
+                if slot in self._entry(path) and (*path, slot) not in self.stages:
+                    self._state = _moved(self._state, path, slot, inside)
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         """The shared values at a stage."""
@@ -100,6 +109,15 @@ class NestedState:
             return result
 
         return rebuild(self._state, ())
+
+
+def _moved(state: dict[str, Any], path: Path, slot: str, inside: str) -> dict[str, Any]:
+    """A state in which a slot at a path stands one level deeper; the caller's stays as it is."""
+    if path:
+        key = path[0]
+        return {**state, key: _moved(state[key], path[1:], slot, inside)}
+    rest = {key: value for key, value in state.items() if key not in (slot, inside)}
+    return {**rest, inside: {**state.get(inside, {}), slot: state[slot]}}
 
 
 def _check_slot(path: Path, values: dict[str, Any], names: Collection[str]) -> None:

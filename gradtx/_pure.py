@@ -59,6 +59,7 @@ class TreeRun(Run):
         self.leaf_steps = None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS), like)
         self.watch()
         self.block = Block.of(tx, self, self._finished())
+        self._old.move_slots()
 
     def _finished(self) -> Tensor:
         """The count that schedules follow: as in an optimizer that of the leaf with the most updates."""

@@ -40,6 +40,7 @@ class Rule:
         seed: The seed of a rule that draws random numbers, else None.
         nonnegative: The slots that are never negative.
         readable: Whether the values of all arguments can be read on the host.
+        kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Rule:
     seed: int | None = None
     readable: bool = True
     nonnegative: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class RuleState(dict[str, Any]):
@@ -84,6 +86,7 @@ class StageState:
         self.shared: dict[str, Tensor] = {}
         self._rule = rule
         self.store = Store(path, rule.name, scope.state_dtype, rule.nonnegative, run)
+        self._space = scope.space
         start = {name: _maker(value, run.device, self.store.shared_dtype(name)) for name, value in rule.shared.items()}
         if rule.seed is not None:
             start["seed"] = lambda: torch.tensor(rule.seed, device=run.device)
@@ -96,8 +99,14 @@ class StageState:
         return self.store.wide(leaf)
 
     def like(self, leaf: Leaf, device: Any = None) -> Tensor:
-        """A tensor shaped as the leaf, in the dtype of the rule."""
-        tensor = leaf.param if leaf.param is not None else leaf.update
+        """A tensor shaped as the rule sees the leaf, in the dtype of the rule."""
+        outside = self._outside(leaf, device)
+        return outside if self._space is None else self._space.stand_in(leaf, outside)
+
+    def _outside(self, leaf: Leaf, device: Any = None) -> Tensor:
+        """The same, shaped as the leaf outside of all combinators that change coordinates."""
+        update, param = (leaf.update, leaf.param) if self._space is None else leaf.given
+        tensor = param if param is not None else update
         return tensor.to(device or leaf.device, self.wide(leaf))
 
     def made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
@@ -134,7 +143,11 @@ class StageState:
         def probe(like: Tensor) -> dict[str, Any]:
             return numbered(self._made_for(like, leaf))
 
-        return self.store.first(numbered(slots), self.like(leaf), leaf, old, probe)
+        like = self._outside(leaf)
+        flat = numbered(slots)
+        if self._space is not None:
+            flat = {slot: self._space.first(self._rule, slot, value, leaf, like) for slot, value in flat.items()}
+        return self.store.first(flat, like, leaf, old, probe)
 
     def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
         """A rule's state with lists as numbered slots."""
@@ -157,6 +170,8 @@ class StageState:
         if leaf.restarts is not False:
             old = _restarted(leaf.restarts, self.first(leaf, old), old)
         flat = self.store.opened(old, wide, leaf)
+        if self._space is not None:
+            flat = {slot: self._space.read(self._rule, slot, value, leaf) for slot, value in flat.items()}
         state = self._as_rule_sees(leaf, old, flat)
         return old, RuleState({**state, **self.shared}, self, leaf)
 
@@ -191,6 +206,8 @@ class StageState:
             raise self._other_slots(leaf, old, slots)
         if not old:
             return
+        if self._space is not None:
+            slots = {slot: self._space.write(self._rule, slot, value, leaf) for slot, value in slots.items()}
         try:
             new = self.store.closed(slots, old, leaf)
         except WrongShapeError as error:
@@ -313,7 +330,7 @@ class RuleOperation(Operation):
     def _check_dims(self, leaf: Leaf) -> None:
         if self.rule.dims is None:
             return
-        shape = tuple((leaf.param if leaf.param is not None else leaf.update).shape)
+        shape = tuple(self.stage.like(leaf).shape)
         least, most = self.rule.dims
         if not least <= len(shape) <= most:
             count = str(least) if least == most else f"at least {least}"
@@ -326,14 +343,16 @@ class RuleOperation(Operation):
 
     def start(self, leaf: Leaf) -> Any:
         self._check_dims(leaf)
+        return self._begun(self._call(leaf))
+
+    def _call(self, leaf: Leaf) -> Call:
         wide = self.stage.wide(leaf)
         if leaf.update.dtype != wide:
             wide = torch.promote_types(wide, leaf.update.dtype)
             leaf.update = leaf.update.to(wide)
         old, state = self.stage.read(leaf, wide)
         param = None if leaf.param is None else leaf.param.to(wide)
-        call = Call(leaf, leaf.update, state, param, self._context(leaf, wide), wide, old)
-        return self._begun(call)
+        return Call(leaf, leaf.update, state, param, self._context(leaf, wide), wide, old)
 
     def _context(self, leaf: Leaf, wide: torch.dtype) -> Context:
         if self.rule.seed is not None:

@@ -15,6 +15,7 @@ from gradtx._sharding import local
 
 if TYPE_CHECKING:
     from gradtx._execution import Leaf, Operation
+    from gradtx._spaces import SpaceRun
     from gradtx._storage import Storage, Store
 
 Place = tuple[int, ...]  # the indices of children that lead from a transformation to a node in it
@@ -186,6 +187,7 @@ class Scope:
         changed: Whether a link in front has worked on the updates since the clock saw the gradient.
         restarts: Whether a combinator around starts its inner transformation again in this call.
         names: How often each stage name was claimed at this path.
+        space: The innermost combinator around that changes coordinates, if any.
     """
 
     run: Run
@@ -197,6 +199,7 @@ class Scope:
     changed: bool = False
     restarts: bool | Tensor = False
     names: dict[str, int] = dataclasses.field(default_factory=dict)
+    space: SpaceRun | None = None
 
     def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """The shared values of a stage here; those that `start` makes if a combinator around starts again."""
@@ -258,7 +261,9 @@ class Scope:
         self.run.stages.setdefault(path, path[-1])
         count = self.count if count is None else count
         place = self._below(i)
-        return Scope(self.run, path, count, self.frozen, self.state_dtype, place, self.changed, self.restarts)
+        scope = Scope(self.run, path, count, self.frozen, self.state_dtype, place, self.changed, self.restarts)
+        scope.space = self.space
+        return scope
 
     def branch(self, path: Path, i: int) -> Scope:
         """The inside of a branch: a freeze in it covers the branch."""
@@ -268,7 +273,10 @@ class Scope:
 
     def _at(self, place: Place | None, changed: bool, storage: Storage | None) -> Scope:
         # Not dataclasses.replace, which older versions of dynamo don't trace.
-        return Scope(self.run, self.path, self.count, self.frozen, storage, place, changed, self.restarts, self.names)
+        names = self.names
+        scope = Scope(self.run, self.path, self.count, self.frozen, storage, place, changed, self.restarts, names)
+        scope.space = self.space
+        return scope
 
     def _below(self, i: int) -> Place | None:
         return None if self.place is None else (*self.place, i)

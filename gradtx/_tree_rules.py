@@ -45,6 +45,11 @@ class TreeOperation(Operation):
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None):
         if scope.restarts is not False:
             raise TypeError(f"{name}: works on whole trees, whose state a restart can't reset; put it outside")
+        if scope.space is not None:
+            around = scope.space.name
+            raise TypeError(
+                f"{name}: works on whole trees, whose slots {around} can't turn; put it outside of {around}"
+            )
         self.path = path
         self.agree = agree or {}
         self._run: Run = scope.run

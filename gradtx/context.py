@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 ALWAYS_KNOWN = ("value", "grad_fn", "hessian_diag")
-OWN = ("bias_correction", "every", "first", "grad", "step", "time")  # every rule finds these in its context
+OWN = ("bias_correction", "every", "first", "grad", "is_first", "step", "time")  # every rule finds these in its context
 
 
 class Clock:
@@ -139,6 +139,11 @@ class Context:
     def first(self, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
         """`compute()` at step 1, else `keep()`, as `every` selects."""
         return self._select(lambda step: step == 1, compute, keep)
+
+    @property
+    def is_first(self) -> bool | Tensor:
+        """Whether this is step 1: a bool where the count is known on the host, else a 0-d tensor."""
+        return self._moment.step == 1 if self._moment.host is None else self._moment.host == 1
 
     def _select(self, due: Callable[[Any], Any], compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
         if self._moment.host is not None:

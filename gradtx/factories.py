@@ -56,6 +56,7 @@ class Spec:
         self.agree: tuple[str, ...] = options.get("agree", ())
         self.ahead: tuple[str, ...] = options.get("ahead", ())
         self.example: dict[str, Any] = options.get("example", {})
+        self.kinds: Mapping[str, str] = _checked_kinds(self.name, options.get("kinds", {}))
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
@@ -102,6 +103,7 @@ class Spec:
             seed=arguments["seed"] if self.random else None,
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
             nonnegative=self.nonnegative(arguments),
+            kinds=self.kinds,
         )
 
     def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
@@ -124,6 +126,13 @@ class Spec:
         if self.kind in ("alias", "combinator"):
             raise TypeError(f"{self.name}: must return a transformation, such as chain(...), got {describe(made)}")
         return Functions.of(made, self.name)
+
+
+def _checked_kinds(name: str, kinds: Any) -> Mapping[str, str]:
+    for slot, kind in kinds.items():
+        if kind not in ("linear", "square", "scalar"):
+            raise ValueError(f"{name}: the kind of {slot!r} must be 'linear', 'square' or 'scalar', got {kind!r}")
+    return kinds
 
 
 def _start(value: Any, arguments: dict[str, Any]) -> Callable[[], Any]:
@@ -450,6 +459,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
         example: Arguments with which the conformance tests call the factory.
+        kinds: What slots are, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a vector
+            in the space of the update (`exp_avg`), "square" for one number a coordinate (`exp_avg_sq`), "scalar" for
+            what no rotation changes. Slots with names of torch's optimizers, and 0-d ones, need none.
 
     Raises:
         TypeError: an argument without annotation, or an unknown option.
@@ -518,6 +530,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
         rounds: The updates lead to weights that are rounded already; nothing but `record` may follow.
         static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
+        determined: Whether results depend on nothing that rounding decides, as in `per_tensor`.
         example: A function that gives arguments for the conformance tests, from an inner transformation.
 
     Raises:
@@ -536,10 +549,10 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 _OPTIONS = {
     "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random"
-    " nonnegative ranges static any_length example",
+    " nonnegative kinds ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
-    "combinator": "needs extras owns_lr rounds ranges static any_length example",
+    "combinator": "needs extras owns_lr rounds determined ranges static any_length example",
 }
 
 

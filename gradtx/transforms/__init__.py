@@ -22,8 +22,10 @@ from gradtx.transforms.covers import *
 from gradtx.transforms.dadapt import *
 from gradtx.transforms.decay import *
 from gradtx.transforms.delayed import *
+from gradtx.transforms.dion import *
 from gradtx.transforms.distance import *
 from gradtx.transforms.dual_averaging import *
+from gradtx.transforms.eigenbasis import *
 from gradtx.transforms.ema_nesterov import *
 from gradtx.transforms.factored import *
 from gradtx.transforms.fisher import *
@@ -37,6 +39,7 @@ from gradtx.transforms.laprop import *
 from gradtx.transforms.layer_rms import *
 from gradtx.transforms.lmo import *
 from gradtx.transforms.local_smoothness import *
+from gradtx.transforms.low_rank import *
 from gradtx.transforms.majorization import *
 from gradtx.transforms.model_based import *
 from gradtx.transforms.model_scale import *

@@ -8,12 +8,13 @@ equal, which torch's own are not: right for a root, and for a basis leaving out 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradtx import _torch
 from gradtx.transforms._math import at_least, differentiable, quotient, safe_sqrt
 
 # A tensor seen as matrices.
@@ -65,12 +66,30 @@ def joined(pieces: list[Tensor], shape: Sequence[int], size: int) -> Tensor:
 # Factorizations of symmetric matrices.
 
 
+def _factors(factorize: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[Tensor]:
+    """The factors of a matrix; computed again in float64 where that fails or gives numbers that are not finite."""
+    if x.dtype == torch.float64 or torch.compiler.is_compiling():
+        return list(factorize(x))
+    try:
+        factors = list(factorize(x))
+    except torch.linalg.LinAlgError:  # eigenvalues that are repeated often: statistics of low rank
+        factors = []
+    if factors and all(map(_is_finite, factors)):
+        return factors
+    return [factor.to(x.dtype) for factor in factorize(x.to(torch.float64))]
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all entries are, where the host can read that."""
+    return not _torch.readable(x) or bool(x.isfinite().all())
+
+
 def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None) -> Tensor:
     """(x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix whose eigenvalues are >= `floor`.
 
     Eigenvalues that rounding took below the floor are lifted to it. Cost: O(n^3).
     """
-    values, basis = torch.linalg.eigh(x.detach())
+    values, basis = _factors(torch.linalg.eigh, x.detach())
     values = at_least(values, floor.detach() if isinstance(floor, Tensor) else floor).to(x.dtype)
     change = _change(x, basis)
     if ridge is not None:
@@ -95,8 +114,26 @@ def eigenbasis(x: Tensor) -> Tensor:
 
     The derivative leaves out turns among vectors of equal eigenvalues, whose basis is arbitrary.
     """
-    values, basis = torch.linalg.eigh(x.detach())
-    values, basis = values.flip(-1), basis.flip(-1).contiguous()
+    values, basis = _factors(torch.linalg.eigh, x.detach())
+    return _following(x, values.flip(-1), basis.flip(-1).contiguous())
+
+
+def left_basis(x: Tensor) -> Tensor:
+    """All left singular vectors of a matrix as columns, the largest singular value first.
+
+    They are the eigenvectors of X X^T, and have the derivative of those.
+    """
+    basis, values, _ = _factors(_left_svd, x.detach())
+    squares = torch.nn.functional.pad(values.square(), (0, x.shape[-2] - values.shape[-1]))
+    return _following(x @ x.mT, squares, basis.contiguous())
+
+
+def _left_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.linalg.svd(x, full_matrices=x.shape[-2] > x.shape[-1])
+
+
+def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
+    """Eigenvectors of a symmetric matrix, found without derivative, with that of `x`."""
     change = _change(x, basis)
     if change is None:
         return basis
@@ -107,17 +144,21 @@ def eigenbasis(x: Tensor) -> Tensor:
 
 
 def orthonormal(x: Tensor) -> Tensor:
-    """Q of the QR decomposition of a square matrix; columns that depend on earlier ones have no derivative."""
-    basis, upper = torch.linalg.qr(x.detach())
+    """Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
+    basis, upper = _factors(torch.linalg.qr, x.detach())
     basis = basis.contiguous()
     if not differentiable():
         return basis
     diagonal = upper.diagonal()
     small = diagonal.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * (upper.abs().amax() if upper.numel() else 0.0)
     regular = upper + torch.diag(torch.where(small, 1.0 - diagonal, 0.0))
-    change = torch.linalg.solve_triangular(regular, basis.mT @ (x - x.detach()), upper=True, left=False)
-    below = torch.where(small[None, :], 0.0, change).tril(-1)
-    return basis + basis @ (below - below.mT)
+    moved = torch.linalg.solve_triangular(regular, x - x.detach(), upper=True, left=False)
+    moved = torch.where(small[None, :], 0.0, moved)
+    change = basis.mT @ moved
+    below = change.tril(-1)
+    inside = basis @ (below - below.mT)
+    outside = moved - basis @ change  # out of the space of the columns, 0 for a square matrix
+    return basis + inside + (outside if x.shape[-2] > x.shape[-1] else 0.0)
 
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:

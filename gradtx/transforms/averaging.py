@@ -63,23 +63,26 @@ def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
 
 
 @per_tensor(ranges={"decay": "[0, 1)", "start": "[0, inf)"}, elementwise=True, needs=("params",))
-def average(decay: Scalar | None = None, start: int = 0):
+def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
     r"""Keep an average of the weights, to evaluate with; updates pass unchanged.
 
     Last link of a chain. With $p' = p + u$: $a \leftarrow p'$ while $t \le$ `start`; then
     $a \leftarrow a + (p' - a)/(t - \mathrm{start})$ (Polyak's mean), or, with a decay,
-    $a \leftarrow \beta a + (1-\beta) p'$.
+    $a \leftarrow \beta a + (1-\beta) p'$; with `debias`, the weight of $p'$ is
+    $(1-\beta)/(1-\beta^{t-\mathrm{start}})$.
 
     Args:
         decay: $\beta$ in [0, 1), or None for the mean of all weights since `start`.
         start: Steps before the average begins, >= 0.
+        debias: Average from 0 with Adam's correction, so that the first weights count as little as all others: kept
+            corrected. Only with a decay.
 
     Returns:
         A transformation that keeps updates as they are. State: `average`, shaped as the parameter; `eval_params`
         gives it.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: numbers out of range, `debias` without a decay, missing `params`.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.average())
@@ -93,13 +96,23 @@ def average(decay: Scalar | None = None, start: int = 0):
 
     Source: Polyak and Juditsky 1992. Departures: `decay`; theirs is the mean.
     """
+    if debias and decay is None:
+        raise ValueError("average: debias is for an average with a decay")
 
     def init(param):
         return {"average": param}
 
+    def averaged(old, new, ctx):
+        steps = (ctx.time - start).clamp(min=1)
+        if decay is None:
+            return old + (new - old) / steps
+        if debias:
+            return old + (1 - decay) / ctx.bias_correction(decay, steps) * (new - old)
+        return decay * old + (1 - decay) * new
+
     def update(update, state, param, ctx):
-        old, new = state["average"], param + update
-        mean = old + (new - old) / (ctx.time - start).clamp(min=1) if decay is None else decay * old + (1 - decay) * new
+        new = param + update
+        mean = averaged(state["average"], new, ctx)
         return update, {"average": torch.where(ctx.step <= start, new, mean)}
 
     return init, update, lambda state, param: state["average"]

@@ -1,4 +1,4 @@
-"""Only the sign of a momentum: Lion; and only the sign of the gradient: Grams."""
+"""Only the sign: of the update, of a momentum (Lion), of the gradient (Grams)."""
 
 from __future__ import annotations
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from gradtx._arguments import Betas, Scalar
+from gradtx.core import GradientTransformation, chain
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import rms, safe_sqrt
-from gradtx.transforms._matrix import eigenbasis, gram, merged, multiplied, orthonormal
+from gradtx.transforms._math import rms
+from gradtx.transforms._rotation import Factors, Rotation
+from gradtx.transforms.adam_hat import scale_by_adam_hat
 
 __all__ = ["scale_by_soap"]
 
@@ -85,74 +84,28 @@ def scale_by_soap(
     gradients, $\beta_s$, and $\beta_2$ in its place): the one that is computed leaves out what is arbitrary, is finite,
     and is no difference quotient. Second derivatives through the bases are not available.
     """
+    beta = betas[1] if shampoo_beta is None else shampoo_beta
+    factors = Factors("both", max_precondition_dim, merge_dims, precondition_1d)
+    rotation = Rotation(factors, "shampoo", beta, precondition_frequency, "skip", "qr", 1, "update", 0.0)
+    return rotation.space(adam_along_bases(betas, eps, correct_bias, normalize_gradient), hidden=True)
+
+
+def adam_along_bases(betas: Betas, eps: Scalar, corrects: bool, normalizes: bool = False) -> GradientTransformation:
+    """Adam's direction; without its correction, or normalized in front of it."""
+    adam = scale_by_adam_hat(betas, eps)
+    return adam if corrects and not normalizes else chain(adam, corrected_later(betas, normalizes, corrects))
+
+
+@per_tensor
+def corrected_later(betas: Betas, normalizes: bool, corrects: bool):
+    """Take the correction out of Adam's direction, normalize what is left, and put it in again."""
     beta1, beta2 = betas
-    beta = beta2 if shampoo_beta is None else shampoo_beta
-
-    def shape_of(x: Tensor) -> tuple[int, ...]:
-        return merged(x.shape, max_precondition_dim) if merge_dims and x.ndim > 1 else tuple(x.shape)
-
-    def rotated_dims(x: Tensor) -> list[int]:
-        if x.ndim == 1 and not precondition_1d:
-            return []
-        return [i for i, size in enumerate(shape_of(x)) if size <= max_precondition_dim]
-
-    def init(param):
-        sizes = [shape_of(param)[i] for i in rotated_dims(param)]
-        return {
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-            "GG": [param.new_zeros((size, size)) for size in sizes],
-            # A leaf whose first gradient comes later starts as plain Adam.
-            "Q": [torch.eye(size, dtype=param.dtype, device=param.device) for size in sizes],
-        }
 
     def update(update, state, param, ctx):
-        dims, shape = rotated_dims(update), shape_of(update)
-        statistics, bases = (state["GG"], state["Q"]) if dims else ([], [])
-        gradient = update.reshape(shape)
+        factor = ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1)
+        if not normalizes:
+            return update / factor, state
+        update = update / (1e-30 + rms(update))
+        return factor * update if corrects else update, state
 
-        def turned(x, back=False):
-            for i, basis in zip(dims, bases, strict=True):
-                x = multiplied(x, basis if back else basis.mT, i)
-            return x
-
-        started = ctx.step > 1
-        mean = torch.where(started, beta1 * state["exp_avg"] + (1 - beta1) * update, state["exp_avg"])
-        square = state["exp_avg_sq"].reshape(shape)
-        square = torch.where(started, beta2 * square + (1 - beta2) * turned(gradient).square(), square)
-        direction = turned(turned(mean.reshape(shape)) / (safe_sqrt(square) + eps), back=True)
-        if normalize_gradient:
-            direction = direction / (1e-30 + rms(direction))
-        if correct_bias:
-            count = (ctx.time - 1).clamp(min=1)  # the first step gives 0 in any case
-            factor = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(beta1, count)
-            direction = factor * direction
-
-        new = [beta * old + (1 - beta) * gram(gradient, i) for i, old in zip(dims, statistics, strict=True)]
-
-        def initial():
-            return [eigenbasis(x) for x in new], square
-
-        def refreshed():
-            return ctx.first(initial, lambda: _refreshed(new, bases, square, dims))
-
-        next_bases, next_square = ctx.every(precondition_frequency, 1, refreshed, lambda: (bases, square))
-        slots = {"GG": new, "Q": next_bases} if dims else {}
-        return direction.reshape(update.shape), {
-            "exp_avg": mean,
-            "exp_avg_sq": next_square.reshape(update.shape),
-            **slots,
-        }
-
-    return init, update
-
-
-def _refreshed(statistics: list[Tensor], bases: list[Tensor], square: Tensor, dims: list[int]):
-    """One step of power iteration for every basis, its columns in order; and second moments in the same order."""
-    found = []
-    for i, x, basis in zip(dims, statistics, bases, strict=True):
-        product = x @ basis
-        order = (basis * product).sum(dim=0).argsort(descending=True)
-        found.append(orthonormal(product.take_along_dim(order[None, :], dim=1)))
-        square = square.take_along_dim(order.view([-1 if i == k else 1 for k in range(square.ndim)]), dim=i)
-    return found, square
+    return update

@@ -88,11 +88,14 @@ def test_with_lookahead_pulls_back_every_momentum_slot_of_its_base():
     assert difference(tx, WeightsLoop(rule)) < TOLERANCE
 
 
-def averaged(s, t, g, p, decay=None, start=0):
+def averaged(s, t, g, p, decay=None, start=0, debias=False):
     update = -0.1 * g
     new = p + update
+    s.ema = decay * s.ema + (1 - decay) * new if debias and t > start else 0.0
     if t <= start:
         s.average = new
+    elif debias:
+        s.average = s.ema / (1 - decay ** (t - start))
     elif decay is None:
         s.average = s.average + (new - s.average) / (t - start)
     else:
@@ -116,7 +119,16 @@ def evaluation_weights(tx):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"start": 7}, {"decay": 0.8}, {"decay": 0.8, "start": 7}, {"decay": RISING}, {"decay": 0.0}],
+    [
+        {},
+        {"start": 7},
+        {"decay": 0.8},
+        {"decay": 0.8, "start": 3, "debias": True},
+        {"decay": 0.8, "debias": True},
+        {"decay": 0.8, "start": 7},
+        {"decay": RISING},
+        {"decay": 0.0},
+    ],
     ids=str,
 )
 def test_average_gives_the_weights_to_evaluate_with_that_the_loop_gives(options):
@@ -216,5 +228,7 @@ def test_with_lookahead_lists_its_modes_for_an_unknown_one():
 def test_average_rejects_a_number_out_of_range():
     with pytest.raises(ValueError, match=r"^average: decay must be in \[0, 1\), got 1.0$"):
         gradtx.average(1.0)
+    with pytest.raises(ValueError, match=r"^average: debias is for an average with a decay$"):
+        gradtx.average(debias=True)
     with pytest.raises(ValueError, match=r"^average: start must be in \[0, inf\), got -1$"):
         gradtx.average(start=-1)

@@ -1,0 +1,295 @@
+"""`Space`, the body of combinators whose inner transformation sees every leaf in other coordinates.
+
+A `Frame` leaves the form of a leaf alone. A space turns or projects it: update, gradient and parameter on the way in,
+the update on the way back, and the inner slots between the form that they are stored in and the one that rules see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._errors import Path
+from gradtx._execution import Block, Leaf
+from gradtx._rules import Call, Rule, RuleOperation, StageState
+from gradtx._runs import Scope
+from gradtx._sharding import is_sharded, placed_as, undivided
+from gradtx.context import Clock
+from gradtx.core import GradientTransformation
+from gradtx.factories import Combinator
+
+
+class View:
+    """One leaf in one call, as the inner transformation sees it.
+
+    Attributes:
+        takes_part: Whether the inner transformation takes part in this call; a tensor where the host doesn't know.
+        renews: Whether `renewed` changes inner slots behind the inner transformation.
+    """
+
+    takes_part: bool | Tensor = True
+    renews = False
+
+    def inward(self, x: Tensor) -> Tensor:
+        """A vector of the leaf's space as the inner transformation sees it."""
+        raise NotImplementedError
+
+    def read(self, kind: str, value: Tensor) -> Tensor:
+        """An inner slot as rules see it, from its stored form."""
+        return value
+
+    def write(self, kind: str, value: Tensor) -> Tensor:
+        """The reverse of `read`."""
+        return value
+
+    def renewed(self, kind: str, value: Tensor) -> Tensor:
+        """A stored inner slot after the space has changed."""
+        return value
+
+    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The inner update in the leaf's space, and the new slots of the combinator."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Space(Combinator):
+    """The body of a combinator that changes coordinates.
+
+    Attributes:
+        inner: The inner transformation.
+        init: `param -> slots` of the combinator.
+        view: `(update, state, param, ctx) -> View`, pure.
+        inside: A parameter as the inner transformation sees it before the first step.
+        stored: `(value, like) -> value`: the stored form of a first inner slot, for a leaf shaped as `like`.
+        delayed: Whether the inner clock is one behind.
+        kinded: Whether inner slots need a kind.
+        seed: The seed of a view that draws random numbers, else None.
+        hidden: Whether `inner` is an implementation detail, with no place among the chain's links.
+    """
+
+    inner: GradientTransformation
+    init: Callable[..., dict[str, Any]]
+    view: Callable[..., View]
+    inside: Callable[[Tensor], Tensor]
+    stored: Callable[[Tensor, Tensor], Tensor] = lambda value, like: value
+    delayed: bool = False
+    kinded: bool = True
+    seed: int | None = None
+    hidden: bool = False
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        path = scope.claim(name)
+        run = SpaceRun(self, scope, path, name)
+        inside = scope.inside(path, 0)
+        inside.space = run
+        if self.hidden:
+            inside.place = None
+        enter = EnterSpace(run, scope)
+        inner = self.inner._expand(inside)
+        _check_links(name, inner)
+        return [enter, *inner, LeaveSpace(run, scope, enter)]
+
+
+class SpaceRun:
+    """A space in one call."""
+
+    def __init__(self, space: Space, scope: Scope, path: Path, name: str):
+        self.space = space
+        self.path = path
+        self.name = name
+        self.run = scope.run
+        self.outer: SpaceRun | None = scope.space
+        self.reads_params = any("params" in link._needs for link in space.inner._links())
+        self.parts: list[bool | Tensor] = []  # whether each leaf took part
+        self._clocks: dict[Clock, Clock] = {}
+        if space.delayed and not self.run.initial:
+            self.run.commits.append(self._commit)
+
+    def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
+        """A tensor as the inner transformation sees it before the first step, for a leaf like this."""
+        return self.space.inside(undivided(self._like(leaf, like)))
+
+    def _like(self, leaf: Leaf, like: Tensor) -> Tensor:
+        return like if self.outer is None else self.outer.stand_in(leaf, like)
+
+    def first(self, rule: Rule, slot: str, value: Any, leaf: Leaf, like: Tensor) -> Any:
+        """The stored form of a slot as an inner `init` returned it."""
+        self.kind(rule, slot, value, self.stand_in(leaf, like))
+        if isinstance(value, Tensor):
+            value = self.space.stored(value, self._like(leaf, like))
+        return value if self.outer is None else self.outer.first(rule, slot, value, leaf, like)
+
+    def read(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
+        """An inner slot as the rule sees it."""
+        if self.outer is not None:
+            value = self.outer.read(rule, slot, value, leaf)
+        view: View = leaf.saved[self]
+        return view.read(self._known_kind(rule, slot), undivided(value))
+
+    def write(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
+        """The reverse of `read`."""
+        view: View = leaf.saved[self]
+        value = view.write(self._known_kind(rule, slot), value)
+        return value if self.outer is None else self.outer.write(rule, slot, value, leaf)
+
+    def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
+        """The kind of a slot, after checking that it has one."""
+        known = self._known_kind(rule, slot)
+        if known or not self.space.kinded:
+            return known
+        if isinstance(value, Tensor) and value.ndim == 0 and like.ndim > 0:
+            return "scalar"
+        raise TypeError(
+            f"{self.name}: the link {rule.name!r} inside keeps the slot {slot!r} of unknown kind; declare it at the "
+            f"link's decorator, kinds={{{slot!r}: 'linear'}}, or 'square' or 'scalar', or put the link outside"
+        )
+
+    def _known_kind(self, rule: Rule, slot: str) -> str:
+        name, _, number = slot.rpartition("_")
+        name = name if number.isdigit() else slot
+        return rule.kinds.get(name, "") or KINDS.get(name, "")
+
+    def clock(self, outside: Clock) -> Clock:
+        """The clock of the inner transformation."""
+        if not self.space.delayed:
+            return outside
+        if outside not in self._clocks:
+            step = (outside.step - 1).clamp(min=1)  # the first step has no part in it in any case
+            host = None if outside.host is None else max(outside.host - 1, 1)
+            self._clocks[outside] = Clock(step, host)
+        return self._clocks[outside]
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is the inner transformation's."""
+        return len(path) > len(self.path) and path[: len(self.path)] == self.path
+
+    def _commit(self) -> None:
+        """Keep the old shared values of the inner transformation if no leaf took part."""
+        flags = [torch.as_tensor(part).to(self.run.device) for part in self.parts]
+        now = torch.stack(flags).any() if flags else torch.tensor(False)
+        for path, values in self.run.new_shared.items():
+            old = self.run.scalars(path) if self.holds(path) else {}
+            if old:
+                self.run.new_shared[path] = {name: torch.where(now, new, old[name]) for name, new in values.items()}
+
+
+def _check_links(name: str, operations: list[Any]) -> None:
+    for operation in Block(operations, []).walk():
+        if isinstance(operation, RuleOperation) and operation.rule.evaluate is not None:
+            link = operation.rule.name
+            raise TypeError(f"{name}: {link} inside averages weights, which {name} turns; put it outside of {name}")
+
+
+# The kinds of slots by the words that rules share, for links that declare none.
+KINDS = {
+    **dict.fromkeys(("exp_avg", "exp_avg_diff", "grad_avg", "grad_ema", "momentum_buffer", "previous_grad"), "linear"),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"), "square"),
+}
+
+
+class Turned:
+    """A tensor in the inner coordinates, computed when it is read."""
+
+    def __init__(self, view: View, tensor: Tensor):
+        self._view = view
+        self._tensor = tensor
+        self._inside: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        if self._inside is None:
+            self._inside = self._view.inward(undivided(self._tensor).to(dtype))
+        return self._inside.to(dtype)
+
+    def __neg__(self) -> Turned:
+        return Turned(self._view, -self._tensor)
+
+
+@dataclasses.dataclass
+class Outside:
+    """A leaf as it was in front of a space."""
+
+    call: Call
+    update: Tensor
+    grad: Any
+    param: Any
+    clock: Clock
+    active: Tensor | None
+
+
+class EnterSpace(RuleOperation):
+    """In front of the inner transformation: leads the leaf into the space."""
+
+    def __init__(self, run: SpaceRun, scope: Scope):
+        space = run.space
+        rule = Rule(run.name, space.view, space.init, compiles=False, seed=space.seed)
+        super().__init__(rule, StageState(run.path, scope, rule), scope.run)
+        self.space_run = run
+
+    def start(self, leaf: Leaf) -> None:
+        call = self._call(leaf)
+        whole = call.undivided() if is_sharded(call.update) else call
+        view: View = self._guarded(whole)
+        leaf.saved[self] = Outside(call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active)
+        leaf.saved[self.space_run] = view
+        inside = view.inward(whole.update)
+        leaf.grad = inside if leaf.grad is leaf.update else Turned(view, leaf.grad)
+        leaf.update = inside
+        leaf.param = view.inward(whole.param) if self.space_run.reads_params and leaf.param is not None else None
+        leaf.clock = self.space_run.clock(leaf.clock)
+        self._take_part(leaf, view)
+
+    def _take_part(self, leaf: Leaf, view: View) -> None:
+        self.space_run.parts.append(view.takes_part)
+        if view.takes_part is True:
+            return
+        part = torch.as_tensor(view.takes_part, device=leaf.device)
+        leaf.active = part if leaf.active is None else part & leaf.active
+
+
+class LeaveSpace(RuleOperation):
+    """Behind the inner transformation: leads the leaf back."""
+
+    def __init__(self, run: SpaceRun, scope: Scope, enter: EnterSpace):
+        super().__init__(enter.rule, enter.stage, scope.run)
+        self.path = (*run.path, "")
+        self._run = run
+        self._enter = enter
+
+    def init(self, leaf: Leaf) -> None:
+        """The slots are those of `EnterSpace`."""
+
+    def start(self, leaf: Leaf) -> None:
+        outside: Outside = leaf.saved.pop(self._enter)
+        view: View = leaf.saved[self._run]
+        update, state = view.leave(leaf.update)
+        leaf.grad, leaf.param, leaf.clock = outside.grad, outside.param, outside.clock
+        if view.takes_part is not True:
+            part = torch.as_tensor(view.takes_part, device=leaf.device)
+            update = torch.where(part, update, torch.zeros_like(update))
+            leaf.active = outside.active
+        leaf.update = outside.update
+        self._accept(outside.call, update)
+        self.stage.write(leaf, state, outside.call.old)
+        if view.renews:
+            self._renew(leaf, view)
+        del leaf.saved[self._run]
+
+    def _renew(self, leaf: Leaf, view: View) -> None:
+        """Change the inner slots as the space has changed."""
+        for operation in leaf.program:
+            path = operation.path
+            if not (isinstance(operation, RuleOperation) and self._run.holds(path) and path in leaf.new):
+                continue
+            old = leaf.new[path]
+            new = {}
+            for slot, value in old.items():
+                kind = self._run._known_kind(operation.rule, slot)
+                new[slot] = placed_as(view.renewed(kind, undivided(value)), value)
+            leaf.new[path] = leaf.accepted(new, old)
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        """A space has no weights of its own to evaluate with."""

@@ -1,0 +1,111 @@
+"""Any chain in the eigenbases of Kronecker factors."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Scalar
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import combinator
+from gradtx.transforms._rotation import SIDES, Factors, Rotation
+
+__all__ = ["rotated"]
+
+# Option -> what it may be.
+_CHOICES = {
+    "statistics": ("shampoo", "kl"),
+    "sides": SIDES,
+    "start": ("skip", "identity"),
+    "refresh": ("qr", "eigh", "svd"),
+    "of": ("update", "grad"),
+}
+RANGES = {"beta": "[0, 1)", "precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)"}
+
+
+def _full_rank(arguments):
+    """Whether leaves that become a single long dimension, whose statistics have rank 1 at first, stay unrotated."""
+    return not (arguments["merge_dims"] or arguments["precondition_1d"])
+
+
+@combinator(
+    determined=_full_rank,
+    ranges={**RANGES, "offset": "[0, inf)"},
+    example=lambda tx: {"inner": tx.replace(eps=0.1), "precondition_frequency": 2},
+)
+def rotated(
+    inner: GradientTransformation,
+    *,
+    statistics: str = "shampoo",
+    sides: str = "both",
+    beta: Scalar = 0.95,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10000,
+    merge_dims: bool = False,
+    precondition_1d: bool = False,
+    start: str = "skip",
+    refresh: str = "qr",
+    offset: int = 1,
+    of: str = "update",
+    eps: Scalar = 1e-8,
+):
+    r"""Run a chain in the eigenbases of the Kronecker factors of its updates.
+
+    With the update $u$, a basis $Q_i$ for every dimension i, and a rotation by all $Q_i^\top$ written as a prime, the
+    inner transformation gets $u'$, and its update is rotated back. Then the factors follow, from $x = u$:
+    "shampoo": $S_i \leftarrow \beta S_i + (1-\beta)\, \mathrm{mat}_i(x) \mathrm{mat}_i(x)^\top$. "kl":
+    $S_i \leftarrow (1-w) S_i + w\, \mathrm{mat}_i(\tilde x) \mathrm{mat}_i(\tilde x)^\top d_i / n$ with
+    $w = (1-\beta)/(1-\beta^t)$, where $\tilde x$ is x along every other basis, divided by the root of
+    $\lambda_j = \max(\mathrm{diag}(Q_j^\top S_j Q_j), \epsilon)$ there (1 at the first step), all of before this step.
+    The first bases are eigenvectors of the first factors, the largest eigenvalue first.
+
+    Slots of the inner transformation are of three kinds, which its links declare (`kinds=` of `per_tensor`): "linear"
+    ones (`exp_avg`) are kept unrotated and turned for every step, "square" ones (`exp_avg_sq`) are kept along the
+    bases, and change places with the columns, "scalar" ones stay. `ctx.grad` and `params` are rotated as well.
+
+    Args:
+        inner: The chain that runs in the rotated coordinates, such as `scale_by_adam_hat()`. Its last link gives a
+            direction; a learning rate and weight decay usually stand behind `rotated`.
+        statistics: "shampoo" or "kl".
+        sides: "both" rotates every dimension; "left", "right" and "short" rotate matrices only, along the first, the
+            last, or the smaller dimension (the last of a square).
+        beta: $\beta$ in [0, 1).
+        precondition_frequency: New bases at steps t with (t - offset) mod this = 0, >= 1.
+        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
+        merge_dims: Merge neighbouring dimensions, left to right, while their product is at most that.
+        precondition_1d: Rotate leaves of one dimension too.
+        start: "skip": the first step only takes statistics, gives 0, and the inner clock is one behind. "identity":
+            the first step runs unrotated.
+        refresh: "qr": columns in the order of $\mathrm{diag}(Q^\top S Q)$, then $Q \leftarrow \mathrm{QR}(S Q)$.
+            "eigh": eigenvectors of S. "svd": before use, the left singular vectors of $\mathrm{mat}_i(u)$; there are
+            no factors then.
+        offset: See `precondition_frequency`, >= 0.
+        of: x: "update", or "grad" for the gradient itself, `ctx.grad`.
+        eps: $\epsilon \ge 0$, for "kl".
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `GG_i` ($S_i$) and `Q_i`, n x n, for every rotated
+        dimension in order, and the entries of `inner`. Time n^3.
+
+    Raises:
+        TypeError: `inner` is not a transformation, keeps a slot of no declared kind, works on whole trees or averages
+            weights.
+        ValueError: numbers out of range, an unknown option.
+
+    Example:
+        >>> tx = gradtx.rotated(gradtx.clip_by_value(1.0))
+        >>> state = tx.init({"w": torch.zeros(2, 2)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}, state)
+        >>> updates["w"]  # its singular value 5 is clipped to 1; unrotated, the entries 3 and 4 would be
+        tensor([[0.6000, 0.0000],
+                [0.8000, 0.0000]])
+
+    Source: Vyas et al. 2024, arXiv:2409.11321 (SOAP); "kl": Lin et al. 2025, arXiv:2509.03378. Departures: any inner
+    chain. Where statistics are rank-deficient, part of a basis is arbitrary, see `scale_by_soap`.
+    """
+    check_transformation("rotated", "inner", inner)
+    chosen = {"statistics": statistics, "sides": sides, "start": start, "refresh": refresh, "of": of}
+    for option, value in chosen.items():
+        if value not in _CHOICES[option]:
+            choices = ", ".join(map(repr, _CHOICES[option]))
+            raise ValueError(f"rotated: {option} must be one of {choices}, got {value!r}")
+    factors = Factors(sides, max_precondition_dim, merge_dims, precondition_1d)
+    return Rotation(factors, statistics, beta, precondition_frequency, start, refresh, offset, of, eps).space(inner)

@@ -1,0 +1,447 @@
+"""Methods in eigenbases: KL-SOAP, KL-Shampoo, SOAP with LaProp, SOAP-Muon, SPlus, Conda."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.combinators.rotated import rotated
+from gradtx.combinators.selection import partition
+from gradtx.core import GradientTransformation, chain, check_transformation
+from gradtx.factories import alias
+from gradtx.transforms.adam_hat import scale_by_adam_hat
+from gradtx.transforms.averaging import average
+from gradtx.transforms.constraints import map_after_step
+from gradtx.transforms.control import hold_until
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.eigenbasis import (
+    mean_side_factor,
+    scale_by_gradient_rms,
+    scale_by_kl_shampoo,
+    scale_by_late_rms,
+    scale_by_mean_side,
+)
+from gradtx.transforms.laprop import scale_by_laprop
+from gradtx.transforms.momentum import trace_ema
+from gradtx.transforms.orthogonalize import orthogonalize, scale_by_shape
+from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.transforms.sign import scale_by_sign
+from gradtx.transforms.soap import EXAMPLE, adam_along_bases
+
+__all__ = ["conda", "kl_shampoo", "kl_soap", "soap_laprop", "soap_muon", "splus"]
+
+_RANGES = {"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"}
+_UNLIMITED = 2**62  # the largest dimension that is rotated
+
+
+def _is_matrix(name: str, tensor: Any) -> bool:
+    return tensor.ndim == 2
+
+
+def _determined(arguments):
+    return not arguments["merge_dims"]
+
+
+def _finished(direction: GradientTransformation, lr: Any, weight_decay: Any) -> GradientTransformation:
+    """A direction with its rate, decay after the step, and a first step that only sets bases up."""
+    kept = 1 - lr * weight_decay
+    return chain(
+        direction,
+        scale_by_learning_rate(lr),
+        map_after_step(lambda weights: kept * weights),
+        hold_until(2),  # the decay has no part in the first step either
+    )
+
+
+@alias(class_name="KLSOAP", ranges=_RANGES, example=EXAMPLE)
+def kl_soap(
+    lr: Scalar = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    shampoo_beta: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.01,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10000,
+    merge_dims: bool = False,
+    correct_bias: bool = True,
+):
+    r"""KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence.
+
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with Adam's direction $d$ in the bases of `rotated` with "kl"; the
+    first step only sets the bases up.
+
+    When to use: as `soap`, where its factors, sums over the other dimensions, are ruled by a few large directions.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$ of Adam's averages, each in [0, 1).
+        shampoo_beta: Decay of the factors, in [0, 1); None for $\beta_2$.
+        eps: Of Adam, >= 0. The least eigenvalue of the whitening is 1e-8.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        precondition_frequency: Steps between two refreshments of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
+        merge_dims: Merge neighbouring dimensions while their product is at most that.
+        correct_bias: Whether Adam's averages are freed of their bias.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
+        basis), `GG_i` and `Q_i` for every rotated dimension.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.kl_soap(lr=0.1)
+        >>> params = {"w": torch.ones(2, 3)}
+        >>> _, state = tx.update({"w": torch.eye(2, 3)}, tx.init(params), params)
+        >>> state["rotated"]["GG_0"]["w"]  # of the first step's gradient, divided by the 3 columns, without bias
+        tensor([[0.3333, 0.0000],
+                [0.0000, 0.3333]])
+
+    Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop is SOAP's: the first step is skipped, and bases are
+    renewed after the step.
+    """
+    direction = rotated(
+        adam_along_bases(betas, eps, correct_bias),
+        statistics="kl",
+        beta=betas[1] if shampoo_beta is None else shampoo_beta,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+        merge_dims=merge_dims,
+    )
+    return _finished(direction, lr, weight_decay)
+
+
+@alias(class_name="SOAPLaProp", ranges=_RANGES, example=EXAMPLE)
+def soap_laprop(
+    lr: Scalar = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    shampoo_beta: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.01,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10000,
+    merge_dims: bool = False,
+):
+    r"""SOAP with LaProp in place of Adam: gradients are normalized in the eigenbasis first and averaged then.
+
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_laprop` in `rotated`; the first
+    step only sets the bases up.
+
+    When to use: as `soap`, with a $\beta_1$ above $\beta_2$ or other pairs that Adam does not bear.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$ of LaProp's averages, each in [0, 1).
+        shampoo_beta: Decay of the factors, in [0, 1); None for $\beta_2$.
+        eps: Of LaProp, >= 0.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        precondition_frequency: Steps between two refreshments of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
+        merge_dims: Merge neighbouring dimensions while their product is at most that.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
+        basis), `GG_i` and `Q_i` for every rotated dimension.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.soap_laprop(lr=0.1, weight_decay=0.0)
+        >>> params, grads = {"w": torch.zeros(2, 2)}, {"w": torch.tensor([[3.0, 0.0], [0.0, 5.0]])}
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(grads, state, params)
+        >>> updates["w"]  # in the eigenbasis every entry has size 1
+        tensor([[-0.1000,  0.0000],
+                [ 0.0000, -0.1000]])
+
+    Source: Vyas et al. 2024, arXiv:2409.11321; Ziyin et al. 2020, arXiv:2002.04839. Departures: HeavyBall's SOLP keeps
+    its momentum in the basis, which is the same.
+    """
+    direction = rotated(
+        scale_by_laprop(betas, eps),
+        beta=betas[1] if shampoo_beta is None else shampoo_beta,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+        merge_dims=merge_dims,
+    )
+    return _finished(direction, lr, weight_decay)
+
+
+@alias(
+    class_name="KLShampoo",
+    ranges={**_RANGES, "adam_eps": "[0, inf)"},
+    example={**EXAMPLE, "adam_eps": 0.1},
+)
+def kl_shampoo(
+    lr: Scalar = 3e-3,
+    betas: Betas = (0.95, 0.95),
+    eps: Scalar = 1e-8,
+    adam_eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.01,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10000,
+    merge_dims: bool = False,
+):
+    r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
+
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_kl_shampoo`; the first step only
+    sets the factors up.
+
+    When to use: a Shampoo that needs no grafting to Adam, with the memory of SOAP less Adam's second moments.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, decay of the momentum and of the factors, each in [0, 1).
+        eps: The least eigenvalue, >= 0.
+        adam_eps: eps of Adam, for leaves without factors, >= 0.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        precondition_frequency: Steps between two refreshments of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
+        merge_dims: Merge neighbouring dimensions while their product is at most that.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `GG_i` and `Q_i` for every
+        dimension with a factor; `exp_avg_sq` for leaves without any.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.kl_shampoo()
+        >>> state = tx.init({"w": torch.zeros(3, 2), "b": torch.zeros(2)})["scale_by_kl_shampoo"]
+        >>> {slot: sorted(leaves) for slot, leaves in state.items()}
+        {'exp_avg': ['b', 'w'], 'GG_0': ['w'], 'GG_1': ['w'], 'Q_0': ['w'], 'Q_1': ['w'], 'exp_avg_sq': ['b']}
+
+    Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop is SOAP's, and the momentum is freed of its bias.
+    """
+    direction = scale_by_kl_shampoo(betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims)
+    return _finished(direction, lr, weight_decay)
+
+
+@alias(
+    class_name="SOAPMuon",
+    ranges={**_RANGES, "momentum": "[0, 1)", "beta2": "[0, 1)", "ns_steps": "[0, 100)"},
+    example=lambda tx: {"fallback": tx, "eps": 0.1, "precondition_frequency": 2},
+)
+def soap_muon(
+    lr: Scalar = 0.02,
+    weight_decay: Scalar = 0.0,
+    momentum: Scalar = 0.95,
+    nesterov: bool = True,
+    beta2: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    precondition_frequency: int = 1,
+    max_precondition_dim: int = 10000,
+    ns_coefficients: str | tuple = "newton_schulz",
+    ns_steps: int = 12,
+    adjust_lr_fn: str | None = "original",
+    fallback: GradientTransformation | None = None,
+):
+    r"""SOAP-Muon: momentum, divided by its root mean square in the eigenbasis of the gradients, then orthogonalized.
+
+    $U$ = `trace_ema`; in the eigenbases of the gradient's factors (decay $\beta_2$), from the second step on,
+    $v \leftarrow \beta_2 v + (1-\beta_2) U'^2$, $U' \leftarrow U' / \sqrt{\max(v, \epsilon^2)}$; back from them
+    $X$ = `orthogonalize`$(U)$, $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
+
+    When to use: fewest steps for the hidden matrices of transformers; a step costs several times that of `muon`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        momentum: $\mu$ in [0, 1).
+        nesterov: Look one step ahead.
+        beta2: $\beta_2$ in [0, 1), of the second moments and of the factors.
+        eps: $\epsilon \ge 0$.
+        precondition_frequency: Steps between two refreshments of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
+        ns_coefficients: As `coefs` of `orthogonalize`, or "newton_schulz" for (2, -1.5, 0.5).
+        ns_steps: Number of iterations, in [0, 100).
+        adjust_lr_fn: $r$, see `scale_by_shape`.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `exp_avg_sq` (in the
+        rotated basis), `GG_i`, `Q_i`; with a fallback, these and its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.soap_muon(lr=1.0)  # the first step is Muon's
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> grads = {"w": torch.tensor([[3.0, 0.0], [0.0, -0.5]])}
+        >>> tx.update(grads, tx.init(params), params)[0]["w"].round(decimals=3) + 0.0
+        tensor([[-1.,  0.],
+                [ 0.,  1.]])
+
+    Source: N. Vyas, SOAP-Muon, and records of track 3 of modded-nanogpt. Departures: their rescaling of the divided
+    momentum is left out, since the orthogonalization undoes it.
+    """
+    matrices = chain(
+        trace_ema(momentum, nesterov),
+        rotated(
+            scale_by_late_rms(beta2, eps),
+            start="identity",
+            of="grad",
+            beta=beta2,
+            precondition_frequency=precondition_frequency,
+            max_precondition_dim=max_precondition_dim,
+        ),
+        orthogonalize(_CLASSICAL if ns_coefficients == "newton_schulz" else ns_coefficients, ns_steps),
+        scale_by_shape(adjust_lr_fn),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    if fallback is None:
+        return matrices
+    check_transformation("soap_muon", "fallback", fallback)
+    return partition({"soap_muon": matrices, "fallback": fallback}, {"soap_muon": _is_matrix, "fallback": "*"})
+
+
+_CLASSICAL = (2.0, -1.5, 0.5)
+
+
+@alias(
+    class_name="SPlus",
+    ranges={
+        "ema_rate": "[0, 1)",
+        "inverse_steps": "[1, inf)",
+        "nonstandard_constant": "[0, inf)",
+        "max_dim": "[1, inf)",
+    },
+    example={"inverse_steps": 2},
+)
+def splus(
+    lr: Scalar = 0.1,
+    betas: Betas = (0.9, 0.999),
+    weight_decay: Scalar = 1e-2,
+    ema_rate: Scalar = 0.999,
+    inverse_steps: int = 100,
+    nonstandard_constant: Scalar = 1e-3,
+    max_dim: int = 10000,
+):
+    r"""SPlus: signs of the momentum in Shampoo's eigenbases, with an average of the weights to evaluate with.
+
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$; matrices are rotated into the eigenbases of their factors (decay
+    $\beta_2$), $u = \mathrm{sign}(m')$ is rotated back; $p \leftarrow p - \eta' u$ with
+    $\eta' = 2 \eta / (\mathrm{rows} + \mathrm{columns})$; the average of the weights takes $p$; then
+    $p \leftarrow p (1 - \eta' \lambda)$. Other leaves: unrotated, $\eta' = c\, \eta$.
+
+    When to use: large batches, where Shampoo's directions last a hundred steps; evaluate with `eval_params`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step and after they were averaged.
+        ema_rate: Decay of the average of the weights, in [0, 1).
+        inverse_steps: Steps between two computations of the bases, >= 1.
+        nonstandard_constant: $c \ge 0$.
+        max_dim: Sides larger than this, >= 1, are not rotated, and their leaf counts as another.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `average`, and `GG_i` and
+        `Q_i` of matrices. `eval_params` gives `average`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.splus(lr=1.0, weight_decay=0.0)
+        >>> params = {"w": torch.zeros(2, 2), "b": torch.zeros(1)}
+        >>> grads = {"w": torch.tensor([[3.0, -4.0], [0.1, 0.2]]), "b": torch.ones(1)}
+        >>> updates, _ = tx.update(grads, tx.init(params), params)
+        >>> updates["w"], updates["b"]
+        (tensor([[-0.5000,  0.5000],
+                [-0.5000, -0.5000]]), tensor([-0.0010]))
+
+    Source: Frans et al. 2025, arXiv:2506.07254. Departures: the average is kept without its bias.
+    """
+    signs = rotated(
+        scale_by_sign(),
+        beta=betas[1],
+        precondition_frequency=inverse_steps,
+        max_precondition_dim=max_dim,
+        start="identity",
+        refresh="eigh",
+        offset=0,
+        of="grad",
+    )
+
+    def decayed(weights):
+        return (1 - lr * mean_side_factor(weights.shape, nonstandard_constant, max_dim) * weight_decay) * weights
+
+    return chain(
+        trace_ema(betas[0]),
+        partition({"matrix": signs, "rest": scale_by_sign()}, {"matrix": _is_matrix, "rest": "*"}),
+        scale_by_mean_side(nonstandard_constant, max_dim),
+        scale_by_learning_rate(lr),
+        average(ema_rate, debias=True),
+        map_after_step(decayed),  # behind the average, which sees weights that are not decayed yet
+    )
+
+
+@alias(ranges={"update_proj_gap": "[1, inf)", "scale": "[0, inf)"}, example={"update_proj_gap": 2, "eps": 0.1})
+def conda(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    weight_decay: Scalar = 0.0,
+    eps: Scalar = 1e-8,
+    update_proj_gap: int = 2000,
+    scale: Scalar = 1.0,
+):
+    r"""Conda: Adam along the singular vectors of the momentum, on the shorter side of a matrix.
+
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$; $Q$: the singular vectors of $m$; $v \leftarrow \beta_2 v + (1-\beta_2)
+    (g Q)^2$; $p \leftarrow (p - \eta\, c\, \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m Q}{\sqrt v + \epsilon}
+    Q^\top)(1 - \eta \lambda)$, for a matrix with fewer rows than columns on the other side. Other leaves: Adam.
+
+    When to use: transformers, with the state of Adam and one basis per matrix, computed rarely.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        eps: $\epsilon \ge 0$.
+        update_proj_gap: Q is computed at the first step and at every step that this, >= 1, divides.
+        scale: $c \ge 0$, for matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State of matrices: `momentum_buffer`, `exp_avg_sq`
+        (in the basis), `Q_0`; of others `exp_avg`, `exp_avg_sq`; under `partition`.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`.
+
+    Example:
+        >>> tx = gradtx.conda(lr=0.1)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> grads = {"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}
+        >>> tx.update(grads, tx.init(params), params)[0]["w"]  # m Q has one column that is not 0
+        tensor([[-0.1000,  0.0000],
+                [-0.1000,  0.0000]])
+
+    Source: Wang et al. 2025, arXiv:2509.24218. Departures: none.
+    """
+    along = rotated(
+        scale_by_gradient_rms(betas, eps),
+        sides="short",
+        max_precondition_dim=_UNLIMITED,
+        start="identity",
+        refresh="svd",
+        precondition_frequency=update_proj_gap,
+        offset=0,
+    )
+    matrices = chain(trace_ema(betas[0]), along, _scaled(scale))
+    kept = 1 - lr * weight_decay
+    return chain(
+        partition({"matrix": matrices, "rest": scale_by_adam_hat(betas, eps)}, {"matrix": _is_matrix, "rest": "*"}),
+        scale_by_learning_rate(lr),
+        map_after_step(lambda weights: kept * weights),
+    )
+
+
+_scaled = scale  # which `conda` has an argument called

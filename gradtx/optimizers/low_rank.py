@@ -1,0 +1,345 @@
+"""Methods of low rank: Dion and Dion2, GaLore, Fira, APOLLO."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.combinators.low_rank import low_rank
+from gradtx.combinators.selection import partition
+from gradtx.core import GradientTransformation, chain, check_transformation
+from gradtx.factories import alias, per_tensor
+from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS
+from gradtx.transforms.adam_hat import scale_by_adam_hat
+from gradtx.transforms.constraints import map_after_step
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.dion import orthogonalize_slices, scale_by_dion
+from gradtx.transforms.low_rank import EXAMPLE, RANGES, scale_by_apollo_low_rank, scale_by_fira
+from gradtx.transforms.orthogonalize import scale_by_shape
+from gradtx.transforms.scaling import scale_by_learning_rate
+
+__all__ = ["apollo_low_rank", "dion", "dion2", "fira", "galore"]
+
+COEFFICIENTS = {"newton_schulz": (2.0, -1.5, 0.5), "polar_express": POLAR_EXPRESS, "simple": NEWTON_SCHULZ}
+STEPS = {"newton_schulz": 12}
+
+
+def _is_matrix(name: str, tensor: Any) -> bool:
+    return tensor.ndim == 2
+
+
+def _with_fallback(owner: str, matrices: GradientTransformation, fallback: Any) -> GradientTransformation:
+    if fallback is None:
+        return matrices
+    check_transformation(owner, "fallback", fallback)
+    return partition({owner: matrices, "fallback": fallback}, {owner: _is_matrix, "fallback": "*"})
+
+
+@per_tensor(dims=(2, 2))
+def scale_by_aspect():
+    """Scale the update of a matrix by the root of rows / columns."""
+
+    def update(update, state, param, ctx):
+        rows, columns = update.shape
+        return math.sqrt(rows / max(columns, 1)) * update, state
+
+    return update
+
+
+def scaled_by_shape(adjust: str | None) -> GradientTransformation:
+    return scale_by_aspect() if adjust == "spectral" else scale_by_shape(adjust)
+
+
+@alias(
+    ranges={"mu": "[0, 1)"},
+    example=lambda tx: {"rank": 2, "fallback": tx},
+)
+def dion(
+    lr: Scalar = 0.01,
+    mu: Scalar = 0.95,
+    rank: float | int = 1.0,
+    weight_decay: Scalar = 0.01,
+    eps: Scalar = 1e-8,
+    adjust_lr_fn: str | None = "spectral",
+    init: str = "random",
+    seed: int = 0,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Dion: orthogonal directions of low rank by one step of power iteration, with error feedback.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, r\, P Q^\top$ with `scale_by_dion` and $r$ of `scale_by_shape`.
+
+    When to use: as `muon`, where its iteration on whole matrices costs too much: on large or sharded ones.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        mu: $\mu$ in [0, 1).
+        rank: An int, or a fraction of the smaller side, rounded up.
+        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        eps: Added to the norm of columns, >= 0.
+        adjust_lr_fn: $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; others see `scale_by_shape`.
+        init: Start of $Q$, "random" or "eye".
+        seed: Of the random start.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum`, `Q`; with a fallback, these and
+        its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.dion(rank=0.25)
+        >>> tx.init({"w": torch.zeros(16, 8)})["scale_by_dion"]["Q"]["w"].shape
+        torch.Size([8, 2])
+
+    Source: Ahn et al. 2025, arXiv:2504.05295. Departures: see `scale_by_dion`.
+    """
+    matrices = chain(
+        scale_by_dion(mu, rank, eps, init, seed),
+        scaled_by_shape(adjust_lr_fn),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    return _with_fallback("dion", matrices, fallback)
+
+
+@alias(
+    ranges={"ef_decay": "[0, 1)", "beta2": "[0, 1)", "neuron_eps": "[0, inf)"},
+    example=lambda tx: {"fallback": tx},
+)
+def dion2(
+    lr: Scalar = 0.01,
+    fraction: float | int = 0.25,
+    ef_decay: Scalar = 0.95,
+    weight_decay: Scalar = 0.01,
+    select: str = "short",
+    beta2: Scalar | None = None,
+    neuron_eps: Scalar = 1e-8,
+    ns_coefficients: str | tuple = "polar_express",
+    ns_steps: int | None = None,
+    adjust_lr_fn: str | None = "spectral",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Dion2: Muon of the largest rows or columns of the momentum, which alone decay.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, r\, u$ with $u$ of `orthogonalize_slices` and $r$ of `scale_by_shape`,
+    that of the whole leaf. With `beta2` it is Dion3.
+
+    When to use: as `muon`, at a fraction of the cost of its iteration, and of its messages where slices are shards.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        fraction: Share of slices, in (0, 1].
+        ef_decay: Factor of chosen slices of the momentum, in [0, 1).
+        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$, of all entries.
+        select: "rows", "columns" or "short".
+        beta2: Decay of the rows' mean squares, in [0, 1); None for no normalization.
+        neuron_eps: eps of the normalization, >= 0.
+        ns_coefficients: As `coefs` of `orthogonalize`, or a name.
+        ns_steps: Number of iterations; None for the number that belongs to the coefficients.
+        adjust_lr_fn: $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; others see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum`, with `beta2` `exp_avg_sq` (one
+        entry a row); with a fallback, these and its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.dion2(lr=1.0, weight_decay=0.0, ns_coefficients="newton_schulz")
+        >>> params = {"w": torch.zeros(4, 4)}
+        >>> updates, _ = tx.update({"w": torch.diag(torch.arange(4.0))}, tx.init(params), params)
+        >>> updates["w"].diagonal()  # the largest of four rows
+        tensor([-0., -0., -0., -1.])
+
+    Source: Ahn et al. 2025, arXiv:2512.16928. Departures: none from one device's.
+    """
+    coefs = COEFFICIENTS.get(ns_coefficients, ns_coefficients) if isinstance(ns_coefficients, str) else ns_coefficients
+    steps = STEPS.get(str(ns_coefficients), 5) if ns_steps is None else ns_steps
+    matrices = chain(
+        orthogonalize_slices(fraction, ef_decay, select, beta2, neuron_eps, coefs, steps, ns_dtype),
+        scaled_by_shape(adjust_lr_fn),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    return _with_fallback("dion2", matrices, fallback)
+
+
+def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any) -> GradientTransformation:
+    """A direction with its rate, and decay after the step."""
+    kept = 1 - lr * weight_decay
+    return chain(direction, scale_by_learning_rate(lr), map_after_step(lambda weights: kept * weights))
+
+
+@alias(class_name="GaLore", ranges=RANGES, example=EXAMPLE)
+def galore(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: Scalar = 0.25,
+    side: str = "short",
+    projection: str = "svd",
+    carry: str = "keep",
+):
+    r"""GaLore: Adam of gradients that are projected to a low rank.
+
+    $p \leftarrow (p - \eta\, a\, d\, Q^\top)(1 - \eta \lambda)$ with Adam's direction $d$ of $g Q$; see `low_rank`.
+
+    When to use: training within the memory of a low rank; Adam's state of a matrix shrinks to the rank's.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Of Adam, >= 0.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        rank: Number of columns of $Q$, >= 1, at most the smaller side.
+        update_proj_gap: Steps between two bases, >= 1.
+        scale: $a \ge 0$.
+        side: "short", "long", "left" or "right", see `low_rank`.
+        projection: "svd", "power" or "random", see `low_rank`.
+        carry: "keep", "reset" or "rotate", see `low_rank`.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `Q`, and `exp_avg` and `exp_avg_sq` at low
+        rank; those of other leaves in full.
+
+    Raises:
+        ValueError: numbers out of range, an unknown option, missing `params`.
+
+    Example:
+        >>> tx = gradtx.galore(lr=1.0, rank=1)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, 1.0]])}, tx.init(params), params)[0]["w"]
+        tensor([[-0.2500,  0.0000],
+                [ 0.0000,  0.0000]])
+
+    Source: Zhao et al. 2024, arXiv:2403.03507. Departures: the rule for signs of `low_rank`.
+    """
+    direction = low_rank(scale_by_adam_hat(betas, eps), rank, update_proj_gap, projection, side, scale, carry)
+    return _decayed(direction, lr, weight_decay)
+
+
+@alias(ranges=RANGES, example=EXAMPLE)
+def fira(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: Scalar = 0.25,
+    side: str = "short",
+    projection: str = "svd",
+    carry: str = "keep",
+    limit: Scalar = 1.01,
+):
+    r"""Fira: GaLore that also follows the rest of the gradient, scaled row by row as Adam scales the projection.
+
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_fira`.
+
+    When to use: in place of `galore`, with the same memory: updates have full rank.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Of Adam, >= 0.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        rank: Number of columns of $Q$, >= 1, at most the smaller side.
+        update_proj_gap: Steps between two bases, >= 1.
+        scale: Factor of the projected part, >= 0.
+        side: "short", "long", "left" or "right", see `low_rank`.
+        projection: "svd", "power" or "random", see `low_rank`.
+        carry: "keep", "reset" or "rotate", see `low_rank`.
+        limit: The most that the norm of the rest grows by in a step, >= 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
+        `exp_avg_sq` at low rank; those of other leaves in full.
+
+    Raises:
+        ValueError: numbers out of range, an unknown option, missing `params`.
+
+    Example:
+        >>> state = gradtx.fira(rank=2).init({"w": torch.zeros(8, 3)})["scale_by_fira"]
+        >>> state["Q"]["w"].shape, state["scale_by_adam_hat"]["exp_avg"]["w"].shape
+        (torch.Size([3, 2]), torch.Size([8, 2]))
+
+    Source: Chen et al. 2024, arXiv:2410.01623. Departures: see `scale_by_fira`.
+    """
+    direction = scale_by_fira(betas, eps, rank, update_proj_gap, scale, side, projection, carry, limit)
+    return _decayed(direction, lr, weight_decay)
+
+
+@alias(class_name="ApolloLowRank", ranges=RANGES, example=EXAMPLE)
+def apollo_low_rank(
+    lr: Scalar = 1e-2,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: Scalar = 1.0,
+    side: str = "short",
+    projection: str = "random",
+    scale_type: str = "channel",
+    scale_front: bool = False,
+    limit: Scalar = 1.01,
+    seed: int = 0,
+):
+    r"""APOLLO: the gradient itself, with a rate for every row that a projected Adam finds.
+
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_apollo_low_rank`.
+
+    When to use: training within little more memory than SGD's. APOLLO-Mini is `rank=1`, `scale=128.0`,
+    `scale_type="tensor"`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Of Adam, >= 0.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        rank: Number of columns of $Q$, >= 1.
+        update_proj_gap: Steps between two bases, >= 1.
+        scale: The direction is multiplied by the root of this, >= 0.
+        side: "short", "long", "left" or "right", see `low_rank`.
+        projection: "svd", "power" or "random", see `low_rank`.
+        scale_type: "channel" for a rate per row (column with a basis on the left), "tensor" for one.
+        scale_front: Whether to multiply by the root of `scale` before the growth is limited.
+        limit: The most that the norm of the direction grows by in a step, >= 1.
+        seed: Of random bases.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
+        `exp_avg_sq` at low rank; those of other leaves in full.
+
+    Raises:
+        ValueError: numbers out of range, an unknown option, missing `params`.
+
+    Example:
+        >>> tx = gradtx.apollo_low_rank(lr=1.0, rank=1, scale_type="tensor")
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, 3.0]])}, tx.init(params), params)
+        >>> updates["w"][0, 0] == updates["w"][1, 1], updates["w"][0, 1]  # the direction of the gradient
+        (tensor(True), tensor(0.))
+
+    Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from the library's stream. `apollo` is
+    another method, ApolloDQN.
+    """
+    direction = scale_by_apollo_low_rank(
+        betas, eps, rank, update_proj_gap, scale, side, projection, scale_type, scale_front, limit, seed
+    )
+    return _decayed(direction, lr, weight_decay)

@@ -1,0 +1,247 @@
+"""Coordinates along the eigenvectors of Kronecker factors, for `rotated` and the rules that it re-expresses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._spaces import Space, View
+from gradtx.core import GradientTransformation
+from gradtx.transforms._math import at_least
+from gradtx.transforms._matrix import eigenbasis, gram, left_basis, merged, multiplied, orthonormal
+
+SIDES = ("both", "left", "right", "short")
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """Which dimensions of a leaf have a factor, and how they are merged before.
+
+    Attributes:
+        sides: "both" for all dimensions; "left", "right", "short" for one of a matrix.
+        limit: Larger dimensions have none.
+        merges: Merge neighbouring dimensions while their product is at most `limit`.
+        takes_vectors: Whether leaves of one dimension have a factor.
+    """
+
+    sides: str = "both"
+    limit: int = 10000
+    merges: bool = False
+    takes_vectors: bool = False
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        return merged(x.shape, self.limit) if self.merges and x.ndim > 1 else tuple(x.shape)
+
+    def dims(self, x: Tensor) -> list[int]:
+        """The dimensions with a factor."""
+        if x.ndim == 1 and not self.takes_vectors:
+            return []
+        shape = self.shape(x)
+        return [i for i in self._candidates(shape) if shape[i] <= self.limit]
+
+    def _candidates(self, shape: tuple[int, ...]) -> list[int]:
+        if self.sides == "both":
+            return list(range(len(shape)))
+        if len(shape) != 2:
+            return []
+        short = 0 if shape[0] < shape[1] else 1
+        return [{"left": 0, "right": 1, "short": short}[self.sides]]
+
+    def zeros(self, x: Tensor) -> list[Tensor]:
+        """Square matrices of zeros, one a factor."""
+        return [x.new_zeros((size, size)) for size in self._sizes(x)]
+
+    def identities(self, x: Tensor) -> list[Tensor]:
+        return [torch.eye(size, dtype=x.dtype, device=x.device) for size in self._sizes(x)]
+
+    def _sizes(self, x: Tensor) -> list[int]:
+        shape = self.shape(x)
+        return [shape[i] for i in self.dims(x)]
+
+
+def turned(x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False) -> Tensor:
+    """A tensor in the coordinates of bases, or back from them."""
+    for i, basis in zip(dims, bases, strict=True):
+        x = multiplied(x, basis if back else basis.mT, i)
+    return x
+
+
+def spectrum(statistics: Tensor, basis: Tensor, floor: Any) -> Tensor:
+    """The diagonal of a matrix in a basis, at least `floor`."""
+    return at_least((basis * (statistics @ basis)).sum(dim=0), floor)
+
+
+def whitened(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor], skipped: int = -1) -> Tensor:
+    """A tensor along bases, divided by the root of scales there; one dimension may be skipped."""
+    for i, basis, scale in zip(dims, bases, scales, strict=True):
+        if i != skipped:
+            x = multiplied(x, scale.rsqrt()[:, None] * basis.mT, i)
+    return x
+
+
+def kl_statistics(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
+    """The Gram matrix of every dimension, of the tensor whitened along all others and divided by their size."""
+    statistics = []
+    for i in dims:
+        others = max(x.numel(), 1) / max(x.shape[i], 1)
+        statistics.append(gram(whitened(x, dims, bases, scales, i), i) / others)
+    return statistics
+
+
+def kl_scales(statistics: list[Tensor], bases: list[Tensor], floor: Any, ctx: Any) -> list[Tensor]:
+    """The eigenvalues to whiten with: those before this step; 1 at the first."""
+    known = ctx.step > 1
+    pairs = zip(statistics, bases, strict=True)
+    return [torch.where(known, spectrum(x, basis, floor), 1.0) for x, basis in pairs]
+
+
+def averaged(old: list[Tensor], new: list[Tensor], weight: Any) -> list[Tensor]:
+    return [(1 - weight) * x + weight * y for x, y in zip(old, new, strict=True)]
+
+
+def descending(statistics: Tensor, basis: Tensor) -> Tensor:
+    """The order of a basis' columns, the largest eigenvalue first."""
+    return (basis * (statistics @ basis)).sum(dim=0).argsort(descending=True)
+
+
+def iterated(statistics: Tensor, basis: Tensor, order: Tensor) -> Tensor:
+    """One step of power iteration for a basis, its columns in an order."""
+    return orthonormal((statistics @ basis).take_along_dim(order[None, :], dim=1))
+
+
+def permuted(x: Tensor, dims: list[int], orders: list[Tensor]) -> Tensor:
+    """A tensor whose entries along dimensions are put in an order; dimensions of size 1 stay."""
+    for i, order in zip(dims, orders, strict=True):
+        if x.shape[i] == order.numel():
+            x = x.take_along_dim(order.view([-1 if i == k else 1 for k in range(x.ndim)]), dim=i)
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """The options of `rotated`, see there; `beta` and `eps` may be tensors."""
+
+    factors: Factors
+    statistics: str
+    beta: Any
+    frequency: int
+    start: str
+    refresh: str
+    offset: int
+    of: str
+    eps: Any
+
+    def space(self, inner: GradientTransformation, hidden: bool = False) -> Space:
+        """The combinator's body."""
+        return Space(
+            inner,
+            init=self.init,
+            view=self.view,
+            inside=lambda x: x.reshape(self.factors.shape(x)),
+            stored=lambda value, like: value.reshape(like.shape) if value.numel() == like.numel() else value,
+            delayed=self.start == "skip",
+            hidden=hidden,
+        )
+
+    def init(self, param: Tensor) -> dict[str, Any]:
+        # A leaf whose first gradient comes later starts with the identity.
+        bases = {"Q": self.factors.identities(param)}
+        return bases if self.refresh == "svd" else {"GG": self.factors.zeros(param), **bases}
+
+    def view(self, update: Tensor, state: dict[str, Any], param: Any, ctx: Any) -> RotatedView:
+        return RotatedView(self, update, state, ctx)
+
+    def bases(self, x: Tensor, dims: list[int], old: list[Tensor], ctx: Any) -> list[Tensor]:
+        """The bases of this step, where those of the update itself are taken."""
+
+        def computed() -> list[Tensor]:
+            return [left_basis(x.movedim(i, 0).flatten(1)) for i in dims]
+
+        def renewed() -> list[Tensor]:
+            return ctx.every(self.frequency, self.offset, computed, lambda: old)
+
+        return ctx.first(computed, renewed)
+
+    def next_statistics(self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any) -> list[Tensor]:
+        old, bases = state["GG"], state["Q"]
+        if self.statistics == "shampoo":
+            return averaged(old, [gram(x, i) for i in dims], 1 - self.beta)
+        weight = (1 - self.beta) / ctx.bias_correction(self.beta)  # no bias, since the scale of factors matters
+        return averaged(old, kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps, ctx)), weight)
+
+    def next_bases(self, new: list[Tensor], old: list[Tensor], ctx: Any) -> tuple[list[Tensor], Any]:
+        """The bases after this step, and the order in which columns were put; None where they certainly stay."""
+        same = [torch.arange(len(x), device=x.device) for x in old]
+        kept = (old, same)
+
+        def initial() -> Any:
+            return [eigenbasis(x) for x in new], same
+
+        def refreshed() -> Any:
+            if self.refresh == "eigh":
+                return initial()
+            orders = [descending(x, basis) for x, basis in zip(new, old, strict=True)]
+            return [iterated(*each) for each in zip(new, old, orders, strict=True)], orders
+
+        def later() -> Any:
+            return ctx.every(self.frequency, self.offset, refreshed, lambda: kept)
+
+        bases, orders = ctx.first(initial, later)
+        return bases, None if orders is same else orders
+
+
+class RotatedView(View):
+    """A leaf along the eigenvectors of its factors, in one call."""
+
+    def __init__(self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx: Any):
+        factors = rotation.factors
+        self._rotation = rotation
+        self._ctx = ctx
+        self._shape = factors.shape(update)
+        self._whole = update.shape
+        self._dims = factors.dims(update)
+        self._state = state
+        gradient = ctx.grad if rotation.of == "grad" else update
+        self._gradient = gradient.reshape(self._shape)
+        self._orders: list[Tensor] | None = None
+        self._bases = state["Q"] if self._dims else []
+        if rotation.refresh == "svd":
+            self._bases = rotation.bases(update.reshape(self._shape), self._dims, self._bases, ctx)
+        if rotation.start == "skip":
+            self.takes_part = not ctx.is_first if isinstance(ctx.is_first, bool) else ~ctx.is_first
+
+    def inward(self, x: Tensor) -> Tensor:
+        return turned(x.reshape(self._shape), self._dims, self._bases)
+
+    def _outward(self, x: Tensor) -> Tensor:
+        return turned(x, self._dims, self._bases, back=True).reshape(self._whole)
+
+    def read(self, kind: str, value: Tensor) -> Tensor:
+        if kind == "linear":
+            return self.inward(value)
+        return value.reshape(self._shape) if value.shape == self._whole else value
+
+    def write(self, kind: str, value: Tensor) -> Tensor:
+        if kind == "linear":
+            return self._outward(value)
+        return value.reshape(self._whole) if value.shape == self._shape else value
+
+    def renewed(self, kind: str, value: Tensor) -> Tensor:
+        if kind != "square" or self._orders is None:
+            return value
+        inside = value.reshape(self._shape) if value.shape == self._whole else value
+        return permuted(inside, self._dims, self._orders).reshape(value.shape)
+
+    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        update = self._outward(update)
+        if not self._dims:
+            return update, {}
+        if self._rotation.refresh == "svd":
+            return update, {"Q": self._bases}
+        new = self._rotation.next_statistics(self._gradient, self._dims, self._state, self._ctx)
+        bases, self._orders = self._rotation.next_bases(new, self._bases, self._ctx)
+        self.renews = self._orders is not None
+        return update, {"GG": new, "Q": bases}

@@ -1,0 +1,171 @@
+"""Orthogonal directions of low cost, with error feedback: Dion, Dion2, Dion3."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, norm, safe_sqrt
+from gradtx.transforms._matrix import newton_schulz, orthonormal
+from gradtx.transforms._polynomials import POLAR_EXPRESS, polynomials
+
+__all__ = ["orthogonalize_slices", "scale_by_dion"]
+
+
+@per_tensor(
+    dims=(2, 2),
+    random=True,
+    ranges={"mu": "[0, 1)"},
+    example={"rank": 2},
+)
+def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8, init: str = "random", seed: int = 0):
+    r"""Replace the momentum of a matrix by an orthogonal matrix of low rank, and keep what that leaves out: Dion.
+
+    $M \leftarrow M + g$, $P = \mathrm{QR}(M Q).Q$, $R = M^\top P$, $M \leftarrow M - (1-\mu) P R^\top$,
+    $Q \leftarrow R$ with each column divided by its norm $+ \epsilon$; gives $P Q^\top$.
+
+    Args:
+        mu: $\mu$ in [0, 1): the share of the applied direction that stays in the momentum.
+        rank: Number of columns of $Q$: an int, or a fraction of the smaller side, rounded up.
+        eps: $\epsilon \ge 0$.
+        init: $Q$ starts with normal numbers, "random", or with the first columns of the identity, "eye".
+        seed: Of the random start.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum`, shaped as the parameter, and `Q`, columns x
+        rank; `seed` and `counter`.
+
+    Raises:
+        ValueError: numbers out of range, another `init`, a leaf that is not a matrix.
+
+    Example:
+        >>> tx = gradtx.scale_by_dion(rank=1, init="eye")
+        >>> grads = {"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}
+        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=0)
+        tensor([1., 0.])
+
+    Source: Ahn et al. 2025, arXiv:2504.05295. Departures: none from dion_simple, which does not transpose wide
+    matrices; a column of $R$ that is 0 leaves that of $Q$ as it was, and gives 0.
+    """
+    if isinstance(rank, bool) or rank <= 0 or (isinstance(rank, float) and rank > 1):
+        raise ValueError(f"scale_by_dion: rank must be a whole number above 0, or a fraction in (0, 1], got {rank!r}")
+    if init not in ("random", "eye"):
+        raise ValueError(f"scale_by_dion: init must be 'random' or 'eye', got {init!r}")
+
+    def first(param, rng):
+        rows, columns = param.shape
+        count = rank if isinstance(rank, int) else math.ceil(rank * min(rows, columns))
+        basis = param.new_zeros((columns, min(max(1, count), rows, columns)))
+        basis = rng.normal(basis) if init == "random" else torch.eye(*basis.shape, dtype=basis.dtype).to(basis)
+        return {"momentum": torch.zeros_like(param), "Q": basis}
+
+    def update(update, state, param, ctx):
+        momentum = state["momentum"] + update
+        left = orthonormal(momentum @ state["Q"])
+        right = momentum.mT @ left
+        lengths = safe_sqrt(right.square().sum(dim=0, keepdim=True))
+        basis = right / (lengths + eps + (lengths == 0))  # a column of 0 stays 0, with eps 0, too
+        kept = torch.where(lengths == 0, state["Q"], basis)
+        return left @ basis.mT, {"momentum": momentum - (1 - mu) * (left @ right.mT), "Q": kept}
+
+    return first, update
+
+
+@per_tensor(
+    dims=(2, 2),
+    ranges={"ef_decay": "[0, 1)", "beta2": "[0, 1)", "neuron_eps": "[0, inf)", "steps": "[0, 100)"},
+    compiles=False,
+)
+def orthogonalize_slices(
+    fraction: float | int = 0.25,
+    ef_decay: Scalar = 0.95,
+    select: str = "short",
+    beta2: Scalar | None = None,
+    neuron_eps: Scalar = 1e-8,
+    coefs: Any = POLAR_EXPRESS,
+    steps: int = 5,
+    dtype: torch.dtype | None = None,
+):
+    r"""Orthogonalize the largest rows or columns of the momentum only, and let these decay: Dion2's direction.
+
+    $M \leftarrow M + g$; of the $n$ slices, the $\lceil f n \rceil$ of largest L1 norm (of equal ones the first) form
+    a matrix; gives `orthogonalize` of it in their place, 0 elsewhere; these slices of $M$ are multiplied by the decay.
+    With `beta2`, `normalize_neurons` follows, whose moments change where rows were chosen (Dion3).
+
+    Args:
+        fraction: $f$ in (0, 1].
+        ef_decay: Factor of chosen slices of the momentum, in [0, 1).
+        select: "rows", "columns", or "short" for the smaller number of the two (rows of a square).
+        beta2: Decay of the rows' mean squares, in [0, 1); None for no normalization.
+        neuron_eps: eps of the normalization, >= 0.
+        coefs: As in `orthogonalize`.
+        steps: Number of iterations, in [0, 100).
+        dtype: Dtype of the iteration; None for the leaf's own dtype.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum`, shaped as the parameter; with `beta2`
+        `exp_avg_sq`, rows x 1.
+
+    Raises:
+        ValueError: numbers out of range, another `select`, a leaf that is not a matrix.
+
+    Example:
+        >>> tx = gradtx.orthogonalize_slices(fraction=0.5, coefs=(2.0, -1.5, 0.5), steps=12)
+        >>> grads = {"w": torch.tensor([[1.0, 0.0], [0.0, 5.0]])}
+        >>> tx.update(grads, tx.init(grads))[0]["w"]
+        tensor([[0., 0.],
+                [0., 1.]])
+
+    Source: Ahn et al. 2025, arXiv:2512.16928; with `beta2`: microsoft/dion. Departures: none from one device's.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}")
+    if select not in ("rows", "columns", "short"):
+        raise ValueError(f"orthogonalize_slices: select must be 'rows', 'columns' or 'short', got {select!r}")
+    iteration = polynomials("orthogonalize_slices", coefs, steps, dtype)
+
+    def init(param):
+        slots = {"momentum": torch.zeros_like(param)}
+        if beta2 is not None:
+            slots["exp_avg_sq"] = param.new_zeros((param.shape[0], 1))
+        return slots
+
+    def update(update, state, param, ctx):
+        momentum = state["momentum"] + update
+        dim = _sliced_dim(update, select)
+        chosen = _largest_slices(momentum, dim, fraction)
+        part = momentum.index_select(dim, chosen)
+        direction = newton_schulz(part if dtype is None else part.to(dtype), iteration, 1e-7).to(part.dtype)
+        new = {}
+        if beta2 is not None:
+            direction, new["exp_avg_sq"] = _normalized(direction, state["exp_avg_sq"], chosen, dim)
+        new["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
+        return torch.zeros_like(update).index_copy(dim, chosen, direction), new
+
+    def _normalized(direction, squares, chosen, dim):
+        """Rows of a direction with equal root mean squares over time, and the moments of all rows."""
+        old = squares.index_select(0, chosen) if dim == 0 else squares
+        square = beta2 * old + (1 - beta2) * direction.square().mean(dim=1, keepdim=True)
+        scaled = direction / (safe_sqrt(square) + neuron_eps)
+        direction = scaled * (norm(direction) / at_least(norm(scaled), neuron_eps))
+        return direction, squares.index_copy(0, chosen, square) if dim == 0 else square
+
+    return init, update
+
+
+def _sliced_dim(x: Tensor, select: str) -> int:
+    if select == "short":
+        return 0 if x.shape[0] <= x.shape[1] else 1
+    return 0 if select == "rows" else 1
+
+
+def _largest_slices(x: Tensor, dim: int, fraction: float) -> Tensor:
+    """The indices of the slices of largest L1 norm, of equal ones the first."""
+    count = math.ceil(fraction * x.shape[dim])
+    sizes = x.detach().abs().sum(dim=1 - dim)
+    return sizes.sort(descending=True, stable=True).indices[:count]

@@ -1,0 +1,228 @@
+"""Links of the methods in eigenbases: KL-Shampoo, and what SOAP-Muon, Conda and SPlus run inside or behind them."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import adam_moments, at_least, hat_rate, safe_sqrt
+from gradtx.transforms._matrix import eigenbasis
+from gradtx.transforms._rotation import (
+    Factors,
+    averaged,
+    descending,
+    iterated,
+    kl_scales,
+    kl_statistics,
+    turned,
+    whitened,
+)
+
+__all__ = ["scale_by_gradient_rms", "scale_by_kl_shampoo", "scale_by_late_rms", "scale_by_mean_side"]
+
+
+@per_tensor(
+    determined=lambda arguments: not arguments["merge_dims"],
+    compiles=False,
+    ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "adam_eps": "[0, inf)"},
+    example={"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
+)
+def scale_by_kl_shampoo(
+    betas: Betas = (0.95, 0.95),
+    eps: Scalar = 1e-8,
+    adam_eps: Scalar = 1e-8,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10000,
+    merge_dims: bool = False,
+):
+    r"""Whiten the momentum by Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
+
+    The first step gives 0 and sets the factors up. Then, with $s = t - 1$: $m \leftarrow \beta_1 m + (1-\beta_1) g$,
+    gives $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
+    $\lambda_i = \max(\mathrm{diag}(Q_i^\top S_i Q_i), \epsilon)$; after that the factors $S_i$ and their bases follow
+    as in `rotated` with "kl", $\beta$ = $\beta_2$ and "qr". Leaves without factors: `scale_by_adam_hat`.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, the least eigenvalue.
+        adam_eps: eps of Adam, >= 0.
+        precondition_frequency: Steps between two refreshments of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
+        merge_dims: Merge neighbouring dimensions, left to right, while their product is at most that.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and `GG_i` ($S_i$)
+        and `Q_i`, n x n, for every dimension with a factor; `exp_avg_sq` for a leaf without any. Time n^3.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_kl_shampoo(betas=(0.0, 0.0))
+        >>> state = tx.init({"w": torch.zeros(2, 2)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([[2.0, 0.0], [0.0, 50.0]])}, state)
+        >>> updates["w"]  # the factors' entries are half the squares of the singular values
+        tensor([[1.0000, 0.0000],
+                [0.0000, 0.0400]])
+
+    Source: Lin et al. 2025, arXiv:2509.03378. Departures: $m$ is freed of its bias. As for `scale_by_soap`, results
+    depend on rounding where statistics are rank-deficient.
+    """
+    beta1, beta2 = betas
+    factors = Factors("both", max_precondition_dim, merge_dims)
+    init_adam, average = adam_moments(betas)
+
+    def init(param):
+        if not factors.dims(param):
+            return init_adam(param)
+        return {"exp_avg": torch.zeros_like(param), "GG": factors.zeros(param), "Q": factors.identities(param)}
+
+    def update(update, state, param, ctx):
+        count = (ctx.time - 1).clamp(min=1)  # the first step gives 0 in any case
+        first = ctx.step == 1
+        if not factors.dims(update):
+            mean, square, new = average(update, state)
+            new = {slot: torch.where(first, state[slot], value) for slot, value in new.items()}
+            rate = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(beta1, count)
+            return torch.where(first, 0.0, rate * mean / (safe_sqrt(square) + adam_eps)), new
+        dims, shape = factors.dims(update), factors.shape(update)
+        mean = torch.where(first, state["exp_avg"], beta1 * state["exp_avg"] + (1 - beta1) * update)
+        scales = kl_scales(state["GG"], state["Q"], eps, ctx)
+        direction = turned(whitened(mean.reshape(shape), dims, state["Q"], scales), dims, state["Q"], back=True)
+        direction = direction.reshape(update.shape) / ctx.bias_correction(beta1, count)
+        fresh = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
+        statistics = averaged(state["GG"], fresh, (1 - beta2) / ctx.bias_correction(beta2))
+        bases = _next_bases(statistics, state["Q"], precondition_frequency, ctx)
+        return torch.where(first, 0.0, direction), {"exp_avg": mean, "GG": statistics, "Q": bases}
+
+    return init, update
+
+
+def _next_bases(statistics, bases, frequency, ctx):
+    """Eigenvectors at the first step, later one step of power iteration where it is due."""
+
+    def iterate():
+        return [iterated(x, basis, descending(x, basis)) for x, basis in zip(statistics, bases, strict=True)]
+
+    def renewed():
+        return ctx.first(lambda: [eigenbasis(x) for x in statistics], iterate)
+
+    return ctx.every(frequency, 1, renewed, lambda: bases)
+
+
+@per_tensor(elementwise=True, ranges={"beta": "[0, 1)"})
+def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
+    r"""Divide updates by their root mean square from the second step on; the first passes unchanged.
+
+    From t = 2: $v \leftarrow \beta v + (1-\beta) u^2$ from 0, gives $u / \sqrt{\max(v, \epsilon^2)}$; no bias
+    correction. For links behind it that normalize, such as `orthogonalize`.
+
+    Args:
+        beta: $\beta$ in [0, 1).
+        eps: $\epsilon \ge 0$, the least root. Keep it above 0, for entries of 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> tx = gradtx.scale_by_late_rms(beta=0.75)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([3.0])}, state)
+        ...     print(updates["w"])
+        tensor([3.])
+        tensor([2.])
+
+    Source: the preconditioner of SOAP-Muon, in the track 3 records of modded-nanogpt. Departures: none.
+    """
+
+    def init(param):
+        return {"exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        first = ctx.step == 1
+        old = state["exp_avg_sq"]
+        square = torch.where(first, old, beta * old + (1 - beta) * update.square())
+        root = safe_sqrt(at_least(square, eps**2))
+        return torch.where(first, update, update / torch.where(first, 1.0, root)), {"exp_avg_sq": square}
+
+    return init, update
+
+
+@per_tensor(elementwise=True)
+def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
+    r"""Divide a momentum by the root mean square of the gradient: the second half of Adam.
+
+    $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the gradient $g$ (`ctx.grad`), gives
+    $\frac{u}{1-\beta_1^t} \frac{\sqrt{1-\beta_2^t}}{\sqrt v + \epsilon}$. Behind `trace_ema(beta1)` it is
+    `scale_by_adam_hat`; between the two the momentum may be transformed.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1), $\beta_1$ that of the momentum in front.
+        eps: $\epsilon \ge 0$, in the unit of a gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: a beta outside [0, 1), a negative eps.
+
+    Example:
+        >>> halves = gradtx.chain(gradtx.trace_ema(0.9), gradtx.scale_by_gradient_rms((0.9, 0.999)))
+        >>> for tx in (halves, gradtx.scale_by_adam_hat((0.9, 0.999))):
+        ...     print(tx.update({"w": torch.tensor([3.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"])
+        tensor([1.0000])
+        tensor([1.0000])
+
+    Source: Kingma and Ba 2014, arXiv:1412.6980. Departures: none.
+    """
+    _, beta2 = betas
+
+    def init(param):
+        return {"exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * ctx.grad.square()
+        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * update, {"exp_avg_sq": square}
+
+    return init, update
+
+
+@per_tensor(ranges={"otherwise": "[0, inf)", "max_dim": "[0, inf)"})
+def scale_by_mean_side(otherwise: Scalar = 1e-3, max_dim: int = 10000):
+    r"""Divide the update of a matrix by the mean of its two sides: $2 u / (\mathrm{rows} + \mathrm{columns})$.
+
+    Args:
+        otherwise: Factor of all other leaves, >= 0.
+        max_dim: Matrices with a larger side count as others.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_mean_side()
+        >>> tx.update({"w": torch.ones(1, 3)}, tx.init({}))[0]["w"]
+        tensor([[0.5000, 0.5000, 0.5000]])
+
+    Source: Frans et al. 2025, SPlus, arXiv:2506.07254. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        return mean_side_factor(update.shape, otherwise, max_dim) * update, state
+
+    return update
+
+
+def mean_side_factor(shape, otherwise, max_dim):
+    """The factor for a leaf of this shape."""
+    if len(shape) != 2 or max(shape) > max_dim:
+        return otherwise
+    return 2 / max(sum(shape), 1)

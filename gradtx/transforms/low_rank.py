@@ -1,0 +1,201 @@
+"""Adam at low rank with what it leaves out: Fira's residual, APOLLO's scaled gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Betas, Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, norm, safe_sqrt
+from gradtx.transforms._projection import LowRankView, Projection, check_choices
+from gradtx.transforms.adam_hat import scale_by_adam_hat
+
+__all__ = ["scale_by_apollo_low_rank", "scale_by_fira"]
+
+TINY = 1e-8  # added to norms that are divided by, in the authors' code of both methods
+RANGES = {"rank": "[1, inf)", "update_proj_gap": "[1, inf)", "scale": "[0, inf)", "limit": "[1, inf)"}
+EXAMPLE = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the views of both methods read of their arguments."""
+
+    betas: Any
+    limit: Any
+    scale: Any
+    by_channel: bool = True
+    scales_first: bool = False
+
+
+class LimitedView(LowRankView):
+    """A projected matrix with Adam inside, and a full direction whose growth is limited."""
+
+    def __init__(self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any, options: Options):
+        super().__init__(projection, update, state, ctx)
+        self.options = options
+
+    def correction(self) -> Tensor:
+        """Adam's factor of both corrections, which the direction of the inner Adam has."""
+        beta1, beta2 = self.options.betas
+        return self.ctx.bias_correction(beta2).sqrt() / self.ctx.bias_correction(beta1)
+
+    def factors(self, direction: Tensor) -> Tensor:
+        """How much longer the low-rank direction is than the low-rank gradient; one factor a channel, or for all."""
+        low = self.inward(self.update)
+        if not self.options.by_channel:
+            return norm(direction) / (norm(low) + TINY)
+        dim = 1 if self.right else 0
+        top, bottom = (safe_sqrt(x.square().sum(dim=dim, keepdim=True)) for x in (direction, low))
+        return top / (bottom + TINY)
+
+    def limited(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A direction that grows by no more than `limit` a step, and its norm."""
+        length, last, limit = norm(x), self.state["last_norm"], self.options.limit
+        growth = at_least(length / (last + TINY), limit) / limit
+        growth = torch.where(self.ctx.step == 1, 1.0, growth)
+        return x / growth, length / growth
+
+
+class FiraView(LimitedView):
+    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        scale, correction = self.options.scale, self.correction()
+        rest = self.update - scale * self.outward(self.inward(self.update))
+        residual, length = self.limited(rest * self.factors(update / correction))
+        return scale * self.outward(update) + correction * residual, {"Q": self.basis, "last_norm": length}
+
+
+class ApolloView(LimitedView):
+    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        correction, root = self.correction(), self.options.scale**0.5
+        before, behind = (root, 1.0) if self.options.scales_first else (1.0, root)
+        limited, length = self.limited(before * self.update * self.factors(update / correction))
+        return correction * behind * limited, {"Q": self.basis, "last_norm": length}
+
+
+def _last_norm(param: Tensor) -> dict[str, Tensor]:
+    return {"last_norm": param.new_zeros(())}
+
+
+@per_tensor(compiles=False, ranges=RANGES, example=EXAMPLE)
+def scale_by_fira(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: Scalar = 0.25,
+    side: str = "short",
+    projection: str = "svd",
+    carry: str = "keep",
+    limit: Scalar = 1.01,
+    seed: int = 0,
+):
+    r"""Adam's direction at low rank, and the rest of the gradient, scaled as Adam scales each row: Fira.
+
+    With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ of it without its factor
+    $c = \sqrt{1-\beta_2^t} / (1-\beta_1^t)$: $r = (g - a\, \hat g Q^\top)\, \phi$ with
+    $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$ row by row (columns with a basis on the left),
+    $r \leftarrow r / (\max(\lVert r \rVert / (n + 10^{-8}), l) / l)$ from the second step on, $n$ the norm of the last
+    $r$; gives $c\, (a\, d Q^\top + r)$. Leaves that are not matrices: `scale_by_adam_hat`.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Of Adam, >= 0.
+        rank: Number of columns of $Q$, >= 1, at most the smaller side.
+        update_proj_gap: Steps between two bases, >= 1.
+        scale: $a \ge 0$.
+        side: As in `low_rank`.
+        projection: As in `low_rank`.
+        carry: As in `low_rank`.
+        limit: $l \ge 1$: the most that the norm of $r$ grows by in a step.
+        seed: Of random bases.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
+        ($n$, 0-d).
+
+    Raises:
+        ValueError: numbers out of range, an unknown option.
+
+    Example:
+        >>> tx = gradtx.scale_by_fira(rank=1, scale=1.0)
+        >>> grads = {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])}
+        >>> tx.update(grads, tx.init(grads))[0]["w"]  # the second row has no part in the first singular vector
+        tensor([[1.0000, 0.0000],
+                [0.0000, 0.0000],
+                [0.0000, 0.0000]])
+
+    Source: Chen et al. 2024, arXiv:2410.01623. Departures: the sign rule of `low_rank`; the projection inside the
+    residual is scaled as well, as in the authors' code.
+    """
+    check_choices("scale_by_fira", projection=projection, side=side, carry=carry)
+
+    space = Projection(rank, update_proj_gap, projection, side, carry, seed)
+    view = functools.partial(FiraView, options=Options(betas, limit, scale))
+    return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
+
+
+@per_tensor(compiles=False, ranges=RANGES, example=EXAMPLE)
+def scale_by_apollo_low_rank(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: Scalar = 1.0,
+    side: str = "short",
+    projection: str = "random",
+    scale_type: str = "channel",
+    scale_front: bool = False,
+    limit: Scalar = 1.01,
+    seed: int = 0,
+):
+    r"""The gradient, every row scaled as Adam scales it at a low rank: APOLLO.
+
+    With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ of it without its factor
+    $c = \sqrt{1-\beta_2^t} / (1-\beta_1^t)$: $u = g\, \phi$ with
+    $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$, row by row (columns with a basis on the left) or of the
+    whole leaf, $u \leftarrow u / (\max(\lVert u \rVert / (n + 10^{-8}), l) / l)$ from the second step on, $n$ the norm
+    of the last $u$; gives $c \sqrt a\, u$. Leaves that are not matrices: `scale_by_adam_hat`.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Of Adam, >= 0.
+        rank: Number of columns of $Q$, >= 1.
+        update_proj_gap: Steps between two bases, >= 1.
+        scale: $a \ge 0$.
+        side: As in `low_rank`.
+        projection: As in `low_rank`.
+        scale_type: "channel" or "tensor".
+        scale_front: Whether to multiply by $\sqrt a$ before the growth is limited.
+        limit: $l \ge 1$: the most that the norm of $u$ grows by in a step.
+        seed: Of random bases.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
+        ($n$, 0-d).
+
+    Raises:
+        ValueError: numbers out of range, an unknown option.
+
+    Example:
+        >>> tx = gradtx.scale_by_apollo_low_rank(rank=1, projection="svd")
+        >>> grads = {"w": torch.tensor([[3.0, 4.0], [6.0, 8.0]])}
+        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=1)  # Adam at rank 1 gives both rows the same length
+        tensor([1.0000, 1.0000])
+
+    Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from the library's stream; a projected
+    leaf's channels follow the side of its basis.
+    """
+    check_choices("scale_by_apollo_low_rank", projection=projection, side=side)
+    if scale_type not in ("channel", "tensor"):
+        raise ValueError(f"scale_by_apollo_low_rank: scale_type must be 'channel' or 'tensor', got {scale_type!r}")
+
+    space = Projection(rank, update_proj_gap, projection, side, "keep", seed)
+    options = Options(betas, limit, scale, scale_type == "channel", scale_front)
+    view = functools.partial(ApolloView, options=options)
+    return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)

@@ -1,0 +1,328 @@
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+import gradtx
+from tests.optim.problems import assert_close, descend, gradient, parameters
+from tests.references import BETA, RATE, WeightsLoop, difference, difference_of_weights, named
+
+ROTATIONS = 1e-10  # bases of nearly equal eigenvalues amplify rounding: 1e-16 becomes 1e-13 in 32 steps
+# 3 x 5: the first statistics of its longer side have rank 3, so part of that basis is arbitrary.
+UNDETERMINED = ("whole",)
+
+
+def unfolded(x: Tensor, i: int) -> Tensor:
+    return x.movedim(i, 0).reshape(x.shape[i], -1)
+
+
+def times(x: Tensor, matrix: Tensor, i: int) -> Tensor:
+    rest = [size for k, size in enumerate(x.shape) if k != i]
+    return (matrix @ unfolded(x, i)).reshape([len(matrix), *rest]).movedim(0, i)
+
+
+def eigenvectors(S: Tensor) -> Tensor:
+    return torch.linalg.eigh(S)[1].flip(1)
+
+
+def rotated_dims(p: Tensor, sides: str, limit: int, vectors: bool) -> list[int]:
+    if p.ndim == 0 or (p.ndim == 1 and not vectors):
+        return []
+    if sides == "both":
+        return [i for i, n in enumerate(p.shape) if n <= limit]
+    if p.ndim != 2:
+        return []
+    i = {"left": 0, "right": 1, "short": 0 if p.shape[0] < p.shape[1] else 1}[sides]
+    return [i] if p.shape[i] <= limit else []
+
+
+def rotated_adam(
+    s, t, g, p, lr=0.02, betas=(0.9, 0.95), adam_eps=0.01, statistics="shampoo", sides="both", beta=0.95,
+    precondition_frequency=10, max_precondition_dim=10000, precondition_1d=False, start="skip", refresh="qr", offset=1,
+    eps=1e-8,
+):  # fmt: skip
+    """Adam with slots kept in the rotated basis: momenta are turned when the basis changes."""
+    b1, b2 = betas
+    dims = rotated_dims(p, sides, max_precondition_dim, precondition_1d)
+    due = (t - offset) % precondition_frequency == 0
+    if t == 1:
+        s.Q = {i: torch.eye(p.shape[i], dtype=p.dtype) for i in dims}
+        s.S = {i: torch.zeros(p.shape[i], p.shape[i], dtype=p.dtype) for i in dims}
+
+    def rotate(x, back=False):
+        for i in dims:
+            x = times(x, s.Q[i] if back else s.Q[i].T, i)
+        return x
+
+    def renew(new):
+        m = rotate(s.m + 0 * p, back=True)
+        s.Q = new
+        s.m = rotate(m)
+
+    if refresh == "svd" and (t == 1 or due):
+        renew({i: torch.linalg.svd(unfolded(g, i))[0] for i in dims})
+    n = t - 1 if start == "skip" else t
+    new = p
+    if n > 0:
+        x = rotate(g)
+        s.m, s.v = b1 * s.m + (1 - b1) * x, b2 * s.v + (1 - b2) * x**2
+        d = s.m / (1 - b1**n) * (1 - b2**n) ** 0.5 / (s.v.sqrt() + adam_eps)
+        new = p - lr * rotate(d, back=True)
+    if refresh == "svd":
+        return new
+    weight, x = 1 - beta, dict.fromkeys(dims, g)
+    if statistics == "kl":
+        weight = (1 - beta) / (1 - beta**t)
+        lam = {i: torch.diag(s.Q[i].T @ s.S[i] @ s.Q[i]).clamp(min=eps) for i in dims}
+        for i in dims:
+            for j in dims:
+                if j != i and t > 1:
+                    x[i] = times(x[i], torch.diag(lam[j] ** -0.5) @ s.Q[j].T, j)
+            x[i] = x[i] / (p.numel() / p.shape[i]) ** 0.5
+    for i in dims:
+        s.S[i] = (1 - weight) * s.S[i] + weight * unfolded(x[i], i) @ unfolded(x[i], i).T
+    if t == 1 or (due and refresh == "eigh"):
+        renew({i: eigenvectors(s.S[i]) for i in dims})
+    elif due:
+        Q = {}
+        for i in dims:
+            order = torch.diag(s.Q[i].T @ s.S[i] @ s.Q[i]).argsort(descending=True)
+            s.v = s.v.index_select(i, order) if isinstance(s.v, Tensor) else s.v
+            Q[i] = torch.linalg.qr(s.S[i] @ s.Q[i][:, order])[0]
+        renew(Q)
+    return new
+
+
+def ours(lr=0.02, betas=(0.9, 0.95), adam_eps=0.01, **options):
+    inner = gradtx.scale_by_adam_hat(betas, adam_eps)
+    return gradtx.chain(gradtx.rotated(inner, **options), gradtx.scale_by_learning_rate(lr))
+
+
+CASES = [
+    {},
+    {"precondition_frequency": 3, "beta": 0.8, "statistics": "kl", "eps": 1e-4},
+    {"precondition_frequency": 2, "statistics": "kl", "start": "identity", "offset": 0},
+    {"precondition_frequency": 1, "start": "identity", "max_precondition_dim": 3},
+    {"precondition_frequency": 4, "refresh": "eigh", "start": "identity", "offset": 0, "sides": "short"},
+    {"precondition_frequency": 3, "sides": "left", "refresh": "eigh"},
+    {"precondition_frequency": 3, "sides": "right"},
+    {"precondition_frequency": 3, "sides": "short", "refresh": "svd", "start": "identity"},
+    {"lr": RATE, "betas": (BETA, BETA), "beta": BETA, "precondition_frequency": 3, "statistics": "kl"},
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=named)
+def test_adam_in_it_follows_the_loop_with_slots_in_the_basis(options):
+    reference = WeightsLoop(rotated_adam, **options)
+    assert difference_of_weights(ours(**options), reference, UNDETERMINED) < ROTATIONS
+
+
+@pytest.mark.parametrize("options", CASES[1:5], ids=named)
+def test_the_optimizer_takes_the_steps_of_the_pure_functions(options):
+    # It renews bases when they are due only.
+    tx, params = ours(**options), parameters()
+    values = {name: param.detach().clone() for name, param in params.items()}
+    optimizer, state = gradtx.as_optimizer(tx, params.values()), tx.init(values)
+    for t in range(8):
+        grads = {name: gradient(value, t) for name, value in values.items()}
+        updates, state = tx.update(grads, state, values)
+        values = gradtx.apply_updates(values, updates)
+        descend(optimizer, params, 1, start=t)
+    assert_close(params.values(), values.values(), 1e-10)
+
+
+def test_soap_is_adam_in_it():
+    tx = gradtx.chain(
+        gradtx.rotated(gradtx.scale_by_adam_hat((0.9, 0.95), 0.01), beta=0.8, precondition_frequency=3),
+        gradtx.scale_by_learning_rate(0.02),
+    )
+    soap = gradtx.soap(0.02, (0.9, 0.95), 0.8, 0.01, weight_decay=0.0, precondition_frequency=3)
+    assert difference(tx, soap) < 1e-12
+
+
+def test_a_chain_of_linear_links_is_the_same_outside_of_it():
+    linear = gradtx.chain(gradtx.trace(0.9), gradtx.add_decayed_weights(0.1), gradtx.scale_by_learning_rate(0.02))
+    tx = gradtx.rotated(linear, start="identity", precondition_frequency=2)
+    assert difference(tx, linear) < 1e-12
+
+
+def test_a_users_inner_rule_declares_what_its_slots_are():
+    @gradtx.per_tensor(elementwise=True, kinds={"heavy": "linear", "largest": "square"})
+    def scale_by_largest(decay: gradtx.Scalar = 0.9):
+        def init(param):
+            return {"heavy": torch.zeros_like(param), "largest": torch.zeros_like(param)}
+
+        def update(update, state, param, ctx):
+            heavy = decay * state["heavy"] + update
+            largest = torch.maximum(state["largest"], update.abs())
+            return heavy / (largest + 0.01), {"heavy": heavy, "largest": largest}
+
+        return init, update
+
+    def loop(s, t, g, p):
+        dims = rotated_dims(p, "both", 100, False)
+        if t == 1:
+            s.S = {i: 0.05 * unfolded(g, i) @ unfolded(g, i).T for i in dims}
+            s.Q = {i: eigenvectors(s.S[i]) for i in dims}
+            return 0 * p
+        x = g
+        for i in dims:
+            x = times(x, s.Q[i].T, i)
+        s.heavy, s.top = 0.9 * s.heavy + g, torch.maximum(s.top + 0 * x, x.abs())
+        d = s.heavy
+        for i in dims:
+            d = times(d, s.Q[i].T, i)
+        d = d / (s.top + 0.01)
+        for i in dims:
+            d = times(d, s.Q[i], i)
+            s.S[i] = 0.95 * s.S[i] + 0.05 * unfolded(g, i) @ unfolded(g, i).T
+        if (t - 1) % 4 == 0:
+            for i in dims:
+                order = torch.diag(s.Q[i].T @ s.S[i] @ s.Q[i]).argsort(descending=True)
+                s.top = s.top.index_select(i, order)
+                s.Q[i] = torch.linalg.qr(s.S[i] @ s.Q[i][:, order])[0]
+        return -0.02 * d
+
+    reference = WeightsLoop(lambda s, t, g, p: p + loop(s, t, g, p))
+    tx = gradtx.chain(gradtx.rotated(scale_by_largest(), precondition_frequency=4), gradtx.scale(-0.02))
+    assert difference_of_weights(tx, reference, UNDETERMINED) < ROTATIONS
+
+
+def test_merged_dimensions_are_those_of_a_matrix():
+    grads = torch.randn(6, 2, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tx = gradtx.rotated(
+        gradtx.scale_by_adam_hat(eps=0.1), merge_dims=True, max_precondition_dim=6, precondition_frequency=2
+    )
+    state, flat = tx.init({"w": grads[0]}), tx.init({"w": grads[0].reshape(6, 2)})
+    assert state["rotated"]["scale_by_adam_hat"]["exp_avg"]["w"].shape == (2, 3, 2)
+    for g in grads:
+        updates, state = tx.update({"w": g}, state)
+        other, flat = tx.update({"w": g.reshape(6, 2)}, flat)
+        torch.testing.assert_close(updates["w"].reshape(6, 2), other["w"], rtol=1e-12, atol=1e-14)
+
+
+def test_the_gradient_and_the_parameters_are_rotated_as_the_update():
+    seen = []
+
+    @gradtx.per_tensor(needs=("params",))
+    def look():
+        def update(update, state, param, ctx):
+            seen.append((update, ctx.grad, param))
+            return update, state
+
+        return update
+
+    tx = gradtx.chain(gradtx.scale(2.0), gradtx.rotated(look(), precondition_frequency=1))
+    params = {"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    update, grad, param = seen[-1]
+    torch.testing.assert_close(update, 2 * grad)
+    torch.testing.assert_close(param, grad)
+    assert not torch.allclose(param, params["w"])
+
+
+def test_the_inner_clock_is_one_behind_and_slots_stay_at_the_first_step():
+    tx = gradtx.rotated(gradtx.scale_by_adam_hat())
+    params = {"w": torch.ones(2, 3, dtype=torch.float64)}
+    updates, state = tx.update(params, tx.init(params))
+    assert updates["w"].abs().max() == 0
+    assert state["rotated"]["scale_by_adam_hat"]["exp_avg_sq"]["w"].abs().max() == 0
+    assert state["rotated"]["GG_0"]["w"].abs().max() > 0
+
+
+def test_shared_values_of_the_inner_chain_stay_at_the_first_step():
+    tx = gradtx.rotated(gradtx.chain(gradtx.trace(0.5), gradtx.record("norm")))
+    params = {"w": torch.ones(2, 3, dtype=torch.float64)}
+    _, state = tx.update(params, tx.init(params))
+    assert state["rotated"]["record"]["norm"] == 0
+    _, state = tx.update(params, state)
+    torch.testing.assert_close(state["rotated"]["record"]["norm"], torch.tensor(6.0, dtype=torch.float64).sqrt())
+
+
+def test_it_nests_in_other_combinators():
+    tx = gradtx.accumulate(gradtx.with_lookahead(ours(precondition_frequency=2), k=2), every=2)
+    params = parameters()
+    descend(gradtx.as_optimizer(tx, params.values()), params, 8)
+    assert all(param.isfinite().all() for param in params.values())
+    assert repr(pickle.loads(pickle.dumps(tx))) == repr(tx)
+
+
+UNKNOWN = r"rotated: the link 'scale_by_scalable_shampoo' inside keeps the slot '\w+' of unknown kind; declare it at .*"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gradtx.rotated(gradtx.adam), "rotated: inner must be a GradientTransformation, .*call it.*"),
+        (lambda: gradtx.rotated(gradtx.scale_by_scalable_shampoo()), UNKNOWN),
+        (lambda: gradtx.rotated(gradtx.schedule_free_sgd()), r"rotated: .* averages weights, .* outside of rotated"),
+        (
+            lambda: gradtx.rotated(gradtx.adam(), statistics="x"),
+            "rotated: statistics must be one of 'shampoo', 'kl', .*",
+        ),
+        (lambda: gradtx.rotated(gradtx.adam(), sides="x"), "rotated: sides must be one of 'both', .*, got 'x'"),
+        (lambda: gradtx.rotated(gradtx.adam(), start="x"), "rotated: start must be one of 'skip', 'identity', .*"),
+        (lambda: gradtx.rotated(gradtx.adam(), refresh="x"), "rotated: refresh must be one of 'qr', .*, got 'x'"),
+        (lambda: gradtx.rotated(gradtx.adam(), of="x"), "rotated: of must be one of 'update', 'grad', got 'x'"),
+        (lambda: gradtx.rotated(gradtx.adam(), beta=1.0), r"rotated: beta must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(make, message):
+    params = {"w": torch.ones(2, 3)}
+    with pytest.raises((TypeError, ValueError, AttributeError), match=message):
+        make().init(params)
+
+
+def test_a_link_for_whole_trees_is_an_error():
+    @gradtx.whole_tree
+    def halve():
+        return lambda updates, state, params, ctx: ({name: 0.5 * u for name, u in updates.items()}, state)
+
+    with pytest.raises(TypeError, match="halve: works on whole trees, whose slots rotated can't turn; put it outside"):
+        gradtx.rotated(halve()).init({"w": torch.ones(2, 2)})
+
+
+def test_an_unknown_kind_is_an_error_of_the_decorator():
+    with pytest.raises(ValueError, match="the kind of 'a' must be 'linear', 'square' or 'scalar', got 'round'"):
+
+        @gradtx.per_tensor(kinds={"a": "round"})
+        def scale_oddly():
+            return lambda update, state, param, ctx: (update, state)
+
+
+@pytest.mark.parametrize("make", [gradtx.soap, gradtx.scale_by_soap], ids=named)
+def test_statistics_of_low_rank_in_float32_do_not_stop_it(make):
+    """A vocabulary of 512 and a batch of 64 tokens: torch's eigh fails on 448 equal eigenvalues in float32."""
+    rng = torch.Generator().manual_seed(0)
+    params = {"embedding": torch.randn(512, 96, generator=rng)}
+    tx = make(precondition_frequency=1)
+    state = tx.init(params)
+    for _ in range(3):
+        grad = torch.zeros(512, 96)
+        grad[torch.randint(512, (64,), generator=rng)] = torch.randn(64, 96, generator=rng)
+        updates, state = tx.update({"embedding": grad}, state, params)
+        assert updates["embedding"].isfinite().all()
+
+
+@pytest.mark.parametrize("fault", ["raises", "is not finite"])
+def test_factors_that_fail_are_computed_again_in_float64(fault, monkeypatch):
+    eigh = torch.linalg.eigh
+
+    def failing(x):
+        if x.dtype == torch.float64:
+            return eigh(x)
+        if fault == "raises":
+            raise torch.linalg.LinAlgError("did not converge")
+        values, vectors = eigh(x)
+        return values, vectors * torch.nan
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    grads = {"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))}
+    tx = gradtx.scale_by_soap()
+    _, state = tx.update(grads, tx.init(grads))
+    basis = state["scale_by_soap"]["Q_0"]["w"]
+    assert basis.dtype == torch.float32
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(3))
