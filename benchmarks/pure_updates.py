@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchopt
+import torchopt  # pyright: ignore[reportMissingImports]
 from common import interleaved, machine
 
 import gradtx

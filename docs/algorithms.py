@@ -17,6 +17,7 @@ from gradtx.optim.classes import CLASSES
 
 PAGE = Path(__file__).with_suffix(".md")
 
+RANK = 128  # the default of the low-rank methods
 ROWS, COLUMNS, ENTRIES = 48, 40, 29  # distinct, so that a slot's size says what it is of; one block for Shampoo
 MATRIX = {
     ROWS * COLUMNS: "",
@@ -25,6 +26,8 @@ MATRIX = {
     ROWS**2: "row²",
     COLUMNS**2: "column²",
     (ROWS * COLUMNS) ** 2: "row² column²",
+    RANK * ROWS: "rank row",
+    RANK * COLUMNS: "rank column",
 }
 VECTOR = {ENTRIES: "", ENTRIES**2: "n²"}
 

@@ -180,7 +180,7 @@ class Numbers:
     def of(cls, tx: GradientTransformation) -> Numbers:
         if tx._numbers is None:
             tx._set(_numbers=cls(tx))
-        return tx._numbers
+        return tx._numbers  # type: ignore[return-value]
 
     def _take(self, item: Any, off: Any) -> Any:
         if (type(item) is float and not is_off(item, off)) or isinstance(item, Tensor):

@@ -38,21 +38,21 @@ def _named(*names: str) -> dict[Any, str]:
 
 # A list and nothing else; two lists; a list and a number; a list, two lists and a number.
 OF_ONE = _named(*UNARY)
-OF_TWO = {
+OF_TWO: dict[Any, str] = {
     aten.mul.Tensor: "mul",
     aten.div.Tensor: "div",
     aten.maximum.default: "maximum",
     aten.minimum.default: "minimum",
 }
-OF_NUMBER = {
+OF_NUMBER: dict[Any, str] = {
     **{aten.mul.Tensor: "mul", aten.mul.Scalar: "mul", aten.add.Scalar: "add", aten.add.Tensor: "add"},
     **{aten.sub.Scalar: "sub", aten.sub.Tensor: "sub", aten.div.Scalar: "div", aten.div.Tensor: "div"},
     **{aten.clamp_min.default: "clamp_min", aten.clamp_max.default: "clamp_max", aten.pow.Tensor_Scalar: "pow"},
 }
-SUMS = {aten.add.Tensor: "add", aten.sub.Tensor: "sub"}
-PRODUCTS = {aten.addcmul.default: "addcmul", aten.addcdiv.default: "addcdiv"}
+SUMS: dict[Any, str] = {aten.add.Tensor: "add", aten.sub.Tensor: "sub"}
+PRODUCTS: dict[Any, str] = {aten.addcmul.default: "addcmul", aten.addcdiv.default: "addcdiv"}
 IN_PLACE = {*OF_ONE, *OF_TWO, *OF_NUMBER, *SUMS, *PRODUCTS, aten.lerp.Scalar}
-WRITES = {
+WRITES: dict[Any, str] = {
     aten.add_.Tensor: "add",
     aten.addcmul_.default: "addcmul",
     aten.addcdiv_.default: "addcdiv",

@@ -103,7 +103,8 @@ class _Contraction:
 
     def join(self, node: Node) -> None:
         """Take a term of a sum into the operation that adds it."""
-        x, y = node.args[:2]
+        operands: Any = node.args[:2]
+        x, y = operands
         if not (is_list(x) and is_list(y)) or node.kwargs or not alike(node, x, y):
             return
         if node.target is aten.add.Tensor and self._interpolates(node, x, y):

@@ -86,7 +86,7 @@ class Step:
         run.memory.take(tensors(trees))  # a rule may return one as it is
         return scalars, trees
 
-    def _checked_values(self, rows: list[list[Member]]) -> list[dict[str, Any]]:
+    def _checked_values(self, rows: list[list[Member]]) -> list[Mapping[str, Any]]:
         """The hyperparameters of all groups, after everything that can be checked before anything changes."""
         values = [view.values() for view in self._views]
         for view, row, present in zip(self._views, rows, values, strict=True):

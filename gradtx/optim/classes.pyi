@@ -20,6 +20,7 @@ __all__ = [
     "COCOB",
     "FOCUS",
     "FTRL",
+    "KLSOAP",
     "LARS",
     "MADGRAD",
     "MARS",
@@ -75,7 +76,9 @@ __all__ = [
     "AliG",
     "Amos",
     "ApolloDQN",
+    "ApolloLowRank",
     "AvaGrad",
+    "Conda",
     "ContraMuon",
     "DAdaptAdaGrad",
     "DAdaptAdam",
@@ -83,14 +86,19 @@ __all__ = [
     "DAdaptLion",
     "DAdaptSGD",
     "DiffGrad",
+    "Dion",
+    "Dion2",
     "DoG",
     "DoWG",
     "FAdam",
+    "Fira",
     "Fromage",
     "GPAAdamW",
+    "GaLore",
     "Grams",
     "Gravity",
     "GrokFastAdamW",
+    "KLShampoo",
     "Kate",
     "LDoG",
     "LaProp",
@@ -121,6 +129,9 @@ __all__ = [
     "Ranger21",
     "Rprop",
     "SGDSaI",
+    "SOAPLaProp",
+    "SOAPMuon",
+    "SPlus",
     "Sadam",
     "ScalableShampoo",
     "ScheduleFreeAdamW",
@@ -271,6 +282,28 @@ class FTRL(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class KLSOAP(AliasOptimizer):
+    """KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Scalar | None = None,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
+        correct_bias: bool = True,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class LARS(AliasOptimizer):
     """LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient."""
 
@@ -369,7 +402,7 @@ class NAMO(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -839,7 +872,7 @@ class AdaMuon(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1107,7 +1140,7 @@ class AdamH(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1337,6 +1370,32 @@ class ApolloDQN(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class ApolloLowRank(AliasOptimizer):
+    """APOLLO: the gradient itself, with a rate for every row that a projected Adam finds."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        rank: int = 128,
+        update_proj_gap: int = 200,
+        scale: Scalar = 1.0,
+        side: str = "short",
+        projection: str = "random",
+        scale_type: str = "channel",
+        scale_front: bool = False,
+        limit: Scalar = 1.01,
+        seed: int = 0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class AvaGrad(AliasOptimizer):
     """AvaGrad: the mean gradient over the size of earlier ones, at an overall scale that neither it nor eps changes."""
 
@@ -1349,6 +1408,25 @@ class AvaGrad(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         decoupled_weight_decay: bool = False,
         lagged_norm: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Conda(AliasOptimizer):
+    """Conda: Adam along the singular vectors of the momentum, on the shorter side of a matrix."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        weight_decay: Scalar = 0.0,
+        eps: Scalar = 1e-08,
+        update_proj_gap: int = 2000,
+        scale: Scalar = 1.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1376,7 +1454,7 @@ class ContraMuon(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1493,6 +1571,53 @@ class DiffGrad(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class Dion(AliasOptimizer):
+    """Dion: orthogonal directions of low rank by one step of power iteration, with error feedback."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        mu: Scalar = 0.95,
+        rank: float | int = 1.0,
+        weight_decay: Scalar = 0.01,
+        eps: Scalar = 1e-08,
+        adjust_lr_fn: str | None = "spectral",
+        init: str = "random",
+        seed: int = 0,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Dion2(AliasOptimizer):
+    """Dion2: Muon of the largest rows or columns of the momentum, which alone decay."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        fraction: float | int = 0.25,
+        ef_decay: Scalar = 0.95,
+        weight_decay: Scalar = 0.01,
+        select: str = "short",
+        beta2: Scalar | None = None,
+        neuron_eps: Scalar = 1e-08,
+        ns_coefficients: str | tuple = "polar_express",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "spectral",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class DoG(AliasOptimizer):
     """DoG: SGD whose rate is the distance from the start over the norm of all gradients."""
 
@@ -1548,6 +1673,30 @@ class FAdam(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class Fira(AliasOptimizer):
+    """Fira: GaLore that also follows the rest of the gradient, scaled row by row as Adam scales the projection."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        rank: int = 128,
+        update_proj_gap: int = 200,
+        scale: Scalar = 0.25,
+        side: str = "short",
+        projection: str = "svd",
+        carry: str = "keep",
+        limit: Scalar = 1.01,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class Fromage(AliasOptimizer):
     """Fromage: every leaf turns by a fixed angle, and keeps its norm where the gradient is orthogonal to it."""
 
@@ -1574,6 +1723,29 @@ class GPAAdamW(AliasOptimizer):
         weight_decay: Scalar = 0.0,
         mu_x: Scalar = 0.9967,
         mu_y: Scalar = 0.7,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class GaLore(AliasOptimizer):
+    """GaLore: Adam of gradients that are projected to a low rank."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        rank: int = 128,
+        update_proj_gap: int = 200,
+        scale: Scalar = 0.25,
+        side: str = "short",
+        projection: str = "svd",
+        carry: str = "keep",
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1626,6 +1798,27 @@ class GrokFastAdamW(AliasOptimizer):
         weight_decay: Scalar = 0.01,
         alpha: Scalar = 0.98,
         lamb: Scalar = 2.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class KLShampoo(AliasOptimizer):
+    """KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        eps: Scalar = 1e-08,
+        adam_eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1855,7 +2048,7 @@ class MuonH(AliasOptimizer):
         fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1878,7 +2071,7 @@ class Muown(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1954,7 +2147,7 @@ class NorMuon(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2076,7 +2269,7 @@ class PolarGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2253,6 +2446,72 @@ class SGDSaI(AliasOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
+class SOAPLaProp(AliasOptimizer):
+    """SOAP with LaProp in place of Adam: gradients are normalized in the eigenbasis first and averaged then."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Scalar | None = None,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SOAPMuon(AliasOptimizer):
+    """SOAP-Muon: momentum, divided by its root mean square in the eigenbasis of the gradients, then orthogonalized."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.02,
+        weight_decay: Scalar = 0.0,
+        momentum: Scalar = 0.95,
+        nesterov: bool = True,
+        beta2: Scalar = 0.9,
+        eps: Scalar = 1e-08,
+        precondition_frequency: int = 1,
+        max_precondition_dim: int = 10000,
+        ns_coefficients: str | tuple = "newton_schulz",
+        ns_steps: int = 12,
+        adjust_lr_fn: str | None = "original",
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class SPlus(AliasOptimizer):
+    """SPlus: signs of the momentum in Shampoo's eigenbases, with an average of the weights to evaluate with."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.1,
+        betas: Betas = (0.9, 0.999),
+        weight_decay: Scalar = 0.01,
+        ema_rate: Scalar = 0.999,
+        inverse_steps: int = 100,
+        nonstandard_constant: Scalar = 0.001,
+        max_dim: int = 10000,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
 class Sadam(AliasOptimizer):
     """Sadam: Adam that divides by a softplus of the root mean square, which needs no eps; with amsgrad, SAMSGrad."""
 
@@ -2375,7 +2634,7 @@ class Scion(AliasOptimizer):
         kinds: Mapping[str, Any] | None = None,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 

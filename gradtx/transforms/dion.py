@@ -143,11 +143,11 @@ def orthogonalize_slices(
         direction = newton_schulz(part if dtype is None else part.to(dtype), iteration, 1e-7).to(part.dtype)
         new = {}
         if beta2 is not None:
-            direction, new["exp_avg_sq"] = _normalized(direction, state["exp_avg_sq"], chosen, dim)
+            direction, new["exp_avg_sq"] = _normalized(direction, state["exp_avg_sq"], chosen, dim, beta2)
         new["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
         return torch.zeros_like(update).index_copy(dim, chosen, direction), new
 
-    def _normalized(direction, squares, chosen, dim):
+    def _normalized(direction, squares, chosen, dim, beta2):
         """Rows of a direction with equal root mean squares over time, and the moments of all rows."""
         old = squares.index_select(0, chosen) if dim == 0 else squares
         square = beta2 * old + (1 - beta2) * direction.square().mean(dim=1, keepdim=True)

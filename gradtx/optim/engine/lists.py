@@ -179,7 +179,8 @@ class ListEngine(Engine):
 
     def _begin(self, plan: Plan, request: StepRequest) -> None:
         common: dict[Any, list[Any]] = {}
-        for bundle in plan.bundles:
+        bundles: Any = plan.bundles
+        for bundle in bundles:
             member = bundle.members[0]
             key = member.group, id(bundle.signature)
             if key not in common:
