@@ -20,7 +20,10 @@ add_module_names = True
 python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
 # Names of torch and of type aliases; no other project's index is fetched.
-KNOWN = r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|Where|Names|P|Factory|Leaf|Clock"
+KNOWN = (
+    r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|StateDtype|Shape|Where|Names|P|Factory|"
+    "Leaf|Clock"
+)
 nitpick_ignore_regex = [("py:class", KNOWN)]
 
 html_theme = "furo"

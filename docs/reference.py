@@ -121,7 +121,7 @@ OTHERS = [
     Page(
         "rules",
         "Writing transformations",
-        ("gradtx.factories", "gradtx.context", "gradtx.combinators.frame"),
+        ("gradtx.factories", "gradtx.context", "gradtx.combinators.frame", "gradtx.codes"),
         "The decorators; [a complete example](../contributing.md).",
     ),
     Page(

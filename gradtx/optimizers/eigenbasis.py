@@ -344,7 +344,7 @@ def splus(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `average`, and `GG_i` and
-        `Q_i` of matrices. `eval_params` gives `average`.
+        `Q_i` of matrices, in the entry `partition`. `eval_params` gives `average`.
 
     Raises:
         ValueError: numbers out of range, missing `params`.

@@ -324,7 +324,7 @@ def apollo_low_rank(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
-        `exp_avg_sq` at low rank; those of other leaves in full.
+        `exp_avg_sq` at low rank; those of other leaves in full; `seed` and `counter`.
 
     Raises:
         ValueError: numbers out of range, an unknown option, missing `params`.

@@ -177,7 +177,7 @@ def scale_by_apollo_low_rank(
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
-        ($n$, 0-d).
+        ($n$, 0-d); `seed` and `counter`.
 
     Raises:
         ValueError: numbers out of range, an unknown option.
