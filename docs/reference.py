@@ -62,7 +62,9 @@ PIECES = [
         "trust_ratio layer_rms neurons covers factored confidence block_adam stable_adam model_scale gsnr",
         "One size for a leaf, a row or a slice.",
     ),
-    pieces("matrices", "Matrices", "orthogonalize shampoo soap eigenbasis dion low_rank", "Rules for whole matrices."),
+    pieces(
+        "matrices", "Matrices", "orthogonalize shampoo soap eigenbasis dion low_rank psgd", "Rules for whole matrices."
+    ),
     pieces("curvature", "Curvature", "second_order quasi_newton", "Divide by the diagonal of the Hessian."),
     pieces(
         "step-sizes",

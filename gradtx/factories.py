@@ -46,7 +46,7 @@ class Spec:
         self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
         self.lr_role = options.get("lr_role")
         self.elementwise = options.get("elementwise", False)
-        self.random: bool = options.get("random", False)
+        self.random: Any = options.get("random", False)
         self.compiles: bool = options.get("compiles", not self.random)
         self._determined: Any = options.get("determined", True)
         self._dims: Any = options.get("dims")
@@ -90,10 +90,14 @@ class Spec:
             compiles=self.compiles and "grad_fn" not in self.needs,
             agree={name: arguments[name] for name in self.agree},
             dims=self.dims(arguments),
-            seed=arguments["seed"] if self.random else None,
+            seed=arguments["seed"] if self._draws(arguments) else None,
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
             kinds=self.kinds,
         )
+
+    def _draws(self, arguments: dict[str, Any]) -> bool:
+        """Whether the rule draws random numbers with these arguments."""
+        return self.random(arguments) if callable(self.random) else self.random
 
     def selector(self, mask: Any) -> Any:
         """The choice of leaves that an alias's `weight_decay` reaches."""
@@ -378,7 +382,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         determined: False, or a function of the arguments that says so, where results depend on a basis that rounding
             decides (eigenvectors of equal eigenvalues): the conformance tests compare neither batched runs nor
             difference quotients then.
-        random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
+        random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`; or a
+            function of the arguments that says whether to.
         ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
             entry. Without it `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
             names take any number.
