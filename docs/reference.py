@@ -65,7 +65,7 @@ PIECES = [
     pieces(
         "matrices",
         "Matrices",
-        "orthogonalize shampoo soap lmo polar muown eigenbasis dion low_rank",
+        "orthogonalize shampoo soap lmo polar muown eigenbasis dion low_rank psgd",
         "Rules for whole matrices.",
     ),
     pieces("curvature", "Curvature", "second_order quasi_newton", "Divide by the diagonal of the Hessian."),

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 ALWAYS_KNOWN = ("value", "grad_fn", "hessian_diag")
-OWN = ("bias_correction", "every", "first", "grad", "is_first", "step", "time")  # every rule finds these in its context
+OWN = (
+    "bias_correction",
+    "every",
+    "first",
+    "grad",
+    "is_first",
+    "step",
+    "time",
+    "when",
+)  # every rule finds these in its context
 
 
 class Clock:
@@ -134,18 +143,19 @@ class Context:
 
         In pure use both sides run and `torch.where` selects; where the count is known on the host, only one.
         """
-        return self._select(lambda step: step % k == phase % k, compute, keep)
+        return self.when(lambda step: step % k == phase % k, compute, keep)
 
     def first(self, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
         """`compute()` at step 1, else `keep()`, as `every` selects."""
-        return self._select(lambda step: step == 1, compute, keep)
+        return self.when(lambda step: step == 1, compute, keep)
 
     @property
     def is_first(self) -> bool | Tensor:
         """Whether this is step 1: a bool where the count is known on the host, else a 0-d tensor."""
         return self._moment.step == 1 if self._moment.host is None else self._moment.host == 1
 
-    def _select(self, due: Callable[[Any], Any], compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+    def when(self, due: Callable[[Any], Any], compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+        """`compute()` at the steps that `due` accepts, an int or a 0-d tensor, else `keep()`, as `every` selects."""
         if self._moment.host is not None:
             return compute() if due(self._moment.host) else keep()
         now = due(self._moment.step)

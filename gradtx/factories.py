@@ -49,7 +49,7 @@ class Spec:
         self.lr_role = options.get("lr_role")
         self.rounds: bool = options.get("rounds", False)
         self.elementwise = options.get("elementwise", False)
-        self.random: bool = options.get("random", False)
+        self.random: Any = options.get("random", False)
         self.compiles: bool = options.get("compiles", not self.random)
         self._determined: Any = options.get("determined", True)
         self._dims: Any = options.get("dims")
@@ -100,7 +100,7 @@ class Spec:
             compiles=self.compiles and "grad_fn" not in self.needs,
             agree={name: arguments[name] for name in self.agree},
             dims=self.dims(arguments),
-            seed=arguments["seed"] if self.random else None,
+            seed=arguments["seed"] if self._draws(arguments) else None,
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
@@ -112,6 +112,10 @@ class Spec:
         for name in self.ahead:
             values[name] = (values[name], resolve(arguments[name], count + 1))
         return values
+
+    def _draws(self, arguments: dict[str, Any]) -> bool:
+        """Whether the rule draws random numbers with these arguments."""
+        return bool(self.random(arguments) if callable(self.random) else self.random)
 
     def selector(self, mask: Any) -> Any:
         """The choice of leaves that an alias's `weight_decay` reaches."""
@@ -452,7 +456,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             difference quotients then.
         nonnegative: The slots that are never negative, such as averages of squares, or a function of the arguments
             that gives them; codes of few bits keep them more accurately. A list is named without numbers.
-        random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`.
+        random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`; or a
+            function of the arguments that says whether to.
         ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
             entry. Without it `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
             names take any number.

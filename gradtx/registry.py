@@ -289,9 +289,9 @@ _DECOUPLED = frozenset(
         "adams", "adamuon", "adamw", "adatam", "ademamix", "adopt_atan2", "apollo_low_rank", "came", "conda",
         "contra_muon", "dadapt_lion", "dion", "dion2", "fadam", "fira", "focus", "galore", "grams", "grokfast_adamw",
         "kate", "kl_shampoo", "kl_soap", "laprop", "lion", "mars_adamw", "mars_lion", "muon", "muon_adam_atan2", "namo",
-        "normuon", "optimistic_adam", "polar_adam_atan2", "polargrad", "ranger", "ranger21", "sgd_sai", "sgdp", "sgds",
-        "sgdw", "simplified_ademamix", "soap", "soap_laprop", "soap_muon", "sophia", "spam", "splus", "stable_adamw",
-        "stable_spam", "tam", "tiger",
+        "normuon", "optimistic_adam", "polar_adam_atan2", "polargrad", "psgd_kron", "psgd_pro", "ranger", "ranger21",
+        "sgd_sai", "sgdp", "sgds", "sgdw", "simplified_ademamix", "soap", "soap_laprop", "soap_muon", "sophia", "spam",
+        "splus", "stable_adamw", "stable_spam", "tam", "tiger",
     }
 )  # fmt: skip
 _COUPLED = frozenset(

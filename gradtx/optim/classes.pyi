@@ -119,6 +119,8 @@ __all__ = [
     "OptimisticAdam",
     "OptimisticGradientDescent",
     "PAdam",
+    "PSGDKron",
+    "PSGDPro",
     "PolarAdamAtan2",
     "PolarGrad",
     "Prodigy",
@@ -2217,6 +2219,58 @@ class PAdam(AliasOptimizer):
         partial: Scalar = 0.25,
         amsgrad: bool = True,
         decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class PSGDKron(AliasOptimizer):
+    """PSGD Kron: momentum, whitened by triangular factors that are fitted by gradient descent."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0003,
+        b1: Scalar = 0.9,
+        weight_decay: Scalar = 0.0,
+        precond_lr: Scalar = 0.1,
+        precond_init_scale: Scalar = 1.0,
+        precondition_frequency: int | str = "annealed",
+        balance_every: int = 100,
+        probes: str = "expected",
+        seed: int = 0,
+        momentum_into_precond_update: bool = True,
+        max_size_triangular: int = 8192,
+        min_ndim_triangular: int = 2,
+        memory_save_mode: str | None = None,
+        merge_dims: bool = True,
+        clip_rms: Scalar = 1.1,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class PSGDPro(AliasOptimizer):
+    """PSGD-PRO: momentum, whitened by symmetric factors that are fitted without inverses."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.003,
+        momentum: Scalar = 0.9,
+        weight_decay: Scalar = 0.01,
+        beta_lip: Scalar = 0.9,
+        precond_lr: Scalar = 0.1,
+        precond_init_scale: Scalar = 1.0,
+        damping_noise_scale: Scalar = 0.1,
+        min_precond_lr: Scalar = 0.01,
+        warmup_steps: Scalar = 10000.0,
+        max_update_rms: Scalar = 0.0,
+        max_precondition_dim: int = 10000,
         *,
         maximize: bool = False,
         mask: Where | None = None,

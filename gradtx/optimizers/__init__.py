@@ -21,6 +21,7 @@ from gradtx.optimizers.matrix import *
 from gradtx.optimizers.muon_relatives import *
 from gradtx.optimizers.eigenbasis import *
 from gradtx.optimizers.low_rank import *
+from gradtx.optimizers.psgd import *
 from gradtx.optimizers.second_order import *
 from gradtx.optimizers.quasi_newton import *
 from gradtx.optimizers.learning_rate_free import *

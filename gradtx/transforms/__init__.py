@@ -57,6 +57,7 @@ from gradtx.transforms.polyak import *
 from gradtx.transforms.positive_negative import *
 from gradtx.transforms.prodigy import *
 from gradtx.transforms.projection import *
+from gradtx.transforms.psgd import *
 from gradtx.transforms.quasi_hyperbolic import *
 from gradtx.transforms.quasi_newton import *
 from gradtx.transforms.radial import *

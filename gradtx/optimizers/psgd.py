@@ -1,0 +1,190 @@
+"""Preconditioned stochastic gradient descent: PSGD Kron and PSGD-PRO."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Scalar, is_off
+from gradtx.core import chain
+from gradtx.factories import alias, per_tensor
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.psgd import scale_by_psgd_kron, scale_by_psgd_pro
+from gradtx.transforms.scaling import scale_by_learning_rate
+
+__all__ = ["psgd_kron", "psgd_pro"]
+
+
+@per_tensor(needs=("params",), before_owner=True)
+def add_decayed_matrices(weight_decay: Scalar):
+    """Add the decay of leaves of two and more dimensions."""
+    if is_off(weight_decay):
+        return chain()
+
+    def update(update, state, param, ctx):
+        return update + weight_decay * param if param.ndim >= 2 else update, state
+
+    return update
+
+
+@alias(
+    class_name="PSGDKron",
+    ranges={
+        "b1": "[0, 1)",
+        "precond_lr": "[0, inf)",
+        "precond_init_scale": "(0, inf)",
+        "balance_every": "[1, inf)",
+        "max_size_triangular": "[0, inf)",
+        "min_ndim_triangular": "[0, inf)",
+        "clip_rms": "(0, inf)",
+    },
+)
+def psgd_kron(
+    lr: Scalar = 3e-4,
+    b1: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
+    precond_lr: Scalar = 0.1,
+    precond_init_scale: Scalar = 1.0,
+    precondition_frequency: int | str = "annealed",
+    balance_every: int = 100,
+    probes: str = "expected",
+    seed: int = 0,
+    momentum_into_precond_update: bool = True,
+    max_size_triangular: int = 8192,
+    min_ndim_triangular: int = 2,
+    memory_save_mode: str | None = None,
+    merge_dims: bool = True,
+    clip_rms: Scalar = 1.1,
+):
+    r"""PSGD Kron: momentum, whitened by triangular factors that are fitted by gradient descent.
+
+    $p \leftarrow p - \eta\, (u + \lambda p)$ with $u$ of `scale_by_psgd_kron`; decay for leaves of two and more
+    dimensions only.
+
+    When to use: noisy or badly scaled problems; in place of `shampoo` and `soap` without eigenvectors and roots. Start
+    with a third of Adam's rate.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        b1: Decay of the momentum, in [0, 1).
+        weight_decay: $\lambda \ge 0$.
+        precond_lr: Rate of the factors, >= 0.
+        precond_init_scale: The factors' product at the start, > 0.
+        precondition_frequency: Steps between two updates of the factors, or "annealed".
+        balance_every: Updates of the factors between two levellings, >= 1.
+        probes: "expected" or "random".
+        seed: Of random probes.
+        momentum_into_precond_update: False to fit the factors to the gradient itself.
+        max_size_triangular: Dimensions larger than this, >= 0, have a diagonal factor.
+        min_ndim_triangular: Leaves of fewer dimensions, merged, have diagonal factors only.
+        memory_save_mode: "one_diag", "smart_one_diag" or "all_diag", see `scale_by_psgd_kron`.
+        merge_dims: Read leaves of more than two dimensions as matrices.
+        clip_rms: Largest root mean square of $u$, > 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `Q_i` for every dimension,
+        annealed `since_update` and `updates`.
+
+    Raises:
+        ValueError: numbers out of range, an unknown option, missing `params` with a decay.
+
+    Example:
+        >>> tx = gradtx.psgd_kron(lr=1.0)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update({"w": torch.full((2, 2), 1000.0)}, tx.init(params), params)
+        >>> updates["w"].square().mean().sqrt()  # at most clip_rms
+        tensor(1.1000)
+
+    Source: Li 2015, arXiv:1512.04202; Pooladzandi and Li 2024, arXiv:2402.11858; kron-torch 0.3.3. Departures: see
+    `scale_by_psgd_kron`.
+    """
+    direction = scale_by_psgd_kron(
+        b1,
+        precond_lr,
+        precond_init_scale,
+        precondition_frequency,
+        balance_every,
+        probes,
+        seed,
+        momentum_into_precond_update,
+        max_size_triangular,
+        min_ndim_triangular,
+        memory_save_mode,
+        merge_dims,
+        clip_rms,
+    )
+    return chain(direction, add_decayed_matrices(weight_decay), scale_by_learning_rate(lr))
+
+
+@alias(
+    class_name="PSGDPro",
+    ranges={
+        "momentum": "[0, 1)",
+        "beta_lip": "[0, 1)",
+        "precond_lr": "[0, inf)",
+        "precond_init_scale": "(0, inf)",
+        "damping_noise_scale": "[0, inf)",
+        "min_precond_lr": "[0, inf)",
+        "warmup_steps": "(0, inf)",
+        "max_update_rms": "[0, inf)",
+        "max_precondition_dim": "[0, inf)",
+    },
+)
+def psgd_pro(
+    lr: Scalar = 3e-3,
+    momentum: Scalar = 0.9,
+    weight_decay: Scalar = 0.01,
+    beta_lip: Scalar = 0.9,
+    precond_lr: Scalar = 0.1,
+    precond_init_scale: Scalar = 1.0,
+    damping_noise_scale: Scalar = 0.1,
+    min_precond_lr: Scalar = 0.01,
+    warmup_steps: Scalar = 10000.0,
+    max_update_rms: Scalar = 0.0,
+    max_precondition_dim: int = 10000,
+):
+    r"""PSGD-PRO: momentum, whitened by symmetric factors that are fitted without inverses.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, u$ with $u$ of `scale_by_psgd_pro`.
+
+    When to use: as `psgd_kron`, in low precision and on accelerators: it needs products only, no triangular solve.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: Decay of the momentum, in [0, 1).
+        weight_decay: $\lambda \ge 0$, decoupled.
+        beta_lip: Decay of the bounds of the factors' statistics, in [0, 1).
+        precond_lr: Rate of the factors at the start, >= 0.
+        precond_init_scale: The factors' product at the start, > 0.
+        damping_noise_scale: Size of the noise that damps the factors, >= 0.
+        min_precond_lr: Least rate of the factors, >= 0.
+        warmup_steps: Steps until the rate of the factors is divided by the root of 2, > 0.
+        max_update_rms: Largest root mean square of $u$, >= 0; a literal 0.0 is off.
+        max_precondition_dim: Dimensions larger than this, >= 0, have a diagonal factor.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, and `Q_i` and `lipschitz_i` for
+        every dimension.
+
+    Raises:
+        ValueError: numbers out of range, missing `params` with a decay.
+
+    Example:
+        >>> tx = gradtx.psgd_pro(lr=1.0, max_update_rms=0.5)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update({"w": torch.full((2, 2), 1000.0)}, tx.init(params), params)
+        >>> updates["w"]
+        tensor([[-0.5000, -0.5000],
+                [-0.5000, -0.5000]])
+
+    Source: NVIDIA Emerging-Optimizers 2026-08; lixilinx/psgd_torch. Departures: see `scale_by_psgd_pro`.
+    """
+    direction = scale_by_psgd_pro(
+        momentum,
+        beta_lip,
+        precond_lr,
+        precond_init_scale,
+        damping_noise_scale,
+        min_precond_lr,
+        warmup_steps,
+        max_update_rms,
+        max_precondition_dim,
+    )
+    return chain(direction, add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
