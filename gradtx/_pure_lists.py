@@ -49,7 +49,10 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
     numbers = Numbers.of(tx)
     key = structure, tuple(extras), numbers.structure
     known = programs_of(tx)
-    programs = known.setdefault(key, [])
+    try:
+        programs = known.setdefault(key, [])
+    except TypeError:  # an option that can't be compared
+        return None
     given = [*tensors, *(number for number in numbers.values if isinstance(number, Tensor))]
     gradients_recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     if gradients_recorded or programs is None:
@@ -169,7 +172,7 @@ class Numbers:
         for entry in tx._entries():
             off = entry.argument.range.off
             value = entry.value
-            if entry.argument.kind != "floats":
+            if entry.argument.kind not in ("floats", "named floats"):  # which rules get as they are
                 value = (
                     tuple(self._take(item, off) for item in value) if type(value) is tuple else self._take(value, off)
                 )
