@@ -1,4 +1,4 @@
-"""One line an algorithm: step time, eager and compiled, against pytorch_optimizer's class of the name, in one run.
+"""One line an algorithm: step time, by default and compiled, against pytorch_optimizer's class of the name, in one run.
 
 Memory traffic is the limit of such steps, so the bytes that a compiled step has to move (parameter, gradient and
 state, read and written once) are shown too, with the bandwidth that it reaches as a share of that of torch's fused
@@ -86,12 +86,12 @@ def bytes_moved(optimizer: Any) -> int:
 def measure(name: str) -> dict[str, Any]:
     cls = getattr(gradtx.optim, name)
     their = THEIRS.get(plain(ELSEWHERE.get(name, name)))
-    eager, compiled = (cls(parameters(SHAPES), compile=compile, **options(cls)) for compile in (False, True))
+    default, compiled = (cls(parameters(SHAPES), compile=compile, **options(cls)) for compile in (False, True))
     fused = torch.optim.AdamW(parameters(SHAPES), fused=True)
     start = time.perf_counter()
     stepper(compiled)()
     cold = time.perf_counter() - start
-    steps = {"eager": stepper(eager), "compiled": stepper(compiled), "fused": fused.step}
+    steps = {"default": stepper(default), "compiled": stepper(compiled), "fused": fused.step}
     if their is not None:
         steps["theirs"] = stepper(peer(their))
     times = interleaved(steps, ROUNDS, WARM)
@@ -101,7 +101,7 @@ def measure(name: str) -> dict[str, Any]:
         "name": name,
         "cold": cold,
         "compiled": 1e3 * statistics.median(times["compiled"]),
-        "eager times": ratio(times["theirs"], times["eager"]) if their else math.nan,
+        "default times": ratio(times["theirs"], times["default"]) if their else math.nan,
         "compiled times": ratio(times["theirs"], times["compiled"]) if their else math.nan,
         "MB": bytes_moved(compiled) / 1e6,
         "share": rate / best,
@@ -118,7 +118,7 @@ def main() -> None:
     print(machine(), f"pytorch_optimizer {version('pytorch_optimizer')}", sep=", ")
     print(f"{len(SHAPES)} tensors, {sum(map(math.prod, SHAPES)) / 1e6:.1f} million entries, {ROUNDS} rounds\n")
     print(
-        "| algorithm | compiled, ms | eager, times as fast | compiled, times as fast | MB moved | share of fused's "
+        "| algorithm | compiled, ms | default, times as fast | compiled, times as fast | MB moved | share of fused's "
         "bandwidth | first step, s |\n|---|---|---|---|---|---|---|"
     )
     rows = []
@@ -126,11 +126,11 @@ def main() -> None:
         row = measure(name)
         rows.append(row)
         tqdm.write(
-            f"| {name} | {row['compiled']:.1f} | {row['eager times']:.1f} | {row['compiled times']:.1f} | "
+            f"| {name} | {row['compiled']:.1f} | {row['default times']:.1f} | {row['compiled times']:.1f} | "
             f"{row['MB']:.0f} | {row['share']:.2f} | {row['cold']:.1f} |".replace("nan", "–")
         )
     compared = [row for row in rows if not math.isnan(row["compiled times"])]
-    for which in ("eager times", "compiled times"):
+    for which in ("default times", "compiled times"):
         mean = statistics.geometric_mean(row[which] for row in compared)
         print(
             f"\ngeometric mean of {which.removesuffix(' times')}: {mean:.2f} times as fast ({len(compared)} algorithms)"
@@ -143,7 +143,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(figsize=(7, 0.19 * len(rows) + 1.2), layout="constrained")
     places = range(len(rows))
     axes.barh(places, [row["compiled times"] for row in rows], color="tab:blue", label="compiled")
-    axes.plot([row["eager times"] for row in rows], places, "o", color="black", markersize=3, label="eager")
+    axes.plot([row["default times"] for row in rows], places, "o", color="black", markersize=3, label="default")
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set(xscale="log", xlabel="times as fast as pytorch_optimizer's class", ylim=(-0.7, len(rows) - 0.3))
     axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)

@@ -33,6 +33,11 @@ ROUNDS, WARM = 30, 10  # memory that is new to a process is slow for some rounds
 REFERENCE, LOOP = "torch AdamW, fused", "torch AdamW, loop"
 Step = Callable[[], object]
 MODELS = {"ResNet-50": resnet50(), "GPT, 12 layers": gpt()}
+SMALL: dict[str, Shapes] = {
+    "161 tensors of 64 x 64": [(64, 64)] * 161,
+    "16 tensors of 64 x 64": [(64, 64)] * 16,
+    "4 tensors of 16 x 16": [(16, 16)] * 4,
+}
 
 
 def contestants() -> dict[str, Callable[[list[torch.Tensor]], Step]]:
@@ -60,14 +65,14 @@ def contestants() -> dict[str, Callable[[list[torch.Tensor]], Step]]:
         "pytorch_optimizer AdamW": lambda params: pytorch_optimizer.AdamW(params).step,
         "HeavyBall AdamW, compiled": heavyball_adamw,
         "gradtx AdamW, compiled": lambda params: gradtx.optim.AdamW(params, compile=True).step,
-        "gradtx AdamW, eager": lambda params: gradtx.optim.AdamW(params).step,
+        "gradtx AdamW": lambda params: gradtx.optim.AdamW(params).step,
         "gradtx clip + AdamW, compiled": lambda params: gradtx.as_optimizer(clipped, params, compile=True).step,
         "adamp AdamP": lambda params: adamp.AdamP(params).step,
         "gradtx AdamP, compiled": lambda params: gradtx.optim.AdamP(params, compile=True).step,
-        "gradtx AdamP, eager": lambda params: gradtx.optim.AdamP(params).step,
+        "gradtx AdamP": lambda params: gradtx.optim.AdamP(params).step,
         "adam-atan2-pytorch": lambda params: adam_atan2_pytorch.AdamAtan2(params).step,
         "gradtx AdamAtan2, compiled": lambda params: gradtx.optim.AdamAtan2(params, compile=True).step,
-        "gradtx AdamAtan2, eager": lambda params: gradtx.optim.AdamAtan2(params).step,
+        "gradtx AdamAtan2": lambda params: gradtx.optim.AdamAtan2(params).step,
     }
 
 
@@ -92,6 +97,32 @@ def compare(model: str, shapes: Shapes) -> dict[str, float]:
             f"{memory[name] / 1e6:.2f} | {first[name]:.1f} |"
         )
     return ratios
+
+
+def compare_small() -> None:
+    """Prints the time of AdamW on few or small tensors, where the work on the host counts."""
+    contestants = {
+        "torch, fused": lambda params: torch.optim.AdamW(params, fused=True).step,
+        "torch, foreach": lambda params: torch.optim.AdamW(params, foreach=True).step,
+        "torch, loop": lambda params: torch.optim.AdamW(params, foreach=False).step,
+        "gradtx": lambda params: gradtx.optim.AdamW(params).step,
+        "gradtx, compiled": lambda params: gradtx.optim.AdamW(params, compile=True).step,
+    }
+    print("\nAdamW on small tensors, ms a step (median)\n")
+    print(f"| tensors | {' | '.join(contestants)} |\n|---|{'---|' * len(contestants)}")
+    for name, shapes in SMALL.items():
+        steps = {title: repeated(make(parameters(shapes)), 20) for title, make in contestants.items()}
+        times = interleaved(steps, ROUNDS, WARM)
+        medians = [f"{1e3 * statistics.median(own) / 20:.3f}" for own in times.values()]
+        print(f"| {name} | {' | '.join(medians)} |")
+
+
+def repeated(step: Step, count: int) -> Step:
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
+    return steps
 
 
 def temporary(step: Step) -> int:
@@ -154,6 +185,7 @@ def main() -> None:
     print(machine(), packages, sep=", ")
     results = {model: compare(model, shapes) for model, shapes in MODELS.items()}
     draw(results)
+    compare_small()
     print("\nFirst step in a new process, ResNet-50, seconds: compiled for the first time, and from the cache\n")
     for name in ("AdamW", "AdamP"):
         with tempfile.TemporaryDirectory() as cache:

@@ -17,6 +17,7 @@ from gradtx.optim.classes import CLASSES
 
 PAGE = Path(__file__).with_suffix(".md")
 
+RANK = 128  # the default of the low-rank methods
 ROWS, COLUMNS, ENTRIES = 48, 40, 29  # distinct, so that a slot's size says what it is of; one block for Shampoo
 MATRIX = {
     ROWS * COLUMNS: "",
@@ -25,6 +26,8 @@ MATRIX = {
     ROWS**2: "row²",
     COLUMNS**2: "column²",
     (ROWS * COLUMNS) ** 2: "row² column²",
+    RANK * ROWS: "rank row",
+    RANK * COLUMNS: "rank column",
 }
 VECTOR = {ENTRIES: "", ENTRIES**2: "n²"}
 
@@ -125,7 +128,7 @@ def amount_with(factory: Any, argument: Any) -> str | None:
 
 
 def amount(tx: gradtx.GradientTransformation, shape: tuple[int, ...], units: Mapping[int, str]) -> str:
-    counts = Counter(size for size in sizes(tx.init({"leaf": torch.zeros(shape)})) if size > 1)
+    counts = Counter(size for size in sizes(tx.init({"leaf": torch.ones(shape)})) if size > 1)
     if unknown := set(counts) - set(units):
         raise AssertionError(f"{tx}: no unit for slots of {sorted(unknown)} entries")
     terms = [(counts[size], unit) for size, unit in units.items() if counts[size]]

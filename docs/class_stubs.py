@@ -23,8 +23,10 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx._selectors import Where
+from gradtx._storage import StateDtype
 from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
+from gradtx.transforms._polynomials import Coefficients
 
 '''
 

@@ -45,7 +45,7 @@ STEP = {
         ("optimizer.step", "optim/adapter.py", 0, 0, "user"),
         ("follow groups", "optim/_members.py", 0, 1, "optim"),
         ("check, prepare state", "optim/_step.py, _state.py", 0, 2, "optim"),
-        ("plan", "optim/engine/planning.py", 1, 1, "engine"),
+        ("plan", "optim/engine/base.py", 1, 1, "engine"),
         ("trace", "engine/trace.py: the core on stand-ins", 2, 0, "engine"),
         ("backend", "engine/inductor.py: graph -> callable", 2, 1, "engine"),
         ("bundles", "engine/bundle.py: in place", 2, 2, "engine"),

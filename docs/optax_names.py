@@ -188,7 +188,7 @@ SECTIONS: dict[str, list[Row]] = {
         alike("scale_by_rprop", "scale_by_rprop(lr)", "as `rprop`; ours is the step, sign included"),
         same("scale_by_rss(eps=0.0)", "scale_by_rss(eps=0.0, initial_accumulator_value=0.1)", "as `adagrad`"),
         same(f"scale_by_schedule({COSINE})", "scale(cosine_schedule(lr, 10))", "every number may be a schedule"),
-        same("scale_by_sign()", "scale_by_lion(betas=(0.0, 0.0))"),
+        same("scale_by_sign()", "scale_by_sign()"),
         same("scale_by_sm3()", "chain(scale_by_sm3(eps=1e-8), ema(0.9))"),
         same("scale_by_stddev()", "scale_by_rms(0.9, eps_in_root=True, centered=True)"),
         same("scale_by_trust_ratio()", "scale_by_trust_ratio()", "`trust_coefficient` is in `scale_by_lars`"),

@@ -63,7 +63,10 @@ PIECES = [
         "One size for a leaf, a row or a slice.",
     ),
     pieces(
-        "matrices", "Matrices", "orthogonalize shampoo soap eigenbasis dion low_rank psgd", "Rules for whole matrices."
+        "matrices",
+        "Matrices",
+        "orthogonalize shampoo soap lmo polar muown eigenbasis dion low_rank psgd",
+        "Rules for whole matrices.",
     ),
     pieces("curvature", "Curvature", "second_order quasi_newton", "Divide by the diagonal of the Hessian."),
     pieces(
@@ -76,13 +79,13 @@ PIECES = [
     pieces(
         "averages",
         "Averages of weights and of gradients",
-        "averaging schedule_free dual_averaging majorization asgd",
+        "averaging ema_nesterov schedule_free dual_averaging majorization asgd",
         "Links that average weights provide the result of `tx.eval_params(state, params)`.",
     ),
     pieces(
         "bounds",
         "Clipping, centering, projecting",
-        "clipping norm_history spikes centralize projection",
+        "clipping norm_history spikes centralize projection radial hyperball",
         "Bounds and constraints.",
     ),
     pieces("decay", "Weight decay", "decay", "Weight decay and related pulls on the weights."),
@@ -134,6 +137,12 @@ OTHERS = [
         ("gradtx.schedules.basic", "gradtx.schedules.warmup", "gradtx.schedules.*"),
         "Functions of the number of updates already done, for any hyperparameter. `gradtx.schedules` has them too.",
         "gradtx.schedules",
+    ),
+    Page(
+        "models",
+        "Whole models",
+        ("gradtx.whole_model", "gradtx.roles"),
+        "One call for all parameters of a model, and what each of them is.",
     ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),

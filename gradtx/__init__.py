@@ -10,6 +10,7 @@ from gradtx._arguments import *
 from gradtx._moved import install as _install_moved
 from gradtx._names import public_names as _public_names
 from gradtx.checkpoint import *
+from gradtx.codes import *
 from gradtx.combinators import *
 from gradtx.context import *
 from gradtx.core import *
@@ -20,9 +21,11 @@ from gradtx.multitask import *
 from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.optimizers import *
 from gradtx.registry import *
+from gradtx.roles import *
 from gradtx.schedules import *
 from gradtx.state import *
 from gradtx.transforms import *
+from gradtx.whole_model import *
 
 _install_moved()
 

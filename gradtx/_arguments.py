@@ -120,7 +120,7 @@ def is_off(value: Any, off: float = 0.0) -> bool:
 
 _SCALAR = {float, Tensor, Schedule}
 _PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
-_HYPERPARAMETERS = ("scalar", "betas", "floats", "int", "bool", "str")
+_HYPERPARAMETERS = ("scalar", "betas", "floats", "named floats", "int", "bool", "str")
 
 
 def _members(hint: Any) -> set:
@@ -132,6 +132,8 @@ def _kind(members: set) -> str:
     """The kind of an annotation, given by its alternatives other than None."""
     if members <= _SCALAR and float in members:
         return "scalar"
+    if {str, tuple[float, float, float]} < members:
+        return "named floats"
     if len(members) != 1:
         return "structure"
     (hint,) = members
@@ -192,6 +194,8 @@ class Argument:
             return self._betas(value)
         if self.kind == "floats":
             return self._floats(value)
+        if self.kind == "named floats":
+            return self._named_floats(value)
         if self.kind == "int":
             return self._int(value)
         if self.kind == "bool":
@@ -246,6 +250,21 @@ class Argument:
         if value is None and type(None) in self._entries[min(i, len(self._entries) - 1)]:
             return None
         return self._scalar(value, f"{self.name}[{i}]", interval)
+
+    def _named_floats(self, value: Any) -> Any:
+        """A name, three plain numbers, or a tuple of such triples."""
+        if isinstance(value, str):
+            return value
+        many = isinstance(value, tuple | list) and len(value) and all(isinstance(item, tuple | list) for item in value)
+        triples = []
+        for item in value if many else [value]:
+            if not _is_plain(item) or len(item) != 3:
+                raise TypeError(
+                    f"{self.owner}: {self.name} must be 3 plain numbers, got {describe(value)}; "
+                    "a tuple of such triples and a name are taken as well"
+                )
+            triples.append(tuple(map(float, item)))
+        return tuple(triples) if many else triples[0]
 
     def _floats(self, value: Any) -> tuple[float, ...]:
         """A tuple of plain numbers, none of which may be a tensor or a schedule."""
@@ -362,7 +381,8 @@ class Arguments:
         self.all = tuple(arguments)
         self.by_name = {argument.name: argument for argument in self.all}
         self._positional = [argument for argument in self.all if not argument.keyword_only]
-        parameters.append(_keyword("state_dtype", None, "torch.dtype | None"))
+        if "state_dtype" not in hints:
+            parameters.append(_keyword("state_dtype", None, "StateDtype | None"))
         self.signature = signature.replace(parameters=parameters)
 
     def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -283,7 +283,7 @@ HERE = {
     "scale_by_rprop": "scale_by_rprop(lr)",
     "scale_by_rss": "scale_by_rss(eps=0.0, initial_accumulator_value=0.1)",
     "scale_by_schedule": "scale(cosine_schedule(lr, 10))",
-    "scale_by_sign": "scale_by_lion(betas=(0.0, 0.0))",
+    "scale_by_sign": "scale_by_sign()",
     "scale_by_simplified_ademamix": "scale_by_simplified_ademamix()",
     "scale_by_sm3": "chain(scale_by_sm3(eps=1e-8), ema(0.9))",
     "scale_by_stddev": "scale_by_rms(0.9, eps_in_root=True, centered=True)",

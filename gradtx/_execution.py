@@ -17,6 +17,7 @@ from torch import Tensor
 from gradtx._errors import Path
 from gradtx._runs import Run, Scope
 from gradtx._sharding import is_sharded, placed_as, stacked
+from gradtx.codes import Codec
 from gradtx.context import Clock, Context, Moment
 
 
@@ -28,14 +29,15 @@ class Leaf:
         grad: The gradient as the clock saw it, or the input of the alias around the current link.
         param: The parameter, in the dtype that rules compute in.
         given: Update and parameter as the caller passed them.
+        shape: The shape of the parameter, or of the part of it that this leaf is.
         wide: The dtype that rules compute in.
         negated: Whether the gradient is that of the negative loss (`maximize`).
         active: Whether the leaf takes part in this call, a 0-d bool; None if that is certain.
         restarts: Whether a combinator around the current link starts its inner transformation again.
         new: The new slots, by stage.
+        codecs: The code of each slot that `init` has coded.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's parameter, its flat state, and where the slots of each stage are in it.
-        window: The entries of the parameter, if this is a part of a flattened one.
         program: The operations that the leaf goes through.
         at: The position in the program.
         pending: The suspended call of a rule while its leaf waits for a sum.
@@ -60,6 +62,7 @@ class Leaf:
         self.param_dtype: torch.dtype = stored.dtype
         self.wide = _wide(stored.dtype, given.dtype)
         self.given = (update, param)
+        self.shape: torch.Size = stored.shape
         self.update = None if update is None else update.to(self.wide)
         self.param = None if param is None else param.to(self.wide)
         self.grad = self.update
@@ -67,15 +70,20 @@ class Leaf:
         self.active: Tensor | None = None
         self.restarts: bool | Tensor = False
         self.new: dict[Path, dict[str, Tensor]] = {}
+        self.codecs: dict[tuple[Path, str], Codec] = {}
         self.saved: dict[Any, Any] = {}
         self.key: Any = None
         self.state: dict[str, Any] = {}
         self.layout: Any = None
-        self.window: slice | None = None
         self.program: list[Any] = []
         self.at = 0
         self.pending: Any = None
         self._context: Context | None = None
+
+    @property
+    def stream_name(self) -> str | Tensor:
+        """The name that decides the leaf's random numbers, or its key (see `Stream`)."""
+        return self.name
 
     def moment(self) -> Moment:
         return self.clock.on(self.device)
@@ -99,13 +107,13 @@ class Leaf:
         self.new, self.saved = {}, {}
 
     def result(self) -> Tensor | None:
-        """The update after the last link, rounded once."""
+        """The update after the last link, in float32 at least: it is rounded when it is added."""
         if self.update is None:
             return None
         if self.active is not None:
             self.update = torch.where(self.active, self.update, torch.zeros_like(self.update))
         update, param = self.given
-        return placed_as(self.update.to(self.dtype), _first_not_none(param, update))
+        return placed_as(self.update.to(self.wide), _first_not_none(param, update))
 
 
 def _first_not_none(*values: Any) -> Any:
@@ -148,6 +156,9 @@ class Operation:
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
         compiles: Whether the compiled engine takes it.
+        restarts_inner: Whether the operations behind it may start over with their first state.
+        random: Whether it draws random numbers.
+        positional: Whether results depend on an entry's place in the whole tensor.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
     """
 
@@ -157,6 +168,9 @@ class Operation:
     agree: Mapping[str, Any] = {}
     elementwise = True
     compiles = True
+    restarts_inner = False
+    random = False
+    positional = False
     hessian_period = 0
 
     def init(self, leaf: Leaf) -> None:
@@ -345,9 +359,23 @@ def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
         path = _next_path(blocked)
         waiting = blocked.pop(path)
         first = waiting[0][0]
-        total = first.run.combined(first.program[first.at], waiting)
+        total = first.run.combined(first.program[first.at], _by_leaf(waiting))
         for leaf, _ in waiting:
             advance(leaf, leaf.program[leaf.at].resume(leaf, total))
+
+
+class LeafTerms(list[tuple[Any, Any]]):
+    """The payload of one that stands for several leaves in `execute`: a leaf and a payload for each."""
+
+
+def _by_leaf(waiting: list[tuple[Leaf, Any]]) -> list[tuple[Any, Any]]:
+    """A payload for each leaf that waits."""
+    if not any(isinstance(payload, LeafTerms) for _, payload in waiting):
+        return waiting
+    by_leaf: list[tuple[Any, Any]] = []
+    for leaf, payload in waiting:
+        by_leaf.extend(payload if isinstance(payload, LeafTerms) else [(leaf, payload)])
+    return by_leaf
 
 
 def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:

@@ -1,4 +1,4 @@
-"""Old paths of functions that moved since 0.1, for pickles that refer to them."""
+"""Old paths of functions that moved since 0.1, and old defaults, for pickles that refer to them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ MODULES = {
 }
 # Names that left a module which still exists.
 NAMES = {("gradtx.transforms.averaging", "with_lookahead"): "gradtx.combinators.lookahead"}
+# Factory -> (an argument that is newer, {argument: the default before it}): such a number stands for today's default.
+DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "muon": ("view", {"ns_steps": 5}),
+    "orthogonalize": ("start", {"steps": 5}),
+}
+
+
+def as_today(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a pickled call, without defaults that have another spelling now."""
+    newer, before = DEFAULTS.get(name, ("", {}))
+    if newer in arguments:
+        return arguments
+    return {key: value for key, value in arguments.items() if key not in before or value != before[key]}
 
 
 class _Moved(ModuleType):

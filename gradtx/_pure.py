@@ -17,7 +17,8 @@ from gradtx._messages import nearest
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
 from gradtx._slots import kind_of
-from gradtx.context import ALWAYS_KNOWN, Clock
+from gradtx._storage import check_patterns
+from gradtx.context import Clock
 
 if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
@@ -139,8 +140,15 @@ class TreeRun(Run):
             if operation.template_slot is not None:
                 slots = self._old.slots_of(operation.path, name)
                 if operation.template_slot in slots:
-                    return slots[operation.template_slot]
+                    return self._template_of(operation.path, operation.template_slot, slots)
         return None
+
+    def _template_of(self, path: Path, slot: str, slots: dict[str, Tensor]) -> Tensor:
+        """A slot, or what stands for it if it is coded."""
+        codes = slots[slot]
+        if codes.dtype.is_floating_point and codes.element_size() > 1:
+            return codes
+        return self.stores[path].template(slot, slots)
 
     def check(self, names: dict[str, Any]) -> None:
         """Before anything runs: is this a state of this chain, with these leaves?"""
@@ -252,6 +260,8 @@ def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict
     for selector in run.selectors:
         selector.check_used([cell.name for cell in cells])
     initialize(cells)
+    if cells:
+        check_patterns(run.seen_slots)
     state = _first_state(run, cells)
     if counts == "leaves":
         state[LEAF_STEPS] = {cell.name: torch.zeros((), dtype=torch.int64, device=cell.device) for cell in cells}
@@ -303,7 +313,7 @@ def _update(
     run = TreeRun(tx, by_name or grads, unflatten, state)
     run.params, run.unflatten_params, run.grad_fn = by_name, unflatten_params, extras.get("grad_fn")
     run.check(grads)
-    leaves = _leaves(run, grads, by_name if params is not None else None, extras, kinds)
+    leaves = leaves_of(run, grads, by_name if params is not None else None, extras, kinds)
     execute(leaves.values(), _done)
     for commit in reversed(run.commits):
         commit()
@@ -317,7 +327,7 @@ def _done(leaf: Leaf) -> None:
     """Results stay in the leaf until all are through."""
 
 
-def _leaves(
+def leaves_of(
     run: TreeRun, grads: dict[str, Any], params: dict[str, Any] | None, extras: dict[str, Any], kinds: dict[str, str]
 ) -> dict[str, Leaf]:
     """The leaves that have anything to do, with their programs."""
@@ -362,22 +372,20 @@ def check_extras(
     tx: GradientTransformation, params: Any, extras: dict[str, Any], call: str = "update(updates, state, params"
 ) -> dict[str, str]:
     """The kinds of the extras that `tx` knows, after checking that these are the right ones."""
-    kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
-    for link in tx._links():
-        kinds.update(link._extras)
+    kinds, needs = tx._requirements()
     for name in extras:
         if name not in kinds:
             raise TypeError(f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}")
-    for link in tx._links():
-        for need in link._needs:
-            if need == "params" and params is None:
-                raise ValueError(f"{link._name} needs params: call {call})")
-            # hessian_diag=None means 'keep the last one'; the key is required all the same.
-            given = extras.get(need) is not None or (need == "hessian_diag" and need in extras)
-            if need != "params" and not given:
-                # A closure is itself the grad_fn of an optimizer's step.
-                more = "" if need == "grad_fn" and "closure" in call else f", {need}=..."
-                raise ValueError(f"{link._name} needs {need}: call {call}{more})")
+    for link, need in needs:
+        if need == "params":
+            if params is None:
+                raise ValueError(f"{link} needs params: call {call})")
+            continue
+        # hessian_diag=None means 'keep the last one'; the key is required all the same.
+        if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
+            # A closure is itself the grad_fn of an optimizer's step.
+            more = "" if need == "grad_fn" and "closure" in call else f", {need}=..."
+            raise ValueError(f"{link} needs {need}: call {call}{more})")
     return kinds
 
 
@@ -396,9 +404,18 @@ def split_extras(
             if not callable(value):
                 raise TypeError(f"grad_fn must be a function params -> gradients, got {value!r}")
             scalars[name] = value
+        elif kinds[name].startswith("tensors"):
+            scalars[name] = _tensors(name, value)
         else:
             scalars[name] = _number(name, value)
     return scalars, trees
+
+
+def _tensors(name: str, value: Any) -> dict[str, Tensor]:
+    """An extra with names of its own."""
+    if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
+    return dict(value)
 
 
 def _number(name: str, value: Any) -> Tensor:

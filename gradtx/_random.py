@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._exact import exact_dtype
-from gradtx._sharding import local, placed_as, rejoined
+from gradtx._sharding import first_entries, is_sharded, local, placed_as, rejoined
 
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
@@ -31,15 +31,23 @@ def _mix(x: Tensor) -> Tensor:
 
 
 @_torch.assume_constant
-def _name_key(name: str) -> int:
+def name_key(name: str) -> int:
+    """The number, in 64 bits with a sign, by which a leaf's name enters its stream."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class Stream:
-    """The random numbers of one leaf at one step; every draw differs from the ones before it."""
+    """The random numbers of one leaf at one step; every draw differs from the ones before it.
 
-    def __init__(self, seed: Tensor, counter: Tensor, name: str):
-        self._key = _mix(_mix(_mix(seed) + counter) ^ _name_key(name))
+    Args:
+        seed: The seed of the rule.
+        counter: The number of the step.
+        name: The leaf's name, or for one that stands for several its `name_key`, a 0-d int64 tensor.
+    """
+
+    def __init__(self, seed: Tensor, counter: Tensor, name: str | Tensor):
+        key = name_key(name) if isinstance(name, str) else name
+        self._key = _mix(_mix(_mix(seed) + counter) ^ key)
         self._draws = 0
 
     def _bits(self, like: Tensor) -> Tensor:
@@ -60,3 +68,39 @@ class Stream:
     def rademacher(self, like: Tensor) -> Tensor:
         """-1 or 1 with equal odds, shaped as `like`."""
         return rejoined((1 - 2 * _shift(self._bits(like), 63)).to(like.dtype), like)
+
+
+# 16 random bits for each entry, to round with: they follow from a key, the step and the place in the whole tensor.
+
+
+def indices(like: Tensor) -> Tensor:
+    """The place of each entry in the whole tensor, for the local part of `like`."""
+    if not is_sharded(like):
+        return torch.arange(like.numel(), device=like.device).reshape(like.shape)
+    part, firsts = local(like), first_entries(like)
+    if firsts is None:
+        whole = torch.arange(like.numel(), device=part.device).reshape(like.shape)
+        return local(placed_as(whole, like))
+    places = torch.zeros((), dtype=torch.int64, device=part.device)
+    stride = 1
+    for dim in reversed(range(like.ndim)):
+        along = (torch.arange(part.shape[dim], device=part.device) + firsts[dim]) * stride
+        places = places + along.reshape(-1, *[1] * (like.ndim - 1 - dim))
+        stride *= like.shape[dim]
+    return places.expand(part.shape)
+
+
+def bits16(key: Tensor, step: Tensor, places: Tensor) -> Tensor:
+    """Random whole numbers below 2^16, by two rounds of a hash of 32 bits; all products stay below 2^63."""
+    key = _mix(_mix(key) + step)
+    x = (places ^ (places >> 32) ^ key) & 0xFFFFFFFF
+    x = _hash32(x)
+    x = _hash32((x + (_shift(key, 32))) & 0xFFFFFFFF)
+    return x >> 16
+
+
+def _hash32(x: Tensor) -> Tensor:
+    """A permutation of 32 bits that mixes them: Wellons 2018, hash-prospector, with multipliers below 2^31."""
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & 0xFFFFFFFF
+    return x ^ (x >> 15)

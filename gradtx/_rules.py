@@ -19,7 +19,8 @@ from gradtx._messages import nearest
 from gradtx._random import Stream
 from gradtx._runs import Run, Scope
 from gradtx._sharding import is_sharded, placed_as, undivided
-from gradtx._slots import check_slots, first_slots, numbered, value_for, widened, with_lists, wrong_shape
+from gradtx._slots import WrongShapeError, check_slots, numbered, value_for, with_lists, wrong_shape
+from gradtx._storage import Store
 from gradtx._torch import readable
 from gradtx.context import Context
 
@@ -37,6 +38,7 @@ class Rule:
         elementwise, compiles, agree: As in `Operation`.
         dims: The least and the largest number of dimensions of a leaf.
         seed: The seed of a rule that draws random numbers, else None.
+        nonnegative: The slots that are never negative.
         readable: Whether the values of all arguments can be read on the host.
         kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
     """
@@ -52,6 +54,7 @@ class Rule:
     dims: tuple[int, float] | None = None
     seed: int | None = None
     readable: bool = True
+    nonnegative: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -82,9 +85,9 @@ class StageState:
         self.path = path
         self.shared: dict[str, Tensor] = {}
         self._rule = rule
-        self._stored_dtype = scope.state_dtype
+        self.store = Store(path, rule.name, scope.state_dtype, rule.nonnegative, run)
         self._space = scope.space
-        start = {name: _maker(value, run.device) for name, value in rule.shared.items()}
+        start = {name: _maker(value, run.device, self.store.shared_dtype(name)) for name, value in rule.shared.items()}
         if rule.seed is not None:
             start["seed"] = lambda: torch.tensor(rule.seed, device=run.device)
             start["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=run.device)
@@ -93,9 +96,7 @@ class StageState:
 
     def wide(self, leaf: Leaf) -> torch.dtype:
         """The dtype that the rule computes in."""
-        if self._stored_dtype is None:
-            return leaf.wide
-        return torch.promote_types(leaf.wide, self._stored_dtype)
+        return self.store.wide(leaf)
 
     def like(self, leaf: Leaf, device: Any = None) -> Tensor:
         """A tensor shaped as the rule sees the leaf, in the dtype of the rule."""
@@ -110,11 +111,16 @@ class StageState:
 
     def made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
         """The slots as the rule's own `init` returns them."""
-        init = self._rule.init
-        if init is None:
+        if self._rule.init is None:
             return {}
-        like = self.like(leaf, device)
-        random = () if self._rule.seed is None else (Stream(self.shared["seed"], self.shared["counter"], leaf.name),)
+        return self._made_for(self.like(leaf, device), leaf)
+
+    def _made_for(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
+        init = self._rule.init
+        assert init is not None
+        random: tuple[Any, ...] = ()
+        if self._rule.seed is not None:
+            random = (Stream(self.shared["seed"], self.shared["counter"], leaf.stream_name),)
         try:
             return init(like, *random)
         except UnfitError as error:
@@ -124,22 +130,24 @@ class StageState:
                 raise
             return init(undivided(like), *random)
 
-    def first(self, leaf: Leaf) -> dict[str, Tensor]:
-        """The first slots, in the dtypes that they are kept in."""
+    def first(self, leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The first slots as they are stored; those that `old` has coded are coded."""
         if self._rule.init is None:
             return {}
-        return self.stored(self.made(leaf), leaf)
+        return self.stored(self.made(leaf), leaf, old)
 
-    def stored(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
-        """Slots that `init` returned, in the dtypes that they are kept in."""
+    def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Slots that `init` returned, as they are stored."""
         check_slots(slots, self._rule.name)
-        return self._in_stored_dtypes(numbered(slots), leaf)
 
-    def _in_stored_dtypes(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
+        def probe(like: Tensor) -> dict[str, Any]:
+            return numbered(self._made_for(like, leaf))
+
         like = self._outside(leaf)
+        flat = numbered(slots)
         if self._space is not None:
-            slots = {slot: self._space.first(self._rule, slot, value, leaf, like) for slot, value in slots.items()}
-        return first_slots(slots, like, self._stored_dtype or leaf.param_dtype, self._rule.name)
+            flat = {slot: self._space.first(self._rule, slot, value, leaf, like) for slot, value in flat.items()}
+        return self.store.first(flat, like, leaf, old, probe)
 
     def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
         """A rule's state with lists as numbered slots."""
@@ -160,8 +168,8 @@ class StageState:
         if not old and self.first(leaf):
             raise lacking(self.path, leaf.name)
         if leaf.restarts is not False:
-            old = _restarted(leaf.restarts, self.first(leaf), old)
-        flat = {slot: widened(value, wide) for slot, value in old.items()}
+            old = _restarted(leaf.restarts, self.first(leaf, old), old)
+        flat = self.store.opened(old, wide, leaf)
         if self._space is not None:
             flat = {slot: self._space.read(self._rule, slot, value, leaf) for slot, value in flat.items()}
         state = self._as_rule_sees(leaf, old, flat)
@@ -194,18 +202,16 @@ class StageState:
         slots = self._flat(dict(state))
         if self.shared:
             self._write_shared(leaf, slots)
-        if old.keys() != slots.keys():
+        if self.store.slots_of(old, leaf) != slots.keys():
             raise self._other_slots(leaf, old, slots)
         if not old:
             return
         if self._space is not None:
             slots = {slot: self._space.write(self._rule, slot, value, leaf) for slot, value in slots.items()}
-        new = {}
-        for slot, value in old.items():
-            try:
-                new[slot] = value_for(slots[slot], value, self.path, slot, leaf.name)
-            except ValueError as error:
-                raise self._other_shapes(leaf, old, slots, error) from None
+        try:
+            new = self.store.closed(slots, old, leaf)
+        except WrongShapeError as error:
+            raise self._other_shapes(leaf, old, slots, error) from None
         leaf.new[self.path] = leaf.accepted(new, old)
 
     def _write_shared(self, leaf: Leaf, slots: dict[str, Any]) -> None:
@@ -222,13 +228,14 @@ class StageState:
 
     def _other_slots(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
         """The error for other slots than before: the rule's fault if its `init` makes the old ones."""
-        if self.first(leaf).keys() != old.keys():
+        if self.first(leaf, old).keys() != old.keys():
             return ValueError(
                 f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
                 f"{sorted(new)}; {OWN_STATE}"
             )
-        missing = sorted(old.keys() - new.keys())
-        unknown = sorted(new.keys() - old.keys())
+        kept = self.store.slots_of(old, leaf)
+        missing = sorted(kept - new.keys())
+        unknown = sorted(new.keys() - kept)
         faults = []
         if missing:
             faults.append(f"without the slot {missing[0]!r}, which its init makes")
@@ -242,8 +249,10 @@ class StageState:
         self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any], otherwise: ValueError
     ) -> ValueError:
         """The same for shapes; `otherwise` blames the state."""
-        made = self.first(leaf)
+        made = self.first(leaf, old)
         for slot, value in old.items():
+            if slot not in new:  # a tensor beside codes
+                continue
             if made[slot].shape == value.shape != new[slot].shape:
                 return ValueError(
                     f"{self._rule.name}: the rule returns the slot {slot!r} of leaf {leaf.name!r} in shape "
@@ -253,7 +262,7 @@ class StageState:
 
     def check_shapes(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
         """A rule failed: perhaps the state belongs to other tensors."""
-        for slot, value in self.first(leaf).items():
+        for slot, value in self.first(leaf, old).items():
             if slot in old and old[slot].shape != value.shape:
                 raise wrong_shape(self.path, slot, leaf.name, old[slot].shape, value.shape)
 
@@ -261,7 +270,7 @@ class StageState:
         """The random numbers of this leaf at this step."""
         seed, counter = self.shared["seed"], self.shared["counter"] + 1
         leaf.run.new_shared.setdefault(self.path, {}).update(seed=seed, counter=counter)
-        return Stream(seed, counter, leaf.name)
+        return Stream(seed, counter, leaf.stream_name)
 
 
 def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -271,8 +280,8 @@ def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str,
     return {slot: torch.where(restarts, first.get(slot, value), value) for slot, value in old.items()}
 
 
-def _maker(value: Callable[[], Any], device: torch.device) -> Callable[[], Tensor]:
-    return lambda: exact(value(), device)
+def _maker(value: Callable[[], Any], device: torch.device, dtype: torch.dtype | None) -> Callable[[], Tensor]:
+    return lambda: exact(value(), device).to(dtype)
 
 
 @dataclasses.dataclass
@@ -305,6 +314,8 @@ class RuleOperation(Operation):
         self.elementwise = rule.elementwise
         self.compiles = rule.compiles
         self.agree = rule.agree
+        self.random = rule.seed is not None
+        self.positional = stage.store.draws
         self.stage = stage
         self.rule = rule
         self._function = rule.update

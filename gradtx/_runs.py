@@ -16,6 +16,7 @@ from gradtx._sharding import local
 if TYPE_CHECKING:
     from gradtx._execution import Leaf, Operation
     from gradtx._spaces import SpaceRun
+    from gradtx._storage import Storage, Store
 
 Place = tuple[int, ...]  # the indices of children that lead from a transformation to a node in it
 
@@ -70,6 +71,9 @@ class Run:
         declared: The names of shared values of all other stages.
         selectors: Every selector of the chain.
         clock_paths: The path of each combinator with a clock, by its place.
+        inner_counts: The finished updates of each combinator's clock, after a restart of this call.
+        stores: The store of each stage, which converts its slots.
+        seen_slots: The slots that each `state_dtype` is for, at init.
         commits: Functions to call when all leaves are finished, in reverse order.
     """
 
@@ -89,8 +93,11 @@ class Run:
         self.declared: dict[Path, Container[str]] = {}
         self.selectors: list[Any] = []
         self.clock_paths: dict[Place, Path] = {}
+        self.inner_counts: dict[Path, Tensor] = {}
         self.commits: list[Callable[[], None]] = []
         self.memory = Memory()
+        self.stores: dict[Path, Store] = {}
+        self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
 
     def watch(self) -> None:
         """Detect rules that write in place, if tensors are plain ones."""
@@ -175,7 +182,7 @@ class Scope:
         path: The path of the enclosing combinator's entry.
         count: The number of finished updates that schedules follow.
         frozen: Collects the selectors of `freeze`, for the enclosing block.
-        state_dtype: The dtype that slots are kept in, unless a link says otherwise.
+        state_dtype: How slots are stored, unless a link says otherwise.
         place: The indices of children that lead here; None inside an alias, whose links have no public place.
         changed: Whether a link in front has worked on the updates since the clock saw the gradient.
         restarts: Whether a combinator around starts its inner transformation again in this call.
@@ -187,7 +194,7 @@ class Scope:
     path: Path
     count: Any
     frozen: list[Any]
-    state_dtype: torch.dtype | None = None
+    state_dtype: Storage | None = None
     place: Place | None = ()
     changed: bool = False
     restarts: bool | Tensor = False
@@ -233,9 +240,21 @@ class Scope:
         """The inside of a link that stands for a chain: its links have no places."""
         return self._at(None, self.changed, self.state_dtype)
 
-    def stored_as(self, dtype: torch.dtype | None) -> Scope:
-        """The same position with slots kept in another dtype."""
-        return self if dtype is None else self._at(self.place, self.changed, dtype)
+    def stored_as(self, storage: Storage | None) -> Scope:
+        """The same position with slots stored otherwise."""
+        if storage is None:
+            return self
+        self._announce(storage)
+        return self._at(self.place, self.changed, storage)
+
+    def stored_inside(self, storage: Storage) -> Scope:
+        """The inside of a combinator without state that only says how slots are stored."""
+        self._announce(storage)
+        return self._at(self._below(0), self.changed, storage)
+
+    def _announce(self, storage: Storage) -> None:
+        if self.run.initial:
+            self.run.seen_slots.setdefault(storage, set())
 
     def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
         """The inside of a combinator, which may own a clock; a freeze in it covers the whole chain around it."""
@@ -252,9 +271,10 @@ class Scope:
         scope.frozen = []
         return scope
 
-    def _at(self, place: Place | None, changed: bool, dtype: torch.dtype | None) -> Scope:
+    def _at(self, place: Place | None, changed: bool, storage: Storage | None) -> Scope:
         # Not dataclasses.replace, which older versions of dynamo don't trace.
-        scope = Scope(self.run, self.path, self.count, self.frozen, dtype, place, changed, self.restarts, self.names)
+        names = self.names
+        scope = Scope(self.run, self.path, self.count, self.frozen, storage, place, changed, self.restarts, names)
         scope.space = self.space
         return scope
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -52,6 +52,13 @@ class Selector:
     def of(cls, owner: str, where: Any) -> Selector:
         """A choice between True, where `where` holds, and False."""
         return cls(owner, (True,), (patterns(owner, where),))
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for selectors that choose alike, such as those of an alias that makes its chain again."""
+        if not isinstance(self._wheres, tuple):
+            return self.labels, id(self._wheres)
+        return self.labels, *[where if isinstance(where, tuple) else id(where) for where in self._wheres]
 
     @property
     def names_branches(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,3 +68,51 @@ def stacked(numbers: list[Any]) -> Tensor:
     order = [i for places in alike.values() for i in places]
     back = sorted(range(len(order)), key=order.__getitem__)
     return torch.cat(vectors)[back]
+
+
+def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
+    """The tensor of a shape, divided as `like`, of which `part` is the local part."""
+    if not is_sharded(like):
+        return part
+    shape = torch.Size(shape)
+    stride = torch.empty(shape, device="meta").stride()
+    mesh, placements = like.device_mesh, like.placements
+    return type(like).from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def first_entries(like: Any) -> list[int] | None:
+    """The index of the first local entry in each dimension of a divided tensor; None for unusual placements."""
+    firsts = [0] * like.ndim
+    sizes = list(like.shape)
+    mesh = like.device_mesh
+    for i, placement in enumerate(like.placements):
+        if placement.is_replicate():
+            continue
+        if type(placement).__name__ != "Shard":
+            return None
+        dim = placement.dim
+        chunk = -(-sizes[dim] // mesh.size(i))
+        first = min(chunk * mesh.get_local_rank(i), sizes[dim])
+        firsts[dim] += first
+        sizes[dim] = min(chunk, sizes[dim] - first)
+    return firsts
+
+
+def cuts_rows(like: Any, block: int | None) -> bool:
+    """Whether a division among processes cuts a block of entries that follow one another in a row.
+
+    A row is an index of dimension 0, the rest flattened; a vector is one row. The same on every process.
+    """
+    if block is None or not is_sharded(like):
+        return False
+    along = 0 if like.ndim < 2 else 1  # the dimension that starts a row
+    chunk = like.shape[along] if like.ndim else 1
+    for i, placement in enumerate(like.placements):
+        if placement.is_replicate() or (placement.is_shard() and placement.dim < along):
+            continue
+        if type(placement).__name__ != "Shard" or placement.dim > along:
+            return True
+        chunk = -(-chunk // like.device_mesh.size(i))
+        if chunk * like.shape[along + 1 :].numel() % block:
+            return True
+    return False

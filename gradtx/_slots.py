@@ -6,6 +6,7 @@ The library, not the rule, converts: `first_slots` when `init` made them, `widen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from gradtx._exact import exact_dtype
 from gradtx._sharding import gathered, placed_as, undivided
 
 
-def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner: str) -> dict[str, Tensor]:
+def first_slots(
+    slots: dict[str, Any], like: Tensor, stored: torch.dtype | Mapping[str, torch.dtype], owner: str
+) -> dict[str, Tensor]:
     """Slots as `init` returned them, converted to `stored` unless the rule asked for a dtype of its choice."""
     kept = {}
     for slot, value in slots.items():
@@ -24,7 +27,7 @@ def first_slots(slots: dict[str, Any], like: Tensor, stored: torch.dtype, owner:
             raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {value!r} for {slot!r}")
         scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
         if value.dtype == like.dtype and not scalar:
-            value = value.to(stored)
+            value = value.to(stored if isinstance(stored, torch.dtype) else stored[slot])
         if value.shape == like.shape:
             kept[slot] = placed_as(value, like)
         elif value.ndim:
@@ -74,8 +77,12 @@ def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tens
     return placed_as(value, old)
 
 
-def wrong_shape(path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size) -> ValueError:
-    return ValueError(
+class WrongShapeError(ValueError):
+    """A new value of a slot has another shape than the old one."""
+
+
+def wrong_shape(path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size) -> WrongShapeError:
+    return WrongShapeError(
         f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old)}, "
         f"its new value has shape {tuple(new)}; {OWN_STATE}"
     )

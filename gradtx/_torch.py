@@ -8,6 +8,7 @@ sympy are imported by the functions of the compiled engine only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -131,6 +132,29 @@ def forward_mode_active() -> bool:
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
+def has_derivative(tensor: Tensor) -> bool:
+    """Whether derivatives are taken through a tensor, in any transform around; where dynamo traces, backward only."""
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled() and tensor.requires_grad
+    if not (torch.is_grad_enabled() or forward_mode_active()):
+        return False
+    while True:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return True
+        if forward_mode_active() and _is_dual(tensor):
+            return True
+        if not is_transformed(tensor) or _functorch("get_unwrapped") is None:
+            return False
+        tensor = unwrapped(tensor)
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    try:
+        return forward_ad.unpack_dual(tensor).tangent is not None
+    except RuntimeError:
+        return False
+
+
 # Dynamo, without importing it.
 
 
@@ -194,6 +218,16 @@ def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
         target.copy_(source)
 
 
+def add_each_(targets: list[Tensor], number: float) -> None:
+    """Add a number to each tensor; falls back to one addition each."""
+    together = getattr(torch, "_foreach_add_", None)
+    if together is not None and targets:
+        together(targets, number)
+        return
+    for target in targets:
+        target.add_(number)
+
+
 # Guards of a plan.
 
 
@@ -216,6 +250,46 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 # Tracing.
+
+
+@contextlib.contextmanager
+def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> Generator[None, None, None]:
+    """Have `call(operator, args, kwargs)` carry out every operation inside of the block.
+
+    Modes that were active before are off inside, so that nothing else sees these operations.
+
+    Raises:
+        TracingUnavailableError: this torch lacks one of the names. Steps then run leaf by leaf.
+    """
+    module = "torch.utils._python_dispatch"
+    mode_class, without_modes = _needed(module, "TorchDispatchMode"), _needed(module, "_disable_current_modes")
+
+    class Intercepting(mode_class):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # it would import dynamo, in order to tell it that there is nothing to trace
+
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return call(operator, args, kwargs or {})
+
+    with without_modes(), Intercepting():
+        yield
+
+
+def is_intercepted() -> bool:
+    """Whether something watches or traces operations: a dispatch mode, or dynamo.
+
+    Without the name the answer is no: a step under such a mode shows it lists in place of single tensors.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    current = _dispatch_mode()
+    return current is not None and current() is not None
+
+
+@functools.cache
+def _dispatch_mode() -> Any:
+    return _found("torch.utils._python_dispatch", "_get_current_dispatch_mode")
 
 
 class TracingUnavailableError(RuntimeError):

@@ -84,15 +84,16 @@ def check_names(given: Iterable[str], expected: Iterable[str], what: str, of: st
             raise ValueError(f"{what} have leaf {name!r}, which {of} lack; leaves are matched by name")
 
 
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by dotted name, whatever they are."""
+    paths, _ = _pytree.tree_flatten_with_path(tree)
+    return {".".join([_key(key) for key in path]): leaf for path, leaf in paths}
+
+
 def strings(tree: Any) -> dict[str, str]:
     """The leaves of a tree by dotted path, if all of them are strings; else nothing."""
-    paths, _ = _pytree.tree_flatten_with_path(tree)
-    leaves = {}
-    for path, leaf in paths:
-        if not isinstance(leaf, str):
-            return {}
-        leaves[".".join([_key(key) for key in path])] = leaf
-    return leaves
+    leaves = named(tree)
+    return leaves if all(isinstance(leaf, str) for leaf in leaves.values()) else {}
 
 
 def tensors(tree: Any) -> list[Tensor]:

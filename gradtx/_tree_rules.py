@@ -13,7 +13,8 @@ from gradtx._execution import Leaf, Operation
 from gradtx._rules import without_params
 from gradtx._runs import Run, Scope
 from gradtx._sharding import undivided
-from gradtx._slots import check_slots, first_slots, value_for, widened
+from gradtx._slots import check_slots
+from gradtx._storage import Store
 from gradtx.context import Context
 
 
@@ -54,7 +55,7 @@ class TreeOperation(Operation):
         self._run: Run = scope.run
         self._name = name
         self._functions = functions
-        self._state_dtype = scope.state_dtype
+        self._store = Store(path, name, scope.state_dtype, (), scope.run)
         self._members: list[Leaf] = []
         self._run.free.add(path)
 
@@ -72,8 +73,7 @@ class TreeOperation(Operation):
         for name, values in slots.items():
             leaf = leaves[name]
             check_slots(values, self._name)
-            stored = self._state_dtype or leaf.param_dtype
-            leaf.new[self.path] = first_slots(values, leaf.param, stored, self._name)
+            leaf.new[self.path] = self._store.first(values, leaf.param, leaf, None)
 
     def _split(self, state: Any, leaves: dict[str, Leaf]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
         """A state that a function returned, as slots of each leaf and shared values."""
@@ -138,8 +138,9 @@ class TreeOperation(Operation):
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         state: dict[str, Any] = dict(self._run.scalars(self.path))
         for name, leaf in leaves.items():
-            for slot, value in self._run.slots(self.path, leaf).items():
-                state.setdefault(slot, {})[name] = widened(value, leaf.wide)
+            opened = self._store.opened(self._run.slots(self.path, leaf), leaf.wide, leaf)
+            for slot, value in opened.items():
+                state.setdefault(slot, {})[name] = value
         return state
 
     def _keep(self, state: Any, leaves: dict[str, Leaf]) -> None:
@@ -148,11 +149,11 @@ class TreeOperation(Operation):
         slots, self._run.new_shared[self.path] = self._split(state, leaves)
         for name, leaf in leaves.items():
             old, new = self._run.slots(self.path, leaf), slots.get(name, {})
-            if old.keys() != new.keys():
-                raise ValueError(f"{self._name}: the slots of leaf {name!r} became {sorted(new)}, were {sorted(old)}")
+            kept = self._store.slots_of(old, leaf)
+            if kept != new.keys():
+                raise ValueError(f"{self._name}: the slots of leaf {name!r} became {sorted(new)}, were {sorted(kept)}")
             if new:
-                kept = {slot: value_for(new[slot], value, self.path, slot, name) for slot, value in old.items()}
-                leaf.new[self.path] = leaf.accepted(kept, old)
+                leaf.new[self.path] = leaf.accepted(self._store.closed(new, old, leaf), old)
 
     def resume(self, leaf: Leaf, total: Any) -> None:
         update = total[leaf.name]

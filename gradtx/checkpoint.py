@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
+from gradtx._conversion import SUFFIXES, converted
 from gradtx._runs import Memory
 from gradtx._sharding import is_sharded
 from gradtx._torch import readable
@@ -101,6 +102,7 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
         saved = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"load: {str(path)!r} is no whole safetensors file ({error})") from error
+    saved = _in_codes_of(state, saved)
     _check(path, saved, expected)
     tensors = {name: _filled(like, saved[name]) for name, like in expected.items()}
     tree = unflatten(tensors)
@@ -121,6 +123,44 @@ def _named(caller: str, params: Any, state: Any) -> tuple[dict[str, Tensor], Cal
     empty = dict.fromkeys(leaves)
     tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}
     return tensors, lambda values: unflatten({**empty, **values})
+
+
+def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a file with their slots coded, or not, as in a state."""
+    entries = dict(saved)
+    for stage, slots in _stages(state, "state"):
+        for leaf in {leaf for values in slots.values() for leaf in values}:
+            names = {}
+            for slot in (*slots, *(f"{slot}.{suffix}" for slot in slots for suffix in SUFFIXES)):
+                names[slot] = f"{stage}.{slot}.{leaf}"
+            of_leaf = {slot: saved[name] for slot, name in names.items() if name in saved}
+            first = {slot: values[leaf] for slot, values in slots.items() if leaf in values}
+            shape = _shape_of(first, of_leaf)
+            for slot in of_leaf:
+                del entries[names[slot]]
+            for slot, tensor in converted(of_leaf, first, shape).items():
+                entries[names[slot]] = tensor
+    return entries
+
+
+def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, dict[str, Tensor]]]]:
+    """Every part of a state that has slots, with its dotted path and its slots: dicts of tensors by leaf."""
+    if not isinstance(tree, dict):
+        return
+    slots = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and all(isinstance(leaf, Tensor) for leaf in value.values()):
+            slots[key] = value
+        else:
+            yield from _stages(value, f"{path}.{key}")
+    if slots:
+        yield path, slots
+
+
+def _shape_of(first: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> torch.Size:
+    """The shape of a leaf, as far as its slots tell: that of the largest."""
+    shapes = [tensor.shape for tensor in (*first.values(), *saved.values())]
+    return max(shapes, key=torch.Size.numel)
 
 
 def _check(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

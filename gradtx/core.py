@@ -6,13 +6,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch.nn import Module
 
-from gradtx import _pure
+from gradtx import _pure, _pure_lists
 from gradtx._arguments import Argument
 from gradtx._messages import describe, nearest_dotted
 from gradtx._runs import Place, Scope
 from gradtx._tree_rules import Functions, PlainOperation
+from gradtx.context import ALWAYS_KNOWN
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
 
@@ -106,7 +108,8 @@ class GradientTransformation:
             TypeError: an extra that no link knows, or a required one that is missing.
             ValueError: trees that don't fit together, or the state of another chain.
         """
-        return _pure.update(self, updates, state, params, extras)
+        result = _pure_lists.update(self, updates, state, params, extras)
+        return _pure.update(self, updates, state, params, extras) if result is None else result
 
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
         """The weights to evaluate with: those of the last link that has an opinion (averages, lookahead's slow
@@ -128,7 +131,8 @@ class GradientTransformation:
     @property
     def needs(self) -> tuple[str, ...]:
         """Requirements of `update` beyond `updates` and `state`: `params` and names of extras, sorted."""
-        return tuple(sorted({need for link in self._links() for need in link._needs}))
+        _, needs = self._requirements()
+        return tuple(sorted({need for _, need in needs}))
 
     def replace(self, **hyperparams: Any) -> GradientTransformation:
         """The same transformation with other hyperparameters; names as in `hyperparams`.
@@ -149,12 +153,36 @@ class GradientTransformation:
                 raise TypeError(f"{self._name}: no hyperparameter {name!r}; {nearest_dotted(name, places)}")
         return self._replaced({places[name].place: value for name, value in hyperparams.items()}, True)
 
+    def _skeleton(self) -> Any:
+        """The structure of the transformation without its numbers; None if others can't share its programs."""
+        return None
+
     # How combinators and engines see it. A place is (indices of children down to a node, argument).
 
     _needs: tuple[str, ...] = ()
     _extras: Mapping[str, str] = {}
+    _rounds = False  # whether its updates lead to weights that are rounded already
     _is_optimizer = False  # whether this is an alias, whose hyperparameters have bare names
+    _takes_blocks = False  # whether blocks of a leaf may take the place of leaves
     _lr_role: str | None = None  # "owner", or "before owner" for what has no place after one
+
+    _numbers: Any = None  # its hyperparameters that programs take as arguments
+    _program_cache: dict[Any, Any] | None = None  # the programs of pure updates
+
+    _required: tuple[dict[str, str], list[tuple[str, str]]] | None = None
+
+    def _requirements(self) -> tuple[dict[str, str], list[tuple[str, str]]]:
+        """The kind of each extra that a link knows, and what each link needs, by the link's name."""
+        if self._required is not None:
+            return self._required
+        kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
+        needs: list[tuple[str, str]] = []
+        for link in self._links():
+            kinds.update(link._extras)
+            needs.extend((link._name, need) for need in link._needs)
+        if not torch.compiler.is_compiling():
+            self._set(_required=(kinds, needs))
+        return kinds, needs
 
     def _children(self) -> tuple[GradientTransformation, ...]:
         return ()
@@ -174,24 +202,25 @@ class GradientTransformation:
         """The links of this transformation; aliases are expanded, a combinator counts as one link."""
         return [self]
 
-    def _entries(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
+    def _entries(self, labels: Mapping[Any, str] | None = None, apart: bool = True) -> list[Entry]:
         """Every hyperparameter with its public name.
 
-        With `labels` (id of a partition's selector -> label) as the leaves with these labels see it: the names of their
-        branches are bare.
+        With `labels` (key of a partition's selector -> label) as the leaves with these labels see it: the names of
+        their branches are bare. An alias with a branch for other leaves has hyperparameters that these leaves don't
+        see, unless the two are not kept `apart`.
         """
-        names = _Names(labels)
+        names = _Names(labels, apart)
         names.visit(self, (), "")
         return names.entries()
 
-    def _entries_of_0_1(self, labels: Mapping[int, str] | None = None) -> list[Entry]:
+    def _entries_of_0_1(self, labels: Mapping[Any, str] | None = None) -> list[Entry]:
         """The same with the names that version 0.1 gave, which are in its checkpoints."""
-        names = _Names(labels)
+        names = _Names(labels, apart=False, optimizers_first=False)
         names.visit(self, (), "")
-        return names.entries(optimizers_first=False)
+        return names.entries()
 
-    def _selector(self) -> Any:
-        """The selector between the children, if they are alternatives."""
+    def _branches(self) -> Branches | None:
+        """The branches of which every leaf takes one, if there are any."""
         return None
 
     def _places(self) -> dict[str, Entry]:
@@ -224,6 +253,20 @@ class GradientTransformation:
         return self
 
 
+class Branches(NamedTuple):
+    """The branches of a partition, or of an alias that sends leaves to a partition of its own.
+
+    Attributes:
+        selector: The key of the selector between them.
+        children: The label of each child.
+        own: The labels of leaves that the hyperparameters of the transformation itself are for.
+    """
+
+    selector: Any
+    children: tuple[str, ...]
+    own: tuple[str, ...] = ()
+
+
 class Entry(NamedTuple):
     """A hyperparameter of a transformation: public name, name with its owner, value, what it accepts, place."""
 
@@ -246,27 +289,32 @@ class _Names:
     The first optimizer (alias) that has a name keeps it bare, else the first link; later ones have it with their owner.
     """
 
-    def __init__(self, labels: Mapping[int, str] | None):
+    def __init__(self, labels: Mapping[Any, str] | None, apart: bool = True, optimizers_first: bool = True):
         self._labels = labels
+        self._apart = apart
+        self._optimizers_first = optimizers_first
         self._found: list[_Hyperparameter] = []
         self._owners: dict[str, int] = {}
 
     def visit(self, node: GradientTransformation, place: Place, prefix: str) -> None:
         own = list(node._own_entries())
-        if own:
+        branches = node._branches()
+        if branches is not None and branches.own and not self._apart:
+            branches = None
+        label = None
+        if branches is not None and self._labels is not None:
+            label = self._labels.get(branches.selector)
+        if own and (branches is None or label is None or label in branches.own):
             owner = self._owner(node)
             for name, value, argument in own:
                 names = (name, f"{prefix}{name}", f"{prefix}{owner}.{name}")
                 self._found.append(_Hyperparameter(names, value, argument, (place, name), node._is_optimizer))
-        selector = node._selector()
         for i, child in enumerate(node._children()):
             below = prefix
-            if selector is not None:
-                label = selector.branches[i]
-                if self._labels is None:
-                    below = f"{prefix}{label}."
-                elif self._labels.get(id(selector)) != label:
-                    continue
+            if branches is not None and self._labels is not None and label != branches.children[i]:
+                continue
+            if branches is not None and self._labels is None and not branches.own:
+                below = f"{prefix}{branches.children[i]}."
             self.visit(child, (*place, i), below)
 
     def _owner(self, node: GradientTransformation) -> str:
@@ -275,12 +323,12 @@ class _Names:
         self._owners[node._name] = occurrence + 1
         return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
 
-    def entries(self, optimizers_first: bool = True) -> list[Entry]:
+    def entries(self) -> list[Entry]:
         """All hyperparameters in the order of the chain; version 0.1 gave bare names in the same order."""
         public: dict[int, str] = {}
         taken: set[str] = set()
         order = list(self._found)
-        if optimizers_first:
+        if self._optimizers_first:
             order.sort(key=_rank)
         for hyperparameter in order:
             name = _first_free(hyperparameter.names, taken)
@@ -342,7 +390,9 @@ class Chain(GradientTransformation):
     def __init__(self, txs: tuple[GradientTransformation, ...], checked: bool = True):
         self._set(_txs=txs)
         if checked:
-            _check_owners(self._links())
+            links = self._links()
+            _check_owners(links)
+            _check_last(links)
 
     def __reduce__(self) -> tuple:
         return Chain, (self._txs,)
@@ -361,6 +411,10 @@ class Chain(GradientTransformation):
 
     def _links(self) -> list[GradientTransformation]:
         return [link for tx in self._txs for link in tx._links()]
+
+    def _skeleton(self) -> Any:
+        skeletons = tuple(tx._skeleton() for tx in self._txs)
+        return None if None in skeletons else ("chain", skeletons)
 
     def _rebuilt(self, children: tuple, arguments: dict[str, Any], checked: bool) -> GradientTransformation:
         return self if same(self, children) else Chain(children, checked)
@@ -404,8 +458,20 @@ def _check_owners(links: Iterable[GradientTransformation]) -> None:
             owner = link._owner()
 
 
+def _check_last(links: Iterable[GradientTransformation]) -> None:
+    last = None
+    for link in links:
+        if last is not None and link._name != "record":
+            raise ValueError(
+                f"chain: {last._name} gives the update that leads to the rounded weight, so it stands last, but "
+                f"{link._name} follows it; only record may"
+            )
+        if link._rounds:
+            last = link
+
+
 def apply_updates(params: Any, updates: Any) -> Any:
-    """`params + updates`, leaf by leaf, in the dtypes of `params`; a None update keeps the parameter.
+    """`params + updates`, leaf by leaf, rounded once to the dtypes of `params`; a None update keeps the parameter.
 
     Example:
         >>> gradtx.apply_updates({"w": torch.ones(2), "b": torch.ones(1)}, {"w": torch.tensor([1.0, 2.0]), "b": None})

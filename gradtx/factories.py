@@ -12,12 +12,14 @@ from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
 from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, around_alias
 from gradtx._messages import describe, nearest
+from gradtx._moved import as_today
 from gradtx._rules import Rule, RuleOperation, StageState
 from gradtx._runs import Scope
 from gradtx._selectors import Selector
+from gradtx._storage import StateDtype, Storage
 from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
-from gradtx.core import GradientTransformation, same
+from gradtx.core import Branches, GradientTransformation, same
 
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
@@ -45,17 +47,21 @@ class Spec:
         self._conditional: Any = needs if callable(needs) else lambda arguments: ()
         self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
         self.lr_role = options.get("lr_role")
+        self.rounds: bool = options.get("rounds", False)
         self.elementwise = options.get("elementwise", False)
         self.random: Any = options.get("random", False)
         self.compiles: bool = options.get("compiles", not self.random)
         self._determined: Any = options.get("determined", True)
         self._dims: Any = options.get("dims")
         self.agree: tuple[str, ...] = options.get("agree", ())
+        self.ahead: tuple[str, ...] = options.get("ahead", ())
         self.example: dict[str, Any] = options.get("example", {})
         self.kinds: Mapping[str, str] = _checked_kinds(self.name, options.get("kinds", {}))
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
+        nonnegative: Any = options.get("nonnegative", ())
+        self._nonnegative: Any = nonnegative if callable(nonnegative) else lambda arguments: nonnegative
         self.factory: Any = None
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
@@ -76,6 +82,10 @@ class Spec:
         """Shared scalars: name -> start."""
         return self._shared(arguments) if callable(self._shared) else self._shared
 
+    def nonnegative(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+        """The slots that are never negative."""
+        return tuple(self._nonnegative(arguments))
+
     def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
         """The rule for these values of the arguments."""
         shared = {name: _start(value, arguments) for name, value in self.shared_of(arguments).items()}
@@ -92,12 +102,20 @@ class Spec:
             dims=self.dims(arguments),
             seed=arguments["seed"] if self._draws(arguments) else None,
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
+            nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
         )
 
     def _draws(self, arguments: dict[str, Any]) -> bool:
         """Whether the rule draws random numbers with these arguments."""
         return self.random(arguments) if callable(self.random) else self.random
+
+    def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
+        """The values of arguments at `count` finished updates; those `ahead` with the value after the next one."""
+        values = {name: resolve(value, count) for name, value in arguments.items()}
+        for name in self.ahead:
+            values[name] = (values[name], resolve(arguments[name], count + 1))
+        return values
 
     def selector(self, mask: Any) -> Any:
         """The choice of leaves that an alias's `weight_decay` reaches."""
@@ -136,25 +154,26 @@ class Made(GradientTransformation):
 
     _spec: Spec
     _arguments: dict[str, Any]
-    _state_dtype: torch.dtype | None
+    _storage: Storage | None
     _varies: bool
     _first: Any
 
-    def __init__(self, spec: Spec, arguments: dict[str, Any], state_dtype: Any = None, checked: bool = True):
-        self._set(_name=spec.name, _spec=spec, _arguments=arguments, _state_dtype=state_dtype)
+    def __init__(self, spec: Spec, arguments: dict[str, Any], storage: Storage | None = None, checked: bool = True):
+        self._set(_name=spec.name, _spec=spec, _arguments=arguments, _storage=storage)
         self._set(_varies=any(varies(value) for value in arguments.values()), _first=None)
-        if checked and state_dtype is not None and isinstance(self._body, Functions) and self._body.init is None:
+        if checked and storage is not None and isinstance(self._body, Functions) and self._body.init is None:
             raise TypeError(f"{spec.name}: keeps no state with these options; leave out state_dtype")
 
     @property
     def _body(self) -> Any:
         """The result of the body for the values of the first step, which decide structure for all later steps."""
         if self._first is None:
-            self._set(_first=self._spec.body({name: resolve(value, 0) for name, value in self._arguments.items()}))
+            self._set(_first=self._spec.body(self._spec.resolved(self._arguments, 0)))
         return self._first
 
     def __reduce__(self) -> tuple:
-        return _remade, (self._spec.factory, self._arguments, self._state_dtype)
+        given = None if self._storage is None else self._storage.given
+        return _remade, (self._spec.factory, self._arguments, given)
 
     def __repr__(self) -> str:
         shown = []
@@ -164,9 +183,28 @@ class Made(GradientTransformation):
                 shown.append(f"{argument.name}={describe(value)}" if argument.keyword_only else describe(value))
             elif varies(value) or value != argument.default:
                 shown.append(f"{argument.name}={describe(value)}")
-        if self._state_dtype is not None:
-            shown.append(f"state_dtype={self._state_dtype}")
+        if self._storage is not None:
+            shown.append(f"state_dtype={self._storage!r}")
         return f"{self._name}({', '.join(shown)})"
+
+    def _skeleton(self) -> Any:
+        is_ours = self._spec.function.__module__.startswith("gradtx.")
+        storage = None if self._storage is None else (self._storage.given, self._storage.min_size)
+        if not is_ours or not _is_constant(storage):
+            return None  # a user's function may hold anything, which a shared program would keep alive
+        parts: list[Any] = [self._spec, storage]
+        for argument in self._spec.arguments.all:
+            value = self._arguments[argument.name]
+            if argument.is_hyperparameter:
+                continue
+            if isinstance(value, GradientTransformation):
+                value = value._skeleton()
+                if value is None:
+                    return None
+            elif not _is_constant(value):
+                return None
+            parts.append(value)
+        return tuple(parts)
 
     @property
     def _needs(self) -> tuple[str, ...]:
@@ -187,6 +225,10 @@ class Made(GradientTransformation):
         inner = {link._lr_role for link in self._inner_links()}
         return next((role for role in ("owner", "before owner") if role in inner), self._spec.lr_role)
 
+    @property
+    def _rounds(self) -> bool:
+        return self._spec.rounds or any(link._rounds for link in self._inner_links())
+
     def _owner(self) -> GradientTransformation:
         return next((link._owner() for link in self._inner_links() if link._lr_role == "owner"), self)
 
@@ -200,8 +242,23 @@ class Made(GradientTransformation):
     def _is_optimizer(self) -> bool:
         return self._spec.kind == "alias"
 
-    def _selector(self) -> Any:
-        return self._body.selector if isinstance(self._body, Combinator) else None
+    @property
+    def _takes_blocks(self) -> bool:
+        spec = self._spec
+        named = "tensors" in spec.extras.values()  # by names of the whole model
+        return spec.kind != "tree" and not named and "grad_fn" not in spec.needs_of(self._arguments)
+
+    def _branches(self) -> Branches | None:
+        body = self._body
+        if isinstance(body, Combinator):
+            return None if body.selector is None else Branches(body.selector.key, body.selector.branches)
+        inner = body._branches() if isinstance(body, GradientTransformation) else None
+        if inner is None:
+            return None
+        label_of = {id(child): label for child, label in zip(body._children(), inner.children, strict=True)}
+        children = tuple(label_of.get(id(child), "") for child in self._children())
+        own = tuple(label for label in inner.children if label not in children)
+        return Branches(inner.selector, children, own) if children else None
 
     def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
         for argument in self._spec.arguments.all:
@@ -214,13 +271,13 @@ class Made(GradientTransformation):
     def _expand(self, scope: Scope) -> list[Any]:
         spec, arguments = self._spec, self._arguments
         if self._varies:
-            arguments = {name: resolve(value, scope.count) for name, value in arguments.items()}
+            arguments = spec.resolved(arguments, scope.count)
             for value in arguments.values():
                 scope.run.memory.take(tensors_in(value))
             body = spec.body(arguments)
         else:
             body = self._body
-        scope = scope.stored_as(self._state_dtype)
+        scope = scope.stored_as(self._storage)
         if isinstance(body, Combinator):
             return body.expand(scope, spec.name)
         if isinstance(body, GradientTransformation):
@@ -268,15 +325,25 @@ class Made(GradientTransformation):
             if isinstance(value, GradientTransformation):
                 bound[name] = next(new)
             elif isinstance(value, Mapping) and _transformations(value):
-                bound[name] = {label: next(new) for label in value}
+                bound[name] = {
+                    label: next(new) if isinstance(item, GradientTransformation) else item
+                    for label, item in value.items()
+                }
             elif name in arguments and checked:
                 bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
             else:
                 bound[name] = arguments.get(name, value)
-        made = Made(self._spec, bound, self._state_dtype, checked)
+        made = Made(self._spec, bound, self._storage, checked)
         if checked:
             made._links()  # runs the body, which may have its own say on the values
         return made
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value is equal to another exactly if programs with it are."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _transformations(value: Any) -> list[GradientTransformation]:
@@ -287,9 +354,14 @@ def _transformations(value: Any) -> list[GradientTransformation]:
 def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
     """Rebuild a pickled call; arguments that are newer than the pickle have their defaults."""
     complete = {}
+    arguments = as_today(factory.spec.name, arguments)
     for argument in factory.spec.arguments.all:
         complete[argument.name] = arguments.get(argument.name, argument.default)
-    return Made(factory.spec, complete, state_dtype)
+    return Made(factory.spec, complete, _storage_of(factory.spec, state_dtype))
+
+
+def _storage_of(spec: Spec, state_dtype: Any) -> Storage | None:
+    return None if state_dtype is None else Storage(spec.name, state_dtype)
 
 
 P = ParamSpec("P")
@@ -304,7 +376,7 @@ class Factory(Protocol[P]):
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
     @overload
-    def __call__(self, *args: Any, state_dtype: torch.dtype | None, **kwargs: Any) -> GradientTransformation: ...
+    def __call__(self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any) -> GradientTransformation: ...
 
 
 class Alias(Protocol[P]):
@@ -316,7 +388,7 @@ class Alias(Protocol[P]):
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
     @overload
-    def __call__(self, *args: Any, state_dtype: torch.dtype | None, **kwargs: Any) -> GradientTransformation: ...
+    def __call__(self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any) -> GradientTransformation: ...
     @overload
     def __call__(self, *args: Any, maximize: bool, **kwargs: Any) -> GradientTransformation: ...
 
@@ -326,10 +398,8 @@ def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]
 
     @functools.wraps(function)
     def factory(*args: Any, **kwargs: Any) -> GradientTransformation:
-        state_dtype = kwargs.pop("state_dtype", None)
-        if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
-            raise TypeError(f"{spec.name}: state_dtype must be a floating-point torch.dtype, got {state_dtype!r}")
-        made = Made(spec, spec.arguments.bind(args, kwargs), state_dtype)
+        state_dtype = None if "state_dtype" in spec.arguments.by_name else kwargs.pop("state_dtype", None)
+        made = Made(spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype))
         if spec.kind == "alias" and made._arguments.get("mask") is not None:
             spec.selector(made._arguments["mask"])  # raises an error for what selects nothing
         try:
@@ -368,10 +438,12 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         needs: Requirements of `update`: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
             that gives them. An argument `update_period` is taken to say how often it reads the last one: at the
             first of so many steps.
-        extras: Other extras, name -> "leaf", "leaf?" (optional), "scalar" or "scalar?".
+        extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with names of its own); with a
+            question mark behind it for an optional one.
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.
         agree: Hyperparameters that must agree across the groups of an adapter.
+        ahead: Numbers that the function gets as a pair, with the value that a schedule has for the next update.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
         compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
@@ -382,6 +454,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         determined: False, or a function of the arguments that says so, where results depend on a basis that rounding
             decides (eigenvectors of equal eigenvalues): the conformance tests compare neither batched runs nor
             difference quotients then.
+        nonnegative: The slots that are never negative, such as averages of squares, or a function of the arguments
+            that gives them; codes of few bits keep them more accurately. A list is named without numbers.
         random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`; or a
             function of the arguments that says whether to.
         ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
@@ -455,8 +529,10 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
     Args:
         needs: The requirements of `update`: "params", "value", "grad_fn", "hessian_diag".
+        extras: Other extras, as in `per_tensor`.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
+        rounds: The updates lead to weights that are rounded already; nothing but `record` may follow.
         static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
         determined: Whether results depend on nothing that rounding decides, as in `per_tensor`.
@@ -477,11 +553,11 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree owns_lr before_owner dims determined compiles random ranges static"
-    " any_length example kinds",
+    "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random"
+    " nonnegative kinds ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
-    "combinator": "needs owns_lr determined ranges static any_length example",
+    "combinator": "needs extras owns_lr rounds determined ranges static any_length example",
 }
 
 

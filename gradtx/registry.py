@@ -285,11 +285,12 @@ _SWITCHES = {
 }
 _DECOUPLED = frozenset(
     {
-        "adafactor", "adafactor_torch", "adagc", "adahessian", "adam_atan2", "adam_mini", "adamc", "adamp",
-        "adams", "adamw", "adatam", "ademamix", "adopt_atan2", "came", "dadapt_lion", "fadam", "focus", "grams",
-        "grokfast_adamw", "kate", "laprop", "lion", "mars_adamw", "mars_lion", "muon", "muon_adam_atan2",
-        "optimistic_adam", "polar_adam_atan2", "ranger", "ranger21", "sgd_sai", "sgdp", "sgds", "sgdw",
-        "simplified_ademamix", "soap", "sophia", "spam", "stable_adamw", "stable_spam", "tam", "tiger",
+        "adafactor", "adafactor_torch", "adagc", "adahessian", "adam_atan2", "adam_h", "adam_mini", "adamc", "adamp",
+        "adams", "adamuon", "adamw", "adatam", "ademamix", "adopt_atan2", "came", "contra_muon", "dadapt_lion",
+        "fadam", "focus", "grams", "grokfast_adamw", "kate", "laprop", "lion", "mars_adamw", "mars_lion", "muon",
+        "muon_adam_atan2", "namo", "normuon", "optimistic_adam", "polar_adam_atan2", "polargrad", "ranger",
+        "ranger21", "sgd_sai", "sgdp", "sgds", "sgdw", "simplified_ademamix", "soap", "sophia", "spam",
+        "stable_adamw", "stable_spam", "tam", "tiger",
     }
 )  # fmt: skip
 _COUPLED = frozenset(
@@ -480,8 +481,8 @@ def create_optimizer(
 
     Returns:
         An instance of `load_optimizer(optimizer_name)`; with additional links, the result of `as_optimizer`. `muon`
-        gets `adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10)` for parameters that are not matrices, unless you pass
-        `fallback`.
+        and its relatives get `adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10)` for parameters that are not matrices,
+        unless you pass `fallback`.
 
     Raises:
         TypeError: an unknown option, an option of another library without a counterpart.
@@ -508,7 +509,7 @@ def create_optimizer(
     numbers = _numbers(name, arguments, lr, weight_decay)
     options = _regrouped(arguments, options)
     options = {**_translated(name, [*arguments, "state_dtype", "seed"], options), **numbers}
-    if name == "muon":
+    if "fallback" in arguments:
         options.setdefault("fallback", adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0))
     params = _parameters(model, weight_decay, wd_ban_list)
     if compile is True and compile_kwargs:

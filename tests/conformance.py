@@ -130,11 +130,22 @@ def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> d
         "grad_fn": lambda: field,
         "hessian_diag": lambda: {name: 1.0 + 0.6 * (2 * p.to(torch.float64)).cos() for name, p in params.items()},
     }
+    known["max_logits"] = lambda: {"layer": torch.tensor([150.0], dtype=torch.float64)}
     return {need: known[need]() for need in tx.needs if need != "params"}
 
 
 def step(tx: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
     return tx.update(grads, state, params, **extras(tx, params))
+
+
+def first_state(tx: gradtx.GradientTransformation, params: Any) -> Any:
+    """The state of `init`; None where it says that no rule of its kind can start from weights of 0."""
+    try:
+        return tx.init(params)
+    except ValueError as error:
+        if "starts with norm 0" not in str(error):
+            raise
+        return None
 
 
 def train(tx: gradtx.GradientTransformation, params: Any, steps: int) -> Any:

@@ -19,6 +19,7 @@ from tests.conformance import (
     extras,
     factories,
     field,
+    first_state,
     has_slots,
     layout,
     lean_cases,
@@ -63,22 +64,31 @@ def test_every_float_hyperparameter_is_changed_in_some_case(factory):
 # Shapes, dtypes, memory.
 
 
+def in_wide(params):
+    """The layout of updates, which are rounded when they are added."""
+    wide = {}
+    for path, (shape, dtype) in layout(params).items():
+        wide[path] = shape, torch.promote_types(dtype, torch.float32)
+    return wide
+
+
 @each("dtype", [torch.float64, torch.float16])
 @each_case(ALL)
 def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
     params, grads, tx = case.noise(1, dtype=dtype), case.noise(2, dtype=dtype), case.make()
     first = tx.init(params)
     updates, state = step(tx, grads, first, params)
-    assert layout(updates) == layout(params)
+    assert layout(updates) == in_wide(params)
     assert layout(state) == layout(first)
     for path, (shape, kept) in layout(first).items():
         own = kept.is_floating_point and shape != () and "['members']" not in path
         assert kept == dtype if own else kept in (dtype, torch.float64, torch.int64, torch.bool, torch.float32), path
 
 
-# A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32.
-@each_case([case for case in ALL if "grad_fn" not in case.make().needs])
-def test_a_bf16_update_is_the_float32_one_rounded_once(case):
+# A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
+# rounds weights does nothing in float32.
+@each_case([case for case in ALL if "grad_fn" not in case.make().needs and not case.make()._rounds])
+def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
     params, grads = case.noise(1, dtype=torch.bfloat16), case.noise(2, dtype=torch.bfloat16)
     wide_params, wide_grads = ({name: x.float() for name, x in tree.items()} for tree in (params, grads))
@@ -87,12 +97,12 @@ def test_a_bf16_update_is_the_float32_one_rounded_once(case):
     # From the same numbers: a state that starts with others than 0 was rounded when it was made.
     start = tree_map_with_path(lambda path, slot: slot.to(like[keystr(path)].dtype), start)
     wide, wide_state = step(tx, wide_grads, start, wide_params)
-    assert_same(narrow, {name: x.bfloat16() for name, x in wide.items()})
+    assert_same(narrow, wide)
     for path, slot in tensors(narrow_state).items():
         assert torch.equal(slot, tensors(wide_state)[path].to(slot.dtype)), path
 
 
-@each_case(ALL)
+@each_case([case for case in ALL if not case.make()._rounds])
 def test_state_dtype_decides_what_slots_are_kept_in(case):
     params = case.noise(1, dtype=torch.bfloat16)
     if not has_slots(case) and case.factory.spec.kind == "rule":
@@ -102,7 +112,7 @@ def test_state_dtype_decides_what_slots_are_kept_in(case):
     tx = case.make(state_dtype=torch.float32)
     state = tx.init(params)
     updates, state = step(tx, case.noise(2, dtype=torch.bfloat16), state, params)
-    assert layout(updates) == layout(params)
+    assert layout(updates) == in_wide(params)
     kept = {tensor.dtype for path, tensor in tensors(state).items() if tensor.ndim and "members" not in path}
     assert kept <= {torch.float32}
 
@@ -134,7 +144,7 @@ def test_no_memory_is_shared_between_inputs_and_outputs(case):
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params, tx = case.noise(1), case.make()
     state = tx.init(params)
-    absent = list(params)[-2:][0]  # there are rules that take one leaf only
+    absent = list(params)[max(-2, -len(params))]
     grads = {**case.noise(2), absent: None}
     updates, new = step(tx, grads, state, params)
     assert_same(gradtx.apply_updates(params, updates)[absent], params[absent])
@@ -199,7 +209,9 @@ def test_derivatives_at_zero_are_finite(case, what):
     for tensor in inputs:
         tensor.requires_grad_()
     tx = case.make(floats)
-    state, total = tx.init(params), torch.zeros(())
+    state, total = first_state(tx, params), torch.zeros(())
+    if state is None:
+        return
     for _ in range(2):
         updates, state = step(tx, grads, state, params)
         total = total + _objective(updates)
@@ -213,7 +225,9 @@ def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
     tx = case.make()
     for params in (case.noise(1, EDGES, dtype), case.noise(1, EDGES, dtype, scale=0.0)):
         for grads in (case.noise(2, EDGES, dtype), case.noise(2, EDGES, dtype, scale=0.0)):
-            state = tx.init(params)
+            state = first_state(tx, params)
+            if state is None:
+                continue
             for _ in range(2):
                 updates, state = step(tx, grads, state, params)
                 for path, tensor in tensors([updates, state]).items():
@@ -254,6 +268,8 @@ def _text_says_all(value) -> bool:
     """Whether a value of an argument can be typed again: functions can't."""
     if isinstance(value, dict):
         return all(map(_text_says_all, value.values()))
+    if isinstance(value, tuple):
+        return all(map(_text_says_all, value))
     return isinstance(value, gradtx.GradientTransformation) or not callable(value)
 
 

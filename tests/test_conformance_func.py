@@ -152,7 +152,7 @@ def training_step(tx):
     whole = gradtx.train_step(loss, tx)
 
     def advance(params, state, shift):
-        known = {need: value for need, value in extras(tx, params).items() if need == "hessian_diag"}
+        known = {need: x for need, x in extras(tx, params).items() if need not in ("value", "grad_fn")}
         return whole(params, state, shift, **known)
 
     return advance

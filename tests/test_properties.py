@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import gradtx
-from gradtx import accumulate, chain, freeze, masked, partition, skip_nonfinite
+from gradtx import _pure_lists, accumulate, chain, freeze, masked, partition, skip_nonfinite
 from tests.conformance import assert_close, assert_own_memory, assert_same, layout, snapshot, tensors, untouched
 
 examples = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -21,6 +21,14 @@ NAMES = ["a", "b", "c", "d"]
 
 def filled(shape, seed, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leaf_by_leaf():
+    """Without programs: these round otherwise, and most equalities here hold bit for bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pure_lists, "update", lambda *arguments: None)
+        yield
 
 
 # Trees: the same form holds parameters and gradients; a leaf is (shape, seed) until then.
@@ -104,6 +112,23 @@ def steps(tx, params, gradients):
         params = gradtx.apply_updates(params, updates)
         found.append(updates)
     return found, state, params
+
+
+UPDATE_BY_PROGRAM = _pure_lists.update
+
+
+@examples
+@given(trees, chains)
+def test_programs_equal_updates_leaf_by_leaf(form, tx):
+    params, gradients = build(form), [build(form, seed) for seed in (1, 2, 3)]
+    expected = steps(tx, params, gradients)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pure_lists, "update", UPDATE_BY_PROGRAM)
+        for tree in (params, *gradients):
+            before = snapshot(tree)
+            found = steps(tx, params, gradients)
+            assert_same(snapshot(tree), before)
+    assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
 @examples

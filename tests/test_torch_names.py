@@ -11,7 +11,7 @@ from torch.func import vmap
 
 import gradtx
 from gradtx import _torch
-from gradtx.optim.engine import planning, trace
+from gradtx.optim.engine import compiled, trace
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, set_gradients, values
 
 SHAPES = {"weight": (3, 4), "bias": (5,)}
@@ -297,7 +297,7 @@ def test_without_schemas_operators_that_write_are_known_by_name():
 
 
 def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(graphs, monkeypatch, caplog):
-    monkeypatch.setattr(planning, "overlapping", lambda members: 1 / 0)
+    monkeypatch.setattr(compiled, "_examples", lambda tensors, kind: 1 / 0)
     with pytest.warns(RuntimeWarning, match="steps run eagerly: ZeroDivisionError"):
         optimizer, params = trained(compile=True)
     assert optimizer._engine.failed

@@ -1,11 +1,16 @@
 """Combinators: transformations around transformations."""
 
 from gradtx._names import public_names as _public_names
+from gradtx.combinators.blocks import *
 from gradtx.combinators.clocks import *
 from gradtx.combinators.frame import *
 from gradtx.combinators.graft import *
+from gradtx.combinators.hyperball import *
 from gradtx.combinators.lookahead import *
 from gradtx.combinators.low_rank import *
+from gradtx.combinators.norm_ratio import *
+from gradtx.combinators.precision import *
+from gradtx.combinators.qk_clip import *
 from gradtx.combinators.restarts import *
 from gradtx.combinators.rotated import *
 from gradtx.combinators.schedule_free import *

@@ -162,6 +162,7 @@ class FrameRun:
             if restarts is not False:
                 self.old_step = torch.where(as_flag(restarts, self.old_step), 0, self.old_step)
             self.clock = Clock(self.old_step + 1)
+            self.run.inner_counts[self.path] = self.old_step
         if not self.run.initial:
             if clock.measure is None:
                 self.decide({})
@@ -236,13 +237,16 @@ class FrameRun:
 
     def _slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         """The slots at an inner stage: the old ones if the leaf passed it by."""
-        return leaf.new[path] if path in leaf.new else self.run.slots(path, leaf)
+        return leaf.new[path] if path in leaf.new else leaf.run.slots(path, leaf)
 
     def inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
         """The same slots by "stage.slot"."""
         if not self.frame.inner_slots:
             return {}
-        return {self._inner_name(path, slot): self._slots(path, leaf)[slot] for path, slot in self.inner_slots(leaf)}
+        values = {}
+        for path, slot in self.inner_slots(leaf):
+            values[self._inner_name(path, slot)] = self.run.stores[path].value_of(slot, self._slots(path, leaf), leaf)
+        return values
 
     def first_inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
         """These slots as they are when the inner transformation starts again."""
@@ -256,9 +260,9 @@ class FrameRun:
 
     def replace_inner(self, leaf: Leaf, values: Mapping[str, Tensor]) -> None:
         for path, slot in list(self.inner_slots(leaf)):
-            slots = self._slots(path, leaf)
-            new = values.get(self._inner_name(path, slot), slots[slot])
-            leaf.new[path] = {**slots, slot: new.to(slots[slot].dtype)}
+            new = values.get(self._inner_name(path, slot))
+            if new is not None:
+                leaf.new[path] = self.run.stores[path].changed(slot, new, self._slots(path, leaf), leaf)
 
     def _inner_name(self, path: Path, slot: str) -> str:
         return ".".join([*path[len(self.path) :], slot])
@@ -267,7 +271,7 @@ class FrameRun:
         """Keep the old inner slots of a leaf unless this call counts."""
         for path in leaf.new:
             if self.holds(path):
-                old = self.run.slots(path, leaf)
+                old = leaf.run.slots(path, leaf)
                 new = leaf.new[path]
                 leaf.new[path] = {slot: torch.where(counts, value, old[slot]) for slot, value in new.items()}
 
@@ -320,8 +324,8 @@ class FrameState(StageState):
             return super().made(leaf, device)
         return init(self.like(leaf, device), self._frame_run.first_inner_values(leaf))
 
-    def stored(self, slots: dict[str, Any], leaf: Leaf) -> dict[str, Tensor]:
-        return self._in_stored_dtypes(slots, leaf)
+    def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return self.store.first(slots, self.like(leaf), leaf, old)
 
     def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
         return state
@@ -346,6 +350,7 @@ class Enter(RuleOperation):
         super().__init__(rule, FrameState(frame_run, scope, rule), scope.run)
         self.takes_none = takes_none
         self.template_slot = frame.takes_none
+        self.restarts_inner = frame.restarts is not None
         self._frame_run = frame_run
         self._frame = frame
 

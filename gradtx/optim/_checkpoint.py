@@ -173,7 +173,8 @@ class Checkpoint:
         states: dict[Tensor, State] = {}
         for param, state in first.states.items():
             name = self._members.by_param[param].name
-            states[param] = matched(name, loaded.entries[param], state, param.device, self._strict)
+            codes = first.layouts[param].coded_keys
+            states[param] = matched(name, loaded.entries[param], state, param.device, self._strict, param.shape, codes)
         loaded.views.append(new_view)
         loaded.states.update(states)
         loaded.layouts.update(first.layouts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard, cast
 
@@ -33,7 +34,7 @@ class GroupView:
     Args:
         tx: The optimizer's transformation.
         group: The group's dict, which gets the hyperparameters that it lacks.
-        labels: The label of each partition, by the id of its selector.
+        labels: The label of each partition, by the key of its selector.
 
     Attributes:
         tx: The optimizer's transformation.
@@ -56,14 +57,19 @@ class GroupView:
     first: dict[str, Any]
     expects_scheduler = False  # whether a scheduler that takes the group needs no warning
     _places_of_0_1: Mapping[str, Any] = {}  # where the names of version 0.1 are in the chain
-    _cached: tuple[Any, GradientTransformation] | None
-    _checked: tuple[Any, ...] | None
+    # What follows from the group's values; old pickles have none of it.
+    _cached: tuple[Any, GradientTransformation] | None = None
+    _seen: Mapping[str, Any] = {}  # what was in the group when `_values` was made of it
+    _values: Mapping[str, Any] = {}
+    _checked: Any = None  # the values that were checked together
+    _settled: Any = None  # the values that `settle` has seen
+    _structure: tuple[Any, Any] | None = None  # values and their structure, if they have no schedule
 
     def __init__(
         self,
         tx: GradientTransformation,
         group: dict[str, Any],
-        labels: Mapping[int, str],
+        labels: Mapping[Any, str],
     ):
         self.tx = tx
         old_names = _names_in_group(tx._entries_of_0_1(labels))
@@ -83,8 +89,16 @@ class GroupView:
         self.shown = {}
         self.literal = {name: self._is_literal(name, source) for name, source in self.sources.items()}
         self.first = dict(self.sources)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what follows from the group's values."""
         self._cached = None
+        self._seen = {}
+        self._values = {}
         self._checked = None
+        self._settled = None
+        self._structure = None
 
     def _is_literal(self, name: str, value: Any) -> Any:
         """Whether a number, or each of a tuple, is literally off."""
@@ -93,30 +107,45 @@ class GroupView:
 
     # Before a step.
 
-    def values(self) -> dict[str, Any]:
-        """The present values, checked as a constructor checks them; a schedule unless its number was overwritten."""
+    def values(self) -> Mapping[str, Any]:
+        """The present values, checked as a constructor checks them; a schedule unless its number was overwritten.
+
+        The same dict as long as nobody writes into the group.
+        """
+        group, seen = self.group, self._seen
         present: dict[str, Any] = {}
-        for name, entry in self.entries.items():
-            value = self.group[name]
-            if isinstance(value, list):  # groups that went through JSON
-                value = tuple(cast("list[Any]", value))
-            if name in self.live and _is_same(value, self.shown[name]):
-                present[name] = self.sources[name]
+        for name in self.entries:
+            value = group[name]
+            if name in seen and value is seen[name]:
+                present[name] = self._values[name]
             else:
-                present[name] = entry.argument.check_written(value)
+                present[name] = self._value(name, value)
+        if len(seen) == len(present) and all(map(operator.is_, present.values(), self._values.values())):
+            return self._values
+        self._values = present
+        self._seen = {name: group[name] for name in present if not _any(_may_change, group[name])}
         return present
+
+    def _value(self, name: str, value: Any) -> Any:
+        if isinstance(value, list):  # groups that went through JSON
+            value = tuple(cast("list[Any]", value))
+        if name in self.live and _is_same(value, self.shown[name]):
+            return self.sources[name]
+        return self.entries[name].argument.check_written(value)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Raise the errors of the constructor for these values together."""
-        key = tuple(values.items())
-        if self._checked is not None and _is_same(key, self._checked):
+        if values is self._checked:
             return
         arguments = {self.entries[name].place: value for name, value in values.items()}
         self.tx._replaced(arguments, checked=True)
-        self._checked = key
+        self._checked = values
 
     def settle(self, values: Mapping[str, Any]) -> bool:
         """Note what was written since the last step; return whether links or slots may have changed."""
+        if values is self._settled:
+            return False
+        self._settled = values
         changed = False
         for name, value in values.items():
             if name in self.live and value is not self.sources[name]:
@@ -150,6 +179,8 @@ class GroupView:
 
     def structure(self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]) -> tuple[Any, list[Any]]:
         """The part of the values that decides links and slots, with `NUMBER` for each number; and the numbers."""
+        if self._structure is not None and values is self._structure[0]:
+            return self._structure[1]
         numbers: list[Any] = []
         structure: list[tuple[Any, Any]] = []
         for name, value in values.items():
@@ -163,23 +194,26 @@ class GroupView:
                 return NUMBER
 
             structure.append((entry.place, self._map_numbers(name, value, take)))
+        if not any(_any(_is_schedule, value) for value in values.values()):
+            self._structure = values, (tuple(structure), numbers)
         return tuple(structure), numbers
 
     def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
         """The reverse of `structure`: a function that puts 0-d tensors in the places of the numbers."""
+        tx = self.tx  # programs that others share must not keep the group
 
         def chain(tensors: list[Tensor]) -> GradientTransformation:
             given = iter(tensors)
             arguments: dict[tuple[Any, str], Any] = {}
             for place, value in structure:
                 arguments[place] = _each(value, lambda item: next(given) if item is NUMBER else item)
-            return self.tx._replaced(arguments, checked=False)
+            return tx._replaced(arguments, checked=False)
 
         return chain
 
     def _map_numbers(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:
         """A hyperparameter with `function` of its numbers, except literal ones and those that rules get as they are."""
-        if self.entries[name].argument.kind == "floats":
+        if self.entries[name].argument.kind in ("floats", "named floats"):
             return value
         if not _is_tuple(value):
             return function(value) if _is_number(value) and not self.literal[name] else value
@@ -211,7 +245,7 @@ class GroupView:
         view = GroupView.__new__(GroupView)
         view.__dict__.update(self.__dict__)
         view.group = group
-        view._cached = None
+        view._forget()
         view._complete(self.group, count)
         values = view.values()
         view.live = {name for name in view.live if values[name] is self.sources[name]}
@@ -227,7 +261,13 @@ class GroupView:
         if all(name in self.entries for name in old if name in group):
             return group
         present = {entry.place: name for name, entry in self.entries.items()}
-        return {present[old[key]] if key in old else key: value for key, value in group.items()}
+        renamed: dict[str, Any] = {}
+        for key, value in group.items():
+            if key not in old:
+                renamed[key] = value
+            elif old[key] in present:  # else it is read in another branch only
+                renamed[present[old[key]]] = value
+        return renamed
 
     def _complete(self, defaults: Mapping[str, Any], count: Callable[[Entry], int]) -> None:
         """Put the numbers of schedules, and other values that are missing, into the group."""
@@ -276,6 +316,20 @@ def _names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     return names
 
 
+def in_names_of_branch(tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]) -> None:
+    """Rename a group's hyperparameters, written in the names of the whole optimizer, to those of its branch.
+
+    They differ in the branch of an alias for other leaves (the fallback of Muon): what it doesn't read is taken out.
+    """
+    whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
+    names = {entry.place: name for name, entry in _names_in_group(tx._entries(labels)).items()}
+    given = {name: group.pop(name) for name in whole if name in group}
+    for name, value in given.items():
+        place = whole[name]
+        if place in names:
+            group[names[place]] = value
+
+
 def next_value(value: Any, count: int) -> Any:
     """A schedule's value as a group shows it: a number, or a tuple of them."""
 
@@ -305,6 +359,11 @@ def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
 
 def _is_schedule(value: Any) -> bool:
     return isinstance(value, Schedule)
+
+
+def _may_change(value: Any) -> bool:
+    """Whether a value can be written in place."""
+    return isinstance(value, Tensor | list)
 
 
 def _is_tensor(value: Any) -> bool:

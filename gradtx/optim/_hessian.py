@@ -156,7 +156,7 @@ class HessianStep:
     ) -> None:
         if leaf.key in diagonal:
             signed = diagonal[leaf.key].to(leaf.wide) * sign
-            _give(leaf, signed if leaf.window is None else signed.reshape(-1)[leaf.window])
+            _give(leaf, signed)
         elif leaf.extras.get("hessian_diag") is None:
             if sign:
                 raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gradtx import _torch
@@ -13,6 +14,8 @@ from gradtx._errors import Path
 from gradtx._execution import Leaf
 from gradtx._runs import Run
 from gradtx._sharding import local
+from gradtx._storage import tensors_beside
+from gradtx.codes import Codec
 from gradtx.optim._scaling import Count
 
 
@@ -22,6 +25,7 @@ class Layout(NamedTuple):
     slots: dict[Path, dict[str, str]]
     shared: dict[Path, dict[str, str]]
     keys: frozenset[str]  # all of them, with "step"
+    codes: Mapping[Path, Mapping[str, Codec]] = {}  # the code of each coded slot
 
     @classmethod
     def of(cls, run: Run, leaf: Leaf) -> Layout:
@@ -37,7 +41,10 @@ class Layout(NamedTuple):
                     key = ".".join([*path, name]) if name in keys else name
                     keys.add(key)
                     places.setdefault(path, {})[name] = key
-        return cls(slots, shared, frozenset(keys))
+        codes: dict[Path, dict[str, Codec]] = {}
+        for (path, slot), codec in leaf.codecs.items():
+            codes.setdefault(path, {})[slot] = codec
+        return cls(slots, shared, frozenset(keys), codes)
 
     @property
     def slot_keys(self) -> list[str]:
@@ -46,6 +53,21 @@ class Layout(NamedTuple):
         for names in self.slots.values():
             keys.extend(names.values())
         return keys
+
+    @property
+    def coded_keys(self) -> dict[str, Codec]:
+        """The key of each coded slot; the tensors beside it are at `<key>.<suffix>`."""
+        return {self.slots[path][slot]: codec for path, codecs in self.codes.items() for slot, codec in codecs.items()}
+
+    @property
+    def coded_tensors(self) -> set[str]:
+        """The keys of all tensors of coded slots."""
+        coded = self.coded_keys
+        return coded.keys() | tensors_beside(coded)
+
+    def is_flat(self, shape: torch.Size) -> bool:
+        """Whether rows of a parameter, one after another, are coded as one long row."""
+        return all(codec.fills_rows(shape) for codec in self.coded_keys.values())
 
     def owners(self) -> dict[tuple[Path, str], str]:
         """The key of each (path, slot)."""

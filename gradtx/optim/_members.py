@@ -18,7 +18,7 @@ from gradtx._runs import clock_at
 from gradtx._tree import check_leaf
 from gradtx.context import Clock
 from gradtx.core import Entry, GradientTransformation
-from gradtx.optim._groups import GroupView
+from gradtx.optim._groups import GroupView, in_names_of_branch
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 
@@ -89,6 +89,7 @@ class Members:
             _keep_only(part, params, names, by_labels[labels])
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
+                in_names_of_branch(self.tx, part, _by_selector(labels))
             views.append(self._view(part, labels, _zero))
         return Joining(views, by_param, run.clock_paths)
 
@@ -121,7 +122,7 @@ class Members:
         labels: Labels,
         count: Callable[[Entry], int],
     ) -> GroupView:
-        view = GroupView(self.tx, group, {id(selector): label for selector, label in labels})
+        view = GroupView(self.tx, group, _by_selector(labels))
         view.show(count)
         return view
 
@@ -284,6 +285,11 @@ def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
         if block.is_frozen(leaf):
             return ()
         raise
+
+
+def _by_selector(labels: Labels) -> dict[Any, str]:
+    """Labels by the key of their selector."""
+    return {selector.key: label for selector, label in labels}
 
 
 def _keep_only(group: Group, params: list[Tensor], names: list[str], positions: list[int]) -> None:

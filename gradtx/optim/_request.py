@@ -1,4 +1,4 @@
-"""A step as the compiled engine sees it."""
+"""A step as engines see it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from gradtx.optim._scaling import Scaling
 Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class StepRequest:
-    """A step as the compiled engine sees it.
+    """A step as engines see it.
 
     Attributes:
         run: Where operations find old values and leave new ones.
-        members: The parameters that step.
-        leaves_of: Makes the leaves of some of them.
+        leaves_of: Makes the leaves of some parameters.
         count: The finished steps that schedules follow.
         views: The parameter groups.
         structures: The static side of each group's hyperparameters.
@@ -35,7 +34,6 @@ class StepRequest:
     """
 
     run: OptimizerRun
-    members: list[Member]
     leaves_of: Callable[[list[Member]], list[Leaf]]
     count: int | Tensor
     views: list[GroupView]

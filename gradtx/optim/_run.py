@@ -15,13 +15,9 @@ from gradtx._execution import Block, Leaf, takes_none
 from gradtx._runs import Run
 from gradtx.optim._member import Layout, Member
 
-# Entries of a part of a large leaf: temporaries of a rule stay in a core's cache, and few enough calls remain.
-# Measured with benchmarks/step_time.py: smaller parts are slower, from 2**18 to 2**24 all take the same time.
-PART = 2**18
-
 Record = Member  # its name in pickles of version 0.1
 
-__all__ = ["ChainTraits", "Layout", "OptimizerRun", "Record", "check_agreement", "parts_of"]
+__all__ = ["ChainTraits", "Layout", "OptimizerRun", "Record", "check_agreement"]
 
 
 class OptimizerRun(Run):
@@ -68,8 +64,7 @@ class OptimizerRun(Run):
             return {}
         slots: dict[str, Tensor] = {}
         for slot, key in leaf.layout.slots.get(path, {}).items():
-            value = leaf.state[key]
-            slots[slot] = value if leaf.window is None else part_of(value, leaf)
+            slots[slot] = leaf.state[key]
         return slots
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
@@ -99,11 +94,13 @@ class ChainTraits:
         agrees: Whether hyperparameters of a link must be the same in all groups.
         needs_host_counts: Whether the host must know the counts of steps: rules that branch on the count, and user
             functions, already synchronize with the host.
+        restarts: Whether an inner clock may start over.
     """
 
     takes_none: bool
     agrees: bool
     needs_host_counts: bool
+    restarts: bool
 
     @classmethod
     def of(cls, block: Block, estimates_hessian: bool) -> ChainTraits:
@@ -112,57 +109,8 @@ class ChainTraits:
             takes_none=takes_none(block.operations),
             agrees=any(operation.agree for operation in operations),
             needs_host_counts=estimates_hessian or not all(operation.compiles for operation in operations),
+            restarts=any(operation.restarts_inner for operation in operations),
         )
-
-
-# Large leaves.
-
-
-def part_of(value: Tensor, leaf: Leaf) -> Tensor:
-    """The entries of a slot for a part of a leaf; all of a slot that is not shaped as the leaf."""
-    return value.view(-1)[leaf.window] if value.shape == leaf.key.shape else value
-
-
-def parts_of(leaf: Leaf) -> list[Leaf]:
-    """Split a large leaf into parts that stay in cache, if all its operations are elementwise."""
-    param, gradient = leaf.key, leaf.key.grad
-    if gradient is None or param.numel() <= PART or not _is_divisible(leaf):
-        return [leaf]
-    parts: list[Leaf] = []
-    for start in range(0, param.numel(), PART):
-        window = slice(start, min(start + PART, param.numel()))
-        parts.append(_part(leaf, gradient, window))
-    return parts
-
-
-def _is_divisible(leaf: Leaf) -> bool:
-    param, gradient = leaf.key, leaf.key.grad
-    if type(gradient) is not Tensor or not param.is_contiguous() or not gradient.is_contiguous():
-        return False
-    for operation in leaf.program:
-        if not operation.elementwise:
-            return False
-    for key in leaf.layout.slot_keys:
-        value = leaf.state[key]
-        if value.shape == param.shape and not value.is_contiguous():
-            return False
-    return True
-
-
-def _part(leaf: Leaf, gradient: Tensor, window: slice) -> Leaf:
-    flat_gradient = gradient.detach().view(-1)
-    flat_param = leaf.key.detach().view(-1)
-    extras = dict(leaf.extras)
-    for name, value in leaf.extras.items():
-        if name in leaf.run.leaf_extras and value is not None:
-            extras[name] = value.reshape(-1)[window]
-    part = Leaf(leaf.run, leaf.name, flat_gradient[window], flat_param[window], extras, leaf.clock)
-    part.key = leaf.key
-    part.state = leaf.state
-    part.layout = leaf.layout
-    part.program = leaf.program
-    part.window = window
-    return part
 
 
 # Several groups.

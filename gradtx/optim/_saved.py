@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._conversion import converted
 from gradtx._slots import kind_of
+from gradtx.codes import Codec
 from gradtx.optim._form import check_slot
 
 REMEDY = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
@@ -23,8 +25,10 @@ def matched(
     first: Mapping[str, Tensor],
     device: torch.device,
     strict: bool,
+    shape: torch.Size,
+    codes: Mapping[str, Codec],
 ) -> dict[str, Tensor]:
-    """A parameter's saved entry, in the dtypes and on the devices of its first state.
+    """A parameter's saved entry, in the dtypes, codes and on the devices of its first state.
 
     Args:
         name: The parameter's name.
@@ -32,11 +36,13 @@ def matched(
         first: The parameter's first state.
         device: The parameter's device.
         strict: Whether a missing or unknown slot is an error.
+        shape: The parameter's shape.
+        codes: The code of each coded slot.
 
     Raises:
         ValueError: a slot is missing or unknown, or has another shape or kind.
     """
-    saved = _in_our_words(saved, first)
+    saved = converted(_in_our_words(saved, first), first, shape, codes)
     state: dict[str, Tensor] = {}
     for key, value in first.items():
         if key in saved:

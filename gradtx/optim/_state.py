@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, initialize
+from gradtx._storage import Storage
 from gradtx.context import Clock
 from gradtx.core import Entry
 from gradtx.optim._groups import GroupView
@@ -44,11 +45,13 @@ class States:
 
     Attributes:
         by_param: The optimizer's `state`.
+        seen_slots: The slots that each `state_dtype` of the chain is for.
     """
 
     def __init__(self, members: Members):
         self.members = members
         self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
+        self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
 
     def of(self, param: Tensor) -> dict[str, Any]:
         """The state of a parameter; empty if it has none."""
@@ -121,6 +124,8 @@ class States:
             first.layouts[leaf.key] = layout
             first.states[leaf.key] = _first_state(run, leaf, layout, alone)
         run.commits.clear()  # they refer to the run
+        for storage, slots in run.seen_slots.items():
+            self.seen_slots.setdefault(storage, set()).update(slots)
         return first
 
     def keep(self, first: FirstStates) -> None:
@@ -154,8 +159,9 @@ class States:
         if member.layout is not None or not state or member.saved is not None:
             return
         first = self.first(view, [member.param])
-        matched(member.name, state, first.states[member.param], member.param.device, True)
-        member.layout = first.layouts[member.param]
+        param, layout = member.param, first.layouts[member.param]
+        matched(member.name, state, first.states[param], param.device, True, param.shape, layout.coded_keys)
+        member.layout = layout
 
     # Before a step.
 
@@ -198,7 +204,8 @@ class States:
         old = self.of(member.param)
         old_keys = (member.layout or layout).owners()
         if member.saved is not None:
-            old = matched(member.name, member.saved, first, member.param.device, True)
+            param = member.param
+            old = matched(member.name, member.saved, first, param.device, True, param.shape, layout.coded_keys)
             member.saved = None
         state: dict[str, Any] = {"step": old.get("step", first["step"])}
         # By stage, since a link that was switched on may now be the first owner of a key.

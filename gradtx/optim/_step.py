@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from gradtx.core import Entry
 from gradtx.optim._member import Member
 from gradtx.optim._members import CPU, Members
 from gradtx.optim._request import StepRequest
-from gradtx.optim._run import check_agreement, part_of, parts_of
+from gradtx.optim._run import check_agreement
 from gradtx.optim._scaling import Count, Scaling, as_step, highest, place_counts, unscaling
 from gradtx.optim._workings import Workings
 
@@ -74,17 +74,19 @@ class Step:
     def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Extras as 0-d values and as trees by leaf."""
         run, extras = self._run, self._extras
-        kinds = check_extras(self._workings.members.tx, True, extras, CALL)
-        names = self._workings.members.names() if extras else []
+        kinds = run.known_extras = check_extras(self._workings.members.tx, True, extras, CALL)
+        if not extras:
+            return {}, {}
+        names = self._workings.members.names()
         for key, value in extras.items():
             if kinds[key].startswith("leaf") and isinstance(value, list | tuple):
                 extras[key] = _by_name(key, cast("Sequence[Any]", value), names)
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
-        run.known_extras, run.leaf_extras = kinds, trees
+        run.leaf_extras = trees
         run.memory.take(tensors(trees))  # a rule may return one as it is
         return scalars, trees
 
-    def _checked_values(self, rows: list[list[Member]]) -> list[dict[str, Any]]:
+    def _checked_values(self, rows: list[list[Member]]) -> list[Mapping[str, Any]]:
         """The hyperparameters of all groups, after everything that can be checked before anything changes."""
         values = [view.values() for view in self._views]
         for view, row, present in zip(self._views, rows, values, strict=True):
@@ -129,10 +131,7 @@ class Step:
 
     def leaves(self, members: list[Member]) -> list[Leaf]:
         """The leaves of some members, made when they are first asked for: bundles need none."""
-        if not self._blocks:
-            for view, values in zip(self._views, self._values, strict=True):
-                block = Block.of(view.chain(values, CPU), self._run, self._count, self._unscale)
-                self._blocks.append(block)
+        self._expand()
         clocks: dict[int | Count, Clock] = {}
         for member in members:
             if id(member) not in self._leaves:
@@ -141,6 +140,14 @@ class Step:
                     clock = clocks[member.count] = _clock_after(member.count)
                 self._leaves[id(member)] = self._leaf(member, clock)
         return [self._leaves[id(member)] for member in members]
+
+    def _expand(self) -> None:
+        """Make the operations of each group, when they are first asked for."""
+        if self._blocks:
+            return
+        for view, values in zip(self._views, self._values, strict=True):
+            block = Block.of(view.chain(values, CPU), self._run, self._count, self._unscale)
+            self._blocks.append(block)
 
     def _leaf(self, member: Member, clock: Clock) -> Leaf:
         leaf = self._workings.states.leaf(self._run, member, clock, member.param.grad, self._scalars)
@@ -171,11 +178,8 @@ class Step:
             view.show(self._workings.states.count)
 
     def _eager_leaves(self, members: list[Member]) -> list[Leaf]:
-        """Leaves that step eagerly, large ones in parts."""
-        leaves: list[Leaf] = []
-        for leaf in self.leaves(members):
-            if leaf.program != [FROZEN]:
-                leaves.extend(parts_of(leaf))
+        """Leaves that step by themselves."""
+        leaves = [leaf for leaf in self.leaves(members) if leaf.program != [FROZEN]]
         if len(self._views) > 1:
             check_agreement(self._blocks, self._rows)
         return leaves
@@ -188,10 +192,13 @@ class Step:
             self._write(leaf)
 
     def _execute(self) -> None:
-        engine, eager = self._workings.engine, self.members
-        bundles: list[Bundle] = []
-        if engine is not None:
-            bundles, eager = engine.bundles(self._request())
+        eager = self.members
+        bundles: list[Any] = []
+        engines = self._workings.engines()
+        request = self._request()
+        for engine in engines:
+            of_engine, eager = engine.bundles(request, eager)
+            bundles += of_engine
         leaves: list[Any] = [*bundles]
         must_agree = len(self._views) > 1 and self._workings.traits.agrees
         if eager or not bundles or must_agree:
@@ -207,11 +214,11 @@ class Step:
                 for member in leaf.members:
                     member.set_count(self._after[member.count])
 
-        _set_steps(bundles, self._after)  # now, while all this is in the processor's cache
+        _count_up(bundles, self._after)  # now, while all this is in the processor's cache
         try:
             execute(leaves, finish)
         finally:  # if a leaf raises, what was not written doesn't count
-            _set_steps(waiting, {})
+            _count_back(waiting)
 
     def _request(self) -> StepRequest:
         structures: list[Any] = []
@@ -222,7 +229,6 @@ class Step:
             numbers.append(of_group)
         return StepRequest(
             run=self._run,
-            members=self.members,
             leaves_of=self.leaves,
             count=self._count,
             views=self._views,
@@ -238,29 +244,27 @@ class Step:
         path = self._workings.members.clock_path(entry)
         if path is None:
             return self._count
-        step = self._run.scalars(path).get("step", 0)
+        if self._workings.traits.restarts:  # the count may start over in this step
+            self._expand()
+            step = self._run.inner_counts[path]
+        else:
+            step = self._run.scalars(path).get("step", 0)
         return step if isinstance(self._count, Tensor) else int(step)
 
     # Writing.
 
     def _write(self, leaf: Leaf) -> None:
-        """Write new slots, the count and the parameter, when all values of a leaf (or of a part of it) are there.
+        """Write new slots, the count and the parameter, when all values of a leaf are there.
 
         This is the one place that changes parameters of eager leaves.
         """
         update = leaf.result()
-        is_last = leaf.window is None or leaf.window.stop == leaf.key.numel()
         taken = _memory_in_use(leaf)
-        if update is not None and leaf.window is not None and memory_of(update) in taken:
-            update = update.clone()  # a view of old state, which is about to be written in place
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
-            if leaf.window is None:
-                for slot, value in slots.items():
-                    leaf.state[keys[slot]] = leaf.run.memory.fresh(value, taken)
-            else:
-                _write_part(leaf, keys, slots, taken, is_last)
-        if leaf.given[0] is not None and is_last:
+            for slot, value in slots.items():
+                leaf.state[keys[slot]] = leaf.run.memory.fresh(value, taken)
+        if leaf.given[0] is not None:
             self._count_step(leaf)
         if update is not None:
             leaf.given[1].add_(update)
@@ -290,25 +294,6 @@ def _by_name(extra: str, values: Sequence[Any], names: list[str]) -> dict[str, A
     return dict(zip(names, values, strict=True))
 
 
-def _write_part(
-    leaf: Leaf,
-    keys: dict[str, str],
-    slots: dict[str, Tensor],
-    taken: set[Any],
-    is_last: bool,
-) -> None:
-    """Write a part's entries in place; slots of another shape are replaced with the last part."""
-    values: dict[str, Tensor] = {}
-    for slot, value in slots.items():  # all of them first: a new value may be a view of old state
-        values[slot] = value.clone() if memory_of(value) in taken else value
-    for slot, value in values.items():
-        key = keys[slot]
-        if leaf.state[key].shape == leaf.key.shape:
-            part_of(leaf.state[key], leaf).copy_(value)
-        elif is_last:
-            leaf.state[key] = leaf.run.memory.fresh(value, taken)
-
-
 def _clock_after(count: int | Count) -> Clock:
     """The clock of the step after so many."""
     if isinstance(count, Count):
@@ -316,20 +301,28 @@ def _clock_after(count: int | Count) -> Clock:
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
 
 
-def _set_steps(bundles: Iterable[Bundle], after: dict[int | Count, int | Count]) -> None:
-    """Write the counts of the members of bundles: those of `after`, or else the current ones."""
+def _count_up(bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]) -> None:
+    """Write the counts after the step into the states of the members of bundles."""
     steps: list[Tensor] = []
     values: list[Tensor] = []
-    known: dict[int | Count, Tensor] = {}
+    counted: list[Tensor] = []  # on the host, one more each
     for bundle in bundles:
         for member in bundle.members:
-            count = member.count
-            if count not in known:
-                known[count] = as_step(after.get(count, count))
-            steps.append(member.state["step"])
-            values.append(known[count])
+            if isinstance(member.count, int):
+                counted.append(member.state["step"])
+            else:
+                steps.append(member.state["step"])
+                values.append(as_step(after[member.count]))
     if steps:
         _torch.copy_each_(steps, values)
+    _torch.add_each_(counted, 1)
+
+
+def _count_back(bundles: Iterable[Bundle]) -> None:
+    """Write the counts before the step again, for bundles that did not finish."""
+    for bundle in bundles:
+        for member in bundle.members:
+            member.state["step"].copy_(as_step(member.count))
 
 
 def _gradient_function(members: Members, extras: dict[str, Any]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

@@ -71,7 +71,7 @@ def _climbs(tx: GradientTransformation) -> bool:
     inner = tx._children()
     if tx._name == "graft":
         return _climbs(inner[0])  # the second gives a length only
-    if tx._selector() is not None:
+    if tx._branches() is not None:
         return any(map(_climbs, inner))
     return all(map(_climbs, inner))
 

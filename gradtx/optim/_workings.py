@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradtx import _torch
 from gradtx.core import GradientTransformation
 from gradtx.optim._hessian import HessianSource
 from gradtx.optim._members import Members
@@ -13,7 +14,8 @@ from gradtx.optim._run import ChainTraits
 from gradtx.optim._state import States
 
 if TYPE_CHECKING:
-    from gradtx.optim.engine import Engine  # imported when an optimizer is made with `compile=`
+    from gradtx.optim.engine import Engine
+    from gradtx.optim.engine.compiled import CompiledEngine
 
 
 @dataclass(eq=False)
@@ -30,10 +32,10 @@ class Workings:
     members: Members
     states: States
     hessian: HessianSource
-    engine: Engine | None
+    engine: CompiledEngine | None
 
     @classmethod
-    def of(cls, owner: str, tx: GradientTransformation, seed: Any, engine: Engine | None) -> Workings:
+    def of(cls, owner: str, tx: GradientTransformation, seed: Any, engine: CompiledEngine | None) -> Workings:
         """The workings of an optimizer without parameters.
 
         Args:
@@ -44,6 +46,19 @@ class Workings:
         """
         members = Members(owner, tx)
         return cls(members, States(members), HessianSource(owner, tx, seed), engine)
+
+    @functools.cached_property
+    def lists(self) -> Engine:
+        """The engine for leaves that are not compiled, imported at the first step."""
+        from gradtx.optim.engine.lists import ListEngine
+
+        return ListEngine()
+
+    def engines(self) -> list[Engine]:
+        """The engines of a step; each takes what those in front of it leave."""
+        if _torch.is_intercepted():
+            return [] if self.engine is None else [self.engine]
+        return [self.lists] if self.engine is None else [self.engine, self.lists]
 
     @functools.cached_property
     def traits(self) -> ChainTraits:

@@ -15,10 +15,12 @@ from gradtx import _torch
 from gradtx._arguments import tensors_in
 from gradtx._execution import Block
 from gradtx._pure import evaluated
+from gradtx._storage import check_patterns
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
+from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._form import check_form, check_mapping
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
@@ -49,6 +51,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         super().__init__(params, {})
         members = self._workings.members
         members.check_selectors()
+        if self._workings.states.by_param:
+            check_patterns(self._workings.states.seen_slots)
         self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}
 
     def _own(self, tx: GradientTransformation) -> GradientTransformation:
@@ -172,6 +176,23 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for view in self._up_to_date().members.views:
             view.expects_scheduler = True
 
+    def explain(self) -> Explanation:
+        """How each parameter was updated in the last step, and why not by a faster way: `Way` objects.
+
+        Printed, it counts the parameters of each way: compiled programs (`compile=`), programs over lists of tensors
+        (the default), or each parameter alone (rules that read values on the host, draw random numbers, or own the
+        whole tree). A program records each rule once, so a rule must not depend on anything but its arguments.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = gradtx.optim.AdamW(model.named_parameters())
+            >>> model(torch.ones(2)).sum().backward()
+            >>> optimizer.step()
+            >>> optimizer.explain()
+            lists: 2 parameters (weight, bias)
+        """
+        return explain(self._up_to_date())
+
     # The weights to evaluate with.
 
     @torch.no_grad()
@@ -293,9 +314,10 @@ def _engine_for(compile: Any) -> Any:
     """The compiled engine, which is imported when it is asked for, with all that it needs of torch."""
     if compile is False:
         return None
-    from gradtx.optim.engine import Engine, compiler_options
+    from gradtx.optim.engine.compiled import CompiledEngine
+    from gradtx.optim.engine.inductor import compiler_options
 
-    return Engine(compiler_options(compile))
+    return CompiledEngine(compiler_options(compile))
 
 
 def _cloned(value: Any) -> Any:

@@ -13,9 +13,14 @@ from gradtx import optimizers
 from gradtx.core import GradientTransformation, chain
 from gradtx.optim._groups import REFUSED, refused
 from gradtx.optim.adapter import ChainOptimizer
+from gradtx.transforms._polynomials import default_steps
 
 # Options of torch's class that ours fixes. They are saved, so that a checkpoint means the same to other classes.
 FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
+# Options that are None here where torch's class has a number, by a function of the group.
+NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
+    "muon": {"ns_steps": lambda group: default_steps(group["ns_coefficients"])}
+}
 COMPILE = "bool | str | Mapping[str, Any]"
 
 
@@ -63,10 +68,13 @@ class AliasOptimizer(ChainOptimizer):
         super().__init__(self._alias(*map(_as_number, args), **numbers), params, compile=compile, seed=seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with the options that this class fixes."""
+        """As torch's, with the options that this class fixes, and numbers where torch's class has them."""
         state_dict = super().state_dict()
         for group in state_dict.get("param_groups", ()):  # a hook may have replaced the whole dict
             group.update(FIXED_OPTIONS.get(self._alias.__name__, {}))
+            for name, number in NUMBERS_OF_TORCH.get(self._alias.__name__, {}).items():
+                if group.get(name, 0) is None:
+                    group[name] = number(group)
         return state_dict
 
     def _own(self, tx: GradientTransformation) -> GradientTransformation:

@@ -7,8 +7,10 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx._selectors import Where
+from gradtx._storage import StateDtype
 from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
+from gradtx.transforms._polynomials import Coefficients
 
 __all__ = [
     "ADOPT",
@@ -23,6 +25,7 @@ __all__ = [
     "MADGRAD",
     "MARS",
     "MSVAG",
+    "NAMO",
     "PID",
     "PNM",
     "QHM",
@@ -46,6 +49,7 @@ __all__ = [
     "AdaGC",
     "AdaHessian",
     "AdaMod",
+    "AdaMuon",
     "AdaNorm",
     "AdaPNM",
     "AdaShift",
@@ -59,6 +63,7 @@ __all__ = [
     "AdamAtan2",
     "AdamC",
     "AdamD",
+    "AdamH",
     "AdamMini",
     "AdamP",
     "AdamS",
@@ -71,19 +76,25 @@ __all__ = [
     "AliG",
     "Amos",
     "ApolloDQN",
+    "ApolloLowRank",
     "AvaGrad",
     "Conda",
+    "ContraMuon",
     "DAdaptAdaGrad",
     "DAdaptAdam",
     "DAdaptAdan",
     "DAdaptLion",
     "DAdaptSGD",
     "DiffGrad",
+    "Dion",
+    "Dion2",
     "DoG",
     "DoWG",
     "FAdam",
+    "Fira",
     "Fromage",
     "GPAAdamW",
+    "GaLore",
     "Grams",
     "Gravity",
     "GrokFastAdamW",
@@ -98,14 +109,18 @@ __all__ = [
     "MoMoAdam",
     "Muon",
     "MuonAdamAtan2",
+    "MuonH",
+    "Muown",
     "NAdam",
     "Nero",
     "NoisySGD",
+    "NorMuon",
     "NovoGrad",
     "OptimisticAdam",
     "OptimisticGradientDescent",
     "PAdam",
     "PolarAdamAtan2",
+    "PolarGrad",
     "Prodigy",
     "QHAdam",
     "RAdam",
@@ -122,6 +137,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Scion",
     "Shampoo",
     "SignSGD",
     "Signum",
@@ -154,7 +170,7 @@ class ADOPT(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -172,7 +188,7 @@ class ASGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -193,7 +209,7 @@ class BCOS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -211,7 +227,7 @@ class CAME(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -227,7 +243,7 @@ class COCOB(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -244,7 +260,7 @@ class FOCUS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -262,7 +278,7 @@ class FTRL(AliasOptimizer):
         initial_accumulator_value: Scalar = 0.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -284,7 +300,7 @@ class KLSOAP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -306,7 +322,7 @@ class LARS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -324,7 +340,7 @@ class MADGRAD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -348,7 +364,7 @@ class MARS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -362,7 +378,31 @@ class MSVAG(AliasOptimizer):
         beta: Scalar = 0.9,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class NAMO(AliasOptimizer):
+    """NAMO: Muon's direction with one adaptive step size for each matrix."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0003,
+        weight_decay: Scalar = 0.01,
+        betas: Betas = (0.95, 0.95),
+        nesterov: bool = False,
+        eps: Scalar = 1e-08,
+        correct_bias: bool = False,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "max_dim",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -381,7 +421,7 @@ class PID(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -398,7 +438,7 @@ class PNM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -416,7 +456,7 @@ class QHM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -434,7 +474,7 @@ class SGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -455,7 +495,7 @@ class SGDP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -473,7 +513,7 @@ class SGDS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -491,7 +531,7 @@ class SGDW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -507,7 +547,7 @@ class SM3(AliasOptimizer):
         eps: Scalar = 1e-30,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -531,7 +571,7 @@ class SOAP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -552,7 +592,7 @@ class SPAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -568,7 +608,7 @@ class SRMM(AliasOptimizer):
         proximal: Scalar = 0.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -587,7 +627,7 @@ class SWATS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -605,7 +645,7 @@ class TAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -621,7 +661,7 @@ class A2Grad(AliasOptimizer):
         rho: Scalar = 0.5,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -641,7 +681,7 @@ class ACProp(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -659,7 +699,7 @@ class AccSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -679,7 +719,7 @@ class AdEMAMix(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -701,7 +741,7 @@ class AdaBelief(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -723,7 +763,7 @@ class AdaBound(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -745,7 +785,7 @@ class AdaFactor(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -766,7 +806,7 @@ class AdaGC(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -786,7 +826,7 @@ class AdaHessian(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
     ) -> None: ...
@@ -806,7 +846,33 @@ class AdaMod(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdaMuon(AliasOptimizer):
+    """AdaMuon: Muon with a second moment of every entry of its direction."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.02,
+        weight_decay: Scalar = 0.01,
+        betas: Betas = (0.95, 0.999),
+        nesterov: bool = True,
+        eps: Scalar = 1e-08,
+        sign: bool = False,
+        rescale: str | None = "sqrt_min",
+        correct_bias: bool = True,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "match_rms_adamw",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -827,7 +893,7 @@ class AdaNorm(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -846,7 +912,7 @@ class AdaPNM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -863,7 +929,7 @@ class AdaShift(AliasOptimizer):
         reduce: str = "max",
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -882,7 +948,7 @@ class AdaSmooth(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -900,7 +966,7 @@ class AdaTAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -918,7 +984,7 @@ class Adadelta(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -936,7 +1002,7 @@ class AdafactorTorch(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -955,7 +1021,7 @@ class Adagrad(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -974,7 +1040,7 @@ class Adai(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -993,7 +1059,7 @@ class Adam(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1020,7 +1086,7 @@ class AdamAtan2(AliasOptimizer):
         clip_to_grok_max_norm: Scalar = 2.0,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1039,7 +1105,7 @@ class AdamC(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1057,7 +1123,24 @@ class AdamD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class AdamH(AliasOptimizer):
+    """AdamH: Adam's direction in relative steps, with weights on the sphere that they start on."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        betas: Betas = (0.9, 0.95),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1075,7 +1158,7 @@ class AdamMini(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1095,7 +1178,7 @@ class AdamP(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1113,7 +1196,7 @@ class AdamS(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1131,7 +1214,7 @@ class AdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1149,7 +1232,7 @@ class Adamax(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1168,7 +1251,7 @@ class Adan(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1187,7 +1270,7 @@ class AdaptiveGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1208,7 +1291,7 @@ class AdoptAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1224,7 +1307,7 @@ class AggMo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1241,7 +1324,7 @@ class AliG(AliasOptimizer):
         max_norm: Scalar | None = None,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1262,7 +1345,7 @@ class Amos(AliasOptimizer):
         eps: Scalar = 2.350988701644575e-38,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1283,7 +1366,33 @@ class ApolloDQN(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ApolloLowRank(AliasOptimizer):
+    """APOLLO: the gradient itself, with a rate for every row that a projected Adam finds."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        rank: int = 128,
+        update_proj_gap: int = 200,
+        scale: Scalar = 1.0,
+        side: str = "short",
+        projection: str = "random",
+        scale_type: str = "channel",
+        scale_front: bool = False,
+        limit: Scalar = 1.01,
+        seed: int = 0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1302,7 +1411,7 @@ class AvaGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1321,7 +1430,31 @@ class Conda(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class ContraMuon(AliasOptimizer):
+    """Contra-Muon: Muon's direction less a share of the momentum, so that small singular values weigh more."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0375,
+        weight_decay: Scalar = 0.0,
+        momentum: Scalar = 0.95,
+        nesterov: bool = True,
+        contra: Scalar = 0.4,
+        power_steps: int = 5,
+        ns_coefficients: Coefficients = "newton_schulz",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "original",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1340,7 +1473,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1361,7 +1494,7 @@ class DAdaptAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1381,7 +1514,7 @@ class DAdaptAdan(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1398,7 +1531,7 @@ class DAdaptLion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1416,7 +1549,7 @@ class DAdaptSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1434,7 +1567,54 @@ class DiffGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Dion(AliasOptimizer):
+    """Dion: orthogonal directions of low rank by one step of power iteration, with error feedback."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        mu: Scalar = 0.95,
+        rank: float | int = 1.0,
+        weight_decay: Scalar = 0.01,
+        eps: Scalar = 1e-08,
+        adjust_lr_fn: str | None = "spectral",
+        init: str = "random",
+        seed: int = 0,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Dion2(AliasOptimizer):
+    """Dion2: Muon of the largest rows or columns of the momentum, which alone decay."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        fraction: float | int = 0.25,
+        ef_decay: Scalar = 0.95,
+        weight_decay: Scalar = 0.01,
+        select: str = "short",
+        beta2: Scalar | None = None,
+        neuron_eps: Scalar = 1e-08,
+        ns_coefficients: str | tuple = "polar_express",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "spectral",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1452,7 +1632,7 @@ class DoG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1469,7 +1649,7 @@ class DoWG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1489,7 +1669,31 @@ class FAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Fira(AliasOptimizer):
+    """Fira: GaLore that also follows the rest of the gradient, scaled row by row as Adam scales the projection."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        rank: int = 128,
+        update_proj_gap: int = 200,
+        scale: Scalar = 0.25,
+        side: str = "short",
+        projection: str = "svd",
+        carry: str = "keep",
+        limit: Scalar = 1.01,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1503,7 +1707,7 @@ class Fromage(AliasOptimizer):
         p_bound: Scalar | None = None,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1522,7 +1726,30 @@ class GPAAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class GaLore(AliasOptimizer):
+    """GaLore: Adam of gradients that are projected to a low rank."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        rank: int = 128,
+        update_proj_gap: int = 200,
+        scale: Scalar = 0.25,
+        side: str = "short",
+        projection: str = "svd",
+        carry: str = "keep",
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1539,7 +1766,7 @@ class Grams(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1555,7 +1782,7 @@ class Gravity(AliasOptimizer):
         seed: int = 0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1574,7 +1801,7 @@ class GrokFastAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1595,7 +1822,7 @@ class KLShampoo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1612,7 +1839,7 @@ class Kate(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1630,7 +1857,7 @@ class LDoG(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1650,7 +1877,7 @@ class LaProp(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1672,7 +1899,7 @@ class Lamb(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1688,7 +1915,7 @@ class Lion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1711,7 +1938,7 @@ class MARSLion(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1730,7 +1957,7 @@ class MoMo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1750,7 +1977,7 @@ class MoMoAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1764,17 +1991,18 @@ class Muon(AliasOptimizer):
         weight_decay: Scalar = 0.1,
         momentum: Scalar = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        ns_coefficients: Coefficients = (3.4445, -4.775, 2.0315),
         eps: Scalar = 1e-07,
-        ns_steps: int = 5,
+        ns_steps: int | None = None,
         adjust_lr_fn: str | None = None,
         ns_dtype: torch.dtype | None = torch.bfloat16,
         flatten: bool = False,
         fallback: GradientTransformation | None = None,
+        view: str = "matrix",
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1802,7 +2030,48 @@ class MuonAdamAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class MuonH(AliasOptimizer):
+    """MuonH: Muon's direction in relative steps, with weights on the sphere that they start on."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        momentum: Scalar = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: int | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Muown(AliasOptimizer):
+    """Muown: Muon for the directions of rows, Adam for their lengths."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0003,
+        momentum: Scalar = 0.95,
+        weight_decay: Scalar = 0.0,
+        betas: Betas = (0.9, 0.95),
+        eps: Scalar = 1e-08,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "max_dim",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1821,7 +2090,7 @@ class NAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1836,7 +2105,7 @@ class Nero(AliasOptimizer):
         constraints: bool = True,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1852,7 +2121,33 @@ class NoisySGD(AliasOptimizer):
         seed: int = 0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class NorMuon(AliasOptimizer):
+    """NorMuon: Muon whose rows get the same size over time."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.01,
+        weight_decay: Scalar = 0.01,
+        momentum: Scalar = 0.95,
+        beta2: Scalar = 0.95,
+        nesterov: bool = True,
+        eps: Scalar = 1e-10,
+        axis: str = "rows",
+        rms: Scalar | None = None,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "original",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1871,7 +2166,7 @@ class NovoGrad(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1890,7 +2185,7 @@ class OptimisticAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1905,7 +2200,7 @@ class OptimisticGradientDescent(AliasOptimizer):
         beta: Scalar = 1.0,
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1925,7 +2220,7 @@ class PAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1950,7 +2245,31 @@ class PolarAdamAtan2(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class PolarGrad(AliasOptimizer):
+    """PolarGrad: Muon's direction scaled by the nuclear norm of the momentum."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.0003,
+        momentum: Scalar = 0.95,
+        nesterov: bool = False,
+        weight_decay: Scalar = 0.01,
+        method: str = "newton_schulz",
+        alpha: Scalar = 1.0,
+        center_rows: bool = False,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: int | None = None,
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1975,7 +2294,7 @@ class Prodigy(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -1994,7 +2313,7 @@ class QHAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2014,7 +2333,7 @@ class RAdam(AliasOptimizer):
         degenerated_to_sgd: bool = True,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2036,7 +2355,7 @@ class RMSprop(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2058,7 +2377,7 @@ class Ranger(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2091,7 +2410,7 @@ class Ranger21(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2106,7 +2425,7 @@ class Rprop(AliasOptimizer):
         step_sizes: Betas = (1e-06, 50.0),
         *,
         maximize: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2123,7 +2442,7 @@ class SGDSaI(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2144,7 +2463,7 @@ class SOAPLaProp(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2169,7 +2488,7 @@ class SOAPMuon(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2189,7 +2508,7 @@ class SPlus(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2208,7 +2527,7 @@ class Sadam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2239,7 +2558,7 @@ class ScalableShampoo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2259,7 +2578,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2279,7 +2598,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2298,7 +2617,24 @@ class ScheduleFreeSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class Scion(AliasOptimizer):
+    """Scion: steps of a fixed size in a norm that fits the layer, with weights in a ball of that norm."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.1,
+        scale: Scalar = 1.0,
+        unconstrained: bool = False,
+        kinds: Mapping[str, Any] | None = None,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2318,7 +2654,7 @@ class Shampoo(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2334,7 +2670,7 @@ class SignSGD(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2351,7 +2687,7 @@ class Signum(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2373,7 +2709,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2392,7 +2728,7 @@ class SophiaH(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
     ) -> None: ...
@@ -2410,7 +2746,7 @@ class StableAdamW(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2432,7 +2768,7 @@ class StableSPAM(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2448,7 +2784,7 @@ class Tiger(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...
 
@@ -2467,6 +2803,6 @@ class Yogi(AliasOptimizer):
         *,
         maximize: bool = False,
         mask: Where | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
     ) -> None: ...

@@ -18,6 +18,7 @@ from gradtx.optimizers.averaging import *
 from gradtx.optimizers.layerwise import *
 from gradtx.optimizers.adafactor import *
 from gradtx.optimizers.matrix import *
+from gradtx.optimizers.muon_relatives import *
 from gradtx.optimizers.eigenbasis import *
 from gradtx.optimizers.low_rank import *
 from gradtx.optimizers.psgd import *

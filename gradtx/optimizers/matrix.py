@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,18 +12,13 @@ from gradtx.combinators.selection import partition
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import alias
 from gradtx.optimizers.adam import adam_atan2
+from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
 from gradtx.transforms.atan2 import ATAN2_RANGES, scale_by_caution
 from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.control import hold_until
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace_ema
-from gradtx.transforms.orthogonalize import (
-    NEWTON_SCHULZ,
-    POLAR_EXPRESS,
-    normalize_neurons,
-    orthogonalize,
-    scale_by_shape,
-)
+from gradtx.transforms.orthogonalize import normalize_neurons, orthogonalize, scale_by_shape
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.shampoo import BLOCKS, ROOTS, SCALABLE_RANGES, scale_by_scalable_shampoo, scale_by_shampoo
 from gradtx.transforms.soap import EXAMPLE, scale_by_soap
@@ -39,13 +35,14 @@ def muon(
     weight_decay: Scalar = 0.1,
     momentum: Scalar = 0.95,
     nesterov: bool = True,
-    ns_coefficients: tuple[float, float, float] = NEWTON_SCHULZ,
+    ns_coefficients: Coefficients = NEWTON_SCHULZ,
     eps: Scalar = 1e-7,
-    ns_steps: int = 5,
+    ns_steps: int | None = None,
     adjust_lr_fn: str | None = None,
     ns_dtype: torch.dtype | None = torch.bfloat16,
     flatten: bool = False,
     fallback: GradientTransformation | None = None,
+    view: str = "matrix",
 ):
     r"""Muon: orthogonalized momentum of matrices, as torch.optim.Muon.
 
@@ -60,24 +57,29 @@ def muon(
         weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
         momentum: $\mu$ in [0, 1).
         nesterov: Look one step ahead.
-        ns_coefficients: $(a, b, c)$ of the iteration, plain numbers.
+        ns_coefficients: $(a, b, c)$ of the iteration, plain numbers, a tuple of such triples, or the name of a set,
+            as in `orthogonalize`.
         eps: Least norm divided by, >= 0.
-        ns_steps: Number of iterations, in [0, 100).
-        adjust_lr_fn: $r$: None or "original" is $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
+        adjust_lr_fn: $r$, by a name of `scale_by_shape`: None or "original" is
+            $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
             $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
         ns_dtype: Dtype of the iteration; None for the leaf's own dtype. bfloat16 is good to about 1e-2. For a
             gradient through training take None: that of bfloat16 can have the wrong sign.
-        flatten: Take leaves of three and more dimensions as well, read as (first dimension, all others).
+        flatten: The same as view="flatten".
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+        view: As in `orthogonalize`: "flatten" and "batch" take leaves of three and more dimensions as well.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
-        the fallback's entries, under `partition`. In an optimizer's groups the fallback's hyperparameters are named
-        after it (`adamw.lr`); for a separate rate that schedulers drive, use `partition`.
+        the fallback's entries, under `partition`. An optimizer makes a group of the leaves of the fallback, whose `lr`
+        and other numbers are the fallback's: a scheduler drives both rates, each from its own start. In groups that
+        you pass, `lr` is Muon's and `adamw.lr` the fallback's.
 
     Raises:
         TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        ValueError: numbers out of range, `flatten` with another `view`, missing `params`, a leaf that is not a matrix
+            and no fallback.
 
     Example:
         >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))
@@ -86,9 +88,11 @@ def muon(
         tensor([-0.1000])
 
     Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982. Departures: none from torch.optim.Muon;
-    `ns_dtype`, `flatten` and `fallback` are added.
+    named sets, `ns_dtype`, `flatten`, `fallback` and `view` are added.
     """
-    view = "flatten" if flatten else "matrix"
+    if flatten and view != "matrix":
+        raise ValueError(f"muon: flatten=True means view='flatten', got view={view!r} as well; leave flatten out")
+    view = "flatten" if flatten else view
     matrices = chain(
         trace_ema(momentum, nesterov),
         orthogonalize(ns_coefficients, ns_steps, eps, ns_dtype, view),
@@ -96,14 +100,29 @@ def muon(
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )
+    return with_fallback("muon", matrices, fallback, is_matrix if view == "matrix" else has_a_matrix)
+
+
+# Functions with a name, not made at each call: a group finds its branch by its selector.
+def is_matrix(name: str, tensor: Any) -> bool:
+    return tensor.ndim == 2
+
+
+def has_a_matrix(name: str, tensor: Any) -> bool:
+    return tensor.ndim >= 2
+
+
+def with_fallback(
+    name: str,
+    matrices: GradientTransformation,
+    fallback: GradientTransformation | None,
+    takes: Callable[[str, Any], bool] = is_matrix,
+) -> GradientTransformation:
+    """A transformation of matrices, and another one for all other leaves, if there is one."""
     if fallback is None:
         return matrices
-    check_transformation("muon", "fallback", fallback)
-
-    def is_matrix(name: str, tensor: Any) -> bool:
-        return tensor.ndim >= 2 if flatten else tensor.ndim == 2
-
-    return partition({"muon": matrices, "fallback": fallback}, {"muon": is_matrix, "fallback": "*"})
+    check_transformation(name, "fallback", fallback)
+    return partition({name: matrices, "fallback": fallback}, {name: takes, "fallback": "*"})
 
 
 def _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, matrix_lr, matrix_ndims):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx.transforms._math import at_least, differentiable, quotient
+from gradtx.transforms._math import at_least, differentiable, quotient, safe_sqrt
 
 # A tensor seen as matrices.
 
@@ -169,11 +169,43 @@ def _change(x: Tensor, basis: Tensor) -> Tensor | None:
 # The nearest orthogonal matrix.
 
 
-def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any) -> Tensor:
+def polar_factor(x: Tensor) -> Tensor:
+    """The nearest orthogonal matrix U V^T of U S V^T, by the smaller Gram matrix; 0 for singular values of rounding."""
+    if x.shape[-2] > x.shape[-1]:
+        return polar_factor(x.mT).mT
+    square = x @ x.mT
+    values, basis = torch.linalg.eigh(square.detach())
+    cutoff = values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps if values.numel() else 0.0
+    known = values > cutoff
+    inverse = torch.where(known, torch.where(known, values, 1.0) ** -0.5, 0.0)
+    root = (basis * inverse) @ basis.mT
+    change = _change(square, basis)
+    if change is not None:
+        root = root + basis @ (_slope_of_inverse_root(values, inverse) * change) @ basis.mT
+    return root @ x
+
+
+def _slope_of_inverse_root(values: Tensor, inverse: Tensor) -> Tensor:
+    """(f(b) - f(a)) / (b - a) of each two eigenvalues, for f(a) = a^(-1/2), which is given as `inverse`.
+
+    Equals -f(a)^2 f(b)^2 / (f(a) + f(b)). f is 0 for eigenvalues that count as 0.
+    """
+    first, second = inverse[:, None], inverse[None, :]
+    total = first + second
+    both = (first * second) ** 2 / torch.where(total == 0, 1.0, total)
+    gap = values[None, :] - values[:, None]
+    single = (first == 0) ^ (second == 0)
+    return torch.where(single, quotient(second - first, gap), -both)
+
+
+STARTS = ("fro", "schatten4", "aol")
+
+
+def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, start: str = "fro") -> Tensor:
     r"""A matrix (or a batch of them) whose singular values are brought near 1 by odd polynomials of degree 5.
 
-    From $X / \max(\lVert X \rVert_F, \epsilon)$, $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$,
-    transposed if that is smaller.
+    From $X / \max(\lVert X \rVert_F, \epsilon)$, divided further as `start` says,
+    $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$, transposed if that is smaller.
     """
     tall = x.shape[-2] > x.shape[-1]
     shape = x.shape
@@ -181,8 +213,21 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any) -
         x = x.flatten(0, -3)
     x = x.mT if tall else x
     x = x / at_least(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True), eps).to(x.dtype)
+    x = _started(x, eps, start)
     fused = torch.addmm if x.ndim == 2 else torch.baddbmm  # torch.optim.Muon's operations: they round once in bfloat16
     for a, b, c in polynomials:
         square = x @ x.mT
         x = fused(x, fused(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).reshape(shape)
+
+
+def _started(x: Tensor, eps: Any, start: str) -> Tensor:
+    """A matrix of norm 1, divided by a tighter bound of its largest singular value."""
+    if start == "fro":
+        return x
+    square = x @ x.mT
+    if start == "schatten4":
+        bound = safe_sqrt(safe_sqrt(square.square().sum(dim=(-2, -1), keepdim=True)))
+    else:
+        bound = safe_sqrt(square.abs().sum(dim=-1, keepdim=True))
+    return x / at_least(bound, eps).to(x.dtype)

@@ -11,7 +11,7 @@ from gradtx.transforms._math import filled_like, safe_sqrt
 __all__ = ["scale_by_adadelta", "scale_by_adamax", "scale_by_rss"]
 
 
-@per_tensor(ranges={"initial_accumulator_value": "[0, inf)"}, elementwise=True)
+@per_tensor(ranges={"initial_accumulator_value": "[0, inf)"}, elementwise=True, nonnegative=("sum",))
 def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
     r"""Divide by the root of the sum of all squared gradients so far: Adagrad's direction.
 
@@ -49,7 +49,7 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"rho": "[0, 1]"})
+@per_tensor(elementwise=True, ranges={"rho": "[0, 1]"}, nonnegative=("square_avg", "acc_delta"))
 def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
     r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the unit of a weight.
 
@@ -90,7 +90,7 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
     return init, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_inf",))
 def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     r"""Divide the mean gradient by a fading maximum of its size: AdaMax's direction.
 

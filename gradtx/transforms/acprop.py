@@ -11,7 +11,7 @@ from gradtx.transforms._math import quotient, safe_sqrt
 __all__ = ["scale_by_acprop"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_var", "max_exp_avg_var"))
 def scale_by_acprop(
     betas: Betas = (0.9, 0.999), eps: Scalar = 1e-16, amsgrad: bool = False, momentum_update: bool = False
 ):

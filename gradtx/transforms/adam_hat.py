@@ -12,7 +12,11 @@ from gradtx.transforms._math import softplus as smooth
 __all__ = ["scale_by_adam_hat", "scale_by_diffgrad", "scale_by_yogi"]
 
 
-@per_tensor(elementwise=True, ranges={"softplus": "(0, inf)", "partial": Range("[0, 0.5]", off=0.5)})
+@per_tensor(
+    elementwise=True,
+    ranges={"softplus": "(0, inf)", "partial": Range("[0, 0.5]", off=0.5)},
+    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
+)
 def scale_by_adam_hat(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-8,
@@ -70,7 +74,10 @@ def scale_by_adam_hat(
 
 
 @per_tensor(
-    ranges={"initial_accumulator_value": "[0, inf)"}, elementwise=True, example={"initial_accumulator_value": 2**-20}
+    ranges={"initial_accumulator_value": "[0, inf)"},
+    elementwise=True,
+    example={"initial_accumulator_value": 2**-20},
+    nonnegative=("exp_avg_sq",),
 )  # the same number in every dtype
 def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accumulator_value: Scalar = 1e-6):
     r"""Divide the mean gradient by a root mean square that changes by no more than the new square: Yogi's direction.
@@ -118,7 +125,7 @@ def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accum
     return init, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     r"""Slow Adam's direction down where the gradient barely changes: diffGrad's direction.
 

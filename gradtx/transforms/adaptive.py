@@ -11,7 +11,7 @@ from gradtx.transforms._math import adam_moments, at_least, filled_like, safe_sq
 __all__ = ["scale_by_adam", "scale_by_adopt", "scale_by_rms"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
 def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool = False, nesterov: bool = False):
     r"""Divide the mean gradient by its root mean square: Adam's direction.
 
@@ -52,7 +52,9 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"})
+@per_tensor(
+    elementwise=True, ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"}, nonnegative=("square_avg",)
+)
 def scale_by_rms(
     alpha: Scalar = 0.99,
     eps: Scalar = 1e-8,
@@ -103,7 +105,7 @@ def scale_by_rms(
     return init, update
 
 
-@per_tensor(ranges={"clip_exponent": "[0, inf)"}, elementwise=True)
+@per_tensor(ranges={"clip_exponent": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_exponent: Scalar | None = 0.25):
     r"""Average gradients that were divided by the size of earlier ones: ADOPT's direction.
 

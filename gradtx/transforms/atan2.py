@@ -18,7 +18,7 @@ def _no_caution(arguments):
     return is_off(arguments["cautious_factor"], 1.0)
 
 
-@per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution)
+@per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution, nonnegative=("exp_avg_sq",))
 def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
     r"""Adam's direction by the arc tangent of its two moments, which needs no eps and is invariant to scale.
 
@@ -59,7 +59,7 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
     return init, update
 
 
-@per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution)
+@per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution, nonnegative=("exp_avg_sq",))
 def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
     r"""ADOPT's direction with the arc tangent in place of its division and clamp.
 

@@ -13,7 +13,7 @@ __all__ = ["scale_by_bcos"]
 MODES = ("c", "m", "g")
 
 
-@per_tensor(elementwise=True, ranges={"beta": "[0, 1)", "beta2": "[0, 1)"})
+@per_tensor(elementwise=True, ranges={"beta": "[0, 1)", "beta2": "[0, 1)"}, nonnegative=("exp_avg_sq",))
 def scale_by_bcos(
     beta: Scalar = 0.9, beta2: Scalar | None = None, eps: Scalar = 1e-6, mode: str = "c", simple_cond: bool = False
 ):

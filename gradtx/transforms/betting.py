@@ -11,7 +11,13 @@ from gradtx.transforms._math import at_least, filled_like, quotient
 __all__ = ["scale_by_cocob"]
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True, ranges={"alpha": "[0, inf)"})
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    ranges={"alpha": "[0, inf)"},
+    nonnegative=("scale", "abs_sum", "reward"),
+)
 def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
     r"""Bet each weight's accumulated reward on the sign of its next gradient: COCOB-Backprop.
 

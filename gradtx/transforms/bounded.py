@@ -12,7 +12,12 @@ from gradtx.transforms.decay import initial_lr
 __all__ = ["scale_by_adabound", "scale_by_adamod"]
 
 
-@per_tensor(elementwise=True, ranges={"final_lr": "[0, inf)", "gamma": "(0, inf)"}, example={"lr": 1e-3})
+@per_tensor(
+    elementwise=True,
+    ranges={"final_lr": "[0, inf)", "gamma": "(0, inf)"},
+    example={"lr": 1e-3},
+    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
+)
 def scale_by_adabound(
     lr: Scalar,
     final_lr: Scalar = 0.1,
@@ -71,6 +76,7 @@ def scale_by_adabound(
     elementwise=True,
     needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",),
     owns_lr=True,
+    nonnegative=("exp_avg_sq", "exp_avg_lr"),
 )
 def scale_by_adamod(
     lr: Scalar = 1e-3,

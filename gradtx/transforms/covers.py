@@ -12,7 +12,7 @@ from gradtx.factories import per_tensor
 __all__ = ["scale_by_sm3"]
 
 
-@per_tensor(ranges={"beta": "[0, 1)", "eps": "(0, inf)"})
+@per_tensor(ranges={"beta": "[0, 1)", "eps": "(0, inf)"}, nonnegative=("accumulator",))
 def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
     r"""Divide by the root of the summed squares of the gradient, kept as maxima of slices.
 

@@ -63,7 +63,11 @@ def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tupl
 
 
 @per_tensor(
-    **OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"), ranges={**DADAPT_RANGES, "momentum": "[0, 1)"}
+    **OWN,
+    shared=started("gsq_weighted"),
+    agree=("d0", "growth_rate"),
+    ranges={**DADAPT_RANGES, "momentum": "[0, 1)"},
+    nonnegative=("alphak",),
 )
 def scale_by_dadapt_adagrad(
     lr: Scalar = 1.0, momentum: Scalar = 0.0, eps: Scalar = 1e-6, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf
@@ -143,6 +147,7 @@ def scale_by_dadapt_adagrad(
     shared=started("numerator_weighted"),
     agree=("betas", "d0", "growth_rate"),
     ranges={**DADAPT_RANGES, "eps": "(0, inf)"},
+    nonnegative=("exp_avg_sq",),
 )
 def scale_by_dadapt_adam(
     lr: Scalar = 1.0,
@@ -287,6 +292,7 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
     shared=started("gsq_weighted"),
     agree=("betas", "d0", "growth_rate"),
     ranges={**DADAPT_RANGES, "eps": "(0, inf)"},
+    nonnegative=("exp_avg_sq",),
 )
 def scale_by_dadapt_adan(
     lr: Scalar = 1.0,

@@ -16,6 +16,7 @@ __all__ = ["scale_by_adashift", "scale_by_avagrad"]
     elementwise=True,
     shared=lambda arguments: {"gamma": 0.0} if arguments["lagged_norm"] else {},
     agree=("lagged_norm",),
+    nonnegative=("exp_avg_sq",),
 )
 def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm: bool = False):
     r"""Divide the mean gradient by the size of earlier gradients, at one overall scale that does not depend on it.
@@ -72,7 +73,11 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
 _REDUCTIONS = {"max": largest, "mean": lambda x: x.sum() / max(x.numel(), 1), "none": lambda x: x}
 
 
-@per_tensor(elementwise=lambda arguments: arguments["reduce"] == "none", ranges={"keep_num": "[1, inf)"})
+@per_tensor(
+    elementwise=lambda arguments: arguments["reduce"] == "none",
+    ranges={"keep_num": "[1, inf)"},
+    nonnegative=("exp_avg_sq",),
+)
 def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scalar = 1e-10, reduce: str = "max"):
     r"""Divide the mean of the last $n$ gradients by the size of those before them.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz, orthonormal
-from gradtx.transforms.orthogonalize import POLAR_EXPRESS, polynomials_of
+from gradtx.transforms._polynomials import Coefficients, polynomials
 
 __all__ = ["orthogonalize_slices", "scale_by_dion"]
 
@@ -79,6 +78,7 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
 @per_tensor(
     dims=(2, 2),
     ranges={"ef_decay": "[0, 1)", "beta2": "[0, 1)", "neuron_eps": "[0, inf)", "steps": "[0, 100)"},
+    nonnegative=("exp_avg_sq",),
     compiles=False,
 )
 def orthogonalize_slices(
@@ -87,8 +87,8 @@ def orthogonalize_slices(
     select: str = "short",
     beta2: Scalar | None = None,
     neuron_eps: Scalar = 1e-8,
-    coefs: Any = POLAR_EXPRESS,
-    steps: int = 5,
+    coefs: Coefficients = "polar_express",
+    steps: int | None = None,
     dtype: torch.dtype | None = None,
 ):
     r"""Orthogonalize the largest rows or columns of the momentum only, and let these decay: Dion2's direction.
@@ -104,7 +104,7 @@ def orthogonalize_slices(
         beta2: Decay of the rows' mean squares, in [0, 1); None for no normalization.
         neuron_eps: eps of the normalization, >= 0.
         coefs: As in `orthogonalize`.
-        steps: Number of iterations, in [0, 100).
+        steps: Number of iterations, in [0, 100); None for the number that belongs to the coefficients.
         dtype: Dtype of the iteration; None for the leaf's own dtype.
 
     Returns:
@@ -127,7 +127,7 @@ def orthogonalize_slices(
         raise ValueError(f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}")
     if select not in ("rows", "columns", "short"):
         raise ValueError(f"orthogonalize_slices: select must be 'rows', 'columns' or 'short', got {select!r}")
-    polynomials = polynomials_of(coefs, steps)
+    iteration = polynomials("orthogonalize_slices", coefs, steps, dtype)
 
     def init(param):
         slots = {"momentum": torch.zeros_like(param)}
@@ -140,14 +140,14 @@ def orthogonalize_slices(
         dim = _sliced_dim(update, select)
         chosen = _largest_slices(momentum, dim, fraction)
         part = momentum.index_select(dim, chosen)
-        direction = newton_schulz(part if dtype is None else part.to(dtype), polynomials, 1e-7).to(part.dtype)
+        direction = newton_schulz(part if dtype is None else part.to(dtype), iteration, 1e-7).to(part.dtype)
         new = {}
         if beta2 is not None:
-            direction, new["exp_avg_sq"] = _normalized(direction, state["exp_avg_sq"], chosen, dim)
+            direction, new["exp_avg_sq"] = _normalized(direction, state["exp_avg_sq"], chosen, dim, beta2)
         new["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
         return torch.zeros_like(update).index_copy(dim, chosen, direction), new
 
-    def _normalized(direction, squares, chosen, dim):
+    def _normalized(direction, squares, chosen, dim, beta2):
         """Rows of a direction with equal root mean squares over time, and the moments of all rows."""
         old = squares.index_select(0, chosen) if dim == 0 else squares
         square = beta2 * old + (1 - beta2) * direction.square().mean(dim=1, keepdim=True)

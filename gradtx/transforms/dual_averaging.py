@@ -20,7 +20,9 @@ def dual_averaging(start: Tensor, total: Tensor, denominator, momentum, param: T
     return (1 - momentum) * (start - total / denominator - param)
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True, ranges={"momentum": "[0, 1)"})
+@per_tensor(
+    elementwise=True, needs=("params",), owns_lr=True, ranges={"momentum": "[0, 1)"}, nonnegative=("grad_sum_sq",)
+)
 def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-6, weight_decay: Scalar = 0.0):
     r"""Step from the starting point along the weighted sum of gradients, over a cube root: MADGRAD.
 

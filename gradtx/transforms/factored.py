@@ -21,7 +21,10 @@ __all__ = [
 ]
 
 
-@per_tensor(ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)", "beta": "[0, 1)"})
+@per_tensor(
+    ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)", "beta": "[0, 1)"},
+    nonnegative=("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"),
+)
 def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: Scalar | None = None):
     r"""Divide by the root of a second moment of which only means of rows and of columns are kept.
 
@@ -83,7 +86,7 @@ def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return x / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
 
 
-@per_tensor(ranges={"beta2_decay": "(-inf, 0]"})
+@per_tensor(ranges={"beta2_decay": "(-inf, 0]"}, nonnegative=("variance", "row_var", "col_var"))
 def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None = None):
     r"""Divide by the root of a factored second moment, with the bounds and slots of torch.optim.Adafactor.
 

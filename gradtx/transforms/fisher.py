@@ -14,7 +14,10 @@ __all__ = ["scale_by_fadam"]
 
 
 @per_tensor(
-    needs=("params",), ranges={"clip": "(0, inf]", "p": "[0, inf)", "eps2": "[0, inf)"}, example={"weight_decay": 0.1}
+    needs=("params",),
+    ranges={"clip": "(0, inf]", "p": "[0, inf)", "eps2": "[0, inf)"},
+    example={"weight_decay": 0.1},
+    nonnegative=("fim",),
 )
 def scale_by_fadam(
     betas: Betas = (0.9, 0.999),

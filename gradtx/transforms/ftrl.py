@@ -25,6 +25,7 @@ FTRL_RANGES = {
     needs=("params",),
     owns_lr=True,
     ranges=FTRL_RANGES,
+    nonnegative=("n",),
 )
 def scale_by_ftrl(
     lr: Scalar = 1e-3,

@@ -12,7 +12,7 @@ from gradtx.transforms._math import adam_moments, norm, quotient, safe_sqrt
 __all__ = ["scale_by_adanorm", "scale_by_adasmooth"]
 
 
-@per_tensor(ranges={"r": "[0, 1)"})
+@per_tensor(ranges={"r": "[0, 1)"}, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
 def scale_by_adanorm(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-8,
@@ -76,7 +76,9 @@ def scale_by_adanorm(
     return init, update
 
 
-@per_tensor(elementwise=True, needs=("params",), ranges={"reset_every": "[1, inf)"})
+@per_tensor(
+    elementwise=True, needs=("params",), ranges={"reset_every": "[1, inf)"}, nonnegative=("abs_sum", "exp_avg_sq")
+)
 def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_every: int | None = None):
     r"""Divide by a root mean square that forgets fast where the weight moves straight, slowly where it oscillates.
 

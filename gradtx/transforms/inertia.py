@@ -11,7 +11,7 @@ from gradtx.transforms._math import quotient
 __all__ = ["scale_by_adai"]
 
 
-@per_tensor(elementwise=True, ranges={"dampening": "[0, 1]", "eps": "(0, 1)"})
+@per_tensor(elementwise=True, ranges={"dampening": "[0, 1]", "eps": "(0, 1)"}, nonnegative=("exp_avg_sq", "beta1_prod"))
 def scale_by_adai(betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Scalar = 1.0):
     r"""Average gradients with a separate inertia per entry, lower where gradients are large: Adai.
 

@@ -13,7 +13,7 @@ __all__ = ["scale_by_laprop"]
 CENTERED_AFTER = 10  # steps: before, the mean of the authors' code is too noisy to be subtracted
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
 def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: bool = False, centered: bool = False):
     r"""Average gradients that are divided by their root mean square: LaProp's direction.
 

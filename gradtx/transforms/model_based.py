@@ -142,6 +142,7 @@ def scale_by_momo(
     owns_lr=True,
     shared=_shared,
     agree=("betas", "lb", "use_fstar"),
+    nonnegative=("exp_avg_sq",),
 )
 def scale_by_momo_adam(
     lr: Scalar = 1e-2,

@@ -10,7 +10,7 @@ from gradtx.transforms._math import adam_moments, safe_sqrt
 __all__ = ["scale_by_nadam"]
 
 
-@per_tensor(ranges={"momentum_decay": "[0, inf)"}, elementwise=True)
+@per_tensor(ranges={"momentum_decay": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3):
     r"""Divide a gradient that looks one step of momentum ahead by its root mean square: NAdam's direction.
 

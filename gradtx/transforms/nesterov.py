@@ -11,7 +11,7 @@ from gradtx.transforms._math import safe_sqrt
 __all__ = ["scale_by_adan"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
     r"""Extrapolate the mean gradient by its mean change, and divide by the root mean square of the two: Adan.
 

@@ -61,7 +61,7 @@ def _neuron_norm(x: Tensor) -> Tensor:
     return x.abs() if x.ndim < 2 else unit_norm(x)
 
 
-@per_tensor(ranges={"beta": "[0, 1)"})
+@per_tensor(ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))
 def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
     r"""Divide the gradient of every neuron by a running norm of it, and restore the initial scale of the weights.
 

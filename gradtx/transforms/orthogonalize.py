@@ -1,4 +1,4 @@
-"""Replace the momentum of a matrix by the nearest orthogonal one: Muon, Polar Express, NorMuon."""
+"""Replace the momentum of a matrix by the nearest orthogonal one: Muon, Polar Express, NorMuon, AdaMuon."""
 
 from __future__ import annotations
 
@@ -8,41 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._messages import describe
+from gradtx._arguments import Scalar, is_off
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, mean, safe_sqrt
-from gradtx.transforms._matrix import newton_schulz
+from gradtx.transforms._matrix import STARTS, newton_schulz
+from gradtx.transforms._polynomials import NEWTON_SCHULZ, polynomials
 
-__all__ = ["normalize_neurons", "orthogonalize", "scale_by_shape"]
+__all__ = ["normalize_entries", "normalize_neurons", "orthogonalize", "scale_by_shape"]
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-def _polar_express() -> tuple[tuple[float, float, float], ...]:
-    """The polynomials of Polar Express (Amsel et al. 2025, arXiv:2505.16932), as published, made safe by 1.01."""
-    published = (
-        (8.28721201814563, -23.595886519098837, 17.300387312530933),
-        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-        (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-        (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-        (1.875, -1.25, 0.375),
-    )
-    shrunk = [_of_smaller(polynomial, 1.01) for polynomial in published[:-1]]
-    # The matrix itself is divided by 1.01 as well; an odd polynomial can do that.
-    return (_of_smaller(shrunk[0], 1.01), *shrunk[1:], published[-1])
-
-
-def _of_smaller(polynomial: tuple[float, float, float], by: float) -> tuple[float, float, float]:
-    """The odd polynomial of x / by."""
-    a, b, c = polynomial
-    return a / by, b / by**3, c / by**5
-
-
-POLAR_EXPRESS = _polar_express()
 _VIEWS = ("matrix", "batch", "flatten")
 
 
@@ -55,26 +28,21 @@ def _check_view(owner: str, view: str) -> None:
         raise ValueError(f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}")
 
 
-def polynomials_of(coefs: Any, steps: int) -> list[tuple[float, float, float]]:
-    """One polynomial a step; the last of a list is repeated."""
-    many = isinstance(coefs, tuple | list) and coefs and all(isinstance(item, tuple | list) for item in coefs)
-    found = [tuple(item) for item in coefs] if many else [coefs]
-    for polynomial in found:
-        numbers = isinstance(polynomial, tuple | list) and all(isinstance(item, float | int) for item in polynomial)
-        if not numbers or len(polynomial) != 3:
-            raise ValueError(
-                f"orthogonalize: coefs must be three plain numbers, or a tuple of such triples, got {describe(coefs)}"
-            )
-    return [tuple(map(float, found[min(i, len(found) - 1)])) for i in range(steps)]  # type: ignore[misc]
-
-
-@per_tensor(dims=_dims, ranges={"steps": "[0, 100)"}, example={"view": "batch"})
+@per_tensor(
+    dims=_dims,
+    ranges={"steps": "[0, 100)", "power_steps": "[1, inf)"},
+    static=("coefs",),
+    example={"view": "batch"},
+)
 def orthogonalize(
-    coefs: tuple[float, ...] | tuple[tuple[float, ...], ...] = NEWTON_SCHULZ,
-    steps: int = 5,
+    coefs: str | tuple[float, ...] | tuple[tuple[float, ...], ...] = NEWTON_SCHULZ,
+    steps: int | None = None,
     eps: Scalar = 1e-7,
     dtype: torch.dtype | None = None,
     view: str = "matrix",
+    start: str = "fro",
+    contra: Scalar = 0.0,
+    power_steps: int = 5,
 ):
     r"""Bring all singular values of a matrix near 1 by a Newton-Schulz iteration.
 
@@ -82,19 +50,39 @@ def orthogonalize(
     $A = X X^\top$, $X \leftarrow a X + (b A + c A^2) X$. The default polynomial rises steeply at 0 and leaves singular
     values between about 0.7 and 1.2.
 
+    The named sets, with the singular values that their steps make of those in [0.01, 1]:
+
+    | name | steps | range | source |
+    |---|---|---|---|
+    | "simple" | 5 | 0.68 to 1.13 | Jordan et al. 2024, the default |
+    | "quintic" | 5 | 0.98 to 1.03 | modded-nanogpt |
+    | "polar_express" | 5 | 0.87 to 1.12 | Amsel et al. 2025, arXiv:2505.16932 |
+    | "cans" | 5 | 0.88 to 1.12 | Grishina et al. 2025, arXiv:2506.10935; not in half precision |
+    | "deepseekv4" | 10 | 1.00 | DeepSeek-V4 |
+    | "cubic5" | 5, no others | 0.77 to 1.30 | arXiv:2606.00371; cubic polynomials |
+    | "newton_schulz" | 12 | 1.00 | the classical iteration of degree 5 |
+
     Args:
-        coefs: $(a, b, c)$, plain numbers, or one such triple a step, the last one repeated.
-        steps: Number of iterations, in [0, 100).
+        coefs: $(a, b, c)$, plain numbers, or one such triple a step, the last one repeated; or the name of a set.
+        steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
         eps: $\epsilon \ge 0$, the least norm divided by. Keep it above 0, for gradients of 0.
         dtype: Dtype of the iteration; None for the leaf's own dtype.
         view: "matrix" takes leaves of two dimensions; "batch" also leaves of more, whose last two are matrices;
             "flatten" reads those as (first dimension, all others).
+        start: What else divides $X$ in front, a tighter bound of its largest singular value: "fro" nothing;
+            "schatten4" $\lVert X X^\top \rVert_F^{1/2}$; "aol" row $i$ by $(\sum_j |X X^\top|_{ij})^{1/2}$, which also
+            changes the singular vectors.
+        contra: $k$ of Contra-Muon: from the result $X$, $k U / (2 \sigma)$ is taken away, with an estimate $\sigma$ of
+            the largest singular value of $U$, and the norm of $X$ is kept. Small singular values of $U$ then weigh
+            more; with a negative one less.
+        power_steps: Power iterations for $\sigma$, >= 1, from equal entries.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, `coefs` that are not triples, another `view`, a leaf that is not a matrix.
+        ValueError: numbers out of range, `coefs` that are neither triples nor a name, steps or a dtype that a set does
+            not take, another `view` or `start`, a leaf that is not a matrix.
         TypeError: a `dtype` that is not a floating-point one.
 
     Example:
@@ -104,32 +92,40 @@ def orthogonalize(
         tensor([[ 1.,  0.],
                 [ 0., -1.]])
 
-    Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325. Departures: none from
-    torch.optim.Muon, with dtype=torch.bfloat16.
+    Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325; "aol": Prach and Lampert 2022,
+    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16.
     """
     _check_view("orthogonalize", view)
+    if start not in STARTS:
+        raise ValueError(f"orthogonalize: start must be one of {', '.join(STARTS)}, got {start!r}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"orthogonalize: dtype must be a floating-point torch.dtype or None, got {dtype!r}")
-    polynomials = polynomials_of(coefs, steps)
+    iteration = polynomials("orthogonalize", coefs, steps, dtype)
 
     def update(update, state, param, ctx):
         x = update.flatten(1) if view == "flatten" else update
-        x = newton_schulz(x if dtype is None else x.to(dtype), polynomials, eps)
-        return x.to(update.dtype).reshape(update.shape), state
+        result = newton_schulz(x if dtype is None else x.to(dtype), iteration, eps, start).to(update.dtype)
+        if not is_off(contra):
+            result = _without_largest(result, x, contra, power_steps)
+        return result.reshape(update.shape), state
 
     return update
 
 
 @per_tensor(dims=_dims, ranges={"factor": "[0, inf)"}, example={"adjust": "match_rms_adamw", "view": "batch"})
 def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = "matrix"):
-    r"""Scale the update of a matrix by its number of rows and columns.
+    r"""Scale the update of a matrix by its number of rows $r$ and columns $c$.
 
-    $u \sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, or with "match_rms_adamw"
-    $u\, f \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$, which gives an orthogonal matrix the root mean square $f$ that
-    AdamW's updates have.
+    | adjust | factor |
+    |---|---|
+    | None or "original" | $\sqrt{\max(1, r/c)}$ |
+    | "spectral" | $\sqrt{r/c}$: an orthogonal matrix maps vectors of root mean square 1 to such vectors |
+    | "max_dim" | $\sqrt{\max(r, c)}$: an orthogonal matrix has the root mean square 1 |
+    | "match_rms_adamw" | $f \sqrt{\max(r, c)}$: it has the root mean square $f$ that AdamW's updates have |
+    | "none" | 1 |
 
     Args:
-        adjust: None or "original" for the first, "match_rms_adamw" for the second.
+        adjust: One of these.
         factor: $f \ge 0$.
         view: As in `orthogonalize`.
 
@@ -144,19 +140,51 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
         >>> tx.update({"tall": torch.ones(4, 1), "wide": torch.ones(1, 4)}, tx.init({}))[0]["tall"].T
         tensor([[2., 2., 2., 2.]])
 
-    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982. Departures: none from torch.optim.Muon.
+    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982; "spectral": Pethick et al. 2025,
+    arXiv:2502.07529. Departures: none from torch.optim.Muon. Other codes give other words: what NVIDIA
+    Emerging-Optimizers calls "spectral" is "max_dim" here, its "unit_rms_norm" is "spectral".
     """
     _check_view("scale_by_shape", view)
-    if adjust not in (None, "original", "match_rms_adamw"):
-        raise ValueError(f"scale_by_shape: adjust must be None, 'original' or 'match_rms_adamw', got {adjust!r}")
+    if adjust not in (None, *ADJUSTMENTS):
+        known = ", ".join(map(repr, ADJUSTMENTS[1:]))
+        raise ValueError(f"scale_by_shape: adjust must be None, 'original' or {known}, got {adjust!r}")
 
     def update(update, state, param, ctx):
         rows, columns = _matrix_shape(update, view)
         if adjust == "match_rms_adamw":
             return (factor * math.sqrt(max(rows, columns))) * update, state
-        return math.sqrt(max(1.0, rows / max(columns, 1))) * update, state
+        return shape_factor(adjust, rows, columns) * update, state
 
     return update
+
+
+ADJUSTMENTS = ("original", "spectral", "max_dim", "match_rms_adamw", "none")
+
+
+def shape_factor(adjust: str | None, rows: int, columns: int) -> float:
+    """The factor of `scale_by_shape` without one of the user's."""
+    if adjust == "none":
+        return 1.0
+    if adjust == "max_dim":
+        return math.sqrt(max(rows, columns))
+    ratio = rows / max(columns, 1)
+    return math.sqrt(ratio if adjust == "spectral" else max(1.0, ratio))
+
+
+def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) -> Tensor:
+    """`x` less half a share of a matrix whose largest singular value is brought to 1, with the norm of `x`."""
+    right = matrix.new_ones((*matrix.shape[:-2], matrix.shape[-1], 1)) / math.sqrt(max(matrix.shape[-1], 1))
+    for _ in range(power_steps):
+        left = _unit(matrix @ right)
+        right = _unit(matrix.mT @ left)
+    largest = at_least(_norms(matrix @ right), 1e-10)
+    difference = x - share / 2 * (matrix / largest)
+    return difference * (_norms(x) / at_least(_norms(difference), 1e-10))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Columns of norm 1; of 0 for those that are 0."""
+    return vectors / at_least(_norms(vectors), torch.finfo(vectors.dtype).tiny)
 
 
 def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
@@ -164,8 +192,8 @@ def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
     return rows, columns
 
 
-@per_tensor(ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
-def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
+@per_tensor(ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf))
+def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "rows", rms: Scalar | None = None):
     r"""Divide every row of a matrix by its running root mean square, and keep the norm of the matrix.
 
     $q_t = \beta q_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(u^2)$ from 0, $\tilde u = u / (\sqrt{q_t} + \epsilon)$, gives
@@ -174,13 +202,15 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
     Args:
         beta: $\beta$, in [0, 1).
         eps: $\epsilon \ge 0$. Keep it above 0, for rows of zeros.
+        axis: "rows", or "long" for the longer side: columns of a matrix that has more of them.
+        rms: The root mean square of the result, >= 0, in place of that of the matrix; None to keep the norm.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter with size 1 in the
-        last dimension.
+        last dimension, or where columns are divided in the one before it.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps, a leaf with fewer than two dimensions.
+        ValueError: numbers out of range, another `axis`, a leaf with fewer than two dimensions.
 
     Example:
         >>> tx = gradtx.normalize_neurons()
@@ -192,14 +222,74 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10):
     Source: Li et al. 2025, NorMuon, arXiv:2510.05491; the form is adam-atan2-pytorch 0.4.1's. Departures: none from
     that.
     """
+    if axis not in ("rows", "long"):
+        raise ValueError(f"normalize_neurons: axis must be 'rows' or 'long', got {axis!r}")
+
+    def averaged(x):
+        """The dimension over which the mean square is taken."""
+        return -2 if axis == "long" and x.shape[-2] < x.shape[-1] else -1
 
     def init(param):
-        return {"exp_avg_sq": param.new_zeros((*param.shape[:-1], 1))}
+        shape = list(param.shape)
+        shape[averaged(param)] = 1
+        return {"exp_avg_sq": param.new_zeros(shape)}
 
     def update(update, state, param, ctx):
-        square = beta * state["exp_avg_sq"] + (1 - beta) * mean(update.square(), -1, keepdim=True)
+        square = beta * state["exp_avg_sq"] + (1 - beta) * mean(update.square(), averaged(update), keepdim=True)
         scaled = update / (safe_sqrt(square) + eps)
-        return scaled * (_norms(update) / at_least(_norms(scaled), eps)), {"exp_avg_sq": square}
+        size = _norms(update) if rms is None else rms * math.sqrt(math.prod(update.shape[-2:]))
+        return scaled * (size / at_least(_norms(scaled), eps)), {"exp_avg_sq": square}
+
+    return init, update
+
+
+@per_tensor(ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
+def normalize_entries(
+    beta: Scalar = 0.999, eps: Scalar = 1e-8, correct_bias: bool = True, rescale: str | None = "sqrt_min"
+):
+    r"""Divide every entry of a matrix by its running root mean square, and set the norm of the matrix.
+
+    $v_t = \beta v_{t-1} + (1-\beta) u^2$ from 0, $d = u / (\sqrt{v_t / (1 - \beta^t)} + \epsilon)$, gives $d$, or
+    $d\, s / (\lVert d \rVert + \epsilon)$ with $s$ by `rescale`. The last two dimensions, $r \times c$, are the matrix.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        eps: $\epsilon \ge 0$.
+        correct_bias: Whether the average is freed of its bias.
+        rescale: "sqrt_min" is $s = \sqrt{\min(r, c)}$, the norm of an orthogonal matrix; "rms" is
+            $s = 0.2 \sqrt{r c}$; None leaves $d$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: numbers out of range, another `rescale`, a leaf with fewer than two dimensions.
+
+    Example:
+        >>> tx = gradtx.normalize_entries()
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> tx.update({"w": torch.tensor([[3.0, -4.0], [0.1, 8.0]])}, tx.init(params))[0]["w"]  # of norm sqrt(2)
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+
+    Source: Si et al. 2025, AdaMuon, arXiv:2507.11005, and the authors' code. Departures: none.
+    """
+    if rescale not in (None, "sqrt_min", "rms"):
+        raise ValueError(f"normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got {rescale!r}")
+
+    def init(param):
+        return {"exp_avg_sq": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        square = beta * state["exp_avg_sq"] + (1 - beta) * update.square()
+        corrected = square / ctx.bias_correction(beta) if correct_bias else square
+        scaled = update / (safe_sqrt(corrected) + eps)
+        new = {"exp_avg_sq": square}
+        if rescale is None:
+            return scaled, new
+        rows, columns = update.shape[-2:]
+        size = math.sqrt(min(rows, columns)) if rescale == "sqrt_min" else 0.2 * math.sqrt(rows * columns)
+        return scaled * (size / (_norms(scaled) + eps)), new
 
     return init, update
 

@@ -65,7 +65,9 @@ def scale_by_pnm(betas: Betas = (0.9, 1.0)):
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")})
+@per_tensor(
+    elementwise=True, ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")}, nonnegative=("exp_avg_sq", "max_exp_avg_sq")
+)
 def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgrad: bool = True):
     r"""Divide positive-negative momentum by the root mean square of the gradient: AdaPNM's direction.
 

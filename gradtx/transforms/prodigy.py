@@ -23,6 +23,7 @@ __all__ = ["scale_by_prodigy"]
     shared=lambda arguments: {"d": arguments["d0"], "d_max": arguments["d0"], "d_numerator": 0.0},
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
     ranges={**DADAPT_RANGES, "d_coef": "(0, inf)", "slice_p": "[1, inf)", "beta3": "[0, 1)", "eps": "(0, inf)"},
+    nonnegative=("exp_avg_sq",),
 )
 def scale_by_prodigy(
     lr: Scalar = 1.0,

@@ -48,7 +48,7 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"nus": NUS})
+@per_tensor(elementwise=True, ranges={"nus": NUS}, nonnegative=("exp_avg_sq",))
 def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: Scalar = 1e-8):
     r"""Mix both of Adam's averages with the gradient and its square: QHAdam's direction.
 

@@ -18,6 +18,7 @@ __all__ = ["scale_by_ranger21"]
     owns_lr=True,
     ranges={"beta0": "[0, 1]", "beta_softplus": "(0, inf)", "norm_loss_factor": "[0, inf)"},
     example={"lr": 0.1},
+    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
 )
 def scale_by_ranger21(
     lr: Scalar,

@@ -20,7 +20,7 @@ def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: boo
     return rate / ctx.bias_correction(beta1) * mean / torch.where(rectified, safe_sqrt(square) + eps, 1.0)
 
 
-@per_tensor(ranges={"rho_threshold": "[4, inf)"}, elementwise=True)
+@per_tensor(ranges={"rho_threshold": "[4, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_radam(
     betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, rho_threshold: Scalar = 5.0, degenerated_to_sgd: bool = True
 ):
@@ -71,7 +71,7 @@ def scale_by_radam(
     return init, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_var", "max_exp_avg_var"))
 def scale_by_belief(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-16,
@@ -132,7 +132,7 @@ def scale_by_belief(
     return init, update
 
 
-@per_tensor(ranges={"beta2": "[0, 1)"}, elementwise=True)
+@per_tensor(ranges={"beta2": "[0, 1)"}, elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
     r"""Divide by the root mean square of all gradients, once there are enough of them.
 

@@ -13,7 +13,13 @@ __all__ = ["scale_by_rprop"]
 ETAS = ("(0, 1)", "(1, inf)")
 
 
-@per_tensor(elementwise=True, owns_lr=True, ranges={"step_sizes": "[0, inf)", "etas": ETAS}, example={"lr": 0.15})
+@per_tensor(
+    elementwise=True,
+    owns_lr=True,
+    ranges={"step_sizes": "[0, inf)", "etas": ETAS},
+    example={"lr": 0.15},
+    nonnegative=("step_size",),
+)
 def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
     r"""Step by a size per weight that grows while the gradient keeps its sign and shrinks when it turns.
 

@@ -11,7 +11,7 @@ from gradtx.transforms._math import quotient, safe_sqrt
 __all__ = ["scale_by_kate"]
 
 
-@per_tensor(elementwise=True, ranges={"delta": "[0, inf)"})
+@per_tensor(elementwise=True, ranges={"delta": "[0, inf)"}, nonnegative=("b_sq", "m_sq"))
 def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
     r"""Divide by the sum of squared gradients, not by its root, and correct for the difference: KATE.
 

@@ -16,6 +16,7 @@ __all__ = ["scale_by_hessian", "scale_by_sophia"]
     elementwise=lambda arguments: not arguments["spatial_average"],
     needs=("hessian_diag",),
     ranges={"update_period": "[1, inf)", "hessian_power": "[0, 1]"},
+    nonnegative=("exp_hessian_diag_sq",),
 )
 def scale_by_hessian(
     betas: Betas = (0.9, 0.999),

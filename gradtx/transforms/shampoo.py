@@ -126,7 +126,9 @@ SCALABLE_RANGES = {
 }
 
 
-@per_tensor(needs=("params",), compiles=False, ranges=SCALABLE_RANGES, example=BLOCKS)
+@per_tensor(
+    needs=("params",), compiles=False, ranges=SCALABLE_RANGES, example=BLOCKS, nonnegative=("graft_statistics",)
+)
 def scale_by_scalable_shampoo(
     betas: Betas = (0.9, 0.999),
     moving_average_for_momentum: bool = False,

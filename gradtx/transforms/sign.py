@@ -52,23 +52,19 @@ def scale_by_lion(betas: Betas = (0.9, 0.99)):
 
 @per_tensor(elementwise=True)
 def scale_by_sign():
-    r"""Replace every entry by its sign: $u \mapsto \mathrm{sign}(u)$, with sign(0) = 0.
+    r"""Replace every entry by its sign: $u \mapsto \mathrm{sign}(u)$.
 
     Returns:
-        A transformation that keeps shapes and dtypes; no state.
+        A transformation that keeps shapes and dtypes; every entry becomes -1, 0 or 1. No state.
 
     Example:
-        >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.scale_by_sign())
-        >>> tx.update({"w": torch.tensor([2e-9, 0.0, -5.0])}, tx.init({"w": torch.zeros(3)}))[0]["w"]
+        >>> tx = gradtx.scale_by_sign()
+        >>> tx.update({"w": torch.tensor([2e-9, 0.0, -5.0])}, tx.init({}))[0]["w"]
         tensor([ 1.,  0., -1.])
 
     Source: Bernstein et al. 2018, signSGD, arXiv:1802.04434. Departures: none.
     """
-
-    def update(update, state, param, ctx):
-        return update.sign(), state
-
-    return update
+    return lambda update, state, param, ctx: (update.sign(), state)
 
 
 @per_tensor(elementwise=True)

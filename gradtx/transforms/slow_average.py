@@ -12,7 +12,7 @@ from gradtx.transforms._math import adam_moments, safe_sqrt
 __all__ = ["scale_by_ademamix", "scale_by_simplified_ademamix"]
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"})
+@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"}, nonnegative=("exp_avg_sq",))
 def scale_by_ademamix(betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, eps: Scalar = 1e-8):
     r"""Add a slow average of gradients to Adam's mean: AdEMAMix' direction.
 
@@ -59,7 +59,7 @@ def scale_by_ademamix(betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, 
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"})
+@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"}, nonnegative=("exp_avg_sq",))
 def scale_by_simplified_ademamix(
     betas: Betas = (0.99, 0.95),
     alpha: Scalar = 0.0,

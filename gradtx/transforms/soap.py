@@ -25,6 +25,7 @@ def _full_rank(arguments):
     compiles=False,
     ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"},
     example=EXAMPLE,
+    nonnegative=("exp_avg_sq",),
 )
 def scale_by_soap(
     betas: Betas = (0.95, 0.95),

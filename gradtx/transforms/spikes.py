@@ -24,7 +24,12 @@ def _cut(update: Tensor, square: Tensor, ctx: Any, threshold: Any, clip_after: i
     return torch.where(spike, update.sign() * safe_sqrt(threshold * square), update)
 
 
-@per_tensor(elementwise=True, ranges={**SPIKE_RANGES, "beta2": "[0, 1)"}, example={"every": 5, "clip_after": 1})
+@per_tensor(
+    elementwise=True,
+    ranges={**SPIKE_RANGES, "beta2": "[0, 1)"},
+    example={"every": 5, "clip_after": 1},
+    nonnegative=("exp_avg_sq",),
+)
 def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: int = 20, every: int = 500):
     r"""Cut entries whose square is many times its average: SPAM's clipping.
 
@@ -69,7 +74,7 @@ def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: i
     return init, update
 
 
-@per_tensor(elementwise=True, ranges=SPIKE_RANGES, example={"every": 5, "clip_after": 1})
+@per_tensor(elementwise=True, ranges=SPIKE_RANGES, example={"every": 5, "clip_after": 1}, nonnegative=("exp_avg_sq",))
 def scale_by_spam(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-6,

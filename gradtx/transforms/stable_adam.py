@@ -9,7 +9,9 @@ from gradtx.transforms._math import adam_moments, at_least, quotient, safe_sqrt
 __all__ = ["scale_by_stable_adam"]
 
 
-@per_tensor(needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",))
+@per_tensor(
+    needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",), nonnegative=("exp_avg_sq",)
+)
 def scale_by_stable_adam(betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
     r"""Shorten Adam's direction, its decay included, where gradients outgrow $v$: StableAdamW's direction.
 

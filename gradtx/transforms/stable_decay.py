@@ -14,7 +14,7 @@ def stable_decay(weight_decay, total):
     return weight_decay * safe_sqrt(quotient(total["count"], total["square"], total["square"] > 0))
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(elementwise=True, needs=("params",), nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
 def scale_by_adam_stable_decay(
     betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, weight_decay: Scalar = 1e-4, amsgrad: bool = False
 ):

@@ -17,6 +17,7 @@ __all__ = ["scale_by_swats"]
     shared={"count": 0.0, "rate_avg": 0.0, "sgd_rate": 0.0, "switched": 0.0},
     agree=("betas", "eps", "switch_tol"),
     ranges={"switch_tol": "[0, inf)"},
+    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
 )
 def scale_by_swats(
     lr: Scalar = 1e-3,

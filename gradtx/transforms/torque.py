@@ -71,7 +71,7 @@ def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar =
     return init, update
 
 
-@per_tensor(ranges=RANGES)
+@per_tensor(ranges=RANGES, nonnegative=("exp_avg_sq",))
 def scale_by_adatam(betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: Scalar = 1e-8):
     r"""Divide a torque-aware momentum by the root mean square of the gradients: AdaTAM's direction.
 

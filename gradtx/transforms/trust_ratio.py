@@ -104,7 +104,7 @@ def scale_by_lars(
     return update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_lamb(
     betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, bias_correction: bool = True, grad_averaging: bool = True
 ):

@@ -11,7 +11,7 @@ from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
 __all__ = ["scale_by_a2grad", "scale_by_msvag"]
 
 
-@per_tensor(ranges={"beta": "[0, 1)"}, elementwise=True)
+@per_tensor(ranges={"beta": "[0, 1)"}, elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_msvag(beta: Scalar = 0.9):
     r"""Shorten every entry of the mean gradient by the share of variance in its square.
 
@@ -60,6 +60,7 @@ def scale_by_msvag(beta: Scalar = 0.9):
     needs=("params",),
     owns_lr=True,
     ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"},
+    nonnegative=("v",),
 )
 def scale_by_a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5):
     r"""Accelerated gradient descent that damps its step by the deviation of gradients from their mean.

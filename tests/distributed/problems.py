@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 import gradtx
 from gradtx import chain
 from gradtx._sharding import local, rejoined
-from gradtx.optim.engine import planning
+from gradtx.optim.engine import compiled
 from tests.optim.chains import CHAINS as OF_ONE_PROCESS
 from tests.optim.chains import add_noise, gradient_ahead, scale_by_value
 
@@ -54,7 +54,7 @@ def engine(kind: str) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("error", "compile=True has no effect")
-        stack.enter_context(mock.patch.object(planning, "WIDTH", 2))
+        stack.enter_context(mock.patch.object(compiled, "WIDTH", 2))
         if kind == "traced":
             stack.enter_context(mock.patch.object(torch._inductor, "compile", lambda graph, arguments, options: graph))
         yield kind != "eager"

@@ -55,6 +55,8 @@ def run(tx, place, compile=False, names=tuple(SHAPES), steps=3):
         if "hessian_diag" in tx.needs:
             curved = {name: 0.5 + 0.6 * (2 * whole(param)).cos() for name, param in params.items()}
             extras["hessian_diag"] = {name: place(value) for name, value in curved.items()}
+        if "max_logits" in tx.needs:
+            extras["max_logits"] = {"layer": torch.tensor([150.0], dtype=torch.float64)}
         optimizer.step(closure, **extras)
     found = [[whole(param) for param in params.values()]]
     found.append([{key: whole(value) for key, value in optimizer.state[p].items()} for p in params.values()])

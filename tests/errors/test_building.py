@@ -124,11 +124,14 @@ BUILDING = {
         TypeError,
         lambda: gradtx.scale(1.0, state_dtype=torch.float32),
     ),
-    "adam: state_dtype must be a floating-point torch.dtype, got torch.int64": (
+    "adam: state_dtype must be a floating-point torch.dtype, got torch.int64; or a code, 'int8', 'int4', 'float8', "
+    "'bfloat16+8', 'bfloat16:stochastic', a Codec, or a dict slot pattern -> one of these": (
         TypeError,
         lambda: gradtx.adam(state_dtype=torch.int64),
     ),
-    "adam: state_dtype must be a floating-point torch.dtype, got 'float32'": (
+    "adam: state_dtype must be a floating-point torch.dtype, got 'float32'; did you mean 'float8'? or a code, "
+    "'int8', 'int4', 'float8', "
+    "'bfloat16+8', 'bfloat16:stochastic', a Codec, or a dict slot pattern -> one of these": (
         TypeError,
         lambda: gradtx.adam(state_dtype="float32"),
     ),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import planning
+from gradtx.optim.engine import compiled
 
 F64 = torch.float64
 each = pytest.mark.parametrize
@@ -22,7 +22,7 @@ def _uncompiled(request, monkeypatch):
 
 @pytest.fixture(name="real")
 def _real(monkeypatch):
-    monkeypatch.setattr(planning, "WIDTH", 1)  # small programs compile sooner
+    monkeypatch.setattr(compiled, "WIDTH", 1)  # small programs compile sooner
 
 
 def line(size, factor=1.0, dtype=F64):

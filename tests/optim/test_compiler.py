@@ -9,7 +9,7 @@ from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.exc import InductorError
 
 import gradtx
-from gradtx.optim.engine import inductor, planning
+from gradtx.optim.engine import compiled, inductor
 from tests.optim.problems import assert_close, descend, parameters
 
 ASKED = [cpu_vec_isa.valid_vec_isa_list, cpu_vec_isa.VecISA._VecISA__bool__impl]
@@ -27,7 +27,7 @@ def sgdp(compile):
 
 @pytest.fixture
 def compiled_equals_eager(monkeypatch):
-    monkeypatch.setattr(planning, "WIDTH", 1)  # small programs compile sooner
+    monkeypatch.setattr(compiled, "WIDTH", 1)  # small programs compile sooner
 
     def check():
         with torch._inductor.config.patch(force_disable_caches=True):

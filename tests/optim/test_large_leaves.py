@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim import _run
+from gradtx._lists import bundle as lists
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, saved_and_loaded, values
 
@@ -26,7 +26,7 @@ EXTRA = {
 @pytest.fixture
 def small_parts(monkeypatch):
     """Leaves of more than 4 entries count as large."""
-    monkeypatch.setattr(_run, "PART", 4)
+    monkeypatch.setattr(lists, "CHUNK", 4)
 
 
 @pytest.mark.parametrize("name", [*CHAINS, *EXTRA])
@@ -40,8 +40,8 @@ def test_steps_in_parts_equal_the_functional_loop(name, small_parts):
 @pytest.mark.parametrize("name", EXTRA)
 def test_state_of_a_step_in_parts_equals_that_of_a_step_in_one(name, monkeypatch):
     states = []
-    for size in (4, _run.PART):
-        monkeypatch.setattr(_run, "PART", size)
+    for size in (4, lists.CHUNK):
+        monkeypatch.setattr(lists, "CHUNK", size)
         params = parameters()
         optimizer = gradtx.as_optimizer(EXTRA[name], list(params.items()))
         descend(optimizer, params, 6)
@@ -68,11 +68,11 @@ def test_leaves_beyond_a_part_equal_the_functional_loop(dtype, tolerance):
     assert_close(params.values(), expected.values(), tolerance)
 
 
-def test_a_large_elementwise_chain_without_sums_equals_the_functional_loop_bit_for_bit():
+def test_a_large_elementwise_chain_equals_the_functional_loop_to_rounding():
     params = parameters(torch.float32, SHAPES)
     descend(gradtx.as_optimizer(gradtx.adamw(lr=0.01), list(params.items())), params, 2)
     expected, _ = functional(gradtx.adamw(lr=0.01), parameters(torch.float32, SHAPES), 2)
-    assert_equal(values(params), values(expected))
+    assert_close(params.values(), expected.values(), 3e-7)  # the adapter multiplies by the rate while it adds
 
 
 @pytest.mark.parametrize("strided", ["parameter", "gradient", "state"])

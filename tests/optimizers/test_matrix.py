@@ -54,13 +54,13 @@ def polar(steps):
 
 
 def muon(
-    s, t, g, p, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_coefficients=JORDAN, eps=1e-7, ns_steps=5,
-    adjust_lr_fn=None, ns_dtype=torch.bfloat16, flatten=False, fallback=None,
+    s, t, g, p, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_coefficients=JORDAN, eps=1e-7,
+    ns_steps=None, adjust_lr_fn=None, ns_dtype=torch.bfloat16, flatten=False, fallback=None, view="matrix",
 ):  # fmt: skip
     s.B = momentum * s.B + (1 - momentum) * g
     U = momentum * s.B + (1 - momentum) * g if nesterov else s.B
     U = U.reshape(p.shape[0], -1)
-    X = orthogonal(U, [ns_coefficients] * ns_steps, eps).reshape(p.shape)
+    X = orthogonal(U, [ns_coefficients] * (ns_steps or 5), eps).reshape(p.shape)
     rows, cols = U.shape
     r = 0.2 * math.sqrt(max(rows, cols)) if adjust_lr_fn == "match_rms_adamw" else math.sqrt(max(1, rows / cols))
     return p * (1 - lr * weight_decay) - lr * r * X
@@ -140,7 +140,89 @@ def test_muon_with_a_fallback_is_an_optimizer_whose_groups_name_both_rates():
     optimizer = gradtx.optim.Muon(params.values(), fallback=gradtx.adamw(lr=0.03))
     descend(optimizer, params, 3)
     assert [group["label"] for group in optimizer.param_groups] == ["muon", "fallback"]
-    assert {group["adamw.lr"] for group in optimizer.param_groups} == {0.03}
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 0.03]
+    assert ["momentum" in group for group in optimizer.param_groups] == [True, False]
+    assert ["amsgrad" in group for group in optimizer.param_groups] == [False, True]
+
+
+@pytest.mark.parametrize("rate", [0.02, gradtx.Schedule(lambda step: 0.02 + 0 * step)], ids=["number", "schedule"])
+def test_a_scheduler_drives_the_rate_of_the_fallback_too_each_from_its_own(rate):
+    params, split = parameters(), parameters()
+    fallback = gradtx.adamw(lr=0.03)
+    mixed = gradtx.optim.Muon(params.values(), lr=rate, ns_dtype=None, fallback=fallback)
+    if rate != 0.02:
+        mixed.expect_scheduler()
+    is_matrix = [p.ndim == 2 for p in split.values()]
+    ours = [p for p, matrix in zip(split.values(), is_matrix, strict=True) if matrix]
+    rest = [p for p, matrix in zip(split.values(), is_matrix, strict=True) if not matrix]
+    parts = [gradtx.optim.Muon(ours, lr=0.02, ns_dtype=None), gradtx.optim.AdamW(rest, lr=0.03)]
+    optimizers = [mixed, *parts]
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.5**step) for o in optimizers]
+    for step in range(4):
+        for p in (*params.values(), *split.values()):
+            p.grad = gradient(p, step)
+        for optimizer in optimizers:
+            optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert [group["lr"] for group in mixed.param_groups] == [0.02 / 16, 0.03 / 16]
+    assert_close(params.values(), split.values(), PUBLISHED)
+
+
+def test_in_groups_of_the_user_bare_names_are_muons_and_the_fallbacks_have_its_name():
+    params = list(parameters().values())
+    groups = [{"params": params[:3], "lr": 0.5, "adamw.lr": 0.25, "eps": 1e-3}, {"params": params[3:], "lr": 0.125}]
+    optimizer = gradtx.optim.Muon(groups, fallback=gradtx.adamw(lr=0.03))
+    rates = {(group["label"], group["lr"]) for group in optimizer.param_groups}
+    assert rates <= {("muon", 0.5), ("fallback", 0.25), ("muon", 0.125), ("fallback", 0.03)}
+    assert {group["eps"] for group in optimizer.param_groups if group["label"] == "fallback"} == {1e-8}
+
+
+def test_groups_with_a_fallback_that_0_1_saved_are_understood():
+    params = parameters()
+    optimizer = gradtx.optim.Muon(params.values(), lr=0.02, fallback=gradtx.adamw(lr=0.03))
+    descend(optimizer, params, 2)
+    saved = optimizer.state_dict()
+    muon, fallback = saved["param_groups"]
+    names = ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
+    of_muon = {name: muon[name] for name in names} | {"lr": 0.02 / 4}
+    of_adamw = {f"adamw.{name}": value for name, value in fallback.items() if name not in ("params", "label")}
+    old = [
+        {**group_names, **of_muon, **of_adamw, "adamw.lr": 0.03 / 4}
+        for group_names in ({key: group[key] for key in ("params", "label")} for group in (muon, fallback))
+    ]
+    optimizer.load_state_dict({**saved, "param_groups": old})
+    assert [group["lr"] for group in optimizer.param_groups] == [0.02 / 4, 0.03 / 4]
+
+
+@pytest.mark.parametrize("view", ["flatten", "batch"])
+def test_a_view_takes_kernels_too(view):
+    chained = gradtx.chain(
+        gradtx.trace_ema(0.95, nesterov=True),
+        gradtx.orthogonalize("cans", view=view),
+        gradtx.scale_by_shape("spectral", view=view),
+        gradtx.scale_by_learning_rate(0.02),
+    )
+    tx = gradtx.muon(0.02, 0.0, ns_coefficients="cans", adjust_lr_fn="spectral", ns_dtype=None, view=view)
+    without = ("bias", "scalar")
+    assert difference_of_weights(tx, chained, without=without) < PUBLISHED
+    with pytest.raises(ValueError, match="muon: flatten=True means view='flatten', got view='batch'"):
+        gradtx.muon(flatten=True, view="batch")
+
+
+def test_the_fallback_gets_what_the_view_does_not_take():
+    params = {"kernel": torch.ones(2, 2, 2), "bias": torch.ones(2)}
+    for view, labels in (("matrix", {"fallback"}), ("batch", {"muon", "fallback"})):
+        state = gradtx.muon(view=view, fallback=gradtx.sgd(momentum=0.9)).init(params)["partition"]
+        assert {label for label in state if any(key != "members" for key in state[label])} == labels
+
+
+def test_a_checkpoint_says_how_many_steps_none_stands_for_since_torch_needs_the_number():
+    weight = [torch.nn.Parameter(torch.ones(2, 2))]
+    for coefficients, steps in (((2.0, -1.5, 0.5), 5), ("deepseekv4", 10), ("newton_schulz", 12)):
+        optimizer = gradtx.optim.Muon(weight, ns_coefficients=coefficients)
+        assert optimizer.param_groups[0]["ns_steps"] is None
+        assert optimizer.state_dict()["param_groups"][0]["ns_steps"] == steps
 
 
 @pytest.mark.parametrize("name", ["kernel", "bias", "scalar"])

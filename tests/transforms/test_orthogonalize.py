@@ -14,7 +14,7 @@ def shape_scale(s, t, g, p, adjust=None, factor=0.2, view="matrix"):
     return g * (factor * math.sqrt(max(rows, cols)) if adjust == "match_rms_adamw" else math.sqrt(max(1, rows / cols)))
 
 
-def neurons(s, t, g, p, beta=0.95, eps=1e-10):
+def neurons(s, t, g, p, beta=0.95, eps=1e-10, axis="rows", rms=None):
     out = []
     matrices = g.reshape(-1, *g.shape[-2:])
     if t == 1:
@@ -22,7 +22,7 @@ def neurons(s, t, g, p, beta=0.95, eps=1e-10):
     for n, u in enumerate(matrices):
         s.q[n] = beta * s.q[n] + (1 - beta) * (u**2).mean(1)
         v = u / (s.q[n].sqrt() + eps)[:, None]
-        out.append(v * u.norm() / max(v.norm().item(), eps))
+        out.append(v * (u.norm() if rms is None else rms * math.sqrt(u.numel())) / max(v.norm().item(), eps))
     return torch.stack(out).reshape(g.shape)
 
 
@@ -57,6 +57,7 @@ def compare(tx, rule, **options):
         (gradtx.scale_by_shape, shape_scale, {"view": "flatten", "adjust": "match_rms_adamw", "factor": 0.7}),
         (gradtx.normalize_neurons, neurons, {}),
         (gradtx.normalize_neurons, neurons, {"beta": 0.3, "eps": 0.2}),
+        (gradtx.normalize_neurons, neurons, {"beta": 0.3, "rms": 0.4}),
     ],
     ids=named,
 )
@@ -82,6 +83,97 @@ def test_one_polynomial_step_equals_the_hand_computed_values():
 def test_each_step_has_its_polynomial_and_the_last_is_repeated():
     tx = gradtx.orthogonalize(((2.0, 0.0, 0.0), (3.0, 0.0, 0.0)), steps=4)
     assert first_update(tx, [[5.0]]) == [[pytest.approx(2 * 27.0)]]
+
+
+# Name -> (triples, steps), from the papers and codes.
+J = (3.4445, -4.7750, 2.0315)
+SETS = {
+    "simple": ([J], 5),
+    "quintic": (
+        [
+            (4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046),
+            (2.8366, -3.0525, 1.2012),
+        ],
+        5,
+    ),
+    "cans": (
+        [
+            (8.4703, -25.1081, 18.6293), (4.1828, -3.1087, 0.5806), (3.9619, -2.9541, 0.5630),
+            (3.2866, -2.4647, 0.5074), (2.2737, -1.6447, 0.4162),
+        ],
+        5,
+    ),
+    "deepseekv4": ([J] * 8 + [(2.0, -1.5, 0.5)], 10),
+    "cubic5": (
+        [
+            (3.3656576, -3.3420992, 0.0), (2.5744352, -1.4957376, 0.0), (2.5368962, -1.4312570, 0.0),
+            (2.4418906, -1.2764040, 0.0), (2.2230472, -0.9630650, 0.0),
+        ],
+        5,
+    ),
+    "newton_schulz": ([(2.0, -1.5, 0.5)], 12),
+}  # fmt: skip
+
+
+def orthogonal(x, triples, steps, start="fro"):
+    if x.shape[0] > x.shape[1]:
+        return orthogonal(x.T, triples, steps, start).T
+    x = x / x.norm()
+    if start == "schatten4":
+        x = x / (x @ x.T).norm().sqrt()
+    if start == "aol":
+        x = x / (x @ x.T).abs().sum(1, keepdim=True).sqrt()
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    for i in range(steps):
+        a, b, c = triples[min(i, len(triples) - 1)]
+        s = a * s + b * s**3 + c * s**5
+    return u @ torch.diag(s) @ v
+
+
+@pytest.mark.parametrize("start", ["fro", "schatten4", "aol"])
+@pytest.mark.parametrize("name", SETS)
+def test_a_named_set_is_its_polynomials_with_its_own_number_of_steps(name, start):
+    triples, steps = SETS[name]
+    for seed in (1, 2):
+        x = torch.randn(4, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for matrix in (x, x.T):
+            tx = gradtx.orthogonalize(name, start=start)
+            result = torch.tensor(first_update(tx, matrix.tolist()), dtype=torch.float64)
+            expected = orthogonal(matrix, triples, steps, start)
+            torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+    again = gradtx.orthogonalize(tuple(triples), steps, start=start)
+    assert first_update(again, x.tolist()) == first_update(gradtx.orthogonalize(name, start=start), x.tolist())
+
+
+def test_steps_beyond_a_set_repeat_its_last_polynomial():
+    x = WIDE
+    result = torch.tensor(first_update(gradtx.orthogonalize("quintic", 7), x.tolist()), dtype=torch.float64)
+    torch.testing.assert_close(result, orthogonal(x, SETS["quintic"][0], 7), rtol=1e-10, atol=1e-10)
+    named = first_update(gradtx.orthogonalize("polar_express", 8), x.tolist())
+    assert torch.linalg.svdvals(torch.tensor(named)).sub(1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("start", ["fro", "schatten4", "aol"])
+def test_matrices_of_zeros_and_of_rank_one_stay_finite(start):
+    tx = gradtx.orthogonalize("quintic", start=start)
+    assert first_update(tx, [[0.0, 0.0], [0.0, 0.0]]) == [[0.0, 0.0], [0.0, 0.0]]
+    update = torch.tensor(first_update(tx, [[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
+    assert update[1].abs().max() == 0
+    assert abs(update.norm() - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("adjust", "tall", "wide"),
+    [
+        (None, 2.0, 1.0), ("original", 2.0, 1.0), ("spectral", 2.0, 0.5), ("max_dim", math.sqrt(8), math.sqrt(8)),
+        ("match_rms_adamw", 0.2 * math.sqrt(8), 0.2 * math.sqrt(8)), ("none", 1.0, 1.0),
+    ],
+)  # fmt: skip
+def test_each_name_of_a_shape_scale(adjust, tall, wide):
+    tx = gradtx.scale_by_shape(adjust)
+    grads = {"tall": torch.ones(8, 2, dtype=torch.float64), "wide": torch.ones(2, 8, dtype=torch.float64)}
+    updates, _ = tx.update(grads, tx.init(grads))
+    assert [updates[name][0, 0].item() for name in ("tall", "wide")] == pytest.approx([tall, wide], rel=1e-15)
 
 
 def test_a_transposed_matrix_gives_the_transposed_update():
@@ -127,9 +219,14 @@ def test_a_vector_is_an_error_that_names_it_at_init_and_at_update(make):
     [
         (lambda: gradtx.orthogonalize((1.0, 2.0)), "coefs must be three plain numbers"),
         (lambda: gradtx.orthogonalize(((1.0, 2.0, 3.0), (1.0,))), "coefs must be three plain numbers"),
+        (lambda: gradtx.orthogonalize("aol"), "coefs must be one of simple, quintic, .*, got 'aol'"),
+        (lambda: gradtx.orthogonalize("cubic5", 6), "coefs='cubic5' are made for steps=5, got 6"),
+        (lambda: gradtx.orthogonalize("cans", dtype=torch.bfloat16), "coefs='cans' overflow in torch.bfloat16"),
+        (lambda: gradtx.muon(ns_coefficients="cans"), "muon: .*coefs='cans' overflow in torch.bfloat16"),
+        (lambda: gradtx.orthogonalize(start="svd"), "start must be one of fro, schatten4, aol, got 'svd'"),
         (lambda: gradtx.orthogonalize(view="rows"), "view must be 'matrix', 'batch' or 'flatten', got 'rows'"),
         (lambda: gradtx.orthogonalize(steps=100), r"steps must be in \[0, 100\), got 100"),
-        (lambda: gradtx.scale_by_shape("other"), "adjust must be None, 'original' or 'match_rms_adamw', got 'other'"),
+        (lambda: gradtx.scale_by_shape("other"), "adjust must be None, 'original' or 'spectral', .*, got 'other'"),
         (lambda: gradtx.scale_by_shape(factor=-1.0), r"factor must be in \[0, inf\), got -1.0"),
         (lambda: gradtx.normalize_neurons(beta=1.0), r"beta must be in \[0, 1\), got 1.0"),
     ],

@@ -50,7 +50,7 @@ def test_a_negative_rate_never_switches():
 def test_without_a_slope_the_average_rate_stays_and_nothing_switches():
     tx = gradtx.scale_by_swats(1.0, BETAS, eps=0.0, switch_tol=1e9)
     _, numbers, _ = run_with(tx, 2.0, 0.0)
-    assert numbers[1] == numbers[0] == (0.25, 0.5, 0.0)
+    assert numbers[1] == numbers[0] == pytest.approx((0.25, 0.5, 0.0), abs=1e-15)
 
 
 def test_the_tolerance_is_eps_unless_it_is_given():

@@ -1,20 +1,17 @@
-"""The compiled engine: leaves in bundles, each updated in place by one program that all bundles of a kind share.
+"""The engines: leaves in bundles, which programs update in place.
 
 A bundle takes the place of its leaves in `execute`. A program depends on structure only: a chain's static options, the
-slots there are, dtypes, and which sizes are 1. All else is an argument, so that no number, schedule, group or missing
-gradient compiles anything twice.
+slots there are, and dtypes. All else is an argument, so that no number, schedule, group or missing gradient makes
+another program.
 
-- `planning` sorts the leaves of a step into bundles, and keeps the plan as long as it holds.
-- `bundle` holds the arguments of a program for some leaves, and runs it as operations of the core.
-- `trace` records the core itself, run on stand-ins with symbolic sizes.
-- `hoist` takes computations of numbers out of the traced graphs.
-- `compiler` compiles these graphs by a backend: a function `(graph, examples, options) -> callable`.
-- `inductor` is the backend that calls torch's compiler.
-
-gradtx imports this package when an optimizer is made with `compile=`.
+- `base` sorts the leaves of a step into bundles, and keeps the plan as long as it holds.
+- `trace` has the core itself as a function of flat arguments, which engines trace.
+- `lists` runs programs over lists of leaves, by `gradtx._lists`. It is what optimizers use by default.
+- `compiled` compiles programs for bundles of eight leaves, if `compile=` asks for it. Its parts: `bundle` holds the
+  arguments, `hoist` takes computations of numbers out of the traced graphs, `compiler` compiles by a backend, a
+  function `(graph, examples, options) -> callable`, and `inductor` is the backend that calls torch's compiler.
 """
 
-from gradtx.optim.engine.inductor import compiler_options
-from gradtx.optim.engine.planning import Engine
+from gradtx.optim.engine.base import Engine
 
-__all__ = ["Engine", "compiler_options"]
+__all__ = ["Engine"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from gradtx._sharding import local
@@ -27,6 +30,20 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     if tensor.stride() == local(like).stride() and _is_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     raise OddTensorError
+
+
+def lengths_like(tensors: Sequence[Tensor], param: Tensor, length: int) -> list[int]:
+    """The lengths of flat tensors of another leaf, whose parameter has about `length` entries.
+
+    Tensors are as long as the parameter, apart from those of coded slots: codes may share a byte, a scale is that of a
+    block. Then the parameter has so many times the entries of the longest block.
+    """
+    vectors = [tensor for tensor in tensors if tensor.ndim]
+    shortest = min(vectors, key=torch.numel)
+    if shortest.numel() == param.numel():
+        return [length] * len(tensors)
+    entries = length * (param.numel() // shortest.numel())
+    return [entries * tensor.numel() // param.numel() for tensor in tensors]
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from gradtx._sharding import local
 from gradtx.optim._member import Member
 from gradtx.optim._request import Trees
 from gradtx.optim._run import OptimizerRun
-from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.alias import OddTensorError, alias, lengths_like
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
 
@@ -83,8 +83,8 @@ class Bundle:
         like = self.arguments(trees)[1 : self._per_leaf]
         for i in range(len(self.members), self.signature.width):
             self._template.append(flag(self.device, False))
-            for tensor in like:
-                padding = torch.zeros_like(tensor) if tensor.ndim == 0 else tensor.new_zeros(5 + i)
+            for tensor, length in zip(like, lengths_like(like, like[0], 5 + i), strict=True):
+                padding = torch.zeros_like(tensor) if tensor.ndim == 0 else tensor.new_zeros(length)
                 self._template.append(padding)
 
     def arguments(self, trees: Trees) -> list[Tensor]:

@@ -70,12 +70,11 @@ class Plan:
         )
 
 
-def fingerprint_of(request: StepRequest) -> tuple[Any, ...]:
+def fingerprint_of(request: StepRequest, members: list[Member]) -> tuple[Any, ...]:
     """All that a plan depends on, except where tensors are.
 
     Of counts, only which members have equal ones.
     """
-    members = request.members
     counts = [member.count for member in members]
     ranks = {count: rank for rank, count in enumerate(dict.fromkeys(counts))}
     trees: dict[str, Any] = {}

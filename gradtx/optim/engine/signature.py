@@ -20,13 +20,12 @@ class LeafKind:
 
     Attributes:
         flat: Whether they are passed as flat aliases of their memory.
-        held: Dtype, device and which sizes are 1, of the parameter and each slot.
+        held: The traits of parameter and slots that a program depends on: dtype, device, and more for some engines.
         read: Dtype and device of the gradient and each extra by leaf.
         by_leaf: The names of extras by leaf.
         choices: The decisions of selectors.
         layout: Where slots and shared values are in the state.
         width: How many leaves a program takes.
-        large: Whether they are worth several threads.
     """
 
     flat: bool
@@ -36,7 +35,6 @@ class LeafKind:
     choices: tuple[Any, ...]
     layout: str
     width: int
-    large: bool
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Signature:
 
     The flat arguments are: the number of this step; the count that schedules follow; under a GradScaler its two
     numbers; hyperparameters; shared values; 0-d extras; totals of earlier passes. Then for each leaf: whether it is
-    real (the last bundle is padded), parameter, slots, gradient, extras.
+    real (if the last bundle is padded), parameter, slots, gradient, extras.
 
     Attributes:
         layout: Where the state of a leaf keeps its slots.
@@ -58,6 +56,7 @@ class Signature:
         known_extras: The extras that some link declares.
         width: How many leaves there are.
         scaled: Whether a GradScaler is at work.
+        padded: Whether padding may stand for leaves, so that each says whether it is real.
     """
 
     layout: Layout
@@ -70,6 +69,7 @@ class Signature:
     known_extras: Any
     width: int
     scaled: bool
+    padded: bool = True
 
     @classmethod
     def of(

@@ -7,8 +7,8 @@ passes but the last compute only their sums.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
+from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
 from gradtx._runs import Run, memory_of
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
@@ -25,35 +26,7 @@ from gradtx.optim.engine.compiler import Compiler
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
 from gradtx.optim.engine.signature import Signature
 
-Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier pass
 MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
-
-
-@dataclass
-class PassResult:
-    """The outcome of a pass.
-
-    Attributes:
-        outputs: Sums over the leaves of the bundle, or new shared values.
-        names: The name of each output.
-        operation: The operation that waits for the sums; None at the end, when all is written.
-    """
-
-    outputs: list[Tensor]
-    names: tuple[Any, ...]
-    operation: Operation | None
-
-
-RunPass: TypeAlias = Callable[[list[Tensor]], PassResult]
-
-
-class AwaitedSumError(Exception):
-    """A pass has come to a sum whose total is not known yet."""
-
-    def __init__(self, operation: Operation, sums: dict[str, Tensor]):
-        super().__init__(operation.path)
-        self.operation = operation
-        self.sums = sums
 
 
 class TracedRun(Run):
@@ -62,7 +35,7 @@ class TracedRun(Run):
     Attributes:
         old: The old shared values, by stage.
         totals: The totals of earlier passes, in order.
-        real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums.
+        real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
     """
 
     def __init__(self, signature: Signature, device: torch.device):
@@ -93,17 +66,19 @@ class TracedRun(Run):
 
     def copied(self, leaf: Leaf, value: Tensor) -> Tensor:
         """The same numbers in other memory. Compilers remove a clone, and with it the order of writes."""
+        if leaf.name not in self.real:
+            return value.clone()
         return torch.where(self.real[leaf.name], value, value.new_zeros(()))
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         if self.totals:
             return self.totals.pop(0)
         real_terms: list[tuple[Leaf, dict[str, Tensor]]] = []
-        for leaf, terms in waiting:
+        for leaf, terms in waiting if self.real else ():
             real = self.real[leaf.name]
             of_leaf = {name: torch.where(real, term, 0.0) for name, term in terms.items()}
             real_terms.append((leaf, of_leaf))
-        raise AwaitedSumError(operation, operation.combine(real_terms))
+        raise AwaitedSumError(operation, operation.combine(real_terms or waiting))
 
 
 class BundleFunction:
@@ -115,17 +90,17 @@ class BundleFunction:
     """
 
     def __init__(self, signature: Signature, make_chain: MakeChain):
-        self._signature = signature
+        self.signature = signature
         self._make_chain = make_chain
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
         """Run up to the first sum whose total is not among the arguments; `known` names those that are."""
         given = iter(arguments)
-        run = TracedRun(self._signature, arguments[-1].device)
+        run = TracedRun(self.signature, arguments[-1].device)
         leaves = self._leaves(run, given, known)
         taken: set[Any] = set()
         for leaf in leaves:
-            extras = [leaf.extras[name] for name in self._signature.by_leaf]
+            extras = [leaf.extras[name] for name in self.signature.by_leaf]
             taken.update(map(memory_of, (*leaf.given, *leaf.state.values(), *extras)))
         try:
             execute(leaves, _ignore)
@@ -134,8 +109,8 @@ class BundleFunction:
         for commit in reversed(run.commits):
             commit()
         shared = self._new_shared(run)
-        _write(run, leaves, taken)
-        return PassResult(list(shared.values()), tuple(shared), None)
+        write = functools.partial(_write, run, leaves, taken)
+        return PassResult(list(shared.values()), tuple(shared), None, write)
 
     def _leaves(
         self,
@@ -144,7 +119,7 @@ class BundleFunction:
         known: Names,
     ) -> list[Leaf]:
         """Leaves made of the arguments, with their programs."""
-        signature = self._signature
+        signature = self.signature
         step, count = next(given), next(given)
         scaling = Scaling(next(given), next(given)) if signature.scaled else None
         chain = self._make_chain([next(given) for _ in range(signature.numbers)])
@@ -172,8 +147,9 @@ class BundleFunction:
         scalars: dict[str, Any],
         given: Iterator[Tensor],
     ) -> Leaf:
-        signature = self._signature
-        run.real[name] = next(given)
+        signature = self.signature
+        if signature.padded:
+            run.real[name] = next(given)
         param = next(given)
         state = {key: next(given) for key in signature.slots}
         gradient = next(given)
@@ -190,7 +166,7 @@ class BundleFunction:
         shared: dict[tuple[Path, str], Tensor] = {}
         for path, values in run.new_shared.items():
             for name, value in values.items():
-                if (path, name) in self._signature.shared:
+                if (path, name) in self.signature.shared:
                     shared[path, name] = value.clone()
         return shared
 
@@ -275,6 +251,7 @@ class TracedPass:
 
         def traced(*arguments: Tensor) -> list[Tensor]:
             result = run(list(arguments))
+            result.write()
             self.names = result.names
             self.operation = result.operation
             self.sums = result.outputs if result.operation is not None else []
@@ -344,6 +321,7 @@ class DynamoPass:
         self._run = run
         self._examples = [*common, *leaves]
         result = run(self._copies())  # an eager call gives the structure of the result
+        result.write()
         self.names = result.names
         self.operation = result.operation
         self.sums = result.outputs if result.operation is not None else []
@@ -360,7 +338,9 @@ class DynamoPass:
         """Compile by calling once; the backend is torch's, which takes functions."""
 
         def function(arguments: list[Tensor]) -> list[Tensor]:
-            return self._run(arguments).outputs
+            result = self._run(arguments)
+            result.write()
+            return result.outputs
 
         self._compiled = _torch.compile_function(function, compiler.options)
         with torch.no_grad():
@@ -390,17 +370,7 @@ class BundleProgram:
         common: list[Tensor],
         leaves: list[Tensor],
     ):
-        self.passes: list[ProgramPass] = []
-        known: Names = ()
-        totals: list[Tensor] = []
-        while True:
-            next_pass = _make_pass(function, known, [*common, *totals], leaves)
-            self.passes.append(next_pass)
-            if next_pass.operation is None:
-                break
-            known = (*known, next_pass.names)
-            for total in next_pass.sums:
-                totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
+        self.passes = passes_of(function, common, leaves, _make_pass)
 
     def fits(self, leaves: list[Tensor]) -> bool:
         return all(each.fits(leaves) for each in self.passes)
@@ -410,15 +380,7 @@ class BundleProgram:
             each.compile(compiler)
 
 
-def _make_pass(
-    function: BundleFunction,
-    known: Names,
-    common: list[Tensor],
-    leaves: list[Tensor],
-) -> ProgramPass:
-    def run(arguments: list[Tensor]) -> PassResult:
-        return function(arguments, known)
-
+def _make_pass(run: RunPass, common: list[Tensor], leaves: list[Tensor]) -> ProgramPass:
     try:
         return TracedPass(run, common, leaves)
     except _torch.TracingUnavailableError:

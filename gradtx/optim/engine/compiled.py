@@ -1,4 +1,4 @@
-"""Sorts the leaves of a step into bundles, and finds or compiles the programs that these go through."""
+"""The engine that compiles: it makes bundles of a fixed number of leaves, and finds or compiles their programs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from gradtx._exact import exact
-from gradtx._execution import FROZEN, Leaf
+from gradtx._execution import Leaf
 from gradtx._sharding import is_sharded
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim._scaling import Count, next_number, on_device
-from gradtx.optim._warnings import warn_user
-from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.alias import lengths_like
+from gradtx.optim.engine.base import Engine, Pairs, UnsuitableError, slots_are_shaped_as
 from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.compiler import Backend, Compiler
 from gradtx.optim.engine.inductor import compile_with_inductor
-from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
+from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, BundleProgram
 
@@ -34,25 +34,20 @@ PATIENCE = 3.0  # seconds of compiling after which a line is logged
 COMPILING = threading.RLock()  # torch's tracer patches global names while it works
 
 
-class CompilationError(Exception):
+class CompilationError(UnsuitableError):
     """A chain can't be traced or compiled; the cause says why."""
 
 
-class Engine:
-    """Runs steps through compiled programs, which it keeps, together with the plan of the last step.
+class CompiledEngine(Engine):
+    """Runs steps through compiled programs, which it keeps.
 
     Args:
         options: Options of the backend.
         backend: The way of running programs.
-
-    Attributes:
-        plan: The plan of the last step.
-        failed: Whether it has given up, so that all steps are eager.
     """
 
     def __init__(self, options: Mapping[str, Any], backend: Backend = compile_with_inductor):
-        self.plan: Plan | None = None
-        self.failed = False
+        super().__init__()
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, list[BundleProgram]] = {}
@@ -62,7 +57,7 @@ class Engine:
         self._reported: set[str] = set()  # the stages of which was said that they are not compiled
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Engine, (self._options, self._backend)  # programs are compiled again where they are needed
+        return CompiledEngine, (self._options, self._backend)  # programs are compiled again where they are needed
 
     @property
     def programs(self) -> list[BundleProgram]:
@@ -71,34 +66,6 @@ class Engine:
         for alike in self._programs.values():
             programs.extend(alike)
         return programs
-
-    def bundles(self, request: StepRequest) -> tuple[list[Bundle], list[Member]]:
-        """The bundles of a step, ready to run, and the members that step eagerly."""
-        if self.failed or not request.members:
-            return [], request.members
-        fingerprint = fingerprint_of(request)
-        plan = self.plan
-        known = plan is not None and plan.holds_for(fingerprint)
-        leaves = [] if known else request.leaves_of(request.members)  # raises if the step is wrong, as without engine
-        try:
-            if plan is None or not known:
-                plan = self.plan = self._planned(fingerprint, leaves, request)
-            self._begin(plan, request)
-        except CompilationError as error:
-            self._give_up(error.__cause__ or error, logging.DEBUG)
-            return [], request.members
-        except Exception as error:  # a fault of ours: training goes on, but the traceback is logged
-            self._give_up(error, logging.ERROR)
-            return [], request.members
-        return plan.bundles, plan.rest
-
-    def _give_up(self, error: BaseException, level: int) -> None:
-        self.failed = True
-        self.plan = None
-        logger.log(level, "steps run eagerly from here on", exc_info=error)
-        reason = next(iter(str(error).strip().splitlines()), "")
-        message = f"compile=True has no effect, steps run eagerly: {type(error).__name__}: {reason}"
-        warn_user(message, RuntimeWarning)
 
     # The arguments of a step.
 
@@ -154,57 +121,29 @@ class Engine:
 
     # Planning.
 
-    def _planned(
-        self,
-        fingerprint: Any,
-        leaves: list[Leaf],
-        request: StepRequest,
-    ) -> Plan:
-        alike: dict[Any, list[tuple[Member, Leaf]]] = {}
-        rest: list[Member] = []
-        shared = overlapping(request.members)
-        for member, leaf in zip(request.members, leaves, strict=True):
-            kind = None if id(member) in shared else self._kind(member, leaf, request)
-            if kind is None:
-                rest.append(member)
-            else:
-                alike.setdefault((member.group, member.count, kind), []).append((member, leaf))
+    def _consequence(self) -> str:
+        return "compile=True has no effect, steps run eagerly"
+
+    def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
+        pairs.sort(key=_largest_first)  # compilers look at the first sizes they see
         bundles: list[Bundle] = []
-        for (_, _, kind), pairs in alike.items():
-            pairs.sort(key=_largest_first)  # compilers look at the first sizes they see
-            for start in range(0, len(pairs), kind.width):
-                members = [member for member, _ in pairs[start : start + kind.width]]
-                bundle = self._bundle(members, pairs[start][1], kind, request)
-                if bundle is None:
-                    rest.extend(members)
-                else:
-                    bundles.append(bundle)
-        return Plan(fingerprint, request.members, bundles, rest)
+        for start in range(0, len(pairs), kind.width):
+            members = [member for member, _ in pairs[start : start + kind.width]]
+            bundle = self._bundle(members, pairs[start][1], kind, request)
+            if bundle is not None:
+                bundles.append(bundle)
+        return bundles
 
-    def _kind(self, member: Member, leaf: Leaf, request: StepRequest) -> LeafKind | None:
-        """The kind of a leaf; None if it steps eagerly."""
-        param, layout = member.param, member.layout
-        assert layout is not None
-        if not _takes_part(param, leaf) or not self._compiles(leaf):
-            return None
-        flat = _is_flat(member, leaf)
-        held = _aliases(member, flat)
-        if held is None:
-            return None
-        by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
-        read: list[Any] = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
-        return LeafKind(
-            flat=flat,
-            held=tuple(map(_traits_of_held, held)),
-            read=tuple(map(_traits_of_read, read)),
-            by_leaf=tuple(by_leaf),
-            choices=tuple(sorted(member.choices.items())),
-            layout=repr((layout.slots, layout.shared)),
-            width=WIDTH if flat or _can_be_padded(member, held[0]) else 1,
-            large=flat and held[0].numel() >= LARGE,
-        )
+    def _width(self, member: Member, flat: bool) -> int:
+        return WIDTH if flat or _can_be_padded(member) else 1
 
-    def _compiles(self, leaf: Leaf) -> bool:
+    def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+        if tensors[0].numel() <= 1:
+            return None  # for sizes 0 and 1 compilers make other programs
+        is_large = flat and tensors[0].numel() >= LARGE
+        return is_large, *map(_traits_of_held, tensors)
+
+    def _takes(self, leaf: Leaf) -> bool:
         for operation in leaf.program:
             if not operation.compiles:
                 stage = ".".join(operation.path)
@@ -283,52 +222,9 @@ def _largest_first(pair: tuple[Member, Leaf]) -> int:
     return -pair[0].param.numel()
 
 
-def _takes_part(param: Tensor, leaf: Leaf) -> bool:
-    """Whether a leaf is updated by a gradient of its shape."""
-    return param.grad is not None and param.grad.shape == param.shape and FROZEN not in leaf.program
-
-
-def _can_be_padded(member: Member, param: Tensor) -> bool:
+def _can_be_padded(member: Member) -> bool:
     """Whether leaves that are no flat aliases fit into one bundle: vectors, with slots of their length."""
-    return param.ndim <= 1 and _slots_are_shaped_as(member)
-
-
-def _is_flat(member: Member, leaf: Leaf) -> bool:
-    """Whether a leaf may be passed as a vector: all is elementwise, and slots are numbers or shaped as the leaf."""
-    for operation in leaf.program:
-        if not operation.elementwise:
-            return False
-    return _slots_are_shaped_as(member)
-
-
-def _slots_are_shaped_as(member: Member) -> bool:
-    """Whether every slot is a number or shaped as its parameter: then padding of any length stands for a leaf."""
-    assert member.layout is not None
-    return all(member.state[key].shape in (member.param.shape, ()) for key in member.layout.slot_keys)
-
-
-def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
-    """Aliases of a parameter and its slots; None if a program can't take or write them."""
-    assert member.layout is not None
-    param = member.param
-    if not flat and is_sharded(param):
-        return None  # a reduction over a shard is not the reduction over the whole
-    try:
-        tensors = [alias(param, param, flat)]
-        for key in member.layout.slot_keys:
-            tensors.append(alias(member.state[key], param, flat))
-    except OddTensorError:
-        return None
-    if tensors[0].numel() <= 1:
-        return None  # for sizes 0 and 1 compilers make other programs
-    return tensors if _are_writable([*tensors, member.state["step"]]) else None
-
-
-def _are_writable(tensors: list[Tensor]) -> bool:
-    """Whether tensors can be written in place: inference tensors only in inference mode."""
-    if torch.is_inference_mode_enabled():
-        return True
-    return not any(tensor.is_inference() for tensor in tensors)
+    return member.param.ndim <= 1 and slots_are_shaped_as(member)
 
 
 def _traits_of_held(tensor: Tensor) -> tuple[Any, ...]:
@@ -336,20 +232,19 @@ def _traits_of_held(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape)
 
 
-def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:
-    """Dtype and device: sizes are those of the parameter."""
-    return tensor.dtype, tensor.device
-
-
 def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
     """Arguments of leaves, with lengths that tell the compiler whether threads are worth it."""
     if not kind.flat:
         return tensors
     per_leaf = len(tensors) // kind.width
-    length = 4 * LARGE if kind.large else 64
+    is_large, *_ = kind.held
+    length = 4 * LARGE if is_large else 64
     examples: list[Tensor] = []
-    for i, tensor in enumerate(tensors):
-        examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(length + i // per_leaf))
+    for start in range(0, len(tensors), per_leaf):
+        of_leaf = tensors[start : start + per_leaf]
+        lengths = lengths_like(of_leaf, of_leaf[1], length + start // per_leaf)
+        for tensor, entries in zip(of_leaf, lengths, strict=True):
+            examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(entries))
     return examples
 
 

@@ -1,0 +1,95 @@
+"""Saved slots in another form: values for a run that codes them, codes for a run that keeps values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._sharding import local
+from gradtx._storage import packed, unpacked
+from gradtx.codes import CODES, KEY, SCALE, Codec
+
+SUFFIXES = (SCALE, KEY, "error")
+
+
+def converted(
+    saved: Mapping[str, Any], first: Mapping[str, Tensor], shape: torch.Size, codes: Mapping[str, Codec] | None = None
+) -> dict[str, Any]:
+    """A saved entry with the slots of `first`: values are coded, codes are decoded, all else is left as it is.
+
+    Args:
+        saved: The tensors of a leaf by slot, from a run with any `state_dtype`.
+        first: Those of this run.
+        shape: The shape of the leaf.
+        codes: The codes of this run's slots, where they are known; built-in ones are recognized.
+    """
+    entry = dict(saved)
+    for slot, like in first.items():
+        value = saved.get(slot)
+        if not isinstance(value, Tensor) or not isinstance(like, Tensor) or not value.ndim:
+            continue
+        ours = (codes or {}).get(slot) or code_of(slot, first, shape)
+        theirs = code_of(slot, saved, shape)
+        if ours is not None and theirs is None:
+            entry.update(_coded(slot, ours, value, first, shape))
+        elif theirs is not None and ours is None and like.is_floating_point():
+            entry[slot] = unpacked(slot, theirs, saved, shape)
+            for suffix in theirs.suffixes:
+                del entry[f"{slot}.{suffix}"]
+    return entry
+
+
+def _coded(slot: str, codec: Codec, value: Tensor, first: Mapping[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:
+    """The tensors that keep a saved value; nothing if it can't be the value of this slot."""
+    if value.shape != codec.shape_of(first[slot].shape, shape) or not value.is_floating_point():
+        return {}
+    if not codec.suffixes and value.dtype == first[slot].dtype:
+        return {}
+    noise = None
+    if codec.random:
+        noise = torch.full_like(local(value), 2**15, dtype=torch.int64)  # to the nearest
+    tensors = packed(slot, codec, value.detach(), noise)
+    if codec.random:
+        tensors[f"{slot}.{KEY}"] = first[f"{slot}.{KEY}"]
+    return tensors
+
+
+def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | None:
+    """The built-in code of a slot, by the tensors that keep it; None if it is not coded."""
+    suffixes = [suffix for suffix in SUFFIXES if isinstance(entry.get(f"{slot}.{suffix}"), Tensor)]
+    codes = entry[slot]
+    if suffixes == ["error"]:
+        return CODES["bfloat16+8"]
+    if suffixes == [KEY]:
+        return CODES["bfloat16:stochastic"]
+    if suffixes != [SCALE]:
+        return None
+    codec = _code_with_scale(codes, shape)
+    if codec is None:
+        return None
+    row = codec.shape_of(codes.shape, shape)
+    length = math.prod(row if len(row) < 2 else row[1:])
+    count = entry[f"{slot}.{SCALE}"].shape[-1]
+    return dataclasses.replace(codec, block=_block(length, count))
+
+
+def _code_with_scale(codes: Tensor, shape: torch.Size) -> Codec | None:
+    if codes.dtype == torch.float8_e4m3fn:
+        return CODES["float8"]
+    if codes.dtype not in (torch.int8, torch.uint8):
+        return None
+    name = "int8" if codes.shape == shape else "int4"
+    return CODES[name].for_sign(codes.dtype == torch.uint8)
+
+
+def _block(length: int, count: int) -> int:
+    """The power of two that divides a row of a length into so many blocks."""
+    block = 2
+    while -(-length // block) > count:
+        block *= 2
+    return block

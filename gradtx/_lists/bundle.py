@@ -1,0 +1,191 @@
+"""Bundles of leaves that go through one program over lists, and the passes of such a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx._execution import LeafTerms, Operation
+from gradtx._lists.code import ListFunction, list_function
+from gradtx._lists.record import Recording, record
+from gradtx._passes import PassResult
+
+# Entries of the lists of one call on the CPU: temporaries stay in the cache. Accelerators want long lists, and get
+# some that bound their temporary memory.
+CHUNK = 2**18
+CHUNK_OF_ACCELERATOR = 2**25
+
+
+def entries_of_a_call(device: torch.device) -> int:
+    """How many entries the lists of one call may have."""
+    return CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
+
+
+class ListPass:
+    """One pass of a program: up to a sum over leaves, or to the end.
+
+    Attributes:
+        names: The name of each result.
+        operation: The operation that waits for the sums; None for the last pass.
+        sums: Stand-ins of the sums; empty for the last pass.
+        dtypes: The dtype of each result.
+        text: What other leaves' programs have in common with this one, if they are the same.
+    """
+
+    def __init__(self, run: Callable[[list[Tensor]], PassResult], common: list[Tensor], leaves: list[Tensor]):
+        self._run = run
+        self._common = [tensor.dtype for tensor in common]
+        self._leaves = [(tensor.dtype, tensor.shape) for tensor in leaves]
+        self._functions: dict[Any, ListFunction] = {}
+        self.names: tuple[Any, ...] = ()
+        self.operation: Operation | None = None
+        self.sums: list[Tensor] = []
+        self.dtypes: list[torch.dtype] = []
+        self._recording: Recording | None = self._record()
+        self.text = self._recording.text()
+
+    def _record(self) -> Recording:
+        def function(arguments: list[Tensor]) -> PassResult:
+            result = self._run(arguments)
+            self.names = result.names
+            self.operation = result.operation
+            self.sums = [] if result.operation is None else result.outputs
+            self.dtypes = [output.dtype for output in result.outputs]
+            return result
+
+        return record(function, self._common, self._leaves)
+
+    def numbers(self, given: Sequence[Any], device: torch.device, on_host: bool) -> tuple[list[Any], bool]:
+        """Arguments as Python numbers, if the host may read them and need not wait; else as 0-d tensors on a device."""
+        if on_host and not any(map(_is_elsewhere, given)):
+            return [value.item() if isinstance(value, Tensor) else value for value in given], True
+        return [_placed(value, dtype, device) for value, dtype in zip(given, self._common, strict=True)], False
+
+    def function(self, device: torch.device, on_host: bool) -> ListFunction:
+        """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
+        if (device, on_host) not in self._functions:
+            recording, self._recording = self._recording or self._record(), None
+            self._functions[device, on_host] = list_function(recording, device, on_host)
+        return self._functions[device, on_host]
+
+
+class NamedLeaf(NamedTuple):
+    """A leaf as sums over leaves see it."""
+
+    name: str
+    device: torch.device
+
+
+class ListBundle:
+    """Leaves that go through one program together; stands for them in `execute`. Subclasses know their tensors.
+
+    Args:
+        name: The name of a leaf, which places the bundle in sums.
+        device: Where the leaves are.
+        passes: The program.
+
+    Attributes:
+        run: The run of the current call, as leaves have it.
+    """
+
+    update = True  # `execute` sends only leaves with an update through all operations
+    at = -1
+    run: Any
+
+    def __init__(self, name: str, device: torch.device, passes: list[ListPass]):
+        self.name = name
+        self.device = device
+        self.program: list[Any] = [ListPassOperation(each) for each in passes]
+        self._numbers: list[Any] = []
+        self._on_host = True
+
+    def begin(self, run: Any, numbers: list[Any], on_host: bool) -> None:
+        """Take the run and the numbers of the current call; `on_host` is whether the host may read them."""
+        self.at = -1
+        self.run = run
+        self._numbers = numbers
+        self._on_host = on_host
+
+    def columns(self) -> Iterable[list[list[Tensor]]]:
+        """The lists of each call of the program, in which temporaries are bounded."""
+        raise NotImplementedError
+
+    def leaf_names(self) -> Iterable[list[str]]:
+        """The names of the leaves in each of `columns`."""
+        raise NotImplementedError
+
+    def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
+        """Take the results of the last pass, one list of them for each of `columns`."""
+        raise NotImplementedError
+
+    def call(self, compiled: ListPass) -> list[list[Any]]:
+        """Run a pass."""
+        numbers, on_host = compiled.numbers(self._numbers, self.device, self._on_host)
+        function = compiled.function(self.device, on_host)
+        prepared = function.prepare(numbers)
+        return [function.run(prepared, columns) for columns in self.columns()]
+
+    def terms(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
+        """The terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
+        by_leaf: dict[str, dict[str, Tensor]] = {}
+        for names, of_call in zip(self.leaf_names(), results, strict=True):
+            for key, dtype, values in zip(compiled.names, compiled.dtypes, of_call, strict=True):
+                is_common = not isinstance(values, list | tuple)  # such as a number of entries
+                of_leaves = [self.as_tensor(values, dtype)] * len(names) if is_common else values
+                for name, term in zip(names, of_leaves, strict=True):
+                    terms = by_leaf.setdefault(name, {})
+                    if key not in terms:
+                        terms[key] = term
+                    elif not is_common:
+                        terms[key] = terms[key] + term
+        return LeafTerms((NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items())
+
+    def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
+        """A result that all leaves share, as a 0-d tensor."""
+        if isinstance(value, list | tuple):
+            value = value[0]
+        return _placed(value, dtype, self.device)
+
+    def add_totals(self, totals: list[Tensor]) -> None:
+        """Take the totals of a sum as further arguments."""
+        self._numbers = [*self._numbers, *totals]
+
+
+class ListPassOperation(Operation):
+    """One pass of a bundle as an operation."""
+
+    def __init__(self, compiled: ListPass):
+        self._compiled = compiled
+        self._awaited = compiled.operation
+        self.path = () if self._awaited is None else self._awaited.path
+
+    def start(self, leaf: Any) -> Any:
+        bundle: ListBundle = leaf
+        results = bundle.call(self._compiled)
+        if self._awaited is None:
+            return bundle.end(self._compiled, results)
+        return bundle.terms(self._compiled, results)
+
+    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
+        assert self._awaited is not None
+        return self._awaited.combine(waiting)
+
+    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
+        leaf.add_totals([total[name] for name in self._compiled.names])
+
+
+def _is_elsewhere(value: Any) -> bool:
+    """Whether the host would wait for a number."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a 0-d tensor; copying it from the host would wait for the device, filling it in does not."""
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=dtype, device=device)
+    if value.device.type == device.type:
+        return value.to(device, dtype)
+    return torch.zeros((), dtype=dtype, device=device) + value

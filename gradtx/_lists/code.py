@@ -1,0 +1,391 @@
+"""Writes the Python function that runs a recording over lists of leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_aggregate
+
+from gradtx import _torch
+from gradtx._lists import numbers
+from gradtx._lists.contract import contract, is_list, is_number, merge_equal
+from gradtx._lists.memory import MemoryPlan, is_selection
+from gradtx._lists.record import META, Recording
+
+aten = torch.ops.aten
+
+# Operations on lists of one operand, by the names that torch gives them with and without `_foreach_`.
+UNARY = (
+    *("abs", "acos", "asin", "atan", "ceil", "cos", "cosh", "erf", "erfc", "exp", "expm1", "floor", "frac", "lgamma"),
+    *("log", "log10", "log1p", "log2", "neg", "reciprocal", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt"),
+    *("tan", "tanh", "trunc"),
+)
+
+
+def _named(*names: str) -> dict[Any, str]:
+    """The lists' operation for each of torch's operations of these names, as far as this torch has both."""
+    operations: dict[Any, str] = {}
+    for name in names:
+        if hasattr(torch, f"_foreach_{name}"):
+            operations[getattr(aten, name).default] = name
+    return operations
+
+
+# A list and nothing else; two lists; a list and a number; a list, two lists and a number.
+OF_ONE = _named(*UNARY)
+OF_TWO: dict[Any, str] = {
+    aten.mul.Tensor: "mul",
+    aten.div.Tensor: "div",
+    aten.maximum.default: "maximum",
+    aten.minimum.default: "minimum",
+}
+OF_NUMBER: dict[Any, str] = {
+    **{aten.mul.Tensor: "mul", aten.mul.Scalar: "mul", aten.add.Scalar: "add", aten.add.Tensor: "add"},
+    **{aten.sub.Scalar: "sub", aten.sub.Tensor: "sub", aten.div.Scalar: "div", aten.div.Tensor: "div"},
+    **{aten.clamp_min.default: "clamp_min", aten.clamp_max.default: "clamp_max", aten.pow.Tensor_Scalar: "pow"},
+}
+SUMS: dict[Any, str] = {aten.add.Tensor: "add", aten.sub.Tensor: "sub"}
+PRODUCTS: dict[Any, str] = {aten.addcmul.default: "addcmul", aten.addcdiv.default: "addcdiv"}
+IN_PLACE = {*OF_ONE, *OF_TWO, *OF_NUMBER, *SUMS, *PRODUCTS, aten.lerp.Scalar}
+WRITES: dict[Any, str] = {
+    aten.add_.Tensor: "add",
+    aten.addcmul_.default: "addcmul",
+    aten.addcdiv_.default: "addcdiv",
+    aten.copy_.default: "copy",
+}
+ON_TENSORS = ("mul", "div", "add")  # of a list and a 0-d tensor
+
+
+@dataclass(frozen=True)
+class ListFunction:
+    """A recording as a function of lists.
+
+    Attributes:
+        prepare: Computes of the numbers those that `run` takes: Python numbers, or 0-d tensors if `on_host` is False.
+        run: `(prepared, columns) -> results`: `columns` has a list for each of a leaf's arguments, with one tensor for
+            each leaf, and arguments are written in place. A result that belongs to leaves is a list.
+        source: The Python code of both.
+        calls: How many operations on lists, or on each leaf, `run` makes.
+    """
+
+    prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
+    run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
+    source: str
+    calls: int
+
+
+def list_function(recording: Recording, device: torch.device, on_host: bool = True) -> ListFunction:
+    """Write the function of a recording, which is used up.
+
+    Args:
+        recording: The operations of one leaf.
+        device: Where the leaves are.
+        on_host: Whether numbers are Python numbers, else 0-d tensors.
+    """
+    recording.graph.output(tuple(recording.outputs))
+    _set_kinds(recording)
+    merge_equal(recording.graph)
+    recording.graph.eliminate_dead_code(_has_effect)
+    if on_host:
+        contract(recording.graph)
+    return _Writer(recording, device, on_host).function()
+
+
+def _has_effect(node: Node) -> bool:
+    return node.op in ("placeholder", "output") or _torch.writes(node.target)
+
+
+def _set_kinds(recording: Recording) -> None:
+    """Note for each node whether its value is a number, a tensor that all leaves share, or a list."""
+    for node in recording.graph.nodes:
+        value = node.meta.get("val")
+        inputs = {argument.meta["kind"] for argument in node.all_input_nodes}
+        if node in recording.leaves or "list" in inputs:
+            node.meta["kind"] = "list"
+        elif "tensor" in inputs or not isinstance(value, Tensor) or value.ndim:
+            node.meta["kind"] = "tensor"
+        else:
+            node.meta["kind"] = "number"
+
+
+class _Writer:
+    """Writes one line for each node, in order."""
+
+    def __init__(self, recording: Recording, device: torch.device, on_host: bool):
+        self._recording = recording
+        self._device = device
+        self._on_host = on_host
+        self._nodes = list(recording.graph.nodes)
+        self._operands: dict[Node, Node] = {}  # of operations that write into one, that one
+        self._lines: list[str] = []  # of the function that is being written
+        self._namespace: dict[str, Any] = {"torch": torch, "choose": _choose}
+        self._tensors: dict[Node, str] = {}  # the names of numbers that are needed as tensors
+        self._calls = 0
+        self._memory = MemoryPlan(recording.graph, self._has_form_in_place)
+        self._operands = self._memory.operand
+
+    def _has_form_in_place(self, node: Node) -> bool:
+        return node.target in IN_PLACE and self._together(node) is not None
+
+    def function(self) -> ListFunction:
+        run = self._run()  # first: it tells which numbers must be tensors
+        prepare = self._prepare()
+        source = f"{prepare}\n\n{run}"
+        exec(compile(source, "<gradtx list program>", "exec"), self._namespace)
+        return ListFunction(self._namespace["prepare"], self._namespace["run"], source, self._calls)
+
+    def _prepare(self) -> str:
+        """The function that computes numbers."""
+        self._lines = []
+        self._take_apart("numbers", [node.name for node in self._recording.numbers])
+        for node in self._nodes:
+            if node.op == "call_function" and is_number(node):
+                self._write(node)
+        for number, name in self._tensors.items():
+            self._lines.append(f"{name} = torch.tensor({number.name}, dtype={number.meta['val'].dtype})")
+        self._lines.append(f"return {_tuple_of(self._prepared())}")
+        return _function("prepare(numbers)", self._lines)
+
+    def _prepared(self) -> list[str]:
+        """The names of the numbers that lists, shared tensors and the result need."""
+        names: list[str] = []
+        for node in self._nodes:
+            if is_number(node) and any(not is_number(user) for user in node.users):
+                names.append(node.name)
+        return [*names, *self._tensors.values()]
+
+    def _run(self) -> str:
+        """The function that computes lists."""
+        self._lines = []
+        self._take_apart("columns", [node.name for node in self._recording.leaves])
+        for node in self._nodes:
+            if node.op != "call_function" or is_number(node) or node in self._memory.superfluous:
+                continue
+            self._write(node)
+            self._delete(self._memory.dies_at(node))
+        results = ", ".join(self._results())
+        self._lines.append(f"return [{results}]")
+        unpacked = f"{_tuple_of(self._prepared())} = prepared"
+        return _function("run(prepared, columns)", [unpacked, *self._lines])
+
+    def _results(self) -> list[str]:
+        """The results as text: lists that share memory with arguments or with other results are copied."""
+        taken: set[Node] = set(self._recording.leaves)
+        texts: list[str] = []
+        for result in self._nodes[-1].args[0]:
+            text = self._text(result)
+            if is_list(result):
+                roots = self._memory.roots(result)
+                text = f"[item.clone() for item in {text}]" if roots & taken else text
+                taken |= roots
+            elif not is_number(result):
+                text = f"{text}.clone()"
+            texts.append(text)
+        return texts
+
+    def _take_apart(self, argument: str, names: Sequence[str]) -> None:
+        if names:
+            self._lines.append(f"{_tuple_of(names)} = {argument}")
+
+    def _delete(self, nodes: Sequence[Node]) -> None:
+        temporaries = [node.name for node in nodes if node.op == "call_function" and is_list(node)]
+        if temporaries:
+            self._lines.append(f"del {', '.join(temporaries)}")
+
+    def _write(self, node: Node) -> None:
+        if not is_list(node):
+            self._assign(node, self._number(node) if is_number(node) else self._shared(node))
+            return
+        self._calls += 1
+        together = self._together(node)
+        if together is None:
+            self._assign(node, self._each(node))
+            return
+        name, *operands = together
+        target = self._operands.get(node)
+        if node.target in WRITES:
+            target = node.args[0]  # type: ignore[assignment]
+        if target is None:
+            self._assign(node, f"torch._foreach_{name}({', '.join(operands)})")
+            return
+        self._lines.append(f"torch._foreach_{name}_({', '.join(operands)})")
+        self._assign(node, self._text(target))
+
+    def _assign(self, node: Node, text: str) -> None:
+        self._lines.append(f"{node.name} = {text}")
+
+    # Values that all leaves share.
+
+    def _number(self, node: Node) -> str:
+        if self._on_host:
+            function, args = numbers.in_python(node)
+            return f"{self._name_of(node, function)}({', '.join(map(self._text, args))})"
+        return self._shared(node)
+
+    def _shared(self, node: Node) -> str:
+        args = self._arguments(node)
+        return f"{self._name_of(node, node.target)}({args})"
+
+    def _name_of(self, node: Node, function: Any) -> str:
+        name = f"f_{node.name}"
+        self._namespace[name] = function
+        return name
+
+    # Lists.
+
+    def _together(self, node: Node) -> list[str] | None:
+        """The operation on lists, and its operands as text; None if there is none."""
+        target, args = node.target, node.args
+        if target in WRITES:
+            return self._written(node)
+        if target in OF_ONE:
+            return [OF_ONE[target], self._text(args[0])]
+        if target is aten.lerp.Scalar:
+            return ["lerp", *map(self._text, args)]
+        if target in PRODUCTS and all(map(is_list, args)):
+            return [PRODUCTS[target], *map(self._text, args), f"value={self._text(node.kwargs.get('value', 1))}"]
+        if len(args) < 2:
+            return None
+        first, second = args[:2]
+        if is_list(first) and is_list(second):
+            return self._of_lists(node)
+        if is_list(second) and target in (aten.mul.Tensor, aten.add.Tensor) and not node.kwargs:
+            first, second = second, first
+        if not is_list(first) or not is_number(second) or node.kwargs or target not in OF_NUMBER:
+            return None
+        name = OF_NUMBER[target]
+        is_tensor = isinstance(second, Node) and not self._on_host
+        if (is_tensor and name not in ON_TENSORS) or not _keeps_dtype(node, first):
+            return None
+        return [name, self._text(first), self._text(second)]
+
+    def _of_lists(self, node: Node) -> list[str] | None:
+        first, second = self._ordered(node)
+        if node.target in OF_TWO and not node.kwargs:
+            return [OF_TWO[node.target], self._text(first), self._text(second)]
+        if node.target in SUMS:
+            alpha = node.kwargs.get("alpha", 1)
+            if isinstance(alpha, Node) and not self._on_host:
+                return None
+            return [SUMS[node.target], self._text(first), self._text(second), f"alpha={self._text(alpha)}"]
+        return None
+
+    def _ordered(self, node: Node) -> tuple[Any, Any]:
+        """Two operands, with the one first that is written."""
+        first, second = node.args[:2]
+        return (second, first) if self._operands.get(node) is second else (first, second)
+
+    def _written(self, node: Node) -> list[str] | None:
+        """An operation that writes into an argument."""
+        name, operands = WRITES[node.target], list(node.args)
+        if not all(map(is_list, operands)) or (any(map(_is_tensor, node.kwargs.values())) and not self._on_host):
+            return None
+        options = [f"{option}={self._text(value)}" for option, value in node.kwargs.items()]
+        return [name, *map(self._text, operands), *options]
+
+    def _each(self, node: Node) -> str:
+        """An operation on each leaf by itself."""
+        lists: dict[Node, str] = {}
+        for argument in node.all_input_nodes:
+            if is_list(argument):
+                lists[argument] = f"{argument.name}_"
+        if self._on_host and is_selection(node):
+            condition, x, y = map(self._text, node.args)
+            return f"choose({condition}, {x}, {y})"
+        call = f"{self._name_of(node, node.target)}({self._arguments(node, lists)})"
+        names, columns = ", ".join(lists.values()), ", ".join(argument.name for argument in lists)
+        over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
+        return f"[{call} for {names} in {over}]"
+
+    # Arguments.
+
+    def _arguments(self, node: Node, lists: dict[Node, str] | None = None) -> str:
+        """All arguments of torch's operation, as text."""
+        texts: list[str] = []
+        for i, argument in enumerate(node.args):
+            texts.append(self._argument(node, i, argument, lists or {}))
+        for name, value in node.kwargs.items():
+            texts.append(f"{name}={self._option(value)}")
+        return ", ".join(texts)
+
+    def _argument(self, node: Node, i: int, argument: Any, lists: dict[Node, str]) -> str:
+        if isinstance(argument, Node) and is_number(argument) and self._on_host and _wants_tensor(node.target, i):
+            return self._as_tensor(argument)
+
+        def text_of(item: Any) -> Any:
+            if not isinstance(item, Node):
+                return item
+            if is_number(item) and self._on_host:
+                return _Text(self._as_tensor(item))
+            return _Text(lists.get(item, item.name))
+
+        if isinstance(argument, list | tuple):
+            return repr(map_aggregate(argument, text_of))
+        return lists[argument] if argument in lists else self._text(argument)
+
+    def _as_tensor(self, number: Node) -> str:
+        return self._tensors.setdefault(number, f"{number.name}_tensor")
+
+    def _option(self, value: Any) -> str:
+        if value == META:
+            self._namespace["device"] = self._device
+            return "device"
+        return self._text(value)
+
+    def _text(self, value: Any) -> str:
+        if isinstance(value, Node):
+            return value.name
+        if isinstance(value, float) and not _is_plain(value):
+            return f"float({str(value)!r})"
+        if isinstance(value, torch.memory_format | torch.layout | torch.device):
+            name = f"constant_{len(self._namespace)}"
+            self._namespace[name] = value
+            return name
+        return repr(value)
+
+
+def _function(head: str, lines: Sequence[str]) -> str:
+    body = "\n    ".join(lines)
+    return f"def {head}:\n    {body}\n"
+
+
+def _tuple_of(names: Sequence[str]) -> str:
+    return f"({', '.join(names)},)" if names else "()"
+
+
+class _Text:
+    """A text that stands in a list of arguments as it is."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _is_plain(value: float) -> bool:
+    return value == value and value not in (float("inf"), float("-inf"))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Node)
+
+
+def _keeps_dtype(node: Node, operand: Any) -> bool:
+    """Whether a result has the operand's dtype, as that of an operation with a Python number of the same kind."""
+    return node.meta["val"].dtype == operand.meta["val"].dtype
+
+
+def _choose(condition: Any, x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
+    return x if condition else y
+
+
+def _wants_tensor(target: Any, position: int) -> bool:
+    """Whether an operator takes a tensor at a position."""
+    arguments = target._schema.arguments
+    return position < len(arguments) and "Tensor" in str(arguments[position].type)

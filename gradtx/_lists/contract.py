@@ -1,0 +1,237 @@
+"""Makes recorded graphs shorter: equal operations once, and a product that is added as one operation with the sum.
+
+Every operation on lists reads and writes whole tensors, so each one less counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from gradtx import _torch
+
+aten = torch.ops.aten
+
+
+def is_list(node: Any) -> bool:
+    """Whether each leaf has a value of its own for a node."""
+    return isinstance(node, Node) and node.meta["kind"] == "list"
+
+
+def is_number(node: Any) -> bool:
+    """Whether all leaves share a 0-d value, or it is a constant."""
+    return not isinstance(node, Node) or node.meta["kind"] == "number"
+
+
+def alike(*nodes: Node) -> bool:
+    """Whether the values of a leaf for these nodes have one shape and dtype."""
+    first = nodes[0].meta["val"]
+    for node in nodes[1:]:
+        value = node.meta["val"]
+        if value.shape != first.shape or value.dtype != first.dtype:
+            return False
+    return True
+
+
+def merge_equal(graph: Graph) -> None:
+    """Compute once what is computed several times."""
+    first: dict[str, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or _torch.writes(node.target):
+            continue
+        equal = first.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
+        if equal is not node:
+            node.replace_all_uses_with(equal)
+            graph.erase_node(node)
+
+
+def contract(graph: Graph) -> None:
+    """Join what torch has as one operation. All numbers are Python numbers then."""
+    contraction = _Contraction(graph)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
+            contraction.shorten(node)
+    for node in list(graph.nodes):
+        if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
+            contraction.join(node)
+    graph.eliminate_dead_code()
+
+
+class _Product:
+    """A term `factor * a * b` or `factor * a / b` of a sum, or `factor * a` if there is no `b`.
+
+    Attributes:
+        factor: A number, as a node or a constant; None for 1.
+        a: A list.
+        b: A list or None.
+        divides: Whether `b` divides.
+        saved: How many operations go if the sum takes the term in.
+    """
+
+    def __init__(self, factor: Any, a: Node, b: Node | None, divides: bool, saved: int):
+        self.factor = factor
+        self.a = a
+        self.b = b
+        self.divides = divides
+        self.saved = saved
+
+
+class _Contraction:
+    def __init__(self, graph: Graph):
+        self._graph = graph
+
+    # One operation for another.
+
+    def shorten(self, node: Node) -> None:
+        """Multiply in place of a division by a number or a square; multiply once by two numbers."""
+        if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
+            self._replace(node, aten.mul.Tensor, (node.args[0], node.args[0]))
+        elif node.target is aten.div.Tensor and is_list(node.args[0]) and is_number(node.args[1]):
+            self._replace(node, aten.mul.Tensor, (node.args[0], self._inverse(node.args[1], node)))
+        if node.target is not aten.mul.Tensor:
+            return
+        factor, scaled = _factor_of(node)
+        if scaled is None or not is_list(scaled) or not _only_used_by(scaled, node):
+            return
+        inner_factor, inner = _factor_of(scaled)
+        if inner is not None and scaled.target is aten.mul.Tensor and alike(node, inner):
+            self._replace(node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node)))
+
+    # Sums.
+
+    def join(self, node: Node) -> None:
+        """Take a term of a sum into the operation that adds it."""
+        operands: Any = node.args[:2]
+        x, y = operands
+        if not (is_list(x) and is_list(y)) or node.kwargs or not alike(node, x, y):
+            return
+        if node.target is aten.add.Tensor and self._interpolates(node, x, y):
+            return
+        candidates = [(x, y)]
+        if node.target is aten.add.Tensor:
+            candidates.append((y, x))
+        best: tuple[Node, _Product] | None = None
+        for rest, term in candidates:
+            product = self._product(term, node)
+            if product is not None and (best is None or product.saved > best[1].saved):
+                best = rest, product
+        if best is not None:
+            self._take_in(node, *best)
+
+    def _interpolates(self, node: Node, x: Node, y: Node) -> bool:
+        """Turn (1 - w) x + w y into `lerp`; returns whether it is one."""
+        for start, end in ((x, y), (y, x)):
+            if not (_only_used_by(start, node) and _only_used_by(end, node)):
+                continue
+            weight, b = _factor_of(end)
+            rest, a = _factor_of(start)
+            if a is None or b is None or not alike(node, a, b):
+                continue
+            if _is_product_for(a, start) or _is_product_for(b, end):
+                continue  # the sum can take it in, which saves as much, and a temporary
+            if _is_complement(weight, rest):
+                self._replace(node, aten.lerp.Scalar, (a, b, weight))
+                return True
+        return False
+
+    def _product(self, term: Node, user: Node) -> _Product | None:
+        """A term as a product, if nothing else uses it."""
+        if not _only_used_by(term, user):
+            return None
+        if term.target is aten.div.Tensor and is_list(term.args[0]) and is_list(term.args[1]):
+            return self._quotient(None, term, 1)
+        if term.target is not aten.mul.Tensor:
+            return None
+        factor, inner = _factor_of(term)
+        if inner is None:
+            a, b = term.args
+            return _Product(None, a, b, False, 1) if alike(term, a, b) else None  # type: ignore[arg-type]
+        if not alike(term, inner):
+            return None
+        if _only_used_by(inner, term):
+            if inner.target is aten.div.Tensor and is_list(inner.args[0]) and is_list(inner.args[1]):
+                quotient = self._quotient(factor, inner, 2)
+                if quotient is not None:
+                    return quotient
+            if inner.target is aten.mul.Tensor and _factor_of(inner)[1] is None and alike(inner, *inner.args):  # type: ignore[arg-type]
+                return _Product(factor, *inner.args, False, 2)  # type: ignore[arg-type]
+        return _Product(factor, inner, None, False, 1)
+
+    def _quotient(self, factor: Any, term: Node, saved: int) -> _Product | None:
+        a, b = term.args
+        if not alike(term, a, b):  # type: ignore[arg-type]
+            return None
+        inner_factor, inner = _factor_of(a)
+        if inner is not None and _only_used_by(a, term) and alike(term, inner):  # type: ignore[arg-type]
+            return _Product(self._times(factor, inner_factor, term), inner, b, True, saved + 1)  # type: ignore[arg-type]
+        return _Product(factor, a, b, True, saved)  # type: ignore[arg-type]
+
+    def _take_in(self, node: Node, rest: Node, product: _Product) -> None:
+        factor = 1 if product.factor is None else product.factor
+        if node.target is aten.sub.Tensor:
+            factor = self._negative(factor, node)
+        in_place = node.target is aten.add_.Tensor
+        if product.b is None:
+            target = aten.add_.Tensor if in_place else aten.add.Tensor
+            self._replace(node, target, (rest, product.a), {"alpha": factor})
+            return
+        if product.divides:
+            target = aten.addcdiv_.default if in_place else aten.addcdiv.default
+        else:
+            target = aten.addcmul_.default if in_place else aten.addcmul.default
+        self._replace(node, target, (rest, product.a, product.b), {"value": factor})
+
+    # Numbers.
+
+    def _times(self, x: Any, y: Any, user: Node) -> Any:
+        if x is None:
+            return y
+        return self._number(aten.mul.Tensor, (x, y), user)
+
+    def _inverse(self, number: Any, user: Node) -> Any:
+        return self._number(aten.reciprocal.default, (number,), user)
+
+    def _negative(self, number: Any, user: Node) -> Any:
+        return self._number(aten.neg.default, (number,), user)
+
+    def _number(self, target: Any, args: tuple[Any, ...], user: Node) -> Node:
+        with self._graph.inserting_before(user):
+            node = self._graph.call_function(target, args)
+        node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
+        node.meta["kind"] = "number"
+        return node
+
+    def _replace(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        node.target = target
+        node.args = args
+        node.kwargs = kwargs or {}
+
+
+def _factor_of(node: Any) -> tuple[Any, Any]:
+    """`(number, list)` of their product; `(None, None)` for another node."""
+    if not isinstance(node, Node) or node.target is not aten.mul.Tensor:
+        return None, None
+    x, y = node.args
+    if is_number(x) and is_list(y):
+        return x, y
+    if is_number(y) and is_list(x):
+        return y, x
+    return None, None
+
+
+def _only_used_by(node: Any, user: Node) -> bool:
+    return list(node.users) == [user]
+
+
+def _is_product_for(node: Node, user: Node) -> bool:
+    return node.target is aten.mul.Tensor and _only_used_by(node, user)
+
+
+def _is_complement(weight: Any, rest: Any) -> bool:
+    """Whether two numbers add up to 1 because one of them was computed so."""
+    for x, y in ((weight, rest), (rest, weight)):
+        if isinstance(x, Node) and x.target is aten.rsub.Scalar and x.args == (y, 1):
+            return True
+    return False

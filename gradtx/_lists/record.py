@@ -1,0 +1,169 @@
+"""Records the operations of a function of tensors, run once on stand-ins that have shapes and no values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.node import map_aggregate
+
+from gradtx import _torch
+from gradtx._passes import PassResult
+
+META = torch.device("meta")
+
+
+class UnrecordableError(Exception):
+    """A function does what a recording cannot repeat; the message says what."""
+
+
+@dataclass
+class Recording:
+    """The operations of a function, as a graph whose nodes have their stand-ins in `meta["val"]`.
+
+    Attributes:
+        graph: The graph. It ends with the operations that write arguments.
+        numbers: The nodes of the 0-d arguments that all leaves share.
+        leaves: The nodes of a leaf's arguments.
+        outputs: The nodes of the results.
+    """
+
+    graph: Graph
+    numbers: list[Node]
+    leaves: list[Node]
+    outputs: list[Node]
+
+    def text(self) -> str:
+        """What two recordings have in common if they are of the same program: operations and constants."""
+        lines: list[str] = []
+        shapes: dict[Any, int] = {}  # which values have the same shape matters, the shapes themselves don't
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            kind: Any = type(value)
+            if isinstance(value, Tensor):
+                kind = (value.dtype, value.ndim == 0, shapes.setdefault(value.shape, len(shapes)))
+            lines.append(f"{node.name} {node.target} {node.args} {node.kwargs} {kind}")
+        lines.append(str(self.outputs))
+        return "\n".join(lines)
+
+
+def record(
+    function: Callable[[list[Tensor]], PassResult],
+    numbers: Sequence[torch.dtype],
+    leaves: Sequence[tuple[torch.dtype, Sequence[int]]],
+) -> Recording:
+    """Record a function of 0-d tensors and of the tensors of one leaf.
+
+    Args:
+        function: Takes `[*numbers, *leaves]`. Its result writes into the arguments of the leaf.
+        numbers: The dtypes of the arguments that all leaves share.
+        leaves: The dtype and the shape of each of a leaf's arguments.
+
+    Raises:
+        UnrecordableError: the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
+            in place by itself.
+    """
+    recorder = _Recorder()
+    number_nodes: list[Node] = []
+    arguments: list[Tensor] = []
+    for i, dtype in enumerate(numbers):
+        arguments.append(torch.empty((), dtype=dtype, device=META))
+        number_nodes.append(recorder.argument(f"number{i}", arguments[-1]))
+    leaf_nodes: list[Node] = []
+    for i, (dtype, shape) in enumerate(leaves):
+        arguments.append(torch.empty(tuple(shape), dtype=dtype, device=META))
+        leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
+    with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
+        result = function(arguments)
+        recorder.may_write = True
+        result.write()
+    outputs = [recorder.node_of(output) for output in result.outputs]
+    return Recording(recorder.graph, number_nodes, leaf_nodes, outputs)
+
+
+class _Recorder:
+    """Carries out operations on stand-ins, and adds each to a graph."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self._nodes: dict[int, Node] = {}  # by the id of the stand-in, which `meta` keeps alive
+        self._arguments: set[int] = set()
+        self.may_write = False
+
+    def argument(self, name: str, stand_in: Tensor) -> Node:
+        node = self.graph.placeholder(name)
+        node.meta["val"] = stand_in
+        self._nodes[id(stand_in)] = node
+        self._arguments.add(id(stand_in))
+        return node
+
+    def node_of(self, tensor: Tensor) -> Node:
+        node = self._nodes.get(id(tensor))
+        if node is None:
+            raise UnrecordableError("a tensor from outside of the rule")
+        return node
+
+    def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
+        """Carry out and record one operation."""
+        if torch.Tag.data_dependent_output in operator.tags:
+            if args[0].device.type == "cpu":  # a constant: what follows from arguments is on the meta device
+                return operator(*args, **kwargs)
+            raise UnrecordableError(f"the value of a tensor is read ({operator})")
+        if torch.Tag.nondeterministic_seeded in operator.tags:
+            raise UnrecordableError(f"random numbers ({operator})")
+        if operator is torch.ops.aten.lift_fresh.default:
+            return self._constant(args[0])
+        if "device" in kwargs and operator is torch.ops.aten._to_copy.default:
+            kwargs = {**kwargs, "device": META}  # which stands for the leaf's device; nothing leaves it
+        result = operator(*args, **kwargs)
+        if not isinstance(result, Tensor | tuple | list):
+            return result  # such as the common dtype of two tensors
+        node = self.graph.call_function(operator, self._recorded(args), self._recorded(kwargs))
+        if _torch.writes(operator):
+            self._check_written(args[0], operator)
+            node.meta["val"] = result
+            return result
+        self._name(result, node)
+        return result
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        """A tensor that the function makes of Python numbers, such as `torch.tensor(1.0)`."""
+        if tensor.ndim or tensor.device.type != "cpu":
+            raise UnrecordableError("a tensor of Python numbers")
+        node = self.graph.call_function(
+            torch.ops.aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META}
+        )
+        self._name(tensor, node)
+        return tensor
+
+    def _check_written(self, target: Any, operator: Any) -> None:
+        if not self.may_write or id(target) not in self._arguments:
+            raise UnrecordableError(f"a tensor is written in place ({operator})")
+
+    def _recorded(self, value: Any) -> Any:
+        """Arguments of an operation with nodes in place of tensors."""
+
+        def node_or_value(item: Any) -> Any:
+            return self.node_of(item) if isinstance(item, Tensor) else item
+
+        return map_aggregate(value, node_or_value)
+
+    def _name(self, result: Any, node: Node) -> None:
+        node.meta["val"] = result
+        if isinstance(result, Tensor):
+            self._nodes[id(result)] = node
+            return
+        for i, item in enumerate(result):
+            if isinstance(item, Tensor):
+                part = self.graph.call_function(_item, (node, i))
+                part.meta["val"] = item
+                self._nodes[id(item)] = part
+
+
+def _item(values: Any, i: int) -> Any:
+    """One of several results of an operation."""
+    return values[i]

@@ -1,0 +1,94 @@
+"""Programs in passes: each but the last ends at a sum over leaves, whose total is an argument of the next ones.
+
+The next pass starts over, so that nothing is held in between. All passes but the last compute only their sums.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from gradtx._execution import Operation
+
+Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier pass
+
+
+def _nothing() -> None:
+    """Write nothing."""
+
+
+@dataclass
+class PassResult:
+    """The outcome of a pass.
+
+    Attributes:
+        outputs: Sums over the leaves of the bundle, or new shared values.
+        names: The name of each output.
+        operation: The operation that waits for the sums; None at the end.
+        write: Writes the new values into arguments, after everything is computed.
+    """
+
+    outputs: list[Tensor]
+    names: tuple[Any, ...]
+    operation: Operation | None
+    write: Callable[[], None] = _nothing
+
+
+RunPass: TypeAlias = Callable[[list[Tensor]], PassResult]
+
+
+class AwaitedSumError(Exception):
+    """A pass has come to a sum whose total is not known yet."""
+
+    def __init__(self, operation: Operation, sums: dict[str, Tensor]):
+        super().__init__(operation.path)
+        self.operation = operation
+        self.sums = sums
+
+
+class Pass(Protocol):
+    """One pass of a program.
+
+    Attributes:
+        sums: Examples of the sums that it returns; empty for the last pass.
+        names: The names of its outputs.
+        operation: The operation that waits for the sums; None for the last pass.
+    """
+
+    sums: list[Tensor]
+    names: tuple[Any, ...]
+    operation: Operation | None
+
+
+MadePass = TypeVar("MadePass", bound=Pass)
+
+
+def passes_of(
+    function: Callable[[list[Tensor], Names], PassResult],
+    common: list[Tensor],
+    leaves: list[Tensor],
+    make_pass: Callable[[RunPass, list[Tensor], list[Tensor]], MadePass],
+) -> list[MadePass]:
+    """The passes of a function: each but the last ends at a sum, whose totals the next one takes as well."""
+    passes: list[MadePass] = []
+    known: Names = ()
+    totals: list[Tensor] = []
+    while True:
+        next_pass = make_pass(functools.partial(_up_to_sum, function, known), [*common, *totals], leaves)
+        passes.append(next_pass)
+        if next_pass.operation is None:
+            return passes
+        known = (*known, next_pass.names)
+        for total in next_pass.sums:
+            totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
+
+
+def _up_to_sum(
+    function: Callable[[list[Tensor], Names], PassResult], known: Names, arguments: list[Tensor]
+) -> PassResult:
+    return function(arguments, known)

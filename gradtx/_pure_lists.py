@@ -1,0 +1,468 @@
+"""Pure updates of plain tensors over lists of leaves, by programs that each transformation keeps.
+
+A program is recorded of `_pure.update` itself, for a tree with one leaf. It is out of place. Programs are kept by the
+structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _pure, _torch, _tree
+from gradtx._arguments import is_off
+from gradtx._errors import Path
+from gradtx._execution import Leaf, Operation, execute, takes_none
+from gradtx._lists import UnrecordableError
+from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
+from gradtx._lists.cache import SharedPrograms
+from gradtx._passes import AwaitedSumError, Names, PassResult, passes_of
+from gradtx._pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
+
+if TYPE_CHECKING:
+    from gradtx.core import GradientTransformation
+
+MOST_PROGRAMS = 8  # of one transformation: other trees, dtypes or shapes
+NUMBER = "a number"  # stands for a number in a structure
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class _UnsuitableError(Exception):
+    """A call that no program carries out."""
+
+
+def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]) -> Any:
+    """What `_pure.update` returns, by a program; None if there is none for this call."""
+    if _torch.is_intercepted() or _torch.inside_transform() or _torch.forward_mode_active():
+        return None
+    tensors: list[Any] = []
+    try:
+        structure = _structure((updates, state, params), tensors)
+    except _UnsuitableError:
+        return None
+    if not all(map(_is_number, extras.values())):
+        return None
+    numbers = Numbers.of(tx)
+    key = structure, tuple(extras), numbers.structure
+    known = programs_of(tx)
+    programs = known.setdefault(key, [])
+    given = [*tensors, *(number for number in numbers.values if isinstance(number, Tensor))]
+    gradients_recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    if gradients_recorded or programs is None:
+        return None
+    for program in programs:
+        if program.fits(tensors):
+            return program(tensors, extras, numbers.values)
+    if sum(len(others or ()) for others in known.values()) >= MOST_PROGRAMS:
+        return None
+    result = _pure.update(tx, updates, state, params, extras)  # raises what is wrong with the call
+    try:
+        with torch.no_grad():
+            program = TreeProgram(tx, numbers, updates, state, params, extras, tensors)
+    except _UnsuitableError:
+        known[key] = None
+        return result
+    programs.append(program)
+    return program(tensors, extras, numbers.values)
+
+
+_SHARED = SharedPrograms()
+
+
+def programs_of(tx: GradientTransformation) -> dict[Any, Any]:
+    """The programs of a transformation, which it shares with others that differ in numbers only.
+
+    Programs that hold functions or tensors of the user belong to their transformation, and go with it.
+    """
+    if tx._program_cache is None:
+        skeleton = tx._skeleton()
+        numbers = Numbers.of(tx)
+        has_tensors = any(isinstance(number, Tensor) for number in numbers.values)
+        is_private = skeleton is None or has_tensors or not _is_shareable(numbers.structure)
+        tx._set(_program_cache={} if is_private else _SHARED.of(skeleton))
+    return tx._program_cache  # type: ignore[return-value]
+
+
+def _is_shareable(structure: Any) -> bool:
+    """Whether the values of hyperparameters are plain: a schedule may hold anything."""
+    if type(structure) is tuple:
+        return all(map(_is_shareable, structure))
+    return structure is None or type(structure) in (bool, int, float, str)
+
+
+def _structure(tree: Any, tensors: list[Any]) -> Any:
+    """The structure of dicts, lists and tuples, and their tensors in order.
+
+    Raises:
+        _UnsuitableError: something else is in the tree.
+    """
+    kind = type(tree)
+    if kind in PLAIN and tree.layout is torch.strided and not tree.is_nested:
+        tensors.append(tree)
+        return None
+    if kind is dict:
+        return tuple(tree), tuple([_structure(value, tensors) for value in tree.values()])
+    if kind is tuple or kind is list:
+        return kind, tuple([_structure(value, tensors) for value in tree])
+    if tree is None:
+        return "None"
+    raise _UnsuitableError
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is Tensor and value.ndim == 0 and not value.requires_grad)
+
+
+def _numbered(tree: Any, numbers: Iterator[int]) -> Any:
+    """The tree with the numbers of its tensors."""
+    kind = type(tree)
+    if kind is dict:
+        return {key: _numbered(value, numbers) for key, value in tree.items()}
+    if kind is tuple or kind is list:
+        return kind(_numbered(value, numbers) for value in tree)
+    return None if tree is None else next(numbers)
+
+
+def _filled(template: Any, tensors: list[Any]) -> Any:
+    """A numbered tree with these tensors."""
+    kind = type(template)
+    if kind is int:
+        return tensors[template]
+    if kind is dict:
+        return {key: _filled(value, tensors) for key, value in template.items()}
+    return template if template is None else kind(_filled(value, tensors) for value in template)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the state: the path of its stage, its name there, and the number of each leaf's tensor.
+
+    A value that all leaves share has no leaves, and a number of its own.
+    """
+
+    path: Path
+    name: str
+    leaves: dict[str, int]
+    shared: int | None
+
+
+class Numbers:
+    """The hyperparameters of a transformation that are numbers, which programs take as arguments.
+
+    Attributes:
+        structure: The other values, with a mark in the places of these.
+        values: The numbers.
+    """
+
+    def __init__(self, tx: GradientTransformation):
+        self._tx = tx
+        self.values: list[Any] = []
+        structure: list[Any] = []
+        for entry in tx._entries():
+            off = entry.argument.range.off
+            value = entry.value
+            if entry.argument.kind != "floats":
+                value = (
+                    tuple(self._take(item, off) for item in value) if type(value) is tuple else self._take(value, off)
+                )
+            structure.append((entry.place, value))
+        self.structure = tuple(structure)
+
+    @classmethod
+    def of(cls, tx: GradientTransformation) -> Numbers:
+        if tx._numbers is None:
+            tx._set(_numbers=cls(tx))
+        return tx._numbers  # type: ignore[return-value]
+
+    def _take(self, item: Any, off: Any) -> Any:
+        if (type(item) is float and not is_off(item, off)) or isinstance(item, Tensor):
+            self.values.append(item)
+            return NUMBER
+        return item
+
+    def chain_of(self, tensors: Iterator[Tensor]) -> GradientTransformation:
+        """The transformation with tensors in the places of the numbers."""
+        arguments: dict[Any, Any] = {}
+        for place, value in self.structure:
+            if type(value) is tuple:
+                arguments[place] = tuple(next(tensors) if item is NUMBER else item for item in value)
+            else:
+                arguments[place] = next(tensors) if value is NUMBER else value
+        return self._tx._replaced(arguments, checked=False)
+
+
+class TreeProgram:
+    """The program of one transformation for trees like these.
+
+    Raises:
+        _UnsuitableError: these leaves can't go through programs.
+    """
+
+    def __init__(
+        self,
+        tx: GradientTransformation,
+        numbers: Numbers,
+        updates: Any,
+        state: Any,
+        params: Any,
+        extras: dict[str, Any],
+        tensors: list[Tensor],
+    ):
+        template = _numbered((updates, state, params), iter(range(len(tensors))))
+        self._updates, self._state, _ = template
+        self._count = len(tensors)
+        self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
+        self._layouts = list(map(_layout, tensors))
+        gradients, _ = _tree.flatten(updates, "updates")
+        values, _ = ({}, None) if params is None else _tree.flatten(params, "params")
+        if LEAF_STEPS in state:
+            raise _UnsuitableError
+        kinds = check_extras(tx, params, extras)
+        run = TreeRun(tx, values or gradients, None, state)
+        run.check(gradients)
+        if run.opaque or any(kinds[name].startswith("leaf") for name in extras):
+            raise _UnsuitableError
+        leaves = leaves_of(run, gradients, values or None, extras, kinds)
+        present = {name: leaf for name, leaf in leaves.items() if leaf.given[0] is not None}
+        if not present or (len(present) < len(gradients) and takes_none(run.block.operations)):
+            raise _UnsuitableError
+        numbered_updates = _tree.named(self._updates)
+        numbered_params = {} if params is None else _tree.named(template[2])
+        self._entries = list(_entries(self._state, run.stages))
+        self._kept: list[int] = []  # the numbers of the state's tensors
+        for entry in self._entries:
+            self._kept.extend(entry.leaves.values() if entry.shared is None else [entry.shared])
+        self._bundles: list[_Leaves] = []
+        for names in _alike(present, self._entries, tensors).values():
+            columns = [[numbered_updates[name] for name in names]]
+            if params is not None:
+                columns.append([numbered_params[name] for name in names])
+            slots = [entry for entry in self._entries if names[0] in entry.leaves]
+            columns.extend([entry.leaves[name] for name in names] for entry in slots)
+            function = _OneLeaf(numbers, names[0], params is not None, self._entries, slots, list(extras))
+            self._bundles.append(_Leaves(names, columns, function, tensors, extras, self._shared(tensors)))
+
+    def fits(self, tensors: list[Tensor]) -> bool:
+        """Whether tensors have the dtypes, devices, shapes and strides that the program is for."""
+        if self._have_same_layout(*tensors):
+            return True
+        return list(map(_layout, tensors)) == self._layouts  # the quick check refuses a tensor that comes twice
+
+    def _shared(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [tensors[entry.shared] for entry in self._entries if entry.shared is not None]
+
+    def __call__(self, tensors: list[Tensor], extras: dict[str, Any], values: list[Any]) -> tuple[Any, dict[str, Any]]:
+        """`(updates, state)`, both new."""
+        results: list[Any] = [None] * self._count
+        numbers = [*values, *self._shared(tensors), *extras.values()]
+        calls = [_Call(bundle, tensors, results) for bundle in self._bundles]
+        for call in calls:
+            call.begin(call, numbers, True)
+        with torch.no_grad():
+            execute(calls, _ignore)  # type: ignore[arg-type]
+        for i in self._kept:
+            if results[i] is None:  # a leaf without a gradient, or a stage that no leaf passes
+                results[i] = tensors[i].clone()
+        return _filled(self._updates, results), _filled(self._state, results)
+
+
+def _ignore(leaf: Any) -> None:
+    """Results are in place already."""
+
+
+def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
+    """The entries of a numbered state."""
+    for key, value in state.items():
+        if isinstance(value, int):
+            yield Entry(path, key, {}, value)
+        elif not isinstance(value, dict):
+            raise _UnsuitableError
+        elif (*path, key) in stages:
+            yield from _entries(value, stages, (*path, key))
+        else:
+            yield Entry(path, key, value, None)
+
+
+def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]) -> dict[Any, list[str]]:
+    """The names of leaves that have the same program."""
+    alike: dict[Any, list[str]] = {}
+    for name, leaf in leaves.items():
+        if not all(operation.compiles for operation in leaf.program):
+            raise _UnsuitableError
+        slots = [tensors[entry.leaves[name]] for entry in entries if name in entry.leaves]
+        traits = [(tensor.dtype, tensor.shape, tensor.device) for tensor in (*leaf.given, *slots) if tensor is not None]
+        kept = tuple(name in entry.leaves for entry in entries)
+        alike.setdefault((tuple(map(id, leaf.program)), tuple(traits), kept), []).append(name)
+    return alike
+
+
+class _OneLeaf:
+    """An update of a tree with one leaf, as a function of flat arguments.
+
+    These are: hyperparameters, shared values, extras, totals of earlier passes; then those of the leaf.
+    """
+
+    def __init__(
+        self,
+        numbers: Numbers,
+        name: str,
+        has_param: bool,
+        entries: list[Entry],
+        slots: list[Entry],
+        extras: list[str],
+    ):
+        self.numbers = numbers
+        self._name = name
+        self.has_param = has_param
+        self._entries = entries
+        self._slots = slots
+        self._extras = extras
+
+    def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
+        given = iter(arguments)
+        tx = self.numbers.chain_of(given)
+        state: dict[str, Any] = {}
+        for entry in self._entries:
+            _place(state, entry, next(given) if entry.shared is not None else {})
+        extras: dict[str, Any] = {name: next(given) for name in self._extras}
+        totals = [{name: next(given) for name in names} for names in known]
+        update = {self._name: next(given)}
+        params = {self._name: next(given)} if self.has_param else None
+        for entry in self._slots:
+            _place(state, entry, {self._name: next(given)})
+        run = _RecordedRun(tx, params or update, _same, state)
+        run.totals = totals
+        kinds = check_extras(tx, params, extras)
+        leaves = leaves_of(run, update, params, extras, kinds)
+        try:
+            execute(leaves.values(), _ignore)
+        except AwaitedSumError as awaited:
+            return PassResult(list(awaited.sums.values()), tuple(awaited.sums), awaited.operation)
+        for commit in reversed(run.commits):
+            commit()
+        return self._result(run, leaves[self._name].result(), run.rebuilt(leaves))
+
+    def _result(self, run: TreeRun, update: Any, state: Any) -> PassResult:
+        """The new update, the new slots, then the shared values that this leaf's links have renewed."""
+        outputs = [update]
+        outputs.extend(_at(state, entry)[self._name] for entry in self._slots)
+        names: list[Any] = list(range(len(outputs)))
+        for entry in self._entries:
+            if entry.shared is not None and (entry.path == () or entry.name in run.new_shared.get(entry.path, {})):
+                outputs.append(_at(state, entry))
+                names.append(entry.shared)
+        return PassResult(outputs, tuple(names), None)
+
+
+def _same(values: Any) -> Any:
+    return values
+
+
+def _place(state: dict[str, Any], entry: Entry, value: Any) -> None:
+    for key in entry.path:
+        state = state.setdefault(key, {})
+    state[entry.name] = value
+
+
+def _at(state: Any, entry: Entry) -> Any:
+    for key in entry.path:
+        state = state[key]
+    return state[entry.name]
+
+
+class _RecordedRun(TreeRun):
+    """A run over stand-ins, up to the first sum whose total is not known yet."""
+
+    totals: list[dict[str, Tensor]]
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if self.totals:
+            return self.totals.pop(0)
+        raise AwaitedSumError(operation, operation.combine(waiting))
+
+
+class _Leaves:
+    """Leaves with the same program, and the numbers of their tensors among those of the trees."""
+
+    def __init__(
+        self,
+        names: list[str],
+        columns: list[list[int]],
+        function: _OneLeaf,
+        tensors: list[Tensor],
+        extras: dict[str, Any],
+        shared: list[Tensor],
+    ):
+        self.name = names[0]
+        self.names = names
+        self.columns = columns
+        self.written = [columns[0], *columns[2 if function.has_param else 1 :]]  # of updates and slots
+        first = [tensors[column[0]] for column in columns]
+        self.device = first[0].device
+        numbers = [torch.empty((), dtype=torch.float64) for _ in function.numbers.values]
+        numbers.extend(shared)
+        for value in extras.values():
+            numbers.append(torch.as_tensor(value, dtype=torch.float64 if type(value) is float else None))
+        try:
+            self.passes: list[ListPass] = passes_of(function, numbers, first, ListPass)
+            for each in self.passes:
+                each.function(self.device, all(number.device.type == "cpu" for number in numbers))
+        except (UnrecordableError, _torch.TracingUnavailableError) as error:
+            raise _UnsuitableError from error
+        except Exception as error:  # anything may happen in a user's rule; without a program it shows its error
+            raise _UnsuitableError from error
+        self.chunks = list(_chunks([tensors[i].numel() for i in columns[0]], entries_of_a_call(self.device)))
+
+
+def _chunks(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Ranges of leaves with a bounded number of entries, but at least one leaf."""
+    start, entries = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and entries + size > most:
+            yield slice(start, i)
+            start, entries = i, 0
+        entries += size
+    yield slice(start, len(sizes))
+
+
+class _Call(ListBundle):
+    """One call of a program with the tensors of a caller."""
+
+    def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
+        super().__init__(leaves.name, leaves.device, leaves.passes)
+        self._leaves = leaves
+        self._tensors = tensors
+        self._results = results
+
+    def combined(self, operation: Operation, waiting: list[tuple[Any, Any]]) -> Any:
+        """The total for the bundles that wait at an operation."""
+        return operation.combine(waiting)
+
+    def columns(self) -> Iterator[list[list[Tensor]]]:
+        for chunk in self._leaves.chunks:
+            yield [[self._tensors[i] for i in column[chunk]] for column in self._leaves.columns]
+
+    def leaf_names(self) -> Iterator[list[str]]:
+        for chunk in self._leaves.chunks:
+            yield self._leaves.names[chunk]
+
+    def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
+        written = self._leaves.written
+        for chunk, of_chunk in zip(self._leaves.chunks, results, strict=True):
+            for column, dtype, values in zip(written, compiled.dtypes, of_chunk, strict=False):
+                numbers = column[chunk]
+                if not isinstance(values, list | tuple):  # the same for all leaves
+                    values = [self.as_tensor(values, dtype) for _ in numbers]
+                for i, value in zip(numbers, values, strict=True):
+                    self._results[i] = value
+        for i, dtype, value in list(zip(compiled.names, compiled.dtypes, results[0], strict=True))[len(written) :]:
+            if self._results[i] is None:  # all leaves have the same
+                self._results[i] = self.as_tensor(value, dtype)

@@ -1,0 +1,449 @@
+"""How the slots of a chain are stored: the argument `state_dtype`, and the conversion of a stage's slots by it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradtx import _torch
+from gradtx._errors import Path
+from gradtx._messages import close, describe
+from gradtx._random import bits16, indices, name_key
+from gradtx._sharding import cuts_rows, is_sharded, joined, local, placed_as
+from gradtx._slots import first_slots, value_for, widened, wrong_shape
+from gradtx.codes import CODES, KEY, Codec
+
+if TYPE_CHECKING:
+    from gradtx._execution import Leaf
+    from gradtx._runs import Run
+
+MIN_SIZE = 4096  # entries of a leaf from which codes are worth their scales and their time
+
+Choice = torch.dtype | Codec
+Probe = Callable[[Tensor], Mapping[str, Tensor]]  # the slots that a rule makes for a tensor
+StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
+
+
+class Storage:
+    """A checked `state_dtype`: a dtype or a code for each slot.
+
+    Args:
+        owner: The name of the factory, for errors.
+        given: A dtype, the name of a code, a `Codec`, or a dict slot pattern -> one of these.
+        min_size: How many entries a leaf has at least if its slots are coded.
+
+    Attributes:
+        given: As given.
+        min_size: As given.
+    """
+
+    def __init__(self, owner: str, given: Any, min_size: int = MIN_SIZE):
+        if isinstance(given, Mapping) and not given:
+            raise ValueError(f"{owner}: state_dtype has no pattern; pass a dict slot -> dtype, such as {{'*': 'int8'}}")
+        if type(min_size) is not int or min_size < 0:
+            raise ValueError(f"{owner}: min_size must be a whole number, got {describe(min_size)}")
+        self.given = given
+        self.min_size = min_size
+        self._by_pattern = given if isinstance(given, Mapping) else {"*": given}
+        self._choices: dict[str, Choice] = {}
+        for pattern, value in self._by_pattern.items():
+            if not isinstance(pattern, str):
+                raise TypeError(f"{owner}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'")
+            self._choices[pattern] = _choice_of(owner, value)
+        self._by_slot: dict[tuple[Path, str], tuple[str, Choice] | None] = {}
+        self._named_by_user = isinstance(given, Mapping)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Storage) and (self._key(), self.min_size) == (other._key(), other.min_size)
+
+    def __hash__(self) -> int:
+        return hash(self.min_size)
+
+    def _key(self) -> list[tuple[str, Choice]]:
+        return list(self._choices.items())
+
+    def __repr__(self) -> str:
+        return describe(self.given)
+
+    @property
+    def has_codes(self) -> bool:
+        return any(isinstance(choice, Codec) for choice in self._choices.values())
+
+    @property
+    def draws(self) -> bool:
+        """Whether a code rounds at random."""
+        return any(isinstance(choice, Codec) and choice.random for choice in self._choices.values())
+
+    def wide(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that rules compute in, where they would compute in `dtype`."""
+        for choice in self._choices.values():
+            if isinstance(choice, torch.dtype):
+                dtype = torch.promote_types(dtype, choice)
+        return dtype
+
+    def rule_for(self, path: Path, slot: str) -> tuple[str, Choice] | None:
+        """The first pattern that matches a slot, by its name or by its path, and what it says."""
+        key = (path, slot)
+        if key not in self._by_slot:
+            self._by_slot[key] = self._first_match(path, slot)
+        return self._by_slot[key]
+
+    def _first_match(self, path: Path, slot: str) -> tuple[str, Choice] | None:
+        dotted = ".".join([*path, slot])
+        for pattern, choice in self._choices.items():
+            if _name_matches(slot, pattern) or _name_matches(dotted, pattern):
+                return pattern, choice
+        return None
+
+    def matches(self, pattern: str, slots: Iterable[tuple[Path, str]]) -> bool:
+        for path, slot in slots:
+            if _name_matches(slot, pattern) or _name_matches(".".join([*path, slot]), pattern):
+                return True
+        return False
+
+    def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
+        """Raise an error for a pattern that matches none of the slots of its chain."""
+        if not self._named_by_user:
+            return
+        for pattern in self._choices:
+            if not self.matches(pattern, slots):
+                known = ", ".join(sorted({slot for _, slot in slots})) or "none"
+                raise ValueError(f"state_dtype: pattern {pattern!r} matches no slot of the chain; its slots: {known}")
+
+
+@_torch.assume_constant
+def _name_matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def check_patterns(seen: Mapping[Storage, set[tuple[Path, str]]]) -> None:
+    """Raise an error for a pattern of a `state_dtype` that matches none of the slots that it is for."""
+    for storage, slots in seen.items():
+        storage.check_patterns(slots)
+
+
+def _choice_of(owner: str, value: Any) -> Choice:
+    """A dtype or a code, after checking it."""
+    if isinstance(value, Codec):
+        return value
+    if isinstance(value, str) and value in CODES:
+        return CODES[value]
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return value
+    suggestion = close(value, CODES) if isinstance(value, str) else None
+    hint = "" if suggestion is None else f"did you mean {suggestion!r}? "
+    raise TypeError(
+        f"{owner}: state_dtype must be a floating-point torch.dtype, got {describe(value)}; {hint}"
+        f"or a code, {', '.join(map(repr, CODES))}, a Codec, or a dict slot pattern -> one of these"
+    )
+
+
+def is_named(pattern: str) -> bool:
+    """Whether a pattern has no wildcard, so that it means one slot, whatever its shape."""
+    return not any(character in pattern for character in "*?[")
+
+
+class Store:
+    """Keeps the slots of one stage: codes and converts what a rule returns, decodes and widens what it reads.
+
+    Args:
+        path: The stage's path.
+        owner: The name of the rule, for errors.
+        storage: The `state_dtype` here, if any.
+        nonnegative: The slots that are never negative.
+        run: The call.
+    """
+
+    def __init__(self, path: Path, owner: str, storage: Storage | None, nonnegative: tuple[str, ...], run: Run):
+        self.path = path
+        self.storage = storage
+        self._owner = owner
+        self._nonnegative = nonnegative
+        self._codes = storage is not None and storage.has_codes
+        self._run = run
+        run.stores[path] = self
+
+    @property
+    def draws(self) -> bool:
+        return self.storage is not None and self.storage.draws
+
+    def wide(self, leaf: Leaf) -> torch.dtype:
+        """The dtype that the rule computes in."""
+        return leaf.wide if self.storage is None else self.storage.wide(leaf.wide)
+
+    def _codec(self, slot: str) -> Codec | None:
+        """The code for a slot, if its tensors are coded."""
+        assert self.storage is not None
+        rule = self.storage.rule_for(self.path, slot)
+        if rule is None or not isinstance(rule[1], Codec):
+            return None
+        return rule[1].for_sign(slot in self._nonnegative or _without_number(slot) in self._nonnegative)
+
+    def codecs_of(self, stored: Mapping[str, Any], leaf: Leaf) -> Mapping[str, Codec]:
+        """The code of each coded slot of a leaf."""
+        if not self._codes:
+            return {}
+        if leaf.layout is not None:
+            return leaf.layout.codes.get(self.path, {})
+        codecs: dict[str, Codec] = {}
+        for slot, tensor in stored.items():
+            codec = self._codec(slot)
+            if codec is not None and self._is_coded(slot, codec, tensor, stored, leaf):
+                codecs[slot] = codec
+        return codecs
+
+    def _is_coded(self, slot: str, codec: Codec, tensor: Tensor, stored: Mapping[str, Any], leaf: Leaf) -> bool:
+        """Whether a slot of a nested state is coded, known by the tensors beside it, if its code has any."""
+        if codec.suffixes:
+            return all(f"{slot}.{suffix}" in stored for suffix in codec.suffixes)
+        assert self.storage is not None
+        is_large = tensor.shape == leaf.shape and tensor.numel() >= self.storage.min_size
+        return is_large and tensor.dtype not in (leaf.param_dtype, torch.int64, torch.bool)
+
+    # First slots.
+
+    def first(
+        self, slots: dict[str, Any], like: Tensor, leaf: Leaf, old: Mapping[str, Any] | None, probe: Probe | None = None
+    ) -> dict[str, Any]:
+        """Slots as `init` returned them, as they are stored.
+
+        Args:
+            slots: The slots.
+            like: The parameter in the dtype that rules compute in.
+            leaf: The leaf.
+            old: Slots in the same run: those that they have coded are coded; None at init, where sizes decide.
+            probe: Gives the slots of another parameter, which tells a square factor from a slot of the leaf's shape.
+        """
+        storage = self.storage
+        if storage is None:
+            return first_slots(slots, like, leaf.param_dtype, self._owner)
+        codecs = self._codecs_for(slots, like, leaf, probe) if old is None else self.codecs_of(old, leaf)
+        dtypes: dict[str, torch.dtype] = {}
+        for slot, value in slots.items():
+            dtypes[slot] = self._dtype(slot, value, like, leaf, slot in codecs)
+        kept = first_slots(slots, like, dtypes, self._owner)
+        if leaf.run.initial:
+            leaf.run.seen_slots.setdefault(storage, set()).update((self.path, slot) for slot in slots)
+            leaf.codecs.update({(self.path, slot): codec for slot, codec in codecs.items()})
+        if not codecs:
+            return kept
+        stored: dict[str, Tensor] = {}
+        for slot, value in kept.items():
+            if slot in codecs:
+                stored.update(self._packed(slot, codecs[slot], value, None, leaf))
+            else:
+                stored[slot] = value
+        return stored
+
+    def _dtype(self, slot: str, value: Any, like: Tensor, leaf: Leaf, coded: bool) -> torch.dtype:
+        """The dtype of a slot that is stored as it is; of one that is coded afterwards, the present one."""
+        assert self.storage is not None
+        if coded and isinstance(value, Tensor):
+            return value.dtype
+        rule = self.storage.rule_for(self.path, slot)
+        if rule is None:
+            return leaf.param_dtype
+        pattern, choice = rule
+        if isinstance(choice, torch.dtype):
+            return choice
+        if self._may_be_coded(slot, pattern, value, like, leaf):  # but a shard cuts a block
+            return torch.promote_types(leaf.param_dtype, torch.float32)
+        return leaf.param_dtype
+
+    def _codecs_for(self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None) -> dict[str, Codec]:
+        """The code of each slot that is to be coded."""
+        assert self.storage is not None
+        codecs: dict[str, Codec] = {}
+        for slot, value in slots.items():
+            codec = self._codec(slot)
+            if codec is None:
+                continue
+            pattern, _ = self.storage.rule_for(self.path, slot)  # type: ignore[misc]
+            if self._may_be_coded(slot, pattern, value, like, leaf) and not cuts_rows(like, codec.block):
+                codecs[slot] = codec
+        if codecs and probe is not None and like.ndim > 1:
+            for slot in self._factors(codecs, like, probe):
+                del codecs[slot]
+        return codecs
+
+    def _factors(self, codecs: Mapping[str, Codec], like: Tensor, probe: Probe) -> list[str]:
+        """The slots that have the parameter's shape by chance: those of a longer parameter have another one."""
+        assert self.storage is not None
+        longer = _with_other_sizes(like)
+        try:
+            slots = probe(longer)
+        except (RuntimeError, ValueError):  # a rule that takes only some shapes
+            return []
+        factors: list[str] = []
+        for slot in codecs:
+            pattern, _ = self.storage.rule_for(self.path, slot)  # type: ignore[misc]
+            if not is_named(pattern) and (slot not in slots or slots[slot].shape != longer.shape):
+                factors.append(slot)
+        return factors
+
+    def _may_be_coded(self, slot: str, pattern: str, value: Any, like: Tensor, leaf: Leaf) -> bool:
+        assert self.storage is not None
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return False
+        if is_named(pattern):
+            return value.ndim > 0 or like.ndim == 0
+        return value.ndim > 0 and value.shape == like.shape and like.numel() >= self.storage.min_size
+
+    # Reading and writing.
+
+    def opened(self, stored: dict[str, Tensor], wide: torch.dtype, leaf: Leaf) -> dict[str, Tensor]:
+        """The slots as rules see them."""
+        codecs = self.codecs_of(stored, leaf)
+        if not codecs:
+            return {slot: widened(value, wide) for slot, value in stored.items()}
+        beside = tensors_beside(codecs)
+        values: dict[str, Tensor] = {}
+        for slot, value in stored.items():
+            if slot in codecs:
+                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(wide)
+            elif slot not in beside:
+                values[slot] = widened(value, wide)
+        return values
+
+    def slots_of(self, stored: Mapping[str, Tensor], leaf: Leaf) -> Set[str]:
+        """The names of the slots that these tensors keep."""
+        if not self._codes:
+            return stored.keys()
+        return stored.keys() - tensors_beside(self.codecs_of(stored, leaf))
+
+    def shared_dtype(self, name: str) -> torch.dtype | None:
+        """The dtype of a shared value, if a pattern without wildcard names it; notes its name."""
+        storage = self.storage
+        if storage is None:
+            return None
+        if self._run.initial:
+            self._run.seen_slots.setdefault(storage, set()).add((self.path, name))
+        rule = storage.rule_for(self.path, name)
+        if rule is None or not is_named(rule[0]):
+            return None
+        if isinstance(rule[1], Codec):
+            raise ValueError(f"{self._owner}: {name!r} is one number for all leaves, which no code can keep")
+        return rule[1]
+
+    def closed(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
+        """New values of the slots, as the old ones are stored."""
+        codecs = self.codecs_of(old, leaf)
+        beside = tensors_beside(codecs)
+        stored: dict[str, Tensor] = {}
+        for slot, kept in old.items():
+            if slot in codecs:
+                stored.update(self._packed(slot, codecs[slot], values[slot], old, leaf))
+            elif slot not in beside:
+                stored[slot] = value_for(values[slot], kept, self.path, slot, leaf.name)
+        return stored
+
+    def _packed(
+        self, slot: str, codec: Codec, value: Any, old: Mapping[str, Tensor] | None, leaf: Leaf
+    ) -> dict[str, Tensor]:
+        """The tensors that keep a value; a key is kept, or made for a first value."""
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} came out as {value!r}"
+            )
+        if old is not None:
+            shape = codec.shape_of(old[slot].shape, leaf.shape)
+            if value.shape != shape:
+                raise wrong_shape(self.path, slot, leaf.name, torch.Size(shape), value.shape)
+            value = placed_as(value, old[slot])
+        self._check_no_derivative(slot, value)
+        noise, key = None, None
+        if codec.random:
+            key = old[f"{slot}.{KEY}"] if old is not None else self._first_key(slot, leaf, value)
+            step = leaf.moment().step if old is not None else torch.zeros((), dtype=torch.int64, device=value.device)
+            noise = bits16(local(key), step, indices(value))
+        tensors = packed(slot, codec, value, noise)
+        if key is not None:
+            tensors[f"{slot}.{KEY}"] = key
+        return tensors
+
+    def _first_key(self, slot: str, leaf: Leaf, like: Tensor) -> Tensor:
+        return torch.full((), name_key(".".join([*self.path, slot, leaf.name])), device=local(like).device)
+
+    def _check_no_derivative(self, slot: str, value: Tensor) -> None:
+        if _torch.has_derivative(value):
+            raise ValueError(
+                f"{'.'.join([*self.path, slot])}: a derivative can't go through the code of this slot; keep it in "
+                f"floating point, state_dtype={{{slot!r}: torch.float32, ...}}, or detach what comes in"
+            )
+
+    def value_of(self, slot: str, stored: Mapping[str, Tensor], leaf: Leaf) -> Tensor:
+        """The value of one slot, in the dtype that it is kept in, or in float32 if it is coded."""
+        codec = self.codecs_of(stored, leaf).get(slot)
+        return stored[slot] if codec is None else unpacked(slot, codec, stored, leaf.shape)
+
+    def template(self, slot: str, stored: Mapping[str, Tensor]) -> Tensor:
+        """A tensor in float32 that is shaped as a coded slot."""
+        codec = self._codec(slot)
+        codes = stored[slot]
+        if codec is not None and codec.packs > 1:
+            raise ValueError(
+                f"{self._owner}: the shape of a leaf without gradient does not follow from the packed codes of "
+                f"{slot!r}: call update(updates, state, params)"
+            )
+        return torch.empty(codes.shape, device=codes.device)
+
+    def changed(self, slot: str, value: Tensor, stored: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
+        """The stored tensors of a leaf with another value of one slot."""
+        codec = self.codecs_of(stored, leaf).get(slot)
+        if codec is None:
+            return {**stored, slot: value.to(stored[slot].dtype)}
+        return {**stored, **self._packed(slot, codec, value, stored, leaf)}
+
+
+def packed(slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+    """The tensors that keep the value of a slot, by name, divided as the value."""
+    tensors = {}
+    shapes = codec.shapes(value.shape)
+    for suffix, tensor in codec.pack(local(value), noise).items():
+        name = f"{slot}.{suffix}" if suffix else slot
+        tensors[name] = joined(tensor, value, shapes[suffix])
+    return tensors
+
+
+def unpacked(slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    """The values that a slot's tensors keep, for a leaf of a shape."""
+    codes = stored[slot]
+    whole = codec.shape_of(codes.shape, shape)
+    part = whole
+    if is_sharded(codes) and codec.packs > 1:
+        part = (*local(codes).shape[:-1], whole[-1])
+    elif is_sharded(codes):
+        part = local(codes).shape
+    tensors = {"": local(codes)}
+    for suffix in codec.suffixes:
+        tensors[suffix] = local(stored[f"{slot}.{suffix}"])
+    return joined(codec.unpack(tensors, part), codes, whole)
+
+
+def _with_other_sizes(like: Tensor) -> Tensor:
+    """A tensor without values whose sizes are a little larger, and all different."""
+    sizes: list[int] = []
+    for size in like.shape:
+        size += 1
+        while size in sizes:
+            size += 1
+        sizes.append(size)
+    return torch.empty(sizes, dtype=like.dtype, device="meta")
+
+
+def tensors_beside(codecs: Mapping[str, Codec]) -> set[str]:
+    """The names of the tensors that belong to coded slots, without the codes."""
+    names: set[str] = set()
+    for slot, codec in codecs.items():
+        names.update(f"{slot}.{suffix}" for suffix in codec.suffixes)
+    return names
+
+
+def _without_number(slot: str) -> str:
+    """The name of the list that a numbered slot is an entry of."""
+    name, _, number = slot.rpartition("_")
+    return name if number.isdigit() else slot

@@ -1,0 +1,343 @@
+"""Codes: how a slot is kept in fewer bits than it is computed in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._messages import describe, nearest
+
+__all__ = ["Codec"]
+
+Shape = tuple[int, ...]
+LEAST_SCALE = 2.0**-100  # below it decoded values would leave float32; small enough to be zero for every optimizer
+SCALE = "scale"
+KEY = "key"
+
+
+def largest_of_block(largest: Tensor) -> Tensor:
+    """The scale of a block: its largest magnitude."""
+    return largest.to(torch.float32).clamp(min=LEAST_SCALE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """A code for slots: two pure functions of torch operations, without branches on values.
+
+    With a `block`, every so many entries of a row share a float32 scale, kept as `<slot>.scale`; a row is an index of
+    dimension 0. The functions then get tensors of shape (rows, blocks, block) and scales of shape (rows, blocks, 1).
+
+    Args:
+        encode: `(values, scale) -> codes`, shaped as the values; without a block `values -> codes`. With `parts` it
+            returns a tuple, the codes and each part.
+        decode: `(codes, scale) -> values` in float32 at least; without a block `codes -> values`. Parts come between.
+        block: How many entries share a scale, a power of two; None for a code without scales.
+        scale: The scale of a block as a function of its largest magnitude; by default that magnitude.
+        parts: The names of further tensors that `encode` returns, kept as `<slot>.<part>`.
+        nonnegative: The code of slots that are never negative, if they have another.
+        packs: How many codes, from 0 to 15 or from -8 to 7, share a byte: 1, or 2 along the last dimension.
+        random: Whether `encode` gets 16 random bits for each entry as its last argument.
+        name: The name in errors and tables.
+
+    Raises:
+        TypeError: `encode` or `decode` is no function.
+        ValueError: `block` is no power of two, `packs` neither 1 nor 2.
+
+    Example:
+        >>> halves = gradtx.Codec(lambda values: values.half(), lambda codes: codes.float(), name="float16")
+        >>> state = gradtx.adam(state_dtype=halves).init({"w": torch.zeros(64, 64)})
+        >>> state["scale_by_adam"]["exp_avg"]["w"].dtype
+        torch.float16
+    """
+
+    encode: Callable[..., Any]
+    decode: Callable[..., Tensor]
+    block: int | None = None
+    scale: Callable[[Tensor], Tensor] = largest_of_block
+    parts: tuple[str, ...] = ()
+    nonnegative: Codec | None = None
+    packs: int = 1
+    random: bool = False
+    name: str = "codec"
+
+    def __post_init__(self) -> None:
+        for role in ("encode", "decode", "scale"):
+            if not callable(getattr(self, role)):
+                raise TypeError(f"Codec: {role} must be a function, got {describe(getattr(self, role))}")
+        if self.packs not in (1, 2):
+            raise ValueError(f"Codec: packs must be 1 or 2, got {self.packs!r}")
+        if self.block is None:
+            return
+        if type(self.block) is not int or self.block < 2 or self.block & (self.block - 1):
+            raise ValueError(f"Codec: block must be a power of two, got {self.block!r}")
+
+    @classmethod
+    def named(cls, name: str, block: int | None = None) -> Codec:
+        """The built-in code of a name, with another block length if one is given.
+
+        Args:
+            name: "int8", "int4", "float8", "bfloat16+8" or "bfloat16:stochastic".
+            block: How many entries share a scale, a power of two; for "int4" at most 32.
+
+        Raises:
+            ValueError: an unknown name, a block length that the code can't have.
+
+        Example:
+            >>> gradtx.Codec.named("int8", block=128)
+            Codec.named('int8', block=128)
+        """
+        if name not in CODES:
+            raise ValueError(f"Codec: no code {name!r}; {nearest(name, CODES)}")
+        code = CODES[name]
+        if block is None or block == code.block:
+            return code
+        if code.block is None:
+            raise ValueError(f"Codec: {name!r} has no scales, so it takes no block")
+        if code.packs == 2 and block > code.block:
+            raise ValueError(f"Codec: block of {name!r} must be at most {code.block}, got {block!r}")
+        positive = code.nonnegative
+        if positive is not None:
+            positive = dataclasses.replace(positive, block=block)
+        return dataclasses.replace(code, block=block, nonnegative=positive)
+
+    def __repr__(self) -> str:
+        code = CODES.get(self.name)
+        if code is None or code.encode is not self.encode:
+            return f"Codec({describe(self.encode)}, {describe(self.decode)}, name={self.name!r})"
+        if code.block == self.block:
+            return f"Codec.named({self.name!r})"
+        return f"Codec.named({self.name!r}, block={self.block})"
+
+    # The tensors of a coded slot.
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The names of the tensors beside the codes."""
+        scale = (SCALE,) if self.block is not None else ()
+        key = (KEY,) if self.random else ()
+        return (*scale, *self.parts, *key)
+
+    def for_sign(self, nonnegative: bool) -> Codec:
+        """The code of a slot that is never negative, or of any slot."""
+        return self.nonnegative if nonnegative and self.nonnegative is not None else self
+
+    def pack(self, values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """The tensors that keep `values`, by suffix; "" for the codes."""
+        if self.block is None:
+            encoded = self.encode(values) if noise is None else self.encode(values, noise)
+            return self._by_suffix(encoded, values)
+        blocks = _in_blocks(values, self.block, -(-_row_length(values.shape) // self.block))
+        scale = self.scale(blocks.abs().amax(-1, keepdim=True))
+        encoded = self.encode(blocks, scale)
+        packed = self._by_suffix(encoded, values)
+        packed[SCALE] = scale.reshape(*values.shape[:1], -1) if values.ndim > 1 else scale.reshape(-1)
+        return packed
+
+    def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
+        tensors = encoded if isinstance(encoded, tuple) else (encoded,)
+        packed = {}
+        for suffix, tensor in zip(("", *self.parts), tensors, strict=True):
+            packed[suffix] = tensor if self.block is None else _out_of_blocks(tensor, values)
+        if self.packs == 2:
+            packed[""] = _pairs(packed[""])
+        return packed
+
+    def unpack(self, packed: dict[str, Tensor], shape: Shape) -> Tensor:
+        """The values, in a shape."""
+        codes = packed[""]
+        if self.packs == 2:
+            codes = _halves(codes, shape)
+        tensors = [codes, *(packed[part] for part in self.parts)]
+        if self.block is None:
+            return self.decode(*tensors)
+        scale = packed[SCALE]
+        count = scale.shape[-1]
+        blocks = [_in_blocks(tensor, self.block, count) for tensor in tensors]
+        scale = scale.reshape(blocks[0].shape[0], count, 1)
+        return _out_of_blocks(self.decode(*blocks, scale), codes)
+
+    def shape_of(self, codes: Shape, like: Shape) -> Shape:
+        """The shape of the values, by that of the codes and of the leaf."""
+        if self.packs == 1 or not codes:
+            return codes
+        halved = (*like[:-1], (like[-1] + 1) // 2) if like else like
+        if halved == codes:
+            return like
+        return (*codes[:-1], 2 * codes[-1])
+
+    def shapes(self, shape: Shape) -> dict[str, Shape]:
+        """The shapes of the tensors that keep values of a shape, by suffix."""
+        shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
+        if self.packs == 2:
+            shapes[""] = (*shape[:-1], (shape[-1] + 1) // 2)
+        if self.block is not None:
+            count = -(-_row_length(shape) // self.block)
+            shapes[SCALE] = (shape[0], count) if len(shape) > 1 else (count,)
+        return shapes
+
+    def fills_rows(self, shape: Shape) -> bool:
+        """Whether all blocks of a tensor are whole, so that rows one after another are one long row."""
+        if self.packs == 2 and shape[-1] % 2:
+            return False
+        return self.block is None or _row_length(shape) % self.block == 0
+
+
+def _row_length(shape: Shape) -> int:
+    """The entries of a row: an index of dimension 0, the rest flattened; vectors are one row."""
+    return math.prod(shape if len(shape) < 2 else shape[1:])  # torch.Size.numel would fix symbolic sizes
+
+
+def _in_blocks(values: Tensor, block: int, count: int) -> Tensor:
+    """Values in the shape (rows, blocks, block); the last entry of a row, repeated, fills its last block."""
+    rows = values.shape[0] if values.ndim > 1 else 1
+    length = _row_length(values.shape)
+    if count * block == length:
+        return values.reshape(rows, count, block)
+    # Not torch's pad: inductor 2.13 compiles it wrongly for AVX-512 where a vector reaches past the end.
+    places = torch.arange(count * block, device=values.device).clamp(max=length - 1)
+    return values.reshape(rows, length)[:, places].reshape(rows, count, block)
+
+
+def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
+    """The reverse of `_in_blocks`."""
+    length = _row_length(like.shape)
+    rows, count, block = blocks.shape
+    values = blocks.reshape(rows, count * block)
+    if count * block != length:  # a copy, so that no state keeps the memory of what fills the last block
+        values = values[:, :length].clone(memory_format=torch.contiguous_format)
+    return values.reshape(like.shape)
+
+
+def _pairs(codes: Tensor) -> Tensor:
+    """Two codes of four bits in a byte, along the last dimension."""
+    if codes.shape[-1] % 2:
+        codes = torch.cat((codes, codes[..., -1:]), -1)
+    pairs = codes.reshape(*codes.shape[:-1], -1, 2)
+    return (pairs[..., 1] * 16 + (pairs[..., 0] & 15)).to(codes.dtype)
+
+
+def _halves(pairs: Tensor, shape: Shape) -> Tensor:
+    """The reverse of `_pairs`."""
+    low = pairs & 15
+    if pairs.dtype == torch.int8:
+        low = (low ^ 8) - 8
+    codes = torch.stack((low, pairs >> 4), -1).reshape(*pairs.shape[:-1], -1)
+    return codes if codes.shape == shape else codes[..., : shape[-1]]
+
+
+# Whole numbers with a scale. A positive magnitude has at least the code 1: a second moment of 0 would make steps huge.
+
+
+def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
+    """Softsign: x = s y / (2 - |y|), y = q / most, so |y| = 2 |x| / (s + |x|)."""
+    size = values.abs()
+    codes = (2 * most * size / (scale + size)).round().clamp(min=1)
+    return torch.where(values == 0, 0.0, torch.where(values < 0, -codes, codes)).to(torch.int8)
+
+
+def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
+    y = codes.to(scale.dtype) * (1 / most)
+    return scale * (y / (2 - y.abs()))
+
+
+def _positive_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
+    """Square root: x = s (q / most)^2."""
+    codes = (values.clamp(min=0).sqrt() * (most / scale.sqrt())).round().clamp(1, most)
+    return torch.where(values > 0, codes, 0.0).to(torch.uint8)
+
+
+def _positive_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
+    y = codes.to(scale.dtype) * (1 / most)
+    return scale * (y * y)
+
+
+def _encode_int8(values: Tensor, scale: Tensor) -> Tensor:
+    return _signed_codes(values, scale, 127)
+
+
+def _decode_int8(codes: Tensor, scale: Tensor) -> Tensor:
+    return _signed_values(codes, scale, 127)
+
+
+def _encode_uint8(values: Tensor, scale: Tensor) -> Tensor:
+    return _positive_codes(values, scale, 255)
+
+
+def _decode_uint8(codes: Tensor, scale: Tensor) -> Tensor:
+    return _positive_values(codes, scale, 255)
+
+
+def _encode_int4(values: Tensor, scale: Tensor) -> Tensor:
+    return _signed_codes(values, scale, 7)
+
+
+def _decode_int4(codes: Tensor, scale: Tensor) -> Tensor:
+    return _signed_values(codes, scale, 7)
+
+
+def _encode_uint4(values: Tensor, scale: Tensor) -> Tensor:
+    return _positive_codes(values, scale, 15)
+
+
+def _decode_uint4(codes: Tensor, scale: Tensor) -> Tensor:
+    return _positive_values(codes, scale, 15)
+
+
+# Floating-point numbers.
+
+FLOAT8_MOST = 448.0
+FLOAT8_LEAST = 2.0**-9
+
+
+def _float8_scale(largest: Tensor) -> Tensor:
+    """The largest magnitude over 448, with 20 bits: then 448 times it is exact, and encoding again finds it again."""
+    scale = largest.to(torch.float32).mul(1 / FLOAT8_MOST).clamp(min=LEAST_SCALE)
+    return ((scale.view(torch.int32) + 8) & ~15).view(torch.float32)
+
+
+def _encode_float8(values: Tensor, scale: Tensor) -> Tensor:
+    size = (values.abs() / scale).clamp(FLOAT8_LEAST, FLOAT8_MOST)
+    return torch.where(values == 0, 0.0, torch.where(values < 0, -size, size)).to(torch.float8_e4m3fn)
+
+
+def _decode_float8(codes: Tensor, scale: Tensor) -> Tensor:
+    return codes.to(scale.dtype) * scale
+
+
+def _encode_bfloat16_and_8(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper 24 bits of float32: those of the nearest bfloat16, and the signed rest in 1/128 of half a unit."""
+    bits = (values.to(torch.float32).view(torch.int32) + 0x80) >> 8
+    upper = (bits + 0x80) >> 8
+    return upper.to(torch.int16).view(torch.bfloat16), (bits - (upper << 8)).to(torch.int8)
+
+
+def _decode_bfloat16_and_8(codes: Tensor, error: Tensor) -> Tensor:
+    upper = codes.view(torch.int16).to(torch.int32)
+    return ((upper << 16) + (error.to(torch.int32) << 8)).view(torch.float32)
+
+
+def _encode_stochastically(values: Tensor, noise: Tensor) -> Tensor:
+    """One of the two neighbours in bfloat16, so that the expected value is the value."""
+    bits = values.to(torch.float32).view(torch.int32) + noise.to(torch.int32)
+    return (bits >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def _decode_bfloat16(codes: Tensor) -> Tensor:
+    return codes.to(torch.float32)
+
+
+# 64: measured, shorter blocks cost memory and longer ones accuracy. 4-bit codes need shorter ones.
+_UINT8 = Codec(_encode_uint8, _decode_uint8, block=64, name="uint8")
+_UINT4 = Codec(_encode_uint4, _decode_uint4, block=32, packs=2, name="uint4")
+CODES = {
+    "int8": Codec(_encode_int8, _decode_int8, block=64, nonnegative=_UINT8, name="int8"),
+    "int4": Codec(_encode_int4, _decode_int4, block=32, nonnegative=_UINT4, packs=2, name="int4"),
+    "float8": Codec(_encode_float8, _decode_float8, block=64, scale=_float8_scale, name="float8"),
+    "bfloat16+8": Codec(_encode_bfloat16_and_8, _decode_bfloat16_and_8, parts=("error",), name="bfloat16+8"),
+    "bfloat16:stochastic": Codec(_encode_stochastically, _decode_bfloat16, random=True, name="bfloat16:stochastic"),
+}

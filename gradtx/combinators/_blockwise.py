@@ -1,0 +1,462 @@
+"""Operations that send the blocks of a leaf through the operations of an inner transformation, as leaves.
+
+Blocks of one shape go together, under vmap. A rule that waits for a sum can't be suspended there, so the operations run
+from the start again with the sums that are known by then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from gradtx._errors import Path
+from gradtx._execution import Block, Leaf, Operation, Position, takes_none
+from gradtx._random import name_key
+from gradtx._runs import Run
+from gradtx._sharding import placed_as, undivided
+from gradtx.combinators._division import Division
+
+Slots = dict[Path, dict[str, Tensor]]
+
+
+class BlockRun(Run):
+    """A run in which a leaf stands for its block: it has the block's slots, and collects new shared values."""
+
+    def __init__(self, outer: Run, slots: Slots):
+        super().__init__()
+        self.initial = outer.initial
+        self.device = outer.device
+        self.known_extras = outer.known_extras
+        self.leaf_extras = outer.leaf_extras
+        self.stages = outer.stages
+        self._outer = outer
+        self._slots = slots
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        return self._slots.get(path, {})
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        return self._outer.scalars(path)
+
+
+class BlockLeaf(Leaf):
+    """A block of a leaf, as a leaf."""
+
+    def __init__(self, whole: Leaf, run: BlockRun, tensors: Mapping[Any, Tensor]):
+        update, param = tensors.get("update"), tensors.get("param")
+        extras = dict(whole.extras)
+        for name in whole.extras:
+            extras[name] = tensors.get(("extra", name), extras[name])
+        super().__init__(run, whole.name, update, param, extras, whole.clock)
+        self.device = whole.device
+        self.dtype = whole.dtype
+        self.param_dtype = whole.param_dtype
+        self.wide = whole.wide
+        # The same object where it was the same: contexts are made once for it.
+        self.grad = self.update if whole.grad is whole.update else tensors.get("grad")
+        self.negated = whole.negated
+        self.active = whole.active
+        self.restarts = whole.restarts
+        self._stream_name = tensors.get("stream", whole.name)
+
+    @property
+    def stream_name(self) -> str | Tensor:
+        return self._stream_name
+
+
+class Choosing:
+    """A leaf as the selectors inside see it: with its name, and its first block in its place."""
+
+    def __init__(self, leaf: Any, division: Division):
+        self.name: str = leaf.name
+        self.run = self
+        self._leaf = leaf
+        self._division = division
+
+    def choice(self, path: Path, leaf: Any, selector: Any) -> Any:
+        return self._leaf.run.choice(path, self._leaf, OfBlock(selector, self._division))
+
+
+class OfBlock:
+    """A selector that sees the first block of a leaf."""
+
+    def __init__(self, selector: Any, division: Division):
+        self.by_name: bool = selector.by_name
+        self.mark: Callable[..., Any] = selector.mark
+        self.recall: Callable[..., Any] = selector.recall
+        self._selector = selector
+        self._division = division
+
+    def choose(self, name: str, tensor: Any) -> Any:
+        if tensor is not None and not is_lazy(tensor):
+            self._division.check("blocks", name, tensor.shape)
+            tensor = self._division.first(undivided(tensor.detach()))
+        return self._selector.choose(name, tensor)
+
+
+class DividedBlock(Block):
+    """The operations of an inner transformation, for leaves that go through them in blocks.
+
+    Args:
+        path: The path of the combinator.
+        operations: Those of the inner transformation.
+        division: What the blocks are.
+    """
+
+    def __init__(self, path: Path, operations: list[Any], division: Division):
+        super().__init__(operations, [])
+        self._path = path
+        self._division = division
+
+    def for_leaf(self, leaf: Any) -> list[Any]:
+        inner = super().for_leaf(Choosing(leaf, self._division))  # type: ignore[arg-type]
+        divide = Divide(self._path, inner, self._division)
+        each = [InBlocks(operation, i, divide) for i, operation in enumerate(inner)]
+        return [divide, *each, Unite(divide)]
+
+    def labels(self, leaf: Any) -> list[tuple[Any, Any]]:
+        return super().labels(Choosing(leaf, self._division))  # type: ignore[arg-type]
+
+
+class Divide(Operation):
+    """In front: divides a leaf, and sends the blocks as far as they go."""
+
+    elementwise = False
+    compiles = False
+
+    def __init__(self, path: Path, inner: list[Any], division: Division):
+        self.path = path
+        self.inner = inner
+        self.division = division
+        self.takes_none = takes_none(inner)
+
+    def start(self, leaf: Leaf) -> None:
+        leaf.saved[self] = Pieces(self, leaf)
+
+    def init(self, leaf: Leaf) -> None:
+        self._check(leaf)
+        pieces = Pieces(self, leaf)
+        leaf.new.update(pieces.first_slots())
+
+    def _check(self, leaf: Leaf) -> None:
+        tensor = leaf.param if leaf.param is not None else leaf.update
+        self.division.check(self.path[-1], leaf.name, tensor.shape)
+
+    def pieces(self, leaf: Leaf) -> Pieces:
+        return leaf.saved[self]
+
+
+class InBlocks(Operation):
+    """An operation of the inner transformation, for all blocks of a leaf."""
+
+    elementwise = False
+    compiles = False
+
+    def __init__(self, operation: Operation, position: int, divide: Divide):
+        self.path = operation.path
+        self.takes_none = divide.takes_none
+        self.template_slot = operation.template_slot
+        self.agree = operation.agree
+        self.random = operation.random
+        self.hessian_period = operation.hessian_period
+        self._operation = operation
+        self._position = position
+        self._divide = divide
+
+    def start(self, leaf: Leaf) -> Any:
+        return self._divide.pieces(leaf).payload(self._position)
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        pieces = self._divide.pieces(leaf)
+        pieces.go_on(self._position, total)
+        return pieces.payload(self._position)
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        return self._operation.combine(waiting)
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        return Pieces(self._divide, leaf, runs=False).evaluated(self._operation)
+
+    def follow(self, position: Position) -> None:
+        self._operation.follow(position)
+
+
+class Unite(Operation):
+    """Behind: makes the update of the leaf from those of its blocks."""
+
+    elementwise = False
+    compiles = False
+
+    def __init__(self, divide: Divide):
+        self.path = (*divide.path, "")
+        self.takes_none = divide.takes_none
+        self._divide = divide
+
+    def start(self, leaf: Leaf) -> None:
+        leaf.saved.pop(self._divide).finish()
+
+
+@dataclasses.dataclass
+class Batch:
+    """Blocks of one shape on their way through the inner operations.
+
+    Attributes:
+        numbers: The number of each block in its leaf.
+        inputs: The tensors of the blocks, stacked; slots under ("slot", path, name), extras under ("extra", name).
+        totals: The sums that the operations have asked for by now.
+        stop: The operation that waits for another one; None if the blocks are through.
+        payload: The terms of its sums.
+        outputs: What the blocks have become: as `inputs`, with new slots and shared values, "update" and "active".
+    """
+
+    numbers: list[int]
+    inputs: dict[Any, Tensor]
+    totals: list[Any] = dataclasses.field(default_factory=list)
+    stop: int | None = None
+    payload: dict[Any, Tensor] = dataclasses.field(default_factory=dict)
+    outputs: dict[Any, Tensor] = dataclasses.field(default_factory=dict)
+
+
+class Pieces:
+    """The blocks of one leaf in one call.
+
+    Args:
+        divide: The operation in front.
+        leaf: The leaf.
+        runs: Whether to send the blocks on their way.
+    """
+
+    def __init__(self, divide: Divide, leaf: Leaf, runs: bool = True):
+        self._path = divide.path
+        self._division = divide.division
+        self._operations = divide.inner
+        self._leaf = leaf
+        self._like = self._tensor()
+        self._groups = self._division.groups(self._like)
+        self._batches = [Batch(numbers, {}) for numbers in self._groups]
+        self._paths = {operation.path: None for operation in self._operations if any(operation.path[-1:])}
+        self._stack()
+        if runs and not leaf.run.initial:
+            for batch in self._batches:
+                self._advance(batch)
+
+    def _tensor(self) -> Tensor:
+        """A tensor shaped as the leaf."""
+        leaf = self._leaf
+        for tensor in (leaf.param, leaf.update):
+            if tensor is not None:
+                return undivided(tensor)
+        raise ValueError(
+            f"{self._path[-1]}: leaf {leaf.name!r} comes without gradient and parameter; "
+            "call update(updates, state, params)"
+        )
+
+    # Inputs.
+
+    def _stack(self) -> None:
+        """Stack the tensors of the blocks."""
+        leaf = self._leaf
+        wholes: dict[Any, Any] = {"update": leaf.update, "param": leaf.param}
+        if leaf.grad is not leaf.update:
+            wholes["grad"] = leaf.grad
+        for name, value in leaf.extras.items():
+            if isinstance(value, Tensor) and value.shape == self._like.shape:
+                wholes["extra", name] = value
+        for key, value in wholes.items():
+            if value is not None:
+                for batch, stacked in zip(self._batches, self._division.batches(undivided(value)), strict=True):
+                    batch.inputs[key] = stacked
+        for path in self._paths:
+            self._stack_slots(path)
+        if any(operation.random for operation in self._operations):
+            self._stack_stream_keys()
+
+    def _stack_slots(self, path: Path) -> None:
+        slots = self._leaf.run.slots(path, self._leaf)
+        if self._is_one_batch():
+            for slot, value in slots.items():
+                self._batches[0].inputs["slot", path, slot] = undivided(value)
+            return
+        for slot in slots:
+            name, _, number = slot.rpartition("_")
+            if number != "0":
+                continue
+            for batch in self._batches:
+                values = [undivided(slots[f"{name}_{i}"]) for i in batch.numbers]
+                batch.inputs["slot", path, name] = torch.stack(values)
+
+    def _stack_stream_keys(self) -> None:
+        for batch in self._batches:
+            if isinstance(self._leaf.stream_name, Tensor):  # a block of a block
+                keys = [self._leaf.stream_name ^ name_key(f"#{i}") for i in batch.numbers]
+                batch.inputs["stream"] = torch.stack(keys)
+            else:
+                names = [f"{self._leaf.name}#{i}" for i in batch.numbers]
+                batch.inputs["stream"] = torch.tensor(list(map(name_key, names)), device=self._leaf.device)
+
+    def _is_one_batch(self) -> bool:
+        return len(self._batches) == 1
+
+    # Running.
+
+    def payload(self, position: int) -> Any:
+        """The terms that the blocks add to the sums of an operation; None if they don't wait for it."""
+        waiting = [batch for batch in self._batches if batch.stop == position]
+        if not waiting:
+            return None
+        return {name: sum(batch.payload[name].sum() for batch in waiting) for name in waiting[0].payload}
+
+    def go_on(self, position: int, total: Any) -> None:
+        """Send the blocks that wait for an operation's sums on their way."""
+        for batch in self._batches:
+            if batch.stop == position:
+                batch.totals.append(total)
+                self._advance(batch)
+
+    def _advance(self, batch: Batch) -> None:
+        def through(block: BlockLeaf) -> dict[Any, Tensor]:
+            batch.stop, payload = _run(self._operations, block, batch.totals)
+            if payload is not None:
+                return dict(payload)
+            return _outputs(block, self._leaf)
+
+        results = self._mapped(batch, through)
+        if batch.stop is None:
+            batch.outputs = results
+        else:
+            batch.payload = results
+
+    def _mapped(self, batch: Batch, function: Callable[[BlockLeaf], Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
+        """`function` of every block as a leaf; its results, stacked."""
+        keys: list[Any] = []
+
+        def on_one(tensors: list[Tensor]) -> list[Tensor]:
+            values = dict(zip(batch.inputs, tensors, strict=True))
+            slots: Slots = {}
+            for key, value in values.items():
+                if key[0] == "slot":
+                    _, path, slot = key
+                    slots.setdefault(path, {})[slot] = value
+            block = BlockLeaf(self._leaf, BlockRun(self._leaf.run, slots), values)
+            results = function(block)
+            keys[:] = results
+            return list(results.values())
+
+        count = len(batch.numbers)
+        inputs = list(batch.inputs.values())
+        if not count:  # vmap takes no empty dimension: one block of zeros shows which results there are
+            inputs = [value.new_zeros((1, *value.shape[1:])) for value in inputs]
+        results = torch.vmap(on_one)(inputs)
+        return {key: result[:count] for key, result in zip(keys, results, strict=True)}
+
+    # Results.
+
+    def first_slots(self) -> Slots:
+        """The first slots of all inner stages."""
+
+        def initialized(block: BlockLeaf) -> dict[Any, Tensor]:
+            block.program = self._operations
+            for operation in self._operations:
+                operation.init(block)
+            return _new_slots(block)
+
+        for batch in self._batches:
+            batch.outputs = self._mapped(batch, initialized)
+        return self._united_slots({})
+
+    def finish(self) -> None:
+        """Give the leaf its update, its slots and its shared values."""
+        leaf = self._leaf
+        old = {path: leaf.run.slots(path, leaf) for path in self._paths}
+        leaf.new.update(self._united_slots(old))
+        for key, value in self._batches[0].outputs.items():
+            if key[0] == "shared":
+                _, path, name = key
+                leaf.run.new_shared.setdefault(path, {}).setdefault(name, value[0])
+        if "active" in self._batches[0].outputs:
+            leaf.active = torch.cat([batch.outputs["active"] for batch in self._batches]).any()
+        if "update" in self._batches[0].outputs:
+            self._set_update()
+
+    def _set_update(self) -> None:
+        leaf = self._leaf
+        updates = [batch.outputs["update"] for batch in self._batches]
+        update = self._division.whole(updates, self._like)
+        like = leaf.update if leaf.update is not None else leaf.param
+        leaf.update = placed_as(update, like)
+        if leaf.grad is None:  # a combinator inside made an update for a leaf without a gradient
+            leaf.grad = torch.zeros_like(leaf.update)
+
+    def _united_slots(self, old: Slots) -> Slots:
+        """The slots of the leaf: those of its blocks, stacked, or numbered if blocks differ in shape."""
+        new: Slots = {}
+        for batch in self._batches:
+            for key, value in batch.outputs.items():
+                if key[0] != "slot":
+                    continue
+                _, path, slot = key
+                slots = new.setdefault(path, {})
+                if self._is_one_batch():
+                    slots[slot] = value.contiguous()
+                    continue
+                for i, block in zip(batch.numbers, value.unbind(), strict=True):
+                    slots[f"{slot}_{i}"] = block.contiguous()
+        for path, slots in new.items():
+            for slot, value in slots.items():
+                like = old.get(path, {}).get(slot)
+                slots[slot] = value if like is None else placed_as(value, like)
+        return new
+
+    def evaluated(self, operation: Operation) -> Any:
+        """The tensor to evaluate with, by an operation inside; or None."""
+
+        def weights(block: BlockLeaf) -> dict[Any, Tensor]:
+            value = operation.evaluate(block)
+            return {} if value is None else {"weights": value}
+
+        results = [self._mapped(batch, weights) for batch in self._batches]
+        if not results[0]:
+            return None
+        united = self._division.whole([result["weights"] for result in results], self._like)
+        return placed_as(united, self._leaf.param)
+
+
+def _run(operations: Sequence[Any], block: Leaf, totals: Sequence[Any]) -> tuple[int | None, Any]:
+    """Send a block through the operations, with the sums known by now.
+
+    Returns:
+        The position of the operation that asks for another sum, and its terms; or None twice.
+    """
+    known = list(totals)
+    for position, operation in enumerate(operations):
+        if block.update is None and not operation.takes_none:
+            continue
+        payload = operation.start(block)
+        while payload is not None:
+            if not known:
+                return position, payload
+            payload = operation.resume(block, known.pop(0))
+    return None, None
+
+
+def _outputs(block: Leaf, whole: Leaf) -> dict[Any, Tensor]:
+    """What a block has become."""
+    outputs = _new_slots(block)
+    for path, values in block.run.new_shared.items():
+        for name, value in values.items():
+            outputs["shared", path, name] = value
+    if block.update is not None:
+        outputs["update"] = block.update
+        if block.active is not None and block.active is not whole.active:
+            outputs["active"] = block.active
+            outputs["update"] = torch.where(block.active, block.update, 0.0)
+    return outputs
+
+
+def _new_slots(block: Leaf) -> dict[Any, Tensor]:
+    return {("slot", path, slot): value for path, slots in block.new.items() for slot, value in slots.items()}

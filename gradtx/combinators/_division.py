@@ -1,0 +1,214 @@
+"""How a leaf is divided into blocks, and put together again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Split = Callable[[Tensor], Sequence[Tensor]]
+Join = Callable[[Sequence[Tensor]], Tensor]
+
+
+class Division:
+    """Divides a tensor into blocks. Blocks of one shape are handled as one batch, stacked in front."""
+
+    def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
+        """Raise an error unless a leaf of this shape can be divided."""
+
+    def groups(self, x: Tensor) -> list[list[int]]:
+        """The numbers of the blocks in each batch."""
+        raise NotImplementedError
+
+    def batches(self, x: Tensor) -> list[Tensor]:
+        """The blocks, one batch for each shape."""
+        raise NotImplementedError
+
+    def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
+        """The reverse of `batches`, for a tensor shaped as `like`."""
+        raise NotImplementedError
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first block; for no blocks, one of zeros."""
+        batch = self.batches(x)[0]
+        return batch[0] if len(batch) else batch.new_zeros(batch.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class EvenParts(Division):
+    """A dimension in equal consecutive parts."""
+
+    heads: int
+    dim: int
+
+    def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
+        size = _size(owner, name, shape, self.dim)
+        if size % self.heads:
+            raise ValueError(
+                f"{owner}: leaf {name!r} has size {size} in dimension {self.dim}, "
+                f"which heads={self.heads} doesn't divide"
+            )
+
+    def groups(self, x: Tensor) -> list[list[int]]:
+        return [list(range(self.heads))]
+
+    def batches(self, x: Tensor) -> list[Tensor]:
+        parts = x.unflatten(self.dim, (self.heads, x.shape[self.dim] // self.heads))
+        return [parts.movedim(self.dim % x.ndim, 0)]
+
+    def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
+        dim = self.dim % like.ndim
+        return batches[0].movedim(0, dim).reshape(like.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeadingIndices(Division):
+    """One block for each index of the leading dimensions."""
+
+    batch: int
+
+    def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
+        if len(shape) <= self.batch:
+            raise ValueError(
+                f"{owner}: leaf {name!r} has shape {tuple(shape)}, batch={self.batch} needs more dimensions than that"
+            )
+
+    def groups(self, x: Tensor) -> list[list[int]]:
+        return [list(range(math.prod(x.shape[: self.batch])))]
+
+    def batches(self, x: Tensor) -> list[Tensor]:
+        return [x.reshape(math.prod(x.shape[: self.batch]), *x.shape[self.batch :])]
+
+    def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
+        return batches[0].reshape(like.shape)
+
+
+class ListedBlocks(Division):
+    """Blocks that may differ in shape."""
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        raise NotImplementedError
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def groups(self, x: Tensor) -> list[list[int]]:
+        alike: dict[torch.Size, list[int]] = {}
+        for i, block in enumerate(self.split(x)):
+            alike.setdefault(block.shape, []).append(i)
+        return list(alike.values())
+
+    def batches(self, x: Tensor) -> list[Tensor]:
+        blocks = self.split(x)
+        return [torch.stack([blocks[i] for i in group]) for group in self.groups(x)]
+
+    def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
+        blocks: dict[int, Tensor] = {}
+        for group, batch in zip(self.groups(like), batches, strict=True):
+            blocks.update(zip(group, batch.unbind(), strict=True))
+        return self.join([blocks[i] for i in range(len(blocks))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs(ListedBlocks):
+    """A dimension in runs of given sizes, each of them in equal parts."""
+
+    sizes: tuple[int, ...]
+    heads: tuple[int, ...]
+    dim: int
+
+    def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
+        size = _size(owner, name, shape, self.dim)
+        if sum(self.sizes) != size:
+            raise ValueError(
+                f"{owner}: leaf {name!r} has size {size} in dimension {self.dim}, but sizes={self.sizes} "
+                f"sum up to {sum(self.sizes)}"
+            )
+        for i, (run, parts) in enumerate(zip(self.sizes, self.heads, strict=True)):
+            if run % parts:
+                raise ValueError(
+                    f"{owner}: leaf {name!r} has sizes[{i}]={run} in dimension {self.dim}, "
+                    f"which heads={parts} doesn't divide"
+                )
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        lengths: list[int] = []
+        for run, parts in zip(self.sizes, self.heads, strict=True):
+            lengths += parts * [run // parts]
+        return x.split(lengths, dim=self.dim)
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(blocks), dim=self.dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class View(ListedBlocks):
+    """Blocks that two functions of the user take out and put back."""
+
+    split_function: Split
+    join_function: Join
+
+    def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
+        index = torch.arange(math.prod(shape), dtype=torch.float64).reshape(tuple(shape))
+        blocks = self.split_function(index)
+        if not isinstance(blocks, list | tuple) or not blocks or not all(isinstance(b, Tensor) for b in blocks):
+            raise ValueError(f"{owner}: view: split gives no tensors for leaf {name!r}, got {type(blocks).__name__}")
+        joined = self.join_function(blocks)
+        same = isinstance(joined, Tensor) and joined.shape == index.shape and torch.equal(joined, index)
+        if not same or sum(block.numel() for block in blocks) != index.numel():
+            raise ValueError(
+                f"{owner}: view: join(split(x)) is not x for leaf {name!r} of shape {tuple(shape)}; "
+                "split takes every entry into one block, join puts it back"
+            )
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        return self.split_function(x)
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        return self.join_function(blocks)
+
+
+def _size(owner: str, name: str, shape: Sequence[int], dim: int) -> int:
+    """The size of a dimension."""
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"{owner}: leaf {name!r} has shape {tuple(shape)}, no dimension dim={dim}")
+    return shape[dim]
+
+
+def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int) -> Division:
+    """The division that the arguments of `blocks` ask for.
+
+    Raises:
+        ValueError: they exclude each other, or one is no count.
+    """
+    choices = {"heads": heads, "sizes": sizes, "batch": batch, "view": view}
+    given = [name for name, value in choices.items() if value is not None]
+    if given not in (["heads"], ["sizes"], ["batch"], ["view"], ["heads", "sizes"]):
+        got = " and ".join(given) or "none"
+        raise ValueError(f"{owner}: give one of heads, sizes, batch, view, or heads and sizes; got {got}")
+    if batch is not None:
+        _check_counts(owner, "batch", (batch,))
+        return LeadingIndices(batch)
+    if view is not None:
+        if not (isinstance(view, list | tuple) and len(view) == 2 and all(map(callable, view))):
+            raise ValueError(f"{owner}: view must be two functions (split, join), got {view!r}")
+        return View(*view)
+    if sizes is None:
+        _check_counts(owner, "heads", (heads,))
+        return EvenParts(heads, dim)
+    _check_counts(owner, "sizes", sizes)
+    parts = tuple(heads) if isinstance(heads, list | tuple) else (1 if heads is None else heads,) * len(sizes)
+    _check_counts(owner, "heads", parts)
+    if len(parts) != len(sizes):
+        raise ValueError(f"{owner}: heads has {len(parts)} entries, sizes has {len(sizes)}")
+    return Runs(tuple(sizes), parts, dim)
+
+
+def _check_counts(owner: str, what: str, counts: Any) -> None:
+    numbers = isinstance(counts, list | tuple) and all(type(count) is int and count > 0 for count in counts)
+    if not numbers:
+        raise ValueError(f"{owner}: {what} must be counts of at least 1, got {counts!r}")

@@ -1,0 +1,115 @@
+"""Run a transformation on logical blocks of a leaf: heads, fused projections, experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._execution import Block, Branch
+from gradtx._runs import Scope
+from gradtx._selectors import Selector, Where
+from gradtx.combinators._blockwise import DividedBlock
+from gradtx.combinators._division import Division, division
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import Combinator, combinator
+
+__all__ = ["blocks"]
+
+
+class Blocks(Combinator):
+    """Sends some leaves through a transformation in blocks, the others whole."""
+
+    def __init__(self, tx: GradientTransformation, where: Selector, parts: Division):
+        self._tx = tx
+        self._where = where
+        self._parts = parts
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        path = scope.claim(name)
+        scope.run.selectors.append(self._where)
+        operations = self._tx._expand(scope.inside(path))
+        divided = DividedBlock(path, operations, self._parts)
+        return [Branch(path, self._where, {True: divided, False: Block(operations, [])})]
+
+
+def _halves(x: Tensor) -> Sequence[Tensor]:
+    return x.tensor_split(2) if x.ndim else [x]
+
+
+def _rejoined(halves: Sequence[Tensor]) -> Tensor:
+    return halves[0] if len(halves) == 1 else torch.cat(list(halves))
+
+
+@combinator(
+    static=("where", "heads", "sizes", "batch", "view", "dim"),
+    example=lambda tx: {"tx": tx, "view": (_halves, _rejoined)},
+)
+def blocks(
+    tx: GradientTransformation,
+    where: Where = "*",
+    *,
+    heads: int | tuple[int, ...] | None = None,
+    sizes: tuple[int, ...] | None = None,
+    batch: int | None = None,
+    view: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+    dim: int = 0,
+):
+    r"""Treat every block of a leaf as a leaf: one head, one part of a fused projection, one expert.
+
+    The result is that of separate parameters, one for each block: norms, means, shapes, thresholds and factored moments
+    inside `tx` are those of a block. A sum over leaves runs over all blocks of all leaves. Give one of `heads`,
+    `sizes`, `batch` and `view`, or `heads` and `sizes`.
+
+    torch stores the weight of a `Linear` as (out, in): heads of queries, keys and values lie along dimension 0, those
+    of the output projection along dimension 1. A fused projection with grouped queries is
+    `sizes=(Hq * d, Hkv * d, Hkv * d), heads=(Hq, Hkv, Hkv)`.
+
+    Args:
+        tx: The transformation. Selectors in it see the name of the whole leaf, predicates its first block.
+        where: Selects the leaves to divide, as in `partition`; the others go through `tx` whole.
+        heads: Number of equal parts of dimension `dim`; with `sizes`, of every run, or one number for each.
+        sizes: Lengths of the runs into which dimension `dim` is cut; their sum is its size.
+        batch: Number of leading dimensions whose indices count blocks: 1 for experts of shape (E, out, in).
+        view: Two functions (split, join), tensor -> sequence of tensors and back, for other layouts, such as
+            interleaved ones.
+        dim: The dimension that `heads` and `sizes` cut.
+
+    Returns:
+        A transformation with the state of `tx`. If all blocks have one shape, every slot of a divided leaf has a
+        leading dimension that counts them; else slots are numbered, `exp_avg_0` for the first block.
+
+    Raises:
+        TypeError: `tx` is not a transformation, or it contains one that works on whole trees or calls `grad_fn`.
+        ValueError: none or too many of `heads`, `sizes`, `batch`, `view`; a leaf that they don't divide; a
+            `view` whose join does not undo its split; a pattern that matches no leaf.
+
+    Example:
+        >>> tx = gradtx.blocks(gradtx.scale_by_trust_ratio(), heads=2)
+        >>> params = {"w": torch.tensor([3.0, 4.0, 0.0, 1.0])}  # two heads, of norm 5 and 1
+        >>> tx.update({"w": torch.tensor([1.0, 0.0, 2.0, 0.0])}, tx.init(params), params)[0]["w"]
+        tensor([5., 0., 1., 0.])
+
+    Source: per-head Muon, as in microsoft/dion and NVIDIA Emerging-Optimizers. Departures: a block is a leaf for all
+    links, not only for the orthogonalization.
+    """
+    check_transformation("blocks", "tx", tx)
+    for link in _links_of(tx):
+        _check_link(link)
+    return Blocks(tx, Selector.of("blocks", where), division("blocks", heads, sizes, batch, view, dim))
+
+
+def _links_of(tx: GradientTransformation) -> Iterator[GradientTransformation]:
+    """All links of a transformation, those inside combinators too."""
+    for link in tx._links():
+        yield link
+        for inner in link._children():
+            yield from _links_of(inner)
+
+
+def _check_link(link: GradientTransformation) -> None:
+    """Raise an error for a link that needs whole leaves."""
+    if not link._takes_blocks:
+        raise TypeError(f"blocks: {link._name} works on whole trees or leaves; put it outside")

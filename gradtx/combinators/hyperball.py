@@ -1,0 +1,48 @@
+"""Relative steps on the sphere that weights start on: Hyperball."""
+
+from __future__ import annotations
+
+from gradtx._arguments import Scalar
+from gradtx.core import GradientTransformation, chain, check_transformation
+from gradtx.factories import combinator
+from gradtx.transforms.hyperball import keep_norm, scale_to_radius
+from gradtx.transforms.momentum import trace_ema
+from gradtx.transforms.scaling import scale_by_learning_rate
+
+__all__ = ["hyperball"]
+
+
+@combinator(example=lambda tx: {"tx": trace_ema(0.9), "lr": 0.1})
+def hyperball(tx: GradientTransformation, lr: Scalar, eps: Scalar = 1e-12):
+    r"""Take steps of a fixed share of the norm of a leaf, and keep that norm.
+
+    With $R = \lVert p_0 \rVert$, $N(x) = x / \max(\lVert x \rVert, \epsilon)$ and the direction $u$ of `tx`,
+    $p \leftarrow R\, N(p - \eta R\, N(u))$.
+
+    For weights whose scale does not matter, in front of a norm: one rate then fits layers of all sizes, and no weight
+    decay is needed.
+
+    Args:
+        tx: Gives the direction, without a learning rate.
+        lr: $\eta \ge 0$, the relative step.
+        eps: $\epsilon \ge 0$. Keep it above 0, for updates of 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: the entries of `tx`, and `radius`, 0-d, in
+        each of `scale_to_radius` and `keep_norm`.
+
+    Raises:
+        TypeError: `tx` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that starts with norm 0.
+
+    Example:
+        >>> tx = gradtx.hyperball(gradtx.trace(0.9), lr=0.75)
+        >>> params = {"w": torch.tensor([4.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([0.0, -1e-3])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]  # (4, 3), brought back to norm 4
+        tensor([3.2000, 2.4000])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
+    """
+    check_transformation("hyperball", "tx", tx)
+    return chain(tx, scale_to_radius(eps), scale_by_learning_rate(lr), keep_norm(eps))

@@ -1,0 +1,142 @@
+"""The precision of state and of weights: `with_state_dtype`, `round_stochastically`, `compensate_rounding`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gradtx._rounding import Compensation, Rounding, StochasticRounding
+from gradtx._runs import Scope
+from gradtx._storage import MIN_SIZE, StateDtype, Storage
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import Combinator, combinator
+
+__all__ = ["compensate_rounding", "round_stochastically", "with_state_dtype"]
+
+
+class Stored(Combinator):
+    """Has a transformation keep its slots in another way; it has no state of its own."""
+
+    def __init__(self, tx: GradientTransformation, storage: Storage):
+        self._tx = tx
+        self._storage = storage
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        return self._tx._expand(scope.stored_inside(self._storage))
+
+
+@combinator(static=("state_dtype", "min_size"), example=lambda tx: {"tx": tx, "state_dtype": "int8"})
+def with_state_dtype(tx: GradientTransformation, state_dtype: StateDtype, min_size: int = MIN_SIZE):
+    """Keep the state of a chain in fewer bits; every rule computes in float32 at least.
+
+    A slot `exp_avg` becomes its codes, in the shape of the parameter, and `exp_avg.scale`, one float32 number for a
+    block of entries. Codes leave some slots as they are: those of leaves below `min_size` entries, those not shaped as
+    their parameter, and numbers. A pattern without wildcard codes its slot in any case.
+
+    Args:
+        tx: The transformation.
+        state_dtype: One of
+
+            - a floating-point dtype, for all slots;
+            - the name of a code: "int8" (1.06 bytes an entry), "int4" (0.63), "float8" (1.06), "bfloat16+8" (3, with a
+              relative error of 2^-16), "bfloat16:stochastic" (2, rounded at random, without bias);
+            - a `Codec`;
+            - a dict slot pattern -> one of these; the first match counts, other slots stay as they are.
+        min_size: How many entries a leaf has at least if its slots are coded.
+
+    Returns:
+        A transformation with the state of `tx`, otherwise stored. A link inside that has a `state_dtype` keeps it.
+
+    Raises:
+        TypeError: something that is not a transformation, dtype or code.
+        ValueError: an unknown code; at init a pattern that matches no slot.
+
+    Example:
+        >>> tx = gradtx.with_state_dtype(gradtx.adam(), {"exp_avg": "int8", "exp_avg_sq": torch.bfloat16})
+        >>> state = tx.init({"w": torch.zeros(64, 64)})
+        >>> {slot: values["w"].dtype for slot, values in state["scale_by_adam"].items()}
+        {'exp_avg': torch.int8, 'exp_avg.scale': torch.float32, 'exp_avg_sq': torch.bfloat16}
+
+    Source: Dettmers et al. 2022, arXiv:2110.02861. Departures: codes are computed, without tables, softsign and square
+    root; blocks lie in rows, so that a shard of a parameter is a shard of its codes.
+    """
+    check_transformation("with_state_dtype", "tx", tx)
+    return Stored(tx, Storage("with_state_dtype", state_dtype, min_size))
+
+
+class Last(Combinator):
+    """Places an operation that rounds weights."""
+
+    def __init__(self, operation: Callable[[Scope], Rounding]):
+        self._operation = operation
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        return [self._operation(scope)]
+
+
+@combinator(needs=("params",), rounds=True)
+def round_stochastically(seed: int = 0):
+    """Round weights of 16 bits at random to one of the two neighbours, so that small updates count on average.
+
+    A weight p with the update u becomes one of the neighbours of p + u in its dtype, with the expected value p + u. To
+    the nearest, updates below half a unit of the last place are lost: in bfloat16 those below 2^-9 of the weight. The
+    noise follows from the seed, the leaf's name, the step and the entry's place in the whole tensor, so it is the same
+    compiled, on any number of processes, and after a resume. Leaves in float32 and float64 pass unchanged. Stands last
+    in a chain; only `record` may follow.
+
+    Args:
+        seed: Selects the noise.
+
+    Returns:
+        A transformation that returns the difference of the rounded weight and the old one. State: `key`, a 0-d int64
+        for each leaf of 16 bits.
+
+    Raises:
+        ValueError: in `update` without params; a link that follows in the same chain; a derivative through it.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.sgd(lr=1e-3), gradtx.round_stochastically())
+        >>> params = {"w": torch.ones(10_000, dtype=torch.bfloat16)}
+        >>> updates, _ = tx.update({"w": torch.full_like(params["w"], -1.0)}, tx.init(params), params)
+        >>> sorted(set(updates["w"].tolist())), round(updates["w"].mean().item(), 4)
+        ([0.0, 0.0078125], 0.001)
+
+    Source: Gupta et al. 2015, arXiv:1502.02551. Departures: none.
+    """
+    return Last(lambda scope: StochasticRounding(scope, seed))
+
+
+@combinator(needs=("params",), rounds=True)
+def compensate_rounding(bits: int = 16):
+    """Keep what rounding takes from weights of 16 bits, and add it to the next update (Kahan's sum).
+
+    A weight with its compensation is p + u, to 2^-16 of the weight (`bits=8`) or to the rounding of the compensation
+    (`bits=16`; in bfloat16 2^-8 of it). Leaves in float32 and float64 pass unchanged. Stands last in a chain; only
+    `record` may follow.
+
+    Args:
+        bits: 16 for a compensation in the parameter's dtype; 8 for one in 128 steps of half a unit of the last place.
+
+    Returns:
+        A transformation that returns the difference of the rounded weight and the old one. State: `compensation`, in
+        the shape of each leaf of 16 bits. `eval_params` gives the weights without it.
+
+    Raises:
+        ValueError: other bits; in `update` without params; a link that follows in the same chain; a derivative.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.sgd(lr=1e-3), gradtx.compensate_rounding())
+        >>> params = {"w": torch.ones(1, dtype=torch.bfloat16)}
+        >>> state = tx.init(params)
+        >>> for _ in range(100):
+        ...     updates, state = tx.update({"w": torch.full_like(params["w"], -1.0)}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> params["w"].item()
+        1.1015625
+
+    Source: Kahan 1965, doi:10.1145/363707.363723; Zamirai et al. 2020, arXiv:2010.06192. Departures: `bits=8` is
+    ours.
+    """
+    if bits not in (8, 16):
+        raise ValueError(f"compensate_rounding: bits must be 8 or 16, got {bits!r}")
+    return Last(lambda scope: Compensation(scope, bits))

@@ -1,0 +1,111 @@
+"""Bound the logits of attention by the weights of queries and keys: QK-clip, as in MuonClip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx._messages import describe
+from gradtx._selectors import Selector, patterns
+from gradtx.combinators.selection import Fork
+from gradtx.core import chain
+from gradtx.factories import combinator, per_tensor
+
+__all__ = ["qk_clip"]
+
+ROLES = ("query", "key", "query_rotary", "key_rotary")
+
+
+@combinator(
+    static=("roles",),
+    needs=("params",),
+    extras={"max_logits": "tensors"},
+    ranges={"tau": "(0, inf)", "alpha": "[0, 1]"},
+    example=lambda tx: {"roles": {"*": ("layer", "query")}},
+)
+def qk_clip(roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Scalar = 0.5):
+    r"""Shrink the heads of queries and keys whose largest attention logit was above a bound.
+
+    Last link of a chain. With the largest logit $S_h$ of head $h$ and $\gamma_h = \tau / \max(S_h, \tau)$, the rows of
+    the head, after the step, are multiplied by $\gamma_h^\alpha$ ("query"), $\gamma_h^{1-\alpha}$ ("key"), $\gamma_h$
+    ("query_rotary") or 1 ("key_rotary"). Rows are indices of the first dimension, in equal parts for the heads.
+
+    The caller passes `max_logits`, a dict of 1-D tensors with one number a head, to `update` or `step`: the largest
+    scaled logits before the softmax, in the forward pass of this step. Leaves whose name it lacks stay as they are.
+
+    Args:
+        roles: Pattern of leaf names -> (name in `max_logits`, role), tried in order. Biases need a role too. With
+            grouped queries, give the keys a name with the maximum over each group.
+        tau: $\tau > 0$.
+        alpha: $\alpha$ in [0, 1], the share of the queries.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        TypeError: `max_logits` that are no dict of tensors.
+        ValueError: numbers out of range, an unknown role, a pattern that matches no leaf, missing `params` or
+            `max_logits`, logits that are not one number a head, rows that heads don't divide.
+
+    Example:
+        >>> tx = gradtx.qk_clip({"q": ("layer", "query"), "k": ("layer", "key")}, tau=25.0)
+        >>> params = {"q": torch.tensor([[4.0], [4.0]]), "k": torch.tensor([[2.0], [2.0]])}  # two heads
+        >>> zeros = {"q": torch.zeros(2, 1), "k": torch.zeros(2, 1)}
+        >>> logits = {"layer": torch.tensor([100.0, 8.0])}
+        >>> updates, _ = tx.update(zeros, tx.init(params), params, max_logits=logits)
+        >>> gradtx.apply_updates(params, updates)["q"].T
+        tensor([[2., 4.]])
+
+    Source: Kimi K2 2025, MuonClip, arXiv:2507.20534. Departures: none. Momentum is not clipped.
+    """
+    if not isinstance(roles, Mapping) or not roles:
+        raise TypeError(f"qk_clip: roles must be a dict of pattern -> (name, role), got {describe(roles)}")
+    powers = {"query": alpha, "key": 1 - alpha, "query_rotary": 1.0}
+    branches: dict[Any, Any] = {False: chain()}
+    for i, (pattern, value) in enumerate(roles.items()):
+        logits, role = _checked(pattern, value)
+        branches[str(i)] = chain() if role == "key_rotary" else _shrink_heads(logits, tau, powers[role])
+    wheres = tuple(patterns("qk_clip", pattern) for pattern in roles)
+    return Fork(Selector("qk_clip", tuple(map(str, range(len(roles)))), wheres), branches)
+
+
+def _checked(pattern: str, value: Any) -> tuple[str, str]:
+    if not (isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(item, str) for item in value)):
+        raise TypeError(f"qk_clip: roles[{pattern!r}] must be (name, role), got {describe(value)}")
+    logits, role = value
+    if role not in ROLES:
+        raise ValueError(f"qk_clip: roles[{pattern!r}] has the role {role!r}; roles: {', '.join(ROLES)}")
+    return logits, role
+
+
+@per_tensor(needs=("params",), extras={"max_logits": "tensors"}, compiles=False)
+def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
+    """Multiply each head by a power of its gamma."""
+
+    def update(update, state, param, ctx):
+        if logits not in ctx.max_logits:
+            return update, state
+        largest = ctx.max_logits[logits].to(update.device, torch.float64)
+        _check_heads(logits, largest, update)
+        gamma = tau / largest.clamp(min=tau)
+        heads = (param + update).reshape(len(gamma), -1)
+        shrunk = heads * (gamma**power).to(update.dtype)[:, None]
+        return shrunk.reshape(update.shape) - param, state
+
+    return update
+
+
+def _check_heads(logits: str, largest: Tensor, update: Tensor) -> None:
+    if largest.ndim != 1 or not len(largest):
+        shape = tuple(largest.shape)
+        raise ValueError(f"qk_clip: max_logits[{logits!r}] must be 1-D, one number a head, got shape {shape}")
+    rows = update.shape[0] if update.ndim else 1
+    if rows % len(largest):
+        raise ValueError(
+            f"qk_clip: max_logits[{logits!r}] has {len(largest)} heads, which don't divide the {rows} rows of a leaf "
+            f"of shape {tuple(update.shape)}"
+        )

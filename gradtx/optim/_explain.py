@@ -1,0 +1,71 @@
+"""How the parameters of an optimizer are updated: in compiled programs, over lists, or each by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradtx.optim._workings import Workings
+
+COMPILED, LISTS, ALONE, NOT_YET = "compiled", "lists", "alone", "not yet"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one parameter was updated in the last step.
+
+    Attributes:
+        name: The parameter.
+        way: "compiled" (a program of torch's compiler), "lists" (a program over lists of tensors), "alone" (its rules
+            run for this parameter only), or "not yet" (it had no gradient, or there was no step).
+        reason: Why it is not in a faster program; empty if it is.
+    """
+
+    name: str
+    way: str
+    reason: str
+
+
+class Explanation(list[Way]):
+    """One `Way` for each parameter. Printed, it counts the parameters of each way and reason."""
+
+    def __repr__(self) -> str:
+        names: dict[tuple[str, str], list[str]] = {}
+        for item in self:
+            names.setdefault((item.way, item.reason), []).append(item.name)
+        return "\n".join(_line(way, reason, alike) for (way, reason), alike in names.items())
+
+
+def _line(way: str, reason: str, names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    parameters = "parameter" if len(names) == 1 else "parameters"
+    because = f": {reason}" if reason else ""
+    return f"{way}: {len(names)} {parameters} ({shown}){because}"
+
+
+def explain(workings: Workings) -> Explanation:
+    """How each parameter was updated in the last step."""
+    ways: dict[str, Way] = {}
+    reasons: dict[str, str] = {}
+    engines = [(LISTS, workings.lists)]
+    if workings.engine is not None:
+        engines.insert(0, (COMPILED, workings.engine))
+    for way, engine in engines:
+        reasons.update(engine.reasons)
+        if engine.plan is None:
+            continue
+        for bundle in engine.plan.bundles:
+            for member in bundle.members:
+                ways.setdefault(member.name, Way(member.name, way, reasons.get(member.name, "")))
+        for member in engine.plan.rest:
+            reasons.setdefault(member.name, "")
+    explanation = Explanation()
+    for member in workings.members.by_param.values():
+        if member.name in ways:
+            explanation.append(ways[member.name])
+        elif member.count_in(workings.states.of(member.param)) == 0:
+            explanation.append(Way(member.name, NOT_YET, ""))
+        else:
+            explanation.append(Way(member.name, ALONE, reasons.get(member.name, "it has no gradient at present")))
+    return explanation

@@ -1,0 +1,192 @@
+"""Sorts the leaves of a step into bundles, and keeps the plan as long as it holds."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._execution import FROZEN, Leaf
+from gradtx._sharding import is_sharded, local
+from gradtx.optim._member import Member
+from gradtx.optim._request import StepRequest
+from gradtx.optim._warnings import warn_user
+from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
+from gradtx.optim.engine.signature import LeafKind
+
+logger = logging.getLogger("gradtx")
+Pairs = list[tuple[Member, Leaf]]
+
+
+class UnsuitableError(Exception):
+    """Programs can't run these leaves; the message says why."""
+
+
+class Engine:
+    """Runs steps through programs; subclasses make them.
+
+    Attributes:
+        plan: The plan of the last step.
+        failed: Whether it has given up, so that it takes no leaves.
+        reasons: Why leaves are left to others, by name.
+    """
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.failed = False
+        self.reasons: dict[str, str] = {}
+
+    def bundles(self, request: StepRequest, members: list[Member]) -> tuple[list[Any], list[Member]]:
+        """The bundles of some members in a step, ready to run, and the members that are left to others."""
+        if self.failed or not members:
+            return [], members
+        fingerprint = fingerprint_of(request, members)
+        plan = self.plan
+        known = plan is not None and plan.holds_for(fingerprint)
+        leaves = [] if known else request.leaves_of(members)  # raises if the step is wrong, as without engine
+        try:
+            if plan is None or not known:
+                plan = self.plan = self._planned(fingerprint, members, leaves, request)
+            self._begin(plan, request)
+        except UnsuitableError as error:
+            self._give_up(error.__cause__ or error, logging.DEBUG)
+            return [], members
+        except Exception as error:  # a fault of ours: training goes on, but the traceback is logged
+            self._give_up(error, logging.ERROR)
+            return [], members
+        return plan.bundles, plan.rest
+
+    def _give_up(self, error: BaseException, level: int) -> None:
+        self.failed = True
+        self.plan = None
+        logger.log(level, self._consequence(), exc_info=error)
+        reason = next(iter(str(error).strip().splitlines()), "")
+        warn_user(f"{self._consequence()}: {type(error).__name__}: {reason}", RuntimeWarning)
+
+    # What subclasses do.
+
+    def _consequence(self) -> str:
+        """What giving up means for the user."""
+        raise NotImplementedError
+
+    def _begin(self, plan: Plan, request: StepRequest) -> None:
+        """Give each bundle its arguments for this step."""
+        raise NotImplementedError
+
+    def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
+        """Bundles of leaves of one group, count and kind; leaves that are in none of them are left to others."""
+        raise NotImplementedError
+
+    def _takes(self, leaf: Leaf) -> bool:
+        """Whether programs may do all operations of a leaf."""
+        raise NotImplementedError
+
+    def _width(self, member: Member, flat: bool) -> int:
+        """How many leaves a program takes."""
+        raise NotImplementedError
+
+    def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+        """What the parameters and slots of a program have in common; None if it can't take these."""
+        raise NotImplementedError
+
+    # Planning.
+
+    def _planned(self, fingerprint: Any, members: list[Member], leaves: list[Leaf], request: StepRequest) -> Plan:
+        alike: dict[Any, Pairs] = {}
+        self.reasons = {}
+        shared = overlapping(members)
+        for member, leaf in zip(members, leaves, strict=True):
+            kind = self._kind(member, leaf, request, id(member) in shared)
+            if kind is not None:
+                alike.setdefault((member.group, member.count, kind), []).append((member, leaf))
+        bundles: list[Any] = []
+        for (_, _, kind), pairs in alike.items():
+            bundles.extend(self._bundled(kind, pairs, request))
+        taken = {id(member) for bundle in bundles for member in bundle.members}
+        rest = [member for member in members if id(member) not in taken]
+        return Plan(fingerprint, members, bundles, rest)
+
+    def _kind(self, member: Member, leaf: Leaf, request: StepRequest, shares: bool) -> LeafKind | None:
+        """The kind of a leaf; None if it is left to others."""
+        param, layout = member.param, member.layout
+        assert layout is not None
+        if shares:
+            return self._refuse(leaf, "it shares memory with another parameter")
+        if not _takes_part(param, leaf):
+            return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
+        if is_sharded(param) and any(operation.positional for operation in leaf.program):
+            return self._refuse(leaf, "a link needs the places of its entries in the whole tensor")
+        if not self._takes(leaf):
+            return None
+        flat = _is_flat(member, leaf)
+        tensors = _aliases(member, flat)
+        held = None if tensors is None else self._held(tensors, flat)
+        if held is None:
+            return self._refuse(leaf, "its size, layout or shards")
+        by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
+        read: list[Any] = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
+        return LeafKind(
+            flat=flat,
+            held=held,
+            read=tuple(map(_traits_of_read, read)),
+            by_leaf=tuple(by_leaf),
+            choices=tuple(sorted(member.choices.items())),
+            layout=repr((layout.slots, layout.shared)),
+            width=self._width(member, flat),
+        )
+
+    def _refuse(self, leaf: Leaf, reason: str) -> None:
+        self.reasons[leaf.name] = reason
+
+
+def _takes_part(param: Tensor, leaf: Leaf) -> bool:
+    """Whether a leaf is updated by a gradient of its shape."""
+    return param.grad is not None and param.grad.shape == param.shape and FROZEN not in leaf.program
+
+
+def _is_flat(member: Member, leaf: Leaf) -> bool:
+    """Whether a leaf may be passed as a vector: all is elementwise, and slots are numbers or shaped as the leaf."""
+    for operation in leaf.program:
+        if not operation.elementwise:
+            return False
+    return slots_are_shaped_as(member)
+
+
+def slots_are_shaped_as(member: Member) -> bool:
+    """Whether every slot is a number or shaped as its parameter: then padding of any length stands for a leaf."""
+    layout = member.layout
+    assert layout is not None
+    beside: set[str] = set()
+    if layout.codes and layout.is_flat(local(member.param).shape):
+        beside = layout.coded_tensors
+    return all(key in beside or member.state[key].shape in (member.param.shape, ()) for key in layout.slot_keys)
+
+
+def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
+    """Aliases of a parameter and its slots; None if a program can't take or write them."""
+    assert member.layout is not None
+    param = member.param
+    if not flat and is_sharded(param):
+        return None  # a reduction over a shard is not the reduction over the whole
+    try:
+        tensors = [alias(param, param, flat)]
+        for key in member.layout.slot_keys:
+            tensors.append(alias(member.state[key], param, flat))
+    except OddTensorError:
+        return None
+    return tensors if _are_writable([*tensors, member.state["step"]]) else None
+
+
+def _are_writable(tensors: list[Tensor]) -> bool:
+    """Whether tensors can be written in place: inference tensors only in inference mode."""
+    if torch.is_inference_mode_enabled():
+        return True
+    return not any(tensor.is_inference() for tensor in tensors)
+
+
+def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:
+    """Dtype and device: sizes are those of the parameter."""
+    return tensor.dtype, tensor.device

@@ -1,0 +1,554 @@
+"""Muon's relatives: other sizes of its direction, other norms, weights on a sphere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gradtx._arguments import Betas, Range, Scalar, is_off
+from gradtx._messages import describe
+from gradtx.combinators.hyperball import hyperball
+from gradtx.combinators.norm_ratio import scale_by_norm_ratio
+from gradtx.combinators.selection import partition
+from gradtx.core import GradientTransformation, chain
+from gradtx.factories import alias
+from gradtx.optimizers.matrix import with_fallback
+from gradtx.transforms._polynomials import Coefficients
+from gradtx.transforms.adaptive import scale_by_adam
+from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.lmo import lmo
+from gradtx.transforms.momentum import trace_ema
+from gradtx.transforms.muown import scale_by_muown
+from gradtx.transforms.orthogonalize import normalize_entries, normalize_neurons, orthogonalize, scale_by_shape
+from gradtx.transforms.polar import scale_by_nuclear_norm
+from gradtx.transforms.scaling import scale as multiply
+from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.sign import scale_by_sign
+
+__all__ = ["adam_h", "adamuon", "contra_muon", "muon_h", "muown", "namo", "normuon", "polargrad", "scion"]
+
+_RANGES = {"momentum": "[0, 1)", "ns_steps": "[0, 100)"}
+
+
+def _with_fallback(tx: GradientTransformation) -> dict[str, Any]:
+    return {"fallback": tx}
+
+
+@alias(class_name="NorMuon", ranges={**_RANGES, "beta2": "[0, 1)", "rms": "[0, inf)"}, example=_with_fallback)
+def normuon(
+    lr: Scalar = 1e-2,
+    weight_decay: Scalar = 0.01,
+    momentum: Scalar = 0.95,
+    beta2: Scalar = 0.95,
+    nesterov: bool = True,
+    eps: Scalar = 1e-10,
+    axis: str = "rows",
+    rms: Scalar | None = None,
+    ns_coefficients: Coefficients = "simple",
+    ns_steps: int | None = None,
+    adjust_lr_fn: str | None = "original",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""NorMuon: Muon whose rows get the same size over time.
+
+    $o$ = `orthogonalize` of the momentum, $n$ = `normalize_neurons`$(o)$, which has the norm of $o$,
+    $p \leftarrow p (1 - \eta \lambda) - \eta r n$ with $r$ of `scale_by_shape`. With `rms` $n$ has that root mean
+    square, and $r = 1$.
+
+    When to use: as `muon`; some rows of its updates are much larger than others, which costs stability.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        momentum: Of the average of gradients, in [0, 1).
+        beta2: Decay of the rows' mean squares, in [0, 1).
+        nesterov: Look one step ahead.
+        eps: Added to their roots, >= 0.
+        axis: "rows", or "long" for the longer side.
+        rms: The root mean square of updates per `lr`, >= 0; None to keep the norm of $o$.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `exp_avg_sq`, one
+        number a row, or a column; with a fallback these and its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.normuon(lr=1.0, weight_decay=0.0, rms=0.5)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, 0.1]])}, tx.init(params), params)[0]["w"].norm()
+        tensor(1.0000)
+
+    Source: Li et al. 2025, arXiv:2510.05491; zichongli5/NorMuon, microsoft/dion. Departures: none; three rules bear the
+    name: dion's is adjust_lr_fn="spectral", nesterov=False, eps=1e-8; axis="long" is that of NVIDIA
+    Emerging-Optimizers, which leaves out the norm; rms=0.2 is a later one.
+    """
+    matrices = chain(
+        trace_ema(momentum, nesterov),
+        orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
+        normalize_neurons(beta2, eps, axis, rms),
+        scale_by_shape(adjust_lr_fn if rms is None else "none"),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    return with_fallback("normuon", matrices, fallback)
+
+
+@alias(class_name="AdaMuon", ranges=_RANGES, example=_with_fallback)
+def adamuon(
+    lr: Scalar = 0.02,
+    weight_decay: Scalar = 0.01,
+    betas: Betas = (0.95, 0.999),
+    nesterov: bool = True,
+    eps: Scalar = 1e-8,
+    sign: bool = False,
+    rescale: str | None = "sqrt_min",
+    correct_bias: bool = True,
+    ns_coefficients: Coefficients = "simple",
+    ns_steps: int | None = None,
+    adjust_lr_fn: str | None = "match_rms_adamw",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""AdaMuon: Muon with a second moment of every entry of its direction.
+
+    $o$ = `orthogonalize` of the momentum, or of its signs; $d$ = `normalize_entries`$(o)$,
+    $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of `scale_by_shape`.
+
+    When to use: as `muon`, where its rate must be as large as AdamW's.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        betas: Of the momentum and of the second moment, each in [0, 1).
+        nesterov: Look one step ahead.
+        eps: $\epsilon \ge 0$ of `normalize_entries`.
+        sign: Orthogonalize the signs of the momentum.
+        rescale: The norm of $d$: "sqrt_min", "rms" or None, as in `normalize_entries`.
+        correct_bias: Whether the second moment is freed of its bias.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `exp_avg_sq`; with a
+        fallback these and its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, another `rescale`, missing `params`, a leaf that is not a matrix and no
+            fallback.
+
+    Example:
+        >>> tx = gradtx.adamuon(lr=1.0, weight_decay=0.0)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> tx.update({"w": torch.tensor([[3.0, 0.1], [-0.1, 2.0]])}, tx.init(params), params)[0]["w"]
+        tensor([[-0.2000, -0.2000],
+                [ 0.2000, -0.2000]])
+
+    Source: Si et al. 2025, arXiv:2507.11005; Chongjie-Si/AdaMuon. Departures: none from the authors' code. The version
+    with signs is sign=True, rescale="rms", correct_bias=False, adjust_lr_fn="none".
+    """
+    beta1, beta2 = betas
+    matrices = chain(
+        trace_ema(beta1, nesterov),
+        *([scale_by_sign()] if sign else []),
+        orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
+        normalize_entries(beta2, eps, correct_bias, rescale),
+        scale_by_shape(adjust_lr_fn),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    return with_fallback("adamuon", matrices, fallback)
+
+
+@alias(class_name="NAMO", ranges=_RANGES, example=_with_fallback)
+def namo(
+    lr: Scalar = 3e-4,
+    weight_decay: Scalar = 0.01,
+    betas: Betas = (0.95, 0.95),
+    nesterov: bool = False,
+    eps: Scalar = 1e-8,
+    correct_bias: bool = False,
+    ns_coefficients: Coefficients = "quintic",
+    ns_steps: int | None = None,
+    adjust_lr_fn: str | None = "max_dim",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""NAMO: Muon's direction with one adaptive step size for each matrix.
+
+    $d = O(u)\, \lVert u \rVert / (\sqrt{v} + \epsilon)$ with the momentum $u$, $O$ of `orthogonalize` and $v$ of
+    `scale_by_norm_ratio`, $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of `scale_by_shape`.
+
+    When to use: as `muon`, with noisy gradients: steps shrink where gradients disagree.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        betas: Of the momentum and of the mean square norm, each in [0, 1).
+        nesterov: Look one step ahead.
+        eps: $\epsilon \ge 0$.
+        correct_bias: Free both norms of their bias.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `exp_avg_sq`, 0-d;
+        with a fallback these and its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.namo(lr=1.0, weight_decay=0.0, betas=(0.0, 0.75), ns_coefficients="newton_schulz")
+        >>> params = {"w": torch.zeros(1, 1)}
+        >>> tx.update({"w": torch.tensor([[3.0]])}, tx.init(params), params)[0]["w"]  # 3 / sqrt(9 / 4)
+        tensor([[-2.]])
+
+    Source: NAMO, arXiv:2602.17080. Departures: none.
+    """
+    beta1, _ = betas
+    matrices = chain(
+        trace_ema(beta1, nesterov),
+        scale_by_norm_ratio(orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype), betas, eps, correct_bias),
+        scale_by_shape(adjust_lr_fn),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    return with_fallback("namo", matrices, fallback)
+
+
+@alias(
+    ranges={**_RANGES, "power_steps": "[1, inf)"},
+    example=_with_fallback,
+)
+def contra_muon(
+    lr: Scalar = 0.0375,
+    weight_decay: Scalar = 0.0,
+    momentum: Scalar = 0.95,
+    nesterov: bool = True,
+    contra: Scalar = 0.4,
+    power_steps: int = 5,
+    ns_coefficients: Coefficients = "newton_schulz",
+    ns_steps: int | None = None,
+    adjust_lr_fn: str | None = "original",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Contra-Muon: Muon's direction less a share of the momentum, so that small singular values weigh more.
+
+    $d = O(u) - k u / (2 \sigma)$ with the norm of $O(u)$, for the momentum $u$, $O$ of `orthogonalize` and an estimate
+    $\sigma$ of the largest singular value of $u$; $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of
+    `scale_by_shape`.
+
+    When to use: as `muon`, for the last steps of accuracy; with a negative share it lies between Muon and SGD.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        momentum: Of the average of gradients, in [0, 1).
+        nesterov: Look one step ahead.
+        contra: $k$; often a schedule.
+        power_steps: Power iterations for $\sigma$, >= 1.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback that and
+        its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.contra_muon(lr=1.0, contra=1.0)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> tx.update({"w": torch.diag(torch.tensor([4.0, 2.0]))}, tx.init(params), params)[0]["w"].diag()
+        tensor([-0.7845, -1.1767])
+
+    Source: nilin/contra-muon; modded-nanogpt, track 3. Departures: the norm of the direction is kept, as in the
+    published runs; the README has no rescaling.
+    """
+    matrices = chain(
+        trace_ema(momentum, nesterov),
+        orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype, contra=contra, power_steps=power_steps),
+        scale_by_shape(adjust_lr_fn),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    return with_fallback("contra_muon", matrices, fallback)
+
+
+@alias(ranges=_RANGES, example=_with_fallback)
+def muown(
+    lr: Scalar = 3e-4,
+    momentum: Scalar = 0.95,
+    weight_decay: Scalar = 0.0,
+    betas: Betas = (0.9, 0.95),
+    eps: Scalar = 1e-8,
+    ns_coefficients: Coefficients = "quintic",
+    ns_steps: int | None = None,
+    adjust_lr_fn: str | None = "max_dim",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Muown: Muon for the directions of rows, Adam for their lengths.
+
+    See `scale_by_muown`.
+
+    When to use: in place of `muon` with weight decay, where norms of rows drift.
+
+    Args:
+        lr: Learning rate of both, in [0, inf).
+        momentum: Of the average of gradients by directions, in [0, 1).
+        weight_decay: Of the lengths, >= 0.
+        betas: Of Adam, each in [0, 1).
+        eps: Of Adam, >= 0.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        adjust_lr_fn: Scale of Muon's step, by a name of `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and one number a row of
+        `magnitude`, `length`, `exp_avg` and `exp_avg_sq`; with a fallback these and its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.muown(lr=0.1)
+        >>> params = {"w": torch.tensor([[3.0, 4.0]])}
+        >>> updates, state = tx.update({"w": torch.tensor([[-4.0, 3.0]])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"].norm()  # a gradient across the row does not change its length
+        tensor(5.)
+
+    Source: Muown, arXiv:2605.10797. Departures: none.
+    """
+    matrices = scale_by_muown(lr, momentum, weight_decay, betas, eps, ns_coefficients, ns_steps, adjust_lr_fn, ns_dtype)
+    return with_fallback("muown", matrices, fallback)
+
+
+@alias(class_name="PolarGrad", ranges=_RANGES, example=_with_fallback)
+def polargrad(
+    lr: Scalar = 3e-4,
+    momentum: Scalar = 0.95,
+    nesterov: bool = False,
+    weight_decay: Scalar = 0.01,
+    method: str = "newton_schulz",
+    alpha: Scalar = 1.0,
+    center_rows: bool = False,
+    ns_coefficients: Coefficients = "quintic",
+    ns_steps: int | None = None,
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""PolarGrad: Muon's direction scaled by the nuclear norm of the momentum.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, d$ with $d$ = `scale_by_nuclear_norm` of the momentum: steepest descent
+    in the spectral norm, whose steps become small with the gradient.
+
+    When to use: in place of `muon`, where its steps of constant size need a schedule that ends at 0.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: Of the average of gradients, in [0, 1).
+        nesterov: Look one step ahead.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        method: "newton_schulz" or "exact", as in `scale_by_nuclear_norm`.
+        alpha: Exponent of the nuclear norm.
+        center_rows: Take the mean over the rows out, for weights whose outputs enter a softmax.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback that and
+        its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, another `method`, missing `params`, a leaf that is not a matrix and no
+            fallback.
+
+    Example:
+        >>> tx = gradtx.polargrad(lr=0.1, momentum=0.0, weight_decay=0.0, method="exact")
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> tx.update({"w": torch.diag(torch.tensor([3.0, 2.0]))}, tx.init(params), params)[0]["w"].diag()
+        tensor([-0.5000, -0.5000])
+
+    Source: Lau et al. 2025, arXiv:2505.21799. Departures: none.
+    """
+    matrices = chain(
+        trace_ema(momentum, nesterov),
+        scale_by_nuclear_norm(method, alpha, center_rows, ns_coefficients, ns_steps, ns_dtype),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    return with_fallback("polargrad", matrices, fallback)
+
+
+@alias(ranges={"momentum": Range("[0, 1]", 1.0)}, static=("kinds",))
+def scion(
+    lr: Scalar = 1e-3,
+    momentum: Scalar = 0.1,
+    scale: Scalar = 1.0,
+    unconstrained: bool = False,
+    kinds: Mapping[str, Any] | None = None,
+):
+    r"""Scion: steps of a fixed size in a norm that fits the layer, with weights in a ball of that norm.
+
+    $b \leftarrow (1 - \mu) b + \mu g$, $d = s\, \mathrm{lmo}(b)$, $p \leftarrow (1 - \eta) p - \eta d$, or
+    $p \leftarrow p - \eta d$ if `unconstrained`.
+
+    When to use: with one rate for all widths; weights stay in the ball of radius $s$, so start them there
+    (`init_for_lmo`). A head needs a large scale (3000 in the paper), by `partition`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: $\mu$ in [0, 1], one minus the usual: a literal 1.0, the authors' default, is none.
+        scale: $s \ge 0$, the radius.
+        unconstrained: Leave out the shrinking of the weights.
+        kinds: Pattern of leaf names -> a kind of `lmo`, or an `lmo(...)`, tried in order; None for "auto" everywhere.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer` (none for a literal
+        momentum of 1.0).
+
+    Raises:
+        TypeError: a value of `kinds` that is neither a kind nor a transformation.
+        ValueError: numbers out of range, an unknown kind, missing `params`, a leaf that no pattern matches.
+
+    Example:
+        >>> tx = gradtx.scion(lr=0.5, momentum=1.0, scale=4.0, kinds={"*": "sign"})
+        >>> params = {"w": torch.tensor([[2.0, 2.0]])}
+        >>> tx.update({"w": torch.tensor([[3.0, -0.1]])}, tx.init(params), params)[0]["w"]  # towards -2 and 2
+        tensor([[-2., -0.]])
+
+    Source: Pethick et al. 2025, arXiv:2502.07529; LIONS-EPFL/scion. Departures: see `lmo`.
+    """
+    return chain(
+        *([] if is_off(momentum, 1.0) else [trace_ema(1 - momentum)]),
+        _oracles({"*": "auto"} if kinds is None else kinds),
+        multiply(scale),
+        *([] if unconstrained else [add_decayed_weights(1.0)]),
+        scale_by_learning_rate(lr),
+    )
+
+
+def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
+    """The oracle of every leaf."""
+    oracles: dict[str, GradientTransformation] = {}
+    for pattern, kind in kinds.items():
+        if not isinstance(kind, str | GradientTransformation):
+            raise TypeError(f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}")
+        oracles[pattern] = lmo(kind) if isinstance(kind, str) else kind
+    if list(oracles) == ["*"]:
+        return oracles["*"]
+    labels = {f"lmo_{i}": pattern for i, pattern in enumerate(oracles)}
+    return partition({label: oracles[pattern] for label, pattern in labels.items()}, labels)
+
+
+@alias(class_name="AdamH")
+def adam_h(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.95), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
+    r"""AdamH: Adam's direction in relative steps, with weights on the sphere that they start on.
+
+    $p \leftarrow R\, N(p - \eta R\, N(u + \lambda p))$ with Adam's direction $u$, $R = \lVert p_0 \rVert$ and
+    $N(x) = x / \lVert x \rVert$; see `hyperball`.
+
+    When to use: for matrices in front of norms, with one rate for layers of all sizes. Leave out leaves that start at
+    0, such as biases, by `partition`.
+
+    Args:
+        lr: $\eta \ge 0$, the relative step.
+        betas: Of Adam, each in [0, 1).
+        eps: Of Adam, >= 0.
+        weight_decay: $\lambda \ge 0$; it turns the step, the norm of the weights stays.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, and twice `radius`,
+        0-d.
+
+    Raises:
+        ValueError: numbers out of range, missing `params`, a leaf that starts with norm 0.
+
+    Example:
+        >>> tx = gradtx.adam_h(lr=0.1)
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([1.0, -9.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"].norm()
+        tensor(5.)
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
+    """
+    return hyperball(chain(scale_by_adam(betas, eps), add_decayed_weights(weight_decay)), lr)
+
+
+@alias(class_name="MuonH", ranges=_RANGES, example=_with_fallback)
+def muon_h(
+    lr: Scalar = 1e-2,
+    momentum: Scalar = 0.95,
+    nesterov: bool = True,
+    ns_coefficients: Coefficients = "simple",
+    ns_steps: int | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""MuonH: Muon's direction in relative steps, with weights on the sphere that they start on.
+
+    $p \leftarrow R\, N(p - \eta R\, N(O(u)))$ with the momentum $u$, $O$ of `orthogonalize`, $R = \lVert p_0 \rVert$
+    and $N(x) = x / \lVert x \rVert$; see `hyperball`.
+
+    When to use: for the hidden matrices of transformers in front of norms, without weight decay.
+
+    Args:
+        lr: $\eta \ge 0$, the relative step.
+        momentum: Of the average of gradients, in [0, 1).
+        nesterov: Look one step ahead.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and twice `radius`, 0-d;
+        with a fallback these and its entries, under `partition`.
+
+    Raises:
+        TypeError: `fallback` is not a transformation.
+        ValueError: numbers out of range, missing `params`, a matrix that starts with norm 0, a leaf that is not a
+            matrix and no fallback.
+
+    Example:
+        >>> tx = gradtx.muon_h(lr=0.1)
+        >>> params = {"w": torch.tensor([[3.0, 4.0]])}
+        >>> updates, _ = tx.update({"w": torch.tensor([[1.0, -9.0]])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"].norm()
+        tensor(5.0000)
+
+    Source: Hyperball, blog of K. Wen 2025; NVIDIA Emerging-Optimizers. Departures: every leaf has a radius of its own.
+    """
+    matrices = hyperball(chain(trace_ema(momentum, nesterov), orthogonalize(ns_coefficients, ns_steps)), lr)
+    return with_fallback("muon_h", matrices, fallback)

@@ -1,0 +1,152 @@
+"""Which parameter of a model is what: matrices, embeddings, heads, norms, biases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from gradtx._messages import describe
+
+__all__ = ["label_by_role"]
+
+PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")  # of DistributedDataParallel, torch.compile, FSDP
+EMBEDDING_WORDS = ("pos_emb", "position_embedding", "cls_token", "class_token")
+HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+SCALE_NAMES = ("weight", "gamma", "scale")
+
+
+class Place(NamedTuple):
+    """A place where a module holds a parameter."""
+
+    module: nn.Module
+    module_name: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The name of the parameter in the model."""
+        return f"{self.module_name}.{self.name}" if self.module_name else self.name
+
+
+def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str]:
+    """Say what every parameter of a model is, by the module that holds it, not by its shape.
+
+    The first that fits:
+
+    | role | parameter |
+    |---|---|
+    | "frozen" | one that requires no gradient |
+    | "embedding" | the weight of an `Embedding` or `EmbeddingBag`, position embeddings and class tokens by name |
+    | "head" | the weight of an output layer (see below) |
+    | "norm", "bias" | the weight and bias of a norm: those of torch, and modules whose class is called ...Norm |
+    | "scalar" | one with a single entry |
+    | "bias" | one whose name ends in "bias", or with one dimension ("norm" if it is called weight, gamma or scale) |
+    | "conv" | the weight of a convolution |
+    | "matrix" | all others |
+
+    An output layer is the last `Linear` with as many outputs as an embedding has entries, or one that is called
+    lm_head, head, classifier, fc_out or score.
+
+    Args:
+        model: The model. Names are those of `named_parameters()`, without what `DistributedDataParallel`,
+            `torch.compile` and FSDP put in front.
+        tied: The role of a weight that is both an embedding and a head.
+
+    Returns:
+        Name -> role, for `partition` (`lambda name, p: roles[name]`).
+
+    Raises:
+        TypeError: `model` is not a module.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
+        >>> gradtx.label_by_role(model)
+        {'0.weight': 'embedding', '1.weight': 'norm', '1.bias': 'bias', '2.weight': 'matrix', '2.bias': 'bias'}
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"label_by_role: model must be a torch.nn.Module, got {describe(model)}")
+    places = places_of(model)
+    last = _last_with_outputs_of_an_embedding(model)
+    roles: dict[str, str] = {}
+    for name, param in model.named_parameters():
+        roles[without_prefixes(name)] = _role(param, places[param], last, tied)
+    return roles
+
+
+def without_prefixes(name: str) -> str:
+    """A parameter's name without what wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in PREFIXES)
+
+
+def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
+    """All places of every parameter: a tied one has several."""
+    places: dict[Tensor, list[Place]] = {}
+    for module_name, module in model.named_modules():
+        for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(param, []).append(Place(module, without_prefixes(module_name), name))
+    return places
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Linear, Tensor]]:
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not is_lazy(module.weight):
+            yield module, module.weight
+
+
+def _last_with_outputs_of_an_embedding(model: nn.Module) -> nn.Module | None:
+    """The last linear layer with as many outputs as an embedding has entries."""
+    sizes = {module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    last = None
+    for module, weight in _linears(model):
+        if weight.shape[0] in sizes:
+            last = module
+    return last
+
+
+def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str) -> str:
+    if not param.requires_grad:
+        return "frozen"
+    embeds = any(map(_is_embedding, places))
+    heads = any(_is_head(place, last) for place in places)
+    if embeds:
+        return tied if heads else "embedding"
+    if heads:
+        return "head"
+    place = places[0]
+    if _is_norm(place.module) and place.name in ("weight", "bias"):
+        return "norm" if place.name == "weight" else "bias"
+    return _role_by_shape(param, place)
+
+
+def _is_embedding(place: Place) -> bool:
+    if isinstance(place.module, nn.Embedding | nn.EmbeddingBag) and place.name == "weight":
+        return True
+    return any(word in place.path for word in EMBEDDING_WORDS)
+
+
+def _is_head(place: Place, last: nn.Module | None) -> bool:
+    if not isinstance(place.module, nn.Linear) or place.name != "weight":
+        return False
+    return place.module is last or place.module_name.rpartition(".")[2] in HEAD_NAMES
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, NORMS) or type(module).__name__.endswith("Norm")
+
+
+def _role_by_shape(param: Tensor, place: Place) -> str:
+    if is_lazy(param):  # which has no shape yet
+        return "bias" if place.name.endswith("bias") else "matrix"
+    if param.numel() == 1:
+        return "scalar"
+    if place.name.endswith("bias"):
+        return "bias"
+    if param.ndim == 1:
+        return "norm" if place.name in SCALE_NAMES else "bias"
+    return "conv" if isinstance(place.module, _ConvNd) and place.name == "weight" else "matrix"

@@ -1,0 +1,137 @@
+"""Odd polynomials of degree 5 for Newton-Schulz iterations, by the names that papers and codes give them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from gradtx._messages import describe
+
+Triple: TypeAlias = tuple[float, float, float]
+Coefficients: TypeAlias = str | tuple[float, float, float] | tuple[tuple[float, float, float], ...]
+
+NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
+
+
+def _polar_express() -> tuple[Triple, ...]:
+    """The polynomials of Polar Express (Amsel et al. 2025, arXiv:2505.16932), as published, made safe by 1.01."""
+    published = (
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+        (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+        (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+        (1.875, -1.25, 0.375),
+    )
+    shrunk = [_of_smaller(polynomial, 1.01) for polynomial in published[:-1]]
+    # The matrix itself is divided by 1.01 as well; an odd polynomial can do that.
+    return (_of_smaller(shrunk[0], 1.01), *shrunk[1:], published[-1])
+
+
+def _of_smaller(polynomial: Triple, by: float) -> Triple:
+    """The odd polynomial of x / by."""
+    a, b, c = polynomial
+    return a / by, b / by**3, c / by**5
+
+
+POLAR_EXPRESS = _polar_express()
+
+
+class CoefficientSet(NamedTuple):
+    """A named iteration.
+
+    Attributes:
+        triples: (a, b, c) of each step; the last is repeated.
+        steps: The number of steps that the set is made for.
+        fixed: Whether no other number of steps makes sense.
+        least_bits: Bits of mantissa that the iteration needs, lest rounding leaves the range where it converges.
+    """
+
+    triples: tuple[Triple, ...]
+    steps: int = 5
+    fixed: bool = False
+    least_bits: int = 0
+
+
+SETS = {
+    "simple": CoefficientSet((NEWTON_SCHULZ,)),
+    "quintic": CoefficientSet(
+        (
+            (4.0848, -6.8946, 2.9270),
+            (3.9505, -6.3029, 2.6377),
+            (3.7418, -5.5913, 2.3037),
+            (2.8769, -3.1427, 1.2046),
+            (2.8366, -3.0525, 1.2012),
+        )
+    ),
+    "polar_express": CoefficientSet(POLAR_EXPRESS),
+    "cans": CoefficientSet(
+        (
+            (8.4703, -25.1081, 18.6293),
+            (4.1828, -3.1087, 0.5806),
+            (3.9619, -2.9541, 0.5630),
+            (3.2866, -2.4647, 0.5074),
+            (2.2737, -1.6447, 0.4162),
+        ),
+        least_bits=24,  # at a singular value of 1.004, which bfloat16 makes of 1, the polynomial is 8e57
+    ),
+    "deepseekv4": CoefficientSet((*8 * [NEWTON_SCHULZ], (2.0, -1.5, 0.5)), steps=10),
+    "cubic5": CoefficientSet(
+        (
+            (3.3656576, -3.3420992, 0.0),
+            (2.5744352, -1.4957376, 0.0),
+            (2.5368962, -1.4312570, 0.0),
+            (2.4418906, -1.2764040, 0.0),
+            (2.2230472, -0.9630650, 0.0),
+        ),
+        fixed=True,
+    ),
+    "newton_schulz": CoefficientSet(((2.0, -1.5, 0.5),), steps=12),
+}
+
+
+def default_steps(coefs: Any) -> int:
+    """The number of steps that coefficients are made for."""
+    return SETS[coefs].steps if isinstance(coefs, str) and coefs in SETS else 5
+
+
+def polynomials(owner: str, coefs: Any, steps: int | None, dtype: torch.dtype | None) -> list[Triple]:
+    """One polynomial a step; the last of a list is repeated.
+
+    Raises:
+        ValueError: an unknown name, numbers that are not triples, steps or a dtype that a set does not take.
+    """
+    triples = _named(owner, coefs, steps, dtype).triples if isinstance(coefs, str) else _listed(owner, coefs)
+    count = default_steps(coefs) if steps is None else steps
+    return [triples[min(i, len(triples) - 1)] for i in range(count)]
+
+
+def _named(owner: str, name: str, steps: int | None, dtype: torch.dtype | None) -> CoefficientSet:
+    if name not in SETS:
+        raise ValueError(f"{owner}: coefs must be one of {', '.join(SETS)}, or triples of numbers, got {name!r}")
+    chosen = SETS[name]
+    if chosen.fixed and steps not in (None, chosen.steps):
+        raise ValueError(f"{owner}: coefs={name!r} are made for steps={chosen.steps}, got {steps}")
+    bits = 64 if dtype is None else 1 - round(torch.tensor(torch.finfo(dtype).eps).log2().item())
+    if bits < chosen.least_bits:
+        raise ValueError(f"{owner}: coefs={name!r} overflow in {dtype}; iterate in float32")
+    return chosen
+
+
+def _listed(owner: str, coefs: Any) -> Sequence[Triple]:
+    """Coefficients given as numbers."""
+    many = isinstance(coefs, tuple | list) and coefs and all(isinstance(item, tuple | list) for item in coefs)
+    triples: list[Triple] = []
+    for item in coefs if many else [coefs]:
+        numbers = isinstance(item, tuple | list) and all(isinstance(entry, float | int) for entry in item)
+        if not numbers or len(item) != 3:
+            raise ValueError(
+                f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(coefs)}"
+            )
+        a, b, c = item
+        triples.append((float(a), float(b), float(c)))
+    return triples

@@ -1,0 +1,91 @@
+"""Keep weights at the norm that they start with, and steps at a share of it: Hyperball."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from gradtx import _torch
+from gradtx._arguments import Scalar, UnfitError
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, norm
+
+__all__ = ["keep_norm", "scale_to_radius"]
+
+
+def _radius(param: Tensor) -> dict[str, Tensor]:
+    """The slot `radius`."""
+    radius = norm(param)
+    if param.numel() and _torch.readable(radius) and radius == 0:
+        raise UnfitError(
+            "starts with norm 0, where it would stay; send it through another transformation, by partition(...)"
+        )
+    return {"radius": radius}
+
+
+def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
+    return x * (radius / at_least(norm(x), eps))
+
+
+@per_tensor(needs=("params",))
+def scale_to_radius(eps: Scalar = 1e-12):
+    r"""Give every update the norm that its leaf starts with: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
+
+    Stands before the learning rate, which then is a relative step. $R = \lVert p_0 \rVert$.
+
+    Args:
+        eps: $\epsilon \ge 0$. Keep it above 0, for updates of 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
+
+    Raises:
+        ValueError: a negative eps, missing `params`, a leaf that starts with norm 0.
+
+    Example:
+        >>> tx = gradtx.scale_to_radius()
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> tx.update({"w": torch.tensor([0.0, 1e-3])}, tx.init(params), params)[0]["w"]
+        tensor([0., 5.])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        return _on_sphere(update, state["radius"], eps), state
+
+    return _radius, update
+
+
+@per_tensor(needs=("params",))
+def keep_norm(eps: Scalar = 1e-12):
+    r"""Bring every leaf back to the norm that it starts with.
+
+    With $q = p + u$, the leaf becomes $R q / \max(\lVert q \rVert, \epsilon)$, $R = \lVert p_0 \rVert$. Stands after
+    the learning rate.
+
+    Args:
+        eps: $\epsilon \ge 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
+
+    Raises:
+        ValueError: a negative eps, missing `params`, a leaf that starts with norm 0.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.keep_norm())
+        >>> params = {"w": torch.tensor([5.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([2.0, -4.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]  # (3, 4) has the norm already
+        tensor([3., 4.])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none. `scale_to_radius` in front makes the step
+    relative; `hyperball` is both.
+    """
+
+    def update(update, state, param, ctx):
+        return _on_sphere(param + update, state["radius"], eps) - param, state
+
+    return _radius, update

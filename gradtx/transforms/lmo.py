@@ -1,0 +1,183 @@
+"""Linear minimization oracles: the step of a given size, in a norm that fits the layer, that descends most. Scion."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import rms, safe_sqrt
+from gradtx.transforms._matrix import newton_schulz, polar_factor
+from gradtx.transforms._polynomials import polynomials
+
+__all__ = ["init_for_lmo", "lmo"]
+
+KINDS = ("auto", "spectral", "conv", "sign", "column", "row", "bias")
+_DIMS = {"spectral": (2, 2), "conv": (3, math.inf), "column": (2, math.inf), "row": (2, math.inf)}
+
+
+def _dims(arguments: dict[str, Any]) -> Any:
+    return _DIMS.get(arguments["kind"])
+
+
+@per_tensor(dims=_dims, ranges={"steps": "[0, 100)"}, static=("coefs",))
+def lmo(
+    kind: str = "auto",
+    *,
+    normalized: bool | None = None,
+    transpose: bool = False,
+    maximum: bool = False,
+    steps: int | None = None,
+    coefs: str | tuple[float, ...] | tuple[tuple[float, ...], ...] = "simple",
+    eps: Scalar = 1e-8,
+):
+    r"""Replace an update by the element of a norm ball that is most aligned with it.
+
+    With $O$ of `orthogonalize`, a matrix of $r$ rows and $c$ columns (out, in), and $y$ the update, or with `transpose`
+    its transpose, transposed back in the end:
+
+    | kind | result | `normalized=False` |
+    |---|---|---|
+    | "spectral" | $O(x) \sqrt{r/c}$ | $O(x) \sqrt r$ |
+    | "conv" | $O(x) \sqrt{r/c} / k$ of (out, all others), $c$ channels in, $k$ entries a kernel | $O(x) \sqrt r / k$ |
+    | "sign" | $\mathrm{sign}(x) / \mathrm{in}$ | $\mathrm{sign}(x)$ |
+    | "column" | $y / (n c + \epsilon)$, $n$ the root mean square of each column | $y / (n + \epsilon)$, the default |
+    | "row" | $y / (\lVert \mathrm{row} \rVert \sqrt c + \epsilon)$ | $y / (\lVert \mathrm{row} \rVert + \epsilon)$ |
+    | "bias" | $x / (\mathrm{rms}(x) + \epsilon)$ | the same |
+
+    Args:
+        kind: One of these, or "auto": "bias" for leaves of up to 1 dimension, "spectral" for 2, "conv" for more.
+        normalized: Whether the norm is relative to the number of inputs; None for the default of the kind.
+        transpose: Take rows for columns and the reverse, for weights stored as (in, out), as of an embedding.
+        maximum: Scale "spectral" and "conv" by at least 1, before the kernel.
+        steps: Iterations of $O$, in [0, 100); None for 5, or for the number of a named set.
+        coefs: Coefficients of $O$, as in `orthogonalize`.
+        eps: $\epsilon \ge 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: numbers out of range, another kind, a leaf with too few dimensions for it.
+
+    Example:
+        >>> tx = gradtx.lmo("row")
+        >>> updates, _ = tx.update({"w": torch.tensor([[3.0, 4.0], [0.0, 2.0]])}, tx.init({}))
+        >>> updates["w"]  # rows of root mean square 1/2
+        tensor([[0.4243, 0.5657],
+                [0.0000, 0.7071]])
+
+    Source: Pethick et al. 2025, Scion, arXiv:2502.07529, and LIONS-EPFL/scion. Departures: the authors divide a
+    convolution by the square of one side of its kernel.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    iteration = polynomials("lmo", coefs, steps, None)
+    oracle = Oracle(normalized, transpose, maximum, eps, lambda x: newton_schulz(x, iteration, eps))
+
+    def update(update, state, param, ctx):
+        return oracle.of(kind, update), state
+
+    return update
+
+
+def init_for_lmo(
+    param: Tensor,
+    kind: str = "auto",
+    *,
+    scale: float = 1.0,
+    normalized: bool | None = None,
+    transpose: bool = False,
+    maximum: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw weights on the ball in which `scion` keeps them; biases are 0.
+
+    Args:
+        param: Gives shape, dtype and device.
+        kind: As in `lmo`.
+        scale: The radius of the ball.
+        normalized: As in `lmo`.
+        transpose: As in `lmo`.
+        maximum: As in `lmo`.
+        generator: The source of normal numbers; None for torch's.
+
+    Returns:
+        A new tensor: orthogonal ("spectral", "conv"), signs, or normal numbers with columns or rows of one size.
+
+    Raises:
+        ValueError: another kind.
+
+    Example:
+        >>> weight = gradtx.init_for_lmo(torch.empty(3, 3), scale=2.0, generator=torch.Generator().manual_seed(0))
+        >>> torch.linalg.svdvals(weight)
+        tensor([2.0000, 2.0000, 2.0000])
+
+    Source: LIONS-EPFL/scion. Departures: convolutions are orthogonal as (out, all others), as in `lmo`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"init_for_lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    kind = _kind_for(param.ndim) if kind == "auto" else kind
+    if kind == "bias":
+        return torch.zeros_like(param)
+    noise = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+    start = scale * Oracle(normalized, transpose, maximum, 0.0, polar_factor).of(kind, noise)
+    return start.to(param.device, param.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle:
+    """The oracles of all kinds, with these options.
+
+    Attributes:
+        normalized, transpose, maximum, eps: As in `lmo`.
+        orthogonal: Makes an orthogonal matrix of a matrix.
+    """
+
+    normalized: bool | None
+    transpose: bool
+    maximum: bool
+    eps: Any
+    orthogonal: Callable[[Tensor], Tensor]
+
+    def of(self, kind: str, x: Tensor) -> Tensor:
+        kind = _kind_for(x.ndim) if kind == "auto" else kind
+        turned = self.transpose and kind in ("column", "row")
+        result = getattr(self, f"by_{kind}")(x.transpose(0, 1) if turned else x)
+        return result.transpose(0, 1) if turned else result
+
+    def by_spectral(self, x: Tensor) -> Tensor:
+        outputs, inputs = x.shape[:2]
+        result = self.orthogonal(x.flatten(1)).reshape(x.shape)
+        size = math.sqrt(outputs if self.normalized is False else outputs / max(inputs, 1))
+        return max(1.0, size) * result if self.maximum else size * result
+
+    def by_conv(self, x: Tensor) -> Tensor:
+        return self.by_spectral(x) / max(math.prod(x.shape[2:]), 1)
+
+    def by_sign(self, x: Tensor) -> Tensor:
+        inputs = x.shape[1] if x.ndim > 1 else 1
+        return x.sign() / (1 if self.normalized is False else max(inputs, 1))
+
+    def by_column(self, x: Tensor) -> Tensor:
+        size = safe_sqrt(x.square().sum(dim=0, keepdim=True) / max(x.shape[0], 1))
+        return x / ((size * x.shape[1] if self.normalized else size) + self.eps)
+
+    def by_row(self, x: Tensor) -> Tensor:
+        size = safe_sqrt(x.square().sum(dim=-1, keepdim=True))
+        return x / ((size if self.normalized is False else size * math.sqrt(x.shape[-1])) + self.eps)
+
+    def by_bias(self, x: Tensor) -> Tensor:
+        return x / (rms(x) + self.eps)
+
+
+def _kind_for(ndim: int) -> str:
+    if ndim <= 1:
+        return "bias"
+    return "spectral" if ndim == 2 else "conv"

@@ -1,0 +1,75 @@
+"""The polar factor of a matrix, scaled by the nuclear norm: PolarGrad."""
+
+from __future__ import annotations
+
+import torch
+
+from gradtx._arguments import Scalar
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import safe_pow
+from gradtx.transforms._matrix import newton_schulz, polar_factor
+from gradtx.transforms._polynomials import Coefficients, polynomials
+
+__all__ = ["scale_by_nuclear_norm"]
+
+METHODS = ("newton_schulz", "exact")
+
+
+@per_tensor(dims=(2, 2), compiles=False, ranges={"ns_steps": "[0, 100)"})
+def scale_by_nuclear_norm(
+    method: str = "newton_schulz",
+    alpha: Scalar = 1.0,
+    center_rows: bool = False,
+    ns_coefficients: Coefficients = "quintic",
+    ns_steps: int | None = None,
+    ns_dtype: torch.dtype | None = None,
+):
+    r"""Replace a matrix by its polar factor, scaled by its nuclear norm: $O(u)\, \langle O(u), u \rangle^\alpha$.
+
+    With the exact factor $U V^\top$ of $u = U S V^\top$, $\langle O(u), u \rangle$ is the sum of the singular values.
+
+    Args:
+        method: "newton_schulz" for $O$ of `orthogonalize`, "exact" for the factor by eigenvalues of the smaller Gram
+            matrix, where those of rounding count as 0.
+        alpha: $\alpha$; 1 is steepest descent in the spectral norm, 0 is Muon's direction.
+        center_rows: Take the mean over the rows out in front and behind, for weights whose outputs enter a softmax.
+        ns_coefficients: Of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: numbers out of range, another `method`, a leaf that is not a matrix.
+
+    Example:
+        >>> tx = gradtx.scale_by_nuclear_norm("exact")
+        >>> tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, -2.0]])}, tx.init({}))[0]["w"].round(decimals=4) + 0.0
+        tensor([[ 5.,  0.],
+                [ 0., -5.]])
+
+    Source: Lau et al. 2025, PolarGrad, arXiv:2505.21799. Departures: eigenvalues of rounding have no part in the
+    nuclear norm.
+    """
+    if method not in METHODS:
+        raise ValueError(f"scale_by_nuclear_norm: method must be 'newton_schulz' or 'exact', got {method!r}")
+    iteration = polynomials("scale_by_nuclear_norm", ns_coefficients, ns_steps, ns_dtype)
+
+    def factor(x):
+        if method == "exact":
+            return polar_factor(x)
+        return newton_schulz(x if ns_dtype is None else x.to(ns_dtype), iteration, 1e-7).to(x.dtype)
+
+    def update(update, state, param, ctx):
+        x = _centered(update) if center_rows else update
+        orthogonal = factor(x)
+        result = orthogonal * safe_pow((orthogonal * x).sum(), alpha)
+        return _centered(result) if center_rows else result, state
+
+    return update
+
+
+def _centered(x):
+    """A matrix without the mean of its rows."""
+    return x - x.sum(dim=0, keepdim=True) / max(x.shape[0], 1)

@@ -1,0 +1,107 @@
+"""Control how weights grow: a floor of the relative update, and a brake of what changes the norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
+from gradtx.factories import per_tensor
+from gradtx.transforms._math import at_least, norm, quotient, safe_pow, unit_norm
+
+__all__ = ["floor_relative_update", "radial_brake"]
+
+
+@per_tensor(ranges={"floor": "[0, inf)", "power": "[0, inf)"}, needs=("params",))
+def floor_relative_update(floor: Scalar = 0.35, per: str = "leaf", power: Scalar = 1.0, eps: Scalar = 1e-8):
+    r"""Enlarge updates that are small relative to their weights: $u \max(f \lVert p \rVert / \lVert u \rVert, 1)^k$.
+
+    Stands before the learning rate. Updates of noise are enlarged too, and no decay of momentum anneals them any more:
+    let the floor fall together with the rate.
+
+    Args:
+        floor: $f \ge 0$, the least ratio of the two norms; often a schedule.
+        per: "leaf", or "row" for a norm of each index of the first dimension, of leaves that have more than one.
+        power: $k \ge 0$; below 1 the floor is approached only.
+        eps: The least of both norms, >= 0. Keep it above 0, for updates of 0, which stay 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: numbers out of range, another `per`, missing `params`.
+
+    Example:
+        >>> tx = gradtx.floor_relative_update(0.5)
+        >>> params = {"w": torch.tensor([6.0, 8.0])}
+        >>> tx.update({"w": torch.tensor([0.0, 0.25])}, tx.init(params), params)[0]["w"]
+        tensor([0., 5.])
+
+    Source: modded-nanogpt, track 3, u/w floor. Departures: none.
+    """
+    if per not in ("leaf", "row"):
+        raise ValueError(f"floor_relative_update: per must be 'leaf' or 'row', got {per!r}")
+    size = norm if per == "leaf" else unit_norm
+
+    def update(update, state, param, ctx):
+        ratio = at_least(size(param), eps) / at_least(size(update), eps)
+        return update * safe_pow(at_least(floor * ratio, 1.0), power), state
+
+    return update
+
+
+@per_tensor(needs=("params",))
+def radial_brake(outward: Scalar = 0.5, inward: Scalar = 1.0, form: str = "direction", eps: Scalar = 1e-8):
+    r"""Slow down the change of the norm of the weights.
+
+    Stands after the learning rate. With $q = p + u$ and $s$ = `outward` where the norm grows, else `inward`:
+
+    - "norm": $q$ gets the norm $\lVert p \rVert + s (\lVert q \rVert - \lVert p \rVert)$.
+    - "direction": with $a = \langle u, p \rangle / \lVert p \rVert^2$, $u \leftarrow u + (s - 1) a p$, and $p + u$ gets
+      the norm $\lVert p \rVert + \langle u, p \rangle / \lVert p \rVert$: what a tangential step adds to the norm is
+      taken away as well.
+
+    Args:
+        outward: $s$ where the norm grows (in "direction": where $a > 0$).
+        inward: $s$ elsewhere.
+        form: "direction" or "norm".
+        eps: The least norm divided by, >= 0. Leaves of norm 0 are not braked by "direction".
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: a negative eps, another `form`, missing `params`.
+
+    Example:
+        >>> tx = gradtx.radial_brake(outward=0.5, form="norm")
+        >>> params = {"w": torch.tensor([3.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([2.0, 0.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]
+        tensor([4., 0.])
+
+    Source: modded-nanogpt, track 3 ("direction"); NVIDIA Emerging-Optimizers ("norm"). Departures: none.
+    """
+    if form not in ("direction", "norm"):
+        raise ValueError(f"radial_brake: form must be 'direction' or 'norm', got {form!r}")
+
+    def factor(grows: Tensor) -> Tensor:
+        return torch.where(grows, exact(outward, grows.device), exact(inward, grows.device))
+
+    def by_norm(update, state, param, ctx):
+        before, moved = norm(param), param + update
+        growth = norm(moved) - before
+        wanted = before + factor(growth >= 0) * growth
+        return moved * (wanted / at_least(norm(moved), eps)) - param, state
+
+    def by_direction(update, state, param, ctx):
+        before = norm(param)
+        along = (update * param).sum() / at_least(before, eps).square()
+        kept = factor(along > 0) * along
+        moved = param + update + (kept - along) * param
+        wanted = before * (1 + kept)
+        braked = moved * quotient(wanted, norm(moved)) - param
+        return torch.where(before == 0, update, braked), state
+
+    return by_norm if form == "norm" else by_direction

@@ -1,0 +1,273 @@
+"""One call for a whole model: Muon for its matrices, AdamW for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gradtx._arguments import Betas, Scalar
+from gradtx._messages import describe
+from gradtx.combinators.blocks import blocks
+from gradtx.combinators.selection import freeze, partition
+from gradtx.core import GradientTransformation
+from gradtx.optim.adapter import ChainOptimizer
+from gradtx.optimizers.adam import adamw
+from gradtx.optimizers.matrix import muon
+from gradtx.roles import Place, label_by_role, places_of, without_prefixes
+
+__all__ = ["ModelOptimizer", "muon_for"]
+
+HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads")
+KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_kv_head")
+QUERIES = ("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight")
+KEYS = ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight", "v", "wv", "value", "v_proj", "to_v", "v_lin")
+KEYS = (*KEYS, "v_proj_weight")
+FUSED = ("qkv", "qkv_proj", "Wqkv", "wqkv", "in_proj", "in_proj_weight", "c_attn", "query_key_value")
+BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}  # others: without decay
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happens to a parameter.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        role: What it is; see `label_by_role`.
+        branch: The label of its transformation.
+        heads: The number of blocks that it is cut into; 1 for none.
+        dim: The dimension that is cut.
+        batch: The number of leading dimensions that count matrices.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    branch: str
+    heads: int = 1
+    dim: int = 0
+    batch: int = 0
+
+    @property
+    def blocks(self) -> str:
+        """The blocks in words."""
+        if self.heads > 1:
+            return f"{self.heads} along {self.dim}"
+        return f"{math.prod(self.shape[: self.batch])} matrices" if self.batch else ""
+
+
+class ModelOptimizer(ChainOptimizer):
+    """The optimizer of a whole model; made by `muon_for`. Its repr is a table of what goes where.
+
+    Attributes:
+        rows: What happens to each parameter.
+    """
+
+    def __init__(self, tx: GradientTransformation, rows: list[Row], params: Any, compile: Any = False):
+        self.rows = rows
+        super().__init__(tx, params, compile=compile)
+
+    @property
+    def transformation(self) -> GradientTransformation:
+        """The same as a transformation, for pure use on `dict(model.named_parameters())`."""
+        return self._tx
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "rows": self.rows}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} ({table(self.rows)}\n)"
+
+
+def muon_for(
+    model: nn.Module,
+    lr: Scalar = 0.02,
+    adamw_lr: Scalar = 3e-4,
+    weight_decay: Scalar = 0.1,
+    adamw_weight_decay: Scalar = 0.1,
+    *,
+    per_head: bool = True,
+    conv: str = "muon",
+    tied: str = "embedding",
+    betas: Betas = (0.9, 0.95),
+    eps: Scalar = 1e-10,
+    compile: bool | str | Mapping[str, Any] = False,
+    **options: Any,
+) -> ModelOptimizer:
+    r"""Make the optimizer of a whole model: Muon for its matrices, AdamW for everything else.
+
+    Roles are those of `label_by_role`. Matrices go to `muon`, weights of queries, keys and values in one block a head,
+    and of experts in one block each; convolutions to `muon`, read as (out, all others); heads to `adamw`; embeddings,
+    norms, biases and scalars to `adamw` without decay. A module says how many heads it has by `num_heads`, `n_head`,
+    `n_heads` or `num_attention_heads`, or its `config` does, and by `num_key_value_heads`, `n_kv_heads`, `num_kv_heads`
+    or `n_kv_head` how many of keys and values. What does not fit stays whole.
+
+    The optimizer has one group for each of these, whose `label` says which and whose `lr` is the rate of that branch,
+    so a scheduler drives all. Print it to see what goes where.
+
+    Args:
+        model: The model.
+        lr: Muon's learning rate.
+        adamw_lr: AdamW's learning rate.
+        weight_decay: Muon's decay, >= 0.
+        adamw_weight_decay: AdamW's decay of heads, >= 0.
+        per_head: Whether heads of queries, keys and values are blocks.
+        conv: "muon" or "adamw", for convolutions.
+        tied: The role of a weight that is both an embedding and a head: "embedding" (no decay) or "head".
+        betas: AdamW's, each in [0, 1).
+        eps: AdamW's, >= 0.
+        compile: As for `as_optimizer`.
+        **options: Other options of `muon`, such as `momentum`, `ns_coefficients` or `adjust_lr_fn`.
+
+    Returns:
+        A torch optimizer. `transformation` is the same for pure functions, `rows` what happens to each parameter.
+
+    Raises:
+        TypeError: `model` is not a module, or an unknown option.
+        ValueError: numbers out of range, another `conv` or `tied`, a model without parameters that train.
+
+    Example:
+        >>> model = torch.nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16)
+        >>> optimizer = gradtx.muon_for(model, lr=0.02, adamw_lr=3e-4)
+        >>> [(group["label"], group["lr"]) for group in optimizer.param_groups]
+        [('muon', 0.02), ('adamw_no_decay', 0.0003)]
+        >>> optimizer.rows[0].name, optimizer.rows[0].blocks
+        ('self_attn.in_proj_weight', '6 along 0')
+    """
+    if conv not in ("muon", "adamw"):
+        raise ValueError(f"muon_for: conv must be 'muon' or 'adamw', got {conv!r}")
+    if tied not in ("embedding", "head"):
+        raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"muon_for: model must be a torch.nn.Module, got {describe(model)}")
+    for name in ("fallback", "view", "flatten", "mask"):
+        if name in options:
+            raise TypeError(f"muon_for: {name!r} follows from the model; use partition and muon for another split")
+    rows = list(_rows(model, per_head, conv, tied))
+    if all(row.branch == "frozen" for row in rows):
+        raise ValueError("muon_for: the model has no parameters that require a gradient")
+    other = adamw(adamw_lr, betas, eps, adamw_weight_decay)
+    branches = {
+        "muon": _in_blocks(muon(lr, weight_decay, **options), rows),
+        "muon_conv": muon(lr, weight_decay, view="flatten", **options),
+        "adamw": other,
+        "adamw_no_decay": other.replace(weight_decay=0.0),
+        "frozen": freeze("*"),
+    }
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row.branch, []).append(row.name)
+    labels = {label: tuple(names[label]) for label in branches if label in names}
+    tx = partition({label: branches[label] for label in labels}, labels)
+    return ModelOptimizer(tx, rows, list(model.named_parameters()), compile)
+
+
+# Rows.
+
+
+@dataclass
+class Heads:
+    """How the weights of a module's projections are cut."""
+
+    queries: int
+    keys: int
+    names: dict[str, int] = field(default_factory=dict[str, int])
+
+    def __post_init__(self) -> None:
+        self.names.update(dict.fromkeys(QUERIES, self.queries))
+        self.names.update(dict.fromkeys(KEYS, self.keys))
+        self.names.update(dict.fromkeys(FUSED, self.queries + 2 * self.keys))
+
+
+def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Row]:
+    roles = label_by_role(model, tied=tied)
+    places = places_of(model)
+    modules = {without_prefixes(name): module for name, module in model.named_modules()}
+    for name, param in model.named_parameters():
+        if is_lazy(param):
+            raise ValueError(f"muon_for: parameter {name!r} has no shape yet; run the model once before")
+        role = roles[without_prefixes(name)]
+        branch = BRANCH.get(role, "adamw_no_decay")
+        if role == "conv" and conv == "adamw":
+            branch = "adamw"
+        shape = tuple(param.shape)
+        if role != "matrix":
+            yield Row(name, shape, role, branch)
+        elif param.ndim > 2:
+            yield Row(name, shape, role, branch, batch=param.ndim - 2)
+        else:
+            heads, dim = _cut(param, places[param][0], modules) if per_head else (1, 0)
+            yield Row(name, shape, role, branch, heads, dim)
+
+
+def _cut(param: Tensor, place: Place, modules: Mapping[str, nn.Module]) -> tuple[int, int]:
+    """The number of blocks of a weight, and the dimension that they lie along."""
+    dim = 1 if type(place.module).__name__ == "Conv1D" else 0  # transformers' layer of GPT-2, of shape (in, out)
+    for part, around in _around(place):
+        heads = _heads_of(modules.get(around))
+        if heads is not None:
+            count = heads.names.get(part, 1)
+            return (count, dim) if param.shape[dim] % count == 0 else (1, 0)
+    return 1, 0
+
+
+def _around(place: Place) -> Iterator[tuple[str, str]]:
+    """The parameter's name in its module, then the module's name in the one around it, with the modules that have them.
+
+    A projection may stand one level deeper than the module that knows its heads.
+    """
+    yield place.name, place.module_name
+    around, _, name = place.module_name.rpartition(".")
+    yield name, around
+
+
+def _heads_of(module: nn.Module | None) -> Heads | None:
+    """The heads of an attention module; None for another one."""
+    config = getattr(module, "config", None)
+    queries = _first_count(module, HEADS)
+    if queries is None and "attention" in type(module).__name__.lower():
+        queries = _first_count(config, HEADS)
+    if queries is None:
+        return None
+    keys = _first_count(module, KEY_HEADS) or _first_count(config, KEY_HEADS)
+    return Heads(queries, keys or queries)
+
+
+def _first_count(source: Any, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = getattr(source, name, None)
+        if type(value) is int and value > 0:
+            return value
+    return None
+
+
+# The transformation.
+
+
+def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransformation:
+    """A transformation with the blocks of all rows, those that are cut alike together."""
+    alike: dict[tuple[int, int, int], list[str]] = {}
+    for row in rows:
+        if row.branch == "muon" and (row.heads > 1 or row.batch):
+            alike.setdefault((row.heads, row.dim, row.batch), []).append(row.name)
+    for (heads, dim, batch), names in alike.items():
+        cut: dict[str, int] = {"batch": batch} if batch else {"heads": heads, "dim": dim}
+        tx = blocks(tx, tuple(names), **cut)  # type: ignore[arg-type]
+    return tx
+
+
+def table(rows: list[Row]) -> str:
+    """What happens to each parameter, in columns."""
+    cells = [("parameter", "shape", "role", "to", "blocks")]
+    cells += [(row.name, str(row.shape), row.role, row.branch, row.blocks) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        lines.append("\n    " + "  ".join(padded).rstrip())
+    return "".join(lines)

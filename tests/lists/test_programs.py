@@ -1,0 +1,282 @@
+"""Programs over lists: what is recorded, what is refused, what is contracted, and what may be overwritten."""
+
+import math
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import _pure_lists
+from gradtx._lists import UnrecordableError, list_function, numbers, record
+from gradtx._passes import PassResult
+
+CPU = torch.device("cpu")
+F64 = torch.float64
+
+
+def recorded(function, shapes, count=1, dtype=F64):
+    """A recording of `function(number, *tensors)`, which returns results, or writes into its arguments at the end."""
+
+    def run(arguments):
+        results, writes = function(*arguments)
+
+        def write():
+            for target, value in writes:
+                target.copy_(value)
+
+        return PassResult(results, tuple(range(len(results))), None, write)
+
+    return record(run, [F64] * count, [(dtype, shape) for shape in shapes])
+
+
+def run(program, given, *columns):
+    return program.run(program.prepare(given), list(columns))
+
+
+def lists(seed, count=3, shape=(2, 3)):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=F64) for _ in range(count)]
+
+
+# Recording.
+
+
+def reads(number, x):
+    return [x if x.sum() > 0 else -x], []
+
+
+def draws(number, x):
+    return [torch.rand_like(x)], []
+
+
+FROM_ELSEWHERE = torch.ones(2, 3, dtype=F64, device="meta")
+
+
+def borrows(number, x):
+    return [x + FROM_ELSEWHERE], []
+
+
+def writes_at_once(number, x):
+    x.mul_(2)
+    return [x], []
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [(reads, "is read"), (draws, "random"), (borrows, "outside"), (writes_at_once, "in place")],
+)
+def test_what_a_program_cannot_repeat_is_refused(function, reason):
+    with pytest.raises(UnrecordableError, match=reason):
+        recorded(function, [(2, 3)])
+
+
+def test_equal_programs_have_the_same_text_and_others_do_not():
+    def double(number, x):
+        return [2 * x], []
+
+    def by_size(number, x):
+        return [x / x.numel()], []
+
+    def centred(number, x):
+        return [x - x.mean(0, keepdim=True)], []
+
+    assert recorded(double, [(2, 3)]).text() == recorded(double, [(5,)]).text()
+    assert recorded(by_size, [(2, 3)]).text() != recorded(by_size, [(5, 1)]).text()
+    assert recorded(centred, [(2, 3)]).text() != recorded(centred, [(1, 3)]).text()  # where the mean is as large as x
+
+
+# What runs.
+
+
+def adam_like(number, param, average, grad):
+    new = number * average + (1 - number) * grad
+    square = grad**2
+    return [], [(average, new), (param, param - number * new / (square.sqrt() + 0.1))]
+
+
+def test_products_are_added_in_one_operation():
+    program = list_function(recorded(adam_like, [(2, 3)] * 3), CPU)
+    assert "lerp_(" in program.source  # (1 - b) g + b m
+    assert "addcdiv" in program.source  # p - b m / (...)
+    assert program.calls <= 6
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_a_program_gives_what_the_function_gives(on_host):
+    program = list_function(recorded(adam_like, [(2, 3)] * 3), CPU, on_host)
+    params, averages, grads = lists(0), lists(1), lists(2)
+    expected = []
+    number = torch.tensor(0.3, dtype=F64)
+    for tensors in zip(params, averages, grads, strict=True):
+        _, writes = adam_like(number, *tensors)
+        expected.append([value for _, value in writes])
+    run(program, [0.3 if on_host else number], params, averages, grads)
+    for i, (average, param) in enumerate(expected):
+        torch.testing.assert_close(averages[i], average, rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(params[i], param, rtol=1e-14, atol=1e-15)
+
+
+def swapped(number, a, b, c):
+    return [], [(a, b + 0), (b, c.clone()), (c, a.clone())]
+
+
+def selected(number, a, b, c):
+    return [], [(a, torch.where(number > 0, b, a)), (b, torch.where(number > 0, a, b))]
+
+
+def read_later(number, a, b, c):
+    new = a * number
+    return [], [(a, new), (b, a + new)]
+
+
+def twice(number, a, b, c):
+    new = (a - b) * number
+    return [], [(a, new), (b, new), (c, c + new)]
+
+
+@pytest.mark.parametrize("function", [swapped, selected, read_later, twice])
+@pytest.mark.parametrize("number", [0.5, -0.5])
+def test_no_argument_is_overwritten_before_it_is_read(function, number):
+    program = list_function(recorded(function, [(2, 3)] * 3), CPU)
+    columns = [lists(seed) for seed in range(3)]
+    expected = []
+    for tensors in zip(*columns, strict=True):
+        own = [tensor.clone() for tensor in tensors]
+        _, writes = function(torch.tensor(number, dtype=F64), *own)
+        for target, value in [(target, value.clone()) for target, value in writes]:
+            target.copy_(value)
+        expected.append(own)
+    run(program, [number], *columns)
+    for i, own in enumerate(expected):
+        torch.testing.assert_close([column[i] for column in columns], own, rtol=1e-14, atol=0.0)
+
+
+def test_results_share_no_memory_with_arguments_or_one_another():
+    def function(number, x):
+        half = 0.5 * x
+        return [x, half, 0.5 * x, half.view(-1)], []
+
+    columns = lists(0)
+    results = run(list_function(recorded(function, [(2, 3)]), CPU), [1.0], columns)
+    storages = [tensor.untyped_storage().data_ptr() for result in (columns, *results) for tensor in result]
+    assert len(set(storages)) == len(storages)
+
+
+# Numbers.
+
+OPERATIONS = [
+    lambda x: 1 / x,
+    lambda x: x.log(),
+    lambda x: x.sqrt(),
+    lambda x: x**-0.5,
+    lambda x: (1000 * x).exp(),
+    lambda x: torch.where(x > 0, x, -x).rsqrt(),
+    lambda x: torch.maximum(x, torch.full_like(x, 0.5)) + torch.minimum(x, x.new_zeros(())),
+    lambda x: (x > 0).to(F64) + (~(x > 0)).to(F64) * 2,
+    lambda x: x.clamp(0.1, 0.2) + x.floor(),
+    lambda x: x.clamp(-9, 9).to(torch.int64).to(F64) % 3,
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=range(len(OPERATIONS)))
+@pytest.mark.parametrize("value", [0.0, -1.5, 2.5, 1e300])
+def test_numbers_are_as_torch_computes_them(operation, value):
+    def function(number, x):
+        return [operation(number)], []
+
+    program = list_function(recorded(function, [(2,)]), CPU)
+    (result,) = run(program, [value], [torch.ones(2, dtype=F64)])
+    expected = operation(torch.tensor(value, dtype=F64)).item()
+    assert result == pytest.approx(expected, rel=1e-15, nan_ok=True)
+
+
+def test_python_operations_never_give_complex_numbers():
+    for function in numbers.IN_PYTHON.values():
+        assert function is not pow
+    assert math.isnan(numbers._by_tensors(torch.ops.aten.pow.Tensor_Scalar, {}, (F64, None), -8.0, 0.5))
+
+
+# In optimizers.
+
+
+@gradtx.per_tensor(elementwise=True)
+def share_of_entries():
+    """Divides by the number of all entries, which every leaf knows only as a constant."""
+
+    def update(update, state, param, ctx):
+        total = yield {"entries": torch.tensor(float(update.numel()), dtype=F64)}
+        yield -update / total["entries"], state
+
+    return update
+
+
+@pytest.mark.parametrize("chunk", [2**18, 4])
+def test_a_constant_term_counts_once_for_every_leaf_and_not_for_its_parts(chunk, monkeypatch):
+    monkeypatch.setattr("gradtx._lists.bundle.CHUNK", chunk)
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 3), (5,), (5,), ())]
+    optimizer = gradtx.as_optimizer(share_of_entries(), params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert {way.way for way in optimizer.explain()} == {"lists"}
+    for param in params:
+        torch.testing.assert_close(param.detach(), torch.full_like(param, -1 / 20), rtol=1e-6, atol=0.0)
+
+
+def test_explain_says_why_a_parameter_runs_alone():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
+    tx = gradtx.partition({"a": gradtx.soap(), "b": gradtx.adamw()}, {"a": "*.weight", "b": "*"})
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    assert [way.way for way in optimizer.explain()] == ["not yet"] * 4
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    ways = {way.name: way for way in optimizer.explain()}
+    assert ways["0.bias"].way == "lists"
+    assert ways["0.weight"].way == "alone"
+    assert "has no program" in ways["0.weight"].reason
+    assert "alone: 2 parameters (0.weight, 1.weight)" in repr(optimizer.explain())
+
+
+def test_a_new_number_a_scheduler_or_a_missing_gradient_records_nothing_again(monkeypatch):
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 2), (4,))]
+    optimizer = gradtx.optim.AdamW(params, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+    def step(*gradients):
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = None if gradient is None else torch.full_like(param, gradient)
+        optimizer.step()
+        scheduler.step()
+
+    step(1.0, 1.0)
+    monkeypatch.setattr("gradtx._lists.bundle.record", lambda *arguments: pytest.fail("recorded again"))
+    step(2.0, 1.0)
+    step(None, 1.0)
+    optimizer.param_groups[0]["weight_decay"] = 0.3
+    step(2.0, None)
+    step(1.0, 1.0)
+
+
+def test_a_program_of_pure_use_keeps_no_tensor_alive():
+    import gc
+    import weakref
+
+    tx = gradtx.adamw()
+    params = {"w": torch.ones(3)}
+    state = tx.init(params)
+    updates, state = tx.update(params, state, params)
+    assert any(_pure_lists.programs_of(tx).values())
+    kept = [weakref.ref(tensor) for tensor in (params["w"], updates["w"])]
+    del params, updates, state
+    gc.collect()
+    assert [ref() for ref in kept] == [None, None]
+
+
+def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own_numbers():
+    tx, other = gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.5)
+    params = {"w": torch.ones(3)}
+    state = tx.init(params)
+    first, _ = tx.update(params, state, params)
+    second, _ = other.update(params, state, params)
+    assert _pure_lists.programs_of(tx) is _pure_lists.programs_of(other)
+    torch.testing.assert_close(second["w"], 5 * first["w"])

@@ -1,0 +1,392 @@
+"""`state_dtype`: which slots are coded, and what holds for coded slots in pure use."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import Codec, chain, with_state_dtype
+from gradtx.codes import CODES
+from tests.conformance import assert_same
+
+NAMES = list(CODES)
+
+
+def params_of(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"conv": (32, 3, 7, 7), "matrix": (64, 128), "odd": (50, 101), "small": (10,), "vector": (8192,)}
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def train(tx, params, state, steps, first=0, **extras):
+    for i in range(first, first + steps):
+        grads = {name: torch.randn_like(p) for name, p in params_of(seed=100 + i).items()}
+        for name, p in params.items():
+            generator = torch.Generator().manual_seed(1000 * i + len(name))
+            grads[name] = torch.randn(p.shape, generator=generator).to(p.dtype)
+        updates, state = tx.update(grads, state, params, **extras)
+        params = gradtx.apply_updates(params, updates)
+    return params, state
+
+
+def slots(state, stage="scale_by_adam"):
+    return {
+        slot: {leaf: (t.dtype, tuple(t.shape)) for leaf, t in leaves.items()} for slot, leaves in state[stage].items()
+    }
+
+
+# Which slots.
+
+
+def test_int8_codes_large_leaves_in_the_shape_of_their_parameter():
+    state = slots(gradtx.adam(state_dtype="int8").init(params_of()))
+    assert list(state) == ["exp_avg", "exp_avg.scale", "exp_avg_sq", "exp_avg_sq.scale"]
+    assert state["exp_avg"]["matrix"] == (torch.int8, (64, 128))
+    assert state["exp_avg_sq"]["matrix"] == (torch.uint8, (64, 128))
+    assert state["exp_avg.scale"]["matrix"] == (torch.float32, (64, 2))
+    assert state["exp_avg.scale"]["odd"] == (torch.float32, (50, 2))
+    assert state["exp_avg.scale"]["conv"] == (torch.float32, (32, 3))
+    assert state["exp_avg.scale"]["vector"] == (torch.float32, (128,))
+    assert state["exp_avg"]["small"] == (torch.float32, (10,))
+    assert "small" not in state["exp_avg.scale"]
+
+
+def test_int4_halves_the_last_dimension():
+    state = slots(gradtx.adam(state_dtype="int4").init(params_of()))
+    assert state["exp_avg"]["matrix"] == (torch.int8, (64, 64))
+    assert state["exp_avg_sq"]["odd"] == (torch.uint8, (50, 51))
+    assert state["exp_avg_sq.scale"]["odd"] == (torch.float32, (50, 4))
+
+
+def test_a_dict_chooses_by_slot_and_the_first_match_counts():
+    tx = gradtx.adam(state_dtype={"exp_avg": "int8", "*_sq": torch.bfloat16, "*": "int4"})
+    state = slots(tx.init(params_of()))
+    assert state["exp_avg"]["small"][0] is torch.int8  # named: whatever its size
+    assert state["exp_avg_sq"]["matrix"][0] is torch.bfloat16
+    assert list(state) == ["exp_avg", "exp_avg.scale", "exp_avg_sq"]
+
+
+def test_a_pattern_without_match_is_an_error_that_lists_the_slots():
+    tx = gradtx.adam(state_dtype={"momentum*": "int8", "*": "int8"})
+    message = r"pattern 'momentum\*' matches no slot of the chain; its slots: exp_avg, exp_avg_sq"
+    with pytest.raises(ValueError, match=message):
+        tx.init(params_of())
+    with pytest.raises(ValueError, match=message):
+        gradtx.as_optimizer(tx, [torch.zeros(64, 64, requires_grad=True)])
+
+
+def test_numbers_factors_and_bases_stay_as_they_are():
+    params = {"w": torch.randn(128, 128)}
+    state = gradtx.soap(state_dtype="int8").init(params)["scale_by_soap"]
+    assert state["exp_avg"]["w"].dtype == torch.int8
+    others = [
+        t
+        for slot, leaves in state.items()
+        if isinstance(leaves, dict) and "exp_avg" not in slot
+        for t in leaves.values()
+    ]
+    assert others
+    assert all(t.dtype not in (torch.int8, torch.uint8) for t in others)
+    factored = gradtx.scale_by_factored_rms(state_dtype="int8").init(params)["scale_by_factored_rms"]
+    assert {t["w"].dtype for t in factored.values() if isinstance(t, dict)} == {torch.float32}
+    named = gradtx.scale_by_factored_rms(state_dtype={"exp_avg_sq_row": "int8"}).init(params)["scale_by_factored_rms"]
+    assert named["exp_avg_sq_row"]["w"].dtype == torch.uint8
+
+
+def test_min_size_is_an_argument_of_with_state_dtype():
+    params = {"w": torch.zeros(10)}
+    state = with_state_dtype(gradtx.adam(), "int8", min_size=10).init(params)
+    assert state["scale_by_adam"]["exp_avg"]["w"].dtype == torch.int8
+    state = with_state_dtype(gradtx.adam(), "int8", min_size=11).init(params)
+    assert state["scale_by_adam"]["exp_avg"]["w"].dtype == torch.float32
+
+
+def test_with_state_dtype_has_the_state_and_the_hyperparameters_of_what_it_holds():
+    inner = chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.1))
+    tx = with_state_dtype(inner, "int8")
+    assert dict(tx.hyperparams) == dict(inner.hyperparams)
+    state = tx.init(params_of())
+    assert list(state) == list(inner.init(params_of()))
+    assert tx.replace(lr=0.5).hyperparams["lr"] == 0.5
+    assert repr(tx).endswith("adamw(lr=0.1)), 'int8')")
+    assert_same(pickle.loads(pickle.dumps(tx)).init(params_of()), state)
+
+
+def test_a_link_inside_keeps_its_state_dtype():
+    tx = with_state_dtype(chain(gradtx.trace(0.9), gradtx.scale_by_adam(state_dtype=torch.float64)), "int8")
+    state = tx.init(params_of())
+    assert state["trace"]["momentum_buffer"]["matrix"].dtype == torch.int8
+    assert state["scale_by_adam"]["exp_avg"]["matrix"].dtype == torch.float64
+
+
+def test_integer_slots_never_change():
+    @gradtx.per_tensor(elementwise=True)
+    def counted():
+        def init(param):
+            return {"count": torch.zeros_like(param, dtype=torch.int32), "past": torch.zeros_like(param)}
+
+        def update(update, state, param, ctx):
+            return update, {"count": state["count"] + 1, "past": update}
+
+        return init, update
+
+    for choice in ("int8", {"count": "int8", "*": "int8"}):
+        tx = counted(state_dtype=choice)
+        _, state = train(tx, params_of(), tx.init(params_of()), 3)
+        assert state["counted"]["count"]["matrix"].dtype == torch.int32
+        assert (state["counted"]["count"]["matrix"] == 3).all()
+
+
+def test_errors_at_construction():
+    with pytest.raises(TypeError, match=r"adam: state_dtype must be a .* got 'int9'; did you mean 'int[48]'"):
+        gradtx.adam(state_dtype="int9")
+    with pytest.raises(TypeError, match=r"got torch.int32; or a code, 'int8', .*a Codec, or a dict"):
+        gradtx.adam(state_dtype=torch.int32)
+    with pytest.raises(TypeError, match="state_dtype has the key 3, needs a slot pattern"):
+        gradtx.adam(state_dtype={3: "int8"})
+    with pytest.raises(ValueError, match="state_dtype has no pattern"):
+        gradtx.adam(state_dtype={})
+    with pytest.raises(ValueError, match="min_size must be a whole number, got -1"):
+        with_state_dtype(gradtx.adam(), "int8", min_size=-1)
+
+
+# What holds.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_coded_run_stays_near_the_run_in_float32(name):
+    bars = {"int8": 0.02, "int4": 0.06, "float8": 0.01, "bfloat16+8": 1e-5, "bfloat16:stochastic": 1e-3}
+    plain, coded = gradtx.adam(lr=1e-2), gradtx.adam(lr=1e-2, state_dtype=name)
+    expected, _ = train(plain, params_of(), plain.init(params_of()), 10)
+    actual, _ = train(coded, params_of(), coded.init(params_of()), 10)
+    for leaf in expected:
+        error = (actual[leaf] - expected[leaf]).square().mean().sqrt()
+        assert error <= bars[name], (leaf, error)  # of a way of about 0.05
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resuming_is_bitwise(name, tmp_path):
+    tx = gradtx.adamw(lr=1e-2, state_dtype=name)
+    params, state = train(tx, params_of(), tx.init(params_of()), 3)
+    torch.save(state, tmp_path / "state.pt")
+    gradtx.save(tmp_path / "run.safetensors", params, state)
+    expected = train(tx, params, state, 2, first=3)
+    assert_same(train(tx, params, torch.load(tmp_path / "state.pt", weights_only=True), 2, first=3), expected)
+    loaded = gradtx.load(tmp_path / "run.safetensors", params, tx.init(params))
+    assert_same(train(tx, *loaded, 2, first=3), expected)
+    assert_same(train(tx, params, copy.deepcopy(state), 2, first=3), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_safetensors_file_of_another_precision_is_converted(name, tmp_path):
+    plain, coded = gradtx.adamw(), gradtx.adamw(state_dtype=name)
+    params, state = train(plain, params_of(), plain.init(params_of()), 3)
+    gradtx.save(tmp_path / "plain", params, state)
+    _, in_codes = gradtx.load(tmp_path / "plain", params, coded.init(params))
+    gradtx.save(tmp_path / "coded", params, in_codes)
+    _, back = gradtx.load(tmp_path / "coded", params, plain.init(params))
+    for leaf, value in state["scale_by_adam"]["exp_avg"].items():
+        assert (back["scale_by_adam"]["exp_avg"][leaf] - value).abs().max() <= 0.35 * value.abs().max()
+    _, again = gradtx.load(tmp_path / "coded", params, coded.init(params))
+    assert_same(again, in_codes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_members_under_vmap_are_as_alone(name):
+    tx = with_state_dtype(gradtx.adam(lr=0.1), name, min_size=1)
+    grads = torch.randn(3, 4, 70, generator=torch.Generator().manual_seed(0))
+
+    def member(lr, grad):
+        changed = tx.replace(lr=lr)
+        params = {"w": torch.zeros_like(grad)}
+        state = changed.init(params)
+        for i in range(3):
+            updates, state = changed.update({"w": grad * (i + 1)}, state, params)
+            params = gradtx.apply_updates(params, updates)
+        return params["w"]
+
+    rates = torch.tensor([0.1, 0.2, 0.3])
+    together = torch.vmap(member)(rates, grads)
+    for i in range(3):
+        torch.testing.assert_close(together[i], member(rates[i], grads[i]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap of grad", "grad of vmap"])
+def test_a_derivative_through_a_code_is_refused_with_slot_and_remedy(name, transform):
+    tx = with_state_dtype(gradtx.sgd(lr=0.1, momentum=0.9), name, min_size=1)
+
+    def final(lr):
+        changed = tx.replace(lr=lr)
+        params = {"w": torch.ones(70)}
+        state = changed.init(params)
+        for _ in range(3):
+            updates, state = changed.update({"w": params["w"].sin()}, state, params)
+            params = gradtx.apply_updates(params, updates)
+        return params["w"].sum()
+
+    lr = torch.tensor(0.1)
+    calls = {
+        "grad": lambda: torch.func.grad(final)(lr),
+        "jvp": lambda: torch.func.jvp(final, (lr,), (lr,)),
+        "vmap of grad": lambda: torch.vmap(torch.func.grad(final))(lr.repeat(2)),
+        "grad of vmap": lambda: torch.func.grad(lambda lrs: torch.vmap(final)(lrs).sum())(lr.repeat(2)),
+    }
+    with pytest.raises(ValueError, match=r"trace.momentum_buffer: a derivative can't go .* state_dtype=.*detach"):
+        calls[transform]()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_compiles_as_one_graph(name):
+    tx = gradtx.adam(lr=0.1, state_dtype=name)
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    params = {"w": torch.randn(64, 128, generator=torch.Generator().manual_seed(0))}
+    grads = {"w": params["w"].sin()}
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    expected = step(grads, step(grads, tx.init(params), params)[1], params)
+    actual = compiled(grads, compiled(grads, tx.init(params), params)[1], params)
+    torch.testing.assert_close(actual[0], expected[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: gradtx.accumulate(tx, every=2),
+        gradtx.skip_nonfinite,
+        lambda tx: chain(tx, gradtx.lookahead(2, 0.5)),
+        lambda tx: gradtx.partition({"a": tx, "b": gradtx.sgd()}, {"a": ("matrix", "odd", "vector"), "b": "*"}),
+        lambda tx: chain(gradtx.trace(0.9), tx),
+    ],
+    ids=["accumulate", "skip_nonfinite", "lookahead", "partition", "chain"],
+)
+def test_codes_work_inside_and_on_combinators(name, wrap):
+    coded = with_state_dtype(wrap(gradtx.adam(lr=1e-2)), name)
+    plain = wrap(gradtx.adam(lr=1e-2))
+    actual, state = train(coded, params_of(), coded.init(params_of()), 6)
+    expected, _ = train(plain, params_of(), plain.init(params_of()), 6)
+    for leaf in expected:  # four bits are few for the weights that lookahead keeps
+        assert (actual[leaf] - expected[leaf]).square().mean().sqrt() <= (0.1 if name == "int4" else 0.03)
+    assert coded.eval_params(state, actual)["matrix"].shape == (64, 128)
+
+
+def test_a_skipped_step_keeps_every_bit_of_coded_slots():
+    tx = with_state_dtype(gradtx.skip_nonfinite(gradtx.adam()), "int8")
+    params, state = train(tx, params_of(), tx.init(params_of()), 2)
+    bad = {name: torch.full_like(p, float("nan")) for name, p in params.items()}
+    _, new = tx.update(bad, state, params)
+    assert_same(new["skip_nonfinite"]["scale_by_adam"], state["skip_nonfinite"]["scale_by_adam"])
+
+
+def test_a_leaf_without_a_gradient_keeps_its_codes():
+    tx = gradtx.adam(state_dtype="int8")
+    params, state = train(tx, params_of(), tx.init(params_of()), 2)
+    _, new = tx.update({**params, "matrix": None}, state, params)
+    for slot, leaves in new["scale_by_adam"].items():
+        assert torch.equal(leaves["matrix"], state["scale_by_adam"][slot]["matrix"])
+
+
+def test_accumulate_takes_none_for_a_coded_sum():
+    tx = with_state_dtype(gradtx.accumulate(gradtx.sgd(lr=1.0), every=2), "int4")
+    params = params_of()
+    state = tx.init(params)
+    _, state = tx.update(params, state)
+    with pytest.raises(ValueError, match="does not follow from the packed codes of 'acc': call update"):
+        tx.update(dict.fromkeys(params), state)
+    updates, _ = tx.update(dict.fromkeys(params), state, params)
+    for name, p in params.items():
+        assert updates[name].shape == p.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_parameters_of_other_dtypes(dtype):
+    tx = gradtx.adamw(lr=1e-2, state_dtype="int8")
+    params, state = train(tx, params_of(dtype), tx.init(params_of(dtype)), 3)
+    assert state["scale_by_adam"]["exp_avg"]["matrix"].dtype == torch.int8
+    assert state["scale_by_adam"]["exp_avg"]["small"].dtype == dtype
+    assert params["matrix"].isfinite().all()
+
+
+def test_rules_see_decoded_values_in_the_wide_dtype():
+    seen = []
+
+    @gradtx.per_tensor(elementwise=True)
+    def looking():
+        def init(param):
+            return {"past": [torch.zeros_like(param), torch.ones_like(param)]}
+
+        def update(update, state, param, ctx):
+            seen.append([t.dtype for t in state["past"]])
+            return update, {"past": [update, state["past"][1]]}
+
+        return init, update
+
+    tx = looking(state_dtype="int8")
+    params = {"w": torch.ones(64, 64, dtype=torch.bfloat16)}
+    _, state = tx.update(params, tx.init(params))
+    assert seen == [[torch.float32, torch.float32]]
+    assert list(state["looking"]) == ["past_0", "past_0.scale", "past_1", "past_1.scale"]
+
+
+def test_a_codec_of_a_user():
+    tenth = Codec(
+        lambda values, scale: (values / scale * 10).round().to(torch.int8),
+        lambda codes, scale: codes.to(scale.dtype) / 10 * scale,
+        block=32,
+    )
+    tx = gradtx.sgd(momentum=0.9, state_dtype=tenth)
+    params, state = train(tx, params_of(), tx.init(params_of()), 3)
+    assert state["trace"]["momentum_buffer"]["matrix"].abs().max() == 10
+    assert state["trace"]["momentum_buffer.scale"]["matrix"].shape == (64, 4)
+    assert params["matrix"].isfinite().all()
+    halves = Codec(lambda values: values.half(), lambda codes: codes.float())
+    _, state = train(gradtx.adam(state_dtype=halves), params_of(), gradtx.adam(state_dtype=halves).init(params_of()), 2)
+    assert state["scale_by_adam"]["exp_avg"]["matrix"].dtype == torch.float16
+    assert state["scale_by_adam"]["exp_avg"]["small"].dtype == torch.float32
+
+
+def test_whole_tree_rules_keep_coded_slots():
+    @gradtx.whole_tree
+    def sized():
+        def init(params):
+            return {"size": {name: torch.zeros_like(p) for name, p in params.items()}}
+
+        def update(updates, state, params, ctx):
+            return updates, {"size": {name: u.abs() for name, u in updates.items()}}
+
+        return init, update
+
+    tx = sized(state_dtype="int8")
+    _, state = train(tx, params_of(), tx.init(params_of()), 2)
+    assert state["sized"]["size"]["matrix"].dtype == torch.int8
+
+
+def test_shared_values_change_only_where_they_are_named():
+    tx = gradtx.prodigy(state_dtype={"d": torch.float32, "*": "int8"})
+    state = tx.init(params_of())
+    assert gradtx.get(state, "d").dtype == torch.float32
+    assert gradtx.get(gradtx.prodigy(state_dtype="int8").init(params_of()), "d").dtype == torch.float64
+    with pytest.raises(ValueError, match="'d' is one number for all leaves, which no code can keep"):
+        gradtx.prodigy(state_dtype={"d": "int8"}).init(params_of())
+
+
+def test_a_run_in_bfloat16_stalls_where_stochastic_rounding_follows():
+    def second_moment(state_dtype):
+        tx = gradtx.scale_by_rms(alpha=0.999, state_dtype=state_dtype)
+        params = {"w": torch.zeros(4096)}
+        state = tx.init(params)
+        for i in range(2000):
+            size = 10.0 if i < 100 else 0.1
+            _, state = tx.update({"w": torch.full((4096,), size)}, state)
+        return gradtx.get(state, "square_avg")["w"].double().mean().item()
+
+    expected = second_moment(torch.float32)
+    assert second_moment("bfloat16:stochastic") == pytest.approx(expected, rel=0.02)
+    assert second_moment(torch.bfloat16) > 2 * expected

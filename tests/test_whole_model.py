@@ -1,0 +1,464 @@
+"""Roles of parameters, and one call for a whole model, on models that are built like known ones."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention, softmax
+
+import gradtx
+
+# Models.
+
+
+class Block(nn.Module):
+    """ResNet's."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class ResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.layer1 = nn.Sequential(Block(4), Block(4))
+        self.classifier = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.classifier(self.layer1(torch.relu(self.bn1(self.conv1(x)))).mean((2, 3)))
+
+
+class Conv1D(nn.Module):
+    """The layer of transformers' GPT-2, whose weight is (in, out)."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(0.1 * torch.randn(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class GPT2Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.num_heads = heads
+        self.c_attn, self.c_proj = Conv1D(width, 3 * width), Conv1D(width, width)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, -1))
+        return self.c_proj(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+class GPT2Layer(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.ln_1, self.attn, self.ln_2 = nn.LayerNorm(width), GPT2Attention(width, heads), nn.LayerNorm(width)
+        self.mlp = nn.Sequential(Conv1D(width, 4 * width), nn.GELU(), Conv1D(4 * width, width))
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    def __init__(self, tie=True):
+        super().__init__()
+        self.transformer = nn.ModuleDict(
+            {"wte": nn.Embedding(11, 8), "wpe": nn.Embedding(6, 8), "h": nn.ModuleList([GPT2Layer(8, 2)])}
+        )
+        self.ln_f, self.lm_head = nn.LayerNorm(8), nn.Linear(8, 11, bias=False)
+        if tie:
+            self.lm_head.weight = self.transformer["wte"].weight
+
+    def forward(self, ids):
+        x = self.transformer["wte"](ids) + self.transformer["wpe"](torch.arange(ids.shape[1]))
+        for layer in self.transformer["h"]:
+            x = layer(x)
+        return self.lm_head(self.ln_f(x))
+
+
+class LlamaRMSNorm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class Config:
+    num_attention_heads, num_key_value_heads = 4, 2
+
+
+class LlamaAttention(nn.Module):
+    """With grouped queries, and numbers of heads in a config."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.config, head = Config(), width // 4
+        self.q_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.k_proj, self.v_proj = (nn.Linear(width, 2 * head, bias=False) for _ in range(2))
+
+    def forward(self, x):
+        q = self.q_proj(x).unflatten(-1, (4, -1)).transpose(1, 2)
+        k, v = (p(x).unflatten(-1, (2, -1)).transpose(1, 2) for p in (self.k_proj, self.v_proj))
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        return self.o_proj(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+class Experts(nn.Module):
+    def __init__(self, width, experts):
+        super().__init__()
+        self.gate = nn.Linear(width, experts, bias=False)
+        self.up, self.down = (nn.Parameter(0.1 * torch.randn(experts, *s)) for s in ((12, width), (width, 12)))
+
+    def forward(self, x):
+        shares = softmax(self.gate(x), -1)
+        hidden = torch.relu(torch.einsum("bti,eoi->bteo", x, self.up))
+        return torch.einsum("bteo,eio,bte->bti", hidden, self.down, shares)
+
+
+class LlamaLayer(nn.Module):
+    def __init__(self, width, experts):
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = LlamaRMSNorm(width), LlamaRMSNorm(width)
+        self.self_attn = LlamaAttention(width)
+        self.mlp = Experts(width, 3) if experts else nn.Sequential(nn.Linear(width, 12, bias=False), nn.SiLU())
+        if not experts:
+            self.mlp.append(nn.Linear(12, width, bias=False))
+
+    def forward(self, x):
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    def __init__(self, experts=False):
+        super().__init__()
+        self.embed_tokens, self.layers = nn.Embedding(11, 8), nn.ModuleList([LlamaLayer(8, experts)])
+        self.norm, self.lm_head = LlamaRMSNorm(8), nn.Linear(8, 11, bias=False)
+
+    def forward(self, ids):
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(self.norm(x))
+
+
+class ViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv_proj = nn.Conv2d(3, 8, 2, 2)
+        self.cls_token, self.pos_embedding = nn.Parameter(torch.zeros(1, 1, 8)), nn.Parameter(torch.zeros(1, 10, 8))
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.temperature, self.heads = nn.Parameter(torch.ones(())), nn.ModuleDict({"head": nn.Linear(8, 5)})
+
+    def forward(self, x):
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embedding
+        return self.temperature * self.heads["head"](self.encoder(x)[:, 0])
+
+
+IMAGES = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+WORDS = torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(0))
+MODELS = {"resnet": ResNet, "gpt2": GPT2, "llama": Llama, "moe": lambda: Llama(experts=True), "vit": ViT}
+
+
+def made(name, seed=0):
+    torch.manual_seed(seed)
+    return MODELS[name]()
+
+
+def loss_of(model):
+    if isinstance(model, ResNet | ViT):
+        return cross_entropy(model(IMAGES), torch.arange(4))
+    return cross_entropy(model(WORDS)[:, :-1].flatten(0, 1), WORDS[:, 1:].flatten())
+
+
+# Roles.
+
+ROLES = {
+    "resnet": {
+        "conv1.weight": "conv", "bn1.weight": "norm", "bn1.bias": "bias", "layer1.0.conv1.weight": "conv",
+        "layer1.0.bn1.weight": "norm", "layer1.0.bn1.bias": "bias", "layer1.0.conv2.weight": "conv",
+        "layer1.0.bn2.weight": "norm", "layer1.0.bn2.bias": "bias", "layer1.1.conv1.weight": "conv",
+        "layer1.1.bn1.weight": "norm", "layer1.1.bn1.bias": "bias", "layer1.1.conv2.weight": "conv",
+        "layer1.1.bn2.weight": "norm", "layer1.1.bn2.bias": "bias", "classifier.weight": "head",
+        "classifier.bias": "bias",
+    },
+    "gpt2": {
+        "transformer.wte.weight": "embedding", "transformer.wpe.weight": "embedding",
+        "transformer.h.0.ln_1.weight": "norm", "transformer.h.0.ln_1.bias": "bias",
+        "transformer.h.0.attn.c_attn.weight": "matrix", "transformer.h.0.attn.c_attn.bias": "bias",
+        "transformer.h.0.attn.c_proj.weight": "matrix", "transformer.h.0.attn.c_proj.bias": "bias",
+        "transformer.h.0.ln_2.weight": "norm", "transformer.h.0.ln_2.bias": "bias",
+        "transformer.h.0.mlp.0.weight": "matrix", "transformer.h.0.mlp.0.bias": "bias",
+        "transformer.h.0.mlp.2.weight": "matrix", "transformer.h.0.mlp.2.bias": "bias",
+        "ln_f.weight": "norm", "ln_f.bias": "bias",
+    },
+    "llama": {
+        "embed_tokens.weight": "embedding", "layers.0.input_layernorm.weight": "norm",
+        "layers.0.post_attention_layernorm.weight": "norm", "layers.0.self_attn.q_proj.weight": "matrix",
+        "layers.0.self_attn.o_proj.weight": "matrix", "layers.0.self_attn.k_proj.weight": "matrix",
+        "layers.0.self_attn.v_proj.weight": "matrix", "layers.0.mlp.0.weight": "matrix",
+        "layers.0.mlp.2.weight": "matrix", "norm.weight": "norm", "lm_head.weight": "head",
+    },
+    "moe": {
+        "embed_tokens.weight": "embedding", "layers.0.input_layernorm.weight": "norm",
+        "layers.0.post_attention_layernorm.weight": "norm", "layers.0.self_attn.q_proj.weight": "matrix",
+        "layers.0.self_attn.o_proj.weight": "matrix", "layers.0.self_attn.k_proj.weight": "matrix",
+        "layers.0.self_attn.v_proj.weight": "matrix", "layers.0.mlp.up": "matrix", "layers.0.mlp.down": "matrix",
+        "layers.0.mlp.gate.weight": "matrix", "norm.weight": "norm", "lm_head.weight": "head",
+    },
+    "vit": {
+        "cls_token": "embedding", "pos_embedding": "embedding", "temperature": "scalar", "conv_proj.weight": "conv",
+        "conv_proj.bias": "bias", "encoder.self_attn.in_proj_weight": "matrix",
+        "encoder.self_attn.in_proj_bias": "bias", "encoder.self_attn.out_proj.weight": "matrix",
+        "encoder.self_attn.out_proj.bias": "bias", "encoder.linear1.weight": "matrix", "encoder.linear1.bias": "bias",
+        "encoder.linear2.weight": "matrix", "encoder.linear2.bias": "bias", "encoder.norm1.weight": "norm",
+        "encoder.norm1.bias": "bias", "encoder.norm2.weight": "norm", "encoder.norm2.bias": "bias",
+        "heads.head.weight": "head", "heads.head.bias": "bias",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_parameter_has_the_role_of_its_module(name):
+    assert gradtx.label_by_role(made(name)) == ROLES[name]
+
+
+def test_a_tied_weight_has_the_role_that_is_asked_for_and_an_untied_head_is_one():
+    assert gradtx.label_by_role(GPT2(), tied="head")["transformer.wte.weight"] == "head"
+    untied = gradtx.label_by_role(GPT2(tie=False))
+    assert (untied["transformer.wte.weight"], untied["lm_head.weight"]) == ("embedding", "head")
+
+
+class TiedHeadFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out, self.tokens = nn.Linear(4, 9, bias=False), nn.Embedding(9, 4)
+        self.out.weight = self.tokens.weight
+
+
+def test_the_order_in_which_tied_weights_are_registered_does_not_matter():
+    assert gradtx.label_by_role(TiedHeadFirst()) == {"out.weight": "embedding"}
+
+
+class Odd(nn.Module):
+    """Names that mislead: a matrix called head-something, a norm with gamma, a vector, a frozen matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.multihead, self.overhead = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+        self.gamma, self.shift, self.rel_bias = (nn.Parameter(torch.zeros(*s)) for s in ((3,), (3,), (3, 3)))
+        self.norm, self.group, self.inst = nn.RMSNorm(3), nn.GroupNorm(1, 3), nn.InstanceNorm1d(3, affine=True)
+        self.adapter = nn.Linear(3, 3, bias=False).requires_grad_(False)
+        self.bag, self.turn = nn.EmbeddingBag(5, 3), nn.ConvTranspose1d(3, 3, 2, bias=False)
+
+
+def test_names_do_not_mislead():
+    roles = {
+        "multihead.weight": "matrix", "multihead.bias": "bias", "overhead.weight": "matrix", "gamma": "norm",
+        "shift": "bias", "rel_bias": "bias", "norm.weight": "norm", "group.weight": "norm", "group.bias": "bias",
+        "inst.weight": "norm", "inst.bias": "bias", "adapter.weight": "frozen", "bag.weight": "embedding",
+        "turn.weight": "conv",
+    }  # fmt: skip
+    assert gradtx.label_by_role(Odd()) == roles
+
+
+def test_prefixes_of_wrappers_are_left_out():
+    model = made("llama")
+    for name in ("module", "_orig_mod", "_fsdp_wrapped_module"):
+        assert gradtx.label_by_role(nn.ModuleDict({name: model})) == ROLES["llama"]
+
+
+def test_roles_are_labels_of_a_partition():
+    model = made("llama")
+    roles = gradtx.label_by_role(model)
+    txs = dict.fromkeys(("matrix", "embedding", "head", "norm"), gradtx.sgd(lr=0.1))
+    tx = gradtx.partition(txs, lambda name, param: roles[name])
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    assert [group["label"] for group in optimizer.param_groups] == ["matrix", "embedding", "head", "norm"]
+    with pytest.raises(TypeError, match=r"label_by_role: model must be a torch.nn.Module, got \[\]"):
+        gradtx.label_by_role([])
+
+
+# One call.
+
+CUTS = {
+    "resnet": {},
+    "gpt2": {"transformer.h.0.attn.c_attn.weight": "6 along 1"},
+    "llama": {
+        "layers.0.self_attn.q_proj.weight": "4 along 0", "layers.0.self_attn.k_proj.weight": "2 along 0",
+        "layers.0.self_attn.v_proj.weight": "2 along 0",
+    },
+    "vit": {"encoder.self_attn.in_proj_weight": "6 along 0"},
+}  # fmt: skip
+CUTS["moe"] = {**CUTS["llama"], "layers.0.mlp.up": "3 matrices", "layers.0.mlp.down": "3 matrices"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_goes_where_it_belongs_and_the_loss_falls(name):
+    model = made(name)
+    optimizer = gradtx.muon_for(model, lr=0.02, adamw_lr=3e-3)
+    rows = {row.name: row for row in optimizer.rows}
+    assert {row: rows[row].role for row in rows} == ROLES[name]
+    assert {row: rows[row].blocks for row in rows if rows[row].blocks} == CUTS[name]
+    to = {"matrix": "muon", "conv": "muon_conv", "head": "adamw"}
+    for row in rows.values():
+        assert row.branch == to.get(row.role, "adamw_no_decay")
+    decays = {group["label"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays.pop("adamw_no_decay") == 0.0
+    assert set(decays.values()) == {0.1}
+    rates = {group["label"]: group["lr"] for group in optimizer.param_groups}
+    assert {rate for label, rate in rates.items() if "muon" in label} == {0.02}
+    assert {rate for label, rate in rates.items() if "adamw" in label} == {3e-3}
+    first = loss_of(model).item()
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 15)
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+        scheduler.step()
+    assert loss_of(model).item() < 0.9 * first
+    assert max(group["lr"] for group in optimizer.param_groups) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["llama", "moe", "vit"])
+def test_a_step_is_that_of_separate_optimizers_of_separate_heads(name):
+    model = made(name)
+    model.double()
+    optimizer = gradtx.muon_for(model, 0.02, 3e-3, 0.1, 0.2, ns_dtype=None, momentum=0.9)
+    parts, update = {}, {}
+    for row in optimizer.rows:
+        param = model.get_parameter(row.name).detach()
+        if row.heads > 1:
+            parts[row.name] = [p.clone() for p in param.chunk(row.heads, row.dim)]
+        elif row.batch:
+            parts[row.name] = [p.clone() for p in param]
+        else:
+            parts[row.name] = [param.clone()]
+        if row.branch == "muon":
+            update[row.name] = gradtx.muon(0.02, 0.1, 0.9, ns_dtype=None)
+        elif row.branch == "muon_conv":
+            update[row.name] = gradtx.muon(0.02, 0.1, 0.9, ns_dtype=None, view="flatten")
+        else:
+            update[row.name] = gradtx.adamw(3e-3, (0.9, 0.95), 1e-10, 0.2 if row.branch == "adamw" else 0.0)
+    states = {name: [update[name].init({"p": p}) for p in parts[name]] for name in parts}
+    global IMAGES
+    images, IMAGES = IMAGES, IMAGES.double()
+    try:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            for row in optimizer.rows:
+                grad = model.get_parameter(row.name).grad
+                grads = grad.chunk(row.heads, row.dim) if row.heads > 1 else list(grad) if row.batch else [grad]
+                for i, (p, g) in enumerate(zip(parts[row.name], grads, strict=True)):
+                    u, states[row.name][i] = update[row.name].update({"p": g}, states[row.name][i], {"p": p})
+                    parts[row.name][i] = p + u["p"]
+            optimizer.step()
+    finally:
+        IMAGES = images
+    for row in optimizer.rows:
+        found, pieces = model.get_parameter(row.name).detach(), parts[row.name]
+        whole = torch.stack(pieces) if row.batch else torch.cat(pieces, row.dim) if row.heads > 1 else pieces[0]
+        torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_it_prints_what_goes_where():
+    text = repr(gradtx.muon_for(made("moe")))
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["ModelOptimizer", "("]
+    assert lines[1] == ["parameter", "shape", "role", "to", "blocks"]
+    assert ["layers.0.mlp.up", "(3,", "12,", "8)", "matrix", "muon", "3", "matrices"] in lines
+    assert ["lm_head.weight", "(11,", "8)", "head", "adamw"] in lines
+    assert len(lines) == 3 + len(ROLES["moe"])
+
+
+def test_it_is_one_optimizer_with_one_state_dict_that_copies_and_loads():
+    model = made("llama")
+    optimizer = gradtx.muon_for(model, per_head=True)
+    loss_of(model).backward()
+    optimizer.step()
+    twin = copy.deepcopy(model)
+    other = gradtx.muon_for(twin)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for m, o in ((model, optimizer), (twin, other)):
+        o.zero_grad()
+        loss_of(m).backward()
+        o.step()
+    torch.testing.assert_close(dict(model.named_parameters()), dict(twin.named_parameters()), rtol=0, atol=0)
+    assert repr(pickle.loads(pickle.dumps(optimizer))) == repr(copy.deepcopy(optimizer)) == repr(optimizer)
+
+
+def test_its_transformation_is_for_pure_functions():
+    model = made("llama")
+    tx = gradtx.muon_for(model, ns_dtype=None).transformation
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    state = tx.init(params)
+    grads = {name: torch.ones_like(p) for name, p in params.items()}
+    updates, state = tx.update(grads, state, params)
+    q = state["partition"]["muon"]
+    while "blocks" in q:
+        q = q["blocks"]
+    assert q["trace_ema"]["momentum_buffer"]["layers.0.self_attn.q_proj.weight"].shape == (4, 2, 8)
+    assert math.isfinite(sum(u.sum().item() for u in updates.values()))
+
+
+def test_its_switches():
+    whole = gradtx.muon_for(made("llama"), per_head=False)
+    assert not any(row.blocks for row in whole.rows)
+    rows = {row.name: row.branch for row in gradtx.muon_for(made("resnet"), conv="adamw").rows}
+    assert rows["conv1.weight"] == "adamw"
+    rows = {row.name: row.branch for row in gradtx.muon_for(GPT2(), tied="head").rows}
+    assert rows["transformer.wte.weight"] == "adamw"
+    model = made("llama")
+    model.embed_tokens.requires_grad_(False)
+    frozen = gradtx.muon_for(model)
+    before = model.embed_tokens.weight.clone()
+    loss_of(model).backward()
+    frozen.step()
+    assert torch.equal(model.embed_tokens.weight, before)
+    wrapped = nn.DataParallel(made("llama"))
+    assert {row.name.removeprefix("module."): row.role for row in gradtx.muon_for(wrapped).rows} == ROLES["llama"]
+    assert gradtx.muon_for(wrapped).rows[3].heads == 4
+
+
+def test_heads_that_do_not_divide_a_weight_leave_it_whole():
+    model = made("llama")
+    model.layers[0].self_attn.config = type("Config", (), {"num_attention_heads": 3})()
+    assert not any(row.blocks for row in gradtx.muon_for(model).rows)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: gradtx.muon_for([]), TypeError, r"muon_for: model must be a torch.nn.Module, got \[\]"),
+        (lambda: gradtx.muon_for(ResNet(), conv="sgd"), ValueError, "conv must be 'muon' or 'adamw', got 'sgd'"),
+        (lambda: gradtx.muon_for(ResNet(), tied="x"), ValueError, "tied must be 'embedding' or 'head', got 'x'"),
+        (lambda: gradtx.muon_for(ResNet(), fallback=gradtx.sgd()), TypeError, "'fallback' follows from the model"),
+        (lambda: gradtx.muon_for(ResNet(), betas2=1), TypeError, "muon: unknown argument 'betas2'"),
+        (lambda: gradtx.muon_for(ResNet(), lr=-1.0), ValueError, r"muon: lr must be in \[0, inf\), got -1.0"),
+        (lambda: gradtx.muon_for(ResNet(), adamw_lr=-1.0), ValueError, r"adamw: lr must be in \[0, inf\), got -1.0"),
+        (lambda: gradtx.muon_for(nn.ReLU()), ValueError, "the model has no parameters that require a gradient"),
+        (lambda: gradtx.muon_for(nn.LazyLinear(3)), ValueError, "muon_for: parameter 'weight' has no shape yet"),
+    ],
+)
+def test_what_makes_no_sense(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
