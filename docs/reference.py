@@ -68,7 +68,12 @@ PIECES = [
         "orthogonalize shampoo soap lmo polar muown eigenbasis dion low_rank psgd",
         "Rules for whole matrices.",
     ),
-    pieces("curvature", "Curvature", "second_order quasi_newton", "Divide by the diagonal of the Hessian."),
+    pieces(
+        "curvature",
+        "Curvature",
+        "second_order quasi_newton lbfgs",
+        "Divide by the Hessian, its diagonal or a model of it.",
+    ),
     pieces(
         "step-sizes",
         "Automatic step sizes",

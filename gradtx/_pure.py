@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
 
 
+FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}  # extras that are called
 LEAF_STEPS = "leaf_steps"  # the entry of a state in which every leaf counts its updates
 
 
@@ -34,13 +35,15 @@ class TreeRun(Run):
         block: The expanded transformation.
         clock: The outermost clock.
         old_step: The count of finished updates.
-        params, unflatten_params, grad_fn: The caller's parameters by name, the tree they form, and its extra `grad_fn`.
+        params, unflatten_params: The caller's parameters by name, and the tree they form.
+        grad_fn, value_fn: The caller's extras of these names.
     """
 
     keeps_trees = True
     params: dict[str, Any]
     unflatten_params: Any
     grad_fn: Any
+    value_fn: Any
 
     def __init__(self, tx: GradientTransformation, like: dict[str, Any], unflatten: Any, state: Any = None):
         super().__init__()
@@ -111,6 +114,19 @@ class TreeRun(Run):
             gradient = gradients[name]
             at[name] = torch.zeros_like(value) if gradient is None else gradient.to(value.dtype)
         return at
+
+    def value_along(
+        self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        def value_at(length: Tensor) -> Tensor:
+            values = moved_along(origin, direction, length)
+            moved = {name: value.to(self.params[name].dtype) for name, value in values.items()}
+            return as_number("the result of value_fn", self.value_fn(self.unflatten_params({**self.params, **moved})))
+
+        if not sloped:
+            return value_at(length), None
+        slope, value = torch.func.grad_and_value(value_at)(length)
+        return value, slope
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         if self.initial:
@@ -311,7 +327,8 @@ def _update(
         _tree.check_names(by_name, grads, "params", "updates")
     kinds = check_extras(tx, params, extras)
     run = TreeRun(tx, by_name or grads, unflatten, state)
-    run.params, run.unflatten_params, run.grad_fn = by_name, unflatten_params, extras.get("grad_fn")
+    run.params, run.unflatten_params = by_name, unflatten_params
+    run.grad_fn, run.value_fn = extras.get("grad_fn"), extras.get("value_fn")
     run.check(grads)
     leaves = leaves_of(run, grads, by_name if params is not None else None, extras, kinds)
     execute(leaves.values(), _done)
@@ -383,8 +400,8 @@ def check_extras(
             continue
         # hessian_diag=None means 'keep the last one'; the key is required all the same.
         if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
-            # A closure is itself the grad_fn of an optimizer's step.
-            more = "" if need == "grad_fn" and "closure" in call else f", {need}=..."
+            # A closure is itself the grad_fn and the value_fn of an optimizer's step.
+            more = "" if need in FUNCTIONS and "closure" in call else f", {need}=..."
             raise ValueError(f"{link} needs {need}: call {call}{more})")
     return kinds
 
@@ -400,14 +417,14 @@ def split_extras(
             scalars[name] = None
         elif kinds[name].startswith("leaf"):
             trees[name] = _tree.match(value, names, name, "updates")
-        elif name == "grad_fn":
+        elif name in FUNCTIONS:
             if not callable(value):
-                raise TypeError(f"grad_fn must be a function params -> gradients, got {value!r}")
+                raise TypeError(f"{name} must be a function params -> {FUNCTIONS[name]}, got {value!r}")
             scalars[name] = value
         elif kinds[name].startswith("tensors"):
             scalars[name] = _tensors(name, value)
         else:
-            scalars[name] = _number(name, value)
+            scalars[name] = as_number(name, value)
     return scalars, trees
 
 
@@ -418,7 +435,12 @@ def _tensors(name: str, value: Any) -> dict[str, Tensor]:
     return dict(value)
 
 
-def _number(name: str, value: Any) -> Tensor:
+def moved_along(origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor) -> dict[str, Tensor]:
+    """Parameters after a step of this length."""
+    return {name: origin[name] + length.to(step.device, step.dtype) * step for name, step in direction.items()}
+
+
+def as_number(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor | numbers.Real):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
     number = value if isinstance(value, Tensor) else exact(value, torch.device("cpu"))

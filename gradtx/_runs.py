@@ -137,6 +137,12 @@ class Run:
         """The gradients that the caller's `grad_fn` gives with some leaves replaced."""
         raise NotImplementedError
 
+    def value_along(
+        self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss that the caller's `value_fn` gives where some leaves have moved along a direction; its slope."""
+        raise NotImplementedError
+
     # The same for all of them.
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:

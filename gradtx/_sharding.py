@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gradtx._exact import exact_dtype
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -116,3 +118,9 @@ def cuts_rows(like: Any, block: int | None) -> bool:
         if chunk * like.shape[along + 1 :].numel() % block:
             return True
     return False
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of all entries of a tree: leaf by leaf, then in name order, in float64."""
+    sums = [terms[name].sum() for name in sorted(terms)]
+    return stacked([term.to(sums[0].device, exact_dtype(sums[0])) for term in sums]).sum()

@@ -17,7 +17,7 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._rules import Call, Rule, RuleOperation, StageState
 from gradtx._runs import Scope
-from gradtx._sharding import is_sharded, placed_as, undivided
+from gradtx._sharding import is_sharded, undivided
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.factories import Combinator
@@ -128,17 +128,17 @@ class SpaceRun:
         if self.outer is not None:
             value = self.outer.read(rule, slot, value, leaf)
         view: View = leaf.saved[self]
-        return view.read(self._known_kind(rule, slot), undivided(value))
+        return view.read(self.known_kind(rule, slot), undivided(value))
 
     def write(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
         """The reverse of `read`."""
         view: View = leaf.saved[self]
-        value = view.write(self._known_kind(rule, slot), value)
+        value = view.write(self.known_kind(rule, slot), value)
         return value if self.outer is None else self.outer.write(rule, slot, value, leaf)
 
     def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
         """The kind of a slot, after checking that it has one."""
-        known = self._known_kind(rule, slot)
+        known = self.known_kind(rule, slot)
         if known or not self.space.kinded:
             return known
         if isinstance(value, Tensor) and value.ndim == 0 and like.ndim > 0:
@@ -148,7 +148,7 @@ class SpaceRun:
             f"link's decorator, kinds={{{slot!r}: 'linear'}}, or 'square' or 'scalar', or put the link outside"
         )
 
-    def _known_kind(self, rule: Rule, slot: str) -> str:
+    def known_kind(self, rule: Rule, slot: str) -> str:
         name, _, number = slot.rpartition("_")
         name = name if number.isdigit() else slot
         return rule.kinds.get(name, "") or KINDS.get(name, "")
@@ -284,11 +284,12 @@ class LeaveSpace(RuleOperation):
             path = operation.path
             if not (isinstance(operation, RuleOperation) and self._run.holds(path) and path in leaf.new):
                 continue
-            old = leaf.new[path]
-            new = {}
-            for slot, value in old.items():
-                kind = self._run._known_kind(operation.rule, slot)
-                new[slot] = placed_as(view.renewed(kind, undivided(value)), value)
+            old, store = leaf.new[path], operation.stage.store
+            slots = {}
+            for slot, value in store.opened(old, operation.stage.wide(leaf), leaf).items():
+                kind = self._run.known_kind(operation.rule, slot)
+                slots[slot] = view.renewed(kind, undivided(value))
+            new = store.closed(slots, old, leaf)
             leaf.new[path] = leaf.accepted(new, old)
 
     def evaluate(self, leaf: Leaf) -> Any:

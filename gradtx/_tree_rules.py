@@ -244,6 +244,20 @@ class TreeContext(Context):
                 gradients[name] = -gradients[name]
         return gradients
 
+    def value_along(
+        self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss at `origin` + length x direction (by leaf name; others stay), and with `sloped` its slope there."""
+        value, slope = self._first.run.value_along(origin, direction, length, sloped)
+        if not self._first.negated:
+            return value, slope
+        return -value, None if slope is None else -slope
+
+    def known_value(self) -> Tensor | None:
+        """The loss at the parameters, if the caller passed it, with the sign of what is minimized."""
+        value = self._extras.get("value")
+        return -value if value is not None and self._first.negated else value
+
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
         if "_leaves" in own and name in own["_first"].run.leaf_extras:

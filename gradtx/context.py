@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Context"]
 
-ALWAYS_KNOWN = ("value", "grad_fn", "hessian_diag")
+ALWAYS_KNOWN = ("value", "value_fn", "grad_fn", "hessian_diag")
 OWN = (
     "bias_correction",
     "every",

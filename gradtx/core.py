@@ -101,8 +101,8 @@ class GradientTransformation:
             updates: A tree of gradients; a None leaf stays None and keeps its slots.
             state: The result of `init` or of the last `update`.
             params: The parameters, needed if `"params" in tx.needs`.
-            **extras: `value` (the loss, 0-d), `grad_fn` (params -> gradients), `hessian_diag` (a tree), and
-                whatever else a link declares; see `needs`.
+            **extras: `value` (the loss, 0-d), `value_fn` (params -> loss), `grad_fn` (params -> gradients),
+                `hessian_diag` (a tree), and whatever else a link declares; see `needs`.
 
         Raises:
             TypeError: an extra that no link knows, or a required one that is missing.

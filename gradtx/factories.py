@@ -246,7 +246,8 @@ class Made(GradientTransformation):
     def _takes_blocks(self) -> bool:
         spec = self._spec
         named = "tensors" in spec.extras.values()  # by names of the whole model
-        return spec.kind != "tree" and not named and "grad_fn" not in spec.needs_of(self._arguments)
+        needs = spec.needs_of(self._arguments)
+        return spec.kind != "tree" and not named and "grad_fn" not in needs and "value_fn" not in needs
 
     def _branches(self) -> Branches | None:
         body = self._body
@@ -435,9 +436,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 
     Args:
         elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
-        needs: Requirements of `update`: "params", "value", "grad_fn", "hessian_diag"; or a function of the arguments
-            that gives them. An argument `update_period` is taken to say how often it reads the last one: at the
-            first of so many steps.
+        needs: Requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag"; or a function of
+            the arguments that gives them. An argument `update_period` is taken to say how often it reads the last one:
+            at the first of so many steps.
         extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with names of its own); with a
             question mark behind it for an optional one.
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
@@ -528,7 +529,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
     annotated and resolved as in `per_tensor`; the function runs again with each step's values.
 
     Args:
-        needs: The requirements of `update`: "params", "value", "grad_fn", "hessian_diag".
+        needs: The requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag".
         extras: Other extras, as in `per_tensor`.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.

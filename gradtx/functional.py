@@ -20,8 +20,8 @@ def train_step(
 ) -> Callable[..., tuple[Any, dict[str, Any], Any]]:
     """Make a pure function that runs one training step: gradients, update, new parameters.
 
-    The function runs under `torch.vmap`, `torch.func` transforms and `torch.compile`. It gives the loss (`value`) and
-    a second gradient (`grad_fn`, on the same batch) to links that need them.
+    The function runs under `torch.vmap`, `torch.func` transforms and `torch.compile`. It gives the loss (`value`), and
+    more losses and gradients on the same batch (`value_fn`, `grad_fn`), to links that need them.
 
     Args:
         loss_fn: `loss_fn(params, *batch)` returns the loss, a 0-d tensor; with `has_aux` a pair `(loss, aux)`.
@@ -51,7 +51,7 @@ def train_step(
     if not callable(loss_fn):
         raise TypeError(f"train_step: loss_fn must be a function (params, *batch) -> loss, got {describe(loss_fn)}")
     check_transformation("train_step", "tx", tx)
-    expected = [need for need in tx.needs if need not in ("params", "value", "grad_fn")]
+    expected = [need for need in tx.needs if need not in ("params", "value", "value_fn", "grad_fn")]
 
     def step(params: Any, state: dict[str, Any], *batch: Any, **extras: Any) -> tuple[Any, dict[str, Any], Any]:
         for need in expected:
@@ -69,7 +69,11 @@ def train_step(
             return unflatten({**leaves, **grads}), loss_and_aux
 
         grads, (loss, aux) = gradients(params)
-        known = {"value": loss, "grad_fn": lambda params: gradients(params)[0]}
+        known = {
+            "value": loss,
+            "value_fn": lambda params: _loss_and_aux(loss_fn(params, *batch), has_aux)[0],
+            "grad_fn": lambda params: gradients(params)[0],
+        }
         updates, state = tx.update(grads, state, params, **{**known, **extras})
         return apply_updates(params, updates), state, (loss, aux) if has_aux else loss
 

@@ -127,6 +127,7 @@ def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> d
     known = {
         # in float64 and in name order, so that the loss depends on neither dtype nor order
         "value": lambda: sum(params[name].double().square().sum() for name in sorted(params)),
+        "value_fn": lambda: loss,
         "grad_fn": lambda: field,
         "hessian_diag": lambda: {name: 1.0 + 0.6 * (2 * p.to(torch.float64)).cos() for name, p in params.items()},
     }

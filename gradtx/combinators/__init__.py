@@ -6,6 +6,7 @@ from gradtx.combinators.clocks import *
 from gradtx.combinators.frame import *
 from gradtx.combinators.graft import *
 from gradtx.combinators.hyperball import *
+from gradtx.combinators.line_search import *
 from gradtx.combinators.lookahead import *
 from gradtx.combinators.low_rank import *
 from gradtx.combinators.norm_ratio import *

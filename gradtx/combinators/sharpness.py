@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
-from gradtx._exact import exact_dtype
-from gradtx._sharding import stacked
+from gradtx._sharding import total
 from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
@@ -32,14 +31,8 @@ def _around(
     return Frame(base, gradient=update, agree=agree)
 
 
-def _total(terms: Mapping[str, Tensor]) -> Tensor:
-    """The sum of all entries of a tree: leaf by leaf, then in name order, in float64."""
-    sums = [terms[name].sum() for name in sorted(terms)]
-    return stacked([one.to(sums[0].device, exact_dtype(sums[0])) for one in sums]).sum()
-
-
 def _size(tree: Tree) -> Tensor:
-    return safe_sqrt(_total({name: x.square() for name, x in tree.items()}))
+    return safe_sqrt(total({name: x.square() for name, x in tree.items()}))
 
 
 def _uphill(grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any) -> tuple[Tree, Tensor]:
@@ -195,7 +188,7 @@ def gsam(
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
         there = grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
         here_size, there_size = _size(grads), _size(there)
-        cosine = _total({name: g * there[name] for name, g in grads.items()}) / (here_size * there_size + eps)
+        cosine = total({name: g * there[name] for name, g in grads.items()}) / (here_size * there_size + eps)
         along = cosine * here_size / (there_size + eps)
         # g' - alpha (g - along g')
         return {name: (1 + alpha * along).to(g.device) * there[name] - alpha * g for name, g in grads.items()}
@@ -313,7 +306,7 @@ def looksam(
 
         def look() -> tuple[Tree, Tree]:
             there = ctx.grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
-            product = _total({name: g * there[name] for name, g in grads.items()})
+            product = total({name: g * there[name] for name, g in grads.items()})
             share = quotient(product, size.square())
             return there, {name: there[name] - share.to(g.device) * g for name, g in grads.items()}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradtx import _tree
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, takes_none
+from gradtx._pure import moved_along
 from gradtx._runs import Run
 from gradtx.optim._member import Layout, Member
 
@@ -30,6 +31,7 @@ class OptimizerRun(Run):
     """
 
     grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    value_fn: Callable[[dict[str, Tensor], dict[str, Tensor] | None], tuple[Tensor, Tensor | None]] | None = None
     tick: int | Tensor = 1  # what this step adds to counts
 
     def __init__(
@@ -83,6 +85,12 @@ class OptimizerRun(Run):
     def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         assert self.grad_fn is not None
         return self.grad_fn(values)
+
+    def value_along(
+        self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self.value_fn is not None
+        return self.value_fn(moved_along(origin, direction, length), direction if sloped else None)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,9 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from gradtx import _torch
 from gradtx._execution import FROZEN, Block, Leaf, execute
-from gradtx._pure import by_leaf, check_extras, split_extras
+from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
 from gradtx._runs import memory_of
-from gradtx._sharding import placed_as
+from gradtx._sharding import placed_as, total
 from gradtx._tree import check_names, tensors
 from gradtx.context import Clock
 from gradtx.core import Entry
@@ -56,6 +57,7 @@ class Step:
         self._extras = extras
         self._run = workings.states.run()
         self._run.grad_fn = _gradient_function(workings.members, extras)
+        self._run.value_fn = _value_function(workings.members, extras)
         self._scalars, self.trees = self._split_extras()
         rows = self._rows = workings.members.rows(workings.states.by_param)
         self._values = self._checked_values(rows)
@@ -162,7 +164,8 @@ class Step:
 
     def run(self) -> None:
         """Compute and write."""
-        calls_closure = "grad_fn" in self._extras and "grad_fn" in self._workings.members.tx.needs
+        needs = self._workings.members.tx.needs
+        calls_closure = any(name in self._extras and name in needs for name in FUNCTIONS)
         if calls_closure:
             self._execute_then_write()
         else:
@@ -329,24 +332,45 @@ def _gradient_function(members: Members, extras: dict[str, Any]) -> Callable[[di
     """A function that computes gradients by the closure at other weights."""
 
     def gradients_at(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        params: dict[str, Tensor] = {}
-        for param, member in members.by_param.items():
-            params[member.name] = param
-        check_names(values, [name for name in params if name in values], "params", "the optimizer's parameters")
-        saved = _Saved(params.values())
-        try:
-            for name, param in params.items():
-                if not is_lazy(param):
-                    param.grad = None
-                if name in values:
-                    param.copy_(placed_as(values[name], param))
-            with torch.enable_grad():
-                extras["grad_fn"]()
+        with _moved(members, values) as params:
+            extras["grad_fn"]()
             return {name: _gradient_like(params[name], value) for name, value in values.items()}
-        finally:
-            saved.restore()
 
     return gradients_at
+
+
+def _value_function(members: Members, extras: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """A function that computes the loss by the closure at other weights, and its slope along a direction."""
+
+    def value_at(values: dict[str, Tensor], direction: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        with _moved(members, values) as params:
+            value = as_number("the result of value_fn", extras["value_fn"]()).detach()
+            if direction is None:
+                return value, None
+            gradients = {name: _gradient_like(params[name], step) for name, step in direction.items()}
+            return value, total({name: gradients[name] * step for name, step in direction.items()})
+
+    return value_at
+
+
+@contextlib.contextmanager
+def _moved(members: Members, values: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Parameters at other weights, without gradients; then those of before."""
+    params: dict[str, Tensor] = {}
+    for param, member in members.by_param.items():
+        params[member.name] = param
+    check_names(values, [name for name in params if name in values], "params", "the optimizer's parameters")
+    saved = _Saved(params.values())
+    try:
+        for name, param in params.items():
+            if not is_lazy(param):
+                param.grad = None
+            if name in values:
+                param.copy_(placed_as(values[name], param))
+        with torch.enable_grad():
+            yield params
+    finally:
+        saved.restore()
 
 
 def _gradient_like(param: Tensor, value: Tensor) -> Tensor:

@@ -160,6 +160,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if _is_number(loss) or (loss is not None and "value" in self._tx.needs):
                 extras.setdefault("value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss)
             extras.setdefault("grad_fn", closure)
+            extras.setdefault("value_fn", closure)
             workings = self._up_to_date()
         step = Step(workings, extras, scaling)
         hessian.supply(step)

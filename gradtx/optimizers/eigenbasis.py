@@ -9,6 +9,7 @@ from gradtx.combinators.rotated import rotated
 from gradtx.combinators.selection import partition
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import alias
+from gradtx.transforms._polynomials import Coefficients
 from gradtx.transforms.adam_hat import scale_by_adam_hat
 from gradtx.transforms.averaging import average
 from gradtx.transforms.constraints import map_after_step
@@ -235,7 +236,7 @@ def soap_muon(
     eps: Scalar = 1e-8,
     precondition_frequency: int = 1,
     max_precondition_dim: int = 10000,
-    ns_coefficients: str | tuple = "newton_schulz",
+    ns_coefficients: Coefficients = "newton_schulz",
     ns_steps: int = 12,
     adjust_lr_fn: str | None = "original",
     fallback: GradientTransformation | None = None,
@@ -257,7 +258,7 @@ def soap_muon(
         eps: $\epsilon \ge 0$.
         precondition_frequency: Steps between two refreshments of the bases, >= 1.
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        ns_coefficients: As `coefs` of `orthogonalize`, or "newton_schulz" for (2, -1.5, 0.5).
+        ns_coefficients: As `coefs` of `orthogonalize`.
         ns_steps: Number of iterations, in [0, 100).
         adjust_lr_fn: $r$, see `scale_by_shape`.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
@@ -291,7 +292,7 @@ def soap_muon(
             precondition_frequency=precondition_frequency,
             max_precondition_dim=max_precondition_dim,
         ),
-        orthogonalize(_CLASSICAL if ns_coefficients == "newton_schulz" else ns_coefficients, ns_steps),
+        orthogonalize(ns_coefficients, ns_steps),
         scale_by_shape(adjust_lr_fn),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
@@ -300,9 +301,6 @@ def soap_muon(
         return matrices
     check_transformation("soap_muon", "fallback", fallback)
     return partition({"soap_muon": matrices, "fallback": fallback}, {"soap_muon": _is_matrix, "fallback": "*"})
-
-
-_CLASSICAL = (2.0, -1.5, 0.5)
 
 
 @alias(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.combinators.low_rank import low_rank
 from gradtx.combinators.selection import partition
 from gradtx.core import GradientTransformation, chain, check_transformation
-from gradtx.factories import alias, per_tensor
-from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS
+from gradtx.factories import alias
+from gradtx.transforms._polynomials import Coefficients
 from gradtx.transforms.adam_hat import scale_by_adam_hat
 from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.decay import add_decayed_weights
@@ -22,9 +21,6 @@ from gradtx.transforms.orthogonalize import scale_by_shape
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["apollo_low_rank", "dion", "dion2", "fira", "galore"]
-
-COEFFICIENTS = {"newton_schulz": (2.0, -1.5, 0.5), "polar_express": POLAR_EXPRESS, "simple": NEWTON_SCHULZ}
-STEPS = {"newton_schulz": 12}
 
 
 def _is_matrix(name: str, tensor: Any) -> bool:
@@ -36,21 +32,6 @@ def _with_fallback(owner: str, matrices: GradientTransformation, fallback: Any) 
         return matrices
     check_transformation(owner, "fallback", fallback)
     return partition({owner: matrices, "fallback": fallback}, {owner: _is_matrix, "fallback": "*"})
-
-
-@per_tensor(dims=(2, 2))
-def scale_by_aspect():
-    """Scale the update of a matrix by the root of rows / columns."""
-
-    def update(update, state, param, ctx):
-        rows, columns = update.shape
-        return math.sqrt(rows / max(columns, 1)) * update, state
-
-    return update
-
-
-def scaled_by_shape(adjust: str | None) -> GradientTransformation:
-    return scale_by_aspect() if adjust == "spectral" else scale_by_shape(adjust)
 
 
 @alias(
@@ -102,7 +83,7 @@ def dion(
     """
     matrices = chain(
         scale_by_dion(mu, rank, eps, init, seed),
-        scaled_by_shape(adjust_lr_fn),
+        scale_by_shape(adjust_lr_fn),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )
@@ -121,7 +102,7 @@ def dion2(
     select: str = "short",
     beta2: Scalar | None = None,
     neuron_eps: Scalar = 1e-8,
-    ns_coefficients: str | tuple = "polar_express",
+    ns_coefficients: Coefficients = "polar_express",
     ns_steps: int | None = None,
     adjust_lr_fn: str | None = "spectral",
     ns_dtype: torch.dtype | None = None,
@@ -165,11 +146,9 @@ def dion2(
 
     Source: Ahn et al. 2025, arXiv:2512.16928. Departures: none from one device's.
     """
-    coefs = COEFFICIENTS.get(ns_coefficients, ns_coefficients) if isinstance(ns_coefficients, str) else ns_coefficients
-    steps = STEPS.get(str(ns_coefficients), 5) if ns_steps is None else ns_steps
     matrices = chain(
-        orthogonalize_slices(fraction, ef_decay, select, beta2, neuron_eps, coefs, steps, ns_dtype),
-        scaled_by_shape(adjust_lr_fn),
+        orthogonalize_slices(fraction, ef_decay, select, beta2, neuron_eps, ns_coefficients, ns_steps, ns_dtype),
+        scale_by_shape(adjust_lr_fn),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )

@@ -1,4 +1,4 @@
-"""Diagonal of the Hessian, from gradients: Apollo."""
+"""The Hessian from gradients: its diagonal (Apollo), or along the last steps (L-BFGS)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.schedules import warmup_cosine_schedule
 from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.lbfgs import scale_by_lbfgs
 from gradtx.transforms.quasi_newton import scale_by_apollo
 from gradtx.transforms.scaling import scale_by_learning_rate
 
-__all__ = ["apollo"]
+__all__ = ["apollo", "lbfgs"]
 
 
 @alias(
@@ -78,3 +79,57 @@ def apollo(
     else:
         direction = scale_by_apollo(beta, eps, rebound, weight_decay, kind)
     return chain(direction, scale_by_learning_rate(rate))
+
+
+@alias(
+    class_name="LBFGS",
+    ranges={"history": "[1, inf)", "curvature": "[0, inf)"},
+    example={"history": 2},
+)
+def lbfgs(
+    lr: Scalar = 1.0,
+    history: int = 10,
+    curvature: Scalar = 1e-10,
+    first: str = "l1",
+    weight_decay: Scalar = 0.0,
+):
+    r"""L-BFGS: the gradient, multiplied by an inverse Hessian that the last steps suggest.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, H g$ with $H$ of `scale_by_lbfgs`.
+
+    When to use: smooth problems without noise, such as physics-informed fits with all points in one batch, inside
+    `line_search`: `line_search(lbfgs(), conditions="strong_wolfe")`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        history: Number of pairs, >= 1.
+        curvature: Least $\langle s, y \rangle$ of a pair, >= 0.
+        first: The first step divides the gradient by its 1-norm if that is above 1, "l1", or takes it as it is, "none".
+        weight_decay: $\lambda \ge 0$, decoupled; in a line search add it to the loss instead.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `prev_param`, `previous_grad`, `s_i`, `y_i`,
+        `products_s`, `products_y`, `count`, `gamma`.
+
+    Raises:
+        ValueError: numbers out of range, another `first`, missing `params`.
+
+    Example:
+        >>> loss = lambda p: (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2  # Rosenbrock's
+        >>> tx = gradtx.line_search(gradtx.lbfgs())
+        >>> params = {"x": torch.tensor(-1.2, dtype=torch.float64), "y": torch.tensor(1.0, dtype=torch.float64)}
+        >>> state = tx.init(params)
+        >>> for _ in range(60):
+        ...     updates, state = tx.update(torch.func.grad(loss)(params), state, params, value_fn=loss)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> loss(params) < 1e-20
+        tensor(True)
+
+    Source: Liu and Nocedal 1989. Departures: see `scale_by_lbfgs`; torch.optim.LBFGS makes up to `max_iter` steps a
+    call, here a call is one step, and its line search is another transformation.
+    """
+    return chain(
+        scale_by_lbfgs(history, curvature, first),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )

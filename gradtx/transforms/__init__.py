@@ -37,6 +37,7 @@ from gradtx.transforms.hyperball import *
 from gradtx.transforms.inertia import *
 from gradtx.transforms.laprop import *
 from gradtx.transforms.layer_rms import *
+from gradtx.transforms.lbfgs import *
 from gradtx.transforms.lmo import *
 from gradtx.transforms.local_smoothness import *
 from gradtx.transforms.low_rank import *

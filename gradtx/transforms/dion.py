@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz, orthonormal
-from gradtx.transforms._polynomials import POLAR_EXPRESS, polynomials
+from gradtx.transforms._polynomials import Coefficients, polynomials
 
 __all__ = ["orthogonalize_slices", "scale_by_dion"]
 
@@ -79,6 +78,7 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
 @per_tensor(
     dims=(2, 2),
     ranges={"ef_decay": "[0, 1)", "beta2": "[0, 1)", "neuron_eps": "[0, inf)", "steps": "[0, 100)"},
+    nonnegative=("exp_avg_sq",),
     compiles=False,
 )
 def orthogonalize_slices(
@@ -87,8 +87,8 @@ def orthogonalize_slices(
     select: str = "short",
     beta2: Scalar | None = None,
     neuron_eps: Scalar = 1e-8,
-    coefs: Any = POLAR_EXPRESS,
-    steps: int = 5,
+    coefs: Coefficients = "polar_express",
+    steps: int | None = None,
     dtype: torch.dtype | None = None,
 ):
     r"""Orthogonalize the largest rows or columns of the momentum only, and let these decay: Dion2's direction.
@@ -104,7 +104,7 @@ def orthogonalize_slices(
         beta2: Decay of the rows' mean squares, in [0, 1); None for no normalization.
         neuron_eps: eps of the normalization, >= 0.
         coefs: As in `orthogonalize`.
-        steps: Number of iterations, in [0, 100).
+        steps: Number of iterations, in [0, 100); None for the number that belongs to the coefficients.
         dtype: Dtype of the iteration; None for the leaf's own dtype.
 
     Returns:

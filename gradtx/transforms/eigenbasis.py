@@ -27,6 +27,7 @@ __all__ = ["scale_by_gradient_rms", "scale_by_kl_shampoo", "scale_by_late_rms", 
     compiles=False,
     ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "adam_eps": "[0, inf)"},
     example={"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
+    nonnegative=("exp_avg_sq",),
 )
 def scale_by_kl_shampoo(
     betas: Betas = (0.95, 0.95),
@@ -112,7 +113,7 @@ def _next_bases(statistics, bases, frequency, ctx):
     return ctx.every(frequency, 1, renewed, lambda: bases)
 
 
-@per_tensor(elementwise=True, ranges={"beta": "[0, 1)"})
+@per_tensor(elementwise=True, ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))
 def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
     r"""Divide updates by their root mean square from the second step on; the first passes unchanged.
 
@@ -154,7 +155,7 @@ def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
     return init, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     r"""Divide a momentum by the root mean square of the gradient: the second half of Adam.
 

@@ -1,0 +1,245 @@
+"""Step lengths by more evaluations of the loss: backtracking, and the strong Wolfe conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._arguments import Scalar
+from gradtx._exact import exact
+from gradtx._runs import Scope
+from gradtx._sharding import total
+from gradtx._tree_rules import Functions, TreeOperation
+from gradtx.core import GradientTransformation, check_transformation
+from gradtx.factories import Combinator, combinator
+
+__all__ = ["line_search"]
+
+EDGE = 0.1  # a trial stays this share of a bracket away from its ends
+
+
+@combinator(
+    needs=("params", "value_fn"),
+    ranges={
+        "max_steps": "[1, inf)",
+        "shrink": "(0, 1)",
+        "c1": "(0, 1)",
+        "start": "(0, inf)",
+        "growth": "[1, inf)",
+        "c2": "(0, 1)",
+    },
+    example=lambda tx: {"tx": tx, "max_steps": 4},
+)
+def line_search(
+    tx: GradientTransformation,
+    max_steps: int = 10,
+    shrink: Scalar = 0.5,
+    c1: Scalar = 1e-4,
+    start: Scalar = 1.0,
+    growth: Scalar | None = None,
+    conditions: str = "armijo",
+    c2: Scalar = 0.9,
+):
+    r"""Scale the updates of an optimizer so that the loss falls enough.
+
+    With the finished update $u$, the loss $\varphi(a)$ at $p + a u$ and $m = \langle g, u \rangle$ over all leaves:
+    "armijo" tries $a = a_0, a_0 s, a_0 s^2, \ldots$ and takes the first with
+    $\varphi(a) \le \varphi(0) + c_1 a m$. "strong_wolfe" asks for $|\varphi'(a)| \le c_2 |m|$ too: it doubles $a$ until
+    a bracket holds such a point, then tries the minimum of the cubic through both ends, kept a tenth of the bracket
+    away from them; if no trial satisfies both, it takes the lowest that satisfies the first. The number of trials is
+    fixed: flags select among them, so it runs under `vmap` and compiles. An optimizer of `as_optimizer` stops at the
+    first accepted trial.
+
+    The caller passes `value_fn`, a function of the parameters that gives the loss of this batch; a torch optimizer
+    calls its closure instead. All trials use one batch. If `value` is passed as well, it is $\varphi(0)$.
+
+    Args:
+        tx: The optimizer whose updates are scaled, such as `lbfgs()`.
+        max_steps: Number of trials, >= 1.
+        shrink: $s$ in (0, 1), for "armijo".
+        c1: $c_1$ in (0, 1).
+        start: $a_0 > 0$ of the first step, and of all others without `growth`.
+        growth: $a_0$ of the next step is this, >= 1, times the accepted $a$, or $s a_0$ after a failure.
+        conditions: "armijo" or "strong_wolfe", which needs a derivative at every trial: through `value_fn` in pure use,
+            by the closure's `backward` in an optimizer.
+        c2: $c_2$ in (0, 1), above $c_1$, for "strong_wolfe".
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `step_size` (the last $a$, 0-d), with
+        `growth` `next_size` ($a_0$, 0-d), and the entries of `tx`.
+
+    Raises:
+        TypeError: `tx` is not a transformation, or `value_fn` is not a function.
+        ValueError: numbers out of range, unknown conditions, a c2 that is not above c1, no `value_fn`, missing
+            `params`, a loss that is not 0-d.
+
+    Example:
+        >>> loss = lambda p: p["w"].pow(4).sum()
+        >>> tx = gradtx.line_search(gradtx.sgd(lr=1.0))
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> updates, state = tx.update(torch.func.grad(loss)(params), tx.init(params), params, value_fn=loss)
+        >>> updates["w"], state["line_search"]["step_size"]  # the gradient is 32, which would overshoot
+        (tensor([-2.]), tensor(0.0625, dtype=torch.float64))
+
+    Source: Armijo 1966; Wolfe 1969; Nocedal and Wright 2006, algorithms 3.5 and 3.6. Departures: one loop of trials
+    brackets and zooms. If no trial counts, nothing moves, but the state inside `tx` has advanced. An update that does
+    not go downhill ($m \ge 0$) passes where the loss falls.
+    """
+    check_transformation("line_search", "tx", tx)
+    if conditions not in ("armijo", "strong_wolfe"):
+        raise ValueError(f"line_search: conditions must be 'armijo' or 'strong_wolfe', got {conditions!r}")
+    if isinstance(c1, float) and isinstance(c2, float) and not c1 < c2:
+        raise ValueError(f"line_search: c2 must be above c1, got {c2} and {c1}")
+    return Search(tx, Options(max_steps, shrink, c1, start, growth, conditions == "strong_wolfe", c2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The arguments of `line_search`."""
+
+    max_steps: int
+    shrink: Any
+    c1: Any
+    start: Any
+    growth: Any
+    wolfe: bool
+    c2: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Search(Combinator):
+    """The inner operations, and behind them one for all leaves."""
+
+    inner: GradientTransformation
+    options: Options
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        path = scope.claim(name)
+        inner = self.inner._expand(scope.inside(path, 0))
+        agree = dataclasses.asdict(self.options)
+        return [*inner, TreeOperation(path, scope, name, Functions(self._init, self._update), agree)]
+
+    def _init(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = next(iter(params.values())).device
+        first = exact(self.options.start, device)
+        zero = torch.zeros_like(first)
+        return {"step_size": zero} if self.options.growth is None else {"step_size": zero, "next_size": first}
+
+    def _update(self, updates: Any, state: Any, params: Any, ctx: Any) -> tuple[Any, Any]:
+        options = self.options
+        slope = total({name: ctx.grad[name] * update for name, update in updates.items()})
+        value = ctx.known_value()
+        if value is None:
+            value, _ = ctx.value_along(params, updates, torch.zeros_like(slope))
+        line = Line(params, updates, ctx, value.to(slope), slope)
+        first = (exact(options.start, slope.device) if options.growth is None else state["next_size"]).to(slope)
+        length = (wolfe if options.wolfe else backtracked)(line, first, options)
+        moves = length > 0
+        scaled = {}
+        for name, update in updates.items():
+            moved = length.to(update.device, update.dtype) * update
+            scaled[name] = torch.where(moves.to(update.device), moved, 0.0)  # where, since 0 * inf is NaN
+        new = {"step_size": length}
+        if options.growth is not None:
+            new["next_size"] = torch.where(moves, options.growth * length, options.shrink * first)
+        return scaled, new
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The loss along an update.
+
+    Attributes:
+        origin, direction: The parameters and the update, by leaf name.
+        ctx: The context of the step.
+        value, slope: The loss and its slope at length 0.
+    """
+
+    origin: dict[str, Tensor]
+    direction: dict[str, Tensor]
+    ctx: Any
+    value: Tensor
+    slope: Tensor
+
+    def at(self, length: Tensor, sloped: bool = False) -> tuple[Tensor, Any]:
+        """The loss at a length, and its slope there."""
+        value, slope = self.ctx.value_along(self.origin, self.direction, length, sloped)
+        return value.to(self.slope), None if slope is None else slope.to(self.slope)
+
+    def is_over(self, found: Tensor) -> bool:
+        """Whether no further trial is needed, where the host may ask."""
+        return isinstance(self.ctx.is_first, bool) and bool(found)
+
+
+def backtracked(line: Line, first: Tensor, options: Options) -> Tensor:
+    """The first of shrinking lengths with enough decrease; 0 if there is none."""
+    accepted, found = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)
+    length = first
+    for _ in range(options.max_steps):
+        value, _ = line.at(length)
+        enough = value <= line.value + options.c1 * length * line.slope
+        accepted = torch.where(~found & enough, length, accepted)
+        found = found | enough
+        if line.is_over(found):
+            break
+        length = options.shrink * length
+    return accepted
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """A length with the loss there and its slope."""
+
+    length: Tensor
+    value: Tensor
+    slope: Tensor
+
+    def where(self, choice: Tensor, otherwise: End) -> End:
+        """The end itself where `choice`, else another."""
+        return End(
+            torch.where(choice, self.length, otherwise.length),
+            torch.where(choice, self.value, otherwise.value),
+            torch.where(choice, self.slope, otherwise.slope),
+        )
+
+
+def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
+    """A length that satisfies the strong Wolfe conditions, or the lowest one with enough decrease.
+
+    `low` is the best end so far, `high` the other end of a bracket once there is one.
+    """
+    low = high = End(torch.zeros_like(first), line.value, line.slope)
+    bracketed = found = torch.zeros_like(first, dtype=torch.bool)
+    length = first
+    for _ in range(options.max_steps):
+        value, slope = line.at(length, sloped=True)
+        trial = End(length, value, slope)
+        enough = value <= line.value + options.c1 * length * line.slope
+        too_far = ~enough | (value >= low.value)  # also where the value is NaN
+        flat = ~too_far & (slope.abs() <= options.c2 * line.slope.abs())
+        turns = ~too_far & (slope * torch.where(bracketed, high.length - low.length, 1.0) >= 0)
+        new_high = trial.where(too_far, low.where(turns, high))
+        new_low = low.where(too_far, trial)
+        low, high = low.where(found, new_low), high.where(found, new_high)
+        bracketed, found = bracketed | too_far | turns, found | flat
+        if line.is_over(found):
+            break
+        length = torch.where(bracketed, _between(low, high), 2 * length)
+    return low.length
+
+
+def _between(low: End, high: End) -> Tensor:
+    """The minimum of the cubic through both ends, inside of them; their middle where that is none."""
+    width = high.length - low.length
+    safe = torch.where(width == 0, 1.0, width)
+    bend = low.slope + high.slope - 3 * (high.value - low.value) / safe
+    square = bend.square() - low.slope * high.slope
+    root = torch.where(square > 0, square, 1.0).sqrt() * width.sign()
+    bottom = high.slope - low.slope + 2 * root
+    share = 1 - (high.slope + root - bend) / torch.where(bottom == 0, 1.0, bottom)
+    usable = (square > 0) & (bottom != 0) & share.isfinite()
+    share = torch.where(usable, share, 0.5).clamp(EDGE, 1 - EDGE)
+    return low.length + share * width
