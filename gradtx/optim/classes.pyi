@@ -22,6 +22,7 @@ __all__ = [
     "FTRL",
     "KLSOAP",
     "LARS",
+    "LBFGS",
     "MADGRAD",
     "MARS",
     "MSVAG",
@@ -321,6 +322,24 @@ class LARS(AliasOptimizer):
         eps: Scalar = 1e-08,
         trust_clip: bool = False,
         min_ndim: int = 0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+    ) -> None: ...
+
+class LBFGS(AliasOptimizer):
+    """L-BFGS: the gradient, multiplied by an inverse Hessian that the last steps suggest."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Scalar = 1.0,
+        history: int = 10,
+        curvature: Scalar = 1e-10,
+        first: str = "l1",
+        weight_decay: Scalar = 0.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1608,7 +1627,7 @@ class Dion2(AliasOptimizer):
         select: str = "short",
         beta2: Scalar | None = None,
         neuron_eps: Scalar = 1e-08,
-        ns_coefficients: str | tuple = "polar_express",
+        ns_coefficients: Coefficients = "polar_express",
         ns_steps: int | None = None,
         adjust_lr_fn: str | None = "spectral",
         ns_dtype: torch.dtype | None = None,
@@ -2535,7 +2554,7 @@ class SOAPMuon(AliasOptimizer):
         eps: Scalar = 1e-08,
         precondition_frequency: int = 1,
         max_precondition_dim: int = 10000,
-        ns_coefficients: str | tuple = "newton_schulz",
+        ns_coefficients: Coefficients = "newton_schulz",
         ns_steps: int = 12,
         adjust_lr_fn: str | None = "original",
         fallback: GradientTransformation | None = None,
