@@ -17,6 +17,7 @@ from gradtx.optim.classes import CLASSES
 
 PAGE = Path(__file__).with_suffix(".md")
 
+HISTORY = 10  # the default of L-BFGS
 RANK = 128  # the default of the low-rank methods
 ROWS, COLUMNS, ENTRIES = 48, 40, 29  # distinct, so that a slot's size says what it is of; one block for Shampoo
 MATRIX = {
@@ -28,8 +29,9 @@ MATRIX = {
     (ROWS * COLUMNS) ** 2: "row² column²",
     RANK * ROWS: "rank row",
     RANK * COLUMNS: "rank column",
+    HISTORY**2: "history²",
 }
-VECTOR = {ENTRIES: "", ENTRIES**2: "n²"}
+VECTOR = {ENTRIES: "", ENTRIES**2: "n²", HISTORY**2: "history²"}
 
 INTRO = """# Algorithms
 

@@ -422,7 +422,7 @@ ALIASES = [
 @pytest.mark.parametrize("alias", ALIASES, ids=named)
 def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
     options = {"lr": 0.02, "weight_decay": 0.1}
-    assert difference(negated(alias(**options, maximize=True)), alias(**options)) == 0
+    assert difference(negated(alias(**options, maximize=True)), alias(**options)) <= 1e-12  # contracted otherwise
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=named)

@@ -227,7 +227,7 @@ def test_zero_gradients_give_finite_updates(tx):
 @pytest.mark.parametrize("alias", [gradtx.spam, gradtx.stable_spam], ids=named)
 def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
     options = {"lr": 0.02, "weight_decay": 0.1, "every": 7}
-    assert difference(negated(alias(**options, maximize=True)), alias(**options)) == 0
+    assert difference(negated(alias(**options, maximize=True)), alias(**options)) <= 1e-12  # contracted otherwise
 
 
 @pytest.mark.parametrize(
