@@ -109,6 +109,11 @@ class ListBundle:
         self._numbers = numbers
         self._on_host = on_host
 
+    def let_go(self) -> None:
+        """Let go of the tensors of a finished call."""
+        self.run = None
+        self._numbers = []
+
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """The lists of each call of the program, in which temporaries are bounded."""
         raise NotImplementedError

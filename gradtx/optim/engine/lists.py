@@ -63,6 +63,7 @@ class MemberBundle(ListBundle):
         for (path, name), dtype, value in zip(compiled.names, compiled.dtypes, results[0], strict=True):
             self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(value, dtype))
         self._trees = {}
+        self.let_go()
 
 
 # Chunks.
