@@ -166,7 +166,6 @@ class Numbers:
     """
 
     def __init__(self, tx: GradientTransformation):
-        self._tx = tx
         self.values: list[Any] = []
         structure: list[Any] = []
         for entry in tx._entries():
@@ -191,7 +190,7 @@ class Numbers:
             return NUMBER
         return item
 
-    def chain_of(self, tensors: Iterator[Tensor]) -> GradientTransformation:
+    def chain_of(self, tx: GradientTransformation, tensors: Iterator[Tensor]) -> GradientTransformation:
         """The transformation with tensors in the places of the numbers."""
         arguments: dict[Any, Any] = {}
         for place, value in self.structure:
@@ -199,7 +198,7 @@ class Numbers:
                 arguments[place] = tuple(next(tensors) if item is NUMBER else item for item in value)
             else:
                 arguments[place] = next(tensors) if value is NUMBER else value
-        return self._tx._replaced(arguments, checked=False)
+        return tx._replaced(arguments, checked=False)
 
 
 class TreeProgram:
@@ -250,7 +249,7 @@ class TreeProgram:
                 columns.append([numbered_params[name] for name in names])
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
             columns.extend([entry.leaves[name] for name in names] for entry in slots)
-            function = _OneLeaf(numbers, names[0], params is not None, self._entries, slots, list(extras))
+            function = _OneLeaf(tx, numbers, names[0], params is not None, self._entries, slots, list(extras))
             self._bundles.append(_Leaves(names, columns, function, tensors, extras, self._shared(tensors)))
 
     def fits(self, tensors: list[Tensor]) -> bool:
@@ -315,6 +314,7 @@ class _OneLeaf:
 
     def __init__(
         self,
+        tx: GradientTransformation,
         numbers: Numbers,
         name: str,
         has_param: bool,
@@ -322,6 +322,7 @@ class _OneLeaf:
         slots: list[Entry],
         extras: list[str],
     ):
+        self._tx = tx
         self.numbers = numbers
         self._name = name
         self.has_param = has_param
@@ -331,7 +332,7 @@ class _OneLeaf:
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
         given = iter(arguments)
-        tx = self.numbers.chain_of(given)
+        tx = self.numbers.chain_of(self._tx, given)
         state: dict[str, Any] = {}
         for entry in self._entries:
             _place(state, entry, next(given) if entry.shared is not None else {})
