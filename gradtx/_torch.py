@@ -335,6 +335,11 @@ class SymbolicTracer:
         context = self._symbolic_context(dynamic_sizes=dynamic)
         return self._mode.from_tensor(tensor, symbolic_context=context, source=self._source(name))
 
+    def sized_as(self, stand_in: Tensor, tensor: Tensor) -> Tensor:
+        """A stand-in for a tensor that always has the size of another."""
+        with self._mode:
+            return torch.empty(stand_in.shape, dtype=tensor.dtype, device=tensor.device)
+
     def graph(
         self,
         function: Callable[..., Any],

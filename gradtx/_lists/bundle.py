@@ -60,9 +60,7 @@ class ListPass:
 
     def numbers(self, given: Sequence[Any], device: torch.device, on_host: bool) -> tuple[list[Any], bool]:
         """Arguments as Python numbers, if the host may read them and need not wait; else as 0-d tensors on a device."""
-        if on_host and not any(map(_is_elsewhere, given)):
-            return [value.item() if isinstance(value, Tensor) else value for value in given], True
-        return [_placed(value, dtype, device) for value, dtype in zip(given, self._common, strict=True)], False
+        return numbers_for(given, self._common, device, on_host)
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
         """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
@@ -70,6 +68,15 @@ class ListPass:
             recording, self._recording = self._recording or self._record(), None
             self._functions[device, on_host] = list_function(recording, device, on_host)
         return self._functions[device, on_host]
+
+
+def numbers_for(
+    given: Sequence[Any], dtypes: Sequence[torch.dtype], device: torch.device, on_host: bool
+) -> tuple[list[Any], bool]:
+    """Python numbers, if the host may read those that are given and need not wait; else 0-d tensors on a device."""
+    if on_host and not any(map(_is_elsewhere, given)):
+        return [value.item() if isinstance(value, Tensor) else value for value in given], True
+    return [_placed(value, dtype, device) for value, dtype in zip(given, dtypes, strict=True)], False
 
 
 class NamedLeaf(NamedTuple):

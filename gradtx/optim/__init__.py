@@ -24,17 +24,19 @@ def as_optimizer(
 ) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 
-    Parameter groups hold the hyperparameters (`tx.hyperparams`) as numbers; writers such as torch's LR
-    schedulers, is obeyed at the next step. State is per parameter and flat, as torch's.
+    Parameter groups hold the hyperparameters (`tx.hyperparams`) as numbers; a number that anyone writes there, such as
+    one of torch's LR schedulers, counts from the next step on. State is per parameter and flat, as torch's.
 
     Args:
         tx: A transformation whose updates are to be added to the parameters.
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and its own hyperparameters.
-        compile: True for steps through torch's compiler, in place and at the speed of fused kernels; or a mode of
-            `torch.compile` ("max-autotune"), or a dict of its options. The first step compiles, about 10 s for chains
-            that work element by element and up to 30 s for those that work by rows; later processes find most of it
-            in torch's cache on disk. Without a working compiler there is one warning, and steps run eagerly.
+        compile: True for steps through torch's compiler, in place and at the speed of fused kernels; the first step
+            waits for it, about 5 s for chains that work element by element and up to 30 s for those that work by rows;
+            later processes find most of it in torch's cache on disk. "background" for the same without waiting: steps
+            run over lists of tensors, as by default, until another thread has compiled; rounding differs from then on,
+            so that runs are not repeatable bit by bit. A mode of `torch.compile` ("max-autotune"), or a dict of its
+            options, is passed on. Without a working compiler there is one warning, and steps run as by default.
         seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
             groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
             no GradScaler.

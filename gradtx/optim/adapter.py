@@ -315,6 +315,10 @@ def _engine_for(compile: Any) -> Any:
     """The compiled engine, which is imported when it is asked for, with all that it needs of torch."""
     if compile is False:
         return None
+    if compile == "background":
+        from gradtx.optim.engine.background import BackgroundEngine
+
+        return BackgroundEngine({})
     from gradtx.optim.engine.compiled import CompiledEngine
     from gradtx.optim.engine.inductor import compiler_options
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import weakref
 
 import pytest
@@ -188,6 +189,81 @@ def test_a_switch_that_changes_the_links_compiles_anew_and_back_again_nothing(pr
             walk(params, optimizer, 2)
     assert len(programs) == 2
     assert_equal(eager, compiled, 1e-12)
+
+
+def test_optimizers_of_like_chains_share_programs(programs):
+    params = [torch.nn.Parameter(torch.full((n,), 1.0)) for n in (3, 4, 5)]
+    for param, lr in zip(params, (0.1, 0.2, 0.3), strict=True):  # an optimizer for each parameter, as hooks have it
+        param.grad = torch.ones_like(param)
+        gradtx.optim.AdamW([param], lr=lr, compile=True).step()
+    assert len(programs) == 1
+    gradtx.optim.AdamW([params[0]], compile="max-autotune").step()
+    assert len(programs) == 2
+
+
+def test_leaves_of_one_entry_join_the_programs_of_others(programs):
+    shapes = {"one": (1,), "ones": (1, 1), "vector": (5,)}
+    eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1), shapes=shapes)
+    for pair in (eager, compiled):
+        walk(*pair, steps=4, missing=(2, "vector"))
+    assert {way.way for way in compiled[1].explain()} == {"compiled"}
+    assert len(programs) == 1
+    assert_equal(eager, compiled, 1e-12)
+
+
+# Compiling while steps go on.
+
+
+@pytest.fixture(name="gate")
+def _gate(monkeypatch):
+    """An event that compilations wait for; programs are not really compiled."""
+    gate = threading.Event()
+
+    def wait(graph, *_, **__):
+        assert gate.wait(60)
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", wait)
+    yield gate
+    gate.set()
+
+
+def test_in_the_background_steps_run_over_lists_until_programs_are_ready(gate):
+    eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")
+    walk(*eager, steps=3)
+    walk(*compiled, steps=3)
+    ways = compiled[1].explain()
+    assert {way.way for way in ways} == {"lists"}
+    assert "its program is being compiled" in repr(ways)
+    gate.set()
+    compiled[1]._engine.wait()
+    walk(*eager, steps=3)
+    walk(*compiled, steps=3)
+    assert {way.name for way in compiled[1].explain() if way.way != "compiled"} == {"scalar", "empty"}
+    assert_equal(eager, compiled, 1e-12)
+
+
+def test_a_failure_in_the_background_is_one_warning_and_steps_go_on(monkeypatch):
+    def broken(graph, arguments, options):
+        raise RuntimeError("no C++ compiler here\nmore")
+
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")
+    walk(*eager, steps=5)
+    walk(*compiled, steps=1)
+    compiled[1]._engine.wait()
+    with pytest.warns(RuntimeWarning, match="compile=True has no effect, .*: RuntimeError: no C") as seen:
+        walk(*compiled, steps=4)
+    assert len(seen) == 1
+    assert_equal(eager, compiled, 0.0)
+
+
+def test_a_copy_compiles_in_the_background_too(gate):
+    gate.set()
+    params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")[1]
+    walk(params, optimizer, 1)
+    other = copy.deepcopy(optimizer)
+    assert type(other._engine) is type(optimizer._engine)
 
 
 # In place, with whatever tensors there are.

@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
+from gradtx.optim.engine.numbers import StepNumbers
 
 
 def traced(function, *arguments):
@@ -22,7 +23,7 @@ def number(value):
 
 
 def computed(module):
-    """The 0-d results of a graph's operations."""
+    """The nodes of a graph's operations with 0-d results."""
     return [node for node in module.graph.nodes if node.op == "call_function" and is_number(node)]
 
 
@@ -32,12 +33,12 @@ def test_numbers_are_computed_outside_and_each_once():
 
     arguments = (number(0.3), number(0.7), torch.randn(5, dtype=torch.float64), torch.randn(6, dtype=torch.float64))
     expected = function(*arguments)
-    module, (a, b, _, _) = traced(function, *arguments)
-    numbers, added = hoist(module, [a, b], b)
+    module, (a, b, x, _) = traced(function, *arguments)
+    numbers, added = hoist(module, [a, b], x)
     assert len(added) == 2
     assert not computed(module)
     assert len(computed(numbers)) == 3  # a product, its expm1, a logarithm
-    found = module(*arguments[:2], *numbers(*arguments[:2]), *arguments[2:])
+    found = module(*arguments[:2], *numbers.module(module)(*arguments[:2]), *arguments[2:])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -47,12 +48,12 @@ def test_sums_over_entries_constants_and_writes_stay():
         return x * x.sum() + torch.ones((), dtype=torch.float64)
 
     arguments = (number(0.5), torch.randn(4, dtype=torch.float64), number(3.0))
-    module, (a, _, slot) = traced(function, *(argument.clone() for argument in arguments))
-    assert hoist(module, [a], a) == (None, [])
-    numbers, added = hoist(module, [a, slot], a)
+    module, (a, x, slot) = traced(function, *(argument.clone() for argument in arguments))
+    assert hoist(module, [a], x)[1] == []
+    numbers, added = hoist(module, [a, slot], x)
     assert len(added) == 1
     own = arguments[2].clone()
-    module(arguments[0], *numbers(arguments[0], own), arguments[1], own)
+    module(arguments[0], *numbers.module(module)(arguments[0], own), arguments[1], own)
     assert own == 1.5
 
 
@@ -61,9 +62,9 @@ def test_a_division_by_a_number_is_a_multiplication_unless_the_number_is_whole()
         return x / a, x / n, a / n
 
     arguments = (number(0.3), torch.tensor(7), torch.randn(50, dtype=torch.float64))
-    module, (a, n, _) = traced(function, *arguments)
+    module, (a, n, x) = traced(function, *arguments)
     multiply(module)
-    hoist(module, [a, n], n)
+    hoist(module, [a, n], x)
     assert [node.target for node in module.graph.nodes if node.op == "call_function"] == [
         torch.ops.aten.mul.Tensor,
         torch.ops.aten.div.Tensor,
@@ -79,6 +80,26 @@ def test_the_arc_tangent_in_single_precision_is_right_to_rounding():
     assert module(torch.full((3,), math.nan)).isnan().all()
     double = make_fx(torch.atan, decomposition_table=REPLACED)(x.double())
     assert torch.equal(double(x.double()), x.double().atan())
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_numbers_of_a_step_are_the_same_computed_in_python_and_on_a_device(on_host):
+    def function(a, n, b, x):
+        return x * (1 - a**n) + b, torch.where(n > 3, a, b) * x
+
+    arguments = (number(0.3), torch.tensor(7), number(-2.0), torch.randn(4, dtype=torch.float64))
+    expected = function(*arguments)
+    module, (a, n, b, x) = traced(function, *arguments)
+    numbers, added = hoist(module, [a, n, b], x)
+    kept = [copy for node, copy in zip((a, n, b), numbers.arguments, strict=True) if node.users]
+    given = StepNumbers(numbers, kept, module).compute([0.3, 7, torch.tensor(-2.0)], torch.device("cpu"), on_host)
+    assert [node.users for node in (a, n)] == [{}, {}]
+    assert len(given) == len(kept) + len(added) == 3
+    by_node = dict(zip((b, *added), given, strict=True))
+    for node in (a, n):
+        by_node[node] = number(math.nan)  # nothing reads them
+    order = [by_node.get(node, arguments[-1]) for node in module.graph.find_nodes(op="placeholder")]
+    torch.testing.assert_close(module(*order), expected, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadam", "radam", "prodigy", "schedule_free_adamw"])

@@ -8,16 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._arguments import varies
 from gradtx._execution import FROZEN, Leaf
+from gradtx._lists.cache import SharedPrograms
 from gradtx._sharding import is_sharded, local
+from gradtx.core import GradientTransformation
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
+from gradtx.optim._scaling import Count
 from gradtx.optim._warnings import warn_user
 from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
-from gradtx.optim.engine.signature import LeafKind
+from gradtx.optim.engine.signature import LeafKind, Signature
 
 logger = logging.getLogger("gradtx")
+SUM_OVER_SHARDS = "it is sharded, and a sum over leaves needs the sum over all shards"
 Pairs = list[tuple[Member, Leaf]]
 
 
@@ -59,6 +64,16 @@ class Engine:
             return [], members
         return plan.bundles, plan.rest
 
+    def _begin(self, plan: Plan, request: StepRequest) -> None:
+        """Give each bundle its arguments for this step; those with the same numbers get the same list."""
+        numbers: dict[Any, list[Any]] = {}
+        for bundle in plan.bundles:
+            member = bundle.members[0]
+            key = member.group, member.count, id(bundle.signature)
+            if key not in numbers:
+                numbers[key] = _numbers(member, bundle.signature, request)
+            self._begin_bundle(bundle, numbers[key], request)
+
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
         self.plan = None
@@ -72,8 +87,8 @@ class Engine:
         """What giving up means for the user."""
         raise NotImplementedError
 
-    def _begin(self, plan: Plan, request: StepRequest) -> None:
-        """Give each bundle its arguments for this step."""
+    def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
+        """Give a bundle its arguments for this step."""
         raise NotImplementedError
 
     def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
@@ -140,6 +155,37 @@ class Engine:
 
     def _refuse(self, leaf: Leaf, reason: str) -> None:
         self.reasons[leaf.name] = reason
+
+
+def _numbers(member: Member, signature: Signature, request: StepRequest) -> list[Any]:
+    """The numbers that the leaves of a bundle share, in the order of `Signature`."""
+    count = member.count
+    numbers: list[Any] = [count.made + 1 if isinstance(count, Count) else count + 1, request.count]
+    if request.scaling is not None:
+        numbers.extend(request.scaling.on(local(member.param).device))
+    numbers.extend(request.numbers[member.group])
+    numbers.extend(request.run.scalars(path)[name] for path, name in signature.shared)
+    numbers.extend(request.scalars[name] for name in signature.scalars)
+    return numbers
+
+
+def stand_ins(signature: Signature) -> list[Tensor]:
+    """0-d tensors of the dtypes that rules get, in the order of `_numbers`."""
+    dtypes = [torch.int64, torch.int64]
+    if signature.scaled:
+        dtypes += [torch.float64, torch.bool]
+    dtypes += [torch.float64] * signature.numbers
+    dtypes += [*signature.shared.values(), *signature.scalars.values()]
+    return [torch.empty((), dtype=dtype) for dtype in dtypes]
+
+
+def shared_programs(cache: SharedPrograms, tx: GradientTransformation, *options: Any) -> dict[Any, Any]:
+    """The programs of a chain, which optimizers share whose chains differ in numbers only, and whose options agree."""
+    skeleton = tx._skeleton()
+    for entry in tx._entries():
+        if varies(entry.value):  # a shared program would keep a tensor, or what a schedule holds, alive
+            return {}
+    return {} if skeleton is None else cache.of((skeleton, *options))
 
 
 def _takes_part(param: Tensor, leaf: Leaf) -> bool:

@@ -18,8 +18,8 @@ from gradtx.optim.engine.alias import OddTensorError, alias, lengths_like
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
 
-# Arguments by the identity of those that they follow from, see `Bundle.call`.
-Prepared = dict[Any, tuple[list[Tensor], list[Tensor]]]
+# The first arguments of a pass by the identity of the numbers that they follow from, and these, see `Bundle.call`.
+Prepared = dict[Any, tuple[list[Any], list[Tensor]]]
 
 
 @dataclass
@@ -28,13 +28,15 @@ class BundleStep:
 
     Attributes:
         run: Where new shared values go.
-        common: The arguments that all leaves share, with the totals known so far.
+        numbers: The numbers that all leaves share, with the totals known so far.
+        on_host: Whether the host may read them.
         of_leaves: The arguments of the leaves.
         prepared: The numbers that bundles of the same group and count compute once.
     """
 
     run: OptimizerRun
-    common: list[Tensor]
+    numbers: list[Any]
+    on_host: bool
     of_leaves: list[Tensor]
     prepared: Prepared
 
@@ -118,29 +120,29 @@ class Bundle:
     def begin(
         self,
         run: OptimizerRun,
-        common: list[Tensor],
+        numbers: list[Any],
+        on_host: bool,
         trees: Trees,
         prepared: Prepared,
     ) -> None:
         """Take the arguments of the current step."""
         self.at = -1
-        self._present = BundleStep(run, common, self.arguments(trees), prepared)
+        self._present = BundleStep(run, numbers, on_host, self.arguments(trees), prepared)
 
     def call(self, compiled: ProgramPass) -> dict[Any, Tensor]:
         """Run a pass; returns its sums or new shared values by name."""
         step = self._in_step()
-        # Bundles of a group and count have the same tensors as common arguments.
-        key = (id(compiled.common), *map(id, step.common))
+        key = (id(compiled), *map(id, step.numbers))  # bundles of a group and count have the same numbers
         if key not in step.prepared:
-            step.prepared[key] = step.common, compiled.prepare(step.common)
-        _, common = step.prepared[key]
-        results = compiled.call(common, step.of_leaves)
+            step.prepared[key] = step.numbers, compiled.prepare(step.numbers, self.device, step.on_host)
+        _, prepared = step.prepared[key]
+        results = compiled.call(prepared, step.of_leaves)
         return dict(zip(compiled.names, results, strict=True))
 
     def add_totals(self, totals: list[Tensor]) -> None:
         """Take the totals of a sum as further arguments."""
         step = self._in_step()
-        step.common = [*step.common, *(total.to(self.device) for total in totals)]
+        step.numbers = [*step.numbers, *totals]
 
     def end(self, shared: Mapping[Any, Tensor]) -> None:
         """Hand over the new shared values, and let go of the step's tensors."""

@@ -6,19 +6,27 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtx._exact import exact
 from gradtx._execution import Leaf
+from gradtx._lists.cache import SharedPrograms
 from gradtx._sharding import is_sharded
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
-from gradtx.optim._scaling import Count, next_number, on_device
 from gradtx.optim.engine.alias import lengths_like
-from gradtx.optim.engine.base import Engine, Pairs, UnsuitableError, slots_are_shaped_as
+from gradtx.optim.engine.base import (
+    SUM_OVER_SHARDS,
+    Engine,
+    Pairs,
+    UnsuitableError,
+    shared_programs,
+    slots_are_shaped_as,
+    stand_ins,
+)
 from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.compiler import Backend, Compiler
 from gradtx.optim.engine.inductor import compile_with_inductor
@@ -38,8 +46,34 @@ class CompilationError(UnsuitableError):
     """A chain can't be traced or compiled; the cause says why."""
 
 
+@dataclass
+class Order:
+    """What a program is to be made of.
+
+    Attributes:
+        function: The step of a bundle.
+        common: Stand-ins of the numbers that all leaves share.
+        examples: Arguments of leaves, the last of which the program must take; others may make a better one.
+        flat: Whether leaves are passed as flat aliases.
+        large: Whether a leaf is worth more than one thread.
+        sharded: Whether leaves are shards.
+        name: The name of a leaf, for messages.
+    """
+
+    function: BundleFunction
+    common: list[Tensor]
+    examples: list[list[Tensor]]
+    flat: bool
+    large: bool
+    sharded: bool
+    name: str
+
+
+_SHARED = SharedPrograms()
+
+
 class CompiledEngine(Engine):
-    """Runs steps through compiled programs, which it keeps.
+    """Runs steps through compiled programs, which engines with the same options and like chains share.
 
     Args:
         options: Options of the backend.
@@ -50,68 +84,31 @@ class CompiledEngine(Engine):
         super().__init__()
         self._options = dict(options)
         self._backend = backend
-        self._programs: dict[Any, list[BundleProgram]] = {}
-        self._shared_functions: dict[str, Any] = {}
-        self._numbers: dict[tuple[int, torch.device], tuple[list[Any], list[Tensor]]] = {}
+        self._programs: dict[Any, list[BundleProgram]] | None = None
+        self._with_sums_over_shards: set[int] = set()  # the ids of lists of programs that stay empty
+        self._prepared: Prepared = {}
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
         self._reported: set[str] = set()  # the stages of which was said that they are not compiled
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CompiledEngine, (self._options, self._backend)  # programs are compiled again where they are needed
+        return type(self), (self._options, self._backend)  # programs are compiled again where they are needed
 
     @property
     def programs(self) -> list[BundleProgram]:
         """All compiled programs."""
         programs: list[BundleProgram] = []
-        for alike in self._programs.values():
+        for alike in (self._programs or {}).values():
             programs.extend(alike)
         return programs
 
     # The arguments of a step.
 
     def _begin(self, plan: Plan, request: StepRequest) -> None:
-        """Give each bundle its arguments for this step."""
-        first: dict[Any, list[Tensor]] = {}
-        prepared: Prepared = {}
-        for bundle in plan.bundles:
-            member = bundle.members[0]
-            key = member.count, bundle.device
-            if key not in first:
-                first[key] = _step_arguments(member.count, bundle.device, request)
-            common = [*first[key], *self._group_arguments(member.group, bundle.signature, bundle.device, request)]
-            bundle.begin(request.run, common, request.trees, prepared)
+        self._prepared = {}
+        super()._begin(plan, request)
 
-    def _group_arguments(
-        self,
-        group: int,
-        signature: Signature,
-        device: torch.device,
-        request: StepRequest,
-    ) -> list[Tensor]:
-        """A group's numbers, shared values and extras as 0-d tensors."""
-        arguments = [*self._number_arguments(group, device, request)]
-        for (path, name), dtype in signature.shared.items():
-            arguments.append(request.run.scalars(path)[name].to(device, dtype))
-        for name in signature.scalars:
-            arguments.append(request.scalars[name].to(device))
-        return arguments
-
-    def _number_arguments(
-        self,
-        group: int,
-        device: torch.device,
-        request: StepRequest,
-    ) -> list[Tensor]:
-        """A group's numbers as tensors, the same ones as long as no number changes."""
-        numbers = request.numbers[group]
-        has_tensors = any(isinstance(value, Tensor) for value in numbers)
-        if not has_tensors and (group, device) in self._numbers:
-            before, tensors = self._numbers[group, device]
-            if before == numbers:
-                return tensors
-        tensors = [exact(value, device) for value in numbers]
-        self._numbers[group, device] = list(numbers), tensors
-        return tensors
+    def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
+        bundle.begin(request.run, numbers, request.scaling is None, request.trees, self._prepared)
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
         """Whether a leaf is real, the same tensor for all leaves."""
@@ -126,26 +123,38 @@ class CompiledEngine(Engine):
 
     def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
         pairs.sort(key=_largest_first)  # compilers look at the first sizes they see
+        first, leaf = pairs[0]
+        absent = tuple(name for name, value in leaf.extras.items() if value is None)
+        signature = Signature.of(first, absent, kind, request)
         bundles: list[Bundle] = []
         for start in range(0, len(pairs), kind.width):
             members = [member for member, _ in pairs[start : start + kind.width]]
-            bundle = self._bundle(members, pairs[start][1], kind, request)
-            if bundle is not None:
+            bundle = self._bundle(members, pairs[start][1], kind, signature, request)
+            if isinstance(bundle, Bundle):
                 bundles.append(bundle)
+                continue
+            for member in members:
+                self.reasons[member.name] = bundle
         return bundles
 
     def _width(self, member: Member, flat: bool) -> int:
         return WIDTH if flat or _can_be_padded(member) else 1
 
     def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
-        if tensors[0].numel() <= 1:
-            return None  # for sizes 0 and 1 compilers make other programs
-        is_large = flat and tensors[0].numel() >= LARGE
-        return is_large, *map(_traits_of_held, tensors)
+        if tensors[0].numel() < (1 if flat else 2):
+            return None  # for sizes 0 and 1 compilers make other programs, unless all is elementwise
+        if flat:
+            traits = [(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors]
+            return tensors[0].numel() >= LARGE, *traits
+        return False, *map(_traits_of_held, tensors)
 
     def _takes(self, leaf: Leaf) -> bool:
+        if leaf.given[1].ndim == 0:  # a slot that is a number looks like one of the leaf's shape
+            self._refuse(leaf, "it has no dimension")
+            return False
         for operation in leaf.program:
             if not operation.compiles:
+                self._refuse(leaf, f"{'.'.join(operation.path)} has no program")
                 stage = ".".join(operation.path)
                 if stage not in self._reported:
                     self._reported.add(stage)
@@ -158,63 +167,82 @@ class CompiledEngine(Engine):
         members: list[Member],
         leaf: Leaf,
         kind: LeafKind,
+        signature: Signature,
         request: StepRequest,
-    ) -> Bundle | None:
-        """A bundle with its program; None if its leaves must step eagerly."""
+    ) -> Bundle | str:
+        """A bundle with its program; or why its leaves are left to others."""
         first = members[0]
-        absent = tuple(name for name, value in leaf.extras.items() if value is None)
-        signature = Signature.of(first, absent, kind, request)
         bundle = Bundle(members, signature, kind.flat, leaf.name)
         bundle.create_arguments(self._flag, request.trees)
         tensors = bundle.arguments(request.trees)
-        structure = request.structures[first.group]
-        programs = self._programs.setdefault((structure, kind, *signature.key()), [])
-        for program in programs:
-            if program.fits(tensors):
-                bundle.compile_for(program)
-                return bundle
-        common = _step_arguments(first.count, bundle.device, request)
-        common += self._group_arguments(first.group, signature, bundle.device, request)
-        function = BundleFunction(signature, request.views[first.group].chain_of(structure))
-        examples = [tensors] if programs else [_examples(tensors, kind), tensors]
-        program = self._compiled(function, common, examples, first.param, leaf.name)
+        programs = self._programs_like(first, kind, signature, request)
+        program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
-            return None
-        programs.append(program)
+            view, structure = request.views[first.group], request.structures[first.group]
+            order = Order(
+                function=BundleFunction(signature, view.chain_of(structure)),
+                common=[tensor.to(bundle.device) for tensor in stand_ins(signature)],
+                examples=[tensors] if programs else [_examples(tensors, kind), tensors],
+                flat=kind.flat,
+                large=first.param.numel() >= LARGE,
+                sharded=is_sharded(first.param),
+                name=leaf.name,
+            )
+            program = self._make(order, programs)
+        if isinstance(program, str):
+            return program
         bundle.compile_for(program)
         return bundle
 
-    def _compiled(
-        self,
-        function: BundleFunction,
-        common: list[Tensor],
-        examples: list[list[Tensor]],
-        param: Tensor,
-        name: str,
-    ) -> BundleProgram | None:
-        """A new program, traced with the first of the examples whose sizes lead to one that takes the last.
+    def _programs_like(
+        self, member: Member, kind: LeafKind, signature: Signature, request: StepRequest
+    ) -> list[BundleProgram]:
+        """The programs of this structure, for several patterns of sizes."""
+        if self._programs is None:
+            options = repr(sorted(self._options.items()))
+            self._programs = shared_programs(_SHARED, request.views[0].tx, self._backend, options)
+        key = request.structures[member.group], kind, *signature.key()
+        return self._programs.setdefault(key, [])
 
-        None if it has sums over a sharded leaf: a sum over this process's shard is not the sum over all.
+    def _make(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
+        """A new program, which joins those like it; or why there is none now.
 
         Raises:
             CompilationError: the chain can't be traced or compiled.
         """
+        if id(programs) in self._with_sums_over_shards:
+            return SUM_OVER_SHARDS
+        with COMPILING:
+            for program in programs:
+                if program.fits(order.examples[-1]):
+                    return program  # another thread has compiled it while this one waited
+            program = self._compiled(order)
+        if program is None:
+            self._with_sums_over_shards.add(id(programs))
+            return SUM_OVER_SHARDS
+        programs.append(program)
+        return program
+
+    def _compiled(self, order: Order) -> BundleProgram | None:
+        """A program, traced with the first of the examples whose sizes lead to one that takes the last.
+
+        None if it has sums over a sharded leaf: a sum over this process's shard is not the sum over all.
+        """
         start = time.monotonic()
         # An option, since the compiler's cache does not tell programs apart by the lengths of examples.
-        threads = {} if param.numel() >= LARGE else {"cpp.threads": 1}
-        compiler = Compiler(self._backend, {**threads, **self._options}, self._shared_functions)
+        threads = {} if order.large else {"cpp.threads": 1}
+        compiler = Compiler(self._backend, {**threads, **self._options})
         try:
-            with COMPILING:
-                program = BundleProgram(function, common, examples[0])
-                if not program.fits(examples[-1]):  # a rule asks for the length
-                    program = BundleProgram(function, common, examples[-1])
-                if len(program.passes) > 1 and is_sharded(param):
-                    return None
-                program.compile(compiler)
+            program = BundleProgram(order.function, order.common, order.examples[0], order.flat)
+            if not program.fits(order.examples[-1]):  # a rule asks for the length
+                program = BundleProgram(order.function, order.common, order.examples[-1], order.flat)
+            if len(program.passes) > 1 and order.sharded:
+                return None
+            program.compile(compiler)
         except Exception as error:  # anything may happen in a user's rule and in torch's compiler
-            raise CompilationError(name) from error
+            raise CompilationError(order.name) from error
         if time.monotonic() - start > PATIENCE:
-            logger.info("compiled a program for %s in %.1f s", name, time.monotonic() - start)
+            logger.info("compiled a program for %s in %.1f s", order.name, time.monotonic() - start)
         return program
 
 
@@ -246,11 +274,3 @@ def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
         for tensor, entries in zip(of_leaf, lengths, strict=True):
             examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(entries))
     return examples
-
-
-def _step_arguments(count: int | Count, device: torch.device, request: StepRequest) -> list[Tensor]:
-    """The number of this step for leaves with this count, the schedules' count, the numbers of a scaler."""
-    arguments = [next_number(count, device), on_device(request.count, device)]
-    if request.scaling is not None:
-        arguments.extend(request.scaling.on(device))
-    return arguments

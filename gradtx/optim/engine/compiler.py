@@ -1,4 +1,4 @@
-"""Compiles the functions of programs, and remembers those that programs share."""
+"""The seam between programs and the ways of running them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,15 @@ Backend: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Callable[
 
 @dataclass
 class Compiler:
-    """Compiles the functions of programs.
+    """A backend with its options.
 
     Attributes:
         backend: The way of running programs.
         options: Its options.
-        by_code: Compiled functions that programs share, by their code.
     """
 
     backend: Backend
     options: Mapping[str, Any]
-    by_code: dict[str, Callable[..., Any]]
 
     def compiled(self, graph: Any, examples: Sequence[Any]) -> Callable[..., Any]:
         return self.backend(graph, examples, self.options)
-
-    def shared(self, graph: Any, examples: Sequence[Any]) -> Callable[..., Any]:
-        """A function that programs with the same code share."""
-        function = self.by_code.get(graph.code)
-        if function is None:
-            function = self.compiled(graph, examples)
-            if not graph.graph.find_nodes(op="get_attr"):  # constants are not in the code
-                self.by_code[graph.code] = function
-        return function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,12 +58,32 @@ def multiply(module: GraphModule) -> None:
         node.args = (node.args[0], inverse)
 
 
-def hoist(module: GraphModule, sources: list[Node], after: Node) -> tuple[GraphModule | None, list[Node]]:
+@dataclass
+class Numbers:
+    """A graph of numbers that was taken out of another one.
+
+    Attributes:
+        graph: The graph, which has no output node.
+        arguments: The nodes of its arguments.
+        results: The nodes of its results, in the order of the graph.
+    """
+
+    graph: Graph
+    arguments: list[Node]
+    results: list[Node]
+
+    def module(self, owner: GraphModule) -> GraphModule:
+        """The graph as a function of its arguments; `owner` has the constants."""
+        self.graph.output(tuple(self.results))
+        return GraphModule(owner, self.graph)
+
+
+def hoist(module: GraphModule, sources: list[Node], before: Node) -> tuple[Numbers, list[Node]]:
     """Take all numbers out of a graph that follow from the arguments `sources`.
 
     Returns:
-        A function of these arguments that computes the numbers which the rest needs (None if it needs none), and the
-        new arguments that the rest takes for them, which stand behind the argument `after`.
+        The numbers that the rest needs, and the new arguments that the rest takes for them, which stand in front of the
+        argument `before`.
     """
     graph = module.graph
     _merge_equal_numbers(graph, sources)
@@ -71,19 +92,17 @@ def hoist(module: GraphModule, sources: list[Node], after: Node) -> tuple[GraphM
     for node, follows in computable.items():
         if follows and node not in sources and not computable.keys() >= node.users.keys():
             needed.append(node)
-    if not needed:
-        return None, []
     numbers = _graph_of(graph, computable, sources, needed)
     arguments: list[Node] = []
-    for node in reversed(needed):
-        with graph.inserting_after(after):
+    for node in needed:
+        with graph.inserting_before(before):
             argument = graph.placeholder(f"{node.name}_known")
         argument.meta = dict(node.meta)
         node.replace_all_uses_with(argument)
-        arguments.insert(0, argument)
+        arguments.append(argument)
     graph.eliminate_dead_code()
     module.recompile()
-    return GraphModule(module, numbers), arguments
+    return numbers, arguments
 
 
 def _computes_number(node: Node) -> bool:
@@ -123,16 +142,15 @@ def _graph_of(
     graph: Graph,
     computable: dict[Node, bool],
     sources: list[Node],
-    results: list[Node],
-) -> Graph:
-    """A graph that computes `results` of `sources`."""
+    needed: list[Node],
+) -> Numbers:
+    """A graph that computes the needed nodes of `sources`."""
     numbers = Graph()
     copies: dict[Node, Node] = {}
     for source in sources:
         copies[source] = numbers.placeholder(source.name)
+        copies[source].meta = dict(source.meta)
     for node in graph.nodes:
         if node in computable and node not in copies:
             copies[node] = numbers.node_copy(node, copies.__getitem__)
-    numbers.output(tuple(copies[node] for node in results))
-    numbers.eliminate_dead_code()
-    return numbers
+    return Numbers(numbers, [copies[source] for source in sources], [copies[node] for node in needed])

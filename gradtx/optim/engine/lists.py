@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import varies
 from gradtx._execution import Leaf
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
@@ -17,13 +16,10 @@ from gradtx._lists.cache import SharedPrograms
 from gradtx._passes import passes_of
 from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
-from gradtx.core import GradientTransformation
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
-from gradtx.optim._scaling import Count
 from gradtx.optim.engine.alias import OddTensorError, alias
-from gradtx.optim.engine.base import Engine, Pairs
-from gradtx.optim.engine.plan import Plan
+from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
 
@@ -153,18 +149,6 @@ def _chunks_of(members: list[Member], device: torch.device, splits: bool) -> lis
 _SHARED = SharedPrograms()
 
 
-def _programs_of(tx: GradientTransformation) -> dict[Any, Any]:
-    """The programs of a chain by structure, kind and shapes, and by what was recorded; or why there is none.
-
-    Optimizers whose chains differ in numbers only share them.
-    """
-    skeleton = tx._skeleton()
-    for entry in tx._entries():
-        if varies(entry.value):  # a shared program would keep a tensor, or what a schedule holds, alive
-            return {}
-    return {} if skeleton is None else _SHARED.of(skeleton)
-
-
 class ListEngine(Engine):
     """Runs steps over lists of leaves."""
 
@@ -178,16 +162,9 @@ class ListEngine(Engine):
     def _consequence(self) -> str:
         return "steps run leaf by leaf"
 
-    def _begin(self, plan: Plan, request: StepRequest) -> None:
-        common: dict[Any, list[Any]] = {}
-        bundles: Any = plan.bundles
-        for bundle in bundles:
-            member = bundle.members[0]
-            key = member.group, id(bundle.signature)
-            if key not in common:
-                common[key] = _arguments(member, bundle.signature, request)
-            bundle.begin(request.run, common[key], request.scaling is None)
-            bundle.read_from(request.trees)
+    def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
+        bundle.begin(request.run, numbers, request.scaling is None)
+        bundle.read_from(request.trees)
 
     # Planning.
 
@@ -214,7 +191,7 @@ class ListEngine(Engine):
         view = request.views[member.group]
         function = BundleFunction(signature, view.chain_of(structure))
         if self._programs is None:
-            self._programs = _programs_of(view.tx)
+            self._programs = shared_programs(_SHARED, view.tx)
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
         common = self._common_program(key, function, pairs, request) if kind.flat else None
         for member, leaf in pairs:
@@ -250,7 +227,7 @@ class ListEngine(Engine):
             return self._refuse(leaf, program)
         if program is None:
             try:
-                program = passes_of(function, _stand_ins(function.signature), tensors, ListPass)
+                program = passes_of(function, stand_ins(function.signature), tensors, ListPass)
             except (UnrecordableError, TracingUnavailableError) as error:
                 self._programs[of_shapes] = str(error)
                 return self._refuse(leaf, str(error))
@@ -263,34 +240,12 @@ class ListEngine(Engine):
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
         if len(program) > 1 and is_sharded(member.param):
-            return self._refuse(leaf, "it is sharded, and a sum over leaves needs the sum over all shards")
+            return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
 
 
 def _size(pair: tuple[Member, Leaf]) -> int:
     return pair[0].param.numel()
-
-
-def _arguments(member: Member, signature: Signature, request: StepRequest) -> list[Any]:
-    """The numbers that the leaves of a bundle share, in the order of `Signature`."""
-    count = member.count
-    numbers: list[Any] = [count.made + 1 if isinstance(count, Count) else count + 1, request.count]
-    if request.scaling is not None:
-        numbers.extend(request.scaling.on(local(member.param).device))
-    numbers.extend(request.numbers[member.group])
-    numbers.extend(request.run.scalars(path)[name] for path, name in signature.shared)
-    numbers.extend(request.scalars[name] for name in signature.scalars)
-    return numbers
-
-
-def _stand_ins(signature: Signature) -> list[Tensor]:
-    """0-d tensors of the dtypes that rules get, in the order of `_arguments`."""
-    dtypes = [torch.int64, torch.int64]
-    if signature.scaled:
-        dtypes += [torch.float64, torch.bool]
-    dtypes += [torch.float64] * signature.numbers
-    dtypes += [*signature.shared.values(), *signature.scalars.values()]
-    return [torch.empty((), dtype=dtype) for dtype in dtypes]
 
 
 def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:

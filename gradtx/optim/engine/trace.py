@@ -17,6 +17,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
+from gradtx._lists.bundle import numbers_for
 from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
 from gradtx._runs import Run, memory_of
 from gradtx.context import Clock
@@ -24,6 +25,7 @@ from gradtx.core import GradientTransformation
 from gradtx.optim._scaling import Scaling, unscaling
 from gradtx.optim.engine.compiler import Compiler
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
+from gradtx.optim.engine.numbers import StepNumbers
 from gradtx.optim.engine.signature import Signature
 
 MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
@@ -204,13 +206,11 @@ class ProgramPass(Protocol):
         sums: Examples of the sums that it returns; empty for the last pass.
         names: The names of its outputs.
         operation: The operation that waits for the sums; None for the last pass.
-        common: The function of the common arguments that `prepare` calls.
     """
 
     sums: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
-    common: Any
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Whether the sizes of these tensors are as was assumed while tracing."""
@@ -220,12 +220,12 @@ class ProgramPass(Protocol):
         """Make the pass callable."""
         ...
 
-    def prepare(self, common: list[Tensor]) -> list[Tensor]:
-        """Common arguments of `call`: these, and the numbers that follow from them alone."""
+    def prepare(self, numbers: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
+        """The first arguments of `call`, from the numbers of a step; `on_host` is whether the host may read them."""
         ...
 
-    def call(self, common: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
-        """Run for a bundle; `common` is a result of `prepare`."""
+    def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+        """Run for a bundle; `prepared` is a result of `prepare`."""
         ...
 
 
@@ -235,19 +235,14 @@ class TracedPass:
     sums: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
-    common: Any = None
 
-    def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor]):
+    def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor], flat: bool):
         self._tracer = _torch.SymbolicTracer()
+        self._flat = flat
         self._common: list[Tensor] = []
         for tensor in common:
             self._common.append(self._tracer.fixed(_distinct(tensor)))
-        self._leaves: list[Tensor] = []
-        for i, tensor in enumerate(leaves):
-            if tensor.ndim:
-                self._leaves.append(self._tracer.resizable(tensor, f"leaf{i}"))
-            else:
-                self._leaves.append(self._tracer.fixed(_distinct(tensor)))
+        self._leaves = self._stand_ins(leaves)
 
         def traced(*arguments: Tensor) -> list[Tensor]:
             result = run(list(arguments))
@@ -258,53 +253,78 @@ class TracedPass:
             return result.outputs
 
         self._graph: Any = self._tracer.graph(traced, [*self._common, *self._leaves], REPLACED)
-        self._numbers: list[int] = []  # the positions of 0-d arguments among those of the leaves
+        self._number_slots: list[int] = []  # the positions of 0-d arguments among those of the leaves
         self._of_bundle: Any = None
         self._kernel: Any = None
 
+    def _stand_ins(self, leaves: list[Tensor]) -> list[Tensor]:
+        """Stand-ins of other sizes; the flat tensors of a leaf, equal in length, share theirs: a quarter to compile."""
+        stand_ins: list[Tensor] = []
+        by_length: dict[int, Tensor] = {}
+        for i, tensor in enumerate(leaves):
+            if not tensor.ndim:
+                stand_in = self._tracer.fixed(_distinct(tensor))
+            elif self._flat and len(tensor) in by_length:
+                stand_in = self._tracer.sized_as(by_length[len(tensor)], tensor)
+            else:
+                stand_in = self._tracer.resizable(tensor, f"leaf{i}")
+                by_length[len(tensor)] = stand_in
+            stand_ins.append(stand_in)
+        return stand_ins
+
     def fits(self, leaves: list[Tensor]) -> bool:
+        if self._flat:  # every size is a length, and loops over one entry are those over two
+            leaves = [tensor.new_empty(2) if tensor.shape == (1,) else tensor for tensor in leaves]
         return self._tracer.holds_for(self._leaves, leaves)
 
     def compile(self, compiler: Compiler) -> None:
         """Make three functions of the graph.
 
-        `common` computes the numbers that follow from common arguments (a bias correction), once a step. The second
-        computes those that follow from 0-d slots as well (a product over steps), once a bundle. The kernel computes
-        all entries.
+        The first computes the numbers that follow from those of the step (a bias correction), once a step and without
+        compiler. The second computes those that follow from 0-d slots as well (a product over steps), once a bundle.
+        The kernel computes all entries.
         """
         graph = self._graph.graph
         graph.eliminate_dead_code()
         multiply(self._graph)
         arguments = graph.find_nodes(op="placeholder")
         common, leaves = arguments[: len(self._common)], arguments[len(self._common) :]
-        numbers: list[Any] = []
-        for i, node in enumerate(leaves):
-            if is_number(node):
-                self._numbers.append(i)
-                numbers.append(node)
-
-        of_step, step_arguments = hoist(self._graph, common, common[-1])
-        common = [*common, *step_arguments]
-        of_bundle, bundle_arguments = hoist(self._graph, [*common, *numbers], common[-1])
-
-        with self._tracer.compiling():
-            if of_step is not None:
-                self.common = compiler.shared(of_step, self._common)
-            examples: list[Any] = [node.meta["val"] for node in (*common, *numbers)]
-            if of_bundle is not None:
-                self._of_bundle = compiler.compiled(of_bundle, examples)
-            examples = [node.meta["val"] for node in (*common, *bundle_arguments)]
-            self._kernel = compiler.compiled(self._graph, [*examples, *self._leaves])
+        of_step, step_arguments = hoist(self._graph, common, leaves[0])
+        kept = [copy for node, copy in zip(common, of_step.arguments, strict=True) if node.users]
+        self._numbers = StepNumbers(of_step, kept, self._graph)
+        prepared: list[Any] = []
+        for node in common:
+            if node.users:
+                prepared.append(node)
+            else:
+                graph.erase_node(node)
+        prepared += step_arguments
+        self._compile_kernel(compiler, prepared, leaves)
         del self._graph
 
-    def prepare(self, common: list[Tensor]) -> list[Tensor]:
-        return common if self.common is None else [*common, *self.common(*common)]
+    def _compile_kernel(self, compiler: Compiler, prepared: list[Any], leaves: list[Any]) -> None:
+        """Compile what depends on leaves; `prepared` are the nodes of the first arguments."""
+        slots: list[Any] = []
+        for i, node in enumerate(leaves):
+            if is_number(node):
+                self._number_slots.append(i)
+                slots.append(node)
+        of_bundle, bundle_arguments = hoist(self._graph, [*prepared, *slots], leaves[0])
+        with self._tracer.compiling():
+            if bundle_arguments:
+                examples: list[Any] = [node.meta["val"] for node in (*prepared, *slots)]
+                self._of_bundle = compiler.compiled(of_bundle.module(self._graph), examples)
+            examples = [node.meta["val"] for node in (*prepared, *bundle_arguments)]
+            self._kernel = compiler.compiled(self._graph, [*examples, *self._leaves])
 
-    def call(self, common: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+    def prepare(self, numbers: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
+        return self._numbers.compute(numbers, device, on_host)
+
+    def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
         if self._of_bundle is None:
-            return self._kernel(*common, *leaves)
-        numbers = [leaves[i] for i in self._numbers]
-        return self._kernel(*common, *self._of_bundle(*common, *numbers), *leaves)
+            return self._kernel(*prepared, *leaves)
+        slots = [leaves[i] for i in self._number_slots]
+        return self._kernel(*prepared, *self._of_bundle(*prepared, *slots), *leaves)
 
 
 def _distinct(tensor: Tensor) -> Tensor:
@@ -315,10 +335,9 @@ def _distinct(tensor: Tensor) -> Tensor:
 class DynamoPass:
     """A pass that `torch.compile` traces, for a torch that lacks the names that tracing needs."""
 
-    common: Any = None
-
     def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor]):
         self._run = run
+        self._common = [tensor.dtype for tensor in common]
         self._examples = [*common, *leaves]
         result = run(self._copies())  # an eager call gives the structure of the result
         result.write()
@@ -347,12 +366,13 @@ class DynamoPass:
             self._compiled(self._copies())
         self._examples = []
 
-    def prepare(self, common: list[Tensor]) -> list[Tensor]:
-        return common
+    def prepare(self, numbers: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
+        tensors, _ = numbers_for(numbers, self._common, device, on_host=False)
+        return tensors
 
-    def call(self, common: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+    def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
         with torch.no_grad():
-            return self._compiled([*common, *leaves])
+            return self._compiled([*prepared, *leaves])
 
 
 class BundleProgram:
@@ -362,6 +382,7 @@ class BundleProgram:
         function: The step of a bundle.
         common: Examples of the arguments that all leaves share.
         leaves: Examples of the leaves' arguments.
+        flat: Whether leaves are vectors of unlike lengths, whose operations are elementwise.
     """
 
     def __init__(
@@ -369,20 +390,26 @@ class BundleProgram:
         function: BundleFunction,
         common: list[Tensor],
         leaves: list[Tensor],
+        flat: bool,
     ):
-        self.passes = passes_of(function, common, leaves, _make_pass)
+        self.passes = passes_of(function, common, leaves, functools.partial(_make_pass, flat=flat))
+        self._known_to_fit: dict[tuple[torch.Size, ...], bool] = {}
 
     def fits(self, leaves: list[Tensor]) -> bool:
-        return all(each.fits(leaves) for each in self.passes)
+        """Whether the program takes leaves of these sizes."""
+        sizes = tuple(tensor.shape for tensor in leaves)
+        if sizes not in self._known_to_fit:
+            self._known_to_fit[sizes] = all(each.fits(leaves) for each in self.passes)
+        return self._known_to_fit[sizes]
 
     def compile(self, compiler: Compiler) -> None:
         for each in self.passes:
             each.compile(compiler)
 
 
-def _make_pass(run: RunPass, common: list[Tensor], leaves: list[Tensor]) -> ProgramPass:
+def _make_pass(run: RunPass, common: list[Tensor], leaves: list[Tensor], flat: bool) -> ProgramPass:
     try:
-        return TracedPass(run, common, leaves)
+        return TracedPass(run, common, leaves, flat)
     except _torch.TracingUnavailableError:
         with torch.no_grad():
             return DynamoPass(run, common, leaves)

@@ -1,0 +1,70 @@
+"""The numbers of a kernel that follow from those of a step, such as bias corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from gradtx._lists.bundle import numbers_for
+from gradtx._lists.code import ListFunction, list_function
+from gradtx._lists.record import META, Recording
+from gradtx.optim.engine.hoist import Numbers
+
+aten = torch.ops.aten
+
+
+class StepNumbers:
+    """Computes the numbers that a kernel takes: in Python, or on the device if the host would have to wait for it.
+
+    Args:
+        numbers: How they follow from the numbers of a step.
+        kept: The nodes of those that the kernel takes as they are.
+        owner: The module that has the constants.
+    """
+
+    def __init__(self, numbers: Numbers, kept: list[Node], owner: GraphModule):
+        self._graph = numbers.graph
+        self._arguments = numbers.arguments
+        self._results = [*kept, *numbers.results]
+        self._given = [node.meta["val"].dtype for node in self._arguments]
+        self._dtypes = [node.meta["val"].dtype for node in self._results]
+        self._functions: dict[tuple[torch.device, bool], ListFunction] = {}
+        _write_constants(self._graph, owner)
+
+    def compute(self, given: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
+        """The numbers as 0-d tensors; `on_host` is whether the host may read those that are given."""
+        numbers, on_host = numbers_for(given, self._given, device, on_host)
+        values = self._function(device, on_host).prepare(numbers)
+        if not on_host:
+            return list(values)
+        tensors: list[Tensor] = []
+        for value, dtype in zip(values, self._dtypes, strict=True):
+            tensors.append(torch.full((), value, dtype=dtype, device=device))
+        return tensors
+
+    def _function(self, device: torch.device, on_host: bool) -> ListFunction:
+        key = device, on_host
+        if key not in self._functions:
+            copies: dict[Node, Node] = {}
+            graph = Graph()
+            graph.graph_copy(self._graph, copies)
+            arguments = [copies[node] for node in self._arguments]
+            recording = Recording(graph, arguments, [], [copies[node] for node in self._results])
+            self._functions[key] = list_function(recording, device, on_host)
+        return self._functions[key]
+
+
+def _write_constants(graph: Graph, owner: GraphModule) -> None:
+    """Put the values of constants into a graph."""
+    for node in graph.find_nodes(op="get_attr"):
+        tensor: Tensor = getattr(owner, node.target)
+        with graph.inserting_before(node):
+            options = {"dtype": tensor.dtype, "device": META}
+            constant = graph.call_function(aten.full.default, ([], tensor.item()), options)
+        constant.meta["val"] = tensor
+        node.replace_all_uses_with(constant)
+        graph.erase_node(node)
