@@ -34,7 +34,8 @@ Differences:
 - `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,
   `scale_by_adam_hat(debias_first=False)`, `scale_by_radam`, `add_decayed_weights(..., fixed=True)`.
 - "ASGD" is torch's averaged SGD; pytorch_optimizer's ASGD is "adaptive_gd".
-- `foreach`, `fused`, `capturable` and `differentiable` raise: use `compile=True`.
+- `foreach`, `fused` and `capturable` change nothing here, and a warning says so: `compile=True` is the fast way.
+  `differentiable=True` raises: differentiate through `tx.update`.
 - `create_optimizer` accepts old option names with a FutureWarning. The classes accept the names on this page.
 
 ## Optimizers

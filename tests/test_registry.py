@@ -463,7 +463,9 @@ def test_an_option_without_a_meaning_here_is_an_error_that_says_what_to_do(name,
 def test_unknown_options_and_bad_numbers_are_errors_of_the_optimizer():
     with pytest.raises(TypeError, match=r"^adamp: unknown argument 'nesterof'; did you mean 'nesterov'\?$"):
         gradtx.create_optimizer(model(), "adamp", nesterof=True)
-    with pytest.raises(TypeError, match="'foreach' is not an option of gradtx"):
+    with pytest.raises(TypeError, match="'differentiable' is not an option of gradtx"):
+        gradtx.create_optimizer(model(), "adamp", differentiable=True, use_gc=True)
+    with pytest.warns(UserWarning, match=r"^create_optimizer: foreach=True chooses between implementations of torch"):
         gradtx.create_optimizer(model(), "adamp", foreach=True, use_gc=True)
     with pytest.raises(TypeError, match=r"^adamp: unknown argument 'k'"):
         gradtx.create_optimizer(model(), "adamp", k=3)

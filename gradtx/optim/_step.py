@@ -102,7 +102,10 @@ class Step:
         owner = self._workings.members.owner
         gradient, layout = member.param.grad, member.layout
         if gradient is not None and gradient.is_sparse:
-            raise RuntimeError(f"{owner}: parameter {member.name!r} has a sparse gradient")
+            raise RuntimeError(
+                f"{owner}: parameter {member.name!r} has a sparse gradient, and rules read dense ones; leave "
+                "sparse=True out of its nn.Embedding, or write param.grad = param.grad.to_dense() before step()"
+            )
         if member.state and layout is not None and not layout.keys <= member.state.keys():
             lacking = min(layout.keys - member.state.keys())
             raise ValueError(f"{owner}: the state of parameter {member.name!r} lacks {lacking!r}")

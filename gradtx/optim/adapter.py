@@ -28,7 +28,7 @@ from gradtx.optim._pickles import workings_of
 from gradtx.optim._scaling import Scaling
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import Step
-from gradtx.optim._warnings import warn_of_misspelt, warn_of_two_schedules
+from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, warn_of_two_schedules
 from gradtx.optim._workings import Workings
 
 
@@ -87,6 +87,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             first_states.append(states.first(view, view.group["params"], joining.by_param))
         # Before anything changes, since a warning may be an error.
         warn_of_misspelt(owner, keys, self._tx._entries())
+        warn_of_engine_options(owner, group)
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)

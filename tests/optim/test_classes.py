@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim._groups import REFUSED
+from gradtx.optim._groups import ENGINE_OPTIONS
 from gradtx.optim.classes import CLASSES
 from tests.conformance import example
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, values
@@ -45,7 +45,7 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
     theirs = inspect.signature(getattr(torch.optim, name)).parameters.values()
     positional = [p.name for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]
     # What comes behind an option of torch's engines cannot be reached by position alone.
-    positional = list(itertools.takewhile(lambda name: name not in REFUSED, positional))
+    positional = list(itertools.takewhile(lambda name: name not in ENGINE_OPTIONS, positional))
     own = inspect.signature(getattr(gradtx.optim, name)).parameters.values()
     assert [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
 
@@ -175,7 +175,7 @@ def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was():
     fresh = torch.nn.Parameter(torch.zeros(2))
     for group, error in (
         ({"params": [fresh], "lr": -1.0}, ValueError),
-        ({"params": [fresh], "fused": True}, TypeError),
+        ({"params": [fresh], "differentiable": True}, TypeError),
         ({"params": [params["body.bias"]]}, ValueError),
         ({"params": [torch.zeros(2, dtype=torch.int64)]}, TypeError),
         ([fresh], TypeError),

@@ -174,32 +174,56 @@ def test_a_hyperparameter_that_looks_like_a_key_of_torchs_makes_that_none_that_i
     gradtx.as_optimizer(rule(), [group])  # warnings are errors here
 
 
+def makers(option, value):
+    """The ways in which code written for torch passes an option of its implementations."""
+    param = torch.nn.Parameter(torch.zeros(2))
+    return {
+        "class": lambda: gradtx.optim.AdamW([param], **{option: value}),
+        "group": lambda: gradtx.optim.AdamW([{"params": [param], option: value}]),
+        "create_optimizer": lambda: gradtx.create_optimizer([param], "adamw", **{option: value}),
+    }
+
+
+WAYS = ["class", "group", "create_optimizer"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("option", ["foreach", "fused", "capturable"])
+def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_one_warning_that_names_compile(
+    option, way
+):
+    with pytest.warns(
+        UserWarning, match=rf"{option}=True chooses between .* changes nothing here.*compile=True"
+    ) as said:
+        optimizer = makers(option, True)[way]()
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    param = optimizer.param_groups[0]["params"][0]
+    plain = torch.nn.Parameter(torch.zeros(2))
+    for each, steps in ((param, optimizer), (plain, type(optimizer)([plain], lr=optimizer.param_groups[0]["lr"]))):
+        each.grad = torch.tensor([1.0, -2.0])
+        steps.step()
+    assert torch.equal(param, plain)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("value", [None, False])
 @pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])
-def test_options_of_torchs_engines_are_refused_with_a_hint(option):
-    param = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(TypeError, match=f"{option!r} is not an option of gradtx"):
-        gradtx.optim.AdamW([param], **{option: True})
-    with pytest.raises(TypeError, match=f"{option!r} is not an option of gradtx.*compile=True"):
-        gradtx.optim.AdamW([{"params": [param], option: False}])
+def test_an_option_of_torchs_implementations_that_is_off_asks_for_nothing(option, value, way):
+    makers(option, value)[way]()  # warnings are errors here
 
 
-@pytest.mark.parametrize(
-    ("value", "remedy"),
-    [
-        (False, "capturable=False asks for nothing, drop it; for speed there is compile=True"),
-        (None, "capturable=None asks for nothing, drop it; for speed there is compile=True"),
-        (True, "drop it and use compile=True"),
-    ],
-)
-def test_an_option_of_torchs_engines_that_is_off_is_only_to_be_dropped(value, remedy):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_differentiable_step_is_refused_with_the_pure_update_as_remedy(way):
+    with pytest.raises(TypeError, match=r"^'differentiable' is not an option of gradtx: .*tx\.update"):
+        makers("differentiable", True)[way]()
+
+
+def test_several_options_of_torchs_implementations_are_one_warning():
     param = torch.nn.Parameter(torch.zeros(2))
-    message = f"^'capturable' is not an option of gradtx; {remedy}$"
-    with pytest.raises(TypeError, match=message):
-        gradtx.optim.AdamW([param], capturable=value)
-    with pytest.raises(TypeError, match=message):
-        gradtx.optim.AdamW([{"params": [param], "capturable": value}])
-    with pytest.raises(TypeError, match=message):
-        gradtx.create_optimizer([param], "adamw", capturable=value)
+    with pytest.warns(UserWarning, match="^AdamW: foreach=True and capturable=True choose between") as said:
+        gradtx.optim.AdamW([param], foreach=True, capturable=True)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
