@@ -207,6 +207,7 @@ def test_a_sparse_gradient_is_a_clear_error_that_changes_nothing(name):
     assert_equal(values(params), before)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own Adagrad
 @pytest.mark.parametrize("name", ["SGD", "Adagrad"])
 def test_a_sparse_gradient_made_dense_as_the_error_says_gives_the_steps_of_torchs_sparse_one(name):
     embeddings = [torch.nn.Embedding(5, 2, sparse=True).double() for _ in range(2)]
