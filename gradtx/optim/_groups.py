@@ -162,6 +162,10 @@ class GroupView:
                 self._cached = None
         return changed
 
+    def start_with(self, values: Mapping[str, Any]) -> None:
+        """Let slots be made with these values: no step has used those that exist."""
+        self.first = dict(values)
+
     # In a step.
 
     def chain(self, values: Mapping[str, Any], device: torch.device) -> GradientTransformation:

@@ -62,7 +62,10 @@ class Step:
         rows = self._rows = workings.members.rows(workings.states.by_param)
         self._values = self._checked_values(rows)
         for view, row, values in zip(self._views, rows, self._values, strict=True):
-            workings.states.prepare(view, row, view.settle(values))
+            changed = view.settle(values)
+            if workings.states.are_unused(row):
+                view.start_with(values)
+            workings.states.prepare(view, row, changed)
         self.members = self._stepping(rows)
         self._counts_on_device = scaling is not None and not workings.counts_on_host()
         if scaling is not None and self._counts_on_device:
