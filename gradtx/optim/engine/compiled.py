@@ -18,7 +18,7 @@ from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim._scaling import Count, next_number, on_device
 from gradtx.optim.engine.alias import lengths_like
-from gradtx.optim.engine.base import Engine, Pairs, UnsuitableError, slots_are_shaped_as
+from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, UnsuitableError, slots_are_shaped_as
 from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.compiler import Backend, Compiler
 from gradtx.optim.engine.inductor import compile_with_inductor
@@ -179,6 +179,8 @@ class CompiledEngine(Engine):
         examples = [tensors] if programs else [_examples(tensors, kind), tensors]
         program = self._compiled(function, common, examples, first.param, leaf.name)
         if program is None:
+            for member in members:
+                self.reasons[member.name] = SUM_OVER_SHARDS
             return None
         programs.append(program)
         bundle.compile_for(program)

@@ -22,7 +22,7 @@ from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
 from gradtx.optim._scaling import Count
 from gradtx.optim.engine.alias import OddTensorError, alias
-from gradtx.optim.engine.base import Engine, Pairs
+from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs
 from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
@@ -263,7 +263,7 @@ class ListEngine(Engine):
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
         if len(program) > 1 and is_sharded(member.param):
-            return self._refuse(leaf, "it is sharded, and a sum over leaves needs the sum over all shards")
+            return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
 
 
