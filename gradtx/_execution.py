@@ -159,6 +159,7 @@ class Operation:
         restarts_inner: Whether the operations behind it may start over with their first state.
         random: Whether it draws random numbers.
         positional: Whether results depend on an entry's place in the whole tensor.
+        sums: Whether it is known to wait for a sum over leaves.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
     """
 
@@ -171,6 +172,7 @@ class Operation:
     restarts_inner = False
     random = False
     positional = False
+    sums = False
     hessian_period = 0
 
     def init(self, leaf: Leaf) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -316,6 +317,7 @@ class RuleOperation(Operation):
         self.agree = rule.agree
         self.random = rule.seed is not None
         self.positional = stage.store.draws
+        self.sums = inspect.isgeneratorfunction(rule.update)
         self.stage = stage
         self.rule = rule
         self._function = rule.update

@@ -142,7 +142,7 @@ def patterns(owner: str, where: Any) -> Any:
     """
     if isinstance(where, str):
         return (where,)
-    if isinstance(where, list | tuple) and where and all(isinstance(item, str) for item in where):
+    if isinstance(where, list | tuple) and all(isinstance(item, str) for item in where):
         return tuple(where)
     if is_function(where):
         return where

@@ -59,10 +59,16 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
     if leaf is not None and leaf.layout is not torch.strided:
         kind = "sparse" if leaf.layout in (torch.sparse_coo, torch.sparse_csr) else str(leaf.layout)
         raise TypeError(f"{what}: leaf {name!r} is a {kind} tensor, needs a dense one; call to_dense() on it")
+    if leaf is not None and leaf.dtype.is_complex:
+        raise TypeError(
+            f"{what}: leaf {name!r} has dtype {leaf.dtype}, and rules compute with real entries, since norms, rows and "
+            "signs have another meaning for complex ones; keep torch.view_as_real(tensor) as the parameter, and apply "
+            "torch.view_as_complex in the model"
+        )
     if leaf is not None and not leaf.dtype.is_floating_point:
         raise TypeError(
             f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "
-            "leave integer and complex tensors out of the tree"
+            "leave integer tensors out of the tree"
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,9 @@ from gradtx._sharding import undivided
 from gradtx._slots import check_slots
 from gradtx._storage import Store
 from gradtx.context import Context
+
+PLAIN_EXTRAS = ("value", "hessian_diag")  # what plain functions may take
+CALLED_EXTRAS = ("grad_fn", "value_fn")  # these need `needs`, since a step that calls them writes nothing before
 
 
 class Functions(NamedTuple):
@@ -113,24 +118,22 @@ class TreeOperation(Operation):
     def _called(self, leaves: dict[str, Leaf]) -> Any:
         updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
         state = self._old(leaves)
-        context = self._context(leaves)
+        update = self._update(leaves)
         if all(leaf.param is not None for leaf in leaves.values()):
             params = self._tree({name: leaf.param for name, leaf in leaves.items()})
-            return self._functions.update(updates, state, params, *context)
+            return update(updates, state, params)
         try:
-            return self._functions.update(updates, state, None, *context)
+            return update(updates, state, None)
         except (AttributeError, TypeError) as error:
             stand_ins = self._tree({name: torch.zeros_like(leaf.update) for name, leaf in leaves.items()})
-            if self._works(updates, state, stand_ins, *context):
+            if _works(update, updates, state, stand_ins):
                 raise self._without_params(error) from error
             raise
 
-    def _works(self, *arguments: Any) -> bool:
-        try:
-            self._functions.update(*arguments)
-        except Exception:
-            return False
-        return True
+    def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
+        """The user's function of updates, state and params."""
+        context = TreeContext(leaves)
+        return lambda updates, state, params: self._functions.update(updates, state, params, context)
 
     def _without_params(self, error: Exception) -> ValueError:
         return without_params(self._name, error)
@@ -172,18 +175,17 @@ class TreeOperation(Operation):
     def _by_name(self, tree: Any) -> Any:
         return tree
 
-    def _context(self, leaves: dict[str, Leaf]) -> tuple:
-        return (TreeContext(leaves),)
-
 
 class PlainOperation(TreeOperation):
     """A pair of plain functions, which get trees as the caller built them, and no context.
 
-    In functional use the state is kept as the functions return it.
+    Extras go to parameters of their names, or to `**extras`. In functional use the state is kept as the functions
+    return it.
     """
 
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions):
         super().__init__(path, scope, name, functions)
+        self._extras = extras_of(functions.update)
         self._opaque = self._run.keeps_trees
         if self._opaque:
             self._run.opaque.add(path)
@@ -209,11 +211,54 @@ class PlainOperation(TreeOperation):
     def _by_name(self, tree: Any) -> Any:
         return self._run.by_name(tree)
 
-    def _context(self, leaves: dict[str, Leaf]) -> tuple:
-        return ()
+    def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
+        context = TreeContext(leaves)
+        given: dict[str, Any] = {"value": context.known_value()}
+        if "hessian_diag" in self._run.leaf_extras:
+            given["hessian_diag"] = self._tree(context.hessian_diag)
+        extras = {name: value for name, value in given.items() if name in self._extras and value is not None}
+        return functools.partial(self._functions.update, **extras)
 
     def _without_params(self, error: Exception) -> ValueError:
         return without_params(self._name, error, plain=True)
+
+
+def check_plain(update: Callable) -> None:
+    """Refuse a plain function with a parameter for an extra that plain functions don't get.
+
+    Raises:
+        TypeError: it has one.
+    """
+    for name in CALLED_EXTRAS:
+        if name in _parameters(update):
+            raise TypeError(
+                f"GradientTransformation: plain functions do not get {name!r}, which update has as a parameter; write "
+                f"a rule for whole trees, @gradtx.whole_tree(needs=({name!r},))"
+            )
+
+
+def extras_of(update: Callable) -> tuple[str, ...]:
+    """The extras that a plain function takes, by parameters of their names or by `**extras`."""
+    parameters = _parameters(update)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return PLAIN_EXTRAS
+    return tuple(name for name in PLAIN_EXTRAS if name in parameters)
+
+
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a function without a signature
+        return {}
+
+
+def _works(update: Callable, *arguments: Any) -> bool:
+    """Whether a user's function accepts some arguments."""
+    try:
+        update(*arguments)
+    except Exception:
+        return False
+    return True
 
 
 class GradientOperation(TreeOperation):

@@ -13,7 +13,7 @@ from gradtx import _pure, _pure_lists
 from gradtx._arguments import Argument
 from gradtx._messages import describe, nearest_dotted
 from gradtx._runs import Place, Scope
-from gradtx._tree_rules import Functions, PlainOperation
+from gradtx._tree_rules import Functions, PlainOperation, check_plain
 from gradtx.context import ALWAYS_KNOWN
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
@@ -28,10 +28,12 @@ class GradientTransformation:
     Args:
         init: `init(params) -> state`, any tree of tensors.
         update: `update(updates, state, params) -> (updates, state)`. Leaves without a gradient, and those that
-            another combinator took out, are None in its trees.
+            another combinator took out, are None in its trees. It gets the extras `value` and
+            `hessian_diag`, where the caller passes them, as parameters of these names or as `**extras`.
 
     Raises:
-        TypeError: `init` or `update` is not callable.
+        TypeError: `init` or `update` is not callable, or `update` has a parameter `grad_fn` or
+            `value_fn`, which only `@whole_tree` rules get.
 
     Example:
         >>> halve = GradientTransformation(lambda params: {}, lambda u, s, p: ({k: v / 2 for k, v in u.items()}, s))
@@ -48,6 +50,7 @@ class GradientTransformation:
         for what, function in (("init", init), ("update", update)):
             if not callable(function):
                 raise TypeError(f"GradientTransformation: {what} must be a function, got {describe(function)}")
+        check_plain(update)
         self._set(_functions=Functions(init, update))
 
     def _set(self, **attributes: Any) -> None:

@@ -19,7 +19,8 @@ from gradtx._messages import describe
 from gradtx.combinators.lookahead import with_lookahead
 from gradtx.core import GradientTransformation, chain
 from gradtx.optim import ChainOptimizer, as_optimizer
-from gradtx.optim._groups import REFUSED, refused
+from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
+from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
 from gradtx.transforms.averaging import lookahead
@@ -500,6 +501,7 @@ def create_optimizer(
     name = cls._alias.__name__
     arguments = cls._alias.spec.arguments.by_name
     _check_options(options, wd_ban_list)
+    options = {option: value for option, value in options.items() if option not in ENGINE_OPTIONS}
     if use_lookahead and name in _WITH_LOOKAHEAD:
         warnings.warn(f"create_optimizer: {name} has a lookahead already", UserWarning, stacklevel=2)
         use_lookahead = False
@@ -524,9 +526,8 @@ def create_optimizer(
 
 
 def _check_options(options: Mapping[str, Any], wd_ban_list: Any) -> None:
-    for option in REFUSED:
-        if option in options:
-            raise refused(option, options[option])
+    check_differentiable(options)
+    warn_of_engine_options("create_optimizer", options)
     if isinstance(wd_ban_list, str) or not all(isinstance(pattern, str) for pattern in wd_ban_list):
         raise TypeError(f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}")
 

@@ -34,7 +34,8 @@ Differences:
 - `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,
   `scale_by_adam_hat(debias_first=False)`, `scale_by_radam`, `add_decayed_weights(..., fixed=True)`.
 - "ASGD" is torch's averaged SGD; pytorch_optimizer's ASGD is "adaptive_gd".
-- `foreach`, `fused`, `capturable` and `differentiable` raise: use `compile=True`.
+- `foreach`, `fused` and `capturable` change nothing here, and a warning says so: `compile=True` is the fast way.
+  `differentiable=True` raises: differentiate through `tx.update`.
 - `create_optimizer` accepts old option names with a FutureWarning. The classes accept the names on this page.
 
 ## Optimizers
@@ -43,6 +44,7 @@ Differences:
 fixed behaviour here for an option that does not exist here.
 
 """
+REQUIRED = "required"
 OURS = {"params", "state_dtype", "maximize", "compile", "seed"}
 ENGINES = {"self", "kwargs", "foreach", "fused", "capturable", "differentiable"}
 SAME_NAME_ONLY = {  # pytorch_optimizer's, which is another method than ours or torch's of the name
@@ -74,8 +76,35 @@ NOTES = {
     ("pytorch_optimizer", "FOCUS"): "theirs decays before it takes the sign of the pull",
     ("pytorch_optimizer", "TAM"): "the momentum starts at 0 here, at the first gradient there",
     ("pytorch_optimizer", "Muon"): "other leaves go to `fallback`, not to `adamw_...`",
+    ("pytorch_optimizer", "A2Grad"): "one damping for each entry, as in the paper; theirs has one a leaf and no rate",
+    ("pytorch_optimizer", "AvaGrad"): "theirs is `lagged_norm=True`",
+    ("pytorch_optimizer", "Fira"): "theirs is AdamW in groups without the key `rank`",
+    ("pytorch_optimizer", "GaLore"): "theirs is AdamW in groups without the key `rank`",
+    ("pytorch_optimizer", "Gravity"): "the first velocity is drawn at random, from another stream",
+    (
+        "pytorch_optimizer",
+        "Lamb",
+    ): "theirs corrects no bias, bounds the norm of weights by 10 and decays before the ratio",
+    ("pytorch_optimizer", "LARS"): "theirs is `min_ndim=2, eps=0`, and dampens the first step",
+    ("pytorch_optimizer", "Ranger"): "theirs is `degenerated_to_sgd=True`",
+    (
+        "pytorch_optimizer",
+        "SCION",
+    ): "`constraint` is `unconstrained` here, inverted: theirs does not shrink the weights by default",
+    ("pytorch_optimizer", "SophiaH"): "the estimate of the Hessian is drawn at random, from another stream",
+    ("pytorch_optimizer", "SRMM"): "theirs overwrites the averaged weights, so that it averages gradients only",
+    ("pytorch_optimizer", "Yogi"): "theirs starts the mean at 1e-6 and adds eps behind the correction",
     ("torch.optim", "Adafactor"): "`adafactor` is the paper's",
+    ("torch.optim", "LBFGS"): 'one step a call; with a line search: `line_search(lbfgs(), conditions="strong_wolfe")`',
     ("torch.optim", "Muon"): "for models with other leaves give a `fallback`",
+}
+SCHEDULER_NOTES = {
+    "constant": "`factor` 1 and `total_iters` 0 by default; theirs is torch's, with 1/3 and 5",
+    "linear": "theirs repeats the first rate",
+    "cosine": "theirs repeats the first rate",
+    "poly": "`poly_order` is -0.5 here, which falls, 0.5 there, which rises; theirs repeats the first rate",
+    "warmup_stable_decay": "`min_lr_ratio` holds for every `cooldown_type`; theirs jumps at the end of all but cosine",
+    "chebyshev": "nodes for this number of epochs; theirs has those of the next power of two, the first thrice",
 }
 SCHEDULERS = [
     ("ConstantLR", "constant", "constant"),
@@ -99,7 +128,7 @@ SCHEDULERS = [
 
 def options(cls):
     return {
-        name: None if p.default is p.empty else p.default
+        name: REQUIRED if p.default is p.empty else p.default
         for name, p in inspect.signature(cls).parameters.items()
         if name not in OURS | ENGINES
     }
@@ -159,7 +188,7 @@ def row(library, name, cls, theirs):
     defaults = [
         f"`{option}` {shown(ours[option])} ({shown(value)})"
         for option, value in other.items()
-        if option in ours and ours[option] != value and ours[option] is not None and shown(ours[option]) != shown(value)
+        if option in ours and ours[option] != value and shown(ours[option]) != shown(value)
     ]
     cells = [f"`{cls._alias.__name__}`", f"`{cls.__name__}`", ", ".join(renamed), ", ".join(missing)]
     return f"| {name} | {' | '.join(cells)} | {', '.join(defaults)} | {NOTES.get((library, name), '')} |"
@@ -189,9 +218,10 @@ def tables():
 
 def page():
     """The text of the page."""
-    lines = [*tables(), "## Schedulers\n", "| class there | name there | here | function |", "|---|---|---|---|"]
+    lines = [*tables(), "## Schedulers\n", "| class there | name there | here | function | |", "|---|---|---|---|---|"]
     for cls, name, ours in SCHEDULERS:
-        lines.append(f"| {cls} | {name} | {ours} | `{gradtx.load_lr_scheduler(ours).__name__}` |")
+        note = SCHEDULER_NOTES.get(name, "")
+        lines.append(f"| {cls} | {name} | {ours} | `{gradtx.load_lr_scheduler(ours).__name__}` | {note} |")
     lines.append(
         "\nOthers are `explore_exploit`, `ranger21` and the un-tuned warm-ups. `join_schedules` is SequentialLR,"
     )

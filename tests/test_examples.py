@@ -22,6 +22,7 @@ TINY = {
     "pcgrad_digits": (["--steps", "3", "--seeds", "2"], "; PCGrad gains "),
     "private_digits": (["--steps", "2", "--seeds", "1"], "test accuracy: linear "),
     "physics_fit": (["--steps", "3", "--seeds", "2"], "error of u: Adam "),
+    "physics_informed": (["--evaluations", "12", "--seeds", "1"], "error of u: Adam "),
     "finetune_digits": (["--steps", "2", "--seeds", "1"], "accuracy on 5 to 9: head alone "),
     "modern_chars": (["--steps", "2"], "against AdamW: AdEMAMix "),
     "inspect_chain": (["--steps", "3"], "test accuracy: as it should be "),
@@ -234,3 +235,34 @@ def test_modern_chars_calls_a_difference_only_what_has_one_sign_for_all_seeds():
     assert verdict(torch.tensor([0.1, 0.2])) == "higher for every seed"
     for mixed in ([-0.1, 0.2], [0.0, 0.2], [-0.2, 0.0]):
         assert verdict(torch.tensor(mixed)).startswith("no difference")
+
+
+def test_the_residual_of_physics_informed_is_the_equation_by_differences_and_zero_for_the_solution():
+    names, width = script("physics_informed"), 1e-4
+    params = names["start"](0)
+    x, t = torch.linspace(-0.8, 0.9, 7, dtype=torch.float64), torch.linspace(0.8, 0.2, 7, dtype=torch.float64)
+
+    def differences(u):
+        u_t = (u(x, t + width) - u(x, t - width)) / (2 * width)
+        u_x = (u(x + width, t) - u(x - width, t)) / (2 * width)
+        u_xx = (u(x + width, t) - 2 * u(x, t) + u(x - width, t)) / width**2
+        return u_t + u(x, t) * u_x - names["VISCOSITY"] * u_xx
+
+    expected = differences(lambda x, t: names["network"](params, x, t))
+    assert expected.abs().min() > 1e-2
+    torch.testing.assert_close(names["residual"](params, x, t), expected, rtol=0, atol=1e-5)  # error of differences
+    assert differences(names["solution"]).abs().max() < 1e-5
+    edges, times = (
+        torch.tensor([-1.0, 1.0, 0.3], dtype=torch.float64),
+        torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64),
+    )
+    torch.testing.assert_close(
+        names["network"](params, edges, times), names["solution"](edges, times), rtol=0, atol=1e-12
+    )
+
+
+def test_lbfgs_of_physics_informed_descends_as_torchs_does():
+    names = script("physics_informed")
+    bar = names["tqdm"](disable=True)
+    losses = {name: names["Run"](name, 0, 60).train(bar).losses for name in ("torch L-BFGS", "gradtx L-BFGS")}
+    assert losses["gradtx L-BFGS"][-1] < 2 * losses["torch L-BFGS"][-1] < 0.1 * losses["torch L-BFGS"][0]

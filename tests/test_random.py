@@ -97,11 +97,11 @@ def test_a_random_rule_may_draw_its_first_state_and_not_repeat_it():
 
 
 def test_random_numbers_come_in_every_dtype_and_shape():
-    params = {
-        name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in {"e": (0,), "s": (), "m": (2, 3)}.items()
-    }
-    assert layout(draws(normal, params=params)) == layout(params)
-    assert layout(draws(rademacher, params=params)) == layout(params)
+    for dtype, drawn in ((torch.bfloat16, torch.float32), (torch.float32, None), (torch.float64, None)):
+        params = {name: torch.zeros(shape, dtype=dtype) for name, shape in {"e": (0,), "s": (), "m": (2, 3)}.items()}
+        expected = {name: zeros.to(drawn or dtype) for name, zeros in params.items()}  # rules see float32 at least
+        assert layout(draws(normal, params=params)) == layout(expected)
+        assert layout(draws(rademacher, params=params)) == layout(expected)
 
 
 def test_a_random_rule_draws_anew_for_every_vmap_member_only_if_the_seed_differs():

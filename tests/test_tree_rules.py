@@ -120,3 +120,52 @@ def test_noise_schedules_and_tree_rules_work_under_vmap():
     for i, x in enumerate(scales):
         member = torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i], together)
         assert_close(member, train(x), rtol=1e-12)  # batched kernels may round differently
+
+
+# Extras of plain functions.
+
+
+def plain(update):
+    return gradtx.GradientTransformation(lambda params: {}, update)
+
+
+def by_value(updates, state, params=None, value=None):
+    return {name: u * (1.0 if value is None else value) for name, u in updates.items()}, state
+
+
+def by_keywords(updates, state, params=None, **extras):
+    return by_value(updates, state, params, extras.get("value"))
+
+
+@pytest.mark.parametrize("update", [by_value, by_keywords])
+@pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: chain(gradtx.trace(0.0), tx)], ids=["alone", "chain"])
+def test_a_plain_pair_of_functions_gets_the_loss(update, around):
+    tx, params = around(plain(update)), {"w": torch.ones(2)}
+    state = tx.init(params)
+    assert torch.equal(tx.update(params, state, params, value=3.0)[0]["w"], torch.full((2,), 3.0))
+    assert torch.equal(tx.update(params, state, params)[0]["w"], torch.ones(2))
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = gradtx.as_optimizer(around(plain(update)), [("w", weight)])
+
+    def closure():
+        weight.grad = torch.ones(2)
+        return torch.tensor(3.0)
+
+    optimizer.step(closure)
+    assert torch.equal(weight, torch.full((2,), 3.0))
+
+
+def test_a_plain_pair_gets_second_derivatives_in_the_callers_tree():
+    def update(updates, state, params=None, hessian_diag=None):
+        return [u / h for u, h in zip(updates, hessian_diag, strict=True)], state
+
+    tx, params = plain(update), [torch.ones(2), torch.ones(3)]
+    halves, _ = tx.update(params, tx.init(params), params, hessian_diag=[2 * p for p in params])
+    assert all(torch.equal(half, torch.full_like(half, 0.5)) for half in halves)
+
+
+@pytest.mark.parametrize("name", ["grad_fn", "value_fn"])
+def test_a_plain_pair_that_asks_for_a_function_is_told_what_to_write(name):
+    message = rf"plain functions do not get {name!r}, which update has as a parameter.*whole_tree\(needs="
+    with pytest.raises(TypeError, match=message):
+        plain(eval(f"lambda updates, state, params=None, {name}=None: (updates, state)"))

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._execution import Block
 from gradtx.core import Entry
 from gradtx.optim._form import numbers_of
-from gradtx.optim._groups import REFUSED, GroupView
+from gradtx.optim._groups import ENGINE_OPTIONS, GroupView
 from gradtx.optim._member import Layout, Member
 from gradtx.optim._members import CPU, Group
 from gradtx.optim._run import OptimizerRun, check_agreement
@@ -237,7 +237,7 @@ def _in_our_words(group: Group, own: set[str]) -> Group:
 
     Words that are hyperparameters of this optimizer (`own`) stay as they are.
     """
-    group = {key: value for key, value in group.items() if key not in REFUSED}
+    group = {key: value for key, value in group.items() if key not in ENGINE_OPTIONS}
     for word, on in DECOUPLED:
         if word in group and word not in own:
             decoupled = group.pop(word) == on

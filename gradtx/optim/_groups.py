@@ -15,14 +15,20 @@ from gradtx.core import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 NUMBER = "a number"  # stands for a number in a structure
-REFUSED = ("foreach", "fused", "capturable", "differentiable")
+ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")  # of torch's implementations
 
 
-def refused(name: str, value: Any) -> TypeError:
-    """The error for an option of torch's own engines."""
-    off = value is None or value is False
-    remedy = f"{name}={value} asks for nothing, drop it; for speed there is" if off else "drop it and use"
-    return TypeError(f"{name!r} is not an option of gradtx; {remedy} compile=True")
+def check_differentiable(options: Mapping[str, Any]) -> None:
+    """Refuse the one option of torch's implementations that changes what a step computes.
+
+    Raises:
+        TypeError: `differentiable` is true.
+    """
+    if options.get("differentiable"):
+        raise TypeError(
+            "'differentiable' is not an option of gradtx: step() records no gradients; differentiate through "
+            "tx.update and gradtx.apply_updates, as examples/maml_sine.py does"
+        )
 
 
 class GroupView:
@@ -76,9 +82,7 @@ class GroupView:
         self._places_of_0_1 = {name: entry.place for name, entry in old_names.items()}
         self.group = group
         self.entries = _names_in_group(tx._entries(labels))
-        for name in REFUSED:
-            if name in group:
-                raise refused(name, group[name])
+        check_differentiable(group)
         self.sources = {}
         for name, entry in self.entries.items():
             # A tensor stays the one that was given, as in torch: its owner, and schedulers, write into it.
@@ -157,6 +161,10 @@ class GroupView:
                 self.first[name] = value
                 self._cached = None
         return changed
+
+    def start_with(self, values: Mapping[str, Any]) -> None:
+        """Let slots be made with these values: no step has used those that exist."""
+        self.first = dict(values)
 
     # In a step.
 

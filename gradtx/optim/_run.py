@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -123,6 +124,8 @@ class ChainTraits:
 
 # Several groups.
 
+FLOAT32_EPS = torch.finfo(torch.float32).eps
+
 
 def check_agreement(blocks: list[Block], rows: list[list[Member]]) -> None:
     """Check that hyperparameters that belong to all leaves together agree across groups.
@@ -137,7 +140,7 @@ def check_agreement(blocks: list[Block], rows: list[list[Member]]) -> None:
             for name, value in operation.agree.items():
                 value = _as_numbers(value)
                 expected = first.setdefault((operation.path, name), value)
-                if expected is not value and expected != value:
+                if not _agree(expected, value):
                     stage = ".".join(operation.path)
                     raise ValueError(f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}")
 
@@ -155,3 +158,13 @@ def _as_numbers(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_as_numbers, cast("tuple[Any, ...]", value)))
     return value.item() if isinstance(value, Tensor) else value
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Whether two values are the same number, up to the rounding of a tensor in float32."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        pairs = zip(cast("tuple[Any, ...]", a), cast("tuple[Any, ...]", b), strict=False)
+        return len(a) == len(b) and all(_agree(*pair) for pair in pairs)
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=FLOAT32_EPS)
+    return a is b or bool(a == b)

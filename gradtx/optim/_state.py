@@ -147,7 +147,12 @@ class States:
             if member.is_unused(state) or (member.layout is None and not state and member.saved is None):
                 unused.append(param)
         if unused:
-            self.keep(self.first(view, unused))
+            shares_none = self.are_unused(self.members.by_param.values())
+            self.keep(self.first(view, unused, alone=shares_none))
+
+    def are_unused(self, members: Iterable[Member]) -> bool:
+        """Whether no step has used the state of any of some members."""
+        return all(member.is_unused(self.of(member.param)) for member in members)
 
     def refresh_all(self) -> None:
         for view in self.members.views:

@@ -62,7 +62,10 @@ class Step:
         rows = self._rows = workings.members.rows(workings.states.by_param)
         self._values = self._checked_values(rows)
         for view, row, values in zip(self._views, rows, self._values, strict=True):
-            workings.states.prepare(view, row, view.settle(values))
+            changed = view.settle(values)
+            if workings.states.are_unused(row):
+                view.start_with(values)
+            workings.states.prepare(view, row, changed)
         self.members = self._stepping(rows)
         self._counts_on_device = scaling is not None and not workings.counts_on_host()
         if scaling is not None and self._counts_on_device:
@@ -102,7 +105,10 @@ class Step:
         owner = self._workings.members.owner
         gradient, layout = member.param.grad, member.layout
         if gradient is not None and gradient.is_sparse:
-            raise RuntimeError(f"{owner}: parameter {member.name!r} has a sparse gradient")
+            raise RuntimeError(
+                f"{owner}: parameter {member.name!r} has a sparse gradient, and rules read dense ones; leave "
+                "sparse=True out of its nn.Embedding, or write param.grad = param.grad.to_dense() before step()"
+            )
         if member.state and layout is not None and not layout.keys <= member.state.keys():
             lacking = min(layout.keys - member.state.keys())
             raise ValueError(f"{owner}: the state of parameter {member.name!r} lacks {lacking!r}")

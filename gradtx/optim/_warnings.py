@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gradtx._arguments import Schedule
 from gradtx._messages import close, describe
 from gradtx.core import Chain, Entry, GradientTransformation
 from gradtx.factories import Made
-from gradtx.optim._groups import SCHEDULER_KEYS, GroupView
+from gradtx.optim._groups import ENGINE_OPTIONS, SCHEDULER_KEYS, GroupView
 
 RATE = "scale_by_learning_rate"
 # Keys that others write into groups: torch and its schedulers, trainers, this library.
 FOREIGN_KEYS = {
     *SCHEDULER_KEYS,
+    *ENGINE_OPTIONS,
     "params",
     "param_names",
     "lr",
@@ -176,3 +177,15 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
 def _contains_name(key: str, names: set[str]) -> bool:
     """Whether a whole name is part of a key, as in `lr_scale`: then it is another word, not a misspelt one."""
     return any(f"_{name}_" in f"_{key}_" for name in (*names, "lr"))
+
+
+def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
+    """Warn of options that choose between torch's implementations; those that are off ask for nothing."""
+    given = [f"{name}={options[name]}" for name in ENGINE_OPTIONS if options.get(name)]
+    if given:
+        verb = "chooses" if len(given) == 1 else "choose"
+        warn_user(
+            f"{owner}: {' and '.join(given)} {verb} between implementations of torch and changes nothing here; "
+            "leave it out. A step runs over lists of tensors by default, and in compiled programs with compile=True",
+            UserWarning,
+        )

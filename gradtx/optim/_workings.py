@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradtx import _torch
 from gradtx.core import GradientTransformation
+from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._hessian import HessianSource
 from gradtx.optim._members import Members
 from gradtx.optim._run import ChainTraits
@@ -27,12 +28,15 @@ class Workings:
         states: Their states.
         hessian: The source of second derivatives.
         engine: The compiled engine, if asked for.
+        evaluation: The weights of training, while others are in their place. Kept here and not on the optimizer,
+            because Lightning's wrapper inherits the optimizer's methods and takes what these set.
     """
 
     members: Members
     states: States
     hessian: HessianSource
     engine: CompiledEngine | None
+    evaluation: Evaluation | None = None
 
     @classmethod
     def of(cls, owner: str, tx: GradientTransformation, seed: Any, engine: CompiledEngine | None) -> Workings:

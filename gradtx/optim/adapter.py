@@ -28,7 +28,7 @@ from gradtx.optim._pickles import workings_of
 from gradtx.optim._scaling import Scaling
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import Step
-from gradtx.optim._warnings import warn_of_misspelt, warn_of_two_schedules
+from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, warn_of_two_schedules
 from gradtx.optim._workings import Workings
 
 
@@ -47,7 +47,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         check_transformation(owner, "tx", tx)
         _check_no_module(owner, params)
         self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile))
-        self._evaluation: Evaluation | None = None
         super().__init__(params, {})
         members = self._workings.members
         members.check_selectors()
@@ -88,6 +87,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             first_states.append(states.first(view, view.group["params"], joining.by_param))
         # Before anything changes, since a warning may be an error.
         warn_of_misspelt(owner, keys, self._tx._entries())
+        warn_of_engine_options(owner, group)
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
@@ -139,7 +139,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
                 changed then.
         """
-        if self._evaluation is not None and self._evaluation.changes_weights():
+        evaluation = self._workings.evaluation
+        if evaluation is not None and evaluation.changes_weights():
             raise RuntimeError(
                 f"{type(self).__name__}: the parameters are the weights to evaluate with; call optimizer.train() "
                 "before step()"
@@ -203,20 +204,21 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Trainers call this in front of an evaluation, as for schedule-free optimizers. Without links that average
         weights it does nothing, nor if it was called before.
         """
-        if self._evaluation is None:
-            self._evaluation = Evaluation.start(self._weights_to_evaluate_with())
+        if self._workings.evaluation is None:
+            self._workings.evaluation = Evaluation.start(self._weights_to_evaluate_with())
 
     @torch.no_grad()
     def train(self) -> None:
         """Put the weights of training back, after `eval`."""
-        if self._evaluation is not None:
-            self._evaluation.end()
-            self._evaluation = None
+        evaluation = self._workings.evaluation
+        if evaluation is not None:
+            evaluation.end()
+            self._workings.evaluation = None
 
     @contextlib.contextmanager
     def eval_params(self) -> Generator[None, None, None]:
         """Put the weights to evaluate with in place of the parameters, and the parameters back at the end."""
-        if self._evaluation is not None:  # they are there already
+        if self._workings.evaluation is not None:  # they are there already
             yield
             return
         self.eval()
@@ -246,12 +248,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's; state that no step has used yet is made from the current parameters."""
-        states = self._up_to_date().states
-        if self._evaluation is None:
-            states.refresh_all()
+        workings = self._up_to_date()
+        evaluation = workings.evaluation
+        if evaluation is None:
+            workings.states.refresh_all()
         state_dict = self._state_dict_of_members()
-        if self._evaluation is not None:
-            self._evaluation.save(state_dict, self._params_in_order())
+        if evaluation is not None:
+            evaluation.save(state_dict, self._params_in_order())
         return state_dict
 
     def _state_dict_of_members(self) -> dict[str, Any]:
@@ -291,8 +294,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         state_dict = self._accepted(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, names)
         Checkpoint(state_dict, workings.states, strict).load()
-        self._evaluation = evaluation
-        self.param_groups = [view.group for view in workings.members.views]
+        workings.evaluation = evaluation
+        self.param_groups[:] = [view.group for view in workings.members.views]  # in place: wrappers share the list
         for hook in after:
             hook(self)
 
@@ -302,11 +305,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._workings.states.forget_used()
-        return {**super().__getstate__(), "_workings": self._workings, "_evaluation": self._evaluation}
+        return {**super().__getstate__(), "_workings": self._workings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         workings = workings_of(state, type(self).__name__)
-        super().__setstate__({"_evaluation": None, **state, "_workings": workings})
+        super().__setstate__({**state, "_workings": workings})
         workings.states.by_param = self.state
         workings.states.note_copies()
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gradtx import optimizers
 from gradtx.core import GradientTransformation, chain
-from gradtx.optim._groups import REFUSED, refused
+from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
+from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.transforms._polynomials import default_steps
 
@@ -60,9 +61,9 @@ class AliasOptimizer(ChainOptimizer):
         compile: bool | str | Mapping[str, Any] = False,
         **kwargs: Any,
     ):
-        for option in REFUSED:
-            if option in kwargs:
-                raise refused(option, kwargs[option])
+        engine_options = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
+        check_differentiable(engine_options)
+        warn_of_engine_options(type(self).__name__, engine_options)
         seed = kwargs.pop("seed", 0) if self._seeded else 0
         numbers = {name: _as_number(value) for name, value in kwargs.items()}
         super().__init__(self._alias(*map(_as_number, args), **numbers), params, compile=compile, seed=seed)

@@ -64,7 +64,8 @@ def muon(
         adjust_lr_fn: $r$, by a name of `scale_by_shape`: None or "original" is
             $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
             $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype. bfloat16 is good to about 1e-2. For a
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype. bfloat16 is good to about 1e-2, and on
+            nearly rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. For a
             gradient through training take None: that of bfloat16 can have the wrong sign.
         flatten: The same as view="flatten".
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.

@@ -98,3 +98,68 @@ def test_weights_loaded_after_prepare_count_for_first_states(moved):
     optimizer.step()
     for param in model.parameters():
         assert_equal(optimizer.state[param]["slow"], torch.full_like(param, 3.0).detach())
+
+
+SCHEDULE = gradtx.warmup_cosine_schedule(BATCHES // EVERY, max_lr=RATE, warmup_steps=2)
+
+
+def run(optimizer, batches, accelerator, model):
+    for batch in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward((model(batch) - 1).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def schedule_free(model):
+    return gradtx.optim.ScheduleFreeAdamW(model.parameters(), lr=RATE)
+
+
+def test_a_scheduler_under_accelerate_on_a_scheduled_rate_is_warned_of_by_name():
+    with pytest.warns(UserWarning, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
+        trained(lambda model: gradtx.optim.AdamW(model.parameters(), lr=SCHEDULE))
+
+
+def test_a_schedule_as_accelerates_scheduler_equals_the_schedule_in_the_chain(monkeypatch):
+    inside = network()
+    optimizer = gradtx.optim.AdamW(inside.parameters(), lr=SCHEDULE)
+    accelerator, _, _, batches, _ = prepared(lambda model: gradtx.optim.AdamW(model.parameters(), lr=RATE))
+    run(accelerator.prepare(optimizer), batches, accelerator, inside)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    monkeypatch.setitem(globals(), "decaying", lambda optimizer: gradtx.as_lr_scheduler(optimizer, SCHEDULE))
+    ours, outside = trained(lambda model: gradtx.optim.AdamW(model.parameters(), lr=RATE), clip=None)
+    assert_close(ours, values(inside.parameters()), TOLERANCE)
+    assert outside.param_groups[0]["lr"] == pytest.approx(SCHEDULE(BATCHES // EVERY))
+
+
+def test_accelerate_switches_to_the_weights_to_evaluate_with_and_back():
+    accelerator, model, optimizer, batches, _ = prepared(schedule_free)
+    run(optimizer, batches, accelerator, model)
+    trained_on = values(model.parameters())
+    optimizer.eval()
+    evaluated = values(model.parameters())
+    with pytest.raises(RuntimeError, match=r"call optimizer.train\(\) before step\(\)"):
+        optimizer.step()
+    optimizer.train()
+    assert_equal(values(model.parameters()), trained_on)
+    with optimizer.optimizer.eval_params():
+        assert_equal(evaluated, values(model.parameters()))
+    assert not torch.equal(evaluated[0], trained_on[0])
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_accelerate_resumes_in_the_mode_in_which_it_saved(mode, tmp_path):
+    accelerator, model, optimizer, batches, _ = prepared(schedule_free)
+    run(optimizer, batches, accelerator, model)
+    getattr(optimizer, mode)()
+    accelerator.save_state(str(tmp_path))
+    optimizer.train()
+    run(optimizer, batches, accelerator, model)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    accelerator, other, optimizer, batches, _ = prepared(schedule_free)
+    accelerator.load_state(str(tmp_path))
+    optimizer.train()
+    run(optimizer, batches, accelerator, other)
+    assert_equal(values(other.parameters()), values(model.parameters()))

@@ -167,3 +167,99 @@ def test_lightnings_wrapper_passes_weights_to_evaluate_with_on(tmp_path):
     assert_equal(weights(module), weights(plain))
     assert_equal(module.evaluated, module.slow)
     assert not torch.equal(module.evaluated[0], weights(module)[0])
+
+
+class EvaluatedByMode(Regression):
+    """As the authors of schedule-free optimizers advise: the optimizer's mode follows the module's."""
+
+    def on_train_epoch_end(self):
+        optimizer = self.optimizers()
+        optimizer.eval()
+        optimizer.eval()
+        self.evaluated = weights(self)
+        with pytest.raises(RuntimeError, match=r"call optimizer.train\(\) before step\(\)"):
+            optimizer.optimizer.step()
+        optimizer.train()
+
+
+def schedule_free(network):
+    return gradtx.optim.ScheduleFreeAdamW(network.parameters(), lr=RATE)
+
+
+def test_lightnings_wrapper_switches_the_optimizer_to_the_weights_to_evaluate_with_and_back(tmp_path):
+    module, optimizer = trained(tmp_path, schedule_free, kind=EvaluatedByMode)
+    plain, _ = trained(tmp_path, schedule_free)
+    assert_equal(weights(module), weights(plain))
+    with optimizer.eval_params():
+        assert_equal(module.evaluated, weights(module))
+    assert not torch.equal(module.evaluated[0], weights(module)[0])
+
+
+class SavedInEvaluation(Regression):
+    """Stays in the weights to evaluate with while Lightning saves, as a user of its checkpoint callback sees it."""
+
+    def on_train_epoch_start(self):
+        self.optimizers().train()
+
+    def on_train_epoch_end(self):
+        self.optimizers().eval()
+
+
+def test_lightning_resumes_what_it_saved_with_the_weights_to_evaluate_with(tmp_path):
+    whole, _ = trained(tmp_path, schedule_free, kind=SavedInEvaluation)
+    trained(tmp_path, schedule_free, epochs=1, save=True, kind=SavedInEvaluation)
+    resumed, _ = trained(tmp_path, schedule_free, resume=tmp_path / "run.ckpt", kind=SavedInEvaluation)
+    assert_equal(weights(resumed), weights(whole))
+
+
+SCHEDULE = gradtx.warmup_cosine_schedule(EPOCHS * BATCHES, max_lr=RATE, warmup_steps=2)
+
+
+def test_a_scheduler_of_lightning_on_a_scheduled_rate_is_warned_of_by_name(tmp_path):
+    def make(network):
+        return gradtx.optim.AdamW(network.parameters(), lr=SCHEDULE)
+
+    with pytest.warns(UserWarning, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
+        trained(tmp_path, make)
+
+
+class Scheduled(Regression):
+    def configure_optimizers(self):
+        optimizer = self.make(self.network)
+        scheduler = gradtx.as_lr_scheduler(optimizer, SCHEDULE)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Unscheduled(Regression):
+    def configure_optimizers(self):
+        return self.make(self.network)
+
+
+def test_a_schedule_as_lightnings_scheduler_equals_the_schedule_in_the_chain(tmp_path):
+    def constant(network):
+        return gradtx.optim.AdamW(network.parameters(), lr=RATE)
+
+    def scheduled(network):
+        return gradtx.optim.AdamW(network.parameters(), lr=SCHEDULE)
+
+    ours, optimizer = trained(tmp_path, constant, kind=Scheduled)
+    inside, _ = trained(tmp_path, scheduled, kind=Unscheduled)
+    assert_close(weights(ours), weights(inside), TOLERANCE)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(SCHEDULE(EPOCHS * BATCHES))
+
+
+class LoadedByWrapper(Unscheduled):
+    def on_train_start(self):
+        optimizer = self.optimizers()
+        state_dict = optimizer.state_dict()
+        state_dict["param_groups"][0]["lr"] = RATE / 2
+        optimizer.load_state_dict(state_dict)
+
+
+def test_a_state_dict_loaded_by_lightnings_wrapper_reaches_the_optimizer(tmp_path):
+    def at(rate):
+        return lambda network: gradtx.optim.AdamW(network.parameters(), lr=rate)
+
+    loaded, _ = trained(tmp_path, at(RATE), kind=LoadedByWrapper)
+    expected, _ = trained(tmp_path, at(RATE / 2), kind=Unscheduled)
+    assert_equal(weights(loaded), weights(expected))

@@ -675,3 +675,21 @@ def test_wrappers_leave_inputs_alone_and_share_no_memory(make):
 def test_a_wrapped_optimizer_trains_as_its_inner_one_does():
     plain = gradtx.adamw(lr=0.05)
     assert_same(train(skip_nonfinite(accumulate(plain, every=1)), noise(1), 5), train(plain, noise(1), 5))
+
+
+@pytest.mark.parametrize("nothing", [(), []], ids=str)
+def test_no_patterns_select_nothing(nothing):
+    params = {"w": torch.ones(2), "b": torch.ones(2)}
+    for tx in (gradtx.masked(gradtx.scale(5.0), nothing), gradtx.freeze(nothing)):
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert torch.equal(updates["w"], params["w"])
+        assert torch.equal(updates["b"], params["b"])
+    module = torch.nn.Linear(2, 1)
+    optimizer = gradtx.optim.AdamW(module.named_parameters(), weight_decay=0.5, mask=nothing)
+    undecayed = torch.nn.Linear(2, 1)
+    undecayed.load_state_dict(module.state_dict())
+    plain = gradtx.optim.AdamW(undecayed.named_parameters(), weight_decay=0.0)
+    for each, steps in ((module, optimizer), (undecayed, plain)):
+        each(torch.ones(1, 2)).sum().backward()
+        steps.step()
+    assert torch.equal(module.weight, undecayed.weight)

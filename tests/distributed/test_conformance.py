@@ -1,6 +1,7 @@
 """Every rule, alias and combinator on divided tensors; whatever has a `.spec` in `gradtx.__all__` joins by itself."""
 
 import functools
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils import _pytree
 
 import gradtx
+from gradtx.optim.engine import compiled
 from tests.conformance import all_cases, noise
 from tests.distributed.problems import assert_close, bundled, engine, whole
 
@@ -181,3 +183,21 @@ def gathers_what_cannot_be_divided():
 
 def test_rules_that_cannot_be_divided_run_on_gathered_tensors_and_keep_divided_state(two):
     two.run(gathers_what_cannot_be_divided)
+
+
+def says_what_is_not_compiled(name):
+    """What `explain` says of every tensor, and how many programs were traced."""
+    tx, _ = IN_THE_ENGINE[name]
+    traced = mock.Mock(wraps=compiled.BundleProgram)
+    with engine("traced") as compile, mock.patch.object(compiled, "BundleProgram", traced):
+        _, optimizer = run(tx, divided, compile, DIVIDED)
+    return [(item.way, item.reason) for item in optimizer.explain()], traced.call_count
+
+
+@pytest.mark.parametrize("name", ["lamb", "clip and adamw", "adamp"])
+def test_sums_over_shards_are_left_to_eager_steps_before_anything_is_traced_and_explain_says_so(name, two):
+    for ways, traced in two.run(says_what_is_not_compiled, name):
+        assert traced == 0
+        assert {way for way, _ in ways} == {"alone"}
+        for _, reason in ways:
+            assert reason.startswith("it is sharded, and a ")

@@ -16,7 +16,11 @@ from tests.conformance import untouched
 
 OWN = "; pass the state made by this chain's own init, with these parameters"
 NAN = math.nan
-DTYPE = "needs a floating-point one; leave integer and complex tensors out of the tree"
+COMPLEX = (
+    "and rules compute with real entries, since norms, rows and signs have another meaning for complex ones; keep "
+    "torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model"
+)
+DTYPE = "needs a floating-point one; leave integer tensors out of the tree"
 ADAM = gradtx.adam()
 NAMED = "; pass a tree of tensors, such as dict(model.named_parameters())"
 

@@ -193,7 +193,6 @@ BUILDING = {
     f"freeze: {SELECT}, got Linear": (TypeError, lambda: gradtx.freeze(torch.nn.Linear)),
     f"freeze: {SELECT}, got tensor(shape=(2,))": (TypeError, lambda: gradtx.freeze(torch.zeros(2))),
     f"freeze: {SELECT}, got constant": (TypeError, lambda: gradtx.freeze(constant)),  # which takes no tensor
-    f"freeze: {SELECT}, got ()": (TypeError, lambda: gradtx.freeze(())),
     f"freeze: {SELECT}, got adam()": (TypeError, lambda: gradtx.freeze(gradtx.adam())),
     f"masked: {SELECT}, got ['a', 2]": (TypeError, lambda: gradtx.masked(gradtx.adam(), ["a", 2])),
     "map_after_step: fn must be a function of a tensor, got 3": (TypeError, lambda: gradtx.map_after_step(3)),

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx import chain
-from tests.errors.common import ADAM, DTYPE, NAMED, matching, params
+from tests.errors.common import ADAM, COMPLEX, DTYPE, NAMED, matching, params
 
 INIT = {
     "params: leaf 'b' has dtype torch.int64, " + DTYPE: (
@@ -13,7 +13,7 @@ INIT = {
         ADAM,
         params(b=torch.ones(3, dtype=torch.int64)),
     ),
-    "params: leaf 'b' has dtype torch.complex64, " + DTYPE: (
+    "params: leaf 'b' has dtype torch.complex64, " + COMPLEX: (
         TypeError,
         ADAM,
         params(b=torch.ones(3, dtype=torch.complex64)),

@@ -67,7 +67,11 @@ TREES = {
         {"params": None},
     ),
     "adam: unknown extra 'valu'; did you mean 'value'?": (TypeError, ADAM, {"valu": torch.tensor(1.0)}),
-    "adam: unknown extra 'loss'; known: grad_fn, hessian_diag, value": (TypeError, ADAM, {"loss": torch.tensor(1.0)}),
+    "adam: unknown extra 'loss'; known: grad_fn, hessian_diag, value, value_fn": (
+        TypeError,
+        ADAM,
+        {"loss": torch.tensor(1.0)},
+    ),
     "chain: unknown extra 'fishr'; did you mean 'fisher'?": (
         TypeError,
         chain(ADAM, uses_extras()),

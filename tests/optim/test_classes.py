@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim._groups import REFUSED
+from gradtx.optim._groups import ENGINE_OPTIONS
 from gradtx.optim.classes import CLASSES
 from tests.conformance import example
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, values
@@ -45,7 +45,7 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
     theirs = inspect.signature(getattr(torch.optim, name)).parameters.values()
     positional = [p.name for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]
     # What comes behind an option of torch's engines cannot be reached by position alone.
-    positional = list(itertools.takewhile(lambda name: name not in REFUSED, positional))
+    positional = list(itertools.takewhile(lambda name: name not in ENGINE_OPTIONS, positional))
     own = inspect.signature(getattr(gradtx.optim, name)).parameters.values()
     assert [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
 
@@ -160,11 +160,28 @@ def test_a_parameter_twice_in_a_group_is_torchs_warning():
         gradtx.optim.AdamW([param, param])
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
-def test_parameters_that_are_not_floating_point_are_refused_by_name(dtype):
-    param = torch.zeros(2, dtype=dtype)
-    with pytest.raises(TypeError, match=r"'w' has dtype .* needs a floating-point one"):
-        gradtx.optim.SGD([("w", param)])
+def test_integer_parameters_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"'w' has dtype torch.int64, needs a floating-point one"):
+        gradtx.optim.SGD([("w", torch.zeros(2, dtype=torch.int64))])
+
+
+def test_complex_parameters_are_refused_with_the_reason_and_the_remedy():
+    with pytest.raises(TypeError, match=r"'w' has dtype torch\.complex64, and .* keep torch\.view_as_real"):
+        gradtx.optim.SGD([("w", torch.zeros(2, dtype=torch.complex64))])
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "Adamax"])
+def test_a_complex_parameter_as_the_error_says_takes_torchs_steps(name):
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(4, 3, dtype=torch.complex128, generator=generator)
+    theirs, ours = torch.nn.Parameter(start.clone()), torch.nn.Parameter(torch.view_as_real(start.clone()))
+    reference = getattr(torch.optim, name)([theirs], lr=0.1)
+    optimizer = getattr(gradtx.optim, name)([ours], lr=0.1)
+    for gradient in gradients:
+        theirs.grad, ours.grad = gradient, torch.view_as_real(gradient)
+        reference.step()
+        optimizer.step()
+    torch.testing.assert_close(torch.view_as_complex(ours.detach()), theirs.detach(), rtol=0, atol=1e-14)
 
 
 def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was():
@@ -175,7 +192,7 @@ def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was():
     fresh = torch.nn.Parameter(torch.zeros(2))
     for group, error in (
         ({"params": [fresh], "lr": -1.0}, ValueError),
-        ({"params": [fresh], "fused": True}, TypeError),
+        ({"params": [fresh], "differentiable": True}, TypeError),
         ({"params": [params["body.bias"]]}, ValueError),
         ({"params": [torch.zeros(2, dtype=torch.int64)]}, TypeError),
         ([fresh], TypeError),

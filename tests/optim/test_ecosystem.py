@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import swa_utils
 
 import gradtx
@@ -145,3 +146,28 @@ def test_a_model_moved_before_the_first_step_makes_its_state_there():
     model(torch.ones(4, 3, dtype=torch.float64)).square().mean().backward()
     optimizer.step()
     assert {optimizer.state[param]["exp_avg"].dtype for param in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "AdamP"])
+def test_make_fx_traces_a_step(name):
+    traced, plain = (torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0])) for _ in range(2))
+    gradients = torch.tensor([0.5, 1.0, -1.0]), torch.tensor([2.0, -1.0, 0.1])
+
+    def stepping(param):
+        optimizer = getattr(gradtx.optim, name)([param], lr=0.1)
+
+        def step(gradient):
+            param.grad = gradient
+            optimizer.step()
+            return param.detach().clone()
+
+        step(gradients[0])  # state is there
+        return step
+
+    by_graph, by_hand = stepping(traced), stepping(plain)
+    kept = traced.detach().clone()
+    graph = make_fx(by_graph)(gradients[1])
+    assert any("aten" in str(node.target) for node in graph.graph.nodes)
+    by_hand(gradients[1])
+    assert torch.equal(traced, plain)  # the step that was traced was taken, too
+    assert not torch.equal(traced, kept)

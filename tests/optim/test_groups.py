@@ -174,32 +174,56 @@ def test_a_hyperparameter_that_looks_like_a_key_of_torchs_makes_that_none_that_i
     gradtx.as_optimizer(rule(), [group])  # warnings are errors here
 
 
+def makers(option, value):
+    """The ways in which code written for torch passes an option of its implementations."""
+    param = torch.nn.Parameter(torch.zeros(2))
+    return {
+        "class": lambda: gradtx.optim.AdamW([param], **{option: value}),
+        "group": lambda: gradtx.optim.AdamW([{"params": [param], option: value}]),
+        "create_optimizer": lambda: gradtx.create_optimizer([param], "adamw", **{option: value}),
+    }
+
+
+WAYS = ["class", "group", "create_optimizer"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("option", ["foreach", "fused", "capturable"])
+def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_one_warning_that_names_compile(
+    option, way
+):
+    with pytest.warns(
+        UserWarning, match=rf"{option}=True chooses between .* changes nothing here.*compile=True"
+    ) as said:
+        optimizer = makers(option, True)[way]()
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    param = optimizer.param_groups[0]["params"][0]
+    plain = torch.nn.Parameter(torch.zeros(2))
+    for each, steps in ((param, optimizer), (plain, type(optimizer)([plain], lr=optimizer.param_groups[0]["lr"]))):
+        each.grad = torch.tensor([1.0, -2.0])
+        steps.step()
+    assert torch.equal(param, plain)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("value", [None, False])
 @pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])
-def test_options_of_torchs_engines_are_refused_with_a_hint(option):
-    param = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(TypeError, match=f"{option!r} is not an option of gradtx"):
-        gradtx.optim.AdamW([param], **{option: True})
-    with pytest.raises(TypeError, match=f"{option!r} is not an option of gradtx.*compile=True"):
-        gradtx.optim.AdamW([{"params": [param], option: False}])
+def test_an_option_of_torchs_implementations_that_is_off_asks_for_nothing(option, value, way):
+    makers(option, value)[way]()  # warnings are errors here
 
 
-@pytest.mark.parametrize(
-    ("value", "remedy"),
-    [
-        (False, "capturable=False asks for nothing, drop it; for speed there is compile=True"),
-        (None, "capturable=None asks for nothing, drop it; for speed there is compile=True"),
-        (True, "drop it and use compile=True"),
-    ],
-)
-def test_an_option_of_torchs_engines_that_is_off_is_only_to_be_dropped(value, remedy):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_differentiable_step_is_refused_with_the_pure_update_as_remedy(way):
+    with pytest.raises(TypeError, match=r"^'differentiable' is not an option of gradtx: .*tx\.update"):
+        makers("differentiable", True)[way]()
+
+
+def test_several_options_of_torchs_implementations_are_one_warning():
     param = torch.nn.Parameter(torch.zeros(2))
-    message = f"^'capturable' is not an option of gradtx; {remedy}$"
-    with pytest.raises(TypeError, match=message):
-        gradtx.optim.AdamW([param], capturable=value)
-    with pytest.raises(TypeError, match=message):
-        gradtx.optim.AdamW([{"params": [param], "capturable": value}])
-    with pytest.raises(TypeError, match=message):
-        gradtx.create_optimizer([param], "adamw", capturable=value)
+    with pytest.warns(UserWarning, match="^AdamW: foreach=True and capturable=True choose between") as said:
+        gradtx.optim.AdamW([param], foreach=True, capturable=True)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
@@ -352,3 +376,46 @@ def test_an_empty_group_is_kept_as_in_torch():
     assert [len(group["params"]) for group in optimizer.param_groups] == [4, 0]
     descend(optimizer, params, 2)
     optimizer.load_state_dict(optimizer.state_dict())
+
+
+# Numbers that belong to all leaves together, written into groups.
+
+
+def prodigy_after(groups, edit=None, at=0, d0=1e-2, steps=6):
+    """The parameters, one a group or all in one, and the distance of a Prodigy whose d0 is edited at a step."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(3, generator=generator, dtype=torch.float64)) for _ in range(2)]
+    optimizer = gradtx.optim.Prodigy([{"params": [p]} for p in params] if groups == 2 else params, d0=d0)
+    for step in range(steps):
+        if edit is not None and step == at:
+            optimizer.param_groups[0]["d0"] = edit
+        for param in params:
+            param.grad = param.detach() + 0.1 * torch.randn(3, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    return [param.detach() for param in params], optimizer.state[params[0]]["d"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_tensor_that_agrees_with_a_number_to_float32_rounding_agrees_across_groups(at, dtype):
+    found = prodigy_after(2, torch.tensor(1e-2, dtype=dtype), at)
+    torch.testing.assert_close(found, prodigy_after(2), rtol=1e-6, atol=0)  # d0 in float32
+
+
+@pytest.mark.parametrize("edit", [2e-2, torch.tensor(2e-2)], ids=["number", "tensor"])
+def test_an_edit_that_does_not_agree_across_groups_is_an_error(edit):
+    with pytest.raises(ValueError, match=r"scale_by_prodigy: d0 must agree across groups, got .* and 0\.01"):
+        prodigy_after(2, edit)
+
+
+@pytest.mark.parametrize("edit", [2e-2, torch.tensor(2e-2, dtype=torch.float64)], ids=["number", "tensor"])
+def test_a_number_that_state_starts_with_may_be_edited_until_the_first_step(edit):
+    torch.testing.assert_close(prodigy_after(1, edit), prodigy_after(1, d0=2e-2), rtol=0, atol=0)
+
+
+def test_an_edit_of_a_starting_number_after_a_step_leaves_the_state():
+    """As in the authors' code, whose group keeps `d`; the rule compares with the new `d0` from then on."""
+    _, before = prodigy_after(1, steps=1)
+    _, after = prodigy_after(1, 2e-2, at=1, steps=2)
+    assert before == 1e-2
+    assert after != 2e-2

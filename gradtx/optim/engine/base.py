@@ -134,13 +134,17 @@ class Engine:
             return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
         if is_sharded(param) and any(operation.positional for operation in leaf.program):
             return self._refuse(leaf, "a link needs the places of its entries in the whole tensor")
+        if is_sharded(param) and any(operation.sums for operation in leaf.program):
+            return self._refuse(leaf, SUM_OVER_SHARDS)
         if not self._takes(leaf):
             return None
         flat = _is_flat(member, leaf)
+        if not flat and is_sharded(param):
+            return self._refuse(leaf, "it is sharded, and a reduction over a shard is not that over the whole tensor")
         tensors = _aliases(member, flat)
         held = None if tensors is None else self._held(tensors, flat)
         if held is None:
-            return self._refuse(leaf, "its size, layout or shards")
+            return self._refuse(leaf, "its size or layout")
         by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
         read: list[Any] = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
         return LeafKind(
@@ -215,8 +219,6 @@ def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
     """Aliases of a parameter and its slots; None if a program can't take or write them."""
     assert member.layout is not None
     param = member.param
-    if not flat and is_sharded(param):
-        return None  # a reduction over a shard is not the reduction over the whole
     try:
         tensors = [alias(param, param, flat)]
         for key in member.layout.slot_keys:

@@ -1,0 +1,256 @@
+"""Solve Burgers' equation with a network that obeys it, by Adam and by L-BFGS with a line search.
+
+u_t + u u_x = nu u_xx on -1 <= x <= 1 and 0 <= t <= 1, with both ends at 0, starts as -sin(pi x) and steepens in the
+middle. Its solution is known (Cole 1951), so errors are known. Nothing is measured: a small network u(x, t), right at
+the start and at both ends by construction, is fitted to the equation alone, at fixed points. The loss is smooth and
+without noise, the case for L-BFGS. `gradtx.line_search(gradtx.lbfgs(), conditions="strong_wolfe")` runs as a torch
+optimizer here, next to `torch.optim.LBFGS` with the same history and the same line search conditions, and to Adam.
+Methods are compared by how often they evaluate the loss and its gradient, which is nearly all of the cost. A step of
+gradtx begins with a call of the closure where the last trial of the step before ended, so the closure remembers it.
+Run: `python examples/physics_informed.py`. Prints a table and writes out/physics_informed.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+from torch.func import jvp
+from tqdm import tqdm
+
+import gradtx
+
+VISCOSITY, WIDTH, COLLOCATED, HISTORY, TRIALS = 0.05, 20, 400, 20, 20
+ADAM_RATE = 1e-2  # the best of 3e-3, 1e-2 and 3e-2 with other seeds
+
+Params = dict[str, Tensor]
+
+
+def initial(x: Tensor) -> Tensor:
+    return -torch.sin(math.pi * x)
+
+
+def solution(x: Tensor, t: Tensor, nodes: int = 100) -> Tensor:
+    """Cole's integrals, by Gauss and Hermite's rule: from the eigenvalues of its Jacobi matrix."""
+    off = torch.sqrt(torch.arange(1, nodes, dtype=torch.float64) / 2)
+    places, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    moved = x[..., None] - 2 * torch.sqrt(VISCOSITY * t)[..., None] * places
+    exponent = -torch.cos(math.pi * moved) / (2 * math.pi * VISCOSITY)
+    weights = vectors[0].square() * torch.exp(exponent - exponent.amax(-1, keepdim=True))
+    return -(weights * torch.sin(math.pi * moved)).sum(-1) / weights.sum(-1)
+
+
+def start(seed: int) -> Params:
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64) / math.sqrt(columns)
+
+    return {
+        "in.weight": 2 * matrix(WIDTH, 2),
+        "in.bias": matrix(1, WIDTH)[0],
+        "middle.weight": matrix(WIDTH, WIDTH),
+        "middle.bias": torch.zeros(WIDTH, dtype=torch.float64),
+        "out.weight": matrix(1, WIDTH),
+    }
+
+
+def network(params: Params, x: Tensor, t: Tensor) -> Tensor:
+    """The value at every (x, t); right at t = 0 and at both ends, whatever the weights."""
+    y = torch.stack([x, 2 * t - 1], dim=-1)
+    y = torch.tanh(y @ params["in.weight"].T + params["in.bias"])
+    y = torch.tanh(y @ params["middle.weight"].T + params["middle.bias"])
+    y = (y @ params["out.weight"].T).squeeze(-1)
+    return initial(x) + (1 - x.square()) * t * y
+
+
+def residual(params: Params, x: Tensor, t: Tensor) -> Tensor:
+    """The residual of the equation: u_t + u u_x - nu u_xx, at every (x, t)."""
+    ones = torch.ones_like(x)
+
+    def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(lambda x: network(params, x, t), (x,), (ones,))
+
+    (u, u_x), (_, u_xx) = jvp(value_and_slope, (x,), (ones,))
+    u_t = jvp(lambda t: network(params, x, t), (t,), (ones,))[1]
+    return u_t + u * u_x - VISCOSITY * u_xx
+
+
+def adam(params: Params, evaluations: int) -> torch.optim.Optimizer:
+    rate = gradtx.cosine_schedule(ADAM_RATE, T_max=evaluations)
+    return gradtx.as_optimizer(gradtx.adam(rate), params.items())
+
+
+def our_lbfgs(params: Params, evaluations: int) -> torch.optim.Optimizer:
+    tx = gradtx.line_search(gradtx.lbfgs(history=HISTORY), max_steps=TRIALS, conditions="strong_wolfe")
+    return gradtx.as_optimizer(tx, params.items())
+
+
+def torchs_lbfgs(params: Params, evaluations: int) -> torch.optim.Optimizer:
+    """One call of `step` makes all steps, up to the last evaluation."""
+    return torch.optim.LBFGS(
+        params.values(),
+        lr=1.0,
+        max_iter=evaluations,
+        max_eval=evaluations,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        history_size=HISTORY,
+        line_search_fn="strong_wolfe",
+    )
+
+
+METHODS: dict[str, Callable[[Params, int], torch.optim.Optimizer]] = {
+    "Adam": adam,
+    "torch L-BFGS": torchs_lbfgs,
+    "gradtx L-BFGS": our_lbfgs,
+}
+
+
+class SpentError(Exception):
+    """The evaluations are used up."""
+
+
+class Run:
+    """One method from one seed, until its evaluations are used up."""
+
+    def __init__(self, name: str, seed: int, evaluations: int):
+        self.name, self.seed, self.evaluations = name, seed, evaluations
+        self.losses: list[float] = []  # the lowest so far, at every evaluation
+        self.best: Params = {}
+
+    def train(self, bar: tqdm) -> Run:
+        draw = torch.Generator().manual_seed(1000 + self.seed)
+        x, t = torch.rand(2, COLLOCATED, generator=draw, dtype=torch.float64)
+        points = 2 * x - 1, t
+        params = {name: torch.nn.Parameter(value) for name, value in start(self.seed).items()}
+        optimizer = METHODS[self.name](params, self.evaluations)
+
+        last: tuple[list[Tensor], Tensor, list[Tensor | None]] | None = None  # weights, loss there, gradients there
+
+        def closure() -> Tensor:
+            nonlocal last
+            weights = list(params.values())
+            if last is None or not all(map(torch.equal, weights, last[0])):
+                loss = evaluated()
+                last = [weight.detach().clone() for weight in weights], loss, [weight.grad for weight in weights]
+            for weight, gradient in zip(weights, last[2], strict=True):
+                weight.grad = gradient
+            return last[1]
+
+        def evaluated() -> Tensor:
+            if len(self.losses) == self.evaluations:
+                raise SpentError
+            for param in params.values():
+                param.grad = None
+            loss = residual(params, *points).square().mean()
+            loss.backward()
+            self._note(loss.item(), params)
+            bar.update()
+            return loss.detach()
+
+        began = time.perf_counter()
+        try:
+            while len(self.losses) < self.evaluations:
+                before = len(self.losses)
+                optimizer.step(closure)
+                if len(self.losses) == before:  # torch's stops at its limits
+                    break
+        except SpentError:
+            pass  # gradtx puts the weights of before this step back; the best are noted
+        self.seconds = time.perf_counter() - began
+        bar.update(self.evaluations - len(self.losses))
+        self.losses += [self.losses[-1]] * (self.evaluations - len(self.losses))
+        return self
+
+    def _note(self, loss: float, params: Params) -> None:
+        lowest = min([loss, *self.losses[-1:]])
+        if not self.losses or loss < self.losses[-1]:
+            self.best = {name: param.detach().clone() for name, param in params.items()}
+        self.losses.append(lowest)
+
+    def on_grid(self, sides: int = 61) -> tuple[Tensor, Tensor]:
+        """The values by the network and exactly, at (x, t)."""
+        axes = torch.linspace(-1, 1, sides, dtype=torch.float64), torch.linspace(0, 1, sides, dtype=torch.float64)
+        x, t = torch.meshgrid(*axes, indexing="ij")
+        with torch.no_grad():
+            return network(self.best, x, t), solution(x, t)
+
+    def error(self) -> float:
+        u, exact = self.on_grid()
+        return (u - exact).square().mean().sqrt().item()
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def plot(runs: dict[str, list[Run]], path: Path) -> None:
+    figure, (curves, lines, picture) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    for i, (name, of_method) in enumerate(runs.items()):
+        losses = torch.tensor([run.losses for run in of_method], dtype=torch.float64)
+        evaluations = range(1, losses.shape[1] + 1)
+        curves.plot(evaluations, losses.log().mean(0).exp(), color=f"C{i}", label=name)
+        curves.fill_between(evaluations, losses.amin(0), losses.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
+    curves.set(
+        title="Loss", xlabel="evaluations of loss and gradient", ylabel="mean square of the residual", yscale="log"
+    )
+    curves.grid(alpha=0.3)
+    curves.legend(fontsize=8)
+    run = next(reversed(runs.values()))[0]
+    u, exact = run.on_grid()
+    axis = torch.linspace(-1, 1, u.shape[0])
+    for i, column in enumerate((0, u.shape[1] // 3, u.shape[1] - 1)):
+        time_shown = column / (u.shape[1] - 1)
+        lines.plot(axis, u[:, column], color=f"C{i}", label=f"t = {time_shown:.2g}")
+        lines.plot(axis, exact[:, column], color="black", linestyle=":", label="exact" if i == 0 else None)
+    lines.set(title=f"u(x) at three times ({run.name})", xlabel="x", ylabel="u")
+    lines.legend(fontsize=8)
+    image = picture.imshow(u.T.numpy(), origin="lower", extent=(-1, 1, 0, 1), aspect="auto", cmap="RdBu_r")
+    picture.set(title=f"u(x, t) ({run.name}, first seed)", xlabel="x", ylabel="t")
+    figure.colorbar(image, ax=picture)
+    figure.suptitle(
+        f"Lines: geometric mean of {len(next(iter(runs.values())))} seeds; bands: least to greatest", fontsize=10
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--evaluations", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--plot", type=Path, default=Path("out/physics_informed.png"))
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)  # more threads do not help tensors this small
+    runs: dict[str, list[Run]] = {}
+    total = len(METHODS) * options.seeds * options.evaluations
+    with tqdm(total=total, unit=" evaluations", leave=False, disable=None) as bar:
+        for name in METHODS:
+            bar.set_description(name)
+            runs[name] = [Run(name, seed, options.evaluations).train(bar) for seed in range(options.seeds)]
+    print(f"after {options.evaluations} evaluations, {options.seeds} seeds: mean (range)\n")
+    print(f"{'':16}{'loss':>30}{'error of u':>30}{'seconds':>10}")
+    closing: list[str] = []
+    for name, of_method in runs.items():
+        cells: list[str] = []
+        for values in ([run.losses[-1] for run in of_method], [run.error() for run in of_method]):
+            cells.append(f"{geometric_mean(values):.2g} ({min(values):.2g}-{max(values):.2g})")
+        seconds = sum(run.seconds for run in of_method) / options.seeds
+        print(f"{name:16}{cells[0]:>30}{cells[1]:>30}{seconds:>10.1f}")
+        closing.append(f"{name} {geometric_mean([run.error() for run in of_method]):.2g}")
+    plot(runs, options.plot)
+    print(f"\nplot: {options.plot}\nerror of u: {', '.join(closing)}")
+
+
+if __name__ == "__main__":
+    main()
