@@ -102,8 +102,9 @@ class Leaf:
         return {slot: torch.where(self.active, value, old[slot]) for slot, value in new.items()}
 
     def release(self) -> None:
-        """Drop all results, once they are written: temporary memory is that of one leaf."""
+        """Drop all values, once results are written: temporary memory is that of one leaf."""
         self.update = self.grad = self.param = self._context = None
+        self.given = (None, None)
         self.new, self.saved = {}, {}
 
     def result(self) -> Tensor | None:
@@ -157,6 +158,7 @@ class Operation:
         elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
         compiles: Whether the compiled engine takes it.
         restarts_inner: Whether the operations behind it may start over with their first state.
+        waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
         random: Whether it draws random numbers.
         positional: Whether results depend on an entry's place in the whole tensor.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
@@ -169,6 +171,7 @@ class Operation:
     elementwise = True
     compiles = True
     restarts_inner = False
+    waits = False
     random = False
     positional = False
     hessian_period = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -314,6 +315,7 @@ class RuleOperation(Operation):
         self.elementwise = rule.elementwise
         self.compiles = rule.compiles
         self.agree = rule.agree
+        self.waits = inspect.isgeneratorfunction(rule.update)
         self.random = rule.seed is not None
         self.positional = stage.store.draws
         self.stage = stage

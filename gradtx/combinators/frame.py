@@ -351,6 +351,7 @@ class Enter(RuleOperation):
         self.takes_none = takes_none
         self.template_slot = frame.takes_none
         self.restarts_inner = frame.restarts is not None
+        self.waits = frame.clock is not None and frame.clock.measure is not None
         self._frame_run = frame_run
         self._frame = frame
 

@@ -45,14 +45,19 @@ class MemberBundle(ListBundle):
         self.signature = signature
         self._chunks = [Chunk(pieces, signature.slots, splits) for pieces in _chunks_of(members, device, splits)]
         self._trees: Trees = {}
+        self._consumes = False
 
-    def read_from(self, trees: Trees) -> None:
-        """Take the extras by leaf of the current step."""
+    def read_from(self, trees: Trees, consumes: bool) -> None:
+        """Take the extras by leaf of the current step; `consumes` is whether to free gradients that were used."""
         self._trees = trees
+        self._consumes = consumes
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
+        in_last_pass = self.at == len(self.program) - 1
         for chunk in self._chunks:
             yield chunk.columns(self.signature.by_leaf, self._trees)
+            if self._consumes and in_last_pass:
+                chunk.free_gradients()
 
     def leaf_names(self) -> Iterator[list[str]]:
         for chunk in self._chunks:
@@ -109,6 +114,12 @@ class Chunk:
         for name in by_leaf:
             columns.append([self._read(trees[name][member.name], (member, window)) for member, window in self._pieces])
         return columns
+
+    def free_gradients(self) -> None:
+        """Free the gradients of parameters that no later chunk has a part of."""
+        for member, window in self._pieces:
+            if window is None or window.stop == local(member.param).numel():
+                member.param.grad = None
 
     def _read(self, tensor: Tensor, piece: Piece) -> Tensor:
         """A tensor that programs only read, laid out as the parameter."""
@@ -187,7 +198,7 @@ class ListEngine(Engine):
             if key not in common:
                 common[key] = _arguments(member, bundle.signature, request)
             bundle.begin(request.run, common[key], request.scaling is None)
-            bundle.read_from(request.trees)
+            bundle.read_from(request.trees, request.consumes)
 
     # Planning.
 
