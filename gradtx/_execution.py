@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradtx._errors import Path
 from gradtx._runs import Run, Scope
-from gradtx._sharding import is_sharded, placed_as, stacked
+from gradtx._sharding import placed_as, total_of
 from gradtx.codes import Codec
 from gradtx.context import Clock, Context, Moment
 
@@ -200,9 +200,7 @@ class Operation:
                 )
         total = {}
         for key in sums:
-            terms = [payload[key].to(first.device) for _, payload in waiting]
-            single = len(terms) == 1 and not is_sharded(terms[0])
-            total[key] = terms[0] if single else stacked(terms).sum()
+            total[key] = total_of([payload[key].to(first.device) for _, payload in waiting])
         return total
 
     def evaluate(self, leaf: Leaf) -> Any:

@@ -199,7 +199,9 @@ def check_released(workings: Workings) -> None:
             )
     for operation in workings.members.block().walk():
         if operation.waits or operation.hessian_period:
-            raise ValueError(f"{WHO}: {_name_of(operation)} needs the gradients of all parameters; {_way_out(operation)}")
+            raise ValueError(
+                f"{WHO}: {_name_of(operation)} needs the gradients of all parameters; {_way_out(operation)}"
+            )
 
 
 def _name_of(operation: Operation) -> str:

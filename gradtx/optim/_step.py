@@ -193,9 +193,9 @@ class Step:
         else:
             self._execute()
         run = self._run
-        for commit in reversed(run.commits):
-            commit()
-        run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector runs
+        if run.late_sums:
+            self._expand()  # combinators decide whether the sums count
+        run.end()
         self._workings.states.write_shared(run)
         if self.scaling is not None:
             self.scaling.unscale(self._workings.members.by_param)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradtx._exact import exact
 from gradtx._execution import Leaf
+from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
@@ -208,7 +209,8 @@ class CompiledEngine(Engine):
                 program = BundleProgram(function, common, examples[0])
                 if not program.fits(examples[-1]):  # a rule asks for the length
                     program = BundleProgram(function, common, examples[-1])
-                if len(program.passes) > 1 and is_sharded(param):
+                late = any(isinstance(name, LateTerm) for name in program.passes[-1].names)
+                if (late or len(program.passes) > 1) and is_sharded(param):
                     return None
                 program.compile(compiler)
         except Exception as error:  # anything may happen in a user's rule and in torch's compiler

@@ -15,6 +15,7 @@ from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
 from gradtx._lists.cache import SharedPrograms
 from gradtx._passes import passes_of
+from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
 from gradtx.core import GradientTransformation
@@ -65,10 +66,22 @@ class MemberBundle(ListBundle):
 
     def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
         """Hand over the new shared values."""
-        for (path, name), dtype, value in zip(compiled.names, compiled.dtypes, results[0], strict=True):
-            self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(value, dtype))
+        for i, (place, dtype) in enumerate(zip(compiled.names, compiled.dtypes, strict=True)):
+            if isinstance(place, LateTerm):
+                self._add_late(place, dtype, [of_call[i] for of_call in results])
+                continue
+            path, name = place
+            self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(results[0][i], dtype))
         self._trees = {}
         self.let_go()
+
+    def _add_late(self, place: LateTerm, dtype: torch.dtype, results: list[Any]) -> None:
+        """Hand over the terms of a sum, one list of them for each call."""
+        for names, terms in zip(self.leaf_names(), results, strict=True):
+            if not isinstance(terms, list | tuple):  # the same for all leaves
+                terms = [self.as_tensor(terms, dtype)] * len(names)
+            for name, term in zip(names, terms, strict=True):
+                self.run.add_late(place, name, term)
 
 
 # Chunks.
@@ -273,7 +286,8 @@ class ListEngine(Engine):
             text = tuple(each.text for each in program)
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
-        if len(program) > 1 and is_sharded(member.param):
+        has_sums = len(program) > 1 or any(isinstance(name, LateTerm) for name in program[-1].names)
+        if has_sums and is_sharded(member.param):
             return self._refuse(leaf, "it is sharded, and a sum over leaves needs the sum over all shards")
         return program
 
