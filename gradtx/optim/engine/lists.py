@@ -44,7 +44,8 @@ class MemberBundle(ListBundle):
         super().__init__(members[0].name, device, passes)
         self.members = members
         self.signature = signature
-        self._chunks = [Chunk(pieces, signature.slots, splits) for pieces in _chunks_of(members, device, splits)]
+        flat = splits and not signature.layout.codes  # codes are laid out by rows, except in parts
+        self._chunks = [Chunk(pieces, signature.slots, flat) for pieces in _chunks_of(members, splits)]
         self._trees: Trees = {}
         self._consumes = False
 
@@ -86,6 +87,8 @@ class MemberBundle(ListBundle):
 
 # Chunks.
 
+SMALLEST_PARTS = 64  # how many times smaller the equal parts of a coded leaf may be than a call's lists
+
 Piece = tuple[Member, slice | None]  # some entries of a parameter's flat alias, or all of it as it is
 
 
@@ -116,7 +119,7 @@ class Chunk:
         member, window = piece
         if window is None:
             return tensor.detach() if type(tensor) in PLAIN else alias(tensor, member.param, self._splits)
-        return alias(tensor, member.param, True)[window]
+        return _cut(alias(tensor, member.param, True), window, local(member.param).numel())
 
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
         """The arguments of all leaves, with the present gradients and extras."""
@@ -139,7 +142,7 @@ class Chunk:
         member, window = piece
         if window is None and _is_plain(tensor):
             return tensor
-        flat = self._splits
+        flat = self._splits or window is not None
         try:
             aliased = alias(tensor, member.param, flat)
         except OddTensorError:
@@ -155,15 +158,44 @@ def _is_plain(tensor: Any) -> bool:
     return type(tensor) is Tensor
 
 
-def _chunks_of(members: list[Member], device: torch.device, splits: bool) -> list[list[Piece]]:
+def _cut(vector: Tensor, window: slice, size: int) -> Tensor:
+    """The part of a flat alias for some of `size` entries: codes may share a byte, a scale is that of a block."""
+    if vector.numel() == size:
+        return vector[window]
+    return vector[window.start * vector.numel() // size : window.stop * vector.numel() // size]
+
+
+def _part_of(member: Member) -> int | None:
+    """The entries of each part of a large leaf; None for a leaf that stays whole.
+
+    Programs for codes are for one shape, so parts of coded leaves are equal, and hold whole blocks.
+    """
+    assert member.layout is not None
+    param = local(member.param)
+    size, most = param.numel(), entries_of_a_call(param.device)
+    if size <= most:
+        return None
+    blocks = [codec.block or codec.packs for codec in member.layout.coded_keys.values()]
+    if not blocks:
+        return most
+    unit = max(blocks)
+    units = size // unit
+    for count in range(-(-size // most), SMALLEST_PARTS * size // most):
+        if units % count == 0:
+            return size // count
+    return None
+
+
+def _chunks_of(members: list[Member], splits: bool) -> list[list[Piece]]:
     """Leaves in lists of a bounded number of entries; large leaves in parts."""
-    most = entries_of_a_call(device)
+    most = entries_of_a_call(local(members[0].param).device)
     chunks: list[list[Piece]] = []
     room = 0
     for member in members:
         size = local(member.param).numel()
-        if splits and size > most:
-            chunks.extend([(member, slice(start, min(start + most, size)))] for start in range(0, size, most))
+        part = _part_of(member) if splits else None
+        if part is not None:
+            chunks.extend([(member, slice(start, min(start + part, size)))] for start in range(0, size, part))
             room = 0
             continue
         if size > room or not chunks:
@@ -240,33 +272,34 @@ class ListEngine(Engine):
         if self._programs is None:
             self._programs = _programs_of(view.tx)
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
-        common = self._common_program(key, function, pairs, request) if kind.flat else None
+        positional = any(operation.positional for operation in leaf.program)
+        splits = kind.flat and not positional and _can_be_split(member)
+        common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
         for member, leaf in pairs:
-            program = common or self._program(key, function, member, leaf, request)
+            program = common or self._program(key, function, member, leaf, request, splits)
             if program is not None:
                 _, members = alike.setdefault(id(program), (program, []))
                 members.append(member)
-        positional = any(operation.positional for operation in leaf.program)
-        bundles: list[MemberBundle] = []
-        for program, members in alike.values():
-            splits = kind.flat and not positional and _can_be_split(members[0])
-            bundles.append(MemberBundle(members, signature, program, splits))
-        return bundles
+        return [MemberBundle(members, signature, program, splits) for program, members in alike.values()]
 
     def _common_program(
-        self, key: Any, function: BundleFunction, pairs: Pairs, request: StepRequest
+        self, key: Any, function: BundleFunction, pairs: Pairs, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
         """The program of all these elementwise leaves, if the smallest and the largest have the same."""
         by_size = sorted(pairs, key=_size)
-        smallest = self._program(key, function, *by_size[0], request)
-        largest = self._program(key, function, *by_size[-1], request)
+        smallest = self._program(key, function, *by_size[0], request, splits)
+        largest = self._program(key, function, *by_size[-1], request, splits)
         return largest if smallest is largest else None
 
     def _program(
-        self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest
+        self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
-        """The program of a leaf; None if its operations can't be recorded."""
+        """The program of a leaf, or of its parts; None if its operations can't be recorded."""
         tensors = _tensors_of(member, request, leaf)
+        part = _part_of(member) if splits and function.signature.layout.codes else None
+        if part is not None:
+            size = tensors[0].numel()
+            tensors = [_cut(tensor.reshape(-1), slice(0, part), size) for tensor in tensors]
         assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
         program = self._programs.get(of_shapes)
@@ -329,8 +362,8 @@ def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor
 def _can_be_split(member: Member) -> bool:
     """Whether parts of a leaf may be updated one after another.
 
-    The parts would update a slot that is a number several times, and codes are laid out by the rows of the whole.
+    The parts would update a slot that is a number several times.
     """
     layout = member.layout
     assert layout is not None
-    return not layout.codes and not any(member.state[key].ndim == 0 for key in layout.slot_keys)
+    return not any(member.state[key].ndim == 0 for key in layout.slot_keys)
