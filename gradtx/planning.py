@@ -274,10 +274,15 @@ class _Temporaries:
         try:
             leaves = leaves_of(run, gradient, {name: parts[name]}, {}, {})
             with torch.no_grad(), counter.counting():
-                execute(leaves.values(), Leaf.result)
+                execute(leaves.values(), _finish)
         except Exception:  # a rule reads values, or needs more than gradients
             return None
         return counter.most
+
+
+def _finish(leaf: Leaf) -> None:
+    """Make the result, as a step does."""
+    leaf.result()
 
 
 def _goes_in_parts(leaf: Leaf) -> bool:
