@@ -38,6 +38,7 @@ docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of 
 	@$(RUN) docs/class_stubs.py
 	@$(RUN) -m docs.conformance
 	@$(RUN) docs/interactive.py
+	@$(RUN) docs/less_memory.py
 	@$(RUN) docs/optax_names.py
 	@$(RUN) -m tests.migration > docs/from-pytorch-optimizer.md
 

@@ -146,8 +146,8 @@ OTHERS = [
     Page(
         "models",
         "Whole models",
-        ("gradtx.whole_model", "gradtx.roles"),
-        "One call for all parameters of a model, and what each of them is.",
+        ("gradtx.whole_model", "gradtx.roles", "gradtx.planning"),
+        "One call for all parameters of a model, what each of them is, and the memory that training needs.",
     ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),

@@ -20,6 +20,7 @@ from gradtx.hessian import *
 from gradtx.multitask import *
 from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.optimizers import *
+from gradtx.planning import *
 from gradtx.registry import *
 from gradtx.roles import *
 from gradtx.schedules import *

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradtx._errors import Path
 from gradtx._runs import Run, Scope
-from gradtx._sharding import is_sharded, placed_as, stacked
+from gradtx._sharding import placed_as, total_of
 from gradtx.codes import Codec
 from gradtx.context import Clock, Context, Moment
 
@@ -102,8 +102,9 @@ class Leaf:
         return {slot: torch.where(self.active, value, old[slot]) for slot, value in new.items()}
 
     def release(self) -> None:
-        """Drop all results, once they are written: temporary memory is that of one leaf."""
+        """Drop all values, once results are written: temporary memory is that of one leaf."""
         self.update = self.grad = self.param = self._context = None
+        self.given = (None, None)
         self.new, self.saved = {}, {}
 
     def result(self) -> Tensor | None:
@@ -157,6 +158,7 @@ class Operation:
         elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
         compiles: Whether the compiled engine takes it.
         restarts_inner: Whether the operations behind it may start over with their first state.
+        waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
         random: Whether it draws random numbers.
         positional: Whether results depend on an entry's place in the whole tensor.
         sums: Whether it is known to wait for a sum over leaves.
@@ -170,6 +172,7 @@ class Operation:
     elementwise = True
     compiles = True
     restarts_inner = False
+    waits = False
     random = False
     positional = False
     sums = False
@@ -199,9 +202,7 @@ class Operation:
                 )
         total = {}
         for key in sums:
-            terms = [payload[key].to(first.device) for _, payload in waiting]
-            single = len(terms) == 1 and not is_sharded(terms[0])
-            total[key] = terms[0] if single else stacked(terms).sum()
+            total[key] = total_of([payload[key].to(first.device) for _, payload in waiting])
         return total
 
     def evaluate(self, leaf: Leaf) -> Any:

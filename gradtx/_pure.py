@@ -332,8 +332,7 @@ def _update(
     run.check(grads)
     leaves = leaves_of(run, grads, by_name if params is not None else None, extras, kinds)
     execute(leaves.values(), _done)
-    for commit in reversed(run.commits):
-        commit()
+    run.end()
     outputs = {name: leaves[name].result() if name in leaves else None for name in grads}
     new_state = run.rebuilt(leaves)
     run.memory.take(_tree.tensors((updates, state, params, extras)))

@@ -350,8 +350,9 @@ class _OneLeaf:
             execute(leaves.values(), _ignore)
         except AwaitedSumError as awaited:
             return PassResult(list(awaited.sums.values()), tuple(awaited.sums), awaited.operation)
-        for commit in reversed(run.commits):
-            commit()
+        if run.late_sums:
+            raise UnrecordableError("a shared value is a sum over leaves")
+        run.end()
         return self._result(run, leaves[self._name].result(), run.rebuilt(leaves))
 
     def _result(self, run: TreeRun, update: Any, state: Any) -> PassResult:

@@ -18,7 +18,7 @@ from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
 from gradtx._messages import nearest
 from gradtx._random import Stream
-from gradtx._runs import Run, Scope
+from gradtx._runs import LateTerm, Run, Scope
 from gradtx._sharding import is_sharded, placed_as, undivided
 from gradtx._slots import WrongShapeError, check_slots, numbered, value_for, with_lists, wrong_shape
 from gradtx._storage import Store
@@ -42,6 +42,8 @@ class Rule:
         nonnegative: The slots that are never negative.
         readable: Whether the values of all arguments can be read on the host.
         kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
+        summed: Shared values that are sums over leaves, which `update` does not read in its own step: name -> what is
+            kept, as a function of the sum.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Rule:
     readable: bool = True
     nonnegative: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(default_factory=dict)
 
 
 class RuleState(dict[str, Any]):
@@ -225,7 +228,13 @@ class StageState:
             if isinstance(value, Tensor) and value.ndim:
                 shape = tuple(value.shape)
                 raise ValueError(f"{self._rule.name}: the shared {name!r} comes in shape {shape}, needs 0-d")
-            new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
+            if name not in self._rule.summed:
+                new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
+                continue
+            term = exact(value, leaf.device)
+            if leaf.active is not None:  # a leaf that is skipped adds nothing; where, since 0 * inf is NaN
+                term = torch.where(leaf.active, term, 0.0)
+            leaf.run.add_late(LateTerm(self.path, name, self._rule.summed[name]), leaf.name, term)
 
     def _other_slots(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
         """The error for other slots than before: the rule's fault if its `init` makes the old ones."""
@@ -315,6 +324,7 @@ class RuleOperation(Operation):
         self.elementwise = rule.elementwise
         self.compiles = rule.compiles
         self.agree = rule.agree
+        self.waits = inspect.isgeneratorfunction(rule.update)
         self.random = rule.seed is not None
         self.positional = stage.store.draws
         self.sums = inspect.isgeneratorfunction(rule.update)

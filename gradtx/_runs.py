@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradtx import _torch
 from gradtx._errors import OWN_STATE, Path, lacking
-from gradtx._sharding import local
+from gradtx._sharding import local, total_of
 
 if TYPE_CHECKING:
     from gradtx._execution import Leaf, Operation
@@ -53,6 +53,29 @@ def memory_of(tensor: Tensor) -> Any:
         return memory_of(_torch.unwrapped(tensor))
 
 
+class LateTerm(NamedTuple):
+    """The place of a term in a sum over leaves that its own step does not read.
+
+    Attributes:
+        path, name: Where the sum is kept, as a shared value.
+        finish: What is kept, as a function of the sum.
+        leaf: The number of the leaf, for a program of several.
+    """
+
+    path: Path
+    name: str
+    finish: Callable[[Tensor], Tensor]
+    leaf: str = "0"
+
+
+@dataclasses.dataclass
+class LateSum:
+    """The terms of such a sum, by leaf."""
+
+    finish: Callable[[Tensor], Tensor]
+    terms: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class Run:
     """One call of `init` or `update`; subclasses know where old state is.
 
@@ -64,6 +87,7 @@ class Run:
         known_extras: The names of extras that some link of the chain declares.
         leaf_extras: The extras that are given by leaf.
         new_shared: The new 0-d values of each stage.
+        late_sums: The sums of each stage that are complete when all leaves are through.
         new_trees: The new state of each pair of plain functions.
         stages: The name of each stage, in the order of the chain.
         opaque: The stages whose state is a user's tree.
@@ -86,6 +110,7 @@ class Run:
 
     def __init__(self) -> None:
         self.new_shared: dict[Path, dict[str, Any]] = {}
+        self.late_sums: dict[tuple[Path, str], LateSum] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
         self.opaque: set[Path] = set()
@@ -144,6 +169,20 @@ class Run:
         raise NotImplementedError
 
     # The same for all of them.
+
+    def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
+        """Add a leaf's term, or that of a part of it, to a sum that is complete when all leaves are through."""
+        terms = self.late_sums.setdefault((place.path, place.name), LateSum(place.finish)).terms
+        terms[leaf] = terms[leaf] + term if leaf in terms else term
+
+    def end(self) -> None:
+        """Complete late sums, in name order, and let combinators decide about new shared values."""
+        for (path, name), late in self.late_sums.items():
+            terms = [late.terms[leaf].to(self.device) for leaf in sorted(late.terms)]
+            self.new_shared.setdefault(path, {})[name] = late.finish(total_of(terms))
+        for commit in reversed(self.commits):
+            commit()
+        self.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector runs
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         """The total for the leaves that wait at an operation."""

@@ -54,6 +54,12 @@ def placed_as(tensor: Any, like: Any) -> Any:
     return tensor if tensor.placements == like.placements else tensor.redistribute(placements=like.placements)
 
 
+def total_of(terms: list[Any]) -> Tensor:
+    """The sum of 0-d tensors, a plain one."""
+    single = len(terms) == 1 and not is_sharded(terms[0])
+    return terms[0] if single else stacked(terms).sum()
+
+
 def stacked(numbers: list[Any]) -> Tensor:
     """0-d tensors as one plain vector, with one exchange for all that are divided alike."""
     alike: dict[Any, list[int]] = {}

@@ -46,6 +46,7 @@ class TreeOperation(Operation):
 
     compiles = False
     elementwise = False
+    waits = True
 
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None):
         if scope.restarts is not False:

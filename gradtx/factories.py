@@ -57,6 +57,7 @@ class Spec:
         self.ahead: tuple[str, ...] = options.get("ahead", ())
         self.example: dict[str, Any] = options.get("example", {})
         self.kinds: Mapping[str, str] = _checked_kinds(self.name, options.get("kinds", {}))
+        self.summed: Mapping[str, Callable[[Any], Any]] = options.get("summed", {})
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
@@ -104,6 +105,7 @@ class Spec:
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
+            summed={name: finish for name, finish in self.summed.items() if name in shared},
         )
 
     def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
@@ -443,6 +445,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             question mark behind it for an optional one.
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.
+        summed: Shared values that are sums over leaves, name -> function of the sum, which is kept: `update` returns
+            the leaf's term, and reads the value of the step before. Unlike `yield`, leaves don't wait for one another.
         agree: Hyperparameters that must agree across the groups of an adapter.
         ahead: Numbers that the function gets as a pair, with the value that a schedule has for the next update.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
@@ -555,7 +559,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 _OPTIONS = {
     "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random"
-    " nonnegative kinds ranges static any_length example",
+    " nonnegative kinds summed ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

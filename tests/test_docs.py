@@ -42,6 +42,11 @@ def test_a_generated_page_is_up_to_date(name):
     assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page, "run `make docs-tables`"
 
 
+def test_the_table_of_bytes_is_up_to_date():
+    table = runpy.run_path(str(DOCS / "less_memory.py"))
+    assert table["PAGE"].read_text(encoding="utf-8") == table["page"](), "run `make docs-tables`"
+
+
 def targets(page):
     """What a page links to and shows, without code, as pairs of a path and an anchor."""
     text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

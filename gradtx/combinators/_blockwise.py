@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, Position, takes_none
 from gradtx._random import name_key
-from gradtx._runs import Run
+from gradtx._runs import LateTerm, Run
 from gradtx._sharding import placed_as, undivided
 from gradtx.combinators._division import Division
 
@@ -42,6 +42,11 @@ class BlockRun(Run):
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self._outer.scalars(path)
+
+    def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
+        raise ValueError(
+            f"{'.'.join(place.path)}: {place.name!r} can't be summed over blocks; put it outside of blocks"
+        )
 
 
 class BlockLeaf(Leaf):

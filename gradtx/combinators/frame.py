@@ -352,6 +352,7 @@ class Enter(RuleOperation):
         self.sums = frame.clock is not None and frame.clock.measure is not None
         self.template_slot = frame.takes_none
         self.restarts_inner = frame.restarts is not None
+        self.waits = frame.clock is not None and frame.clock.measure is not None
         self._frame_run = frame_run
         self._frame = frame
 

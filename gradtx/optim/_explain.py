@@ -53,13 +53,12 @@ def explain(workings: Workings) -> Explanation:
         engines.insert(0, (COMPILED, workings.engine))
     for way, engine in engines:
         reasons.update(engine.reasons)
-        if engine.plan is None:
-            continue
-        for bundle in engine.plan.bundles:
-            for member in bundle.members:
-                ways.setdefault(member.name, Way(member.name, way, reasons.get(member.name, "")))
-        for member in engine.plan.rest:
-            reasons.setdefault(member.name, "")
+        for plan in engine.plans():
+            for bundle in plan.bundles:
+                for member in bundle.members:
+                    ways.setdefault(member.name, Way(member.name, way, reasons.get(member.name, "")))
+            for member in plan.rest:
+                reasons.setdefault(member.name, "")
     explanation = Explanation()
     for member in workings.members.by_param.values():
         if member.name in ways:

@@ -23,7 +23,7 @@ class StepRequest:
 
     Attributes:
         run: Where operations find old values and leave new ones.
-        leaves_of: Makes the leaves of some parameters.
+        leaves_of: Makes the leaves of some parameters, without values.
         count: The finished steps that schedules follow.
         views: The parameter groups.
         structures: The static side of each group's hyperparameters.
@@ -31,6 +31,7 @@ class StepRequest:
         scalars: The extras that all leaves share.
         trees: The extras by leaf.
         scaling: The request of a GradScaler.
+        consumes: Whether each gradient is freed as soon as it is used.
     """
 
     run: OptimizerRun
@@ -42,6 +43,7 @@ class StepRequest:
     scalars: Mapping[str, Any]
     trees: Trees
     scaling: Scaling | None
+    consumes: bool
 
     def tensor_scalars(self) -> dict[str, Tensor]:
         """The shared extras that are tensors."""

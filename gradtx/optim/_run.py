@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._errors import Path
-from gradtx._execution import Block, Leaf, takes_none
+from gradtx._execution import Block, Leaf, Operation, takes_none
 from gradtx._pure import moved_along
 from gradtx._runs import Run
 from gradtx.optim._member import Layout, Member
@@ -92,6 +92,21 @@ class OptimizerRun(Run):
     ) -> tuple[Tensor, Tensor | None]:
         assert self.value_fn is not None
         return self.value_fn(moved_along(origin, direction, length), direction if sloped else None)
+
+
+class SingleRun(OptimizerRun):
+    """A run in which one parameter steps after another, so that there are no sums over them."""
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        stage = ".".join(operation.path)
+        raise RuntimeError(f"release_gradients: {stage} needs the gradients of all parameters; {WAY_OUT}")
+
+
+# For links that need all gradients.
+WAY_OUT = (
+    "take it out of the chain, or call handle.remove() and step with all gradients, freeing each when it is used: "
+    "step(consume_gradients=True)"
+)
 
 
 @dataclass(frozen=True)

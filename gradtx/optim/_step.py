@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +22,7 @@ from gradtx.core import Entry
 from gradtx.optim._member import Member
 from gradtx.optim._members import CPU, Members
 from gradtx.optim._request import StepRequest
-from gradtx.optim._run import check_agreement
+from gradtx.optim._run import OptimizerRun, check_agreement
 from gradtx.optim._scaling import Count, Scaling, as_step, highest, place_counts, unscaling
 from gradtx.optim._workings import Workings
 
@@ -38,6 +39,7 @@ class Step:
         workings: The optimizer.
         extras: The caller's inputs beyond gradients.
         scaling: The request of a GradScaler.
+        consumes: Whether each gradient is freed as soon as it is used.
 
     Attributes:
         members: The parameters that step.
@@ -50,21 +52,25 @@ class Step:
         workings: Workings,
         extras: dict[str, Any],
         scaling: Scaling | None,
+        consumes: bool = False,
     ):
         self.scaling = scaling
         self._workings = workings
         self._views = workings.members.views
         self._extras = extras
-        self._run = workings.states.run()
+        self._consumes = consumes
+        self._run = self._new_run()
         self._run.grad_fn = _gradient_function(workings.members, extras)
         self._run.value_fn = _value_function(workings.members, extras)
         self._scalars, self.trees = self._split_extras()
         rows = self._rows = workings.members.rows(workings.states.by_param)
         self._values = self._checked_values(rows)
+        self._changed: list[bool] = []  # whether links or slots of a group may have changed
         for view, row, values in zip(self._views, rows, self._values, strict=True):
             changed = view.settle(values)
             if workings.states.are_unused(row):
                 view.start_with(values)
+            self._changed.append(changed)
             workings.states.prepare(view, row, changed)
         self.members = self._stepping(rows)
         self._counts_on_device = scaling is not None and not workings.counts_on_host()
@@ -75,6 +81,12 @@ class Step:
         self._unscale = None if scaling is None else unscaling(self._run, scaling)
         self._blocks: list[Block] = []
         self._leaves: dict[int, Leaf] = {}
+        self._clocks: dict[int | Count, Clock] = {}
+        self._agrees = len(self._views) == 1  # whether it is known that hyperparameters agree across groups
+        self._has_bundles = False
+
+    def _new_run(self) -> OptimizerRun:
+        return self._workings.states.run()
 
     def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Extras as 0-d values and as trees by leaf."""
@@ -139,15 +151,21 @@ class Step:
 
     def leaves(self, members: list[Member]) -> list[Leaf]:
         """The leaves of some members, made when they are first asked for: bundles need none."""
-        self._expand()
-        clocks: dict[int | Count, Clock] = {}
         for member in members:
             if id(member) not in self._leaves:
-                clock = clocks.get(member.count)
-                if clock is None:
-                    clock = clocks[member.count] = _clock_after(member.count)
-                self._leaves[id(member)] = self._leaf(member, clock)
+                self._leaves[id(member)] = self._leaf(member)
         return [self._leaves[id(member)] for member in members]
+
+    def _outlines(self, members: list[Member]) -> list[Leaf]:
+        """The same without values, to plan with: they would be copies in float32 of all weights and gradients."""
+        outlines: list[Leaf] = []
+        for member in members:
+            leaf = self._leaves.get(id(member))
+            if leaf is None:
+                leaf = self._leaf(member)
+                leaf.release()
+            outlines.append(leaf)
+        return outlines
 
     def _expand(self) -> None:
         """Make the operations of each group, when they are first asked for."""
@@ -157,7 +175,11 @@ class Step:
             block = Block.of(view.chain(values, CPU), self._run, self._count, self._unscale)
             self._blocks.append(block)
 
-    def _leaf(self, member: Member, clock: Clock) -> Leaf:
+    def _leaf(self, member: Member) -> Leaf:
+        self._expand()
+        clock = self._clocks.get(member.count)
+        if clock is None:
+            clock = self._clocks[member.count] = _clock_after(member.count)
         leaf = self._workings.states.leaf(self._run, member, clock, member.param.grad, self._scalars)
         if self.trees:
             leaf.extras = dict(self._scalars)
@@ -177,25 +199,35 @@ class Step:
         else:
             self._execute()
         run = self._run
-        for commit in reversed(run.commits):
-            commit()
-        run.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector runs
+        if run.late_sums:
+            self._expand()  # combinators decide whether the sums count
+        run.end()
         self._workings.states.write_shared(run)
         if self.scaling is not None:
             self.scaling.unscale(self._workings.members.by_param)
         for view in self._views:
             view.show(self._workings.states.count)
 
-    def _eager_leaves(self, members: list[Member]) -> list[Leaf]:
-        """Leaves that step by themselves."""
-        leaves = [leaf for leaf in self.leaves(members) if leaf.program != [FROZEN]]
-        if len(self._views) > 1:
+    def _check_agreement(self) -> None:
+        if not self._agrees:
+            self._expand()
             check_agreement(self._blocks, self._rows)
-        return leaves
+            self._agrees = True
+
+    def _eager_leaves(self, members: list[Member]) -> Iterator[Leaf]:
+        """Leaves that step by themselves, each made when the ones in front are through or wait."""
+        if self.trees:
+            self.leaves(members)  # checks the extras of all of them
+        for member in members:
+            (leaf,) = self.leaves([member])
+            if leaf.program != [FROZEN]:
+                yield leaf
 
     def _execute_then_write(self) -> None:
         """Write when all leaves are through: none may move before the closure is called for the last time."""
         finished: list[Leaf] = []
+        self._expand()
+        self._check_agreement()
         execute(self._eager_leaves(self.members), finished.append)
         for leaf in finished:
             self._write(leaf)
@@ -203,15 +235,19 @@ class Step:
     def _execute(self) -> None:
         eager = self.members
         bundles: list[Any] = []
-        engines = self._workings.engines()
         request = self._request()
-        for engine in engines:
+        for engine in self._workings.engines():
             of_engine, eager = engine.bundles(request, eager)
             bundles += of_engine
-        leaves: list[Any] = [*bundles]
-        must_agree = len(self._views) > 1 and self._workings.traits.agrees
-        if eager or not bundles or must_agree:
-            leaves += self._eager_leaves(eager)
+        self._has_bundles = self._has_bundles or bool(bundles)
+        if eager or self._workings.traits.agrees:
+            self._check_agreement()
+        if eager or not self._has_bundles:
+            self._expand()  # combinators with a clock count this step
+        self._advance(bundles, eager)
+
+    def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
+        """Run bundles and single leaves, and write each when it is through."""
         waiting = list(bundles)
 
         def finish(leaf: Any) -> None:
@@ -219,13 +255,15 @@ class Step:
                 self._write(leaf)
                 return
             waiting.remove(leaf)
-            if self._counts_on_device:
-                for member in leaf.members:
+            for member in leaf.members:
+                if self._counts_on_device:
                     member.set_count(self._after[member.count])
+                if self._consumes:
+                    member.param.grad = None
 
         _count_up(bundles, self._after)  # now, while all this is in the processor's cache
         try:
-            execute(leaves, finish)
+            execute(itertools.chain(bundles, self._eager_leaves(eager)), finish)
         finally:  # if a leaf raises, what was not written doesn't count
             _count_back(waiting)
 
@@ -238,7 +276,7 @@ class Step:
             numbers.append(of_group)
         return StepRequest(
             run=self._run,
-            leaves_of=self.leaves,
+            leaves_of=self._outlines,
             count=self._count,
             views=self._views,
             structures=structures,
@@ -246,6 +284,7 @@ class Step:
             scalars=self._scalars,
             trees=self.trees,
             scaling=self.scaling,
+            consumes=self._consumes,
         )
 
     def _schedule_count(self, entry: Entry) -> int | Tensor:
@@ -277,6 +316,8 @@ class Step:
             self._count_step(leaf)
         if update is not None:
             leaf.given[1].add_(update)
+        if self._consumes:
+            leaf.key.grad = None
         leaf.release()
 
     def _count_step(self, leaf: Leaf) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,9 +31,14 @@ from gradtx.optim._step import Step
 from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, warn_of_two_schedules
 from gradtx.optim._workings import Workings
 
+if TYPE_CHECKING:
+    from gradtx.optim._release import ReleasedGradients
+
 
 class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
+
+    _released: ReleasedGradients | None = None
 
     def __init__(
         self,
@@ -92,6 +97,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
             states.keep(first)
+        if self._released is not None:
+            self._released.follow(members.by_param)
 
     def _as_torch_checks_it(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """A group after torch's checks, without torch's defaults, and not added yet."""
@@ -119,14 +126,76 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self.state.pop(
                 param, None
             )  # accelerate leaves this behind when it shards parameters; no step uses it again
+        if self._released is not None:
+            self._released.follow(members.by_param)
         return self._workings
 
+    def release_gradients(self) -> ReleasedGradients:
+        """Step during backward: each parameter is updated as soon as its gradient is complete, and `.grad` set to None.
+
+        So no more than one gradient is kept beyond those that backward still adds to. `step()` ends the step: it
+        advances schedules and counts and calls hooks, and is called after each backward as ever. Numbers equal those of
+        ordinary steps bit for bit. Rates are read at the first gradient. With `accumulate(tx, every)` gradients add up
+        in the state.
+
+        Returns:
+            A handle; `handle.remove()` goes back to whole steps.
+
+        Raises:
+            ValueError: a link needs all gradients at once (a sum over leaves, a closure, a rule for whole trees).
+            RuntimeError: the parameters are in DistributedDataParallel, which averages gradients after this; they were
+                released before. During backward: a second gradient without `step()`. In `step`: a GradScaler.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = gradtx.optim.AdamW(model.parameters())
+            >>> handle = optimizer.release_gradients()
+            >>> model(torch.ones(2)).sum().backward()
+            >>> model.weight.grad is None
+            True
+            >>> optimizer.step()
+            >>> handle.remove()
+        """
+        from gradtx.optim._release import ReleasedGradients
+
+        if self._released is not None and self._released.active:
+            raise RuntimeError(f"{type(self).__name__}: gradients are released already; call handle.remove() first")
+        self._released = ReleasedGradients(self)
+        return self._released
+
+    def _check_training(self) -> None:
+        """Check that the parameters are those to train."""
+        evaluation = self._workings.evaluation
+        if evaluation is not None and evaluation.changes_weights():
+            raise RuntimeError(
+                f"{type(self).__name__}: the parameters are the weights to evaluate with; call optimizer.train() "
+                "before step()"
+            )
+
+    def _check_released(self, extras: dict[str, Any]) -> None:
+        """Check that a step whose gradients are released asks for nothing else."""
+        if self._released is None or not self._released.active:
+            return
+        owner = type(self).__name__
+        if extras:
+            name = next(iter(extras))
+            raise TypeError(f"{owner}: step takes no {name!r} while gradients are released: parameters have stepped")
+        if Scaling.asked_of(self) is not None:
+            raise RuntimeError(
+                f"{owner}: a GradScaler can't be used while gradients are released, since parameters step before it "
+                "has seen all gradients; train in bfloat16, or call handle.remove()"
+            )
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, **extras: Any) -> Any:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, consume_gradients: bool = False, **extras: Any
+    ) -> Any:
         """Update every parameter that has a gradient.
 
         Args:
             closure: Computes the loss and its gradients and returns the loss; links may call it again.
+            consume_gradients: Whether to set each `.grad` to None as soon as it is used, so that temporary memory takes
+                the place of gradients.
             **extras: Inputs of links beyond the gradients; by leaf as a list in parameter order or a dict by name.
                 A `hessian_diag` that is left out is estimated at the steps that use it, from the gradients of
                 `loss.backward(create_graph=True)` or by a closure that calls `loss.backward()`.
@@ -139,12 +208,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
                 changed then.
         """
-        evaluation = self._workings.evaluation
-        if evaluation is not None and evaluation.changes_weights():
-            raise RuntimeError(
-                f"{type(self).__name__}: the parameters are the weights to evaluate with; call optimizer.train() "
-                "before step()"
-            )
+        self._check_training()
+        self._check_released(extras)
         workings = self._up_to_date()
         warn_of_two_schedules(type(self).__name__, workings.members.views)
         scaling = Scaling.asked_of(self)
@@ -163,7 +228,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             extras.setdefault("grad_fn", closure)
             extras.setdefault("value_fn", closure)
             workings = self._up_to_date()
-        step = Step(workings, extras, scaling)
+        begun = None if self._released is None else self._released.close()
+        step = begun or Step(workings, extras, scaling, consume_gradients)
         hessian.supply(step)
         step.run()
         return loss
@@ -295,6 +361,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         evaluation, state_dict = Evaluation.take(state_dict, names)
         Checkpoint(state_dict, workings.states, strict).load()
         workings.evaluation = evaluation
+        if self._released is not None:
+            self._released.close()
         self.param_groups[:] = [view.group for view in workings.members.views]  # in place: wrappers share the list
         for hook in after:
             hook(self)

@@ -73,8 +73,21 @@ def clip_by_norm(max_norm: Scalar):
     return update
 
 
-@per_tensor(ranges={"max_norm": "(0, inf]"}, elementwise=True, agree=("max_norm", "eps"), example={"max_norm": 1.0})
-def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
+def _norm_of_before(arguments):
+    """The norm of the step before, if that is what clips; 0 does not clip."""
+    return {"norm": 0.0} if arguments["stale"] else {}
+
+
+@per_tensor(
+    ranges={"max_norm": "(0, inf]"},
+    elementwise=True,
+    agree=("max_norm", "eps"),
+    shared=_norm_of_before,
+    summed={"norm": safe_sqrt},
+    static=("stale",),
+    example={"max_norm": 1.0},
+)
+def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = False):
     r"""Shorten the whole tree to a norm of at most `max_norm`, keeping its direction.
 
     $u \min(1, c / (G + \epsilon))$ with $G$ the 2-norm over all leaves together, as torch's `clip_grad_norm_`.
@@ -82,9 +95,12 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
     Args:
         max_norm: $c > 0$.
         eps: $\epsilon \ge 0$.
+        stale: Clip by the norm $G$ of the step before, so that no leaf waits for the others (`release_gradients`). The
+            first step is not clipped.
 
     Returns:
-        A transformation that keeps shapes and dtypes; no state.
+        A transformation that keeps shapes and dtypes. State: with `stale`, `norm`, the norm of the last updates over
+        all leaves, 0-d float64; otherwise none.
 
     Raises:
         ValueError: a bound that is not above 0, a negative eps.
@@ -94,14 +110,18 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6):
         >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, tx.init({}))[0]
         {'a': tensor([0.6000]), 'b': tensor([0.8000])}
 
-    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: eps, as in torch's `clip_grad_norm_`.
+    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: eps, as in torch's `clip_grad_norm_`;
+    `stale` is ours.
     """
 
     def update(update, state, param, ctx):
         total = yield {"square": update.square().sum()}
         yield update * shrink(safe_sqrt(total["square"]) + eps, max_norm), state
 
-    return update
+    def update_by_norm_of_before(update, state, param, ctx):
+        return update * shrink(state["norm"] + eps, max_norm), {"norm": update.square().sum()}
+
+    return update_by_norm_of_before if stale else update
 
 
 @per_tensor(elementwise=True, agree=("eps",))

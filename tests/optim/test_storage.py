@@ -9,6 +9,7 @@ import torch
 
 import gradtx
 from gradtx import chain, with_state_dtype
+from gradtx._lists import bundle
 from gradtx._lists.bundle import CHUNK
 from gradtx.codes import CODES
 from gradtx.optim.engine import compiled as planning
@@ -176,3 +177,32 @@ def test_a_pattern_without_match_is_an_error_when_the_optimizer_is_made():
     tx = with_state_dtype(gradtx.adamw(lr=1e-2), {"nothing*": "int8"}, min_size=1)
     with pytest.raises(ValueError, match="matches no slot of the chain; its slots: exp_avg, exp_avg_sq"):
         gradtx.as_optimizer(tx, parameters())
+
+
+@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8"])
+def test_a_large_coded_leaf_is_decoded_in_parts_with_the_same_numbers(code, monkeypatch):
+    shapes = [(96, 128), (30, 256), (8192,), (7, 64), (5000, 3)]
+    runs = []
+    for most in (4096, 2**18):
+        monkeypatch.setattr(bundle, "CHUNK", most)
+        params = [torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate(shapes)]
+        optimizer = gradtx.as_optimizer(gradtx.adamw(lr=1e-2, state_dtype=code), params)
+        for step in range(3):
+            for i, param in enumerate(params):
+                param.grad = noise(10 * step + i, param.shape)
+            optimizer.step()
+        sizes = [
+            sum(param.numel() for param in columns[0]) for each in plan_of(optimizer) for columns in each.columns()
+        ]
+        # Rows of three entries fill no block, and such a leaf stays whole.
+        assert max(sizes) <= most or (code != "bfloat16+8" and sorted(sizes)[-2] <= most and max(sizes) == 15000)
+        runs.append([*params, *(optimizer.state[p][key] for p in params for key in optimizer.state[p])])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def noise(seed, shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plan_of(optimizer):
+    return optimizer._workings.lists.plan.bundles

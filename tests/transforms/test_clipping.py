@@ -232,3 +232,73 @@ def test_a_tree_of_zeros_has_no_direction(eps):
     zeros = {"a": torch.zeros(3), "b": torch.zeros(())}
     updates, _ = gradtx.normalize_by_global_norm(eps).update(zeros, gradtx.chain().init(zeros))
     assert not any(update.any() for update in updates.values())
+
+
+class NormOfBefore:
+    """Clipping by the norm of the step before, as a plain function of the whole tree."""
+
+    def __init__(self, max_norm, eps):
+        self.max_norm, self.eps, self.norm, self.seen = max_norm, eps, 0.0, set()
+
+    def __call__(self, grads, params):
+        factor = min(1.0, self.max_norm / (self.norm + self.eps)) if self.norm + self.eps else 1.0
+        self.norm = math.sqrt(sum((g**2).sum().item() for g in grads.values()))
+        self.seen.add(factor < 1)
+        return {name: g * factor for name, g in grads.items()}
+
+
+@pytest.mark.parametrize(("max_norm", "eps"), [(0.5, 1e-6), (0.4, 0.0), (0.6, 0.1)])
+def test_a_stale_clip_by_global_norm_follows_the_loop(max_norm, eps):
+    reference = NormOfBefore(max_norm, eps)
+    assert difference(gradtx.clip_by_global_norm(max_norm, eps, stale=True), reference, rate=-0.2) < TOLERANCE
+    assert reference.seen == {True, False}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_optimizer_keeps_the_norm_and_clips_by_it_at_the_next_step(compile, monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+    params = [torch.nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (1, 9, 2)]
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0, eps=0.0, stale=True), gradtx.scale(-1.0))
+    optimizer = gradtx.as_optimizer(tx, params, compile=compile)
+    for size in (2.0, 1.0):
+        for param in params:
+            param.grad = torch.full_like(param, size)
+        optimizer.step()
+    assert torch.allclose(params[1], torch.tensor(-2.0 - 1.0 / math.sqrt(48.0), dtype=torch.float64))
+    for param in params:
+        assert optimizer.state[param]["norm"].item() == pytest.approx(math.sqrt(12.0))
+
+
+def test_a_skipped_call_keeps_the_stale_norm():
+    params = {"w": torch.zeros(2), "b": torch.zeros(1)}
+    tx = gradtx.accumulate(gradtx.clip_by_global_norm(1.0, stale=True), every=2)
+    state = tx.init(params)
+    norms = []
+    for size in (1.0, 3.0, 100.0, 2.0):
+        _, state = tx.update({name: torch.full_like(p, size) for name, p in params.items()}, state, params)
+        norms.append(round(state["accumulate"]["clip_by_global_norm"]["norm"].item() / math.sqrt(3), 3))
+    assert norms == [0.0, 2.0, 2.0, 51.0]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_step_that_a_scaler_skips_keeps_the_stale_norm(compile, monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+    param = torch.nn.Parameter(torch.zeros(4))
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.scale(-1.0))
+    optimizer = gradtx.as_optimizer(tx, [param], compile=compile)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for size in (1.0, math.inf, 3.0):
+        scaler.scale((param * size).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        expected = {1.0: 2.0, math.inf: 2.0, 3.0: 6.0}[size]
+        assert optimizer.state[param]["norm"].item() == pytest.approx(expected)
+    assert torch.allclose(param, torch.full((4,), -1.0 - 0.5 * 3.0))
+
+
+def test_a_sum_that_its_own_step_does_not_read_is_no_part_of_blocks():
+    tx = gradtx.blocks(gradtx.clip_by_global_norm(1.0, stale=True), sizes=(2, 2))
+    params = {"w": torch.ones(4, 4)}
+    with pytest.raises(ValueError, match="'norm' can't be summed over blocks; put it outside of blocks"):
+        tx.update(params, tx.init(params), params)

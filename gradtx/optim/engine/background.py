@@ -38,6 +38,7 @@ class BackgroundEngine(CompiledEngine):
         if self._is_news:
             self._is_news = False
             self.plan = None
+            self.alone.clear()
         return super().bundles(request, members)
 
     def _make(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:

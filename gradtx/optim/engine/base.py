@@ -35,12 +35,14 @@ class Engine:
 
     Attributes:
         plan: The plan of the last step.
+        alone: The plan of the last step of a parameter whose gradient was released.
         failed: Whether it has given up, so that it takes no leaves.
         reasons: Why leaves are left to others, by name.
     """
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
+        self.alone: dict[Member, Plan] = {}
         self.failed = False
         self.reasons: dict[str, str] = {}
 
@@ -63,6 +65,22 @@ class Engine:
             self._give_up(error, logging.ERROR)
             return [], members
         return plan.bundles, plan.rest
+
+    def bundles_of_one(self, request: StepRequest, member: Member) -> tuple[list[Any], list[Member]]:
+        """The same for a single member, which keeps a plan beside that of whole steps."""
+        of_all, self.plan = self.plan, self.alone.pop(member, None)
+        reasons = self.reasons
+        bundles, rest = self.bundles(request, [member])
+        if self.plan is not None:
+            self.alone[member] = self.plan
+        if self.reasons is not reasons:  # of this member
+            self.reasons = {**reasons, **self.reasons}
+        self.plan = of_all
+        return bundles, rest
+
+    def plans(self) -> list[Plan]:
+        """The plans of the last steps of all members."""
+        return [*self.alone.values(), *([] if self.plan is None else [self.plan])]
 
     def _begin(self, plan: Plan, request: StepRequest) -> None:
         """Give each bundle its arguments for this step; those with the same numbers get the same list."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx._execution import Operation
+from gradtx._runs import LateTerm
 from gradtx._sharding import local
 from gradtx.optim._member import Member
 from gradtx.optim._request import Trees
@@ -146,9 +147,13 @@ class Bundle:
 
     def end(self, shared: Mapping[Any, Tensor]) -> None:
         """Hand over the new shared values, and let go of the step's tensors."""
-        new_shared = self._in_step().run.new_shared
-        for (path, name), value in shared.items():
-            new_shared.setdefault(path, {}).setdefault(name, value)
+        run = self._in_step().run
+        for place, value in shared.items():
+            if not isinstance(place, LateTerm):
+                path, name = place
+                run.new_shared.setdefault(path, {}).setdefault(name, value)
+            elif int(place.leaf) < len(self.members):  # others are padding
+                run.add_late(place, self.members[int(place.leaf)].name, value)
         self._present = None
 
     @property

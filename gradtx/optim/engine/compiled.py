@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradtx._execution import Leaf
 from gradtx._lists.cache import SharedPrograms
+from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
@@ -236,7 +237,8 @@ class CompiledEngine(Engine):
             program = BundleProgram(order.function, order.common, order.examples[0], order.flat)
             if not program.fits(order.examples[-1]):  # a rule asks for the length
                 program = BundleProgram(order.function, order.common, order.examples[-1], order.flat)
-            if len(program.passes) > 1 and order.sharded:
+            late = any(isinstance(name, LateTerm) for name in program.passes[-1].names)
+            if (late or len(program.passes) > 1) and order.sharded:
                 return None
             program.compile(compiler)
         except Exception as error:  # anything may happen in a user's rule and in torch's compiler

@@ -14,6 +14,7 @@ from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
 from gradtx._lists.cache import SharedPrograms
 from gradtx._passes import passes_of
+from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
 from gradtx.optim._member import Member
@@ -39,16 +40,22 @@ class MemberBundle(ListBundle):
         super().__init__(members[0].name, device, passes)
         self.members = members
         self.signature = signature
-        self._chunks = [Chunk(pieces, signature.slots, splits) for pieces in _chunks_of(members, device, splits)]
+        flat = splits and not signature.layout.codes  # codes are laid out by rows, except in parts
+        self._chunks = [Chunk(pieces, signature.slots, flat) for pieces in _chunks_of(members, splits)]
         self._trees: Trees = {}
+        self._consumes = False
 
-    def read_from(self, trees: Trees) -> None:
-        """Take the extras by leaf of the current step."""
+    def read_from(self, trees: Trees, consumes: bool) -> None:
+        """Take the extras by leaf of the current step; `consumes` is whether to free gradients that were used."""
         self._trees = trees
+        self._consumes = consumes
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
+        in_last_pass = self.at == len(self.program) - 1
         for chunk in self._chunks:
             yield chunk.columns(self.signature.by_leaf, self._trees)
+            if self._consumes and in_last_pass:
+                chunk.free_gradients()
 
     def leaf_names(self) -> Iterator[list[str]]:
         for chunk in self._chunks:
@@ -56,13 +63,27 @@ class MemberBundle(ListBundle):
 
     def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
         """Hand over the new shared values."""
-        for (path, name), dtype, value in zip(compiled.names, compiled.dtypes, results[0], strict=True):
-            self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(value, dtype))
+        for i, (place, dtype) in enumerate(zip(compiled.names, compiled.dtypes, strict=True)):
+            if isinstance(place, LateTerm):
+                self._add_late(place, dtype, [of_call[i] for of_call in results])
+                continue
+            path, name = place
+            self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(results[0][i], dtype))
         self._trees = {}
         self.let_go()
 
+    def _add_late(self, place: LateTerm, dtype: torch.dtype, results: list[Any]) -> None:
+        """Hand over the terms of a sum, one list of them for each call."""
+        for names, terms in zip(self.leaf_names(), results, strict=True):
+            if not isinstance(terms, list | tuple):  # the same for all leaves
+                terms = [self.as_tensor(terms, dtype)] * len(names)
+            for name, term in zip(names, terms, strict=True):
+                self.run.add_late(place, name, term)
+
 
 # Chunks.
+
+SMALLEST_PARTS = 64  # how many times smaller the equal parts of a coded leaf may be than a call's lists
 
 Piece = tuple[Member, slice | None]  # some entries of a parameter's flat alias, or all of it as it is
 
@@ -94,7 +115,7 @@ class Chunk:
         member, window = piece
         if window is None:
             return tensor.detach() if type(tensor) in PLAIN else alias(tensor, member.param, self._splits)
-        return alias(tensor, member.param, True)[window]
+        return _cut(alias(tensor, member.param, True), window, local(member.param).numel())
 
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
         """The arguments of all leaves, with the present gradients and extras."""
@@ -106,12 +127,18 @@ class Chunk:
             columns.append([self._read(trees[name][member.name], (member, window)) for member, window in self._pieces])
         return columns
 
+    def free_gradients(self) -> None:
+        """Free the gradients of parameters that no later chunk has a part of."""
+        for member, window in self._pieces:
+            if window is None or window.stop == local(member.param).numel():
+                member.param.grad = None
+
     def _read(self, tensor: Tensor, piece: Piece) -> Tensor:
         """A tensor that programs only read, laid out as the parameter."""
         member, window = piece
         if window is None and _is_plain(tensor):
             return tensor
-        flat = self._splits
+        flat = self._splits or window is not None
         try:
             aliased = alias(tensor, member.param, flat)
         except OddTensorError:
@@ -127,15 +154,44 @@ def _is_plain(tensor: Any) -> bool:
     return type(tensor) is Tensor
 
 
-def _chunks_of(members: list[Member], device: torch.device, splits: bool) -> list[list[Piece]]:
+def _cut(vector: Tensor, window: slice, size: int) -> Tensor:
+    """The part of a flat alias for some of `size` entries: codes may share a byte, a scale is that of a block."""
+    if vector.numel() == size:
+        return vector[window]
+    return vector[window.start * vector.numel() // size : window.stop * vector.numel() // size]
+
+
+def _part_of(member: Member) -> int | None:
+    """The entries of each part of a large leaf; None for a leaf that stays whole.
+
+    Programs for codes are for one shape, so parts of coded leaves are equal, and hold whole blocks.
+    """
+    assert member.layout is not None
+    param = local(member.param)
+    size, most = param.numel(), entries_of_a_call(param.device)
+    if size <= most:
+        return None
+    blocks = [codec.block or codec.packs for codec in member.layout.coded_keys.values()]
+    if not blocks:
+        return most
+    unit = max(blocks)
+    units = size // unit
+    for count in range(-(-size // most), SMALLEST_PARTS * size // most):
+        if units % count == 0:
+            return size // count
+    return None
+
+
+def _chunks_of(members: list[Member], splits: bool) -> list[list[Piece]]:
     """Leaves in lists of a bounded number of entries; large leaves in parts."""
-    most = entries_of_a_call(device)
+    most = entries_of_a_call(local(members[0].param).device)
     chunks: list[list[Piece]] = []
     room = 0
     for member in members:
         size = local(member.param).numel()
-        if splits and size > most:
-            chunks.extend([(member, slice(start, min(start + most, size)))] for start in range(0, size, most))
+        part = _part_of(member) if splits else None
+        if part is not None:
+            chunks.extend([(member, slice(start, min(start + part, size)))] for start in range(0, size, part))
             room = 0
             continue
         if size > room or not chunks:
@@ -164,7 +220,7 @@ class ListEngine(Engine):
 
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
         bundle.begin(request.run, numbers, request.scaling is None)
-        bundle.read_from(request.trees)
+        bundle.read_from(request.trees, request.consumes)
 
     # Planning.
 
@@ -193,33 +249,34 @@ class ListEngine(Engine):
         if self._programs is None:
             self._programs = shared_programs(_SHARED, view.tx)
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
-        common = self._common_program(key, function, pairs, request) if kind.flat else None
+        positional = any(operation.positional for operation in leaf.program)
+        splits = kind.flat and not positional and _can_be_split(member)
+        common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
         for member, leaf in pairs:
-            program = common or self._program(key, function, member, leaf, request)
+            program = common or self._program(key, function, member, leaf, request, splits)
             if program is not None:
                 _, members = alike.setdefault(id(program), (program, []))
                 members.append(member)
-        positional = any(operation.positional for operation in leaf.program)
-        bundles: list[MemberBundle] = []
-        for program, members in alike.values():
-            splits = kind.flat and not positional and _can_be_split(members[0])
-            bundles.append(MemberBundle(members, signature, program, splits))
-        return bundles
+        return [MemberBundle(members, signature, program, splits) for program, members in alike.values()]
 
     def _common_program(
-        self, key: Any, function: BundleFunction, pairs: Pairs, request: StepRequest
+        self, key: Any, function: BundleFunction, pairs: Pairs, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
         """The program of all these elementwise leaves, if the smallest and the largest have the same."""
         by_size = sorted(pairs, key=_size)
-        smallest = self._program(key, function, *by_size[0], request)
-        largest = self._program(key, function, *by_size[-1], request)
+        smallest = self._program(key, function, *by_size[0], request, splits)
+        largest = self._program(key, function, *by_size[-1], request, splits)
         return largest if smallest is largest else None
 
     def _program(
-        self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest
+        self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
-        """The program of a leaf; None if its operations can't be recorded."""
+        """The program of a leaf, or of its parts; None if its operations can't be recorded."""
         tensors = _tensors_of(member, request, leaf)
+        part = _part_of(member) if splits and function.signature.layout.codes else None
+        if part is not None:
+            size = tensors[0].numel()
+            tensors = [_cut(tensor.reshape(-1), slice(0, part), size) for tensor in tensors]
         assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
         program = self._programs.get(of_shapes)
@@ -239,7 +296,8 @@ class ListEngine(Engine):
             text = tuple(each.text for each in program)
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
-        if len(program) > 1 and is_sharded(member.param):
+        has_sums = len(program) > 1 or any(isinstance(name, LateTerm) for name in program[-1].names)
+        if has_sums and is_sharded(member.param):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
 
@@ -259,8 +317,8 @@ def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor
 def _can_be_split(member: Member) -> bool:
     """Whether parts of a leaf may be updated one after another.
 
-    The parts would update a slot that is a number several times, and codes are laid out by the rows of the whole.
+    The parts would update a slot that is a number several times.
     """
     layout = member.layout
     assert layout is not None
-    return not layout.codes and not any(member.state[key].ndim == 0 for key in layout.slot_keys)
+    return not any(member.state[key].ndim == 0 for key in layout.slot_keys)

@@ -19,7 +19,7 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
 from gradtx._lists.bundle import numbers_for
 from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
-from gradtx._runs import Run, memory_of
+from gradtx._runs import LateTerm, Run, memory_of
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.optim._scaling import Scaling, unscaling
@@ -108,9 +108,13 @@ class BundleFunction:
             execute(leaves, _ignore)
         except AwaitedSumError as awaited:
             return PassResult(list(awaited.sums.values()), tuple(awaited.sums), awaited.operation)
-        for commit in reversed(run.commits):
-            commit()
-        shared = self._new_shared(run)
+        late: dict[Any, Tensor] = {}
+        for (path, name), of_leaves in run.late_sums.items():
+            for leaf, term in of_leaves.terms.items():
+                late[LateTerm(path, name, of_leaves.finish, leaf)] = term.clone()
+        run.late_sums.clear()  # which the step completes
+        run.end()
+        shared = {**self._new_shared(run), **late}
         write = functools.partial(_write, run, leaves, taken)
         return PassResult(list(shared.values()), tuple(shared), None, write)
 

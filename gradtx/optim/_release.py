@@ -1,0 +1,229 @@
+"""Steps while backward runs: each parameter is updated as soon as its gradient is complete, and the gradient freed."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from gradtx._execution import Operation
+from gradtx.optim._member import Member
+from gradtx.optim._run import WAY_OUT, OptimizerRun, SingleRun
+from gradtx.optim._step import Step
+from gradtx.optim._workings import Workings
+
+if TYPE_CHECKING:
+    from gradtx.optim.adapter import ChainOptimizer
+
+WHO = "release_gradients"
+
+
+class OpenStep(Step):
+    """A step in which one parameter after another is updated, as gradients arrive.
+
+    Numbers of groups, counts and shared values are those at the first gradient. New shared values are written when the
+    step ends.
+
+    Args:
+        workings: The optimizer.
+    """
+
+    def __init__(self, workings: Workings):
+        super().__init__(workings, {}, None, consumes=True)
+        self._arrived: set[Member] = set()
+        self._request_of_all = self._request()
+        self._engines = workings.engines()
+        if workings.traits.agrees:
+            self._check_agreement()
+
+    def _new_run(self) -> OptimizerRun:
+        states = self._workings.states
+        return SingleRun(states.by_param, states.members.by_param, initial=False)
+
+    @property
+    def counts_calls(self) -> bool:
+        """Whether a link adds up the gradients of several calls."""
+        return self._workings.traits.takes_none
+
+    def has(self, member: Member) -> bool:
+        """Whether a parameter was updated in this step."""
+        return member in self._arrived
+
+    def update(self, member: Member) -> None:
+        """Update a parameter by its gradient, and free that."""
+        self._prepare(member)
+        self._arrived.add(member)
+        eager = [member]
+        bundles: list[Any] = []
+        for engine in self._engines:
+            if eager:
+                bundles, eager = engine.bundles_of_one(self._request_of_all, member)
+        self._has_bundles = self._has_bundles or bool(bundles)
+        self._advance(bundles, eager)
+        self._leaves.clear()
+        member.param.grad = None
+
+    def _prepare(self, member: Member) -> None:
+        self._check(member)
+        self._workings.states.prepare(self._views[member.group], [member], self._changed[member.group])
+        self._after.setdefault(member.count, member.count + 1 if isinstance(member.count, int) else member.count)
+
+    def run(self) -> None:
+        """End the step: update the parameters that no hook has seen, and write new shared values."""
+        late: list[Member] = []
+        for row in self._rows:
+            for member in row:
+                if member not in self._arrived and member.param.grad is not None:
+                    self._prepare(member)
+        for member in self._stepping(self._rows):
+            if member not in self._arrived:
+                late.append(member)
+        self.members = late
+        super().run()
+
+
+class ReleasedGradients:
+    """The handle of `release_gradients`: parameters step during backward until `remove` is called.
+
+    Args:
+        optimizer: The optimizer.
+
+    Raises:
+        ValueError: a link needs the gradients of all parameters, or a closure.
+        RuntimeError: DistributedDataParallel holds a parameter.
+    """
+
+    def __init__(self, optimizer: ChainOptimizer):
+        workings = optimizer._up_to_date()
+        check_released(workings)
+        _check_not_ddp(workings.members.by_param)
+        self._optimizer = weakref.ref(optimizer)
+        self._lock = threading.RLock()  # autograd has a thread for each device
+        self._hooks: dict[Tensor, Any] = {}
+        self._open: OpenStep | None = None
+        self._has_stepped = False
+        self.active = True
+        self.follow(workings.members.by_param)
+
+    def __repr__(self) -> str:
+        state = f"of {len(self._hooks)} parameters" if self.active else "removed"
+        return f"<released gradients, {state}>"
+
+    def remove(self) -> None:
+        """Step by whole steps again. A step that has begun ends with the next `step()`."""
+        self.active = False
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks.clear()
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            for engine in optimizer._workings.engines():
+                engine.alone.clear()
+
+    def follow(self, params: Iterable[Tensor]) -> None:
+        """Wait for the gradients of parameters that are new."""
+        if not self.active:
+            return
+        for param in params:
+            if param.requires_grad and param not in self._hooks and not is_lazy(param):
+                self._hooks[param] = param.register_post_accumulate_grad_hook(self._arrives)
+
+    def close(self) -> OpenStep | None:
+        """The step that has begun, which the caller ends; None if no gradient has arrived."""
+        ending, self._open = self._open, None
+        return ending
+
+    def _arrives(self, param: Tensor) -> None:
+        """A gradient is complete."""
+        optimizer = self._optimizer()
+        if optimizer is None:
+            self.remove()
+            return
+        with self._lock, torch.no_grad():
+            try:
+                self._step(optimizer, param)
+            except BaseException:
+                self._open = None
+                raise
+
+    def _step(self, optimizer: ChainOptimizer, param: Tensor) -> None:
+        member = optimizer._workings.members.by_param.get(param)
+        if self._open is not None and member is not None and self._open.has(member):
+            self._end_call(member)
+        if self._open is None:
+            optimizer._check_training()
+            workings = optimizer._up_to_date()
+            if not self._has_stepped:  # the module may have been wrapped after the optimizer was made
+                _check_not_ddp([param])
+                self._has_stepped = True
+            member = workings.members.by_param.get(param)
+            if member is not None:
+                self._open = OpenStep(workings)
+        if member is not None and self._open is not None:
+            self._open.update(member)
+
+    def _end_call(self, member: Member) -> None:
+        """A second gradient: the next call of a combinator that counts calls, otherwise an error."""
+        ending = self.close()
+        assert ending is not None
+        if not ending.counts_calls:
+            raise RuntimeError(
+                f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call step() "
+                "after each backward, or accumulate gradients by accumulate(tx, every)"
+            )
+        ending.run()
+
+
+# What is refused.
+
+
+def check_released(workings: Workings) -> None:
+    """Check that parameters may step one by one.
+
+    Raises:
+        ValueError: a link needs all gradients, or something that is known after backward only.
+    """
+    tx = workings.members.tx
+    for link in tx._links():
+        needs = [need for need in link._needs if need != "params"]
+        if needs:
+            raise ValueError(
+                f"{WHO}: {link._name} needs {needs[0]!r}, which is known when backward is through; {WAY_OUT}"
+            )
+    for operation in workings.members.block().walk():
+        if operation.waits or operation.hessian_period:
+            raise ValueError(
+                f"{WHO}: {_name_of(operation)} needs the gradients of all parameters; {_way_out(operation)}"
+            )
+
+
+def _name_of(operation: Operation) -> str:
+    return ".".join(part for part in operation.path if part)
+
+
+def _way_out(operation: Operation) -> str:
+    if "clip_by_global_norm" in operation.path:
+        return "pass stale=True to clip by the norm of the step before, or " + WAY_OUT
+    return WAY_OUT
+
+
+def _check_not_ddp(params: Iterable[Tensor]) -> None:
+    """Raise an error if DistributedDataParallel holds a parameter, which shows in the module only."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    ids = set(map(id, params))
+    for candidate in gc.get_objects():
+        if not issubclass(type(candidate), DistributedDataParallel):
+            continue
+        if any(id(param) in ids for param in candidate.parameters()):
+            raise RuntimeError(
+                f"{WHO}: DistributedDataParallel averages gradients over processes after their hooks have run, so each "
+                "process would step by its own; use fully_shard (FSDP2), or step(consume_gradients=True)"
+            )

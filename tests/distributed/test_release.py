@@ -1,0 +1,60 @@
+"""Gradients that are released during backward, on several processes."""
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import gradtx
+from tests.distributed.problems import Model, batch, loss_of, sharded, states, weights
+from tests.optim.problems import assert_equal
+
+TRANSFORMATIONS = {
+    "adamw": gradtx.adamw(lr=1e-2, weight_decay=0.1),
+    "muon": gradtx.muon(lr=1e-2, fallback=gradtx.adamw(lr=1e-2)),
+    "lamb": gradtx.lamb(lr=1e-2),
+    "accumulate": gradtx.accumulate(gradtx.adamw(lr=1e-2), every=2),
+    "stale": gradtx.chain(gradtx.clip_by_global_norm(0.1, stale=True), gradtx.adamw(lr=1e-2)),
+}
+
+
+def trained(name, released, compile):
+    model = sharded()
+    optimizer = gradtx.as_optimizer(TRANSFORMATIONS[name], model.named_parameters(), compile=compile)
+    if released:
+        optimizer.release_gradients()
+    for i in range(4):
+        loss_of(model, batch(i)).backward()
+        assert all((p.grad is None) == released for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights(model), states(model, optimizer)
+
+
+def released_equals_ordinary(name, compile):
+    assert_equal(trained(name, True, compile), trained(name, False, compile))
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_sharded_parameters_step_during_backward_bit_for_bit(name, two):
+    two.run(released_equals_ordinary, name, False)
+
+
+def test_compiled_programs_step_shards_during_backward(two):
+    two.run(released_equals_ordinary, "adamw", True)
+
+
+def replicated_is_refused(later):
+    model = Model()
+    optimizer = gradtx.optim.AdamW(model.parameters())
+    if later:
+        optimizer.release_gradients()
+    replicated = DistributedDataParallel(model)
+    loss = loss_of(replicated, batch(0))
+    with pytest.raises(RuntimeError, match="DistributedDataParallel averages gradients over processes after"):
+        (loss.backward if later else optimizer.release_gradients)()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), Model().parameters(), strict=True))
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_replicated_parameters_are_refused(later, two):
+    two.run(replicated_is_refused, later)

@@ -1,0 +1,130 @@
+"""The memory of a run, computed before anything is allocated."""
+
+import pytest
+import torch
+
+import gradtx
+from gradtx import chain
+
+
+def model(width=96, dtype=torch.float32, device="cpu"):
+    with torch.device(device):
+        net = torch.nn.Sequential(torch.nn.Linear(width, 128), torch.nn.LayerNorm(128), torch.nn.Linear(128, width))
+    return net.to(dtype)
+
+
+TRANSFORMATIONS = {
+    "sgd": gradtx.sgd(lr=0.1),
+    "adamw": gradtx.adamw(),
+    "int8": gradtx.adamw(state_dtype="int8"),
+    "int4": gradtx.adamw(state_dtype="int4"),
+    "stochastic": gradtx.adamw(state_dtype="bfloat16:stochastic"),
+    "lion": gradtx.lion(),
+    "muon": gradtx.muon(fallback=gradtx.adamw()),
+    "soap": gradtx.soap(),
+    "accumulate": gradtx.accumulate(gradtx.adamw(), 2),
+    "stale": chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_bytes_of_state_are_those_of_an_optimizer(name, dtype):
+    tx = TRANSFORMATIONS[name]
+    net = model(dtype=dtype)
+    optimizer = gradtx.as_optimizer(tx, net.named_parameters())
+    memory = gradtx.memory(tx, net)
+    tensors = {}
+    for state in optimizer.state.values():
+        tensors.update({tensor.data_ptr(): tensor for tensor in state.values() if tensor.numel()})
+    assert memory.state == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert memory.weights == memory.gradients == sum(p.numel() * p.element_size() for p in net.parameters())
+    assert memory.entries == sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize(("code", "most"), [(None, 8.01), ("int8", 2.2), ("int4", 1.3), ("bfloat16+8", 6.1)])
+def test_bytes_of_a_coded_matrix_are_within_the_bars(code, most):
+    tx = gradtx.adamw(state_dtype=code)
+    plan = gradtx.memory(tx, {"w": torch.empty(1024, 1024, device="meta")}, device="cpu")
+    assert plan.state / plan.entries <= most
+
+
+def test_nothing_is_allocated_for_a_model_that_would_not_fit():
+    plan = gradtx.memory(gradtx.adamw(state_dtype="int8"), model(2**30, device="meta"))
+    assert plan.weights > 2**39
+    assert plan.state == pytest.approx(plan.entries * 2.125, rel=0.01)
+    assert plan.temporaries < 2**31  # parts of the lists of an accelerator
+
+
+def test_temporaries_of_a_coded_step_are_those_of_a_part():
+    sizes = [gradtx.memory(gradtx.adamw(state_dtype="int8"), [torch.empty(n, 1024)]).temporaries for n in (256, 65536)]
+    assert sizes[0] == sizes[1] < 12 * 2**20
+
+
+def test_temporaries_of_a_matrix_rule_grow_with_its_leaf():
+    small, large = (gradtx.memory(gradtx.muon(), [torch.empty(n, n)]).temporaries for n in (256, 512))
+    assert large == pytest.approx(4 * small, rel=0.01)
+
+
+def test_a_compensation_counts_as_a_master_copy():
+    net = model(dtype=torch.bfloat16)
+    plan = gradtx.memory(chain(gradtx.sgd(lr=0.1), gradtx.compensate_rounding(bits=8)), net)
+    assert plan.master == plan.entries
+    assert plan.slots == {}
+    wide = gradtx.memory(gradtx.sgd(lr=0.1), net)
+    assert wide.master == 0
+
+
+def test_the_largest_gradient_stands_for_all_that_are_released():
+    plan = gradtx.memory(gradtx.adamw(), model())
+    assert plan.largest_gradient == 128 * 96 * 4
+    assert plan.total == plan.weights + plan.gradients + plan.state + plan.temporaries
+
+
+def test_parameters_come_as_a_model_a_dict_pairs_or_a_list():
+    net = model()
+    plans = [
+        gradtx.memory(gradtx.adamw(), form)
+        for form in (net, dict(net.named_parameters()), net.named_parameters(), list(net.parameters()))
+    ]
+    assert len({repr(plan) for plan in plans}) == 1
+    assert [row.name for row in plans[0].rows] == [name for name, _ in net.named_parameters()]
+    assert plans[0].rows[0].shape == (128, 96)
+
+
+def test_a_table_lists_slots():
+    plan = gradtx.memory(gradtx.lion(), [torch.empty(1000, device="meta")], device="cpu")
+    assert repr(plan).splitlines()[:6] == [
+        "              bytes  per entry",
+        "weights       4,000       4.00",
+        "gradients     4,000       4.00",
+        "state         4,004       4.00",
+        "  exp_avg     4,000       4.00",
+        "master            0       0.00",
+    ]
+
+
+def test_temporaries_that_depend_on_values_are_unknown():
+    @gradtx.per_tensor(compiles=False)
+    def reading():
+        def update(update, state, param, ctx):
+            return update * (2.0 if update.sum().item() > 0 else 1.0), state
+
+        return update
+
+    plan = gradtx.memory(reading(), [torch.empty(10)])
+    assert plan.temporaries is None
+    assert "unknown" in repr(plan)
+
+
+@pytest.mark.parametrize(
+    ("tx", "params", "message"),
+    [
+        (torch.optim.SGD, [torch.ones(1)], "tx must be"),
+        (gradtx.adamw(), torch.ones(1), "memory: needs a model, a dict or a list of tensors"),
+        (gradtx.adamw(), [3], "memory: leaf '0'"),
+    ],
+)
+def test_what_is_no_transformation_and_no_tensors_is_an_error(tx, params, message):
+    with pytest.raises(TypeError, match=message):
+        gradtx.memory(tx, params)
