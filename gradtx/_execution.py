@@ -160,6 +160,10 @@ class Operation:
         random: Whether it draws random numbers.
         positional: Whether results depend on an entry's place in the whole tensor.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
+        whole_until: The last of the operations from this one on that need the whole of a divided leaf; None for none.
+        needs_shape: Whether entries don't mix, but the shape of the whole leaf matters.
+        owner_reads: What it reads of a leaf, "param" or "grad", besides the update, if the whole leaf is sent to it.
+        wire: The dtype that it converts an update to at once, and that its result has the values of.
     """
 
     path: Path = ()
@@ -172,6 +176,10 @@ class Operation:
     random = False
     positional = False
     hessian_period = 0
+    whole_until: Operation | None = None
+    needs_shape = False
+    owner_reads: tuple[str, ...] = ()
+    wire: torch.dtype | None = None
 
     def init(self, leaf: Leaf) -> None:
         """Put the leaf's first slots in `leaf.new`."""

@@ -41,6 +41,9 @@ class Rule:
         nonnegative: The slots that are never negative.
         readable: Whether the values of all arguments can be read on the host.
         kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
+        whole: Whether it needs the whole of a divided leaf; "shape" if only its shape.
+        reads_param: Whether it reads the parameter.
+        wire: As in `Operation`.
     """
 
     name: str
@@ -56,6 +59,9 @@ class Rule:
     readable: bool = True
     nonnegative: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    whole: bool | str = False
+    reads_param: bool = False
+    wire: torch.dtype | None = None
 
 
 class RuleState(dict[str, Any]):
@@ -316,6 +322,10 @@ class RuleOperation(Operation):
         self.agree = rule.agree
         self.random = rule.seed is not None
         self.positional = stage.store.draws
+        self.whole_until = self if rule.whole is True else None
+        self.needs_shape = rule.whole == "shape"
+        self.owner_reads = ("param",) if rule.reads_param else ()
+        self.wire = rule.wire
         self.stage = stage
         self.rule = rule
         self._function = rule.update
@@ -343,6 +353,8 @@ class RuleOperation(Operation):
 
     def start(self, leaf: Leaf) -> Any:
         self._check_dims(leaf)
+        if self.whole_until is self:
+            leaf.update = leaf.run.apart(leaf.update)
         return self._begun(self._call(leaf))
 
     def _call(self, leaf: Leaf) -> Call:
@@ -470,6 +482,8 @@ class RuleOperation(Operation):
         if update.dtype != call.wide:
             update = update.to(call.wide)
         leaf.update = placed_as(update, leaf.update)
+        if self.whole_until is self or self.needs_shape:
+            leaf.update = leaf.run.apart(leaf.update)
 
     def evaluate(self, leaf: Leaf) -> Any:
         if self.rule.evaluate is None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -124,3 +128,107 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The sum of all entries of a tree: leaf by leaf, then in name order, in float64."""
     sums = [terms[name].sum() for name in sorted(terms)]
     return stacked([term.to(sums[0].device, exact_dtype(sums[0])) for term in sums]).sum()
+
+
+# Which rank has which entries, for exchanges by the library itself.
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks of a mesh.
+
+    Attributes:
+        group: Their process group.
+        ranks: Their global ranks, in the order of the group.
+        rank: The place of this process in that order.
+        device: Where tensors are that they exchange.
+    """
+
+    group: Any
+    ranks: tuple[int, ...]
+    rank: int
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+
+@functools.cache
+def team_of(mesh: Any) -> Team:
+    """The ranks of a mesh as a team."""
+    distributed = torch.distributed
+    ranks = mesh.mesh.flatten().tolist()
+    if len(ranks) == distributed.get_world_size():
+        group = distributed.group.WORLD
+    elif mesh.ndim == 1:
+        group = mesh.get_group()
+    else:
+        group = mesh._flatten().get_group()
+    in_order = tuple(distributed.get_process_group_ranks(group))
+    device = torch.device(mesh.device_type)
+    if device.type != "cpu":
+        device = torch.device(device.type, torch.get_device_module(device).current_device())
+    return Team(group, in_order, distributed.get_rank(group), device)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a divided tensor that one rank has.
+
+    Attributes:
+        window: Its place in the whole tensor.
+        shape: Its shape.
+        sends: Whether it is the first of several copies.
+    """
+
+    window: tuple[slice, ...]
+    shape: tuple[int, ...]
+    sends: bool
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def can_be_owned(like: Any) -> bool:
+    """Whether the pieces of a divided tensor are known: it is cut along dimensions, or copied."""
+    return all(_cut_dim(placement) is not None or placement.is_replicate() for placement in like.placements)
+
+
+def _cut_dim(placement: Any) -> int | None:
+    """The dimension that a placement cuts."""
+    return placement.dim if type(placement).__name__ in ("Shard", "_StridedShard") else None
+
+
+def pieces_of(like: Any) -> tuple[Piece, ...]:
+    """The piece of each rank, in the order of `team_of`."""
+    return _pieces(tuple(like.shape), like.device_mesh, tuple(like.placements))
+
+
+@functools.lru_cache(maxsize=4096)
+def _pieces(shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> tuple[Piece, ...]:
+    by_rank: dict[int, Piece] = {}
+    for place in itertools.product(*map(range, mesh.mesh.shape)):
+        by_rank[int(mesh.mesh[place])] = _piece_at(place, shape, mesh, placements)
+    return tuple(by_rank[rank] for rank in team_of(mesh).ranks)
+
+
+def _piece_at(place: tuple[int, ...], shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> Piece:
+    """The piece of the rank at a place of a mesh."""
+    starts = [0] * len(shape)
+    sizes = list(shape)
+    # FSDP cuts what tensor parallelism has cut before, though its dimension of the mesh comes first.
+    strided = any(type(placement).__name__ == "_StridedShard" for placement in placements)
+    order = range(len(placements))
+    for i in reversed(order) if strided else order:
+        dim = _cut_dim(placements[i])
+        if dim is None:
+            continue
+        chunk = -(-sizes[dim] // mesh.size(i))
+        first = min(chunk * place[i], sizes[dim])
+        starts[dim] += first
+        sizes[dim] = min(chunk, sizes[dim] - first)
+    copies = [at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()]
+    window = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    return Piece(window, tuple(sizes), not any(copies))

@@ -57,6 +57,8 @@ class Spec:
         self.ahead: tuple[str, ...] = options.get("ahead", ())
         self.example: dict[str, Any] = options.get("example", {})
         self.kinds: Mapping[str, str] = _checked_kinds(self.name, options.get("kinds", {}))
+        self.whole: bool | str = options.get("whole", False)
+        self._wire: Any = options.get("wire", lambda arguments: None)
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
@@ -104,6 +106,9 @@ class Spec:
             readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
+            whole=self.whole,
+            reads_param="params" in self.needs_of(arguments),
+            wire=self._wire(arguments),
         )
 
     def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
@@ -468,6 +473,11 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         kinds: What slots are, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a vector
             in the space of the update (`exp_avg`), "square" for one number a coordinate (`exp_avg_sq`), "scalar" for
             what no rotation changes. Slots with names of torch's optimizers, and 0-d ones, need none.
+        whole: Whether `update` needs the whole tensor where it is divided among ranks. Then one rank, its owner, gets
+            all shards, runs the rule once, and sends the result back; the rule must not read `ctx.grad`. "shape" for a
+            rule that needs the shape of the whole only.
+        wire: A function of the arguments that gives the dtype in which the update travels, or None for its own: that
+            which the rule converts it to at once, and which holds its result without rounding.
 
     Raises:
         TypeError: an argument without annotation, or an unknown option.
@@ -555,7 +565,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 _OPTIONS = {
     "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random"
-    " nonnegative kinds ranges static any_length example",
+    " nonnegative kinds whole wire ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

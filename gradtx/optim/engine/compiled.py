@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradtx._exact import exact
 from gradtx._execution import Leaf
+from gradtx._owners import has_regions
 from gradtx._sharding import is_sharded
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
@@ -144,6 +145,8 @@ class CompiledEngine(Engine):
         return is_large, *map(_traits_of_held, tensors)
 
     def _takes(self, leaf: Leaf) -> bool:
+        if has_regions(leaf.program):
+            return bool(self._refuse(leaf, "owners compute a link, between two programs over lists"))
         for operation in leaf.program:
             if not operation.compiles:
                 stage = ".".join(operation.path)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import varies
-from gradtx._execution import Leaf
+from gradtx._execution import Leaf, LeafTerms
 from gradtx._lists import UnrecordableError
-from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
+from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call, passes_of_shards
 from gradtx._lists.cache import SharedPrograms
+from gradtx._owners import has_regions
 from gradtx._passes import passes_of
 from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
@@ -43,6 +44,8 @@ class MemberBundle(ListBundle):
         super().__init__(members[0].name, device, passes)
         self.members = members
         self.signature = signature
+        self._results: list[dict[str, Any]] = []  # of owners, by leaf
+        self._leaves: dict[str, Leaf] = {}
         self._chunks = [Chunk(pieces, signature.slots, splits) for pieces in _chunks_of(members, device, splits)]
         self._trees: Trees = {}
 
@@ -50,9 +53,28 @@ class MemberBundle(ListBundle):
         """Take the extras by leaf of the current step."""
         self._trees = trees
 
+    def know(self, leaves: list[Leaf]) -> None:
+        """Take the leaves of the current step, whose links owners compute."""
+        for leaf in leaves:
+            leaf.update = leaf.grad = leaf.param = None  # the program has them
+        self._leaves = {leaf.name: leaf for leaf in leaves}
+
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._chunks:
-            yield chunk.columns(self.signature.by_leaf, self._trees)
+            columns = chunk.columns(self.signature.by_leaf, self._trees)
+            for results in self._results:
+                columns.append([local(results[name]) for name in chunk.names])
+            yield columns
+
+    def updates(self, results: list[list[Any]]) -> LeafTerms:
+        terms = LeafTerms()
+        for chunk, (updates,) in zip(self._chunks, results, strict=True):
+            for name, update in zip(chunk.names, updates, strict=True):
+                terms.append((self._leaves[name], {"update": update}))
+        return terms
+
+    def add_results(self, results: dict[str, Any]) -> None:
+        self._results.append({name: results[name] for name in self._leaves})
 
     def leaf_names(self) -> Iterator[list[str]]:
         for chunk in self._chunks:
@@ -63,6 +85,8 @@ class MemberBundle(ListBundle):
         for (path, name), dtype, value in zip(compiled.names, compiled.dtypes, results[0], strict=True):
             self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(value, dtype))
         self._trees = {}
+        self._results = []
+        self._leaves = {}
         self.let_go()
 
 
@@ -188,6 +212,8 @@ class ListEngine(Engine):
                 common[key] = _arguments(member, bundle.signature, request)
             bundle.begin(request.run, common[key], request.scaling is None)
             bundle.read_from(request.trees)
+            if bundle.signature.divided:
+                bundle.know(request.leaves_of(bundle.members))
 
     # Planning.
 
@@ -208,7 +234,7 @@ class ListEngine(Engine):
         member, leaf = pairs[0]
         absent = tuple(name for name, value in leaf.extras.items() if value is None)
         of_kind = Signature.of(member, absent, kind, request)
-        signature = dataclasses.replace(of_kind, width=1, padded=False)
+        signature = dataclasses.replace(of_kind, width=1, padded=False, divided=has_regions(leaf.program))
         structure = request.structures[member.group]
         key = (structure, kind, *signature.key())
         view = request.views[member.group]
@@ -225,7 +251,7 @@ class ListEngine(Engine):
         positional = any(operation.positional for operation in leaf.program)
         bundles: list[MemberBundle] = []
         for program, members in alike.values():
-            splits = kind.flat and not positional and _can_be_split(members[0])
+            splits = kind.flat and not positional and not signature.divided and _can_be_split(members[0])
             bundles.append(MemberBundle(members, signature, program, splits))
         return bundles
 
@@ -250,7 +276,7 @@ class ListEngine(Engine):
             return self._refuse(leaf, program)
         if program is None:
             try:
-                program = passes_of(function, _stand_ins(function.signature), tensors, ListPass)
+                program = _passes(function, _stand_ins(function.signature), tensors)
             except (UnrecordableError, TracingUnavailableError) as error:
                 self._programs[of_shapes] = str(error)
                 return self._refuse(leaf, str(error))
@@ -262,9 +288,15 @@ class ListEngine(Engine):
             text = tuple(each.text for each in program)
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
-        if len(program) > 1 and is_sharded(member.param):
+        if len(program) > 1 and is_sharded(member.param) and not function.signature.divided:
             return self._refuse(leaf, "it is sharded, and a sum over leaves needs the sum over all shards")
         return program
+
+
+def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]) -> list[ListPass]:
+    if function.signature.divided:
+        return passes_of_shards(function, common, leaves)
+    return passes_of(function, common, leaves, ListPass)
 
 
 def _size(pair: tuple[Member, Leaf]) -> int:
