@@ -41,6 +41,8 @@ class Leaf:
         program: The operations that the leaf goes through.
         at: The position in the program.
         pending: The suspended call of a rule while its leaf waits for a sum.
+        owner: The rank that keeps the slots of rules that need the whole leaf, in the order of `team_of`, if there
+            are any.
     """
 
     update: Any
@@ -78,6 +80,7 @@ class Leaf:
         self.program: list[Any] = []
         self.at = 0
         self.pending: Any = None
+        self.owner: int | None = None
         self._context: Context | None = None
 
     @property
@@ -180,6 +183,11 @@ class Operation:
     needs_shape = False
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
+
+    @property
+    def parts(self) -> list[Operation]:
+        """The operations that it stands for in a program."""
+        return [self]
 
     def init(self, leaf: Leaf) -> None:
         """Put the leaf's first slots in `leaf.new`."""

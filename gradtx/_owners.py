@@ -15,8 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._execution import Leaf, Operation, execute
-from gradtx._sharding import Piece, Team, can_be_owned, is_sharded, local, pieces_of, placed_as, rejoined, team_of
+from gradtx._errors import Path
+from gradtx._execution import Leaf, Operation, Position, execute
+from gradtx._sharding import (
+    Piece,
+    Team,
+    can_be_owned,
+    is_sharded,
+    local,
+    pieces_of,
+    placed_as,
+    rejoined,
+    team_of,
+    undivided,
+)
 
 BUCKET = 2**26  # bytes of whole tensors in one exchange
 FLAG = 1  # entries in front of each message, which say whether the sender has failed
@@ -30,11 +42,19 @@ def cost(shape: Sequence[int]) -> float:
     return float(torch.Size(shape[:-2]).numel() * short * short * (2 * long + short))
 
 
-def assigned(shapes: Mapping[str, Sequence[int]], size: int) -> dict[str, int]:
-    """The rank that owns each leaf: the costliest first, to the one with the least work; ties by name."""
+def assigned(shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str, int]) -> dict[str, int]:
+    """The rank that owns each leaf: the costliest first, to the one with the least work; ties by name.
+
+    Args:
+        shapes: The shape of each leaf.
+        size: The number of ranks.
+        known: The owners of some of the leaves, which keep them.
+    """
     loads = [0.0] * size
-    owners: dict[str, int] = {}
-    for name in sorted(shapes, key=lambda name: (-cost(shapes[name]), name)):
+    owners = dict(known)
+    for name, owner in known.items():
+        loads[owner] += cost(shapes[name])
+    for name in sorted(shapes.keys() - known.keys(), key=lambda name: (-cost(shapes[name]), name)):
         owner = loads.index(min(loads))
         loads[owner] += cost(shapes[name])
         owners[name] = owner
@@ -69,6 +89,15 @@ def regions_of(program: list[Any]) -> list[Any]:
     return grouped
 
 
+def owned_paths(program: list[Any]) -> list[Path]:
+    """The stages whose slots the owner of a leaf keeps."""
+    paths: list[Path] = []
+    for operation in program:
+        if isinstance(operation, OwnedRegion) and operation.keeps_slots:
+            paths.extend(part.path for part in operation.operations)
+    return paths
+
+
 def has_regions(program: list[Any]) -> bool:
     return any(isinstance(operation, OwnedRegion) for operation in program)
 
@@ -92,13 +121,38 @@ class OwnedRegion(Operation):
     def __init__(self, operations: list[Any], behind: list[Any]):
         self.operations = operations
         self.path = operations[0].path
-        self.compiles = all(operation.compiles for operation in [*operations, *behind]) and not self.reads_more
+        self.keeps_slots = any(operation.rule.init is not None for operation in operations)
+        only_update = not self.keeps_slots and not any(operation.owner_reads for operation in operations)
+        self.compiles = only_update and all(operation.compiles for operation in [*operations, *behind])
         self._behind = behind
 
     @property
-    def reads_more(self) -> bool:
-        """Whether the operations read more of the leaf than its update."""
-        return any(operation.owner_reads for operation in self.operations)
+    def parts(self) -> list[Operation]:
+        return [*self.operations, *self._behind]
+
+    def init(self, leaf: Leaf) -> None:
+        if self.keeps_slots:
+            self._init_at_owner(leaf)
+            operations = self._behind
+        else:
+            operations = self.parts
+        for operation in operations:
+            operation.init(leaf)
+
+    def _init_at_owner(self, leaf: Leaf) -> None:
+        """First slots of the whole leaf; other ranks than the owner keep their shapes only."""
+        param = leaf.given[1]
+        whole = Leaf(leaf.run, leaf.name, None, undivided(param), leaf.extras, leaf.clock)
+        for operation in self.operations:
+            operation.init(whole)
+        is_owner = team_of(param.device_mesh).rank == leaf.owner
+        for path, slots in whole.new.items():
+            leaf.new[path] = slots if is_owner else {slot: value.to("meta") for slot, value in slots.items()}
+        leaf.codecs.update(whole.codecs)
+
+    def follow(self, position: Position) -> None:
+        for operation in self.parts:
+            operation.follow(position)
 
     def start(self, leaf: Leaf) -> dict[str, Any] | None:
         """What the owner needs: the update, and what the operations read besides."""
@@ -238,7 +292,9 @@ class Exchange:
     def __init__(self, jobs: list[Job]):
         self._jobs = jobs
         self._team: Team = team_of(jobs[0].like.device_mesh)
-        self._owners = assigned({job.leaf.name: job.like.shape for job in jobs}, self._team.size)
+        shapes = {job.leaf.name: job.like.shape for job in jobs}
+        known = {job.leaf.name: job.leaf.owner for job in jobs if job.leaf.owner is not None}
+        self._owners = assigned(shapes, self._team.size, known)
 
     def run(self) -> None:
         """Two buckets are under way at a time: while one is computed, the next one travels."""

@@ -42,8 +42,7 @@ class Rule:
         readable: Whether the values of all arguments can be read on the host.
         kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
         whole: Whether it needs the whole of a divided leaf; "shape" if only its shape.
-        reads_param: Whether it reads the parameter.
-        wire: As in `Operation`.
+        owner_reads, wire: As in `Operation`.
     """
 
     name: str
@@ -60,7 +59,7 @@ class Rule:
     nonnegative: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     whole: bool | str = False
-    reads_param: bool = False
+    owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
 
 
@@ -324,7 +323,7 @@ class RuleOperation(Operation):
         self.positional = stage.store.draws
         self.whole_until = self if rule.whole is True else None
         self.needs_shape = rule.whole == "shape"
-        self.owner_reads = ("param",) if rule.reads_param else ()
+        self.owner_reads = rule.owner_reads
         self.wire = rule.wire
         self.stage = stage
         self.rule = rule

@@ -203,11 +203,33 @@ def _cut_dim(placement: Any) -> int | None:
 
 def pieces_of(like: Any) -> tuple[Piece, ...]:
     """The piece of each rank, in the order of `team_of`."""
-    return _pieces(tuple(like.shape), like.device_mesh, tuple(like.placements))
+    return pieces_at(tuple(like.shape), like.device_mesh, tuple(like.placements))
+
+
+def placements_by_rows(like: Any, shape: Sequence[int]) -> tuple[Any, ...]:
+    """How a tensor of a shape is divided that belongs to a divided one: in the same way, by rows, or not at all."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    if tuple(shape) == tuple(like.shape):
+        return tuple(like.placements)
+    placements: list[Any] = []
+    for placement in like.placements:
+        placements.append(Shard(0) if shape and _cut_dim(placement) is not None else Replicate())
+    return tuple(placements)
+
+
+def divided_among(part: Tensor, like: Any, shape: Sequence[int], placements: tuple[Any, ...]) -> Any:
+    """The tensor of a shape that is divided like this on the mesh of `like`, of which `part` is the local part."""
+    if not shape:
+        return part
+    stride = torch.empty(tuple(shape), device="meta").stride()
+    mesh = like.device_mesh
+    return type(like).from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
 
 
 @functools.lru_cache(maxsize=4096)
-def _pieces(shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> tuple[Piece, ...]:
+def pieces_at(shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> tuple[Piece, ...]:
+    """The piece of each rank of a tensor that is divided like this."""
     by_rank: dict[int, Piece] = {}
     for place in itertools.product(*map(range, mesh.mesh.shape)):
         by_rank[int(mesh.mesh[place])] = _piece_at(place, shape, mesh, placements)

@@ -24,6 +24,24 @@ SHAPES = {
 MATRICES = {name: shape for name, shape in SHAPES.items() if len(shape) == 2}
 
 ADAMW = gradtx.adamw(lr=1e-2)
+SOAP = {"lr": 0.02, "precondition_frequency": 2}
+STATEFUL = {
+    "soap": gradtx.soap(**SOAP),
+    "soap with a decay of weights": gradtx.chain(gradtx.clip_by_value(0.5), gradtx.soap(weight_decay=0.1, **SOAP)),
+    "kl_soap": gradtx.kl_soap(**SOAP),
+    "shampoo": gradtx.shampoo(lr=0.02, momentum=0.5, weight_decay=0.1, preconditioning_compute_steps=2),
+    "scalable_shampoo": gradtx.scalable_shampoo(
+        lr=0.02, block_size=8, start_preconditioning_step=2, preconditioning_compute_steps=2, weight_decay=0.0
+    ),
+    "rotated chain": gradtx.chain(
+        gradtx.trace(0.9), gradtx.rotated(gradtx.chain(gradtx.scale_by_adam(), gradtx.trace(0.5))), gradtx.scale(-0.02)
+    ),
+    "accumulate": gradtx.accumulate(gradtx.soap(**SOAP), every=2),
+    "skip": gradtx.skip_nonfinite(gradtx.shampoo(lr=0.02)),
+    "soap for matrices": gradtx.partition(
+        {"matrices": gradtx.soap(**SOAP), "rest": ADAMW}, {"matrices": tuple(MATRICES), "rest": "*"}
+    ),
+}
 CHAINS = {
     "muon": gradtx.muon(lr=0.02, fallback=ADAMW),
     "muon in full precision": gradtx.muon(lr=0.02, ns_dtype=None, nesterov=False, fallback=ADAMW),
@@ -91,3 +109,30 @@ def test_muon_sends_two_messages_and_equals_one_process_bitwise(name, kind, rank
         assert [message for message, _ in messages] == ["alltoall_base_", "alltoall_base_"]
         for key, weight in weights.items():
             assert torch.equal(weight, expected[key]), key
+
+
+def by_name(optimizer):
+    """The saved slots, in one piece."""
+    entries = optimizer.state_dict()["state"].values()
+    return [{key: whole(value) for key, value in entry.items()} for entry in entries]
+
+
+def weights_states_and_traffic(name, kind):
+    optimizer, weights, traffic = trained(STATEFUL[name], placement(kind))
+    return weights, by_name(optimizer), traffic.messages
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [("fsdp", 2), ("fsdp", 4), ("hsdp", 4), ("rows and columns", 4)])
+@pytest.mark.parametrize("name", STATEFUL)
+def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(name, kind, ranks, two, four):
+    optimizer, expected, _ = trained(STATEFUL[name], undivided)
+    answers = {2: two, 4: four}[ranks].run(weights_states_and_traffic, name, kind)
+    sums = ["all_reduce"] if name == "skip" else []  # whether a gradient is infinite
+    for weights, states, messages in answers:
+        assert [message for message, _ in messages] == [*sums, "alltoall_base_", "alltoall_base_"]
+        for key, weight in weights.items():
+            assert torch.equal(weight, expected[key]), key
+        for state, of_one in zip(states, by_name(optimizer), strict=True):
+            assert state.keys() == of_one.keys()
+            for key, value in state.items():
+                assert torch.equal(value, of_one[key]), key
