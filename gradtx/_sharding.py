@@ -76,6 +76,59 @@ def stacked(numbers: list[Any]) -> Tensor:
     return torch.cat(vectors)[back]
 
 
+def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sums of many leaves, complete on every rank; those that are divided alike travel in one message.
+
+    Args:
+        sums: The sums of each leaf, by name; tensors that are divided are divided still.
+    """
+    alike: dict[Any, list[tuple[str, str]]] = {}
+    complete: dict[str, dict[str, Any]] = {}
+    for leaf in sorted(sums):
+        complete[leaf] = dict(sums[leaf])
+        for name, value in sums[leaf].items():
+            if is_sharded(value):
+                differs = tuple(not placement.is_replicate() for placement in value.placements)
+                alike.setdefault((value.device_mesh, differs, value.dtype), []).append((leaf, name))
+    for (mesh, differs, _), places in alike.items():
+        values = [sums[leaf][name] for leaf, name in places]
+        parts = list(map(_padded, values))
+        for i, has_differences in enumerate(differs):
+            if has_differences:
+                parts = _added(parts, mesh.get_group(i))
+        whole = [_replicated()] * mesh.ndim
+        for (leaf, name), value, part in zip(places, values, parts, strict=True):
+            complete[leaf][name] = divided_among(part, value, value.shape, tuple(whole))
+    return complete
+
+
+def _padded(value: Any) -> Tensor:
+    """A tensor of all entries, whose sum over the ranks is a divided tensor."""
+    part = local(value)
+    if part.shape == value.shape and not any(_cut_dim(placement) is not None for placement in value.placements):
+        return part
+    kept = tuple(_replicated() if placement.is_partial() else placement for placement in value.placements)
+    team = team_of(value.device_mesh)
+    window = pieces_at(tuple(value.shape), value.device_mesh, kept)[team.rank].window
+    padded = part.new_zeros(value.shape)
+    padded[window] = part
+    return padded
+
+
+def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
+    """The sums of tensors over the ranks of a group, by one message."""
+    vector = torch.cat([part.reshape(-1) for part in parts])
+    torch.distributed.all_reduce(vector, group=group)
+    totals = vector.split([part.numel() for part in parts])
+    return [total.view(part.shape) for total, part in zip(totals, parts, strict=True)]
+
+
+def _replicated() -> Any:
+    from torch.distributed.tensor import Replicate
+
+    return Replicate()
+
+
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
     """The tensor of a shape, divided as `like`, of which `part` is the local part."""
     if not is_sharded(like):
