@@ -200,6 +200,7 @@ class Step:
         bundles: list[Any] = []
         engines = self._workings.engines()
         request = self._request()
+        self._workings.agreement.check(self._workings.members.owner, self.members, self._views, request.structures)
         for engine in engines:
             of_engine, eager = engine.bundles(request, eager)
             bundles += of_engine
