@@ -1,4 +1,4 @@
-"""Sums of single leaves: those of all leaves travel together, so the number of messages does not grow with the model."""
+"""Sums of single leaves: those of all leaves travel together, so messages don't grow with the model."""
 
 import pytest
 import torch
