@@ -164,7 +164,8 @@ class Store:
         self._owner = owner
         self._nonnegative = nonnegative
         self._codes = storage is not None and storage.has_codes
-        self._run = run
+        # Not the call itself: a cycle would keep its tensors until Python looks for cycles.
+        self._seen_slots = run.seen_slots if run.initial else None
         run.stores[path] = self
 
     @property
@@ -320,8 +321,8 @@ class Store:
         storage = self.storage
         if storage is None:
             return None
-        if self._run.initial:
-            self._run.seen_slots.setdefault(storage, set()).add((self.path, name))
+        if self._seen_slots is not None:
+            self._seen_slots.setdefault(storage, set()).add((self.path, name))
         rule = storage.rule_for(self.path, name)
         if rule is None or not is_named(rule[0]):
             return None

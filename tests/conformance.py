@@ -135,6 +135,15 @@ def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> d
     return {need: known[need]() for need in tx.needs if need != "params"}
 
 
+def step_extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `step` of a torch optimizer is given of it: the closure is apart, and finds the parameters itself."""
+    known = extras(tx, {name: param.detach() for name, param in params.items()})
+    known.pop("grad_fn", None)
+    if "value_fn" in known:
+        known["value_fn"] = lambda: loss({name: param.detach() for name, param in params.items()})
+    return known
+
+
 def step(tx: Any, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
     return tx.update(grads, state, params, **extras(tx, params))
 

@@ -31,7 +31,7 @@ EDGE = 0.1  # a trial stays this share of a bracket away from its ends
         "growth": "[1, inf)",
         "c2": "(0, 1)",
     },
-    example=lambda tx: {"tx": tx, "max_steps": 4},
+    example=lambda tx: {"tx": tx, "max_steps": 4, "growth": 1.5},
 )
 def line_search(
     tx: GradientTransformation,
@@ -119,7 +119,7 @@ class Search(Combinator):
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         inner = self.inner._expand(scope.inside(path, 0))
-        agree = dataclasses.asdict(self.options)
+        agree = dict(vars(self.options))
         return [*inner, TreeOperation(path, scope, name, Functions(self._init, self._update), agree)]
 
     def _init(self, params: dict[str, Tensor]) -> dict[str, Tensor]:

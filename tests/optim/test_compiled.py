@@ -17,7 +17,7 @@ import gradtx
 from gradtx.optim.engine import compiled as engine
 from gradtx.optim.engine import trace
 from gradtx.optim.engine.compiled import CompiledEngine
-from tests.conformance import composed_cases, extras, noise, plain_cases, tensors
+from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 # A third is really compiled, which takes seconds each; `test_every_transformation_...` traces all of them.
@@ -57,7 +57,7 @@ def walk(params, optimizer, steps, missing=None):
     for i in range(steps):
         for (name, param), grad in zip(params.items(), gradients(params).values(), strict=True):
             param.grad = None if missing == (i, name) else grad
-        given = {key: value for key, value in extras(optimizer._tx, values(params)).items() if key != "grad_fn"}
+        given = step_extras(optimizer._tx, params)
         optimizer.step(functools.partial(closure, params) if "grad_fn" in optimizer._tx.needs else None, **given)
 
 

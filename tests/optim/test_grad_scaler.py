@@ -13,7 +13,7 @@ import torch
 
 import gradtx
 from gradtx.optim import _scaling
-from tests.conformance import extras, plain_cases
+from tests.conformance import plain_cases, step_extras
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (
     assert_close,
@@ -48,14 +48,9 @@ def skips(name, t):
     return (name, t) in {("body.bias", 1), ("head.weight", 3), ("body.bias", 4), ("head.scale", 5)}
 
 
-def given(optimizer, params):
-    found = extras(optimizer._tx, {name: param.detach() for name, param in params.items()})
-    return {key: value for key, value in found.items() if key != "grad_fn"}
-
-
 def step(optimizer, params, t, skip=skips):
     set_gradients(params, t, skip)
-    optimizer.step(**given(optimizer, params))
+    optimizer.step(**step_extras(optimizer._tx, params))
 
 
 def scaled_step(optimizer, params, t, skip=skips):
@@ -66,7 +61,7 @@ def scaled_step(optimizer, params, t, skip=skips):
     if t in BAD:
         grads[t % len(grads)].view(-1)[0] = math.inf if t % 2 else math.nan
     with scaler(optimizer, t in BAD):
-        optimizer.step(**given(optimizer, params))
+        optimizer.step(**step_extras(optimizer._tx, params))
 
 
 def run(optimizer, params, scaled, steps=range(STEPS), skip=skips):
