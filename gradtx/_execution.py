@@ -41,6 +41,8 @@ class Leaf:
         program: The operations that the leaf goes through.
         at: The position in the program.
         pending: The suspended call of a rule while its leaf waits for a sum.
+        owner: The rank that keeps the slots of rules that need the whole leaf, in the order of `team_of`, if there
+            are any.
     """
 
     update: Any
@@ -78,6 +80,7 @@ class Leaf:
         self.program: list[Any] = []
         self.at = 0
         self.pending: Any = None
+        self.owner: int | None = None
         self._context: Context | None = None
 
     @property
@@ -161,8 +164,11 @@ class Operation:
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
         random: Whether it draws random numbers.
         positional: Whether results depend on an entry's place in the whole tensor.
-        sums: Whether it is known to wait for a sum over leaves.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
+        whole_until: The last of the operations from this one on that need the whole of a divided leaf; None for none.
+        needs_shape: Whether entries don't mix, but the shape of the whole leaf matters.
+        owner_reads: What it reads of a leaf, "param" or "grad", besides the update, if the whole leaf is sent to it.
+        wire: The dtype that it converts an update to at once, and that its result has the values of.
     """
 
     path: Path = ()
@@ -175,8 +181,16 @@ class Operation:
     waits = False
     random = False
     positional = False
-    sums = False
     hessian_period = 0
+    whole_until: Operation | None = None
+    needs_shape = False
+    owner_reads: tuple[str, ...] = ()
+    wire: torch.dtype | None = None
+
+    @property
+    def parts(self) -> list[Operation]:
+        """The operations that it stands for in a program."""
+        return [self]
 
     def init(self, leaf: Leaf) -> None:
         """Put the leaf's first slots in `leaf.new`."""

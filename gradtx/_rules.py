@@ -19,7 +19,7 @@ from gradtx._execution import Leaf, Operation
 from gradtx._messages import nearest
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
-from gradtx._sharding import is_sharded, placed_as, undivided
+from gradtx._sharding import is_sharded, placed_as, summed_over_ranks, undivided
 from gradtx._slots import WrongShapeError, check_slots, numbered, value_for, with_lists, wrong_shape
 from gradtx._storage import Store
 from gradtx._torch import readable
@@ -44,6 +44,8 @@ class Rule:
         kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
         summed: Shared values that are sums over leaves, which `update` does not read in its own step: name -> what is
             kept, as a function of the sum.
+        whole: Whether it needs the whole of a divided leaf; "shape" if only its shape.
+        owner_reads, wire: As in `Operation`.
     """
 
     name: str
@@ -60,6 +62,20 @@ class Rule:
     nonnegative: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(default_factory=dict)
+    whole: bool | str = False
+    owner_reads: tuple[str, ...] = ()
+    wire: torch.dtype | None = None
+
+
+class OfLeaf:
+    """What a rule yields to add up over the ranks that a leaf is divided among: sums of its entries, of any shape.
+
+    The rule gets them back by name, complete on every rank. For a leaf that is not divided they are so at once. For
+    divided ones they travel in one message for all leaves.
+    """
+
+    def __init__(self, **sums: Tensor):
+        self.sums = sums
 
 
 class RuleState(dict[str, Any]):
@@ -307,6 +323,7 @@ class Call:
     old: dict[str, Tensor]
     generator: Any = None
     totals: list[Any] = dataclasses.field(default_factory=list)
+    sums_of_leaf: bool = False
 
     def undivided(self) -> Call:
         """The same call on whole tensors in place of shards."""
@@ -324,10 +341,13 @@ class RuleOperation(Operation):
         self.elementwise = rule.elementwise
         self.compiles = rule.compiles
         self.agree = rule.agree
-        self.waits = inspect.isgeneratorfunction(rule.update)
         self.random = rule.seed is not None
         self.positional = stage.store.draws
-        self.sums = inspect.isgeneratorfunction(rule.update)
+        self.waits = inspect.isgeneratorfunction(rule.update)
+        self.whole_until = self if rule.whole is True else None
+        self.needs_shape = rule.whole == "shape"
+        self.owner_reads = rule.owner_reads
+        self.wire = rule.wire
         self.stage = stage
         self.rule = rule
         self._function = rule.update
@@ -355,6 +375,8 @@ class RuleOperation(Operation):
 
     def start(self, leaf: Leaf) -> Any:
         self._check_dims(leaf)
+        if self.whole_until is self:
+            leaf.update = leaf.run.apart(leaf.update)
         return self._begun(self._call(leaf))
 
     def _call(self, leaf: Leaf) -> Call:
@@ -376,22 +398,35 @@ class RuleOperation(Operation):
         out = self._guarded(call)
         if isinstance(out, types.GeneratorType):
             call.generator = out
-            out = self._guarded(call, None)
+            out = self._answered(call, self._guarded(call, None))
         if watch is not None:
             watch.check(self.rule.name, call.leaf.name)
-        if call.generator is not None:
+        if call.generator is not None and not isinstance(out, tuple):
             return self._waiting(call, out)
         self._finish(call, out)
         return None
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
         call = leaf.pending
-        out = self._guarded(call, total)
-        if isinstance(out, dict):
+        if call.sums_of_leaf:
+            total = total[leaf.name]
+        out = self._answered(call, self._guarded(call, total))
+        if isinstance(out, dict | OfLeaf):
             return self._waiting(call, out)
         leaf.pending = None
         self._finish(call, out)
         return None
+
+    def _answered(self, call: Call, out: Any) -> Any:
+        """What the rule yields behind sums of the leaf that are complete."""
+        while isinstance(out, OfLeaf) and not any(map(is_sharded, out.sums.values())):
+            out = self._guarded(call, out.sums)
+        return out
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if not isinstance(waiting[0][1], OfLeaf):
+            return super().combine(waiting)
+        return summed_over_ranks({leaf.name: sums.sums for leaf, sums in waiting})
 
     def _guarded(self, call: Call, *total: Any) -> Any:
         """Call the rule, or continue it with a total; say what is missing if it fails over that."""
@@ -447,8 +482,12 @@ class RuleOperation(Operation):
             given[f"state[{slot!r}]"] = value
         return Watch(given)
 
-    def _waiting(self, call: Call, sums: Any) -> dict[str, Tensor]:
+    def _waiting(self, call: Call, sums: Any) -> Any:
         """The terms of the sums that the rule asks for."""
+        call.sums_of_leaf = isinstance(sums, OfLeaf)
+        if call.sums_of_leaf:
+            call.leaf.pending = call
+            return sums
         if not isinstance(sums, dict):
             raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {sums!r}")
         leaf = call.leaf
@@ -482,6 +521,8 @@ class RuleOperation(Operation):
         if update.dtype != call.wide:
             update = update.to(call.wide)
         leaf.update = placed_as(update, leaf.update)
+        if self.whole_until is self or self.needs_shape:
+            leaf.update = leaf.run.apart(leaf.update)
 
     def evaluate(self, leaf: Leaf) -> Any:
         if self.rule.evaluate is None:

@@ -168,6 +168,14 @@ class Run:
         """The loss that the caller's `value_fn` gives where some leaves have moved along a direction; its slope."""
         raise NotImplementedError
 
+    def recorded_owner(self, operation: Operation, update: Tensor) -> Tensor | None:
+        """While programs are recorded: a stand-in for the result of operations that a leaf's owner computes."""
+        return None
+
+    def apart(self, update: Tensor) -> Tensor:
+        """The update between a link that owners compute and others: programs join no operations across this."""
+        return update
+
     # The same for all of them.
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:

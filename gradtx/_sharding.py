@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,6 +82,59 @@ def stacked(numbers: list[Any]) -> Tensor:
     return torch.cat(vectors)[back]
 
 
+def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sums of many leaves, complete on every rank; those that are divided alike travel in one message.
+
+    Args:
+        sums: The sums of each leaf, by name; tensors that are divided are divided still.
+    """
+    alike: dict[Any, list[tuple[str, str]]] = {}
+    complete: dict[str, dict[str, Any]] = {}
+    for leaf in sorted(sums):
+        complete[leaf] = dict(sums[leaf])
+        for name, value in sums[leaf].items():
+            if is_sharded(value):
+                differs = tuple(not placement.is_replicate() for placement in value.placements)
+                alike.setdefault((value.device_mesh, differs, value.dtype), []).append((leaf, name))
+    for (mesh, differs, _), places in alike.items():
+        values = [sums[leaf][name] for leaf, name in places]
+        parts = list(map(_padded, values))
+        for i, has_differences in enumerate(differs):
+            if has_differences:
+                parts = _added(parts, mesh.get_group(i))
+        whole = [_replicated()] * mesh.ndim
+        for (leaf, name), value, part in zip(places, values, parts, strict=True):
+            complete[leaf][name] = divided_among(part, value, value.shape, tuple(whole))
+    return complete
+
+
+def _padded(value: Any) -> Tensor:
+    """A tensor of all entries, whose sum over the ranks is a divided tensor."""
+    part = local(value)
+    if part.shape == value.shape and not any(_cut_dim(placement) is not None for placement in value.placements):
+        return part
+    kept = tuple(_replicated() if placement.is_partial() else placement for placement in value.placements)
+    team = team_of(value.device_mesh)
+    window = pieces_at(tuple(value.shape), value.device_mesh, kept)[team.rank].window
+    padded = part.new_zeros(value.shape)
+    padded[window] = part
+    return padded
+
+
+def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
+    """The sums of tensors over the ranks of a group, by one message."""
+    vector = torch.cat([part.reshape(-1) for part in parts])
+    torch.distributed.all_reduce(vector, group=group)
+    totals = vector.split([part.numel() for part in parts])
+    return [total.view(part.shape) for total, part in zip(totals, parts, strict=True)]
+
+
+def _replicated() -> Any:
+    from torch.distributed.tensor import Replicate
+
+    return Replicate()
+
+
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
     """The tensor of a shape, divided as `like`, of which `part` is the local part."""
     if not is_sharded(like):
@@ -130,3 +187,129 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The sum of all entries of a tree: leaf by leaf, then in name order, in float64."""
     sums = [terms[name].sum() for name in sorted(terms)]
     return stacked([term.to(sums[0].device, exact_dtype(sums[0])) for term in sums]).sum()
+
+
+# Which rank has which entries, for exchanges by the library itself.
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks of a mesh.
+
+    Attributes:
+        group: Their process group.
+        ranks: Their global ranks, in the order of the group.
+        rank: The place of this process in that order.
+        device: Where tensors are that they exchange.
+    """
+
+    group: Any
+    ranks: tuple[int, ...]
+    rank: int
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+
+@functools.cache
+def team_of(mesh: Any) -> Team:
+    """The ranks of a mesh as a team."""
+    distributed = torch.distributed
+    ranks = mesh.mesh.flatten().tolist()
+    if len(ranks) == distributed.get_world_size():
+        group = distributed.group.WORLD
+    elif mesh.ndim == 1:
+        group = mesh.get_group()
+    else:
+        group = mesh._flatten().get_group()
+    in_order = tuple(distributed.get_process_group_ranks(group))
+    device = torch.device(mesh.device_type)
+    if device.type != "cpu":
+        device = torch.device(device.type, torch.get_device_module(device).current_device())
+    return Team(group, in_order, distributed.get_rank(group), device)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a divided tensor that one rank has.
+
+    Attributes:
+        window: Its place in the whole tensor.
+        shape: Its shape.
+        sends: Whether it is the first of several copies.
+    """
+
+    window: tuple[slice, ...]
+    shape: tuple[int, ...]
+    sends: bool
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def can_be_owned(like: Any) -> bool:
+    """Whether the pieces of a divided tensor are known: it is cut along dimensions, or copied."""
+    return all(_cut_dim(placement) is not None or placement.is_replicate() for placement in like.placements)
+
+
+def _cut_dim(placement: Any) -> int | None:
+    """The dimension that a placement cuts."""
+    return placement.dim if type(placement).__name__ in ("Shard", "_StridedShard") else None
+
+
+def pieces_of(like: Any) -> tuple[Piece, ...]:
+    """The piece of each rank, in the order of `team_of`."""
+    return pieces_at(tuple(like.shape), like.device_mesh, tuple(like.placements))
+
+
+def placements_by_rows(like: Any, shape: Sequence[int]) -> tuple[Any, ...]:
+    """How a tensor of a shape is divided that belongs to a divided one: in the same way, by rows, or not at all."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    if tuple(shape) == tuple(like.shape):
+        return tuple(like.placements)
+    placements: list[Any] = []
+    for placement in like.placements:
+        placements.append(Shard(0) if shape and _cut_dim(placement) is not None else Replicate())
+    return tuple(placements)
+
+
+def divided_among(part: Tensor, like: Any, shape: Sequence[int], placements: tuple[Any, ...]) -> Any:
+    """The tensor of a shape that is divided like this on the mesh of `like`, of which `part` is the local part."""
+    if not shape:
+        return part
+    stride = torch.empty(tuple(shape), device="meta").stride()
+    mesh = like.device_mesh
+    return type(like).from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+
+
+@functools.lru_cache(maxsize=4096)
+def pieces_at(shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> tuple[Piece, ...]:
+    """The piece of each rank of a tensor that is divided like this."""
+    by_rank: dict[int, Piece] = {}
+    for place in itertools.product(*map(range, mesh.mesh.shape)):
+        by_rank[int(mesh.mesh[place])] = _piece_at(place, shape, mesh, placements)
+    return tuple(by_rank[rank] for rank in team_of(mesh).ranks)
+
+
+def _piece_at(place: tuple[int, ...], shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> Piece:
+    """The piece of the rank at a place of a mesh."""
+    starts = [0] * len(shape)
+    sizes = list(shape)
+    # FSDP cuts what tensor parallelism has cut before, though its dimension of the mesh comes first.
+    strided = any(type(placement).__name__ == "_StridedShard" for placement in placements)
+    order = range(len(placements))
+    for i in reversed(order) if strided else order:
+        dim = _cut_dim(placements[i])
+        if dim is None:
+            continue
+        chunk = -(-sizes[dim] // mesh.size(i))
+        first = min(chunk * place[i], sizes[dim])
+        starts[dim] += first
+        sizes[dim] = min(chunk, sizes[dim] - first)
+    copies = [at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()]
+    window = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    return Piece(window, tuple(sizes), not any(copies))

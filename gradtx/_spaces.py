@@ -7,6 +7,7 @@ the update on the way back, and the inner slots between the form that they are s
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,7 @@ class Space(Combinator):
         kinded: Whether inner slots need a kind.
         seed: The seed of a view that draws random numbers, else None.
         hidden: Whether `inner` is an implementation detail, with no place among the chain's links.
+        reads_grad: Whether the view or inner links may read `ctx.grad`.
     """
 
     inner: GradientTransformation
@@ -80,6 +82,7 @@ class Space(Combinator):
     kinded: bool = True
     seed: int | None = None
     hidden: bool = False
+    reads_grad: bool = True
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
@@ -91,7 +94,11 @@ class Space(Combinator):
         enter = EnterSpace(run, scope)
         inner = self.inner._expand(inside)
         _check_links(name, inner)
-        return [enter, *inner, LeaveSpace(run, scope, enter)]
+        leave = LeaveSpace(run, scope, enter)
+        if self.seed is None and not _reads_by_leaf(self.inner) and all(map(_can_run_at_owner, inner)):
+            enter.whole_until = leave
+            enter.owner_reads = run.owner_reads()
+        return [enter, *inner, leave]
 
 
 class SpaceRun:
@@ -108,6 +115,11 @@ class SpaceRun:
         self._clocks: dict[Clock, Clock] = {}
         if space.delayed and not self.run.initial:
             self.run.commits.append(self._commit)
+
+    def owner_reads(self) -> tuple[str, ...]:
+        """What the owner of a leaf reads of it besides the update."""
+        reads = ["param"] if self.reads_params else []
+        return (*reads, "grad") if self.space.reads_grad else tuple(reads)
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """A tensor as the inner transformation sees it before the first step, for a leaf like this."""
@@ -182,6 +194,22 @@ def _check_links(name: str, operations: list[Any]) -> None:
         if isinstance(operation, RuleOperation) and operation.rule.evaluate is not None:
             link = operation.rule.name
             raise TypeError(f"{name}: {link} inside averages weights, which {name} turns; put it outside of {name}")
+
+
+def _can_run_at_owner(operation: Any) -> bool:
+    """Whether an operation may run on one rank alone: it sums over no leaves, and shares no values with others."""
+    if not isinstance(operation, RuleOperation) or isinstance(operation, EnterSpace | LeaveSpace):
+        return False
+    rule = operation.rule
+    return not (rule.shared or rule.seed is not None or inspect.isgeneratorfunction(rule.update))
+
+
+def _reads_by_leaf(tx: GradientTransformation) -> bool:
+    """Whether a link reads an extra that is given by leaf."""
+    for link in tx._links():
+        if "hessian_diag" in link._needs or any(kind.startswith("leaf") for kind in link._extras.values()):
+            return True
+    return False
 
 
 # The kinds of slots by the words that rules share, for links that declare none.

@@ -58,6 +58,8 @@ class Spec:
         self.example: dict[str, Any] = options.get("example", {})
         self.kinds: Mapping[str, str] = _checked_kinds(self.name, options.get("kinds", {}))
         self.summed: Mapping[str, Callable[[Any], Any]] = options.get("summed", {})
+        self._whole: Any = options.get("whole", False)
+        self._wire: Any = options.get("wire", lambda arguments: None)
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
@@ -106,6 +108,9 @@ class Spec:
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
             summed={name: finish for name, finish in self.summed.items() if name in shared},
+            whole=self._whole if isinstance(self._whole, bool | str) else True,
+            owner_reads=self._owner_reads(arguments),
+            wire=self._wire(arguments),
         )
 
     def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
@@ -114,6 +119,12 @@ class Spec:
         for name in self.ahead:
             values[name] = (values[name], resolve(arguments[name], count + 1))
         return values
+
+    def _owner_reads(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+        """What the owner of a leaf reads of it besides the update."""
+        if callable(self._whole):
+            return self._whole(arguments)
+        return ("param",) if self._whole is True and "params" in self.needs_of(arguments) else ()
 
     def _draws(self, arguments: dict[str, Any]) -> bool:
         """Whether the rule draws random numbers with these arguments."""
@@ -472,6 +483,12 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         kinds: What slots are, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a vector
             in the space of the update (`exp_avg`), "square" for one number a coordinate (`exp_avg_sq`), "scalar" for
             what no rotation changes. Slots with names of torch's optimizers, and 0-d ones, need none.
+        whole: Whether `update` needs the whole tensor where it is divided among ranks. Then one rank, its owner, gets
+            all shards, runs the rule once, keeps its slots, and sends the result back. The rule must not yield, draw
+            random numbers or read `ctx.grad`. A function of the arguments says what it reads besides the update:
+            ("param",) or (). "shape" for a rule that needs the shape of the whole only.
+        wire: A function of the arguments that gives the dtype in which the update travels, or None for its own: that
+            which the rule converts it to at once, and which holds its result without rounding.
 
     Raises:
         TypeError: an argument without annotation, or an unknown option.
@@ -559,7 +576,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 _OPTIONS = {
     "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random"
-    " nonnegative kinds summed ranges static any_length example",
+    " nonnegative kinds summed whole wire ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

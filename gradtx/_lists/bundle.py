@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gradtx._execution import LeafTerms, Operation
 from gradtx._lists.code import ListFunction, list_function
-from gradtx._lists.record import Recording, record
-from gradtx._passes import PassResult
+from gradtx._lists.record import Recording, UnrecordableError, record
+from gradtx._passes import Names, PassResult, RunPass
 
 # Entries of the lists of one call on the CPU: temporaries stay in the cache. Accelerators want long lists, and get
 # some that bound their temporary memory.
@@ -31,9 +31,12 @@ class ListPass:
         names: The name of each result.
         operation: The operation that waits for the sums; None for the last pass.
         sums: Stand-ins of the sums; empty for the last pass.
+        is_for_owners: Whether it ends where owners of leaves compute, with the update of each leaf as its result.
         dtypes: The dtype of each result.
         text: What other leaves' programs have in common with this one, if they are the same.
     """
+
+    is_for_owners = False
 
     def __init__(self, run: Callable[[list[Tensor]], PassResult], common: list[Tensor], leaves: list[Tensor]):
         self._run = run
@@ -66,8 +69,52 @@ class ListPass:
         """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
         if (device, on_host) not in self._functions:
             recording, self._recording = self._recording or self._record(), None
-            self._functions[device, on_host] = list_function(recording, device, on_host)
+            self._functions[device, on_host] = self._written(recording, device, on_host)
         return self._functions[device, on_host]
+
+    def _written(self, recording: Recording, device: torch.device, on_host: bool) -> ListFunction:
+        return list_function(recording, device, on_host)
+
+
+class PassOfShards(ListPass):
+    """One part of a program for shards: up to what the owner of a leaf computes, or to the end.
+
+    All parts are cut out of one recording, after its operations were joined: so shards see the arithmetic that whole
+    leaves see.
+    """
+
+    def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor], part: int):
+        self._part = part
+        self.parts = 1
+        super().__init__(run, common, leaves)
+        self.text = f"{self.text}\npart {part} of {self.parts}"
+
+    def _record(self) -> Recording:
+        recording = super()._record()
+        if self.operation is not None:
+            raise UnrecordableError("a sum over leaves needs the sum over all shards")
+        self.parts = len(recording.owned) + 1
+        self.is_for_owners = self._part < len(recording.owned)
+        if self.is_for_owners:
+            node = recording.owned[self._part]
+            self.operation = node.meta["operation"]
+            self.names, self.dtypes = ("update",), [node.meta["val"].dtype]
+        return recording
+
+    def _written(self, recording: Recording, device: torch.device, on_host: bool) -> ListFunction:
+        return list_function(recording, device, on_host, self._part)
+
+
+def passes_of_shards(
+    function: Callable[[list[Tensor], Names], PassResult], common: list[Tensor], leaves: list[Tensor]
+) -> list[ListPass]:
+    """The parts of a program for shards."""
+
+    def run(arguments: list[Tensor]) -> PassResult:
+        return function(arguments, ())
+
+    first = PassOfShards(run, common, leaves, 0)
+    return [first, *(PassOfShards(run, common, leaves, part) for part in range(1, first.parts))]
 
 
 def numbers_for(
@@ -155,6 +202,14 @@ class ListBundle:
                         terms[key] = terms[key] + term
         return LeafTerms((NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items())
 
+    def updates(self, results: list[list[Any]]) -> LeafTerms:
+        """The update of each leaf, for its owner."""
+        raise NotImplementedError
+
+    def add_results(self, results: dict[str, Any]) -> None:
+        """Take the local parts of what owners have computed as a further argument of each leaf."""
+        raise NotImplementedError
+
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         """A result that all leaves share, as a 0-d tensor."""
         if isinstance(value, list | tuple):
@@ -179,6 +234,8 @@ class ListPassOperation(Operation):
         results = bundle.call(self._compiled)
         if self._awaited is None:
             return bundle.end(self._compiled, results)
+        if self._compiled.is_for_owners:
+            return bundle.updates(results)
         return bundle.terms(self._compiled, results)
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
@@ -186,6 +243,9 @@ class ListPassOperation(Operation):
         return self._awaited.combine(waiting)
 
     def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
+        if self._compiled.is_for_owners:
+            leaf.add_results(total)
+            return
         leaf.add_totals([total[name] for name in self._compiled.names])
 
 

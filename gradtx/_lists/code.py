@@ -79,13 +79,16 @@ class ListFunction:
     calls: int
 
 
-def list_function(recording: Recording, device: torch.device, on_host: bool = True) -> ListFunction:
+def list_function(
+    recording: Recording, device: torch.device, on_host: bool = True, part: int | None = None
+) -> ListFunction:
     """Write the function of a recording, which is used up.
 
     Args:
         recording: The operations of one leaf.
         device: Where the leaves are.
         on_host: Whether numbers are Python numbers, else 0-d tensors.
+        part: The number of the part between operations that owners compute; None for a recording without any.
     """
     recording.graph.output(tuple(recording.outputs))
     _set_kinds(recording)
@@ -93,11 +96,33 @@ def list_function(recording: Recording, device: torch.device, on_host: bool = Tr
     recording.graph.eliminate_dead_code(_has_effect)
     if on_host:
         contract(recording.graph)
+    if part is not None:  # now: whether a term can be joined depends on what else uses it
+        _cut(recording, part)
+        recording.graph.eliminate_dead_code(_has_effect)
     return _Writer(recording, device, on_host).function()
 
 
 def _has_effect(node: Node) -> bool:
     return node.op in ("placeholder", "output") or _torch.writes(node.target)
+
+
+def _cut(recording: Recording, part: int) -> None:
+    """Leave one part: the results of earlier owners are arguments, the update for the next one is the result."""
+    graph = recording.graph
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for i, node in enumerate(recording.owned[:part]):
+        with graph.inserting_before(first):
+            argument = graph.placeholder(f"owned{i}")
+        argument.meta.update(node.meta)
+        node.replace_all_uses_with(argument)
+        recording.leaves.append(argument)
+    if part < len(recording.owned):
+        for node in reversed(graph.nodes):
+            if node.op == "call_function" and _torch.writes(node.target):
+                graph.erase_node(node)
+        recording.outputs = [recording.owned[part].args[0]]  # type: ignore[list-item]
+    output = next(iter(reversed(graph.nodes)))
+    output.args = (tuple(recording.outputs),)
 
 
 def _set_kinds(recording: Recording) -> None:

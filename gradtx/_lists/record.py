@@ -30,12 +30,14 @@ class Recording:
         numbers: The nodes of the 0-d arguments that all leaves share.
         leaves: The nodes of a leaf's arguments.
         outputs: The nodes of the results.
+        owned: The nodes that stand for what the owner of a leaf computes; `meta["operation"]` says which operation.
     """
 
     graph: Graph
     numbers: list[Node]
     leaves: list[Node]
     outputs: list[Node]
+    owned: list[Node]
 
     def text(self) -> str:
         """What two recordings have in common if they are of the same program: operations and constants."""
@@ -77,12 +79,29 @@ def record(
     for i, (dtype, shape) in enumerate(leaves):
         arguments.append(torch.empty(tuple(shape), dtype=dtype, device=META))
         leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
-    with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
-        result = function(arguments)
-        recorder.may_write = True
-        result.write()
+    _RECORDERS.append(recorder)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
+            result = function(arguments)
+            recorder.may_write = True
+            result.write()
+    finally:
+        _RECORDERS.pop()
     outputs = [recorder.node_of(output) for output in result.outputs]
-    return Recording(recorder.graph, number_nodes, leaf_nodes, outputs)
+    return Recording(recorder.graph, number_nodes, leaf_nodes, outputs, recorder.owned)
+
+
+def owned(update: Tensor, operation: Any) -> Tensor:
+    """The update behind an operation that the owner of a leaf computes, in a function that is being recorded."""
+    return _RECORDERS[-1].owner_computes(update, operation)
+
+
+_RECORDERS: list[Any] = []  # those at work, the innermost last
+
+
+def _computed_by_owner(update: Tensor) -> Tensor:
+    """Stands for an operation that the owner of a leaf computes; programs are cut there."""
+    raise AssertionError("a program was not cut")
 
 
 class _Recorder:
@@ -93,6 +112,7 @@ class _Recorder:
         self._nodes: dict[int, Node] = {}  # by the id of the stand-in, which `meta` keeps alive
         self._arguments: set[int] = set()
         self.may_write = False
+        self.owned: list[Node] = []
 
     def argument(self, name: str, stand_in: Tensor) -> Node:
         node = self.graph.placeholder(name)
@@ -129,6 +149,15 @@ class _Recorder:
             return result
         self._name(result, node)
         return result
+
+    def owner_computes(self, update: Tensor, operation: Any) -> Tensor:
+        """Record what the owner of a leaf computes as one operation."""
+        node = self.graph.call_function(_computed_by_owner, (self.node_of(update),))
+        node.meta["operation"] = operation
+        stand_in = torch.empty_strided(update.shape, update.stride(), dtype=update.dtype, device=META)
+        self.owned.append(node)
+        self._name(stand_in, node)
+        return stand_in
 
     def _constant(self, tensor: Tensor) -> Tensor:
         """A tensor that the function makes of Python numbers, such as `torch.tensor(1.0)`."""

@@ -349,7 +349,6 @@ class Enter(RuleOperation):
         )
         super().__init__(rule, FrameState(frame_run, scope, rule), scope.run)
         self.takes_none = takes_none
-        self.sums = frame.clock is not None and frame.clock.measure is not None
         self.template_slot = frame.takes_none
         self.restarts_inner = frame.restarts is not None
         self.waits = frame.clock is not None and frame.clock.measure is not None

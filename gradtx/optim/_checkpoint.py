@@ -229,7 +229,9 @@ class Checkpoint:
         if not self._members.by_param[param].is_unused(state) or state.keys() != loaded.keys():
             return False
         # Converted, since the parameter may have moved after its state was made.
-        return all(torch.equal(value, state[key].to(value)) for key, value in loaded.items())
+        layout = self._members.by_param[param].layout
+        owned = frozenset() if layout is None else layout.owned  # of which only one rank could tell
+        return all(torch.equal(value, state[key].to(value)) for key, value in loaded.items() if key not in owned)
 
 
 def _in_our_words(group: Group, own: set[str]) -> Group:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Leaf
+from gradtx._owners import owned_paths
 from gradtx._runs import Run
 from gradtx._sharding import local
 from gradtx._storage import tensors_beside
@@ -26,6 +27,7 @@ class Layout(NamedTuple):
     shared: dict[Path, dict[str, str]]
     keys: frozenset[str]  # all of them, with "step"
     codes: Mapping[Path, Mapping[str, Codec]] = {}  # the code of each coded slot
+    owned: frozenset[str] = frozenset()  # the keys of slots that only the owner of the leaf has
 
     @classmethod
     def of(cls, run: Run, leaf: Leaf) -> Layout:
@@ -33,7 +35,7 @@ class Layout(NamedTuple):
         slots: dict[Path, dict[str, str]] = {}
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
-        passed = {operation.path for operation in leaf.program}
+        passed = {part.path for operation in leaf.program for part in operation.parts}
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
@@ -44,7 +46,10 @@ class Layout(NamedTuple):
         codes: dict[Path, dict[str, Codec]] = {}
         for (path, slot), codec in leaf.codecs.items():
             codes.setdefault(path, {})[slot] = codec
-        return cls(slots, shared, frozenset(keys), codes)
+        owned: set[str] = set()
+        for path in owned_paths(leaf.program):
+            owned.update(slots.get(path, {}).values())
+        return cls(slots, shared, frozenset(keys), codes, frozenset(owned))
 
     @property
     def slot_keys(self) -> list[str]:
@@ -107,6 +112,7 @@ class Member:
         layout: Where its state keeps what; None before the state is made.
         made_for: The view of the group that the state was made for.
         first_state: Its state as the library made it; None once it was used.
+        owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided, see `Leaf`.
         saved: An entry of a checkpoint, if the parameter is lazy and has no shape yet.
         state: Its state, as looked up for the current step.
         count: How many steps it has made, as looked up for the current step.
@@ -121,6 +127,7 @@ class Member:
     made_for: Any = None
     first_state: FirstState | None = None
     saved: dict[str, Any] | None = None
+    owner: int | None = None
     state: dict[str, Any] = field(default_factory=dict[str, Any])
     count: int | Count = 0
     group: int = 0

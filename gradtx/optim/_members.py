@@ -266,6 +266,7 @@ def leaf_of(
     update = None if gradient is None else gradient.detach()
     leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
     leaf.key = param
+    leaf.owner = member.owner
     leaf.layout = member.layout
     leaf.state = {} if state is None else state
     return leaf

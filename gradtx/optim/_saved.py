@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._conversion import converted
+from gradtx._sharding import is_sharded, undivided
 from gradtx._slots import kind_of
 from gradtx.codes import Codec
 from gradtx.optim._form import check_slot
@@ -78,6 +79,8 @@ def _as_slot(
 ) -> Tensor:
     check_slot(name, key, saved)
     value = torch.as_tensor(saved)
+    if not is_sharded(first):  # such as a slot that the owner of a leaf keeps, which is saved in rows
+        value = undivided(value)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")
@@ -89,7 +92,7 @@ def _as_slot(
         raise ValueError(f"state of parameter {name!r}: {key!r} must be a whole number, got {value.item():g}")
     if key.rpartition(".")[2] in COUNTS and (value < 0).any():
         raise ValueError(f"state of parameter {name!r}: {key!r} must be a count, got {value.item():g}")
-    return value.detach().to(first.device if first.ndim == 0 else device, first.dtype, copy=True)
+    return value.detach().to(first.device if first.ndim == 0 or first.is_meta else device, first.dtype, copy=True)
 
 
 def _can_become(value: Tensor, dtype: torch.dtype) -> bool:

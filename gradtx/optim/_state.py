@@ -12,12 +12,14 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, initialize
+from gradtx._owners import with_regions
 from gradtx._storage import Storage
 from gradtx.context import Clock
 from gradtx.core import Entry
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import FirstState, Layout, Member
 from gradtx.optim._members import CPU, Members, first_clock, leaf_of
+from gradtx.optim._ownership import assign_owners
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._saved import matched
 from gradtx.optim._scaling import Count
@@ -115,8 +117,9 @@ class States:
         for param in params:
             if not (is_lazy(param) or param.is_meta):
                 leaf = self.leaf(run, members[param], clock)
-                leaf.program = block.for_leaf(leaf)
+                leaf.program = with_regions(block.for_leaf(leaf), param)
                 leaves.append(leaf)
+        assign_owners(leaves, members)
         initialize(leaves)
         first = FirstStates(view, {}, {})
         for leaf in leaves:

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx import _torch
 from gradtx._execution import FROZEN, Block, Leaf, execute
+from gradtx._owners import with_regions
 from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
 from gradtx._runs import memory_of
 from gradtx._sharding import placed_as, total
@@ -185,7 +186,7 @@ class Step:
             leaf.extras = dict(self._scalars)
             for name, tree in self.trees.items():
                 leaf.extras[name] = by_leaf(name, tree[leaf.name], leaf)
-        leaf.program = self._blocks[member.group].for_leaf(leaf)
+        leaf.program = with_regions(self._blocks[member.group].for_leaf(leaf), member.param)
         return leaf
 
     # Computing.
@@ -236,6 +237,7 @@ class Step:
         eager = self.members
         bundles: list[Any] = []
         request = self._request()
+        self._workings.agreement.check(self._workings.members.owner, self.members, self._views, request.structures)
         for engine in self._workings.engines():
             of_engine, eager = engine.bundles(request, eager)
             bundles += of_engine

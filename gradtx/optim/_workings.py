@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradtx import _torch
 from gradtx.core import GradientTransformation
+from gradtx.optim._agreement import Agreement
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._hessian import HessianSource
 from gradtx.optim._members import Members
@@ -50,6 +51,11 @@ class Workings:
         """
         members = Members(owner, tx)
         return cls(members, States(members), HessianSource(owner, tx, seed), engine)
+
+    @functools.cached_property
+    def agreement(self) -> Agreement:
+        """The comparison of this rank's steps with those of others."""
+        return Agreement()
 
     @functools.cached_property
     def lists(self) -> Engine:

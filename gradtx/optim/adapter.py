@@ -24,6 +24,7 @@ from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._form import check_form, check_mapping
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
+from gradtx.optim._ownership import divided_by_rows
 from gradtx.optim._pickles import workings_of
 from gradtx.optim._scaling import Scaling
 from gradtx.optim._state import FirstStates
@@ -313,7 +314,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; state that no step has used yet is made from the current parameters."""
+        """As torch's; state that no step has used yet is made from the current parameters.
+
+        Where parameters are divided among ranks, all ranks call it together: what a rank keeps for the others, as the
+        owner of a matrix, is divided by rows.
+        """
         workings = self._up_to_date()
         evaluation = workings.evaluation
         if evaluation is None:
@@ -327,8 +332,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Torch's state dict, without the state of parameters that were taken out of the groups and may come back."""
         members, everything = self._workings.members.by_param, self.state
         kept = {key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members}
-        if len(kept) == len(everything):
+        divided = divided_by_rows(members, kept)
+        if len(kept) == len(everything) and not divided:
             return super().state_dict()
+        kept.update(divided)
         self.state = defaultdict(dict, kept)
         try:
             return super().state_dict()

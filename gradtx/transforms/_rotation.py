@@ -144,6 +144,7 @@ class Rotation:
             stored=lambda value, like: value.reshape(like.shape) if value.numel() == like.numel() else value,
             delayed=self.start == "skip",
             hidden=hidden,
+            reads_grad=not hidden or self.of == "grad",
         )
 
     def init(self, param: Tensor) -> dict[str, Any]:

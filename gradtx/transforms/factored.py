@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar, is_off
+from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, mean, rms
+from gradtx.transforms._math import at_least, mean, safe_sqrt
 
 __all__ = [
     "clip_by_block_rms",
@@ -71,12 +72,19 @@ def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: 
         square = update.square() + eps
         if update.ndim < 2:
             average = (1 - rest) * state["exp_avg_sq"] + rest * square
-            return update / average.sqrt(), {"exp_avg_sq": average}
-        rows = (1 - rest) * state["exp_avg_sq_row"] + rest * mean(square, -1)
-        columns = (1 - rest) * state["exp_avg_sq_col"] + rest * mean(square, -2)
-        return over_root(update, rows, columns), {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
+            yield update / average.sqrt(), {"exp_avg_sq": average}
+            return
+        sums = yield OfLeaf(rows=square.sum(dim=-1), columns=square.sum(dim=-2))
+        rows = (1 - rest) * state["exp_avg_sq_row"] + rest * (sums["rows"] / max(update.shape[-1], 1))
+        columns = (1 - rest) * state["exp_avg_sq_col"] + rest * (sums["columns"] / max(update.shape[-2], 1))
+        yield over_root(update, rows, columns), {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
 
     return init, update
+
+
+def _rms(sums: Any, x: Tensor) -> Tensor:
+    """The root mean square of a whole leaf; 0 for an empty one."""
+    return safe_sqrt(sums["square"] / max(x.numel(), 1))
 
 
 def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -128,11 +136,12 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
             variance = (1 - rest) * state["variance"] + rest * square
             new = {"variance": variance}
         else:
-            rows = (1 - rest) * state["row_var"] + rest * mean(square, -1, keepdim=True)
-            columns = (1 - rest) * state["col_var"] + rest * mean(square, -2, keepdim=True)
+            sums = yield OfLeaf(rows=square.sum(dim=-1, keepdim=True), columns=square.sum(dim=-2, keepdim=True))
+            rows = (1 - rest) * state["row_var"] + rest * (sums["rows"] / max(update.shape[-1], 1))
+            columns = (1 - rest) * state["col_var"] + rest * (sums["columns"] / max(update.shape[-2], 1))
             variance = rows * columns / at_least(mean(rows, -2, keepdim=True), bound)
             new = {"row_var": rows, "col_var": columns}
-        return update / at_least(variance, bound * bound).sqrt(), new
+        yield update / at_least(variance, bound * bound).sqrt(), new
 
     return init, update
 
@@ -159,7 +168,8 @@ def clip_by_block_rms(threshold: Scalar = 1.0):
     """
 
     def update(update, state, param, ctx):
-        return update / at_least(rms(update) / threshold, 1.0), state
+        sums = yield OfLeaf(square=update.square().sum())
+        yield update / at_least(_rms(sums, update) / threshold, 1.0), state
 
     return update
 
@@ -187,7 +197,8 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
     """
 
     def update(update, state, param, ctx):
-        return update * at_least(rms(param), min_scale), state
+        sums = yield OfLeaf(square=param.square().sum())
+        yield update * at_least(_rms(sums, param), min_scale), state
 
     return update
 
@@ -253,12 +264,13 @@ def scale_by_adafactor(
         if relative_step:
             rate = torch.minimum(1e-6 * ctx.time if warmup_init else 0.01 * torch.ones_like(ctx.time), ctx.time**-0.5)
         if scale_parameter:
-            rate = rate * at_least(rms(param), eps)
+            sums = yield OfLeaf(square=param.square().sum())
+            rate = rate * at_least(_rms(sums, param), eps)
         step = rate * update
         if beta1 is not None:
             step = beta1 * state["exp_avg"] + (1 - beta1) * step
             state = {"exp_avg": step}
-        return -step if is_off(weight_decay) else -step - (rate * weight_decay) * param, state
+        yield -step if is_off(weight_decay) else -step - (rate * weight_decay) * param, state
 
     return update if beta1 is None else (init, update)
 

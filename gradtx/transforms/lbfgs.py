@@ -157,7 +157,7 @@ class _Pairs:
     def _grown(self, old: Tensor, new: list[Tensor]) -> Tensor:
         """Products without the oldest pair, with a row and a column for the newest, if it was accepted."""
         edge = torch.stack(new)
-        old = old.to(edge.dtype)
+        old = undivided(old).to(edge.dtype)
         rest = torch.cat([old[1:, 1:], edge[:-1, None]], dim=1)
         return torch.where(self._accepted, torch.cat([rest, edge[None, :]]), old)
 
@@ -178,5 +178,7 @@ class _Pairs:
         right = (diagonal + gamma * self.products_y) @ u - gamma * self._with_gradient["y"][:, None]
         c = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
         weights = torch.cat([c, -gamma * u]).squeeze(1).to(gradient.dtype)
-        moved = weights @ _flat([*steps, *changes])
-        return gamma * gradient + moved.reshape(gradient.shape)
+        direction = gamma * gradient
+        for weight, vector in zip(weights, [*steps, *changes], strict=True):
+            direction = direction + weight * vector
+        return direction

@@ -28,7 +28,14 @@ def _check_view(owner: str, view: str) -> None:
         raise ValueError(f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}")
 
 
+def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
+    """The dtype of the iteration, unless its result is mixed with the momentum itself."""
+    return arguments["dtype"] if is_off(arguments["contra"]) else None
+
+
 @per_tensor(
+    whole=True,
+    wire=_wire,
     dims=_dims,
     ranges={"steps": "[0, 100)", "power_steps": "[1, inf)"},
     static=("coefs",),
@@ -112,7 +119,9 @@ def orthogonalize(
     return update
 
 
-@per_tensor(dims=_dims, ranges={"factor": "[0, inf)"}, example={"adjust": "match_rms_adamw", "view": "batch"})
+@per_tensor(
+    whole="shape", dims=_dims, ranges={"factor": "[0, inf)"}, example={"adjust": "match_rms_adamw", "view": "batch"}
+)
 def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = "matrix"):
     r"""Scale the update of a matrix by its number of rows $r$ and columns $c$.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradtx._arguments import Scalar
+from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt
 
@@ -48,7 +49,8 @@ def project_scale_invariant(
 
     def update(update, state, param, ctx):
         if param.ndim <= 1 or param.numel() == 0:
-            return update + weight_decay * param, state
+            yield update + weight_decay * param, state
+            return
         grad, inner = ctx.grad, tuple(range(1, param.ndim))
 
         def rows(x, y):
@@ -56,22 +58,29 @@ def project_scale_invariant(
 
         # Everything follows from four sums a row; those of the whole leaf are their sums.
         sums = [rows(grad, param), rows(grad, grad), rows(param, param), rows(update, param)]
-        by_row, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
-        by_leaf, leaf_radial = _view([x.sum() for x in sums], param.numel(), delta, eps)
+        aligned, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
+        of_leaf = [x.sum() for x in sums]
+        totals = yield OfLeaf(aligned=aligned.to(param.dtype).sum(), **dict(zip(_SUMS, of_leaf, strict=True)))
+        by_row = totals["aligned"] == 0
+        aligned, leaf_radial = _view([totals[name] for name in _SUMS], param.numel(), delta, eps)
+        by_leaf = ~aligned
         radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
         projected = (by_row | by_leaf).to(param.dtype)
         ratio = 1 - (1 - wd_ratio) * projected
-        return update - radial * param + weight_decay * ratio * param, state
+        yield update - radial * param + weight_decay * ratio * param, state
 
     return update
 
 
+_SUMS = ("grad_param", "grad_grad", "param_param", "update_param")
+
+
 def _view(sums, length, delta, eps):
-    """Whether all rows of a view are orthogonal enough to p, and what multiple of p their radial part is."""
+    """Which rows of a view are not orthogonal enough to p, and what multiple of p their radial part is."""
     grad_param, grad_grad, param_param, update_param = sums
     param_norm = safe_sqrt(param_param)
     cosine = grad_param.abs() / (at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps))
-    return (cosine < delta / length**0.5).all(), update_param / (param_norm + eps).square()
+    return ~(cosine < delta / length**0.5), update_param / (param_norm + eps).square()
 
 
 @per_tensor(needs=("params",))

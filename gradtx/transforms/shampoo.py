@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,15 @@ BLOCKS = {
 }
 
 
+def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
+    """The owner of a leaf reads the parameter to decay it."""
+    return () if is_off(arguments["weight_decay"]) else ("param",)
+
+
 @per_tensor(
     needs=("params",),
     compiles=False,
+    whole=_decays,
     ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
     example=ROOTS,
 )
@@ -127,7 +134,12 @@ SCALABLE_RANGES = {
 
 
 @per_tensor(
-    needs=("params",), compiles=False, ranges=SCALABLE_RANGES, example=BLOCKS, nonnegative=("graft_statistics",)
+    needs=("params",),
+    compiles=False,
+    whole=_decays,
+    ranges=SCALABLE_RANGES,
+    example=BLOCKS,
+    nonnegative=("graft_statistics",),
 )
 def scale_by_scalable_shampoo(
     betas: Betas = (0.9, 0.999),

@@ -6,8 +6,9 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact
+from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import norm, quotient, safe_sqrt
+from gradtx.transforms._math import quotient, safe_sqrt
 
 __all__ = ["scale_by_lamb", "scale_by_lars", "scale_by_trust_ratio"]
 
@@ -40,13 +41,14 @@ def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_
     """
 
     def update(update, state, param, ctx):
-        weights, size = norm(param), norm(update)
+        sums = yield OfLeaf(weights=param.square().sum(), size=update.square().sum())
+        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
         if clip:
             ratio = ratio.clamp(max=1)
         if not always_adapt:
             ratio = torch.where(exact(weight_decay, param.device) == 0, 1.0, ratio)
-        return ratio * update, state
+        yield ratio * update, state
 
     return update
 
@@ -93,13 +95,15 @@ def scale_by_lars(
 
     def update(update, state, param, ctx):
         if param.ndim < min_ndim:
-            return update, state
-        weights, size = norm(param), norm(update)
+            yield update, state
+            return
+        sums = yield OfLeaf(weights=param.square().sum(), size=update.square().sum())
+        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         total = size + weight_decay * weights + eps
         ratio = quotient(trust_coefficient * weights, total, (weights > 0) & (size > 0), 1.0)
         if trust_clip:
             ratio = ratio / torch.maximum(ratio, exact(lr, param.device))  # min(ratio / lr, 1), also at lr 0
-        return ratio * (update + weight_decay * param), state
+        yield ratio * (update + weight_decay * param), state
 
     return update
 

@@ -15,3 +15,10 @@ def one():
     world = World(1)
     yield world
     world.stop()
+
+
+@pytest.fixture(scope="session")
+def four():
+    world = World(4)
+    yield world
+    world.stop()

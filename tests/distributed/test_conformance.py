@@ -61,7 +61,8 @@ def run(tx, place, compile=False, names=tuple(SHAPES), steps=3):
             extras["max_logits"] = {"layer": torch.tensor([150.0], dtype=torch.float64)}
         optimizer.step(closure, **extras)
     found = [[whole(param) for param in params.values()]]
-    found.append([{key: whole(value) for key, value in optimizer.state[p].items()} for p in params.values()])
+    states = optimizer.state_dict()["state"].values()  # by rows, also what the owner of a leaf keeps
+    found.append([{key: whole(value) for key, value in state.items()} for state in states])
     with optimizer.eval_params():
         found.append([whole(param) for param in params.values()])
     return found, optimizer

@@ -152,7 +152,7 @@ class Engine:
             return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
         if is_sharded(param) and any(operation.positional for operation in leaf.program):
             return self._refuse(leaf, "a link needs the places of its entries in the whole tensor")
-        if is_sharded(param) and any(operation.sums for operation in leaf.program):
+        if is_sharded(param) and any(operation.waits for operation in leaf.program):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         if not self._takes(leaf):
             return None

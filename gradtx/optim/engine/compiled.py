@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradtx._execution import Leaf
 from gradtx._lists.cache import SharedPrograms
+from gradtx._owners import has_regions
 from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded
 from gradtx.optim._member import Member
@@ -152,6 +153,9 @@ class CompiledEngine(Engine):
     def _takes(self, leaf: Leaf) -> bool:
         if leaf.given[1].ndim == 0:  # a slot that is a number looks like one of the leaf's shape
             self._refuse(leaf, "it has no dimension")
+            return False
+        if has_regions(leaf.program):
+            self._refuse(leaf, "owners compute a link, between two programs over lists")
             return False
         for operation in leaf.program:
             if not operation.compiles:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._execution import Leaf
+from gradtx._execution import Leaf, LeafTerms
 from gradtx._lists import UnrecordableError
-from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
+from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call, passes_of_shards
 from gradtx._lists.cache import SharedPrograms
+from gradtx._owners import has_regions
 from gradtx._passes import passes_of
 from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded, local
@@ -40,6 +41,8 @@ class MemberBundle(ListBundle):
         super().__init__(members[0].name, device, passes)
         self.members = members
         self.signature = signature
+        self._results: list[dict[str, Any]] = []  # of owners, by leaf
+        self._leaves: dict[str, Leaf] = {}
         flat = splits and not signature.layout.codes  # codes are laid out by rows, except in parts
         self._chunks = [Chunk(pieces, signature.slots, flat) for pieces in _chunks_of(members, splits)]
         self._trees: Trees = {}
@@ -50,12 +53,31 @@ class MemberBundle(ListBundle):
         self._trees = trees
         self._consumes = consumes
 
+    def know(self, leaves: list[Leaf]) -> None:
+        """Take the leaves of the current step, whose links owners compute."""
+        for leaf in leaves:
+            leaf.update = leaf.grad = leaf.param = None  # the program has them
+        self._leaves = {leaf.name: leaf for leaf in leaves}
+
     def columns(self) -> Iterator[list[list[Tensor]]]:
         in_last_pass = self.at == len(self.program) - 1
         for chunk in self._chunks:
-            yield chunk.columns(self.signature.by_leaf, self._trees)
+            columns = chunk.columns(self.signature.by_leaf, self._trees)
+            for results in self._results:
+                columns.append([local(results[name]) for name in chunk.names])
+            yield columns
             if self._consumes and in_last_pass:
                 chunk.free_gradients()
+
+    def updates(self, results: list[list[Any]]) -> LeafTerms:
+        terms = LeafTerms()
+        for chunk, (updates,) in zip(self._chunks, results, strict=True):
+            for name, update in zip(chunk.names, updates, strict=True):
+                terms.append((self._leaves[name], {"update": update}))
+        return terms
+
+    def add_results(self, results: dict[str, Any]) -> None:
+        self._results.append({name: results[name] for name in self._leaves})
 
     def leaf_names(self) -> Iterator[list[str]]:
         for chunk in self._chunks:
@@ -70,6 +92,8 @@ class MemberBundle(ListBundle):
             path, name = place
             self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(results[0][i], dtype))
         self._trees = {}
+        self._results = []
+        self._leaves = {}
         self.let_go()
 
     def _add_late(self, place: LateTerm, dtype: torch.dtype, results: list[Any]) -> None:
@@ -221,6 +245,8 @@ class ListEngine(Engine):
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
         bundle.begin(request.run, numbers, request.scaling is None)
         bundle.read_from(request.trees, request.consumes)
+        if bundle.signature.divided:
+            bundle.know(request.leaves_of(bundle.members))
 
     # Planning.
 
@@ -241,7 +267,7 @@ class ListEngine(Engine):
         member, leaf = pairs[0]
         absent = tuple(name for name, value in leaf.extras.items() if value is None)
         of_kind = Signature.of(member, absent, kind, request)
-        signature = dataclasses.replace(of_kind, width=1, padded=False)
+        signature = dataclasses.replace(of_kind, width=1, padded=False, divided=has_regions(leaf.program))
         structure = request.structures[member.group]
         key = (structure, kind, *signature.key())
         view = request.views[member.group]
@@ -250,7 +276,7 @@ class ListEngine(Engine):
             self._programs = shared_programs(_SHARED, view.tx)
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
         positional = any(operation.positional for operation in leaf.program)
-        splits = kind.flat and not positional and _can_be_split(member)
+        splits = kind.flat and not positional and not signature.divided and _can_be_split(member)
         common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
         for member, leaf in pairs:
             program = common or self._program(key, function, member, leaf, request, splits)
@@ -284,7 +310,7 @@ class ListEngine(Engine):
             return self._refuse(leaf, program)
         if program is None:
             try:
-                program = passes_of(function, stand_ins(function.signature), tensors, ListPass)
+                program = _passes(function, stand_ins(function.signature), tensors)
             except (UnrecordableError, TracingUnavailableError) as error:
                 self._programs[of_shapes] = str(error)
                 return self._refuse(leaf, str(error))
@@ -297,9 +323,15 @@ class ListEngine(Engine):
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
         has_sums = len(program) > 1 or any(isinstance(name, LateTerm) for name in program[-1].names)
-        if has_sums and is_sharded(member.param):
+        if has_sums and is_sharded(member.param) and not function.signature.divided:
             return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
+
+
+def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]) -> list[ListPass]:
+    if function.signature.divided:
+        return passes_of_shards(function, common, leaves)
+    return passes_of(function, common, leaves, ListPass)
 
 
 def _size(pair: tuple[Member, Leaf]) -> int:

@@ -121,7 +121,7 @@ def _spans(members: Iterable[Member]) -> list[Span]:
         assert member.layout is not None
         for tensor in (member.param, *map(member.state.__getitem__, member.layout.slot_keys)):
             tensor = local(tensor)
-            if not tensor.numel():
+            if not tensor.numel() or tensor.is_meta:
                 continue
             last = 0
             for size, stride in zip(tensor.shape, tensor.stride(), strict=True):

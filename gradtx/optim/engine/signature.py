@@ -57,6 +57,7 @@ class Signature:
         width: How many leaves there are.
         scaled: Whether a GradScaler is at work.
         padded: Whether padding may stand for leaves, so that each says whether it is real.
+        divided: Whether the tensors are shards, so that owners compute what needs whole leaves.
     """
 
     layout: Layout
@@ -70,6 +71,7 @@ class Signature:
     width: int
     scaled: bool
     padded: bool = True
+    divided: bool = False
 
     @classmethod
     def of(
@@ -106,7 +108,7 @@ class Signature:
 
     def key(self) -> tuple[Any, ...]:
         """The part of a program's cache key that `LeafKind` does not cover."""
-        return tuple(self.shared.items()), tuple(self.scalars.items()), self.absent, self.scaled
+        return tuple(self.shared.items()), tuple(self.scalars.items()), self.absent, self.scaled, self.divided
 
 
 def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:

@@ -18,6 +18,8 @@ from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
 from gradtx._lists.bundle import numbers_for
+from gradtx._lists.record import owned
+from gradtx._owners import regions_of
 from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
 from gradtx._runs import LateTerm, Run, memory_of
 from gradtx.context import Clock
@@ -71,6 +73,12 @@ class TracedRun(Run):
         if leaf.name not in self.real:
             return value.clone()
         return torch.where(self.real[leaf.name], value, value.new_zeros(()))
+
+    def recorded_owner(self, operation: Operation, update: Tensor) -> Tensor | None:
+        return owned(update, operation)
+
+    def apart(self, update: Tensor) -> Tensor:
+        return torch.ops.aten.alias.default(update)
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         if self.totals:
@@ -142,6 +150,8 @@ class BundleFunction:
         for i in range(signature.width):
             leaf = self._leaf(run, str(i), clock, scalars, given)
             leaf.program = block.for_leaf(leaf)
+            if signature.divided:
+                leaf.program = regions_of(leaf.program)
             leaves.append(leaf)
         return leaves
 

@@ -1,0 +1,445 @@
+"""Owner computes: rules that need a whole matrix run on one rank, which gets the shards and sends its results back.
+
+A leaf that is divided among ranks stops in front of such rules, as at a sum over leaves. When all leaves have arrived,
+every rank sends its shards to the owners in one all_to_all for each bucket of bounded size, the owners compute, and a
+second all_to_all brings the results back. Results don't depend on how many ranks there are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx._errors import Path
+from gradtx._execution import Leaf, Operation, Position, execute
+from gradtx._sharding import (
+    Piece,
+    Team,
+    can_be_owned,
+    is_sharded,
+    local,
+    pieces_of,
+    placed_as,
+    rejoined,
+    team_of,
+    undivided,
+)
+
+BUCKET = 2**26  # bytes of whole tensors in one exchange
+FLAG = 1  # entries in front of each message, which say whether the sender has failed
+
+
+def cost(shape: Sequence[int]) -> float:
+    """About the work of a matrix method, as of Newton-Schulz: n^2 (2 m + n) for sides n <= m."""
+    if len(shape) < 2:
+        return float(max(torch.Size(shape).numel(), 1))
+    short, long = sorted(shape[-2:])
+    return float(torch.Size(shape[:-2]).numel() * short * short * (2 * long + short))
+
+
+def assigned(shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str, int]) -> dict[str, int]:
+    """The rank that owns each leaf: the costliest first, to the one with the least work; ties by name.
+
+    Args:
+        shapes: The shape of each leaf.
+        size: The number of ranks.
+        known: The owners of some of the leaves, which keep them.
+    """
+    loads = [0.0] * size
+    owners = dict(known)
+    for name, owner in known.items():
+        loads[owner] += cost(shapes[name])
+    for name in sorted(shapes.keys() - known.keys(), key=lambda name: (-cost(shapes[name]), name)):
+        owner = loads.index(min(loads))
+        loads[owner] += cost(shapes[name])
+        owners[name] = owner
+    return owners
+
+
+# Programs.
+
+
+def with_regions(program: list[Any], like: Any) -> list[Any]:
+    """A leaf's program in which operations that need a whole tensor are a region, if the leaf is divided."""
+    if not is_sharded(like) or not can_be_owned(like):
+        return program
+    return regions_of(program)
+
+
+def regions_of(program: list[Any]) -> list[Any]:
+    """A program in which neighbouring operations that need a whole tensor are one region."""
+    grouped: list[Any] = []
+    i = 0
+    while i < len(program):
+        end = _end_of_region(program, i)
+        if end == i:
+            grouped.append(program[i])
+            i += 1
+            continue
+        behind = end
+        while behind < len(program) and program[behind].needs_shape:
+            behind += 1
+        grouped.append(OwnedRegion(program[i:end], program[end:behind]))
+        i = behind
+    return grouped
+
+
+def owned_paths(program: list[Any]) -> list[Path]:
+    """The stages whose slots the owner of a leaf keeps."""
+    paths: list[Path] = []
+    for operation in program:
+        if isinstance(operation, OwnedRegion) and operation.keeps_slots:
+            paths.extend(part.path for part in operation.operations)
+    return paths
+
+
+def has_regions(program: list[Any]) -> bool:
+    return any(isinstance(operation, OwnedRegion) for operation in program)
+
+
+def _end_of_region(program: list[Any], start: int) -> int:
+    """The position behind the operations from `start` on that need a whole tensor."""
+    end = start
+    while end < len(program) and program[end].whole_until is not None:
+        end = program.index(program[end].whole_until, end) + 1
+    return end
+
+
+class OwnedRegion(Operation):
+    """Operations that run on whole tensors, at the owner of each leaf.
+
+    Args:
+        operations: These operations.
+        behind: Operations behind them that need the shape of the whole tensor, and run on shards.
+    """
+
+    def __init__(self, operations: list[Any], behind: list[Any]):
+        self.operations = operations
+        self.path = operations[0].path
+        self.keeps_slots = any(operation.rule.init is not None for operation in operations)
+        only_update = not self.keeps_slots and not any(operation.owner_reads for operation in operations)
+        self.compiles = only_update and all(operation.compiles for operation in [*operations, *behind])
+        self._behind = behind
+
+    @property
+    def parts(self) -> list[Operation]:
+        return [*self.operations, *self._behind]
+
+    def init(self, leaf: Leaf) -> None:
+        if self.keeps_slots:
+            self._init_at_owner(leaf)
+            operations = self._behind
+        else:
+            operations = self.parts
+        for operation in operations:
+            operation.init(leaf)
+
+    def _init_at_owner(self, leaf: Leaf) -> None:
+        """First slots of the whole leaf; other ranks than the owner keep their shapes only."""
+        param = leaf.given[1]
+        whole = Leaf(leaf.run, leaf.name, None, undivided(param), leaf.extras, leaf.clock)
+        for operation in self.operations:
+            operation.init(whole)
+        is_owner = team_of(param.device_mesh).rank == leaf.owner
+        for path, slots in whole.new.items():
+            leaf.new[path] = slots if is_owner else {slot: value.to("meta") for slot, value in slots.items()}
+        leaf.codecs.update(whole.codecs)
+
+    def follow(self, position: Position) -> None:
+        for operation in self.parts:
+            operation.follow(position)
+
+    def start(self, leaf: Leaf) -> dict[str, Any] | None:
+        """What the owner needs: the update, and what the operations read besides."""
+        recorded = leaf.run.recorded_owner(self, leaf.update)
+        if recorded is not None:
+            leaf.update = recorded
+            return None
+        payload = {"update": leaf.update}
+        reads = {name for operation in self.operations for name in operation.owner_reads}
+        if "param" in reads and leaf.param is not None:
+            payload["param"] = leaf.param
+        if "grad" in reads and leaf.grad is not leaf.update:
+            payload["grad"] = leaf.grad
+        return payload
+
+    def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> dict[str, Tensor]:
+        """The local part of every leaf's update behind the region."""
+        alike: dict[Any, list[Job]] = {}
+        for leaf, payload in sorted(waiting, key=lambda item: item[0].name):
+            job = Job.of(leaf, self._region_of(leaf), payload)
+            alike.setdefault(job.kind(), []).append(job)
+        results: dict[str, Tensor] = {}
+        for jobs in alike.values():
+            Exchange(jobs).run()
+            for job in jobs:
+                results[job.leaf.name] = job.region.after(job)
+        return results
+
+    def _region_of(self, leaf: Leaf) -> OwnedRegion:
+        """The same region with the numbers of the leaf's group."""
+        for operation in leaf.program:
+            if operation.path == self.path:
+                return operation
+        raise AssertionError(f"leaf {leaf.name!r} does not pass {'.'.join(self.path)}")
+
+    def resume(self, leaf: Leaf, total: dict[str, Any]) -> None:
+        leaf.update = total[leaf.name]
+
+    def after(self, job: Job) -> Any:
+        """A leaf's update behind the operations on shards."""
+        leaf = job.leaf
+        before, leaf.update = leaf.update, rejoined(job.result, job.like)
+        for operation in self._behind:
+            operation.start(leaf)
+        result, leaf.update = leaf.update, before
+        return result
+
+    # At the owner.
+
+    def wire_in(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which updates are sent to the owner."""
+        return _narrower(self.operations[0].wire, dtype)
+
+    def dtype_out(self, leaf: Leaf, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the update behind the region."""
+        for operation in self.operations:
+            dtype = torch.promote_types(dtype, operation.stage.wide(leaf))
+        return dtype
+
+    def computed(self, job: Job, wholes: dict[str, Tensor]) -> Tensor:
+        """The update of a whole leaf behind the region; its new slots are left in the leaf."""
+        leaf = job.leaf
+        whole = Leaf(leaf.run, leaf.name, wholes["update"].to(job.dtype), wholes.get("param"), leaf.extras, leaf.clock)
+        whole.wide, whole.dtype, whole.param_dtype = leaf.wide, leaf.dtype, leaf.param_dtype
+        whole.grad = wholes.get("grad", whole.update)
+        whole.negated, whole.active, whole.restarts = leaf.negated, leaf.active, leaf.restarts
+        whole.key, whole.state, whole.layout = leaf.key, leaf.state, leaf.layout
+        whole.program = self.operations
+        execute([whole], _done)
+        leaf.new.update(whole.new)
+        return whole.update
+
+
+def _narrower(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    return wire if wire is not None and wire.itemsize < dtype.itemsize else dtype
+
+
+def _done(leaf: Leaf) -> None:
+    """The result stays in the leaf."""
+
+
+# The exchange.
+
+
+@dataclass
+class Job:
+    """A leaf on its way to its owner and back.
+
+    Attributes:
+        leaf: The leaf.
+        region: The operations.
+        like: A tensor that is divided as the leaf is.
+        parts: The local part of each tensor that the owner needs.
+        dtype, dtype_back: The dtypes of the update in front of the region and behind it.
+        wire, wire_back: The dtypes in which it travels to the owner and back.
+        result: The local part of the result.
+    """
+
+    leaf: Leaf
+    region: OwnedRegion
+    like: Any
+    parts: dict[str, Tensor]
+    dtype: torch.dtype
+    wire: torch.dtype
+    wire_back: torch.dtype
+    dtype_back: torch.dtype
+    result: Any = None
+
+    @classmethod
+    def of(cls, leaf: Leaf, region: OwnedRegion, payload: Mapping[str, Any]) -> Job:
+        like = leaf.given[1] if leaf.given[1] is not None else leaf.given[0]
+        dtype = payload["update"].dtype
+        wire = region.wire_in(dtype)
+        parts: dict[str, Tensor] = {}
+        for name, tensor in payload.items():
+            part = local(placed_as(tensor, like)) if is_sharded(tensor) else tensor  # programs have local parts
+            parts[name] = part.to(wire)
+        dtype_back = region.dtype_out(leaf, dtype)
+        wire_back = _narrower(region.operations[-1].wire, dtype_back)
+        return cls(leaf, region, like, parts, dtype, wire, wire_back, dtype_back)
+
+    def kind(self) -> tuple[Any, ...]:
+        """Jobs of one kind go through the same messages."""
+        return self.like.device_mesh, self.wire, self.wire_back, self.parts["update"].device
+
+    @functools.cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        return pieces_of(self.like)
+
+    def bytes(self) -> int:
+        return self.leaf.shape.numel() * len(self.parts) * self.wire.itemsize
+
+
+class Exchange:
+    """Sends leaves of one kind to their owners, computes, and sends the results back."""
+
+    def __init__(self, jobs: list[Job]):
+        self._jobs = jobs
+        self._team: Team = team_of(jobs[0].like.device_mesh)
+        shapes = {job.leaf.name: job.like.shape for job in jobs}
+        known = {job.leaf.name: job.leaf.owner for job in jobs if job.leaf.owner is not None}
+        self._owners = assigned(shapes, self._team.size, known)
+
+    def run(self) -> None:
+        """Two buckets are under way at a time: while one is computed, the next one travels."""
+        buckets = list(_buckets(self._jobs))
+        arriving = self._to_owners(buckets[0])
+        returning: Transfer | None = None
+        for i, bucket in enumerate(buckets):
+            arrived = arriving.parts()
+            if i + 1 < len(buckets):
+                arriving = self._to_owners(buckets[i + 1])
+            results, error = self._results(bucket, arrived)
+            sent = self._back(bucket, results, error is not None)
+            if error is not None:
+                sent.wait()
+                raise error
+            if returning is not None:
+                self._receive(buckets[i - 1], returning)
+            returning = sent
+        assert returning is not None
+        self._receive(buckets[-1], returning)
+
+    def _owned(self, bucket: list[Job], rank: int) -> list[Job]:
+        return [job for job in bucket if self._owners[job.leaf.name] == rank]
+
+    def _to_owners(self, bucket: list[Job]) -> Transfer:
+        me = self._team.rank
+        rows: list[list[Tensor]] = []
+        for rank in range(self._team.size):
+            row: list[Tensor] = []
+            for job in self._owned(bucket, rank):
+                if job.pieces[me].sends:
+                    row.extend(job.parts.values())
+            rows.append(row)
+        sizes = [0] * self._team.size
+        for job in self._owned(bucket, me):
+            for rank, piece in enumerate(job.pieces):
+                sizes[rank] += piece.numel * len(job.parts) if piece.sends else 0
+        return Transfer(self._team, rows, sizes, bucket[0].wire, False)
+
+    def _results(self, bucket: list[Job], arrived: list[Tensor]) -> tuple[dict[str, Tensor], Exception | None]:
+        """The whole results of the leaves that this rank owns, or the error of one of them."""
+        results: dict[str, Tensor] = {}
+        at = [0] * self._team.size
+        try:
+            for job in self._owned(bucket, self._team.rank):
+                wholes = self._assembled(job, arrived, at)
+                results[job.leaf.name] = job.region.computed(job, wholes)
+        except Exception as error:  # the other ranks wait: they are told, and this one raises it behind the exchange
+            return {}, error
+        return results, None
+
+    def _assembled(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
+        """Whole tensors of the pieces of all ranks; `at` is how far each rank's message has been read."""
+        wholes: dict[str, Tensor] = {}
+        for name in job.parts:
+            wholes[name] = torch.empty(job.like.shape, dtype=job.wire, device=job.parts[name].device)
+        for rank, piece in enumerate(job.pieces):
+            if not piece.sends:
+                continue
+            for whole in wholes.values():
+                whole[piece.window] = arrived[rank][at[rank] : at[rank] + piece.numel].view(piece.shape)
+                at[rank] += piece.numel
+        return wholes
+
+    def _back(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
+        me, wire = self._team.rank, bucket[0].wire_back
+        rows: list[list[Tensor]] = []
+        for rank in range(self._team.size):
+            row: list[Tensor] = []
+            for job in self._owned(bucket, me):
+                piece = job.pieces[rank]
+                if failed:
+                    row.append(torch.zeros(piece.numel, dtype=wire, device=job.parts["update"].device))
+                else:
+                    row.append(results[job.leaf.name][piece.window].to(wire))
+            rows.append(row)
+        sizes: list[int] = []
+        for rank in range(self._team.size):
+            sizes.append(sum(job.pieces[me].numel for job in self._owned(bucket, rank)))
+        return Transfer(self._team, rows, sizes, wire, failed)
+
+    def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
+        parts = transfer.parts()
+        for rank, part in enumerate(parts):
+            at = 0
+            for job in self._owned(bucket, rank):
+                piece = job.pieces[self._team.rank]
+                result = part[at : at + piece.numel].view(piece.shape)
+                # Not a view of the message, which would live as long as any of its leaves.
+                job.result = result.to(job.dtype_back, copy=True)
+                at += piece.numel
+
+
+def _buckets(jobs: Iterable[Job]) -> Iterable[list[Job]]:
+    """Neighbours in groups of a bounded number of bytes."""
+    bucket: list[Job] = []
+    filled = 0
+    for job in jobs:
+        if bucket and filled + job.bytes() > BUCKET:
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append(job)
+        filled += job.bytes()
+    yield bucket
+
+
+class Transfer:
+    """An all_to_all that is under way.
+
+    Args:
+        team: The ranks.
+        rows: The tensors for each rank.
+        sizes: The number of entries that each rank sends here.
+        dtype: Their dtype.
+        failed: Whether this rank has failed, which all others learn.
+    """
+
+    def __init__(self, team: Team, rows: list[list[Tensor]], sizes: list[int], dtype: torch.dtype, failed: bool):
+        self._team = team
+        flag = torch.full((FLAG,), float(failed), dtype=dtype, device=team.device)
+        flat: list[Tensor] = []
+        counts: list[int] = []
+        for row in rows:
+            row = [flag, *(tensor.reshape(-1) for tensor in row)]
+            flat.extend(row)
+            counts.append(sum(map(torch.numel, row)))
+        self._sizes = [FLAG + size for size in sizes]
+        self._sent = torch.cat(flat)
+        self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
+        self._work = torch.distributed.all_to_all_single(
+            self._received, self._sent, self._sizes, counts, group=team.group, async_op=True
+        )
+
+    def wait(self) -> None:
+        self._work.wait()
+
+    def parts(self) -> list[Tensor]:
+        """The entries from each rank.
+
+        Raises:
+            RuntimeError: a rank has failed.
+        """
+        self.wait()
+        parts = self._received.split(self._sizes)
+        failed = torch.stack([part[0] for part in parts]).nonzero().flatten().tolist()
+        if failed:
+            raise RuntimeError(f"rank {self._team.ranks[failed[0]]} failed in this step; its error is raised there")
+        return [part[FLAG:] for part in parts]

@@ -1,0 +1,300 @@
+"""Matrix rules on divided parameters: each matrix is computed once, by its owner, as one process computes it."""
+
+import sys
+from unittest import mock
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import gradtx
+from gradtx import _owners as owners_module
+from gradtx._sharding import pieces_of, rejoined
+from gradtx.transforms import _rotation as rotation_module
+from tests.distributed.problems import whole
+from tests.distributed.traffic import Traffic
+
+orthogonalize_module = sys.modules[gradtx.orthogonalize.__module__]
+STEPS = 4
+# Neither 2 nor 4 divides these; the last ranks have nothing of `thin` and `row`.
+SHAPES = {
+    "tall": (37, 11),
+    "wide": (9, 30),
+    "square": (13, 13),
+    "thin": (2, 7),
+    "row": (1, 5),
+    "bias": (37,),
+    "norm": (3,),
+}
+MATRICES = {name: shape for name, shape in SHAPES.items() if len(shape) == 2}
+
+ADAMW = gradtx.adamw(lr=1e-2)
+SOAP = {"lr": 0.02, "precondition_frequency": 2}
+STATEFUL = {
+    "soap": gradtx.soap(**SOAP),
+    "soap with a decay of weights": gradtx.chain(gradtx.clip_by_value(0.5), gradtx.soap(weight_decay=0.1, **SOAP)),
+    "kl_soap": gradtx.kl_soap(**SOAP),
+    "shampoo": gradtx.shampoo(lr=0.02, momentum=0.5, weight_decay=0.1, preconditioning_compute_steps=2),
+    "scalable_shampoo": gradtx.scalable_shampoo(
+        lr=0.02, block_size=8, start_preconditioning_step=2, preconditioning_compute_steps=2, weight_decay=0.0
+    ),
+    "rotated chain": gradtx.chain(
+        gradtx.trace(0.9), gradtx.rotated(gradtx.chain(gradtx.scale_by_adam(), gradtx.trace(0.5))), gradtx.scale(-0.02)
+    ),
+    "accumulate": gradtx.accumulate(gradtx.soap(**SOAP), every=2),
+    "skip": gradtx.skip_nonfinite(gradtx.shampoo(lr=0.02)),
+    "soap for matrices": gradtx.partition(
+        {"matrices": gradtx.soap(**SOAP), "rest": ADAMW}, {"matrices": tuple(MATRICES), "rest": "*"}
+    ),
+}
+CHAINS = {
+    "muon": gradtx.muon(lr=0.02, fallback=ADAMW),
+    "muon in full precision": gradtx.muon(lr=0.02, ns_dtype=None, nesterov=False, fallback=ADAMW),
+    "muon and adamw": gradtx.partition(
+        {"matrices": gradtx.muon(lr=0.02, adjust_lr_fn="match_rms_adamw"), "rest": ADAMW},
+        {"matrices": tuple(MATRICES), "rest": "*"},
+    ),
+}
+
+
+def gradients(step):
+    generator = torch.Generator().manual_seed(step)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def undivided(tensor):
+    return tensor.clone()
+
+
+def placement(kind):
+    """A function that divides a tensor: as FSDP2, as FSDP2 with copies, or by rows and by columns."""
+    size = distributed.get_world_size()
+    if kind == "fsdp":
+        mesh = init_device_mesh("cpu", (size,))
+        return lambda tensor: distribute_tensor(tensor.clone(), mesh, [Shard(0)])
+    mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("outer", "inner"))
+    if kind == "hsdp":
+        return lambda tensor: distribute_tensor(tensor.clone(), mesh, [Replicate(), Shard(0)])
+    return lambda tensor: distribute_tensor(tensor.clone(), mesh, [Shard(0), Shard(tensor.ndim - 1)])
+
+
+def trained(tx, place, steps=STEPS, **options):
+    """An optimizer after some steps, its parameters, and the traffic of the last step."""
+    params = {name: torch.nn.Parameter(place(value)) for name, value in gradients(100).items()}
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), **options)
+    traffic = Traffic()
+    for step in range(steps):
+        for name, gradient in gradients(step).items():
+            params[name].grad = place(gradient)
+        if step < steps - 1:
+            optimizer.step()
+    with traffic:
+        optimizer.step()
+    return optimizer, {name: whole(param) for name, param in params.items()}, traffic
+
+
+def weights_and_traffic(name, kind):
+    _, weights, traffic = trained(CHAINS[name], placement(kind))
+    return weights, traffic.messages
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_muon_sends_two_messages_and_equals_one_process_bitwise(name, kind, ranks, two, four):
+    _, expected, _ = trained(CHAINS[name], undivided)
+    answers = {2: two, 4: four}[ranks].run(weights_and_traffic, name, kind)
+    for weights, messages in answers:
+        assert messages == ["alltoall_base_", "alltoall_base_"]
+        for key, weight in weights.items():
+            assert torch.equal(weight, expected[key]), key
+
+
+def bytes_of_all(name, itemsize):
+    """The bytes that all ranks send in a step, and the most that they may."""
+    ranks = distributed.get_world_size()
+    _, _, traffic = trained({**CHAINS, **STATEFUL}[name], placement("fsdp"))
+    sent = torch.tensor(traffic.bytes)
+    distributed.all_reduce(sent)
+    entries = sum(torch.Size(shape).numel() for shape in MATRICES.values())
+    flags = 2 * ranks * (ranks - 1)
+    return sent.item(), itemsize * (2 * entries + flags)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("name", "itemsize"), [("muon", 2), ("muon in full precision", 4), ("soap for matrices", 4)])
+def test_every_piece_travels_to_its_owner_and_back_but_for_those_that_are_there(name, itemsize, ranks, two, four):
+    sent, bound = {2: two, 4: four}[ranks].run(bytes_of_all, name, itemsize)[0]
+    assert 0.4 * bound < sent < bound  # the pieces of the owners themselves stay
+
+
+class Calls:
+    """Counts the calls of functions of a module, by name."""
+
+    def __init__(self, module, *names):
+        self.count = 0
+        self._patches = [mock.patch.object(module, name, self._counted(getattr(module, name))) for name in names]
+
+    def _counted(self, function):
+        def counted(*args, **kwargs):
+            self.count += 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    def __enter__(self):
+        for patch in self._patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *error):
+        for patch in self._patches:
+            patch.stop()
+
+
+def work_of_a_step(kind):
+    """How many matrices this rank iterates, and for how many it computes a basis."""
+    with Calls(orthogonalize_module, "newton_schulz") as iterated:
+        trained(CHAINS["muon"], placement(kind), steps=1)
+    with Calls(rotation_module, "eigenbasis", "iterated") as bases:
+        trained(STATEFUL["soap for matrices"], placement(kind), steps=1)
+    return iterated.count, bases.count
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
+def test_every_matrix_is_computed_by_one_rank(kind, four):
+    iterated, bases = zip(*four.run(work_of_a_step, kind), strict=True)
+    assert sum(iterated) == len(MATRICES)
+    assert max(iterated) <= 2
+    assert sum(bases) == 2 * len(MATRICES)
+
+
+def entries_of_state(name, kind):
+    optimizer, _, _ = trained(STATEFUL[name], placement(kind), steps=2)
+    kept = 0
+    for state in optimizer.state.values():
+        kept += sum(value.numel() for value in state.values() if value.ndim and not value.is_meta)
+    return kept
+
+
+@pytest.mark.parametrize("name", ["soap", "shampoo", "kl_soap"])
+def test_the_state_is_kept_once_in_all_ranks_together(name, four):
+    optimizer, _, _ = trained(STATEFUL[name], undivided, steps=1)
+    of_leaves = []
+    for state in optimizer.state.values():
+        of_leaves.append(sum(value.numel() for value in state.values() if value.ndim))
+    kept = four.run(entries_of_state, name, "hsdp")
+    assert sum(kept) == sum(of_leaves)
+    assert max(kept) <= 1.2 * max(of_leaves)  # the largest matrix has more than a quarter of all
+
+
+def small_buckets(name):
+    with mock.patch.object(owners_module, "BUCKET", 1000):
+        _, weights, traffic = trained({**CHAINS, **STATEFUL}[name], placement("fsdp"))
+    return weights, traffic.count
+
+
+@pytest.mark.parametrize("name", ["muon", "soap for matrices"])
+def test_messages_are_bounded_and_their_number_changes_nothing_else(name, two):
+    _, expected, _ = trained({**CHAINS, **STATEFUL}[name], undivided)
+    for weights, count in two.run(small_buckets, name):
+        assert count > 2
+        for key, weight in weights.items():
+            assert torch.equal(weight, expected[key]), key
+
+
+@gradtx.per_tensor(whole=True)
+def fail_on_tall():
+    def update(update, state, param, ctx):
+        if update.shape == SHAPES["tall"] and not update.is_meta:
+            raise torch.linalg.LinAlgError("not today")
+        return update, state
+
+    return update
+
+
+def fails_everywhere():
+    with pytest.raises(RuntimeError) as caught:
+        trained(gradtx.chain(fail_on_tall(), gradtx.scale(-1.0)), placement("fsdp"), steps=1)
+    distributed.barrier()  # nothing is left under way
+    return str(caught.value)
+
+
+def test_a_failure_at_an_owner_is_raised_on_all_ranks(four):
+    messages = four.run(fails_everywhere)
+    assert messages.count("not today") == 1
+    assert messages.count(f"rank {messages.index('not today')} failed in this step; its error is raised there") == 3
+
+
+class TwoLayers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Linear(6, 10)
+        self.second = torch.nn.Linear(10, 7)
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+def tensor_parallel_and_fsdp(name):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    model = TwoLayers()
+    parallelize_module(model, mesh["tp"], {"first": ColwiseParallel(), "second": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["dp"])
+    optimizer = gradtx.as_optimizer({**CHAINS, **STATEFUL}[name], model.named_parameters())
+    plain = TwoLayers()
+    reference = gradtx.as_optimizer({**CHAINS, **STATEFUL}[name], plain.named_parameters())
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        for param, other in zip(model.parameters(), plain.parameters(), strict=True):
+            other.grad = torch.randn(other.shape, generator=generator)
+            param.grad = rejoined(local_piece(other.grad, param), param)
+        with Traffic() as traffic:
+            optimizer.step()
+        reference.step()
+    for param, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(param.to_local(), local_piece(other, param))
+    assert [type(placement).__name__ for placement in model.first.weight.placements] == ["_StridedShard", "Shard"]
+    return traffic.messages
+
+
+def local_piece(tensor, like):
+    return tensor.detach()[pieces_of(like)[distributed.get_rank()].window].clone()
+
+
+@pytest.mark.parametrize("name", ["muon", "soap"])
+def test_tensor_parallel_layers_under_fsdp_equal_one_process_bitwise(name, four):
+    assert four.run(tensor_parallel_and_fsdp, name) == [["alltoall_base_", "alltoall_base_"]] * 4
+
+
+def by_name(optimizer):
+    """The saved slots, in one piece."""
+    entries = optimizer.state_dict()["state"].values()
+    return [{key: whole(value) for key, value in entry.items()} for entry in entries]
+
+
+def weights_states_and_traffic(name, kind):
+    optimizer, weights, traffic = trained(STATEFUL[name], placement(kind))
+    return weights, by_name(optimizer), traffic.messages
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [("fsdp", 2), ("fsdp", 4), ("hsdp", 4), ("rows and columns", 4)])
+@pytest.mark.parametrize("name", STATEFUL)
+def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(name, kind, ranks, two, four):
+    optimizer, expected, _ = trained(STATEFUL[name], undivided)
+    answers = {2: two, 4: four}[ranks].run(weights_states_and_traffic, name, kind)
+    dims = 2 if kind == "rows and columns" else 1
+    sums = ["allreduce_"] * dims if name == "skip" else []  # whether a gradient is infinite
+    for weights, states, messages in answers:
+        assert messages == [*sums, "alltoall_base_", "alltoall_base_"]
+        for key, weight in weights.items():
+            assert torch.equal(weight, expected[key]), key
+        for state, of_one in zip(states, by_name(optimizer), strict=True):
+            assert state.keys() == of_one.keys()
+            for key, value in state.items():
+                assert torch.equal(value, of_one[key]), key

@@ -1,0 +1,49 @@
+"""Counts the messages of a process, and the bytes that it sends to others."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+from torch import distributed
+from torch.profiler import ProfilerActivity, profile
+
+SPACE = "c10d::"
+
+
+class Traffic:
+    """Counts collectives by torch's profiler: a dispatch mode would have steps run leaf by leaf.
+
+    Attributes:
+        messages: The name of each.
+        bytes: What `all_to_all_single` sends to other ranks.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.bytes = 0
+        self._profile = profile(activities=[ProfilerActivity.CPU])
+        self._send = distributed.all_to_all_single
+        self._patch = mock.patch.object(distributed, "all_to_all_single", self._counted)
+
+    @property
+    def count(self) -> int:
+        return len(self.messages)
+
+    def _counted(self, received: Any, sent: Any, sizes_in: Any, sizes_out: Any, **options: Any) -> Any:
+        stay = sizes_out[distributed.get_rank(options["group"])]
+        self.bytes += (sum(sizes_out) - stay) * sent.element_size()
+        return self._send(received, sent, sizes_in, sizes_out, **options)
+
+    def __enter__(self) -> Traffic:
+        self._patch.start()
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        self._patch.stop()
+        for event in self._profile.events() or []:
+            name = event.name.removeprefix(SPACE)
+            if name not in (event.name, "barrier"):
+                self.messages.append(name)
