@@ -44,6 +44,7 @@ class Rule:
         kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
         summed: Shared values that are sums over leaves, which `update` does not read in its own step: name -> what is
             kept, as a function of the sum.
+        sums_of_leaf: Whether all its sums are of one leaf, so that it waits for no other one, see `OfLeaf`.
         whole: Whether it needs the whole of a divided leaf; "shape" if only its shape.
         owner_reads, wire: As in `Operation`.
     """
@@ -62,6 +63,7 @@ class Rule:
     nonnegative: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
     summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(default_factory=dict)
+    sums_of_leaf: bool = False
     whole: bool | str = False
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
@@ -343,7 +345,7 @@ class RuleOperation(Operation):
         self.agree = rule.agree
         self.random = rule.seed is not None
         self.positional = stage.store.draws
-        self.waits = inspect.isgeneratorfunction(rule.update)
+        self.waits = inspect.isgeneratorfunction(rule.update) and not rule.sums_of_leaf
         self.whole_until = self if rule.whole is True else None
         self.needs_shape = rule.whole == "shape"
         self.owner_reads = rule.owner_reads

@@ -58,6 +58,7 @@ class Spec:
         self.example: dict[str, Any] = options.get("example", {})
         self.kinds: Mapping[str, str] = _checked_kinds(self.name, options.get("kinds", {}))
         self.summed: Mapping[str, Callable[[Any], Any]] = options.get("summed", {})
+        self._sums_of_leaf: bool = options.get("sums_of_leaf", False)
         self._whole: Any = options.get("whole", False)
         self._wire: Any = options.get("wire", lambda arguments: None)
         words = self.name.split("_")
@@ -108,6 +109,7 @@ class Spec:
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
             summed={name: finish for name, finish in self.summed.items() if name in shared},
+            sums_of_leaf=self._sums_of_leaf,
             whole=self._whole if isinstance(self._whole, bool | str) else True,
             owner_reads=self._owner_reads(arguments),
             wire=self._wire(arguments),
@@ -576,7 +578,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 _OPTIONS = {
     "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random"
-    " nonnegative kinds summed whole wire ranges static any_length example",
+    " nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

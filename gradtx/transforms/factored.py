@@ -23,6 +23,7 @@ __all__ = [
 
 
 @per_tensor(
+    sums_of_leaf=True,
     ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)", "beta": "[0, 1)"},
     nonnegative=("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"),
 )
@@ -94,7 +95,7 @@ def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return x / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
 
 
-@per_tensor(ranges={"beta2_decay": "(-inf, 0]"}, nonnegative=("variance", "row_var", "col_var"))
+@per_tensor(sums_of_leaf=True, ranges={"beta2_decay": "(-inf, 0]"}, nonnegative=("variance", "row_var", "col_var"))
 def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None = None):
     r"""Divide by the root of a factored second moment, with the bounds and slots of torch.optim.Adafactor.
 
@@ -146,7 +147,7 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
     return init, update
 
 
-@per_tensor(ranges={"threshold": "(0, inf)"})
+@per_tensor(sums_of_leaf=True, ranges={"threshold": "(0, inf)"})
 def clip_by_block_rms(threshold: Scalar = 1.0):
     r"""Shrink every leaf to a root mean square of at most `threshold`: $u / \max(1, \mathrm{rms}(u)/d)$.
 
@@ -174,7 +175,7 @@ def clip_by_block_rms(threshold: Scalar = 1.0):
     return update
 
 
-@per_tensor(needs=("params",), ranges={"min_scale": "[0, inf)"})
+@per_tensor(sums_of_leaf=True, needs=("params",), ranges={"min_scale": "[0, inf)"})
 def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
     r"""Make updates relative to the size of a leaf's weights: $u \max(\epsilon, \mathrm{rms}(p))$.
 
@@ -204,6 +205,7 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
 
 
 @per_tensor(
+    sums_of_leaf=True,
     needs=("params",),
     owns_lr=True,
     ranges={"beta1": "[0, 1)"},

@@ -12,7 +12,7 @@ from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt
 __all__ = ["orthogonalize_against_params", "project_scale_invariant"]
 
 
-@per_tensor(ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)"}, needs=("params",))
+@per_tensor(sums_of_leaf=True, ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)"}, needs=("params",))
 def project_scale_invariant(
     delta: Scalar = 0.1, wd_ratio: Scalar = 0.1, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0
 ):

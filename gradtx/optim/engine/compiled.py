@@ -151,7 +151,7 @@ class CompiledEngine(Engine):
         return False, *map(_traits_of_held, tensors)
 
     def _takes(self, leaf: Leaf) -> bool:
-        if leaf.given[1].ndim == 0:  # a slot that is a number looks like one of the leaf's shape
+        if leaf.key.ndim == 0:  # a slot that is a number looks like one of the leaf's shape
             self._refuse(leaf, "it has no dimension")
             return False
         if has_regions(leaf.program):

@@ -53,7 +53,8 @@ class StepNumbers:
             graph = Graph()
             graph.graph_copy(self._graph, copies)
             arguments = [copies[node] for node in self._arguments]
-            recording = Recording(graph, arguments, [], [copies[node] for node in self._results])
+            results = [copies[node] for node in self._results]
+            recording = Recording(graph, arguments, [], results, owned=[])
             self._functions[key] = list_function(recording, device, on_host)
         return self._functions[key]
 
