@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo quick test lint bench gpu docs docs-tables clean
+.PHONY: demo quick test lint bench gpu docs versions docs-tables clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
@@ -32,6 +32,9 @@ bench: $(VENV)/bench
 gpu: $(VENV)/test $(VENV)/bench  # for a machine with a GPU: its tests, then docs/performance-gpu.md
 	@$(RUN) -m pytest -q -rs tests/optim/test_devices.py tests/lists
 	@$(RUN) benchmarks/gpu.py
+
+versions:  # other versions of Python and torch, each in a new environment; see .ci/versions
+	@bash .ci/versions $(ARGS)
 
 docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of date
 	@$(RUN) docs/algorithms.py

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import logging
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -474,3 +476,16 @@ def separate_loops() -> contextlib.AbstractContextManager[None]:
     if not hasattr(scheduling, fusion):
         return contextlib.nullcontext()
     return _patched(scheduling, fusion, _never)
+
+
+def zero_redundancy_calls() -> bool:
+    """Whether a `ZeroRedundancyOptimizer` is making this optimizer, for the parameters of one rank."""
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    if module is None:
+        return False
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals is module.__dict__:
+            return True
+        frame = frame.f_back
+    return False

@@ -15,6 +15,7 @@ SLOW_FILES = (
     "test_examples.py",
     "test_interactive.py",
     "test_optax_names.py",
+    "test_package.py",
     "test_properties.py",
     "test_site.py",
     "test_torch_names.py",

@@ -163,8 +163,13 @@ class GroupView:
         return changed
 
     def start_with(self, values: Mapping[str, Any]) -> None:
-        """Let slots be made with these values: no step has used those that exist."""
-        self.first = dict(values)
+        """Let slots be made with these values, since no step has used those that exist.
+
+        The rate stays that of the construction, which a warm-up has overwritten by now.
+        """
+        for name, value in values.items():
+            if name != "lr":
+                self.first[name] = value
 
     # In a step.
 

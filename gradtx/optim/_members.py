@@ -23,6 +23,7 @@ from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 
 CPU = torch.device("cpu")
+INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"
 Group = dict[str, Any]
 Labels = tuple[tuple[Any, Any], ...]  # (selector, label) of every partition on a leaf's way
 
@@ -170,6 +171,40 @@ class Members:
         self._present = present
         return replaced
 
+    def check_divided(self, divider: str) -> None:
+        """Refuse a chain that a wrapper, which gives each rank some of the parameters, would change silently.
+
+        Raises:
+            ValueError: a link sums over all parameters, or a partition makes groups that the wrapper does not know.
+        """
+        if any("label" in view.group for view in self.views):
+            raise ValueError(
+                f"{self.owner}: {divider} needs the groups that it passes, and a partition makes one for each label; "
+                f"{INSTEAD}"
+            )
+        for operation in self.block().walk():
+            if operation.sums:
+                raise ValueError(
+                    f"{self.owner}: {divider} gives each rank some of the parameters, and {'.'.join(operation.path)!r} "
+                    f"sums over all of them; {INSTEAD}"
+                )
+
+    def _check_flattened(self, gone: list[Tensor], added: list[Tensor]) -> None:
+        """Refuse to go on with flat pieces of memory in place of all parameters, if a link acts by leaf.
+
+        Raises:
+            ValueError: it does.
+        """
+        were_shaped = any(param.ndim > 1 for param in gone)
+        if not were_shaped or any(param.ndim != 1 for param in added):
+            return
+        for operation in self.block().walk():
+            if operation.sums or not operation.elementwise:
+                raise ValueError(
+                    f"{self.owner}: flattened memory has taken the place of the parameters, as DeepSpeed's ZeRO does, "
+                    f"and {'.'.join(operation.path)!r} reads their shapes or sums over them; {INSTEAD}"
+                )
+
     def _follow_groups(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
         """Find each group's view by its dict or its parameters, and make one if there is none."""
         by_dict: dict[int, GroupView] = {}
@@ -204,6 +239,8 @@ class Members:
         before = self.by_param
         heirs = self._heirs(present)
         here = set(present)
+        if here and here.isdisjoint(before):
+            self._check_flattened(list(before), present)
         self.by_param = {}
         for param, member in before.items():  # in the old order, which lists of extras follow
             if param in here:

@@ -56,6 +56,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         super().__init__(params, {})
         members = self._workings.members
         members.check_selectors()
+        if _torch.zero_redundancy_calls():
+            members.check_divided("ZeroRedundancyOptimizer")
         if self._workings.states.by_param:
             check_patterns(self._workings.states.seen_slots)
         self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}

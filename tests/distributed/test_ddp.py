@@ -1,5 +1,7 @@
 """DistributedDataParallel: every process has all parameters and a part of each batch."""
 
+import functools
+
 import pytest
 import torch
 from torch import distributed
@@ -69,3 +71,32 @@ def divided_states_equal_whole(kind):
 @pytest.mark.parametrize("kind", ["eager", "traced"])
 def test_states_divided_by_zero_redundancy_take_the_steps_of_whole_ones(kind, two):
     two.run(divided_states_equal_whole, kind)
+
+
+def refused_by_zero_redundancy(case):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    make = {
+        "lamb": functools.partial(gradtx.optim.Lamb, max_grad_norm=1.0),
+        "chain": lambda params, **options: gradtx.as_optimizer(
+            gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params
+        ),
+        "partition": lambda params, **options: gradtx.as_optimizer(
+            gradtx.partition({"a": gradtx.sgd(), "b": gradtx.adamw()}, {"a": lambda name, p: p.ndim > 1, "b": "*"}),
+            params,
+        ),
+    }[case]
+    with pytest.raises(ValueError, match=SAID_OF[case]):
+        ZeroRedundancyOptimizer(Model().parameters(), make)
+
+
+SAID_OF = {
+    "lamb": "Lamb: ZeroRedundancyOptimizer gives each rank some of the parameters, and '.*' sums over all of them",
+    "chain": "ZeroRedundancyOptimizer gives each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
+    "partition": "ZeroRedundancyOptimizer needs the groups that it passes, and a partition makes one for each label",
+}
+
+
+@pytest.mark.parametrize("case", SAID_OF)
+def test_zero_redundancy_refuses_sums_over_all_parameters_and_partitions(case, two):
+    two.run(refused_by_zero_redundancy, case)

@@ -243,3 +243,31 @@ def test_the_dict_that_a_user_gave_is_the_group_as_in_torch():
         return params.values()
 
     assert_close(*both(run), tolerance=TOLERANCE)
+
+
+def flattened(tx):
+    """An optimizer after its parameters were replaced by one flat piece of memory, as DeepSpeed does."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    flat = torch.nn.Parameter(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    flat.grad = torch.ones_like(flat)
+    optimizer.param_groups[0]["params"] = [flat]
+    return optimizer, flat
+
+
+@pytest.mark.parametrize(
+    "tx", [gradtx.lamb(), gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), gradtx.adamp()], ids=repr
+)
+def test_flattened_memory_in_place_of_parameters_is_refused_where_links_act_by_leaf(tx):
+    optimizer, flat = flattened(tx)
+    before = flat.detach().clone()
+    with pytest.raises(ValueError, match=r"flattened memory has taken the place of the parameters.*use FSDP2"):
+        optimizer.step()
+    assert torch.equal(flat, before)
+
+
+def test_flattened_memory_takes_the_steps_of_elementwise_chains():
+    optimizer, flat = flattened(gradtx.sgd(lr=1.0))
+    before = flat.detach().clone()
+    optimizer.step()
+    assert torch.equal(flat, before - 1)

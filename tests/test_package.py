@@ -1,0 +1,111 @@
+"""The wheel and the source distribution: what they contain, and that an installed wheel works alone."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import gradtx
+
+ROOT = Path(__file__).parent.parent
+BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2]))"
+USES = {
+    "functional": """
+tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.1))
+params = {"w": torch.ones(2)}
+updates, state = tx.update({"w": torch.ones(2)}, tx.init(params), params)
+assert gradtx.apply_updates(params, updates)["w"].max() < 1
+""",
+    "class": """
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = gradtx.optim.AdamW([weight], lr=0.1)
+weight.grad = torch.ones(2)
+optimizer.step()
+assert weight.max() < 1
+""",
+    "registry": """
+model = torch.nn.Linear(2, 2)
+optimizer = gradtx.create_optimizer(model, "lion", lr=0.1)
+model(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+assert "lion" in gradtx.get_supported_optimizers()
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """Paths of a wheel and a source distribution, built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("package")
+    source = folder / "source"
+    source.mkdir()
+    shutil.copytree(ROOT / "gradtx", source / "gradtx", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    built = {}
+    for kind in ("wheel", "sdist"):
+        command = [sys.executable, "-W", "ignore", "-c", BUILD, kind, str(folder)]
+        run = subprocess.run(command, cwd=source, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        built[kind] = folder / run.stdout.strip().splitlines()[-1]
+    return built
+
+
+def modules():
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "gradtx").rglob("*.py")}
+
+
+def test_the_wheel_has_all_modules_types_and_the_licence_and_nothing_else(distributions):
+    names = set(zipfile.ZipFile(distributions["wheel"]).namelist())
+    of_package = {name for name in names if name.startswith("gradtx/")}
+    assert of_package == modules() | {"gradtx/py.typed", "gradtx/optim/classes.pyi"}
+    others = {name.partition("/")[0] for name in names - of_package}
+    assert others == {f"gradtx-{gradtx.__version__}.dist-info"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_source_distribution_has_what_a_build_needs(distributions):
+    prefix = f"gradtx-{gradtx.__version__}/"
+    with tarfile.open(distributions["sdist"]) as archive:
+        names = {name.removeprefix(prefix) for name in archive.getnames()}
+    assert (
+        modules() | {"gradtx/py.typed", "gradtx/optim/classes.pyi", "pyproject.toml", "README.md", "LICENSE"} <= names
+    )
+
+
+def test_the_metadata_names_the_project_and_what_it_was_tested_with(distributions):
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        metadata = wheel.read(f"gradtx-{gradtx.__version__}.dist-info/METADATA").decode()
+    fields = metadata.partition("\n\n")[0].splitlines()
+    for name in ("Changelog", "Documentation", "Issues", "Source"):
+        assert any(field.startswith(f"Project-URL: {name}, https://") for field in fields), name
+    assert "Requires-Dist: torch>=2.13" in fields
+    assert [field for field in fields if field.startswith("Classifier: Programming Language :: Python :: 3.")] == [
+        "Classifier: Programming Language :: Python :: 3.11"
+    ]
+
+
+@pytest.fixture(scope="module")
+def installed(distributions, tmp_path_factory):
+    """An empty folder in which the wheel was installed, without its dependencies."""
+    target = tmp_path_factory.mktemp("installed")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    run = subprocess.run([*command, str(distributions["wheel"])], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return target
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_installed_wheel_is_usable_without_the_sources(use, installed, tmp_path):
+    origin = f"assert gradtx.__file__.startswith({str(installed)!r}), gradtx.__file__"
+    code = f"import torch, gradtx\n{origin}\n{USES[use]}"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
