@@ -26,7 +26,8 @@ from gradtx._pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
 if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
 
-MOST_PROGRAMS = 8  # of one transformation: other trees, dtypes or shapes
+# Whose programs are kept, of the calls of one transformation: other trees, dtypes and extras, and of each other shapes.
+MOST_STRUCTURES, MOST_SHAPES = 32, 8
 NUMBER = "a number"  # stands for a number in a structure
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -60,8 +61,6 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
     for program in programs:
         if program.fits(tensors):
             return program(tensors, extras, numbers.values)
-    if sum(len(others or ()) for others in known.values()) >= MOST_PROGRAMS:
-        return None
     result = _pure.update(tx, updates, state, params, extras)  # raises what is wrong with the call
     try:
         with torch.no_grad():
@@ -70,6 +69,9 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
         known[key] = None
         return result
     programs.append(program)
+    del programs[:-MOST_SHAPES]
+    if len(known) > MOST_STRUCTURES:
+        del known[next(iter(known))]  # the oldest
     return program(tensors, extras, numbers.values)
 
 

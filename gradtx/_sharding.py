@@ -223,7 +223,7 @@ def team_of(mesh: Any) -> Team:
     elif mesh.ndim == 1:
         group = mesh.get_group()
     else:
-        group = mesh._flatten().get_group()
+        group = distributed.new_group(ranks, use_local_synchronization=True)
     in_order = tuple(distributed.get_process_group_ranks(group))
     device = torch.device(mesh.device_type)
     if device.type != "cpu":

@@ -24,6 +24,8 @@ class Agreement:
 
     def __init__(self) -> None:
         self._compared: Any = None
+        self._members: list[Member] | None = None
+        self._are_divided = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -40,7 +42,10 @@ class Agreement:
         Raises:
             RuntimeError: another rank has other parameters, gradients or hyperparameters.
         """
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if members != self._members:
+            self._members = members
+            self._are_divided = any(is_sharded(member.param) for member in members)
+        if not self._are_divided:
             return
         with_gradient = [member.param.grad is not None for member in members]
         plan = (members, with_gradient, [member.layout for member in members], structures)
