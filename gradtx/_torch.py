@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import logging
+import platform
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -371,6 +372,16 @@ def writes(target: Any) -> bool:
         return schema.is_mutable
     name, _, _ = str(target).removeprefix("aten.").partition(".")
     return name.endswith("_")
+
+
+@functools.cache
+def multiplies_in_bfloat16() -> bool:
+    """Whether the processor multiplies matrices in bfloat16 by itself; without the names the answer is yes."""
+    by_vectors = _found("torch.cpu", "_is_avx512_bf16_supported")
+    by_tiles = _found("torch.cpu", "_is_amx_tile_supported")
+    if by_vectors is None or by_tiles is None or platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return by_vectors() or by_tiles()
 
 
 # Inductor.

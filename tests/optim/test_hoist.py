@@ -7,6 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
+from gradtx import _torch
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
 from gradtx.optim.engine.numbers import StepNumbers
 
@@ -80,6 +81,19 @@ def test_the_arc_tangent_in_single_precision_is_right_to_rounding():
     assert module(torch.full((3,), math.nan)).isnan().all()
     double = make_fx(torch.atan, decomposition_table=REPLACED)(x.double())
     assert torch.equal(double(x.double()), x.double().atan())
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_products_in_bfloat16_go_through_float32_where_the_processor_has_none(has_units, monkeypatch):
+    monkeypatch.setattr(_torch, "multiplies_in_bfloat16", lambda: has_units)
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 7).bfloat16(), torch.randn(7, 3).bfloat16()
+    module = make_fx(lambda x, y: torch.addmm(y[:5], x, y, beta=0.5, alpha=-2.0), decomposition_table=REPLACED)(x, y)
+    products = [node for node in module.graph.nodes if node.target is torch.ops.aten.addmm.default]
+    assert [node.meta["val"].dtype for node in products] == [torch.bfloat16 if has_units else torch.float32]
+    exact = 0.5 * y[:5].double() - 2.0 * x.double() @ y.double()
+    assert module(x, y).dtype == torch.bfloat16
+    torch.testing.assert_close(module(x, y).double(), exact, rtol=2**-8, atol=0)
 
 
 @pytest.mark.parametrize("on_host", [True, False])

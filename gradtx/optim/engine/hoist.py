@@ -33,7 +33,22 @@ def _atan(x: Tensor) -> Any:
     return torch.where(x < 0, -value, value)
 
 
-REPLACED = {torch.ops.aten.atan.default: _atan}
+def _in_single(function: Any) -> Any:
+    """A product in bfloat16 by one in float32, rounded once: 3 to 5 times faster where the processor has none."""
+
+    def product(*arguments: Any, **options: Any) -> Any:
+        first: Tensor = arguments[0]
+        if first.dtype != torch.bfloat16 or first.device.type != "cpu" or _torch.multiplies_in_bfloat16():
+            return NotImplemented
+        wide = [argument.float() if isinstance(argument, Tensor) else argument for argument in arguments]
+        return function(*wide, **options).to(torch.bfloat16)
+
+    return product
+
+
+aten = torch.ops.aten
+PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
+REPLACED = {aten.atan.default: _atan, **{product: _in_single(product) for product in PRODUCTS}}
 
 
 def is_number(node: Node) -> bool:
@@ -44,7 +59,7 @@ def is_number(node: Node) -> bool:
 
 def multiply(module: GraphModule) -> None:
     """Divide by numbers through their reciprocals: a division takes a core longer than fetching the dividend."""
-    aten, graph = torch.ops.aten, module.graph
+    graph = module.graph
     for node in graph.find_nodes(op="call_function", target=aten.div.Tensor):
         divisor = node.args[1]
         if is_number(node) or not isinstance(divisor, Node) or not is_number(divisor):
