@@ -8,8 +8,9 @@ another program.
 - `trace` has the core itself as a function of flat arguments, which engines trace.
 - `lists` runs programs over lists of leaves, by `gradtx._lists`. It is what optimizers use by default.
 - `compiled` compiles programs for bundles of eight leaves, if `compile=` asks for it. Its parts: `bundle` holds the
-  arguments, `hoist` takes computations of numbers out of the traced graphs, `compiler` compiles by a backend, a
-  function `(graph, examples, options) -> callable`, and `inductor` is the backend that calls torch's compiler.
+  arguments, `hoist` takes computations of numbers out of the traced graphs, `numbers` does them once a step, `compiler`
+  is the seam for backends, functions `(graph, examples, options) -> callable`, and `inductor` calls torch's compiler.
+- `background` has another thread compile.
 """
 
 from gradtx.optim.engine.base import Engine
