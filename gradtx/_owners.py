@@ -426,7 +426,7 @@ class Transfer:
         self._sizes = [FLAG + size for size in sizes]
         self._sent = torch.cat(flat)
         self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
-        self._work = torch.distributed.all_to_all_single(
+        self._work: Any = torch.distributed.all_to_all_single(
             self._received, self._sent, self._sizes, counts, group=team.group, async_op=True
         )
 

@@ -218,6 +218,7 @@ def team_of(mesh: Any) -> Team:
     """The ranks of a mesh as a team."""
     distributed = torch.distributed
     ranks = mesh.mesh.flatten().tolist()
+    group: Any
     if len(ranks) == distributed.get_world_size():
         group = distributed.group.WORLD
     elif mesh.ndim == 1:

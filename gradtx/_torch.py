@@ -224,7 +224,8 @@ def add_each_(targets: list[Tensor], number: float) -> None:
     """Add a number to each tensor; falls back to one addition each."""
     together = getattr(torch, "_foreach_add_", None)
     if together is not None and targets:
-        together(targets, number)
+        # A number becomes a tensor once for each target, which takes longer than the addition.
+        together(targets, torch.tensor(float(number)), alpha=1.0)
         return
     for target in targets:
         target.add_(number)

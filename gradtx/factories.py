@@ -125,7 +125,8 @@ class Spec:
     def _owner_reads(self, arguments: dict[str, Any]) -> tuple[str, ...]:
         """What the owner of a leaf reads of it besides the update."""
         if callable(self._whole):
-            return self._whole(arguments)
+            reads: Any = self._whole(arguments)
+            return reads
         return ("param",) if self._whole is True and "params" in self.needs_of(arguments) else ()
 
     def _draws(self, arguments: dict[str, Any]) -> bool:

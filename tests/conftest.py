@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from gradtx._lists.cache import SharedPrograms
+from gradtx.optim.engine import compiled
 from tests.tiers import is_slow, is_slow_path
 
 
@@ -16,6 +18,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _own_programs(monkeypatch):
+    """No test finds the compiled programs of another, some of which are not really compiled."""
+    monkeypatch.setattr(compiled, "_SHARED", SharedPrograms())
 
 
 @pytest.fixture

@@ -193,9 +193,8 @@ class Step:
 
     def run(self) -> None:
         """Compute and write."""
-        needs = self._workings.members.tx.needs
-        calls_closure = any(name in self._extras and name in needs for name in FUNCTIONS)
-        if calls_closure:
+        functions = [name for name in FUNCTIONS if name in self._extras]
+        if any(name in self._workings.members.tx.needs for name in functions):
             self._execute_then_write()
         else:
             self._execute()

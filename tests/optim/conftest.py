@@ -3,15 +3,6 @@
 import pytest
 import torch
 
-from gradtx._lists.cache import SharedPrograms
-from gradtx.optim.engine import compiled
-
-
-@pytest.fixture(autouse=True)
-def _own_programs(monkeypatch):
-    """No test finds the compiled programs of another, some of which are not really compiled."""
-    monkeypatch.setattr(compiled, "_SHARED", SharedPrograms())
-
 
 @pytest.fixture
 def uncompiled(monkeypatch):
