@@ -507,8 +507,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             what no rotation changes. Slots with names of torch's optimizers, and 0-d ones, need none.
         whole: Whether `update` needs the whole tensor where it is divided among ranks. Then one rank, its owner, gets
             all shards, runs the rule once, keeps its slots, and sends the result back. The rule must not yield, draw
-            random numbers, share values or read `ctx.grad`. A function of the arguments says what it reads besides the update:
-            ("param",) or (). "shape" for a rule that needs the shape of the whole only.
+            random numbers, share values or read `ctx.grad`. A function of the arguments says what it reads besides the
+            update: ("param",) or (). "shape" for a rule that needs the shape of the whole only.
         wire: A function of the arguments that gives the dtype in which the update travels, or None for its own: that
             which the rule converts it to at once, and which holds its result without rounding.
 
