@@ -9,7 +9,7 @@ from typing import Any
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.base import SUM_OVER_SHARDS
-from gradtx.optim.engine.compiled import CompilationError, CompiledEngine, Order
+from gradtx.optim.engine.compiled import COMPILING, CompilationError, CompiledEngine, Order
 from gradtx.optim.engine.compiler import Backend
 from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.trace import BundleProgram
@@ -17,6 +17,9 @@ from gradtx.optim.engine.trace import BundleProgram
 
 class BackgroundEngine(CompiledEngine):
     """Has another thread compile; until a program is ready, its leaves are left to others.
+
+    At exit Python waits for the program that is being compiled: a daemon thread would be stopped inside of torch's C++,
+    which aborts the process. Others are not begun then.
 
     Args:
         options: Options of the backend.
@@ -48,14 +51,16 @@ class BackgroundEngine(CompiledEngine):
         if key in self._with_sums_over_shards:
             return SUM_OVER_SHARDS
         if key not in self._threads:
-            thread = threading.Thread(target=self._work, args=(order, programs), daemon=True)
+            thread = threading.Thread(target=self._work, args=(order, programs))
             self._threads[key] = thread
             thread.start()
         return "its program is being compiled"
 
     def _work(self, order: Order, programs: list[BundleProgram]) -> None:
         try:
-            super()._make(order, programs)
+            with COMPILING:
+                if threading.main_thread().is_alive():
+                    super()._make(order, programs)
         except CompilationError as error:
             self._failure = error
         del self._threads[id(programs)]
