@@ -441,3 +441,26 @@ def test_nothing_changes_when_a_step_is_refused(uncompiled):
         optimizer.step()
     after = (values(params), optimizer.state_dict()["state"])
     assert all(torch.equal(a, b) for a, b in zip(tensors(before).values(), tensors(after).values(), strict=True))
+
+
+EXITS_EARLY = """
+import time
+import torch
+import gradtx
+
+def slow(graph, arguments, options):
+    time.sleep(1)
+    print("compiled", flush=True)
+    return graph
+
+torch._inductor.compile = slow
+params = [torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4).double())]
+for param in params:
+    param.grad = torch.ones_like(param)
+gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, compile="background").step()
+"""
+
+
+def test_at_exit_only_the_program_that_is_being_compiled_is_awaited():
+    done = subprocess.run([sys.executable, "-c", EXITS_EARLY], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["compiled"]
