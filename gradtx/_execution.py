@@ -162,6 +162,8 @@ class Operation:
         compiles: Whether the compiled engine takes it.
         restarts_inner: Whether the operations behind it may start over with their first state.
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
+        sums_late: Whether it sums over all leaves for its next step, without waiting in this one.
+        of_leaf: Whether a divided leaf may stop at it, and needs no other leaf to go on: ranks exchange its parts.
         random: Whether it draws random numbers.
         positional: Whether results depend on an entry's place in the whole tensor.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
@@ -179,6 +181,8 @@ class Operation:
     compiles = True
     restarts_inner = False
     waits = False
+    sums_late = False
+    of_leaf = False
     random = False
     positional = False
     hessian_period = 0

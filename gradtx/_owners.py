@@ -118,6 +118,8 @@ class OwnedRegion(Operation):
         behind: Operations behind them that need the shape of the whole tensor, and run on shards.
     """
 
+    of_leaf = True
+
     def __init__(self, operations: list[Any], behind: list[Any]):
         self.operations = operations
         self.path = operations[0].path

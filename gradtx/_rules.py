@@ -345,6 +345,8 @@ class RuleOperation(Operation):
         self.agree = rule.agree
         self.random = rule.seed is not None
         self.positional = stage.store.draws
+        self.sums_late = bool(rule.summed)
+        self.of_leaf = rule.sums_of_leaf
         self.waits = inspect.isgeneratorfunction(rule.update) and not rule.sums_of_leaf
         self.whole_until = self if rule.whole is True else None
         self.needs_shape = rule.whole == "shape"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, Protocol, overload
 
@@ -145,7 +146,25 @@ class Spec:
             return made
         if self.kind in ("alias", "combinator"):
             raise TypeError(f"{self.name}: must return a transformation, such as chain(...), got {describe(made)}")
-        return Functions.of(made, self.name)
+        functions = Functions.of(made, self.name)
+        if self._whole not in (False, "shape"):
+            self._check_runs_at_owner(functions)
+        return functions
+
+    def _check_runs_at_owner(self, functions: Functions) -> None:
+        """Check that a rule for whole tensors does nothing in which the other ranks take part.
+
+        Raises:
+            TypeError: it does.
+        """
+        faults = {
+            "yield sums": inspect.isgeneratorfunction(functions.update),
+            "draw random numbers": self.random,
+            "share values": self._shared,
+        }
+        for fault, present in faults.items():
+            if present:
+                raise TypeError(f"{self.name}: a rule with whole=True runs at the owner of a leaf and can't {fault}")
 
 
 def _checked_kinds(name: str, kinds: Any) -> Mapping[str, str]:
@@ -488,8 +507,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             what no rotation changes. Slots with names of torch's optimizers, and 0-d ones, need none.
         whole: Whether `update` needs the whole tensor where it is divided among ranks. Then one rank, its owner, gets
             all shards, runs the rule once, keeps its slots, and sends the result back. The rule must not yield, draw
-            random numbers or read `ctx.grad`. A function of the arguments says what it reads besides the update:
-            ("param",) or (). "shape" for a rule that needs the shape of the whole only.
+            random numbers, share values or read `ctx.grad`. A function of the arguments says what it reads besides the
+            update: ("param",) or (). "shape" for a rule that needs the shape of the whole only.
         wire: A function of the arguments that gives the dtype in which the update travels, or None for its own: that
             which the rule converts it to at once, and which holds its result without rounding.
 

@@ -228,6 +228,7 @@ class ListPassOperation(Operation):
         self._compiled = compiled
         self._awaited = compiled.operation
         self.path = () if self._awaited is None else self._awaited.path
+        self.of_leaf = compiled.is_for_owners
 
     def start(self, leaf: Any) -> Any:
         bundle: ListBundle = leaf

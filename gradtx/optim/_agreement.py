@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 
 BITS = 62  # of a digest: it and its negative are int64
+FAILED = 2**BITS  # in place of a digest and of its negative: no plan has it
 
 
 class Agreement:
     """Compares the plan of a step with those of the other ranks, whenever this rank's has changed.
 
     One message of 16 bytes carries a digest. If digests differ, the ranks exchange what they stand for, and each of
-    them raises the same error.
+    them raises the same error. At a first step, which all ranks compare, a rank that has failed before says so.
     """
 
     def __init__(self) -> None:
@@ -51,14 +53,34 @@ class Agreement:
         plan = (members, with_gradient, [member.layout for member in members], structures)
         if plan == self._compared:
             return
+        self._compared = None  # if ranks differ, they compare again when they try again
+        for mesh, divided in _by_mesh(members):
+            lines = [_line(member) for member in sorted(divided, key=lambda member: member.name)]
+            difference = _difference(team_of(mesh), [*lines, *_lines_of_groups(divided, views)])
+            if difference:
+                raise RuntimeError(f"{owner}: {difference}")
         self._compared = plan
-        of_mesh: dict[Any, list[Member]] = {}
-        for member in members:
-            if is_sharded(member.param):
-                of_mesh.setdefault(member.param.device_mesh, []).append(member)  # type: ignore[attr-defined]
-        for mesh in sorted(of_mesh, key=str):
-            lines = [_line(member) for member in sorted(of_mesh[mesh], key=lambda member: member.name)]
-            _compare(owner, [*lines, *_lines_of_groups(of_mesh[mesh], views)], team_of(mesh))
+
+    def report_failure(self, members: Iterable[Member]) -> None:
+        """Tell the others that this rank does not step, where they are about to compare plans.
+
+        Args:
+            members: The parameters.
+        """
+        if self._compared is not None:  # the others compare nothing
+            return
+        stepping = [member for member in members if member.param.grad is not None]
+        for mesh, _ in _by_mesh(stepping)[:1]:  # the others fail there
+            _difference(team_of(mesh), None)
+
+
+def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
+    """Meshes and the parameters that are divided on each, in the same order on all ranks."""
+    of_mesh: dict[Any, list[Member]] = {}
+    for member in members:
+        if is_sharded(member.param):
+            of_mesh.setdefault(member.param.device_mesh, []).append(member)  # type: ignore[attr-defined]
+    return sorted(of_mesh.items(), key=lambda item: str(item[0]))
 
 
 def _line(member: Member) -> str:
@@ -82,30 +104,47 @@ def _lines_of_groups(members: list[Member], views: list[GroupView]) -> list[str]
     return lines
 
 
-def _compare(owner: str, lines: list[str], team: Team) -> None:
-    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "big") >> (64 - BITS)
-    extremes = torch.tensor([number, -number], device=team.device)
+def _difference(team: Team, lines: list[str] | None) -> str:
+    """The difference between the plans of ranks; empty if there is none. A rank that has failed has no lines."""
+    extremes = torch.tensor(_extremes(lines), device=team.device)
     torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=team.group)
     largest, negative_of_smallest = extremes.tolist()
     if largest == -negative_of_smallest:
-        return
+        return ""
     of_ranks: list[Any] = [None] * team.size
     torch.distributed.all_gather_object(of_ranks, lines, group=team.group)
-    raise RuntimeError(f"{owner}: {_difference(of_ranks, team.ranks)}")
+    return _described(of_ranks, team.ranks)
 
 
-def _difference(of_ranks: list[list[str]], ranks: tuple[int, ...]) -> str:
-    """The first thing in which a rank differs from the first one."""
+def _extremes(lines: list[str] | None) -> list[int]:
+    """A digest and its negative."""
+    if lines is None:
+        return [FAILED, FAILED]
+    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "big") >> (64 - BITS)
+    return [number, -number]
+
+
+def _described(of_ranks: list[list[str] | None], ranks: tuple[int, ...]) -> str:
+    """The first rank that has failed, or the first thing in which a rank differs from the first one."""
+    for rank, lines in zip(ranks, of_ranks, strict=True):
+        if lines is None:
+            return f"rank {rank} failed in front of this step; its error is raised there"
     first = of_ranks[0]
+    assert first is not None
     for rank, lines in zip(ranks[1:], of_ranks[1:], strict=True):
-        if lines == first:
-            continue
-        missing = [line for line in first if line not in lines]
-        added = [line for line in lines if line not in first]
-        if not missing:
-            return f"ranks would step differently: rank {rank} steps {added[0]}; rank {ranks[0]} does not"
-        if not added:
-            return f"ranks would step differently: rank {ranks[0]} steps {missing[0]}; rank {rank} does not"
-        return f"ranks would step differently: rank {ranks[0]} steps {missing[0]}; rank {rank} steps {added[0]}"
-    return "ranks would step differently, in the order of what they have"
+        if lines is not None and lines != first:
+            return _first_difference(ranks[0], first, rank, lines)
+    return "ranks would step differently"
+
+
+def _first_difference(first_rank: int, first: list[str], rank: int, lines: list[str]) -> str:
+    missing = [line for line in first if line not in lines]
+    added = [line for line in lines if line not in first]
+    if not missing and not added:
+        return "ranks would step differently, in the order of what they have"
+    if not missing:
+        return f"ranks would step differently: rank {rank} steps {added[0]}; rank {first_rank} does not"
+    if not added:
+        return f"ranks would step differently: rank {first_rank} steps {missing[0]}; rank {rank} does not"
+    return f"ranks would step differently: rank {first_rank} steps {missing[0]}; rank {rank} steps {added[0]}"

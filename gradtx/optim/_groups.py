@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -29,6 +30,30 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
             "'differentiable' is not an option of gradtx: step() records no gradients; differentiate through "
             "tx.update and gradtx.apply_updates, as examples/maml_sine.py does"
         )
+
+
+@dataclass(frozen=True)
+class ChainOf:
+    """A chain with other numbers, as a function that can be pickled.
+
+    Attributes:
+        tx: The chain.
+        structure: The places of its hyperparameters and their values, with `NUMBER` for each number.
+    """
+
+    tx: GradientTransformation
+    structure: Any
+
+    def __call__(self, tensors: list[Tensor]) -> GradientTransformation:
+        given = iter(tensors)
+        arguments: dict[tuple[Any, str], Any] = {}
+        for place, value in self.structure:
+            arguments[place] = _each(value, lambda item: next(given) if _is_placeholder(item) else item)
+        return self.tx._replaced(arguments, checked=False)
+
+
+def _is_placeholder(item: Any) -> bool:
+    return isinstance(item, str) and item == NUMBER
 
 
 class GroupView:
@@ -213,16 +238,7 @@ class GroupView:
 
     def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
         """The reverse of `structure`: a function that puts 0-d tensors in the places of the numbers."""
-        tx = self.tx  # programs that others share must not keep the group
-
-        def chain(tensors: list[Tensor]) -> GradientTransformation:
-            given = iter(tensors)
-            arguments: dict[tuple[Any, str], Any] = {}
-            for place, value in structure:
-                arguments[place] = _each(value, lambda item: next(given) if item is NUMBER else item)
-            return tx._replaced(arguments, checked=False)
-
-        return chain
+        return ChainOf(self.tx, structure)  # programs that others share must not keep the group
 
     def _map_numbers(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:
         """A hyperparameter with `function` of its numbers, except literal ones and those that rules get as they are."""

@@ -183,7 +183,7 @@ class Members:
                 f"{INSTEAD}"
             )
         for operation in self.block().walk():
-            if operation.waits:
+            if operation.waits or operation.sums_late:
                 raise ValueError(
                     f"{self.owner}: {divider} gives each rank some of the parameters, and {'.'.join(operation.path)!r} "
                     f"sums over all of them; {INSTEAD}"
@@ -199,7 +199,7 @@ class Members:
         if not were_shaped or any(param.ndim != 1 for param in added):
             return
         for operation in self.block().walk():
-            if operation.waits or not operation.elementwise:
+            if operation.waits or operation.sums_late or not operation.elementwise:
                 raise ValueError(
                     f"{self.owner}: flattened memory has taken the place of the parameters, as DeepSpeed's ZeRO does, "
                     f"and {'.'.join(operation.path)!r} reads their shapes or sums over them; {INSTEAD}"

@@ -98,6 +98,8 @@ class SingleRun(OptimizerRun):
     """A run in which one parameter steps after another, so that there are no sums over them."""
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if operation.of_leaf:
+            return operation.combine(waiting)
         stage = ".".join(operation.path)
         raise RuntimeError(f"release_gradients: {stage} needs the gradients of all parameters; {WAY_OUT}")
 

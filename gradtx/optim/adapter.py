@@ -232,10 +232,18 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             extras.setdefault("value_fn", closure)
             workings = self._up_to_date()
         begun = None if self._released is None else self._released.close()
-        step = begun or Step(workings, extras, scaling, consume_gradients)
+        step = begun or self._checked_step(extras, scaling, consume_gradients)
         hessian.supply(step)
         step.run()
         return loss
+
+    def _checked_step(self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool) -> Step:
+        """A step that has passed all checks; if it doesn't, other ranks need not wait."""
+        try:
+            return Step(self._workings, extras, scaling, consumes)
+        except Exception:
+            self._workings.agreement.report_failure(self._workings.members.by_param.values())
+            raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -70,6 +70,45 @@ def test_all_ranks_raise_and_name_what_differs(function, texts, two):
         assert text in first
 
 
+def twice_without_a_gradient():
+    optimizer, params = made()
+    if is_last():
+        params["v"].grad = None
+    first = error_of(optimizer)
+    again = error_of(optimizer)
+    if is_last():
+        params["v"].grad = params["w"].grad.clone()
+    optimizer.step()
+    return first, again
+
+
+def test_ranks_that_differ_compare_again_and_go_on_when_they_agree(two):
+    for first, again in two.run(twice_without_a_gradient):
+        assert first == again
+
+
+def fails_in_front_of_the_step():
+    optimizer, params = made()
+    if is_last():
+        optimizer.param_groups[0]["lr"] = -1.0
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        optimizer.step()
+    before = [param.to_local().clone() for param in params.values()]
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    moved = [not torch.equal(param.to_local(), old) for param, old in zip(params.values(), before, strict=True)]
+    return str(caught.value), all(moved)
+
+
+def test_a_rank_that_fails_in_its_checks_does_not_leave_the_others_waiting(two):
+    (of_first, first_moved), (of_second, second_moved) = two.run(fails_in_front_of_the_step)
+    assert "rank 1 failed in front of this step; its error is raised there" in of_first
+    assert "lr" in of_second
+    assert "-1.0" in of_second
+    assert first_moved
+    assert second_moved
+
+
 def messages_of_steps():
     optimizer, params = made(gradtx.adamw())
     counts = []

@@ -81,6 +81,9 @@ def refused_by_zero_redundancy(case):
         "chain": lambda params, **options: gradtx.as_optimizer(
             gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params
         ),
+        "stale": lambda params, **options: gradtx.as_optimizer(
+            gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw()), params
+        ),
         "partition": lambda params, **options: gradtx.as_optimizer(
             gradtx.partition({"a": gradtx.sgd(), "b": gradtx.adamw()}, {"a": lambda name, p: p.ndim > 1, "b": "*"}),
             params,
@@ -93,6 +96,7 @@ def refused_by_zero_redundancy(case):
 SAID_OF = {
     "lamb": "Lamb: ZeroRedundancyOptimizer gives each rank some of the parameters, and '.*' sums over all of them",
     "chain": "ZeroRedundancyOptimizer gives each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
+    "stale": "ZeroRedundancyOptimizer gives each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
     "partition": "ZeroRedundancyOptimizer needs the groups that it passes, and a partition makes one for each label",
 }
 

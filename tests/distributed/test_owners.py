@@ -59,6 +59,16 @@ CHAINS = {
         {"matrices": tuple(MATRICES), "rest": "*"},
     ),
 }
+MATRICES_ONLY = gradtx.masked(
+    gradtx.chain(gradtx.orthogonalize(), gradtx.scale_by_trust_ratio()), lambda name, param: param.ndim == 2
+)
+# Their sums over shards are added in another order than in one process.
+WITH_SUMS = {
+    "clip": gradtx.chain(gradtx.clip_by_global_norm(1.0), CHAINS["muon"]),
+    "stale clip": gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), CHAINS["muon"]),
+    "sums of leaves": gradtx.chain(MATRICES_ONLY, gradtx.scale(-0.02)),
+}
+MASKED = gradtx.chain(gradtx.masked(gradtx.orthogonalize(), lambda name, param: param.ndim == 2), gradtx.adamw(lr=1e-2))
 
 
 def gradients(step):
@@ -112,6 +122,34 @@ def test_muon_sends_two_messages_and_equals_one_process_bitwise(name, kind, rank
         assert messages == ["alltoall_base_", "alltoall_base_"]
         for key, weight in weights.items():
             assert torch.equal(weight, expected[key]), key
+
+
+def weights_with_sums(name, kind):
+    return trained(WITH_SUMS[name], placement(kind))[1]
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
+@pytest.mark.parametrize("name", WITH_SUMS)
+def test_links_that_sum_over_shards_stand_in_front_of_owners_and_behind(name, kind, four):
+    _, expected, _ = trained(WITH_SUMS[name], undivided)
+    for weights in four.run(weights_with_sums, name, kind):
+        torch.testing.assert_close(weights, expected)
+
+
+def compiled_weights(name):
+    optimizer, weights, traffic = trained({**CHAINS, "masked": MASKED}[name], placement("fsdp"), compile=True)
+    return weights, traffic.messages, {item.name: item.way for item in optimizer.explain()}
+
+
+@pytest.mark.parametrize("name", ["muon and adamw", "masked"])
+def test_owners_compute_matrices_while_compiled_programs_update_the_rest(name, two):
+    _, expected, _ = trained({**CHAINS, "masked": MASKED}[name], undivided)
+    for weights, messages, ways in two.run(compiled_weights, name):
+        assert messages == ["alltoall_base_", "alltoall_base_"]
+        torch.testing.assert_close(weights, expected)
+        assert ways["bias"] == "compiled"
+        for matrix in MATRICES:
+            assert ways[matrix] != "compiled"
 
 
 def bytes_of_all(name, itemsize):

@@ -5,16 +5,30 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import gradtx
-from tests.distributed.problems import Model, batch, loss_of, sharded, states, weights
+from tests.distributed.problems import Model, batch, loss_of, sharded, weights, whole
 from tests.optim.problems import assert_equal
 
 TRANSFORMATIONS = {
     "adamw": gradtx.adamw(lr=1e-2, weight_decay=0.1),
     "muon": gradtx.muon(lr=1e-2, fallback=gradtx.adamw(lr=1e-2)),
+    "muon and adamw": gradtx.partition(
+        {"matrices": gradtx.muon(lr=1e-2), "rest": gradtx.adamw(lr=1e-2)},
+        {"matrices": lambda name, param: param.ndim == 2, "rest": "*"},
+    ),
+    "soap": gradtx.soap(lr=1e-2, precondition_frequency=2),
+    "stale clip and muon": gradtx.chain(
+        gradtx.clip_by_global_norm(0.1, stale=True), gradtx.muon(lr=1e-2, fallback=gradtx.adamw(lr=1e-2))
+    ),
     "lamb": gradtx.lamb(lr=1e-2),
     "accumulate": gradtx.accumulate(gradtx.adamw(lr=1e-2), every=2),
     "stale": gradtx.chain(gradtx.clip_by_global_norm(0.1, stale=True), gradtx.adamw(lr=1e-2)),
 }
+
+
+def saved(optimizer):
+    """The saved slots, in one piece, whichever rank keeps them."""
+    entries = optimizer.state_dict()["state"].values()
+    return [{key: whole(value) for key, value in entry.items()} for entry in entries]
 
 
 def trained(name, released, compile):
@@ -27,7 +41,7 @@ def trained(name, released, compile):
         assert all((p.grad is None) == released for p in model.parameters())
         optimizer.step()
         optimizer.zero_grad()
-    return weights(model), states(model, optimizer)
+    return weights(model), saved(optimizer)
 
 
 def released_equals_ordinary(name, compile):

@@ -17,6 +17,7 @@ import torch
 import gradtx
 from gradtx.optim.engine import compiled as engine
 from gradtx.optim.engine import trace
+from gradtx.optim.engine.background import BackgroundEngine
 from gradtx.optim.engine.compiled import CompiledEngine
 from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
 
@@ -215,17 +216,11 @@ def test_leaves_of_one_entry_join_the_programs_of_others(programs):
 
 
 @pytest.fixture(name="gate")
-def _gate(monkeypatch):
-    """An event that compilations wait for; programs are not really compiled."""
+def _gate(monkeypatch, uncompiled):
+    """An event that stands for the end of the child process; programs are not really compiled."""
     gate = threading.Event()
-
-    def wait(graph, *_, **__):
-        assert gate.wait(60)
-        return graph
-
-    monkeypatch.setattr(torch._inductor, "compile", wait)
-    yield gate
-    gate.set()
+    monkeypatch.setattr(BackgroundEngine, "_compile_elsewhere", lambda engine: gate.is_set)
+    return gate
 
 
 def test_in_the_background_steps_run_over_lists_until_programs_are_ready(gate):
@@ -236,14 +231,13 @@ def test_in_the_background_steps_run_over_lists_until_programs_are_ready(gate):
     assert {way.way for way in ways} == {"lists"}
     assert "its program is being compiled" in repr(ways)
     gate.set()
-    compiled[1]._engine.wait()
     walk(*eager, steps=3)
     walk(*compiled, steps=3)
     assert {way.name for way in compiled[1].explain() if way.way != "compiled"} == {"scalar", "empty"}
     assert_equal(eager, compiled, 1e-12)
 
 
-def test_a_failure_in_the_background_is_one_warning_and_steps_go_on(monkeypatch):
+def test_a_failure_in_the_background_is_one_warning_and_steps_go_on(gate, monkeypatch):
     def broken(graph, arguments, options):
         raise RuntimeError("no C++ compiler here\nmore")
 
@@ -251,7 +245,7 @@ def test_a_failure_in_the_background_is_one_warning_and_steps_go_on(monkeypatch)
     eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")
     walk(*eager, steps=5)
     walk(*compiled, steps=1)
-    compiled[1]._engine.wait()
+    gate.set()
     with pytest.warns(RuntimeWarning, match="compile=True has no effect, .*: RuntimeError: no C") as seen:
         walk(*compiled, steps=4)
     assert len(seen) == 1
@@ -259,11 +253,35 @@ def test_a_failure_in_the_background_is_one_warning_and_steps_go_on(monkeypatch)
 
 
 def test_a_copy_compiles_in_the_background_too(gate):
-    gate.set()
     params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")[1]
     walk(params, optimizer, 1)
     other = copy.deepcopy(optimizer)
-    assert type(other._engine) is type(optimizer._engine)
+    assert type(other._engine) is BackgroundEngine
+
+
+def test_a_chain_that_cannot_be_pickled_compiles_at_the_second_step(uncompiled, caplog):
+    make = functools.partial(gradtx.masked, gradtx.adamw(lr=0.1), lambda name, leaf: True)
+    eager, compiled = optimizers(make, shapes={"matrix": (3, 4)}, options="background")
+    with caplog.at_level(logging.INFO, "gradtx"):
+        walk(*compiled, steps=2)
+    walk(*eager, steps=2)
+    assert {way.way for way in compiled[1].explain()} == {"compiled"}
+    assert "can't be pickled" in caplog.text
+    assert_equal(eager, compiled, 1e-12)
+
+
+def test_a_child_process_fills_the_cache_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    eager, compiled = optimizers(lambda: gradtx.sgd(lr=0.1), shapes={"matrix": (3, 4)}, options="background")
+    walk(*eager, steps=3)
+    walk(*compiled, steps=1)
+    compiled[1]._engine.wait()
+    libraries = set(tmp_path.rglob("*.so"))
+    assert libraries
+    walk(*compiled, steps=2)
+    assert {way.way for way in compiled[1].explain()} == {"compiled"}
+    assert set(tmp_path.rglob("*.so")) == libraries  # this process has compiled nothing
+    assert_equal(eager, compiled, 1e-12)
 
 
 # In place, with whatever tensors there are.

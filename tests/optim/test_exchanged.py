@@ -256,7 +256,14 @@ def flattened(tx):
 
 
 @pytest.mark.parametrize(
-    "tx", [gradtx.lamb(), gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), gradtx.adamp()], ids=repr
+    "tx",
+    [
+        gradtx.lamb(),
+        gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()),
+        gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw()),
+        gradtx.adamp(),
+    ],
+    ids=repr,
 )
 def test_flattened_memory_in_place_of_parameters_is_refused_where_links_act_by_leaf(tx):
     optimizer, flat = flattened(tx)

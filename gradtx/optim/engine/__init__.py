@@ -10,7 +10,7 @@ another program.
 - `compiled` compiles programs for bundles of eight leaves, if `compile=` asks for it. Its parts: `bundle` holds the
   arguments, `hoist` takes computations of numbers out of the traced graphs, `numbers` does them once a step, `compiler`
   is the seam for backends, functions `(graph, examples, options) -> callable`, and `inductor` calls torch's compiler.
-- `background` has another thread compile.
+- `background` has a child process compile.
 """
 
 from gradtx.optim.engine.base import Engine

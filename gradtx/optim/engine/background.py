@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+import pickle
+import subprocess
+import sys
+import tempfile
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
@@ -20,12 +25,13 @@ from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.trace import BundleProgram
 
 logger = logging.getLogger("gradtx")
+CHILD = "import gradtx.optim.engine.background as background; background.carry_out()"
 
 
 class BackgroundEngine(CompiledEngine):
     """Has a child process compile into torch's cache on disk; until it is through, leaves are left to others.
 
-    A thread would not do: torch's tracer patches `nn.Module` while it works.
+    A thread would not do: torch's tracer patches `nn.Module` while it works, and a process can't end while it compiles.
 
     Args:
         options: Options of the backend.
@@ -36,6 +42,7 @@ class BackgroundEngine(CompiledEngine):
         super().__init__(options, backend)
         self._orders: dict[int, Order] = {}  # by the list that the program joins
         self._is_through: Callable[[], bool] | None = None  # asks the child, if there is one
+        self._loads = False  # whether this step makes programs, of what the child has left in the cache
 
     def wait(self) -> None:
         """Wait until the child process is through; the next step then loads what it has compiled."""
@@ -43,65 +50,78 @@ class BackgroundEngine(CompiledEngine):
             time.sleep(0.01)
 
     def bundles(self, request: StepRequest, members: list[Member]) -> tuple[list[Any], list[Member]]:
-        if self._is_through is not None and self._is_through():
+        self._loads = self._is_through is not None and self._is_through()
+        if self._loads:
+            self._is_through = None
             self.plan = None
             self.alone.clear()
-            result = super().bundles(request, members)  # loads the programs
-            self._is_through = None
-            self._orders.clear()
-            return result
         result = super().bundles(request, members)
-        if self._orders and self._is_through is None:
-            self._is_through = compile_elsewhere(self._compiled, list(self._orders.values()))
+        if self._loads:
+            self._orders.clear()
+        elif self._orders and self._is_through is None:
+            self._is_through = self._compile_elsewhere()
         return result
 
     def _make(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
         key = id(programs)
         if key in self._with_sums_over_shards:
             return SUM_OVER_SHARDS
-        if key in self._orders and self._is_through is not None and self._is_through():
+        if self._loads and key in self._orders:
             return super()._make(order, programs)
         self._orders.setdefault(key, order)
         return "its program is being compiled"
 
+    def _compile_elsewhere(self) -> Callable[[], bool]:
+        """Start a child process that carries out the orders; returns a function that says whether it is through.
 
-def compile_elsewhere(compile: Callable[[Order], Any], orders: Sequence[Order]) -> Callable[[], bool]:
-    """Start a child process that carries out orders, for what this leaves in torch's cache on disk.
-
-    Where a process can't be forked, as one that has used CUDA, there is none, and programs are made at the next step.
-
-    Returns:
-        A function that says whether the child is through; if it failed, this process will, and say why.
-    """
-    if not hasattr(os, "fork") or torch.cuda.is_initialized():
-        logger.info("compile='background': this process can't be forked, so the next step compiles")
-        return lambda: True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Python 3.12 on, about threads: the child uses none of theirs
-        child = os.fork()
-    if child == 0:
-        _carry_out(compile, orders)
-    state = {"through": False}
-
-    def is_through() -> bool:
-        if not state["through"]:
-            ended, _ = os.waitpid(child, os.WNOHANG)
-            state["through"] = ended == child
-        return state["through"]
-
-    return is_through
+        Whatever goes wrong there, this process then meets itself, and reports it.
+        """
+        orders = [_without_values(order) for order in self._orders.values()]
+        try:
+            payload = pickle.dumps((type(self), *self.__reduce__()[1], orders))
+        except Exception as error:  # such as a function of the user's that has no name
+            logger.info("compile='background': the next step compiles, since the chain can't be pickled: %s", error)
+            return lambda: True
+        with tempfile.TemporaryFile() as file:
+            file.write(payload)
+            file.seek(0)
+            child = subprocess.Popen(
+                [sys.executable, "-c", CHILD],
+                stdin=file,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        return lambda: child.poll() is not None
 
 
-def _carry_out(compile: Callable[[Order], Any], orders: Sequence[Order]) -> None:
-    """Carry out orders in a child process, silently, and end it."""
-    try:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nowhere, stream)
-        torch.set_num_threads(1)  # the threads of the parent are not here
-        for order in orders:
-            compile(order)
-    except CompilationError:
-        pass
-    finally:
-        os._exit(0)
+class StandIn(NamedTuple):
+    """What a program depends on of an example."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> StandIn:
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+    def tensor(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+
+
+def _without_values(order: Order) -> Order:
+    examples: list[Any] = [list(map(StandIn.of, example)) for example in order.examples]
+    return dataclasses.replace(order, examples=examples)
+
+
+def carry_out() -> None:
+    """Compile, in a child process, what the parent has written to standard input."""
+    kind, options, backend, orders = pickle.load(sys.stdin.buffer)
+    engine: BackgroundEngine = kind(options, backend)
+    for order in orders:
+        examples = [list(map(StandIn.tensor, example)) for example in order.examples]
+        try:
+            engine._compiled(dataclasses.replace(order, examples=examples))
+        except CompilationError:
+            continue

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import varies
-from gradtx._execution import FROZEN, Leaf
+from gradtx._execution import FROZEN, Leaf, Operation
 from gradtx._lists.cache import SharedPrograms
+from gradtx._owners import OwnedRegion
 from gradtx._sharding import is_sharded, local
 from gradtx.core import GradientTransformation
 from gradtx.optim._member import Member
@@ -152,7 +153,7 @@ class Engine:
             return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
         if is_sharded(param) and any(operation.positional for operation in leaf.program):
             return self._refuse(leaf, "a link needs the places of its entries in the whole tensor")
-        if is_sharded(param) and any(operation.waits for operation in leaf.program):
+        if is_sharded(param) and any(map(_sums_over_shards, leaf.program)):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         if not self._takes(leaf):
             return None
@@ -213,6 +214,13 @@ def shared_programs(cache: SharedPrograms, tx: GradientTransformation, *options:
 def _takes_part(param: Tensor, leaf: Leaf) -> bool:
     """Whether a leaf is updated by a gradient of its shape."""
     return param.grad is not None and param.grad.shape == param.shape and FROZEN not in leaf.program
+
+
+def _sums_over_shards(operation: Operation) -> bool:
+    """Whether an operation adds up entries of a leaf, now or for the next step."""
+    if isinstance(operation, OwnedRegion):  # of the whole leaf
+        return False
+    return operation.waits or operation.sums_late or operation.of_leaf
 
 
 def _is_flat(member: Member, leaf: Leaf) -> bool:

@@ -54,9 +54,9 @@ class MemberBundle(ListBundle):
         self._consumes = consumes
 
     def know(self, leaves: list[Leaf]) -> None:
-        """Take the leaves of the current step, whose links owners compute."""
-        for leaf in leaves:
-            leaf.update = leaf.grad = leaf.param = None  # the program has them
+        """Take the outlines of leaves of the current step, whose links owners compute."""
+        for leaf, member in zip(leaves, self.members, strict=True):
+            leaf.given = (None, member.param)  # the program has the rest
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
