@@ -15,6 +15,7 @@ from tests.conformance import (
     assert_own_memory,
     assert_same,
     each_case,
+    each_set,
     example,
     extras,
     factories,
@@ -167,26 +168,35 @@ def _without(name, tx, params):
 # Numbers, tensors, schedules.
 
 
-@each_case(LEAN)
-def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case):
+def as_tensor(place):
+    return torch.tensor(place.value, dtype=torch.float64)
+
+
+def as_schedule(place):
+    return gradtx.Schedule(lambda step: place.value)
+
+
+@each_set(LEAN)
+def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case, places):
     params, grads = case.noise(1), case.noise(2)
-    for place in case.floats():
-        kinds = (
-            place.value,
-            torch.tensor(place.value, dtype=torch.float64),
-            gradtx.Schedule(lambda step, value=place.value: value),
-        )
-        results = []
-        for value in kinds:
-            tx = case.make({place: value})
-            state = tx.init(params)
-            for _ in range(2):
-                updates, state = step(tx, grads, state, params)
-            results.append((updates, state))
-        for result in results[1:]:
-            assert layout(result) == layout(results[0]), str(place)
-            # float64 scalars of the general formula against Python floats: the last bits of some sums.
-            assert_close(result, results[0], rtol=1e-12, atol=1e-12)
+    kinds = [
+        lambda i, place: place.value,
+        lambda i, place: as_tensor(place),
+        lambda i, place: as_schedule(place),
+        lambda i, place: as_tensor(place) if i % 2 else place.value,
+        lambda i, place: place.value if i % 2 else as_schedule(place),
+    ]
+    results = []
+    for kind in kinds:
+        tx = case.make({place: kind(i, place) for i, place in enumerate(places)})
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = step(tx, grads, state, params)
+        results.append((updates, state))
+    for result in results[1:]:
+        assert layout(result) == layout(results[0])
+        # float64 scalars of the general formula against Python floats: the last bits of some sums.
+        assert_close(result, results[0], rtol=1e-12, atol=1e-12)
 
 
 WEIGHTS = noise(9)

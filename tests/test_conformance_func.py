@@ -11,11 +11,11 @@ from tests.conformance import (
     assert_close,
     assert_own_memory,
     composed_cases,
+    costly_cases,
     each_case,
     each_set,
     extras,
     field,
-    lean_cases,
     loss,
     noise,
     plain_cases,
@@ -23,8 +23,10 @@ from tests.conformance import (
     train,
 )
 
-PLAIN, LEAN, ALL = plain_cases(), lean_cases(), all_cases()
+PLAIN, COSTLY, ALL = plain_cases(), costly_cases(), all_cases()
 PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
+COMBINATORS = [case for case in PLAIN if case.factory.spec.kind == "combinator"]
+RULES = [case for case in PLAIN if case.factory.spec.kind == "rule"]
 WEIGHTS = noise(9)
 
 
@@ -59,7 +61,7 @@ def member(tree, i):
 # vmap.
 
 
-@each_set(ALL)
+@each_set(COSTLY)
 def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop(case, places):
     def advance(numbers, params, state):
         tx = made(case, places, numbers)
@@ -85,11 +87,22 @@ def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop
         assert_close(member(later, i), run[i + 1], rtol=1e-11, atol=1e-12)
 
 
+@each_set([case for case in ALL if case.factory.spec.kind == "alias"])
+def test_an_alias_is_made_and_starts_under_vmap_as_in_a_loop(case, places):
+    def start(numbers, params):
+        return made(case, places, numbers).init(params)
+
+    members = [(values(places) * (1 - 0.05 * i), case.noise(1 + i)) for i in range(2)]
+    found = torch.vmap(start)(*stacked(members))
+    for i, at in enumerate(members):
+        assert_close(member(found, i), start(*at), rtol=1e-12, atol=1e-12)  # the same operations, batched
+
+
 # Derivatives.
 
 
 @torchs_own_deprecation
-@each_set(LEAN)
+@each_set(COSTLY)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
     params, direction, h = case.noise(1), case.noise(3), 1e-6
 
@@ -114,7 +127,7 @@ def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights
         assert not wrong.any(), [(names[i], slopes[i], quotients[i]) for i in wrong.nonzero().flatten()]
 
 
-@each_set(PLAIN)
+@each_set([case for case in COSTLY if not case.label])
 def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(case, places):
     def result(numbers, params):
         return objective(train(made(case, places, numbers), params, 3))
@@ -191,7 +204,7 @@ def step_of_members(case, places):
     return advance, stacked(members)
 
 
-@each_case(PIECES)
+@each_case([*COMBINATORS, *RULES[::4]])
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(case):
     torch._dynamo.reset()
     counter = CompileCounter()
