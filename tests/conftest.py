@@ -6,7 +6,6 @@ import torch
 from gradtx._lists import cache
 from tests.tiers import is_slow, is_slow_path
 
-
 cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
 
 
