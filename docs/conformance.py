@@ -36,7 +36,8 @@ DERIVATIVES = """
   differences would show it. Random inputs do not hit these points. Zero gradients and zero weights do occur in
   training; there, derivatives must be finite, and that of a root at 0 counts as 0.
 - The derivative of a **sign** is 0, and so are the differences: no gradient flows through it.
-- Tests with fewer cases use default switches, or only the rules and combinators of which aliases consist.
+- An alias is a chain of links that are cases themselves. Tests with fewer cases use default switches, or all rules and
+  combinators with a choice of aliases: every fourth, and for each combinator the first alias that contains it.
 - **Compiled steps** compute, transform and apply the gradient in one graph (`fullgraph=True`); over twenty steps every
   number, the state and the loss change without recompilation. Usually the traced graph runs as it is; some chains go
   through inductor. Separate tests cover `compile=True` for every optimizer.

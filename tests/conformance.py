@@ -316,11 +316,29 @@ def all_cases() -> list[Case]:
 
 
 @functools.cache
+def chosen_aliases() -> list[Case]:
+    """Every fourth alias, and for each combinator the first alias that contains it.
+
+    An alias is a chain of links that are cases themselves. Properties that trace or differentiate run on all links, but
+    only on these aliases.
+    """
+    combinators = {case.factory.__name__ for case in plain_cases() if case.factory.spec.kind == "combinator"}
+    aliases = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
+    chosen = []
+    for i, case in enumerate(aliases):
+        contained = combinators & _names_of_links(case)
+        if i % 4 == 0 or contained:
+            chosen.append(case)
+        combinators -= contained
+    return chosen
+
+
+@functools.cache
 def lean_cases() -> list[Case]:
     """All cases but those of aliases with a switch turned, for tests that found the same faults in the links' cases.
 
     Deliberate faults in switched code of links were found in the cases of the links; faults in switched code of aliases
-    show under vmap, in dtypes, memory, needs and slots, which have all cases.
+    show when they are made under vmap, in dtypes, memory, needs and slots, which have all cases.
     """
     cases = []
     for case in all_cases():
@@ -331,17 +349,27 @@ def lean_cases() -> list[Case]:
 
 
 @functools.cache
+def costly_cases() -> list[Case]:
+    """All cases of rules and combinators, and the chosen aliases, for tests that take long."""
+    return [case for case in all_cases() if case.factory.spec.kind != "alias" or case in chosen_aliases()]
+
+
+@functools.cache
 def composed_cases() -> list[Case]:
-    """Aliases, combinators, and the rules that no alias contains, for tests that trace: a rule is traced in its alias.
+    """Chosen aliases, combinators, and the rules that none of these aliases contains: each rule is traced once.
 
     Deliberate faults that break the tracing of a rule broke its aliases too.
     """
-    plain = plain_cases()
     in_aliases: set[str] = set()
-    for case in plain:
-        if case.factory.spec.kind == "alias":
-            in_aliases |= _names_of_links(case)
-    return [case for case in plain if case.factory.spec.kind != "rule" or case.factory.__name__ not in in_aliases]
+    for case in chosen_aliases():
+        in_aliases |= _names_of_links(case)
+    cases = []
+    for case in plain_cases():
+        kind = case.factory.spec.kind
+        is_chosen = kind == "combinator" or case in chosen_aliases()
+        if is_chosen or (kind == "rule" and case.factory.__name__ not in in_aliases):
+            cases.append(case)
+    return cases
 
 
 def _names_of_links(case: Case) -> set[str]:

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from gradtx._lists.cache import SharedPrograms
+from gradtx._lists import cache
 from gradtx.optim.engine import compiled
 from tests.tiers import is_slow, is_slow_path
+
+cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -23,7 +25,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _own_programs(monkeypatch):
     """No test finds the compiled programs of another, some of which are not really compiled."""
-    monkeypatch.setattr(compiled, "_SHARED", SharedPrograms())
+    monkeypatch.setattr(compiled, "_SHARED", cache.SharedPrograms())
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from tests.conformance import (
     assert_close,
     assert_own_memory,
     assert_same,
+    costly_cases,
     each_case,
+    each_set,
     example,
     extras,
     factories,
@@ -32,7 +34,7 @@ from tests.conformance import (
     untouched,
 )
 
-PLAIN, LEAN, ALL = plain_cases(), lean_cases(), all_cases()
+PLAIN, LEAN, ALL, COSTLY = plain_cases(), lean_cases(), all_cases(), costly_cases()
 RULES = [case for case in ALL if case.factory.spec.kind == "rule"]
 EDGES = {"zero_d": (), "vector": (3,), "empty": (0,), "empty_rows": (0, 2), "matrix": (2, 3), "conv": (2, 3, 2, 2)}
 
@@ -87,7 +89,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
-@each_case([case for case in ALL if "grad_fn" not in case.make().needs and not case.make()._rounds])
+@each_case([case for case in LEAN if "grad_fn" not in case.make().needs and not case.make()._rounds])
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
     params, grads = case.noise(1, dtype=torch.bfloat16), case.noise(2, dtype=torch.bfloat16)
@@ -140,7 +142,7 @@ def test_no_memory_is_shared_between_inputs_and_outputs(case):
         state = new
 
 
-@each_case(ALL)
+@each_case(LEAN)
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params, tx = case.noise(1), case.make()
     state = tx.init(params)
@@ -167,26 +169,30 @@ def _without(name, tx, params):
 # Numbers, tensors, schedules.
 
 
-@each_case(LEAN)
-def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case):
+KINDS = (
+    lambda value: value,
+    lambda value: torch.tensor(value, dtype=torch.float64),
+    lambda value: gradtx.Schedule(lambda step: value),
+)
+
+
+@each_set(COSTLY)
+def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case, places):
     params, grads = case.noise(1), case.noise(2)
-    for place in case.floats():
-        kinds = (
-            place.value,
-            torch.tensor(place.value, dtype=torch.float64),
-            gradtx.Schedule(lambda step, value=place.value: value),
-        )
-        results = []
-        for value in kinds:
-            tx = case.make({place: value})
-            state = tx.init(params)
-            for _ in range(2):
-                updates, state = step(tx, grads, state, params)
-            results.append((updates, state))
-        for result in results[1:]:
-            assert layout(result) == layout(results[0]), str(place)
-            # float64 scalars of the general formula against Python floats: the last bits of some sums.
-            assert_close(result, results[0], rtol=1e-12, atol=1e-12)
+    changes = [{place: place.value for place in places}]
+    for shift in range(len(KINDS)):  # each float is of each kind once, between floats of the other kinds
+        changes.append({place: KINDS[(i + shift) % len(KINDS)](place.value) for i, place in enumerate(places)})
+    results = []
+    for change in changes:
+        tx = case.make(change)
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = step(tx, grads, state, params)
+        results.append((updates, state))
+    for result in results[1:]:
+        assert layout(result) == layout(results[0])
+        # float64 scalars of the general formula against Python floats: the last bits of some sums.
+        assert_close(result, results[0], rtol=1e-12, atol=1e-12)
 
 
 WEIGHTS = noise(9)
@@ -220,7 +226,7 @@ def test_derivatives_at_zero_are_finite(case, what):
 
 
 @each("dtype", [torch.float32, torch.float16])
-@each_case(LEAN)
+@each_case(COSTLY)
 def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
     tx = case.make()
     for params in (case.noise(1, EDGES, dtype), case.noise(1, EDGES, dtype, scale=0.0)):

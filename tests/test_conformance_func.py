@@ -11,11 +11,11 @@ from tests.conformance import (
     assert_close,
     assert_own_memory,
     composed_cases,
+    costly_cases,
     each_case,
     each_set,
     extras,
     field,
-    lean_cases,
     loss,
     noise,
     plain_cases,
@@ -23,8 +23,10 @@ from tests.conformance import (
     train,
 )
 
-PLAIN, LEAN, ALL = plain_cases(), lean_cases(), all_cases()
+PLAIN, COSTLY, ALL = plain_cases(), costly_cases(), all_cases()
 PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
+COMBINATORS = [case for case in PLAIN if case.factory.spec.kind == "combinator"]
+RULES = [case for case in PLAIN if case.factory.spec.kind == "rule"]
 WEIGHTS = noise(9)
 
 
@@ -59,23 +61,36 @@ def member(tree, i):
 # vmap.
 
 
-@each_set(ALL)
+def members_of(case, places, count):
+    """Members that differ in every number and in their weights."""
+    return [(values(places) * (1 - 0.05 * i), case.noise(1 + i)) for i in range(count)]
+
+
+def advanced(tx, params, state):
+    state = tx.init(params) if state is None else state
+    updates, state = step(tx, field(params), state, params)
+    return gradtx.apply_updates(params, updates), state
+
+
+def run_of(case, places, member, steps):
+    """The weights and states of a member that steps alone, with Python floats, whose programs other tests share."""
+    numbers, params = member
+    tx = case.make(dict(zip(places, numbers.tolist(), strict=True)))
+    run, state = [], None
+    for _ in range(steps):
+        params, state = advanced(tx, params, state)
+        run.append((params, state))
+    return run
+
+
+@each_set(COSTLY)
 def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop(case, places):
     def advance(numbers, params, state):
-        tx = made(case, places, numbers)
-        state = tx.init(params) if state is None else state
-        updates, state = step(tx, field(params), state, params)
-        return gradtx.apply_updates(params, updates), state
+        return advanced(made(case, places, numbers), params, state)
 
-    # Members differ in every number, in their weights, and in the steps that they have done.
-    members = [(values(places) * (1 - 0.05 * i), case.noise(1 + i)) for i in range(3)]
-    runs = []
-    for numbers, params in members:
-        run, state = [], None
-        for _ in range(4):
-            params, state = advance(numbers, params, state)
-            run.append((params, state))
-        runs.append(run)
+    # Later, members differ in the steps that they have done too.
+    members = members_of(case, places, 3)
+    runs = [run_of(case, places, each, 4) for each in members]
     numbers, params = stacked(members)
     first = torch.vmap(lambda numbers, params: advance(numbers, params, None))(numbers, params)
     later = torch.vmap(advance)(numbers, *stacked([run[i] for i, run in enumerate(runs)]))
@@ -85,11 +100,20 @@ def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop
         assert_close(member(later, i), run[i + 1], rtol=1e-11, atol=1e-12)
 
 
+@each_set([case for case in ALL if case.factory.spec.kind == "alias"])
+def test_the_first_step_of_an_alias_under_vmap_equals_a_loop(case, places):
+    members = members_of(case, places, 2)
+    batched = torch.vmap(lambda numbers, params: advanced(made(case, places, numbers), params, None))
+    first = batched(*stacked(members))
+    for i, each in enumerate(members):
+        assert_close(member(first, i), run_of(case, places, each, 1)[0], rtol=1e-11, atol=1e-12)
+
+
 # Derivatives.
 
 
 @torchs_own_deprecation
-@each_set(LEAN)
+@each_set(COSTLY)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
     params, direction, h = case.noise(1), case.noise(3), 1e-6
 
@@ -114,7 +138,7 @@ def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights
         assert not wrong.any(), [(names[i], slopes[i], quotients[i]) for i in wrong.nonzero().flatten()]
 
 
-@each_set(PLAIN)
+@each_set([case for case in COSTLY if not case.label])
 def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(case, places):
     def result(numbers, params):
         return objective(train(made(case, places, numbers), params, 3))
@@ -191,7 +215,7 @@ def step_of_members(case, places):
     return advance, stacked(members)
 
 
-@each_case(PIECES)
+@each_case([*COMBINATORS, *RULES[::8]])
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(case):
     torch._dynamo.reset()
     counter = CompileCounter()

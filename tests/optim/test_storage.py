@@ -11,11 +11,14 @@ import gradtx
 from gradtx import chain, with_state_dtype
 from gradtx._lists import bundle
 from gradtx._lists.bundle import CHUNK
+from gradtx._lists.cache import SharedPrograms
 from gradtx.codes import CODES
 from gradtx.optim.engine import compiled as planning
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
+
+TRACED = SharedPrograms()  # the tests of this file share their programs: codes trace for seconds
 
 
 @pytest.fixture(params=["eager", "traced"])
@@ -23,7 +26,8 @@ def compile(request, monkeypatch):
     """Traced programs run as they were traced: all of the engine but torch's compiler."""
     if request.param == "traced":
         monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
-        monkeypatch.setattr(planning, "WIDTH", 4)
+        monkeypatch.setattr(planning, "WIDTH", 2)
+        monkeypatch.setattr(planning, "_SHARED", TRACED)
     return request.param == "traced"
 
 
