@@ -27,7 +27,7 @@ sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
 import matplotlib.pyplot as plt
 import torch
-from muon_chars import BATCH, Transformer, library, windows_of
+from muon_chars import BATCH, Transformer, library, windows_of  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from tqdm import tqdm
 

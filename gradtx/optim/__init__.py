@@ -35,8 +35,9 @@ def as_optimizer(
             waits for it, about 5 s for chains that work element by element and up to 30 s for those that work by rows;
             later processes find most of it in torch's cache on disk. "background" for the same without waiting: steps
             run over lists of tensors, as by default, until a child process has compiled, and one step then loads the
-            programs. Rounding differs from then on, so that runs are not repeatable bit by bit. A mode of `torch.compile` ("max-autotune"), or a dict of its
-            options, is passed on. Without a working compiler there is one warning, and steps run as by default.
+            programs. Rounding differs from then on, so runs are not repeatable bit by bit. A mode of `torch.compile`
+            ("max-autotune"), or a dict of its options, is passed on. Without a working compiler there is one warning,
+            and steps run as by default.
         seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
             groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
             no GradScaler.
