@@ -22,7 +22,7 @@ toc_object_entries_show_parents = "hide"
 # Names of torch and of type aliases; no other project's index is fetched.
 KNOWN = (
     r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|StateDtype|Shape|Where|Names|P|Factory|"
-    "Leaf|Clock|Coefficients|Explanation|Row"
+    "Leaf|Clock|Coefficients|Explanation|ReleasedGradients|Row"
 )
 nitpick_ignore_regex = [("py:class", KNOWN)]
 
