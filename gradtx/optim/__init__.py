@@ -32,7 +32,7 @@ def as_optimizer(
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and its own hyperparameters.
         compile: True for steps through torch's compiler, in place and at the speed of fused kernels; the first step
-            waits for it, about 5 s for chains that work element by element and up to 30 s for those that work by rows;
+            waits for it, 5 to 10 s for chains that work element by element, up to 30 s for those that work by rows;
             later processes find most of it in torch's cache on disk. "background" for the same without waiting: steps
             run over lists of tensors, as by default, until a child process has compiled, and one step then loads the
             programs. Rounding differs from then on, so runs are not repeatable bit by bit. A mode of `torch.compile`
