@@ -8,9 +8,9 @@ second all_to_all brings the results back. Results don't depend on how many rank
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -300,7 +300,7 @@ class Exchange:
 
     def run(self) -> None:
         """Two buckets are under way at a time: while one is computed, the next one travels."""
-        buckets = list(_buckets(self._jobs))
+        buckets = list(in_buckets(self._jobs, Job.bytes))
         arriving = self._to_owners(buckets[0])
         returning: Transfer | None = None
         for i, bucket in enumerate(buckets):
@@ -390,16 +390,19 @@ class Exchange:
                 at += piece.numel
 
 
-def _buckets(jobs: Iterable[Job]) -> Iterable[list[Job]]:
+T = TypeVar("T")
+
+
+def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list[T]]:
     """Neighbours in groups of a bounded number of bytes."""
-    bucket: list[Job] = []
+    bucket: list[T] = []
     filled = 0
-    for job in jobs:
-        if bucket and filled + job.bytes() > BUCKET:
+    for item in items:
+        if bucket and filled + size_of(item) > BUCKET:
             yield bucket
             bucket, filled = [], 0
-        bucket.append(job)
-        filled += job.bytes()
+        bucket.append(item)
+        filled += size_of(item)
     yield bucket
 
 

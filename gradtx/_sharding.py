@@ -137,30 +137,17 @@ def _replicated() -> Any:
 
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
     """The tensor of a shape, divided as `like`, of which `part` is the local part."""
-    if not is_sharded(like):
-        return part
-    shape = torch.Size(shape)
-    stride = torch.empty(shape, device="meta").stride()
-    mesh, placements = like.device_mesh, like.placements
-    return type(like).from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return divided_among(part, like, shape, like.placements) if is_sharded(like) else part
 
 
 def first_entries(like: Any) -> list[int] | None:
     """The index of the first local entry in each dimension of a divided tensor; None for unusual placements."""
-    firsts = [0] * like.ndim
-    sizes = list(like.shape)
-    mesh = like.device_mesh
-    for i, placement in enumerate(like.placements):
-        if placement.is_replicate():
-            continue
-        if type(placement).__name__ != "Shard":
+    for placement in like.placements:
+        if not placement.is_replicate() and type(placement).__name__ != "Shard":
             return None
-        dim = placement.dim
-        chunk = -(-sizes[dim] // mesh.size(i))
-        first = min(chunk * mesh.get_local_rank(i), sizes[dim])
-        firsts[dim] += first
-        sizes[dim] = min(chunk, sizes[dim] - first)
-    return firsts
+    mesh = like.device_mesh
+    piece = _piece_at(tuple(mesh.get_coordinate()), tuple(like.shape), mesh, tuple(like.placements))
+    return [window.start for window in piece.window]
 
 
 def cuts_rows(like: Any, block: int | None) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._execution import Leaf
-from gradtx._owners import BUCKET, Transfer, assigned, owned_paths
+from gradtx._owners import Transfer, assigned, in_buckets, owned_paths
 from gradtx._sharding import Piece, divided_among, pieces_at, placements_by_rows, team_of
 from gradtx.optim._member import Member
 
@@ -57,35 +57,26 @@ class Slot:
     def pieces(self) -> tuple[Piece, ...]:
         return pieces_at(tuple(self.value.shape), self.mesh, self.placements)
 
+    def bytes(self) -> int:
+        return self.value.nbytes
+
 
 def divided_by_rows(members: Mapping[Tensor, Member], states: Mapping[Any, dict[str, Any]]) -> dict[Any, Any]:
     """The states of parameters with an owner, whose slots are divided among all ranks. All ranks call it together."""
-    slots: list[Slot] = []
+    alike: dict[Any, list[Slot]] = {}
     divided: dict[Any, Any] = {}
     for param, member in members.items():
         if param in states and member.layout is not None and member.layout.owned:
             divided[param] = dict(states[param])
             for key in sorted(member.layout.owned):
-                slots.append(Slot(member, key, states[param][key]))
-    for bucket in _buckets(slots):
-        for slot, part in zip(bucket, _handed_out(bucket), strict=True):
-            param = slot.member.param
-            divided[param][slot.key] = divided_among(part, param, slot.value.shape, slot.placements)
+                slot = Slot(member, key, states[param][key])
+                alike.setdefault((slot.mesh, slot.value.dtype), []).append(slot)
+    for slots in alike.values():
+        for bucket in in_buckets(slots, Slot.bytes):
+            for slot, part in zip(bucket, _handed_out(bucket), strict=True):
+                param = slot.member.param
+                divided[param][slot.key] = divided_among(part, param, slot.value.shape, slot.placements)
     return divided
-
-
-def _buckets(slots: list[Slot]) -> list[list[Slot]]:
-    """Slots of one mesh and dtype in groups of a bounded number of bytes."""
-    buckets: list[list[Slot]] = []
-    last: dict[Any, list[Slot]] = {}
-    for slot in slots:
-        kind = slot.mesh, slot.value.dtype
-        bucket = last.get(kind)
-        if bucket is None or sum(other.value.nbytes for other in bucket) + slot.value.nbytes > BUCKET:
-            bucket = last[kind] = []
-            buckets.append(bucket)
-        bucket.append(slot)
-    return buckets
 
 
 def _handed_out(bucket: list[Slot]) -> list[Tensor]:

@@ -50,11 +50,6 @@ class Count:
         object.__setattr__(self, "bound", state.get("bound", state.get("_bound")))  # the latter in version 0.1
 
 
-def next_number(count: int | Count, device: torch.device) -> Tensor:
-    """The 1-based number of the next step, 0-d int64."""
-    return on_device(count.made + 1 if isinstance(count, Count) else count + 1, device)
-
-
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:
     """A whole number as a 0-d tensor; copying it from the host would wait for the device, filling it in does not."""
     if isinstance(number, Tensor):
