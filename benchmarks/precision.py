@@ -4,15 +4,17 @@ Every run has the same batches and, for a seed, the same first weights; its loss
 float32 with the same seed. Weights in bfloat16 run their model in float32, on the rounded weights, so that only the
 optimizer differs.
 
-    python benchmarks/precision.py [--steps 1000] [--seeds 3] [--only AdamW Lion] [--peers]
+    python benchmarks/precision.py [--steps 1000] [--seeds 3] [--only AdamW Lion]
 
-Writes docs/precision.md and docs/precision.png. `--peers` adds torchao's coded optimizers, which must be installed.
+Each finished run is kept in a file under out/, so a study that was interrupted goes on where it was. Writes
+docs/precision.md and docs/precision.png, with `--report` from the runs that are through.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import json
+import re
 import statistics
 import sys
 import time
@@ -34,7 +36,8 @@ from tqdm import tqdm
 import gradtx
 from gradtx import GradientTransformation, chain, compensate_rounding, round_stochastically, with_state_dtype
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS, CACHE = ROOT / "docs", ROOT / "out" / "precision"
 LAST = 50  # steps whose losses are averaged
 EVERY = 10  # steps between the points of the plot
 CODES = ["bfloat16+8", "bfloat16:stochastic", "float8", "int8", "int4"]
@@ -63,29 +66,61 @@ ROUNDINGS: dict[str, GradientTransformation] = {
     "compensate_rounding(16)": compensate_rounding(bits=16),
     "compensate_rounding(8)": compensate_rounding(bits=8),
 }
-PEERS = {"torchao int8": "AdamW8bit", "torchao int4": "AdamW4bit", "torchao float8": "AdamWFp8"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: how to train, and for which seed.
+
+    Attributes:
+        algorithm: The column of the table.
+        mode: The row of the table.
+        make: Makes the optimizer of named parameters.
+        narrow: Whether weights are in bfloat16.
+        seed: Of the first weights and the batches.
+        steps: How many.
+    """
+
+    algorithm: str
+    mode: str
+    make: Callable[[Any], torch.optim.Optimizer]
+    narrow: bool
+    seed: int
+    steps: int
+
+    def path(self, folder: Path) -> Path:
+        """Where the measurements of the run are kept."""
+        words = re.findall(r"[A-Za-z0-9+]+", f"{self.algorithm} {self.mode}")
+        return folder / f"{'-'.join(words)}-{self.steps}-{self.seed}.json"
 
 
 @dataclass
 class Result:
-    """The losses of the runs of one mode, one for each seed.
+    """The runs of one mode that are through, by seed.
 
     Attributes:
         losses: The training losses of each run.
         state: Bytes of state for each entry of the weights.
-        seconds: Seconds of each run's steps of the optimizer.
+        milliseconds: Of each run, the time of a step of the optimizer, the median.
     """
 
-    losses: list[list[float]] = field(default_factory=list[list[float]])
+    losses: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
     state: float = 0.0
-    seconds: list[float] = field(default_factory=list[float])
+    milliseconds: dict[int, float] = field(default_factory=dict[int, float])
 
-    def last(self) -> list[float]:
-        return [statistics.fmean(of_run[-LAST:]) for of_run in self.losses]
+    def add(self, seed: int, measured: dict[str, Any]) -> None:
+        self.losses[seed] = measured["losses"]
+        self.state = measured["state"]
+        self.milliseconds[seed] = measured["milliseconds"]
+
+    def last(self) -> dict[int, float]:
+        """The losses at the end."""
+        return {seed: statistics.fmean(of_run[-LAST:]) for seed, of_run in self.losses.items()}
 
     def over(self, reference: Result) -> list[float]:
         """The losses at the end over those of a reference with the same seeds."""
-        return [own / other for own, other in zip(self.last(), reference.last(), strict=True)]
+        others = reference.last()
+        return [loss / others[seed] for seed, loss in self.last().items() if seed in others]
 
 
 class Narrow:
@@ -108,18 +143,16 @@ class Narrow:
             self.params[name].grad = None if param.grad is None else param.grad.bfloat16()
 
 
-def train(
-    make: Callable[[Any], torch.optim.Optimizer], seed: int, steps: int, text: Tensor, narrow: bool, result: Result
-) -> None:
-    """One run."""
-    torch.manual_seed(seed)
+def train(plan: Plan, text: Tensor) -> dict[str, Any]:
+    """The measurements of one run."""
+    torch.manual_seed(plan.seed)
     model = Transformer()
-    weights = Narrow(model) if narrow else None
-    optimizer = make(list(weights.params.items() if weights else model.named_parameters()))
-    batches = torch.Generator().manual_seed(seed)
+    weights = Narrow(model) if plan.narrow else None
+    optimizer = plan.make(list(weights.params.items() if weights else model.named_parameters()))
+    batches = torch.Generator().manual_seed(plan.seed)
     losses: list[float] = []
-    spent = 0.0
-    for _ in tqdm(range(steps), desc="steps", leave=False, disable=None):
+    seconds: list[float] = []
+    for _ in tqdm(range(plan.steps), desc=f"{plan.algorithm}, {plan.mode}", leave=False, disable=None):
         model.zero_grad()
         loss = model.loss(windows_of(text, BATCH, batches))
         loss.backward()
@@ -127,13 +160,26 @@ def train(
             weights.take()
         start = time.perf_counter()
         optimizer.step()
-        spent += time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
         if weights is not None:
             weights.show()
         losses.append(loss.item())
-    result.losses.append(losses)
-    result.seconds.append(spent)
-    result.state = bytes_of(optimizer) / sum(param.numel() for param in model.parameters())
+    entries = sum(param.numel() for param in model.parameters())
+    return {
+        "losses": losses,
+        "state": bytes_of(optimizer) / entries,
+        "milliseconds": 1000 * statistics.median(seconds),
+    }
+
+
+def measured(plan: Plan, text: Tensor, folder: Path) -> dict[str, Any]:
+    """The measurements of a run, which is kept in a file, and made only if there is none."""
+    path = plan.path(folder)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        result = json.dumps(train(plan, text))
+        path.write_text(result, encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def bytes_of(optimizer: torch.optim.Optimizer) -> int:
@@ -155,23 +201,6 @@ def adapter(tx: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer
     return lambda params: gradtx.as_optimizer(tx, params)
 
 
-def peers(steps: int) -> dict[str, Callable[[Any], torch.optim.Optimizer]]:
-    """torchao's optimizers, with AdamW's numbers at a constant rate."""
-    try:
-        low_bit = importlib.import_module("torchao.optim")
-    except ImportError:
-        sys.exit("--peers needs torchao: pip install torchao")
-
-    def make(name: str) -> Callable[[Any], torch.optim.Optimizer]:
-        return lambda params: getattr(low_bit, name)([param for _, param in params], lr=2e-3, betas=(0.9, 0.95))
-
-    modes = {title: make(name) for title, name in PEERS.items()}
-    for code in (None, "int8", "int4", "float8"):
-        tx = gradtx.adamw(2e-3, betas=(0.9, 0.95), weight_decay=0.01, state_dtype=code)
-        modes[f"gradtx {code or FLOAT32}"] = adapter(tx)
-    return modes
-
-
 def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]]:
     """The ways to train with an algorithm, and whether weights are in bfloat16."""
     tx = ALGORITHMS[name](steps)
@@ -183,47 +212,90 @@ def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.opt
     return modes
 
 
+def plans_of(names: list[str], steps: int, seeds: int) -> list[Plan]:
+    """All runs; those that bars are about come first."""
+    plans: list[Plan] = []
+    for name in names:
+        for mode, (make, narrow) in modes_of(name, steps).items():
+            of_mode = seeds if _has_bar(name, mode) else 1
+            plans += [Plan(name, mode, make, narrow, seed, steps) for seed in range(of_mode)]
+    return sorted(plans, key=lambda plan: (not _has_bar(plan.algorithm, plan.mode), plan.seed))
+
+
+def _has_bar(name: str, mode: str) -> bool:
+    return mode in (FLOAT32, 'state "int8"') or (name == "AdamW" and mode.startswith("bfloat16 weights"))
+
+
 def cell(result: Result, reference: Result) -> str:
+    """The losses of a mode over those of float32, in percent."""
     ratios = [100 * (ratio - 1) for ratio in result.over(reference)]
+    if not ratios:
+        return ""
     if len(ratios) == 1:
         return f"{ratios[0]:+.2f}%"
     return f"{statistics.fmean(ratios):+.2f}% ({min(ratios):+.2f} to {max(ratios):+.2f})"
 
 
-def page(results: dict[str, dict[str, Result]], steps: int, seeds: int) -> str:
-    first = next(iter(results.values()))
+def losses(result: Result) -> str:
+    """The losses of float32."""
+    last = list(result.last().values())
+    if len(last) < 2:
+        return "".join(f"{loss:.3f}" for loss in last)
+    return f"{statistics.fmean(last):.3f} ({min(last):.3f} to {max(last):.3f})"
+
+
+def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
     lines = [
         "# Accuracy of coded state and rounded weights",
         "",
-        f"The byte transformer of [examples/muon_chars.py](../examples/muon_chars.py), {steps} steps, {seeds} "
-        f"seed{'s' if seeds > 1 else ''}: training loss of the last {LAST} steps against float32 with the same seed, "
-        "the mean and the range over seeds. Leaves below 4096 entries are not coded, as always. The first row is the "
-        "loss of float32 itself.",
+        f"The byte transformer of `examples/muon_chars.py`, {steps} steps: the training loss of the last {LAST} steps "
+        "over that of float32 with the same seed. A cell with a range has three seeds, the others have one. The first "
+        "row is the loss of float32 itself. Leaves below 4096 entries are not coded, as always. What to choose: "
+        "[Train in less memory](howto/less-memory.md).",
         "",
-        f"Written by `benchmarks/precision.py` on {machine()}.",
+        f"Written by `benchmarks/precision.py`, {machine()}.",
         "",
         f"| mode | {' | '.join(results)} |",
         "|---|" + "---:|" * len(results),
     ]
-    for mode in first:
+    for mode in next(iter(results.values())):
         cells = [mode]
         for modes in results.values():
-            own, reference = modes[mode], next(iter(modes.values()))
-            cells.append(f"{statistics.fmean(own.last()):.3f}" if own is reference else cell(own, reference))
+            reference = modes[FLOAT32]
+            cells.append(losses(reference) if mode == FLOAT32 else cell(modes[mode], reference))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "![Training loss of AdamW in each mode](precision.png)", ""]
-    return "\n".join(lines)
+    return [*lines, "", "![Training loss of AdamW in each mode](precision.png)", ""]
 
 
 def plot(modes: dict[str, Result], title: str) -> None:
+    """Each mode's loss over that of float32, so that lines that agree can be told apart."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    reference = modes[FLOAT32]
     for mode, result in modes.items():
-        losses = torch.tensor(result.losses).mean(0)
-        smooth = losses[: len(losses) // EVERY * EVERY].unflatten(0, (-1, EVERY)).mean(1)
-        axes.plot(range(EVERY, EVERY * len(smooth) + 1, EVERY), smooth, label=mode, linewidth=1)
-    axes.set(xlabel="step", ylabel="training loss, nats a character", title=title)
+        seeds = result.losses.keys() & reference.losses.keys()
+        if not seeds or mode == FLOAT32:
+            continue
+        ratios = torch.tensor([result.losses[seed] for seed in seeds]) / torch.tensor(
+            [reference.losses[seed] for seed in seeds]
+        )
+        smooth = ratios.mean(0).unfold(0, EVERY, EVERY).mean(1)
+        axes.plot(range(EVERY, EVERY * len(smooth) + 1, EVERY), 100 * (smooth - 1), label=mode, linewidth=1)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(xlabel="step", ylabel="training loss over that of float32, %", title=title)
     axes.legend(frameon=False, fontsize="small")
     figure.savefig(DOCS / "precision.png", dpi=120)
+
+
+def report(plans: list[Plan], folder: Path, steps: int) -> dict[str, dict[str, Result]]:
+    """The results of the runs that are through."""
+    results: dict[str, dict[str, Result]] = {}
+    for name in ALGORITHMS:
+        results[name] = {mode: Result() for mode in modes_of(name, steps)}
+    for plan in plans:
+        path = plan.path(folder)
+        if path.exists():
+            results[plan.algorithm][plan.mode].add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
+    return results
 
 
 def main() -> None:
@@ -231,33 +303,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
-    parser.add_argument("--modes", nargs="+", default=[], help="only modes that contain one of these words")
-    parser.add_argument("--peers", action="store_true", help="compare with torchao's optimizers instead")
+    parser.add_argument("--report", action="store_true", help="write the page from the runs that are through")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="the folder that keeps finished runs")
     options = parser.parse_args()
-    text, _ = library()
-    plans: dict[str, dict[str, Any]] = {}
-    if options.peers:
-        plans["AdamW"] = {title: (make, False) for title, make in peers(options.steps).items()}
-    for name in () if options.peers else options.only:
-        modes = modes_of(name, options.steps)
-        chosen = [mode for mode in modes if mode == FLOAT32 or any(word in mode for word in options.modes)]
-        plans[name] = {mode: modes[mode] for mode in chosen} if options.modes else modes
-    results = {name: {mode: Result() for mode in modes} for name, modes in plans.items()}
-    runs = [(name, mode, seed) for seed in range(options.seeds) for name, modes in plans.items() for mode in modes]
-    for name, mode, seed in tqdm(runs, desc="runs", disable=None):
-        make, narrow = plans[name][mode]
-        train(make, seed, options.steps, text, narrow, results[name][mode])
+    plans = plans_of(options.only, options.steps, options.seeds)
+    if not options.report:
+        text, _ = library()
+        for plan in tqdm(plans, desc="runs", disable=None):
+            measured(plan, text, options.cache)
+    results = report(plans, options.cache, options.steps)
     for name, modes in results.items():
         for mode, result in modes.items():
-            loss, seconds = statistics.fmean(result.last()), statistics.fmean(result.seconds)
-            milliseconds = 1000 * seconds / options.steps
-            print(
-                f"{name:14}{mode:44} loss {loss:.4f}, {result.state:5.2f} bytes an entry, {milliseconds:6.2f} ms a step"
-            )
-    if options.peers:
-        return
-    (DOCS / "precision.md").write_text(page(results, options.steps, options.seeds), encoding="utf-8")
-    plot(next(iter(results.values())), next(iter(results)))
+            if result.losses:
+                print(f"{name:14}{mode:44} loss {losses(result)}, {result.state:5.2f} bytes an entry")
+    lines = page(results, options.steps)
+    (DOCS / "precision.md").write_text("\n".join(lines), encoding="utf-8")
+    plot(results["AdamW"], "AdamW")
 
 
 if __name__ == "__main__":
