@@ -308,6 +308,7 @@ def main() -> None:
     options = parser.parse_args()
     plans = plans_of(options.only, options.steps, options.seeds)
     if not options.report:
+        torch.set_num_threads(1)  # more threads help tensors this small little
         text, _ = library()
         for plan in tqdm(plans, desc="runs", disable=None):
             measured(plan, text, options.cache)
