@@ -4,15 +4,18 @@ Every run has the same batches and, for a seed, the same first weights; its loss
 float32 with the same seed. Weights in bfloat16 run their model in float32, on the rounded weights, so that only the
 optimizer differs.
 
-    python benchmarks/precision.py [--steps 1000] [--seeds 3] [--only AdamW Lion]
+    python benchmarks/precision.py [--steps 1000] [--seeds 3] [--only AdamW Lion] [--peers 300] [--report]
 
 Each finished run is kept in a file under out/, so a study that was interrupted goes on where it was. Writes
-docs/precision.md and docs/precision.png, with `--report` from the runs that are through.
+docs/precision.md and docs/precision.png, with `--report` from the runs that are through. `--peers 300` runs the AdamW
+of torchao, bitsandbytes, optimi and heavyball instead, which must be installed (`pip install --no-deps --target`).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.metadata
 import json
 import re
 import statistics
@@ -39,6 +42,7 @@ from gradtx import GradientTransformation, chain, compensate_rounding, round_sto
 ROOT = Path(__file__).parent.parent
 DOCS, CACHE = ROOT / "docs", ROOT / "out" / "precision"
 LAST = 50  # steps whose losses are averaged
+PEER_STEPS = 300
 EVERY = 10  # steps between the points of the plot
 CODES = ["bfloat16+8", "bfloat16:stochastic", "float8", "int8", "int4"]
 FLOAT32 = "float32"
@@ -101,7 +105,7 @@ class Result:
     Attributes:
         losses: The training losses of each run.
         state: Bytes of state for each entry of the weights.
-        milliseconds: Of each run, the time of a step of the optimizer, the median.
+        milliseconds: Of each run, the time of a step of the optimizer: a tenth of all steps was faster.
     """
 
     losses: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
@@ -168,7 +172,7 @@ def train(plan: Plan, text: Tensor) -> dict[str, Any]:
     return {
         "losses": losses,
         "state": bytes_of(optimizer) / entries,
-        "milliseconds": 1000 * statistics.median(seconds),
+        "milliseconds": 1000 * statistics.quantiles(seconds, n=10)[0],
     }
 
 
@@ -183,22 +187,82 @@ def measured(plan: Plan, text: Tensor, folder: Path) -> dict[str, Any]:
 
 
 def bytes_of(optimizer: torch.optim.Optimizer) -> int:
-    """The bytes of an optimizer's state; coded tensors of peers are added up by their parts."""
+    """The bytes of an optimizer's state; peers have coded tensors of several parts, and nested dicts."""
     sizes: dict[int, int] = {}
-    for state in optimizer.state.values():
-        for value in state.values():
-            parts = [value]
-            if hasattr(value, "__tensor_flatten__"):
-                names, _ = value.__tensor_flatten__()
-                parts = [getattr(value, name) for name in names]
-            for tensor in parts:
-                if isinstance(tensor, Tensor) and tensor.numel():
-                    sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    waiting: list[Any] = list(optimizer.state.values())
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif hasattr(value, "__tensor_flatten__"):
+            names, _ = value.__tensor_flatten__()
+            waiting += [getattr(value, name) for name in names]
+        elif isinstance(value, Tensor) and value.numel():
+            sizes[value.data_ptr()] = value.numel() * value.element_size()
     return sum(sizes.values())
 
 
 def adapter(tx: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer]:
     return lambda params: gradtx.as_optimizer(tx, params)
+
+
+# Peers, with AdamW's numbers at a constant rate.
+
+NUMBERS: dict[str, Any] = {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.01}
+
+
+def peer(module: str, name: str, **options: Any) -> Callable[[Any], torch.optim.Optimizer]:
+    """A class of another library, imported when the optimizer is made."""
+
+    def make(params: Any) -> torch.optim.Optimizer:
+        optimizer_class = getattr(importlib.import_module(module), name)
+        return optimizer_class([param for _, param in params], **NUMBERS, **options)
+
+    return make
+
+
+def ours(code: Any = None, *links: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer]:
+    """Our compiled AdamW."""
+    tx = chain(gradtx.adamw(**NUMBERS, state_dtype=code), *links)
+    return lambda params: gradtx.as_optimizer(tx, params, compile=True)
+
+
+PEERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
+    "gradtx, float32": (ours(), False),
+    'gradtx, "bfloat16+8"': (ours("bfloat16+8"), False),
+    'heavyball, ecc="bf16+8"': (peer("heavyball", "AdamW", ecc="bf16+8"), False),
+    'gradtx, "int8"': (ours("int8"), False),
+    "torchao, AdamW8bit": (peer("torchao.optim", "AdamW8bit"), False),
+    "bitsandbytes, AdamW8bit": (peer("bitsandbytes.optim", "AdamW8bit"), False),
+    'gradtx, "float8"': (ours("float8"), False),
+    "torchao, AdamWFp8": (peer("torchao.optim", "AdamWFp8"), False),
+    'gradtx, "int4"': (ours("int4"), False),
+    "torchao, AdamW4bit": (peer("torchao.optim", "AdamW4bit"), False),
+    "gradtx, bfloat16 weights, compensate_rounding(16)": (ours(None, compensate_rounding()), True),
+    "optimi, bfloat16 weights, kahan_sum": (peer("optimi", "AdamW", kahan_sum=True), True),
+    "gradtx, bfloat16 weights, compensate_rounding(8)": (ours(None, compensate_rounding(bits=8)), True),
+    'heavyball, bfloat16 weights, param_ecc="bf16+8"': (peer("heavyball", "AdamW", param_ecc="bf16+8"), True),
+}
+
+
+def peer_plans(steps: int) -> list[Plan]:
+    return [Plan("peers", mode, make, narrow, 0, steps) for mode, (make, narrow) in PEERS.items()]
+
+
+def peer_table(folder: Path, steps: int) -> list[str]:
+    """The rows of the runs of peers that are through."""
+    lines = ["| AdamW | bytes of state an entry | ms a step | loss |", "|---|---:|---:|---:|"]
+    for plan in peer_plans(steps):
+        path = plan.path(folder)
+        if path.exists():
+            result = Result()
+            result.add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
+            lines.append(
+                f"| {plan.mode} | {result.state:.2f} | {result.milliseconds[plan.seed]:.1f} | {losses(result)} |"
+            )
+    return lines
 
 
 def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]]:
@@ -267,6 +331,35 @@ def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
     return [*lines, "", "![Training loss of AdamW in each mode](precision.png)", ""]
 
 
+def page_of_peers(folder: Path, steps: int) -> list[str]:
+    rows = peer_table(folder, steps)
+    if len(rows) == 2:
+        return []
+    return [
+        "## Other libraries",
+        "",
+        f"The same task, {steps} steps of AdamW at a constant rate, one seed, one thread, one optimizer after another. "
+        "Our steps are compiled; torchao and heavyball compile theirs too. State is in bfloat16 where weights are. The "
+        f"loss is that of the last {LAST} steps.",
+        "",
+        *rows,
+        "",
+        f"Versions: {', '.join(f'{name} {version}' for name, version in versions())}.",
+        "",
+    ]
+
+
+def versions() -> list[tuple[str, str]]:
+    """The installed peers."""
+    installed: list[tuple[str, str]] = []
+    for name in ("torchao", "bitsandbytes", "torch-optimi", "heavyball"):
+        try:
+            installed.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
 def plot(modes: dict[str, Result], title: str) -> None:
     """Each mode's loss over that of float32, so that lines that agree can be told apart."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -303,6 +396,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    parser.add_argument("--peers", type=int, metavar="STEPS", help="run other libraries' optimizers for so many steps")
     parser.add_argument("--report", action="store_true", help="write the page from the runs that are through")
     parser.add_argument("--cache", type=Path, default=CACHE, help="the folder that keeps finished runs")
     options = parser.parse_args()
@@ -310,14 +404,14 @@ def main() -> None:
     if not options.report:
         torch.set_num_threads(1)  # more threads help tensors this small little
         text, _ = library()
-        for plan in tqdm(plans, desc="runs", disable=None):
+        for plan in tqdm(peer_plans(options.peers) if options.peers else plans, desc="runs", disable=None):
             measured(plan, text, options.cache)
     results = report(plans, options.cache, options.steps)
     for name, modes in results.items():
         for mode, result in modes.items():
             if result.losses:
                 print(f"{name:14}{mode:44} loss {losses(result)}, {result.state:5.2f} bytes an entry")
-    lines = page(results, options.steps)
+    lines = page(results, options.steps) + page_of_peers(options.cache, options.peers or PEER_STEPS)
     (DOCS / "precision.md").write_text("\n".join(lines), encoding="utf-8")
     plot(results["AdamW"], "AdamW")
 
