@@ -232,7 +232,6 @@ def ours(code: Any = None, *links: GradientTransformation) -> Callable[[Any], to
 PEERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
     "gradtx, float32": (ours(), False),
     'gradtx, "bfloat16+8"': (ours("bfloat16+8"), False),
-    'heavyball, ecc="bf16+8"': (peer("heavyball", "AdamW", ecc="bf16+8"), False),
     'gradtx, "int8"': (ours("int8"), False),
     "torchao, AdamW8bit": (peer("torchao.optim", "AdamW8bit"), False),
     "bitsandbytes, AdamW8bit": (peer("bitsandbytes.optim", "AdamW8bit"), False),
@@ -243,6 +242,7 @@ PEERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
     "gradtx, bfloat16 weights, compensate_rounding(16)": (ours(None, compensate_rounding()), True),
     "optimi, bfloat16 weights, kahan_sum": (peer("optimi", "AdamW", kahan_sum=True), True),
     "gradtx, bfloat16 weights, compensate_rounding(8)": (ours(None, compensate_rounding(bits=8)), True),
+    'heavyball, ecc="bf16+8"': (peer("heavyball", "AdamW", ecc="bf16+8"), False),
     'heavyball, bfloat16 weights, param_ecc="bf16+8"': (peer("heavyball", "AdamW", param_ecc="bf16+8"), True),
 }
 
@@ -313,8 +313,8 @@ def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
         "# Accuracy of coded state and rounded weights",
         "",
         f"The byte transformer of `examples/muon_chars.py`, {steps} steps: the training loss of the last {LAST} steps "
-        "over that of float32 with the same seed. A cell with a range has three seeds, the others have one. The first "
-        "row is the loss of float32 itself. Leaves below 4096 entries are not coded, as always. What to choose: "
+        "over that of float32 with the same seed. A cell with a range has several seeds, the others have one. The "
+        "first row is the loss of float32 itself. Leaves below 4096 entries are not coded, as always. What to choose: "
         "[Train in less memory](howto/less-memory.md).",
         "",
         f"Written by `benchmarks/precision.py`, {machine()}.",
@@ -323,6 +323,8 @@ def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
         "|---|" + "---:|" * len(results),
     ]
     for mode in next(iter(results.values())):
+        if not any(modes[mode].losses for modes in results.values()):
+            continue
         cells = [mode]
         for modes in results.values():
             reference = modes[FLOAT32]
@@ -406,7 +408,7 @@ def main() -> None:
         text, _ = library()
         for plan in tqdm(peer_plans(options.peers) if options.peers else plans, desc="runs", disable=None):
             measured(plan, text, options.cache)
-    results = report(plans, options.cache, options.steps)
+    results = report(plans_of(list(ALGORITHMS), options.steps, options.seeds), options.cache, options.steps)
     for name, modes in results.items():
         for mode, result in modes.items():
             if result.losses:
