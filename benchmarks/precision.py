@@ -27,8 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import machine
-
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
 import matplotlib.pyplot as plt
@@ -278,8 +276,7 @@ def step_times(rounds: int = 60) -> dict[str, list[float]]:
         for code in (None, *CODES):
             param = torch.nn.Parameter(torch.randn(rows, 1024))
             param.grad = torch.randn_like(param)
-            options = {} if code is None else {"state_dtype": code}
-            optimizers[code or FLOAT32] = gradtx.optim.AdamW([param], lr=1e-3, compile=True, **options)
+            optimizers[code or FLOAT32] = gradtx.optim.AdamW([param], lr=1e-3, compile=True, state_dtype=code)
         best = dict.fromkeys(optimizers, math.inf)
         for _ in tqdm(range(rounds), desc=f"{rows} rows", leave=False, disable=None):
             for code, optimizer in optimizers.items():
@@ -365,7 +362,7 @@ def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
         "first row is the loss of float32 itself. Leaves below 4096 entries are not coded, as always. What to choose: "
         "[Train in less memory](howto/less-memory.md).",
         "",
-        f"Written by `benchmarks/precision.py`, {machine()}.",
+        f"Written by `benchmarks/precision.py`, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}.",
         "",
         f"| mode | {' | '.join(results)} |",
         "|---|" + "---:|" * len(results),
