@@ -230,18 +230,18 @@ def ours(code: Any = None, *links: GradientTransformation) -> Callable[[Any], to
 
 
 PEERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
-    "gradtx, float32": (ours(), False),
-    'gradtx, "bfloat16+8"': (ours("bfloat16+8"), False),
-    'gradtx, "int8"': (ours("int8"), False),
-    "torchao, AdamW8bit": (peer("torchao.optim", "AdamW8bit"), False),
     "bitsandbytes, AdamW8bit": (peer("bitsandbytes.optim", "AdamW8bit"), False),
-    'gradtx, "float8"': (ours("float8"), False),
-    "torchao, AdamWFp8": (peer("torchao.optim", "AdamWFp8"), False),
-    'gradtx, "int4"': (ours("int4"), False),
-    "torchao, AdamW4bit": (peer("torchao.optim", "AdamW4bit"), False),
     "gradtx, bfloat16 weights, compensate_rounding(16)": (ours(None, compensate_rounding()), True),
     "optimi, bfloat16 weights, kahan_sum": (peer("optimi", "AdamW", kahan_sum=True), True),
     "gradtx, bfloat16 weights, compensate_rounding(8)": (ours(None, compensate_rounding(bits=8)), True),
+    "gradtx, float32": (ours(), False),
+    'gradtx, "bfloat16+8"': (ours("bfloat16+8"), False),
+    'gradtx, "int8"': (ours("int8"), False),
+    'gradtx, "float8"': (ours("float8"), False),
+    'gradtx, "int4"': (ours("int4"), False),
+    "torchao, AdamW8bit": (peer("torchao.optim", "AdamW8bit"), False),
+    "torchao, AdamWFp8": (peer("torchao.optim", "AdamWFp8"), False),
+    "torchao, AdamW4bit": (peer("torchao.optim", "AdamW4bit"), False),
     'heavyball, ecc="bf16+8"': (peer("heavyball", "AdamW", ecc="bf16+8"), False),
     'heavyball, bfloat16 weights, param_ecc="bf16+8"': (peer("heavyball", "AdamW", param_ecc="bf16+8"), True),
 }
