@@ -253,15 +253,16 @@ def peer_plans(steps: int) -> list[Plan]:
 
 def peer_table(folder: Path, steps: int) -> list[str]:
     """The rows of the runs of peers that are through."""
-    lines = ["| AdamW | bytes of state an entry | ms a step | loss |", "|---|---:|---:|---:|"]
+    results: dict[str, Result] = {}
     for plan in peer_plans(steps):
         path = plan.path(folder)
         if path.exists():
-            result = Result()
-            result.add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
-            lines.append(
-                f"| {plan.mode} | {result.state:.2f} | {result.milliseconds[plan.seed]:.1f} | {losses(result)} |"
-            )
+            results[plan.mode] = Result()
+            results[plan.mode].add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
+    lines = ["| AdamW | bytes of state an entry | ms a step | loss |", "|---|---:|---:|---:|"]
+    for mode in sorted(results, key=lambda mode: -results[mode].state):
+        (milliseconds,) = results[mode].milliseconds.values()
+        lines.append(f"| {mode} | {results[mode].state:.2f} | {milliseconds:.1f} | {losses(results[mode])} |")
     return lines
 
 
@@ -391,9 +392,15 @@ def page_of_peers(folder: Path, steps: int) -> list[str]:
         "",
         *rows,
         "",
+        *_not_run(folder, steps),
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions())}.",
         "",
     ]
+
+
+def _not_run(folder: Path, steps: int) -> list[str]:
+    missing = [plan.mode for plan in peer_plans(steps) if not plan.path(folder).exists()]
+    return [f"Not run yet: {'; '.join(missing)}.", ""] if missing else []
 
 
 def versions() -> list[tuple[str, str]]:
