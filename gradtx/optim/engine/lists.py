@@ -20,7 +20,7 @@ from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
-from gradtx.optim.engine.alias import alias, alias_or_copy
+from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy
 from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
@@ -162,9 +162,6 @@ class Chunk:
             return tensor
         aliased = alias_or_copy(tensor, member.param, self._splits or window is not None)
         return aliased if window is None else aliased[window]
-
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _is_plain(tensor: Any) -> bool:
