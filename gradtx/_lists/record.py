@@ -57,6 +57,7 @@ def record(
     function: Callable[[list[Tensor]], PassResult],
     numbers: Sequence[torch.dtype],
     leaves: Sequence[tuple[torch.dtype, Sequence[int]]],
+    device: torch.device = META,
 ) -> Recording:
     """Record a function of 0-d tensors and of the tensors of one leaf.
 
@@ -64,12 +65,13 @@ def record(
         function: Takes `[*numbers, *leaves]`. Its result writes into the arguments of the leaf.
         numbers: The dtypes of the arguments that all leaves share.
         leaves: The dtype and the shape of each of a leaf's arguments.
+        device: Where the leaves are, for functions that ask `device_of`.
 
     Raises:
         UnrecordableError: the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
             in place by itself.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(device)
     number_nodes: list[Node] = []
     arguments: list[Tensor] = []
     for i, dtype in enumerate(numbers):
@@ -91,6 +93,11 @@ def record(
     return Recording(recorder.graph, number_nodes, leaf_nodes, outputs, recorder.owned)
 
 
+def device_of(tensor: Tensor) -> torch.device:
+    """Where a tensor is, or will be if it is a stand-in of a function that is being recorded."""
+    return _RECORDERS[-1].device if tensor.is_meta and _RECORDERS else tensor.device
+
+
 def owned(update: Tensor, operation: Any) -> Tensor:
     """The update behind an operation that the owner of a leaf computes, in a function that is being recorded."""
     return _RECORDERS[-1].owner_computes(update, operation)
@@ -107,8 +114,9 @@ def _computed_by_owner(update: Tensor) -> Tensor:
 class _Recorder:
     """Carries out operations on stand-ins, and adds each to a graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.graph = Graph()
+        self.device = device
         self._nodes: dict[int, Node] = {}  # by the id of the stand-in, which `meta` keeps alive
         self._arguments: set[int] = set()
         self.may_write = False
