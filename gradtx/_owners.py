@@ -125,7 +125,8 @@ class OwnedRegion(Operation):
         self.path = operations[0].path
         self.keeps_slots = any(operation.rule.init is not None for operation in operations)
         only_update = not self.keeps_slots and not any(operation.owner_reads for operation in operations)
-        self.compiles = only_update and all(operation.compiles for operation in [*operations, *behind])
+        alone = any(operation.random or not operation.compiles for operation in [*operations, *behind])
+        self.compiles = only_update and not alone
         self._behind = behind
 
     @property
@@ -158,6 +159,9 @@ class OwnedRegion(Operation):
 
     def start(self, leaf: Leaf) -> dict[str, Any] | None:
         """What the owner needs: the update, and what the operations read besides."""
+        for operation in self.operations:
+            if operation.random:
+                operation.stage.stream(leaf)  # every rank counts the draws
         recorded = leaf.run.recorded_owner(self, leaf.update)
         if recorded is not None:
             leaf.update = recorded

@@ -381,6 +381,8 @@ class RuleOperation(Operation):
         self._check_dims(leaf)
         if self.whole_until is self:
             leaf.update = leaf.run.apart(leaf.update)
+            with leaf.run.as_written():  # as owners do
+                return self._begun(self._call(leaf))
         return self._begun(self._call(leaf))
 
     def _call(self, leaf: Leaf) -> Call:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +46,9 @@ class Recording:
         shapes: dict[Any, int] = {}  # which values have the same shape matters, the shapes themselves don't
         for node in self.graph.nodes:
             value = node.meta.get("val")
-            kind: Any = type(value)
+            kind: Any = (type(value), node.meta.get("as_written"))
             if isinstance(value, Tensor):
-                kind = (value.dtype, value.ndim == 0, shapes.setdefault(value.shape, len(shapes)))
+                kind = (*kind, value.dtype, value.ndim == 0, shapes.setdefault(value.shape, len(shapes)))
             lines.append(f"{node.name} {node.target} {node.args} {node.kwargs} {kind}")
         lines.append(str(self.outputs))
         return "\n".join(lines)
@@ -98,6 +99,20 @@ def device_of(tensor: Tensor) -> torch.device:
     return _RECORDERS[-1].device if tensor.is_meta and _RECORDERS else tensor.device
 
 
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Keep the operations inside from being joined with others, if they are being recorded."""
+    if not _RECORDERS:
+        yield
+        return
+    recorder = _RECORDERS[-1]
+    before, recorder.as_written = recorder.as_written, True
+    try:
+        yield
+    finally:
+        recorder.as_written = before
+
+
 def owned(update: Tensor, operation: Any) -> Tensor:
     """The update behind an operation that the owner of a leaf computes, in a function that is being recorded."""
     return _RECORDERS[-1].owner_computes(update, operation)
@@ -120,6 +135,7 @@ class _Recorder:
         self._nodes: dict[int, Node] = {}  # by the id of the stand-in, which `meta` keeps alive
         self._arguments: set[int] = set()
         self.may_write = False
+        self.as_written = False
         self.owned: list[Node] = []
 
     def argument(self, name: str, stand_in: Tensor) -> Node:
@@ -151,6 +167,7 @@ class _Recorder:
         if not isinstance(result, Tensor | tuple | list):
             return result  # such as the common dtype of two tensors
         node = self.graph.call_function(operator, self._recorded(args), self._recorded(kwargs))
+        node.meta["as_written"] = self.as_written
         if _torch.writes(operator):
             self._check_written(args[0], operator)
             node.meta["val"] = result

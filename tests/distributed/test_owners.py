@@ -47,6 +47,14 @@ STATEFUL = {
     ),
     "accumulate": gradtx.accumulate(gradtx.soap(**SOAP), every=2),
     "skip": gradtx.skip_nonfinite(gradtx.shampoo(lr=0.02)),
+    "normuon": gradtx.normuon(lr=0.02, fallback=ADAMW),
+    "adamuon": gradtx.adamuon(lr=0.02, fallback=ADAMW),
+    "muown": gradtx.muown(lr=0.02, weight_decay=0.1, fallback=ADAMW),
+    "dion": gradtx.dion(lr=0.02, rank=0.5, fallback=ADAMW),
+    "dion2": gradtx.dion2(lr=0.02, beta2=0.9, fallback=ADAMW),
+    "psgd_kron": gradtx.psgd_kron(lr=0.02, weight_decay=0.1),
+    "psgd_kron with probes": gradtx.psgd_kron(lr=0.02, probes="random", precondition_frequency=2),
+    "psgd_pro": gradtx.psgd_pro(lr=0.02, max_update_rms=1.0),
     "soap for matrices": gradtx.partition(
         {"matrices": gradtx.soap(**SOAP), "rest": ADAMW}, {"matrices": tuple(MATRICES), "rest": "*"}
     ),
@@ -54,6 +62,9 @@ STATEFUL = {
 CHAINS = {
     "muon": gradtx.muon(lr=0.02, fallback=ADAMW),
     "muon in full precision": gradtx.muon(lr=0.02, ns_dtype=None, nesterov=False, fallback=ADAMW),
+    "polargrad": gradtx.polargrad(lr=0.02, fallback=ADAMW),
+    "polargrad by eigenvalues": gradtx.polargrad(lr=0.02, method="exact", center_rows=True, fallback=ADAMW),
+    "scion": gradtx.scion(lr=0.02, momentum=0.5),
     "muon and adamw": gradtx.partition(
         {"matrices": gradtx.muon(lr=0.02, adjust_lr_fn="match_rms_adamw"), "rest": ADAMW},
         {"matrices": tuple(MATRICES), "rest": "*"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
 from gradtx._lists.bundle import numbers_for
-from gradtx._lists.record import owned
+from gradtx._lists.record import as_written, owned
 from gradtx._owners import regions_of
 from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
 from gradtx._runs import LateTerm, Run, memory_of
@@ -76,6 +77,9 @@ class TracedRun(Run):
 
     def recorded_owner(self, operation: Operation, update: Tensor) -> Tensor | None:
         return owned(update, operation)
+
+    def as_written(self) -> AbstractContextManager[None]:
+        return as_written()
 
     def apart(self, update: Tensor) -> Tensor:
         return torch.ops.aten.alias.default(update)
