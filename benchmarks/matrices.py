@@ -219,7 +219,8 @@ def main() -> None:
         print(sections[-1], flush=True)
     if arguments.only != "muon":
         shapes = gpt(arguments.soap_width, arguments.layers, words=1024)
-        title = f"SOAP, a GPT of {arguments.layers} layers, width {arguments.soap_width}, bases renewed every {FREQUENCY} steps"
+        size = f"{arguments.layers} layers, width {arguments.soap_width}"
+        title = f"SOAP, a GPT of {size}, bases renewed every {FREQUENCY} steps"
         sections.append(table(title, SOAPS, shapes, AUTHOR_SOAP, arguments.rounds, FREQUENCY))
         print(sections[-1], flush=True)
     if arguments.only is None:

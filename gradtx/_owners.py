@@ -124,9 +124,9 @@ class OwnedRegion(Operation):
         self.operations = operations
         self.path = operations[0].path
         self.keeps_slots = any(operation.rule.init is not None for operation in operations)
-        only_update = not self.keeps_slots and not any(operation.owner_reads for operation in operations)
-        alone = any(operation.random or not operation.compiles for operation in [*operations, *behind])
-        self.compiles = only_update and not alone
+        only_update = not any(operation.owner_reads for operation in operations)
+        in_program = all(operation.compiles and not operation.random for operation in [*operations, *behind])
+        self.compiles = only_update and in_program
         self._behind = behind
 
     @property
@@ -162,7 +162,7 @@ class OwnedRegion(Operation):
         for operation in self.operations:
             if operation.random:
                 operation.stage.stream(leaf)  # every rank counts the draws
-        recorded = leaf.run.recorded_owner(self, leaf.update)
+        recorded = leaf.run.recorded_owner(self, leaf)
         if recorded is not None:
             leaf.update = recorded
             return None

@@ -169,7 +169,7 @@ class Run:
         """The loss that the caller's `value_fn` gives where some leaves have moved along a direction; its slope."""
         raise NotImplementedError
 
-    def recorded_owner(self, operation: Operation, update: Tensor) -> Tensor | None:
+    def recorded_owner(self, operation: Operation, leaf: Leaf) -> Tensor | None:
         """While programs are recorded: a stand-in for the result of operations that a leaf's owner computes."""
         return None
 

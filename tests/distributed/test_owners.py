@@ -148,13 +148,15 @@ def test_links_that_sum_over_shards_stand_in_front_of_owners_and_behind(name, ki
 
 
 def compiled_weights(name):
-    optimizer, weights, traffic = trained({**CHAINS, "masked": MASKED}[name], placement("fsdp"), compile=True)
+    optimizer, weights, traffic = trained(
+        {**CHAINS, **STATEFUL, "masked": MASKED}[name], placement("fsdp"), compile=True
+    )
     return weights, traffic.messages, {item.name: item.way for item in optimizer.explain()}
 
 
-@pytest.mark.parametrize("name", ["muon and adamw", "masked"])
+@pytest.mark.parametrize("name", ["muon and adamw", "masked", "adamuon"])
 def test_owners_compute_matrices_while_compiled_programs_update_the_rest(name, two):
-    _, expected, _ = trained({**CHAINS, "masked": MASKED}[name], undivided)
+    _, expected, _ = trained({**CHAINS, **STATEFUL, "masked": MASKED}[name], undivided)
     for weights, messages, ways in two.run(compiled_weights, name):
         assert messages == ["alltoall_base_", "alltoall_base_"]
         torch.testing.assert_close(weights, expected)
