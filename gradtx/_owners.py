@@ -123,7 +123,7 @@ class OwnedRegion(Operation):
     def __init__(self, operations: list[Any], behind: list[Any]):
         self.operations = operations
         self.path = operations[0].path
-        self.keeps_slots = any(operation.rule.init is not None for operation in operations)
+        self.keeps_slots = any(operation.keeps_slots for operation in operations)
         only_update = not any(operation.owner_reads for operation in operations)
         in_program = all(operation.compiles and not operation.random for operation in [*operations, *behind])
         self.compiles = only_update and in_program
@@ -215,7 +215,7 @@ class OwnedRegion(Operation):
     def dtype_out(self, leaf: Leaf, dtype: torch.dtype) -> torch.dtype:
         """The dtype of the update behind the region."""
         for operation in self.operations:
-            dtype = torch.promote_types(dtype, operation.stage.wide(leaf))
+            dtype = torch.promote_types(dtype, operation.wide(leaf))
         return dtype
 
     def computed(self, job: Job, wholes: dict[str, Tensor]) -> Tensor:

@@ -351,11 +351,15 @@ class RuleOperation(Operation):
         self.whole_until = self if rule.whole is True else None
         self.needs_shape = rule.whole == "shape"
         self.owner_reads = rule.owner_reads
+        self.keeps_slots = rule.init is not None
         self.wire = rule.wire
         self.stage = stage
         self.rule = rule
         self._function = rule.update
         self._watched: set[int] | None = set() if run.watches else None  # the numbers of dimensions of watched leaves
+
+    def wide(self, leaf: Leaf) -> torch.dtype:
+        return self.stage.wide(leaf)
 
     def init(self, leaf: Leaf) -> None:
         self._check_dims(leaf)

@@ -238,6 +238,19 @@ class Piece:
         return math.prod(self.shape)
 
 
+def ranks_along_rows(like: Any) -> int | None:
+    """Among how many ranks dimension 0 is divided; None if a tensor is not divided so, or otherwise as well."""
+    if not is_sharded(like):
+        return None
+    ranks: list[int] = []
+    for i, placement in enumerate(like.placements):
+        if type(placement).__name__ == "Shard" and placement.dim == 0:
+            ranks.append(like.device_mesh.size(i))
+        elif not placement.is_replicate():
+            return None
+    return ranks[0] if len(ranks) == 1 else None
+
+
 def can_be_owned(like: Any) -> bool:
     """Whether the pieces of a divided tensor are known: it is cut along dimensions, or copied."""
     return all(_cut_dim(placement) is not None or placement.is_replicate() for placement in like.placements)

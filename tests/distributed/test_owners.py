@@ -55,6 +55,17 @@ STATEFUL = {
     "psgd_kron": gradtx.psgd_kron(lr=0.02, weight_decay=0.1),
     "psgd_kron with probes": gradtx.psgd_kron(lr=0.02, probes="random", precondition_frequency=2),
     "psgd_pro": gradtx.psgd_pro(lr=0.02, max_update_rms=1.0),
+    "muon in blocks": gradtx.partition(
+        {"cut": gradtx.blocks(gradtx.muon(lr=0.02, weight_decay=0.1), heads=3, dim=-1), "rest": ADAMW},
+        {"cut": "wide", "rest": "*"},
+    ),
+    "soap in blocks": gradtx.partition(
+        {"cut": gradtx.blocks(gradtx.soap(**SOAP), heads=2, dim=1), "rest": ADAMW}, {"cut": "wide", "rest": "*"}
+    ),
+    "normuon in uneven blocks": gradtx.partition(
+        {"cut": gradtx.blocks(gradtx.normuon(lr=0.02), sizes=(6, 7), heads=(2, 1)), "rest": ADAMW},
+        {"cut": "square", "rest": "*"},
+    ),
     "soap for matrices": gradtx.partition(
         {"matrices": gradtx.soap(**SOAP), "rest": ADAMW}, {"matrices": tuple(MATRICES), "rest": "*"}
     ),
@@ -349,3 +360,46 @@ def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(
             assert state.keys() == of_one.keys()
             for key, value in state.items():
                 assert torch.equal(value, of_one[key]), key
+
+
+WHOLE_BLOCKS = {  # with their shape, and the blocks that each rank has
+    "heads": (gradtx.blocks(gradtx.muon(lr=0.02, weight_decay=0.1), heads=4), (12, 7), {2: [2, 2], 4: [1, 1, 1, 1]}),
+    "soap": (gradtx.blocks(gradtx.soap(**SOAP), heads=5), (5, 7), {2: [3, 2], 4: [2, 2, 1, 0]}),
+    "experts": (gradtx.blocks(gradtx.normuon(lr=0.02), batch=1), (5, 4, 6), {2: [3, 2], 4: [2, 2, 1, 0]}),
+}
+
+
+def trained_in_blocks(name, place):
+    """The weights and slots of one leaf, the messages of the last step, and the blocks of slots that this rank has."""
+    tx, shape, _ = WHOLE_BLOCKS[name]
+    tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(STEPS + 1)]
+    param = torch.nn.Parameter(place(tensors.pop()))
+    optimizer = gradtx.as_optimizer(tx, [("cut", param)])
+    traffic = Traffic()
+    for step, gradient in enumerate(tensors):
+        param.grad = place(gradient)
+        if step < STEPS - 1:
+            optimizer.step()
+    with traffic:
+        optimizer.step()
+    kept = [value.to_local().shape[0] for value in optimizer.state[param].values() if hasattr(value, "placements")]
+    return whole(param), by_name(optimizer), traffic.messages, kept
+
+
+def trained_in_blocks_of_shards(name):
+    return trained_in_blocks(name, placement("fsdp"))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", WHOLE_BLOCKS)
+def test_blocks_that_shards_divide_need_no_exchange(name, ranks, two, four):
+    expected, states, _, _ = trained_in_blocks(name, undivided)
+    shares = WHOLE_BLOCKS[name][2][ranks]
+    for answer, share in zip({2: two, 4: four}[ranks].run(trained_in_blocks_of_shards, name), shares, strict=True):
+        weight, states_of_rank, messages, kept = answer
+        assert messages == []
+        assert set(kept) == {share}
+        assert torch.equal(weight, expected)
+        assert states_of_rank[0].keys() == states[0].keys()
+        for key, value in states_of_rank[0].items():
+            assert torch.equal(value, states[0][key]), key
