@@ -219,6 +219,17 @@ def team_of(mesh: Any) -> Team:
     return Team(group, in_order, distributed.get_rank(group), device)
 
 
+def team_of_group(group: Any) -> Team:
+    """The ranks of a process group as a team."""
+    distributed = torch.distributed
+    device = torch.device("cpu")
+    if "gloo" not in distributed.get_backend(group):
+        accelerator = torch.accelerator.current_accelerator()
+        assert accelerator is not None
+        device = torch.device(accelerator.type, torch.accelerator.current_device_index())
+    return Team(group, tuple(distributed.get_process_group_ranks(group)), distributed.get_rank(group), device)
+
+
 @dataclass(frozen=True)
 class Piece:
     """The part of a divided tensor that one rank has.
@@ -249,6 +260,11 @@ def ranks_along_rows(like: Any) -> int | None:
         elif not placement.is_replicate():
             return None
     return ranks[0] if len(ranks) == 1 else None
+
+
+def whole_piece(shape: Sequence[int]) -> Piece:
+    """All of a tensor."""
+    return Piece(tuple(slice(0, size) for size in shape), tuple(shape), True)
 
 
 def can_be_owned(like: Any) -> bool:

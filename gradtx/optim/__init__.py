@@ -21,6 +21,7 @@ def as_optimizer(
     *,
     compile: bool | str | Mapping[str, Any] = False,
     seed: int = 0,
+    process_group: Any = None,
 ) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 
@@ -41,6 +42,10 @@ def as_optimizer(
         seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
             groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
             no GradScaler.
+        process_group: The ranks that have these parameters and equal gradients, as under DDP, to divide the work of
+            matrix methods: each matrix is computed by one rank, which keeps the slots, and sent to all by one
+            all_gather. All ranks then call `step` and `state_dict` together. Parameters that are divided among ranks
+            need no group.
 
     Warns of links that would turn the sign twice (a learning rate, or a decay, behind a learning rate), and of a key in
     a group that looks like a hyperparameter's name and is none; other unknown keys are kept.
@@ -59,7 +64,7 @@ def as_optimizer(
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
-    optimizer = ChainOptimizer(tx, params, compile=compile, seed=seed)
+    optimizer = ChainOptimizer(tx, params, compile=compile, seed=seed, process_group=process_group)
     warn_of_turned_signs(tx)
     warn_of_ascent(tx)
     return optimizer

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._runs import clock_at
+from gradtx._sharding import Team
 from gradtx._tree import check_leaf
 from gradtx.context import Clock
 from gradtx.core import Entry, GradientTransformation
@@ -60,6 +61,7 @@ class Members:
     def __init__(self, owner: str, tx: GradientTransformation):
         self.owner = owner
         self.tx = tx
+        self.replicas: Team | None = None  # the ranks that divide the work on whole parameters
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
         self._present: list[Tensor] = []  # the parameters in the order of the groups, as last seen

@@ -403,3 +403,82 @@ def test_blocks_that_shards_divide_need_no_exchange(name, ranks, two, four):
         assert states_of_rank[0].keys() == states[0].keys()
         for key, value in states_of_rank[0].items():
             assert torch.equal(value, states[0][key]), key
+
+
+# Parameters that every rank has, as under DDP.
+
+
+def shared_work(name, steps):
+    """Weights, saved states, the messages of the last step, and the work and the state of this rank."""
+    tx = {**CHAINS, **STATEFUL}[name]
+    group = distributed.group.WORLD
+    with Calls(orthogonalize_module, "newton_schulz") as iterated:
+        optimizer, weights, traffic = trained(tx, undivided, steps, process_group=group)
+    kept = 0
+    for state in optimizer.state.values():
+        kept += sum(value.numel() for value in state.values() if value.ndim and not value.is_meta)
+    return weights, by_name(optimizer), traffic.messages, iterated.count, kept
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", ["muon", "scion", "soap", "normuon", "dion", "psgd_kron", "soap in blocks"])
+def test_replicas_divide_the_work_and_send_one_message(name, ranks, two, four):
+    optimizer, expected, _ = trained({**CHAINS, **STATEFUL}[name], undivided)
+    answers = {2: two, 4: four}[ranks].run(shared_work, name, STEPS)
+    for weights, states, messages, _, _ in answers:
+        assert messages == ["_allgather_base_"]
+        for key, weight in weights.items():
+            assert torch.equal(weight, expected[key]), key
+        for state, of_one in zip(states, by_name(optimizer), strict=True):
+            assert state.keys() == of_one.keys()
+            for key, value in state.items():
+                assert torch.equal(value, of_one[key]), key
+
+
+def test_replicas_orthogonalize_each_matrix_once_and_keep_slots_of_matrices_once(four):
+    iterated = [count for _, _, _, count, _ in four.run(shared_work, "muon", 1)]
+    assert sum(iterated) == len(MATRICES)
+    assert max(iterated) <= 2
+    optimizer, _, _ = trained(STATEFUL["soap"], undivided, steps=1)
+    of_leaves = []
+    for state in optimizer.state.values():
+        of_leaves.append(sum(value.numel() for value in state.values() if value.ndim))
+    kept = [entries for *_, entries in four.run(shared_work, "soap", 1)]
+    assert sum(kept) == sum(of_leaves)
+    assert max(kept) <= 1.2 * max(of_leaves)
+
+
+def resumed_by_replicas(name):
+    """The weights of training that stops, is saved, and goes on with another optimizer."""
+    tx, group = STATEFUL[name], distributed.group.WORLD
+    first, weights, _ = trained(tx, undivided, process_group=group)
+    params = {key: torch.nn.Parameter(weight.clone()) for key, weight in weights.items()}
+    second = gradtx.as_optimizer(tx, list(params.items()), process_group=group)
+    second.load_state_dict(first.state_dict())
+    for key, gradient in gradients(STEPS).items():
+        params[key].grad = gradient
+    second.step()
+    kept = sum(value.is_meta for state in second.state.values() for value in state.values())
+    return {key: param.detach() for key, param in params.items()}, kept
+
+
+@pytest.mark.parametrize("name", ["soap", "normuon", "psgd_kron"])
+def test_states_of_replicas_are_saved_whole_and_loaded_by_their_owners(name, two):
+    _, expected, _ = trained(STATEFUL[name], undivided, STEPS + 1)
+    for weights, kept_elsewhere in two.run(resumed_by_replicas, name):
+        assert kept_elsewhere > 0
+        for key, weight in weights.items():
+            assert torch.equal(weight, expected[key]), key
+
+
+def failing_replicas():
+    with pytest.raises(RuntimeError) as caught:
+        trained(gradtx.chain(fail_on_tall(), gradtx.scale(-1.0)), undivided, 1, process_group=distributed.group.WORLD)
+    distributed.barrier()
+    return str(caught.value)
+
+
+def test_a_failure_of_one_replica_is_raised_on_all(two):
+    messages = two.run(failing_replicas)
+    assert sorted(messages)[0] == "not today"
+    assert "failed in this step; its error is raised there" in sorted(messages)[1]
