@@ -199,6 +199,9 @@ class Team:
     def size(self) -> int:
         return len(self.ranks)
 
+    def __deepcopy__(self, memo: Any) -> Team:
+        return self  # a process group is one of a kind
+
 
 @functools.cache
 def team_of(mesh: Any) -> Team:

@@ -58,10 +58,11 @@ class Members:
         by_param: The members, in the order in which they joined.
     """
 
+    replicas: Team | None = None  # the ranks that divide the work on whole parameters; older pickles have none
+
     def __init__(self, owner: str, tx: GradientTransformation):
         self.owner = owner
         self.tx = tx
-        self.replicas: Team | None = None  # the ranks that divide the work on whole parameters
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
         self._present: list[Tensor] = []  # the parameters in the order of the groups, as last seen
