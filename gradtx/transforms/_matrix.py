@@ -29,6 +29,8 @@ def gram(x: Tensor, i: int) -> Tensor:
 
 def multiplied(x: Tensor, matrix: Tensor, i: int) -> Tensor:
     """`x` with dimension i multiplied by a matrix: y_{..a..} = sum_b matrix_{ab} x_{..b..}."""
+    if x.ndim == 2:
+        return x @ matrix.mT if i % 2 else matrix @ x
     return torch.tensordot(matrix, x.movedim(i, 0), dims=1).movedim(0, i).contiguous()  # state keeps its strides
 
 
