@@ -1,6 +1,7 @@
 """Step times of matrix methods on the tensors of a GPT: Muon + AdamW, and SOAP, against other packages, in one run.
 
-Run as `make bench-matrices`; it writes docs/performance-matrices.md. Packages that are not installed are left out.
+Run as `python benchmarks/matrices.py`: prints the tables of docs/performance-matrices.md. Packages that are not there
+are left out.
 `--peers` names folders with modules that no registry has: `dion` (microsoft/dion) and `soap` (nikhilvyas/SOAP).
 """
 
@@ -15,7 +16,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from common import Shapes, gpt, interleaved, machine, parameters, ratio
@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 import gradtx
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance-matrices.md"
 Step = Callable[[], object]
 Make = Callable[[list[torch.Tensor]], Step]
 MUON = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
@@ -206,33 +205,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", nargs="*", default=[], help="folders with further modules")
-    parser.add_argument("--only", choices=("muon", "soap"), help="one of the tables, which is printed and not written")
+    parser.add_argument("--only", choices=("muon", "soap"), help="one of the tables")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     sys.path.extend(arguments.peers)
     torch.set_num_threads(arguments.threads)
-    sections: list[str] = []
     if arguments.only != "soap":
         shapes = gpt(arguments.width, arguments.layers)
         title = f"Muon, a GPT of {arguments.layers} layers, width {arguments.width}"
-        sections.append(table(title, MUONS, shapes, TORCH_MUON, arguments.rounds, 1))
-        print(sections[-1], flush=True)
+        print(table(title, MUONS, shapes, TORCH_MUON, arguments.rounds, 1), flush=True)
     if arguments.only != "muon":
         shapes = gpt(arguments.soap_width, arguments.layers, words=1024)
         size = f"{arguments.layers} layers, width {arguments.soap_width}"
         title = f"SOAP, a GPT of {size}, bases renewed every {FREQUENCY} steps"
-        sections.append(table(title, SOAPS, shapes, AUTHOR_SOAP, arguments.rounds, FREQUENCY))
-        print(sections[-1], flush=True)
-    if arguments.only is None:
-        PAGE.write_text(
-            f"{PAGE_HEAD}{machine()}, of which {arguments.threads} were used.\n\n" + "\n\n".join(sections) + "\n"
-        )
-
-
-PAGE_HEAD = """\
-# Step times of matrix methods
-
-"""
+        print(table(title, SOAPS, shapes, AUTHOR_SOAP, arguments.rounds, FREQUENCY), flush=True)
+    print(machine(), f"of which {arguments.threads} were used")
 
 
 if __name__ == "__main__":
