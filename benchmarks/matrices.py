@@ -29,11 +29,11 @@ import gradtx
 
 Step = Callable[[], object]
 Make = Callable[[list[torch.Tensor]], Step]
-MUON = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
-ADAMW = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
+MUON: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+ADAMW: dict[str, Any] = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
 TORCH_MUON = "torch Muon + AdamW, fused"
 FREQUENCY = 10  # steps from one renewal of SOAP's bases to the next
-SOAP = {"lr": 3e-3, "betas": (0.95, 0.95), "weight_decay": 0.01, "precondition_frequency": FREQUENCY}
+SOAP: dict[str, Any] = {"lr": 3e-3, "betas": (0.95, 0.95), "weight_decay": 0.01, "precondition_frequency": FREQUENCY}
 
 
 def is_hidden(shape: torch.Size) -> bool:
