@@ -178,7 +178,7 @@ class StageState:
     def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
         """The reverse of `_flat`."""
         state = with_lists(flat)
-        if state is not flat:
+        if state is not flat and leaf.layout is None:  # layouts of optimizers know their slots
             self._check_lists(leaf, old)
         return state
 
@@ -351,11 +351,15 @@ class RuleOperation(Operation):
         self.whole_until = self if rule.whole is True else None
         self.needs_shape = rule.whole == "shape"
         self.owner_reads = rule.owner_reads
+        self.keeps_slots = rule.init is not None
         self.wire = rule.wire
         self.stage = stage
         self.rule = rule
         self._function = rule.update
         self._watched: set[int] | None = set() if run.watches else None  # the numbers of dimensions of watched leaves
+
+    def wide(self, leaf: Leaf) -> torch.dtype:
+        return self.stage.wide(leaf)
 
     def init(self, leaf: Leaf) -> None:
         self._check_dims(leaf)
@@ -381,6 +385,8 @@ class RuleOperation(Operation):
         self._check_dims(leaf)
         if self.whole_until is self:
             leaf.update = leaf.run.apart(leaf.update)
+            with leaf.run.as_written():  # as owners do
+                return self._begun(self._call(leaf))
         return self._begun(self._call(leaf))
 
     def _call(self, leaf: Leaf) -> Call:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._runs import clock_at
+from gradtx._sharding import Team
 from gradtx._tree import check_leaf
 from gradtx.context import Clock
 from gradtx.core import Entry, GradientTransformation
@@ -59,6 +60,7 @@ class Members:
 
     _rows: Sequence[list[Member]] = ()  # the members of each group
     _row_params: list[Tensor] | None = None  # the parameters for which they are
+    replicas: Team | None = None  # the ranks that divide the work on whole parameters; older pickles have none
 
     def __init__(self, owner: str, tx: GradientTransformation):
         self.owner = owner

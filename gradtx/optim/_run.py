@@ -144,7 +144,7 @@ class ChainTraits:
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
-def check_agreement(blocks: list[Block], rows: list[list[Member]]) -> None:
+def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
     """Check that hyperparameters that belong to all leaves together agree across groups.
 
     Args:

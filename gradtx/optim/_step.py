@@ -186,7 +186,8 @@ class Step:
             leaf.extras = dict(self._scalars)
             for name, tree in self.trees.items():
                 leaf.extras[name] = by_leaf(name, tree[leaf.name], leaf)
-        leaf.program = with_regions(self._blocks[member.group].for_leaf(leaf), member.param)
+        program = self._blocks[member.group].for_leaf(leaf)
+        leaf.program = with_regions(program, member.param, self._workings.members.replicas)
         return leaf
 
     # Computing.

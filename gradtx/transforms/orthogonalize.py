@@ -201,7 +201,7 @@ def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
     return rows, columns
 
 
-@per_tensor(ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf))
+@per_tensor(whole=True, ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf))
 def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "rows", rms: Scalar | None = None):
     r"""Divide every row of a matrix by its running root mean square, and keep the norm of the matrix.
 
@@ -252,7 +252,7 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "row
     return init, update
 
 
-@per_tensor(ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
+@per_tensor(whole=True, ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
 def normalize_entries(
     beta: Scalar = 0.999, eps: Scalar = 1e-8, correct_bias: bool = True, rescale: str | None = "sqrt_min"
 ):

@@ -78,6 +78,11 @@ class MemberBundle(ListBundle):
 
     def add_results(self, results: dict[str, Any]) -> None:
         self._results.append({name: results[name] for name in self._leaves})
+        for leaf, member in zip(self._leaves.values(), self.members, strict=True):
+            for path, slots in leaf.new.items():  # at the owner of the leaf
+                for slot, value in slots.items():
+                    member.state[self.signature.layout.slots[path][slot]] = value
+            leaf.new = {}
 
     def leaf_names(self) -> Iterator[list[str]]:
         for chunk in self._chunks:
@@ -322,7 +327,7 @@ def _size(pair: tuple[Member, Leaf]) -> int:
 def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:
     """The arguments of a leaf, for their dtypes and shapes."""
     assert member.layout is not None
-    tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.slot_keys), member.param.grad]
+    tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.program_keys), member.param.grad]
     tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
     return list(map(local, tensors))
 
