@@ -77,6 +77,12 @@ class GradientTransformation:
             f"gradtx.as_optimizer({self._name}(...), params) for a torch optimizer"
         )
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict", "add_param_group"):
+            optimizer = f"gradtx.as_optimizer({self._name}(...), params)"
+            raise AttributeError(f"{self._name}: a transformation has no {name!r}; {optimizer} makes a torch optimizer")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __repr__(self) -> str:
         return f"GradientTransformation({describe(self._functions.init)}, {describe(self._functions.update)})"
 

@@ -88,6 +88,15 @@ def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms
     raise ValueError(f"{owner}: unknown {what} {name!r}; {_hint(what, _plain(name), name_of, known)}")
 
 
+def class_hint(name: str) -> str:
+    """What to use for a name that `gradtx.optim` does not have."""
+    name_of: dict[str, str] = {}
+    for alias, cls in CLASSES.items():
+        name_of[_plain(alias)] = name_of[_plain(cls.__name__)] = cls.__name__
+    meant = name_of.get(_plain(name))
+    return f"did you mean {meant!r}?" if meant else _hint("optimizer", _plain(name), name_of, CLASSES)
+
+
 def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
     """Suggest the names of which an unknown one is a misspelling, else how to list names.
 
