@@ -442,7 +442,7 @@ class RuleOperation(Operation):
         except (AttributeError, TypeError) as error:
             if call.param is None and self._works(call, torch.zeros_like(call.leaf.update), call.context):
                 raise without_params(self.rule.name, error) from error
-            unpassed = self._unpassed(call)
+            unpassed = self._unpassed(call) if isinstance(error, TypeError) else None
             if unpassed is not None:
                 raise without_extra(self.rule.name, unpassed, error) from error
             raise
