@@ -576,7 +576,7 @@ def reads_the_loss():
 def reads_the_hessian_behind_a_sum():
     def update(update, state, param, ctx):
         total = yield {"sum": update.sum()}
-        yield ctx.hessian_diag.abs() + total["sum"], state
+        yield update * ctx.hessian_diag + total["sum"], state
 
     return update
 
