@@ -6,7 +6,7 @@ The next pass starts over, so that nothing is held in between. All passes but th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradtx._execution import Operation
+from gradtx._runs import LateTerm
 
 Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier pass
 
@@ -66,6 +67,11 @@ class Pass(Protocol):
 
 
 MadePass = TypeVar("MadePass", bound=Pass)
+
+
+def have_sums(passes: Sequence[Pass]) -> bool:
+    """Whether a program adds up over leaves, for its own step or for the next one."""
+    return len(passes) > 1 or any(isinstance(name, LateTerm) for name in passes[-1].names)
 
 
 def passes_of(

@@ -28,6 +28,7 @@ class ListPass:
     """One pass of a program: up to a sum over leaves, or to the end.
 
     Attributes:
+        common: The dtype of each number that all leaves share.
         names: The name of each result.
         operation: The operation that waits for the sums; None for the last pass.
         sums: Stand-ins of the sums; empty for the last pass.
@@ -40,7 +41,7 @@ class ListPass:
 
     def __init__(self, run: Callable[[list[Tensor]], PassResult], common: list[Tensor], leaves: list[Tensor]):
         self._run = run
-        self._common = [tensor.dtype for tensor in common]
+        self.common = [tensor.dtype for tensor in common]
         self._leaves = [(tensor.dtype, tensor.shape) for tensor in leaves]
         self._functions: dict[Any, ListFunction] = {}
         self.names: tuple[Any, ...] = ()
@@ -59,11 +60,7 @@ class ListPass:
             self.dtypes = [output.dtype for output in result.outputs]
             return result
 
-        return record(function, self._common, self._leaves)
-
-    def numbers(self, given: Sequence[Any], device: torch.device, on_host: bool) -> tuple[list[Any], bool]:
-        """Arguments as Python numbers, if the host may read them and need not wait; else as 0-d tensors on a device."""
-        return numbers_for(given, self._common, device, on_host)
+        return record(function, self.common, self._leaves)
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
         """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
@@ -182,7 +179,7 @@ class ListBundle:
 
     def call(self, compiled: ListPass) -> list[list[Any]]:
         """Run a pass."""
-        numbers, on_host = compiled.numbers(self._numbers, self.device, self._on_host)
+        numbers, on_host = numbers_for(self._numbers, compiled.common, self.device, self._on_host)
         function = compiled.function(self.device, on_host)
         prepared = function.prepare(numbers)
         return [function.run(prepared, columns) for columns in self.columns()]
@@ -192,13 +189,11 @@ class ListBundle:
         by_leaf: dict[str, dict[str, Tensor]] = {}
         for names, of_call in zip(self.leaf_names(), results, strict=True):
             for key, dtype, values in zip(compiled.names, compiled.dtypes, of_call, strict=True):
-                is_common = not isinstance(values, list | tuple)  # such as a number of entries
-                of_leaves = [self.as_tensor(values, dtype)] * len(names) if is_common else values
-                for name, term in zip(names, of_leaves, strict=True):
+                for name, term in zip(names, self.by_leaf(values, dtype, len(names)), strict=True):
                     terms = by_leaf.setdefault(name, {})
                     if key not in terms:
                         terms[key] = term
-                    elif not is_common:
+                    elif _differ_by_leaf(values):
                         terms[key] = terms[key] + term
         return LeafTerms((NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items())
 
@@ -210,9 +205,13 @@ class ListBundle:
         """Take the local parts of what owners have computed as a further argument of each leaf."""
         raise NotImplementedError
 
+    def by_leaf(self, values: Any, dtype: torch.dtype, leaves: int) -> Sequence[Tensor]:
+        """A result of a call for each of its leaves."""
+        return values if _differ_by_leaf(values) else [self.as_tensor(values, dtype)] * leaves
+
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         """A result that all leaves share, as a 0-d tensor."""
-        if isinstance(value, list | tuple):
+        if _differ_by_leaf(value):
             value = value[0]
         return _placed(value, dtype, self.device)
 
@@ -248,6 +247,11 @@ class ListPassOperation(Operation):
             leaf.add_results(total)
             return
         leaf.add_totals([total[name] for name in self._compiled.names])
+
+
+def _differ_by_leaf(values: Any) -> bool:
+    """Whether a result of a call is a list; others, such as a number of entries, are the same for all leaves."""
+    return isinstance(values, list | tuple)
 
 
 def _is_elsewhere(value: Any) -> bool:

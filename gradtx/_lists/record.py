@@ -163,10 +163,7 @@ class _Recorder:
         """A tensor that the function makes of Python numbers, such as `torch.tensor(1.0)`."""
         if tensor.ndim or tensor.device.type != "cpu":
             raise UnrecordableError("a tensor of Python numbers")
-        node = self.graph.call_function(
-            torch.ops.aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META}
-        )
-        self._name(tensor, node)
+        self._name(tensor, add_constant(self.graph, tensor))
         return tensor
 
     def _check_written(self, target: Any, operator: Any) -> None:
@@ -191,6 +188,13 @@ class _Recorder:
                 part = self.graph.call_function(_item, (node, i))
                 part.meta["val"] = item
                 self._nodes[id(item)] = part
+
+
+def add_constant(graph: Graph, tensor: Tensor) -> Node:
+    """Add a 0-d tensor by its value, on the device of the leaves."""
+    return graph.call_function(
+        torch.ops.aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META}
+    )
 
 
 def _item(values: Any, i: int) -> Any:

@@ -139,7 +139,7 @@ class GroupView:
     def values(self) -> Mapping[str, Any]:
         """The present values, checked as a constructor checks them; a schedule unless its number was overwritten.
 
-        The same dict as long as nobody writes into the group.
+        The same dict until the group changes.
         """
         group, seen = self.group, self._seen
         present: dict[str, Any] = {}

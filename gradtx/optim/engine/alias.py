@@ -32,6 +32,15 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     raise OddTensorError
 
 
+def alias_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
+    """The alias of a tensor that is only read; if its entries are laid out otherwise, of a copy."""
+    try:
+        return alias(tensor, like, flat)
+    except OddTensorError:
+        copy = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+        return alias(copy, like, flat)
+
+
 def lengths_like(tensors: Sequence[Tensor], param: Tensor, length: int) -> list[int]:
     """The lengths of flat tensors of another leaf, whose parameter has about `length` entries.
 

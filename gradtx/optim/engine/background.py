@@ -18,7 +18,6 @@ from torch import Tensor
 
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
-from gradtx.optim.engine.base import SUM_OVER_SHARDS
 from gradtx.optim.engine.compiled import CompilationError, CompiledEngine, Order
 from gradtx.optim.engine.compiler import Backend
 from gradtx.optim.engine.inductor import compile_with_inductor
@@ -64,8 +63,6 @@ class BackgroundEngine(CompiledEngine):
 
     def _make(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
         key = id(programs)
-        if key in self._with_sums_over_shards:
-            return SUM_OVER_SHARDS
         if self._loads and key in self._orders:
             return super()._make(order, programs)
         self._orders.setdefault(key, order)

@@ -114,10 +114,6 @@ class Engine:
         """Bundles of leaves of one group, count and kind; leaves that are in none of them are left to others."""
         raise NotImplementedError
 
-    def _takes(self, leaf: Leaf) -> bool:
-        """Whether programs may do all operations of a leaf."""
-        raise NotImplementedError
-
     def _width(self, member: Member, flat: bool) -> int:
         """How many leaves a program takes."""
         raise NotImplementedError
@@ -176,6 +172,13 @@ class Engine:
             width=self._width(member, flat),
         )
 
+    def _takes(self, leaf: Leaf) -> bool:
+        """Whether programs may do all operations of a leaf."""
+        stage = stage_without_program(leaf)
+        if stage is not None:
+            self._refuse(leaf, f"{stage} has no program")
+        return stage is None
+
     def _refuse(self, leaf: Leaf, reason: str) -> None:
         self.reasons[leaf.name] = reason
 
@@ -209,6 +212,14 @@ def shared_programs(cache: SharedPrograms, tx: GradientTransformation, *options:
         if varies(entry.value):  # a shared program would keep a tensor, or what a schedule holds, alive
             return {}
     return {} if skeleton is None else cache.of((skeleton, *options))
+
+
+def stage_without_program(leaf: Leaf) -> str | None:
+    """The first operation of a leaf that programs can't do."""
+    for operation in leaf.program:
+        if not operation.compiles:
+            return ".".join(operation.path)
+    return None
 
 
 def _takes_part(param: Tensor, leaf: Leaf) -> bool:

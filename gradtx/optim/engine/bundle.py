@@ -15,7 +15,7 @@ from gradtx._sharding import local
 from gradtx.optim._member import Member
 from gradtx.optim._request import Trees
 from gradtx.optim._run import OptimizerRun
-from gradtx.optim.engine.alias import OddTensorError, alias, lengths_like
+from gradtx.optim.engine.alias import alias, alias_or_copy, lengths_like
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
 
@@ -106,11 +106,7 @@ class Bundle:
         """An alias of a tensor, or of a copy if its entries are laid out otherwise."""
         if tensor.ndim == 1 and type(tensor) is Tensor and not tensor.requires_grad and tensor.is_contiguous():
             return tensor  # a shortcut: the alias would be the same
-        try:
-            return alias(tensor, member.param, self._flat)
-        except OddTensorError:
-            copy = torch.empty_like(member.param, dtype=tensor.dtype).copy_(tensor)
-            return alias(copy, member.param, self._flat)
+        return alias_or_copy(tensor, member.param, self._flat)
 
     def compile_for(self, program: BundleProgram) -> None:
         """Go through this program from now on."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from gradtx._execution import Leaf
 from gradtx._lists.cache import SharedPrograms
 from gradtx._owners import has_regions
-from gradtx._runs import LateTerm
+from gradtx._passes import have_sums
 from gradtx._sharding import is_sharded
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
@@ -27,6 +27,7 @@ from gradtx.optim.engine.base import (
     UnsuitableError,
     shared_programs,
     slots_are_shaped_as,
+    stage_without_program,
     stand_ins,
 )
 from gradtx.optim.engine.bundle import Bundle, Prepared
@@ -90,7 +91,7 @@ class CompiledEngine(Engine):
         self._with_sums_over_shards: set[int] = set()  # the ids of lists of programs that stay empty
         self._prepared: Prepared = {}
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
-        self._reported: set[str] = set()  # the stages of which was said that they are not compiled
+        self._logged: set[str] = set()  # the stages that the log has named
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._options, self._backend)  # programs are compiled again where they are needed
@@ -125,9 +126,7 @@ class CompiledEngine(Engine):
 
     def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
         pairs.sort(key=_largest_first)  # compilers look at the first sizes they see
-        first, leaf = pairs[0]
-        absent = tuple(name for name, value in leaf.extras.items() if value is None)
-        signature = Signature.of(first, absent, kind, request)
+        signature = Signature.of(*pairs[0], kind, request)
         bundles: list[Bundle] = []
         for start in range(0, len(pairs), kind.width):
             members = [member for member, _ in pairs[start : start + kind.width]]
@@ -157,15 +156,11 @@ class CompiledEngine(Engine):
         if has_regions(leaf.program):
             self._refuse(leaf, "owners compute a link, between two programs over lists")
             return False
-        for operation in leaf.program:
-            if not operation.compiles:
-                self._refuse(leaf, f"{'.'.join(operation.path)} has no program")
-                stage = ".".join(operation.path)
-                if stage not in self._reported:
-                    self._reported.add(stage)
-                    logger.warning("%s is not compiled: leaves that pass it step eagerly", stage)
-                return False
-        return True
+        stage = stage_without_program(leaf)
+        if stage is not None and stage not in self._logged:
+            self._logged.add(stage)
+            logger.warning("%s is not compiled: leaves that pass it step eagerly", stage)
+        return super()._takes(leaf)
 
     def _bundle(
         self,
@@ -181,6 +176,8 @@ class CompiledEngine(Engine):
         bundle.create_arguments(self._flag, request.trees)
         tensors = bundle.arguments(request.trees)
         programs = self._programs_like(first, kind, signature, request)
+        if id(programs) in self._with_sums_over_shards:
+            return SUM_OVER_SHARDS
         program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
             view, structure = request.views[first.group], request.structures[first.group]
@@ -215,8 +212,6 @@ class CompiledEngine(Engine):
         Raises:
             CompilationError: the chain can't be traced or compiled.
         """
-        if id(programs) in self._with_sums_over_shards:
-            return SUM_OVER_SHARDS
         with COMPILING:
             for program in programs:
                 if program.fits(order.examples[-1]):
@@ -241,8 +236,7 @@ class CompiledEngine(Engine):
             program = BundleProgram(order.function, order.common, order.examples[0], order.flat)
             if not program.fits(order.examples[-1]):  # a rule asks for the length
                 program = BundleProgram(order.function, order.common, order.examples[-1], order.flat)
-            late = any(isinstance(name, LateTerm) for name in program.passes[-1].names)
-            if (late or len(program.passes) > 1) and order.sharded:
+            if order.sharded and have_sums(program.passes):
                 return None
             program.compile(compiler)
         except Exception as error:  # anything may happen in a user's rule and in torch's compiler

@@ -14,13 +14,13 @@ from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call, passes_of_shards
 from gradtx._lists.cache import SharedPrograms
 from gradtx._owners import has_regions
-from gradtx._passes import passes_of
+from gradtx._passes import have_sums, passes_of
 from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
-from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.alias import alias, alias_or_copy
 from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
@@ -98,10 +98,8 @@ class MemberBundle(ListBundle):
 
     def _add_late(self, place: LateTerm, dtype: torch.dtype, results: list[Any]) -> None:
         """Hand over the terms of a sum, one list of them for each call."""
-        for names, terms in zip(self.leaf_names(), results, strict=True):
-            if not isinstance(terms, list | tuple):  # the same for all leaves
-                terms = [self.as_tensor(terms, dtype)] * len(names)
-            for name, term in zip(names, terms, strict=True):
+        for names, of_call in zip(self.leaf_names(), results, strict=True):
+            for name, term in zip(names, self.by_leaf(of_call, dtype, len(names)), strict=True):
                 self.run.add_late(place, name, term)
 
 
@@ -162,12 +160,7 @@ class Chunk:
         member, window = piece
         if window is None and _is_plain(tensor):
             return tensor
-        flat = self._splits or window is not None
-        try:
-            aliased = alias(tensor, member.param, flat)
-        except OddTensorError:
-            copy = torch.empty_like(member.param, dtype=tensor.dtype).copy_(tensor)
-            aliased = alias(copy, member.param, flat)
+        aliased = alias_or_copy(tensor, member.param, self._splits or window is not None)
         return aliased if window is None else aliased[window]
 
 
@@ -250,13 +243,6 @@ class ListEngine(Engine):
 
     # Planning.
 
-    def _takes(self, leaf: Leaf) -> bool:
-        for operation in leaf.program:
-            if not operation.compiles:
-                self._refuse(leaf, f"{'.'.join(operation.path)} has no program")
-                return False
-        return True
-
     def _width(self, member: Member, flat: bool) -> int:
         return 1
 
@@ -265,8 +251,7 @@ class ListEngine(Engine):
 
     def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[MemberBundle]:
         member, leaf = pairs[0]
-        absent = tuple(name for name, value in leaf.extras.items() if value is None)
-        of_kind = Signature.of(member, absent, kind, request)
+        of_kind = Signature.of(member, leaf, kind, request)
         signature = dataclasses.replace(of_kind, width=1, padded=False, divided=has_regions(leaf.program))
         structure = request.structures[member.group]
         key = (structure, kind, *signature.key())
@@ -322,8 +307,7 @@ class ListEngine(Engine):
             text = tuple(each.text for each in program)
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
-        has_sums = len(program) > 1 or any(isinstance(name, LateTerm) for name in program[-1].names)
-        if has_sums and is_sharded(member.param) and not function.signature.divided:
+        if is_sharded(member.param) and not function.signature.divided and have_sums(program):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
 

@@ -11,10 +11,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from gradtx._lists.bundle import numbers_for
 from gradtx._lists.code import ListFunction, list_function
-from gradtx._lists.record import META, Recording
+from gradtx._lists.record import Recording, add_constant
 from gradtx.optim.engine.hoist import Numbers
-
-aten = torch.ops.aten
 
 
 class StepNumbers:
@@ -64,8 +62,7 @@ def _write_constants(graph: Graph, owner: GraphModule) -> None:
     for node in graph.find_nodes(op="get_attr"):
         tensor: Tensor = getattr(owner, node.target)
         with graph.inserting_before(node):
-            options = {"dtype": tensor.dtype, "device": META}
-            constant = graph.call_function(aten.full.default, ([], tensor.item()), options)
+            constant = add_constant(graph, tensor)
         constant.meta["val"] = tensor
         node.replace_all_uses_with(constant)
         graph.erase_node(node)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx._errors import Path
+from gradtx._execution import Leaf
 from gradtx.optim._member import Layout, Member
 from gradtx.optim._request import StepRequest
 
@@ -77,10 +78,11 @@ class Signature:
     def of(
         cls,
         member: Member,
-        absent: tuple[str, ...],
+        leaf: Leaf,
         kind: LeafKind,
         request: StepRequest,
     ) -> Signature:
+        """The signature of all leaves like this one."""
         layout = member.layout
         assert layout is not None
         shared: dict[tuple[Path, str], torch.dtype] = {}
@@ -95,7 +97,7 @@ class Signature:
             shared=shared,
             scalars={name: value.dtype for name, value in request.tensor_scalars().items()},
             by_leaf=kind.by_leaf,
-            absent=absent,
+            absent=tuple(name for name, value in leaf.extras.items() if value is None),
             known_extras=request.run.known_extras,
             width=kind.width,
             scaled=request.scaling is not None,
