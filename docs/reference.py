@@ -372,8 +372,9 @@ def flat(text: str) -> str:
 
 def items(text: str) -> list[tuple[str, str]]:
     """The entries of `Args` and `Raises`, whose further lines are indented."""
-    found = re.findall(r"^([\w*]+): (.*(?:\n .*)*)", text, re.MULTILINE)
-    return [(name, unmarked(flat(told))) for name, told in found]
+    found = re.findall(r"^([\w*]+): (.*(?:\n(?: .*)?)*)", text, re.MULTILINE)
+    without_bullets = [(name, re.sub(r"\n\s+- ", "\n", told)) for name, told in found]
+    return [(name, unmarked(flat(told))) for name, told in without_bullets]
 
 
 def described(value: Any) -> str:

@@ -35,10 +35,9 @@ def test_every_public_name_has_an_entry():
 
 def rendered(text):
     """What the parser of the site makes of the description of an entry."""
+    import conf
     from docutils.core import publish_doctree
     from myst_parser.docutils_ import Parser
-
-    import conf
 
     settings = {"myst_enable_extensions": conf.myst_enable_extensions, "report_level": 4}
     return publish_doctree(text, parser=Parser(), settings_overrides=settings)
