@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradtx.core import GradientTransformation
 from gradtx.optim import classes
@@ -65,10 +65,12 @@ def as_optimizer(
     return optimizer
 
 
-def __getattr__(name: str) -> object:
-    """Name the link, or the class, that a name of another library stands for in the error."""
-    if name.startswith("_"):
-        raise AttributeError(f"module 'gradtx.optim' has no attribute {name!r}")
-    from gradtx.registry import class_hint
+if not TYPE_CHECKING:  # type checkers report unknown names themselves
 
-    raise AttributeError(f"gradtx.optim has no {name!r}; {class_hint(name)}")
+    def __getattr__(name: str) -> object:
+        """Name the link, or the class, that a name of another library stands for in the error."""
+        if name.startswith("_"):
+            raise AttributeError(f"module 'gradtx.optim' has no attribute {name!r}")
+        from gradtx.registry import class_hint
+
+        raise AttributeError(f"gradtx.optim has no {name!r}; {class_hint(name)}")
