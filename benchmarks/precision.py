@@ -4,15 +4,21 @@ Every run has the same batches and, for a seed, the same first weights; its loss
 float32 with the same seed. Weights in bfloat16 run their model in float32, on the rounded weights, so that only the
 optimizer differs.
 
-    python benchmarks/precision.py [--steps 1000] [--seeds 3] [--only AdamW Lion] [--peers]
+    python benchmarks/precision.py [--steps 1000] [--seeds 3] [--only AdamW Lion] [--peers 300] [--report]
 
-Writes docs/precision.md and docs/precision.png. `--peers` adds torchao's coded optimizers, which must be installed.
+Each finished run is kept in a file under out/, so a study that was interrupted goes on where it was. Writes
+docs/precision.md and docs/precision.png, with `--report` from the runs that are through. `--peers 300` runs the AdamW
+of torchao, bitsandbytes, optimi and heavyball instead, which must be installed (`pip install --no-deps --target`).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
+import json
+import math
+import re
 import statistics
 import sys
 import time
@@ -20,8 +26,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from common import machine
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 
@@ -34,8 +38,11 @@ from tqdm import tqdm
 import gradtx
 from gradtx import GradientTransformation, chain, compensate_rounding, round_stochastically, with_state_dtype
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS, CACHE = ROOT / "docs", ROOT / "out" / "precision"
 LAST = 50  # steps whose losses are averaged
+PEER_STEPS = 300
+ROWS = (256, 1024, 4096)
 EVERY = 10  # steps between the points of the plot
 CODES = ["bfloat16+8", "bfloat16:stochastic", "float8", "int8", "int4"]
 FLOAT32 = "float32"
@@ -63,29 +70,61 @@ ROUNDINGS: dict[str, GradientTransformation] = {
     "compensate_rounding(16)": compensate_rounding(bits=16),
     "compensate_rounding(8)": compensate_rounding(bits=8),
 }
-PEERS = {"torchao int8": "AdamW8bit", "torchao int4": "AdamW4bit", "torchao float8": "AdamWFp8"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: how to train, and for which seed.
+
+    Attributes:
+        algorithm: The column of the table.
+        mode: The row of the table.
+        make: Makes the optimizer of named parameters.
+        narrow: Whether weights are in bfloat16.
+        seed: Of the first weights and the batches.
+        steps: How many.
+    """
+
+    algorithm: str
+    mode: str
+    make: Callable[[Any], torch.optim.Optimizer]
+    narrow: bool
+    seed: int
+    steps: int
+
+    def path(self, folder: Path) -> Path:
+        """Where the measurements of the run are kept."""
+        words = re.findall(r"[A-Za-z0-9+]+", f"{self.algorithm} {self.mode}")
+        return folder / f"{'-'.join(words)}-{self.steps}-{self.seed}.json"
 
 
 @dataclass
 class Result:
-    """The losses of the runs of one mode, one for each seed.
+    """The runs of one mode that are through, by seed.
 
     Attributes:
         losses: The training losses of each run.
         state: Bytes of state for each entry of the weights.
-        seconds: Seconds of each run's steps of the optimizer.
+        milliseconds: Of each run, the time of a step of the optimizer: a tenth of all steps was faster.
     """
 
-    losses: list[list[float]] = field(default_factory=list[list[float]])
+    losses: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
     state: float = 0.0
-    seconds: list[float] = field(default_factory=list[float])
+    milliseconds: dict[int, float] = field(default_factory=dict[int, float])
 
-    def last(self) -> list[float]:
-        return [statistics.fmean(of_run[-LAST:]) for of_run in self.losses]
+    def add(self, seed: int, measured: dict[str, Any]) -> None:
+        self.losses[seed] = measured["losses"]
+        self.state = measured["state"]
+        self.milliseconds[seed] = measured["milliseconds"]
+
+    def last(self) -> dict[int, float]:
+        """The losses at the end."""
+        return {seed: statistics.fmean(of_run[-LAST:]) for seed, of_run in self.losses.items()}
 
     def over(self, reference: Result) -> list[float]:
         """The losses at the end over those of a reference with the same seeds."""
-        return [own / other for own, other in zip(self.last(), reference.last(), strict=True)]
+        others = reference.last()
+        return [loss / others[seed] for seed, loss in self.last().items() if seed in others]
 
 
 class Narrow:
@@ -108,18 +147,16 @@ class Narrow:
             self.params[name].grad = None if param.grad is None else param.grad.bfloat16()
 
 
-def train(
-    make: Callable[[Any], torch.optim.Optimizer], seed: int, steps: int, text: Tensor, narrow: bool, result: Result
-) -> None:
-    """One run."""
-    torch.manual_seed(seed)
+def train(plan: Plan, text: Tensor) -> dict[str, Any]:
+    """The measurements of one run."""
+    torch.manual_seed(plan.seed)
     model = Transformer()
-    weights = Narrow(model) if narrow else None
-    optimizer = make(list(weights.params.items() if weights else model.named_parameters()))
-    batches = torch.Generator().manual_seed(seed)
+    weights = Narrow(model) if plan.narrow else None
+    optimizer = plan.make(list(weights.params.items() if weights else model.named_parameters()))
+    batches = torch.Generator().manual_seed(plan.seed)
     losses: list[float] = []
-    spent = 0.0
-    for _ in tqdm(range(steps), desc="steps", leave=False, disable=None):
+    seconds: list[float] = []
+    for _ in tqdm(range(plan.steps), desc=f"{plan.algorithm}, {plan.mode}", leave=False, disable=None):
         model.zero_grad()
         loss = model.loss(windows_of(text, BATCH, batches))
         loss.backward()
@@ -127,27 +164,43 @@ def train(
             weights.take()
         start = time.perf_counter()
         optimizer.step()
-        spent += time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
         if weights is not None:
             weights.show()
         losses.append(loss.item())
-    result.losses.append(losses)
-    result.seconds.append(spent)
-    result.state = bytes_of(optimizer) / sum(param.numel() for param in model.parameters())
+    entries = sum(param.numel() for param in model.parameters())
+    return {
+        "losses": losses,
+        "state": bytes_of(optimizer) / entries,
+        "milliseconds": 1000 * statistics.quantiles(seconds, n=10)[0],
+    }
+
+
+def measured(plan: Plan, text: Tensor, folder: Path) -> dict[str, Any]:
+    """The measurements of a run, which is kept in a file, and made only if there is none."""
+    path = plan.path(folder)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        result = json.dumps(train(plan, text))
+        path.write_text(result, encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def bytes_of(optimizer: torch.optim.Optimizer) -> int:
-    """The bytes of an optimizer's state; coded tensors of peers are added up by their parts."""
+    """The bytes of an optimizer's state; peers have coded tensors of several parts, and nested dicts."""
     sizes: dict[int, int] = {}
-    for state in optimizer.state.values():
-        for value in state.values():
-            parts = [value]
-            if hasattr(value, "__tensor_flatten__"):
-                names, _ = value.__tensor_flatten__()
-                parts = [getattr(value, name) for name in names]
-            for tensor in parts:
-                if isinstance(tensor, Tensor) and tensor.numel():
-                    sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    waiting: list[Any] = list(optimizer.state.values())
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif hasattr(value, "__tensor_flatten__"):
+            names, _ = value.__tensor_flatten__()
+            waiting += [getattr(value, name) for name in names]
+        elif isinstance(value, Tensor) and value.numel():
+            sizes[value.data_ptr()] = value.numel() * value.element_size()
     return sum(sizes.values())
 
 
@@ -155,21 +208,107 @@ def adapter(tx: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer
     return lambda params: gradtx.as_optimizer(tx, params)
 
 
-def peers(steps: int) -> dict[str, Callable[[Any], torch.optim.Optimizer]]:
-    """torchao's optimizers, with AdamW's numbers at a constant rate."""
-    try:
-        low_bit = importlib.import_module("torchao.optim")
-    except ImportError:
-        sys.exit("--peers needs torchao: pip install torchao")
+# Peers, with AdamW's numbers at a constant rate.
 
-    def make(name: str) -> Callable[[Any], torch.optim.Optimizer]:
-        return lambda params: getattr(low_bit, name)([param for _, param in params], lr=2e-3, betas=(0.9, 0.95))
+NUMBERS: dict[str, Any] = {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.01}
 
-    modes = {title: make(name) for title, name in PEERS.items()}
-    for code in (None, "int8", "int4", "float8"):
-        tx = gradtx.adamw(2e-3, betas=(0.9, 0.95), weight_decay=0.01, state_dtype=code)
-        modes[f"gradtx {code or FLOAT32}"] = adapter(tx)
-    return modes
+
+def peer(module: str, name: str, **options: Any) -> Callable[[Any], torch.optim.Optimizer]:
+    """A class of another library, imported when the optimizer is made."""
+
+    def make(params: Any) -> torch.optim.Optimizer:
+        optimizer_class = getattr(importlib.import_module(module), name)
+        return optimizer_class([param for _, param in params], **NUMBERS, **options)
+
+    return make
+
+
+def ours(code: Any = None, *links: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer]:
+    """Our compiled AdamW."""
+    tx = chain(gradtx.adamw(**NUMBERS, state_dtype=code), *links)
+    return lambda params: gradtx.as_optimizer(tx, params, compile=True)
+
+
+PEERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
+    "bitsandbytes, AdamW8bit": (peer("bitsandbytes.optim", "AdamW8bit"), False),
+    "gradtx, bfloat16 weights, compensate_rounding(16)": (ours(None, compensate_rounding()), True),
+    "optimi, bfloat16 weights, kahan_sum": (peer("optimi", "AdamW", kahan_sum=True), True),
+    "gradtx, bfloat16 weights, compensate_rounding(8)": (ours(None, compensate_rounding(bits=8)), True),
+    "gradtx, float32": (ours(), False),
+    'gradtx, "bfloat16+8"': (ours("bfloat16+8"), False),
+    'gradtx, "int8"': (ours("int8"), False),
+    'gradtx, "float8"': (ours("float8"), False),
+    'gradtx, "int4"': (ours("int4"), False),
+    "torchao, AdamW8bit": (peer("torchao.optim", "AdamW8bit"), False),
+    "torchao, AdamWFp8": (peer("torchao.optim", "AdamWFp8"), False),
+    "torchao, AdamW4bit": (peer("torchao.optim", "AdamW4bit"), False),
+    'heavyball, ecc="bf16+8"': (peer("heavyball", "AdamW", ecc="bf16+8"), False),
+    'heavyball, bfloat16 weights, param_ecc="bf16+8"': (peer("heavyball", "AdamW", param_ecc="bf16+8"), True),
+}
+
+
+def peer_plans(steps: int) -> list[Plan]:
+    return [Plan("peers", mode, make, narrow, 0, steps) for mode, (make, narrow) in PEERS.items()]
+
+
+def peer_table(folder: Path, steps: int) -> list[str]:
+    """The rows of the runs of peers that are through."""
+    results: dict[str, Result] = {}
+    for plan in peer_plans(steps):
+        path = plan.path(folder)
+        if path.exists():
+            results[plan.mode] = Result()
+            results[plan.mode].add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
+    lines = ["| AdamW | bytes of state an entry | ms a step | loss |", "|---|---:|---:|---:|"]
+    for mode in sorted(results, key=lambda mode: -results[mode].state):
+        (milliseconds,) = results[mode].milliseconds.values()
+        lines.append(f"| {mode} | {results[mode].state:.2f} | {milliseconds:.1f} | {losses(results[mode])} |")
+    return lines
+
+
+# The time of coded steps.
+
+
+def step_times(rounds: int = 60) -> dict[str, list[float]]:
+    """Milliseconds of the fastest step of compiled AdamW on a matrix, all codes in turn, by numbers of rows."""
+    times: dict[str, list[float]] = {}
+    for rows in ROWS:
+        optimizers: dict[str, torch.optim.Optimizer] = {}
+        for code in (None, *CODES):
+            param = torch.nn.Parameter(torch.randn(rows, 1024))
+            param.grad = torch.randn_like(param)
+            optimizers[code or FLOAT32] = gradtx.optim.AdamW([param], lr=1e-3, compile=True, state_dtype=code)
+        best = dict.fromkeys(optimizers, math.inf)
+        for _ in tqdm(range(rounds), desc=f"{rows} rows", leave=False, disable=None):
+            for code, optimizer in optimizers.items():
+                start = time.perf_counter()
+                optimizer.step()
+                best[code] = min(best[code], 1000 * (time.perf_counter() - start))
+        for code, milliseconds in best.items():
+            times.setdefault(code, []).append(milliseconds)
+    return times
+
+
+def page_of_times(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    times: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "## Step times on a CPU",
+        "",
+        "Compiled AdamW on one matrix and one thread, the fastest of 60 interleaved steps, and over that of float32. A "
+        "coded step goes through a leaf several times, because the scale of a block is known only when all its entries "
+        "are, and it divides and takes roots more often. Codes in 4 bits are not vectorized.",
+        "",
+        f"| state | {' | '.join(f'{rows} x 1024' for rows in ROWS)} |",
+        "|---|" + "---:|" * len(ROWS),
+    ]
+    for code, milliseconds in times.items():
+        cells = [
+            f"{value:.1f} ms ({value / first:.1f})" for value, first in zip(milliseconds, times[FLOAT32], strict=True)
+        ]
+        lines.append(f"| {code} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]]:
@@ -183,47 +322,127 @@ def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.opt
     return modes
 
 
+def plans_of(names: list[str], steps: int, seeds: int) -> list[Plan]:
+    """All runs; those that bars are about come first."""
+    plans: list[Plan] = []
+    for name in names:
+        for mode, (make, narrow) in modes_of(name, steps).items():
+            of_mode = seeds if _has_bar(name, mode) else 1
+            plans += [Plan(name, mode, make, narrow, seed, steps) for seed in range(of_mode)]
+    return sorted(plans, key=lambda plan: (not _has_bar(plan.algorithm, plan.mode), plan.seed))
+
+
+def _has_bar(name: str, mode: str) -> bool:
+    return mode in (FLOAT32, 'state "int8"') or (name == "AdamW" and mode.startswith("bfloat16 weights"))
+
+
 def cell(result: Result, reference: Result) -> str:
+    """The losses of a mode over those of float32, in percent."""
     ratios = [100 * (ratio - 1) for ratio in result.over(reference)]
+    if not ratios:
+        return ""
     if len(ratios) == 1:
         return f"{ratios[0]:+.2f}%"
     return f"{statistics.fmean(ratios):+.2f}% ({min(ratios):+.2f} to {max(ratios):+.2f})"
 
 
-def page(results: dict[str, dict[str, Result]], steps: int, seeds: int) -> str:
-    first = next(iter(results.values()))
+def losses(result: Result) -> str:
+    """The losses of float32."""
+    last = list(result.last().values())
+    if len(last) < 2:
+        return "".join(f"{loss:.3f}" for loss in last)
+    return f"{statistics.fmean(last):.3f} ({min(last):.3f} to {max(last):.3f})"
+
+
+def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
     lines = [
         "# Accuracy of coded state and rounded weights",
         "",
-        f"The byte transformer of [examples/muon_chars.py](../examples/muon_chars.py), {steps} steps, {seeds} "
-        f"seed{'s' if seeds > 1 else ''}: training loss of the last {LAST} steps against float32 with the same seed, "
-        "the mean and the range over seeds. Leaves below 4096 entries are not coded, as always. The first row is the "
-        "loss of float32 itself.",
+        f"The byte transformer of `examples/muon_chars.py`, {steps} steps: the training loss of the last {LAST} steps "
+        "over that of float32 with the same seed. A cell with a range has several seeds, the others have one. The "
+        "first row is the loss of float32 itself. Leaves below 4096 entries are not coded, as always. What to choose: "
+        "[Train in less memory](howto/less-memory.md).",
         "",
-        f"Written by `benchmarks/precision.py` on {machine()}.",
+        f"Written by `benchmarks/precision.py`, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}.",
         "",
         f"| mode | {' | '.join(results)} |",
         "|---|" + "---:|" * len(results),
     ]
-    for mode in first:
+    for mode in next(iter(results.values())):
+        if not any(modes[mode].losses for modes in results.values()):
+            continue
         cells = [mode]
         for modes in results.values():
-            own, reference = modes[mode], next(iter(modes.values()))
-            cells.append(f"{statistics.fmean(own.last()):.3f}" if own is reference else cell(own, reference))
+            reference = modes[FLOAT32]
+            cells.append(losses(reference) if mode == FLOAT32 else cell(modes[mode], reference))
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "![Training loss of AdamW in each mode](precision.png)", ""]
-    return "\n".join(lines)
+    return [*lines, "", "![Training loss of AdamW in each mode](precision.png)", ""]
+
+
+def page_of_peers(folder: Path, steps: int) -> list[str]:
+    rows = peer_table(folder, steps)
+    if len(rows) == 2:
+        return []
+    return [
+        "## Other libraries",
+        "",
+        f"The same task, {steps} steps of AdamW at a constant rate, one seed, one thread, one optimizer after another. "
+        "Our steps are compiled; torchao and heavyball compile theirs too. State is in bfloat16 where weights are. The "
+        f"loss is that of the last {LAST} steps.",
+        "",
+        *rows,
+        "",
+        *_not_run(folder, steps),
+        f"Versions: {', '.join(f'{name} {version}' for name, version in versions())}.",
+        "",
+    ]
+
+
+def _not_run(folder: Path, steps: int) -> list[str]:
+    missing = [plan.mode for plan in peer_plans(steps) if not plan.path(folder).exists()]
+    return [f"Not run yet: {'; '.join(missing)}.", ""] if missing else []
+
+
+def versions() -> list[tuple[str, str]]:
+    """The installed peers."""
+    installed: list[tuple[str, str]] = []
+    for name in ("torchao", "bitsandbytes", "torch-optimi", "heavyball"):
+        try:
+            installed.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
 
 
 def plot(modes: dict[str, Result], title: str) -> None:
+    """Each mode's loss over that of float32, so that lines that agree can be told apart."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    reference = modes[FLOAT32]
     for mode, result in modes.items():
-        losses = torch.tensor(result.losses).mean(0)
-        smooth = losses[: len(losses) // EVERY * EVERY].unflatten(0, (-1, EVERY)).mean(1)
-        axes.plot(range(EVERY, EVERY * len(smooth) + 1, EVERY), smooth, label=mode, linewidth=1)
-    axes.set(xlabel="step", ylabel="training loss, nats a character", title=title)
+        seeds = result.losses.keys() & reference.losses.keys()
+        if not seeds or mode == FLOAT32:
+            continue
+        ratios = torch.tensor([result.losses[seed] for seed in seeds]) / torch.tensor(
+            [reference.losses[seed] for seed in seeds]
+        )
+        smooth = ratios.mean(0).unfold(0, EVERY, EVERY).mean(1)
+        axes.plot(range(EVERY, EVERY * len(smooth) + 1, EVERY), 100 * (smooth - 1), label=mode, linewidth=1)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(xlabel="step", ylabel="training loss over that of float32, %", title=title)
     axes.legend(frameon=False, fontsize="small")
     figure.savefig(DOCS / "precision.png", dpi=120)
+
+
+def report(plans: list[Plan], folder: Path, steps: int) -> dict[str, dict[str, Result]]:
+    """The results of the runs that are through."""
+    results: dict[str, dict[str, Result]] = {}
+    for name in ALGORITHMS:
+        results[name] = {mode: Result() for mode in modes_of(name, steps)}
+    for plan in plans:
+        path = plan.path(folder)
+        if path.exists():
+            results[plan.algorithm][plan.mode].add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
+    return results
 
 
 def main() -> None:
@@ -231,33 +450,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
-    parser.add_argument("--modes", nargs="+", default=[], help="only modes that contain one of these words")
-    parser.add_argument("--peers", action="store_true", help="compare with torchao's optimizers instead")
+    parser.add_argument("--peers", type=int, metavar="STEPS", help="run other libraries' optimizers for so many steps")
+    parser.add_argument("--times", action="store_true", help="measure the time of coded steps instead")
+    parser.add_argument("--report", action="store_true", help="write the page from the runs that are through")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="the folder that keeps finished runs")
     options = parser.parse_args()
-    text, _ = library()
-    plans: dict[str, dict[str, Any]] = {}
-    if options.peers:
-        plans["AdamW"] = {title: (make, False) for title, make in peers(options.steps).items()}
-    for name in () if options.peers else options.only:
-        modes = modes_of(name, options.steps)
-        chosen = [mode for mode in modes if mode == FLOAT32 or any(word in mode for word in options.modes)]
-        plans[name] = {mode: modes[mode] for mode in chosen} if options.modes else modes
-    results = {name: {mode: Result() for mode in modes} for name, modes in plans.items()}
-    runs = [(name, mode, seed) for seed in range(options.seeds) for name, modes in plans.items() for mode in modes]
-    for name, mode, seed in tqdm(runs, desc="runs", disable=None):
-        make, narrow = plans[name][mode]
-        train(make, seed, options.steps, text, narrow, results[name][mode])
+    plans = plans_of(options.only, options.steps, options.seeds)
+    times = options.cache / "times.json"
+    if options.times:
+        torch.set_num_threads(1)
+        times.write_text(json.dumps(step_times()), encoding="utf-8")
+    elif not options.report:
+        torch.set_num_threads(1)  # more threads help tensors this small little
+        text, _ = library()
+        for plan in tqdm(peer_plans(options.peers) if options.peers else plans, desc="runs", disable=None):
+            measured(plan, text, options.cache)
+    results = report(plans_of(list(ALGORITHMS), options.steps, options.seeds), options.cache, options.steps)
     for name, modes in results.items():
         for mode, result in modes.items():
-            loss, seconds = statistics.fmean(result.last()), statistics.fmean(result.seconds)
-            milliseconds = 1000 * seconds / options.steps
-            print(
-                f"{name:14}{mode:44} loss {loss:.4f}, {result.state:5.2f} bytes an entry, {milliseconds:6.2f} ms a step"
-            )
-    if options.peers:
-        return
-    (DOCS / "precision.md").write_text(page(results, options.steps, options.seeds), encoding="utf-8")
-    plot(next(iter(results.values())), next(iter(results)))
+            if result.losses:
+                print(f"{name:14}{mode:44} loss {losses(result)}, {result.state:5.2f} bytes an entry")
+    lines = page(results, options.steps) + page_of_peers(options.cache, options.peers or PEER_STEPS)
+    lines += page_of_times(times)
+    (DOCS / "precision.md").write_text("\n".join(lines), encoding="utf-8")
+    plot(results["AdamW"], "AdamW")
 
 
 if __name__ == "__main__":

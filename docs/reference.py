@@ -273,7 +273,7 @@ def kind(value: Any) -> str:
 def optimizer(factory: Any) -> str:
     """The class of an alias, below it."""
     told = f"`{factory.__name__}` as a torch optimizer, with the same arguments, in groups of parameters too."
-    shown = f"{algorithms.classes()[factory]}(params, ..., compile=False)"
+    shown = f"{algorithms.classes()[factory]}(params, ..., compile=False, state_device=None)"
     return directive("py:class", shown, told, **{"module": "gradtx.optim", "no-contents-entry": ""})
 
 

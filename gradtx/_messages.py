@@ -82,3 +82,13 @@ def _known_with_tail(tail: str, known: list[str]) -> str:
     """List the known names that end in `tail`, or all if none does."""
     alike = [name for name in known if name.rpartition(".")[2] == tail]
     return f"known: {', '.join(sorted(alike or known))}"
+
+
+def check_state_device(owner: str, state_device: Any) -> None:
+    """Check that a device for state is the host.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if not isinstance(state_device, str | torch.device) or str(state_device) != "cpu":
+        raise ValueError(f'{owner}: state_device must be "cpu" or None, got {state_device!r}')

@@ -6,7 +6,7 @@ structure of the trees, the dtypes and the shapes; they hold no tensor of the ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -244,15 +244,16 @@ class TreeProgram:
         self._kept: list[int] = []  # the numbers of the state's tensors
         for entry in self._entries:
             self._kept.extend(entry.leaves.values() if entry.shared is None else [entry.shared])
+        given = _stand_ins(numbers, self._shared(tensors), extras)
         self._bundles: list[_Leaves] = []
-        for names in _alike(present, self._entries, tensors).values():
+        for names in _alike(present, self._entries, tensors):
             columns = [[numbered_updates[name] for name in names]]
             if params is not None:
                 columns.append([numbered_params[name] for name in names])
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
             columns.extend([entry.leaves[name] for name in names] for entry in slots)
             function = _OneLeaf(tx, numbers, names[0], params is not None, self._entries, slots, list(extras))
-            self._bundles.append(_Leaves(names, columns, function, tensors, extras, self._shared(tensors)))
+            self._bundles.extend(_bundles(_Leaves(names, columns, params is not None), function, given, tensors))
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether tensors have the dtypes, devices, shapes and strides that the program is for."""
@@ -295,17 +296,38 @@ def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
             yield Entry(path, key, value, None)
 
 
-def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]) -> dict[Any, list[str]]:
-    """The names of leaves that have the same program."""
+def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]) -> Iterable[list[str]]:
+    """The names of leaves that may have the same program: those of one shape, or elementwise ones of any shape."""
     alike: dict[Any, list[str]] = {}
     for name, leaf in leaves.items():
         if not all(operation.compiles for operation in leaf.program):
             raise _UnsuitableError
         slots = [tensors[entry.leaves[name]] for entry in entries if name in entry.leaves]
-        traits = [(tensor.dtype, tensor.shape, tensor.device) for tensor in (*leaf.given, *slots) if tensor is not None]
+        values = [tensor for tensor in (*leaf.given, *slots) if tensor is not None]
+        is_flat = _is_flat(leaf, values)
+        traits: list[Any] = []
+        for tensor in values:
+            traits.append((tensor.dtype, tensor.device, tensor.ndim > 0 if is_flat else tensor.shape))
         kept = tuple(name in entry.leaves for entry in entries)
         alike.setdefault((tuple(map(id, leaf.program)), tuple(traits), kept), []).append(name)
-    return alike
+    return alike.values()
+
+
+def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
+    """Whether no operation of a leaf depends on its shape or on its name."""
+    shape = values[0].shape
+    if any(tensor.shape not in (shape, ()) for tensor in values):
+        return False
+    return all(operation.elementwise and not operation.positional for operation in leaf.program)
+
+
+def _stand_ins(numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]) -> list[Tensor]:
+    """0-d tensors of the dtypes of all numbers that leaves share."""
+    given = [torch.empty((), dtype=torch.float64) for _ in numbers.values]
+    given.extend(shared)
+    for value in extras.values():
+        given.append(torch.as_tensor(value, dtype=torch.float64 if type(value) is float else None))
+    return given
 
 
 class _OneLeaf:
@@ -397,36 +419,72 @@ class _RecordedRun(TreeRun):
 
 
 class _Leaves:
-    """Leaves with the same program, and the numbers of their tensors among those of the trees."""
+    """Leaves with the same program, and the numbers of their tensors among those of the trees.
 
-    def __init__(
-        self,
-        names: list[str],
-        columns: list[list[int]],
-        function: _OneLeaf,
-        tensors: list[Tensor],
-        extras: dict[str, Any],
-        shared: list[Tensor],
-    ):
-        self.name = names[0]
+    Attributes:
+        names: The names of the leaves.
+        columns: The numbers of their updates, parameters if there are any, and slots.
+        written: The columns of updates and slots.
+        passes: The program.
+        chunks: The leaves of each call.
+    """
+
+    passes: list[ListPass]
+    chunks: list[slice]
+
+    def __init__(self, names: list[str], columns: list[list[int]], has_param: bool):
         self.names = names
         self.columns = columns
-        self.written = [columns[0], *columns[2 if function.has_param else 1 :]]  # of updates and slots
-        first = [tensors[column[0]] for column in columns]
-        self.device = first[0].device
-        numbers = [torch.empty((), dtype=torch.float64) for _ in function.numbers.values]
-        numbers.extend(shared)
-        for value in extras.values():
-            numbers.append(torch.as_tensor(value, dtype=torch.float64 if type(value) is float else None))
-        try:
-            self.passes: list[ListPass] = passes_of(function, numbers, first, ListPass)
-            for each in self.passes:
-                each.function(self.device, all(number.device.type == "cpu" for number in numbers))
-        except (UnrecordableError, _torch.TracingUnavailableError) as error:
-            raise _UnsuitableError from error
-        except Exception as error:  # anything may happen in a user's rule; without a program it shows its error
-            raise _UnsuitableError from error
-        self.chunks = list(_chunks([tensors[i].numel() for i in columns[0]], entries_of_a_call(self.device)))
+        self._has_param = has_param
+        self.written = [columns[0], *columns[2 if has_param else 1 :]]
+
+    def some(self, positions: list[int]) -> _Leaves:
+        """Some of these leaves."""
+        names = [self.names[i] for i in positions]
+        columns: list[list[int]] = []
+        for column in self.columns:
+            columns.append([column[i] for i in positions])
+        return _Leaves(names, columns, self._has_param)
+
+    def tensors_at(self, position: int, tensors: list[Tensor]) -> list[Tensor]:
+        """The tensors of one leaf."""
+        return [tensors[column[position]] for column in self.columns]
+
+    def go_through(self, passes: list[ListPass], tensors: list[Tensor]) -> None:
+        self.passes = passes
+        self.device = tensors[self.columns[0][0]].device
+        sizes = [tensors[i].numel() for i in self.columns[0]]
+        self.chunks = list(_chunks(sizes, entries_of_a_call(self.device)))
+
+
+def _bundles(leaves: _Leaves, function: _OneLeaf, given: list[Tensor], tensors: list[Tensor]) -> list[_Leaves]:
+    """Leaves that may have the same program, in bundles of those that do."""
+    of_shape: dict[torch.Size, list[int]] = {}
+    for position, number in enumerate(leaves.columns[0]):
+        of_shape.setdefault(tensors[number].shape, []).append(position)
+    shapes = sorted(of_shape, key=torch.Size.numel)
+    largest = _passes(function, given, leaves.tensors_at(of_shape[shapes[-1]][0], tensors))
+    if len(shapes) > 1:
+        smallest = _passes(function, given, leaves.tensors_at(of_shape[shapes[0]][0], tensors))
+        if [each.text for each in smallest] != [each.text for each in largest]:
+            bundles: list[_Leaves] = []
+            for positions in of_shape.values():
+                bundles.extend(_bundles(leaves.some(positions), function, given, tensors))
+            return bundles
+    leaves.go_through(largest, tensors)
+    return [leaves]
+
+
+def _passes(function: _OneLeaf, given: list[Tensor], of_leaf: list[Tensor]) -> list[ListPass]:
+    """The program of a leaf."""
+    on_host = all(number.device.type == "cpu" for number in given)
+    try:
+        passes = passes_of(function, given, of_leaf, ListPass)
+        for each in passes:
+            each.function(of_leaf[0].device, on_host)
+    except Exception as error:  # anything may happen in a user's rule; without a program it shows its error
+        raise _UnsuitableError from error
+    return passes
 
 
 def _chunks(sizes: Sequence[int], most: int) -> Iterator[slice]:
@@ -444,7 +502,7 @@ class _Call(ListBundle):
     """One call of a program with the tensors of a caller."""
 
     def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
-        super().__init__(leaves.name, leaves.device, leaves.passes)
+        super().__init__(leaves.names[0], leaves.device, leaves.passes)
         self._leaves = leaves
         self._tensors = tensors
         self._results = results

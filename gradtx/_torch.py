@@ -375,6 +375,15 @@ def writes(target: Any) -> bool:
 
 
 @functools.cache
+def makes_new_tensor(operator: Any) -> bool:
+    """Whether results share no memory with arguments; without a schema the answer is no."""
+    schema = getattr(operator, "_schema", None)
+    if schema is None:
+        return False
+    return all(value.alias_info is None for value in (*schema.arguments, *schema.returns))
+
+
+@functools.cache
 def multiplies_in_bfloat16() -> bool:
     """Whether the processor multiplies matrices in bfloat16 by itself; without the names the answer is yes."""
     by_vectors = _found("torch.cpu", "_is_avx512_bf16_supported")

@@ -40,7 +40,7 @@ class Codec:
         scale: The scale of a block as a function of its largest magnitude; by default that magnitude.
         parts: The names of further tensors that `encode` returns, kept as `<slot>.<part>`.
         nonnegative: The code of slots that are never negative, if they have another.
-        packs: How many codes, from 0 to 15 or from -8 to 7, share a byte: 1, or 2 along the last dimension.
+        packs: How many codes, from 0 to 15 or from -8 to 7, share a byte: 1, or 2 along the last dimension, if any.
         random: Whether `encode` gets 16 random bits for each entry as its last argument.
         name: The name in errors and tables.
 
@@ -135,7 +135,7 @@ class Codec:
         scale = self.scale(blocks.abs().amax(-1, keepdim=True))
         encoded = self.encode(blocks, scale)
         packed = self._by_suffix(encoded, values)
-        packed[SCALE] = scale.reshape(*values.shape[:1], -1) if values.ndim > 1 else scale.reshape(-1)
+        packed[SCALE] = scale.squeeze(-1) if values.ndim > 1 else scale.reshape(-1)
         return packed
 
     def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
@@ -143,14 +143,14 @@ class Codec:
         packed = {}
         for suffix, tensor in zip(("", *self.parts), tensors, strict=True):
             packed[suffix] = tensor if self.block is None else _out_of_blocks(tensor, values)
-        if self.packs == 2:
+        if self.packs == 2 and values.ndim:
             packed[""] = _pairs(packed[""])
         return packed
 
     def unpack(self, packed: dict[str, Tensor], shape: Shape) -> Tensor:
         """The values, in a shape."""
         codes = packed[""]
-        if self.packs == 2:
+        if self.packs == 2 and codes.ndim:
             codes = _halves(codes, shape)
         tensors = [codes, *(packed[part] for part in self.parts)]
         if self.block is None:
@@ -173,7 +173,7 @@ class Codec:
     def shapes(self, shape: Shape) -> dict[str, Shape]:
         """The shapes of the tensors that keep values of a shape, by suffix."""
         shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
-        if self.packs == 2:
+        if self.packs == 2 and shape:
             shapes[""] = (*shape[:-1], (shape[-1] + 1) // 2)
         if self.block is not None:
             count = -(-_row_length(shape) // self.block)
@@ -182,7 +182,7 @@ class Codec:
 
     def fills_rows(self, shape: Shape) -> bool:
         """Whether all blocks of a tensor are whole, so that rows one after another are one long row."""
-        if self.packs == 2 and shape[-1] % 2:
+        if self.packs == 2 and shape and shape[-1] % 2:
             return False
         return self.block is None or _row_length(shape) % self.block == 0
 
@@ -217,7 +217,7 @@ def _pairs(codes: Tensor) -> Tensor:
     """Two codes of four bits in a byte, along the last dimension."""
     if codes.shape[-1] % 2:
         codes = torch.cat((codes, codes[..., -1:]), -1)
-    pairs = codes.reshape(*codes.shape[:-1], -1, 2)
+    pairs = codes.unflatten(-1, (codes.shape[-1] // 2, 2))
     return (pairs[..., 1] * 16 + (pairs[..., 0] & 15)).to(codes.dtype)
 
 
@@ -226,7 +226,7 @@ def _halves(pairs: Tensor, shape: Shape) -> Tensor:
     low = pairs & 15
     if pairs.dtype == torch.int8:
         low = (low ^ 8) - 8
-    codes = torch.stack((low, pairs >> 4), -1).reshape(*pairs.shape[:-1], -1)
+    codes = torch.stack((low, pairs >> 4), -1).flatten(-2)
     return codes if codes.shape == shape else codes[..., : shape[-1]]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradtx import _torch
 from gradtx._execution import Leaf, execute
 from gradtx._lists.bundle import entries_of_a_call
-from gradtx._messages import describe
+from gradtx._messages import check_state_device, describe
 from gradtx._pure import TreeRun, leaves_of
 from gradtx._sharding import local
 from gradtx._tree import check_leaf
@@ -61,10 +61,12 @@ class Memory:
     Attributes:
         rows: One `MemoryRow` for each parameter.
         shared: Bytes of numbers that all parameters share.
+        offloaded: Whether state is on the host, by `state_device`.
     """
 
     rows: list[MemoryRow] = field(default_factory=list[MemoryRow])
     shared: int = 0
+    offloaded: bool = False
 
     @property
     def entries(self) -> int:
@@ -104,8 +106,19 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes of weights, gradients, state and temporaries, as far as these are known."""
-        return self.weights + self.gradients + self.state + self.master + (self.temporaries or 0)
+        """Bytes on the parameters' device: weights, gradients, state and temporaries, as far as these are known."""
+        used = self.weights + self.gradients
+        return used if self.offloaded else used + self._by_steps
+
+    @property
+    def host(self) -> int:
+        """Bytes on the host, if state is there: state, temporaries, and copies of weights and gradients."""
+        return self.weights + self.gradients + self._by_steps if self.offloaded else 0
+
+    @property
+    def _by_steps(self) -> int:
+        """Bytes that steps use beyond weights and gradients, as far as these are known."""
+        return self.state + self.master + (self.temporaries or 0)
 
     @property
     def slots(self) -> dict[str, int]:
@@ -121,6 +134,8 @@ class Memory:
         sizes: dict[str, int | None] = {"weights": self.weights, "gradients": self.gradients, "state": self.state}
         sizes.update({f"  {name}": size for name, size in self.slots.items()})
         sizes.update({"master": self.master, "temporaries": self.temporaries, "total": self.total})
+        if self.offloaded:
+            sizes["on the host"] = self.host
         for name, size in sizes.items():
             if size is None:
                 lines.append((name, "unknown", ""))
@@ -130,7 +145,12 @@ class Memory:
         return "\n".join(f"{name:<{first}}  {size:>{second}}  {each:>9}".rstrip() for name, size, each in lines)
 
 
-def memory(tx: GradientTransformation, params: Any, device: torch.device | str | None = None) -> Memory:
+def memory(
+    tx: GradientTransformation,
+    params: Any,
+    device: torch.device | str | None = None,
+    state_device: torch.device | str | None = None,
+) -> Memory:
     """Compute the memory of a training run without allocating any: parameters may be on the meta device.
 
     Args:
@@ -139,6 +159,7 @@ def memory(tx: GradientTransformation, params: Any, device: torch.device | str |
             tensors, this process's part counts.
         device: Where training runs, which decides how many entries a step takes at once; by default where the
             parameters are, and for the meta device an accelerator.
+        state_device: As for `as_optimizer`: "cpu" if state is kept on the host.
 
     Returns:
         A `Memory` with the bytes of weights, gradients, state, master copies and temporaries, also by slot and by
@@ -146,6 +167,7 @@ def memory(tx: GradientTransformation, params: Any, device: torch.device | str |
 
     Raises:
         TypeError: `tx` is no transformation, `params` are no tensors.
+        ValueError: another `state_device` than "cpu".
 
     Example:
         >>> with torch.device("meta"):
@@ -157,6 +179,8 @@ def memory(tx: GradientTransformation, params: Any, device: torch.device | str |
         {'exp_avg': 1114112, 'exp_avg_sq': 1114112}
     """
     check_transformation(WHO, "tx", tx)
+    if state_device is not None:
+        check_state_device(WHO, state_device)
     tensors = dict(_named(params))
     stand_ins: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -168,7 +192,7 @@ def memory(tx: GradientTransformation, params: Any, device: torch.device | str |
     temporaries = _Temporaries(tx, run, stand_ins)
     rows: list[MemoryRow] = []
     for name, stand_in in stand_ins.items():
-        where = torch.device(device or tensors[name].device)
+        where = torch.device(state_device or device or tensors[name].device)
         of_leaf = slots.get(name, {})
         rows.append(
             MemoryRow(
@@ -180,7 +204,7 @@ def memory(tx: GradientTransformation, params: Any, device: torch.device | str |
                 temporaries=temporaries.of(name, entries_of_a_call(where)),
             )
         )
-    return Memory(rows, shared)
+    return Memory(rows, shared, offloaded=state_device is not None)
 
 
 def _named(params: Any) -> Iterator[tuple[str, Tensor]]:

@@ -471,6 +471,7 @@ def create_optimizer(
     use_gc: bool | None = None,
     compile: bool | str | Mapping[str, Any] = False,
     compile_kwargs: Mapping[str, Any] | None = None,
+    state_device: torch.device | str | None = None,
     **options: Any,
 ) -> ChainOptimizer:
     """Make an optimizer by name for a model, with common links before and after it.
@@ -490,6 +491,7 @@ def create_optimizer(
         use_gc: Add `centralize` before the optimizer, with the option `gc_conv_only`. None: the optimizer's default.
         compile: As for `as_optimizer`.
         compile_kwargs: Options of `torch.compile`, for `compile=True`.
+        state_device: As for `as_optimizer`.
         **options: Other options of the optimizer. Option names of other libraries work, with a FutureWarning that tells
             the new name.
 
@@ -530,10 +532,10 @@ def create_optimizer(
     if compile is True and compile_kwargs:
         compile = dict(compile_kwargs)
     if not before and after is None:
-        return cls(params, **options, compile=compile)
+        return cls(params, **options, compile=compile, state_device=state_device)
     seed = options.pop("seed", 0) if cls._seeded else 0
     tx = _with_lookahead(cls._alias(**options), after)
-    return as_optimizer(chain(*before, tx), params, compile=compile, seed=seed)
+    return as_optimizer(chain(*before, tx), params, compile=compile, seed=seed, state_device=state_device)
 
 
 def _check_options(options: Mapping[str, Any], wd_ban_list: Any) -> None:

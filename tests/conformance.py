@@ -354,6 +354,49 @@ def costly_cases() -> list[Case]:
     return [case for case in all_cases() if case.factory.spec.kind != "alias" or case in chosen_aliases()]
 
 
+Pack = tuple[Case, ...]  # cases that stand in one chain
+
+
+@functools.cache
+def packs_of_rules() -> list[Pack]:
+    """All rules in chains of at most ten, so that a test which traces a step traces the core once for all of them."""
+    packs: list[list[Case]] = []
+    for case in plain_cases():
+        if case.factory.spec.kind not in ("rule", "tree"):
+            continue
+        for pack in packs:
+            if len(pack) < 10 and set(pack[0].noise()) == set(case.noise()) and _can_follow(pack, case):
+                pack.append(case)
+                break
+        else:
+            packs.append([case])
+    return list(map(tuple, packs))
+
+
+def _can_follow(pack: list[Case], case: Case) -> bool:
+    try:
+        gradtx.chain(*(each.make() for each in pack), case.make())
+    except ValueError:
+        return False
+    return True
+
+
+def floats_of(pack: Pack) -> list[tuple[int, Float]]:
+    """Float hyperparameters that can be changed together, with the positions of their cases."""
+    places = []
+    for i, case in enumerate(pack):
+        places.extend((i, place) for place in next(iter(case.float_sets()), []))
+    return places
+
+
+def chain_of(pack: Pack, changes: Mapping[tuple[int, Float], Any]) -> gradtx.GradientTransformation:
+    """The chain of a pack, some of its float hyperparameters changed."""
+    links = []
+    for i, case in enumerate(pack):
+        links.append(case.make({place: value for (position, place), value in changes.items() if position == i}))
+    return gradtx.chain(*links)
+
+
 @functools.cache
 def composed_cases() -> list[Case]:
     """Chosen aliases, combinators, and the rules that none of these aliases contains: each rule is traced once.
@@ -472,6 +515,20 @@ CHECKS: dict[str, dict[str, Case]] = {}  # test -> its cases by name, filled by 
 def each_case(cases: list[Case]) -> Callable[[Any], Any]:
     """Parametrize a test by `case`; those that are exempt from it must fail."""
     return lambda test: pytest.mark.parametrize("case", [_parameter(test, case) for case in cases])(test)
+
+
+def each_pack(packs: list[Pack]) -> Callable[[Any], Any]:
+    """As `each_case`, for cases in chains."""
+
+    def decorated(test: Any) -> Any:
+        parameters = []
+        for pack in packs:
+            for case in pack:
+                CHECKS.setdefault(test.__name__, {})[str(case)] = case
+            parameters.append(pytest.param(pack, id=" ".join(map(str, pack))))
+        return pytest.mark.parametrize("pack", parameters)(test)
+
+    return decorated
 
 
 def each_set(cases: list[Case]) -> Callable[[Any], Any]:

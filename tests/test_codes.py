@@ -56,6 +56,17 @@ def test_no_positive_value_is_stored_as_0_and_0_stays_0(name, positive):
     assert torch.equal(codec.unpack(codec.pack(zeros), zeros.shape), zeros)
 
 
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 5), (5, 0), (0, 3, 4)], ids=str)
+def test_leaves_without_dimension_or_entries_are_coded(name, shape):
+    for positive in (False, True):
+        codec = CODES[name].for_sign(positive)
+        x = torch.full(shape, 3.0)
+        packed = codec.pack(x)
+        assert {suffix: tuple(tensor.shape) for suffix, tensor in packed.items()} == codec.shapes(shape)
+        assert torch.allclose(codec.unpack(packed, shape), x)
+
+
 def test_int8_is_softsign_of_the_largest_entry_of_a_block_for_signed_slots():
     x = torch.tensor([[1.0, -2.0, 0.5, 0.01]])
     packed = CODES["int8"].pack(x)

@@ -10,14 +10,18 @@ from tests.conformance import (
     all_cases,
     assert_close,
     assert_own_memory,
-    composed_cases,
+    chain_of,
+    chosen_aliases,
     costly_cases,
     each_case,
+    each_pack,
     each_set,
     extras,
     field,
+    floats_of,
     loss,
     noise,
+    packs_of_rules,
     plain_cases,
     step,
     tensors,
@@ -27,7 +31,7 @@ from tests.conformance import (
 PLAIN, COSTLY, ALL = plain_cases(), costly_cases(), all_cases()
 PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
 COMBINATORS = [case for case in PLAIN if case.factory.spec.kind == "combinator"]
-RULES = [case for case in PLAIN if case.factory.spec.kind == "rule"]
+ALONE = [(case,) for case in COMBINATORS]
 WEIGHTS = noise(9)
 
 
@@ -190,16 +194,17 @@ def training_step(tx):
     return advance
 
 
-@each_case(composed_cases())
-def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(case):
+# Aliases are chains of these.
+@each_pack([*packs_of_rules(), *ALONE, *((case,) for case in chosen_aliases()[::6])])
+def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(pack):
     torch._dynamo.reset()
-    floats, counter = {place: double(place.value) for place in next(iter(case.float_sets()), [])}, CompileCounter()
-    tx = case.make(floats)
+    floats, counter = {place: double(place[1].value) for place in floats_of(pack)}, CompileCounter()
+    tx = chain_of(pack, floats)
     advance = training_step(tx)
     compiled = torch.compile(advance, backend=counter, fullgraph=True)
-    state = tx.init(case.noise(1, SMALL))
+    state = tx.init(pack[0].noise(1, SMALL))
     for i in range(20):
-        at = (case.noise(1 + i, SMALL), state, double(0.1 * i))  # other weights, since those of a rule alone may grow
+        at = (pack[0].noise(1 + i, SMALL), state, double(0.1 * i))  # other weights, since those of a rule may grow
         found = compiled(*at)
         assert_own_memory(found, at[0], at[2])
         if i in (0, 1, 19):
@@ -210,24 +215,29 @@ def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(c
     assert counter.frame_count == 1
 
 
-def step_of_members(case, places):
+def step_of_members(pack):
     """A training step with its own numbers, and two members for it; of one leaf, so that it compiles fast."""
+    places = floats_of(pack)
+    present = double([place.value for _, place in places])
+
+    def chain_with(numbers):
+        return chain_of(pack, dict(zip(places, numbers.unbind(), strict=True)))
 
     def advance(numbers, params, state, shift):
-        return training_step(made(case, places, numbers))(params, state, shift)
+        return training_step(chain_with(numbers))(params, state, shift)
 
     members = []
     for i in range(2):
-        params, numbers = case.noise(1 + i, {"matrix": (3, 4)}), values(places) * (1 - 0.05 * i)
-        members.append((numbers, params, made(case, places, numbers).init(params), double(0.1 * i)))
+        params, numbers = pack[0].noise(1 + i, {"matrix": (3, 4)}), present * (1 - 0.05 * i)
+        members.append((numbers, params, chain_with(numbers).init(params), double(0.1 * i)))
     return advance, stacked(members)
 
 
-@each_case([*COMBINATORS, *RULES[::8]])
-def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(case):
+@each_pack([*packs_of_rules()[::8], *ALONE[::2]])
+def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(pack):
     torch._dynamo.reset()
     counter = CompileCounter()
-    advance, (numbers, params, state, shift) = step_of_members(case, next(iter(case.float_sets()), []))
+    advance, (numbers, params, state, shift) = step_of_members(pack)
     together = torch.vmap(advance)
     compiled = torch.compile(together, backend=counter, fullgraph=True)
     for i in range(3):
@@ -241,7 +251,7 @@ def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(case):
 @each_case([case for case in PLAIN if case.factory is gradtx.adamw])
 def test_vmap_of_a_compiled_step_equals_the_vmap_of_the_step(case):
     torch._dynamo.reset()
-    advance, members = step_of_members(case, case.float_sets()[0])
+    advance, members = step_of_members((case,))
     # Not "eager": there torch looks away.
     found = torch.vmap(torch.compile(advance, backend="aot_eager", fullgraph=True))(*members)
     assert_close(found, torch.vmap(advance)(*members), rtol=1e-12, atol=1e-12)

@@ -49,6 +49,18 @@ def test_bytes_of_a_coded_matrix_are_within_the_bars(code, most):
     assert plan.state / plan.entries <= most
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_state_on_the_host_leaves_weights_and_gradients_on_the_device(dtype):
+    net, tx = model(dtype=dtype, device="meta"), gradtx.adamw(state_dtype="int8")
+    plan, beside = gradtx.memory(tx, net, state_device="cpu"), gradtx.memory(tx, net, "cpu")
+    assert plan.total == plan.weights + plan.gradients
+    assert plan.host == beside.total
+    assert beside.host == 0
+    assert "on the host" in repr(plan)
+    with pytest.raises(ValueError, match='memory: state_device must be "cpu" or None'):
+        gradtx.memory(tx, net, state_device="cuda")
+
+
 def test_nothing_is_allocated_for_a_model_that_would_not_fit():
     plan = gradtx.memory(gradtx.adamw(state_dtype="int8"), model(2**30, device="meta"))
     assert plan.weights > 2**39

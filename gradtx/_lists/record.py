@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,10 @@ from torch.fx.node import map_aggregate
 from gradtx import _torch
 from gradtx._passes import PassResult
 
+aten = torch.ops.aten
+CPU = torch.device("cpu")
 META = torch.device("meta")
+USUAL_FORMATS = (None, torch.preserve_format, torch.contiguous_format)
 
 
 class UnrecordableError(Exception):
@@ -135,11 +139,11 @@ class _Recorder:
             raise UnrecordableError(f"the value of a tensor is read ({operator})")
         if torch.Tag.nondeterministic_seeded in operator.tags:
             raise UnrecordableError(f"random numbers ({operator})")
-        if operator is torch.ops.aten.lift_fresh.default:
+        if operator is aten.lift_fresh.default:
             return self._constant(args[0])
-        if "device" in kwargs and operator is torch.ops.aten._to_copy.default:
+        if "device" in kwargs and operator is aten._to_copy.default:
             kwargs = {**kwargs, "device": META}  # which stands for the leaf's device; nothing leaves it
-        result = operator(*args, **kwargs)
+        result = _result_of(operator, args, kwargs)
         if not isinstance(result, Tensor | tuple | list):
             return result  # such as the common dtype of two tensors
         node = self.graph.call_function(operator, self._recorded(args), self._recorded(kwargs))
@@ -190,11 +194,62 @@ class _Recorder:
                 self._nodes[id(item)] = part
 
 
+# Operations that torch does not call pointwise, and whose result nonetheless has the shape of their tensors.
+SHAPED_AS_ARGUMENTS = (aten._to_copy.default, aten.ones_like.default, aten.zeros_like.default, aten.full_like.default)
+WITHOUT_DIMENSION = (aten.sum.default, aten.mean.default, aten.scalar_tensor.default)
+FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
+
+
+def _result_of(operator: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operation on stand-ins.
+
+    Where its shape is plain, the operation is carried out on single entries, for the dtype: on stand-ins torch works in
+    Python, which takes ten times as long, and imports dynamo.
+    """
+    shape = _plain_shape(operator, args)
+    if shape is None or kwargs.get("memory_format") not in USUAL_FORMATS:
+        return operator(*args, **kwargs)
+    entries = map_aggregate(args, _single_entry)
+    options = {name: CPU if name == "device" else value for name, value in kwargs.items()}
+    try:
+        entry = operator(*entries, **options)
+    except RuntimeError:  # such as an operation that no processor has for a dtype
+        return operator(*args, **kwargs)
+    return torch.empty(shape, dtype=entry.dtype, device=META)
+
+
+def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
+    """The shape of a new and contiguous result, if it is plain."""
+    if operator in FACTORIES:
+        return args[0]
+    if operator in WITHOUT_DIMENSION:
+        return ()
+    is_pointwise = torch.Tag.pointwise in operator.tags and _torch.makes_new_tensor(operator)
+    if not is_pointwise and operator not in SHAPED_AS_ARGUMENTS:
+        return None
+    shape: Sequence[int] = ()
+    for tensor in args:
+        if not isinstance(tensor, Tensor) or not tensor.ndim:
+            continue
+        if not tensor.is_contiguous() or (shape and tensor.shape != shape):
+            return None
+        shape = tensor.shape
+    return shape
+
+
+def _single_entry(value: Any) -> Any:
+    """A tensor of one entry in place of a tensor."""
+    return _ones(value.dtype, value.ndim) if isinstance(value, Tensor) else value
+
+
+@functools.cache
+def _ones(dtype: torch.dtype, dims: int) -> Tensor:
+    return torch.ones((1,) * dims, device=CPU).to(dtype)
+
+
 def add_constant(graph: Graph, tensor: Tensor) -> Node:
     """Add a 0-d tensor by its value, on the device of the leaves."""
-    return graph.call_function(
-        torch.ops.aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META}
-    )
+    return graph.call_function(aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META})
 
 
 def _item(values: Any, i: int) -> Any:

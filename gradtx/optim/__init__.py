@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from gradtx.core import GradientTransformation
 from gradtx.optim import classes
 from gradtx.optim._warnings import warn_of_ascent, warn_of_turned_signs
@@ -21,6 +23,7 @@ def as_optimizer(
     *,
     compile: bool | str | Mapping[str, Any] = False,
     seed: int = 0,
+    state_device: torch.device | str | None = None,
 ) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 
@@ -41,14 +44,18 @@ def as_optimizer(
         seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
             groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
             no GradScaler.
+        state_device: "cpu" to keep state, and compute steps, on the host, for parameters on another device. Each step
+            copies weights and gradients to the host and weights back, through pinned memory. State has the dtypes that
+            it would have beside its parameter, so numbers and checkpoints are those of training on the host. Not with
+            sharded parameters, DistributedDataParallel, `release_gradients` or links that need `hessian_diag`.
 
     Warns of links that would turn the sign twice (a learning rate, or a decay, behind a learning rate), and of a key in
     a group that looks like a hyperparameter's name and is none; other unknown keys are kept.
 
     Raises:
         TypeError: `tx` is not a transformation, or something that is not a tensor.
-        ValueError: an unknown mode, no parameters, a parameter twice, a hyperparameter out of range, a pattern without
-            a match.
+        ValueError: an unknown mode or state device, no parameters, a parameter twice, a hyperparameter out of range, a
+            pattern without a match.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -59,7 +66,7 @@ def as_optimizer(
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
-    optimizer = ChainOptimizer(tx, params, compile=compile, seed=seed)
+    optimizer = ChainOptimizer(tx, params, compile=compile, seed=seed, state_device=state_device)
     warn_of_turned_signs(tx)
     warn_of_ascent(tx)
     return optimizer

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from gradtx.optim.adapter import ChainOptimizer
 
 WHO = "release_gradients"
+AVERAGES_LATE = (
+    "averages gradients over processes after their hooks have run, so each process would step by its own; use "
+    "fully_shard (FSDP2), or step(consume_gradients=True)"
+)
 
 
 class OpenStep(Step):
@@ -103,7 +107,7 @@ class ReleasedGradients:
     def __init__(self, optimizer: ChainOptimizer):
         workings = optimizer._up_to_date()
         check_released(workings)
-        _check_not_ddp(workings.members.by_param)
+        check_not_ddp(WHO, workings.members.by_param, AVERAGES_LATE)
         self._optimizer = weakref.ref(optimizer)
         self._lock = threading.RLock()  # autograd has a thread for each device
         self._hooks: dict[Tensor, Any] = {}
@@ -161,7 +165,7 @@ class ReleasedGradients:
             optimizer._check_training()
             workings = optimizer._up_to_date()
             if not self._has_stepped:  # the module may have been wrapped after the optimizer was made
-                _check_not_ddp([param])
+                check_not_ddp(WHO, [param], AVERAGES_LATE)
                 self._has_stepped = True
             member = workings.members.by_param.get(param)
             if member is not None:
@@ -214,8 +218,14 @@ def _way_out(operation: Operation) -> str:
     return WAY_OUT
 
 
-def _check_not_ddp(params: Iterable[Tensor]) -> None:
-    """Raise an error if DistributedDataParallel holds a parameter, which shows in the module only."""
+def check_not_ddp(who: str, params: Iterable[Tensor], reason: str) -> None:
+    """Raise an error if DistributedDataParallel holds a parameter, which shows in the module only.
+
+    Args:
+        who: The option that it does not go with.
+        params: The parameters.
+        reason: Why not, as a predicate of its name.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
     ids = set(map(id, params))
@@ -223,7 +233,4 @@ def _check_not_ddp(params: Iterable[Tensor]) -> None:
         if not issubclass(type(candidate), DistributedDataParallel):
             continue
         if any(id(param) in ids for param in candidate.parameters()):
-            raise RuntimeError(
-                f"{WHO}: DistributedDataParallel averages gradients over processes after their hooks have run, so each "
-                "process would step by its own; use fully_shard (FSDP2), or step(consume_gradients=True)"
-            )
+            raise RuntimeError(f"{who}: DistributedDataParallel {reason}")

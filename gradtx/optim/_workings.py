@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from gradtx import _torch
 from gradtx.core import GradientTransformation
@@ -16,6 +20,7 @@ from gradtx.optim._run import ChainTraits
 from gradtx.optim._state import States
 
 if TYPE_CHECKING:
+    from gradtx.optim._offload import Offload
     from gradtx.optim.engine import Engine
     from gradtx.optim.engine.compiled import CompiledEngine
 
@@ -31,6 +36,7 @@ class Workings:
         engine: The compiled engine, if asked for.
         evaluation: The weights of training, while others are in their place. Kept here and not on the optimizer,
             because Lightning's wrapper inherits the optimizer's methods and takes what these set.
+        offload: Moves parameters to the host for each step, if asked for.
     """
 
     members: Members
@@ -38,9 +44,17 @@ class Workings:
     hessian: HessianSource
     engine: CompiledEngine | None
     evaluation: Evaluation | None = None
+    offload: Offload | None = None
 
     @classmethod
-    def of(cls, owner: str, tx: GradientTransformation, seed: Any, engine: CompiledEngine | None) -> Workings:
+    def of(
+        cls,
+        owner: str,
+        tx: GradientTransformation,
+        seed: Any,
+        engine: CompiledEngine | None,
+        offload: Offload | None = None,
+    ) -> Workings:
         """The workings of an optimizer without parameters.
 
         Args:
@@ -48,9 +62,20 @@ class Workings:
             tx: Its transformation.
             seed: The seed for estimates of second derivatives.
             engine: The compiled engine, if asked for.
+            offload: Moves parameters to the host for each step, if asked for.
         """
         members = Members(owner, tx)
-        return cls(members, States(members), HessianSource(owner, tx, seed), engine)
+        return cls(members, States(members), HessianSource(owner, tx, seed), engine, offload=offload)
+
+    def at_state(self, **changes: bool) -> contextlib.AbstractContextManager[None]:
+        """Have the parameters on the device of their state, while both are used; `changes` as for `Offload.on_host`."""
+        return self.with_state(self.members.by_param, **changes)
+
+    def with_state(self, params: Iterable[Tensor], **changes: bool) -> contextlib.AbstractContextManager[None]:
+        """The same for some parameters."""
+        if self.offload is None:
+            return contextlib.nullcontext()
+        return self.offload.on_host(params, **changes)
 
     @functools.cached_property
     def agreement(self) -> Agreement:

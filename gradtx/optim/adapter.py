@@ -33,6 +33,7 @@ from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, war
 from gradtx.optim._workings import Workings
 
 if TYPE_CHECKING:
+    from gradtx.optim._offload import Offload
     from gradtx.optim._release import ReleasedGradients
 
 
@@ -48,11 +49,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         *,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
+        state_device: torch.device | str | None = None,
     ):
         owner = type(self).__name__
         check_transformation(owner, "tx", tx)
         _check_no_module(owner, params)
-        self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile))
+        offload = _offload_for(owner, state_device, tx)
+        self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
         super().__init__(params, {})
         members = self._workings.members
         members.check_selectors()
@@ -88,11 +91,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         keys = list(group)
         members, states = self._workings.members, self._workings.states
         states.by_param = self.state
+        if self._workings.offload is not None:
+            self._workings.offload.check(group["params"])
         joining = members.joining(group)
         first_states: list[FirstStates] = []
-        for view in joining.views:
-            self._workings.hessian.mark(view.group)
-            first_states.append(states.first(view, view.group["params"], joining.by_param))
+        with self._workings.with_state(joining.by_param, writes=False):
+            for view in joining.views:
+                self._workings.hessian.mark(view.group)
+                first_states.append(states.first(view, view.group["params"], joining.by_param))
         # Before anything changes, since a warning may be an error.
         warn_of_misspelt(owner, keys, self._tx._entries())
         warn_of_engine_options(owner, group)
@@ -146,8 +152,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         Raises:
             ValueError: a link needs all gradients at once (a sum over leaves, a closure, a rule for whole trees).
-            RuntimeError: the parameters are in DistributedDataParallel, which averages gradients after this; they were
-                released before. During backward: a second gradient without `step()`. In `step`: a GradScaler.
+            RuntimeError: the state is on another device (`state_device`); the parameters are in
+                DistributedDataParallel, which averages gradients after this; they were released before. During
+                backward: a second gradient without `step()`. In `step`: a GradScaler.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -161,6 +168,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """
         from gradtx.optim._release import ReleasedGradients
 
+        if self._workings.offload is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}: release_gradients does not go with state_device, whose steps copy all "
+                "gradients together; use step(consume_gradients=True)"
+            )
         if self._released is not None and self._released.active:
             raise RuntimeError(f"{type(self).__name__}: gradients are released already; call handle.remove() first")
         self._released = ReleasedGradients(self)
@@ -232,9 +244,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             extras.setdefault("value_fn", closure)
             workings = self._up_to_date()
         begun = None if self._released is None else self._released.close()
-        step = begun or self._checked_step(extras, scaling, consume_gradients)
-        hessian.supply(step)
-        step.run()
+        if workings.offload is not None:
+            workings.offload.check_step(workings.members.by_param)
+            workings.offload.extras_on_host(extras)
+        with workings.at_state(writes=True, consumes=consume_gradients, unscales=scaling is not None):
+            step = begun or self._checked_step(extras, scaling, consume_gradients)
+            hessian.supply(step)
+            step.run()
         return loss
 
     def _checked_step(self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool) -> Step:
@@ -306,7 +322,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _weights_to_evaluate_with(self) -> dict[Tensor, Tensor]:
         """The weights of links that have some, by parameter."""
-        members, states = self._up_to_date().members, self._workings.states
+        workings = self._up_to_date()
+        with workings.at_state(writes=False):
+            return self._evaluated(workings)
+
+    def _evaluated(self, workings: Workings) -> dict[Tensor, Tensor]:
+        members, states = workings.members, workings.states
         states.refresh_all()
         run, count = states.run(), states.count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
@@ -332,7 +353,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         workings = self._up_to_date()
         evaluation = workings.evaluation
         if evaluation is None:
-            workings.states.refresh_all()
+            with workings.at_state(writes=False):
+                workings.states.refresh_all()
         state_dict = self._state_dict_of_members()
         if evaluation is not None:
             evaluation.save(state_dict, self._params_in_order())
@@ -376,7 +398,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         check_form(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, names)
-        Checkpoint(state_dict, workings.states, strict).load()
+        with workings.at_state(writes=False):
+            Checkpoint(state_dict, workings.states, strict).load()
         workings.evaluation = evaluation
         if self._released is not None:
             self._released.close()
@@ -411,6 +434,15 @@ def _engine_for(compile: Any) -> Any:
     from gradtx.optim.engine.inductor import compiler_options
 
     return CompiledEngine(compiler_options(compile))
+
+
+def _offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Offload | None:
+    """What moves parameters to the host, imported when it is asked for."""
+    if state_device is None:
+        return None
+    from gradtx.optim._offload import offload_for
+
+    return offload_for(owner, state_device, tx)
 
 
 def _cloned(value: Any) -> Any:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradtx import optimizers
@@ -23,6 +24,7 @@ NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "muon": {"ns_steps": lambda group: default_steps(group["ns_coefficients"])}
 }
 COMPILE = "bool | str | Mapping[str, Any]"
+STATE_DEVICE = "torch.device | str | None"
 
 
 class AliasOptimizer(ChainOptimizer):
@@ -44,7 +46,10 @@ class AliasOptimizer(ChainOptimizer):
         )
         own = inspect.signature(alias)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        engine = [inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=COMPILE)]
+        engine = [
+            inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=COMPILE),
+            inspect.Parameter("state_device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=STATE_DEVICE),
+        ]
         example = alias.spec.example
         options: Any = example(chain()) if callable(example) else example
         if "hessian_diag" in alias(**options).needs:
@@ -59,6 +64,7 @@ class AliasOptimizer(ChainOptimizer):
         params: Any,
         *args: Any,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
         **kwargs: Any,
     ):
         engine_options = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
@@ -66,7 +72,8 @@ class AliasOptimizer(ChainOptimizer):
         warn_of_engine_options(type(self).__name__, engine_options)
         seed = kwargs.pop("seed", 0) if self._seeded else 0
         numbers = {name: _as_number(value) for name, value in kwargs.items()}
-        super().__init__(self._alias(*map(_as_number, args), **numbers), params, compile=compile, seed=seed)
+        tx = self._alias(*map(_as_number, args), **numbers)
+        super().__init__(tx, params, compile=compile, seed=seed, state_device=state_device)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the options that this class fixes, and numbers where torch's class has them."""

@@ -175,6 +175,7 @@ class ADOPT(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ASGD(AliasOptimizer):
@@ -193,6 +194,7 @@ class ASGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class BCOS(AliasOptimizer):
@@ -214,6 +216,7 @@ class BCOS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class CAME(AliasOptimizer):
@@ -232,6 +235,7 @@ class CAME(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class COCOB(AliasOptimizer):
@@ -248,6 +252,7 @@ class COCOB(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class FOCUS(AliasOptimizer):
@@ -265,6 +270,7 @@ class FOCUS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class FTRL(AliasOptimizer):
@@ -283,6 +289,7 @@ class FTRL(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class KLSOAP(AliasOptimizer):
@@ -305,6 +312,7 @@ class KLSOAP(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class LARS(AliasOptimizer):
@@ -327,6 +335,7 @@ class LARS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class LBFGS(AliasOptimizer):
@@ -345,6 +354,7 @@ class LBFGS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class MADGRAD(AliasOptimizer):
@@ -363,6 +373,7 @@ class MADGRAD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class MARS(AliasOptimizer):
@@ -387,6 +398,7 @@ class MARS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class MSVAG(AliasOptimizer):
@@ -401,6 +413,7 @@ class MSVAG(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class NAMO(AliasOptimizer):
@@ -425,6 +438,7 @@ class NAMO(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class PID(AliasOptimizer):
@@ -444,6 +458,7 @@ class PID(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class PNM(AliasOptimizer):
@@ -461,6 +476,7 @@ class PNM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class QHM(AliasOptimizer):
@@ -479,6 +495,7 @@ class QHM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SGD(AliasOptimizer):
@@ -497,6 +514,7 @@ class SGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SGDP(AliasOptimizer):
@@ -518,6 +536,7 @@ class SGDP(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SGDS(AliasOptimizer):
@@ -536,6 +555,7 @@ class SGDS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SGDW(AliasOptimizer):
@@ -554,6 +574,7 @@ class SGDW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SM3(AliasOptimizer):
@@ -570,6 +591,7 @@ class SM3(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SOAP(AliasOptimizer):
@@ -594,6 +616,7 @@ class SOAP(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SPAM(AliasOptimizer):
@@ -615,6 +638,7 @@ class SPAM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SRMM(AliasOptimizer):
@@ -631,6 +655,7 @@ class SRMM(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SWATS(AliasOptimizer):
@@ -650,6 +675,7 @@ class SWATS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class TAM(AliasOptimizer):
@@ -668,6 +694,7 @@ class TAM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class A2Grad(AliasOptimizer):
@@ -684,6 +711,7 @@ class A2Grad(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ACProp(AliasOptimizer):
@@ -704,6 +732,7 @@ class ACProp(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AccSGD(AliasOptimizer):
@@ -722,6 +751,7 @@ class AccSGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdEMAMix(AliasOptimizer):
@@ -742,6 +772,7 @@ class AdEMAMix(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaBelief(AliasOptimizer):
@@ -764,6 +795,7 @@ class AdaBelief(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaBound(AliasOptimizer):
@@ -786,6 +818,7 @@ class AdaBound(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaFactor(AliasOptimizer):
@@ -808,6 +841,7 @@ class AdaFactor(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaGC(AliasOptimizer):
@@ -829,6 +863,7 @@ class AdaGC(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaHessian(AliasOptimizer):
@@ -849,6 +884,7 @@ class AdaHessian(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None: ...
 
@@ -869,6 +905,7 @@ class AdaMod(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaMuon(AliasOptimizer):
@@ -895,6 +932,7 @@ class AdaMuon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaNorm(AliasOptimizer):
@@ -916,6 +954,7 @@ class AdaNorm(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaPNM(AliasOptimizer):
@@ -935,6 +974,7 @@ class AdaPNM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaShift(AliasOptimizer):
@@ -952,6 +992,7 @@ class AdaShift(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaSmooth(AliasOptimizer):
@@ -971,6 +1012,7 @@ class AdaSmooth(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaTAM(AliasOptimizer):
@@ -989,6 +1031,7 @@ class AdaTAM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Adadelta(AliasOptimizer):
@@ -1007,6 +1050,7 @@ class Adadelta(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdafactorTorch(AliasOptimizer):
@@ -1025,6 +1069,7 @@ class AdafactorTorch(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Adagrad(AliasOptimizer):
@@ -1044,6 +1089,7 @@ class Adagrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Adai(AliasOptimizer):
@@ -1063,6 +1109,7 @@ class Adai(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Adam(AliasOptimizer):
@@ -1082,6 +1129,7 @@ class Adam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdamAtan2(AliasOptimizer):
@@ -1109,6 +1157,7 @@ class AdamAtan2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdamC(AliasOptimizer):
@@ -1128,6 +1177,7 @@ class AdamC(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdamD(AliasOptimizer):
@@ -1146,6 +1196,7 @@ class AdamD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdamH(AliasOptimizer):
@@ -1163,6 +1214,7 @@ class AdamH(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdamMini(AliasOptimizer):
@@ -1181,6 +1233,7 @@ class AdamMini(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdamP(AliasOptimizer):
@@ -1201,6 +1254,7 @@ class AdamP(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdamS(AliasOptimizer):
@@ -1219,6 +1273,7 @@ class AdamS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdamW(AliasOptimizer):
@@ -1237,6 +1292,7 @@ class AdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Adamax(AliasOptimizer):
@@ -1255,6 +1311,7 @@ class Adamax(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Adan(AliasOptimizer):
@@ -1274,6 +1331,7 @@ class Adan(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdaptiveGD(AliasOptimizer):
@@ -1293,6 +1351,7 @@ class AdaptiveGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AdoptAtan2(AliasOptimizer):
@@ -1314,6 +1373,7 @@ class AdoptAtan2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AggMo(AliasOptimizer):
@@ -1330,6 +1390,7 @@ class AggMo(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AliG(AliasOptimizer):
@@ -1347,6 +1408,7 @@ class AliG(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Amos(AliasOptimizer):
@@ -1368,6 +1430,7 @@ class Amos(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ApolloDQN(AliasOptimizer):
@@ -1389,6 +1452,7 @@ class ApolloDQN(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ApolloLowRank(AliasOptimizer):
@@ -1415,6 +1479,7 @@ class ApolloLowRank(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class AvaGrad(AliasOptimizer):
@@ -1434,6 +1499,7 @@ class AvaGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Conda(AliasOptimizer):
@@ -1453,6 +1519,7 @@ class Conda(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ContraMuon(AliasOptimizer):
@@ -1477,6 +1544,7 @@ class ContraMuon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class DAdaptAdaGrad(AliasOptimizer):
@@ -1496,6 +1564,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class DAdaptAdam(AliasOptimizer):
@@ -1517,6 +1586,7 @@ class DAdaptAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class DAdaptAdan(AliasOptimizer):
@@ -1537,6 +1607,7 @@ class DAdaptAdan(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class DAdaptLion(AliasOptimizer):
@@ -1554,6 +1625,7 @@ class DAdaptLion(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class DAdaptSGD(AliasOptimizer):
@@ -1572,6 +1644,7 @@ class DAdaptSGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class DiffGrad(AliasOptimizer):
@@ -1590,6 +1663,7 @@ class DiffGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Dion(AliasOptimizer):
@@ -1612,6 +1686,7 @@ class Dion(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Dion2(AliasOptimizer):
@@ -1637,6 +1712,7 @@ class Dion2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class DoG(AliasOptimizer):
@@ -1655,6 +1731,7 @@ class DoG(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class DoWG(AliasOptimizer):
@@ -1672,6 +1749,7 @@ class DoWG(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class FAdam(AliasOptimizer):
@@ -1692,6 +1770,7 @@ class FAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Fira(AliasOptimizer):
@@ -1716,6 +1795,7 @@ class Fira(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Fromage(AliasOptimizer):
@@ -1730,6 +1810,7 @@ class Fromage(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class GPAAdamW(AliasOptimizer):
@@ -1749,6 +1830,7 @@ class GPAAdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class GaLore(AliasOptimizer):
@@ -1772,6 +1854,7 @@ class GaLore(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Grams(AliasOptimizer):
@@ -1789,6 +1872,7 @@ class Grams(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Gravity(AliasOptimizer):
@@ -1805,6 +1889,7 @@ class Gravity(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class GrokFastAdamW(AliasOptimizer):
@@ -1824,6 +1909,7 @@ class GrokFastAdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class KLShampoo(AliasOptimizer):
@@ -1845,6 +1931,7 @@ class KLShampoo(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Kate(AliasOptimizer):
@@ -1862,6 +1949,7 @@ class Kate(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class LDoG(AliasOptimizer):
@@ -1880,6 +1968,7 @@ class LDoG(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class LaProp(AliasOptimizer):
@@ -1900,6 +1989,7 @@ class LaProp(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Lamb(AliasOptimizer):
@@ -1922,6 +2012,7 @@ class Lamb(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Lion(AliasOptimizer):
@@ -1938,6 +2029,7 @@ class Lion(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class MARSLion(AliasOptimizer):
@@ -1961,6 +2053,7 @@ class MARSLion(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class MoMo(AliasOptimizer):
@@ -1980,6 +2073,7 @@ class MoMo(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class MoMoAdam(AliasOptimizer):
@@ -2000,6 +2094,7 @@ class MoMoAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Muon(AliasOptimizer):
@@ -2025,6 +2120,7 @@ class Muon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class MuonAdamAtan2(AliasOptimizer):
@@ -2053,6 +2149,7 @@ class MuonAdamAtan2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class MuonH(AliasOptimizer):
@@ -2071,6 +2168,7 @@ class MuonH(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Muown(AliasOptimizer):
@@ -2094,6 +2192,7 @@ class Muown(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class NAdam(AliasOptimizer):
@@ -2113,6 +2212,7 @@ class NAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Nero(AliasOptimizer):
@@ -2128,6 +2228,7 @@ class Nero(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class NoisySGD(AliasOptimizer):
@@ -2144,6 +2245,7 @@ class NoisySGD(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class NorMuon(AliasOptimizer):
@@ -2170,6 +2272,7 @@ class NorMuon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class NovoGrad(AliasOptimizer):
@@ -2189,6 +2292,7 @@ class NovoGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class OptimisticAdam(AliasOptimizer):
@@ -2208,6 +2312,7 @@ class OptimisticAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class OptimisticGradientDescent(AliasOptimizer):
@@ -2223,6 +2328,7 @@ class OptimisticGradientDescent(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class PAdam(AliasOptimizer):
@@ -2243,6 +2349,7 @@ class PAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class PSGDKron(AliasOptimizer):
@@ -2271,6 +2378,7 @@ class PSGDKron(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class PSGDPro(AliasOptimizer):
@@ -2295,6 +2403,7 @@ class PSGDPro(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class PolarAdamAtan2(AliasOptimizer):
@@ -2320,6 +2429,7 @@ class PolarAdamAtan2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class PolarGrad(AliasOptimizer):
@@ -2344,6 +2454,7 @@ class PolarGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Prodigy(AliasOptimizer):
@@ -2369,6 +2480,7 @@ class Prodigy(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class QHAdam(AliasOptimizer):
@@ -2388,6 +2500,7 @@ class QHAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class RAdam(AliasOptimizer):
@@ -2408,6 +2521,7 @@ class RAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class RMSprop(AliasOptimizer):
@@ -2430,6 +2544,7 @@ class RMSprop(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Ranger(AliasOptimizer):
@@ -2452,6 +2567,7 @@ class Ranger(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Ranger21(AliasOptimizer):
@@ -2485,6 +2601,7 @@ class Ranger21(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Rprop(AliasOptimizer):
@@ -2500,6 +2617,7 @@ class Rprop(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SGDSaI(AliasOptimizer):
@@ -2517,6 +2635,7 @@ class SGDSaI(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SOAPLaProp(AliasOptimizer):
@@ -2538,6 +2657,7 @@ class SOAPLaProp(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SOAPMuon(AliasOptimizer):
@@ -2563,6 +2683,7 @@ class SOAPMuon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SPlus(AliasOptimizer):
@@ -2583,6 +2704,7 @@ class SPlus(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Sadam(AliasOptimizer):
@@ -2602,6 +2724,7 @@ class Sadam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ScalableShampoo(AliasOptimizer):
@@ -2633,6 +2756,7 @@ class ScalableShampoo(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ScheduleFreeAdamW(AliasOptimizer):
@@ -2653,6 +2777,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ScheduleFreeRAdam(AliasOptimizer):
@@ -2673,6 +2798,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class ScheduleFreeSGD(AliasOptimizer):
@@ -2692,6 +2818,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Scion(AliasOptimizer):
@@ -2709,6 +2836,7 @@ class Scion(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Shampoo(AliasOptimizer):
@@ -2729,6 +2857,7 @@ class Shampoo(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SignSGD(AliasOptimizer):
@@ -2745,6 +2874,7 @@ class SignSGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Signum(AliasOptimizer):
@@ -2762,6 +2892,7 @@ class Signum(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SimplifiedAdEMAMix(AliasOptimizer):
@@ -2784,6 +2915,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class SophiaH(AliasOptimizer):
@@ -2803,6 +2935,7 @@ class SophiaH(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None: ...
 
@@ -2821,6 +2954,7 @@ class StableAdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class StableSPAM(AliasOptimizer):
@@ -2843,6 +2977,7 @@ class StableSPAM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Tiger(AliasOptimizer):
@@ -2859,6 +2994,7 @@ class Tiger(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...
 
 class Yogi(AliasOptimizer):
@@ -2878,4 +3014,5 @@ class Yogi(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        state_device: torch.device | str | None = None,
     ) -> None: ...

@@ -168,6 +168,27 @@ def test_chains_of_all_kinds_step_with_codes(wrap, compile):
         assert not torch.equal(param, other) or param.numel() < 4096
 
 
+@pytest.mark.filterwarnings("error:compile=True has no effect")
+@pytest.mark.parametrize("shape", [(1,), (5, 1), (64, 1), (4, 1, 1), (1, 5), (0, 5), ()], ids=str)
+@pytest.mark.parametrize("code", ["int8", "int4"])
+def test_leaves_with_one_entry_a_row_equal_pure_use(shape, code, compile):
+    """A scale then has its parameter's shape, without being shaped as it: padding stands for no block."""
+    tx = with_state_dtype(gradtx.adamw(lr=1e-2), code, min_size=0)
+    params = {"w": torch.nn.Parameter(noise(0, shape)), "v": torch.nn.Parameter(noise(1, (5, 70)))}
+    optimizer = gradtx.as_optimizer(tx, params.items(), compile=compile)
+    pure = {name: param.detach().clone() for name, param in params.items()}
+    state = tx.init(pure)
+    for step in range(3):
+        gradients = {name: noise(10 * step + i, param.shape) for i, (name, param) in enumerate(params.items())}
+        for name, param in params.items():
+            param.grad = gradients[name].clone()
+        optimizer.step()
+        updates, state = tx.update(gradients, state, pure)
+        pure = gradtx.apply_updates(pure, updates)
+    for name, param in params.items():
+        assert torch.allclose(param, pure[name], rtol=1e-5, atol=1e-6)
+
+
 def test_programs_are_shared_by_lengths():
     params = [torch.nn.Parameter(torch.randn(64 * i, 64)) for i in range(2, 7)]
     optimizer = gradtx.optim.AdamW(params, compile=True, state_dtype="int8")

@@ -246,10 +246,12 @@ def slots_are_shaped_as(member: Member) -> bool:
     """Whether every slot is a number or shaped as its parameter: then padding of any length stands for a leaf."""
     layout = member.layout
     assert layout is not None
-    beside: set[str] = set()
-    if layout.codes and layout.is_flat(local(member.param).shape):
-        beside = layout.coded_tensors
-    return all(key in beside or member.state[key].shape in (member.param.shape, ()) for key in layout.slot_keys)
+    coded: set[str] = set()
+    if layout.codes:
+        if not layout.is_flat(local(member.param).shape):
+            return False  # even where a scale has the parameter's shape: blocks are not whole
+        coded = layout.coded_tensors
+    return all(key in coded or member.state[key].shape in (member.param.shape, ()) for key in layout.slot_keys)
 
 
 def _aliases(member: Member, flat: bool) -> list[Tensor] | None:

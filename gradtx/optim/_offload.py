@@ -1,0 +1,254 @@
+"""Steps on the host for parameters on another device, which then has memory for weights and gradients only."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from gradtx._messages import check_state_device, describe
+from gradtx._pure import FUNCTIONS
+from gradtx._sharding import is_sharded
+from gradtx.core import GradientTransformation
+from gradtx.optim._release import check_not_ddp
+
+HOST = torch.device("cpu")
+
+
+def is_elsewhere(param: Tensor) -> bool:
+    """Whether a parameter is on another device than the host; tests replace this function."""
+    return param.device != HOST
+
+
+def to_host(tensor: Tensor, copy: Tensor) -> None:
+    """Begin to copy a tensor into its copy on the host."""
+    copy.copy_(tensor, non_blocking=True)
+
+
+def to_device(copy: Tensor, tensor: Tensor) -> None:
+    """Begin to copy a copy on the host back."""
+    tensor.copy_(copy, non_blocking=True)
+
+
+def wait_for(devices: Iterable[torch.device]) -> None:
+    """Wait until copies from some devices are complete."""
+    for device in devices:
+        if device != HOST:
+            torch.accelerator.current_stream(device).synchronize()
+
+
+def host_like(tensor: Tensor) -> Tensor:
+    """Memory on the host for a copy of a tensor, which the device can read and write by itself."""
+    return torch.empty_like(tensor, device=HOST, pin_memory=tensor.device != HOST, requires_grad=False)
+
+
+@dataclass(eq=False)
+class Visit:
+    """A parameter whose data and gradient are copies on the host for a while.
+
+    Attributes:
+        param: The parameter.
+        weights: Its data on the device.
+        gradient: Its gradient there, if any.
+        copy: The weights on the host.
+        copied_gradient: The gradient on the host.
+        unscales: Whether a GradScaler has that gradient unscaled in place.
+    """
+
+    param: Tensor
+    weights: Tensor
+    gradient: Tensor | None
+    copy: Tensor
+    copied_gradient: Tensor | None
+    unscales: bool = False
+
+    def begin(self) -> None:
+        """Put the copies in place."""
+        self.param.grad = None
+        self.param.data = self.copy
+        if self.copied_gradient is not None:
+            self.param.grad = self.copied_gradient
+
+    def end(self, writes: bool) -> None:
+        """Put the tensors of the device back, with the weights and the gradient of the host."""
+        gradient = self.param.grad
+        self.param.grad = None
+        self.param.data = self.weights
+        if writes:
+            to_device(self.copy, self.param.detach())
+        if gradient is not None:
+            self.param.grad = self._on_device(gradient)
+
+    def _on_device(self, gradient: Tensor) -> Tensor:
+        if self.gradient is None:
+            return gradient.to(self.weights.device, copy=True)
+        if gradient is not self.copied_gradient or self.unscales:
+            to_device(gradient, self.gradient)
+        return self.gradient
+
+
+class Offload:
+    """Moves parameters to the host for as long as an optimizer reads or writes them.
+
+    `on_host` replaces the data of each parameter and its gradient by copies, so that all that an optimizer does then is
+    done on the host; at the end new weights are copied back. Weights are copied in both directions in each step, since
+    anyone may have written to `param.data`, which no version counts. The copies keep the parameters' dtypes: numbers
+    and checkpoints are those of parameters on the host.
+
+    Args:
+        owner: The optimizer's class, for errors.
+    """
+
+    def __init__(self, owner: str):
+        self._owner = owner
+        self._weights: dict[Tensor, Tensor] = {}  # memory for copies, kept from step to step
+        self._gradients: dict[Tensor, Tensor] = {}
+        self._visits: list[Visit] | None = None
+        self._has_stepped = False
+
+    def check(self, params: Iterable[Tensor]) -> None:
+        """Check that parameters can be moved.
+
+        Raises:
+            ValueError: a parameter is sharded, or of a class of its own.
+            RuntimeError: DistributedDataParallel holds one.
+        """
+        params = list(params)
+        for param in params:
+            if is_sharded(param):
+                raise ValueError(
+                    f"{self._owner}: state_device takes no sharded parameters; pass CPUOffloadPolicy() to fully_shard, "
+                    "which keeps the shards themselves on the host"
+                )
+            if type(param.data) is not Tensor and not is_lazy(param):
+                raise ValueError(f"{self._owner}: state_device takes plain tensors, got {describe(param.data)}")
+        check_not_ddp("state_device", params, "would lose its hooks when a parameter moves")
+
+    def check_step(self, params: Iterable[Tensor]) -> None:
+        """The same for a first step: the module may have been wrapped after the optimizer was made."""
+        if not self._has_stepped:
+            self.check(params)
+            self._has_stepped = True
+
+    @contextlib.contextmanager
+    def on_host(
+        self, params: Iterable[Tensor], *, writes: bool, consumes: bool = False, unscales: bool = False
+    ) -> Iterator[None]:
+        """Have parameters on the host for a while.
+
+        Args:
+            params: The parameters.
+            writes: Whether their values may change.
+            consumes: Whether gradients are freed at once.
+            unscales: Whether gradients may change.
+        """
+        if self._visits is not None:
+            yield
+            return
+        self._begin(params, reuses=True)
+        for visit in self._visits or ():
+            visit.unscales = unscales
+            if consumes:
+                visit.gradient = None
+        try:
+            yield
+        finally:
+            self._end(writes)
+
+    def _begin(self, params: Iterable[Tensor], reuses: bool) -> None:
+        """Put parameters on the host; `reuses` writes their gradients where those of the last step were."""
+        visits: list[Visit] = []
+        for param in params:
+            if not is_lazy(param) and not param.is_meta and is_elsewhere(param):
+                visits.append(self._visit(param, reuses))
+        wait_for({visit.weights.device for visit in visits})
+        for visit in visits:
+            visit.begin()
+        self._visits = visits
+
+    def _end(self, writes: bool) -> None:
+        """Put them back."""
+        visits, self._visits = self._visits or [], None
+        for visit in visits:
+            visit.end(writes)
+
+    def _visit(self, param: Tensor, reuses: bool) -> Visit:
+        """Begin to copy a parameter and its gradient."""
+        weights, gradient = param.data, param.grad
+        copy = _memory_for(weights, self._weights, param)
+        to_host(weights, copy)
+        copied = None
+        if gradient is not None and gradient.is_sparse:
+            copied = gradient.to(HOST, copy=True)
+        elif gradient is not None:
+            copied = _memory_for(gradient, self._gradients, param) if reuses else host_like(gradient)
+            to_host(gradient, copied)
+        return Visit(param, weights, gradient, copy, copied)
+
+    def extras_on_host(self, extras: dict[str, Any]) -> None:
+        """Put the inputs of a step on the host; functions are called with the parameters on their device."""
+        for name, value in extras.items():
+            if name in FUNCTIONS:
+                extras[name] = functools.partial(self._call_on_device, value)
+            else:
+                extras[name] = _on_host(value)
+
+    def _call_on_device(self, function: Callable[[], Any]) -> Any:
+        """The result of a closure, with parameters on the device; they return with the gradients that it computes."""
+        if self._visits is None:
+            return function()
+        params = [visit.param for visit in self._visits]
+        self._end(writes=True)
+        try:
+            return _on_host(function())
+        finally:
+            self._begin(params, reuses=False)  # the gradients of before are still in use
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"owner": self._owner}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["owner"])
+
+
+def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Offload:
+    """The offload that `state_device` asks for.
+
+    Raises:
+        ValueError: another device than the host; second derivatives, which are computed on the parameters' device.
+    """
+    check_state_device(owner, state_device)
+    if "hessian_diag" in tx.needs:
+        raise ValueError(f"{owner}: state_device takes no chain that needs 'hessian_diag'; leave it out")
+    return Offload(owner)
+
+
+def _memory_for(tensor: Tensor, kept: dict[Tensor, Tensor], param: Tensor) -> Tensor:
+    """The memory kept for a copy of a tensor of a parameter; new if that has changed."""
+    copy = kept.get(param)
+    if copy is None or _layout(copy) != _layout(tensor):
+        copy = kept[param] = host_like(tensor)
+    return copy
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.stride()
+
+
+def _on_host(value: Any) -> Any:
+    """A value with all its tensors on the host."""
+    if isinstance(value, Tensor):
+        return value.to(HOST)
+    if isinstance(value, list | tuple):
+        values = cast("list[Any] | tuple[Any, ...]", value)
+        return [_on_host(each) for each in values]
+    if isinstance(value, dict):
+        by_key = cast("dict[Any, Any]", value)
+        return {key: _on_host(each) for key, each in by_key.items()}
+    return value
