@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -77,3 +77,14 @@ def as_optimizer(
     warn_of_turned_signs(tx)
     warn_of_ascent(tx)
     return optimizer
+
+
+if not TYPE_CHECKING:  # type checkers report unknown names themselves
+
+    def __getattr__(name: str) -> object:
+        """Name the link, or the class, that a name of another library stands for in the error."""
+        if name.startswith("_"):
+            raise AttributeError(f"module 'gradtx.optim' has no attribute {name!r}")
+        from gradtx.registry import class_hint
+
+        raise AttributeError(f"gradtx.optim has no {name!r}; {class_hint(name)}")
