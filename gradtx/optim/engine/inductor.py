@@ -40,6 +40,8 @@ def compiler_options(compile: Any) -> dict[str, Any]:
     if isinstance(compile, str):
         modes = _torch.compiler_modes()
         if compile not in modes:
-            raise ValueError(f"compile: unknown mode {compile!r}; modes: {', '.join(modes)}")
+            raise ValueError(f"compile: unknown mode {compile!r}; modes: {', '.join(modes)}, background")
         return dict(modes[compile])
-    raise TypeError(f"compile must be True, False, a mode of torch.compile or a dict of its options, got {compile!r}")
+    raise TypeError(
+        f'compile must be True, False, "background", a mode of torch.compile or a dict of its options, got {compile!r}'
+    )
