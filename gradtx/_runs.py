@@ -48,10 +48,7 @@ def memory_of(tensor: Tensor) -> Any:
     if torch.compiler.is_compiling():
         base = _torch.base_of(tensor)
         return tensor if base is None else base
-    try:
-        return _torch.storage_id(local(tensor))
-    except NotImplementedError:  # a tensor of a transform has no memory itself
-        return memory_of(_torch.unwrapped(tensor))
+    return _torch.storage_id(local(tensor))
 
 
 class LateTerm(NamedTuple):

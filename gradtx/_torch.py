@@ -53,21 +53,18 @@ def base_of(tensor: Tensor) -> Tensor | None:
 
 
 def storage_id(tensor: Tensor) -> int:
-    """Identify a tensor's storage for as long as the storage lives.
+    """Identify a tensor's storage for as long as the storage lives, also inside vmap and grad.
 
-    Falls back to the identity of the storage's Python object, which torch preserves.
-
-    Raises:
-        NotImplementedError: the tensor belongs to a transform (vmap, grad); `unwrapped` gives the one below.
+    Falls back to the identity of the storage's Python object, which torch preserves, and where a transform can't be
+    looked through to that of the tensor.
     """
+    tensor = below_transforms(tensor)
     try:
         return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
     except AttributeError:
         return id(tensor.untyped_storage())
     except NotImplementedError:
-        if _functorch("get_unwrapped") is None:
-            return id(tensor)
-        raise
+        return id(tensor)
 
 
 # Errors.
@@ -119,12 +116,13 @@ def readable(tensor: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or is_transformed(tensor) or tensor.is_meta)
 
 
-def unwrapped(tensor: Tensor) -> Tensor:
-    """The tensor below the innermost transform.
-
-    Without the name `storage_id` never asks for it: views inside a transform count as separate tensors.
-    """
-    return _functorch("get_unwrapped")(tensor)
+def below_transforms(tensor: Tensor) -> Tensor:
+    """The tensor that a transform's tensor stands for; without the name itself, so that views count as separate."""
+    unwrapped = _functorch("get_unwrapped")
+    if unwrapped is not None:
+        while is_transformed(tensor):
+            tensor = unwrapped(tensor)
+    return tensor
 
 
 def forward_mode_active() -> bool:
@@ -146,7 +144,8 @@ def has_derivative(tensor: Tensor) -> bool:
             return True
         if forward_mode_active() and _is_dual(tensor):
             return True
-        if not is_transformed(tensor) or _functorch("get_unwrapped") is None:
+        unwrapped = _functorch("get_unwrapped")
+        if unwrapped is None or not is_transformed(tensor):
             return False
         tensor = unwrapped(tensor)
 
