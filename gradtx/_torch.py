@@ -220,15 +220,21 @@ def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
         target.copy_(source)
 
 
-def add_each_(targets: list[Tensor], number: float) -> None:
-    """Add a number to each tensor; falls back to one addition each."""
+def count_up_(targets: list[Tensor]) -> None:
+    """Add 1 to each tensor; falls back to one addition each."""
     together = getattr(torch, "_foreach_add_", None)
     if together is not None and targets:
         # A number becomes a tensor once for each target, which takes longer than the addition.
-        together(targets, torch.tensor(float(number)), alpha=1.0)
+        together(targets, _one() if type(targets[0]) is Tensor else torch.ones(()), alpha=1.0)
         return
     for target in targets:
-        target.add_(number)
+        target.add_(1)
+
+
+@functools.cache
+def _one() -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones((), device="cpu")
 
 
 # Guards of a plan.

@@ -367,7 +367,7 @@ def _count_up(bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count
                 values.append(as_step(after[member.count]))
     if steps:
         _torch.copy_each_(steps, values)
-    _torch.add_each_(counted, 1)
+    _torch.count_up_(counted)
 
 
 def _count_back(bundles: Iterable[Bundle]) -> None:
