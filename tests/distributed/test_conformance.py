@@ -11,14 +11,17 @@ from torch.utils import _pytree
 
 import gradtx
 from gradtx.optim.engine import compiled
-from tests.conformance import all_cases, noise
+from tests.conformance import all_cases, chosen_aliases, noise
 from tests.distributed.problems import assert_close, bundled, engine, whole
 
-# All switches of rules; what is made of rules, once. Not where rounding decides a basis: sums here have another order.
+# All switches of rules, once what is made of them, and some aliases, which are chains of these. Not where rounding
+# decides a basis: sums here have another order.
 CASES = {
     str(case): case
     for case in all_cases()
-    if (case.factory.spec.kind in ("rule", "tree") or not case.label) and case.is_determined()
+    if (case.factory.spec.kind in ("rule", "tree") or not case.label)
+    and (case.factory.spec.kind != "alias" or case in chosen_aliases())
+    and case.is_determined()
 }
 
 # The last process has nothing of `row`; `scalar` is not divided, as parameters that FSDP ignores.
