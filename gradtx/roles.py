@@ -62,7 +62,7 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         Name -> role, for `partition` (`lambda name, p: roles[name]`).
 
     Raises:
-        TypeError: `model` is not a module.
+        TypeError: `model` is not a module, `tied` not a string.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
@@ -71,6 +71,8 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"label_by_role: model must be a torch.nn.Module, got {describe(model)}")
+    if not isinstance(tied, str):
+        raise TypeError(f"label_by_role: tied must be the name of a role, got {describe(tied)}")
     places = places_of(model)
     last = _last_with_outputs_of_an_embedding(model)
     roles: dict[str, str] = {}

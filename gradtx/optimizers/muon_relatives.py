@@ -412,7 +412,7 @@ def polargrad(
     return with_fallback("polargrad", matrices, fallback)
 
 
-@alias(ranges={"momentum": Range("[0, 1]", 1.0)}, static=("kinds",))
+@alias(ranges={"momentum": Range("[0, 1]", 1.0), "scale": "[0, inf)"}, static=("kinds",))
 def scion(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.1,
@@ -463,6 +463,8 @@ def scion(
 def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
     """The oracle of every leaf."""
     oracles: dict[str, GradientTransformation] = {}
+    if not (isinstance(kinds, Mapping) and kinds):
+        raise TypeError(f"scion: kinds must be a dict of name pattern -> kind, such as {{'*': 'auto'}}, got {kinds!r}")
     for pattern, kind in kinds.items():
         if not isinstance(kind, str | GradientTransformation):
             raise TypeError(f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}")
