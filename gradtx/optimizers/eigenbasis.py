@@ -65,6 +65,7 @@ def kl_soap(
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
     correct_bias: bool = True,
+    *,
     stagger: bool = False,
 ):
     r"""KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence.
@@ -127,6 +128,7 @@ def soap_laprop(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
+    *,
     stagger: bool = False,
 ):
     r"""SOAP with LaProp in place of Adam: gradients are normalized in the eigenbasis first and averaged then.
@@ -194,6 +196,7 @@ def kl_shampoo(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
+    *,
     stagger: bool = False,
 ):
     r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
@@ -231,7 +234,7 @@ def kl_shampoo(
     Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop is SOAP's, and the momentum is freed of its bias.
     """
     direction = scale_by_kl_shampoo(
-        betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims, stagger
+        betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims, stagger=stagger
     )
     return _finished(direction, lr, weight_decay)
 

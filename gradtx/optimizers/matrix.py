@@ -310,6 +310,7 @@ def shampoo(
     matrix_eps: Scalar = 1e-4,
     preconditioning_compute_steps: int = 1,
     variant: str = "paper",
+    *,
     stagger: bool = False,
 ):
     r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
@@ -347,7 +348,7 @@ def shampoo(
     """
     coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
     return chain(
-        scale_by_shampoo(momentum, coupled, matrix_eps, preconditioning_compute_steps, variant, stagger),
+        scale_by_shampoo(momentum, coupled, matrix_eps, preconditioning_compute_steps, variant, stagger=stagger),
         add_decayed_weights(decoupled),
         scale_by_learning_rate(lr),
     )
@@ -458,6 +459,7 @@ def soap(
     precondition_1d: bool = False,
     normalize_gradient: bool = False,
     correct_bias: bool = True,
+    *,
     stagger: bool = False,
 ):
     r"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
@@ -510,7 +512,7 @@ def soap(
             precondition_1d,
             normalize_gradient,
             correct_bias,
-            stagger,
+            stagger=stagger,
         ),
         scale_by_learning_rate(lr),
         map_after_step(lambda weights: kept * weights),

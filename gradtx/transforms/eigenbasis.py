@@ -37,6 +37,7 @@ def scale_by_kl_shampoo(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
+    *,
     stagger: bool = False,
 ):
     r"""Whiten the momentum by Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.

@@ -47,6 +47,7 @@ def scale_by_shampoo(
     matrix_eps: Scalar = 1e-4,
     preconditioning_compute_steps: int = 1,
     variant: str = "paper",
+    *,
     stagger: bool = False,
 ):
     r"""Multiply a gradient along each of its k dimensions by an inverse root of its accumulated statistics.

@@ -38,6 +38,7 @@ def scale_by_soap(
     precondition_1d: bool = False,
     normalize_gradient: bool = False,
     correct_bias: bool = True,
+    *,
     stagger: bool = False,
 ):
     r"""Run Adam on the gradient rotated into the eigenbases of its Kronecker factors.
