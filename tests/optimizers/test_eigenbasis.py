@@ -341,14 +341,12 @@ def signature_of_soap_like(**defaults):
             [
                 *signature_of_soap_like(lr=3e-3, betas=(0.95, 0.95), shampoo_beta=None, eps=1e-8, weight_decay=0.01),
                 ("correct_bias", True),
-                ("stagger", False),
             ],
         ),
         (
             gradtx.kl_shampoo,
             [
                 *signature_of_soap_like(lr=3e-3, betas=(0.95, 0.95), eps=1e-8, adam_eps=1e-8, weight_decay=0.01),
-                ("stagger", False),
             ],
         ),
         (gradtx.splus, arguments(splus)),
