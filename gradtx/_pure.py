@@ -443,6 +443,8 @@ def as_number(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor | numbers.Real):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
     number = value if isinstance(value, Tensor) else exact(value, torch.device("cpu"))
+    if number.is_complex():
+        raise TypeError(f"{name} must be real, got {value!r}")
     if number.ndim:
         raise ValueError(f"{name} must be 0-d, got a tensor of shape {tuple(number.shape)}")
     return number.to(torch.promote_types(number.dtype, torch.float32))

@@ -13,6 +13,7 @@ from gradtx import _tree
 from gradtx._arguments import is_off
 from gradtx._exact import exact, exact_dtype, log_or_zero
 from gradtx._messages import close
+from gradtx._random import name_key
 from gradtx._sharding import undivided
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ OWN = (
     "is_first",
     "step",
     "time",
+    "turn",
     "when",
 )  # every rule finds these in its context
 
@@ -107,6 +109,7 @@ class Context:
     def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
         # Not the leaf itself: a cycle would keep its tensors until Python's collector runs.
         self._extras: dict[str, Any] = leaf.extras
+        self._name = leaf.name
         self._known: Container[str] = leaf.run.known_extras
         self._clock = clock
         self._dtype = dtype
@@ -163,6 +166,10 @@ class Context:
         In pure use both sides run and `torch.where` selects; where the count is known on the host, only one.
         """
         return self.when(lambda step: step % k == phase % k, compute, keep)
+
+    def turn(self, k: int) -> int:
+        """A number in [0, k) that follows from the leaf's name: the phase of work that leaves do in turns."""
+        return name_key(self._name) % k
 
     def first(self, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
         """`compute()` at step 1, else `keep()`, as `every` selects."""

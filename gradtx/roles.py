@@ -15,7 +15,8 @@ from gradtx._messages import describe
 __all__ = ["label_by_role"]
 
 PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")  # of DistributedDataParallel, torch.compile, FSDP
-EMBEDDING_WORDS = ("pos_emb", "position_embedding", "cls_token", "class_token")
+EMBEDDING_WORDS = ("pos_emb", "position_embedding", "positional_embedding", "class_embedding", "position_bias_table")
+TOKEN_ENDINGS = ("_token", "_tokens")  # of class, mask, distillation and register tokens
 HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 SCALE_NAMES = ("weight", "gamma", "scale")
@@ -42,7 +43,7 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     | role | parameter |
     |---|---|
     | "frozen" | one that requires no gradient |
-    | "embedding" | the weight of an `Embedding` or `EmbeddingBag`, position embeddings and class tokens by name |
+    | "embedding" | the weight of an `Embedding` or `EmbeddingBag`, position embeddings and learned tokens by name |
     | "head" | the weight of an output layer (see below) |
     | "norm", "bias" | the weight and bias of a norm: those of torch, and modules whose class is called ...Norm |
     | "scalar" | one with a single entry |
@@ -62,7 +63,7 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         Name -> role, for `partition` (`lambda name, p: roles[name]`).
 
     Raises:
-        TypeError: `model` is not a module.
+        TypeError: `model` is not a module, `tied` not a string.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
@@ -71,6 +72,8 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"label_by_role: model must be a torch.nn.Module, got {describe(model)}")
+    if not isinstance(tied, str):
+        raise TypeError(f"label_by_role: tied must be the name of a role, got {describe(tied)}")
     places = places_of(model)
     last = _last_with_outputs_of_an_embedding(model)
     roles: dict[str, str] = {}
@@ -127,7 +130,7 @@ def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str)
 def _is_embedding(place: Place) -> bool:
     if isinstance(place.module, nn.Embedding | nn.EmbeddingBag) and place.name == "weight":
         return True
-    return any(word in place.path for word in EMBEDDING_WORDS)
+    return place.name.endswith(TOKEN_ENDINGS) or any(word in place.path for word in EMBEDDING_WORDS)
 
 
 def _is_head(place: Place, last: nn.Module | None) -> bool:

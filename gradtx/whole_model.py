@@ -147,6 +147,8 @@ def muon_for(
         raise ValueError(f"muon_for: conv must be 'muon' or 'adamw', got {conv!r}")
     if tied not in ("embedding", "head"):
         raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
+    if not isinstance(per_head, bool):
+        raise TypeError(f"muon_for: per_head must be a bool, got {describe(per_head)}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"muon_for: model must be a torch.nn.Module, got {describe(model)}")
     for name in ("fallback", "view", "flatten", "mask"):

@@ -277,6 +277,79 @@ def test_names_do_not_mislead():
     assert gradtx.label_by_role(Odd()) == roles
 
 
+class Fused(nn.Module):
+    """GPT-NeoX and Llama with one weight for queries, keys and values, and an output layer of another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.tok_embeddings, self.query_key_value = nn.Embedding(11, 8), nn.Linear(8, 24)
+        self.wqkv, self.wo = nn.Linear(8, 16, bias=False), nn.Linear(8, 8, bias=False)
+        self.q_norm, self.output = nn.RMSNorm(4), nn.Linear(8, 11, bias=False)
+
+
+class BertTied(nn.Module):
+    """An output layer with a bias of its own, whose weight is the embedding's."""
+
+    def __init__(self):
+        super().__init__()
+        self.word_embeddings, self.dense, self.LayerNorm = nn.Embedding(11, 8), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.decoder = nn.Linear(8, 11)
+        self.decoder.weight = self.word_embeddings.weight
+
+
+class FusedExperts(nn.Module):
+    """Experts as in transformers: three dimensions, with biases of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(8, 4)
+        self.gate_up_proj, self.gate_up_proj_bias = (
+            nn.Parameter(torch.zeros(4, 8, 24)),
+            nn.Parameter(torch.zeros(4, 24)),
+        )
+        self.down_proj, self.sinks = nn.Parameter(torch.zeros(4, 12, 8)), nn.Parameter(torch.zeros(4))
+
+
+class Tokens(nn.Module):
+    """Learned tokens and position embeddings by the names of timm, CLIP, transformers and Swin."""
+
+    NAMES = (
+        *("cls_token", "class_token", "mask_token", "dist_token", "reg_token", "register_tokens", "class_embedding"),
+        *("pos_embed", "pos_embedding", "position_embeddings", "positional_embedding", "relative_position_bias_table"),
+    )
+
+    def __init__(self):
+        super().__init__()
+        for name in self.NAMES:
+            self.register_parameter(name, nn.Parameter(torch.zeros(1, 4, 8)))
+        self.patch_embed, self.token_mixer = nn.Conv2d(3, 8, 2, 2), nn.Linear(4, 4, bias=False)
+
+
+FAMILIES = {
+    Fused: {
+        "tok_embeddings.weight": "embedding", "query_key_value.weight": "matrix", "query_key_value.bias": "bias",
+        "wqkv.weight": "matrix", "wo.weight": "matrix", "q_norm.weight": "norm", "output.weight": "head",
+    },
+    BertTied: {
+        "word_embeddings.weight": "embedding", "dense.weight": "matrix", "dense.bias": "bias",
+        "LayerNorm.weight": "norm", "LayerNorm.bias": "bias", "decoder.bias": "bias",
+    },
+    FusedExperts: {
+        "router.weight": "matrix", "router.bias": "bias", "gate_up_proj": "matrix", "gate_up_proj_bias": "bias",
+        "down_proj": "matrix", "sinks": "bias",
+    },
+    Tokens: {
+        **dict.fromkeys(Tokens.NAMES, "embedding"), "patch_embed.weight": "conv", "patch_embed.bias": "bias",
+        "token_mixer.weight": "matrix",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_roles_in_families_that_fuse_weights_or_learn_tokens(family):
+    assert gradtx.label_by_role(family()) == FAMILIES[family]
+
+
 def test_prefixes_of_wrappers_are_left_out():
     model = made("llama")
     for name in ("module", "_orig_mod", "_fsdp_wrapped_module"):

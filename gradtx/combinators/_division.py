@@ -177,7 +177,8 @@ class View(ListedBlocks):
             raise ValueError(f"{owner}: view: split gives no tensors for leaf {name!r}, got {type(blocks).__name__}")
         joined = self.join_function(blocks)
         same = isinstance(joined, Tensor) and joined.shape == index.shape and torch.equal(joined, index)
-        if not same or sum(block.numel() for block in blocks) != index.numel():
+        entries = torch.cat([block.flatten() for block in blocks])
+        if not same or not torch.equal(entries.sort().values, index.flatten()):
             raise ValueError(
                 f"{owner}: view: join(split(x)) is not x for leaf {name!r} of shape {tuple(shape)}; "
                 "split takes every entry into one block, join puts it back"

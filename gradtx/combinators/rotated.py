@@ -27,6 +27,7 @@ def _full_rank(arguments):
 
 @combinator(
     determined=_full_rank,
+    static=("stagger",),
     ranges={**RANGES, "offset": "[0, inf)"},
     example=lambda tx: {"inner": tx.replace(eps=0.1), "precondition_frequency": 2},
 )
@@ -45,6 +46,7 @@ def rotated(
     offset: int = 1,
     of: str = "update",
     eps: Scalar = 1e-8,
+    stagger: bool = False,
 ):
     r"""Run a chain in the eigenbases of the Kronecker factors of its updates.
 
@@ -79,6 +81,8 @@ def rotated(
         offset: See `precondition_frequency`, >= 0.
         of: x: "update", or "grad" for the gradient itself, `ctx.grad`.
         eps: $\epsilon \ge 0$, for "kl".
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `GG_i` ($S_i$) and `Q_i`, n x n, for every rotated
@@ -108,4 +112,5 @@ def rotated(
             choices = ", ".join(map(repr, _CHOICES[option]))
             raise ValueError(f"rotated: {option} must be one of {choices}, got {value!r}")
     factors = Factors(sides, max_precondition_dim, merge_dims, precondition_1d)
-    return Rotation(factors, statistics, beta, precondition_frequency, start, refresh, offset, of, eps).space(inner)
+    rotation = Rotation(factors, statistics, beta, precondition_frequency, start, refresh, offset, of, eps, stagger)
+    return rotation.space(inner)

@@ -175,6 +175,7 @@ class ADOPT(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -194,6 +195,7 @@ class ASGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -216,6 +218,7 @@ class BCOS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -235,6 +238,7 @@ class CAME(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -252,6 +256,7 @@ class COCOB(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -270,6 +275,7 @@ class FOCUS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -289,6 +295,7 @@ class FTRL(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -308,10 +315,12 @@ class KLSOAP(AliasOptimizer):
         merge_dims: bool = False,
         correct_bias: bool = True,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -335,6 +344,7 @@ class LARS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -354,6 +364,7 @@ class LBFGS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -373,6 +384,7 @@ class MADGRAD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -398,6 +410,7 @@ class MARS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -413,6 +426,7 @@ class MSVAG(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -438,6 +452,7 @@ class NAMO(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -458,6 +473,7 @@ class PID(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -476,6 +492,7 @@ class PNM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -495,6 +512,7 @@ class QHM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -514,6 +532,7 @@ class SGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -536,6 +555,7 @@ class SGDP(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -555,6 +575,7 @@ class SGDS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -574,6 +595,7 @@ class SGDW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -591,6 +613,7 @@ class SM3(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -612,10 +635,12 @@ class SOAP(AliasOptimizer):
         normalize_gradient: bool = False,
         correct_bias: bool = True,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -638,6 +663,7 @@ class SPAM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -655,6 +681,7 @@ class SRMM(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -675,6 +702,7 @@ class SWATS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -694,6 +722,7 @@ class TAM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -711,6 +740,7 @@ class A2Grad(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -732,6 +762,7 @@ class ACProp(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -751,6 +782,7 @@ class AccSGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -772,6 +804,7 @@ class AdEMAMix(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -795,6 +828,7 @@ class AdaBelief(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -818,6 +852,7 @@ class AdaBound(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -841,6 +876,7 @@ class AdaFactor(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -863,6 +899,7 @@ class AdaGC(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -884,6 +921,7 @@ class AdaHessian(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None: ...
@@ -905,6 +943,7 @@ class AdaMod(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -932,6 +971,7 @@ class AdaMuon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -954,6 +994,7 @@ class AdaNorm(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -974,6 +1015,7 @@ class AdaPNM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -992,6 +1034,7 @@ class AdaShift(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1012,6 +1055,7 @@ class AdaSmooth(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1031,6 +1075,7 @@ class AdaTAM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1050,6 +1095,7 @@ class Adadelta(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1069,6 +1115,7 @@ class AdafactorTorch(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1089,6 +1136,7 @@ class Adagrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1109,6 +1157,7 @@ class Adai(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1129,6 +1178,7 @@ class Adam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1157,6 +1207,7 @@ class AdamAtan2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1177,6 +1228,7 @@ class AdamC(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1196,6 +1248,7 @@ class AdamD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1214,6 +1267,7 @@ class AdamH(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1233,6 +1287,7 @@ class AdamMini(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1254,6 +1309,7 @@ class AdamP(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1273,6 +1329,7 @@ class AdamS(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1292,6 +1349,7 @@ class AdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1311,6 +1369,7 @@ class Adamax(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1331,6 +1390,7 @@ class Adan(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1351,6 +1411,7 @@ class AdaptiveGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1373,6 +1434,7 @@ class AdoptAtan2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1390,6 +1452,7 @@ class AggMo(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1408,6 +1471,7 @@ class AliG(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1430,6 +1494,7 @@ class Amos(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1452,6 +1517,7 @@ class ApolloDQN(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1479,6 +1545,7 @@ class ApolloLowRank(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1499,6 +1566,7 @@ class AvaGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1519,6 +1587,7 @@ class Conda(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1544,6 +1613,7 @@ class ContraMuon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1564,6 +1634,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1586,6 +1657,7 @@ class DAdaptAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1607,6 +1679,7 @@ class DAdaptAdan(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1625,6 +1698,7 @@ class DAdaptLion(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1644,6 +1718,7 @@ class DAdaptSGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1663,6 +1738,7 @@ class DiffGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1686,6 +1762,7 @@ class Dion(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1712,6 +1789,7 @@ class Dion2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1731,6 +1809,7 @@ class DoG(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1749,6 +1828,7 @@ class DoWG(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1770,6 +1850,7 @@ class FAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1795,6 +1876,7 @@ class Fira(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1810,6 +1892,7 @@ class Fromage(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1830,6 +1913,7 @@ class GPAAdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1854,6 +1938,7 @@ class GaLore(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1872,6 +1957,7 @@ class Grams(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1889,6 +1975,7 @@ class Gravity(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1909,6 +1996,7 @@ class GrokFastAdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1927,10 +2015,12 @@ class KLShampoo(AliasOptimizer):
         max_precondition_dim: int = 10000,
         merge_dims: bool = False,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1949,6 +2039,7 @@ class Kate(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1968,6 +2059,7 @@ class LDoG(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1989,6 +2081,7 @@ class LaProp(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2012,6 +2105,7 @@ class Lamb(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2029,6 +2123,7 @@ class Lion(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2053,6 +2148,7 @@ class MARSLion(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2073,6 +2169,7 @@ class MoMo(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2094,6 +2191,7 @@ class MoMoAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2120,6 +2218,7 @@ class Muon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2149,6 +2248,7 @@ class MuonAdamAtan2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2168,6 +2268,7 @@ class MuonH(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2192,6 +2293,7 @@ class Muown(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2212,6 +2314,7 @@ class NAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2228,6 +2331,7 @@ class Nero(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2245,6 +2349,7 @@ class NoisySGD(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2272,6 +2377,7 @@ class NorMuon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2292,6 +2398,7 @@ class NovoGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2312,6 +2419,7 @@ class OptimisticAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2328,6 +2436,7 @@ class OptimisticGradientDescent(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2349,6 +2458,7 @@ class PAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2378,6 +2488,7 @@ class PSGDKron(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2403,6 +2514,7 @@ class PSGDPro(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2429,6 +2541,7 @@ class PolarAdamAtan2(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2454,6 +2567,7 @@ class PolarGrad(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2480,6 +2594,7 @@ class Prodigy(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2500,6 +2615,7 @@ class QHAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2521,6 +2637,7 @@ class RAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2544,6 +2661,7 @@ class RMSprop(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2567,6 +2685,7 @@ class Ranger(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2601,6 +2720,7 @@ class Ranger21(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2617,6 +2737,7 @@ class Rprop(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2635,6 +2756,7 @@ class SGDSaI(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2653,10 +2775,12 @@ class SOAPLaProp(AliasOptimizer):
         max_precondition_dim: int = 10000,
         merge_dims: bool = False,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2683,6 +2807,7 @@ class SOAPMuon(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2704,6 +2829,7 @@ class SPlus(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2724,6 +2850,7 @@ class Sadam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2756,6 +2883,7 @@ class ScalableShampoo(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2777,6 +2905,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2798,6 +2927,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2818,6 +2948,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2836,6 +2967,7 @@ class Scion(AliasOptimizer):
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2853,10 +2985,12 @@ class Shampoo(AliasOptimizer):
         preconditioning_compute_steps: int = 1,
         variant: str = "paper",
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2874,6 +3008,7 @@ class SignSGD(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2892,6 +3027,7 @@ class Signum(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2915,6 +3051,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2935,6 +3072,7 @@ class SophiaH(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None: ...
@@ -2954,6 +3092,7 @@ class StableAdamW(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2977,6 +3116,7 @@ class StableSPAM(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2994,6 +3134,7 @@ class Tiger(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -3014,5 +3155,6 @@ class Yogi(AliasOptimizer):
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...

@@ -352,7 +352,7 @@ def muown(
     return with_fallback("muown", matrices, fallback)
 
 
-@alias(class_name="PolarGrad", ranges=_RANGES, example=_with_fallback)
+@alias(class_name="PolarGrad", ranges={**_RANGES, "alpha": "[0, inf)"}, example=_with_fallback)
 def polargrad(
     lr: Scalar = 3e-4,
     momentum: Scalar = 0.95,
@@ -379,7 +379,7 @@ def polargrad(
         nesterov: Look one step ahead.
         weight_decay: $\lambda \ge 0$, decoupled.
         method: "newton_schulz" or "exact", as in `scale_by_nuclear_norm`.
-        alpha: Exponent of the nuclear norm.
+        alpha: Exponent of the nuclear norm, >= 0.
         center_rows: Take the mean over the rows out, for weights whose outputs enter a softmax.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
         ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
@@ -412,7 +412,7 @@ def polargrad(
     return with_fallback("polargrad", matrices, fallback)
 
 
-@alias(ranges={"momentum": Range("[0, 1]", 1.0)}, static=("kinds",))
+@alias(ranges={"momentum": Range("[0, 1]", 1.0), "scale": "[0, inf)"}, static=("kinds",))
 def scion(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.1,
@@ -463,6 +463,8 @@ def scion(
 def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
     """The oracle of every leaf."""
     oracles: dict[str, GradientTransformation] = {}
+    if not (isinstance(kinds, Mapping) and kinds):
+        raise TypeError(f"scion: kinds must be a dict of name pattern -> kind, such as {{'*': 'auto'}}, got {kinds!r}")
     for pattern, kind in kinds.items():
         if not isinstance(kind, str | GradientTransformation):
             raise TypeError(f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -103,8 +104,11 @@ def polynomials(owner: str, coefs: Any, steps: int | None, dtype: torch.dtype | 
     """One polynomial a step; the last of a list is repeated.
 
     Raises:
+        TypeError: a dtype that is not a floating-point one.
         ValueError: an unknown name, numbers that are not triples, steps or a dtype that a set does not take.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"{owner}: dtype must be a floating-point torch.dtype or None, got {describe(dtype)}")
     triples = _named(owner, coefs, steps, dtype).triples if isinstance(coefs, str) else _listed(owner, coefs)
     count = default_steps(coefs) if steps is None else steps
     return [triples[min(i, len(triples) - 1)] for i in range(count)]
@@ -132,6 +136,8 @@ def _listed(owner: str, coefs: Any) -> Sequence[Triple]:
             raise ValueError(
                 f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(coefs)}"
             )
+        if not all(map(math.isfinite, item)):
+            raise ValueError(f"{owner}: coefs must be finite, got {describe(coefs)}")
         a, b, c = item
         triples.append((float(a), float(b), float(c)))
     return triples

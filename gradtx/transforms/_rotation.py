@@ -133,6 +133,7 @@ class Rotation:
     offset: int
     of: str
     eps: Any
+    staggers: bool = False
 
     def space(self, inner: GradientTransformation, hidden: bool = False) -> Space:
         """The combinator's body."""
@@ -162,9 +163,13 @@ class Rotation:
             return [left_basis(x.movedim(i, 0).flatten(1)) for i in dims]
 
         def renewed() -> list[Tensor]:
-            return ctx.every(self.frequency, self.offset, computed, lambda: old)
+            return ctx.every(self.frequency, self._phase(ctx), computed, lambda: old)
 
         return ctx.first(computed, renewed)
+
+    def _phase(self, ctx: Any) -> int:
+        """The steps at which this leaf's bases are renewed, modulo the frequency."""
+        return self.offset + ctx.turn(self.frequency) if self.staggers else self.offset
 
     def next_statistics(self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any) -> list[Tensor]:
         old, bases = state["GG"], state["Q"]
@@ -188,7 +193,7 @@ class Rotation:
             return [iterated(*each) for each in zip(new, old, orders, strict=True)], orders
 
         def later() -> Any:
-            return ctx.every(self.frequency, self.offset, refreshed, lambda: kept)
+            return ctx.every(self.frequency, self._phase(ctx), refreshed, lambda: kept)
 
         bases, orders = ctx.first(initial, later)
         return bases, None if orders is same else orders

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
+from gradtx._messages import describe
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz, orthonormal
@@ -52,7 +54,8 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
     Source: Ahn et al. 2025, arXiv:2504.05295. Departures: none from dion_simple, which does not transpose wide
     matrices; a column of $R$ that is 0 leaves that of $Q$ as it was, and gives 0.
     """
-    if isinstance(rank, bool) or rank <= 0 or (isinstance(rank, float) and rank > 1):
+    _check_number("scale_by_dion", "rank", rank)
+    if not (rank > 0 and (isinstance(rank, int) or rank <= 1)):
         raise ValueError(f"scale_by_dion: rank must be a whole number above 0, or a fraction in (0, 1], got {rank!r}")
     if init not in ("random", "eye"):
         raise ValueError(f"scale_by_dion: init must be 'random' or 'eye', got {init!r}")
@@ -125,6 +128,7 @@ def orthogonalize_slices(
 
     Source: Ahn et al. 2025, arXiv:2512.16928; with `beta2`: microsoft/dion. Departures: none from one device's.
     """
+    _check_number("orthogonalize_slices", "fraction", fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}")
     if select not in ("rows", "columns", "short"):
@@ -164,6 +168,12 @@ def _sliced_dim(x: Tensor, select: str) -> int:
     if select == "short":
         return 0 if x.shape[0] <= x.shape[1] else 1
     return 0 if select == "rows" else 1
+
+
+def _check_number(owner: str, name: str, value: Any) -> None:
+    # To Python a bool is an int; a user who writes `rank=True` means something else.
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise TypeError(f"{owner}: {name} must be a plain number, got {describe(value)}")
 
 
 def _largest_slices(x: Tensor, dim: int, fraction: float) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = ["scale_by_gradient_rms", "scale_by_kl_shampoo", "scale_by_late_rms", 
 @per_tensor(
     determined=lambda arguments: not arguments["merge_dims"],
     compiles=False,
+    static=("stagger",),
     ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "adam_eps": "[0, inf)"},
     example={"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
     nonnegative=("exp_avg_sq",),
@@ -36,6 +37,8 @@ def scale_by_kl_shampoo(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
+    *,
+    stagger: bool = False,
 ):
     r"""Whiten the momentum by Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
 
@@ -51,6 +54,8 @@ def scale_by_kl_shampoo(
         precondition_frequency: Steps between two refreshments of the bases, >= 1.
         max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
         merge_dims: Merge neighbouring dimensions, left to right, while their product is at most that.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and `GG_i` ($S_i$)
@@ -95,22 +100,23 @@ def scale_by_kl_shampoo(
         direction = direction.reshape(update.shape) / ctx.bias_correction(beta1, count)
         fresh = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
         statistics = averaged(state["GG"], fresh, (1 - beta2) / ctx.bias_correction(beta2))
-        bases = _next_bases(statistics, state["Q"], precondition_frequency, ctx)
+        phase = 1 + ctx.turn(precondition_frequency) if stagger else 1
+        bases = _next_bases(statistics, state["Q"], precondition_frequency, phase, ctx)
         return torch.where(first, 0.0, direction), {"exp_avg": mean, "GG": statistics, "Q": bases}
 
     return init, update
 
 
-def _next_bases(statistics, bases, frequency, ctx):
+def _next_bases(statistics, bases, frequency, phase, ctx):
     """Eigenvectors at the first step, later one step of power iteration where it is due."""
 
     def iterate():
         return [iterated(x, basis, descending(x, basis)) for x, basis in zip(statistics, bases, strict=True)]
 
-    def renewed():
-        return ctx.first(lambda: [eigenbasis(x) for x in statistics], iterate)
+    def later():
+        return ctx.every(frequency, phase, iterate, lambda: bases)
 
-    return ctx.every(frequency, 1, renewed, lambda: bases)
+    return ctx.first(lambda: [eigenbasis(x) for x in statistics], later)
 
 
 @per_tensor(elementwise=True, ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
+from gradtx._messages import describe
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import rms, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz, polar_factor
@@ -107,7 +108,7 @@ def init_for_lmo(
     Args:
         param: Gives shape, dtype and device.
         kind: As in `lmo`.
-        scale: The radius of the ball.
+        scale: The radius of the ball, >= 0.
         normalized: As in `lmo`.
         transpose: As in `lmo`.
         maximum: As in `lmo`.
@@ -117,7 +118,8 @@ def init_for_lmo(
         A new tensor: orthogonal ("spectral", "conv"), signs, or normal numbers with columns or rows of one size.
 
     Raises:
-        ValueError: another kind.
+        TypeError: a `param` that is not a tensor of a floating-point dtype, a scale that is not a number.
+        ValueError: another kind, one that needs a matrix for a vector, a scale that is negative or not finite.
 
     Example:
         >>> weight = gradtx.init_for_lmo(torch.empty(3, 3), scale=2.0, generator=torch.Generator().manual_seed(0))
@@ -126,14 +128,27 @@ def init_for_lmo(
 
     Source: LIONS-EPFL/scion. Departures: convolutions are orthogonal as (out, all others), as in `lmo`.
     """
-    if kind not in KINDS:
-        raise ValueError(f"init_for_lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    _check_start(param, kind, scale)
     kind = _kind_for(param.ndim) if kind == "auto" else kind
     if kind == "bias":
         return torch.zeros_like(param)
     noise = torch.randn(param.shape, generator=generator, dtype=torch.float64)
     start = scale * Oracle(normalized, transpose, maximum, 0.0, polar_factor).of(kind, noise)
     return start.to(param.device, param.dtype)
+
+
+def _check_start(param: Any, kind: Any, scale: Any) -> None:
+    if not (isinstance(param, Tensor) and param.is_floating_point()):
+        raise TypeError(f"init_for_lmo: param must be a tensor of a floating-point dtype, got {describe(param)}")
+    if kind not in KINDS:
+        raise ValueError(f"init_for_lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if isinstance(scale, bool) or not isinstance(scale, float | int):
+        raise TypeError(f"init_for_lmo: scale must be a number, got {describe(scale)}")
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"init_for_lmo: scale must be in [0, inf), got {scale!r}")
+    if param.ndim < 2 and kind not in ("auto", "bias", "sign"):
+        shape = tuple(param.shape)
+        raise ValueError(f"init_for_lmo: kind {kind!r} needs at least 2 dimensions, got a tensor of shape {shape}")
 
 
 @dataclasses.dataclass(frozen=True)

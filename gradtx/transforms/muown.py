@@ -10,7 +10,7 @@ from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, quotient, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz
 from gradtx.transforms._polynomials import Coefficients, polynomials
-from gradtx.transforms.orthogonalize import shape_factor
+from gradtx.transforms.orthogonalize import check_adjustment, shape_factor
 
 __all__ = ["scale_by_muown"]
 
@@ -61,7 +61,8 @@ def scale_by_muown(
         `magnitude` ($\gamma$), `length` ($\ell$), `exp_avg` and `exp_avg_sq`, one number a row.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix.
+        TypeError: an `ns_dtype` that is not a floating-point one.
+        ValueError: numbers out of range, an unknown name, missing `params`, a leaf that is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_muown(lr=0.1)
@@ -73,6 +74,7 @@ def scale_by_muown(
     Source: Muown, arXiv:2605.10797. Departures: none.
     """
     beta1, beta2 = betas
+    check_adjustment("scale_by_muown", "adjust_lr_fn", adjust_lr_fn)
     iteration = polynomials("scale_by_muown", ns_coefficients, ns_steps, ns_dtype)
 
     def init(param):

@@ -107,8 +107,6 @@ def orthogonalize(
     _check_view("orthogonalize", view)
     if start not in STARTS:
         raise ValueError(f"orthogonalize: start must be one of {', '.join(STARTS)}, got {start!r}")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"orthogonalize: dtype must be a floating-point torch.dtype or None, got {dtype!r}")
     iteration = polynomials("orthogonalize", coefs, steps, dtype)
 
     def update(update, state, param, ctx):
@@ -156,9 +154,7 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
     Emerging-Optimizers calls "spectral" is "max_dim" here, its "unit_rms_norm" is "spectral".
     """
     _check_view("scale_by_shape", view)
-    if adjust not in (None, *ADJUSTMENTS):
-        known = ", ".join(map(repr, ADJUSTMENTS[1:]))
-        raise ValueError(f"scale_by_shape: adjust must be None, 'original' or {known}, got {adjust!r}")
+    check_adjustment("scale_by_shape", "adjust", adjust)
 
     def update(update, state, param, ctx):
         rows, columns = _matrix_shape(update, view)
@@ -170,6 +166,12 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
 
 
 ADJUSTMENTS = ("original", "spectral", "max_dim", "match_rms_adamw", "none")
+
+
+def check_adjustment(owner: str, argument: str, adjust: Any) -> None:
+    if adjust not in (None, *ADJUSTMENTS):
+        known = ", ".join(map(repr, ADJUSTMENTS[1:]))
+        raise ValueError(f"{owner}: {argument} must be None, 'original' or {known}, got {adjust!r}")
 
 
 def shape_factor(adjust: str | None, rows: int, columns: int) -> float:

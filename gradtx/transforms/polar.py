@@ -15,7 +15,7 @@ __all__ = ["scale_by_nuclear_norm"]
 METHODS = ("newton_schulz", "exact")
 
 
-@per_tensor(whole=True, dims=(2, 2), compiles=False, ranges={"ns_steps": "[0, 100)"})
+@per_tensor(whole=True, dims=(2, 2), compiles=False, ranges={"ns_steps": "[0, 100)", "alpha": "[0, inf)"})
 def scale_by_nuclear_norm(
     method: str = "newton_schulz",
     alpha: Scalar = 1.0,
@@ -31,7 +31,7 @@ def scale_by_nuclear_norm(
     Args:
         method: "newton_schulz" for $O$ of `orthogonalize`, "exact" for the factor by eigenvalues of the smaller Gram
             matrix, where those of rounding count as 0.
-        alpha: $\alpha$; 1 is steepest descent in the spectral norm, 0 is Muon's direction.
+        alpha: $\alpha \ge 0$; 1 is steepest descent in the spectral norm, 0 is Muon's direction.
         center_rows: Take the mean over the rows out in front and behind, for weights whose outputs enter a softmax.
         ns_coefficients: Of the iteration, as in `orthogonalize`.
         ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
@@ -41,6 +41,7 @@ def scale_by_nuclear_norm(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
+        TypeError: an `ns_dtype` that is not a floating-point one.
         ValueError: numbers out of range, another `method`, a leaf that is not a matrix.
 
     Example:

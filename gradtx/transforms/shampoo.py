@@ -36,6 +36,7 @@ def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
 @per_tensor(
     needs=("params",),
     compiles=False,
+    static=("stagger",),
     whole=_decays,
     ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
     example=ROOTS,
@@ -46,6 +47,8 @@ def scale_by_shampoo(
     matrix_eps: Scalar = 1e-4,
     preconditioning_compute_steps: int = 1,
     variant: str = "paper",
+    *,
+    stagger: bool = False,
 ):
     r"""Multiply a gradient along each of its k dimensions by an inverse root of its accumulated statistics.
 
@@ -62,6 +65,8 @@ def scale_by_shampoo(
             step and selected; an optimizer of `as_optimizer` computes it when it is due only.
         variant: "paper": $x = u$ and $e = 1/(2k)$. "moskomule": $x$ is $u$ as the dimensions before left it, and
             $e = 1/k$.
+        stagger: Compute the roots of each leaf at the first step, and then at a step of its own within the period,
+            which follows from its name, so that no later step computes those of all leaves.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter, and for every
@@ -100,6 +105,11 @@ def scale_by_shampoo(
     def update(update, state, param, ctx):
         mixed = (1 - momentum) * update + momentum * state["momentum_buffer"]
         start = torch.where(ctx.step == 1, update, mixed)
+        phase = 1 + ctx.turn(preconditioning_compute_steps) if stagger else 1
+
+        def due(step):
+            return (step == 1) | (step % preconditioning_compute_steps == phase % preconditioning_compute_steps)
+
         direction = start = start if is_off(weight_decay) else start + weight_decay * param
         statistics, roots = [], []
         for i in range(update.ndim):
@@ -107,7 +117,7 @@ def scale_by_shampoo(
             statistics.append(state["pre_cond"][i] + gram(seen, i))
             root = functools.partial(inverse_root, statistics[i], exponent(update), floor=matrix_eps)
             old = state["inv_pre_cond"][i]
-            roots.append(ctx.every(preconditioning_compute_steps, 1, root, lambda old=old: old))
+            roots.append(ctx.when(due, root, lambda old=old: old))
             direction = multiplied(direction, roots[i], i)
         slots = {"pre_cond": statistics, "inv_pre_cond": roots} if update.ndim else {}
         return direction, {"momentum_buffer": direction, **slots}

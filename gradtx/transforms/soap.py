@@ -23,6 +23,7 @@ def _full_rank(arguments):
 @per_tensor(
     determined=_full_rank,
     compiles=False,
+    static=("stagger",),
     ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"},
     example=EXAMPLE,
     nonnegative=("exp_avg_sq",),
@@ -37,6 +38,8 @@ def scale_by_soap(
     precondition_1d: bool = False,
     normalize_gradient: bool = False,
     correct_bias: bool = True,
+    *,
+    stagger: bool = False,
 ):
     r"""Run Adam on the gradient rotated into the eigenbases of its Kronecker factors.
 
@@ -59,6 +62,8 @@ def scale_by_soap(
         precondition_1d: Rotate leaves of one dimension too.
         normalize_gradient: Divide the direction by its root mean square.
         correct_bias: Whether to apply the factor of the two corrections.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg` and `exp_avg_sq` (in the rotated basis), shaped
@@ -86,7 +91,7 @@ def scale_by_soap(
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
     factors = Factors("both", max_precondition_dim, merge_dims, precondition_1d)
-    rotation = Rotation(factors, "shampoo", beta, precondition_frequency, "skip", "qr", 1, "update", 0.0)
+    rotation = Rotation(factors, "shampoo", beta, precondition_frequency, "skip", "qr", 1, "update", 0.0, stagger)
     return rotation.space(adam_along_bases(betas, eps, correct_bias, normalize_gradient), hidden=True)
 
 

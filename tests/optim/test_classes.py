@@ -238,3 +238,17 @@ def test_a_leaf_without_label_is_an_error_that_names_it():
     tx = gradtx.partition({"body": gradtx.sgd()}, {"body": "body.*"})
     with pytest.raises(ValueError, match=r"partition: leaf 'head\.weight' has no label"):
         gradtx.as_optimizer(tx, list(parameters().items()))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params, **options: gradtx.optim.SOAP(params, **options),
+        lambda params, **options: gradtx.as_optimizer(gradtx.soap(), params, **options),
+    ],
+    ids=["class", "as_optimizer"],
+)
+def test_a_process_group_and_a_device_of_the_state_exclude_each_other(make):
+    params = [torch.nn.Parameter(torch.ones(2, 2))]
+    with pytest.raises(ValueError, match="state_device and process_group exclude each other"):
+        make(params, process_group=object(), state_device="cpu")

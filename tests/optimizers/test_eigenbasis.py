@@ -345,7 +345,9 @@ def signature_of_soap_like(**defaults):
         ),
         (
             gradtx.kl_shampoo,
-            signature_of_soap_like(lr=3e-3, betas=(0.95, 0.95), eps=1e-8, adam_eps=1e-8, weight_decay=0.01),
+            [
+                *signature_of_soap_like(lr=3e-3, betas=(0.95, 0.95), eps=1e-8, adam_eps=1e-8, weight_decay=0.01),
+            ],
         ),
         (gradtx.splus, arguments(splus)),
         (gradtx.conda, arguments(conda)),

@@ -1,0 +1,142 @@
+"""Errors of the matrix methods: one clear TypeError or ValueError that names the entry, from each kind of misuse."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import gradtx
+
+# Calls that no argument check of the decorators catches.
+NS_DTYPES = ["muon", "normuon", "adamuon", "namo", "contra_muon", "muown", "polargrad", "dion2"]
+SQUARE = torch.zeros(3, 3)
+
+
+def lmo_start(*args, **options):
+    return lambda: gradtx.init_for_lmo(*args, **options)
+
+
+@pytest.mark.parametrize("alias", NS_DTYPES)
+@pytest.mark.parametrize("dtype", [3, "float32", torch.int64, math.nan])
+def test_a_dtype_of_the_iteration_must_be_a_floating_point_one(alias, dtype):
+    with pytest.raises(TypeError, match=rf"^{alias}: \w+: dtype must be a floating-point torch.dtype or None, got "):
+        getattr(gradtx, alias)(ns_dtype=dtype)
+
+
+@pytest.mark.parametrize("alias", [*NS_DTYPES, "soap_muon"])
+@pytest.mark.parametrize("coefficients", [3, (), (1.0,), (1.0, 2.0), ((1.0, 2.0, "x"),)])
+def test_coefficients_must_be_triples_of_numbers(alias, coefficients):
+    with pytest.raises(TypeError, match=f"^{alias}: ns_coefficients must be 3 plain numbers, got "):
+        getattr(gradtx, alias)(ns_coefficients=coefficients)
+
+
+@pytest.mark.parametrize("alias", [*NS_DTYPES, "soap_muon"])
+@pytest.mark.parametrize("coefficients", [(math.nan, 1.0, 1.0), ((1.0, 2.0, math.inf),)])
+def test_coefficients_must_be_finite(alias, coefficients):
+    with pytest.raises(ValueError, match=rf"^{alias}: \w+: coefs must be finite, got "):
+        getattr(gradtx, alias)(ns_coefficients=coefficients)
+
+
+@pytest.mark.parametrize("alias", [*NS_DTYPES[:6], "soap_muon", "dion", "dion2"])
+@pytest.mark.parametrize("name", ["other", ""])
+def test_an_unknown_scale_of_the_shape_lists_the_known_ones(alias, name):
+    with pytest.raises(ValueError, match=f"^{alias}: .*must be None, 'original' or 'spectral', .*, got '{name}'$"):
+        getattr(gradtx, alias)(adjust_lr_fn=name)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: gradtx.dion(rank="x"), TypeError, "dion: scale_by_dion: rank must be a plain number, got 'x'"),
+        (lambda: gradtx.dion(rank=True), TypeError, "dion: scale_by_dion: rank must be a plain number, got True"),
+        (lambda: gradtx.dion(rank=None), TypeError, "dion: scale_by_dion: rank must be a plain number, got None"),
+        (lambda: gradtx.dion(rank=torch.ones(2)), TypeError, "dion: scale_by_dion: rank must be a plain number, got "),
+        (lambda: gradtx.dion(rank=math.nan), ValueError, "dion: scale_by_dion: rank must be a whole number above 0"),
+        (lambda: gradtx.dion(rank=0), ValueError, "dion: scale_by_dion: rank must be a whole number above 0"),
+        (lambda: gradtx.dion(rank=1.5), ValueError, "dion: scale_by_dion: rank must be a whole number above 0"),
+        (lambda: gradtx.dion2(fraction="x"), TypeError, "dion2: orthogonalize_slices: fraction must be a plain number"),
+        (lambda: gradtx.dion2(fraction=True), TypeError, "dion2: orthogonalize_slices: fraction must be a plain"),
+        (lambda: gradtx.dion2(fraction=math.nan), ValueError, "orthogonalize_slices: fraction must be in (0, 1], got"),
+        (lambda: gradtx.scion(kinds=3), TypeError, "scion: kinds must be a dict of name pattern -> kind, such as"),
+        (lambda: gradtx.scion(kinds={}), TypeError, "scion: kinds must be a dict of name pattern -> kind, such as"),
+        (lambda: gradtx.scion(kinds="sign"), TypeError, "scion: kinds must be a dict of name pattern -> kind, such"),
+        (lambda: gradtx.scion(scale=-1.0), ValueError, "scion: scale must be in [0, inf), got -1.0"),
+        (lambda: gradtx.polargrad(alpha=-1.0), ValueError, "polargrad: alpha must be in [0, inf), got -1.0"),
+        (lmo_start(3), TypeError, "init_for_lmo: param must be a tensor of a floating-point dtype, got 3"),
+        (lmo_start(SQUARE.long()), TypeError, "init_for_lmo: param must be a tensor of a floating-point dtype"),
+        (lmo_start(SQUARE, scale="x"), TypeError, "init_for_lmo: scale must be a number, got 'x'"),
+        (lmo_start(SQUARE, scale=math.nan), ValueError, "init_for_lmo: scale must be in [0, inf), got nan"),
+        (lmo_start(SQUARE, scale=-1.0), ValueError, "init_for_lmo: scale must be in [0, inf), got -1.0"),
+        (lmo_start(SQUARE[0], "row"), ValueError, "init_for_lmo: kind 'row' needs at least 2 dimensions, got a tensor"),
+        (lmo_start(SQUARE[0], "spectral"), ValueError, "init_for_lmo: kind 'spectral' needs at least 2 dimensions"),
+        (lmo_start(SQUARE[0, 0], "column"), ValueError, "init_for_lmo: kind 'column' needs at least 2 dimensions"),
+        (lambda: gradtx.label_by_role(nn.ReLU(), tied=3), TypeError, "label_by_role: tied must be the name of a role"),
+        (lambda: gradtx.muon_for(nn.Linear(2, 2), per_head=3), TypeError, "muon_for: per_head must be a bool, got 3"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_named(make, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("split", "join"),
+    [
+        (lambda x: [2 * x], lambda blocks: blocks[0] / 2),
+        (lambda x: [x[:2], x[:2]], lambda blocks: torch.cat([blocks[0], 2 + blocks[1]])),
+    ],
+    ids=["scaled", "twice"],
+)
+def test_a_view_that_is_no_permutation_is_an_error(split, join):
+    tx = gradtx.blocks(gradtx.muon(), view=(split, join))
+    with pytest.raises(ValueError, match=r"blocks: view: join\(split\(x\)\) is not x for leaf 'w' of shape \(4,\)"):
+        tx.init({"w": torch.zeros(4)})
+
+
+# Leaves that a rule does not take, and steps that fail.
+
+MATRICES_ONLY = [
+    *NS_DTYPES,
+    *("soap_muon", "muon_h", "dion", "orthogonalize", "scale_by_shape", "scale_by_dion", "orthogonalize_slices"),
+    "scale_by_nuclear_norm",
+]
+
+
+@pytest.mark.parametrize("entry", MATRICES_ONLY)
+def test_a_leaf_that_is_no_matrix_is_named_with_the_remedy(entry):
+    tx = getattr(gradtx, entry)()
+    for shape in ((), (5,), (0,), (2, 3, 4), (2, 3, 2, 2)):
+        with pytest.raises(ValueError, match=r"leaf 'b' has shape .*, needs 2 dimensions; .*partition\(\.\.\.\)"):
+            tx.init({"a": torch.ones(2, 2), "b": torch.ones(shape)})
+
+
+SEARCH = gradtx.line_search(gradtx.chain(gradtx.scale_by_lbfgs(), gradtx.scale(-1.0)))
+LOSS = torch.tensor(9.0)
+
+
+@pytest.mark.parametrize("compiles", [False, True], ids=["default", "compiled"])
+@pytest.mark.parametrize(
+    ("tx", "extras", "error", "message"),
+    [
+        (SEARCH, {}, ValueError, "line_search needs value_fn: call step(closure)"),
+        (SEARCH, {"value": LOSS, "value_fn": 3}, TypeError, "value_fn must be a function params -> 0-d tensor, got 3"),
+        (SEARCH, {"value": LOSS, "value_fn": lambda: None}, TypeError, "the result of value_fn must be a number"),
+        (SEARCH, {"value": LOSS, "value_fn": lambda: torch.ones(2)}, ValueError, "result of value_fn must be 0-d"),
+        (SEARCH, {"value": LOSS, "value_fn": lambda: LOSS + 1j}, TypeError, "the result of value_fn must be real"),
+        (SEARCH, {"value": LOSS + 1j, "value_fn": lambda: LOSS}, TypeError, "value must be real, got tensor(9.+1.j)"),
+        (gradtx.qk_clip({"w": ("q", "query")}), {}, ValueError, "qk_clip needs max_logits: call step(closure, max_log"),
+        (gradtx.qk_clip({"w": ("q", "query")}), {"maxlogits": {}}, TypeError, "unknown extra 'maxlogits'; did you"),
+        (gradtx.qk_clip({"w": ("q", "query")}), {"max_logits": {"q": 3.0}}, TypeError, "must be a dict of tensors"),
+    ],
+)
+def test_extras_that_are_missing_or_wrong_change_nothing(tx, extras, error, message, compiles):
+    weights = {"v": nn.Parameter(torch.ones(2)), "w": nn.Parameter(torch.ones(4, 2))}
+    optimizer = gradtx.as_optimizer(tx, weights.items(), compile=compiles)
+    for weight in weights.values():
+        weight.grad = torch.full_like(weight, 0.5)
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.step(**extras)
+    assert all(torch.equal(weight, torch.ones_like(weight)) for weight in weights.values())
+    assert not any(entry.get("step", 0) for entry in optimizer.state_dict()["state"].values())
