@@ -463,6 +463,38 @@ SECTIONS: dict[str, list[Row]] = {
 }
 
 
+MODULES = {
+    "contrib": "the names themselves, such as gradtx.muon",
+    "losses": "torch.nn.functional",
+    "projections": "map_after_step(function)",
+    "tree": "state is a dict: state[stage][slot][leaf]",
+    "tree_utils": "state is a dict: state[stage][slot][leaf]",
+}
+PURE = "tx.update and apply_updates; states are values"
+CLASSES = "AdaDelta AdaGrad AdaMax Adadelta Adagrad Adam AdamW Adamax RAdam RMSProp RMSprop SGD"
+RESPELLED = {"AdaDelta": "Adadelta", "AdaGrad": "Adagrad", "AdaMax": "Adamax", "RMSProp": "RMSprop"}
+TORCHOPT = {
+    **{f"Func{name}": PURE for name in ("Optimizer", *CLASSES.split())},
+    **{f"Meta{name}": "torch.func.grad of a function of params" for name in ("Optimizer", *CLASSES.split())},
+    **{name: f"gradtx.optim.{name}" for name in CLASSES.split() if name not in RESPELLED},
+    **{name: f"gradtx.optim.{ours}" for name, ours in RESPELLED.items()},
+    "Optimizer": "as_optimizer(tx, params)",
+    "extract_state_dict": "states are values: keep one",
+    "recover_state_dict": "states are values: pass the one that was kept",
+    "clip_grad_norm": "clip_by_global_norm(1.0)",
+    "combine": "chain",
+    "module_detach_": "detach the tensors of a dict of parameters",
+    "register_hook": "tensor.register_hook",
+    "accelerated_op_available": "compile=True on an optimizer; torch.compile of a pure step",
+    "diff": "torch.func",
+    "linear_solve": "torch.linalg.solve",
+    "stop_gradient": "detach the tensors of a state",
+    "module_clone": "copy.deepcopy",
+    "nan_to_num": "zero_nans()",
+}
+"""Modules of optax, and names of TorchOpt that optax does not have."""
+
+
 def rows() -> Iterator[Row]:
     """All rows of the table."""
     for section in SECTIONS.values():
@@ -500,6 +532,7 @@ def module() -> str:
         for row in section:
             for name in row.names:
                 described.setdefault(name.rpartition(".")[2], row.here or row.note)
+    described.update({**MODULES, **TORCHOPT})
     for name in sorted(described):
         line = f"    {_quoted(name)}: {_quoted(described[name])},"
         lines.append(line if len(line) <= 120 else f"{line}  # noqa: E501")

@@ -348,9 +348,22 @@ def sections(value: Any) -> dict[str, str]:
     text = inspect.getdoc(value) or ""
     parts = SECTION.split(text)
     found = {"": parts[0].strip()}
-    for title, part in zip(parts[1::2], parts[2::2], strict=True):
+    for title, indented in zip(parts[1::2], parts[2::2], strict=True):
+        part, behind = without_tail(indented)
+        found[""] = "\n\n".join(filter(None, (found[""], behind)))
         found[title] = (inspect.cleandoc("\n" + part) if title in ("Args", "Raises", "Example") else flat(part)).strip()
     return found
+
+
+def without_tail(part: str) -> tuple[str, str]:
+    """A section, whose lines are indented, and the paragraphs behind it, which belong to the description."""
+    tail = re.search(r"\n\n(?=\S)", part)
+    return (part[: tail.start()], part[tail.end() :].strip()) if tail else (part, "")
+
+
+def unmarked(text: str) -> str:
+    """Text whose first sign would start a quotation, a list or a title, as in ">= 1"."""
+    return re.sub(r"^(?=[>#+-])", r"\\", text)
 
 
 def flat(text: str) -> str:
@@ -359,8 +372,9 @@ def flat(text: str) -> str:
 
 def items(text: str) -> list[tuple[str, str]]:
     """The entries of `Args` and `Raises`, whose further lines are indented."""
-    found = re.findall(r"^([\w*]+): (.*(?:\n .*)*)", text, re.MULTILINE)
-    return [(name, flat(told)) for name, told in found]
+    found = re.findall(r"^([\w*]+): (.*(?:\n(?: .*)?)*)", text, re.MULTILINE)
+    without_bullets = [(name, re.sub(r"\n\s+- ", "\n", told)) for name, told in found]
+    return [(name, unmarked(flat(told))) for name, told in without_bullets]
 
 
 def described(value: Any) -> str:

@@ -100,9 +100,11 @@ _NO_RANGE = Range("(-inf, inf)")
 
 
 # Words of pytorch_optimizer, qhoptim and timm.
-OTHER_WORDS: dict[str, str] = dict.fromkeys(
-    ("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay"
-)
+OTHER_WORDS: dict[str, str] = {
+    **dict.fromkeys(("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay"),
+    **dict.fromkeys(("learning_rate", "step_size"), "lr"),
+    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
+}
 
 
 class UnfitError(ValueError):
@@ -416,10 +418,10 @@ class Arguments:
     def _suggestion(self, key: str) -> str:
         """The argument that was meant, also by a word of another library."""
         ours = OTHER_WORDS.get(key)
-        if ours is None:
-            return nearest(key, self.by_name)
         if ours in self.by_name:
             return f"did you mean {ours!r}?"
+        if ours != "decoupled_weight_decay":
+            return nearest(key, self.by_name)
         return f"the decay of {self.name} has one form; known: {', '.join(sorted(self.by_name))}"
 
 

@@ -170,6 +170,7 @@ class Operation:
         whole_until: The last of the operations from this one on that need the whole of a divided leaf; None for none.
         needs_shape: Whether entries don't mix, but the shape of the whole leaf matters.
         owner_reads: What it reads of a leaf, "param" or "grad", besides the update, if the whole leaf is sent to it.
+        keeps_slots: Whether it keeps slots.
         wire: The dtype that it converts an update to at once, and that its result has the values of.
     """
 
@@ -189,7 +190,12 @@ class Operation:
     whole_until: Operation | None = None
     needs_shape = False
     owner_reads: tuple[str, ...] = ()
+    keeps_slots = False
     wire: torch.dtype | None = None
+
+    def wide(self, leaf: Leaf) -> torch.dtype:
+        """The dtype that it computes in."""
+        return leaf.wide
 
     @property
     def parts(self) -> list[Operation]:

@@ -28,6 +28,7 @@ from gradtx._sharding import (
     rejoined,
     team_of,
     undivided,
+    whole_piece,
 )
 
 BUCKET = 2**26  # bytes of whole tensors in one exchange
@@ -64,14 +65,20 @@ def assigned(shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str,
 # Programs.
 
 
-def with_regions(program: list[Any], like: Any) -> list[Any]:
-    """A leaf's program in which operations that need a whole tensor are a region, if the leaf is divided."""
-    if not is_sharded(like) or not can_be_owned(like):
-        return program
-    return regions_of(program)
+def with_regions(program: list[Any], like: Any, replicas: Team | None) -> list[Any]:
+    """A leaf's program in which operations that need a whole tensor are a region, if ranks divide the leaf or the work.
+
+    Args:
+        program: The operations.
+        like: The parameter.
+        replicas: The ranks that have equal whole parameters, and divide the work among them.
+    """
+    if is_sharded(like):
+        return regions_of(program) if can_be_owned(like) else program
+    return program if replicas is None else regions_of(program, replicas)
 
 
-def regions_of(program: list[Any]) -> list[Any]:
+def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
     """A program in which neighbouring operations that need a whole tensor are one region."""
     grouped: list[Any] = []
     i = 0
@@ -84,7 +91,7 @@ def regions_of(program: list[Any]) -> list[Any]:
         behind = end
         while behind < len(program) and program[behind].needs_shape:
             behind += 1
-        grouped.append(OwnedRegion(program[i:end], program[end:behind]))
+        grouped.append(OwnedRegion(program[i:end], program[end:behind], replicas))
         i = behind
     return grouped
 
@@ -116,16 +123,19 @@ class OwnedRegion(Operation):
     Args:
         operations: These operations.
         behind: Operations behind them that need the shape of the whole tensor, and run on shards.
+        replicas: The ranks, if each has the whole leaf.
     """
 
     of_leaf = True
 
-    def __init__(self, operations: list[Any], behind: list[Any]):
+    def __init__(self, operations: list[Any], behind: list[Any], replicas: Team | None = None):
         self.operations = operations
+        self.replicas = replicas
         self.path = operations[0].path
-        self.keeps_slots = any(operation.rule.init is not None for operation in operations)
-        only_update = not self.keeps_slots and not any(operation.owner_reads for operation in operations)
-        self.compiles = only_update and all(operation.compiles for operation in [*operations, *behind])
+        self.keeps_slots = any(operation.keeps_slots for operation in operations)
+        only_update = not any(operation.owner_reads for operation in operations)
+        in_program = all(operation.compiles and not operation.random for operation in [*operations, *behind])
+        self.compiles = only_update and in_program
         self._behind = behind
 
     @property
@@ -147,10 +157,14 @@ class OwnedRegion(Operation):
         whole = Leaf(leaf.run, leaf.name, None, undivided(param), leaf.extras, leaf.clock)
         for operation in self.operations:
             operation.init(whole)
-        is_owner = team_of(param.device_mesh).rank == leaf.owner
+        is_owner = self.team_of(param).rank == leaf.owner
         for path, slots in whole.new.items():
             leaf.new[path] = slots if is_owner else {slot: value.to("meta") for slot, value in slots.items()}
         leaf.codecs.update(whole.codecs)
+
+    def team_of(self, like: Any) -> Team:
+        """The ranks that divide the work."""
+        return team_of(like.device_mesh) if self.replicas is None else self.replicas
 
     def follow(self, position: Position) -> None:
         for operation in self.parts:
@@ -158,7 +172,10 @@ class OwnedRegion(Operation):
 
     def start(self, leaf: Leaf) -> dict[str, Any] | None:
         """What the owner needs: the update, and what the operations read besides."""
-        recorded = leaf.run.recorded_owner(self, leaf.update)
+        for operation in self.operations:
+            if operation.random:
+                operation.stage.stream(leaf)  # every rank counts the draws
+        recorded = leaf.run.recorded_owner(self, leaf)
         if recorded is not None:
             leaf.update = recorded
             return None
@@ -178,7 +195,8 @@ class OwnedRegion(Operation):
             alike.setdefault(job.kind(), []).append(job)
         results: dict[str, Tensor] = {}
         for jobs in alike.values():
-            Exchange(jobs).run()
+            exchange = Exchange if jobs[0].region.replicas is None else SharedWork
+            exchange(jobs).run()
             for job in jobs:
                 results[job.leaf.name] = job.region.after(job)
         return results
@@ -211,7 +229,7 @@ class OwnedRegion(Operation):
     def dtype_out(self, leaf: Leaf, dtype: torch.dtype) -> torch.dtype:
         """The dtype of the update behind the region."""
         for operation in self.operations:
-            dtype = torch.promote_types(dtype, operation.stage.wide(leaf))
+            dtype = torch.promote_types(dtype, operation.wide(leaf))
         return dtype
 
     def computed(self, job: Job, wholes: dict[str, Tensor]) -> Tensor:
@@ -278,11 +296,13 @@ class Job:
 
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind go through the same messages."""
-        return self.like.device_mesh, self.wire, self.wire_back, self.parts["update"].device
+        return self.region.team_of(self.like), self.wire, self.wire_back, self.parts["update"].device
 
     @functools.cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        return pieces_of(self.like)
+        if self.region.replicas is None:
+            return pieces_of(self.like)
+        return (whole_piece(self.like.shape),) * self.region.replicas.size
 
     def bytes(self) -> int:
         return self.leaf.shape.numel() * len(self.parts) * self.wire.itemsize
@@ -293,7 +313,7 @@ class Exchange:
 
     def __init__(self, jobs: list[Job]):
         self._jobs = jobs
-        self._team: Team = team_of(jobs[0].like.device_mesh)
+        self._team: Team = jobs[0].region.team_of(jobs[0].like)
         shapes = {job.leaf.name: job.like.shape for job in jobs}
         known = {job.leaf.name: job.leaf.owner for job in jobs if job.leaf.owner is not None}
         self._owners = assigned(shapes, self._team.size, known)
@@ -390,6 +410,31 @@ class Exchange:
                 at += piece.numel
 
 
+class SharedWork(Exchange):
+    """The same where every rank has whole leaves: owners need nothing, and all ranks get all results."""
+
+    def _to_owners(self, bucket: list[Job]) -> Any:
+        return Nothing()
+
+    def _assembled(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
+        return job.parts
+
+    def _back(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
+        mine: list[Tensor] = []
+        for job in self._owned(bucket, self._team.rank):
+            result = torch.zeros(job.like.shape, device=job.like.device) if failed else results[job.leaf.name]
+            mine.append(result.to(job.wire_back))
+        sizes = [sum(job.leaf.shape.numel() for job in self._owned(bucket, rank)) for rank in range(self._team.size)]
+        return Gathering(self._team, mine, sizes, bucket[0].wire_back, failed)
+
+
+class Nothing:
+    """A transfer of nothing."""
+
+    def parts(self) -> list[Tensor]:
+        return []
+
+
 T = TypeVar("T")
 
 
@@ -448,3 +493,26 @@ class Transfer:
         if failed:
             raise RuntimeError(f"rank {self._team.ranks[failed[0]]} failed in this step; its error is raised there")
         return [part[FLAG:] for part in parts]
+
+
+class Gathering(Transfer):
+    """An all_gather that is under way: every rank gets the tensors of all, each in a row as long as the longest.
+
+    Args:
+        team: The ranks.
+        mine: The tensors of this rank.
+        sizes: The number of entries that each rank sends.
+        dtype: Their dtype.
+        failed: Whether this rank has failed, which all others learn.
+    """
+
+    def __init__(self, team: Team, mine: list[Tensor], sizes: list[int], dtype: torch.dtype, failed: bool):
+        self._team = team
+        length = FLAG + max(sizes)
+        row = torch.zeros(length, dtype=dtype, device=team.device)
+        row[0] = failed
+        if mine:
+            row[FLAG : FLAG + sizes[team.rank]] = torch.cat([tensor.reshape(-1) for tensor in mine])
+        self._sizes = [length] * team.size
+        self._received = row.new_empty(length * team.size)
+        self._work: Any = torch.distributed.all_gather_into_tensor(self._received, row, group=team.group, async_op=True)

@@ -23,7 +23,7 @@ from gradtx._sharding import is_sharded, placed_as, summed_over_ranks, undivided
 from gradtx._slots import WrongShapeError, check_slots, numbered, value_for, with_lists, wrong_shape
 from gradtx._storage import Store
 from gradtx._torch import readable
-from gradtx.context import Context
+from gradtx.context import ALWAYS_KNOWN, Context, StandInCalledError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class StageState:
     def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
         """The reverse of `_flat`."""
         state = with_lists(flat)
-        if state is not flat:
+        if state is not flat and leaf.layout is None:  # layouts of optimizers know their slots
             self._check_lists(leaf, old)
         return state
 
@@ -351,11 +351,15 @@ class RuleOperation(Operation):
         self.whole_until = self if rule.whole is True else None
         self.needs_shape = rule.whole == "shape"
         self.owner_reads = rule.owner_reads
+        self.keeps_slots = rule.init is not None
         self.wire = rule.wire
         self.stage = stage
         self.rule = rule
         self._function = rule.update
         self._watched: set[int] | None = set() if run.watches else None  # the numbers of dimensions of watched leaves
+
+    def wide(self, leaf: Leaf) -> torch.dtype:
+        return self.stage.wide(leaf)
 
     def init(self, leaf: Leaf) -> None:
         self._check_dims(leaf)
@@ -381,6 +385,8 @@ class RuleOperation(Operation):
         self._check_dims(leaf)
         if self.whole_until is self:
             leaf.update = leaf.run.apart(leaf.update)
+            with leaf.run.as_written():  # as owners do
+                return self._begun(self._call(leaf))
         return self._begun(self._call(leaf))
 
     def _call(self, leaf: Leaf) -> Call:
@@ -440,8 +446,11 @@ class RuleOperation(Operation):
             call.totals.append(total[0])
             return self._continued(call.generator, total[0])
         except (AttributeError, TypeError) as error:
-            if call.param is None and self._works_with_params(call):
+            if call.param is None and self._works(call, torch.zeros_like(call.leaf.update), call.context):
                 raise without_params(self.rule.name, error) from error
+            unpassed = self._unpassed(call) if isinstance(error, TypeError) else None
+            if unpassed is not None:
+                raise without_extra(self.rule.name, unpassed, error) from error
             raise
         except RuntimeError as error:
             self.stage.check_shapes(call.leaf, call.old)
@@ -463,12 +472,21 @@ class RuleOperation(Operation):
         except StopIteration as stop:
             raise TypeError(f"{self.rule.name}: end with `yield update, state`, not with return") from stop
 
-    def _works_with_params(self, call: Call) -> bool:
-        """Whether the rule gets past this point with parameters: then it failed for want of them."""
+    def _unpassed(self, call: Call) -> str | None:
+        """The extra without which the rule fails: it gets past this point with it."""
+        for name in ALWAYS_KNOWN:
+            if name not in call.leaf.extras and self._works(call, call.param, call.context.with_stand_in(name)):
+                return name
+        return None
+
+    def _works(self, call: Call, param: Any, context: Context) -> bool:
+        """Whether the rule gets past this point with these."""
         try:
-            out = self._function(call.update, call.state, torch.zeros_like(call.leaf.update), call.context)
+            out = self._function(call.update, call.state, param, context)
             for total in call.totals:
                 out.send(total)
+        except StandInCalledError:
+            return True
         except Exception:
             return False
         return True
@@ -552,6 +570,14 @@ class Watch:
                     f"{owner}: the rule writes into {name} of leaf {leaf!r}; "
                     "return new tensors, without methods that end in an underscore"
                 )
+
+
+def without_extra(owner: str, name: str, error: Exception) -> TypeError:
+    """The error for a rule that failed because the caller did not pass an extra."""
+    return TypeError(
+        f"{owner}: ctx.{name} was not passed, and the rule fails without it ({error}): pass {name}= to update or step; "
+        f"if the rule always reads it, declare needs=({name!r},)"
+    )
 
 
 def without_params(owner: str, error: Exception, plain: bool = False) -> ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -168,9 +169,13 @@ class Run:
         """The loss that the caller's `value_fn` gives where some leaves have moved along a direction; its slope."""
         raise NotImplementedError
 
-    def recorded_owner(self, operation: Operation, update: Tensor) -> Tensor | None:
+    def recorded_owner(self, operation: Operation, leaf: Leaf) -> Tensor | None:
         """While programs are recorded: a stand-in for the result of operations that a leaf's owner computes."""
         return None
+
+    def as_written(self) -> AbstractContextManager[None]:
+        """Inside of it operations are carried out as they are, and not joined with others into faster ones."""
+        return nullcontext()
 
     def apart(self, update: Tensor) -> Tensor:
         """The update between a link that owners compute and others: programs join no operations across this."""

@@ -199,6 +199,9 @@ class Team:
     def size(self) -> int:
         return len(self.ranks)
 
+    def __deepcopy__(self, memo: Any) -> Team:
+        return self  # a process group is one of a kind
+
 
 @functools.cache
 def team_of(mesh: Any) -> Team:
@@ -219,6 +222,17 @@ def team_of(mesh: Any) -> Team:
     return Team(group, in_order, distributed.get_rank(group), device)
 
 
+def team_of_group(group: Any) -> Team:
+    """The ranks of a process group as a team."""
+    distributed = torch.distributed
+    device = torch.device("cpu")
+    if "gloo" not in distributed.get_backend(group):
+        accelerator = torch.accelerator.current_accelerator()
+        assert accelerator is not None
+        device = torch.device(accelerator.type, torch.accelerator.current_device_index())
+    return Team(group, tuple(distributed.get_process_group_ranks(group)), distributed.get_rank(group), device)
+
+
 @dataclass(frozen=True)
 class Piece:
     """The part of a divided tensor that one rank has.
@@ -236,6 +250,24 @@ class Piece:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+
+def ranks_along_rows(like: Any) -> int | None:
+    """Among how many ranks dimension 0 is divided; None if a tensor is not divided so, or otherwise as well."""
+    if not is_sharded(like):
+        return None
+    ranks: list[int] = []
+    for i, placement in enumerate(like.placements):
+        if type(placement).__name__ == "Shard" and placement.dim == 0:
+            ranks.append(like.device_mesh.size(i))
+        elif not placement.is_replicate():
+            return None
+    return ranks[0] if len(ranks) == 1 else None
+
+
+def whole_piece(shape: Sequence[int]) -> Piece:
+    """All of a tensor."""
+    return Piece(tuple(slice(0, size) for size in shape), tuple(shape), True)
 
 
 def can_be_owned(like: Any) -> bool:

@@ -95,7 +95,8 @@ class Space(Combinator):
         inner = self.inner._expand(inside)
         _check_links(name, inner)
         leave = LeaveSpace(run, scope, enter)
-        if self.seed is None and not _reads_by_leaf(self.inner) and all(map(_can_run_at_owner, inner)):
+        alone = all(map(can_run_at_owner, inner)) and not any(map(_is_space, inner))
+        if self.seed is None and not reads_by_leaf(self.inner) and alone:
             enter.whole_until = leave
             enter.owner_reads = run.owner_reads()
         return [enter, *inner, leave]
@@ -196,15 +197,19 @@ def _check_links(name: str, operations: list[Any]) -> None:
             raise TypeError(f"{name}: {link} inside averages weights, which {name} turns; put it outside of {name}")
 
 
-def _can_run_at_owner(operation: Any) -> bool:
+def can_run_at_owner(operation: Any) -> bool:
     """Whether an operation may run on one rank alone: it sums over no leaves, and shares no values with others."""
-    if not isinstance(operation, RuleOperation) or isinstance(operation, EnterSpace | LeaveSpace):
+    if not isinstance(operation, RuleOperation):
         return False
     rule = operation.rule
     return not (rule.shared or rule.seed is not None or inspect.isgeneratorfunction(rule.update))
 
 
-def _reads_by_leaf(tx: GradientTransformation) -> bool:
+def _is_space(operation: Any) -> bool:
+    return isinstance(operation, EnterSpace | LeaveSpace)
+
+
+def reads_by_leaf(tx: GradientTransformation) -> bool:
     """Whether a link reads an extra that is given by leaf."""
     for link in tx._links():
         if "hessian_diag" in link._needs or any(kind.startswith("leaf") for kind in link._extras.values()):

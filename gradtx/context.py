@@ -78,6 +78,14 @@ def bias_correction(beta: Any, time: Any) -> Tensor:
     return torch.where(beta == 0, started, value) if isinstance(beta, Tensor) else value
 
 
+class StandInCalledError(Exception):
+    """A rule got to the point where it calls a function that was not passed."""
+
+
+def _stand_in_function(*args: Any) -> Any:
+    raise StandInCalledError
+
+
 class Context:
     """The clock, the gradient and the extras that a rule may read. The library creates it; rules never write to it.
 
@@ -113,6 +121,17 @@ class Context:
         whole._grad = undivided(self._grad)
         whole._extras = {name: undivided(value) for name, value in self._extras.items()}
         return whole
+
+    def with_stand_in(self, name: str) -> Context:
+        """The same with something in place of an extra that was not passed, to learn whether a rule needs it."""
+        other = copy.copy(self)
+        value: Any = _stand_in_function
+        if name == "value":
+            value = torch.ones((), dtype=self._dtype, device=self._grad.device)
+        elif name == "hessian_diag":
+            value = torch.ones_like(self._grad)
+        other._extras = {**self._extras, name: value}
+        return other
 
     def holds_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
         return self._clock is clock and self._grad is grad and self._dtype == dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import Module
@@ -76,6 +76,16 @@ class GradientTransformation:
             f"{self._name}: a transformation is not called; use {pure}, or "
             f"gradtx.as_optimizer({self._name}(...), params) for a torch optimizer"
         )
+
+    if not TYPE_CHECKING:  # type checkers report unknown attributes themselves
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict", "add_param_group"):
+                optimizer = f"gradtx.as_optimizer({self._name}(...), params)"
+                raise AttributeError(
+                    f"{self._name}: a transformation has no {name!r}; {optimizer} makes a torch optimizer"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         return f"GradientTransformation({describe(self._functions.init)}, {describe(self._functions.update)})"

@@ -95,6 +95,7 @@ class Spec:
         """The rule for these values of the arguments."""
         shared = {name: _start(value, arguments) for name, value in self.shared_of(arguments).items()}
         elementwise: Any = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
+        whole: Any = self._whole(arguments) if callable(self._whole) else self._whole
         return Rule(
             self.name,
             functions.update,
@@ -111,8 +112,8 @@ class Spec:
             kinds=self.kinds,
             summed={name: finish for name, finish in self.summed.items() if name in shared},
             sums_of_leaf=self._sums_of_leaf,
-            whole=self._whole if isinstance(self._whole, bool | str) else True,
-            owner_reads=self._owner_reads(arguments),
+            whole=whole if isinstance(whole, bool | str) else True,
+            owner_reads=self._owner_reads(whole, arguments),
             wire=self._wire(arguments),
         )
 
@@ -123,12 +124,11 @@ class Spec:
             values[name] = (values[name], resolve(arguments[name], count + 1))
         return values
 
-    def _owner_reads(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+    def _owner_reads(self, whole: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
         """What the owner of a leaf reads of it besides the update."""
-        if callable(self._whole):
-            reads: Any = self._whole(arguments)
-            return reads
-        return ("param",) if self._whole is True and "params" in self.needs_of(arguments) else ()
+        if isinstance(whole, tuple):
+            return whole
+        return ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
 
     def _draws(self, arguments: dict[str, Any]) -> bool:
         """Whether the rule draws random numbers with these arguments."""
@@ -159,7 +159,6 @@ class Spec:
         """
         faults = {
             "yield sums": inspect.isgeneratorfunction(functions.update),
-            "draw random numbers": self.random,
             "share values": self._shared,
         }
         for fault, present in faults.items():
@@ -506,9 +505,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             in the space of the update (`exp_avg`), "square" for one number a coordinate (`exp_avg_sq`), "scalar" for
             what no rotation changes. Slots with names of torch's optimizers, and 0-d ones, need none.
         whole: Whether `update` needs the whole tensor where it is divided among ranks. Then one rank, its owner, gets
-            all shards, runs the rule once, keeps its slots, and sends the result back. The rule must not yield, draw
-            random numbers, share values or read `ctx.grad`. A function of the arguments says what it reads besides the
-            update: ("param",) or (). "shape" for a rule that needs the shape of the whole only.
+            all shards, runs the rule once, keeps its slots, and sends the result back. The rule must not yield,
+            share values or read `ctx.grad`. A function of the arguments gives a bool, or what the rule reads besides
+            the update: ("param",) or (). "shape" for a rule that needs the shape of the whole only.
         wire: A function of the arguments that gives the dtype in which the update travels, or None for its own: that
             which the rule converts it to at once, and which holds its result without rounding.
 

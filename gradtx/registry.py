@@ -23,6 +23,7 @@ from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
+from gradtx.schedules._factory import in_its_words
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
 from gradtx.transforms.projection import orthogonalize_against_params
@@ -86,6 +87,15 @@ def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms
     if _plain(name) in name_of:
         return known[name_of[_plain(name)]]
     raise ValueError(f"{owner}: unknown {what} {name!r}; {_hint(what, _plain(name), name_of, known)}")
+
+
+def class_hint(name: str) -> str:
+    """What to use for a name that `gradtx.optim` does not have."""
+    name_of: dict[str, str] = {}
+    for alias, cls in CLASSES.items():
+        name_of[_plain(alias)] = name_of[_plain(cls.__name__)] = cls.__name__
+    meant = name_of.get(_plain(name))
+    return f"did you mean {meant!r}?" if meant else _hint("optimizer", _plain(name), name_of, CLASSES)
 
 
 def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
@@ -228,6 +238,7 @@ def load_lr_scheduler(name: str) -> Callable[..., LRScheduler]:
             raise TypeError(f"{factory.__name__}: the first argument must be the optimizer, got {describe(optimizer)}")
         if len(args) > len(positional):
             raise TypeError(f"{factory.__name__}: takes at most {len(positional)} arguments after the optimizer")
+        options = in_its_words(factory.arguments, options)
         takes_rate_of_groups = "lr" in names and "lr" not in options
         for argument, value in zip(positional, args, strict=False):
             if argument in options:

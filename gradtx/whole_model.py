@@ -68,9 +68,11 @@ class ModelOptimizer(ChainOptimizer):
         rows: What happens to each parameter.
     """
 
-    def __init__(self, tx: GradientTransformation, rows: list[Row], params: Any, compile: Any = False):
+    def __init__(
+        self, tx: GradientTransformation, rows: list[Row], params: Any, compile: Any = False, process_group: Any = None
+    ):
         self.rows = rows
-        super().__init__(tx, params, compile=compile)
+        super().__init__(tx, params, compile=compile, process_group=process_group)
 
     @property
     def transformation(self) -> GradientTransformation:
@@ -97,6 +99,7 @@ def muon_for(
     betas: Betas = (0.9, 0.95),
     eps: Scalar = 1e-10,
     compile: bool | str | Mapping[str, Any] = False,
+    process_group: Any = None,
     **options: Any,
 ) -> ModelOptimizer:
     r"""Make the optimizer of a whole model: Muon for its matrices, AdamW for everything else.
@@ -122,6 +125,7 @@ def muon_for(
         betas: AdamW's, each in [0, 1).
         eps: AdamW's, >= 0.
         compile: As for `as_optimizer`.
+        process_group: As for `as_optimizer`.
         **options: Other options of `muon`, such as `momentum`, `ns_coefficients` or `adjust_lr_fn`.
 
     Returns:
@@ -164,7 +168,7 @@ def muon_for(
         names.setdefault(row.branch, []).append(row.name)
     labels = {label: tuple(names[label]) for label in branches if label in names}
     tx = partition({label: branches[label] for label in labels}, labels)
-    return ModelOptimizer(tx, rows, list(model.named_parameters()), compile)
+    return ModelOptimizer(tx, rows, list(model.named_parameters()), compile, process_group)
 
 
 # Rows.

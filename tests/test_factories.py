@@ -175,7 +175,7 @@ def test_maximize_inside_a_chain_negates_what_comes_in():
 
 @pytest.mark.parametrize(
     ("options", "fault"),
-    [({"random": True}, "draw random numbers"), ({"shared": {"total": 0.0}}, "share values"), ({}, "yield sums")],
+    [({"shared": {"total": 0.0}}, "share values"), ({}, "yield sums")],
 )
 def test_rules_that_run_at_an_owner_take_part_in_nothing_that_all_ranks_do(options, fault):
     def scale_by_size(seed: int = 0):

@@ -1,5 +1,7 @@
 """The site that `make docs` builds: nothing public is left out, nothing dead gets through."""
 
+import functools
+import inspect
 import re
 import subprocess
 import sys
@@ -29,6 +31,40 @@ def test_every_public_name_has_an_entry():
     }
     public = {*gradtx.__all__, *gradtx.optim.__all__, *gradtx.schedules.__all__} - {"optim", "schedules"}
     assert public == found
+
+
+def rendered(text):
+    """What the parser of the site makes of the description of an entry."""
+    import conf
+    from docutils.core import publish_doctree
+    from myst_parser.docutils_ import Parser
+
+    settings = {"myst_enable_extensions": conf.myst_enable_extensions, "report_level": 4}
+    return publish_doctree(text, parser=Parser(), settings_overrides=settings)
+
+
+def words(text):
+    """The words of a text, whatever their case: a sentence may become a part of a paragraph."""
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
+def test_entries_render_every_argument_alone_and_every_word_of_their_docstrings():
+    import reference
+    from docutils import nodes
+
+    for name in (*gradtx.__all__, *(f"optim.{name}" for name in ("as_optimizer", "ChainOptimizer"))):
+        value = functools.reduce(getattr, name.split("."), gradtx)
+        if name in reference.TYPES or not callable(value):
+            continue
+        docstring = inspect.getdoc(value) or ""
+        tree = rendered(reference.described(value))
+        assert not list(tree.findall(nodes.block_quote)), name
+        arguments = re.search(r"^Args:\n((?:(?: .*)?\n)*)", docstring + "\n", re.MULTILINE)
+        expected = re.findall(r"^    ([\w*]+):", arguments[1], re.MULTILINE) if arguments else []
+        fields = [field[0].astext().split() for field in tree.findall(nodes.field)]
+        assert [field[1] for field in fields if field[0] == "param"] == expected, name
+        headings = {"args", "returns", "raises", "example"}
+        assert words(docstring) - words(tree.astext()) <= headings, name
 
 
 def test_a_module_without_a_page_is_named(monkeypatch):

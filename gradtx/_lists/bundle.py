@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx._execution import LeafTerms, Operation
 from gradtx._lists.code import ListFunction, list_function
-from gradtx._lists.record import Recording, UnrecordableError, record
+from gradtx._lists.record import META, Recording, UnrecordableError, record
 from gradtx._passes import Names, PassResult, RunPass
 
 # Entries of the lists of one call on the CPU: temporaries stay in the cache. Accelerators want long lists, and get
@@ -43,6 +43,7 @@ class ListPass:
         self._run = run
         self.common = [tensor.dtype for tensor in common]
         self._leaves = [(tensor.dtype, tensor.shape) for tensor in leaves]
+        self._device = leaves[0].device if leaves else META
         self._functions: dict[Any, ListFunction] = {}
         self.names: tuple[Any, ...] = ()
         self.operation: Operation | None = None
@@ -60,7 +61,7 @@ class ListPass:
             self.dtypes = [output.dtype for output in result.outputs]
             return result
 
-        return record(function, self.common, self._leaves)
+        return record(function, self.common, self._leaves, self._device)
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
         """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""

@@ -51,9 +51,13 @@ def contract(graph: Graph) -> None:
     """Join what torch has as one operation. All numbers are Python numbers then."""
     contraction = _Contraction(graph)
     for node in list(graph.nodes):
+        if node.meta.get("as_written"):
+            continue
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
             contraction.shorten(node)
     for node in list(graph.nodes):
+        if node.meta.get("as_written"):
+            continue
         if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
             contraction.join(node)
     graph.eliminate_dead_code()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,9 @@ class Recording:
         shapes: dict[Any, int] = {}  # which values have the same shape matters, the shapes themselves don't
         for node in self.graph.nodes:
             value = node.meta.get("val")
-            kind: Any = type(value)
+            kind: Any = (type(value), node.meta.get("as_written"))
             if isinstance(value, Tensor):
-                kind = (value.dtype, value.ndim == 0, shapes.setdefault(value.shape, len(shapes)))
+                kind = (*kind, value.dtype, value.ndim == 0, shapes.setdefault(value.shape, len(shapes)))
             lines.append(f"{node.name} {node.target} {node.args} {node.kwargs} {kind}")
         lines.append(str(self.outputs))
         return "\n".join(lines)
@@ -61,6 +62,7 @@ def record(
     function: Callable[[list[Tensor]], PassResult],
     numbers: Sequence[torch.dtype],
     leaves: Sequence[tuple[torch.dtype, Sequence[int]]],
+    device: torch.device = META,
 ) -> Recording:
     """Record a function of 0-d tensors and of the tensors of one leaf.
 
@@ -68,12 +70,13 @@ def record(
         function: Takes `[*numbers, *leaves]`. Its result writes into the arguments of the leaf.
         numbers: The dtypes of the arguments that all leaves share.
         leaves: The dtype and the shape of each of a leaf's arguments.
+        device: Where the leaves are, for functions that ask `device_of`.
 
     Raises:
         UnrecordableError: the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
             in place by itself.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(device)
     number_nodes: list[Node] = []
     arguments: list[Tensor] = []
     for i, dtype in enumerate(numbers):
@@ -95,6 +98,25 @@ def record(
     return Recording(recorder.graph, number_nodes, leaf_nodes, outputs, recorder.owned)
 
 
+def device_of(tensor: Tensor) -> torch.device:
+    """Where a tensor is, or will be if it is a stand-in of a function that is being recorded."""
+    return _RECORDERS[-1].device if tensor.is_meta and _RECORDERS else tensor.device
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Keep the operations inside from being joined with others, if they are being recorded."""
+    if not _RECORDERS:
+        yield
+        return
+    recorder = _RECORDERS[-1]
+    before, recorder.as_written = recorder.as_written, True
+    try:
+        yield
+    finally:
+        recorder.as_written = before
+
+
 def owned(update: Tensor, operation: Any) -> Tensor:
     """The update behind an operation that the owner of a leaf computes, in a function that is being recorded."""
     return _RECORDERS[-1].owner_computes(update, operation)
@@ -111,11 +133,13 @@ def _computed_by_owner(update: Tensor) -> Tensor:
 class _Recorder:
     """Carries out operations on stand-ins, and adds each to a graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.graph = Graph()
+        self.device = device
         self._nodes: dict[int, Node] = {}  # by the id of the stand-in, which `meta` keeps alive
         self._arguments: set[int] = set()
         self.may_write = False
+        self.as_written = False
         self.owned: list[Node] = []
 
     def argument(self, name: str, stand_in: Tensor) -> Node:
@@ -147,6 +171,7 @@ class _Recorder:
         if not isinstance(result, Tensor | tuple | list):
             return result  # such as the common dtype of two tensors
         node = self.graph.call_function(operator, self._recorded(args), self._recorded(kwargs))
+        node.meta["as_written"] = self.as_written
         if _torch.writes(operator):
             self._check_written(args[0], operator)
             node.meta["val"] = result

@@ -18,8 +18,8 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, Position, takes_none
 from gradtx._random import name_key
 from gradtx._runs import LateTerm, Run
-from gradtx._sharding import placed_as, undivided
-from gradtx.combinators._division import Division
+from gradtx._sharding import divided_among, local, placed_as, placements_by_rows, rejoined, undivided
+from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 
 Slots = dict[Path, dict[str, Tensor]]
 
@@ -111,25 +111,45 @@ class DividedBlock(Block):
         path: The path of the combinator.
         operations: Those of the inner transformation.
         division: What the blocks are.
+        alone: Whether a block needs no other one, nor other leaves.
+        reads_params: Whether operations read the parameter.
     """
 
-    def __init__(self, path: Path, operations: list[Any], division: Division):
+    def __init__(self, path: Path, operations: list[Any], division: Division, alone: bool, reads_params: bool):
         super().__init__(operations, [])
         self._path = path
         self._division = division
+        self._alone = alone
+        self._owner_reads = ("param", "grad") if reads_params else ("grad",)
 
     def for_leaf(self, leaf: Any) -> list[Any]:
         inner = super().for_leaf(Choosing(leaf, self._division))  # type: ignore[arg-type]
         divide = Divide(self._path, inner, self._division)
         each = [InBlocks(operation, i, divide) for i, operation in enumerate(inner)]
-        return [divide, *each, Unite(divide)]
+        unite = Unite(divide)
+        if self._alone:
+            divide.local = local_blocks(self._division, _like(leaf))
+        if self._alone and divide.local is None:  # if the leaf is divided, its owner computes all blocks
+            divide.whole_until = unite
+            divide.owner_reads = self._owner_reads
+        return [divide, *each, unite]
 
     def labels(self, leaf: Any) -> list[tuple[Any, Any]]:
         return super().labels(Choosing(leaf, self._division))  # type: ignore[arg-type]
 
 
+def _like(leaf: Any) -> Any:
+    """A tensor divided as a leaf is."""
+    update, param = getattr(leaf, "given", (None, None))
+    return update if param is None else param
+
+
 class Divide(Operation):
-    """In front: divides a leaf, and sends the blocks as far as they go."""
+    """In front: divides a leaf, and sends the blocks as far as they go.
+
+    Attributes:
+        local: The blocks that each rank has of a divided leaf, if none is shared.
+    """
 
     elementwise = False
     compiles = False
@@ -138,6 +158,8 @@ class Divide(Operation):
         self.path = path
         self.inner = inner
         self.division = division
+        self.local: LocalBlocks | None = None
+        self.keeps_slots = any(operation.keeps_slots for operation in inner)
         self.takes_none = takes_none(inner)
 
     def start(self, leaf: Leaf) -> None:
@@ -169,9 +191,13 @@ class InBlocks(Operation):
         self.agree = operation.agree
         self.random = operation.random
         self.hessian_period = operation.hessian_period
+        self.keeps_slots = operation.keeps_slots
         self._operation = operation
         self._position = position
         self._divide = divide
+
+    def wide(self, leaf: Leaf) -> torch.dtype:
+        return self._operation.wide(leaf)
 
     def start(self, leaf: Leaf) -> Any:
         return self._divide.pieces(leaf).payload(self._position)
@@ -238,7 +264,8 @@ class Pieces:
 
     def __init__(self, divide: Divide, leaf: Leaf, runs: bool = True):
         self._path = divide.path
-        self._division = divide.division
+        self._local = divide.local
+        self._division = divide.division if divide.local is None else divide.local.division
         self._operations = divide.inner
         self._leaf = leaf
         self._like = self._tensor()
@@ -255,11 +282,19 @@ class Pieces:
         leaf = self._leaf
         for tensor in (leaf.param, leaf.update):
             if tensor is not None:
-                return undivided(tensor)
+                return self._plain(tensor)
         raise ValueError(
             f"{self._path[-1]}: leaf {leaf.name!r} comes without gradient and parameter; "
             "call update(updates, state, params)"
         )
+
+    def _plain(self, tensor: Any) -> Tensor:
+        """What the blocks are taken from: all of a tensor, or the part that this rank has."""
+        return undivided(tensor) if self._local is None else local(tensor)
+
+    def _placed(self, tensor: Tensor, like: Any) -> Any:
+        """The reverse of `_plain`, for a tensor divided as `like`."""
+        return placed_as(tensor, like) if self._local is None else rejoined(tensor, like)
 
     # Inputs.
 
@@ -274,7 +309,7 @@ class Pieces:
                 wholes["extra", name] = value
         for key, value in wholes.items():
             if value is not None:
-                for batch, stacked in zip(self._batches, self._division.batches(undivided(value)), strict=True):
+                for batch, stacked in zip(self._batches, self._division.batches(self._plain(value)), strict=True):
                     batch.inputs[key] = stacked
         for path in self._paths:
             self._stack_slots(path)
@@ -285,7 +320,7 @@ class Pieces:
         slots = self._leaf.run.slots(path, self._leaf)
         if self._is_one_batch():
             for slot, value in slots.items():
-                self._batches[0].inputs["slot", path, slot] = undivided(value)
+                self._batches[0].inputs["slot", path, slot] = self._plain(value)
             return
         for slot in slots:
             name, _, number = slot.rpartition("_")
@@ -393,7 +428,7 @@ class Pieces:
         updates = [batch.outputs["update"] for batch in self._batches]
         update = self._division.whole(updates, self._like)
         like = leaf.update if leaf.update is not None else leaf.param
-        leaf.update = placed_as(update, like)
+        leaf.update = self._placed(update, like)
         if leaf.grad is None:  # a combinator inside made an update for a leaf without a gradient
             leaf.grad = torch.zeros_like(leaf.update)
 
@@ -414,8 +449,16 @@ class Pieces:
         for path, slots in new.items():
             for slot, value in slots.items():
                 like = old.get(path, {}).get(slot)
-                slots[slot] = value if like is None else placed_as(value, like)
+                slots[slot] = self._first_slot(value) if like is None else self._placed(value, like)
         return new
+
+    def _first_slot(self, value: Tensor) -> Any:
+        """A new slot of all blocks; where each rank has some of them, it is divided as they are."""
+        like = self._leaf.param if self._leaf.param is not None else self._leaf.update
+        if self._local is None:
+            return value
+        shape = (self._local.count, *value.shape[1:])
+        return divided_among(value, like, shape, placements_by_rows(like, shape))
 
     def evaluated(self, operation: Operation) -> Any:
         """The tensor to evaluate with, by an operation inside; or None."""
@@ -428,7 +471,7 @@ class Pieces:
         if not results[0]:
             return None
         united = self._division.whole([result["weights"] for result in results], self._like)
-        return placed_as(united, self._leaf.param)
+        return self._placed(united, self._leaf.param)
 
 
 def _run(operations: Sequence[Any], block: Leaf, totals: Sequence[Any]) -> tuple[int | None, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._sharding import ranks_along_rows
+
 Split = Callable[[Tensor], Sequence[Tensor]]
 Join = Callable[[Sequence[Tensor]], Tensor]
 
@@ -82,6 +84,22 @@ class LeadingIndices(Division):
 
     def batches(self, x: Tensor) -> list[Tensor]:
         return [x.reshape(math.prod(x.shape[: self.batch]), *x.shape[self.batch :])]
+
+    def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
+        return batches[0].reshape(like.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class EqualRuns(Division):
+    """Dimension 0 in consecutive runs of a size, as many as there are."""
+
+    size: int
+
+    def groups(self, x: Tensor) -> list[list[int]]:
+        return [list(range(x.shape[0] // self.size))]
+
+    def batches(self, x: Tensor) -> list[Tensor]:
+        return [x.reshape(x.shape[0] // self.size, self.size, *x.shape[1:])]
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
         return batches[0].reshape(like.shape)
@@ -177,6 +195,34 @@ def _size(owner: str, name: str, shape: Sequence[int], dim: int) -> int:
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"{owner}: leaf {name!r} has shape {tuple(shape)}, no dimension dim={dim}")
     return shape[dim]
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalBlocks:
+    """Blocks of a divided leaf that no rank shares with another one.
+
+    Attributes:
+        division: How the local part is divided.
+        count: The number of blocks of the whole leaf.
+    """
+
+    division: Division
+    count: int
+
+
+def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
+    """The blocks of a divided leaf, if each is on one rank; None if ranks share blocks."""
+    ranks = ranks_along_rows(like)
+    if ranks is None:
+        return None
+    rows = like.shape[0]
+    if isinstance(division, LeadingIndices) and division.batch == 1:
+        return LocalBlocks(division, rows)
+    if not isinstance(division, EvenParts) or division.dim % like.ndim:
+        return None
+    size = rows // division.heads
+    shard = -(-rows // ranks)
+    return LocalBlocks(EqualRuns(size), division.heads) if size and shard % size == 0 else None
 
 
 def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int) -> Division:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradtx._execution import Block, Branch
 from gradtx._runs import Scope
 from gradtx._selectors import Selector, Where
+from gradtx._spaces import can_run_at_owner, reads_by_leaf
 from gradtx.combinators._blockwise import DividedBlock
 from gradtx.combinators._division import Division, division
 from gradtx.core import GradientTransformation, check_transformation
@@ -31,7 +32,10 @@ class Blocks(Combinator):
         path = scope.claim(name)
         scope.run.selectors.append(self._where)
         operations = self._tx._expand(scope.inside(path))
-        divided = DividedBlock(path, operations, self._parts)
+        links = list(_links_of(self._tx))
+        reads_params = any("params" in link._needs for link in links)
+        alone = not reads_by_leaf(self._tx) and all(map(can_run_at_owner, operations))
+        divided = DividedBlock(path, operations, self._parts, alone, reads_params)
         return [Branch(path, self._where, {True: divided, False: Block(operations, [])})]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,7 @@ def as_optimizer(
     *,
     compile: bool | str | Mapping[str, Any] = False,
     seed: int = 0,
+    process_group: Any = None,
     state_device: torch.device | str | None = None,
 ) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
@@ -44,6 +45,10 @@ def as_optimizer(
         seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
             groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
             no GradScaler.
+        process_group: The ranks that have these parameters and equal gradients, as under DDP, to divide the work of
+            matrix methods: each matrix is computed by one rank, which keeps the slots, and sent to all by one
+            all_gather. All ranks then call `step` and `state_dict` together. Parameters that are divided among ranks
+            need no group.
         state_device: "cpu" to keep state, and compute steps, on the host, for parameters on another device. Each step
             copies weights and gradients to the host and weights back, through pinned memory. State has the dtypes that
             it would have beside its parameter, so numbers and checkpoints are those of training on the host. Not with
@@ -66,7 +71,20 @@ def as_optimizer(
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
-    optimizer = ChainOptimizer(tx, params, compile=compile, seed=seed, state_device=state_device)
+    optimizer = ChainOptimizer(
+        tx, params, compile=compile, seed=seed, process_group=process_group, state_device=state_device
+    )
     warn_of_turned_signs(tx)
     warn_of_ascent(tx)
     return optimizer
+
+
+if not TYPE_CHECKING:  # type checkers report unknown names themselves
+
+    def __getattr__(name: str) -> object:
+        """Name the link, or the class, that a name of another library stands for in the error."""
+        if name.startswith("_"):
+            raise AttributeError(f"module 'gradtx.optim' has no attribute {name!r}")
+        from gradtx.registry import class_hint
+
+        raise AttributeError(f"gradtx.optim has no {name!r}; {class_hint(name)}")

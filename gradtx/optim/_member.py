@@ -60,6 +60,11 @@ class Layout(NamedTuple):
         return keys
 
     @property
+    def program_keys(self) -> list[str]:
+        """The keys of slots that programs take: not of those that only the owner of the leaf has."""
+        return [key for key in self.slot_keys if key not in self.owned]
+
+    @property
     def coded_keys(self) -> dict[str, Codec]:
         """The key of each coded slot; the tensors beside it are at `<key>.<suffix>`."""
         return {self.slots[path][slot]: codec for path, codecs in self.codes.items() for slot, codec in codecs.items()}

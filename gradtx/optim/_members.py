@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._runs import clock_at
+from gradtx._sharding import Team
 from gradtx._tree import check_leaf
 from gradtx.context import Clock
 from gradtx.core import Entry, GradientTransformation
@@ -56,6 +57,10 @@ class Members:
         views: One view per group.
         by_param: The members, in the order in which they joined.
     """
+
+    _rows: Sequence[list[Member]] = ()  # the members of each group
+    _row_params: list[Tensor] | None = None  # the parameters for which they are
+    replicas: Team | None = None  # the ranks that divide the work on whole parameters; older pickles have none
 
     def __init__(self, owner: str, tx: GradientTransformation):
         self.owner = owner
@@ -273,14 +278,23 @@ class Members:
     def names(self) -> list[str]:
         return [member.name for member in self.by_param.values()]
 
-    def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> list[list[Member]]:
+    def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> Sequence[list[Member]]:
         """The members of each group, with their present group and state."""
+        sizes = [len(view.group["params"]) for view in self.views]
+        if self._row_params is not self._present or sizes != list(map(len, self._rows)):
+            self._rows = self._new_rows()
+            self._row_params = self._present
+        for row in self._rows:
+            for member in row:
+                member.state = state.get(member.param, {})
+        return self._rows
+
+    def _new_rows(self) -> list[list[Member]]:
         rows: list[list[Member]] = []
         for i, view in enumerate(self.views):
             row = [self.by_param[param] for param in view.group["params"]]
             for member in row:
                 member.group = i
-                member.state = state.get(member.param, {})
             rows.append(row)
         return rows
 

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradtx._execution import Leaf
-from gradtx._owners import Transfer, assigned, in_buckets, owned_paths
-from gradtx._sharding import Piece, divided_among, pieces_at, placements_by_rows, team_of
+from gradtx._owners import Gathering, Transfer, assigned, in_buckets, owned_paths
+from gradtx._sharding import Piece, Team, divided_among, is_sharded, pieces_at, placements_by_rows, team_of
 from gradtx.optim._member import Member
 
 
-def assign_owners(leaves: list[Leaf], members: Mapping[Tensor, Member]) -> None:
+def team_for(param: Any, replicas: Team | None) -> Team:
+    """The ranks that divide the work on a parameter."""
+    if is_sharded(param):
+        return team_of(param.device_mesh)
+    assert replicas is not None
+    return replicas
+
+
+def assign_owners(leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None) -> None:
     """Assign an owner to each of these leaves with slots that an owner keeps; other leaves keep theirs."""
     without: dict[Any, list[Leaf]] = {}
     for leaf in leaves:
         if leaf.owner is None and owned_paths(leaf.program):
-            without.setdefault(leaf.key.device_mesh, []).append(leaf)
-    for mesh, of_mesh in without.items():
+            without.setdefault(team_for(leaf.key, replicas), []).append(leaf)
+    for team, of_mesh in without.items():
         shapes = {leaf.name: leaf.shape for leaf in of_mesh}
         known: dict[str, int] = {}
         for member in members.values():
-            if member.owner is not None and member.param.device_mesh == mesh:  # type: ignore[attr-defined]
+            if member.owner is not None and team_for(member.param, replicas) == team:
                 known[member.name] = member.owner
                 shapes[member.name] = member.param.shape
-        owners = assigned(shapes, team_of(mesh).size, known)
+        owners = assigned(shapes, team.size, known)
         for leaf in of_mesh:
             leaf.owner = members[leaf.key].owner = owners[leaf.name]
 
@@ -61,22 +69,69 @@ class Slot:
         return self.value.nbytes
 
 
-def divided_by_rows(members: Mapping[Tensor, Member], states: Mapping[Any, dict[str, Any]]) -> dict[Any, Any]:
-    """The states of parameters with an owner, whose slots are divided among all ranks. All ranks call it together."""
+def states_of_owners(
+    members: Mapping[Tensor, Member], states: Mapping[Any, dict[str, Any]], replicas: Team | None
+) -> dict[Any, Any]:
+    """The states of parameters with an owner as all ranks save them. All ranks call it together.
+
+    Slots of a divided parameter are divided by rows; those of one that every rank has are whole.
+    """
     alike: dict[Any, list[Slot]] = {}
+    of_replicas: dict[torch.dtype, list[ReplicaSlot]] = {}
     divided: dict[Any, Any] = {}
     for param, member in members.items():
         if param in states and member.layout is not None and member.layout.owned:
             divided[param] = dict(states[param])
             for key in sorted(member.layout.owned):
-                slot = Slot(member, key, states[param][key])
+                value = states[param][key]
+                if not is_sharded(param):
+                    of_replicas.setdefault(value.dtype, []).append(ReplicaSlot(member, key, value))
+                    continue
+                slot = Slot(member, key, value)
                 alike.setdefault((slot.mesh, slot.value.dtype), []).append(slot)
     for slots in alike.values():
         for bucket in in_buckets(slots, Slot.bytes):
             for slot, part in zip(bucket, _handed_out(bucket), strict=True):
                 param = slot.member.param
                 divided[param][slot.key] = divided_among(part, param, slot.value.shape, slot.placements)
+    for of_dtype in of_replicas.values():
+        assert replicas is not None
+        for slots_of_bucket in in_buckets(of_dtype, ReplicaSlot.bytes):
+            for slot, whole in zip(slots_of_bucket, _gathered(slots_of_bucket, replicas), strict=True):
+                divided[slot.member.param][slot.key] = whole
     return divided
+
+
+class ReplicaSlot(NamedTuple):
+    """A slot that one rank keeps of a parameter that every rank has."""
+
+    member: Member
+    key: str
+    value: Tensor
+
+    def bytes(self) -> int:
+        return self.value.nbytes
+
+
+def _gathered(bucket: list[ReplicaSlot], team: Team) -> list[Tensor]:
+    """These slots, on every rank, by one message."""
+    dtype = bucket[0].value.dtype
+    wire = torch.uint8 if dtype.itemsize == 1 else dtype
+    sizes = [0] * team.size
+    for slot in bucket:
+        assert slot.member.owner is not None
+        sizes[slot.member.owner] += slot.value.numel()
+    mine = [slot.value.reshape(-1).view(wire) for slot in bucket if slot.member.owner == team.rank]
+    received = Gathering(team, mine, sizes, wire, False).parts()
+    at = [0] * team.size
+    wholes: list[Tensor] = []
+    for slot in bucket:
+        owner, size = slot.member.owner, slot.value.numel()
+        assert owner is not None
+        entries = received[owner][at[owner] : at[owner] + size]
+        wholes.append(entries.clone().view(dtype).view(slot.value.shape))
+        at[owner] += size
+    return wholes
 
 
 def _handed_out(bucket: list[Slot]) -> list[Tensor]:

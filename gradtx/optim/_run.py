@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -144,7 +144,7 @@ class ChainTraits:
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
-def check_agreement(blocks: list[Block], rows: list[list[Member]]) -> None:
+def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
     """Check that hyperparameters that belong to all leaves together agree across groups.
 
     Args:

@@ -117,9 +117,9 @@ class States:
         for param in params:
             if not (is_lazy(param) or param.is_meta):
                 leaf = self.leaf(run, members[param], clock)
-                leaf.program = with_regions(block.for_leaf(leaf), param)
+                leaf.program = with_regions(block.for_leaf(leaf), param, self.members.replicas)
                 leaves.append(leaf)
-        assign_owners(leaves, members)
+        assign_owners(leaves, members, self.members.replicas)
         initialize(leaves)
         first = FirstStates(view, {}, {})
         for leaf in leaves:

@@ -104,14 +104,14 @@ class Step:
         run.memory.take(tensors(trees))  # a rule may return one as it is
         return scalars, trees
 
-    def _checked_values(self, rows: list[list[Member]]) -> list[Mapping[str, Any]]:
+    def _checked_values(self, rows: Sequence[list[Member]]) -> list[Mapping[str, Any]]:
         """The hyperparameters of all groups, after everything that can be checked before anything changes."""
         values = [view.values() for view in self._views]
         for view, row, present in zip(self._views, rows, values, strict=True):
             view.check(present)
             for member in row:
                 self._check(member)
-                member.look_up(member.state)
+                member.count = member.count_in(member.state)
         return values
 
     def _check(self, member: Member) -> None:
@@ -126,7 +126,7 @@ class Step:
             lacking = min(layout.keys - member.state.keys())
             raise ValueError(f"{owner}: the state of parameter {member.name!r} lacks {lacking!r}")
 
-    def _stepping(self, rows: list[list[Member]]) -> list[Member]:
+    def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
         takes_none = self._workings.traits.takes_none
         stepping: list[Member] = []
         for row in rows:
@@ -135,7 +135,7 @@ class Step:
                     stepping.append(member)
         return stepping
 
-    def _counts_after(self, rows: list[list[Member]]) -> dict[int | Count, int | Count]:
+    def _counts_after(self, rows: Sequence[list[Member]]) -> dict[int | Count, int | Count]:
         """Each present count, where this step keeps it, and the count after the step."""
         members: list[Member] = []
         for row in rows:
@@ -186,7 +186,8 @@ class Step:
             leaf.extras = dict(self._scalars)
             for name, tree in self.trees.items():
                 leaf.extras[name] = by_leaf(name, tree[leaf.name], leaf)
-        leaf.program = with_regions(self._blocks[member.group].for_leaf(leaf), member.param)
+        program = self._blocks[member.group].for_leaf(leaf)
+        leaf.program = with_regions(program, member.param, self._workings.members.replicas)
         return leaf
 
     # Computing.

@@ -27,6 +27,8 @@ FOREIGN_KEYS = {
     "layer_decay",
     "hessian_seed",
 }
+# Links of a chain that may have been made to watch or to average, and not to step.
+WITHOUT_DIRECTION = ("average", "freeze", "lookahead", "scale")
 INNER_PACKAGES = ("gradtx", "torch", "contextlib", "functools")
 
 
@@ -52,9 +54,10 @@ def warn_of_ascent(tx: GradientTransformation) -> None:
 
 
 def _makes_direction(tx: GradientTransformation) -> bool:
-    """Whether a link rescales gradients; a chain that only averages or records them is no optimizer."""
+    """Whether a link changes gradients; a chain that only averages or records them is no optimizer."""
     for link in tx._links():
-        if link._name.startswith("scale_by_") or any(map(_makes_direction, link._children())):
+        inner = link._children()
+        if any(map(_makes_direction, inner)) or not (inner or link._name in WITHOUT_DIRECTION):
             return True
     return False
 

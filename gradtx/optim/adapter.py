@@ -15,6 +15,7 @@ from gradtx import _torch
 from gradtx._arguments import tensors_in
 from gradtx._execution import Block
 from gradtx._pure import evaluated
+from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
@@ -24,7 +25,7 @@ from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._form import check_form, check_mapping
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
-from gradtx.optim._ownership import divided_by_rows
+from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._pickles import workings_of
 from gradtx.optim._scaling import Scaling
 from gradtx.optim._state import FirstStates
@@ -49,6 +50,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         *,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
     ):
         owner = type(self).__name__
@@ -56,8 +58,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         _check_no_module(owner, params)
         offload = _offload_for(owner, state_device, tx)
         self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
-        super().__init__(params, {})
         members = self._workings.members
+        if process_group is not None:
+            if state_device is not None:
+                raise ValueError(f"{owner}: state_device and process_group exclude each other")
+            members.replicas = team_of_group(process_group)
+        super().__init__(params, {})
         members.check_selectors()
         if _torch.zero_redundancy_calls():
             members.check_divided("ZeroRedundancyOptimizer")
@@ -364,7 +370,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Torch's state dict, without the state of parameters that were taken out of the groups and may come back."""
         members, everything = self._workings.members.by_param, self.state
         kept = {key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members}
-        divided = divided_by_rows(members, kept)
+        divided = states_of_owners(members, kept, self._workings.members.replicas)
         if len(kept) == len(everything) and not divided:
             return super().state_dict()
         kept.update(divided)

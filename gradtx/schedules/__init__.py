@@ -2,6 +2,9 @@
 
 Step 0 is the first update. A schedule of a Python int and plain numbers gives a float, otherwise a 0-d float64
 tensor, without reading any tensor on the host. A number of a schedule may be a schedule itself.
+
+By keyword every schedule takes the same words, where it has the thing: `lr` (the rate, or its peak), `total_steps`,
+`warmup_steps` and `min_lr`. The names in the signatures are those of torch and of the papers, such as `T_max`.
 """
 
 from gradtx._names import public_names as _public_names

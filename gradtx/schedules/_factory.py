@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec
 
 import torch
@@ -15,6 +15,14 @@ from gradtx._messages import describe
 from gradtx._torch import readable
 
 P = ParamSpec("P")
+
+# The words that every schedule takes by keyword -> its own, where they come from torch or from a paper.
+COMMON_WORDS: dict[str, tuple[str, ...]] = {
+    "lr": ("max_lr", "peak_lr"),
+    "total_steps": ("t_max", "T_max", "total_iters", "num_epochs", "num_iterations"),
+    "warmup_steps": ("num_warmup_steps", "num_warm_up_iterations"),
+    "min_lr": ("eta_min", "base_lr", "warm_down_min_lr"),
+}
 
 
 class _Made(Schedule):
@@ -73,6 +81,19 @@ def _is_plain(values: Iterable[Any]) -> bool:
     return True
 
 
+def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the common words as this schedule calls them."""
+    renamed: dict[str, Any] = {}
+    for name, value in options.items():
+        word = name
+        if name not in arguments.by_name:
+            word = next((own for own in COMMON_WORDS.get(name, ()) if own in arguments.by_name), name)
+        if word in renamed or (word != name and word in options):
+            raise TypeError(f"{arguments.name}: got two values for {word!r}")
+        renamed[word] = value
+    return renamed
+
+
 def schedule(**ranges: str) -> Callable[[Callable[P, Callable[[Tensor], Tensor]]], Callable[P, Schedule]]:
     """Make a schedule's factory from a function that returns `value(step)`, written in float64 tensors."""
 
@@ -81,7 +102,7 @@ def schedule(**ranges: str) -> Callable[[Callable[P, Callable[[Tensor], Tensor]]
 
         @functools.wraps(function)
         def factory(*args: Any, **kwargs: Any) -> Schedule:
-            return _Made(factory, arguments.bind(args, kwargs))
+            return _Made(factory, arguments.bind(args, in_its_words(arguments, kwargs)))
 
         factory.function, factory.arguments = function, arguments  # type: ignore[attr-defined]
         return factory

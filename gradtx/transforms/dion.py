@@ -17,6 +17,7 @@ __all__ = ["orthogonalize_slices", "scale_by_dion"]
 
 
 @per_tensor(
+    whole=True,
     dims=(2, 2),
     random=True,
     ranges={"mu": "[0, 1)"},
@@ -76,6 +77,7 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
 
 
 @per_tensor(
+    whole=True,
     dims=(2, 2),
     ranges={"ef_decay": "[0, 1)", "beta2": "[0, 1)", "neuron_eps": "[0, inf)", "steps": "[0, 100)"},
     nonnegative=("exp_avg_sq",),

@@ -26,7 +26,12 @@ def _dims(arguments: dict[str, Any]) -> Any:
     return _DIMS.get(arguments["kind"])
 
 
-@per_tensor(dims=_dims, ranges={"steps": "[0, 100)"}, static=("coefs",))
+def _mixes_rows(arguments: dict[str, Any]) -> bool:
+    """Whether the owner of a divided leaf computes: signs, rows and columns need no exchange of entries."""
+    return arguments["kind"] not in ("sign", "row", "column")
+
+
+@per_tensor(whole=_mixes_rows, dims=_dims, ranges={"steps": "[0, 100)"}, static=("coefs",))
 def lmo(
     kind: str = "auto",
     *,

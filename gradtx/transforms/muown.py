@@ -18,6 +18,7 @@ LEAST = 1e-12  # of the lengths of rows
 
 
 @per_tensor(
+    whole=True,
     dims=(2, 2),
     needs=("params",),
     owns_lr=True,

@@ -100,7 +100,9 @@ def orthogonalize(
                 [ 0., -1.]])
 
     Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325; "aol": Prach and Lampert 2022,
-    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16.
+    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU without bfloat16
+    instructions, products are computed in float32 and rounded to bfloat16, as torch's are; beyond 128 columns one entry
+    in 10,000 is rounded the other way, since sums run in another order.
     """
     _check_view("orthogonalize", view)
     if start not in STARTS:
@@ -201,7 +203,7 @@ def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
     return rows, columns
 
 
-@per_tensor(ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf))
+@per_tensor(whole=True, ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf))
 def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "rows", rms: Scalar | None = None):
     r"""Divide every row of a matrix by its running root mean square, and keep the norm of the matrix.
 
@@ -252,7 +254,7 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "row
     return init, update
 
 
-@per_tensor(ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
+@per_tensor(whole=True, ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
 def normalize_entries(
     beta: Scalar = 0.999, eps: Scalar = 1e-8, correct_bias: bool = True, rescale: str | None = "sqrt_min"
 ):

@@ -15,7 +15,7 @@ __all__ = ["scale_by_nuclear_norm"]
 METHODS = ("newton_schulz", "exact")
 
 
-@per_tensor(dims=(2, 2), compiles=False, ranges={"ns_steps": "[0, 100)"})
+@per_tensor(whole=True, dims=(2, 2), compiles=False, ranges={"ns_steps": "[0, 100)"})
 def scale_by_nuclear_norm(
     method: str = "newton_schulz",
     alpha: Scalar = 1.0,

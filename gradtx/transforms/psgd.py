@@ -198,6 +198,7 @@ def _lower_bound(x: Tensor) -> Tensor:
 
 
 @per_tensor(
+    whole=True,
     random=lambda arguments: arguments["probes"] == "random",
     compiles=False,
     ranges={
@@ -346,6 +347,7 @@ def _annealed(state: Any, ctx: Any) -> tuple[Any, Any, dict[str, Tensor]]:
 
 
 @per_tensor(
+    whole=True,
     ranges={
         "momentum": "[0, 1)",
         "beta_lip": "[0, 1)",

@@ -47,6 +47,25 @@ STATEFUL = {
     ),
     "accumulate": gradtx.accumulate(gradtx.soap(**SOAP), every=2),
     "skip": gradtx.skip_nonfinite(gradtx.shampoo(lr=0.02)),
+    "normuon": gradtx.normuon(lr=0.02, fallback=ADAMW),
+    "adamuon": gradtx.adamuon(lr=0.02, fallback=ADAMW),
+    "muown": gradtx.muown(lr=0.02, weight_decay=0.1, fallback=ADAMW),
+    "dion": gradtx.dion(lr=0.02, rank=0.5, fallback=ADAMW),
+    "dion2": gradtx.dion2(lr=0.02, beta2=0.9, fallback=ADAMW),
+    "psgd_kron": gradtx.psgd_kron(lr=0.02, weight_decay=0.1),
+    "psgd_kron with probes": gradtx.psgd_kron(lr=0.02, probes="random", precondition_frequency=2),
+    "psgd_pro": gradtx.psgd_pro(lr=0.02, max_update_rms=1.0),
+    "muon in blocks": gradtx.partition(
+        {"cut": gradtx.blocks(gradtx.muon(lr=0.02, weight_decay=0.1), heads=3, dim=-1), "rest": ADAMW},
+        {"cut": "wide", "rest": "*"},
+    ),
+    "soap in blocks": gradtx.partition(
+        {"cut": gradtx.blocks(gradtx.soap(**SOAP), heads=2, dim=1), "rest": ADAMW}, {"cut": "wide", "rest": "*"}
+    ),
+    "normuon in uneven blocks": gradtx.partition(
+        {"cut": gradtx.blocks(gradtx.normuon(lr=0.02), sizes=(6, 7), heads=(2, 1)), "rest": ADAMW},
+        {"cut": "square", "rest": "*"},
+    ),
     "soap for matrices": gradtx.partition(
         {"matrices": gradtx.soap(**SOAP), "rest": ADAMW}, {"matrices": tuple(MATRICES), "rest": "*"}
     ),
@@ -54,6 +73,9 @@ STATEFUL = {
 CHAINS = {
     "muon": gradtx.muon(lr=0.02, fallback=ADAMW),
     "muon in full precision": gradtx.muon(lr=0.02, ns_dtype=None, nesterov=False, fallback=ADAMW),
+    "polargrad": gradtx.polargrad(lr=0.02, fallback=ADAMW),
+    "polargrad by eigenvalues": gradtx.polargrad(lr=0.02, method="exact", center_rows=True, fallback=ADAMW),
+    "scion": gradtx.scion(lr=0.02, momentum=0.5),
     "muon and adamw": gradtx.partition(
         {"matrices": gradtx.muon(lr=0.02, adjust_lr_fn="match_rms_adamw"), "rest": ADAMW},
         {"matrices": tuple(MATRICES), "rest": "*"},
@@ -137,13 +159,15 @@ def test_links_that_sum_over_shards_stand_in_front_of_owners_and_behind(name, ki
 
 
 def compiled_weights(name):
-    optimizer, weights, traffic = trained({**CHAINS, "masked": MASKED}[name], placement("fsdp"), compile=True)
+    optimizer, weights, traffic = trained(
+        {**CHAINS, **STATEFUL, "masked": MASKED}[name], placement("fsdp"), compile=True
+    )
     return weights, traffic.messages, {item.name: item.way for item in optimizer.explain()}
 
 
-@pytest.mark.parametrize("name", ["muon and adamw", "masked"])
+@pytest.mark.parametrize("name", ["muon and adamw", "masked", "adamuon"])
 def test_owners_compute_matrices_while_compiled_programs_update_the_rest(name, two):
-    _, expected, _ = trained({**CHAINS, "masked": MASKED}[name], undivided)
+    _, expected, _ = trained({**CHAINS, **STATEFUL, "masked": MASKED}[name], undivided)
     for weights, messages, ways in two.run(compiled_weights, name):
         assert messages == ["alltoall_base_", "alltoall_base_"]
         torch.testing.assert_close(weights, expected)
@@ -336,3 +360,125 @@ def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(
             assert state.keys() == of_one.keys()
             for key, value in state.items():
                 assert torch.equal(value, of_one[key]), key
+
+
+WHOLE_BLOCKS = {  # with their shape, and the blocks that each rank has
+    "heads": (gradtx.blocks(gradtx.muon(lr=0.02, weight_decay=0.1), heads=4), (12, 7), {2: [2, 2], 4: [1, 1, 1, 1]}),
+    "soap": (gradtx.blocks(gradtx.soap(**SOAP), heads=5), (5, 7), {2: [3, 2], 4: [2, 2, 1, 0]}),
+    "experts": (gradtx.blocks(gradtx.normuon(lr=0.02), batch=1), (5, 4, 6), {2: [3, 2], 4: [2, 2, 1, 0]}),
+}
+
+
+def trained_in_blocks(name, place):
+    """The weights and slots of one leaf, the messages of the last step, and the blocks of slots that this rank has."""
+    tx, shape, _ = WHOLE_BLOCKS[name]
+    tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(STEPS + 1)]
+    param = torch.nn.Parameter(place(tensors.pop()))
+    optimizer = gradtx.as_optimizer(tx, [("cut", param)])
+    traffic = Traffic()
+    for step, gradient in enumerate(tensors):
+        param.grad = place(gradient)
+        if step < STEPS - 1:
+            optimizer.step()
+    with traffic:
+        optimizer.step()
+    kept = [value.to_local().shape[0] for value in optimizer.state[param].values() if hasattr(value, "placements")]
+    return whole(param), by_name(optimizer), traffic.messages, kept
+
+
+def trained_in_blocks_of_shards(name):
+    return trained_in_blocks(name, placement("fsdp"))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", WHOLE_BLOCKS)
+def test_blocks_that_shards_divide_need_no_exchange(name, ranks, two, four):
+    expected, states, _, _ = trained_in_blocks(name, undivided)
+    shares = WHOLE_BLOCKS[name][2][ranks]
+    for answer, share in zip({2: two, 4: four}[ranks].run(trained_in_blocks_of_shards, name), shares, strict=True):
+        weight, states_of_rank, messages, kept = answer
+        assert messages == []
+        assert set(kept) == {share}
+        assert torch.equal(weight, expected)
+        assert states_of_rank[0].keys() == states[0].keys()
+        for key, value in states_of_rank[0].items():
+            assert torch.equal(value, states[0][key]), key
+
+
+# Parameters that every rank has, as under DDP.
+
+
+def shared_work(name, steps):
+    """Weights, saved states, the messages of the last step, and the work and the state of this rank."""
+    tx = {**CHAINS, **STATEFUL}[name]
+    group = distributed.group.WORLD
+    with Calls(orthogonalize_module, "newton_schulz") as iterated:
+        optimizer, weights, traffic = trained(tx, undivided, steps, process_group=group)
+    kept = 0
+    for state in optimizer.state.values():
+        kept += sum(value.numel() for value in state.values() if value.ndim and not value.is_meta)
+    return weights, by_name(optimizer), traffic.messages, iterated.count, kept
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", ["muon", "scion", "soap", "normuon", "dion", "psgd_kron", "soap in blocks"])
+def test_replicas_divide_the_work_and_send_one_message(name, ranks, two, four):
+    optimizer, expected, _ = trained({**CHAINS, **STATEFUL}[name], undivided)
+    answers = {2: two, 4: four}[ranks].run(shared_work, name, STEPS)
+    for weights, states, messages, _, _ in answers:
+        assert messages == ["_allgather_base_"]
+        for key, weight in weights.items():
+            assert torch.equal(weight, expected[key]), key
+        for state, of_one in zip(states, by_name(optimizer), strict=True):
+            assert state.keys() == of_one.keys()
+            for key, value in state.items():
+                assert torch.equal(value, of_one[key]), key
+
+
+def test_replicas_orthogonalize_each_matrix_once_and_keep_slots_of_matrices_once(four):
+    iterated = [count for _, _, _, count, _ in four.run(shared_work, "muon", 1)]
+    assert sum(iterated) == len(MATRICES)
+    assert max(iterated) <= 2
+    optimizer, _, _ = trained(STATEFUL["soap"], undivided, steps=1)
+    of_leaves = []
+    for state in optimizer.state.values():
+        of_leaves.append(sum(value.numel() for value in state.values() if value.ndim))
+    kept = [entries for *_, entries in four.run(shared_work, "soap", 1)]
+    assert sum(kept) == sum(of_leaves)
+    assert max(kept) <= 1.2 * max(of_leaves)
+
+
+def resumed_by_replicas(name):
+    """The weights of training that stops, is saved, and goes on with another optimizer."""
+    tx, group = STATEFUL[name], distributed.group.WORLD
+    first, weights, _ = trained(tx, undivided, process_group=group)
+    params = {key: torch.nn.Parameter(weight.clone()) for key, weight in weights.items()}
+    second = gradtx.as_optimizer(tx, list(params.items()), process_group=group)
+    second.load_state_dict(first.state_dict())
+    for key, gradient in gradients(STEPS).items():
+        params[key].grad = gradient
+    second.step()
+    kept = sum(value.is_meta for state in second.state.values() for value in state.values())
+    return {key: param.detach() for key, param in params.items()}, kept
+
+
+@pytest.mark.parametrize("name", ["soap", "normuon", "psgd_kron"])
+def test_states_of_replicas_are_saved_whole_and_loaded_by_their_owners(name, two):
+    _, expected, _ = trained(STATEFUL[name], undivided, STEPS + 1)
+    for weights, kept_elsewhere in two.run(resumed_by_replicas, name):
+        assert kept_elsewhere > 0
+        for key, weight in weights.items():
+            assert torch.equal(weight, expected[key]), key
+
+
+def failing_replicas():
+    with pytest.raises(RuntimeError) as caught:
+        trained(gradtx.chain(fail_on_tall(), gradtx.scale(-1.0)), undivided, 1, process_group=distributed.group.WORLD)
+    distributed.barrier()
+    return str(caught.value)
+
+
+def test_a_failure_of_one_replica_is_raised_on_all(two):
+    messages = two.run(failing_replicas)
+    assert sorted(messages)[0] == "not today"
+    assert "failed in this step; its error is raised there" in sorted(messages)[1]

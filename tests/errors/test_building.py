@@ -108,9 +108,13 @@ BUILDING = {
         TypeError,
         lambda: gradtx.adam(weight_decai=0.1),
     ),
-    f"adam: unknown argument 'learning_rate'; known: {ADAM_NAMES}": (
+    "adam: unknown argument 'learning_rate'; did you mean 'lr'?": (
         TypeError,
         lambda: gradtx.adam(learning_rate=0.1),
+    ),
+    f"adam: unknown argument 'init_value'; known: {ADAM_NAMES}": (
+        TypeError,
+        lambda: gradtx.adam(init_value=0.1),
     ),
     "adam: got two values for 'lr'": (TypeError, lambda: gradtx.adam(0.1, lr=0.1)),
     "sgdp: missing argument 'lr'": (TypeError, lambda: gradtx.sgdp()),

@@ -88,10 +88,14 @@ def test_grafting_an_optimizer_onto_itself_changes_nothing():
         chain(gradtx.clip_by_global_norm(1.0), gradtx.scale_by_adam()),
         gradtx.accumulate(gradtx.scale_by_adam(), 2),
         gradtx.partition({"a": gradtx.scale_by_lion(), "b": gradtx.adam()}, {"a": "w", "b": "*"}),
+        gradtx.trace(0.9),
+        chain(gradtx.clip_by_global_norm(1.0), gradtx.ema(0.9), gradtx.average()),
+        gradtx.masked(gradtx.orthogonalize(), lambda name, tensor: tensor.ndim == 2),
+        gradtx.clip_by_value(0.1),
     ],
 )
 def test_a_chain_that_never_turns_the_sign_is_warned_of(tx):
-    params = [("w", Parameter(ONES.clone())), ("v", Parameter(ONES.clone()))]
+    params = [("w", Parameter(torch.ones(2, 2))), ("v", Parameter(ONES.clone()))]
     with pytest.warns(UserWarning, match="no link of this chain turns the sign, so its steps climb the loss"):
         gradtx.as_optimizer(tx, params)
 
@@ -102,6 +106,8 @@ def test_a_chain_that_never_turns_the_sign_is_warned_of(tx):
         chain(gradtx.scale_by_adam(), gradtx.scale(-0.1)),
         chain(gradtx.scale_by_adam(), gradtx.scale(1.0)),
         chain(gradtx.scale_by_adam(), gradtx.sgd(lr=0.1, maximize=True)),
+        gradtx.average(),
+        chain(gradtx.trace(0.9), gradtx.sgd(lr=0.1)),
         gradtx.prodigy(),
         gradtx.alig(max_lr=0.1),
         gradtx.schedule_free(gradtx.scale_by_adam(), lr=0.1, beta=0.9),
@@ -511,6 +517,18 @@ def test_a_sparse_gradient_in_pure_use_is_named_with_the_remedy():
         (lambda: gradtx.load_optimizer("lookahead"), "gradtx.lookahead is a link"),
         (lambda: gradtx.MultiSteps, r"gradtx has no 'MultiSteps'; here it is: accumulate"),
         (lambda: gradtx.inject_hyperparams, "gradtx has no 'inject_hyperparams'; here it is"),
+        (lambda: gradtx.MetaAdam, "gradtx has no 'MetaAdam'; here it is: torch.func.grad of a function of params"),
+        (lambda: gradtx.RMSProp, "gradtx has no 'RMSProp'; here it is: gradtx.optim.RMSprop"),
+        (lambda: gradtx.contrib.muon, "gradtx has no 'contrib'; here it is: the names themselves"),
+        (lambda: gradtx.optim.Lookahead, r"gradtx.optim has no 'Lookahead'; gradtx.lookahead is a link"),
+        (lambda: gradtx.optim.Adamp, r"gradtx.optim has no 'Adamp'; did you mean 'AdamP'"),
+        (lambda: gradtx.adam(learning_rate=0.1), "unknown argument 'learning_rate'; did you mean 'lr'"),
+        (lambda: gradtx.lion(b1=0.9), "unknown argument 'b1'; did you mean 'betas'"),
+        (lambda: gradtx.sgd(lr=0.1).step(), r"sgd: a transformation has no 'step'; gradtx.as_optimizer\(sgd"),
+        (
+            lambda: chain(gradtx.adam(), gradtx.average()).zero_grad(),
+            "a transformation has no 'zero_grad'; gradtx.as_o",
+        ),
     ],
 )
 def test_words_of_other_libraries_are_answered_with_ours(call, message):
@@ -546,6 +564,45 @@ def test_an_extra_that_nobody_passed_is_not_taken_for_missing_parameters():
         return lambda update, state, param, ctx: (update * ctx.value, state)
 
     with pytest.raises(TypeError, match="NoneType"):
+        broken().update({"w": ONES}, broken().init({"w": ONES}))
+
+
+@gradtx.per_tensor
+def reads_the_loss():
+    return lambda update, state, param, ctx: (update * ctx.value, state)
+
+
+@gradtx.per_tensor
+def reads_the_hessian_behind_a_sum():
+    def update(update, state, param, ctx):
+        total = yield {"sum": update.sum()}
+        yield update * ctx.hessian_diag + total["sum"], state
+
+    return update
+
+
+@gradtx.per_tensor
+def calls_for_gradients():
+    return lambda update, state, param, ctx: (ctx.grad_fn(param), state)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [(reads_the_loss, "value"), (reads_the_hessian_behind_a_sum, "hessian_diag"), (calls_for_gradients, "grad_fn")],
+)
+@pytest.mark.parametrize("params", [None, {"w": ONES}])
+def test_a_rule_that_fails_for_want_of_an_extra_says_which_was_not_passed(rule, name, params):
+    tx = gradtx.accumulate(rule(), 1)
+    with pytest.raises(TypeError, match=rf"{rule.__name__}: ctx.{name} was not passed, .*declare needs=\('{name}',\)"):
+        tx.update({"w": ONES}, tx.init({"w": ONES}), params)
+
+
+def test_a_fault_of_a_rule_that_no_extra_heals_stays_as_it_is():
+    @gradtx.per_tensor
+    def broken():
+        return lambda update, state, param, ctx: (update * (ctx.value or 1.0) * None, state)
+
+    with pytest.raises(TypeError, match=r"^unsupported operand"):
         broken().update({"w": ONES}, broken().init({"w": ONES}))
 
 

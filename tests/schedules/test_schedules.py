@@ -475,3 +475,65 @@ def test_rejects_what_is_no_schedule_and_a_length_that_is_no_int():
 def test_no_schedules_to_join_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"^join_schedules: .*at least one"):
         gradtx.join_schedules([], [])
+
+
+@pytest.mark.parametrize(
+    ("common", "own"),
+    [
+        (
+            lambda: gradtx.warmup_linear_schedule(lr=0.5, total_steps=9, warmup_steps=2, min_lr=0.1),
+            lambda: gradtx.warmup_linear_schedule(9, 0.5, 0.1, warmup_steps=2),
+        ),
+        (
+            lambda: gradtx.warmup_poly_schedule(lr=0.5, total_steps=9, warmup_steps=2, min_lr=0.1),
+            lambda: gradtx.warmup_poly_schedule(9, 0.5, 0.1, warmup_steps=2),
+        ),
+        (lambda: gradtx.cosine_schedule(0.5, total_steps=7, min_lr=0.2), lambda: gradtx.cosine_schedule(0.5, 7, 0.2)),
+        (
+            lambda: gradtx.cosine_warm_restarts_schedule(0.5, 3, min_lr=0.2),
+            lambda: gradtx.cosine_warm_restarts_schedule(0.5, 3, eta_min=0.2),
+        ),
+        (lambda: gradtx.linear_schedule(0.5, total_steps=7), lambda: gradtx.linear_schedule(0.5, total_iters=7)),
+        (lambda: gradtx.polynomial_schedule(0.5, total_steps=7), lambda: gradtx.polynomial_schedule(0.5, 7)),
+        (lambda: gradtx.constant_schedule(0.5, 0.1, total_steps=3), lambda: gradtx.constant_schedule(0.5, 0.1, 3)),
+        (lambda: gradtx.one_cycle_schedule(lr=0.5, total_steps=8), lambda: gradtx.one_cycle_schedule(0.5, 8)),
+        (lambda: gradtx.cyclic_schedule(lr=0.5, min_lr=0.1), lambda: gradtx.cyclic_schedule(0.1, 0.5)),
+        (
+            lambda: gradtx.explore_exploit_schedule(lr=0.5, total_steps=8, warmup_steps=2),
+            lambda: gradtx.explore_exploit_schedule(0.5, 2, 0, 8),
+        ),
+        (
+            lambda: gradtx.wsd_schedule(lr=0.5, warmup_steps=2, num_stable_steps=3, num_decay_steps=4),
+            lambda: gradtx.wsd_schedule(0.5, 2, 3, 4),
+        ),
+        (
+            lambda: gradtx.cosine_warmup_restarts_schedule(5, lr=0.5, min_lr=0.1, warmup_steps=2),
+            lambda: gradtx.cosine_warmup_restarts_schedule(5, max_lr=0.5, min_lr=0.1, warmup_steps=2),
+        ),
+        (lambda: gradtx.chebyshev_schedule(0.5, total_steps=8), lambda: gradtx.chebyshev_schedule(0.5, 8)),
+        (
+            lambda: gradtx.ranger21_schedule(0.5, total_steps=90, warmup_steps=20, min_lr=0.1),
+            lambda: gradtx.ranger21_schedule(0.5, 90, num_warm_up_iterations=20, warm_down_min_lr=0.1),
+        ),
+    ],
+)
+def test_schedules_take_one_vocabulary(common, own):
+    assert repr(common()) == repr(own())
+    assert [common()(step) for step in range(12)] == [own()(step) for step in range(12)]
+
+
+def test_a_number_under_both_of_its_words_is_an_error():
+    with pytest.raises(TypeError, match="cosine_schedule: got two values for 'T_max'"):
+        gradtx.cosine_schedule(0.5, T_max=3, total_steps=4)
+    with pytest.raises(TypeError, match="unknown argument 'warmup_steps'"):
+        gradtx.cosine_schedule(0.5, 3, warmup_steps=4)
+
+
+def test_schedulers_by_name_take_the_vocabulary_too():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = gradtx.load_lr_scheduler("warmup_cosine")(optimizer, total_steps=10, lr=0.2, warmup_steps=5)
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == pytest.approx([0.04])
+    decaying = gradtx.load_lr_scheduler("cosine")(optimizer, total_steps=10, min_lr=0.1)
+    assert decaying.get_last_lr() == pytest.approx([0.5])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx import _torch
 from tests.references import Loop, arguments, difference, first_update, named
 
 WIDE = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -234,3 +235,39 @@ def test_a_vector_is_an_error_that_names_it_at_init_and_at_update(make):
 def test_rejects_what_makes_no_sense(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 100)])
+@pytest.mark.parametrize("as_optimizer", [False, True])
+def test_products_in_bfloat16_go_through_float32_where_the_processor_has_none(shape, as_optimizer, monkeypatch):
+    grads = {"w": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
+
+    def direction():
+        tx = gradtx.chain(gradtx.orthogonalize(dtype=torch.bfloat16), gradtx.scale(-1.0))
+        if not as_optimizer:
+            return tx.update(grads, tx.init(grads))[0]["w"]
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        weight.grad = grads["w"].clone()
+        gradtx.as_optimizer(tx, [weight]).step()
+        return weight.detach()
+
+    def multiplications(has_units):
+        monkeypatch.setattr(_torch, "multiplies_in_bfloat16", lambda: has_units)
+        dtypes = set()
+
+        def note(operator, args, kwargs):
+            if operator in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                dtypes.add(args[0].dtype)
+            return operator(*args, **kwargs)
+
+        with _torch.intercepting(note):
+            result = direction()
+        return result, dtypes
+
+    emulated, in_float32 = multiplications(False)
+    native, in_bfloat16 = multiplications(True)
+    assert in_bfloat16 == {torch.bfloat16}
+    assert in_float32 == {torch.float32}
+    assert torch.equal(emulated, emulated.bfloat16().float())
+    # Sums in another order change roundings of products to bfloat16, by 2^-8 of an entry.
+    torch.testing.assert_close(emulated, native, rtol=0, atol=2**-6)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from gradtx._sharding import local
 
+PLAIN = (Tensor, torch.nn.Parameter)
+
 
 class OddTensorError(Exception):
     """No program takes this tensor: its leaf steps eagerly."""

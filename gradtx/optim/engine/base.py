@@ -168,7 +168,7 @@ class Engine:
             read=tuple(map(_traits_of_read, read)),
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
-            layout=repr((layout.slots, layout.shared)),
+            layout=repr((layout.slots, layout.shared, sorted(layout.owned))),
             width=self._width(member, leaf, flat),
         )
 
@@ -251,7 +251,7 @@ def slots_are_shaped_as(member: Member) -> bool:
         if not layout.is_flat(local(member.param).shape):
             return False  # even where a scale has the parameter's shape: blocks are not whole
         coded = layout.coded_tensors
-    return all(key in coded or member.state[key].shape in (member.param.shape, ()) for key in layout.slot_keys)
+    return all(key in coded or member.state[key].shape in (member.param.shape, ()) for key in layout.program_keys)
 
 
 def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
@@ -260,7 +260,7 @@ def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
     param = member.param
     try:
         tensors = [alias(param, param, flat)]
-        for key in member.layout.slot_keys:
+        for key in member.layout.program_keys:
             tensors.append(alias(member.state[key], param, flat))
     except OddTensorError:
         return None

@@ -15,7 +15,7 @@ from gradtx._sharding import local
 from gradtx.optim._member import Member
 from gradtx.optim._request import Trees
 from gradtx.optim._run import OptimizerRun
-from gradtx.optim.engine.alias import alias, alias_or_copy, lengths_like
+from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, lengths_like
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
 from gradtx.optim.engine.windows import windows
@@ -76,6 +76,7 @@ class Bundle:
         self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors of the step
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
+        self._are_usual = [flat and type(member.param) in PLAIN and member.param.is_contiguous() for member in members]
 
     @torch.inference_mode(False)  # later steps write into padding, too
     @torch.no_grad()
@@ -99,12 +100,22 @@ class Bundle:
         arguments: list[Any] = self._template.copy()
         end = self._per_leaf * len(self.members)
         position = self._per_leaf - self._read_per_leaf
-        arguments[position : end : self._per_leaf] = [self._read(m.param.grad, m) for m in self.members]
+        arguments[position : end : self._per_leaf] = self._gradients()
         for key in self.signature.by_leaf:
             position += 1
             tree = trees[key]
             arguments[position : end : self._per_leaf] = [self._read(tree[m.name], m) for m in self.members]
         return arguments
+
+    def _gradients(self) -> list[Tensor]:
+        gradients: list[Any] = []
+        for member, is_usual in zip(self.members, self._are_usual, strict=True):
+            gradient: Any = member.param.grad
+            if is_usual and type(gradient) is Tensor and not gradient.requires_grad and gradient.is_contiguous():
+                gradients.append(gradient.view(-1))  # a shortcut: the alias would be the same
+            else:
+                gradients.append(self._read(gradient, member))
+        return gradients
 
     def _read(self, tensor: Any, member: Member) -> Tensor:
         """An alias of a tensor, or of a copy if its entries are laid out otherwise."""

@@ -20,7 +20,7 @@ from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
-from gradtx.optim.engine.alias import alias, alias_or_copy
+from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy
 from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
@@ -79,6 +79,11 @@ class MemberBundle(ListBundle):
 
     def add_results(self, results: dict[str, Any]) -> None:
         self._results.append({name: results[name] for name in self._leaves})
+        for leaf, member in zip(self._leaves.values(), self.members, strict=True):
+            for path, slots in leaf.new.items():  # at the owner of the leaf
+                for slot, value in slots.items():
+                    member.state[self.signature.layout.slots[path][slot]] = value
+            leaf.new = {}
 
     def leaf_names(self) -> Iterator[list[str]]:
         for chunk in self._chunks:
@@ -161,9 +166,6 @@ class Chunk:
             return tensor
         aliased = alias_or_copy(tensor, member.param, self._splits or window is not None)
         return aliased if window is None else aliased[window]
-
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _is_plain(tensor: Any) -> bool:
@@ -295,6 +297,6 @@ def _size(pair: tuple[Member, Leaf]) -> int:
 def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:
     """The arguments of a leaf, for their dtypes and shapes."""
     assert member.layout is not None
-    tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.slot_keys), member.param.grad]
+    tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.program_keys), member.param.grad]
     tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
     return list(map(local, tensors))

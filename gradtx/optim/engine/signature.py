@@ -106,7 +106,7 @@ class Signature:
     @property
     def slots(self) -> list[str]:
         """The keys of slots, in the order in which they are passed."""
-        return self.layout.slot_keys
+        return self.layout.program_keys
 
     def key(self) -> tuple[Any, ...]:
         """The part of a program's cache key that `LeafKind` does not cover."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
 from gradtx._lists.bundle import numbers_for
-from gradtx._lists.record import owned
+from gradtx._lists.record import UnrecordableError, as_written, owned
 from gradtx._owners import regions_of
 from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
 from gradtx._runs import LateTerm, Run, memory_of
@@ -39,6 +40,7 @@ class TracedRun(Run):
     Attributes:
         old: The old shared values, by stage.
         totals: The totals of earlier passes, in order.
+        clock: The clock outside of all combinators.
         real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
     """
 
@@ -50,6 +52,7 @@ class TracedRun(Run):
         self.old: dict[Path, dict[str, Tensor]] = {}
         self.totals: list[dict[str, Tensor]] = []
         self.real: dict[str, Tensor] = {}
+        self.clock: Clock | None = None
         self._choices = signature.choices
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
@@ -74,8 +77,14 @@ class TracedRun(Run):
             return value.clone()
         return torch.where(self.real[leaf.name], value, value.new_zeros(()))
 
-    def recorded_owner(self, operation: Operation, update: Tensor) -> Tensor | None:
-        return owned(update, operation)
+    def recorded_owner(self, operation: Any, leaf: Leaf) -> Tensor | None:
+        decided = leaf.active is not None or leaf.restarts is not False or leaf.clock is not self.clock
+        if operation.keeps_slots and decided:
+            raise UnrecordableError("a combinator decides whether slots change that an owner keeps")
+        return owned(leaf.update, operation)
+
+    def as_written(self) -> AbstractContextManager[None]:
+        return as_written()
 
     def apart(self, update: Tensor) -> Tensor:
         return torch.ops.aten.alias.default(update)
@@ -145,7 +154,7 @@ class BundleFunction:
             run.totals.append({name: next(given) for name in names})
         unscale = None if scaling is None else unscaling(run, scaling)
         block = Block.of(chain, run, count, unscale)
-        clock = Clock(step)
+        clock = run.clock = Clock(step)
         leaves: list[Leaf] = []
         for i in range(signature.width):
             leaf = self._leaf(run, str(i), clock, scalars, given)

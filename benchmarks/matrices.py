@@ -1,0 +1,226 @@
+"""Step times of matrix methods on the tensors of a GPT: Muon + AdamW, and SOAP, against other packages, in one run.
+
+Run as `python benchmarks/matrices.py`: prints the tables of docs/performance-matrices.md. Packages that are not there
+are left out.
+`--peers` names folders with modules that no registry has: `dion` (microsoft/dion) and `soap` (nikhilvyas/SOAP).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from common import Shapes, gpt, interleaved, machine, parameters, ratio
+
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+
+import torch
+from tqdm import tqdm
+
+import gradtx
+
+Step = Callable[[], object]
+Make = Callable[[list[torch.Tensor]], Step]
+MUON: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+ADAMW: dict[str, Any] = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
+TORCH_MUON = "torch Muon + AdamW, fused"
+FREQUENCY = 10  # steps from one renewal of SOAP's bases to the next
+SOAP: dict[str, Any] = {"lr": 3e-3, "betas": (0.95, 0.95), "weight_decay": 0.01, "precondition_frequency": FREQUENCY}
+
+
+def is_hidden(shape: torch.Size) -> bool:
+    """Whether a GPT's tensor is a matrix between layers: not an embedding, of words or of places."""
+    return len(shape) == 2 and max(shape) <= 4 * min(shape)
+
+
+def split(params: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The matrices of layers, and all others."""
+    matrices = [param for param in params[2:] if is_hidden(param.shape)]
+    others = [*params[:2], *(param for param in params[2:] if not is_hidden(param.shape))]
+    return matrices, others
+
+
+def both(first: Step, second: Step) -> Step:
+    def step() -> None:
+        first()
+        second()
+
+    return step
+
+
+def with_gradients(optimizer: Any, params: list[torch.Tensor]) -> Step:
+    """A step of an optimizer that takes gradients away."""
+    gradients = [param.grad for param in params]
+
+    def step() -> None:
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = gradient
+        optimizer.step()
+
+    return step
+
+
+# Muon for matrices, AdamW for the rest.
+
+
+def torch_muon(params: list[torch.Tensor]) -> Step:
+    matrices, others = split(params)
+    return both(torch.optim.Muon(matrices, **MUON).step, torch.optim.AdamW(others, fused=True, **ADAMW).step)
+
+
+def pytorch_optimizer_muon(params: list[torch.Tensor]) -> Step:
+    matrices, others = split(params)
+    groups = [{"params": matrices, "use_muon": True}, {"params": others, "use_muon": False}]
+    return installed("pytorch_optimizer").Muon(groups, **MUON, adamw_betas=ADAMW["betas"]).step
+
+
+def heavyball_muon(params: list[torch.Tensor]) -> Step:
+    matrices, others = split(params)
+    heavyball = installed("heavyball")
+    muon = heavyball.Muon(matrices, lr=MUON["lr"], betas=(0.95, 0.95), weight_decay=MUON["weight_decay"])
+    return both(with_gradients(muon, matrices), with_gradients(heavyball.AdamW(others, **ADAMW), others))
+
+
+def dion_muon(params: list[torch.Tensor]) -> Step:
+    matrices, others = split(params)
+    options = {"lr": MUON["lr"], "mu": MUON["momentum"], "weight_decay": MUON["weight_decay"], "nesterov": True}
+    groups = [{"params": matrices}, {"params": others, "algorithm": "adamw", "lr": ADAMW["lr"], "weight_decay": 0.0}]
+    return installed("dion").Muon(groups, use_polar_express=False, **options).step
+
+
+def gradtx_muon(**options: Any) -> Make:
+    """By `partition`; `options` are those of `muon`, and `compile`."""
+    compiled = options.pop("compile", False)
+
+    def make(params: list[torch.Tensor]) -> Step:
+        matrices, _ = split(params)
+        chosen = {id(param) for param in matrices}
+        named = {f"p{i}": param for i, param in enumerate(params)}
+        names = tuple(name for name, param in named.items() if id(param) in chosen)
+        branches = {"matrices": gradtx.muon(**MUON, **options), "rest": gradtx.adamw(**ADAMW)}
+        tx = gradtx.partition(branches, {"matrices": names, "rest": "*"})
+        return gradtx.as_optimizer(tx, list(named.items()), compile=compiled).step
+
+    return make
+
+
+# SOAP for all.
+
+
+def author_soap(params: list[torch.Tensor]) -> Step:
+    return installed("soap").SOAP(params, **SOAP).step
+
+
+def heavyball_soap(params: list[torch.Tensor]) -> Step:
+    options = {**SOAP, "use_precond_schedule": False, "merge_dims": False, "max_precond_dim": 10000}
+    return with_gradients(installed("heavyball").SOAP(params, **options), params)
+
+
+def gradtx_soap(compile: bool) -> Make:
+    return lambda params: gradtx.optim.SOAP(params, **SOAP, compile=compile).step
+
+
+def installed(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+MUONS: dict[str, Make] = {
+    TORCH_MUON: torch_muon,
+    "pytorch_optimizer Muon": pytorch_optimizer_muon,
+    "HeavyBall Muon + AdamW, compiled": heavyball_muon,
+    "dion Muon, compiled": dion_muon,
+    "gradtx Muon + AdamW": gradtx_muon(),
+    "gradtx Muon + AdamW, compiled": gradtx_muon(compile=True),
+    "gradtx, iteration in float32": gradtx_muon(ns_dtype=None),
+    "gradtx, iteration in float32, compiled": gradtx_muon(ns_dtype=None, compile=True),
+}
+AUTHOR_SOAP = "nikhilvyas SOAP"
+SOAPS: dict[str, Make] = {
+    AUTHOR_SOAP: author_soap,
+    "HeavyBall SOAP, compiled": heavyball_soap,
+    "gradtx SOAP": gradtx_soap(False),
+    "gradtx SOAP, compiled": gradtx_soap(True),
+}
+
+
+def steps_of(contestants: dict[str, Make], shapes: Shapes) -> tuple[dict[str, Step], dict[str, float], list[str]]:
+    """The step of each contestant that there is, the seconds of its first one, and why others are missing."""
+    steps: dict[str, Step] = {}
+    first: dict[str, float] = {}
+    missing: list[str] = []
+    for name, make in tqdm(contestants.items(), desc="first steps", disable=None, leave=False):
+        try:
+            step = make(parameters(shapes))
+            start = time.perf_counter()
+            step()
+        except Exception as error:  # another package's fault is a line below the table
+            reason = str(error).strip().splitlines() or [""]
+            missing.append(f"{name}: {type(error).__name__}: {reason[0][:120]}")
+            continue
+        steps[name] = step
+        first[name] = time.perf_counter() - start
+    return steps, first, missing
+
+
+def table(title: str, contestants: dict[str, Make], shapes: Shapes, reference: str, rounds: int, per_round: int) -> str:
+    """A Markdown table: the time of a step of each contestant."""
+    steps, first, missing = steps_of(contestants, shapes)
+    times = interleaved({name: repeated(step, per_round) for name, step in steps.items()}, rounds, 1)
+    against = reference if reference in times else next(iter(times))
+    lines = [
+        f"{title}: {len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million entries, float32.",
+        "",
+        "| optimizer | ms a step (median) | least | of the first line | first step, s |",
+        "|---|---|---|---|---|",
+    ]
+    for name, own in times.items():
+        median, least = (1e3 * value / per_round for value in (statistics.median(own), min(own)))
+        share = ratio(own, times[against])
+        lines.append(f"| {name} | {median:.1f} | {least:.1f} | {share:.2f} | {first[name]:.1f} |")
+    lines += [f"\nLeft out: {reason}" for reason in missing]
+    return "\n".join(lines)
+
+
+def repeated(step: Step, count: int) -> Step:
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
+    return steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=384, help="of the GPT that Muon trains")
+    parser.add_argument("--soap-width", type=int, default=128, help="of the GPT that SOAP trains")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peers", nargs="*", default=[], help="folders with further modules")
+    parser.add_argument("--only", choices=("muon", "soap"), help="one of the tables")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    sys.path.extend(arguments.peers)
+    torch.set_num_threads(arguments.threads)
+    if arguments.only != "soap":
+        shapes = gpt(arguments.width, arguments.layers)
+        title = f"Muon, a GPT of {arguments.layers} layers, width {arguments.width}"
+        print(table(title, MUONS, shapes, TORCH_MUON, arguments.rounds, 1), flush=True)
+    if arguments.only != "muon":
+        shapes = gpt(arguments.soap_width, arguments.layers, words=1024)
+        size = f"{arguments.layers} layers, width {arguments.soap_width}"
+        title = f"SOAP, a GPT of {size}, bases renewed every {FREQUENCY} steps"
+        print(table(title, SOAPS, shapes, AUTHOR_SOAP, arguments.rounds, FREQUENCY), flush=True)
+    print(machine(), f"of which {arguments.threads} were used")
+
+
+if __name__ == "__main__":
+    main()
