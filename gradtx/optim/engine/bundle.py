@@ -203,7 +203,7 @@ class PassOperation(Operation):
         results = bundle.call(self._compiled)
         if self._awaited is None:
             return bundle.end(results)
-        return results[0] if len(results) == 1 else self._awaited.combine([(bundle, sums) for sums in results])
+        return results[0] if len(results) == 1 else self.combine([(bundle, sums) for sums in results])
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self._awaited is not None
