@@ -271,7 +271,7 @@ def finite_without_gradient(tx: gradtx.GradientTransformation) -> bool:
 
 def arguments(function: Callable[..., Any]) -> list[tuple[str, Any]]:
     """Names and defaults of a rule or a factory, without what all rules and all factories have."""
-    common = ["s", "t", "g", "p", "maximize", "state_dtype", "stagger"]
+    common = ["s", "t", "g", "p", "maximize", "state_dtype"]
     if hasattr(function, "spec") and function.spec.kind == "alias":
         common.append("mask")  # with every weight_decay
     signature = inspect.signature(function)

@@ -54,7 +54,7 @@ def _finished(direction: GradientTransformation, lr: Any, weight_decay: Any) -> 
     )
 
 
-@alias(class_name="KLSOAP", ranges=_RANGES, static=("stagger",), example=EXAMPLE)
+@alias(class_name="KLSOAP", ranges=_RANGES, example=EXAMPLE)
 def kl_soap(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),
@@ -65,8 +65,6 @@ def kl_soap(
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
     correct_bias: bool = True,
-    *,
-    stagger: bool = False,
 ):
     r"""KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence.
 
@@ -85,8 +83,6 @@ def kl_soap(
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
         merge_dims: Merge neighbouring dimensions while their product is at most that.
         correct_bias: Whether Adam's averages are freed of their bias.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
@@ -113,12 +109,11 @@ def kl_soap(
         precondition_frequency=precondition_frequency,
         max_precondition_dim=max_precondition_dim,
         merge_dims=merge_dims,
-        stagger=stagger,
     )
     return _finished(direction, lr, weight_decay)
 
 
-@alias(class_name="SOAPLaProp", ranges=_RANGES, static=("stagger",), example=EXAMPLE)
+@alias(class_name="SOAPLaProp", ranges=_RANGES, example=EXAMPLE)
 def soap_laprop(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),
@@ -128,8 +123,6 @@ def soap_laprop(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
-    *,
-    stagger: bool = False,
 ):
     r"""SOAP with LaProp in place of Adam: gradients are normalized in the eigenbasis first and averaged then.
 
@@ -147,8 +140,6 @@ def soap_laprop(
         precondition_frequency: Steps between two refreshments of the bases, >= 1.
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
         merge_dims: Merge neighbouring dimensions while their product is at most that.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
@@ -176,13 +167,11 @@ def soap_laprop(
         precondition_frequency=precondition_frequency,
         max_precondition_dim=max_precondition_dim,
         merge_dims=merge_dims,
-        stagger=stagger,
     )
     return _finished(direction, lr, weight_decay)
 
 
 @alias(
-    static=("stagger",),
     class_name="KLShampoo",
     ranges={**_RANGES, "adam_eps": "[0, inf)"},
     example={**EXAMPLE, "adam_eps": 0.1},
@@ -196,8 +185,6 @@ def kl_shampoo(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
-    *,
-    stagger: bool = False,
 ):
     r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
 
@@ -215,8 +202,6 @@ def kl_shampoo(
         precondition_frequency: Steps between two refreshments of the bases, >= 1.
         max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
         merge_dims: Merge neighbouring dimensions while their product is at most that.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `GG_i` and `Q_i` for every
@@ -233,9 +218,7 @@ def kl_shampoo(
 
     Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop is SOAP's, and the momentum is freed of its bias.
     """
-    direction = scale_by_kl_shampoo(
-        betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims, stagger=stagger
-    )
+    direction = scale_by_kl_shampoo(betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims)
     return _finished(direction, lr, weight_decay)
 
 

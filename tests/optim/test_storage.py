@@ -14,6 +14,7 @@ from gradtx._lists.bundle import CHUNK
 from gradtx._lists.cache import SharedPrograms
 from gradtx.codes import CODES
 from gradtx.optim.engine import compiled as planning
+from gradtx.optim.engine import windows
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
@@ -223,6 +224,57 @@ def test_a_large_coded_leaf_is_decoded_in_parts_with_the_same_numbers(code, monk
         assert max(sizes) <= most or (code != "bfloat16+8" and sorted(sizes)[-2] <= most and max(sizes) == 15000)
         runs.append([*params, *(optimizer.state[p][key] for p in params for key in optimizer.state[p])])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+WINDOWED = {  # by the link before AdamW: sums over leaves are those over windows
+    "alone": chain(),
+    "sum": gradtx.clip_by_global_norm(1.0),
+    "late sum": gradtx.clip_by_global_norm(1.0, stale=True),
+}
+
+
+@pytest.mark.parametrize("compile", ["traced"], indirect=True)
+@pytest.mark.parametrize("link", WINDOWED)
+@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8"])
+def test_compiled_windows_of_a_large_coded_leaf_have_the_same_numbers(code, link, compile, monkeypatch):
+    monkeypatch.setattr(planning, "LARGE", 4096)
+    tx = chain(WINDOWED[link], with_state_dtype(gradtx.adamw(lr=1e-2), code))
+    runs = []
+    for entries in (2048, 2**20):
+        monkeypatch.setattr(windows, "WINDOW", entries // torch.get_num_threads())
+        params = [torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate([(50, 128), (8192,), (7, 64)])]
+        optimizer = gradtx.as_optimizer(tx, params, compile=compile)
+        for step in range(3):
+            for i, param in enumerate(params):
+                param.grad = noise(10 * step + i, param.shape)
+            optimizer.step()
+        assert not optimizer._engine.failed
+        assert not optimizer._engine.plan.rest
+        calls = [len(list(bundle.calls(bundle.arguments({})))) for bundle in optimizer._engine.plan.bundles]
+        assert sorted(calls) == ([1, 4, 4] if entries == 2048 else [1, 1, 1])
+        slots = [optimizer.state[param][key] for param in params for key in optimizer.state[param]]
+        runs.append([*params, *(slots if link == "alone" else [])])  # else a code may be its neighbour
+    for part, whole in zip(*runs, strict=True):
+        # The order of a sum's terms differs; the 3 steps are of 1e-2 each.
+        torch.testing.assert_close(part, whole, rtol=0.0, atol=0.0 if link == "alone" else 1e-4)
+
+
+def test_temporaries_of_a_compiled_coded_step_are_those_of_a_window():
+    param = torch.nn.Parameter(noise(0, (1024, 1024)))
+    optimizer = gradtx.optim.AdamW([param], compile=True, state_dtype="int8")
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert not optimizer._engine.plan.rest
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        optimizer.step()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    window = windows.WINDOW * torch.get_num_threads()
+    assert 0 < peak <= 12 * window  # two moments in float32, and scales
+    assert peak < param.nbytes
 
 
 def noise(seed, shape):

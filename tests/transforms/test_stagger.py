@@ -89,11 +89,17 @@ RUNS = {
 }
 CASES = {
     "soap": (
-        gradtx.soap(0.1, (0.8, 0.7), 0.6, 1e-3, weight_decay=0.0, precondition_frequency=PERIOD, stagger=True),
+        gradtx.chain(
+            gradtx.scale_by_soap((0.8, 0.7), 0.6, 1e-3, precondition_frequency=PERIOD, stagger=True),
+            gradtx.scale_by_learning_rate(0.1),
+        ),
         soap_loop,
     ),
     "shampoo": (
-        gradtx.shampoo(0.1, matrix_eps=0.1, preconditioning_compute_steps=PERIOD, stagger=True),
+        gradtx.chain(
+            gradtx.scale_by_shampoo(matrix_eps=0.1, preconditioning_compute_steps=PERIOD, stagger=True),
+            gradtx.scale_by_learning_rate(0.1),
+        ),
         shampoo_loop,
     ),
 }
@@ -119,9 +125,8 @@ KL = {"precondition_frequency": PERIOD, "stagger": True}
 OTHERS = {
     "rotated": gradtx.rotated(gradtx.scale_by_adam_hat(), **KL),
     "rotated, svd": gradtx.rotated(gradtx.scale_by_adam_hat(), refresh="svd", start="identity", **KL),
-    "kl_soap": gradtx.kl_soap(**KL),
-    "soap_laprop": gradtx.soap_laprop(**KL),
-    "kl_shampoo": gradtx.kl_shampoo(**KL),
+    "rotated, kl": gradtx.rotated(gradtx.scale_by_adam_hat(), statistics="kl", **KL),
+    "kl_shampoo": gradtx.scale_by_kl_shampoo(**KL),
 }
 
 

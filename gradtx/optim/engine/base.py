@@ -114,7 +114,7 @@ class Engine:
         """Bundles of leaves of one group, count and kind; leaves that are in none of them are left to others."""
         raise NotImplementedError
 
-    def _width(self, member: Member, flat: bool) -> int:
+    def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         """How many leaves a program takes."""
         raise NotImplementedError
 
@@ -169,7 +169,7 @@ class Engine:
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
             layout=repr((layout.slots, layout.shared, sorted(layout.owned))),
-            width=self._width(member, flat),
+            width=self._width(member, leaf, flat),
         )
 
     def _takes(self, leaf: Leaf) -> bool:

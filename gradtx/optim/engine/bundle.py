@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from gradtx.optim._run import OptimizerRun
 from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, lengths_like
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
+from gradtx.optim.engine.windows import windows
 
 # The first arguments of a pass by the identity of the numbers that they follow from, and these, see `Bundle.call`.
 Prepared = dict[Any, tuple[list[Any], list[Tensor]]]
@@ -50,6 +51,7 @@ class Bundle:
         signature: The arguments of the program.
         flat: Whether leaves are passed as flat aliases.
         name: The name of a leaf, which places the bundle in sums.
+        window: The entries of a leaf that go through a program at a time, if it is the only one; None for all.
     """
 
     update = True  # `execute` sends only leaves with an update through all operations
@@ -62,6 +64,7 @@ class Bundle:
         signature: Signature,
         flat: bool,
         name: str,
+        window: int | None = None,
     ):
         self.members = members
         self.signature = signature
@@ -69,6 +72,7 @@ class Bundle:
         self.device = local(members[0].param).device
         self.program: list[Any] = []
         self._flat = flat
+        self._window = window
         self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors of the step
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
@@ -119,6 +123,12 @@ class Bundle:
             return tensor  # a shortcut: the alias would be the same
         return alias_or_copy(tensor, member.param, self._flat)
 
+    def calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
+        """The arguments of each call of a program."""
+        if self._window is None:
+            return [arguments]
+        return windows(arguments, self._window, local(self.members[0].param).numel())
+
     def compile_for(self, program: BundleProgram) -> None:
         """Go through this program from now on."""
         self.program = [PassOperation(each) for each in program.passes]
@@ -137,23 +147,31 @@ class Bundle:
         self.at = -1
         self._present = BundleStep(run, numbers, on_host, self.arguments(trees), prepared)
 
-    def call(self, compiled: ProgramPass) -> dict[Any, Tensor]:
-        """Run a pass; returns its sums or new shared values by name."""
+    def call(self, compiled: ProgramPass) -> list[dict[Any, Tensor]]:
+        """Run a pass; returns the sums or new shared values of each call by name."""
         step = self._in_step()
         key = (id(compiled), *map(id, step.numbers))  # bundles of a group and count have the same numbers
         if key not in step.prepared:
             step.prepared[key] = step.numbers, compiled.prepare(step.numbers, self.device, step.on_host)
         _, prepared = step.prepared[key]
-        results = compiled.call(prepared, step.of_leaves)
-        return dict(zip(compiled.names, results, strict=True))
+        results: list[dict[Any, Tensor]] = []
+        for arguments in self.calls(step.of_leaves):
+            of_call = compiled.call(prepared, arguments)
+            results.append(dict(zip(compiled.names, of_call, strict=True)))
+        return results
 
     def add_totals(self, totals: list[Tensor]) -> None:
         """Take the totals of a sum as further arguments."""
         step = self._in_step()
         step.numbers = [*step.numbers, *totals]
 
-    def end(self, shared: Mapping[Any, Tensor]) -> None:
+    def end(self, results: list[dict[Any, Tensor]]) -> None:
         """Hand over the new shared values, and let go of the step's tensors."""
+        for of_call in results:
+            self._hand_over(of_call)
+        self._present = None
+
+    def _hand_over(self, shared: Mapping[Any, Tensor]) -> None:
         run = self._in_step().run
         for place, value in shared.items():
             if not isinstance(place, LateTerm):
@@ -161,7 +179,6 @@ class Bundle:
                 run.new_shared.setdefault(path, {}).setdefault(name, value)
             elif int(place.leaf) < len(self.members):  # others are padding
                 run.add_late(place, self.members[int(place.leaf)].name, value)
-        self._present = None
 
     @property
     def run(self) -> OptimizerRun:
@@ -184,7 +201,9 @@ class PassOperation(Operation):
     def start(self, leaf: Any) -> Any:
         bundle: Bundle = leaf
         results = bundle.call(self._compiled)
-        return bundle.end(results) if self._awaited is None else results
+        if self._awaited is None:
+            return bundle.end(results)
+        return results[0] if len(results) == 1 else self.combine([(bundle, sums) for sums in results])
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self._awaited is not None

@@ -16,7 +16,7 @@ from gradtx._execution import Leaf
 from gradtx._lists.cache import SharedPrograms
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums
-from gradtx._sharding import is_sharded
+from gradtx._sharding import is_sharded, local
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.alias import lengths_like
@@ -36,6 +36,7 @@ from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, BundleProgram
+from gradtx.optim.engine.windows import can_be_split, window_of
 
 logger = logging.getLogger("gradtx")
 
@@ -138,7 +139,9 @@ class CompiledEngine(Engine):
                 self.reasons[member.name] = bundle
         return bundles
 
-    def _width(self, member: Member, flat: bool) -> int:
+    def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
+        if flat and _window(member, leaf) is not None:
+            return 1
         return WIDTH if flat or _can_be_padded(member) else 1
 
     def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
@@ -172,9 +175,10 @@ class CompiledEngine(Engine):
     ) -> Bundle | str:
         """A bundle with its program; or why its leaves are left to others."""
         first = members[0]
-        bundle = Bundle(members, signature, kind.flat, leaf.name)
+        window = _window(first, leaf) if kind.flat else None
+        bundle = Bundle(members, signature, kind.flat, leaf.name, window)
         bundle.create_arguments(self._flag, request.trees)
-        tensors = bundle.arguments(request.trees)
+        tensors, *others = bundle.calls(bundle.arguments(request.trees))
         programs = self._programs_like(first, kind, signature, request)
         if id(programs) in self._with_sums_over_shards:
             return SUM_OVER_SHARDS
@@ -193,6 +197,8 @@ class CompiledEngine(Engine):
             program = self._make(order, programs)
         if isinstance(program, str):
             return program
+        if others and not program.fits(list(map(torch.empty_like, others[-1]))):  # at no offset, which fits none
+            return "a rule asks for its length"
         bundle.compile_for(program)
         return bundle
 
@@ -248,6 +254,12 @@ class CompiledEngine(Engine):
 
 def _largest_first(pair: tuple[Member, Leaf]) -> int:
     return -pair[0].param.numel()
+
+
+def _window(member: Member, leaf: Leaf) -> int | None:
+    """The entries of each window of a flat leaf; None if it goes through its program as a whole."""
+    is_large = local(member.param).numel() >= LARGE
+    return window_of(member) if is_large and can_be_split(member, leaf) else None
 
 
 def _can_be_padded(member: Member) -> bool:

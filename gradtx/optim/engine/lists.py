@@ -24,6 +24,7 @@ from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy
 from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
+from gradtx.optim.engine.windows import can_be_split, cut, part_of
 
 
 class MemberBundle(ListBundle):
@@ -110,8 +111,6 @@ class MemberBundle(ListBundle):
 
 # Chunks.
 
-SMALLEST_PARTS = 64  # how many times smaller the equal parts of a coded leaf may be than a call's lists
-
 Piece = tuple[Member, slice | None]  # some entries of a parameter's flat alias, or all of it as it is
 
 
@@ -142,7 +141,7 @@ class Chunk:
         member, window = piece
         if window is None:
             return tensor.detach() if type(tensor) in PLAIN else alias(tensor, member.param, self._splits)
-        return _cut(alias(tensor, member.param, True), window, local(member.param).numel())
+        return cut(alias(tensor, member.param, True), window, local(member.param).numel())
 
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
         """The arguments of all leaves, with the present gradients and extras."""
@@ -173,34 +172,6 @@ def _is_plain(tensor: Any) -> bool:
     return type(tensor) is Tensor
 
 
-def _cut(vector: Tensor, window: slice, size: int) -> Tensor:
-    """The part of a flat alias for some of `size` entries: codes may share a byte, a scale is that of a block."""
-    if vector.numel() == size:
-        return vector[window]
-    return vector[window.start * vector.numel() // size : window.stop * vector.numel() // size]
-
-
-def _part_of(member: Member) -> int | None:
-    """The entries of each part of a large leaf; None for a leaf that stays whole.
-
-    Programs for codes are for one shape, so parts of coded leaves are equal, and hold whole blocks.
-    """
-    assert member.layout is not None
-    param = local(member.param)
-    size, most = param.numel(), entries_of_a_call(param.device)
-    if size <= most:
-        return None
-    blocks = [codec.block or codec.packs for codec in member.layout.coded_keys.values()]
-    if not blocks:
-        return most
-    unit = max(blocks)
-    units = size // unit
-    for count in range(-(-size // most), SMALLEST_PARTS * size // most):
-        if units % count == 0:
-            return size // count
-    return None
-
-
 def _chunks_of(members: list[Member], splits: bool) -> list[list[Piece]]:
     """Leaves in lists of a bounded number of entries; large leaves in parts."""
     most = entries_of_a_call(local(members[0].param).device)
@@ -208,7 +179,7 @@ def _chunks_of(members: list[Member], splits: bool) -> list[list[Piece]]:
     room = 0
     for member in members:
         size = local(member.param).numel()
-        part = _part_of(member) if splits else None
+        part = part_of(member) if splits else None
         if part is not None:
             chunks.extend([(member, slice(start, min(start + part, size)))] for start in range(0, size, part))
             room = 0
@@ -245,7 +216,7 @@ class ListEngine(Engine):
 
     # Planning.
 
-    def _width(self, member: Member, flat: bool) -> int:
+    def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         return 1
 
     def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
@@ -262,8 +233,7 @@ class ListEngine(Engine):
         if self._programs is None:
             self._programs = shared_programs(_SHARED, view.tx)
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
-        positional = any(operation.positional for operation in leaf.program)
-        splits = kind.flat and not positional and not signature.divided and _can_be_split(member)
+        splits = kind.flat and not signature.divided and can_be_split(member, leaf)
         common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
         for member, leaf in pairs:
             program = common or self._program(key, function, member, leaf, request, splits)
@@ -286,10 +256,10 @@ class ListEngine(Engine):
     ) -> list[ListPass] | None:
         """The program of a leaf, or of its parts; None if its operations can't be recorded."""
         tensors = _tensors_of(member, request, leaf)
-        part = _part_of(member) if splits and function.signature.layout.codes else None
+        part = part_of(member) if splits and function.signature.layout.codes else None
         if part is not None:
             size = tensors[0].numel()
-            tensors = [_cut(tensor.reshape(-1), slice(0, part), size) for tensor in tensors]
+            tensors = [cut(tensor.reshape(-1), slice(0, part), size) for tensor in tensors]
         assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
         program = self._programs.get(of_shapes)
@@ -330,13 +300,3 @@ def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor
     tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.program_keys), member.param.grad]
     tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
     return list(map(local, tensors))
-
-
-def _can_be_split(member: Member) -> bool:
-    """Whether parts of a leaf may be updated one after another.
-
-    The parts would update a slot that is a number several times.
-    """
-    layout = member.layout
-    assert layout is not None
-    return not any(member.state[key].ndim == 0 for key in layout.slot_keys)
