@@ -26,7 +26,7 @@ from gradtx._sharding import (
     pieces_of,
     placed_as,
     rejoined,
-    team_of,
+    team_for,
     undivided,
     whole_piece,
 )
@@ -157,14 +157,10 @@ class OwnedRegion(Operation):
         whole = Leaf(leaf.run, leaf.name, None, undivided(param), leaf.extras, leaf.clock)
         for operation in self.operations:
             operation.init(whole)
-        is_owner = self.team_of(param).rank == leaf.owner
+        is_owner = team_for(param, self.replicas).rank == leaf.owner
         for path, slots in whole.new.items():
             leaf.new[path] = slots if is_owner else {slot: value.to("meta") for slot, value in slots.items()}
         leaf.codecs.update(whole.codecs)
-
-    def team_of(self, like: Any) -> Team:
-        """The ranks that divide the work."""
-        return team_of(like.device_mesh) if self.replicas is None else self.replicas
 
     def follow(self, position: Position) -> None:
         for operation in self.parts:
@@ -296,7 +292,12 @@ class Job:
 
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind go through the same messages."""
-        return self.region.team_of(self.like), self.wire, self.wire_back, self.parts["update"].device
+        return self.team, self.wire, self.wire_back, self.parts["update"].device
+
+    @property
+    def team(self) -> Team:
+        """The ranks that divide the work."""
+        return team_for(self.like, self.region.replicas)
 
     @functools.cached_property
     def pieces(self) -> tuple[Piece, ...]:
@@ -313,7 +314,7 @@ class Exchange:
 
     def __init__(self, jobs: list[Job]):
         self._jobs = jobs
-        self._team: Team = jobs[0].region.team_of(jobs[0].like)
+        self._team: Team = jobs[0].team
         shapes = {job.leaf.name: job.like.shape for job in jobs}
         known = {job.leaf.name: job.leaf.owner for job in jobs if job.leaf.owner is not None}
         self._owners = assigned(shapes, self._team.size, known)

@@ -6,6 +6,7 @@ structure of the trees, the dtypes and the shapes; they hold no tensor of the ca
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -426,10 +427,12 @@ class _Leaves:
         columns: The numbers of their updates, parameters if there are any, and slots.
         written: The columns of updates and slots.
         passes: The program.
+        device: Where they are.
         chunks: The leaves of each call.
     """
 
     passes: list[ListPass]
+    device: torch.device
     chunks: list[slice]
 
     def __init__(self, names: list[str], columns: list[list[int]], has_param: bool):
@@ -462,17 +465,21 @@ def _bundles(leaves: _Leaves, function: _OneLeaf, given: list[Tensor], tensors: 
     of_shape: dict[torch.Size, list[int]] = {}
     for position, number in enumerate(leaves.columns[0]):
         of_shape.setdefault(tensors[number].shape, []).append(position)
+
+    @functools.cache
+    def program(shape: torch.Size) -> list[ListPass]:
+        return _passes(function, given, leaves.tensors_at(of_shape[shape][0], tensors))
+
     shapes = sorted(of_shape, key=torch.Size.numel)
-    largest = _passes(function, given, leaves.tensors_at(of_shape[shapes[-1]][0], tensors))
-    if len(shapes) > 1:
-        smallest = _passes(function, given, leaves.tensors_at(of_shape[shapes[0]][0], tensors))
-        if [each.text for each in smallest] != [each.text for each in largest]:
-            bundles: list[_Leaves] = []
-            for positions in of_shape.values():
-                bundles.extend(_bundles(leaves.some(positions), function, given, tensors))
-            return bundles
-    leaves.go_through(largest, tensors)
-    return [leaves]
+    largest = program(shapes[-1])
+    if [each.text for each in program(shapes[0])] == [each.text for each in largest]:
+        leaves.go_through(largest, tensors)
+        return [leaves]
+    bundles: list[_Leaves] = []
+    for shape, positions in of_shape.items():
+        bundles.append(leaves.some(positions))
+        bundles[-1].go_through(program(shape), tensors)
+    return bundles
 
 
 def _passes(function: _OneLeaf, given: list[Tensor], of_leaf: list[Tensor]) -> list[ListPass]:

@@ -215,22 +215,32 @@ def team_of(mesh: Any) -> Team:
         group = mesh.get_group()
     else:
         group = distributed.new_group(ranks, use_local_synchronization=True)
-    in_order = tuple(distributed.get_process_group_ranks(group))
-    device = torch.device(mesh.device_type)
-    if device.type != "cpu":
-        device = torch.device(device.type, torch.get_device_module(device).current_device())
-    return Team(group, in_order, distributed.get_rank(group), device)
+    return _team(group, torch.device(mesh.device_type))
 
 
 def team_of_group(group: Any) -> Team:
     """The ranks of a process group as a team."""
+    if "gloo" in torch.distributed.get_backend(group):
+        return _team(group, torch.device("cpu"))
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    return _team(group, accelerator)
+
+
+def _team(group: Any, device: torch.device) -> Team:
+    """The ranks of a group that sends tensors on a kind of device."""
     distributed = torch.distributed
-    device = torch.device("cpu")
-    if "gloo" not in distributed.get_backend(group):
-        accelerator = torch.accelerator.current_accelerator()
-        assert accelerator is not None
-        device = torch.device(accelerator.type, torch.accelerator.current_device_index())
+    if device.type != "cpu":
+        device = torch.device(device.type, torch.get_device_module(device).current_device())
     return Team(group, tuple(distributed.get_process_group_ranks(group)), distributed.get_rank(group), device)
+
+
+def team_for(param: Any, replicas: Team | None) -> Team:
+    """The ranks that divide a parameter, or the work on one of which each of the `replicas` has all."""
+    if is_sharded(param):
+        return team_of(param.device_mesh)
+    assert replicas is not None
+    return replicas
 
 
 @dataclass(frozen=True)

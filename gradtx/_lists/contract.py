@@ -50,17 +50,18 @@ def merge_equal(graph: Graph) -> None:
 def contract(graph: Graph) -> None:
     """Join what torch has as one operation. All numbers are Python numbers then."""
     contraction = _Contraction(graph)
-    for node in list(graph.nodes):
-        if node.meta.get("as_written"):
-            continue
+    for node in _free_to_join(graph):
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
             contraction.shorten(node)
-    for node in list(graph.nodes):
-        if node.meta.get("as_written"):
-            continue
+    for node in _free_to_join(graph):
         if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
             contraction.join(node)
     graph.eliminate_dead_code()
+
+
+def _free_to_join(graph: Graph) -> list[Node]:
+    """The present nodes, without those that are carried out as they were recorded."""
+    return [node for node in graph.nodes if not node.meta.get("as_written")]
 
 
 class _Product:

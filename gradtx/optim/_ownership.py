@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx._execution import Leaf
 from gradtx._owners import Gathering, Transfer, assigned, in_buckets, owned_paths
-from gradtx._sharding import Piece, Team, divided_among, is_sharded, pieces_at, placements_by_rows, team_of
+from gradtx._sharding import Piece, Team, divided_among, is_sharded, pieces_at, placements_by_rows, team_for
 from gradtx.optim._member import Member
-
-
-def team_for(param: Any, replicas: Team | None) -> Team:
-    """The ranks that divide the work on a parameter."""
-    if is_sharded(param):
-        return team_of(param.device_mesh)
-    assert replicas is not None
-    return replicas
 
 
 def assign_owners(leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None) -> None:
@@ -41,7 +35,7 @@ def assign_owners(leaves: list[Leaf], members: Mapping[Tensor, Member], replicas
 
 
 class Slot:
-    """A slot on its way from the owner of a leaf to all ranks, which get some of its rows.
+    """A slot on its way from the owner of a leaf to all ranks.
 
     Args:
         member: The parameter.
@@ -55,11 +49,16 @@ class Slot:
         self.key = key
         self.owner = member.owner
         self.value = value
-        self.placements = placements_by_rows(member.param, value.shape)
 
     @property
     def mesh(self) -> Any:
-        return self.member.param.device_mesh  # type: ignore[attr-defined]
+        """The mesh of a divided parameter; None if every rank has all of it."""
+        return self.member.param.device_mesh if is_sharded(self.member.param) else None  # type: ignore[attr-defined]
+
+    @functools.cached_property
+    def placements(self) -> Any:
+        """How a slot of a divided parameter is divided by rows."""
+        return placements_by_rows(self.member.param, self.value.shape)
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -77,68 +76,42 @@ def states_of_owners(
     Slots of a divided parameter are divided by rows; those of one that every rank has are whole.
     """
     alike: dict[Any, list[Slot]] = {}
-    of_replicas: dict[torch.dtype, list[ReplicaSlot]] = {}
-    divided: dict[Any, Any] = {}
+    saved: dict[Any, Any] = {}
     for param, member in members.items():
         if param in states and member.layout is not None and member.layout.owned:
-            divided[param] = dict(states[param])
+            saved[param] = dict(states[param])
             for key in sorted(member.layout.owned):
-                value = states[param][key]
-                if not is_sharded(param):
-                    of_replicas.setdefault(value.dtype, []).append(ReplicaSlot(member, key, value))
-                    continue
-                slot = Slot(member, key, value)
+                slot = Slot(member, key, states[param][key])
                 alike.setdefault((slot.mesh, slot.value.dtype), []).append(slot)
-    for slots in alike.values():
+    for (mesh, _), slots in alike.items():
+        team = team_for(slots[0].member.param, replicas)
+        send = _gathered if mesh is None else _handed_out
         for bucket in in_buckets(slots, Slot.bytes):
-            for slot, part in zip(bucket, _handed_out(bucket), strict=True):
-                param = slot.member.param
-                divided[param][slot.key] = divided_among(part, param, slot.value.shape, slot.placements)
-    for of_dtype in of_replicas.values():
-        assert replicas is not None
-        for slots_of_bucket in in_buckets(of_dtype, ReplicaSlot.bytes):
-            for slot, whole in zip(slots_of_bucket, _gathered(slots_of_bucket, replicas), strict=True):
-                divided[slot.member.param][slot.key] = whole
-    return divided
+            for slot, value in zip(bucket, send(bucket, team), strict=True):
+                saved[slot.member.param][slot.key] = value
+    return saved
 
 
-class ReplicaSlot(NamedTuple):
-    """A slot that one rank keeps of a parameter that every rank has."""
-
-    member: Member
-    key: str
-    value: Tensor
-
-    def bytes(self) -> int:
-        return self.value.nbytes
-
-
-def _gathered(bucket: list[ReplicaSlot], team: Team) -> list[Tensor]:
-    """These slots, on every rank, by one message."""
+def _wire(bucket: list[Slot]) -> torch.dtype:
+    """The dtype in which slots of one dtype are sent: some back ends don't send eight-bit floats and bools."""
     dtype = bucket[0].value.dtype
-    wire = torch.uint8 if dtype.itemsize == 1 else dtype
+    return torch.uint8 if dtype.itemsize == 1 else dtype
+
+
+def _gathered(bucket: list[Slot], team: Team) -> list[Any]:
+    """These slots, on every rank, by one message."""
+    wire = _wire(bucket)
     sizes = [0] * team.size
     for slot in bucket:
-        assert slot.member.owner is not None
-        sizes[slot.member.owner] += slot.value.numel()
-    mine = [slot.value.reshape(-1).view(wire) for slot in bucket if slot.member.owner == team.rank]
+        sizes[slot.owner] += slot.value.numel()
+    mine = [slot.value.reshape(-1).view(wire) for slot in bucket if slot.owner == team.rank]
     received = Gathering(team, mine, sizes, wire, False).parts()
-    at = [0] * team.size
-    wholes: list[Tensor] = []
-    for slot in bucket:
-        owner, size = slot.member.owner, slot.value.numel()
-        assert owner is not None
-        entries = received[owner][at[owner] : at[owner] + size]
-        wholes.append(entries.clone().view(dtype).view(slot.value.shape))
-        at[owner] += size
-    return wholes
+    return _taken_apart(received, bucket, [slot.value.shape for slot in bucket])
 
 
-def _handed_out(bucket: list[Slot]) -> list[Tensor]:
-    """The rows of each slot that this rank gets, by one message."""
-    team = team_of(bucket[0].mesh)
-    dtype = bucket[0].value.dtype
-    wire = torch.uint8 if dtype.itemsize == 1 else dtype  # some back ends don't send eight-bit floats and bools
+def _handed_out(bucket: list[Slot], team: Team) -> list[Any]:
+    """These slots, of which every rank gets some rows, by one message."""
+    wire = _wire(bucket)
     rows: list[list[Tensor]] = []
     sizes: list[int] = []
     for rank in range(team.size):
@@ -146,11 +119,20 @@ def _handed_out(bucket: list[Slot]) -> list[Tensor]:
         rows.append([slot.value[slot.pieces[rank].window].reshape(-1).view(wire) for slot in mine])
         sizes.append(sum(slot.pieces[team.rank].numel for slot in bucket if slot.owner == rank))
     received = Transfer(team, rows, sizes, wire, False).parts()
-    at = [0] * team.size
+    parts = _taken_apart(received, bucket, [slot.pieces[team.rank].shape for slot in bucket])
+    divided: list[Any] = []
+    for slot, part in zip(bucket, parts, strict=True):
+        divided.append(divided_among(part, slot.member.param, slot.value.shape, slot.placements))
+    return divided
+
+
+def _taken_apart(received: list[Tensor], bucket: list[Slot], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """What has arrived of each slot, in these shapes; the slots of an owner follow one another."""
+    at = [0] * len(received)
     parts: list[Tensor] = []
-    for slot in bucket:
-        piece = slot.pieces[team.rank]
-        entries = received[slot.owner][at[slot.owner] : at[slot.owner] + piece.numel]
-        parts.append(entries.clone().view(dtype).view(piece.shape))
-        at[slot.owner] += piece.numel
+    for slot, shape in zip(bucket, shapes, strict=True):
+        start, size = at[slot.owner], math.prod(shape)
+        entries = received[slot.owner][start : start + size]
+        parts.append(entries.clone().view(slot.value.dtype).view(tuple(shape)))
+        at[slot.owner] += size
     return parts

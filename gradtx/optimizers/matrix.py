@@ -298,8 +298,7 @@ def polar_adam_atan2(
 
 
 @alias(
-    ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
-    example=ROOTS,
+    ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"}, example=ROOTS
 )
 def shampoo(
     lr: Scalar = 1e-1,

@@ -340,6 +340,16 @@ def by_name(optimizer):
     return [{key: whole(value) for key, value in entry.items()} for entry in entries]
 
 
+def assert_same_run(weights, states, expected, expected_states):
+    """The same weights and saved slots, bit by bit."""
+    for key, weight in weights.items():
+        assert torch.equal(weight, expected[key]), key
+    for state, of_one in zip(states, expected_states, strict=True):
+        assert state.keys() == of_one.keys()
+        for key, value in state.items():
+            assert torch.equal(value, of_one[key]), key
+
+
 def weights_states_and_traffic(name, kind):
     optimizer, weights, traffic = trained(STATEFUL[name], placement(kind))
     return weights, by_name(optimizer), traffic.messages
@@ -354,12 +364,7 @@ def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(
     sums = ["allreduce_"] * dims if name == "skip" else []  # whether a gradient is infinite
     for weights, states, messages in answers:
         assert messages == [*sums, "alltoall_base_", "alltoall_base_"]
-        for key, weight in weights.items():
-            assert torch.equal(weight, expected[key]), key
-        for state, of_one in zip(states, by_name(optimizer), strict=True):
-            assert state.keys() == of_one.keys()
-            for key, value in state.items():
-                assert torch.equal(value, of_one[key]), key
+        assert_same_run(weights, states, expected, by_name(optimizer))
 
 
 WHOLE_BLOCKS = {  # with their shape, and the blocks that each rank has
@@ -399,10 +404,7 @@ def test_blocks_that_shards_divide_need_no_exchange(name, ranks, two, four):
         weight, states_of_rank, messages, kept = answer
         assert messages == []
         assert set(kept) == {share}
-        assert torch.equal(weight, expected)
-        assert states_of_rank[0].keys() == states[0].keys()
-        for key, value in states_of_rank[0].items():
-            assert torch.equal(value, states[0][key]), key
+        assert_same_run({name: weight}, states_of_rank, {name: expected}, states)
 
 
 # Parameters that every rank has, as under DDP.
@@ -427,12 +429,7 @@ def test_replicas_divide_the_work_and_send_one_message(name, ranks, two, four):
     answers = {2: two, 4: four}[ranks].run(shared_work, name, STEPS)
     for weights, states, messages, _, _ in answers:
         assert messages == ["_allgather_base_"]
-        for key, weight in weights.items():
-            assert torch.equal(weight, expected[key]), key
-        for state, of_one in zip(states, by_name(optimizer), strict=True):
-            assert state.keys() == of_one.keys()
-            for key, value in state.items():
-                assert torch.equal(value, of_one[key]), key
+        assert_same_run(weights, states, expected, by_name(optimizer))
 
 
 def test_replicas_orthogonalize_each_matrix_once_and_keep_slots_of_matrices_once(four):
