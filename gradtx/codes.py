@@ -235,9 +235,9 @@ def _halves(pairs: Tensor, shape: Shape) -> Tensor:
 
 def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
     """Softsign: x = s y / (2 - |y|), y = q / most, so |y| = 2 |x| / (s + |x|)."""
-    size = values.abs()
-    codes = (2 * most * size / (scale + size)).round().clamp(min=1)
-    return torch.where(values == 0, 0.0, torch.where(values < 0, -codes, codes)).to(torch.int8)
+    size, sign = values.abs(), values.sign()
+    codes = (size / (scale + size) * (2 * most)).round()
+    return (torch.maximum(codes, sign * sign) * sign).to(torch.int8)
 
 
 def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
@@ -247,7 +247,7 @@ def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
 
 def _positive_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
     """Square root: x = s (q / most)^2."""
-    codes = (values.clamp(min=0).sqrt() * (most / scale.sqrt())).round().clamp(1, most)
+    codes = (values * (most**2 / scale)).sqrt().round().clamp(min=1)
     return torch.where(values > 0, codes, 0.0).to(torch.uint8)
 
 

@@ -17,6 +17,7 @@ from gradtx._passes import Names, PassResult, RunPass
 # some that bound their temporary memory.
 CHUNK = 2**18
 CHUNK_OF_ACCELERATOR = 2**25
+PYTHON_NUMBERS = frozenset((float, int, bool))
 
 
 def entries_of_a_call(device: torch.device) -> int:
@@ -119,6 +120,8 @@ def numbers_for(
     given: Sequence[Any], dtypes: Sequence[torch.dtype], device: torch.device, on_host: bool
 ) -> tuple[list[Any], bool]:
     """Python numbers, if the host may read those that are given and need not wait; else 0-d tensors on a device."""
+    if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
+        return list(given), True
     if on_host and not any(map(_is_elsewhere, given)):
         return [value.item() if isinstance(value, Tensor) else value for value in given], True
     return [_placed(value, dtype, device) for value, dtype in zip(given, dtypes, strict=True)], False

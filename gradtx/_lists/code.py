@@ -249,7 +249,10 @@ class _Writer:
     def _number(self, node: Node) -> str:
         if self._on_host:
             function, args = numbers.in_python(node)
-            return f"{self._name_of(node, function)}({', '.join(map(self._text, args))})"
+            operands = list(map(self._text, args))
+            if function in numbers.WRITTEN:
+                return numbers.WRITTEN[function].format(*operands)
+            return f"{self._name_of(node, function)}({', '.join(operands)})"
         return self._shared(node)
 
     def _shared(self, node: Node) -> str:

@@ -131,7 +131,7 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     dtype = node.meta["val"].dtype
     target: Any = node.target
     if target in _FILLED:
-        return _as(dtype), (_FILLED[target],)
+        return _same, (_as(dtype)(_FILLED[target]),)
     if target is aten.full.default or target is aten.full_like.default:
         return _as(dtype), (node.args[1],)
     if target is aten._to_copy.default:
@@ -144,11 +144,27 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return (function if function in _NEVER_RAISE else _or_else(function, by_tensors)), node.args
 
 
+# Functions that never raise, written with operators: that takes a third of the time of a call.
+WRITTEN: dict[Callable[..., Any], str] = {
+    operator.add: "{} + {}",
+    operator.sub: "{} - {}",
+    operator.mul: "{} * {}",
+    operator.neg: "-{}",
+    operator.gt: "{} > {}",
+    operator.ge: "{} >= {}",
+    operator.lt: "{} < {}",
+    operator.le: "{} <= {}",
+    operator.eq: "{} == {}",
+    operator.ne: "{} != {}",
+    operator.not_: "not {}",
+    _reversed_difference: "{1} - {0}",
+    _choice: "{1} if {0} else {2}",
+    _same: "{}",
+}
 _LIKE = (aten.clone.default, aten.scalar_tensor.default)  # their options don't change the number
 _NEVER_RAISE = {
-    *(operator.add, operator.sub, operator.mul, operator.neg, operator.gt, operator.ge, operator.lt, operator.le),
-    *(operator.eq, operator.ne, operator.not_, abs, math.isfinite, math.isnan, math.tanh),
-    *(_reversed_difference, _choice, _larger, _smaller, _same, _sign, _both, _either),
+    *WRITTEN,
+    *(abs, math.isfinite, math.isnan, math.tanh, _larger, _smaller, _sign, _both, _either),
 }
 
 

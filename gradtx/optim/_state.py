@@ -181,7 +181,7 @@ class States:
             row: Its members.
             changed: Whether links or slots may have changed since the last step.
         """
-        if not changed and all(_is_prepared(member, view) for member in row):
+        if not changed and _are_prepared(row, view):
             return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
@@ -265,9 +265,12 @@ class States:
             self.members.by_param[param].first_state = FirstState(self.of(param))
 
 
-def _is_prepared(member: Member, view: GroupView) -> bool:
-    """Whether a member has used state of its present group."""
-    return member.has_state() and member.first_state is None and member.made_for is view
+def _are_prepared(members: list[Member], view: GroupView) -> bool:
+    """Whether all these members have used state of their present group."""
+    for member in members:
+        if not member.has_state() or member.first_state is not None or member.made_for is not view:
+            return False
+    return True
 
 
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:

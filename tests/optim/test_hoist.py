@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
 from gradtx import _torch
-from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
+from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
 from gradtx.optim.engine.numbers import StepNumbers
 
 
@@ -70,6 +70,24 @@ def test_a_division_by_a_number_is_a_multiplication_unless_the_number_is_whole()
         torch.ops.aten.mul.Tensor,
         torch.ops.aten.div.Tensor,
     ]
+
+
+def test_numbers_that_loops_in_single_precision_read_are_rounded_outside():
+    def function(a, b, x, y):
+        return a * x + b, torch.where(x > a, b, x), y * b
+
+    x, y = torch.randn(50), torch.randn(50, dtype=torch.float64)
+    arguments = (number(0.1), number(0.7), x, y)
+    expected = function(*arguments)
+    module, (a, b, first, _) = traced(function, *arguments)
+    narrow(module)
+    numbers, added = hoist(module, [a, b], first)
+    assert [node.meta["val"].dtype for node in added] == [torch.float32, torch.float32]
+    comparison = torch.ops.aten.gt.Tensor  # in double precision, as before
+    assert [user.target for user in a.users] == [comparison]
+    assert [user.target for user in b.users] == [torch.ops.aten.mul.Tensor]
+    found = module(*arguments[:2], *numbers.module(module)(*arguments[:2]), *arguments[2:])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_the_arc_tangent_in_single_precision_is_right_to_rounding():

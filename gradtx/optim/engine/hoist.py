@@ -73,6 +73,29 @@ def multiply(module: GraphModule) -> None:
         node.args = (node.args[0], inverse)
 
 
+def narrow(module: GraphModule) -> None:
+    """Round numbers to single precision in front of operations that do: a loop would round them for each vector."""
+    graph = module.graph
+    for number in list(graph.nodes):
+        if not is_number(number) or number.meta["val"].dtype != torch.float64:
+            continue
+        users = [user for user in number.users if _computes_in_single(user)]
+        if not users:
+            continue
+        after = graph.find_nodes(op="placeholder")[-1] if number.op == "placeholder" else number
+        with graph.inserting_after(after):
+            rounded = graph.call_function(aten._to_copy.default, (number,), {"dtype": torch.float32})
+        rounded.meta = {"val": number.meta["val"].to(torch.float32)}
+        for user in users:
+            user.replace_input_with(number, rounded)
+
+
+def _computes_in_single(node: Node) -> bool:
+    """Whether an operation converts its numbers to float32: torch promotes them to the dtype of tensors."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim > 0 and value.dtype == torch.float32
+
+
 @dataclass
 class Numbers:
     """A graph of numbers that was taken out of another one.

@@ -27,7 +27,7 @@ from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.optim._scaling import Scaling, unscaling
 from gradtx.optim.engine.compiler import Compiler
-from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply
+from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
 from gradtx.optim.engine.numbers import StepNumbers
 from gradtx.optim.engine.signature import Signature
 
@@ -310,6 +310,7 @@ class TracedPass:
         graph = self._graph.graph
         graph.eliminate_dead_code()
         multiply(self._graph)
+        narrow(self._graph)
         arguments = graph.find_nodes(op="placeholder")
         common, leaves = arguments[: len(self._common)], arguments[len(self._common) :]
         of_step, step_arguments = hoist(self._graph, common, leaves[0])
