@@ -355,9 +355,9 @@ class SymbolicTracer:
         arguments: Sequence[Tensor],
         replaced: Mapping[Any, Any],
     ) -> torch.fx.GraphModule:
-        """The operations of `function(*arguments)`; `replaced` maps operators to their decompositions."""
+        """The operations of `function(*arguments)`; `replaced` has decompositions beyond those of inductor."""
         with self._mode, torch.no_grad():
-            return self._make_graph(function, decomposition_table=replaced)(*arguments)
+            return self._make_graph(function, decomposition_table={**decompositions(), **replaced})(*arguments)
 
     def holds_for(self, arguments: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
         """Whether these tensors meet what was assumed of the sizes of `arguments` while tracing."""
@@ -409,6 +409,9 @@ DOCUMENTED_MODES: dict[str, dict[str, Any]] = {
 }
 
 
+OWN_OPTIONS = {"size_asserts", "cpp.threads"}  # those that the engine itself sets
+
+
 def compiler_modes() -> Mapping[str, dict[str, Any]]:
     """The modes of `torch.compile` and the options that each stands for."""
     modes = _found("torch._inductor", "list_mode_options")
@@ -420,7 +423,59 @@ def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any
     compiler = _found("torch._inductor", "compile")
     if compiler is None:
         return compile_function(graph, options)
+    is_torchs = compiler.__module__ == "torch._inductor"  # whoever has replaced it wants to see the graphs
+    if is_torchs and options.keys() <= OWN_OPTIONS and _is_ready_for_inductor(graph):
+        function = _compiled_at_once(graph, examples, options)
+        if function is not None:
+            return function
     return compiler(graph, examples, options=dict(options))
+
+
+def _is_ready_for_inductor(graph: torch.fx.GraphModule) -> bool:
+    """Whether inductor's inner compiler takes a graph: it writes only into arguments, is for the CPU, draws nothing."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            return False
+        if node.op != "call_function":
+            continue
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            return False
+        if writes(node.target) and (
+            node.target is not torch.ops.aten.copy_.default or node.args[0].op != "placeholder"
+        ):
+            return False
+    return True
+
+
+def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """A function compiled by inductor's inner compiler; None if this torch lacks a name that it needs.
+
+    The outer one has AOTAutograd trace the graph once more, a third of the time to compile, and check arguments at each
+    call.
+    """
+    compiler = _found("torch._inductor.compile_fx", "compile_fx_inner")
+    settings = _found("torch._inductor.config", "patch")
+    virtualized = _found("torch._inductor.virtualized", "V")
+    mode = getattr(examples[0], "fake_mode", None)
+    if None in (compiler, settings, virtualized, mode) or not decompositions():
+        return None
+    copy = torch.fx.Graph()  # the compiler changes what it is given, and may fail
+    results = copy.graph_copy(graph.graph, {})
+    copy.output(tuple(results)).meta["user_visible_output_idxs"] = list(range(len(results)))
+    with settings(dict(options)), virtualized.set_fake_mode(mode):
+        compiled = compiler(torch.fx.GraphModule(graph, copy), examples, is_inference=True)
+
+    def function(*arguments: Any) -> Any:
+        return compiled(list(arguments))  # which it empties
+
+    return function
+
+
+def decompositions() -> Mapping[Any, Any]:
+    """How inductor writes operators in terms of others; empty where it does not tell."""
+    table = _found("torch._inductor.decomposition", "select_decomp_table")
+    return {} if table is None else table()
 
 
 def compile_function(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:

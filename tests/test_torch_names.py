@@ -238,6 +238,29 @@ def test_without_the_private_compiler_the_public_one_takes_the_graph(monkeypatch
     assert all(compiled)
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("torch._inductor.compile_fx", "compile_fx_inner"),
+        ("torch._inductor.config", "patch"),
+        ("torch._inductor.virtualized", "V"),
+        ("torch._inductor.decomposition", "select_decomp_table"),
+    ],
+)
+def test_without_a_name_of_the_inner_compiler_the_outer_one_takes_the_graph(module, name, monkeypatch):
+    found, graphs = _torch._found, []
+
+    def outer(graph, examples, options):
+        graphs.append(graph)
+        return graph
+
+    outer.__module__ = "torch._inductor"
+    monkeypatch.setattr(torch._inductor, "compile", outer)
+    monkeypatch.setattr(_torch, "_found", lambda *place: None if place == (module, name) else found(*place))
+    assert_compiled_steps_are_the_same()
+    assert graphs
+
+
 def test_without_a_list_of_modes_the_documented_ones_are_known(graphs, monkeypatch):
     listed = torch._inductor.list_mode_options()
     for mode, options in _torch.DOCUMENTED_MODES.items():

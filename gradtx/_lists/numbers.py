@@ -123,6 +123,7 @@ IN_PYTHON: dict[Any, Callable[..., Any]] = {
     aten.scalar_tensor.default: _same,
 }
 _ON_BOOLS = (aten.bitwise_and.Tensor, aten.bitwise_or.Tensor)
+_CONVERSIONS = (aten._to_copy.default, torch.ops.prims.convert_element_type.default)
 _FILLED = {aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.zeros.default: 0, aten.ones.default: 1}
 
 
@@ -134,8 +135,8 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _same, (_as(dtype)(_FILLED[target]),)
     if target is aten.full.default or target is aten.full_like.default:
         return _as(dtype), (node.args[1],)
-    if target is aten._to_copy.default:
-        return _as(dtype), node.args
+    if target in _CONVERSIONS:
+        return _as(dtype), node.args[:1]
     function = IN_PYTHON.get(target)
     bitwise = target in _ON_BOOLS and dtype is not torch.bool
     by_tensors = functools.partial(_by_tensors, target, node.kwargs, tuple(map(_dtype_of, node.args)))

@@ -7,8 +7,10 @@ import torch
 from torch._inductor import cpu_vec_isa
 from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.exc import InductorError
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
+from gradtx import _torch
 from gradtx.optim.engine import compiled, inductor
 from tests.optim.problems import assert_close, descend, parameters
 
@@ -73,6 +75,40 @@ def test_what_fails_to_compile_is_tried_once_more_with_care(compiled_equals_eage
     compiled_equals_eager()
     assert careful == [False, True] * (len(careful) // 2) != []
     assert CppScheduling.can_fuse_vertical_outer_loop is fuses
+
+
+def test_a_program_goes_to_the_inner_compiler_untraced(compiled_equals_eager, monkeypatch):
+    real, functions = _torch._compiled_at_once, []
+
+    def counted(*arguments):
+        functions.append(real(*arguments))
+        return functions[-1]
+
+    monkeypatch.setattr(_torch, "_compiled_at_once", counted)
+    monkeypatch.setattr("torch._functorch.aot_autograd.aot_module_simplified", None)
+    compiled_equals_eager()
+    assert functions
+    assert None not in functions
+
+
+def takes_a_temporary(x, y):
+    return x.copy_((x + y).mul_(2))
+
+
+def takes_noise(x, y):
+    return x.copy_(y + torch.rand_like(y))
+
+
+def takes_a_sum(x, y):
+    return x.copy_(x + y)
+
+
+@pytest.mark.parametrize(
+    ("function", "is_ready"), [(takes_a_temporary, False), (takes_noise, False), (takes_a_sum, True)]
+)
+def test_the_inner_compiler_gets_programs_that_write_into_arguments_alone_and_draw_nothing(function, is_ready):
+    graph = make_fx(function)(torch.ones(3), torch.ones(3))
+    assert _torch._is_ready_for_inductor(graph) is is_ready
 
 
 def test_what_fails_twice_is_an_error(monkeypatch):

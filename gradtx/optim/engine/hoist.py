@@ -84,7 +84,7 @@ def narrow(module: GraphModule) -> None:
             continue
         after = graph.find_nodes(op="placeholder")[-1] if number.op == "placeholder" else number
         with graph.inserting_after(after):
-            rounded = graph.call_function(aten._to_copy.default, (number,), {"dtype": torch.float32})
+            rounded = graph.call_function(torch.ops.prims.convert_element_type.default, (number, torch.float32))
         rounded.meta = {"val": number.meta["val"].to(torch.float32)}
         for user in users:
             user.replace_input_with(number, rounded)

@@ -219,7 +219,8 @@ def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
     for leaf, slots, update in zip(leaves, new_slots, updates, strict=True):
         for old, value in slots:
             old.copy_(value)
-        leaf.given[1].add_(update)
+        param = leaf.given[1]
+        param.copy_(param + update)
 
 
 class ProgramPass(Protocol):
