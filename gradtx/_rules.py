@@ -47,6 +47,7 @@ class Rule:
         sums_of_leaf: Whether all its sums are of one leaf, so that it waits for no other one, see `OfLeaf`.
         whole: Whether it needs the whole of a divided leaf; "shape" if only its shape.
         owner_reads, wire: As in `Operation`.
+        check: `(name, shape, extras) -> None`, which raises an error for extras that don't fit a leaf; or None.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Rule:
     whole: bool | str = False
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
+    check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
 
 
 class OfLeaf:
@@ -353,6 +355,7 @@ class RuleOperation(Operation):
         self.owner_reads = rule.owner_reads
         self.keeps_slots = rule.init is not None
         self.wire = rule.wire
+        self.checks_extras = rule.check is not None
         self.stage = stage
         self.rule = rule
         self._function = rule.update
@@ -360,6 +363,10 @@ class RuleOperation(Operation):
 
     def wide(self, leaf: Leaf) -> torch.dtype:
         return self.stage.wide(leaf)
+
+    def check(self, leaf: Leaf) -> None:
+        if self.rule.check is not None:
+            self.rule.check(leaf.name, leaf.shape, leaf.extras)
 
     def init(self, leaf: Leaf) -> None:
         self._check_dims(leaf)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx import _torch
-from gradtx._execution import FROZEN, Block, Leaf, execute
+from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, execute
 from gradtx._owners import with_regions
 from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
 from gradtx._runs import memory_of
@@ -85,6 +85,8 @@ class Step:
         self._clocks: dict[int | Count, Clock] = {}
         self._agrees = len(self._views) == 1  # whether it is known that hyperparameters agree across groups
         self._has_bundles = False
+        if workings.traits.checks_extras:
+            check_extras_of(self._outlines(self.members))
 
     def _new_run(self) -> OptimizerRun:
         return self._workings.states.run()
