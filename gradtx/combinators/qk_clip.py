@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._messages import describe
-from gradtx._selectors import Selector, patterns
+from gradtx._selectors import Selector, check_not_empty, patterns
 from gradtx._torch import readable
 from gradtx.combinators.selection import Fork
 from gradtx.core import chain
@@ -70,6 +70,7 @@ def qk_clip(roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Sc
     powers = {"query": alpha, "key": 1 - alpha, "query_rotary": 1.0}
     branches: dict[Any, Any] = {False: chain()}
     for i, (pattern, value) in enumerate(roles.items()):
+        check_not_empty("qk_clip: roles", pattern)
         logits, role = _checked(pattern, value)
         branches[str(i)] = chain() if role == "key_rotary" else _shrink_heads(logits, tau, powers[role])
     wheres = tuple(patterns("qk_clip", pattern) for pattern in roles)

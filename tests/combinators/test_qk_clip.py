@@ -103,6 +103,7 @@ def test_logits_that_do_not_fit(S, error, message):
     ("make", "error", "message"),
     [
         (lambda: gradtx.qk_clip({}), TypeError, "roles must be a dict of pattern -> "),
+        (lambda: gradtx.qk_clip({(): ("a", "key")}), ValueError, r"qk_clip: roles: \(\) selects no leaf; give a name"),
         (lambda: gradtx.qk_clip({"q": "query"}), TypeError, r"roles\['q'\] must be \(name, role\), got 'query'"),
         (lambda: gradtx.qk_clip({"q": ("a", "value")}), ValueError, "the role 'value'; roles: query, key,"),
         (lambda: gradtx.qk_clip(ROLES, tau=0.0), ValueError, r"tau must be in \(0, inf\), got 0.0"),
