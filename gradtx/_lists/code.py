@@ -107,7 +107,7 @@ def _has_effect(node: Node) -> bool:
 
 
 def _cut(recording: Recording, part: int) -> None:
-    """Leave one part: the results of earlier owners are arguments, the update for the next one is the result."""
+    """Leave one part: the results of earlier owners are arguments, what the next one gets is the result."""
     graph = recording.graph
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for i, node in enumerate(recording.owned[:part]):
@@ -120,7 +120,7 @@ def _cut(recording: Recording, part: int) -> None:
         for node in reversed(graph.nodes):
             if node.op == "call_function" and _torch.writes(node.target):
                 graph.erase_node(node)
-        recording.outputs = [recording.owned[part].args[0]]  # type: ignore[list-item]
+        recording.outputs = list(recording.owned[part].args)  # type: ignore[arg-type]
     output = next(iter(reversed(graph.nodes)))
     output.args = (tuple(recording.outputs),)
 

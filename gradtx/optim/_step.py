@@ -226,9 +226,16 @@ class Step:
             if leaf.program != [FROZEN]:
                 yield leaf
 
+    def _agree(self, request: StepRequest) -> None:
+        """Compare the step with those of the other ranks."""
+        members = self._workings.members
+        agreement = self._workings.agreement
+        agreement.check(members.owner, self.members, self._views, request.structures, members.replicas)
+
     def _execute_then_write(self) -> None:
         """Write when all leaves are through: none may move before the closure is called for the last time."""
         finished: list[Leaf] = []
+        self._agree(self._request())
         self._expand()
         self._check_agreement()
         execute(self._eager_leaves(self.members), finished.append)
@@ -239,7 +246,7 @@ class Step:
         eager = self.members
         bundles: list[Any] = []
         request = self._request()
-        self._workings.agreement.check(self._workings.members.owner, self.members, self._views, request.structures)
+        self._agree(request)
         for engine in self._workings.engines():
             of_engine, eager = engine.bundles(request, eager)
             bundles += of_engine
