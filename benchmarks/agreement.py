@@ -10,8 +10,10 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import types
 from collections.abc import Callable, Mapping
@@ -36,6 +38,11 @@ DOUBLE = {
     "torch.float32": "torch.float64",
     "!= torch.float:": "!= torch.float64:",
 }
+OLD_PYTHON = {  # type parameters and `override`, which Python 3.12 brought
+    r"(def \w+)\[[^]]*\]\(": r"\1(",
+    r"^class (\w+)\[[^]]*\]": r"class \1",
+    r", override$|^ *@override$|^from typing import override$": "",
+}
 NO_EPS = {"keepdim=True) + 1e-7)": "keepdim=True))", "X.norm() + 1e-7)": "X.norm())"}  # ours is a lower bound
 SIGNED = {
     "full_matrices = False)": "full_matrices = False); U, Vh = SIGNED(U, Vh)",
@@ -50,13 +57,14 @@ class Comparison:
     Attributes:
         name: What the table calls it.
         repository, commit: Where the authors' code is.
-        files: The files of theirs to import, the last one with the optimizer; they become one package.
+        files: The files of theirs to import, the last one with the optimizer; they become one package. Or a package.
         settings: The settings, for the table.
         theirs: The module and the parameters by name -> the authors' optimizer.
         ours: Our transformation.
         edits: What to replace in their code -> by what.
         changes: The same in words, for the table.
         shapes: The shapes of the parameters.
+        package, module: If all of a package is imported, its name, and the module of the optimizer in it.
     """
 
     name: str
@@ -69,6 +77,8 @@ class Comparison:
     edits: Mapping[str, str]
     changes: str
     shapes: Mapping[str, tuple[int, ...]]
+    package: str = ""
+    module: str = ""
 
 
 def signed(u: Tensor, vh: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,24 +109,36 @@ def imported(comparison: Comparison, folder: Path) -> Any:
     owner, name = comparison.repository.split("/")
     clone = folder / f"{owner}+{name}"
     clone = clone / "repo" if (clone / "repo").is_dir() else clone
-    package = f"authors_{len(sys.modules)}"
-    place = Path(tempfile.mkdtemp()) / package
-    place.mkdir()
-    (place / "__init__.py").touch()
-    edits = {**DOUBLE, **comparison.edits}
-    for file in comparison.files:
-        command = ["git", "-C", str(clone), "show", f"{comparison.commit}:{file}"]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        for old, new in edits.items():
-            text = text.replace(old, new)
-        (place / Path(file).name).write_text(f"from __future__ import annotations\n{text}")
-    sys.path.insert(0, str(place.parent))
-    module = importlib.import_module(f"{package}.{Path(comparison.files[-1]).stem}")
-    for each in list(sys.modules):
-        if each.startswith(package):
-            sys.modules[each].SIGNED = signed  # type: ignore[attr-defined]
-            sys.modules[each].DRAWS = Draws(list(comparison.shapes))  # type: ignore[attr-defined]
+    place = Path(tempfile.mkdtemp())
+    package = comparison.package or f"authors_{len(sys.modules)}"
+    command = ["git", "-C", str(clone), "archive", comparison.commit, *comparison.files]
+    archive = subprocess.run(command, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(place, filter="data")
+    if not comparison.package:
+        (place / package).mkdir()
+        (place / package / "__init__.py").touch()
+        for file in comparison.files:
+            (place / file).rename(place / package / Path(file).name)
+    for file in place.rglob("*.py"):
+        file.write_text(edited(file.read_text(), {**DOUBLE, **comparison.edits}))
+    sys.path.insert(0, str(place))
+    for known in [known for known in sys.modules if known.partition(".")[0] == package]:
+        del sys.modules[known]
+    module = importlib.import_module(f"{package}.{comparison.module or Path(comparison.files[-1]).stem}")
+    for known in [known for known in sys.modules if known.partition(".")[0] == package]:
+        sys.modules[known].SIGNED = signed  # type: ignore[attr-defined]
+        sys.modules[known].DRAWS = Draws(list(comparison.shapes))  # type: ignore[attr-defined]
     return module
+
+
+def edited(text: str, edits: Mapping[str, str]) -> str:
+    """A file after the replacements, readable for Python 3.11."""
+    for old, new in edits.items():
+        text = text.replace(old, new)
+    for pattern, new in OLD_PYTHON.items():
+        text = re.sub(pattern, new, text, flags=re.MULTILINE)
+    return f"from __future__ import annotations\n{text}"
 
 
 def difference(comparison: Comparison, module: Any, seed: int) -> float:
@@ -361,6 +383,58 @@ COMPARISONS = [
         NO_EPS,
         "norm without + 1e-7",
         SCION_SHAPES,
+    ),
+    Comparison(
+        "NAMO",
+        "NVIDIA-NeMo/Emerging-Optimizers",
+        "fd7729267109a8848709e9406bf19e53e970c3f4",
+        ("emerging_optimizers",),
+        "betas 0.9, 0.8, decay 0.1",
+        lambda module, params: module.AdaptiveMuon(
+            matrices(params),
+            lr=0.02,
+            momentum=0.9,
+            weight_decay=0.1,
+            moment2_method="namo",
+            beta2=0.8,
+            fp32_matmul_prec="highest",
+        ),
+        gradtx.namo(lr=0.02, weight_decay=0.1, betas=(0.9, 0.8)),
+        {},
+        "none",
+        SHAPES,
+        "emerging_optimizers",
+        "orthogonalized_optimizers.adaptive_muon",
+    ),
+    Comparison(
+        "PolarGrad",
+        "NVIDIA-NeMo/Emerging-Optimizers",
+        "fd7729267109a8848709e9406bf19e53e970c3f4",
+        ("emerging_optimizers",),
+        "momentum 0.9, decay 0.1",
+        lambda module, params: module.PolarGrad(matrices(params), lr=0.02, momentum=0.9, weight_decay=0.1),
+        gradtx.polargrad(lr=0.02, momentum=0.9, weight_decay=0.1),
+        {},
+        "none",
+        SHAPES,
+        "emerging_optimizers",
+        "orthogonalized_optimizers.polargrad",
+    ),
+    Comparison(
+        "Muown",
+        "NVIDIA-NeMo/Emerging-Optimizers",
+        "fd7729267109a8848709e9406bf19e53e970c3f4",
+        ("emerging_optimizers",),
+        "momentum 0.9, betas 0.8, 0.9, decay 0.1",
+        lambda module, params: module.Muown(
+            matrices(params), lr=0.02, momentum=0.9, weight_decay=0.1, betas=(0.8, 0.9), fp32_matmul_prec="highest"
+        ),
+        gradtx.muown(lr=0.02, momentum=0.9, weight_decay=0.1, betas=(0.8, 0.9)),
+        {},
+        "none",
+        SHAPES,
+        "emerging_optimizers",
+        "contrib.muown",
     ),
 ]
 
