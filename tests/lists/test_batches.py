@@ -49,6 +49,8 @@ CHAINS = {
     "adamuon": gradtx.adamuon(lr=0.02, fallback=ADAMW),
     "namo": gradtx.namo(lr=0.02, correct_bias=True, fallback=ADAMW),
     "muown": gradtx.muown(lr=0.02, weight_decay=0.1, fallback=ADAMW),
+    "polargrad": gradtx.polargrad(lr=0.02, fallback=ADAMW),
+    "polargrad by eigenvalues": gradtx.polargrad(lr=0.02, method="exact", center_rows=True, fallback=ADAMW),
     "psgd_pro": gradtx.psgd_pro(lr=0.02, max_update_rms=1.0),
     "scion": gradtx.scion(lr=0.02, momentum=0.5),
     "scheduled and clipped": gradtx.chain(
