@@ -284,7 +284,7 @@ def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own
 
 def test_a_result_is_not_written_over_an_operand_of_another_layout():
     def sums_of_products(number, x):
-        turned = (x.mT + number).mT  # its columns follow one another
+        turned = (number * x.mT @ x @ x.mT).mT  # its columns follow one another
         product = turned * (x + 1)
         return [product.sum(), product - number], []
 
