@@ -172,6 +172,7 @@ class Operation:
         owner_reads: What it reads of a leaf, "param" or "grad", besides the update, if the whole leaf is sent to it.
         keeps_slots: Whether it keeps slots.
         wire: The dtype that it converts an update to at once, and that its result has the values of.
+        checks_extras: Whether `check` may raise an error.
     """
 
     path: Path = ()
@@ -192,6 +193,7 @@ class Operation:
     owner_reads: tuple[str, ...] = ()
     keeps_slots = False
     wire: torch.dtype | None = None
+    checks_extras = False
 
     def wide(self, leaf: Leaf) -> torch.dtype:
         """The dtype that it computes in."""
@@ -201,6 +203,9 @@ class Operation:
     def parts(self) -> list[Operation]:
         """The operations that it stands for in a program."""
         return [self]
+
+    def check(self, leaf: Leaf) -> None:
+        """Raise an error for extras that don't fit the leaf, before anything is computed."""
 
     def init(self, leaf: Leaf) -> None:
         """Put the leaf's first slots in `leaf.new`."""
@@ -305,6 +310,19 @@ class Block:
             for label, block in operation.blocks.items():
                 if choices is None or choices.get(operation.path, label) == label:
                     yield from block.walk(choices)
+
+
+def checks_extras(operations: list[Any]) -> bool:
+    """Whether any operation checks the extras of a leaf."""
+    return any(operation.checks_extras for operation in Block(operations, []).walk())
+
+
+def check_extras_of(leaves: Iterable[Leaf]) -> None:
+    """Raise an error for extras that don't fit a leaf."""
+    for leaf in leaves:
+        for operation in leaf.program:
+            for part in operation.parts:
+                part.check(leaf)
 
 
 def takes_none(operations: list[Any]) -> bool:

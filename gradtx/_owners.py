@@ -133,9 +133,7 @@ class OwnedRegion(Operation):
         self.replicas = replicas
         self.path = operations[0].path
         self.keeps_slots = any(operation.keeps_slots for operation in operations)
-        only_update = not any(operation.owner_reads for operation in operations)
-        in_program = all(operation.compiles and not operation.random for operation in [*operations, *behind])
-        self.compiles = only_update and in_program
+        self.compiles = all(operation.compiles and not operation.random for operation in [*operations, *behind])
         self._behind = behind
 
     @property
@@ -171,17 +169,17 @@ class OwnedRegion(Operation):
         for operation in self.operations:
             if operation.random:
                 operation.stage.stream(leaf)  # every rank counts the draws
-        recorded = leaf.run.recorded_owner(self, leaf)
-        if recorded is not None:
-            leaf.update = recorded
-            return None
         payload = {"update": leaf.update}
         reads = {name for operation in self.operations for name in operation.owner_reads}
         if "param" in reads and leaf.param is not None:
             payload["param"] = leaf.param
         if "grad" in reads and leaf.grad is not leaf.update:
             payload["grad"] = leaf.grad
-        return payload
+        recorded = leaf.run.recorded_owner(self, leaf, payload)
+        if recorded is None:
+            return payload
+        leaf.update = recorded
+        return None
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> dict[str, Tensor]:
         """The local part of every leaf's update behind the region."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from gradtx import _torch, _tree
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._exact import exact
-from gradtx._execution import FROZEN, Block, Leaf, execute, initialize
+from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, checks_extras, execute, initialize
 from gradtx._messages import nearest
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
@@ -364,6 +364,8 @@ def leaves_of(
             leaf.extras = {**scalars, **{key: by_leaf(key, values[name], leaf) for key, values in trees.items()}}
     for leaf in leaves.values():
         leaf.program = run.block.for_leaf(leaf)
+    if extras and checks_extras(run.block.operations):
+        check_extras_of(leaves.values())
     return leaves
 
 

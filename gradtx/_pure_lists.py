@@ -17,7 +17,7 @@ from torch import Tensor
 from gradtx import _pure, _torch, _tree
 from gradtx._arguments import is_off
 from gradtx._errors import Path
-from gradtx._execution import Leaf, Operation, execute, takes_none
+from gradtx._execution import Leaf, Operation, checks_extras, execute, takes_none
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
 from gradtx._lists.cache import SharedPrograms
@@ -234,6 +234,8 @@ class TreeProgram:
         run = TreeRun(tx, values or gradients, None, state)
         run.check(gradients)
         if run.opaque or any(kinds[name].startswith("leaf") for name in extras):
+            raise _UnsuitableError
+        if extras and checks_extras(run.block.operations):
             raise _UnsuitableError
         leaves = leaves_of(run, gradients, values or None, extras, kinds)
         present = {name: leaf for name, leaf in leaves.items() if leaf.given[0] is not None}

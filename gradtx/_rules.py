@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import types
@@ -47,6 +48,7 @@ class Rule:
         sums_of_leaf: Whether all its sums are of one leaf, so that it waits for no other one, see `OfLeaf`.
         whole: Whether it needs the whole of a divided leaf; "shape" if only its shape.
         owner_reads, wire: As in `Operation`.
+        check: `(name, shape, extras) -> None`, which raises an error for extras that don't fit a leaf; or None.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Rule:
     whole: bool | str = False
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
+    check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
 
 
 class OfLeaf:
@@ -335,8 +338,15 @@ class Call:
         )
 
 
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
 class RuleOperation(Operation):
-    """A rule written for one tensor."""
+    """A rule written for one tensor.
+
+    Attributes:
+        at_owner: Whether one rank runs it for the whole of a divided leaf.
+    """
 
     def __init__(self, rule: Rule, stage: StageState, run: Run):
         self.path = stage.path
@@ -353,6 +363,8 @@ class RuleOperation(Operation):
         self.owner_reads = rule.owner_reads
         self.keeps_slots = rule.init is not None
         self.wire = rule.wire
+        self.checks_extras = rule.check is not None
+        self.at_owner = rule.whole is True
         self.stage = stage
         self.rule = rule
         self._function = rule.update
@@ -360,6 +372,10 @@ class RuleOperation(Operation):
 
     def wide(self, leaf: Leaf) -> torch.dtype:
         return self.stage.wide(leaf)
+
+    def check(self, leaf: Leaf) -> None:
+        if self.rule.check is not None:
+            self.rule.check(leaf.name, leaf.shape, leaf.extras)
 
     def init(self, leaf: Leaf) -> None:
         self._check_dims(leaf)
@@ -383,11 +399,15 @@ class RuleOperation(Operation):
 
     def start(self, leaf: Leaf) -> Any:
         self._check_dims(leaf)
-        if self.whole_until is self:
-            leaf.update = leaf.run.apart(leaf.update)
-            with leaf.run.as_written():  # as owners do
-                return self._begun(self._call(leaf))
-        return self._begun(self._call(leaf))
+        with self._as_owners_do(leaf):
+            return self._begun(self._call(leaf))
+
+    def _as_owners_do(self, leaf: Leaf) -> contextlib.AbstractContextManager[None]:
+        """Keep operations from being joined with those around, if owners run these alone for divided leaves."""
+        if not self.at_owner:
+            return _NOTHING
+        leaf.update = leaf.run.apart(leaf.update)
+        return leaf.run.as_written()
 
     def _call(self, leaf: Leaf) -> Call:
         wide = self.stage.wide(leaf)
@@ -543,7 +563,7 @@ class RuleOperation(Operation):
         if update.dtype != call.wide:
             update = update.to(call.wide)
         leaf.update = placed_as(update, leaf.update)
-        if self.whole_until is self or self.needs_shape:
+        if self.at_owner or self.needs_shape:
             leaf.update = leaf.run.apart(leaf.update)
 
     def evaluate(self, leaf: Leaf) -> Any:

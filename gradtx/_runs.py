@@ -166,8 +166,8 @@ class Run:
         """The loss that the caller's `value_fn` gives where some leaves have moved along a direction; its slope."""
         raise NotImplementedError
 
-    def recorded_owner(self, operation: Operation, leaf: Leaf) -> Tensor | None:
-        """While programs are recorded: a stand-in for the result of operations that a leaf's owner computes."""
+    def recorded_owner(self, operation: Operation, leaf: Leaf, payload: Mapping[str, Tensor]) -> Tensor | None:
+        """While programs are recorded: a stand-in for what a leaf's owner computes of the tensors that it gets."""
         return None
 
     def as_written(self) -> AbstractContextManager[None]:

@@ -153,6 +153,14 @@ def patterns(owner: str, where: Any) -> Any:
     )
 
 
+def check_not_empty(owner: str, where: Any) -> None:
+    """Raise an error for a selection without patterns, where a link has no use without leaves."""
+    if isinstance(where, list | tuple) and not where:
+        raise ValueError(
+            f"{owner}: {where!r} selects no leaf; give a name pattern, such as '*' for all leaves, or leave it out"
+        )
+
+
 def is_function(where: Any) -> bool:
     """Whether it may be called with a name and a tensor; modules and classes are callable as well."""
     if not callable(where) or isinstance(where, type | torch.nn.Module | GradientTransformation):

@@ -62,6 +62,7 @@ class Spec:
         self._sums_of_leaf: bool = options.get("sums_of_leaf", False)
         self._whole: Any = options.get("whole", False)
         self._wire: Any = options.get("wire", lambda arguments: None)
+        self.check: Any = options.get("check")
         words = self.name.split("_")
         self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
         self._shared: Any = options.get("shared", {})
@@ -115,6 +116,7 @@ class Spec:
             whole=whole if isinstance(whole, bool | str) else True,
             owner_reads=self._owner_reads(whole, arguments),
             wire=self._wire(arguments),
+            check=None if self.check is None else functools.partial(self.check, arguments),
         )
 
     def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
@@ -281,7 +283,8 @@ class Made(GradientTransformation):
         spec = self._spec
         named = "tensors" in spec.extras.values()  # by names of the whole model
         needs = spec.needs_of(self._arguments)
-        return spec.kind != "tree" and not named and "grad_fn" not in needs and "value_fn" not in needs
+        whole = named or spec.check is not None
+        return spec.kind != "tree" and not whole and "grad_fn" not in needs and "value_fn" not in needs
 
     def _branches(self) -> Branches | None:
         body = self._body
@@ -475,6 +478,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             at the first of so many steps.
         extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with names of its own); with a
             question mark behind it for an optional one.
+        check: A function `(arguments, name, shape, extras)` that raises an error for extras that don't fit a leaf: it
+            is called for every leaf before anything is computed, so that no leaf has stepped when it raises. The rule
+            can't stand inside `blocks` then.
         shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
             function of the arguments that gives such a dict. Read and returned like slots, kept in float64.
         summed: Shared values that are sums over leaves, name -> function of the sum, which is kept: `update` returns
@@ -596,7 +602,7 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras shared agree ahead owns_lr before_owner dims determined compiles random"
+    "rule": "elementwise needs extras check shared agree ahead owns_lr before_owner dims determined compiles random"
     " nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",

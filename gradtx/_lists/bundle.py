@@ -33,7 +33,7 @@ class ListPass:
         names: The name of each result.
         operation: The operation that waits for the sums; None for the last pass.
         sums: Stand-ins of the sums; empty for the last pass.
-        is_for_owners: Whether it ends where owners of leaves compute, with the update of each leaf as its result.
+        is_for_owners: Whether it ends where owners of leaves compute, with what they get of each leaf as its results.
         dtypes: The dtype of each result.
         text: What other leaves' programs have in common with this one, if they are the same.
     """
@@ -97,7 +97,8 @@ class PassOfShards(ListPass):
         if self.is_for_owners:
             node = recording.owned[self._part]
             self.operation = node.meta["operation"]
-            self.names, self.dtypes = ("update",), [node.meta["val"].dtype]
+            payload = node.meta["payload"]
+            self.names, self.dtypes = tuple(payload), list(payload.values())
         return recording
 
     def _written(self, recording: Recording, device: torch.device, on_host: bool) -> ListFunction:
@@ -201,8 +202,8 @@ class ListBundle:
                         terms[key] = terms[key] + term
         return LeafTerms((NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items())
 
-    def updates(self, results: list[list[Any]]) -> LeafTerms:
-        """The update of each leaf, for its owner."""
+    def payloads(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
+        """What the owner of each leaf gets."""
         raise NotImplementedError
 
     def add_results(self, results: dict[str, Any]) -> None:
@@ -239,7 +240,7 @@ class ListPassOperation(Operation):
         if self._awaited is None:
             return bundle.end(self._compiled, results)
         if self._compiled.is_for_owners:
-            return bundle.updates(results)
+            return bundle.payloads(self._compiled, results)
         return bundle.terms(self._compiled, results)
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:

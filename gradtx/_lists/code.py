@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from gradtx import _torch
-from gradtx._lists import numbers
+from gradtx._lists import batches, numbers
 from gradtx._lists.contract import contract, is_list, is_number, merge_equal
 from gradtx._lists.memory import MemoryPlan, is_selection
 from gradtx._lists.record import META, Recording
@@ -107,7 +107,7 @@ def _has_effect(node: Node) -> bool:
 
 
 def _cut(recording: Recording, part: int) -> None:
-    """Leave one part: the results of earlier owners are arguments, the update for the next one is the result."""
+    """Leave one part: the results of earlier owners are arguments, what the next one gets is the result."""
     graph = recording.graph
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for i, node in enumerate(recording.owned[:part]):
@@ -120,7 +120,7 @@ def _cut(recording: Recording, part: int) -> None:
         for node in reversed(graph.nodes):
             if node.op == "call_function" and _torch.writes(node.target):
                 graph.erase_node(node)
-        recording.outputs = [recording.owned[part].args[0]]  # type: ignore[list-item]
+        recording.outputs = list(recording.owned[part].args)  # type: ignore[arg-type]
     output = next(iter(reversed(graph.nodes)))
     output.args = (tuple(recording.outputs),)
 
@@ -148,14 +148,20 @@ class _Writer:
         self._nodes = list(recording.graph.nodes)
         self._operands: dict[Node, Node] = {}  # of operations that write into one, that one
         self._lines: list[str] = []  # of the function that is being written
-        self._namespace: dict[str, Any] = {"torch": torch, "choose": _choose}
+        self._namespace: dict[str, Any] = {"torch": torch, "choose": _choose, "batched": batches.batched}
         self._tensors: dict[Node, str] = {}  # the names of numbers that are needed as tensors
         self._calls = 0
+        self._batch: list[Node] = []  # operations that run on batches of leaves
+        if batches.batches_on(device):
+            self._batch = batches.batch_of(self._nodes, self._has_list_form)
         self._memory = MemoryPlan(recording.graph, self._has_form_in_place)
         self._operands = self._memory.operand
 
+    def _has_list_form(self, node: Node) -> bool:
+        return self._together(node) is not None
+
     def _has_form_in_place(self, node: Node) -> bool:
-        return node.target in IN_PLACE and self._together(node) is not None
+        return node.target in IN_PLACE and node not in self._batch and self._has_list_form(node)
 
     def function(self) -> ListFunction:
         run = self._run()  # first: it tells which numbers must be tensors
@@ -188,11 +194,16 @@ class _Writer:
         """The function that computes lists."""
         self._lines = []
         self._take_apart("columns", [node.name for node in self._recording.leaves])
-        for node in self._nodes:
-            if node.op != "call_function" or is_number(node) or node in self._memory.superfluous:
-                continue
-            self._write(node)
-            self._delete(self._memory.dies_at(node))
+        calls = [node for node in self._nodes if node.op == "call_function"]
+        for node in calls:
+            if not is_list(node) and not is_number(node):
+                self._write(node)
+        for node in calls:
+            if node in self._batch[:1]:
+                self._write_batch()
+            elif is_list(node) and node not in self._batch and node not in self._memory.superfluous:
+                self._write(node)
+                self._delete(self._memory.dies_at(node))
         results = ", ".join(self._results())
         self._lines.append(f"return [{results}]")
         unpacked = f"{_tuple_of(self._prepared())} = prepared"
@@ -329,6 +340,37 @@ class _Writer:
         names, columns = ", ".join(lists.values()), ", ".join(argument.name for argument in lists)
         over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
         return f"[{call} for {names} in {over}]"
+
+    # Batches.
+
+    def _write_batch(self) -> None:
+        """A function of one leaf, and its call for all leaves."""
+        batch = set(self._batch)
+        inputs: dict[str, None] = {}
+        outputs: list[str] = []
+        behind: list[Node] = []  # lists that are not needed any more
+        outside, self._lines = self._lines, []
+        for node in self._batch:
+            self._assign(node, self._of_one_leaf(node))
+            inputs.update((item.name, None) for item in node.all_input_nodes if is_list(item) and item not in batch)
+            if not node.users.keys() <= batch:
+                outputs.append(node.name)
+            dying = self._memory.dies_at(node)
+            self._delete([item for item in dying if item in batch])
+            behind.extend(item for item in dying if item not in batch)
+        body = [*self._lines, f"return {_tuple_of(outputs)}"]
+        self._lines = [*outside, f"def batch({', '.join(inputs)}):", *(f"    {line}" for line in body)]
+        self._lines.append(f"{_tuple_of(outputs)} = batched(batch, {', '.join(inputs)})")
+        self._delete(behind)
+        self._calls += 1
+
+    def _of_one_leaf(self, node: Node) -> str:
+        """An operation on one leaf."""
+        if self._on_host and is_selection(node):
+            condition, x, y = map(self._text, node.args)
+            return f"{x} if {condition} else {y}"
+        lists = {argument: argument.name for argument in node.all_input_nodes if is_list(argument)}
+        return f"{self._name_of(node, node.target)}({self._arguments(node, lists)})"
 
     # Arguments.
 

@@ -115,7 +115,7 @@ class MemoryPlan:
         count = 2 if node.target in COMMUTES or _adds_plainly(node) else 1
         candidates: list[Node] = []
         for operand in node.args[:count]:
-            if is_list(operand) and alike(node, operand):  # type: ignore[arg-type]
+            if is_list(operand) and alike(node, operand) and _have_one_layout(node, operand):  # type: ignore[arg-type]
                 candidates.append(operand)  # type: ignore[arg-type]
         return candidates
 
@@ -137,6 +137,11 @@ class MemoryPlan:
 
 def _adds_plainly(node: Node) -> bool:
     return node.target is aten.add.Tensor and not node.kwargs
+
+
+def _have_one_layout(node: Node, operand: Node) -> bool:
+    """Whether entries are in the same order in memory, in which sums of them would be added."""
+    return node.meta["val"].stride() == operand.meta["val"].stride()
 
 
 def _may_alias(node: Node) -> bool:

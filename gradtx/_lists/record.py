@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,8 @@ class Recording:
         numbers: The nodes of the 0-d arguments that all leaves share.
         leaves: The nodes of a leaf's arguments.
         outputs: The nodes of the results.
-        owned: The nodes that stand for what the owner of a leaf computes; `meta["operation"]` says which operation.
+        owned: The nodes that stand for what the owner of a leaf computes; `meta["operation"]` says which operation, and
+            `meta["payload"]` the names and dtypes of what it gets.
     """
 
     graph: Graph
@@ -117,15 +118,15 @@ def as_written() -> Iterator[None]:
         recorder.as_written = before
 
 
-def owned(update: Tensor, operation: Any) -> Tensor:
+def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
     """The update behind an operation that the owner of a leaf computes, in a function that is being recorded."""
-    return _RECORDERS[-1].owner_computes(update, operation)
+    return _RECORDERS[-1].owner_computes(payload, operation)
 
 
 _RECORDERS: list[Any] = []  # those at work, the innermost last
 
 
-def _computed_by_owner(update: Tensor) -> Tensor:
+def _computed_by_owner(*payload: Tensor) -> Tensor:
     """Stands for an operation that the owner of a leaf computes; programs are cut there."""
     raise AssertionError("a program was not cut")
 
@@ -179,10 +180,12 @@ class _Recorder:
         self._name(result, node)
         return result
 
-    def owner_computes(self, update: Tensor, operation: Any) -> Tensor:
+    def owner_computes(self, payload: Mapping[str, Tensor], operation: Any) -> Tensor:
         """Record what the owner of a leaf computes as one operation."""
-        node = self.graph.call_function(_computed_by_owner, (self.node_of(update),))
+        update = payload["update"]
+        node = self.graph.call_function(_computed_by_owner, tuple(map(self.node_of, payload.values())))
         node.meta["operation"] = operation
+        node.meta["payload"] = {name: tensor.dtype for name, tensor in payload.items()}
         stand_in = torch.empty_strided(update.shape, update.stride(), dtype=update.dtype, device=META)
         self.owned.append(node)
         self._name(stand_in, node)

@@ -257,5 +257,5 @@ def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int
 
 def _check_counts(owner: str, what: str, counts: Any) -> None:
     numbers = isinstance(counts, list | tuple) and all(type(count) is int and count > 0 for count in counts)
-    if not numbers:
+    if not numbers or not counts:
         raise ValueError(f"{owner}: {what} must be counts of at least 1, got {counts!r}")

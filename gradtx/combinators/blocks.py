@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx._execution import Block, Branch
 from gradtx._runs import Scope
-from gradtx._selectors import Selector, Where
+from gradtx._selectors import Selector, Where, check_not_empty
 from gradtx._spaces import can_run_at_owner, reads_by_leaf
 from gradtx.combinators._blockwise import DividedBlock
 from gradtx.combinators._division import Division, division
@@ -88,7 +88,7 @@ def blocks(
     Raises:
         TypeError: `tx` is not a transformation, or it contains one that works on whole trees or calls `grad_fn`.
         ValueError: none or too many of `heads`, `sizes`, `batch`, `view`; a leaf that they don't divide; a
-            `view` whose join does not undo its split; a pattern that matches no leaf.
+            `view` whose join does not undo its split; no pattern, or one that matches no leaf.
 
     Example:
         >>> tx = gradtx.blocks(gradtx.scale_by_trust_ratio(), heads=2)
@@ -102,6 +102,7 @@ def blocks(
     check_transformation("blocks", "tx", tx)
     for link in _links_of(tx):
         _check_link(link)
+    check_not_empty("blocks: where", where)
     return Blocks(tx, Selector.of("blocks", where), division("blocks", heads, sizes, batch, view, dim))
 
 

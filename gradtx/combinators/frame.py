@@ -15,6 +15,7 @@ from gradtx._execution import Leaf, Operation, Position, takes_none
 from gradtx._rules import Call, Rule, RuleOperation, RuleState, StageState
 from gradtx._runs import Run, Scope, as_flag
 from gradtx._slots import check_slots
+from gradtx._spaces import can_run_at_owner
 from gradtx._tree_rules import Functions, GradientOperation
 from gradtx.combinators._contract import (
     Sums,
@@ -89,6 +90,8 @@ class Frame(Combinator):
             their update, and the functions use `ctx.keep` for their slots themselves.
         agree: Hyperparameters that must agree across the groups of an optimizer.
         elementwise: Whether `enter` and `leave` compute every entry independently.
+        whole: Whether `enter` and `leave` need the whole of a leaf that is divided among ranks, and no sums: then its
+            owner runs them and the inner transformation, as rules with `per_tensor(whole=True)`.
 
     Example:
         >>> @gradtx.combinator(example=lambda tx: {"tx": tx})
@@ -114,6 +117,7 @@ class Frame(Combinator):
     takes_none: str | None = None
     agree: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     elementwise: bool = True
+    whole: bool = False
 
     def __post_init__(self) -> None:
         check_inner_slots(self.inner_slots)
@@ -210,7 +214,18 @@ class FrameRun:
         """These operations inside the frame's own."""
         takes = self.frame.takes_none is not None or takes_none(inner)
         enter = Enter(self, self._scope, takes)
-        return [enter, *inner, Leave(self, self._scope, enter)]
+        leave = Leave(self, self._scope, enter)
+        if self.frame.whole and all(map(can_run_at_owner, inner)):
+            enter.at_owner = leave.at_owner = True
+            enter.whole_until = leave
+            enter.owner_reads = self._owner_reads()
+        return [enter, *inner, leave]
+
+    def _owner_reads(self) -> tuple[str, ...]:
+        """What the owner of a leaf reads of it besides the update."""
+        assert isinstance(self.frame.inner, GradientTransformation)
+        reads_params = any("params" in link._needs for link in self.frame.inner._links())
+        return ("param", "grad") if reads_params else ("grad",)
 
     def _arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
         programs = [self._inner(tx, (*self.path, arm), i) for i, (arm, tx) in enumerate(txs.items())]
@@ -362,7 +377,8 @@ class Enter(RuleOperation):
         leaf.saved[self] = Outside(leaf.update, leaf.grad, leaf.clock, leaf.active, leaf.restarts)
         clock = self._frame.clock
         if clock is None or clock.measure is None:
-            return self._enter(leaf)
+            with self._as_owners_do(leaf):
+                return self._enter(leaf)
         if leaf.update is None:  # on its way to a combinator inside that takes it
             return {}
         sums = checked_sums(self.rule.name, clock.measure(leaf.update))
@@ -492,7 +508,8 @@ class Leave(RuleOperation):
             return self._leave(leaf, outside, update)
         if self._frame.clock is not None:
             self._hold(leaf, outside)
-        return self._leave(leaf, outside, leaf.update)
+        with self._as_owners_do(leaf):
+            return self._leave(leaf, outside, leaf.update)
 
     def _hold(self, leaf: Leaf, outside: Outside) -> None:
         """Unless this call counts: a zero update, and the old state inside."""

@@ -61,4 +61,4 @@ def scale_by_norm_ratio(
             corrected = square
         return update * (size / (safe_sqrt(corrected) + eps)), {"exp_avg_sq": square}
 
-    return Frame(tx, init, enter, leave, elementwise=False)
+    return Frame(tx, init, enter, leave, elementwise=False, whole=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._messages import describe
-from gradtx._selectors import Selector, patterns
+from gradtx._selectors import Selector, check_not_empty, patterns
+from gradtx._torch import readable
 from gradtx.combinators.selection import Fork
 from gradtx.core import chain
 from gradtx.factories import combinator, per_tensor
@@ -47,9 +49,10 @@ def qk_clip(roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Sc
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        TypeError: `max_logits` that are no dict of tensors.
+        TypeError: `max_logits` that are no dict of real tensors.
         ValueError: numbers out of range, an unknown role, a pattern that matches no leaf, missing `params` or
-            `max_logits`, logits that are not one number a head, rows that heads don't divide.
+            `max_logits`, logits that are not one number a head, rows that heads don't divide; on the CPU a logit that
+            is NaN or infinite. No leaf has changed then.
 
     Example:
         >>> tx = gradtx.qk_clip({"q": ("layer", "query"), "k": ("layer", "key")}, tau=25.0)
@@ -67,6 +70,7 @@ def qk_clip(roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Sc
     powers = {"query": alpha, "key": 1 - alpha, "query_rotary": 1.0}
     branches: dict[Any, Any] = {False: chain()}
     for i, (pattern, value) in enumerate(roles.items()):
+        check_not_empty("qk_clip: roles", pattern)
         logits, role = _checked(pattern, value)
         branches[str(i)] = chain() if role == "key_rotary" else _shrink_heads(logits, tau, powers[role])
     wheres = tuple(patterns("qk_clip", pattern) for pattern in roles)
@@ -82,7 +86,36 @@ def _checked(pattern: str, value: Any) -> tuple[str, str]:
     return logits, role
 
 
-@per_tensor(needs=("params",), extras={"max_logits": "tensors"}, compiles=False)
+def _check_heads(
+    arguments: Mapping[str, Any], name: str, shape: Sequence[int], extras: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Check that the largest logits are numbers, one for each head of a leaf."""
+    key, logits = arguments["logits"], extras["max_logits"]
+    if key not in logits:
+        return
+    largest = logits[key]
+    if largest.ndim != 1 or not len(largest):
+        of_shape = f"of shape {tuple(largest.shape)}"
+        raise ValueError(f"qk_clip: max_logits[{key!r}] must be 1-D, one number a head, got a tensor {of_shape}")
+    if largest.is_complex() or largest.dtype == torch.bool:
+        raise TypeError(f"qk_clip: max_logits[{key!r}] must be real numbers, got a tensor of {largest.dtype}")
+    rows = shape[0] if shape else 1
+    if rows % len(largest):
+        raise ValueError(
+            f"qk_clip: max_logits[{key!r}] has {len(largest)} heads, which don't divide the {rows} rows of leaf "
+            f"{name!r} of shape {tuple(shape)}"
+        )
+    if largest.device.type != "cpu" or not readable(largest):  # reading them would wait for all queued work
+        return
+    for head, value in enumerate(largest.tolist()):
+        if math.isnan(value) or value == math.inf:
+            raise ValueError(
+                f"qk_clip: max_logits[{key!r}] has {value} for head {head}; leave out a step whose forward pass has "
+                "overflowed"
+            )
+
+
+@per_tensor(needs=("params",), extras={"max_logits": "tensors"}, check=_check_heads, compiles=False)
 def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
     """Multiply each head by a power of its gamma."""
 
@@ -90,22 +123,9 @@ def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
         if logits not in ctx.max_logits:
             return update, state
         largest = ctx.max_logits[logits].to(update.device, torch.float64)
-        _check_heads(logits, largest, update)
         gamma = tau / largest.clamp(min=tau)
         heads = (param + update).reshape(len(gamma), -1)
         shrunk = heads * (gamma**power).to(update.dtype)[:, None]
         return shrunk.reshape(update.shape) - param, state
 
     return update
-
-
-def _check_heads(logits: str, largest: Tensor, update: Tensor) -> None:
-    if largest.ndim != 1 or not len(largest):
-        shape = tuple(largest.shape)
-        raise ValueError(f"qk_clip: max_logits[{logits!r}] must be 1-D, one number a head, got shape {shape}")
-    rows = update.shape[0] if update.ndim else 1
-    if rows % len(largest):
-        raise ValueError(
-            f"qk_clip: max_logits[{logits!r}] has {len(largest)} heads, which don't divide the {rows} rows of a leaf "
-            f"of shape {tuple(update.shape)}"
-        )

@@ -1,4 +1,4 @@
-"""Ranks that share divided parameters agree on a step before they exchange anything in it."""
+"""Ranks that share parameters, or the work on them, agree on a step before they exchange anything in it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,32 @@ FAILED = 2**BITS  # in place of a digest and of its negative: no plan has it
 
 
 class Agreement:
-    """Compares the plan of a step with those of the other ranks, whenever this rank's has changed.
+    """Compares the plan of a step with those of the other ranks.
+
+    Ranks that divide parameters compare whenever their plan has changed. Ranks that have whole ones, and divide the
+    work on them, compare in every step, since a gradient may be missing on one rank alone.
 
     One message of 16 bytes carries a digest. If digests differ, the ranks exchange what they stand for, and each of
-    them raises the same error. At a first step, which all ranks compare, a rank that has failed before says so.
+    them raises the same error. Where all ranks compare, a rank that has failed before says so.
     """
 
     def __init__(self) -> None:
         self._compared: Any = None
         self._members: list[Member] | None = None
         self._are_divided = False
+        self._of_replicas: tuple[Any, list[int]] = (None, [])  # a plan, and its digest and its negative
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
 
-    def check(self, owner: str, members: list[Member], views: list[GroupView], structures: list[Any]) -> None:
+    def check(
+        self,
+        owner: str,
+        members: list[Member],
+        views: list[GroupView],
+        structures: list[Any],
+        replicas: Team | None,
+    ) -> None:
         """Compare what steps and how.
 
         Args:
@@ -40,6 +51,7 @@ class Agreement:
             members: The parameters that step.
             views: The groups.
             structures: The static side of each group's hyperparameters.
+            replicas: The ranks that have equal whole parameters, and divide the work on them.
 
         Raises:
             RuntimeError: another rank has other parameters, gradients or hyperparameters.
@@ -47,31 +59,50 @@ class Agreement:
         if members != self._members:
             self._members = members
             self._are_divided = any(is_sharded(member.param) for member in members)
-        if not self._are_divided:
+        if replicas is None and not self._are_divided:
             return
         with_gradient = [member.param.grad is not None for member in members]
         plan = (members, with_gradient, [member.layout for member in members], structures)
-        if plan == self._compared:
+        if replicas is not None:
+            self._check_replicas(owner, members, views, plan, replicas)
+        if not self._are_divided or plan == self._compared:
             return
         self._compared = None  # if ranks differ, they compare again when they try again
         for mesh, divided in _by_mesh(members):
-            lines = [_line(member) for member in sorted(divided, key=lambda member: member.name)]
-            difference = _difference(team_of(mesh), [*lines, *_lines_of_groups(divided, views)])
+            lines = _lines(divided, views)
+            difference = _difference(team_of(mesh), _extremes(lines), lines)
             if difference:
                 raise RuntimeError(f"{owner}: {difference}")
         self._compared = plan
 
-    def report_failure(self, members: Iterable[Member]) -> None:
+    def _check_replicas(
+        self, owner: str, members: list[Member], views: list[GroupView], plan: Any, replicas: Team
+    ) -> None:
+        whole = [member for member in members if not is_sharded(member.param)]
+        known, extremes = self._of_replicas
+        if plan != known:
+            extremes = _extremes(_lines(whole, views))
+            self._of_replicas = (plan, extremes)
+        if _are_equal(replicas, extremes):
+            return
+        self._of_replicas = (None, [])  # all ranks describe their groups again, whose numbers may have changed by then
+        raise RuntimeError(f"{owner}: {_described_by_all(replicas, _lines(whole, views))}")
+
+    def report_failure(self, members: Iterable[Member], replicas: Team | None) -> None:
         """Tell the others that this rank does not step, where they are about to compare plans.
 
         Args:
             members: The parameters.
+            replicas: The ranks that have equal whole parameters, and divide the work on them.
         """
+        if replicas is not None:
+            _difference(replicas, [FAILED, FAILED], None)
+            return
         if self._compared is not None:  # the others compare nothing
             return
         stepping = [member for member in members if member.param.grad is not None]
         for mesh, _ in _by_mesh(stepping)[:1]:  # the others fail there
-            _difference(team_of(mesh), None)
+            _difference(team_of(mesh), [FAILED, FAILED], None)
 
 
 def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
@@ -83,14 +114,21 @@ def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
     return sorted(of_mesh.items(), key=lambda item: str(item[0]))
 
 
+def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
+    """What the ranks must agree on for some parameters and their groups."""
+    lines = [_line(member) for member in sorted(members, key=lambda member: member.name)]
+    return [*lines, *_lines_of_groups(members, views)]
+
+
 def _line(member: Member) -> str:
     """What the ranks must agree on for a parameter."""
     param: Any = member.param
     gradient = "no gradient" if param.grad is None else f"a gradient in {param.grad.dtype}"
     keys = "" if member.layout is None else " ".join(sorted(member.layout.keys))
     owner = "" if member.owner is None else f", owner {member.owner}"
+    placed = f", placed {param.placements}" if is_sharded(param) else ""
     return (
-        f"parameter {member.name!r} of shape {tuple(param.shape)} in {param.dtype}, placed {param.placements}, "
+        f"parameter {member.name!r} of shape {tuple(param.shape)} in {param.dtype}{placed}, "
         f"in group {member.group}, with {gradient}, state {keys}{owner}"
     )
 
@@ -104,22 +142,28 @@ def _lines_of_groups(members: list[Member], views: list[GroupView]) -> list[str]
     return lines
 
 
-def _difference(team: Team, lines: list[str] | None) -> str:
+def _difference(team: Team, extremes: list[int], lines: list[str] | None) -> str:
     """The difference between the plans of ranks; empty if there is none. A rank that has failed has no lines."""
-    extremes = torch.tensor(_extremes(lines), device=team.device)
-    torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=team.group)
-    largest, negative_of_smallest = extremes.tolist()
-    if largest == -negative_of_smallest:
-        return ""
+    return "" if _are_equal(team, extremes) else _described_by_all(team, lines)
+
+
+def _are_equal(team: Team, extremes: list[int]) -> bool:
+    """Whether the digests of all ranks are equal."""
+    of_all = torch.tensor(extremes, device=team.device)
+    torch.distributed.all_reduce(of_all, torch.distributed.ReduceOp.MAX, group=team.group)
+    largest, negative_of_smallest = of_all.tolist()
+    return largest == -negative_of_smallest
+
+
+def _described_by_all(team: Team, lines: list[str] | None) -> str:
+    """The difference between the plans of ranks."""
     of_ranks: list[Any] = [None] * team.size
     torch.distributed.all_gather_object(of_ranks, lines, group=team.group)
     return _described(of_ranks, team.ranks)
 
 
-def _extremes(lines: list[str] | None) -> list[int]:
-    """A digest and its negative."""
-    if lines is None:
-        return [FAILED, FAILED]
+def _extremes(lines: list[str]) -> list[int]:
+    """The digest of a plan, and its negative."""
     digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "big") >> (64 - BITS)
     return [number, -number]

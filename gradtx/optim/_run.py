@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._errors import Path
-from gradtx._execution import Block, Leaf, Operation, takes_none
+from gradtx._execution import Block, Leaf, Operation, checks_extras, takes_none
 from gradtx._pure import moved_along
 from gradtx._runs import Run
 from gradtx.optim._member import Layout, Member
@@ -121,12 +121,14 @@ class ChainTraits:
         needs_host_counts: Whether the host must know the counts of steps: rules that branch on the count, and user
             functions, already synchronize with the host.
         restarts: Whether an inner clock may start over.
+        checks_extras: Whether a rule checks extras against leaves.
     """
 
     takes_none: bool
     agrees: bool
     needs_host_counts: bool
     restarts: bool
+    checks_extras: bool
 
     @classmethod
     def of(cls, block: Block, estimates_hessian: bool) -> ChainTraits:
@@ -136,6 +138,7 @@ class ChainTraits:
             agrees=any(operation.agree for operation in operations),
             needs_host_counts=estimates_hessian or not all(operation.compiles for operation in operations),
             restarts=any(operation.restarts_inner for operation in operations),
+            checks_extras=checks_extras(block.operations),
         )
 
 

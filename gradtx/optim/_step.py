@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx import _torch
-from gradtx._execution import FROZEN, Block, Leaf, execute
+from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, execute
 from gradtx._owners import with_regions
 from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
 from gradtx._runs import memory_of
@@ -85,6 +85,8 @@ class Step:
         self._clocks: dict[int | Count, Clock] = {}
         self._agrees = len(self._views) == 1  # whether it is known that hyperparameters agree across groups
         self._has_bundles = False
+        if workings.traits.checks_extras:
+            check_extras_of(self._outlines(self.members))
 
     def _new_run(self) -> OptimizerRun:
         return self._workings.states.run()
@@ -224,9 +226,16 @@ class Step:
             if leaf.program != [FROZEN]:
                 yield leaf
 
+    def _agree(self, request: StepRequest) -> None:
+        """Compare the step with those of the other ranks."""
+        members = self._workings.members
+        agreement = self._workings.agreement
+        agreement.check(members.owner, self.members, self._views, request.structures, members.replicas)
+
     def _execute_then_write(self) -> None:
         """Write when all leaves are through: none may move before the closure is called for the last time."""
         finished: list[Leaf] = []
+        self._agree(self._request())
         self._expand()
         self._check_agreement()
         execute(self._eager_leaves(self.members), finished.append)
@@ -237,7 +246,7 @@ class Step:
         eager = self.members
         bundles: list[Any] = []
         request = self._request()
-        self._workings.agreement.check(self._workings.members.owner, self.members, self._views, request.structures)
+        self._agree(request)
         for engine in self._workings.engines():
             of_engine, eager = engine.bundles(request, eager)
             bundles += of_engine

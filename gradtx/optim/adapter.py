@@ -264,7 +264,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         try:
             return Step(self._workings, extras, scaling, consumes)
         except Exception:
-            self._workings.agreement.report_failure(self._workings.members.by_param.values())
+            members = self._workings.members
+            self._workings.agreement.report_failure(members.by_param.values(), members.replicas)
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -158,8 +158,9 @@ def adamuon(
         tensor([[-0.2000, -0.2000],
                 [ 0.2000, -0.2000]])
 
-    Source: Si et al. 2025, arXiv:2507.11005; Chongjie-Si/AdaMuon. Departures: none from the authors' code. The version
-    with signs is sign=True, rescale="rms", correct_bias=False, adjust_lr_fn="none".
+    Source: Si et al. 2025, arXiv:2507.11005; Chongjie-Si/AdaMuon. Departures: the defaults are those of the
+    authors' first version. Their code of August 2025 is sign=True, rescale="rms", correct_bias=False,
+    adjust_lr_fn="none", with equal betas.
     """
     beta1, beta2 = betas
     matrices = chain(

@@ -15,7 +15,7 @@ __all__ = ["scale_by_nuclear_norm"]
 METHODS = ("newton_schulz", "exact")
 
 
-@per_tensor(whole=True, dims=(2, 2), compiles=False, ranges={"ns_steps": "[0, 100)", "alpha": "[0, inf)"})
+@per_tensor(whole=True, dims=(2, 2), ranges={"ns_steps": "[0, 100)", "alpha": "[0, inf)"})
 def scale_by_nuclear_norm(
     method: str = "newton_schulz",
     alpha: Scalar = 1.0,

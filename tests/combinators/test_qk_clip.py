@@ -81,8 +81,12 @@ def test_names_without_logits_stay_and_large_bounds_change_nothing():
     ("S", "error", "message"),
     [
         ({"layer": torch.ones(4)}, ValueError, r"max_logits\['layer'\] has 4 heads, which don't divide the 6 rows"),
-        ({"layer": torch.ones(3, 1)}, ValueError, r"max_logits\['layer'\] must be 1-D, .*, got shape \(3, 1\)"),
-        ({"layer": torch.tensor(3.0)}, ValueError, r"max_logits\['layer'\] must be 1-D, .*, got shape \(\)"),
+        ({"layer": torch.ones(3, 1)}, ValueError, r"max_logits\['layer'\] must be 1-D, .* of shape \(3, 1\)"),
+        ({"layer": torch.tensor(3.0)}, ValueError, r"max_logits\['layer'\] must be 1-D, .* of shape \(\)"),
+        ({"layer": torch.ones(0)}, ValueError, r"max_logits\['layer'\] must be 1-D, .* of shape \(0,\)"),
+        ({"keys": torch.tensor([1.0, torch.nan])}, ValueError, r"max_logits\['keys'\] has nan for head 1; leave out"),
+        ({"keys": torch.tensor([torch.inf, 1.0])}, ValueError, r"max_logits\['keys'\] has inf for head 0; leave out"),
+        ({"layer": torch.ones(3, dtype=torch.complex64)}, TypeError, r"max_logits\['layer'\] must be real numbers"),
         ({"layer": [1.0]}, TypeError, "max_logits must be a dict of tensors"),
         (torch.ones(3), TypeError, "max_logits must be a dict of tensors"),
         (None, ValueError, "qk_clip needs max_logits"),
@@ -99,6 +103,7 @@ def test_logits_that_do_not_fit(S, error, message):
     ("make", "error", "message"),
     [
         (lambda: gradtx.qk_clip({}), TypeError, "roles must be a dict of pattern -> "),
+        (lambda: gradtx.qk_clip({(): ("a", "key")}), ValueError, r"qk_clip: roles: \(\) selects no leaf; give a name"),
         (lambda: gradtx.qk_clip({"q": "query"}), TypeError, r"roles\['q'\] must be \(name, role\), got 'query'"),
         (lambda: gradtx.qk_clip({"q": ("a", "value")}), ValueError, "the role 'value'; roles: query, key,"),
         (lambda: gradtx.qk_clip(ROLES, tau=0.0), ValueError, r"tau must be in \(0, inf\), got 0.0"),
@@ -109,3 +114,112 @@ def test_logits_that_do_not_fit(S, error, message):
 def test_what_makes_no_sense(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_head_that_saw_nothing_stays():
+    params = tree()
+    tx = gradtx.qk_clip(ROLES, tau=2.0)
+    S = {"keys": torch.full((2,), -torch.inf, dtype=torch.float64)}
+    updates, _ = tx.update(params, tx.init(params), params, max_logits=S)
+    torch.testing.assert_close(updates, params, rtol=0, atol=1e-15)
+
+
+def in_partition(tx):
+    rest = gradtx.chain(gradtx.adamw(lr=0.1), gradtx.scale(2.0))
+    return gradtx.partition({"first": rest, "attention": tx}, {"first": "o", "attention": "*"})
+
+
+def in_accumulate(tx):
+    return gradtx.accumulate(tx, every=2)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("around", [lambda tx: tx, in_partition, in_accumulate])
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    ("S", "message"),
+    [
+        # Of the last leaf only: those in front would have stepped by then.
+        (
+            {"keys": torch.ones(3)},
+            r"max_logits\['keys'\] has 3 heads, which don't divide the 4 rows of leaf 'k.weight'",
+        ),
+        ({"layer": torch.ones(6)}, r"max_logits\['layer'\] has 6 heads, .* the 3 rows of leaf 'qr.weight'"),
+        ({"keys": torch.tensor([1.0, torch.nan])}, "has nan for head 1"),
+    ],
+)
+def test_an_optimizer_changes_nothing_when_logits_do_not_fit(compile, around, steps, S, message):
+    params = {name: torch.nn.Parameter(p) for name, p in tree().items()}
+    tx = around(gradtx.chain(gradtx.adamw(lr=0.1), gradtx.qk_clip(ROLES, tau=2.0)))
+    optimizer = gradtx.as_optimizer(tx, params.items(), compile=compile)
+    good = {"layer": torch.full((3,), 4.0), "keys": torch.full((2,), 3.0)}
+    for p in params.values():
+        p.grad = p.detach().sin()
+    for _ in range(steps):
+        optimizer.step(max_logits=good)
+    before = {name: p.detach().clone() for name, p in params.items()}
+    old = {name: dict(optimizer.state[p]) for name, p in params.items()}
+    slots = {name: {slot: value.clone() for slot, value in of_leaf.items()} for name, of_leaf in old.items()}
+    for _ in range(2):  # the second time, too
+        with pytest.raises(ValueError, match=message):
+            optimizer.step(max_logits={**good, **S})
+    for name, p in params.items():
+        assert torch.equal(p, before[name])
+        for slot, value in slots[name].items():
+            assert torch.equal(optimizer.state[p][slot], value)
+    optimizer.step(max_logits=good)
+    assert any(not torch.equal(p, before[name]) for name, p in params.items()) or around is in_accumulate
+
+
+def test_pure_use_checks_logits_before_it_computes():
+    computed = []
+
+    @gradtx.per_tensor(compiles=False)
+    def noting():
+        def update(update, state, param, ctx):
+            computed.append(update.shape)
+            return update, state
+
+        return update
+
+    params = tree()
+    tx = in_partition(gradtx.chain(noting(), gradtx.qk_clip(ROLES)))
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"qk_clip: .* 3 heads, which don't divide"):
+        tx.update(params, state, params, max_logits={"keys": torch.ones(3)})
+    assert not computed
+
+
+@pytest.mark.parametrize("extra", [torch.ones(2), 3.0])
+def test_a_rule_of_the_user_checks_its_extras_in_every_call(extra):
+    def check(arguments, name, shape, extras):
+        if float(torch.as_tensor(extras["bound"]).sum()) > arguments["most"]:
+            raise ValueError(f"bounded: leaf {name!r} of shape {tuple(shape)} is too large")
+
+    kind = "leaf" if isinstance(extra, torch.Tensor) else "scalar"
+
+    @gradtx.per_tensor(elementwise=True, extras={"bound": kind}, check=check)
+    def bounded(most: float = 5.0):
+        return lambda update, state, param, ctx: (update.clamp(max=ctx.bound), state)
+
+    def given(factor):
+        return {"a": factor * extra} if kind == "leaf" else factor * extra
+
+    params = {"a": torch.full((2,), 4.0)}
+    tx = bounded()
+    state = tx.init(params)
+    for _ in range(3):
+        tx.update(params, state, params, bound=given(1))
+        with pytest.raises(ValueError, match="leaf 'a' of shape"):
+            tx.update(params, state, params, bound=given(3))
+    weight = torch.nn.Parameter(params["a"].clone())
+    optimizer = gradtx.as_optimizer(tx, [("a", weight)])
+    weight.grad = torch.ones(2)
+    for _ in range(2):
+        optimizer.step(bound=given(1))
+        before = weight.detach().clone()
+        with pytest.raises(ValueError, match="leaf 'a' of shape"):
+            optimizer.step(bound=given(3))
+        assert torch.equal(weight, before)
+    with pytest.raises(TypeError, match="blocks: bounded works on whole"):
+        gradtx.blocks(tx, heads=2)

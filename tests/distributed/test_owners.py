@@ -1,5 +1,6 @@
 """Matrix rules on divided parameters: each matrix is computed once, by its owner, as one process computes it."""
 
+import copy
 import sys
 from unittest import mock
 
@@ -49,6 +50,8 @@ STATEFUL = {
     "skip": gradtx.skip_nonfinite(gradtx.shampoo(lr=0.02)),
     "normuon": gradtx.normuon(lr=0.02, fallback=ADAMW),
     "adamuon": gradtx.adamuon(lr=0.02, fallback=ADAMW),
+    "namo": gradtx.namo(lr=0.02, correct_bias=True, fallback=ADAMW),
+    "soap_muon": gradtx.soap_muon(lr=0.02, fallback=ADAMW),
     "muown": gradtx.muown(lr=0.02, weight_decay=0.1, fallback=ADAMW),
     "dion": gradtx.dion(lr=0.02, rank=0.5, fallback=ADAMW),
     "dion2": gradtx.dion2(lr=0.02, beta2=0.9, fallback=ADAMW),
@@ -165,7 +168,7 @@ def compiled_weights(name):
     return weights, traffic.messages, {item.name: item.way for item in optimizer.explain()}
 
 
-@pytest.mark.parametrize("name", ["muon and adamw", "masked", "adamuon"])
+@pytest.mark.parametrize("name", ["muon and adamw", "masked", "adamuon", "namo"])
 def test_owners_compute_matrices_while_compiled_programs_update_the_rest(name, two):
     _, expected, _ = trained({**CHAINS, **STATEFUL, "masked": MASKED}[name], undivided)
     for weights, messages, ways in two.run(compiled_weights, name):
@@ -423,12 +426,12 @@ def shared_work(name, steps):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("name", ["muon", "scion", "soap", "normuon", "dion", "psgd_kron", "soap in blocks"])
-def test_replicas_divide_the_work_and_send_one_message(name, ranks, two, four):
+@pytest.mark.parametrize("name", ["muon", "scion", "soap", "normuon", "namo", "dion", "psgd_kron", "soap in blocks"])
+def test_replicas_divide_the_work_and_send_one_message_with_results(name, ranks, two, four):
     optimizer, expected, _ = trained({**CHAINS, **STATEFUL}[name], undivided)
     answers = {2: two, 4: four}[ranks].run(shared_work, name, STEPS)
     for weights, states, messages, _, _ in answers:
-        assert messages == ["_allgather_base_"]
+        assert messages == ["allreduce_", "_allgather_base_"]  # the first one of 16 bytes: do all step the same?
         assert_same_run(weights, states, expected, by_name(optimizer))
 
 
@@ -479,3 +482,71 @@ def test_a_failure_of_one_replica_is_raised_on_all(two):
     messages = two.run(failing_replicas)
     assert sorted(messages)[0] == "not today"
     assert "failed in this step; its error is raised there" in sorted(messages)[1]
+
+
+def without_a_gradient_on_one_rank(name, steps, closure):
+    """The error of a step, whether it left all as it was, and the weights after further steps with all gradients."""
+    tx = {**CHAINS, **STATEFUL, "sam": gradtx.sam(CHAINS["muon"])}[name]
+    params = {key: torch.nn.Parameter(value) for key, value in gradients(100).items()}
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), process_group=distributed.group.WORLD)
+
+    def give(step):
+        for key, gradient in gradients(step).items():
+            params[key].grad = gradient
+
+    def given_again():
+        give(0)
+        return torch.ones(())
+
+    for step in range(steps):
+        give(step)
+        optimizer.step(given_again if closure else None)
+    give(steps)
+    before = [param.detach().clone() for param in params.values()], copy.deepcopy(optimizer.state_dict()["state"])
+
+    def incomplete():
+        give(steps)
+        if distributed.get_rank() == 1:
+            params["wide"].grad = None
+        return torch.ones(())
+
+    incomplete()
+    with pytest.raises(RuntimeError) as caught:
+        optimizer.step(incomplete if closure else None)
+    distributed.barrier()
+    after = [param.detach() for param in params.values()], optimizer.state_dict()["state"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    optimizer.param_groups[0]["lr"] *= 0.5
+    give(steps)
+    optimizer.step(given_again if closure else None)
+    return str(caught.value), {key: param.detach() for key, param in params.items()}
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("name", ["muon", "soap", "normuon", "accumulate", "sam"])
+def test_a_gradient_that_one_replica_lacks_is_named_on_all_and_changes_nothing(name, steps, two):
+    (message, weights), (other, others) = two.run(without_a_gradient_on_one_rank, name, steps, name == "sam")
+    assert message == other
+    assert "rank 0 steps parameter 'wide' of shape (9, 30)" in message
+    assert "with a gradient in torch.float32" in message
+    assert ("rank 1 steps parameter 'wide'" if name == "accumulate" else "rank 1 does not") in message
+    for key, weight in weights.items():
+        assert torch.equal(weight, others[key])
+
+
+def with_an_extra_too_many_on_one_rank():
+    param = torch.nn.Parameter(torch.eye(3))
+    optimizer = gradtx.as_optimizer(gradtx.muon(), [("w", param)], process_group=distributed.group.WORLD)
+    param.grad = torch.ones(3, 3)
+    optimizer.step()
+    extras = {"value": "x"} if distributed.get_rank() == 1 else {}
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        optimizer.step(**extras)
+    distributed.barrier()
+    return str(caught.value)
+
+
+def test_a_replica_whose_checks_fail_does_not_leave_the_others_waiting(two):
+    first, second = two.run(with_an_extra_too_many_on_one_rank)
+    assert "rank 1 failed in front of this step" in first
+    assert "value" in second

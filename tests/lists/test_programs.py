@@ -280,3 +280,18 @@ def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own
     second, _ = other.update(params, state, params)
     assert _pure_lists.programs_of(tx) is _pure_lists.programs_of(other)
     torch.testing.assert_close(second["w"], 5 * first["w"])
+
+
+def test_a_result_is_not_written_over_an_operand_of_another_layout():
+    def sums_of_products(number, x):
+        turned = (number * x.mT @ x @ x.mT).mT  # its columns follow one another
+        product = turned * (x + 1)
+        return [product.sum(), product - number], []
+
+    program = list_function(recorded(sums_of_products, [(37, 11)], dtype=torch.float32), CPU)
+    columns = [x.float() for x in lists(0, shape=(37, 11))]
+    (total, rest) = run(program, [0.5], columns)
+    for x, of_leaf, result in zip(columns, total, rest, strict=True):
+        (expected, product), _ = sums_of_products(0.5, x)
+        assert torch.equal(of_leaf, expected)  # added in the same order
+        assert result.stride() == product.stride()

@@ -70,11 +70,11 @@ class MemberBundle(ListBundle):
             if self._consumes and in_last_pass:
                 chunk.free_gradients()
 
-    def updates(self, results: list[list[Any]]) -> LeafTerms:
+    def payloads(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
         terms = LeafTerms()
-        for chunk, (updates,) in zip(self._chunks, results, strict=True):
-            for name, update in zip(chunk.names, updates, strict=True):
-                terms.append((self._leaves[name], {"update": update}))
+        for chunk, columns in zip(self._chunks, results, strict=True):
+            for name, *tensors in zip(chunk.names, *columns, strict=True):
+                terms.append((self._leaves[name], dict(zip(compiled.names, tensors, strict=True))))
         return terms
 
     def add_results(self, results: dict[str, Any]) -> None:

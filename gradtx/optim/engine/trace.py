@@ -77,11 +77,11 @@ class TracedRun(Run):
             return value.clone()
         return torch.where(self.real[leaf.name], value, value.new_zeros(()))
 
-    def recorded_owner(self, operation: Any, leaf: Leaf) -> Tensor | None:
+    def recorded_owner(self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]) -> Tensor | None:
         decided = leaf.active is not None or leaf.restarts is not False or leaf.clock is not self.clock
         if operation.keeps_slots and decided:
             raise UnrecordableError("a combinator decides whether slots change that an owner keeps")
-        return owned(leaf.update, operation)
+        return owned(payload, operation)
 
     def as_written(self) -> AbstractContextManager[None]:
         return as_written()

@@ -1,0 +1,218 @@
+"""Leaves of equal shapes as batches, as accelerators compute them: here on the processor, which otherwise loops."""
+
+import collections
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import gradtx
+from gradtx import _pure_lists
+from gradtx._lists import batches, list_function, record
+from gradtx._lists.cache import SharedPrograms
+from gradtx._passes import PassResult
+from gradtx.optim.engine import lists
+
+SHAPES = {
+    "a": (5, 9), "b": (12, 4), "c": (5, 9), "d": (6, 6), "e": (12, 4), "f": (5, 9), "bias": (7,), "other": (7,)
+}  # fmt: skip
+GROUPS = {(5, 9): 3, (12, 4): 2, (6, 6): 1}
+ADAMW = gradtx.adamw(lr=0.02)
+
+
+@gradtx.per_tensor(dims=(2, 2))
+def whiten(power: gradtx.Scalar = 0.5):
+    """Eigenvalues, a QR decomposition and a solution of a triangular system, of a momentum."""
+
+    def init(param):
+        return {"momentum_buffer": torch.zeros_like(param), "gram": torch.eye(param.shape[0], dtype=param.dtype)}
+
+    def update(update, state, param, ctx):
+        momentum = 0.9 * state["momentum_buffer"] + update
+        gram = 0.5 * state["gram"] + momentum @ momentum.T / ctx.time
+        values, vectors = torch.linalg.eigh(gram)
+        root = vectors * values.clamp(min=1e-3) ** -power @ vectors.T
+        q, r = torch.linalg.qr(gram)
+        solved = torch.linalg.solve_triangular(r, q.T @ momentum, upper=True)
+        halved = torch.where(ctx.step > 2, 0.5 * solved, solved)
+        return root @ momentum + 0.1 * halved + 0.01 * param, {"momentum_buffer": momentum, "gram": gram}
+
+    return init, update
+
+
+CHAINS = {
+    "muon": gradtx.muon(lr=0.02, ns_dtype=None, fallback=ADAMW),
+    "muon, polar express": gradtx.muon(
+        lr=0.02, ns_dtype=None, ns_coefficients="polar_express", adjust_lr_fn="match_rms_adamw", fallback=ADAMW
+    ),
+    "normuon": gradtx.normuon(lr=0.02, fallback=ADAMW),
+    "adamuon": gradtx.adamuon(lr=0.02, fallback=ADAMW),
+    "namo": gradtx.namo(lr=0.02, correct_bias=True, fallback=ADAMW),
+    "muown": gradtx.muown(lr=0.02, weight_decay=0.1, fallback=ADAMW),
+    "polargrad": gradtx.polargrad(lr=0.02, fallback=ADAMW),
+    "polargrad by eigenvalues": gradtx.polargrad(lr=0.02, method="exact", center_rows=True, fallback=ADAMW),
+    "psgd_pro": gradtx.psgd_pro(lr=0.02, max_update_rms=1.0),
+    "scion": gradtx.scion(lr=0.02, momentum=0.5),
+    "scheduled and clipped": gradtx.chain(
+        gradtx.clip_by_global_norm(1.0), gradtx.normuon(lr=gradtx.cosine_schedule(0.1, 10), fallback=ADAMW)
+    ),
+    "accumulate": gradtx.accumulate(gradtx.muon(lr=0.02, ns_dtype=None, fallback=ADAMW), every=2),
+    "factorizations": gradtx.partition(
+        {"matrices": gradtx.chain(whiten(), gradtx.scale(-0.02)), "rest": ADAMW},
+        {"matrices": tuple(name for name, shape in SHAPES.items() if len(shape) == 2), "rest": "*"},
+    ),
+}  # fmt: skip
+
+
+def tensors(seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in SHAPES.items()}
+
+
+@pytest.fixture
+def as_batches(monkeypatch):
+    """A function that has the programs written from now on compute batches, or loops."""
+
+    def choose(together):
+        monkeypatch.setattr(batches, "batches_on", lambda device: together)
+        monkeypatch.setattr(lists, "_SHARED", SharedPrograms())
+        monkeypatch.setattr(_pure_lists, "_SHARED", SharedPrograms())
+
+    return choose
+
+
+def stepped(tx, count=4, dtype=torch.float64):
+    params = {name: torch.nn.Parameter(value) for name, value in tensors(0, dtype).items()}
+    optimizer = gradtx.as_optimizer(tx, params.items())
+    for step in range(1, count + 1):
+        for name, gradient in tensors(step, dtype).items():
+            params[name].grad = gradient
+        optimizer.step()
+    ways = {item.name: item.way for item in optimizer.explain()}
+    assert set(ways.values()) == {"lists"}
+    return {name: param.detach() for name, param in params.items()}, optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_batches_give_what_loops_over_leaves_give(name, as_batches):
+    as_batches(False)
+    expected = stepped(CHAINS[name])
+    as_batches(True)
+    torch.testing.assert_close(stepped(CHAINS[name]), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_in_half_precision_state_and_iteration(as_batches):
+    tx = gradtx.muon(lr=0.02, fallback=ADAMW, state_dtype=torch.bfloat16)
+    as_batches(False)
+    expected = stepped(tx, dtype=torch.bfloat16)
+    as_batches(True)
+    # A product in bfloat16 may be rounded otherwise in a batch, in its last bit.
+    torch.testing.assert_close(stepped(tx, dtype=torch.bfloat16), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["muon", "psgd_pro", "factorizations"])
+def test_pure_calls_use_batches(name, as_batches):
+    def trained():
+        tx = CHAINS[name]._replaced({}, checked=False)
+        params = tensors(0)
+        state = tx.init(params)
+        for step in range(1, 5):
+            updates, state = tx.update(tensors(step), state, params)
+            params = gradtx.apply_updates(params, updates)
+        return params, state
+
+    as_batches(False)
+    expected = trained()
+    as_batches(True)
+    torch.testing.assert_close(trained(), expected, rtol=1e-12, atol=1e-12)
+
+
+def products(tx, together, as_batches):
+    """How many products of matrices a step computes: batches, and all."""
+    as_batches(together)
+    params = {name: torch.nn.Parameter(value) for name, value in tensors(0).items()}
+    optimizer = gradtx.as_optimizer(tx, params.items())
+    for name, gradient in tensors(1).items():
+        params[name].grad = gradient
+    optimizer.step()
+    with profile(activities=[ProfilerActivity.CPU]) as events:
+        optimizer.step()
+    counts = collections.Counter(event.name for event in events.events())
+    return counts["aten::bmm"], counts["aten::mm"]
+
+
+def test_one_chain_of_products_for_each_shape(as_batches):
+    tx = CHAINS["muon"]  # five iterations of three products
+    matrices = sum(GROUPS.values())
+    assert products(tx, False, as_batches)[0] == 0
+    batched, _ = products(tx, True, as_batches)
+    assert batched == 15 * sum(1 for count in GROUPS.values() if count > 1)
+    assert batched < 15 * matrices
+
+
+def test_programs_without_products_have_no_batches(as_batches):
+    as_batches(True)
+    calls = []
+
+    def counted(function, *columns):
+        calls.append(function)
+        return batches_of(function, *columns)
+
+    batches_of, batches.batched = batches.batched, counted
+    try:
+        stepped(gradtx.lamb(lr=0.02))
+        assert not calls
+        stepped(CHAINS["scion"])
+        assert calls
+    finally:
+        batches.batched = batches_of
+
+
+def test_results_follow_the_order_of_leaves_and_those_alone_are_not_stacked():
+    seen = []
+
+    def function(x, y):
+        seen.append(x.shape)
+        return x + y, x.sum()
+
+    columns = [[torch.full(shape, float(i)) for i, shape in enumerate([(2,), (3,), (2,)])] for _ in range(2)]
+    sums, totals = batches.batched(function, *columns)
+    assert [list(x) for x in sums] == [[0, 0], [2, 2, 2], [4, 4]]
+    assert [float(x) for x in totals] == [0, 3, 4]
+    assert seen == [(2,), (3,)]
+    assert batches.batched(function, columns[0][1:2], columns[1][1:2])[0][0].tolist() == [2, 2, 2]
+
+
+def test_a_processor_loops_and_accelerators_do_not():
+    assert not batches.batches_on(torch.device("cpu"))
+    assert batches.batches_on(torch.device("cuda"))
+    assert batches.batches_on(torch.device("mps"))
+
+
+def program_of_leaf(on_host):
+    """A program with a number, a selection, operations with and without a form on lists, and a new slot."""
+
+    def run(arguments):
+        number, x, gram = arguments
+        y = x / (number + x.square().sum().sqrt())
+        product = torch.addmm(y, y @ y.T, y, beta=2.0)
+        new = torch.where(number > 2, gram + product @ product.T, gram)
+        return PassResult([product.sum(), number * y], ("sum", "scaled"), None, lambda: gram.copy_(new))
+
+    recording = record(run, [torch.float64], [(torch.float64, (5, 9)), (torch.float64, (5, 5))])
+    return list_function(recording, torch.device("cpu"), on_host)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_numbers_are_the_same_for_all_leaves_of_a_batch(on_host, as_batches):
+    def results(together, number):
+        as_batches(together)
+        matrices = [value for value in tensors(0).values() if value.ndim == 2]
+        grams = [torch.zeros(len(value), len(value), dtype=value.dtype) for value in matrices]
+        program = program_of_leaf(on_host)
+        assert ("batched" in program.source) == together
+        prepared = program.prepare([number if on_host else torch.tensor(number, dtype=torch.float64)])
+        return program.run(prepared, [matrices, grams]), grams
+
+    for number in (1.0, 3.0):
+        torch.testing.assert_close(results(True, number), results(False, number), rtol=1e-12, atol=1e-12)
