@@ -22,6 +22,7 @@ from gradtx.core import Entry, GradientTransformation
 from gradtx.optim._groups import GroupView, in_names_of_branch
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
+from gradtx.optim._stages import RankSums
 
 CPU = torch.device("cpu")
 INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"
@@ -60,6 +61,7 @@ class Members:
 
     _rows: Sequence[list[Member]] = ()  # the members of each group
     _row_params: list[Tensor] | None = None  # the parameters for which they are
+    rank_sums: RankSums | None = None  # sums over leaves of other ranks
     replicas: Team | None = None  # the ranks that divide the work on whole parameters; older pickles have none
 
     def __init__(self, owner: str, tx: GradientTransformation):
@@ -145,6 +147,8 @@ class Members:
         """
         run, _ = self._expanded(self.by_param)
         names = self.names()
+        if self.rank_sums is not None:
+            names = self.rank_sums.names_everywhere(names)
         for selector in run.selectors:
             try:
                 selector.check_used(names)
