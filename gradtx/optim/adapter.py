@@ -65,10 +65,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if state_device is not None:
                 raise ValueError(f"{owner}: state_device and process_group exclude each other")
             members.replicas = team_of_group(process_group)
-        super().__init__(params, {})
         if sum_over is not None:
             check_can_sum(owner, members.block(), tx.needs)
             members.rank_sums = RankSums(owner, sum_over)
+        super().__init__(params, {})
         members.check_selectors()
         if _torch.zero_redundancy_calls():
             members.check_divided("ZeroRedundancyOptimizer")
