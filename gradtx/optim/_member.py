@@ -31,7 +31,13 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, run: Run, leaf: Leaf) -> Layout:
-        """Name the keys after `init`: the first owner of a name keeps it bare, later ones are `stage.name`."""
+        """Name the keys after `init`: the first owner of a name keeps it bare, later ones are `stage.name`.
+
+        The tensors beside a coded slot are called as that slot.
+        """
+        codes: dict[Path, dict[str, Codec]] = {}
+        for (path, slot), codec in leaf.codecs.items():
+            codes.setdefault(path, {})[slot] = codec
         slots: dict[Path, dict[str, str]] = {}
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
@@ -39,13 +45,15 @@ class Layout(NamedTuple):
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
-                for name in names:
-                    key = ".".join([*path, name]) if name in keys else name
+                beside = tensors_beside(codes.get(path, {}))
+                for name in sorted(names, key=beside.__contains__):  # a slot in front of what is beside it
+                    if name in beside:
+                        slot, _, suffix = name.rpartition(".")
+                        key = f"{places[path][slot]}.{suffix}"
+                    else:
+                        key = ".".join([*path, name]) if name in keys else name
                     keys.add(key)
                     places.setdefault(path, {})[name] = key
-        codes: dict[Path, dict[str, Codec]] = {}
-        for (path, slot), codec in leaf.codecs.items():
-            codes.setdefault(path, {})[slot] = codec
         owned: set[str] = set()
         for path in owned_paths(leaf.program):
             owned.update(slots.get(path, {}).values())
