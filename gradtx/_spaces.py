@@ -195,8 +195,8 @@ def _check_links(name: str, operations: list[Any]) -> None:
         if operation.takes_none:
             link = ".".join(operation.path)
             raise TypeError(
-                f"{name}: {link!r} also takes leaves without a gradient, which {name} can't turn; put it outside, as in "
-                f"accumulate({name}(...), every)"
+                f"{name}: {link!r} also takes leaves without a gradient, which {name} can't turn; put it outside, "
+                f"as in accumulate({name}(...), every)"
             )
         if isinstance(operation, RuleOperation) and operation.rule.evaluate is not None:
             link = operation.rule.name
