@@ -130,6 +130,7 @@ class Member:
         state: Its state, as looked up for the current step.
         count: How many steps it has made, as looked up for the current step.
         group: The position of its group, as looked up for the current step.
+        shape: The shape that the parameter had when its slots were first used; None before.
         device_count: The tensor `step` of which `count` is known without reading it, and that tensor's version.
     """
 
@@ -145,6 +146,7 @@ class Member:
     count: int | Count = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
+    shape: torch.Size | None = None
 
     def look_up(self, state: dict[str, Any]) -> None:
         """Take the state for the current step."""

@@ -128,6 +128,12 @@ class Step:
         if member.state and layout is not None and not layout.keys <= member.state.keys():
             lacking = min(layout.keys - member.state.keys())
             raise ValueError(f"{owner}: the state of parameter {member.name!r} lacks {lacking!r}")
+        if member.shape not in (None, member.param.shape) and member.state and layout is not None and layout.slots:
+            shapes = f"{tuple(member.param.shape)}, but its state was made for {tuple(member.shape)}"
+            raise ValueError(
+                f"{owner}: parameter {member.name!r} has shape {shapes}; start its state again: "
+                "optimizer.state.pop(param)"
+            )
 
     def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
         takes_none = self._workings.traits.takes_none
