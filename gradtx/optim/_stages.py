@@ -39,7 +39,7 @@ class RankSums:
 
     def __init__(self, owner: str, group: Any):
         self._owner = owner
-        self._team: Team = team_of_group(group.get_group() if hasattr(group, "get_group") else group)
+        self._team: Team = team_of_group(f"{owner}: {OPTION}", group)
         self._flags = self._team.size if self._team.device.type == "cpu" else 0  # elsewhere the host would wait
         self._agrees = False
         self._sizes: list[int] = []  # of the messages of a whole step

@@ -64,7 +64,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if process_group is not None:
             if state_device is not None:
                 raise ValueError(f"{owner}: state_device and process_group exclude each other")
-            members.replicas = team_of_group(process_group)
+            members.replicas = team_of_group(f"{owner}: process_group", process_group)
         if sum_over is not None:
             check_can_sum(owner, members.block(), tx.needs)
             members.rank_sums = RankSums(owner, sum_over)

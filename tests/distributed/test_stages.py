@@ -236,5 +236,23 @@ def refused():
         scaler.step(optimizer)
 
 
+@pytest.mark.parametrize("option", ["sum_over", "process_group"])
+def test_what_is_no_group_is_named(option, two):
+    two.run(no_groups, option)
+    params = list(model(SHAPES).items())
+    with pytest.raises(ValueError, match=f"{option} needs processes: call torch.distributed.init_process_group first"):
+        gradtx.as_optimizer(gradtx.adamw(), params, **{option: "world"})
+
+
+def no_groups(option):
+    params = list(model(SHAPES).items())
+    with pytest.raises(TypeError, match=f"ChainOptimizer: {option} must be a process group.*got 5"):
+        gradtx.as_optimizer(gradtx.adamw(), params, **{option: 5})
+    first = distributed.new_group([0])
+    if distributed.get_rank() == 1:
+        with pytest.raises(ValueError, match=f"{option}: this rank is not in the group"):
+            gradtx.as_optimizer(gradtx.adamw(), params, **{option: first})
+
+
 def test_what_sums_alone_cannot_complete_is_refused_by_name(two):
     two.run(refused)
