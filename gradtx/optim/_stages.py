@@ -190,12 +190,13 @@ def _sums_on_the_way(program: Iterable[Operation]) -> tuple[Path, ...]:
 def _difference(ranks: Sequence[int], of_ranks: Sequence[Numbers | None]) -> str:
     """The difference between the sums of ranks; empty if there is none. A rank that has failed has none."""
     first: dict[str, tuple[int, dict[str, Any]]] = {}  # the first rank with the numbers of each sum
+    of_first = of_ranks[0] or {}
     for rank, numbers in zip(ranks, of_ranks, strict=True):
         if numbers is None:
             return f"rank {rank} failed in front of this step; its error is raised there"
-        if numbers.keys() != of_ranks[0].keys():
+        if numbers.keys() != of_first.keys():
             return (
-                f"ranks sum over leaves differently: rank {ranks[0]} in {listed(of_ranks[0])}, "
+                f"ranks sum over leaves differently: rank {ranks[0]} in {listed(of_first)}, "
                 f"rank {rank} in {listed(numbers)}; give all ranks one chain"
             )
         for stage, values in numbers.items():

@@ -303,6 +303,7 @@ class Step:
             return
         stepping = [member for member in self.members if member.param.grad is not None]
         block, key = self._blocks[0], (stepping, [member.layout for member in stepping])
+        assert isinstance(self._count, int)  # only under a GradScaler do devices count, and that is refused
         for route in rank_sums.routes(block, lambda: self._outlines(stepping), key):
             clock = _clock_after(self._count)
             leaf = StandIn(self._run, route, dtype_of_sums(stepping), clock, self._scalars)
