@@ -162,6 +162,7 @@ class Operation:
         compiles: Whether the compiled engine takes it.
         restarts_inner: Whether the operations behind it may start over with their first state.
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
+        sums: Whether sums over leaves are all that it needs of others.
         sums_late: Whether it sums over all leaves for its next step, without waiting in this one.
         of_leaf: Whether a divided leaf may stop at it, and needs no other leaf to go on: ranks exchange its parts.
         random: Whether it draws random numbers.
@@ -183,6 +184,7 @@ class Operation:
     compiles = True
     restarts_inner = False
     waits = False
+    sums = True
     sums_late = False
     of_leaf = False
     random = False
@@ -283,6 +285,29 @@ class Block:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
                 program.extend(operation.blocks[label].for_leaf(leaf))
+            else:
+                program.append(operation)
+        return program
+
+    def routes(self) -> list[dict[Path, Any]]:
+        """The labels (path -> label) on every way through the branches."""
+        routes: list[dict[Path, Any]] = [{}]
+        for operation in self.operations:
+            if not isinstance(operation, Branch):
+                continue
+            longer: list[dict[Path, Any]] = []
+            for label, block in operation.blocks.items():
+                for inner in block.routes():
+                    longer.extend({**route, operation.path: label, **inner} for route in routes)
+            routes = longer
+        return routes
+
+    def on_route(self, route: Mapping[Path, Any]) -> list[Operation]:
+        """The program of a leaf with these labels that is not frozen."""
+        program: list[Operation] = []
+        for operation in self.operations:
+            if isinstance(operation, Branch):
+                program.extend(operation.blocks[route[operation.path]].on_route(route))
             else:
                 program.append(operation)
         return program

@@ -187,12 +187,18 @@ class Run:
 
     def end(self) -> None:
         """Complete late sums, in name order, and let combinators decide about new shared values."""
-        for (path, name), late in self.late_sums.items():
-            terms = [late.terms[leaf].to(self.device) for leaf in sorted(late.terms)]
-            self.new_shared.setdefault(path, {})[name] = late.finish(total_of(terms))
+        totals: dict[tuple[Path, str], Tensor] = {}
+        for place, late in self.late_sums.items():
+            totals[place] = total_of([late.terms[leaf].to(self.device) for leaf in sorted(late.terms)])
+        for (path, name), total in self.late_totals(totals).items():
+            self.new_shared.setdefault(path, {})[name] = self.late_sums[path, name].finish(total)
         for commit in reversed(self.commits):
             commit()
         self.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector runs
+
+    def late_totals(self, totals: dict[tuple[Path, str], Tensor]) -> dict[tuple[Path, str], Tensor]:
+        """Late sums over all leaves, from those over the leaves of this run."""
+        return totals
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         """The total for the leaves that wait at an operation."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx._exact import exact_dtype
+from gradtx._messages import describe
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -218,8 +219,25 @@ def team_of(mesh: Any) -> Team:
     return _team(group, torch.device(mesh.device_type))
 
 
-def team_of_group(group: Any) -> Team:
-    """The ranks of a process group as a team."""
+def team_of_group(option: str, group: Any) -> Team:
+    """The ranks of a process group, or of a mesh with one dimension, as a team.
+
+    Args:
+        option: The argument that it came by, for errors.
+        group: The group.
+
+    Raises:
+        TypeError: this is no group.
+        ValueError: there is none yet, or this rank is not in it.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise ValueError(f"{option} needs processes: call torch.distributed.init_process_group first")
+    if hasattr(group, "get_group"):
+        group = group.get_group()
+    if group is torch.distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(f"{option}: this rank is not in the group; pass the group that it is in, or None")
+    if not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(f"{option} must be a process group, or a mesh with one dimension, got {describe(group)}")
     if "gloo" in torch.distributed.get_backend(group):
         return _team(group, torch.device("cpu"))
     accelerator = torch.accelerator.current_accelerator()

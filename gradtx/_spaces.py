@@ -192,6 +192,12 @@ class SpaceRun:
 
 def _check_links(name: str, operations: list[Any]) -> None:
     for operation in Block(operations, []).walk():
+        if operation.takes_none:
+            link = ".".join(operation.path)
+            raise TypeError(
+                f"{name}: {link!r} also takes leaves without a gradient, which {name} can't turn; put it outside, "
+                f"as in accumulate({name}(...), every)"
+            )
         if isinstance(operation, RuleOperation) and operation.rule.evaluate is not None:
             link = operation.rule.name
             raise TypeError(f"{name}: {link} inside averages weights, which {name} turns; put it outside of {name}")

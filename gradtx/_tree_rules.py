@@ -47,6 +47,7 @@ class TreeOperation(Operation):
     compiles = False
     elementwise = False
     waits = True
+    sums = False
 
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None):
         if scope.restarts is not False:

@@ -1,5 +1,7 @@
 """The README's comparison with other libraries: each line that no other test covers."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,26 @@ def test_there_are_as_many_optimizers_as_is_said():
     assert f"any chain, and {classes} classes" in README.read_text(encoding="utf-8")
     assert len(pytorch_optimizer.optimizer.OPTIMIZER_LIST) == 128
     assert len([item for item in of_torch if issubclass(item, torch.optim.Optimizer)]) == 15
+
+
+# The table, which docs/comparison.py writes.
+
+COMPARISON = runpy.run_path(str(README.parent / "docs" / "comparison.py"))
+COLUMNS = json.loads(COMPARISON["RECORD"].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", COMPARISON["LIBRARIES"])
+def test_each_column_of_the_table_is_as_a_run_has_it(name):
+    try:
+        column = COMPARISON["column"](name)
+    except ImportError as error:
+        pytest.skip(f"{name} is not here ({error}); its column stays as its last run wrote it")
+    assert column == COLUMNS[name], "run `make docs-tables`"
+
+
+def test_the_table_stands_in_the_readme():
+    assert README.read_text(encoding="utf-8") == COMPARISON["page"](COLUMNS), "run `make docs-tables`"
+
+
+def test_the_column_of_optax_counts_the_calls_that_its_tests_run():
+    assert COLUMNS["optax"]["cells"][-1] == COMPARISON["calls_of_optax"]()

@@ -181,6 +181,7 @@ class Divide(Operation):
 class InBlocks(Operation):
     """An operation of the inner transformation, for all blocks of a leaf."""
 
+    sums = False  # not with stand-ins for leaves of other ranks
     elementwise = False
     compiles = False
 
@@ -192,6 +193,7 @@ class InBlocks(Operation):
         self.random = operation.random
         self.hessian_period = operation.hessian_period
         self.keeps_slots = operation.keeps_slots
+        self.waits = operation.waits
         self._operation = operation
         self._position = position
         self._divide = divide

@@ -24,6 +24,7 @@ def as_optimizer(
     compile: bool | str | Mapping[str, Any] = False,
     seed: int = 0,
     process_group: Any = None,
+    sum_over: Any = None,
     state_device: torch.device | str | None = None,
 ) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
@@ -49,6 +50,11 @@ def as_optimizer(
             matrix methods: each matrix is computed by one rank, which keeps the slots, and sent to all by one
             all_gather. All ranks then call `step` and `state_dict` together. Parameters that are divided among ranks
             need no group.
+        sum_over: Ranks with other parameters of the same model, as the stages of a pipeline (a process group, or a
+            mesh of one dimension): sums over all leaves, such as a global norm, run over the leaves of all of them, by
+            one message for each sum. All ranks make the optimizer and call `step` together, with one chain. A
+            parameter that several ranks have counts as often. Not with rules for whole trees, closures that are called
+            again, a GradScaler or `release_gradients`.
         state_device: "cpu" to keep state, and compute steps, on the host, for parameters on another device. Each step
             copies weights and gradients to the host and weights back, through pinned memory. State has the dtypes that
             it would have beside its parameter, so numbers and checkpoints are those of training on the host. Not with
@@ -72,7 +78,13 @@ def as_optimizer(
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
     optimizer = ChainOptimizer(
-        tx, params, compile=compile, seed=seed, process_group=process_group, state_device=state_device
+        tx,
+        params,
+        compile=compile,
+        seed=seed,
+        process_group=process_group,
+        sum_over=sum_over,
+        state_device=state_device,
     )
     warn_of_turned_signs(tx)
     warn_of_ascent(tx)

@@ -31,7 +31,13 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, run: Run, leaf: Leaf) -> Layout:
-        """Name the keys after `init`: the first owner of a name keeps it bare, later ones are `stage.name`."""
+        """Name the keys after `init`: the first owner of a name keeps it bare, later ones are `stage.name`.
+
+        The tensors beside a coded slot are called as that slot.
+        """
+        codes: dict[Path, dict[str, Codec]] = {}
+        for (path, slot), codec in leaf.codecs.items():
+            codes.setdefault(path, {})[slot] = codec
         slots: dict[Path, dict[str, str]] = {}
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
@@ -39,13 +45,15 @@ class Layout(NamedTuple):
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
-                for name in names:
-                    key = ".".join([*path, name]) if name in keys else name
+                beside = tensors_beside(codes.get(path, {}))
+                for name in sorted(names, key=beside.__contains__):  # a slot in front of what is beside it
+                    if name in beside:
+                        slot, _, suffix = name.rpartition(".")
+                        key = f"{places[path][slot]}.{suffix}"
+                    else:
+                        key = ".".join([*path, name]) if name in keys else name
                     keys.add(key)
                     places.setdefault(path, {})[name] = key
-        codes: dict[Path, dict[str, Codec]] = {}
-        for (path, slot), codec in leaf.codecs.items():
-            codes.setdefault(path, {})[slot] = codec
         owned: set[str] = set()
         for path in owned_paths(leaf.program):
             owned.update(slots.get(path, {}).values())
@@ -122,6 +130,7 @@ class Member:
         state: Its state, as looked up for the current step.
         count: How many steps it has made, as looked up for the current step.
         group: The position of its group, as looked up for the current step.
+        shape: The shape that the parameter had when its slots were first used; None before.
         device_count: The tensor `step` of which `count` is known without reading it, and that tensor's version.
     """
 
@@ -137,6 +146,7 @@ class Member:
     count: int | Count = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
+    shape: torch.Size | None = None
 
     def look_up(self, state: dict[str, Any]) -> None:
         """Take the state for the current step."""

@@ -22,6 +22,7 @@ from gradtx.core import Entry, GradientTransformation
 from gradtx.optim._groups import GroupView, in_names_of_branch
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
+from gradtx.optim._stages import RankSums, adds_up
 
 CPU = torch.device("cpu")
 INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"
@@ -60,6 +61,7 @@ class Members:
 
     _rows: Sequence[list[Member]] = ()  # the members of each group
     _row_params: list[Tensor] | None = None  # the parameters for which they are
+    rank_sums: RankSums | None = None  # sums over leaves of other ranks
     replicas: Team | None = None  # the ranks that divide the work on whole parameters; older pickles have none
 
     def __init__(self, owner: str, tx: GradientTransformation):
@@ -83,6 +85,8 @@ class Members:
             check_leaf(name, param, self.owner)
             by_param[param] = Member(_unique(name, by_param.values()), param)
         run, block = self._expanded(by_param)
+        if are_flat_pieces(params):
+            self._check_flattened(block, "these parameters are flat pieces of memory, as FSDP1 makes them")
         by_labels: dict[Labels, list[int]] = {}
         for i, param in enumerate(params):
             by_labels.setdefault(_labels(run, block, by_param[param]), []).append(i)
@@ -145,6 +149,8 @@ class Members:
         """
         run, _ = self._expanded(self.by_param)
         names = self.names()
+        if self.rank_sums is not None:
+            names = self.rank_sums.names_everywhere(names)
         for selector in run.selectors:
             try:
                 selector.check_used(names)
@@ -194,20 +200,18 @@ class Members:
                     f"sums over all of them; {INSTEAD}"
                 )
 
-    def _check_flattened(self, gone: list[Tensor], added: list[Tensor]) -> None:
-        """Refuse to go on with flat pieces of memory in place of all parameters, if a link acts by leaf.
+    def _check_flattened(self, block: Block, reason: str) -> None:
+        """Refuse flat pieces of memory in place of parameters, if a link acts by leaf or sums over leaves.
 
         Raises:
             ValueError: it does.
         """
-        were_shaped = any(param.ndim > 1 for param in gone)
-        if not were_shaped or any(param.ndim != 1 for param in added):
-            return
-        for operation in self.block().walk():
-            if operation.waits or operation.sums_late or not operation.elementwise:
+        for operation in block.walk():
+            sums_here = adds_up(operation) and self.rank_sums is None
+            if sums_here or not operation.elementwise:
                 raise ValueError(
-                    f"{self.owner}: flattened memory has taken the place of the parameters, as DeepSpeed's ZeRO does, "
-                    f"and {'.'.join(operation.path)!r} reads their shapes or sums over them; {INSTEAD}"
+                    f"{self.owner}: {reason}, and {'.'.join(operation.path)!r} reads their shapes or sums over them; "
+                    f"{INSTEAD}"
                 )
 
     def _follow_groups(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
@@ -245,7 +249,10 @@ class Members:
         heirs = self._heirs(present)
         here = set(present)
         if here and here.isdisjoint(before):
-            self._check_flattened(list(before), present)
+            were_shaped = any(param.ndim > 1 for param in before)
+            if were_shaped and all(param.ndim == 1 for param in present):
+                reason = "flattened memory has taken the place of the parameters, as DeepSpeed's ZeRO does"
+                self._check_flattened(self.block(), reason)
         self.by_param = {}
         for param, member in before.items():  # in the old order, which lists of extras follow
             if param in here:
@@ -337,6 +344,18 @@ def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
         if block.is_frozen(leaf):
             return ()
         raise
+
+
+def are_flat_pieces(params: Iterable[Tensor]) -> bool:
+    """Whether FSDP1 has put parameters into flat memory, of which each rank has a piece."""
+    flattened: list[Tensor] = []
+    for param in params:
+        if getattr(param, "_is_flat_param", False):
+            return True
+        if getattr(param, "_fsdp_flattened", False):
+            flattened.append(param)
+    # NO_SHARD leaves views of the parameters' shapes in place.
+    return bool(flattened) and all(param.ndim == 1 for param in flattened)
 
 
 def _by_selector(labels: Labels) -> dict[Any, str]:

@@ -14,8 +14,9 @@ from gradtx import _tree
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, checks_extras, takes_none
 from gradtx._pure import moved_along
-from gradtx._runs import Run
+from gradtx._runs import LateTerm, Run
 from gradtx.optim._member import Layout, Member
+from gradtx.optim._stages import RankSums, StandIn, adds_up, without_stand_ins
 
 Record = Member  # its name in pickles of version 0.1
 
@@ -34,6 +35,7 @@ class OptimizerRun(Run):
     grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     value_fn: Callable[[dict[str, Tensor], dict[str, Tensor] | None], tuple[Tensor, Tensor | None]] | None = None
     tick: int | Tensor = 1  # what this step adds to counts
+    rank_sums: RankSums | None = None  # sums over leaves of other ranks
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class OptimizerRun(Run):
     ):
         super().__init__()
         self.initial = initial
+        self.stand_ins: set[str] = set()  # the names of leaves that add nothing to late sums
         self.device = next(iter(members)).device if members else torch.device("cpu")
         self._state = state
         self._members = members
@@ -65,16 +68,31 @@ class OptimizerRun(Run):
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         if self.initial:
             return {}
+        if isinstance(leaf, StandIn):
+            return leaf.first.get(path, {})
         slots: dict[str, Tensor] = {}
         for slot, key in leaf.layout.slots.get(path, {}).items():
             slots[slot] = leaf.state[key]
         return slots
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        if isinstance(leaf, StandIn):
+            return leaf.route.get(path, False)
         choices = self._members[leaf.key].choices
         if path not in choices:
             choices[path] = selector.choose(leaf.name, leaf.key)
         return choices[path]
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if self.rank_sums is None or operation.of_leaf:
+            return super().combined(operation, waiting)
+        return self.rank_sums.complete(operation.combine(without_stand_ins(waiting)))
+
+    def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
+        super().add_late(place, leaf, torch.zeros_like(term) if leaf in self.stand_ins else term)
+
+    def late_totals(self, totals: dict[tuple[Path, str], Tensor]) -> dict[tuple[Path, str], Tensor]:
+        return totals if self.rank_sums is None else self.rank_sums.complete(totals)
 
     def whole(self, values: dict[str, Any]) -> Any:
         return values
@@ -163,6 +181,19 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
                 if not _agree(expected, value):
                     stage = ".".join(operation.path)
                     raise ValueError(f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}")
+
+
+def numbers_of_sums(blocks: list[Block], rows: Sequence[list[Member]]) -> dict[str, dict[str, Any]]:
+    """The numbers of each sum over leaves that must agree; none for a sum without a leaf."""
+    numbers: dict[str, dict[str, Any]] = {}
+    for operation in blocks[0].walk():
+        if adds_up(operation):
+            numbers[".".join(operation.path)] = {}
+    for block, row in zip(blocks, rows, strict=True):
+        for operation in block.walk(_common_choices(row)):
+            if row and adds_up(operation):
+                numbers[".".join(operation.path)] = {name: _as_numbers(n) for name, n in operation.agree.items()}
+    return numbers
 
 
 def _common_choices(row: list[Member]) -> dict[Path, Any]:

@@ -65,9 +65,26 @@ def _in_our_words(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> dict
         entry["step"] = entry.pop("steps")
         if "initial_lr" in first:  # and its rates are kept divided by the first learning rate
             entry.setdefault("initial_lr", 1.0)
+    for key in first.keys() - entry.keys():
+        _move_beside(key, entry, first)
     if "step" not in entry and entry.keys() & first.keys() == {"momentum_buffer"}:
         entry["step"] = 1.0  # torch's SGD keeps no count; a buffer means that it has stepped
     return entry
+
+
+def _move_beside(key: str, entry: dict[str, Any], first: Mapping[str, Tensor]) -> None:
+    """Give a tensor beside a coded slot its key, which former versions shortened although the slot's was not."""
+    slot, _, suffix = key.rpartition(".")
+    bare = slot.rpartition(".")[2]
+    former = f"{bare}.{suffix}"
+    if former not in entry or former in first:
+        return
+    if all(name in first and _dtype(entry.get(name)) == first[name].dtype for name in (slot, bare)):
+        entry[key] = entry.pop(former)
+
+
+def _dtype(value: Any) -> torch.dtype | None:
+    return value.dtype if isinstance(value, Tensor) else None
 
 
 def _as_slot(

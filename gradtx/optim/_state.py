@@ -193,6 +193,8 @@ class States:
             member.first_state = None
         for member in row:
             member.look_up(self.of(member.param))
+            if member.has_state() and member.first_state is None:
+                member.shape = member.param.shape
 
     def _to_complete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
         """The parameters that lack slots, or whose slots may have changed."""
@@ -247,6 +249,7 @@ class States:
         for param, member in self.members.by_param.items():
             member.layout = layouts.get(param)
             member.first_state = None
+            member.shape = None
 
     def forget_used(self) -> None:
         """Note which states are no longer as the library made them, before a copy is made."""

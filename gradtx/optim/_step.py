@@ -23,8 +23,9 @@ from gradtx.core import Entry
 from gradtx.optim._member import Member
 from gradtx.optim._members import CPU, Members
 from gradtx.optim._request import StepRequest
-from gradtx.optim._run import OptimizerRun, check_agreement
+from gradtx.optim._run import OptimizerRun, check_agreement, numbers_of_sums
 from gradtx.optim._scaling import Count, Scaling, as_step, highest, place_counts, unscaling
+from gradtx.optim._stages import OtherRankError, StandIn, dtype_of_sums
 from gradtx.optim._workings import Workings
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ class Step:
             check_extras_of(self._outlines(self.members))
 
     def _new_run(self) -> OptimizerRun:
-        return self._workings.states.run()
+        run = self._workings.states.run()
+        run.rank_sums = self._workings.members.rank_sums
+        return run
 
     def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Extras as 0-d values and as trees by leaf."""
@@ -127,6 +130,12 @@ class Step:
         if member.state and layout is not None and not layout.keys <= member.state.keys():
             lacking = min(layout.keys - member.state.keys())
             raise ValueError(f"{owner}: the state of parameter {member.name!r} lacks {lacking!r}")
+        if member.shape not in (None, member.param.shape) and member.state and layout is not None and layout.slots:
+            shapes = f"{tuple(member.param.shape)}, but its state was made for {tuple(member.shape)}"
+            raise ValueError(
+                f"{owner}: parameter {member.name!r} has shape {shapes}; start its state again: "
+                "optimizer.state.pop(param)"
+            )
 
     def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
         takes_none = self._workings.traits.takes_none
@@ -196,6 +205,22 @@ class Step:
 
     def run(self) -> None:
         """Compute and write."""
+        rank_sums = self._workings.members.rank_sums
+        if rank_sums is None:
+            self._run_alone()
+            return
+        try:
+            self._expand()
+            rank_sums.agree(lambda: numbers_of_sums(self._blocks, self._rows))
+            self._run_alone()
+        except OtherRankError:
+            raise
+        except Exception:
+            rank_sums.report_failure()
+            raise
+        rank_sums.end()
+
+    def _run_alone(self) -> None:
         functions = [name for name in FUNCTIONS if name in self._extras]
         if any(name in self._workings.members.tx.needs for name in functions):
             self._execute_then_write()
@@ -262,6 +287,8 @@ class Step:
         waiting = list(bundles)
 
         def finish(leaf: Any) -> None:
+            if isinstance(leaf, StandIn):
+                return
             if isinstance(leaf, Leaf):
                 self._write(leaf)
                 return
@@ -274,9 +301,23 @@ class Step:
 
         _count_up(bundles, self._after)  # now, while all this is in the processor's cache
         try:
-            execute(itertools.chain(bundles, self._eager_leaves(eager)), finish)
+            execute(itertools.chain(bundles, self._eager_leaves(eager), self._stand_ins()), finish)
         finally:  # if a leaf raises, what was not written doesn't count
             _count_back(waiting)
+
+    def _stand_ins(self) -> Iterator[Leaf]:
+        """Leaves in place of those that only other ranks have, where sums need one."""
+        rank_sums = self._workings.members.rank_sums
+        if rank_sums is None:
+            return
+        stepping = [member for member in self.members if member.param.grad is not None]
+        block, key = self._blocks[0], (stepping, [member.layout for member in stepping])
+        assert isinstance(self._count, int)  # only under a GradScaler do devices count, and that is refused
+        for route in rank_sums.routes(block, lambda: self._outlines(stepping), key):
+            clock = _clock_after(self._count)
+            leaf = StandIn(self._run, route, dtype_of_sums(stepping), clock, self._scalars)
+            self._run.stand_ins.add(leaf.name)
+            yield leaf.through(block.on_route(route))
 
     def _request(self) -> StepRequest:
         structures: list[Any] = []

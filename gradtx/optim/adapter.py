@@ -28,6 +28,7 @@ from gradtx.optim._members import CPU
 from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._pickles import workings_of
 from gradtx.optim._scaling import Scaling
+from gradtx.optim._stages import RankSums, check_can_sum
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import Step
 from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, warn_of_two_schedules
@@ -51,6 +52,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ):
         owner = type(self).__name__
@@ -62,7 +64,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if process_group is not None:
             if state_device is not None:
                 raise ValueError(f"{owner}: state_device and process_group exclude each other")
-            members.replicas = team_of_group(process_group)
+            members.replicas = team_of_group(f"{owner}: process_group", process_group)
+        if sum_over is not None:
+            check_can_sum(owner, members.block(), tx.needs)
+            members.rank_sums = RankSums(owner, sum_over)
         super().__init__(params, {})
         members.check_selectors()
         if _torch.zero_redundancy_calls():
@@ -179,6 +184,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: release_gradients does not go with state_device, whose steps copy all "
                 "gradients together; use step(consume_gradients=True)"
             )
+        if self._workings.members.rank_sums is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}: release_gradients does not go with sum_over; use step(consume_gradients=True)"
+            )
         if self._released is not None and self._released.active:
             raise RuntimeError(f"{type(self).__name__}: gradients are released already; call handle.remove() first")
         self._released = ReleasedGradients(self)
@@ -235,6 +244,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         warn_of_two_schedules(type(self).__name__, workings.members.views)
         scaling = Scaling.asked_of(self)
         if scaling is not None:
+            if workings.members.rank_sums is not None:
+                raise RuntimeError(
+                    f"{type(self).__name__}: a GradScaler sees the gradients of its rank only, and would skip steps on "
+                    "some ranks of sum_over=; train in bfloat16"
+                )
             if closure is not None:
                 raise RuntimeError("closures are not supported under an enabled GradScaler: call step without one")
             if workings.counts_on_host() and not scaling.proceed:
@@ -261,11 +275,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _checked_step(self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool) -> Step:
         """A step that has passed all checks; if it doesn't, other ranks need not wait."""
+        members = self._workings.members
+        if members.rank_sums is not None:
+            members.rank_sums.start()
         try:
             return Step(self._workings, extras, scaling, consumes)
         except Exception:
             members = self._workings.members
             self._workings.agreement.report_failure(members.by_param.values(), members.replicas)
+            self._workings.agreement.report_failure(members.by_param.values())
+            if members.rank_sums is not None:
+                members.rank_sums.report_failure()
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -49,6 +49,7 @@ class AliasOptimizer(ChainOptimizer):
         engine = [
             inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=COMPILE),
             inspect.Parameter("process_group", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Any"),
+            inspect.Parameter("sum_over", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Any"),
             inspect.Parameter("state_device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=STATE_DEVICE),
         ]
         example = alias.spec.example
@@ -66,6 +67,7 @@ class AliasOptimizer(ChainOptimizer):
         *args: Any,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         **kwargs: Any,
     ):
@@ -75,7 +77,15 @@ class AliasOptimizer(ChainOptimizer):
         seed = kwargs.pop("seed", 0) if self._seeded else 0
         numbers = {name: _as_number(value) for name, value in kwargs.items()}
         tx = self._alias(*map(_as_number, args), **numbers)
-        super().__init__(tx, params, compile=compile, seed=seed, process_group=process_group, state_device=state_device)
+        super().__init__(
+            tx,
+            params,
+            compile=compile,
+            seed=seed,
+            process_group=process_group,
+            sum_over=sum_over,
+            state_device=state_device,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with the options that this class fixes, and numbers where torch's class has them."""

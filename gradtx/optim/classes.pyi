@@ -176,6 +176,7 @@ class ADOPT(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -196,6 +197,7 @@ class ASGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -219,6 +221,7 @@ class BCOS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -239,6 +242,7 @@ class CAME(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -257,6 +261,7 @@ class COCOB(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -276,6 +281,7 @@ class FOCUS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -296,6 +302,7 @@ class FTRL(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -320,6 +327,7 @@ class KLSOAP(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -344,6 +352,7 @@ class LARS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -364,6 +373,7 @@ class LBFGS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -384,6 +394,7 @@ class MADGRAD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -410,6 +421,7 @@ class MARS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -426,6 +438,7 @@ class MSVAG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -452,6 +465,7 @@ class NAMO(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -473,6 +487,7 @@ class PID(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -492,6 +507,7 @@ class PNM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -512,6 +528,7 @@ class QHM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -532,6 +549,7 @@ class SGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -555,6 +573,7 @@ class SGDP(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -575,6 +594,7 @@ class SGDS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -595,6 +615,7 @@ class SGDW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -613,6 +634,7 @@ class SM3(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -639,6 +661,7 @@ class SOAP(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -662,6 +685,7 @@ class SPAM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -680,6 +704,7 @@ class SRMM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -701,6 +726,7 @@ class SWATS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -721,6 +747,7 @@ class TAM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -739,6 +766,7 @@ class A2Grad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -761,6 +789,7 @@ class ACProp(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -781,6 +810,7 @@ class AccSGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -803,6 +833,7 @@ class AdEMAMix(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -827,6 +858,7 @@ class AdaBelief(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -851,6 +883,7 @@ class AdaBound(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -875,6 +908,7 @@ class AdaFactor(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -898,6 +932,7 @@ class AdaGC(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -920,6 +955,7 @@ class AdaHessian(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None: ...
@@ -942,6 +978,7 @@ class AdaMod(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -970,6 +1007,7 @@ class AdaMuon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -993,6 +1031,7 @@ class AdaNorm(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1014,6 +1053,7 @@ class AdaPNM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1033,6 +1073,7 @@ class AdaShift(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1054,6 +1095,7 @@ class AdaSmooth(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1074,6 +1116,7 @@ class AdaTAM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1094,6 +1137,7 @@ class Adadelta(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1114,6 +1158,7 @@ class AdafactorTorch(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1135,6 +1180,7 @@ class Adagrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1156,6 +1202,7 @@ class Adai(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1177,6 +1224,7 @@ class Adam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1206,6 +1254,7 @@ class AdamAtan2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1227,6 +1276,7 @@ class AdamC(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1247,6 +1297,7 @@ class AdamD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1266,6 +1317,7 @@ class AdamH(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1286,6 +1338,7 @@ class AdamMini(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1308,6 +1361,7 @@ class AdamP(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1328,6 +1382,7 @@ class AdamS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1348,6 +1403,7 @@ class AdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1368,6 +1424,7 @@ class Adamax(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1389,6 +1446,7 @@ class Adan(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1410,6 +1468,7 @@ class AdaptiveGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1433,6 +1492,7 @@ class AdoptAtan2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1451,6 +1511,7 @@ class AggMo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1470,6 +1531,7 @@ class AliG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1493,6 +1555,7 @@ class Amos(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1516,6 +1579,7 @@ class ApolloDQN(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1544,6 +1608,7 @@ class ApolloLowRank(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1565,6 +1630,7 @@ class AvaGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1586,6 +1652,7 @@ class Conda(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1612,6 +1679,7 @@ class ContraMuon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1633,6 +1701,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1656,6 +1725,7 @@ class DAdaptAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1678,6 +1748,7 @@ class DAdaptAdan(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1697,6 +1768,7 @@ class DAdaptLion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1717,6 +1789,7 @@ class DAdaptSGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1737,6 +1810,7 @@ class DiffGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1761,6 +1835,7 @@ class Dion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1788,6 +1863,7 @@ class Dion2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1808,6 +1884,7 @@ class DoG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1827,6 +1904,7 @@ class DoWG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1849,6 +1927,7 @@ class FAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1875,6 +1954,7 @@ class Fira(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1891,6 +1971,7 @@ class Fromage(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1912,6 +1993,7 @@ class GPAAdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1937,6 +2019,7 @@ class GaLore(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1956,6 +2039,7 @@ class Grams(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1974,6 +2058,7 @@ class Gravity(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -1995,6 +2080,7 @@ class GrokFastAdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2018,6 +2104,7 @@ class KLShampoo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2037,6 +2124,7 @@ class Kate(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2057,6 +2145,7 @@ class LDoG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2079,6 +2168,7 @@ class LaProp(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2103,6 +2193,7 @@ class Lamb(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2121,6 +2212,7 @@ class Lion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2146,6 +2238,7 @@ class MARSLion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2167,6 +2260,7 @@ class MoMo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2189,6 +2283,7 @@ class MoMoAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2216,6 +2311,7 @@ class Muon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2246,6 +2342,7 @@ class MuonAdamAtan2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2266,6 +2363,7 @@ class MuonH(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2291,6 +2389,7 @@ class Muown(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2312,6 +2411,7 @@ class NAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2329,6 +2429,7 @@ class Nero(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2347,6 +2448,7 @@ class NoisySGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2375,6 +2477,7 @@ class NorMuon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2396,6 +2499,7 @@ class NovoGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2417,6 +2521,7 @@ class OptimisticAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2434,6 +2539,7 @@ class OptimisticGradientDescent(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2456,6 +2562,7 @@ class PAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2486,6 +2593,7 @@ class PSGDKron(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2512,6 +2620,7 @@ class PSGDPro(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2539,6 +2648,7 @@ class PolarAdamAtan2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2565,6 +2675,7 @@ class PolarGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2592,6 +2703,7 @@ class Prodigy(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2613,6 +2725,7 @@ class QHAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2635,6 +2748,7 @@ class RAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2659,6 +2773,7 @@ class RMSprop(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2683,6 +2798,7 @@ class Ranger(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2718,6 +2834,7 @@ class Ranger21(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2735,6 +2852,7 @@ class Rprop(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2754,6 +2872,7 @@ class SGDSaI(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2777,6 +2896,7 @@ class SOAPLaProp(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2804,6 +2924,7 @@ class SOAPMuon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2826,6 +2947,7 @@ class SPlus(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2847,6 +2969,7 @@ class Sadam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2880,6 +3003,7 @@ class ScalableShampoo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2902,6 +3026,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2924,6 +3049,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2945,6 +3071,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2964,6 +3091,7 @@ class Scion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -2986,6 +3114,7 @@ class Shampoo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -3004,6 +3133,7 @@ class SignSGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -3023,6 +3153,7 @@ class Signum(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -3047,6 +3178,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -3068,6 +3200,7 @@ class SophiaH(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None: ...
@@ -3088,6 +3221,7 @@ class StableAdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -3112,6 +3246,7 @@ class StableSPAM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -3130,6 +3265,7 @@ class Tiger(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...
 
@@ -3151,5 +3287,6 @@ class Yogi(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
+        sum_over: Any = None,
         state_device: torch.device | str | None = None,
     ) -> None: ...

@@ -62,7 +62,7 @@ class _Made(Schedule):
     def __repr__(self) -> str:
         shown = []
         for argument in self._factory.arguments.all:
-            value = self._arguments[argument.name]
+            value = self._arguments.get(argument.name, argument.default)  # older pickles have fewer
             if argument.required:
                 shown.append(describe(value))
             elif isinstance(value, Tensor) or value != argument.default:

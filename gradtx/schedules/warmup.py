@@ -335,15 +335,20 @@ _COOLDOWNS = ("1-sqrt", "linear", "1-square", "cosine")
     num_decay_steps="[0, inf)",
     min_lr_ratio="[0, 1]",
     num_cycles="[0, inf)",
+    total_steps="[0, inf)",
+    min_lr="[0, inf)",
 )
 def wsd_schedule(
     lr: Scalar,
     num_warmup_steps: int,
-    num_stable_steps: int,
-    num_decay_steps: int,
+    num_stable_steps: int | None = None,
+    num_decay_steps: int | None = None,
     min_lr_ratio: Scalar = 0.0,
     num_cycles: Scalar = 0.5,
     cooldown_type: str = "1-sqrt",
+    *,
+    total_steps: int | None = None,
+    min_lr: Scalar | None = None,
 ):
     r"""Warm-up, stable phase, decay: rise linearly, stay, and cool down.
 
@@ -359,12 +364,18 @@ def wsd_schedule(
         min_lr_ratio: $r$ in [0, 1].
         num_cycles: $k \ge 0$, read with "cosine" only.
         cooldown_type: The form of the cool-down.
+        total_steps: The sum of the three numbers of steps, in place of one of the last two.
+        min_lr: $\eta r$, >= 0, in place of `min_lr_ratio`.
 
     Raises:
+        TypeError: numbers of steps that are missing or given twice, `min_lr` beside `min_lr_ratio`.
         ValueError: an unknown form, numbers out of range.
 
     Example:
         >>> s = gradtx.wsd_schedule(1.0, 2, 1, 4, min_lr_ratio=0.2)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.0, 0.5, 1.0, 1.0, 0.6, 0.434, 0.307, 0.2]
+        >>> s = gradtx.wsd_schedule(lr=1.0, total_steps=7, warmup_steps=2, num_decay_steps=4, min_lr=0.2)
         >>> [round(s(i), 3) for i in range(8)]
         [0.0, 0.5, 1.0, 1.0, 0.6, 0.434, 0.307, 0.2]
 
@@ -374,7 +385,13 @@ def wsd_schedule(
     if cooldown_type not in _COOLDOWNS:
         known = ", ".join(map(repr, _COOLDOWNS))
         raise ValueError(f"wsd_schedule: cooldown_type must be one of {known}, got {cooldown_type!r}")
-    flat = num_warmup_steps + num_stable_steps
+    stable, decaying = _stable_and_decaying(num_warmup_steps, num_stable_steps, num_decay_steps, total_steps)
+    flat = num_warmup_steps + stable
+    floor = lr * min_lr_ratio
+    if min_lr is not None:
+        if min_lr_ratio != 0.0:
+            raise TypeError("wsd_schedule: got both min_lr and min_lr_ratio, which say the same; pass one")
+        floor = min_lr
 
     def shape(x: Tensor) -> Tensor:
         if cooldown_type == "cosine":
@@ -383,11 +400,29 @@ def wsd_schedule(
 
     def value(step: Tensor) -> Tensor:
         rising = (step / num_warmup_steps).clamp(max=1) if num_warmup_steps else torch.ones_like(step)
-        share = ((step - flat) / max(num_decay_steps, 1)).clamp(0, 1)
-        falling = min_lr_ratio + (1 - min_lr_ratio) * torch.where(step < flat + num_decay_steps, shape(share), 0.0)
-        return lr * torch.where(step < flat, rising, falling)
+        share = ((step - flat) / max(decaying, 1)).clamp(0, 1)
+        falling = floor + (lr - floor) * torch.where(step < flat + decaying, shape(share), 0.0)
+        return torch.where(step < flat, lr * rising, falling)
 
     return value
+
+
+def _stable_and_decaying(warmup: int, stable: int | None, decaying: int | None, total: int | None) -> tuple[int, int]:
+    """The steps of the last two phases, of which the total may stand for one."""
+    if [stable, decaying, total].count(None) != 1:
+        raise TypeError(
+            "wsd_schedule: pass two of num_stable_steps, num_decay_steps and total_steps, got "
+            f"{stable}, {decaying} and {total}"
+        )
+    if total is not None and stable is None:
+        stable = total - warmup - (decaying or 0)
+    elif total is not None:
+        decaying = total - warmup - (stable or 0)
+    assert stable is not None
+    assert decaying is not None
+    if min(stable, decaying) < 0:
+        raise ValueError(f"wsd_schedule: total_steps={total} is less than the steps of its phases")
+    return stable, decaying
 
 
 @schedule(beta2="[0, 1)")

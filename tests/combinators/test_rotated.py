@@ -343,3 +343,12 @@ def test_coded_second_moments_change_places_with_the_columns():
 
     plain, coded = last_update(None), last_update({"exp_avg_sq": "int8"})
     assert (plain - coded).norm() < 0.02 * plain.norm()
+
+
+@pytest.mark.parametrize("around", [lambda tx: gradtx.low_rank(tx, 1), gradtx.rotated])
+def test_accumulation_inside_of_other_coordinates_is_refused_at_once(around):
+    tx = around(gradtx.accumulate(gradtx.scale_by_adam(), 2))
+    with pytest.raises(TypeError, match=r"accumulate' also takes leaves without a gradient.*put it outside"):
+        gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.ones(3, 3))])
+    with pytest.raises(TypeError, match="put it outside"):
+        tx.init({"w": torch.ones(3, 3)})

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 
 import pytest
@@ -15,6 +16,7 @@ from gradtx._lists.cache import SharedPrograms
 from gradtx.codes import CODES
 from gradtx.optim.engine import compiled as planning
 from gradtx.optim.engine import windows
+from tests.optim.problems import assert_equal
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
@@ -283,3 +285,55 @@ def noise(seed, shape):
 
 def plan_of(optimizer):
     return optimizer._workings.lists.plan.bundles
+
+
+# A name that several links keep, of which some are coded.
+
+
+def of_two_links(first, second):
+    links = []
+    for rate, code in ((0.5, first), (0.9, second)):
+        link = gradtx.ema(rate)
+        links.append(link if code is None else gradtx.with_state_dtype(link, code, min_size=1))
+    return gradtx.chain(*links, gradtx.scale(-0.1))
+
+
+def stepped(tx):
+    param = torch.nn.Parameter(torch.ones(4, 8))
+    optimizer = gradtx.as_optimizer(tx, [param])
+    for t in range(3):
+        param.grad = noise(t, (4, 8))
+        optimizer.step()
+    return optimizer, param
+
+
+@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic"])
+@pytest.mark.parametrize("codes", [(True, False), (False, True), (True, True)])
+def test_checkpoints_are_converted_where_only_some_slots_of_a_name_are_coded(codes, code):
+    coded = [code if is_coded else None for is_coded in codes]
+    for there, here in itertools.product([[None, None], coded], repeat=2):
+        saved, expected = stepped(of_two_links(*there))
+        optimizer, param = stepped(of_two_links(*here))
+        optimizer.load_state_dict(saved.state_dict())
+        state = optimizer.state[param]
+        values = {key: value for key, value in state.items() if value.is_floating_point() and value.shape == (4, 8)}
+        for key, value in values.items():
+            if value.dtype == torch.float32 == saved.state[expected][key].dtype:
+                assert torch.equal(value, saved.state[expected][key])
+        if there == here:
+            assert_equal(state, saved.state[expected])
+        for suffix in ("scale", "error"):
+            for key in state:
+                slot, _, ending = key.rpartition(".")
+                assert ending != suffix or slot in state
+
+
+def test_keys_of_former_versions_beside_a_later_coded_slot_load():
+    tx = of_two_links(None, "int8")
+    optimizer, param = stepped(tx)
+    saved = copy.deepcopy(optimizer.state_dict())
+    entry = saved["state"][0]
+    entry["exp_avg.scale"] = entry.pop("ema_1.exp_avg.scale")
+    other, again = stepped(tx)
+    other.load_state_dict(saved)
+    assert_equal(other.state[again], optimizer.state[param])

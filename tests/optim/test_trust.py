@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 import gradtx
 from gradtx import chain
+from tests.optim.problems import assert_equal
 
 
 def stepped(tx, params, gradients):
@@ -851,3 +852,40 @@ def test_loaded_numbers_that_must_agree_across_groups_are_refused_before_anythin
     with pytest.raises(ValueError, match="every must agree across groups, got 2 and 3"):
         optimizer.load_state_dict(saved)
     assert optimizer.param_groups[1]["every"] == 2
+
+
+@pytest.mark.parametrize(
+    "tx", [gradtx.adamw(lr=0.1), gradtx.muon(lr=0.1, fallback=gradtx.adamw()), gradtx.lamb(lr=0.1)]
+)
+def test_a_parameter_of_another_shape_is_named_before_anything_changes(tx):
+    params = {name: torch.nn.Parameter(torch.ones(4, 3)) for name in ("first", "grown", "last")}
+    optimizer = gradtx.as_optimizer(tx, list(params.items()))
+
+    def step():
+        for param in params.values():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+
+    step()
+    params["grown"].grad = None
+    params["grown"].data = torch.ones(5, 3)
+    before = {name: param.detach().clone() for name, param in params.items()}
+    states = copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(ValueError, match=r"'grown' has shape \(5, 3\), but its state was made for \(4, 3\)"):
+        step()
+    assert all(torch.equal(param, before[name]) for name, param in params.items())
+    assert_equal(optimizer.state_dict()["state"], states)
+    optimizer.state.pop(params["grown"])  # as the error says
+    step()
+    assert not torch.equal(params["grown"], before["grown"])
+
+
+def test_a_parameter_without_slots_may_get_another_shape():
+    param = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = gradtx.optim.SGD([param], lr=0.5)
+    for rows in (4, 5):
+        param.grad = None
+        param.data = torch.ones(rows, 3)
+        param.grad = torch.ones(rows, 3)
+        optimizer.step()
+        assert torch.equal(param, torch.full((rows, 3), 0.5))

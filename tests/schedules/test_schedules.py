@@ -522,6 +522,31 @@ def test_schedules_take_one_vocabulary(common, own):
     assert [common()(step) for step in range(12)] == [own()(step) for step in range(12)]
 
 
+@pytest.mark.parametrize("form", ["1-sqrt", "linear", "1-square", "cosine"])
+@pytest.mark.parametrize("rest", [{"num_decay_steps": 4}, {"num_stable_steps": 3}])
+def test_wsd_takes_the_total_and_the_least_rate_of_the_vocabulary(rest, form):
+    s = gradtx.wsd_schedule(lr=0.5, total_steps=9, warmup_steps=2, min_lr=0.1, cooldown_type=form, **rest)
+    expected = gradtx.wsd_schedule(0.5, 2, 3, 4, 0.2, cooldown_type=form)
+    assert [s(step) for step in range(12)] == pytest.approx([expected(step) for step in range(12)])
+    assert s(11) == 0.1
+    again = eval(repr(s), vars(gradtx))
+    assert [s(step) for step in range(12)] == [again(step) for step in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({}, TypeError, "pass two of num_stable_steps, num_decay_steps and total_steps"),
+        ({"num_stable_steps": 1, "num_decay_steps": 1, "total_steps": 4}, TypeError, "pass two of"),
+        ({"num_stable_steps": 4, "total_steps": 4}, ValueError, "total_steps=4 is less than the steps of its phases"),
+        ({"num_stable_steps": 1, "total_steps": 4, "min_lr": 0.1, "min_lr_ratio": 0.1}, TypeError, "got both min_lr"),
+    ],
+)
+def test_wsd_names_the_phases_that_do_not_add_up(options, error, text):
+    with pytest.raises(error, match=text):
+        gradtx.wsd_schedule(0.5, 2, **options)
+
+
 def test_a_number_under_both_of_its_words_is_an_error():
     with pytest.raises(TypeError, match="cosine_schedule: got two values for 'T_max'"):
         gradtx.cosine_schedule(0.5, T_max=3, total_steps=4)
