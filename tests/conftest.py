@@ -5,13 +5,14 @@ import torch
 
 from gradtx._lists import cache
 from gradtx.optim.engine import compiled
+from tests.thinning import is_nightly
 from tests.tiers import is_slow, is_slow_path
 
 cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
 
 
 def pytest_ignore_collect(collection_path, config):
-    if config.getoption("markexpr") == "not slow" and is_slow_path(collection_path):
+    if "not slow" in config.getoption("markexpr") and is_slow_path(collection_path):
         return True
     return None
 
@@ -20,6 +21,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
+        if is_nightly(item):
+            item.add_marker(pytest.mark.nightly)
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ from tests.conformance import (
     tensors,
     train,
 )
+from tests.thinning import thinned
 
 PLAIN, COSTLY, ALL = plain_cases(), costly_cases(), all_cases()
 PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
@@ -194,7 +195,8 @@ def training_step(tx):
     return advance
 
 
-# Aliases are chains of these.
+# Every rule stands in a pack, and aliases are chains of these.
+@thinned(3, always=lambda pack: len(pack) > 1)
 @each_pack([*packs_of_rules(), *ALONE, *((case,) for case in chosen_aliases()[::6])])
 def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(pack):
     torch._dynamo.reset()
@@ -233,6 +235,7 @@ def step_of_members(pack):
     return advance, stacked(members)
 
 
+@thinned(4)
 @each_pack([*packs_of_rules()[::8], *ALONE[::2]])
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(pack):
     torch._dynamo.reset()

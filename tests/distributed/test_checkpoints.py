@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import gradtx
 from tests.distributed.problems import CHAINS, STEPS, Model, assert_close, engine, sharded, states, train, weights
+from tests.thinning import thinned
 
 BEFORE = 3
 KINDS = [
@@ -84,6 +85,7 @@ IN_PROGRAMS = ["sgd", "accumulate", "partition", "lookahead"]
 CASES = [(*case, "eager") for case in CASES] + [(name, False, BEFORE, "traced") for name in IN_PROGRAMS]
 
 
+@thinned(2)
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize(("name", "flat", "steps", "kind"), CASES)
 def test_a_run_continues_in_another_world(name, flat, steps, source, target, kind, one, two, tmp_path):

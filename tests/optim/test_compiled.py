@@ -20,6 +20,7 @@ from gradtx.optim.engine import trace
 from gradtx.optim.engine.background import BackgroundEngine
 from gradtx.optim.engine.compiled import CompiledEngine
 from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
+from tests.thinning import thinned
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 # A sixth is really compiled, which takes seconds each; `test_every_transformation_...` traces all of them.
@@ -89,6 +90,7 @@ def assert_equal(eager, compiled, tolerance):
             torch.testing.assert_close(other[key], state[key], rtol=10 * tolerance, atol=10 * tolerance)
 
 
+@thinned(3)
 @each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
     eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})

@@ -1,0 +1,48 @@
+"""Thin out tests whose cases multiply: `make test` runs part of a product, `make test-all` and the nightly CI all.
+
+A case of a thinned test runs by default if the sum of its positions along the axes is a multiple of `every`. Along two
+axes, each value of the longer one thus meets a part of the other, and each value of the other a part of the longer one;
+along three, every pair of values meets if the third axis has at least `every` values. The name of the test shifts the
+sum, so that tests with the same cases keep different ones.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def thinned(every: int, always: Callable[..., bool] | None = None) -> pytest.MarkDecorator:
+    """Leave all but one in `every` cases of a parametrized test to the night.
+
+    Args:
+        every: How many cases there are for one that runs by default.
+        always: A function of the test's parameters, by name, that says which cases run by default in any event.
+    """
+    return pytest.mark.thinned(every=every, always=always)
+
+
+def is_nightly(item: pytest.Item) -> bool:
+    """Whether a case of a thinned test is left to the night."""
+    mark = item.get_closest_marker("thinned")
+    if mark is None:
+        return False
+    every, always = mark.kwargs["every"], mark.kwargs["always"]
+    parameters: dict[str, Any] = item.callspec.params  # type: ignore[attr-defined]
+    if always is not None and always(**parameters):
+        return False
+    positions = _positions(item)
+    return (sum(positions) + zlib.crc32(item.originalname.encode())) % every != 0  # type: ignore[attr-defined]
+
+
+def _positions(item: pytest.Item) -> list[int]:
+    """The position of a case along each axis; arguments of one `parametrize` are one axis."""
+    positions = dict(item.callspec.indices)  # type: ignore[attr-defined]
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else list(mark.args[0])
+        for name in names[1:]:
+            positions.pop(name.strip(), None)
+    return list(positions.values())
