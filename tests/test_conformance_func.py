@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_map
 
 import gradtx
 from tests.conformance import (
+    aliases_thinned,
     all_cases,
     assert_close,
     assert_own_memory,
@@ -89,6 +90,7 @@ def run_of(case, places, member, steps):
     return run
 
 
+@aliases_thinned
 @each_set(COSTLY)
 def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop(case, places):
     def advance(numbers, params, state):
@@ -106,6 +108,7 @@ def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop
         assert_close(member(later, i), run[i + 1], rtol=1e-11, atol=1e-12)
 
 
+@aliases_thinned
 @each_set([case for case in ALL if case.factory.spec.kind == "alias"])
 def test_the_first_step_of_an_alias_under_vmap_equals_a_loop(case, places):
     members = members_of(case, places, 2)
@@ -125,6 +128,7 @@ def _without_bases(state):
 # Derivatives.
 
 
+@aliases_thinned
 @torchs_own_deprecation
 @each_set(COSTLY)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
@@ -151,6 +155,7 @@ def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights
         assert not wrong.any(), [(names[i], slopes[i], quotients[i]) for i in wrong.nonzero().flatten()]
 
 
+@aliases_thinned
 @each_set([case for case in COSTLY if not case.label])
 def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(case, places):
     def result(numbers, params):
