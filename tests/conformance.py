@@ -369,8 +369,13 @@ def is_of_a_link(case: Case, **_: Any) -> bool:
     return case.factory.spec.kind != "alias"
 
 
-# An alias is a chain of links that are cases themselves.
-aliases_thinned = thinned(5, always=is_of_a_link)
+def is_plain_link(case: Case, **_: Any) -> bool:
+    """Whether a case is a rule or a combinator as its decorator says to call it."""
+    return is_of_a_link(case) and not case.label
+
+
+aliases_thinned = thinned(5, always=is_of_a_link)  # an alias is a chain of links that are cases themselves
+plain_links_first = thinned(4, always=is_plain_link)  # for tests that take longer
 
 
 Pack = tuple[Case, ...]  # cases that stand in one chain

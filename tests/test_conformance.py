@@ -28,6 +28,7 @@ from tests.conformance import (
     lean_cases,
     noise,
     plain_cases,
+    plain_links_first,
     snapshot,
     step,
     tensors,
@@ -75,7 +76,7 @@ def in_wide(params):
     return wide
 
 
-@aliases_thinned
+@plain_links_first
 @each("dtype", [torch.float64, torch.float16])
 @each_case(ALL)
 def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
@@ -183,7 +184,7 @@ KINDS = (
 )
 
 
-@aliases_thinned
+@plain_links_first
 @each_set(COSTLY)
 def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case, places):
     params, grads = case.noise(1), case.noise(2)
@@ -210,7 +211,7 @@ def _objective(params):
     return sum((WEIGHTS[name] * p).sum() for name, p in params.items())
 
 
-@aliases_thinned
+@plain_links_first
 @each("what", ["zero_gradient", "both"])  # zero parameters alone found nothing more when every safe root was plain
 @each_case(LEAN)
 def test_derivatives_at_zero_are_finite(case, what):
@@ -234,7 +235,7 @@ def test_derivatives_at_zero_are_finite(case, what):
         assert slope is None or slope.isfinite().all()
 
 
-@aliases_thinned
+@plain_links_first
 @each("dtype", [torch.float32, torch.float16])
 @each_case(COSTLY)
 def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):

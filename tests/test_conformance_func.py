@@ -24,6 +24,7 @@ from tests.conformance import (
     noise,
     packs_of_rules,
     plain_cases,
+    plain_links_first,
     step,
     tensors,
     train,
@@ -90,7 +91,7 @@ def run_of(case, places, member, steps):
     return run
 
 
-@aliases_thinned
+@plain_links_first
 @each_set(COSTLY)
 def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop(case, places):
     def advance(numbers, params, state):
@@ -128,7 +129,7 @@ def _without_bases(state):
 # Derivatives.
 
 
-@aliases_thinned
+@plain_links_first
 @torchs_own_deprecation
 @each_set(COSTLY)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
@@ -155,7 +156,7 @@ def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights
         assert not wrong.any(), [(names[i], slopes[i], quotients[i]) for i in wrong.nonzero().flatten()]
 
 
-@aliases_thinned
+@thinned(3)
 @each_set([case for case in COSTLY if not case.label])
 def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(case, places):
     def result(numbers, params):
@@ -171,6 +172,7 @@ def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(ca
             assert_close(member(found, i), slopes(*at), rtol=1e-9, atol=1e-11)
 
 
+@thinned(3)
 @torchs_own_deprecation
 @each_case(PIECES)
 def test_forward_derivatives_are_the_same_under_no_grad(case):

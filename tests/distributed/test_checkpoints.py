@@ -113,6 +113,7 @@ def whole_state_continues(name, kind):
     assert_close(weights(model), weights(plain))
 
 
+@thinned(2)
 @pytest.mark.parametrize(("name", "kind"), [(n, "eager") for n in KINDS] + [(n, "traced") for n in IN_PROGRAMS])
 def test_a_state_gathered_on_the_first_process_continues(name, kind, two):
     two.run(whole_state_continues, name, kind)
@@ -135,6 +136,7 @@ def torchs_run_continues(folder, flat, kind):
     assert_close(weights(model), weights(plain))
 
 
+@thinned(2)
 @pytest.mark.parametrize("kind", ["eager", "compiled"])
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
 def test_a_sharded_run_of_torchs_adamw_continues(flat, kind, two, tmp_path):
