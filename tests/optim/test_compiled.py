@@ -111,6 +111,7 @@ def test_every_alias_compiled_equals_eager(case, monkeypatch):
     assert_equal(eager, compiled, 1e-12)
 
 
+@thinned(2)
 @pytest.mark.parametrize("make", [gradtx.adamw, gradtx.adamp, gradtx.lamb, gradtx.adam_atan2, gradtx.adasmooth])
 def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     eager, compiled = optimizers(make, torch.float32, {"matrix": (3, 4), "vector": (5,), "other": (7,)})
@@ -120,6 +121,7 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     assert_equal(eager, compiled, 1e-6)
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
     monkeypatch.setattr(engine, "WIDTH", 2)
