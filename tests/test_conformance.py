@@ -211,6 +211,11 @@ def _objective(params):
     return sum((WEIGHTS[name] * p).sum() for name, p in params.items())
 
 
+def _is_zero(case, place):
+    value = case.make().hyperparams[place.name]
+    return (value if place.index is None else value[place.index]) == 0.0
+
+
 @plain_links_first
 @each("what", ["zero_gradient", "both"])  # zero parameters alone found nothing more when every safe root was plain
 @each_case(LEAN)
@@ -219,7 +224,7 @@ def test_derivatives_at_zero_are_finite(case, what):
     grads = {name: torch.zeros_like(g) for name, g in grads.items()}
     if what == "both":
         params = {name: torch.zeros_like(p) for name, p in params.items()}
-    places = next(iter(case.float_sets()), [])
+    places = [place for place in next(iter(case.float_sets()), []) if not (_is_zero(case, place) and not case.label)]
     floats = {place: torch.tensor(place.value, dtype=torch.float64).requires_grad_() for place in places}
     inputs = [*floats.values(), *params.values(), *grads.values()]
     for tensor in inputs:

@@ -110,6 +110,7 @@ def test_a_step_leaves_no_tensor_to_the_garbage_collector(name):
             counts.append(sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects()))
     finally:
         gc.enable()
+        gc.unfreeze()
     assert counts[2] <= counts[0]
 
 
