@@ -8,14 +8,14 @@ import pytest
 from tests.thinning import is_nightly, thinned
 
 
-def item(decorators, positions, name="test_of_something"):
+def item(decorators, parameters, name="test_of_something"):
     """As pytest makes it of a decorated test, for one case."""
     marks = {"thinned": [], "parametrize": []}
     for decorator in decorators:
         marks[decorator.mark.name].append(decorator.mark)
     return SimpleNamespace(
         originalname=name,
-        callspec=SimpleNamespace(params=positions, indices=positions),
+        callspec=SimpleNamespace(params=parameters),
         get_closest_marker=lambda of: next(iter(marks[of]), None),
         iter_markers=lambda of: iter(marks[of]),
     )
@@ -23,9 +23,10 @@ def item(decorators, positions, name="test_of_something"):
 
 def kept(decorators, **sizes):
     """The positions of the cases that run by default."""
+    axes = [pytest.mark.parametrize(name, range(size)) for name, size in sizes.items()]
     cases = []
     for positions in itertools.product(*map(range, sizes.values())):
-        if not is_nightly(item(decorators, dict(zip(sizes, positions, strict=True)))):
+        if not is_nightly(item([*decorators, *axes], dict(zip(sizes, positions, strict=True)))):
             cases.append(positions)
     return cases
 
@@ -55,12 +56,26 @@ def test_some_cases_run_in_any_event():
 
 def test_tests_of_the_same_cases_keep_different_ones():
     names = [f"test_{letter}" for letter in "abcdefgh"]
-    runs = [not is_nightly(item([thinned(4)], {"rule": 0}, name)) for name in names]
+    axis = pytest.mark.parametrize("rule", [0])
+    runs = [not is_nightly(item([thinned(4), axis], {"rule": 0}, name)) for name in names]
     assert any(runs)
     assert not all(runs)
 
 
 def test_arguments_of_one_parametrization_are_one_axis():
-    decorators = [thinned(2), pytest.mark.parametrize(("case", "places"), [])]
-    runs = [not is_nightly(item(decorators, {"case": i, "places": i})) for i in range(4)]
+    axis = pytest.mark.parametrize(("case", "places"), [(i, i) for i in range(4)])
+    runs = [not is_nightly(item([thinned(2), axis], {"case": i, "places": i})) for i in range(4)]
     assert sum(runs) == 2
+
+
+def test_a_fixture_is_an_axis_too():
+    axis = pytest.mark.parametrize("rule", ["one", "two"])
+    engines = ["plain", "traced"]
+    cases = []
+    for rule, engine in itertools.product(("one", "two"), engines):
+        case = item([thinned(2), axis], {"rule": rule, "engine": engine})
+        case._fixtureinfo = SimpleNamespace(name2fixturedefs={"engine": [SimpleNamespace(params=engines)]})
+        if not is_nightly(case):
+            cases.append((rule, engine))
+    assert sorted(rule for rule, _ in cases) == ["one", "two"]
+    assert sorted(engine for _, engine in cases) == engines

@@ -9,7 +9,7 @@ sum, so that tests with the same cases keep different ones.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -38,11 +38,33 @@ def is_nightly(item: pytest.Item) -> bool:
     return (sum(positions) + zlib.crc32(item.originalname.encode())) % every != 0  # type: ignore[attr-defined]
 
 
-def _positions(item: pytest.Item) -> list[int]:
-    """The position of a case along each axis; arguments of one `parametrize` are one axis."""
-    positions = dict(item.callspec.indices)  # type: ignore[attr-defined]
+def _positions(item: Any) -> list[int]:
+    """The position of a case along each axis; arguments of one `parametrize` are one axis.
+
+    `callspec.indices` has the number of the case in its place.
+    """
+    parameters = dict(item.callspec.params)
+    positions = []
     for mark in item.iter_markers("parametrize"):
-        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else list(mark.args[0])
-        for name in names[1:]:
-            positions.pop(name.strip(), None)
-    return list(positions.values())
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+        first = parameters[names[0].strip()]
+        for name in names:
+            del parameters[name.strip()]
+        positions.append(_position(first, (_first_of(values, len(names)) for values in mark.args[1])))
+    for name, value in parameters.items():  # of a fixture
+        positions.append(_position(value, item._fixtureinfo.name2fixturedefs[name][-1].params))
+    return positions
+
+
+def _position(value: Any, values: Iterable[Any]) -> int:
+    for i, other in enumerate(values):
+        if value is other or (isinstance(value, int) and value == other):
+            return i
+    raise ValueError(f"{value!r} is not among the parameters of its axis, which must be a list")
+
+
+def _first_of(values: Any, count: int) -> Any:
+    """The first argument of a set of parameters."""
+    if hasattr(values, "marks"):  # pytest.param
+        return values.values[0]
+    return values if count == 1 else values[0]
