@@ -92,7 +92,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
-@aliases_thinned
+@plain_links_first
 @each_case([case for case in LEAN if "grad_fn" not in case.make().needs and not case.make()._rounds])
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
@@ -108,7 +108,7 @@ def test_a_bf16_update_is_the_float32_one(case):
         assert torch.equal(slot, tensors(wide_state)[path].to(slot.dtype)), path
 
 
-@aliases_thinned
+@plain_links_first
 @each_case([case for case in ALL if not case.make()._rounds])
 def test_state_dtype_decides_what_slots_are_kept_in(case):
     params = case.noise(1, dtype=torch.bfloat16)
@@ -149,7 +149,7 @@ def test_no_memory_is_shared_between_inputs_and_outputs(case):
         state = new
 
 
-@aliases_thinned
+@plain_links_first
 @each_case(LEAN)
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params, tx = case.noise(1), case.make()
@@ -259,7 +259,7 @@ def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
 # States as files, transformations as text.
 
 
-@aliases_thinned
+@plain_links_first
 @each_case(LEAN)
 def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     params, grads, tx = case.noise(1), case.noise(2), case.make()
@@ -297,7 +297,7 @@ def _text_says_all(value) -> bool:
     return isinstance(value, gradtx.GradientTransformation) or not callable(value)
 
 
-@aliases_thinned
+@plain_links_first
 @each_case([case for case in LEAN if all(map(_text_says_all, case.arguments.values()))])
 def test_the_repr_evaluates_to_the_same_transformation(case):
     tx = case.make()
@@ -351,7 +351,7 @@ def test_an_elementwise_rule_does_not_care_how_entries_are_cut_into_leaves(case)
         torch.testing.assert_close(joined(pieces), updates["w"], rtol=1e-12, atol=1e-14)
 
 
-@aliases_thinned
+@plain_links_first
 @each_case(ALL)
 def test_params_are_read_only_where_needs_says_so(case):
     tx, params, grads = case.make(), case.noise(1), case.noise(2)
@@ -380,7 +380,7 @@ def test_leaves_are_matched_by_name_in_any_order(case):
     assert list(again) == names
 
 
-@aliases_thinned
+@plain_links_first
 @each_case(LEAN)
 def test_a_step_along_the_field_depends_on_nothing_hidden(case):
     params, tx = case.noise(1), case.make()
