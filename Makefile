@@ -4,17 +4,20 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo quick test lint bench gpu docs versions docs-tables clean
+.PHONY: demo quick test test-all lint bench gpu docs versions docs-tables clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
 	@$(RUN) examples/digits.py
 
 test: $(VENV)/test
+	@$(RUN) -m pytest -n 2 --dist worksteal -m "not nightly" $(ARGS)
+
+test-all: $(VENV)/test  # with all cases of tests whose cases multiply; see tests/thinning.py
 	@$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 quick: $(VENV)/test  # no compiler, no processes, no other libraries: about a minute
-	@$(RUN) -m pytest -n 2 --dist worksteal -m "not slow" gradtx tests $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
 
 lint: $(VENV)/test $(VENV)/demo $(VENV)/bench $(VENV)/docs  # types are checked against what all of it imports
 	@$(RUN) -m ruff format --check --quiet . || (echo "formatting differs: run $(RUN) -m ruff format ."; exit 1)

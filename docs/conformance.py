@@ -25,7 +25,8 @@ accepts them.
 
 ## The checks
 
-Each test and its number of cases.
+Each test and its number of cases. `make test` runs a part of them: all rules and combinators, and fewer aliases and
+switches. `make test-all`, which CI runs every night, runs all.
 """
 
 DERIVATIVES = """

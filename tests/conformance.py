@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 import gradtx
+from tests.thinning import thinned
 
 # Trees.
 
@@ -181,6 +182,9 @@ class Float(NamedTuple):
         return self.name if self.index is None else f"{self.name}[{self.index}]"
 
 
+FLOAT_SETS: dict[tuple[Any, str], list[list[Float]]] = {}  # of a factory's cases by name
+
+
 class Case(NamedTuple):
     """A factory and arguments to call it with."""
 
@@ -238,6 +242,12 @@ class Case(NamedTuple):
 
     def float_sets(self) -> list[list[Float]]:
         """All float hyperparameters, first come first served in sets that may be switched on together."""
+        key = self.factory, str(self)
+        if key not in FLOAT_SETS:
+            FLOAT_SETS[key] = self._float_sets()
+        return FLOAT_SETS[key]
+
+    def _float_sets(self) -> list[list[Float]]:
         sets: list[list[Float]] = []
         for place in self.floats():
             for chosen in sets:
@@ -352,6 +362,20 @@ def lean_cases() -> list[Case]:
 def costly_cases() -> list[Case]:
     """All cases of rules and combinators, and the chosen aliases, for tests that take long."""
     return [case for case in all_cases() if case.factory.spec.kind != "alias" or case in chosen_aliases()]
+
+
+def is_of_a_link(case: Case, **_: Any) -> bool:
+    """Whether a case is one of a rule or a combinator."""
+    return case.factory.spec.kind != "alias"
+
+
+def is_plain_link(case: Case, **_: Any) -> bool:
+    """Whether a case is a rule or a combinator as its decorator says to call it."""
+    return is_of_a_link(case) and not case.label
+
+
+aliases_thinned = thinned(5, always=is_of_a_link)  # an alias is a chain of links that are cases themselves
+plain_links_first = thinned(4, always=is_plain_link)  # for tests that take longer
 
 
 Pack = tuple[Case, ...]  # cases that stand in one chain

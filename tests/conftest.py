@@ -1,17 +1,20 @@
 """Fixtures that several folders share."""
 
+import gc
+
 import pytest
 import torch
 
 from gradtx._lists import cache
 from gradtx.optim.engine import compiled
+from tests.thinning import is_nightly
 from tests.tiers import is_slow, is_slow_path
 
 cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
 
 
 def pytest_ignore_collect(collection_path, config):
-    if config.getoption("markexpr") == "not slow" and is_slow_path(collection_path):
+    if "not slow" in config.getoption("markexpr") and is_slow_path(collection_path):
         return True
     return None
 
@@ -20,6 +23,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
+        if is_nightly(item):
+            item.add_marker(pytest.mark.nightly)
+
+
+def pytest_collection_finish():
+    """Python looks for cycles less often: each time it goes through all tests and programs."""
+    gc.set_threshold(50_000, 50, 50)
 
 
 @pytest.fixture(autouse=True)

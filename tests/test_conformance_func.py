@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_map
 
 import gradtx
 from tests.conformance import (
+    aliases_thinned,
     all_cases,
     assert_close,
     assert_own_memory,
@@ -23,10 +24,12 @@ from tests.conformance import (
     noise,
     packs_of_rules,
     plain_cases,
+    plain_links_first,
     step,
     tensors,
     train,
 )
+from tests.thinning import thinned
 
 PLAIN, COSTLY, ALL = plain_cases(), costly_cases(), all_cases()
 PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
@@ -88,6 +91,7 @@ def run_of(case, places, member, steps):
     return run
 
 
+@plain_links_first
 @each_set(COSTLY)
 def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop(case, places):
     def advance(numbers, params, state):
@@ -105,6 +109,7 @@ def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop
         assert_close(member(later, i), run[i + 1], rtol=1e-11, atol=1e-12)
 
 
+@aliases_thinned
 @each_set([case for case in ALL if case.factory.spec.kind == "alias"])
 def test_the_first_step_of_an_alias_under_vmap_equals_a_loop(case, places):
     members = members_of(case, places, 2)
@@ -124,6 +129,7 @@ def _without_bases(state):
 # Derivatives.
 
 
+@plain_links_first
 @torchs_own_deprecation
 @each_set(COSTLY)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
@@ -150,6 +156,7 @@ def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights
         assert not wrong.any(), [(names[i], slopes[i], quotients[i]) for i in wrong.nonzero().flatten()]
 
 
+@thinned(3)
 @each_set([case for case in COSTLY if not case.label])
 def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(case, places):
     def result(numbers, params):
@@ -165,6 +172,7 @@ def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(ca
             assert_close(member(found, i), slopes(*at), rtol=1e-9, atol=1e-11)
 
 
+@thinned(3)
 @torchs_own_deprecation
 @each_case(PIECES)
 def test_forward_derivatives_are_the_same_under_no_grad(case):
@@ -194,7 +202,8 @@ def training_step(tx):
     return advance
 
 
-# Aliases are chains of these.
+# Every rule stands in a pack, and aliases are chains of these.
+@thinned(3, always=lambda pack: len(pack) > 1)
 @each_pack([*packs_of_rules(), *ALONE, *((case,) for case in chosen_aliases()[::6])])
 def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(pack):
     torch._dynamo.reset()
@@ -233,6 +242,7 @@ def step_of_members(pack):
     return advance, stacked(members)
 
 
+@thinned(4)
 @each_pack([*packs_of_rules()[::8], *ALONE[::2]])
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(pack):
     torch._dynamo.reset()

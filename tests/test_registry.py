@@ -14,6 +14,7 @@ import gradtx
 from tests import migration
 from tests.migration import NOTES, PAGE, REQUIRED, SCHEDULER_NOTES, SCHEDULERS, counterpart, page
 from tests.references import rates_left_by
+from tests.thinning import thinned
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALIASES = [
@@ -168,6 +169,7 @@ def test_a_scheduler_by_name_resumes_from_the_last_step_at_the_rate_that_trainin
 # Making optimizers.
 
 
+@thinned(3)
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_optimizer_can_be_made_from_a_model_and_trains(name):
     options = {"num_iterations": 20} if name == "ranger21" else {"ns_dtype": None} if name == "muon" else {}
@@ -710,6 +712,7 @@ def trained_by(make, steps):
     return torch.cat([param.detach().flatten() for param in params.values()])
 
 
+@thinned(3)
 @pytest.mark.filterwarnings("ignore")  # of their optimizers, and names of options that are translated
 @pytest.mark.parametrize(
     "name",

@@ -15,6 +15,7 @@ from tests.conformance import (
     untouched,
 )
 from tests.rules import FLAT, HALVE, WRAPPINGS, made, normal, ones, run
+from tests.thinning import thinned
 
 # The layout of a state.
 
@@ -195,6 +196,7 @@ TRACED = [
 ]
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", TRACED)
 def test_outputs_of_a_compiled_update_share_no_memory_either(name):
     torch._dynamo.reset()

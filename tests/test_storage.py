@@ -10,6 +10,7 @@ import gradtx
 from gradtx import Codec, chain, with_state_dtype
 from gradtx.codes import CODES
 from tests.conformance import assert_same
+from tests.thinning import thinned
 
 NAMES = list(CODES)
 
@@ -236,6 +237,7 @@ def test_a_derivative_through_a_code_is_refused_with_slot_and_remedy(name, trans
         calls[transform]()
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_compiles_as_one_graph(name):
     tx = gradtx.adam(lr=0.1, state_dtype=name)
@@ -252,6 +254,7 @@ def test_a_step_compiles_as_one_graph(name):
     torch.testing.assert_close(actual[0], expected[0])
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "wrap",

@@ -7,6 +7,7 @@ import torch
 
 import gradtx
 from tests.conformance import field
+from tests.thinning import thinned
 
 # Batched kernels may add in another order.
 SAME = {"rtol": 1e-12, "atol": 1e-12}
@@ -92,6 +93,7 @@ def start(cut, seed):
     return {"w": normal(*cut.shape, seed=seed), "b": normal(3, seed=seed + 1)}
 
 
+@thinned(4)
 @pytest.mark.parametrize("tx", INNER.values(), ids=INNER)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_it_equals_separate_parameters(cut, tx):
@@ -105,6 +107,7 @@ def test_it_equals_separate_parameters(cut, tx):
         torch.testing.assert_close(evaluated, cut.whole(tx.eval_params(others, separate[-1])), **SAME)
 
 
+@thinned(2)
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize(
     "cut", [CUTS["heads"], CUTS["sizes with heads"], CUTS["batch"]], ids=["heads", "sizes", "batch"]

@@ -11,6 +11,7 @@ from gradtx import chain, compensate_rounding, round_stochastically
 from gradtx._lists.bundle import CHUNK
 from gradtx.codes import CODES
 from tests.conformance import assert_same
+from tests.thinning import thinned
 
 LINKS = {
     "stochastic": round_stochastically(seed=5),
@@ -134,6 +135,7 @@ def test_wide_leaves_pass_unchanged_without_slots(name, dtype):
     assert set(state) == {"step", "scale_by_adam"}
 
 
+@thinned(2)
 @pytest.mark.parametrize("engine", [False, "traced"])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", LINKS)

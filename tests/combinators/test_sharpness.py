@@ -8,6 +8,7 @@ import torch
 
 import gradtx
 from tests.references import STEPS, TOLERANCE, arguments, distance, gradients, named, problem
+from tests.thinning import thinned
 
 RISING = gradtx.linear_schedule(0.4, start_factor=0.2, total_iters=20)
 BASES = {
@@ -150,6 +151,7 @@ OPTIONS = [
 ]
 
 
+@thinned(2)
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(make, rule, options, base):

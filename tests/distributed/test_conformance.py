@@ -13,6 +13,7 @@ import gradtx
 from gradtx.optim.engine import compiled
 from tests.conformance import all_cases, chosen_aliases, noise
 from tests.distributed.problems import assert_close, bundled, engine, whole
+from tests.thinning import thinned
 
 # All switches of rules, once what is made of them, and some aliases, which are chains of these. Not where rounding
 # decides a basis: sums here have another order.
@@ -75,11 +76,20 @@ def undivided(tensor):
     return tensor.clone()
 
 
+def is_coupled_or_wraps(case):
+    """Combinators, and rules that say themselves how they are divided. Other tests cut entries of elementwise rules."""
+    spec = CASES[case].factory.spec
+    if CASES[case].label or spec.kind == "alias":
+        return False
+    return spec.kind == "combinator" or spec.elementwise is not True
+
+
 def divided_equals_whole(case):
     tx, names = CASES[case].make(), tuple(CASES[case].noise(1, SHAPES))
     assert_close(run(tx, divided, names=names)[0], run(tx, undivided, names=names)[0])
 
 
+@thinned(4, always=is_coupled_or_wraps)
 @pytest.mark.parametrize("case", CASES)
 def test_divided_tensors_take_the_steps_of_whole_ones(case, two):
     two.run(divided_equals_whole, case)

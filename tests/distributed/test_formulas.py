@@ -11,6 +11,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradtx
 from tests.distributed.traffic import Traffic
+from tests.thinning import thinned
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "many-ranks.md"
 # A transformer of width 256, as on the page.
@@ -49,6 +50,7 @@ def messages_and_bytes(name):
     return traffic.messages, traffic.bytes
 
 
+@thinned(2)
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", CHAINS)
 def test_ranks_send_what_the_formulas_say(name, ranks, two, four):

@@ -19,6 +19,7 @@ from tests.distributed.problems import (
     train,
     weights,
 )
+from tests.thinning import thinned
 
 each_engine = pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 
@@ -54,6 +55,7 @@ def sharded_equals_whole(name, compile):
     assert any(moved)
 
 
+@thinned(2)
 @each_engine
 @pytest.mark.parametrize("name", [*CHAINS, *WITH_CLOSURES])
 def test_a_sharded_run_equals_that_of_one_process(name, compile, two):

@@ -9,6 +9,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import gradtx
 from tests.distributed.problems import assert_close, whole
 from tests.distributed.traffic import Traffic
+from tests.thinning import thinned
 
 # The messages of a step, whatever the number of leaves.
 MESSAGES = {
@@ -47,6 +48,7 @@ def divided_equals_whole(name, layers):
     return traffic.count
 
 
+@thinned(2)
 @pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize("name", MESSAGES)
 def test_the_number_of_messages_does_not_depend_on_the_number_of_leaves(name, layers, two):

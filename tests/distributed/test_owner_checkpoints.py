@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import gradtx
 from tests.distributed.problems import Model, sharded, train, whole
+from tests.thinning import thinned
 
 BEFORE, STEPS = 3, 6
 CHAINS = {
@@ -59,6 +60,7 @@ def load(folder, name):
     return loaded, slots(optimizer)
 
 
+@thinned(2)
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2), (2, 2), (2, 4)])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_run_continues_in_another_world(name, source, target, one, two, four, tmp_path):

@@ -14,6 +14,7 @@ from gradtx._sharding import cuts_rows
 from gradtx.codes import CODES
 from gradtx.optim._workings import Workings
 from tests.distributed.problems import engine
+from tests.thinning import thinned
 
 SHAPES = {"matrix": (67, 128), "vector": (8192,), "cut": (4100,), "odd": (70, 101), "small": (5, 3)}
 
@@ -83,6 +84,7 @@ def run(code, kind, dims):
     return full(optimizer), same, rows, [m.name for m in plans.rest] if plans else []
 
 
+@thinned(2)
 @pytest.mark.parametrize("kind", ["eager", "traced"])
 @pytest.mark.parametrize("code", list(CODES))
 def test_a_divided_run_equals_that_of_one_process_and_resumes_bitwise(code, kind, two):

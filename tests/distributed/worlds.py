@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import distributed
 
+PRELOADED = ["torch.distributed.fsdp", "gradtx.optim", "tests.distributed.problems", "tests.conformance"]
 LIMIT = 120.0  # seconds that a function may take; on a busy machine a cold start takes ten
 
 
@@ -54,7 +55,8 @@ class World:
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        context = torch.multiprocessing.get_context("spawn")
+        context = torch.multiprocessing.get_context("forkserver")  # which imports torch once for all processes
+        context.set_forkserver_preload(PRELOADED)
         for rank in range(self.size):
             ours, theirs = context.Pipe()
             store = Path(self._folder.name) / "store"

@@ -3,14 +3,17 @@
 import pytest
 
 from tests.fuzz import chains, states
+from tests.thinning import thinned
 
 
+@thinned(2)
 @pytest.mark.parametrize("first", range(0, 150, 15))
 def test_random_chains_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 15):
         chains.run(seed)
 
 
+@thinned(3)
 @pytest.mark.parametrize("first", range(0, 1500, 100))
 def test_damaged_states_are_refused_by_name_and_change_nothing(first):
     for seed in range(first, first + 100):

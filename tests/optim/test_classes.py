@@ -11,6 +11,7 @@ from gradtx.optim._groups import ENGINE_OPTIONS
 from gradtx.optim.classes import CLASSES
 from tests.conformance import example
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, values
+from tests.thinning import thinned
 
 ALIASES = {cls.__name__: getattr(gradtx, alias) for alias, cls in CLASSES.items()}
 
@@ -50,6 +51,7 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
     assert [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
 
 
+@thinned(3)
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_class_takes_the_steps_of_as_optimizer(name):
     required, results = example(ALIASES[name]), []

@@ -20,6 +20,7 @@ from gradtx.optim.engine import trace
 from gradtx.optim.engine.background import BackgroundEngine
 from gradtx.optim.engine.compiled import CompiledEngine
 from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
+from tests.thinning import thinned
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 # A sixth is really compiled, which takes seconds each; `test_every_transformation_...` traces all of them.
@@ -89,6 +90,7 @@ def assert_equal(eager, compiled, tolerance):
             torch.testing.assert_close(other[key], state[key], rtol=10 * tolerance, atol=10 * tolerance)
 
 
+@thinned(4)
 @each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
     eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})
@@ -98,6 +100,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
     assert_equal(eager, compiled, 1e-12)
 
 
+@thinned(2)
 @each("case", ALIASES)
 def test_every_alias_compiled_equals_eager(case, monkeypatch):
     monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile sooner
@@ -108,6 +111,7 @@ def test_every_alias_compiled_equals_eager(case, monkeypatch):
     assert_equal(eager, compiled, 1e-12)
 
 
+@thinned(2)
 @pytest.mark.parametrize("make", [gradtx.adamw, gradtx.adamp, gradtx.lamb, gradtx.adam_atan2, gradtx.adasmooth])
 def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     eager, compiled = optimizers(make, torch.float32, {"matrix": (3, 4), "vector": (5,), "other": (7,)})
@@ -117,6 +121,7 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     assert_equal(eager, compiled, 1e-6)
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
     monkeypatch.setattr(engine, "WIDTH", 2)

@@ -12,6 +12,7 @@ import torch
 import gradtx
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_equal, descend, parameters, values, whole
+from tests.thinning import thinned
 
 
 def saved_whole(value):
@@ -31,6 +32,7 @@ def trained(tx, steps):
     return params, optimizer
 
 
+@thinned(3)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_copy_goes_on_as_the_original_and_leaves_it_alone(name, way):
@@ -69,6 +71,7 @@ def test_a_copy_before_the_first_step_keeps_state_that_was_touched(way):
     assert_equal(again.state[own["body.bias"]]["exp_avg"], torch.full((3,), 0.5, dtype=torch.float64))
 
 
+@thinned(2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["SGD", "SGDW", "Adam", "AdamW", "AdamP", "AdamAtan2", "ADOPT", "AdoptAtan2"])
 def test_generated_classes_keep_their_class_and_groups(name, way):

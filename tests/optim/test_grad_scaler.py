@@ -27,6 +27,7 @@ from tests.optim.problems import (
     values,
     whole,
 )
+from tests.thinning import thinned
 
 SCALE = 2.0**12  # a power of two: scaling rounds nothing
 BAD = (0, 3, 4, 7)
@@ -97,6 +98,7 @@ def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name
     assert_same(optimizer, expected, 1e-13)
 
 
+@thinned(3)
 @pytest.mark.parametrize("name", CHAINS)
 def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
@@ -106,6 +108,7 @@ def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     assert_same(optimizer, expected, 1e-12)
 
 
+@thinned(3)
 @pytest.mark.parametrize("case", [case for case in plain_cases() if "grad_fn" not in case.make().needs], ids=str)
 def test_every_transformation_skips_infinite_steps(case):
     start = {name: torch.nn.Parameter(value) for name, value in case.noise(3, {"matrix": (3, 4)}).items()}

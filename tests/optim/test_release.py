@@ -17,6 +17,7 @@ from gradtx.optim._run import OptimizerRun
 from gradtx.optim.engine import lists
 from tests.conformance import composed_cases, field, plain_cases
 from tests.optim.chains import CHAINS, add_noise
+from tests.thinning import thinned
 
 STEPS = 5
 
@@ -92,6 +93,7 @@ RELEASABLE = {
 }
 
 
+@thinned(2)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", RELEASABLE)
 def test_numbers_equal_those_of_ordinary_steps_bit_for_bit(name, dtype):
@@ -159,6 +161,7 @@ def sums_over_leaves(tx, values):
 CASES = [*plain_cases(), *composed_cases()]
 
 
+@thinned(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients(case):
     tx = case.make()
@@ -432,6 +435,7 @@ def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
 # Gradients that a whole step consumes.
 
 
+@thinned(2)
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", ["adamw", "muon", "soap", "accumulate"])
 def test_a_step_that_consumes_gradients_equals_one_that_does_not(name, compile, monkeypatch):

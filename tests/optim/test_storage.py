@@ -17,6 +17,7 @@ from gradtx.codes import CODES
 from gradtx.optim.engine import compiled as planning
 from gradtx.optim.engine import windows
 from tests.optim.problems import assert_equal
+from tests.thinning import thinned
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
@@ -53,6 +54,7 @@ def made(name, compile=False, **options):
     return params, gradtx.optim.AdamW(params, lr=1e-2, compile=compile, **chosen, **options)
 
 
+@thinned(2)
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_equals_pure_use(name, compile):
@@ -77,6 +79,7 @@ def test_an_optimizer_equals_pure_use(name, compile):
             assert differ.double().mean() <= 1e-3
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_resuming_is_bitwise(name, compile):
     params, optimizer = made(name, compile)
@@ -151,6 +154,7 @@ def test_the_bytes_of_adamw():
         assert sum(t.nbytes for t in optimizer.state[param].values()) <= most * 2**20
 
 
+@thinned(2)
 @pytest.mark.parametrize("wrap", ["accumulate", "lookahead", "partition", "lamb"])
 def test_chains_of_all_kinds_step_with_codes(wrap, compile):
     params = parameters()
@@ -171,6 +175,7 @@ def test_chains_of_all_kinds_step_with_codes(wrap, compile):
         assert not torch.equal(param, other) or param.numel() < 4096
 
 
+@thinned(2)
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("shape", [(1,), (5, 1), (64, 1), (4, 1, 1), (1, 5), (0, 5), ()], ids=str)
 @pytest.mark.parametrize("code", ["int8", "int4"])
@@ -235,6 +240,7 @@ WINDOWED = {  # by the link before AdamW: sums over leaves are those over window
 }
 
 
+@thinned(2)
 @pytest.mark.parametrize("compile", ["traced"], indirect=True)
 @pytest.mark.parametrize("link", WINDOWED)
 @pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8"])
