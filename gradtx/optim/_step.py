@@ -130,11 +130,18 @@ class Step:
         if member.state and layout is not None and not layout.keys <= member.state.keys():
             lacking = min(layout.keys - member.state.keys())
             raise ValueError(f"{owner}: the state of parameter {member.name!r} lacks {lacking!r}")
-        if member.shape not in (None, member.param.shape) and member.state and layout is not None and layout.slots:
-            shapes = f"{tuple(member.param.shape)}, but its state was made for {tuple(member.shape)}"
+
+    def _check_shapes(self, members: list[Member]) -> None:
+        """Check that slots are for the shapes of parameters. A plan that holds proves it without asking for shapes."""
+        for member in members:
+            shape, layout = member.param.shape, member.layout
+            if layout is None or not layout.slots or not member.state:
+                continue
+            if member.shape is None or member.shape == shape:
+                continue
             raise ValueError(
-                f"{owner}: parameter {member.name!r} has shape {shapes}; start its state again: "
-                "optimizer.state.pop(param)"
+                f"{self._workings.members.owner}: parameter {member.name!r} has shape {tuple(shape)}, but its state "
+                f"was made for {tuple(member.shape)}; start its state again: optimizer.state.pop(param)"
             )
 
     def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
@@ -170,6 +177,7 @@ class Step:
 
     def _outlines(self, members: list[Member]) -> list[Leaf]:
         """The same without values, to plan with: they would be copies in float32 of all weights and gradients."""
+        self._check_shapes(members)
         outlines: list[Leaf] = []
         for member in members:
             leaf = self._leaves.get(id(member))
@@ -244,8 +252,12 @@ class Step:
 
     def _eager_leaves(self, members: list[Member]) -> Iterator[Leaf]:
         """Leaves that step by themselves, each made when the ones in front are through or wait."""
+        self._check_shapes(members)
         if self.trees:
             self.leaves(members)  # checks the extras of all of them
+        return self._each_leaf(members)
+
+    def _each_leaf(self, members: list[Member]) -> Iterator[Leaf]:
         for member in members:
             (leaf,) = self.leaves([member])
             if leaf.program != [FROZEN]:
