@@ -89,6 +89,11 @@ class Step:
         if workings.traits.checks_extras:
             check_extras_of(self._outlines(self.members))
 
+    @property
+    def _owner(self) -> str:
+        """The optimizer's class, for errors."""
+        return self._workings.members.owner
+
     def _new_run(self) -> OptimizerRun:
         run = self._workings.states.run()
         run.rank_sums = self._workings.members.rank_sums
@@ -120,16 +125,15 @@ class Step:
         return values
 
     def _check(self, member: Member) -> None:
-        owner = self._workings.members.owner
         gradient, layout = member.param.grad, member.layout
         if gradient is not None and gradient.is_sparse:
             raise RuntimeError(
-                f"{owner}: parameter {member.name!r} has a sparse gradient, and rules read dense ones; leave "
+                f"{self._owner}: parameter {member.name!r} has a sparse gradient, and rules read dense ones; leave "
                 "sparse=True out of its nn.Embedding, or write param.grad = param.grad.to_dense() before step()"
             )
         if member.state and layout is not None and not layout.keys <= member.state.keys():
             lacking = min(layout.keys - member.state.keys())
-            raise ValueError(f"{owner}: the state of parameter {member.name!r} lacks {lacking!r}")
+            raise ValueError(f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}")
 
     def _check_shapes(self, members: list[Member]) -> None:
         """Check that slots are for the shapes of parameters. A plan that holds proves it without asking for shapes."""
@@ -140,8 +144,8 @@ class Step:
             if member.shape is None or member.shape == shape:
                 continue
             raise ValueError(
-                f"{self._workings.members.owner}: parameter {member.name!r} has shape {tuple(shape)}, but its state "
-                f"was made for {tuple(member.shape)}; start its state again: optimizer.state.pop(param)"
+                f"{self._owner}: parameter {member.name!r} has shape {tuple(shape)}, but its state was "
+                f"made for {tuple(member.shape)}; start its state again: optimizer.state.pop(param)"
             )
 
     def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
