@@ -231,7 +231,7 @@ class Operation:
                     f"{'.'.join(self.path)}: leaf {leaf.name!r} yields the sums {sorted(payload)}, "
                     f"leaf {first.name!r} {sorted(sums)}"
                 )
-        total = {}
+        total: dict[str, Any] = {}
         for key in sums:
             total[key] = total_of([payload[key].to(first.device) for _, payload in waiting])
         return total
@@ -314,7 +314,7 @@ class Block:
 
     def labels(self, leaf: Leaf) -> list[tuple[Any, Any]]:
         """(selector, label) of every partition that the leaf goes through."""
-        pairs = []
+        pairs: list[tuple[Any, Any]] = []
         for operation in self.operations:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)

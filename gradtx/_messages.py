@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return _describe_tensor(value)
     if isinstance(value, tuple):
-        entries = ", ".join(map(describe, value))
-        return f"({entries},)" if len(value) == 1 else f"({entries})"
+        values = cast("tuple[Any, ...]", value)
+        entries = ", ".join(map(describe, values))
+        return f"({entries},)" if len(values) == 1 else f"({entries})"
     if isinstance(value, Mapping):
-        entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
+        entries = [f"{key!r}: {describe(item)}" for key, item in cast("Mapping[Any, Any]", value).items()]
         return "{" + ", ".join(entries) + "}"
     if isinstance(value, torch.nn.Module):  # its own repr has a line for every layer
         return f"{type(value).__name__}(...)"

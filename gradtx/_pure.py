@@ -1,10 +1,12 @@
 """Functional use: trees in, trees out. It is the case of one group, whose state is one nested dict."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ class TreeRun(Run):
         self.device = _device_of(like)
         if state is None:
             self.old_step = torch.zeros((), dtype=torch.int64, device=self.device)
-        elif isinstance(state, dict) and isinstance(state.get("step"), Tensor):
+        elif _is_dict(state) and isinstance(state.get("step"), Tensor):
             self.old_step = _checked_count("step", state["step"])
         else:
             raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
@@ -97,7 +99,10 @@ class TreeRun(Run):
         return self._old.tree(path)
 
     def select(self, accept: Tensor, new: Any, old: Any) -> Any:
-        return _tree.map_tensors(lambda a, b: torch.where(accept, a, b), new, old)
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(accept, new, old)
+
+        return _tree.map_tensors(chosen, new, old)
 
     def whole(self, values: dict[str, Any]) -> Any:
         return self._unflatten({name: values.get(name) for name in self._like})
@@ -109,7 +114,7 @@ class TreeRun(Run):
         moved = {name: value.to(self.params[name].dtype) for name, value in values.items()}
         params = self.unflatten_params({**self.params, **moved})
         gradients = _tree.match(self.grad_fn(params), self.params, "gradients from grad_fn", "params")
-        at = {}
+        at: dict[str, Tensor] = {}
         for name, value in values.items():
             gradient = gradients[name]
             at[name] = torch.zeros_like(value) if gradient is None else gradient.to(value.dtype)
@@ -133,7 +138,11 @@ class TreeRun(Run):
             return self._first_choice(path, leaf, selector)
         if selector.by_name:
             return selector.choose(leaf.name, None)
-        label = selector.recall(path, lambda where: self._old.marks(where, leaf.name))
+
+        def is_marked(where: Path) -> bool:
+            return self._old.marks(where, leaf.name)
+
+        label = selector.recall(path, is_marked)
         if label is None:
             raise lacking(path, leaf.name)
         return label
@@ -180,14 +189,18 @@ class TreeRun(Run):
         def new(path: Path, key: str, old: Any) -> Any:
             if path == () and key == LEAF_STEPS:
                 return {name: _counted(leaves.get(name), count) for name, count in old.items()}
-            if not isinstance(old, dict):
+            if not _is_dict(old):
                 return self.new_shared.get(path, {}).get(key, old)
-            values = {}
+            values: dict[str, Tensor] = {}
             for name, tensor in old.items():
                 values[name] = _new_slot(leaves.get(name), path, key, tensor)
             return values
 
         return {**self._old.rebuilt(new, self.new_trees, self.opaque), "step": self.clock.step}
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def _checked_count(name: str, value: Any) -> Tensor:
@@ -203,7 +216,7 @@ def _checked_count(name: str, value: Any) -> Tensor:
 def _checked_leaf_steps(counts: Any, names: Iterable[str]) -> dict[str, Tensor] | None:
     if counts is None:
         return None
-    if not isinstance(counts, dict):
+    if not _is_dict(counts):
         raise ValueError(f"state has {LEAF_STEPS!r} that are no dict by leaf, got {counts!r}; {OWN_STATE}")
     for name in names:
         if name not in counts:
@@ -223,7 +236,7 @@ def blamed(tx: GradientTransformation, like: Any, state: Any, error: Exception) 
 
 def _difference(expected: Any, state: Any, path: Path) -> str | None:
     """What is different in kind or shape."""
-    if isinstance(expected, dict) and isinstance(state, dict):
+    if _is_dict(expected) and _is_dict(state):
         for key in expected.keys() & state.keys():
             fault = _difference(expected[key], state[key], (*path, key))
             if fault is not None:
@@ -267,7 +280,7 @@ def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict
         raise ValueError(f"init: counts must be 'calls' or 'leaves', got {counts!r}")
     leaves, unflatten = _tree.flatten(params, "params")
     run = TreeRun(tx, leaves, unflatten)
-    cells = []
+    cells: list[Leaf] = []
     for name, tensor in leaves.items():
         if tensor is not None:
             cells.append(Leaf(run, name, None, tensor, {}, run.clock))
@@ -288,7 +301,11 @@ def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict
     # Under vmap a count is the same for all members, and would come out with stride 0: unlike the next one, so that
     # a compiled step would be compiled twice.
     batched = cells[0].given[1].new_ones((), dtype=torch.bool)
-    return _tree.map_tensors(lambda tensor: torch.where(batched, tensor, tensor), state)
+
+    def batch(tensor: Tensor) -> Tensor:
+        return torch.where(batched, tensor, tensor)
+
+    return _tree.map_tensors(batch, state)
 
 
 def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
@@ -349,7 +366,7 @@ def leaves_of(
     """The leaves that have anything to do, with their programs."""
     scalars, trees = split_extras(extras, kinds, grads)
     run.known_extras, run.leaf_extras = kinds, trees
-    leaves = {}
+    leaves: dict[str, Leaf] = {}
     for name, grad in grads.items():
         param = None if params is None else params[name]
         like = None
@@ -431,9 +448,13 @@ def split_extras(
 
 def _tensors(name: str, value: Any) -> dict[str, Tensor]:
     """An extra with names of its own."""
-    if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+    if not _is_mapping(value) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
     return dict(value)
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
 
 
 def moved_along(origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor) -> dict[str, Tensor]:

@@ -4,12 +4,14 @@ A program is recorded of `_pure.update` itself, for a tree with one leaf. It is 
 structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -93,9 +95,17 @@ def programs_of(tx: GradientTransformation) -> dict[Any, Any]:
     return tx._program_cache  # type: ignore[return-value]
 
 
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return type(value) is tuple
+
+
+def _is_sequence(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, list | tuple)
+
+
 def _is_shareable(structure: Any) -> bool:
     """Whether the values of hyperparameters are plain: a schedule may hold anything."""
-    if type(structure) is tuple:
+    if _is_tuple(structure):
         return all(map(_is_shareable, structure))
     return structure is None or type(structure) in (bool, int, float, str)
 
@@ -106,7 +116,7 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
     Raises:
         _UnsuitableError: something else is in the tree.
     """
-    kind = type(tree)
+    kind = tree.__class__
     if kind in PLAIN and tree.layout is torch.strided and not tree.is_nested:
         tensors.append(tree)
         return None
@@ -125,22 +135,26 @@ def _is_number(value: Any) -> bool:
 
 def _numbered(tree: Any, numbers: Iterator[int]) -> Any:
     """The tree with the numbers of its tensors."""
-    kind = type(tree)
+    kind = tree.__class__
     if kind is dict:
         return {key: _numbered(value, numbers) for key, value in tree.items()}
     if kind is tuple or kind is list:
-        return kind(_numbered(value, numbers) for value in tree)
+        values = [_numbered(value, numbers) for value in tree]
+        return values if kind is list else tuple(values)
     return None if tree is None else next(numbers)
 
 
 def _filled(template: Any, tensors: list[Any]) -> Any:
     """A numbered tree with these tensors."""
-    kind = type(template)
+    kind = template.__class__
     if kind is int:
         return tensors[template]
     if kind is dict:
         return {key: _filled(value, tensors) for key, value in template.items()}
-    return template if template is None else kind(_filled(value, tensors) for value in template)
+    if template is None:
+        return None
+    values = [_filled(value, tensors) for value in template]
+    return values if kind is list else tuple(values)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
@@ -175,9 +189,7 @@ class Numbers:
             off = entry.argument.range.off
             value = entry.value
             if entry.argument.kind not in ("floats", "named floats"):  # which rules get as they are
-                value = (
-                    tuple(self._take(item, off) for item in value) if type(value) is tuple else self._take(value, off)
-                )
+                value = tuple(self._take(item, off) for item in value) if _is_tuple(value) else self._take(value, off)
             structure.append((entry.place, value))
         self.structure = tuple(structure)
 
@@ -197,7 +209,7 @@ class Numbers:
         """The transformation with tensors in the places of the numbers."""
         arguments: dict[Any, Any] = {}
         for place, value in self.structure:
-            if type(value) is tuple:
+            if _is_tuple(value):
                 arguments[place] = tuple(next(tensors) if item is NUMBER else item for item in value)
             else:
                 arguments[place] = next(tensors) if value is NUMBER else value
@@ -296,7 +308,7 @@ def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
         elif (*path, key) in stages:
             yield from _entries(value, stages, (*path, key))
         else:
-            yield Entry(path, key, value, None)
+            yield Entry(path, key, cast("dict[str, int]", value), None)
 
 
 def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]) -> Iterable[list[str]]:
@@ -533,7 +545,7 @@ class _Call(ListBundle):
         for chunk, of_chunk in zip(self._leaves.chunks, results, strict=True):
             for column, dtype, values in zip(written, compiled.dtypes, of_chunk, strict=False):
                 numbers = column[chunk]
-                if not isinstance(values, list | tuple):  # the same for all leaves
+                if not _is_sequence(values):  # the same for all leaves
                     values = [self.as_tensor(values, dtype) for _ in numbers]
                 for i, value in zip(numbers, values, strict=True):
                     self._results[i] = value

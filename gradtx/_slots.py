@@ -7,7 +7,7 @@ The library, not the rule, converts: `first_slots` when `init` made them, `widen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def first_slots(
     slots: dict[str, Any], like: Tensor, stored: torch.dtype | Mapping[str, torch.dtype], owner: str
 ) -> dict[str, Tensor]:
     """Slots as `init` returned them, converted to `stored` unless the rule asked for a dtype of its choice."""
-    kept = {}
+    kept: dict[str, Tensor] = {}
     for slot, value in slots.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {value!r} for {slot!r}")
@@ -41,12 +41,13 @@ def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
     """Raise an error unless `init` may return this; names may end in `numbers` where a list can't make them."""
     if not isinstance(slots, dict):
         raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
-    for slot in slots:
+    names = cast("dict[Any, Any]", slots)
+    for slot in names:
         if not isinstance(slot, str):
             raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
         if not numbers and slot.rpartition("_")[2].isdigit():
             raise TypeError(
-                f"{owner}: slots {sorted(slots)}: a trailing number is the library's; return a list in one slot"
+                f"{owner}: slots {sorted(names)}: a trailing number is the library's; return a list in one slot"
             )
 
 
@@ -93,7 +94,7 @@ def numbered(slots: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for slot, value in slots.items():
         if isinstance(value, list):
-            for i, item in enumerate(value):
+            for i, item in enumerate(cast("list[Any]", value)):
                 flat[f"{slot}_{i}"] = item
         else:
             flat[slot] = value

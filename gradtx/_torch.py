@@ -15,7 +15,7 @@ import logging
 import platform
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -461,7 +461,7 @@ def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str,
     if None in (compiler, settings, virtualized, mode) or not decompositions():
         return None
     copy = torch.fx.Graph()  # the compiler changes what it is given, and may fail
-    results = copy.graph_copy(graph.graph, {})
+    results = cast("Sequence[Any]", copy.graph_copy(graph.graph, {}))
     copy.output(tuple(results)).meta["user_visible_output_idxs"] = list(range(len(results)))
     with settings(dict(options)), virtualized.set_fake_mode(mode):
         compiled = compiler(torch.fx.GraphModule(graph, copy), examples, is_inference=True)

@@ -46,12 +46,12 @@ def flatten_any(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping
 def _check_tensor(name: str, leaf: Any, what: str) -> None:
     if leaf is None or isinstance(leaf, Tensor):
         return
-    remedy = ""
+    kind, remedy = type(leaf).__name__, ""
     if isinstance(leaf, Module | Iterator):
         remedy = "; pass a tree of tensors, such as "
         of_gradients = "{name: p.grad for name, p in model.named_parameters()}"
         remedy += of_gradients if what == "updates" else "dict(model.named_parameters())"
-    raise TypeError(f"{what}: leaf {name!r} is a {type(leaf).__name__}, needs a tensor or None{remedy}")
+    raise TypeError(f"{what}: leaf {name!r} is a {kind}, needs a tensor or None{remedy}")
 
 
 def check_leaf(name: str, leaf: Any, what: str) -> None:
@@ -106,7 +106,7 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def map_tensors(function: Callable, *trees: Any) -> Any:
+def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
     """`function` over the tensors of equally built trees (a user's own state)."""
     return _pytree.tree_map(lambda *leaves: function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0], *trees)
 

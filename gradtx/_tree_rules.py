@@ -26,13 +26,13 @@ CALLED_EXTRAS = ("grad_fn", "value_fn")  # these need `needs`, since a step that
 class Functions(NamedTuple):
     """The functions that the body of a factory returns."""
 
-    init: Callable | None
-    update: Callable
-    evaluate: Callable | None = None
+    init: Callable[..., Any] | None
+    update: Callable[..., Any]
+    evaluate: Callable[..., Any] | None = None
 
     @classmethod
     def of(cls, returned: Any, name: str) -> Functions:
-        functions: tuple = returned if isinstance(returned, tuple) else (None, returned)
+        functions: tuple[Any, ...] = returned if isinstance(returned, tuple) else (None, returned)
         if not 2 <= len(functions) <= 3 or not all(callable(function) for function in functions[1:]):
             raise TypeError(f"{name}: return update, (init, update) or (init, update, evaluate), got {returned!r}")
         return cls(*functions)
@@ -225,7 +225,7 @@ class PlainOperation(TreeOperation):
         return without_params(self._name, error, plain=True)
 
 
-def check_plain(update: Callable) -> None:
+def check_plain(update: Callable[..., Any]) -> None:
     """Refuse a plain function with a parameter for an extra that plain functions don't get.
 
     Raises:
@@ -239,7 +239,7 @@ def check_plain(update: Callable) -> None:
             )
 
 
-def extras_of(update: Callable) -> tuple[str, ...]:
+def extras_of(update: Callable[..., Any]) -> tuple[str, ...]:
     """The extras that a plain function takes, by parameters of their names or by `**extras`."""
     parameters = _parameters(update)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -247,14 +247,14 @@ def extras_of(update: Callable) -> tuple[str, ...]:
     return tuple(name for name in PLAIN_EXTRAS if name in parameters)
 
 
-def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # a function without a signature
         return {}
 
 
-def _works(update: Callable, *arguments: Any) -> bool:
+def _works(update: Callable[..., Any], *arguments: Any) -> bool:
     """Whether a user's function accepts some arguments."""
     try:
         update(*arguments)

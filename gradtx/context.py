@@ -185,7 +185,11 @@ class Context:
         if self._moment.host is not None:
             return compute() if due(self._moment.host) else keep()
         now = due(self._moment.step)
-        return _tree.map_tensors(lambda new, old: torch.where(now, new, old), compute(), keep())
+
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(now, new, old)
+
+        return _tree.map_tensors(chosen, compute(), keep())
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__

@@ -1,5 +1,7 @@
 """The one type, `GradientTransformation`, and `chain`."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -63,7 +65,7 @@ class GradientTransformation:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{self._name}: a GradientTransformation can't be changed")
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return GradientTransformation, (self._functions.init, self._functions.update)
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
@@ -107,7 +109,9 @@ class GradientTransformation:
         """
         return _pure.init(self, params, counts)
 
-    def update(self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any) -> tuple[Any, dict]:
+    def update(
+        self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """One step, as a pure function: `(updates, state)`, both new; nothing given is changed.
 
         Args:
@@ -262,7 +266,9 @@ class GradientTransformation:
             children[i] = children[i]._replaced(inner, checked)
         return self._rebuilt(tuple(children), here, checked)
 
-    def _rebuilt(self, children: tuple, arguments: dict[str, Any], checked: bool) -> GradientTransformation:
+    def _rebuilt(
+        self, children: tuple[GradientTransformation, ...], arguments: dict[str, Any], checked: bool
+    ) -> GradientTransformation:
         return self
 
 
@@ -347,7 +353,7 @@ class _Names:
             name = _first_free(hyperparameter.names, taken)
             taken.add(name)
             public[id(hyperparameter)] = name
-        entries = []
+        entries: list[Entry] = []
         for found in self._found:
             entries.append(Entry(public[id(found)], found.names[-1], found.value, found.argument, found.place))
         return entries
@@ -370,8 +376,8 @@ def _rank(hyperparameter: _Hyperparameter) -> bool:
 def _first_free(names: tuple[str, ...], taken: set[str]) -> str:
     for name in names:
         if name not in taken:
-            break
-    return name
+            return name
+    return names[-1]
 
 
 class Hyperparams(dict[str, Any]):
@@ -390,7 +396,7 @@ class Hyperparams(dict[str, Any]):
         return OrderedDict, (), None, None, iter(self.items())
 
 
-def same(node: GradientTransformation, children: tuple) -> bool:
+def same(node: GradientTransformation, children: tuple[GradientTransformation, ...]) -> bool:
     return all(a is b for a, b in zip(node._children(), children, strict=True))
 
 
@@ -407,7 +413,7 @@ class Chain(GradientTransformation):
             _check_owners(links)
             _check_last(links)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Chain, (self._txs,)
 
     def __repr__(self) -> str:
@@ -429,7 +435,9 @@ class Chain(GradientTransformation):
         skeletons = tuple(tx._skeleton() for tx in self._txs)
         return None if None in skeletons else ("chain", skeletons)
 
-    def _rebuilt(self, children: tuple, arguments: dict[str, Any], checked: bool) -> GradientTransformation:
+    def _rebuilt(
+        self, children: tuple[GradientTransformation, ...], arguments: dict[str, Any], checked: bool
+    ) -> GradientTransformation:
         return self if same(self, children) else Chain(children, checked)
 
 

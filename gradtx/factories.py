@@ -354,7 +354,9 @@ class Made(GradientTransformation):
             operations = [NEGATE, *operations]
         return around_alias(operations) if maximize or scope.changed else operations
 
-    def _rebuilt(self, children: tuple, arguments: dict[str, Any], checked: bool) -> GradientTransformation:
+    def _rebuilt(
+        self, children: tuple[GradientTransformation, ...], arguments: dict[str, Any], checked: bool
+    ) -> GradientTransformation:
         if not arguments and same(self, children):
             return self
         new = iter(children)

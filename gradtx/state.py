@@ -1,12 +1,14 @@
 """Read a state by name, replace a part of it, and ask for the current learning rate."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import numbers
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,7 +49,7 @@ def get(state: dict[str, Any], name: str) -> Any:
         >>> gradtx.get(state, "step")
         tensor(1)
     """
-    return _tree.map_tensors(lambda tensor: tensor, _at(state, _find("get", state, name)))
+    return _tree.map_tensors(_itself, _at(state, _find("get", state, name)))
 
 
 def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
@@ -110,21 +112,25 @@ def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str |
     """
     check_transformation("learning_rate", "tx", tx)
     entry = _entry(tx, name)
-    step = state.get("step") if isinstance(state, dict) else None
-    if isinstance(step, Tensor) and step.ndim:
-        raise ValueError(
-            "learning_rate: this is a stack of states; "
-            "use torch.vmap(lambda state: gradtx.learning_rate(tx, state))(state)"
-        )
+    _check_single(state)
     run = TreeRun(tx, {}, None, state)
     path = clock_at(entry.place[0], run.clock_paths)
     count = run.old_step if path is None else run.scalars(path)["step"]
     return exact(resolve(entry.value, count), count.device)
 
 
+def _check_single(state: Any) -> None:
+    step = cast("dict[str, Any]", state).get("step") if isinstance(state, dict) else None
+    if isinstance(step, Tensor) and step.ndim:
+        raise ValueError(
+            "learning_rate: this is a stack of states; "
+            "use torch.vmap(lambda state: gradtx.learning_rate(tx, state))(state)"
+        )
+
+
 def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     """The hyperparameter that the caller means."""
-    numbers = []
+    numbers: list[Entry] = []
     for entry in tx._entries():
         if entry.argument.kind == "scalar" and entry.value is not None:
             numbers.append(entry)
@@ -160,7 +166,7 @@ def _named(tx: GradientTransformation, name: str, numbers: list[Entry], rates: l
     if not named:
         named = [entry for entry in numbers if name == entry.labelled]
     if not named:
-        known = set()
+        known: set[str] = set()
         for entry in rates or numbers:
             known.update((entry.name, entry.labelled))
         raise ValueError(f"learning_rate: {tx._name} has no number {name!r}; {nearest_dotted(name, known)}")
@@ -187,7 +193,7 @@ def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
     for key, value in state.items():
         yield Part((*path, key), may_be_leaf)
         if isinstance(value, dict):
-            yield from _parts(value, (*path, key))
+            yield from _parts(cast("dict[str, Any]", value), (*path, key))
 
 
 def _find(caller: str, state: Any, name: Any) -> Path:
@@ -196,7 +202,7 @@ def _find(caller: str, state: Any, name: Any) -> Path:
         raise TypeError(f"{caller}: state must be a dict as init makes it, got {describe(state)}")
     if not isinstance(name, str):
         raise TypeError(f"{caller}: name must be a string such as 'exp_avg', got {describe(name)}")
-    parts = list(_parts(state))
+    parts = list(_parts(cast("dict[str, Any]", state)))
     for candidates in _candidates(parts, name):
         if len(candidates) == 1:
             return candidates[0].path
@@ -217,11 +223,15 @@ def _candidates(parts: list[Part], name: str) -> Iterator[list[Part]]:
 def _known(parts: list[Part], name: str) -> set[str]:
     """Names to suggest: no names of leaves, but a name that occurs once may be a number that all leaves share."""
     counts = Counter(part.path[-1] for part in parts)
-    known = set()
+    known: set[str] = set()
     for part in parts:
         if not part.may_be_leaf or counts[part.path[-1]] == 1:
             known.add(part.dotted if "." in name else part.path[-1])
     return known
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _at(state: dict[str, Any], path: Path) -> Any:
@@ -235,12 +245,12 @@ def _replaced(state: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
     """A copy of the dicts of `state` with `value` at `path`; all other tensors stay the same."""
     if not path:
         return value
-    copy = {}
+    copy: dict[str, Any] = {}
     for key, old in state.items():
         if key == path[0]:
             copy[key] = _replaced(old, path[1:], value)
         else:
-            copy[key] = _tree.map_tensors(lambda tensor: tensor, old)
+            copy[key] = _tree.map_tensors(_itself, old)
     return copy
 
 

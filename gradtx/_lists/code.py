@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -395,7 +395,7 @@ class _Writer:
             return _Text(lists.get(item, item.name))
 
         if isinstance(argument, list | tuple):
-            return repr(map_aggregate(argument, text_of))
+            return repr(map_aggregate(cast("list[Any] | tuple[Any, ...]", argument), text_of))
         return lists[argument] if argument in lists else self._text(argument)
 
     def _as_tensor(self, number: Node) -> str:

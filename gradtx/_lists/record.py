@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +105,7 @@ def device_of(tensor: Tensor) -> torch.device:
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
+def as_written() -> Generator[None, None, None]:
     """Keep the operations inside from being joined with others, if they are being recorded."""
     if not _RECORDERS:
         yield
@@ -169,7 +169,7 @@ class _Recorder:
         if "device" in kwargs and operator is aten._to_copy.default:
             kwargs = {**kwargs, "device": META}  # which stands for the leaf's device; nothing leaves it
         result = _result_of(operator, args, kwargs)
-        if not isinstance(result, Tensor | tuple | list):
+        if not _holds_tensors(result):
             return result  # such as the common dtype of two tensors
         node = self.graph.call_function(operator, self._recorded(args), self._recorded(kwargs))
         node.meta["as_written"] = self.as_written
@@ -226,6 +226,10 @@ class _Recorder:
 SHAPED_AS_ARGUMENTS = (aten._to_copy.default, aten.ones_like.default, aten.zeros_like.default, aten.full_like.default)
 WITHOUT_DIMENSION = (aten.sum.default, aten.mean.default, aten.scalar_tensor.default)
 FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
+
+
+def _holds_tensors(result: Any) -> bool:
+    return isinstance(result, Tensor | tuple | list)
 
 
 def _result_of(operator: Any, args: Any, kwargs: Any) -> Any:

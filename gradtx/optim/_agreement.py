@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -150,15 +150,16 @@ def _difference(team: Team, extremes: list[int], lines: list[str] | None) -> str
 def _are_equal(team: Team, extremes: list[int]) -> bool:
     """Whether the digests of all ranks are equal."""
     of_all = torch.tensor(extremes, device=team.device)
-    torch.distributed.all_reduce(of_all, torch.distributed.ReduceOp.MAX, group=team.group)
-    largest, negative_of_smallest = of_all.tolist()
+    torch.distributed.all_reduce(of_all, torch.distributed.ReduceOp.MAX, group=team.group)  # pyright: ignore[reportUnknownMemberType]
+    received = cast("list[int]", of_all.tolist())  # pyright: ignore[reportUnknownMemberType]
+    largest, negative_of_smallest = received
     return largest == -negative_of_smallest
 
 
 def _described_by_all(team: Team, lines: list[str] | None) -> str:
     """The difference between the plans of ranks."""
     of_ranks: list[Any] = [None] * team.size
-    torch.distributed.all_gather_object(of_ranks, lines, group=team.group)
+    torch.distributed.all_gather_object(of_ranks, lines, group=team.group)  # pyright: ignore[reportUnknownMemberType]
     return _described(of_ranks, team.ranks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -60,7 +60,7 @@ class Evaluation:
         for number, param in zip(numbers_of(state_dict["param_groups"]), names, strict=False):
             entry = entries.get(number)
             if isinstance(entry, dict) and TRAINED in entry:
-                entries[number] = {key: value for key, value in entry.items() if key != TRAINED}
+                entries[number] = {key: value for key, value in cast("dict[str, Any]", entry).items() if key != TRAINED}
                 trained[param] = _weights(names[param], entry[TRAINED], param)
         if not trained:
             return None, state_dict

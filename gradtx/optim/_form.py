@@ -33,7 +33,7 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
     if not isinstance(groups, list | tuple):
         raise TypeError(f"'param_groups' of the loaded state dict must be a list, got {describe(groups)}")
     _check_groups(cast("list[Any]", groups))
-    for i, number in enumerate(numbers_of(groups)):
+    for i, number in enumerate(numbers_of(cast("list[Any]", groups))):
         if number in entries:
             name = names[i] if i < len(names) else str(number)
             _check_entry(name, entries[number])
@@ -98,7 +98,7 @@ def _check_entry(name: str, entry: Any) -> None:
 def check_slot(name: str, slot: str, value: Any) -> None:
     """Raise an error unless a value can be a slot: a plain tensor or a number."""
     if not isinstance(value, Tensor):
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"state of parameter {name!r}: {slot!r} must be a tensor, got {describe(value)}")
         return
     if value.is_nested or value.is_sparse or value.is_quantized:

@@ -1,5 +1,7 @@
 """Parameter groups: hyperparameters as numbers that anyone may write, turned into a chain for each step."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import operator

@@ -5,6 +5,8 @@ vector follows from the seed in the parameter groups and the count of steps. Bot
 run is bitwise the same.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import warnings

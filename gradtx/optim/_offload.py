@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -139,7 +139,7 @@ class Offload:
     @contextlib.contextmanager
     def on_host(
         self, params: Iterable[Tensor], *, writes: bool, consumes: bool = False, unscales: bool = False
-    ) -> Iterator[None]:
+    ) -> Generator[None, None, None]:
         """Have parameters on the host for a while.
 
         Args:

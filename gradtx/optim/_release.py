@@ -1,5 +1,7 @@
 """Steps while backward runs: each parameter is updated as soon as its gradient is complete, and the gradient freed."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import gc
@@ -137,7 +139,7 @@ class ReleasedGradients:
             return
         for param in params:
             if param.requires_grad and param not in self._hooks and not is_lazy(param):
-                self._hooks[param] = param.register_post_accumulate_grad_hook(self._arrives)
+                self._hooks[param] = param.register_post_accumulate_grad_hook(self._arrives)  # pyright: ignore[reportUnknownMemberType]
 
     def close(self) -> OpenStep | None:
         """The step that has begun, which the caller ends; None if no gradient has arrived."""

@@ -214,8 +214,8 @@ def _as_numbers(value: Any) -> Any:
 def _agree(a: Any, b: Any) -> bool:
     """Whether two values are the same number, up to the rounding of a tensor in float32."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        pairs = zip(cast("tuple[Any, ...]", a), cast("tuple[Any, ...]", b), strict=False)
-        return len(a) == len(b) and all(_agree(*pair) for pair in pairs)
+        a, b = cast("tuple[Any, ...]", a), cast("tuple[Any, ...]", b)
+        return len(a) == len(b) and all(_agree(*pair) for pair in zip(a, b, strict=False))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=FLOAT32_EPS)
     return a is b or bool(a == b)

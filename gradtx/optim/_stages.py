@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -76,7 +76,7 @@ class RankSums:
     def _everywhere(self, value: Any) -> list[Any]:
         """The values of all ranks, which call this together."""
         of_ranks: list[Any] = [None] * self._team.size
-        distributed.all_gather_object(of_ranks, value, group=self._team.group)
+        distributed.all_gather_object(of_ranks, value, group=self._team.group)  # pyright: ignore[reportUnknownMemberType]
         return of_ranks
 
     def end(self) -> None:
@@ -99,14 +99,15 @@ class RankSums:
         terms = torch.stack([value.to(self._team.device, exact_dtype(value)) for value in values])
         message = torch.cat([terms, terms.new_zeros(self._flags)])
         self._sent.append(len(message))
-        distributed.all_reduce(message, group=self._team.group)
+        distributed.all_reduce(message, group=self._team.group)  # pyright: ignore[reportUnknownMemberType]
         self._check(message[len(keys) :])
         return {key: message[i].to(value) for i, (key, value) in enumerate(zip(keys, values, strict=True))}
 
     def _check(self, flags: Tensor) -> None:
         if not flags.any():  # without flags the host reads nothing
             return
-        failed = [str(self._team.ranks[i]) for i in flags.nonzero().flatten().tolist()]
+        senders = cast("list[int]", flags.nonzero().flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
+        failed = [str(self._team.ranks[i]) for i in senders]
         raise OtherRankError(
             f"{self._owner}: rank {' and '.join(failed)} failed in this step; its error is raised there"
         )
@@ -118,7 +119,7 @@ class RankSums:
         elif self._flags and len(self._sent) < len(self._sizes):
             message = torch.zeros(self._sizes[len(self._sent)], dtype=torch.float64)
             message[self._team.rank - self._flags] = 1
-            distributed.all_reduce(message, group=self._team.group)
+            distributed.all_reduce(message, group=self._team.group)  # pyright: ignore[reportUnknownMemberType]
 
     # Sums for which this rank has no leaf.
 

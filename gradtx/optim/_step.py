@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -469,7 +469,7 @@ def _value_function(members: Members, extras: dict[str, Any]) -> Callable[..., t
 
 
 @contextlib.contextmanager
-def _moved(members: Members, values: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _moved(members: Members, values: dict[str, Tensor]) -> Generator[dict[str, Tensor], None, None]:
     """Parameters at other weights, without gradients; then those of before."""
     params: dict[str, Tensor] = {}
     for param, member in members.by_param.items():

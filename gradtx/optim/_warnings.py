@@ -1,5 +1,7 @@
 """Warnings at the caller's line, among them about chains and groups that are allowed and rarely intended."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import inspect

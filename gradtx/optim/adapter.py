@@ -1,12 +1,14 @@
 """Any transformation as a torch.optim.Optimizer."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import contextlib
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -388,7 +390,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _state_dict_of_members(self) -> dict[str, Any]:
         """Torch's state dict, without the state of parameters that were taken out of the groups and may come back."""
-        members, everything = self._workings.members.by_param, self.state
+        members, everything = self._workings.members.by_param, cast("defaultdict[Any, Any]", self.state)
         kept = {key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members}
         divided = states_of_owners(members, kept, self._workings.members.replicas)
         if len(kept) == len(everything) and not divided:
@@ -474,7 +476,7 @@ def _offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> O
 def _cloned(value: Any) -> Any:
     """A number or a tuple of numbers, with new tensors."""
     if isinstance(value, tuple):
-        return tuple(map(_cloned, value))
+        return tuple(map(_cloned, cast("tuple[Any, ...]", value)))
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
@@ -484,7 +486,7 @@ def _is_number_tensor(loss: Any) -> bool:
 
 def _is_number(loss: Any) -> bool:
     """Whether a closure's result is a loss; closures may return anything if no link reads it."""
-    return _is_number_tensor(loss) or (isinstance(loss, numbers.Real) and not isinstance(loss, bool))
+    return _is_number_tensor(loss) or (not isinstance(loss, bool) and isinstance(loss, numbers.Real))
 
 
 def _check_no_module(owner: str, params: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ class AliasOptimizer(ChainOptimizer):
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         fixed = FIXED_OPTIONS.get(self._alias.__name__, {})
         groups = state_dict.get("param_groups")
-        if not fixed or not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        if not fixed or not _are_groups(groups):
             return state_dict
         for option, value in fixed.items():
             for group in groups:
@@ -117,9 +117,17 @@ class AliasOptimizer(ChainOptimizer):
         return {**state_dict, "param_groups": kept}
 
 
+def _are_groups(groups: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(groups, list) and all(isinstance(group, dict) for group in cast("list[Any]", groups))
+
+
+def _is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
+    return isinstance(value, tuple | list)
+
+
 def _as_number(value: Any) -> Any:
     """A tensor with one entry, of any shape, as the number that torch's optimizers take it for; it stays a view."""
-    if isinstance(value, tuple | list):
+    if _is_sequence(value):
         return type(value)(map(_as_number, value))
     if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
         return value.reshape(())

@@ -1,5 +1,7 @@
 """The engine that has programs compiled while training goes on."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import dataclasses

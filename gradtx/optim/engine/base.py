@@ -1,5 +1,7 @@
 """Sorts the leaves of a step into bundles, and keeps the plan as long as it holds."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import logging

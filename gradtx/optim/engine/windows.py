@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -70,9 +70,9 @@ def window_of(member: Member) -> int | None:
 def windows(arguments: list[Tensor], window: int, size: int) -> Iterator[list[Tensor]]:
     """The arguments of a leaf of `size` entries, flat, for one window after another; numbers are those of all."""
     count = -(-size // window)
-    columns = []
+    columns: list[Sequence[Tensor]] = []
     for tensor in arguments:
-        parts = tensor.split(window * tensor.numel() // size) if tensor.ndim else [tensor] * count
+        parts = torch.split(tensor, window * tensor.numel() // size) if tensor.ndim else [tensor] * count
         columns.append(parts)
     return map(list, zip(*columns, strict=True))
 
