@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def resolve(value: Any, count: Any) -> Any:
     Tensors become float64, because 1 - 0.999 in float32 is off by 1e-5; so do the values of schedules.
     """
     if isinstance(value, tuple):
-        return tuple(resolve(item, count) for item in value)
+        return tuple(resolve(item, count) for item in cast("tuple[Any, ...]", value))
     if isinstance(value, Schedule):
         return _scheduled(value, count)
     if isinstance(value, Tensor):

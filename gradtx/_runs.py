@@ -71,7 +71,7 @@ class LateSum:
     """The terms of such a sum, by leaf."""
 
     finish: Callable[[Tensor], Tensor]
-    terms: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    terms: dict[str, Any] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # dynamo takes no dict[...]()
 
 
 class Run:
@@ -259,7 +259,7 @@ class Scope:
     place: Place | None = ()
     changed: bool = False
     restarts: bool | Tensor = False
-    names: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
+    names: dict[str, int] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # dynamo takes no dict[...]()
     space: SpaceRun | None = None
 
     def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:

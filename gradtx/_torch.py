@@ -87,7 +87,7 @@ NOT_OF_LAYOUT = _errors_not_of_layout()  # RuntimeErrors that another layout of 
 
 
 def _functorch(name: str) -> Any:
-    return getattr(getattr(torch._C, "_functorch", None), name, None)
+    return getattr(getattr(torch._C, "_functorch", None), name, None)  # pyright: ignore[reportPrivateUsage]
 
 
 def inside_transform() -> bool:
@@ -152,7 +152,7 @@ def has_derivative(tensor: Tensor) -> bool:
 
 def _is_dual(tensor: Tensor) -> bool:
     try:
-        return forward_ad.unpack_dual(tensor).tangent is not None
+        return forward_ad.unpack_dual(tensor).tangent is not None  # pyright: ignore[reportUnknownMemberType]
     except RuntimeError:
         return False
 

@@ -230,7 +230,7 @@ class Checkpoint:
             return False
         # Converted, since the parameter may have moved after its state was made.
         layout = self._members.by_param[param].layout
-        owned = frozenset[str]() if layout is None else layout.owned  # of which only one rank could tell
+        owned: frozenset[str] = frozenset() if layout is None else layout.owned  # of which only one rank could tell
         return all(torch.equal(value, state[key].to(value)) for key, value in loaded.items() if key not in owned)
 
 
