@@ -93,6 +93,27 @@ def test_numbers_factors_and_bases_stay_as_they_are():
     assert named["exp_avg_sq_row"]["w"].dtype == torch.uint8
 
 
+@pytest.mark.parametrize("code", NAMES)
+def test_a_pattern_without_wildcard_codes_a_number(code):
+    tx = gradtx.nadam(lr=0.01, state_dtype={"mu_product": code, "exp_avg": code})
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(4, 4, 64, generator=generator)
+    params = {"w": start}
+    state = tx.init(params)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+    for gradient in gradients:
+        updates, state = tx.update({"w": gradient}, state, params)
+        params = gradtx.apply_updates(params, updates)
+        weight.grad = gradient
+        optimizer.step()
+    number = gradtx.get(state, "mu_product")["w"]
+    assert number.ndim == 0
+    assert number.dtype.itemsize < 4
+    torch.testing.assert_close(optimizer.state[weight]["mu_product"], number)
+    torch.testing.assert_close(weight.detach(), params["w"])
+
+
 def test_min_size_is_an_argument_of_with_state_dtype():
     params = {"w": torch.zeros(10)}
     state = with_state_dtype(gradtx.adam(), "int8", min_size=10).init(params)

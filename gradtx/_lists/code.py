@@ -272,6 +272,8 @@ class _Writer:
 
     def _name_of(self, node: Node, function: Any) -> str:
         name = f"f_{node.name}"
+        if function is aten.view.default:  # stand-ins are contiguous, leaves may not be
+            function = aten.reshape.default
         self._namespace[name] = function
         return name
 

@@ -48,8 +48,8 @@ def with_state_dtype(tx: GradientTransformation, state_dtype: StateDtype, min_si
         A transformation with the state of `tx`, otherwise stored. A link inside that has a `state_dtype` keeps it.
 
     Raises:
-        TypeError: something that is not a transformation, dtype or code.
-        ValueError: an unknown code; at init a pattern that matches no slot.
+        TypeError: something that is not a transformation, dtype or code; an unknown code.
+        ValueError: at init, a pattern that matches no slot.
 
     Example:
         >>> tx = gradtx.with_state_dtype(gradtx.adam(), {"exp_avg": "int8", "exp_avg_sq": torch.bfloat16})

@@ -295,3 +295,21 @@ def test_a_result_is_not_written_over_an_operand_of_another_layout():
         (expected, product), _ = sums_of_products(0.5, x)
         assert torch.equal(of_leaf, expected)  # added in the same order
         assert result.stride() == product.stride()
+
+
+def test_a_program_takes_gradients_of_another_layout_than_its_stand_ins():
+    for form in (torch.contiguous_format, torch.channels_last):
+        weight = torch.nn.Parameter(torch.zeros(3, 5, 7, 2))
+        optimizer = gradtx.as_optimizer(
+            gradtx.sgd(lr=0.1, momentum=0.9, state_dtype={"momentum_buffer": "int8"}), [weight]
+        )
+        gradient = torch.randn(3, 5, 7, 2, generator=torch.Generator().manual_seed(0)).to(memory_format=form)
+        tx = gradtx.with_state_dtype(gradtx.trace(momentum=0.9), {"momentum_buffer": "int8"})
+        for _ in range(2):
+            weight.grad = gradient
+            optimizer.step()
+        assert optimizer.explain()[0].way == "lists"
+        params = {"w": gradient}
+        _, state = tx.update(params, tx.init(params), params)
+        updates, _ = tx.update(params, state, params)
+        torch.testing.assert_close(weight.detach(), -0.1 * (gradient + updates["w"]), rtol=2e-2, atol=1e-3)
