@@ -235,9 +235,9 @@ def _halves(pairs: Tensor, shape: Shape) -> Tensor:
 
 def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
     """Softsign: x = s y / (2 - |y|), y = q / most, so |y| = 2 |x| / (s + |x|)."""
-    size, sign = values.abs(), values.sign()
-    codes = (size / (scale + size) * (2 * most)).round()
-    return (torch.maximum(codes, sign * sign) * sign).to(torch.int8)
+    size = values.abs()
+    codes = (size / (scale + size) * (2 * most)).round().clamp(min=1)
+    return (codes * values.sign()).to(torch.int8)
 
 
 def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
