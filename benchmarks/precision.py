@@ -456,6 +456,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help="the folder that keeps finished runs")
     options = parser.parse_args()
     plans = plans_of(options.only, options.steps, options.seeds)
+    options.cache.mkdir(parents=True, exist_ok=True)
     times = options.cache / "times.json"
     if options.times:
         torch.set_num_threads(1)
