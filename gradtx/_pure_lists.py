@@ -21,7 +21,7 @@ from gradtx._arguments import is_off
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, checks_extras, execute, takes_none
 from gradtx._lists import UnrecordableError
-from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call
+from gradtx._lists.bundle import ListBundle, ListPass, differ_by_leaf, entries_of_a_call
 from gradtx._lists.cache import SharedPrograms
 from gradtx._passes import AwaitedSumError, Names, PassResult, passes_of
 from gradtx._pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
@@ -97,10 +97,6 @@ def programs_of(tx: GradientTransformation) -> dict[Any, Any]:
 
 def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
     return type(value) is tuple
-
-
-def _is_sequence(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
-    return isinstance(value, list | tuple)
 
 
 def _is_shareable(structure: Any) -> bool:
@@ -545,7 +541,7 @@ class _Call(ListBundle):
         for chunk, of_chunk in zip(self._leaves.chunks, results, strict=True):
             for column, dtype, values in zip(written, compiled.dtypes, of_chunk, strict=False):
                 numbers = column[chunk]
-                if not _is_sequence(values):  # the same for all leaves
+                if not differ_by_leaf(values):  # the same for all leaves
                     values = [self.as_tensor(values, dtype) for _ in numbers]
                 for i, value in zip(numbers, values, strict=True):
                     self._results[i] = value

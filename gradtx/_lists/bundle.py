@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -198,7 +198,7 @@ class ListBundle:
                     terms = by_leaf.setdefault(name, {})
                     if key not in terms:
                         terms[key] = term
-                    elif _differ_by_leaf(values):
+                    elif differ_by_leaf(values):
                         terms[key] = terms[key] + term
         return LeafTerms((NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items())
 
@@ -212,11 +212,11 @@ class ListBundle:
 
     def by_leaf(self, values: Any, dtype: torch.dtype, leaves: int) -> Sequence[Tensor]:
         """A result of a call for each of its leaves."""
-        return values if _differ_by_leaf(values) else [self.as_tensor(values, dtype)] * leaves
+        return values if differ_by_leaf(values) else [self.as_tensor(values, dtype)] * leaves
 
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         """A result that all leaves share, as a 0-d tensor."""
-        if _differ_by_leaf(value):
+        if differ_by_leaf(value):
             value = value[0]
         return _placed(value, dtype, self.device)
 
@@ -254,7 +254,7 @@ class ListPassOperation(Operation):
         leaf.add_totals([total[name] for name in self._compiled.names])
 
 
-def _differ_by_leaf(values: Any) -> bool:
+def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """Whether a result of a call is a list; others, such as a number of entries, are the same for all leaves."""
     return isinstance(values, list | tuple)
 

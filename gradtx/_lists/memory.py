@@ -1,4 +1,4 @@
-"""Decides which operations write into the memory of an operand that nobody reads later."""
+"""Decides which operations write into the memory of an operand that no later operation reads."""
 
 from __future__ import annotations
 

@@ -283,7 +283,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         try:
             return Step(self._workings, extras, scaling, consumes)
         except Exception:
-            members = self._workings.members
             self._workings.agreement.report_failure(members.by_param.values(), members.replicas)
             if members.rank_sums is not None:
                 members.rank_sums.report_failure()

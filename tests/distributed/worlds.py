@@ -22,7 +22,7 @@ LIMIT = 120.0  # seconds that a function may take; on a busy machine a cold star
 
 
 class World:
-    """`size` processes, which are started when they are needed, and anew when one of them failed or hung."""
+    """`size` processes, started when they are needed, and started again after one of them failed or hung."""
 
     def __init__(self, size: int):
         self.size = size

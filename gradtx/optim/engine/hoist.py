@@ -76,14 +76,14 @@ def multiply(module: GraphModule) -> None:
 def narrow(module: GraphModule) -> None:
     """Round numbers to single precision in front of operations that do: a loop would round them for each vector."""
     graph = module.graph
+    last_argument = graph.find_nodes(op="placeholder")[-1]
     for number in list(graph.nodes):
         if not is_number(number) or number.meta["val"].dtype != torch.float64:
             continue
         users = [user for user in number.users if _computes_in_single(user)]
         if not users:
             continue
-        after = graph.find_nodes(op="placeholder")[-1] if number.op == "placeholder" else number
-        with graph.inserting_after(after):
+        with graph.inserting_after(last_argument if number.op == "placeholder" else number):
             rounded = graph.call_function(torch.ops.prims.convert_element_type.default, (number, torch.float32))
         rounded.meta = {"val": number.meta["val"].to(torch.float32)}
         for user in users:
