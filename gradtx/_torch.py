@@ -462,6 +462,7 @@ def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str,
         return None
     copy = torch.fx.Graph()  # the compiler changes what it is given, and may fail
     results = cast("Sequence[Any]", copy.graph_copy(graph.graph, {}))
+    _keep_numbers_of_rows(copy)
     copy.output(tuple(results)).meta["user_visible_output_idxs"] = list(range(len(results)))
     with settings(dict(options)), virtualized.set_fake_mode(mode):
         compiled = compiler(torch.fx.GraphModule(graph, copy), examples, is_inference=True)
@@ -470,6 +471,36 @@ def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str,
         return compiled(list(arguments))  # which it empties
 
     return function
+
+
+def _keep_numbers_of_rows(graph: torch.fx.Graph) -> None:
+    """Have inductor compute the number of a row, such as 1 / scale, once, not for each vector of its entries.
+
+    Without the operator that asks for it nothing changes.
+    """
+    if _found("torch._inductor.test_operators", "realize") is None:  # whose import defines the operator
+        return
+    operator = torch.ops._inductor_test.realize.default
+    for node in list(graph.nodes):
+        if not _is_pointwise(node) or not _is_number_of_rows(node):
+            continue
+        readers = [user for user in node.users if _is_pointwise(user) and not _is_number_of_rows(user)]
+        if readers:
+            with graph.inserting_after(node):
+                kept = graph.call_function(operator, (node,))
+            kept.meta = dict(node.meta)
+            for user in readers:
+                user.replace_input_with(node, kept)
+
+
+def _is_pointwise(node: torch.fx.Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def _is_number_of_rows(node: torch.fx.Node) -> bool:
+    """Whether a node has one entry for each row."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim > 1 and value.shape[-1] == 1
 
 
 def decompositions() -> Mapping[Any, Any]:

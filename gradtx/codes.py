@@ -247,7 +247,7 @@ def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
 
 def _positive_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
     """Square root: x = s (q / most)^2."""
-    codes = (values * (most**2 / scale)).sqrt().round().clamp(min=1)
+    codes = (values.sqrt() * (most / scale.sqrt())).round().clamp(min=1)
     return torch.where(values > 0, codes, 0.0).to(torch.uint8)
 
 

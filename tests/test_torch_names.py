@@ -261,6 +261,29 @@ def test_without_a_name_of_the_inner_compiler_the_outer_one_takes_the_graph(modu
     assert graphs
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_a_factor_of_a_block_is_computed_once_or_without_the_operator_for_it_at_each_use(present, monkeypatch):
+    additional, keep = [], _torch._keep_numbers_of_rows
+
+    def counted(graph):
+        before = len(graph.nodes)
+        keep(graph)
+        additional.append(len(graph.nodes) - before)
+
+    def trained_with_codes(compile):
+        params = parameters(shapes={"weight": (64, 64)})
+        # Another structure for each case: programs are shared in the process.
+        optimizer = gradtx.optim.AdamW([params["weight"]], state_dtype="int8", amsgrad=present, compile=compile)
+        descend(optimizer, params, 3)
+        return params.values()
+
+    monkeypatch.setattr(_torch, "_keep_numbers_of_rows", counted)
+    if not present:
+        monkeypatch.delattr(importlib.import_module("torch._inductor.test_operators"), "realize")
+    assert_close(trained_with_codes(compile=True), trained_with_codes(compile=False), 1e-5)
+    assert bool(sum(additional)) == present
+
+
 def test_without_a_list_of_modes_the_documented_ones_are_known(graphs, monkeypatch):
     listed = torch._inductor.list_mode_options()
     for mode, options in _torch.DOCUMENTED_MODES.items():

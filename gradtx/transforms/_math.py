@@ -113,6 +113,11 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
     return init, average
 
 
+def corrected_root(square: Tensor, ctx: Any, beta: Any) -> Tensor:
+    r"""The root of a corrected average, $\sqrt{v / c}$, as $\sqrt v / \sqrt c$: codes of $v$ need $\sqrt v$, too."""
+    return safe_sqrt(square) / ctx.bias_correction(beta).sqrt()
+
+
 def hat_rate(root: Tensor, ctx: Any, betas: Any) -> Tensor:
     r"""$\sqrt{c_2} / (c_1 \, root)$, Adam's rate where eps is in the root already, before its correction."""
     beta1, beta2 = betas

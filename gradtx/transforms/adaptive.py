@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, at_least, filled_like, safe_sqrt
+from gradtx.transforms._math import adam_moments, at_least, corrected_root, filled_like, safe_sqrt
 
 __all__ = ["scale_by_adam", "scale_by_adopt", "scale_by_rms"]
 
@@ -46,7 +46,7 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
         ahead = beta1 * mean + rest1 * update if nesterov else mean
-        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        root = corrected_root(square, ctx, beta2)
         return ahead / ctx.bias_correction(beta1) / (root + eps), new
 
     return init, update

@@ -7,7 +7,7 @@ import torch
 from gradtx._arguments import Betas, Range, Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, atan2, caution, norm, safe_sqrt
+from gradtx.transforms._math import adam_moments, atan2, caution, corrected_root, norm, safe_sqrt
 
 __all__ = ["orthogonalize_against_ema", "scale_by_adopt_atan2", "scale_by_atan2", "scale_by_caution"]
 
@@ -50,7 +50,7 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
-        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        root = corrected_root(square, ctx, beta2)
         direction = atan2(mean / ctx.bias_correction(beta1), b * root)
         if not is_off(cautious_factor, 1.0):
             direction = direction * caution(direction, update, cautious_factor)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtx._arguments import Betas, Scalar, UnfitError
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import corrected_root
 
 __all__ = ["scale_by_block_adam"]
 
@@ -87,7 +87,7 @@ def scale_by_block_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: 
     def update(update, state, param, ctx):
         mean = beta1 * state["exp_avg"] + (1 - beta1) * update
         square = beta2 * state["vmean"] + (1 - beta2) * _means(update.square(), _blocks(update, block))
-        root = safe_sqrt(square / ctx.bias_correction(beta2)) + eps
+        root = corrected_root(square, ctx, beta2) + eps
         direction = mean / ctx.bias_correction(beta1) / _spread(root, update)
         return direction, {"exp_avg": mean, "vmean": square}
 

@@ -7,7 +7,7 @@ import torch
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, largest, safe_sqrt
+from gradtx.transforms._math import adam_moments, corrected_root, largest, safe_sqrt
 
 __all__ = ["scale_by_adashift", "scale_by_avagrad"]
 
@@ -59,7 +59,7 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
         first = (ctx.step == 1).to(ctx.time.dtype)  # then v is 0, and its correction too: any other numbers will do
         earlier = state["exp_avg_sq"]
         eta = 1 / (safe_sqrt(earlier / (ctx.bias_correction(beta2, ctx.step - 1) + first)) + (eps + first))
-        late = 1 / (safe_sqrt(earlier / ctx.bias_correction(beta2)) + eps) if lagged_norm else eta
+        late = 1 / (corrected_root(earlier, ctx, beta2) + eps) if lagged_norm else eta
         left_out = 0.0 if lagged_norm else first  # a tensor in its first step has no size to count with
         total = yield {"square": (1 - left_out) * late.square().sum(), "count": (1 - left_out) * late.numel()}
         gamma = ((total["count"] + left_out) / (total["square"] + left_out)).sqrt()

@@ -7,7 +7,7 @@ import torch
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, norm, quotient, safe_sqrt
+from gradtx.transforms._math import adam_moments, corrected_root, norm, quotient, safe_sqrt
 
 __all__ = ["scale_by_adanorm", "scale_by_adasmooth"]
 
@@ -70,7 +70,7 @@ def scale_by_adanorm(
         new = {"exp_avg": mean, "exp_avg_sq": square, "exp_grad_norm": usual}
         if amsgrad:
             square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
-        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        root = corrected_root(square, ctx, beta2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
     return init, update

@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, safe_sqrt
+from gradtx.transforms._math import at_least, corrected_root
 
 __all__ = ["scale_by_laprop"]
 
@@ -67,7 +67,7 @@ def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: b
         if amsgrad:
             largest = new["max_exp_avg_sq"] = torch.where(late, torch.maximum(state["max_exp_avg_sq"], square), 0.0)
             square = torch.where(late, largest, square)
-        normalized = update / (safe_sqrt(square / ctx.bias_correction(beta2)) + eps)
+        normalized = update / (corrected_root(square, ctx, beta2) + eps)
         average = new["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * normalized
         return average / ctx.bias_correction(beta1), new
 

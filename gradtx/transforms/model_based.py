@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, at_least, at_most, quotient, safe_sqrt
+from gradtx.transforms._math import adam_moments, at_least, at_most, corrected_root, quotient
 
 __all__ = ["scale_by_momo", "scale_by_momo_adam"]
 
@@ -195,7 +195,7 @@ def scale_by_momo_adam(
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
-        root = safe_sqrt(square / ctx.bias_correction(beta2)) + eps
+        root = corrected_root(square, ctx, beta2) + eps
         direction = quotient(mean, root)
         total = yield {
             "product": (update * param).sum(),

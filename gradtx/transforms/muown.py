@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, quotient, safe_sqrt
+from gradtx.transforms._math import at_least, corrected_root, quotient, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz
 from gradtx.transforms._polynomials import Coefficients, polynomials
 from gradtx.transforms.orthogonalize import check_adjustment, shape_factor
@@ -99,7 +99,7 @@ def scale_by_muown(
         direction = unit * length - lr * shape_factor(adjust_lr_fn, *grad.shape) * step
         mean = beta1 * state["exp_avg"] + (1 - beta1) * along
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * along.square()
-        corrected = safe_sqrt(square / ctx.bias_correction(beta2)) + eps
+        corrected = corrected_root(square, ctx, beta2) + eps
         magnitude = (magnitude - lr * mean / ctx.bias_correction(beta1) / corrected) * (1 - lr * weight_decay)
         length = at_least(_row_norms(direction), LEAST)
         new = {

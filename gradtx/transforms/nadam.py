@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, safe_sqrt
+from gradtx.transforms._math import adam_moments, corrected_root
 
 __all__ = ["scale_by_nadam"]
 
@@ -50,7 +50,7 @@ def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_dec
         product = state["mu_product"] * mu
         mean, square, new = average(update, state)
         looking = ((1 - mu) / (1 - product)) * update + (ahead / (1 - product * ahead)) * mean
-        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        root = corrected_root(square, ctx, beta2)
         return looking / (root + eps), {"mu_product": product, **new}
 
     return init, update

@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import corrected_root
 
 __all__ = ["scale_by_adan"]
 
@@ -52,7 +52,7 @@ def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
         mean_change = beta2 * state["exp_avg_diff"] + (1 - beta2) * change
         square = beta3 * state["exp_avg_sq"] + (1 - beta3) * (update + beta2 * change).square()
         ahead = mean / ctx.bias_correction(beta1) + (beta2 / ctx.bias_correction(beta2)) * mean_change
-        root = safe_sqrt(square / ctx.bias_correction(beta3))
+        root = corrected_root(square, ctx, beta3)
         new = {"exp_avg": mean, "exp_avg_diff": mean_change, "exp_avg_sq": square, "previous_grad": update}
         return ahead / (root + eps), new
 

@@ -12,7 +12,7 @@ from gradtx import _tree
 from gradtx._arguments import Scalar
 from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import quotient, safe_sqrt, unit_centered, unit_norm
+from gradtx.transforms._math import corrected_root, quotient, unit_centered, unit_norm
 
 __all__ = ["project_neurons", "scale_by_neuron_norm"]
 
@@ -97,7 +97,7 @@ def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
 
     def update(update, state, param, ctx):
         square = beta * state["exp_avg_sq"] + (1 - beta) * _neuron_norm(update).square()
-        size = safe_sqrt(square / ctx.bias_correction(beta))
+        size = corrected_root(square, ctx, beta)
         return update * quotient(state["scale"], size, size > 0), {"exp_avg_sq": square, "scale": state["scale"]}
 
     return init, update

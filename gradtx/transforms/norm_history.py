@@ -10,7 +10,7 @@ from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact, exact_dtype
 from gradtx._sharding import undivided
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, at_most, norm, quotient, safe_sqrt
+from gradtx.transforms._math import at_least, at_most, corrected_root, norm, quotient, safe_sqrt
 from gradtx.transforms.clipping import shrink
 
 __all__ = ["clip_by_zscore", "clip_to_history", "normalize_by_norm_history"]
@@ -211,7 +211,7 @@ def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
         size = undivided(norm(update))
         average = gamma1 * state["norm_avg"] + (1 - gamma1) * size
         square = gamma2 * state["norm_sq_avg"] + (1 - gamma2) * size.square()
-        typical = safe_sqrt(square / ctx.bias_correction(gamma2)) + eps
+        typical = corrected_root(square, ctx, gamma2) + eps
         factor = quotient(average / ctx.bias_correction(gamma1), size * typical)
         return factor * update, {"norm_avg": average, "norm_sq_avg": square}
 

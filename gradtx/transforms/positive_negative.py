@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import corrected_root
 
 __all__ = ["scale_by_adapnm", "scale_by_pnm"]
 
@@ -110,7 +110,7 @@ def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgra
         new = {"exp_avg": negative, "neg_exp_avg": positive, "exp_avg_sq": square}
         if amsgrad:
             square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
-        root = safe_sqrt(square / ctx.bias_correction(beta2))
+        root = corrected_root(square, ctx, beta2)
         return direction / ctx.bias_correction(beta1) / (root + eps), new
 
     return init, update

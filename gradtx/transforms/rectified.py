@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, quotient, rectification, safe_sqrt
+from gradtx.transforms._math import adam_moments, corrected_root, quotient, rectification, safe_sqrt
 
 __all__ = ["hold_until_rectified", "scale_by_belief", "scale_by_radam", "scale_by_rectified_rms"]
 
@@ -126,7 +126,7 @@ def scale_by_belief(
             variance = new["max_exp_avg_var"] = torch.maximum(state["max_exp_avg_var"], variance)
         if rectify:
             return _rectified(mean, variance, ctx, betas, eps, 5.0, degenerated_to_sgd), new
-        root = safe_sqrt(variance / ctx.bias_correction(beta2))
+        root = corrected_root(variance, ctx, beta2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
     return init, update
@@ -172,7 +172,7 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
     def update(update, state, param, ctx):
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         _, rectified = rectification(ctx, beta2, 4.0)
-        root = safe_sqrt(square / ctx.bias_correction(beta2)) + eps
+        root = corrected_root(square, ctx, beta2) + eps
         return quotient(update, torch.where(rectified, root, 1.0)), {"exp_avg_sq": square}
 
     return init, update

@@ -7,7 +7,7 @@ import torch
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, safe_sqrt
+from gradtx.transforms._math import adam_moments, corrected_root, safe_sqrt
 
 __all__ = ["scale_by_ademamix", "scale_by_simplified_ademamix"]
 
@@ -53,7 +53,7 @@ def scale_by_ademamix(betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
         slow = beta3 * state["exp_avg_slow"] + (1 - beta3) * update
-        root = safe_sqrt(square / ctx.bias_correction(beta2)) + eps
+        root = corrected_root(square, ctx, beta2) + eps
         return (mean / ctx.bias_correction(beta1) + alpha * slow) / root, {**new, "exp_avg_slow": slow}
 
     return init, update
