@@ -10,11 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import inspect
 import logging
+import os
 import platform
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
@@ -342,7 +348,8 @@ class SymbolicTracer:
         for size in tensor.shape:
             dynamic.append(self._dimension.STATIC if size == 1 else self._dimension.DYNAMIC)
         context = self._symbolic_context(dynamic_sizes=dynamic)
-        return self._mode.from_tensor(tensor, symbolic_context=context, source=self._source(name))
+        with _unattributed_sizes():
+            return self._mode.from_tensor(tensor, symbolic_context=context, source=self._source(name))
 
     def sized_as(self, stand_in: Tensor, tensor: Tensor) -> Tensor:
         """A stand-in for a tensor that always has the size of another."""
@@ -356,7 +363,7 @@ class SymbolicTracer:
         replaced: Mapping[Any, Any],
     ) -> torch.fx.GraphModule:
         """The operations of `function(*arguments)`; `replaced` has decompositions beyond those of inductor."""
-        with self._mode, torch.no_grad():
+        with self._mode, torch.no_grad(), _unattributed_sizes():
             return self._make_graph(function, decomposition_table={**decompositions(), **replaced})(*arguments)
 
     def holds_for(self, arguments: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
@@ -368,6 +375,17 @@ class SymbolicTracer:
         """Compile inside of this block what was traced."""
         with self._tracing(self._context(self._mode)), torch.no_grad():
             yield
+
+
+def _unattributed_sizes() -> contextlib.AbstractContextManager[None]:
+    """Have torch's logs name the innermost function for a size: looking for the user's imports `torch.export`.
+
+    That takes a quarter of the first step of a process. Without the name nothing changes.
+    """
+    module, name = "torch.fx.experimental.symbolic_shapes", "uninteresting_files"
+    if _found(module, name) is None:
+        return contextlib.nullcontext()
+    return _patched(importlib.import_module(module), name, frozenset)
 
 
 def writes(target: Any) -> bool:
@@ -418,13 +436,20 @@ def compiler_modes() -> Mapping[str, dict[str, Any]]:
     return DOCUMENTED_MODES if modes is None else modes()
 
 
+def compiles_at_once(graph: torch.fx.GraphModule, options: Mapping[str, Any]) -> bool:
+    """Whether inductor's inner compiler, without AOTAutograd, gets a graph."""
+    compiler = _found("torch._inductor", "compile")
+    if compiler is None or compiler.__module__ != "torch._inductor":  # whoever has replaced it wants to see the graphs
+        return False
+    return options.keys() <= OWN_OPTIONS and _is_ready_for_inductor(graph)
+
+
 def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
     """Compile a traced graph by inductor; falls back to the public `torch.compile`, which traces it again."""
     compiler = _found("torch._inductor", "compile")
     if compiler is None:
         return compile_function(graph, options)
-    is_torchs = compiler.__module__ == "torch._inductor"  # whoever has replaced it wants to see the graphs
-    if is_torchs and options.keys() <= OWN_OPTIONS and _is_ready_for_inductor(graph):
+    if compiles_at_once(graph, options):
         function = _compiled_at_once(graph, examples, options)
         if function is not None:
             return function
@@ -464,13 +489,171 @@ def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str,
     results = cast("Sequence[Any]", copy.graph_copy(graph.graph, {}))
     _keep_numbers_of_rows(copy)
     copy.output(tuple(results)).meta["user_visible_output_idxs"] = list(range(len(results)))
+    loaded = _loaded_programs()
     with settings(dict(options)), virtualized.set_fake_mode(mode):
         compiled = compiler(torch.fx.GraphModule(graph, copy), examples, is_inference=True)
+    return CompiledAtOnce(compiled, is_loaded=_loaded_programs() != loaded)
+
+
+def _loaded_programs() -> int:
+    """How many programs inductor has found in its cache; 0 if this torch does not count them."""
+    counters = _found("torch._dynamo.utils", "counters")
+    return 0 if counters is None else counters["inductor"]["fxgraph_cache_hit"]
+
+
+class CompiledAtOnce:
+    """What inductor's inner compiler makes of a graph, as a function of its arguments.
+
+    Attributes:
+        compiled: The result of the compiler.
+        is_loaded: Whether the compiler has found it in its cache. Then it does not tell what it once assumed of sizes
+            that are no arguments.
+    """
+
+    def __init__(self, compiled: Any, is_loaded: bool = False):
+        self.compiled = compiled
+        self.is_loaded = is_loaded
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.compiled(list(arguments))  # which it empties
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A compiled graph as text: a method of one list of arguments that calls functions of shared libraries.
+
+    Attributes:
+        method: The text of the method.
+        libraries: The file of each function.
+    """
+
+    method: str
+    libraries: Mapping[str, str]
+
+
+# What a method may call beyond its libraries, and the names of attributes that it may use.
+CALLED_BY_KERNELS = ("empty_strided_cpu", "reinterpret_tensor", "assert_size_stride")
+USED_BY_KERNELS = {"torch", "clear", "size", "float64", "float32", "bfloat16", "float16"} | {
+    *("int64", "int32", "int16", "int8", "uint8", "bool", "float8_e4m3fn")
+}
+METHOD = re.compile(r"^    def call\(self, args\):\n(?:        .*\n|\n)+", re.MULTILINE)
+
+
+def kernels_of(function: Callable[..., Any]) -> Kernels | None:
+    """A compiled graph as text; None if it is not that simple, or this torch makes it in another way."""
+    if not isinstance(function, CompiledAtOnce) or function.is_loaded:
+        return None
+    method = METHOD.search(getattr(function.compiled, "source_code", None) or "")
+    call = getattr(getattr(function.compiled, "current_callable", None), "__func__", None)
+    if method is None or call is None or getattr(function.compiled, "constants", True):
+        return None
+    libraries: dict[str, str] = {}
+    for name in call.__code__.co_names:
+        if name in USED_BY_KERNELS or name in CALLED_BY_KERNELS:
+            continue
+        library = getattr(getattr(call.__globals__.get(name), "__self__", None), "__file__", None)
+        if library is None:
+            return None
+        libraries[name] = library
+    return Kernels(method[0], libraries)
+
+
+def run_kernels(kernels: Kernels) -> Callable[..., Any]:
+    """A compiled graph from its text, without inductor.
+
+    Raises:
+        AttributeError: this torch lacks a name.
+        ImportError: a library is gone or not for this torch.
+        SyntaxError: the text is no method.
+    """
+    guards = _guards()
+    place = str(guards._torchinductor_pyobject_tensor_data_ptr)
+    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = place  # read by libraries when they are loaded
+    names: dict[str, Any] = {"torch": torch, "assert_size_stride": guards.assert_size_stride}
+    names["empty_strided_cpu"] = guards._empty_strided_cpu
+    names["reinterpret_tensor"] = guards._reinterpret_tensor
+    for name, library in kernels.libraries.items():
+        names[name] = _library(library).kernel
+    exec(textwrap.dedent(kernels.method), names)
+    call: Callable[..., Any] = names["call"]
 
     def function(*arguments: Any) -> Any:
-        return compiled(list(arguments))  # which it empties
+        return call(None, list(arguments))
 
     return function
+
+
+def _guards() -> Any:
+    """The functions that kernels call; None if this torch has them elsewhere."""
+    return getattr(getattr(torch._C, "_dynamo", None), "guards", None)  # pyright: ignore[reportPrivateUsage]
+
+
+def _library(path: str) -> Any:
+    """A library of inductor's as a module, in the place where inductor keeps its own."""
+    name = f"{Path(path).name.partition('.')[0]}.kernel"
+    if name not in sys.modules:
+        specification = importlib.util.spec_from_file_location(name, path)
+        if specification is None or specification.loader is None:
+            raise ImportError(f"{path} is no library")
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        sys.modules[name] = module
+    return sys.modules[name]
+
+
+def hint_of(size: torch.SymInt) -> int | None:
+    """The value of a symbolic size in the examples; None if this torch does not tell."""
+    node: Any = size.node
+    return getattr(node, "hint", None)
+
+
+class Assumptions:
+    """What a compiler assumes of the symbolic sizes of example arguments, as text that outlives the process."""
+
+    def __init__(self, examples: Sequence[Any]):
+        self._sizes: list[torch.SymInt] = []
+        for example in examples:
+            if isinstance(example, Tensor):
+                self._sizes += [size for size in example.shape if isinstance(size, torch.SymInt)]
+        first: Any = self._sizes[0] if self._sizes else None
+        self._environment: Any = None if first is None else first.node.shape_env
+        self._before = len(self._guards())
+
+    def _guards(self) -> list[Any]:
+        return [] if self._environment is None else self._environment.guards
+
+    def added(self) -> str:
+        """What has been assumed since this object was made."""
+        guards = self._guards()[self._before :]
+        return self._environment.produce_guards_expression(self._sizes, guards=guards) or "" if guards else ""
+
+    def add(self, text: str) -> bool:
+        """Assume what `added` has returned in another process; whether it is true of the examples."""
+        return not text or bool(self._environment.evaluate_guards_expression(text, self._sizes))
+
+
+def compiler_cache() -> Path | None:
+    """The folder where inductor keeps programs; None if its caches are off, or this torch keeps them elsewhere."""
+    folder = _found("torch._inductor.runtime.cache_dir_utils", "cache_dir")
+    config: Any = importlib.import_module("torch._inductor.config")
+    is_off = getattr(config, "force_disable_caches", True) or not getattr(config, "fx_graph_cache", False)
+    return None if folder is None or is_off else Path(folder())
+
+
+# Functions that users give to inductor to change graphs with.
+PASSES = (
+    *("post_grad_custom_pre_pass", "post_grad_custom_post_pass"),
+    *("_pre_fusion_custom_pass", "_post_fusion_custom_pass"),
+)
+
+
+def compiler_settings() -> str | None:
+    """All settings of inductor as text; None if they have none, or this torch does not tell."""
+    config: Any = importlib.import_module("torch._inductor.config")
+    if any(getattr(config, name, None) is not None for name in PASSES):
+        return None
+    settings = _found("torch._inductor.config", "save_config_portable")
+    return None if settings is None else repr(sorted(settings().items()))
 
 
 def _keep_numbers_of_rows(graph: torch.fx.Graph) -> None:

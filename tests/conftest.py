@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradtx._lists import cache
-from gradtx.optim.engine import compiled
+from gradtx.optim.engine import compiled, inductor
 from tests.thinning import is_nightly
 from tests.tiers import is_slow, is_slow_path
 
@@ -36,6 +36,11 @@ def pytest_collection_finish():
 def _own_programs(monkeypatch):
     """No test finds the compiled programs of another, some of which are not really compiled."""
     monkeypatch.setattr(compiled, "_SHARED", cache.SharedPrograms())
+    monkeypatch.setattr(inductor, "place_of", _nowhere)
+
+
+def _nowhere(graph, options):
+    return None
 
 
 @pytest.fixture

@@ -24,6 +24,12 @@ def trained(compile=False, tx=None, steps=3):
     return optimizer, params
 
 
+def without(module, name):
+    """`_torch._found` where torch lacks a name."""
+    found = _torch._found
+    return lambda *place: None if place == (module, name) else found(*place)
+
+
 def missing(owner):
     """An attribute that raises what a missing one raises."""
 
@@ -248,7 +254,7 @@ def test_without_the_private_compiler_the_public_one_takes_the_graph(monkeypatch
     ],
 )
 def test_without_a_name_of_the_inner_compiler_the_outer_one_takes_the_graph(module, name, monkeypatch):
-    found, graphs = _torch._found, []
+    graphs = []
 
     def outer(graph, examples, options):
         graphs.append(graph)
@@ -256,7 +262,7 @@ def test_without_a_name_of_the_inner_compiler_the_outer_one_takes_the_graph(modu
 
     outer.__module__ = "torch._inductor"
     monkeypatch.setattr(torch._inductor, "compile", outer)
-    monkeypatch.setattr(_torch, "_found", lambda *place: None if place == (module, name) else found(*place))
+    monkeypatch.setattr(_torch, "_found", without(module, name))
     assert_compiled_steps_are_the_same()
     assert graphs
 
@@ -315,6 +321,13 @@ def test_without_a_name_of_instruction_sets_torch_asks_by_itself(name, graphs, m
     monkeypatch.delattr(importlib.import_module("torch._inductor.cpu_vec_isa"), name)
     with _torch.named_instructions():
         pass
+    assert_compiled_steps_are_the_same()
+    assert graphs
+
+
+def test_without_a_list_of_torchs_own_files_its_logs_name_a_frame_by_themselves(graphs, monkeypatch):
+    shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    monkeypatch.setattr(_torch, "_found", without(shapes.__name__, "uninteresting_files"))
     assert_compiled_steps_are_the_same()
     assert graphs
 

@@ -7,12 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from gradtx import _torch
+from gradtx.optim.engine.kept import keep, kept_program, place_of
 
 
 def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Compile a graph; if that fails, try once more with unlike loops kept apart."""
+    """Compile a graph, or take the program that an earlier process has kept."""
     if not _torch.asserts_bind_sizes():
         options = {"size_asserts": False, **options}
+    place = place_of(graph, options)
+    if place is None:
+        return _compiled(graph, examples, options)
+    assumptions = _torch.Assumptions(examples)
+    program = kept_program(place, assumptions)
+    if program is None:
+        program = _compiled(graph, examples, options)
+        keep(place, program, assumptions)
+    return program
+
+
+def _compiled(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Compile a graph; if that fails, try once more with unlike loops kept apart."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's, such as a deprecation at its first import
         try:
