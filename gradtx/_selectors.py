@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -51,14 +51,25 @@ class Selector:
         self.owner = owner
         self.labels = labels
         self.branches = branches
+        self.by_name = isinstance(wheres, LabelTree)
         self._label_of: Predicate | None = None  # a function that gives the label itself
-        self._wheres: tuple[Patterns | Predicate, ...] = ()
+        self._patterns: tuple[Patterns, ...] = ()  # of each label; none if a predicate decides
+        self._predicates: dict[int, Predicate] = {}  # by the index of the label
         if isinstance(wheres, tuple):
-            self._wheres = wheres
-            self.by_name = all(isinstance(where, tuple) for where in wheres)
+            self._take(cast("tuple[Patterns | Predicate, ...]", wheres))
         else:
             self._label_of = wheres
-            self.by_name = isinstance(wheres, LabelTree)
+
+    def _take(self, wheres: tuple[Patterns | Predicate, ...]) -> None:
+        groups: list[Patterns] = []
+        for i, where in enumerate(wheres):
+            if _is_sequence(where):
+                groups.append(tuple(where))
+            else:
+                groups.append(())
+                self._predicates[i] = cast("Predicate", where)
+        self._patterns = tuple(groups)
+        self.by_name = not self._predicates
 
     @classmethod
     def of(cls, owner: str, where: Any) -> Selector:
@@ -70,10 +81,8 @@ class Selector:
         """Equal for selectors that choose alike, such as those of an alias that makes its chain again."""
         if self._label_of is not None:
             return self.labels, id(self._label_of)
-        keys: list[Hashable] = [self.labels]
-        for where in self._wheres:
-            keys.append(where if isinstance(where, tuple) else id(where))
-        return tuple(keys)
+        predicates = tuple((i, id(predicate)) for i, predicate in self._predicates.items())
+        return self.labels, self._patterns, predicates
 
     @property
     def names_branches(self) -> bool:
@@ -101,9 +110,10 @@ class Selector:
     def _first_where(self, name: str, tensor: Any) -> int:
         """The index of the first pattern that matches, or predicate that is true; or -1."""
         if self.by_name:
-            return _first_match(name, self._wheres)
-        for i, where in enumerate(self._wheres):
-            holds = _first_match(name, (where,)) == 0 if isinstance(where, tuple) else where(name, tensor)
+            return _first_match(name, self._patterns)
+        for i, group in enumerate(self._patterns):
+            predicate = self._predicates.get(i)
+            holds = _first_match(name, (group,)) == 0 if predicate is None else predicate(name, tensor)
             if holds:
                 return i
         return -1
@@ -126,8 +136,8 @@ class Selector:
         """Raise an error for a pattern that matches no leaf."""
         if not names:
             return
-        for where in self._wheres:
-            for pattern in where if isinstance(where, tuple) else ():
+        for group in self._patterns:
+            for pattern in group:
                 if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                     raise ValueError(f"{self.owner}: {pattern!r} matches no leaf; leaves: {listed(names)}")
 
