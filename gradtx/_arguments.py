@@ -361,7 +361,7 @@ class Arguments:
             if parameter.name not in hints:
                 raise TypeError(f"{name}: annotate {parameter.name!r}; numbers are gradtx.Scalar or gradtx.Betas")
         self.name = name
-        self.added = ()  # arguments that the body does not see
+        self.added: tuple[str, ...] = ()  # arguments that the body does not see
         if is_alias:
             self.added = ("maximize",)
             hints["maximize"] = bool
@@ -371,7 +371,7 @@ class Arguments:
                 hints["mask"] = object  # a selector, which the decorator checks
                 parameters.append(_keyword("mask", None, "Where | None"))
         users = _is_users(function)
-        arguments = []
+        arguments: list[Argument] = []
         for parameter in parameters:
             key = parameter.name
             remedy = ""
@@ -387,10 +387,10 @@ class Arguments:
             parameters.append(_keyword("state_dtype", None, "StateDtype | None"))
         self.signature = signature.replace(parameters=parameters)
 
-    def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return every argument's checked value by name, defaults included. Plain loops: dynamo traces them."""
         given = self._given(args, kwargs)
-        bound = {}
+        bound: dict[str, Any] = {}
         for argument in self.all:
             if argument.name in given:
                 bound[argument.name] = argument.check(given[argument.name])
@@ -400,11 +400,11 @@ class Arguments:
                 bound[argument.name] = argument.default
         return bound
 
-    def _given(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a call by name, unchecked."""
         if len(args) > len(self._positional):
             raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
-        given = {}
+        given: dict[str, Any] = {}
         for argument, value in zip(self._positional, args, strict=False):
             given[argument.name] = value
         for key, value in kwargs.items():
