@@ -46,7 +46,7 @@ class Storage:
             raise ValueError(f"{owner}: state_dtype has no pattern; pass a dict slot -> dtype, such as {{'*': 'int8'}}")
         if type(min_size) is not int or min_size < 0:
             raise ValueError(f"{owner}: min_size must be a whole number, got {describe(min_size)}")
-        self.given = given
+        self.given: Any = given
         self.min_size = min_size
         self._by_pattern = given if isinstance(given, Mapping) else {"*": given}
         self._choices: dict[str, Choice] = {}
