@@ -24,6 +24,7 @@ from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
+from gradtx.roles import named_modules
 from gradtx.schedules._factory import in_its_words
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
@@ -482,8 +483,7 @@ def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 def _banned_of_model(model: torch.nn.Module, ban_list: Sequence[str]) -> set[int]:
     """The ids of the parameters without decay, whose names or modules' classes match a pattern."""
     banned: set[int] = set()
-    modules = cast("Iterable[tuple[str, torch.nn.Module]]", model.named_modules())
-    for prefix, module in modules:
+    for prefix, module in named_modules(model):
         kind = type(module).__name__
         for name, param in module.named_parameters(recurse=False):
             full_name = f"{prefix}.{name}" if prefix else name

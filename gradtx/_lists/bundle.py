@@ -130,7 +130,7 @@ def numbers_for(
     if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
         return list(given), True
     if on_host and not any(map(_is_elsewhere, given)):
-        return list(map(_as_python_number, given)), True
+        return [value.item() if isinstance(value, Tensor) else value for value in given], True
     placed: list[Any] = []
     for value, dtype in zip(given, dtypes, strict=True):
         placed.append(_placed(value, dtype, device))
@@ -269,10 +269,6 @@ class ListPassOperation(Operation):
 def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """Whether a result of a call is a list; others, such as a number of entries, are the same for all leaves."""
     return isinstance(values, list | tuple)
-
-
-def _as_python_number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
 
 
 def _is_elsewhere(value: Any) -> bool:
