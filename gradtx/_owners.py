@@ -321,7 +321,11 @@ class Job:
 
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind go through the same messages."""
-        return self.team, self.wire, self.wire_back, self.parts["update"].device
+        return self.team, self.wire, self.wire_back, self.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts["update"].device
 
     @property
     def team(self) -> Team:
@@ -344,8 +348,12 @@ class Exchange:
     def __init__(self, jobs: list[Job]):
         self._jobs = jobs
         self._team: Team = jobs[0].team
-        shapes = {job.leaf.name: job.like.shape for job in jobs}
-        known = {job.leaf.name: job.leaf.owner for job in jobs if job.leaf.owner is not None}
+        shapes: dict[str, torch.Size] = {}
+        known: dict[str, int] = {}
+        for job in jobs:
+            shapes[job.leaf.name] = job.like.shape
+            if job.leaf.owner is not None:
+                known[job.leaf.name] = job.leaf.owner
         self._owners = assigned(shapes, self._team.size, known)
 
     def run(self) -> None:
@@ -403,7 +411,7 @@ class Exchange:
         """Whole tensors of the pieces of all ranks; `at` is how far each rank's message has been read."""
         wholes: dict[str, Tensor] = {}
         for name in job.parts:
-            wholes[name] = torch.empty(job.like.shape, dtype=job.wire, device=job.parts[name].device)
+            wholes[name] = torch.empty(job.like.shape, dtype=job.wire, device=job.device)
         for rank, piece in enumerate(job.pieces):
             if not piece.sends:
                 continue
@@ -422,7 +430,7 @@ class Exchange:
             for job in self._owned(bucket, me):
                 piece = job.pieces[rank]
                 if failed:
-                    row.append(torch.zeros(piece.numel, dtype=wire, device=job.parts["update"].device))
+                    row.append(torch.zeros(piece.numel, dtype=wire, device=job.device))
                 else:
                     row.append(results[job.leaf.name][piece.window].to(wire))
             rows.append(row)
@@ -552,7 +560,8 @@ class Gathering(Transfer):
         row = torch.zeros(length, dtype=dtype, device=team.device)
         row[0] = failed
         if mine:
-            row[FLAG : FLAG + sizes[team.rank]] = torch.cat([tensor.reshape(-1) for tensor in mine])
+            end = FLAG + sizes[team.rank]
+            row[FLAG:end] = torch.cat([tensor.reshape(-1) for tensor in mine])
         self._sizes = [length] * team.size
         self._received = row.new_empty(length * team.size)
         distributed: Any = torch.distributed  # its functions have no types

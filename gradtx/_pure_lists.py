@@ -70,11 +70,16 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
         programs_by_key[key] = None
         return result
     programs.append(program)
+    _forget_oldest(programs, programs_by_key)
+    return program(tensors, extras, numbers.values)
+
+
+def _forget_oldest(programs: list[Any], programs_by_key: dict[Any, Any]) -> None:
+    """Keep a bounded number of programs of one structure, and of structures."""
     del programs[:-MOST_SHAPES]
     if len(programs_by_key) > MOST_STRUCTURES:
         oldest = next(iter(programs_by_key))
         del programs_by_key[oldest]
-    return program(tensors, extras, numbers.values)
 
 
 def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
@@ -135,7 +140,9 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is Tensor and value.ndim == 0 and not value.requires_grad)
+    if type(value) is Tensor:
+        return value.ndim == 0 and not value.requires_grad
+    return type(value) is float
 
 
 def _numbered(tree: Any, numbers: Iterator[int]) -> Any:
@@ -242,7 +249,8 @@ class TreeProgram:
         extras: dict[str, Any],
         tensors: list[Tensor],
     ):
-        self._updates, self._state, numbered_params = _numbered((updates, state, params), iter(range(len(tensors))))
+        numbers_of_tensors = iter(range(len(tensors)))
+        self._updates, self._state, numbered_params = _numbered((updates, state, params), numbers_of_tensors)
         self._count = len(tensors)
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
@@ -253,11 +261,12 @@ class TreeProgram:
         self._kept = self._numbers_of_state()
         given = _stand_ins(numbers, self._shared(tensors), extras)
         columns = _Columns(self._updates, numbered_params)
+        has_param = params is not None
         self._bundles: list[_Leaves] = []
         for names in _alike(leaves, self._entries, tensors):
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
-            alike = _Leaves(names, columns.of(names, slots), params is not None)
-            function = _OneLeaf(tx, numbers, names[0], params is not None, self._entries, slots, list(extras))
+            alike = _Leaves(names, columns.of(names, slots), has_param)
+            function = _OneLeaf(tx, numbers, names[0], has_param, self._entries, slots, list(extras))
             self._bundles.extend(_bundles(alike, function, given, tensors))
 
     def _numbers_of_state(self) -> list[int]:
@@ -309,19 +318,15 @@ def _run_of(
     kinds = check_extras(tx, params, extras)
     run = TreeRun(tx, values or gradients, None, state)
     run.check(gradients)
-    operations = run.block.operations
-    if run.opaque or any(kinds[name].startswith("leaf") for name in extras):
+    by_leaf = any(kinds[name].startswith("leaf") for name in extras)
+    if run.opaque or by_leaf or (extras and checks_extras(run.block.operations)):
         raise _UnsuitableError
-    if extras and checks_extras(operations):
+    leaves = leaves_of(run, gradients, values or None, extras, kinds)
+    present = {name: leaf for name, leaf in leaves.items() if leaf.given[0] is not None}
+    has_missing = len(present) < len(gradients)
+    if not present or (has_missing and takes_none(run.block.operations)):
         raise _UnsuitableError
-    leaves: dict[str, Leaf] = {}
-    for name, leaf in leaves_of(run, gradients, values or None, extras, kinds).items():
-        if leaf.given[0] is not None:
-            leaves[name] = leaf
-    has_missing = len(leaves) < len(gradients)
-    if not leaves or (has_missing and takes_none(operations)):
-        raise _UnsuitableError
-    return run, leaves
+    return run, present
 
 
 class _Columns:
@@ -395,7 +400,8 @@ def _stand_ins(numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]) -
     given = [torch.empty((), dtype=torch.float64) for _ in numbers.values]
     given.extend(shared)
     for value in extras.values():
-        given.append(torch.as_tensor(value, dtype=torch.float64 if type(value) is float else None))
+        dtype = torch.float64 if type(value) is float else None
+        given.append(torch.as_tensor(value, dtype=dtype))
     return given
 
 

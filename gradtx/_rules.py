@@ -239,7 +239,8 @@ class StageState:
         if self.store.slots_of(old, leaf) != slots.keys():
             raise self._other_slots(leaf, old, slots)
         if old:
-            leaf.new[self.path] = leaf.accepted(self._closed(leaf, slots, old), old)
+            new = self._closed(leaf, slots, old)
+            leaf.new[self.path] = leaf.accepted(new, old)
 
     def _closed(self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]) -> dict[str, Tensor]:
         """The rule's new slots as they are stored."""
@@ -310,7 +311,8 @@ class StageState:
         """The random numbers of this leaf at this step."""
         seed = self.shared["seed"]
         counter = self.shared["counter"] + 1
-        leaf.run.new_shared.setdefault(self.path, {}).update(seed=seed, counter=counter)
+        new_shared = leaf.run.new_shared.setdefault(self.path, {})
+        new_shared.update(seed=seed, counter=counter)
         return Stream(seed, counter, leaf.stream_name)
 
 
@@ -437,7 +439,8 @@ class RuleOperation(Operation):
             leaf.update = leaf.update.to(wide)
         old, state = self.stage.read(leaf, wide)
         param = None if leaf.param is None else leaf.param.to(wide)
-        return Call(leaf, leaf.update, state, param, self._context(leaf, wide), wide, old)
+        context = self._context(leaf, wide)
+        return Call(leaf, leaf.update, state, param, context, wide, old)
 
     def _context(self, leaf: Leaf, wide: torch.dtype) -> Context:
         if self.rule.seed is not None:

@@ -133,7 +133,8 @@ def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
         for name, value in sums[leaf].items():
             if is_sharded(value):
                 differs = tuple(not placement.is_replicate() for placement in value.placements)
-                messages.setdefault((value.device_mesh, differs, value.dtype), []).append((leaf, name))
+                message = (value.device_mesh, differs, value.dtype)
+                messages.setdefault(message, []).append((leaf, name))
     for (mesh, differs, _), places in messages.items():
         values = [sums[leaf][name] for leaf, name in places]
         parts = list(map(_padded, values))

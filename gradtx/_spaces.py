@@ -191,7 +191,8 @@ class SpaceRun:
 
     def holds(self, path: Path) -> bool:
         """Whether a path is the inner transformation's."""
-        return len(path) > len(self.path) and path[: len(self.path)] == self.path
+        depth = len(self.path)
+        return len(path) > depth and path[:depth] == self.path
 
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation if no leaf took part."""
@@ -241,7 +242,9 @@ def _is_space(operation: Any) -> bool:
 def reads_by_leaf(tx: GradientTransformation) -> bool:
     """Whether a link reads an extra that is given by leaf."""
     for link in tx._links():
-        if "hessian_diag" in link._needs or any(kind.startswith("leaf") for kind in link._extras.values()):
+        if "hessian_diag" in link._needs:
+            return True
+        if any(kind.startswith("leaf") for kind in link._extras.values()):
             return True
     return False
 

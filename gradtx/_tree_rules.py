@@ -83,7 +83,8 @@ class TreeOperation(Operation):
 
     def init_all(self) -> None:
         if self._functions.init is not None:
-            state = self._functions.init(self._tree({leaf.name: leaf.param for leaf in self._members}))
+            params = {leaf.name: leaf.param for leaf in self._members}
+            state = self._functions.init(self._tree(params))
             self._keep_first(state)
 
     def _keep_first(self, state: Any) -> None:
@@ -139,8 +140,8 @@ class TreeOperation(Operation):
         try:
             return update(updates, state, None)
         except (AttributeError, TypeError) as error:
-            stand_ins = self._tree({name: torch.zeros_like(leaf.update) for name, leaf in leaves.items()})
-            if _works(update, updates, state, stand_ins):
+            stand_ins = {name: torch.zeros_like(leaf.update) for name, leaf in leaves.items()}
+            if _works(update, updates, state, self._tree(stand_ins)):
                 raise self._without_params(error) from error
             raise
 
@@ -159,8 +160,8 @@ class TreeOperation(Operation):
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         state: dict[str, Any] = dict(self._run.scalars(self.path))
         for name, leaf in leaves.items():
-            opened = self._store.opened(self._run.slots(self.path, leaf), leaf.wide, leaf)
-            for slot, value in opened.items():
+            stored = self._run.slots(self.path, leaf)
+            for slot, value in self._store.opened(stored, leaf.wide, leaf).items():
                 state.setdefault(slot, {})[name] = value
         return state
 
@@ -176,7 +177,8 @@ class TreeOperation(Operation):
             if kept != new.keys():
                 raise ValueError(f"{self._name}: the slots of leaf {name!r} became {sorted(new)}, were {sorted(kept)}")
             if new:
-                leaf.new[self.path] = leaf.accepted(self._store.closed(new, old, leaf), old)
+                stored = self._store.closed(new, old, leaf)
+                leaf.new[self.path] = leaf.accepted(stored, old)
 
     def resume(self, leaf: Leaf, total: Any) -> None:
         update = total[leaf.name]

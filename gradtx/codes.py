@@ -139,7 +139,8 @@ class Codec:
         scale = self.scale(largest)
         encoded = self.encode(blocks, scale)
         packed = self._by_suffix(encoded, values)
-        packed[SCALE] = scale.squeeze(-1) if values.ndim > 1 else scale.reshape(-1)
+        has_rows = values.ndim > 1
+        packed[SCALE] = scale.squeeze(-1) if has_rows else scale.reshape(-1)
         return packed
 
     def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
@@ -241,7 +242,8 @@ def _pairs(codes: Tensor) -> Tensor:
     """Two codes of four bits in a byte, along the last dimension."""
     if codes.shape[-1] % 2:
         codes = torch.cat((codes, codes[..., -1:]), -1)
-    pairs = cast("Tensor", codes.unflatten(-1, (codes.shape[-1] // 2, 2)))
+    halves = (codes.shape[-1] // 2, 2)
+    pairs = cast("Tensor", codes.unflatten(-1, halves))
     high = pairs[..., 1] * 16
     low = pairs[..., 0] & 15
     return (high + low).to(codes.dtype)

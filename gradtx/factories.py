@@ -99,8 +99,9 @@ class Spec:
         # What it reads.
         needs = options.get("needs", ())
         self.extras = dict(options.get("extras", {}))
-        self.needs = (*(() if callable(needs) else needs), *_required(self.extras))
         self._needs_of = needs if callable(needs) else None
+        always_needed = () if callable(needs) else needs
+        self.needs = (*always_needed, *_required(self.extras))
         self.check = options.get("check")
         self.agree = options.get("agree", ())
         self.ahead = options.get("ahead", ())
@@ -297,7 +298,8 @@ class Made(GradientTransformation):
     def _body(self) -> Body:
         """The result of the body for the values of the first step, which decide structure for all later steps."""
         if self._first is None:
-            self._set(_first=self._spec.body(self._spec.resolved(self._arguments, 0)))
+            arguments = self._spec.resolved(self._arguments, 0)
+            self._set(_first=self._spec.body(arguments))
         return cast("Body", self._first)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -404,7 +406,9 @@ class Made(GradientTransformation):
         inner = body._branches()
         if inner is None or not self._children():
             return None
-        label_of = {id(child): label for child, label in zip(body._children(), inner.children, strict=True)}
+        label_of: dict[int, str] = {}
+        for child, label in zip(body._children(), inner.children, strict=True):
+            label_of[id(child)] = label
         labels = tuple(label_of.get(id(child), "") for child in self._children())
         other_labels = tuple(label for label in inner.children if label not in labels)
         return Branches(inner.selector, labels, other_labels)

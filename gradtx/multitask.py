@@ -123,7 +123,8 @@ def _without_conflicts(i: int, order: Sequence[int], tasks: Sequence[Leaves], sq
         share = torch.where(along < 0, along / square, 0.0)
         remaining: Leaves = {}
         for name, grad in projected.items():
-            remaining[name] = grad - share.to(grad.device, grad.dtype) * tasks[j][name]
+            factor = share.to(grad.device, grad.dtype)
+            remaining[name] = grad - factor * tasks[j][name]
         projected = remaining
     return projected
 

@@ -163,7 +163,9 @@ def _use_of(link: str) -> str:
 
 def _is_longer(name: str, plain: str) -> bool:
     """Whether `name` is `plain` with one more letter at an end; a doubled letter is a misspelling."""
-    return (name[1:] == plain and name[0] != name[1]) or (name[:-1] == plain and name[-1] != name[-2])
+    if name[1:] == plain:
+        return name[0] != name[1]
+    return name[:-1] == plain and name[-1] != name[-2]
 
 
 def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]) -> list[str]:
