@@ -9,7 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -125,12 +125,12 @@ _PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
 _HYPERPARAMETERS = ("scalar", "betas", "floats", "named floats", "int", "bool", "str")
 
 
-def _members(hint: Any) -> set:
+def _members(hint: Any) -> set[Any]:
     """The alternatives of an annotation."""
     return set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
 
 
-def _kind(members: set) -> str:
+def _kind(members: set[Any]) -> str:
     """The kind of an annotation, given by its alternatives other than None."""
     if members <= _SCALAR and float in members:
         return "scalar"
@@ -144,7 +144,7 @@ def _kind(members: set) -> str:
     return _PLAIN_KINDS.get(hint, "structure")
 
 
-def _kind_of_tuple(entries: tuple) -> str:
+def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
     if set(entries) == {float}:
         return "floats"
     for entry in entries:
@@ -170,7 +170,7 @@ class Argument:
     ):
         self.owner = owner
         self.name = parameter.name
-        self.default = parameter.default
+        self.default: Any = parameter.default
         self.required = parameter.default is parameter.empty
         self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
         self.any_length = any_length
@@ -210,7 +210,7 @@ class Argument:
         """As `check`, for a value that torch or its schedulers may have written: rounding errors are mended, and
         tensors with one entry, of any shape, are numbers.
         """
-        if isinstance(value, tuple | list) and self.kind == "betas":
+        if _is_sequence(value) and self.kind == "betas":
             ranges = self.entry_ranges or (self.range,) * len(value)
             value = tuple(_as_number(item, interval) for item, interval in zip(value, ranges, strict=False))
         elif self.kind == "scalar":
@@ -233,23 +233,24 @@ class Argument:
             raise TypeError(f"{self.owner}: {self.name} must be an int, got {describe(value)}")
         return self._in_range(int(value), self.name, self.range)
 
-    def _betas(self, value: Any) -> tuple:
+    def _betas(self, value: Any) -> tuple[Any, ...]:
         """A tuple of numbers, each of which may be a tensor or a schedule."""
-        if not isinstance(value, tuple | list):
+        if not _is_sequence(value):
             raise TypeError(f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}")
-        if not self.any_length and isinstance(self.default, tuple) and len(value) != len(self.default):
+        if not self.any_length and _is_sequence(self.default) and len(value) != len(self.default):
             raise ValueError(f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}")
         if not value:
             raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
         ranges = self.entry_ranges or (self.range,) * len(value)
-        entries = []
+        entries: list[Any] = []
         for i, (entry, interval) in enumerate(zip(value, ranges, strict=True)):
             entries.append(self._entry(i, entry, interval))
         return tuple(entries)
 
     def _entry(self, i: int, value: Any, interval: Range) -> Any:
         """An entry of a tuple; None where `tuple[Scalar | None, ...]` allows it."""
-        if value is None and type(None) in self._entries[min(i, len(self._entries) - 1)]:
+        last = len(self._entries) - 1
+        if value is None and type(None) in self._entries[min(i, last)]:
             return None
         return self._scalar(value, f"{self.name}[{i}]", interval)
 
@@ -257,23 +258,25 @@ class Argument:
         """A name, three plain numbers, or a tuple of such triples."""
         if isinstance(value, str):
             return value
-        many = isinstance(value, tuple | list) and len(value) and all(isinstance(item, tuple | list) for item in value)
-        triples = []
-        for item in value if many else [value]:
-            if not _is_plain(item) or len(item) != 3:
-                raise TypeError(
-                    f"{self.owner}: {self.name} must be 3 plain numbers, got {describe(value)}; "
-                    "a tuple of such triples and a name are taken as well"
-                )
-            triples.append(tuple(map(float, item)))
-        return tuple(triples) if many else triples[0]
+        if _is_sequence(value) and value and all(map(_is_sequence, value)):
+            return tuple(self._triple(item, value) for item in value)
+        return self._triple(value, value)
+
+    def _triple(self, item: Any, value: Any) -> tuple[float, ...]:
+        """Three plain numbers, as one of the triples of `value`."""
+        if not _is_plain(item) or len(item) != 3:
+            raise TypeError(
+                f"{self.owner}: {self.name} must be 3 plain numbers, got {describe(value)}; "
+                "a tuple of such triples and a name are taken as well"
+            )
+        return tuple(map(float, item))
 
     def _floats(self, value: Any) -> tuple[float, ...]:
         """A tuple of plain numbers, none of which may be a tensor or a schedule."""
         count = len(self._entries)
         if not _is_plain(value) or len(value) != count:
             raise TypeError(f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}")
-        entries = []
+        entries: list[float] = []
         for i, entry in enumerate(value):
             entries.append(self._in_range(float(entry), f"{self.name}[{i}]", self.range))
         return tuple(entries)
@@ -306,8 +309,17 @@ def _as_number(value: Any, interval: Range) -> Any:
     return interval.nearest(value) if isinstance(value, float) else value
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(isinstance(entry, numbers.Real) for entry in value)
+def _is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
+    return isinstance(value, tuple | list)
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
+
+
+def _is_plain(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
+    """Whether a value is a sequence of plain numbers."""
+    return _is_sequence(value) and all(isinstance(entry, numbers.Real) for entry in value)
 
 
 def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
@@ -317,18 +329,18 @@ def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
 _KNOWN_HINTS: dict[tuple[str, str], Any] = {}  # by module and text: few texts stand in many signatures
 
 
-def _is_users(function: Callable) -> bool:
+def _is_users(function: Callable[..., Any]) -> bool:
     """Whether a user wrote a factory, not this package."""
     return (function.__module__ or "").partition(".")[0] != __package__
 
 
-def _hints_of(function: Callable) -> dict[str, Any]:
+def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a function, evaluated; those of this package from a cache, since importing it reads 1,600."""
     module = sys.modules.get(function.__module__ or "")
     names = getattr(function, "__globals__", None)
     if _is_users(function) or module is None or names is not vars(module):  # a doctest has names of its own
         return typing.get_type_hints(function)
-    hints = {}
+    hints: dict[str, Any] = {}
     for name, annotation in function.__annotations__.items():
         if name == "return":
             continue
@@ -348,7 +360,7 @@ class Arguments:
     def __init__(
         self,
         name: str,
-        function: Callable,
+        function: Callable[..., Any],
         ranges: Mapping[str, Range | tuple[Range, ...]],
         static: Iterable[str],
         is_alias: bool,
@@ -361,7 +373,7 @@ class Arguments:
             if parameter.name not in hints:
                 raise TypeError(f"{name}: annotate {parameter.name!r}; numbers are gradtx.Scalar or gradtx.Betas")
         self.name = name
-        self.added = ()  # arguments that the body does not see
+        self.added: tuple[str, ...] = ()  # arguments that the body does not see
         if is_alias:
             self.added = ("maximize",)
             hints["maximize"] = bool
@@ -371,7 +383,7 @@ class Arguments:
                 hints["mask"] = object  # a selector, which the decorator checks
                 parameters.append(_keyword("mask", None, "Where | None"))
         users = _is_users(function)
-        arguments = []
+        arguments: list[Argument] = []
         for parameter in parameters:
             key = parameter.name
             remedy = ""
@@ -387,10 +399,10 @@ class Arguments:
             parameters.append(_keyword("state_dtype", None, "StateDtype | None"))
         self.signature = signature.replace(parameters=parameters)
 
-    def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return every argument's checked value by name, defaults included. Plain loops: dynamo traces them."""
         given = self._given(args, kwargs)
-        bound = {}
+        bound: dict[str, Any] = {}
         for argument in self.all:
             if argument.name in given:
                 bound[argument.name] = argument.check(given[argument.name])
@@ -400,11 +412,11 @@ class Arguments:
                 bound[argument.name] = argument.default
         return bound
 
-    def _given(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a call by name, unchecked."""
         if len(args) > len(self._positional):
             raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
-        given = {}
+        given: dict[str, Any] = {}
         for argument, value in zip(self._positional, args, strict=False):
             given[argument.name] = value
         for key, value in kwargs.items():
@@ -427,11 +439,12 @@ class Arguments:
 
 def varies(value: Any) -> bool:
     """True if the value that a body sees may differ from step to step: tensors (written in place) and schedules."""
-    if isinstance(value, tuple):
+    if _is_tuple(value):
         return any(varies(item) for item in value)
     return isinstance(value, Tensor | Schedule)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of an argument's value."""
-    return [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Tensor)]
+    items = value if _is_tuple(value) else (value,)
+    return [item for item in items if isinstance(item, Tensor)]

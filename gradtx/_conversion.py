@@ -18,7 +18,7 @@ SUFFIXES = (SCALE, KEY, "error")
 
 
 def converted(
-    saved: Mapping[str, Any], first: Mapping[str, Tensor], shape: torch.Size, codes: Mapping[str, Codec] | None = None
+    saved: Mapping[str, Any], first: Mapping[str, Any], shape: torch.Size, codes: Mapping[str, Codec] | None = None
 ) -> dict[str, Any]:
     """A saved entry with the slots of `first`: values are coded, codes are decoded, all else is left as it is.
 

@@ -7,7 +7,7 @@ come from the chain; an entry at a path is a stage, a slot (a dict by leaf name)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class NestedState:
         if path not in self._slots:
             self._slots[path] = []
             for key, value in self._entry(path).items():
-                if isinstance(value, dict) and (*path, key) not in self.stages:
+                if _is_dict(value) and (*path, key) not in self.stages:
                     self._slots[path].append((key, value))
         return self._slots[path]
 
@@ -59,7 +59,7 @@ class NestedState:
         """The state of a pair of plain functions, as these returned it."""
         entry: Any = self._state
         for key in path:
-            if not isinstance(entry, dict) or key not in entry:
+            if not _is_dict(entry) or key not in entry:
                 raise lacking(path)
             entry = entry[key]
         return entry
@@ -71,14 +71,13 @@ class NestedState:
     def _entry(self, path: Path) -> dict[str, Any]:
         entry: Any = self._state
         for key in path:
-            entry = entry.get(key, {}) if isinstance(entry, dict) else {}
-        return entry if isinstance(entry, dict) else {}
+            entry = entry.get(key) if _is_dict(entry) else None
+        return entry if _is_dict(entry) else {}
 
     def check(self, names: Collection[str], opaque: Collection[Path], known: Callable[[Path, str], bool]) -> None:
         """Raise an error unless this is a state of the chain, with these leaves."""
         for key in self._state:
-            if not isinstance(key, str):
-                raise foreign((repr(key),))
+            _check_key((), key)
             if key not in ("step", "leaf_steps") and (key,) not in self.stages:
                 raise foreign((key,))
         for path in self.stages:
@@ -97,7 +96,7 @@ class NestedState:
         """A state in this order: `new` gives each slot and shared value, `trees` the state of plain functions."""
 
         def rebuild(entry: dict[str, Any], path: Path) -> dict[str, Any]:
-            result = {}
+            result: dict[str, Any] = {}
             for key, value in entry.items():
                 below = (*path, key)
                 if below in opaque:
@@ -120,11 +119,20 @@ def _moved(state: dict[str, Any], path: Path, slot: str, inside: str) -> dict[st
     return {**rest, inside: {**state.get(inside, {}), slot: state[slot]}}
 
 
+def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _check_key(path: Path, key: Any) -> None:
+    """Raise an error for a key that is no string."""
+    if not isinstance(key, str):
+        raise foreign((*path, repr(key)))
+
+
 def _check_slot(path: Path, values: dict[str, Any], names: Collection[str]) -> None:
     where = ".".join(path)
     for name, value in values.items():
-        if not isinstance(name, str):
-            raise foreign((*path, repr(name)))
+        _check_key(path, name)
         if isinstance(value, dict):
             raise foreign(path)
         if name not in names:

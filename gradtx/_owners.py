@@ -40,7 +40,8 @@ def cost(shape: Sequence[int]) -> float:
     if len(shape) < 2:
         return float(max(torch.Size(shape).numel(), 1))
     short, long = sorted(shape[-2:])
-    return float(torch.Size(shape[:-2]).numel() * short * short * (2 * long + short))
+    matrices = torch.Size(shape[:-2]).numel()
+    return float(matrices * short * short * (2 * long + short))
 
 
 def assigned(shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str, int]) -> dict[str, int]:
@@ -55,7 +56,11 @@ def assigned(shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str,
     owners = dict(known)
     for name, owner in known.items():
         loads[owner] += cost(shapes[name])
-    for name in sorted(shapes.keys() - known.keys(), key=lambda name: (-cost(shapes[name]), name)):
+
+    def costliest_first(name: str) -> tuple[float, str]:
+        return -cost(shapes[name]), name
+
+    for name in sorted(shapes.keys() - known.keys(), key=costliest_first):
         owner = loads.index(min(loads))
         loads[owner] += cost(shapes[name])
         owners[name] = owner
@@ -88,11 +93,11 @@ def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
             grouped.append(program[i])
             i += 1
             continue
-        behind = end
-        while behind < len(program) and program[behind].needs_shape:
-            behind += 1
-        grouped.append(OwnedRegion(program[i:end], program[end:behind], replicas))
-        i = behind
+        end_of_shards = end
+        while end_of_shards < len(program) and program[end_of_shards].needs_shape:
+            end_of_shards += 1
+        grouped.append(OwnedRegion(program[i:end], program[end:end_of_shards], replicas))
+        i = end_of_shards
     return grouped
 
 
@@ -132,20 +137,19 @@ class OwnedRegion(Operation):
         self.operations = operations
         self.replicas = replicas
         self.path = operations[0].path
-        self.keeps_slots = any(operation.keeps_slots for operation in operations)
-        self.compiles = all(operation.compiles and not operation.random for operation in [*operations, *behind])
         self._behind = behind
+        self.keeps_slots = any(operation.keeps_slots for operation in operations)
+        self.compiles = all(operation.compiles and not operation.random for operation in self.parts)
 
     @property
     def parts(self) -> list[Operation]:
         return [*self.operations, *self._behind]
 
     def init(self, leaf: Leaf) -> None:
+        operations = self.parts
         if self.keeps_slots:
             self._init_at_owner(leaf)
             operations = self._behind
-        else:
-            operations = self.parts
         for operation in operations:
             operation.init(leaf)
 
@@ -157,7 +161,9 @@ class OwnedRegion(Operation):
             operation.init(whole)
         is_owner = team_for(param, self.replicas).rank == leaf.owner
         for path, slots in whole.new.items():
-            leaf.new[path] = slots if is_owner else {slot: value.to("meta") for slot, value in slots.items()}
+            if not is_owner:
+                slots = {slot: value.to("meta") for slot, value in slots.items()}
+            leaf.new[path] = slots
         leaf.codecs.update(whole.codecs)
 
     def follow(self, position: Position) -> None:
@@ -170,10 +176,9 @@ class OwnedRegion(Operation):
             if operation.random:
                 operation.stage.stream(leaf)  # every rank counts the draws
         payload = {"update": leaf.update}
-        reads = {name for operation in self.operations for name in operation.owner_reads}
-        if "param" in reads and leaf.param is not None:
+        if self._reads("param") and leaf.param is not None:
             payload["param"] = leaf.param
-        if "grad" in reads and leaf.grad is not leaf.update:
+        if self._reads("grad") and leaf.grad is not leaf.update:
             payload["grad"] = leaf.grad
         recorded = leaf.run.recorded_owner(self, leaf, payload)
         if recorded is None:
@@ -181,14 +186,18 @@ class OwnedRegion(Operation):
         leaf.update = recorded
         return None
 
+    def _reads(self, name: str) -> bool:
+        """Whether an operation reads a tensor of the leaf besides the update."""
+        return any(name in operation.owner_reads for operation in self.operations)
+
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> dict[str, Tensor]:
         """The local part of every leaf's update behind the region."""
-        alike: dict[Any, list[Job]] = {}
-        for leaf, payload in sorted(waiting, key=lambda item: item[0].name):
+        jobs_of_kind: dict[Any, list[Job]] = {}
+        for leaf, payload in sorted(waiting, key=_name_of_leaf):
             job = Job.of(leaf, self._region_of(leaf), payload)
-            alike.setdefault(job.kind(), []).append(job)
+            jobs_of_kind.setdefault(job.kind(), []).append(job)
         results: dict[str, Tensor] = {}
-        for jobs in alike.values():
+        for jobs in jobs_of_kind.values():
             exchange = Exchange if jobs[0].region.replicas is None else SharedWork
             exchange(jobs).run()
             for job in jobs:
@@ -208,10 +217,12 @@ class OwnedRegion(Operation):
     def after(self, job: Job) -> Any:
         """A leaf's update behind the operations on shards."""
         leaf = job.leaf
-        before, leaf.update = leaf.update, rejoined(job.result, job.like)
+        before = leaf.update
+        leaf.update = rejoined(job.result, job.like)
         for operation in self._behind:
             operation.start(leaf)
-        result, leaf.update = leaf.update, before
+        result = leaf.update
+        leaf.update = before
         return result
 
     # At the owner.
@@ -228,20 +239,38 @@ class OwnedRegion(Operation):
 
     def computed(self, job: Job, wholes: dict[str, Tensor]) -> Tensor:
         """The update of a whole leaf behind the region; its new slots are left in the leaf."""
-        leaf = job.leaf
-        whole = Leaf(leaf.run, leaf.name, wholes["update"].to(job.dtype), wholes.get("param"), leaf.extras, leaf.clock)
-        whole.wide, whole.dtype, whole.param_dtype = leaf.wide, leaf.dtype, leaf.param_dtype
-        whole.grad = wholes.get("grad", whole.update)
-        whole.negated, whole.active, whole.restarts = leaf.negated, leaf.active, leaf.restarts
-        whole.key, whole.state, whole.layout = leaf.key, leaf.state, leaf.layout
+        update = wholes["update"].to(job.dtype)
+        whole = _whole_leaf(job.leaf, update, wholes.get("param"), wholes.get("grad"))
         whole.program = self.operations
         execute([whole], _done)
-        leaf.new.update(whole.new)
+        job.leaf.new.update(whole.new)
         return whole.update
 
 
+def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
+    return item[0].name
+
+
+def _whole_leaf(leaf: Leaf, update: Tensor, param: Tensor | None, grad: Tensor | None) -> Leaf:
+    """The same leaf with whole tensors in place of shards."""
+    whole = Leaf(leaf.run, leaf.name, update, param, leaf.extras, leaf.clock)
+    whole.grad = whole.update if grad is None else grad
+    whole.wide = leaf.wide
+    whole.dtype = leaf.dtype
+    whole.param_dtype = leaf.param_dtype
+    whole.negated = leaf.negated
+    whole.active = leaf.active
+    whole.restarts = leaf.restarts
+    whole.key = leaf.key
+    whole.state = leaf.state
+    whole.layout = leaf.layout
+    return whole
+
+
 def _narrower(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
-    return wire if wire is not None and wire.itemsize < dtype.itemsize else dtype
+    if wire is None or wire.itemsize >= dtype.itemsize:
+        return dtype
+    return wire
 
 
 def _done(leaf: Leaf) -> None:
@@ -277,20 +306,26 @@ class Job:
 
     @classmethod
     def of(cls, leaf: Leaf, region: OwnedRegion, payload: Mapping[str, Any]) -> Job:
-        like = leaf.given[1] if leaf.given[1] is not None else leaf.given[0]
+        update, param = leaf.given
+        like = update if param is None else param
         dtype = payload["update"].dtype
         wire = region.wire_in(dtype)
         parts: dict[str, Tensor] = {}
         for name, tensor in payload.items():
-            part = local(placed_as(tensor, like)) if is_sharded(tensor) else tensor  # programs have local parts
-            parts[name] = part.to(wire)
+            if is_sharded(tensor):  # otherwise a program has given the local part
+                tensor = local(placed_as(tensor, like))
+            parts[name] = tensor.to(wire)
         dtype_back = region.dtype_out(leaf, dtype)
         wire_back = _narrower(region.operations[-1].wire, dtype_back)
         return cls(leaf, region, like, parts, dtype, wire, wire_back, dtype_back)
 
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind go through the same messages."""
-        return self.team, self.wire, self.wire_back, self.parts["update"].device
+        return self.team, self.wire, self.wire_back, self.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts["update"].device
 
     @property
     def team(self) -> Team:
@@ -313,8 +348,12 @@ class Exchange:
     def __init__(self, jobs: list[Job]):
         self._jobs = jobs
         self._team: Team = jobs[0].team
-        shapes = {job.leaf.name: job.like.shape for job in jobs}
-        known = {job.leaf.name: job.leaf.owner for job in jobs if job.leaf.owner is not None}
+        shapes: dict[str, torch.Size] = {}
+        known: dict[str, int] = {}
+        for job in jobs:
+            shapes[job.leaf.name] = job.like.shape
+            if job.leaf.owner is not None:
+                known[job.leaf.name] = job.leaf.owner
         self._owners = assigned(shapes, self._team.size, known)
 
     def run(self) -> None:
@@ -352,7 +391,8 @@ class Exchange:
         sizes = [0] * self._team.size
         for job in self._owned(bucket, me):
             for rank, piece in enumerate(job.pieces):
-                sizes[rank] += piece.numel * len(job.parts) if piece.sends else 0
+                if piece.sends:
+                    sizes[rank] += piece.numel * len(job.parts)
         return Transfer(self._team, rows, sizes, bucket[0].wire, False)
 
     def _results(self, bucket: list[Job], arrived: list[Tensor]) -> tuple[dict[str, Tensor], Exception | None]:
@@ -371,24 +411,26 @@ class Exchange:
         """Whole tensors of the pieces of all ranks; `at` is how far each rank's message has been read."""
         wholes: dict[str, Tensor] = {}
         for name in job.parts:
-            wholes[name] = torch.empty(job.like.shape, dtype=job.wire, device=job.parts[name].device)
+            wholes[name] = torch.empty(job.like.shape, dtype=job.wire, device=job.device)
         for rank, piece in enumerate(job.pieces):
             if not piece.sends:
                 continue
             for whole in wholes.values():
-                whole[piece.window] = arrived[rank][at[rank] : at[rank] + piece.numel].view(piece.shape)
-                at[rank] += piece.numel
+                end = at[rank] + piece.numel
+                whole[piece.window] = arrived[rank][at[rank] : end].view(piece.shape)
+                at[rank] = end
         return wholes
 
     def _back(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
-        me, wire = self._team.rank, bucket[0].wire_back
+        me = self._team.rank
+        wire = bucket[0].wire_back
         rows: list[list[Tensor]] = []
         for rank in range(self._team.size):
             row: list[Tensor] = []
             for job in self._owned(bucket, me):
                 piece = job.pieces[rank]
                 if failed:
-                    row.append(torch.zeros(piece.numel, dtype=wire, device=job.parts["update"].device))
+                    row.append(torch.zeros(piece.numel, dtype=wire, device=job.device))
                 else:
                     row.append(results[job.leaf.name][piece.window].to(wire))
             rows.append(row)
@@ -400,13 +442,13 @@ class Exchange:
     def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
         parts = transfer.parts()
         for rank, part in enumerate(parts):
-            at = 0
+            start = 0
             for job in self._owned(bucket, rank):
                 piece = job.pieces[self._team.rank]
-                result = part[at : at + piece.numel].view(piece.shape)
+                end = start + piece.numel
                 # Not a view of the message, which would live as long as any of its leaves.
-                job.result = result.to(job.dtype_back, copy=True)
-                at += piece.numel
+                job.result = part[start:end].view(piece.shape).to(job.dtype_back, copy=True)
+                start = end
 
 
 class SharedWork(Exchange):
@@ -423,7 +465,9 @@ class SharedWork(Exchange):
         for job in self._owned(bucket, self._team.rank):
             result = torch.zeros(job.like.shape, device=job.like.device) if failed else results[job.leaf.name]
             mine.append(result.to(job.wire_back))
-        sizes = [sum(job.leaf.shape.numel() for job in self._owned(bucket, rank)) for rank in range(self._team.size)]
+        sizes: list[int] = []
+        for rank in range(self._team.size):
+            sizes.append(sum(job.leaf.shape.numel() for job in self._owned(bucket, rank)))
         return Gathering(self._team, mine, sizes, bucket[0].wire_back, failed)
 
 
@@ -442,11 +486,13 @@ def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list
     bucket: list[T] = []
     filled = 0
     for item in items:
-        if bucket and filled + size_of(item) > BUCKET:
+        size = size_of(item)
+        if bucket and filled + size > BUCKET:
             yield bucket
-            bucket, filled = [], 0
+            bucket = []
+            filled = 0
         bucket.append(item)
-        filled += size_of(item)
+        filled += size
     yield bucket
 
 
@@ -462,18 +508,19 @@ class Transfer:
     """
 
     def __init__(self, team: Team, rows: list[list[Tensor]], sizes: list[int], dtype: torch.dtype, failed: bool):
-        self._team = team
         flag = torch.full((FLAG,), float(failed), dtype=dtype, device=team.device)
         flat: list[Tensor] = []
         counts: list[int] = []
         for row in rows:
-            row = [flag, *(tensor.reshape(-1) for tensor in row)]
-            flat.extend(row)
-            counts.append(sum(map(torch.numel, row)))
+            flat.append(flag)
+            flat.extend(tensor.reshape(-1) for tensor in row)
+            counts.append(FLAG + sum(map(torch.numel, row)))
+        self._team = team
         self._sizes = [FLAG + size for size in sizes]
         self._sent = torch.cat(flat)
         self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
-        self._work: Any = torch.distributed.all_to_all_single(
+        distributed: Any = torch.distributed  # its functions have no types
+        self._work = distributed.all_to_all_single(
             self._received, self._sent, self._sizes, counts, group=team.group, async_op=True
         )
 
@@ -487,8 +534,10 @@ class Transfer:
             RuntimeError: a rank has failed.
         """
         self.wait()
-        parts = self._received.split(self._sizes)
-        failed = torch.stack([part[0] for part in parts]).nonzero().flatten().tolist()
+        parts = torch.split(self._received, self._sizes)
+        flags = torch.stack([part[0] for part in parts])
+        nonzero: Any = flags.nonzero().flatten()
+        failed: list[int] = nonzero.tolist()
         if failed:
             raise RuntimeError(f"rank {self._team.ranks[failed[0]]} failed in this step; its error is raised there")
         return [part[FLAG:] for part in parts]
@@ -511,7 +560,9 @@ class Gathering(Transfer):
         row = torch.zeros(length, dtype=dtype, device=team.device)
         row[0] = failed
         if mine:
-            row[FLAG : FLAG + sizes[team.rank]] = torch.cat([tensor.reshape(-1) for tensor in mine])
+            end = FLAG + sizes[team.rank]
+            row[FLAG:end] = torch.cat([tensor.reshape(-1) for tensor in mine])
         self._sizes = [length] * team.size
         self._received = row.new_empty(length * team.size)
-        self._work: Any = torch.distributed.all_gather_into_tensor(self._received, row, group=team.group, async_op=True)
+        distributed: Any = torch.distributed  # its functions have no types
+        self._work = distributed.all_gather_into_tensor(self._received, row, group=team.group, async_op=True)

@@ -52,14 +52,12 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
         return None
     numbers = Numbers.of(tx)
     key = structure, tuple(extras), numbers.structure
-    known = programs_of(tx)
+    programs_by_key = programs_of(tx)
     try:
-        programs = known.setdefault(key, [])
+        programs = programs_by_key.setdefault(key, [])
     except TypeError:  # an option that can't be compared
         return None
-    given = [*tensors, *(number for number in numbers.values if isinstance(number, Tensor))]
-    gradients_recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    if gradients_recorded or programs is None:
+    if programs is None or _records_gradients(tensors, numbers.values):
         return None
     for program in programs:
         if program.fits(tensors):
@@ -69,13 +67,29 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
         with torch.no_grad():
             program = TreeProgram(tx, numbers, updates, state, params, extras, tensors)
     except _UnsuitableError:
-        known[key] = None
+        programs_by_key[key] = None
         return result
     programs.append(program)
-    del programs[:-MOST_SHAPES]
-    if len(known) > MOST_STRUCTURES:
-        del known[next(iter(known))]  # the oldest
+    _forget_oldest(programs, programs_by_key)
     return program(tensors, extras, numbers.values)
+
+
+def _forget_oldest(programs: list[Any], programs_by_key: dict[Any, Any]) -> None:
+    """Keep a bounded number of programs of one structure, and of structures."""
+    del programs[:-MOST_SHAPES]
+    if len(programs_by_key) > MOST_STRUCTURES:
+        oldest = next(iter(programs_by_key))
+        del programs_by_key[oldest]
+
+
+def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
+    """Whether autograd would record a call with these."""
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:
+        if tensor.requires_grad:
+            return True
+    return any(isinstance(number, Tensor) and number.requires_grad for number in numbers)
 
 
 _SHARED = SharedPrograms()
@@ -126,7 +140,9 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is Tensor and value.ndim == 0 and not value.requires_grad)
+    if type(value) is Tensor:
+        return value.ndim == 0 and not value.requires_grad
+    return type(value) is float
 
 
 def _numbered(tree: Any, numbers: Iterator[int]) -> Any:
@@ -184,9 +200,12 @@ class Numbers:
         for entry in tx._entries():
             off = entry.argument.range.off
             value = entry.value
-            if entry.argument.kind not in ("floats", "named floats"):  # which rules get as they are
-                value = tuple(self._take(item, off) for item in value) if _is_tuple(value) else self._take(value, off)
-            structure.append((entry.place, value))
+            if entry.argument.kind in ("floats", "named floats"):  # rules get these as they are
+                structure.append((entry.place, value))
+            elif _is_tuple(value):
+                structure.append((entry.place, tuple(self._take(item, off) for item in value)))
+            else:
+                structure.append((entry.place, self._take(value, off)))
         self.structure = tuple(structure)
 
     @classmethod
@@ -196,10 +215,11 @@ class Numbers:
         return tx._numbers  # type: ignore[return-value]
 
     def _take(self, item: Any, off: Any) -> Any:
-        if (type(item) is float and not is_off(item, off)) or isinstance(item, Tensor):
-            self.values.append(item)
-            return NUMBER
-        return item
+        is_number = type(item) is float and not is_off(item, off)
+        if not is_number and not isinstance(item, Tensor):
+            return item
+        self.values.append(item)
+        return NUMBER
 
     def chain_of(self, tx: GradientTransformation, tensors: Iterator[Tensor]) -> GradientTransformation:
         """The transformation with tensors in the places of the numbers."""
@@ -229,42 +249,35 @@ class TreeProgram:
         extras: dict[str, Any],
         tensors: list[Tensor],
     ):
-        template = _numbered((updates, state, params), iter(range(len(tensors))))
-        self._updates, self._state, _ = template
+        numbers_of_tensors = iter(range(len(tensors)))
+        self._updates, self._state, numbered_params = _numbered((updates, state, params), numbers_of_tensors)
         self._count = len(tensors)
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
-        gradients, _ = _tree.flatten(updates, "updates")
-        values, _ = ({}, None) if params is None else _tree.flatten(params, "params")
         if LEAF_STEPS in state:
             raise _UnsuitableError
-        kinds = check_extras(tx, params, extras)
-        run = TreeRun(tx, values or gradients, None, state)
-        run.check(gradients)
-        if run.opaque or any(kinds[name].startswith("leaf") for name in extras):
-            raise _UnsuitableError
-        if extras and checks_extras(run.block.operations):
-            raise _UnsuitableError
-        leaves = leaves_of(run, gradients, values or None, extras, kinds)
-        present = {name: leaf for name, leaf in leaves.items() if leaf.given[0] is not None}
-        if not present or (len(present) < len(gradients) and takes_none(run.block.operations)):
-            raise _UnsuitableError
-        numbered_updates = _tree.named(self._updates)
-        numbered_params = {} if params is None else _tree.named(template[2])
+        run, leaves = _run_of(tx, updates, state, params, extras)
         self._entries = list(_entries(self._state, run.stages))
-        self._kept: list[int] = []  # the numbers of the state's tensors
-        for entry in self._entries:
-            self._kept.extend(entry.leaves.values() if entry.shared is None else [entry.shared])
+        self._kept = self._numbers_of_state()
         given = _stand_ins(numbers, self._shared(tensors), extras)
+        columns = _Columns(self._updates, numbered_params)
+        has_param = params is not None
         self._bundles: list[_Leaves] = []
-        for names in _alike(present, self._entries, tensors):
-            columns = [[numbered_updates[name] for name in names]]
-            if params is not None:
-                columns.append([numbered_params[name] for name in names])
+        for names in _alike(leaves, self._entries, tensors):
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
-            columns.extend([entry.leaves[name] for name in names] for entry in slots)
-            function = _OneLeaf(tx, numbers, names[0], params is not None, self._entries, slots, list(extras))
-            self._bundles.extend(_bundles(_Leaves(names, columns, params is not None), function, given, tensors))
+            alike = _Leaves(names, columns.of(names, slots), has_param)
+            function = _OneLeaf(tx, numbers, names[0], has_param, self._entries, slots, list(extras))
+            self._bundles.extend(_bundles(alike, function, given, tensors))
+
+    def _numbers_of_state(self) -> list[int]:
+        """The numbers of the state's tensors."""
+        numbers: list[int] = []
+        for entry in self._entries:
+            if entry.shared is None:
+                numbers.extend(entry.leaves.values())
+            else:
+                numbers.append(entry.shared)
+        return numbers
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether tensors have the dtypes, devices, shapes and strides that the program is for."""
@@ -290,6 +303,49 @@ class TreeProgram:
         return _filled(self._updates, results), _filled(self._state, results)
 
 
+def _run_of(
+    tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
+) -> tuple[TreeRun, dict[str, Leaf]]:
+    """The run of a call, and the leaves that have a gradient.
+
+    Raises:
+        _UnsuitableError: leaves of this call, or its extras, can't go through programs.
+    """
+    gradients, _ = _tree.flatten(updates, "updates")
+    values: dict[str, Any] = {}
+    if params is not None:
+        values, _ = _tree.flatten(params, "params")
+    kinds = check_extras(tx, params, extras)
+    run = TreeRun(tx, values or gradients, None, state)
+    run.check(gradients)
+    by_leaf = any(kinds[name].startswith("leaf") for name in extras)
+    if run.opaque or by_leaf or (extras and checks_extras(run.block.operations)):
+        raise _UnsuitableError
+    leaves = leaves_of(run, gradients, values or None, extras, kinds)
+    present = {name: leaf for name, leaf in leaves.items() if leaf.given[0] is not None}
+    has_missing = len(present) < len(gradients)
+    if not present or (has_missing and takes_none(run.block.operations)):
+        raise _UnsuitableError
+    return run, present
+
+
+class _Columns:
+    """The numbers of the tensors of leaves, by trees in which numbers stand for tensors."""
+
+    def __init__(self, updates: Any, params: Any):
+        self._updates = _tree.named(updates)
+        self._params = None if params is None else _tree.named(params)
+
+    def of(self, names: list[str], slots: list[Entry]) -> list[list[int]]:
+        """The columns of these leaves: updates, parameters if there are any, and slots."""
+        columns = [[self._updates[name] for name in names]]
+        if self._params is not None:
+            columns.append([self._params[name] for name in names])
+        for entry in slots:
+            columns.append([entry.leaves[name] for name in names])
+        return columns
+
+
 def _ignore(leaf: Any) -> None:
     """Results are in place already."""
 
@@ -313,15 +369,22 @@ def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor])
     for name, leaf in leaves.items():
         if not all(operation.compiles for operation in leaf.program):
             raise _UnsuitableError
-        slots = [tensors[entry.leaves[name]] for entry in entries if name in entry.leaves]
-        values = [tensor for tensor in (*leaf.given, *slots) if tensor is not None]
-        is_flat = _is_flat(leaf, values)
-        traits: list[Any] = []
-        for tensor in values:
-            traits.append((tensor.dtype, tensor.device, tensor.ndim > 0 if is_flat else tensor.shape))
-        kept = tuple(name in entry.leaves for entry in entries)
-        alike.setdefault((tuple(map(id, leaf.program)), tuple(traits), kept), []).append(name)
+        values = [tensor for tensor in leaf.given if tensor is not None]
+        values.extend(tensors[entry.leaves[name]] for entry in entries if name in entry.leaves)
+        program = tuple(map(id, leaf.program))
+        slots = tuple(name in entry.leaves for entry in entries)
+        alike.setdefault((program, slots, _traits(leaf, values)), []).append(name)
     return alike.values()
+
+
+def _traits(leaf: Leaf, values: list[Tensor]) -> tuple[Any, ...]:
+    """What the tensors of leaves with one program have in common."""
+    is_flat = _is_flat(leaf, values)
+    traits: list[Any] = []
+    for tensor in values:
+        shape = tensor.ndim > 0 if is_flat else tensor.shape
+        traits.append((tensor.dtype, tensor.device, shape))
+    return tuple(traits)
 
 
 def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
@@ -337,7 +400,8 @@ def _stand_ins(numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]) -
     given = [torch.empty((), dtype=torch.float64) for _ in numbers.values]
     given.extend(shared)
     for value in extras.values():
-        given.append(torch.as_tensor(value, dtype=torch.float64 if type(value) is float else None))
+        dtype = torch.float64 if type(value) is float else None
+        given.append(torch.as_tensor(value, dtype=dtype))
     return given
 
 
@@ -396,7 +460,10 @@ class _OneLeaf:
         outputs.extend(_at(state, entry)[self._name] for entry in self._slots)
         names: list[Any] = list(range(len(outputs)))
         for entry in self._entries:
-            if entry.shared is not None and (entry.path == () or entry.name in run.new_shared.get(entry.path, {})):
+            if entry.shared is None:
+                continue
+            is_clock = entry.path == ()
+            if is_clock or entry.name in run.new_shared.get(entry.path, {}):
                 outputs.append(_at(state, entry))
                 names.append(entry.shared)
         return PassResult(outputs, tuple(names), None)
@@ -449,7 +516,8 @@ class _Leaves:
         self.names = names
         self.columns = columns
         self._has_param = has_param
-        self.written = [columns[0], *columns[2 if has_param else 1 :]]
+        first_slot = 2 if has_param else 1
+        self.written = [columns[0], *columns[first_slot:]]
 
     def some(self, positions: list[int]) -> _Leaves:
         """Some of these leaves."""
@@ -478,17 +546,20 @@ def _bundles(leaves: _Leaves, function: _OneLeaf, given: list[Tensor], tensors: 
 
     @functools.cache
     def program(shape: torch.Size) -> list[ListPass]:
-        return _passes(function, given, leaves.tensors_at(of_shape[shape][0], tensors))
+        first = of_shape[shape][0]
+        return _passes(function, given, leaves.tensors_at(first, tensors))
 
     shapes = sorted(of_shape, key=torch.Size.numel)
-    largest = program(shapes[-1])
-    if [each.text for each in program(shapes[0])] == [each.text for each in largest]:
-        leaves.go_through(largest, tensors)
+    of_smallest = program(shapes[0])
+    of_largest = program(shapes[-1])
+    if [each.text for each in of_smallest] == [each.text for each in of_largest]:
+        leaves.go_through(of_largest, tensors)
         return [leaves]
     bundles: list[_Leaves] = []
     for shape, positions in of_shape.items():
-        bundles.append(leaves.some(positions))
-        bundles[-1].go_through(program(shape), tensors)
+        bundle = leaves.some(positions)
+        bundle.go_through(program(shape), tensors)
+        bundles.append(bundle)
     return bundles
 
 
@@ -506,11 +577,13 @@ def _passes(function: _OneLeaf, given: list[Tensor], of_leaf: list[Tensor]) -> l
 
 def _chunks(sizes: Sequence[int], most: int) -> Iterator[slice]:
     """Ranges of leaves with a bounded number of entries, but at least one leaf."""
-    start, entries = 0, 0
+    start = 0
+    entries = 0
     for i, size in enumerate(sizes):
         if i > start and entries + size > most:
             yield slice(start, i)
-            start, entries = i, 0
+            start = i
+            entries = 0
         entries += size
     yield slice(start, len(sizes))
 
@@ -545,6 +618,11 @@ class _Call(ListBundle):
                     values = [self.as_tensor(values, dtype) for _ in numbers]
                 for i, value in zip(numbers, values, strict=True):
                     self._results[i] = value
-        for i, dtype, value in list(zip(compiled.names, compiled.dtypes, results[0], strict=True))[len(written) :]:
-            if self._results[i] is None:  # all leaves have the same
-                self._results[i] = self.as_tensor(value, dtype)
+        self._take_shared(compiled, results[0])
+
+    def _take_shared(self, compiled: ListPass, values: list[Any]) -> None:
+        """Take the shared values behind the results of leaves; every call has the same."""
+        for position in range(len(self._leaves.written), len(values)):
+            number = compiled.names[position]
+            if self._results[number] is None:
+                self._results[number] = self.as_tensor(values[position], compiled.dtypes[position])

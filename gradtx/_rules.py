@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import inspect
 import types
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ from gradtx._slots import WrongShapeError, check_slots, numbered, value_for, wit
 from gradtx._storage import Store
 from gradtx._torch import readable
 from gradtx.context import ALWAYS_KNOWN, Context, StandInCalledError
+
+
+def _empty() -> dict[str, Any]:
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +59,16 @@ class Rule:
     update: Callable[..., Any]
     init: Callable[..., Any] | None = None
     evaluate: Callable[..., Any] | None = None
-    shared: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=_empty)
     elementwise: bool = False
     compiles: bool = True
-    agree: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    agree: Mapping[str, Any] = dataclasses.field(default_factory=_empty)
     dims: tuple[int, float] | None = None
     seed: int | None = None
     readable: bool = True
     nonnegative: tuple[str, ...] = ()
-    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(default_factory=dict)
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=_empty)
+    summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(default_factory=_empty)
     sums_of_leaf: bool = False
     whole: bool | str = False
     owner_reads: tuple[str, ...] = ()
@@ -96,9 +100,12 @@ class RuleState(dict[str, Any]):
 
     def map(self, function: Callable[[Any], Any]) -> RuleState:
         """The same with `function` of every tensor."""
-        values = {}
+        values: dict[str, Any] = {}
         for name, value in self.items():
-            values[name] = [function(item) for item in value] if isinstance(value, list) else function(value)
+            if _is_list(value):
+                values[name] = [function(item) for item in value]
+            else:
+                values[name] = function(value)
         return RuleState(values, self._stage, self._leaf)
 
 
@@ -106,18 +113,20 @@ class StageState:
     """The state of one stage: makes it, and converts it between the stored form and the rule's."""
 
     def __init__(self, path: Path, scope: Scope, rule: Rule):
-        run = scope.run
+        device = scope.run.device
         self.path = path
         self.shared: dict[str, Tensor] = {}
+        self.store = Store(path, rule.name, scope.state_dtype, rule.nonnegative, scope.run)
         self._rule = rule
-        self.store = Store(path, rule.name, scope.state_dtype, rule.nonnegative, run)
         self._space = scope.space
-        start = {name: _maker(value, run.device, self.store.shared_dtype(name)) for name, value in rule.shared.items()}
+        starts: dict[str, Callable[[], Tensor]] = {}
+        for name, value in rule.shared.items():
+            starts[name] = _maker(value, device, self.store.shared_dtype(name))
         if rule.seed is not None:
-            start["seed"] = lambda: torch.tensor(rule.seed, device=run.device)
-            start["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=run.device)
-        if start:
-            self.shared = scope.shared(path, start)
+            starts["seed"] = lambda: torch.tensor(rule.seed, device=device)
+            starts["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=device)
+        if starts:
+            self.shared = scope.shared(path, starts)
 
     def wide(self, leaf: Leaf) -> torch.dtype:
         """The dtype that the rule computes in."""
@@ -229,15 +238,18 @@ class StageState:
             self._write_shared(leaf, slots)
         if self.store.slots_of(old, leaf) != slots.keys():
             raise self._other_slots(leaf, old, slots)
-        if not old:
-            return
+        if old:
+            new = self._closed(leaf, slots, old)
+            leaf.new[self.path] = leaf.accepted(new, old)
+
+    def _closed(self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The rule's new slots as they are stored."""
         if self._space is not None:
             slots = {slot: self._space.write(self._rule, slot, value, leaf) for slot, value in slots.items()}
         try:
-            new = self.store.closed(slots, old, leaf)
+            return self.store.closed(slots, old, leaf)
         except WrongShapeError as error:
             raise self._other_shapes(leaf, old, slots, error) from None
-        leaf.new[self.path] = leaf.accepted(new, old)
 
     def _write_shared(self, leaf: Leaf, slots: dict[str, Any]) -> None:
         """Move the shared values from the rule's result to the run."""
@@ -249,13 +261,11 @@ class StageState:
             if isinstance(value, Tensor) and value.ndim:
                 shape = tuple(value.shape)
                 raise ValueError(f"{self._rule.name}: the shared {name!r} comes in shape {shape}, needs 0-d")
-            if name not in self._rule.summed:
+            if name in self._rule.summed:
+                late = LateTerm(self.path, name, self._rule.summed[name])
+                leaf.run.add_late(late, leaf.name, _term(value, leaf))
+            else:
                 new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
-                continue
-            term = exact(value, leaf.device)
-            if leaf.active is not None:  # a leaf that is skipped adds nothing; where, since 0 * inf is NaN
-                term = torch.where(leaf.active, term, 0.0)
-            leaf.run.add_late(LateTerm(self.path, name, self._rule.summed[name]), leaf.name, term)
 
     def _other_slots(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
         """The error for other slots than before: the rule's fault if its `init` makes the old ones."""
@@ -267,7 +277,7 @@ class StageState:
         kept = self.store.slots_of(old, leaf)
         missing = sorted(kept - new.keys())
         unknown = sorted(new.keys() - kept)
-        faults = []
+        faults: list[str] = []
         if missing:
             faults.append(f"without the slot {missing[0]!r}, which its init makes")
         if unknown and self._rule.init is None:
@@ -299,9 +309,19 @@ class StageState:
 
     def stream(self, leaf: Leaf) -> Stream:
         """The random numbers of this leaf at this step."""
-        seed, counter = self.shared["seed"], self.shared["counter"] + 1
-        leaf.run.new_shared.setdefault(self.path, {}).update(seed=seed, counter=counter)
+        seed = self.shared["seed"]
+        counter = self.shared["counter"] + 1
+        new_shared = leaf.run.new_shared.setdefault(self.path, {})
+        new_shared.update(seed=seed, counter=counter)
         return Stream(seed, counter, leaf.stream_name)
+
+
+def _term(value: Any, leaf: Leaf) -> Tensor:
+    """The term of a leaf in a sum over leaves; a leaf that is skipped adds nothing."""
+    term = exact(value, leaf.device)
+    if leaf.active is None:
+        return term
+    return torch.where(leaf.active, term, 0.0)  # not a product: 0 * inf is NaN
 
 
 def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -326,15 +346,18 @@ class Call:
     context: Context
     wide: torch.dtype
     old: dict[str, Tensor]
-    generator: Any = None
-    totals: list[Any] = dataclasses.field(default_factory=list)
+    generator: Generator[Any, Any, Any] | None = None
+    totals: tuple[Any, ...] = ()
     sums_of_leaf: bool = False
 
     def undivided(self) -> Call:
         """The same call on whole tensors in place of shards."""
-        state, context = self.state.map(undivided), self.context.undivided()
         return dataclasses.replace(
-            self, update=undivided(self.update), param=undivided(self.param), state=state, context=context
+            self,
+            update=undivided(self.update),
+            state=self.state.map(undivided),
+            param=undivided(self.param),
+            context=self.context.undivided(),
         )
 
 
@@ -416,7 +439,8 @@ class RuleOperation(Operation):
             leaf.update = leaf.update.to(wide)
         old, state = self.stage.read(leaf, wide)
         param = None if leaf.param is None else leaf.param.to(wide)
-        return Call(leaf, leaf.update, state, param, self._context(leaf, wide), wide, old)
+        context = self._context(leaf, wide)
+        return Call(leaf, leaf.update, state, param, context, wide, old)
 
     def _context(self, leaf: Leaf, wide: torch.dtype) -> Context:
         if self.rule.seed is not None:
@@ -426,7 +450,7 @@ class RuleOperation(Operation):
     def _begun(self, call: Call) -> Any:
         watch = self._watch(call)
         out = self._guarded(call)
-        if isinstance(out, types.GeneratorType):
+        if _is_generator(out):
             call.generator = out
             out = self._answered(call, self._guarded(call, None))
         if watch is not None:
@@ -463,41 +487,45 @@ class RuleOperation(Operation):
         try:
             if not total:
                 return self._function(call.update, call.state, call.param, call.context)
-            call.totals.append(total[0])
-            return self._continued(call.generator, total[0])
+            call.totals = (*call.totals, total[0])
+            return self._continued(call, total[0])
         except (AttributeError, TypeError) as error:
-            if call.param is None and self._works(call, torch.zeros_like(call.leaf.update), call.context):
-                raise without_params(self.rule.name, error) from error
-            unpassed = self._unpassed(call) if isinstance(error, TypeError) else None
-            if unpassed is not None:
-                raise without_extra(self.rule.name, unpassed, error) from error
-            raise
+            cause = self._missing_input(call, error)
+            if cause is None:
+                raise
+            raise cause from error
         except RuntimeError as error:
             self.stage.check_shapes(call.leaf, call.old)
-            if not is_sharded(call.update) or isinstance(error, _torch.NOT_OF_LAYOUT) or call.totals[1:]:
+            has_totals = len(call.totals) > 1
+            if not is_sharded(call.update) or isinstance(error, _torch.NOT_OF_LAYOUT) or has_totals:
                 raise
             # Some operations have no form for shards; which ones is the same on every process.
             return self._again(call.undivided(), call)
 
-    def _again(self, whole: Call, call: Call) -> Any:
-        out = self._function(whole.update, whole.state, whole.param, whole.context)
-        if isinstance(out, types.GeneratorType) and call.totals:
-            call.generator = out
-            return self._continued(out, None)
-        return out
-
-    def _continued(self, generator: Any, total: Any) -> Any:
-        try:
-            return generator.send(total)
-        except StopIteration as stop:
-            raise TypeError(f"{self.rule.name}: end with `yield update, state`, not with return") from stop
-
-    def _unpassed(self, call: Call) -> str | None:
-        """The extra without which the rule fails: it gets past this point with it."""
+    def _missing_input(self, call: Call, error: Exception) -> Exception | None:
+        """The error for what the caller did not pass, if the rule gets past this point with it."""
+        if call.param is None and self._works(call, torch.zeros_like(call.leaf.update), call.context):
+            return without_params(self.rule.name, error)
+        if not isinstance(error, TypeError):
+            return None
         for name in ALWAYS_KNOWN:
             if name not in call.leaf.extras and self._works(call, call.param, call.context.with_stand_in(name)):
-                return name
+                return without_extra(self.rule.name, name, error)
         return None
+
+    def _again(self, whole: Call, call: Call) -> Any:
+        out = self._function(whole.update, whole.state, whole.param, whole.context)
+        if _is_generator(out) and call.totals:
+            call.generator = out
+            return self._continued(call, None)
+        return out
+
+    def _continued(self, call: Call, total: Any) -> Any:
+        assert call.generator is not None
+        try:
+            return call.generator.send(total)
+        except StopIteration as stop:
+            raise TypeError(f"{self.rule.name}: end with `yield update, state`, not with return") from stop
 
     def _works(self, call: Call, param: Any, context: Context) -> bool:
         """Whether the rule gets past this point with these."""
@@ -530,21 +558,20 @@ class RuleOperation(Operation):
         if call.sums_of_leaf:
             call.leaf.pending = call
             return sums
-        if not isinstance(sums, dict):
+        if not _is_dict(sums):
             raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {sums!r}")
         leaf = call.leaf
         leaf.pending = call
-        payload = {}
+        payload: dict[str, Tensor] = {}
         for name, value in sums.items():
-            term = exact(value, leaf.device)
+            term = _term(value, leaf)
             if term.ndim:
                 raise ValueError(f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d")
-            # A leaf that is skipped adds nothing; where, since 0 * inf is NaN.
-            payload[name] = term if leaf.active is None else torch.where(leaf.active, term, 0.0)
+            payload[name] = term
         return payload
 
     def _finish(self, call: Call, out: Any) -> None:
-        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+        if not (_is_tuple(out) and len(out) == 2 and _is_dict(out[1])):
             raise TypeError(f"{self.rule.name}: a rule returns (update, state), got {type(out).__name__}")
         update, state = out
         self._accept(call, update)
@@ -572,6 +599,22 @@ class RuleOperation(Operation):
         wide = self.stage.wide(leaf)
         _, state = self.stage.read(leaf, wide)
         return self.rule.evaluate(state, leaf.param.to(wide))
+
+
+def _is_generator(value: Any) -> TypeGuard[Generator[Any, Any, Any]]:
+    return isinstance(value, types.GeneratorType)
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 class Watch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from gradtx._messages import describe
 from gradtx.core import GradientTransformation
 
 Where = str | tuple[str, ...] | Callable[[str, Tensor], bool]
+Patterns: TypeAlias = tuple[str, ...]
+Predicate: TypeAlias = Callable[[str, Any], Any]
 
 
 @_torch.assume_constant
-def _first_match(name: str, groups: tuple[tuple[str, ...], ...]) -> int:
+def _first_match(name: str, groups: tuple[Patterns, ...]) -> int:
     """The index of the first group of patterns that the name matches, or -1."""
     for i, group in enumerate(groups):
         for pattern in group:
@@ -39,14 +41,35 @@ class Selector:
         by_name: Whether names alone decide.
     """
 
-    def __init__(self, owner: str, labels: tuple[Any, ...], wheres: Any, branches: tuple[str, ...] | None = None):
+    def __init__(
+        self,
+        owner: str,
+        labels: tuple[Any, ...],
+        wheres: tuple[Patterns | Predicate, ...] | Predicate,
+        branches: tuple[str, ...] | None = None,
+    ):
         self.owner = owner
         self.labels = labels
         self.branches = branches
         self.by_name = isinstance(wheres, LabelTree)
+        self._label_of: Predicate | None = None  # a function that gives the label itself
+        self._patterns: tuple[Patterns, ...] = ()  # of each label; none if a predicate decides
+        self._predicates: dict[int, Predicate] = {}  # by the index of the label
         if isinstance(wheres, tuple):
-            self.by_name = all(isinstance(where, tuple) for where in wheres)
-        self._wheres: Any = wheres
+            self._take(cast("tuple[Patterns | Predicate, ...]", wheres))
+        else:
+            self._label_of = wheres
+
+    def _take(self, wheres: tuple[Patterns | Predicate, ...]) -> None:
+        groups: list[Patterns] = []
+        for i, where in enumerate(wheres):
+            if _is_sequence(where):
+                groups.append(tuple(where))
+            else:
+                groups.append(())
+                self._predicates[i] = cast("Predicate", where)
+        self._patterns = tuple(groups)
+        self.by_name = not self._predicates
 
     @classmethod
     def of(cls, owner: str, where: Any) -> Selector:
@@ -56,9 +79,10 @@ class Selector:
     @property
     def key(self) -> Hashable:
         """Equal for selectors that choose alike, such as those of an alias that makes its chain again."""
-        if not isinstance(self._wheres, tuple):
-            return self.labels, id(self._wheres)
-        return self.labels, *[where if isinstance(where, tuple) else id(where) for where in self._wheres]
+        if self._label_of is not None:
+            return self.labels, id(self._label_of)
+        predicates = tuple((i, id(predicate)) for i, predicate in self._predicates.items())
+        return self.labels, self._patterns, predicates
 
     @property
     def names_branches(self) -> bool:
@@ -66,9 +90,9 @@ class Selector:
         return self.branches is not None
 
     def choose(self, name: str, tensor: Any) -> Any:
-        if not isinstance(self._wheres, tuple):
-            return self._called(name, tensor)
-        index = _first_match(name, self._wheres) if self.by_name else self._first_where(name, tensor)
+        if self._label_of is not None:
+            return self._checked(name, self._label_of(name, tensor))
+        index = self._first_where(name, tensor)
         if index >= 0:
             return self.labels[index]
         if self.branches is None:
@@ -77,17 +101,19 @@ class Selector:
             f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
         )
 
-    def _called(self, name: str, tensor: Any) -> Any:
-        """The label that a function gives."""
-        label = self._wheres(name, tensor)
+    def _checked(self, name: str, label: Any) -> Any:
+        """The label that a function gave."""
         if label not in self.labels:
             raise ValueError(f"{self.owner}: leaf {name!r} has label {label!r}; labels: {listed(self.labels)}")
         return label
 
     def _first_where(self, name: str, tensor: Any) -> int:
         """The index of the first pattern that matches, or predicate that is true; or -1."""
-        for i, where in enumerate(self._wheres):
-            holds = _first_match(name, (where,)) == 0 if isinstance(where, tuple) else where(name, tensor)
+        if self.by_name:
+            return _first_match(name, self._patterns)
+        for i, group in enumerate(self._patterns):
+            predicate = self._predicates.get(i)
+            holds = _first_match(name, (group,)) == 0 if predicate is None else predicate(name, tensor)
             if holds:
                 return i
         return -1
@@ -100,17 +126,18 @@ class Selector:
 
     def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
         """The label by the marks in the state, or None."""
-        for label in (True, False) if self.branches is None else self.labels:
+        labels = (True, False) if self.branches is None else self.labels
+        for label in labels:
             if marked(self.mark(path, label)):
                 return label
         return None
 
     def check_used(self, names: list[str]) -> None:
         """Raise an error for a pattern that matches no leaf."""
-        if not names or not isinstance(self._wheres, tuple):
+        if not names:
             return
-        for where in self._wheres:
-            for pattern in where if isinstance(where, tuple) else ():
+        for group in self._patterns:
+            for pattern in group:
                 if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                     raise ValueError(f"{self.owner}: {pattern!r} matches no leaf; leaves: {listed(names)}")
 
@@ -134,7 +161,7 @@ class LabelTree:
         return self.labels[path]
 
 
-def patterns(owner: str, where: Any) -> Any:
+def patterns(owner: str, where: Any) -> Patterns | Predicate:
     """A selector as a tuple of patterns or a predicate.
 
     Raises:
@@ -142,26 +169,32 @@ def patterns(owner: str, where: Any) -> Any:
     """
     if isinstance(where, str):
         return (where,)
-    if isinstance(where, list | tuple) and all(isinstance(item, str) for item in where):
+    if _is_sequence(where) and all(isinstance(item, str) for item in where):
         return tuple(where)
     if is_function(where):
         return where
-    remedy = "; a module's parameters go by its name in the model, as in 'encoder.*'"
+    remedy = ""
+    if isinstance(where, torch.nn.Module):
+        remedy = "; a module's parameters go by its name in the model, as in 'encoder.*'"
     raise TypeError(
         f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
-        f"got {describe(where)}{remedy if isinstance(where, torch.nn.Module) else ''}"
+        f"got {describe(where)}{remedy}"
     )
 
 
 def check_not_empty(owner: str, where: Any) -> None:
     """Raise an error for a selection without patterns, where a link has no use without leaves."""
-    if isinstance(where, list | tuple) and not where:
+    if _is_sequence(where) and not where:
         raise ValueError(
             f"{owner}: {where!r} selects no leaf; give a name pattern, such as '*' for all leaves, or leave it out"
         )
 
 
-def is_function(where: Any) -> bool:
+def _is_sequence(where: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(where, list | tuple)
+
+
+def is_function(where: Any) -> TypeGuard[Predicate]:
     """Whether it may be called with a name and a tensor; modules and classes are callable as well."""
     if not callable(where) or isinstance(where, type | torch.nn.Module | GradientTransformation):
         return False
@@ -176,5 +209,6 @@ def is_function(where: Any) -> bool:
 
 
 def listed(items: Iterable[Any], most: int = 8) -> str:
-    items = [str(item) for item in items]
-    return ", ".join(items[:most]) + (f", ... ({len(items)} in all)" if len(items) > most else "")
+    names = [str(item) for item in items]
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"

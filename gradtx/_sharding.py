@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,8 +15,15 @@ from torch import Tensor
 from gradtx._exact import exact_dtype
 from gradtx._messages import describe
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Placement
 
-def is_sharded(tensor: Any) -> bool:
+Placements: TypeAlias = "tuple[Placement, ...]"
+
+
+def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
     return type(tensor) is not Tensor and hasattr(tensor, "placements")
 
 
@@ -34,29 +41,51 @@ def rejoined(part: Tensor, like: Any) -> Any:
     """The tensor divided as `like` of which `part` is what this process has."""
     if not is_sharded(like):
         return part
-    shape = {"shape": like.shape, "stride": like.stride()}
-    return type(like).from_local(part, like.device_mesh, like.placements, run_check=False, **shape)
+    return _divided(part, like.device_mesh, like.placements, like.shape, like.stride())
+
+
+def _divided(
+    part: Tensor,
+    mesh: DeviceMesh,
+    placements: Placements,
+    shape: torch.Size | None = None,
+    stride: tuple[int, ...] | None = None,
+) -> DTensor:
+    """The DTensor of which `part` is the local part; nothing is sent. Without a shape all parts have the same."""
+    from torch.distributed.tensor import DTensor
+
+    dtensor: Any = DTensor  # its methods have no types
+    return dtensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def gathered(tensor: Any, like: Any) -> Any:
     """The same with all entries on every process of those that `like` is divided among."""
-    if not (is_sharded(tensor) or is_sharded(like)):
-        return tensor
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh = (tensor if is_sharded(tensor) else like).device_mesh
-    whole = [Replicate()] * mesh.ndim
     if is_sharded(tensor):
-        return tensor.redistribute(placements=whole)
-    return DTensor.from_local(tensor, mesh, whole, run_check=False)  # every process has all of it: nothing is sent
+        return tensor.redistribute(placements=_on_every_rank(tensor.device_mesh))
+    if not is_sharded(like):
+        return tensor
+    return _divided(tensor, like.device_mesh, _on_every_rank(like.device_mesh))
+
+
+def _on_every_rank(mesh: DeviceMesh) -> Placements:
+    """The placements of a tensor of which every process has all entries."""
+    return (_replicated(),) * mesh.ndim
+
+
+def _replicated() -> Placement:
+    from torch.distributed.tensor import Replicate
+
+    return Replicate()
 
 
 def placed_as(tensor: Any, like: Any) -> Any:
     """The same numbers divided as `like`; operations may return them otherwise, also with sums outstanding."""
     if not is_sharded(like):
         return undivided(tensor)
-    tensor = tensor if is_sharded(tensor) else gathered(tensor, like)
-    return tensor if tensor.placements == like.placements else tensor.redistribute(placements=like.placements)
+    divided = tensor if is_sharded(tensor) else gathered(tensor, like)
+    if divided.placements == like.placements:
+        return divided
+    return divided.redistribute(placements=like.placements)
 
 
 def total_of(terms: list[Any]) -> Tensor:
@@ -67,20 +96,28 @@ def total_of(terms: list[Any]) -> Tensor:
 
 def stacked(numbers: list[Any]) -> Tensor:
     """0-d tensors as one plain vector, with one exchange for all that are divided alike."""
-    alike: dict[Any, list[int]] = {}
-    for i, number in enumerate(numbers):
-        alike.setdefault((number.device_mesh, number.placements) if is_sharded(number) else None, []).append(i)
-    if list(alike) == [None]:
+    places_of: dict[Any, list[int]] = {}
+    for place, number in enumerate(numbers):
+        division = (number.device_mesh, number.placements) if is_sharded(number) else None
+        places_of.setdefault(division, []).append(place)
+    if list(places_of) == [None]:
         return torch.stack(numbers)
-    vectors = []
-    for places in alike.values():
-        first, vector = numbers[places[0]], torch.stack([local(numbers[i]) for i in places])
-        if is_sharded(first):
-            vector = type(first).from_local(vector, first.device_mesh, first.placements, run_check=False).full_tensor()
-        vectors.append(vector)
-    order = [i for places in alike.values() for i in places]
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return torch.cat(vectors)[back]
+    vectors: list[Tensor] = []
+    order: list[int] = []
+    for places in places_of.values():
+        vectors.append(_stacked_alike([numbers[place] for place in places]))
+        order.extend(places)
+    position_of_place = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat(vectors)[position_of_place]
+
+
+def _stacked_alike(numbers: list[Tensor]) -> Tensor:
+    """The same for 0-d tensors that are divided alike."""
+    vector = torch.stack([local(number) for number in numbers])
+    like = numbers[0]
+    if not is_sharded(like):
+        return vector
+    return undivided(_divided(vector, like.device_mesh, like.placements))
 
 
 def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -89,51 +126,52 @@ def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
     Args:
         sums: The sums of each leaf, by name; tensors that are divided are divided still.
     """
-    alike: dict[Any, list[tuple[str, str]]] = {}
     complete: dict[str, dict[str, Any]] = {}
+    messages: dict[Any, list[tuple[str, str]]] = {}
     for leaf in sorted(sums):
         complete[leaf] = dict(sums[leaf])
         for name, value in sums[leaf].items():
             if is_sharded(value):
                 differs = tuple(not placement.is_replicate() for placement in value.placements)
-                alike.setdefault((value.device_mesh, differs, value.dtype), []).append((leaf, name))
-    for (mesh, differs, _), places in alike.items():
+                message = (value.device_mesh, differs, value.dtype)
+                messages.setdefault(message, []).append((leaf, name))
+    for (mesh, differs, _), places in messages.items():
         values = [sums[leaf][name] for leaf, name in places]
         parts = list(map(_padded, values))
-        for i, has_differences in enumerate(differs):
+        for dim, has_differences in enumerate(differs):
             if has_differences:
-                parts = _added(parts, mesh.get_group(i))
-        whole = [_replicated()] * mesh.ndim
+                parts = _added(parts, mesh.get_group(dim))
         for (leaf, name), value, part in zip(places, values, parts, strict=True):
-            complete[leaf][name] = divided_among(part, value, value.shape, tuple(whole))
+            complete[leaf][name] = divided_among(part, value, value.shape, _on_every_rank(mesh))
     return complete
 
 
-def _padded(value: Any) -> Tensor:
+def _padded(value: DTensor) -> Tensor:
     """A tensor of all entries, whose sum over the ranks is a divided tensor."""
     part = local(value)
-    if part.shape == value.shape and not any(_cut_dim(placement) is not None for placement in value.placements):
+    is_cut = any(_cut_dim(placement) is not None for placement in value.placements)
+    if part.shape == value.shape and not is_cut:
         return part
-    kept = tuple(_replicated() if placement.is_partial() else placement for placement in value.placements)
-    team = team_of(value.device_mesh)
-    window = pieces_at(tuple(value.shape), value.device_mesh, kept)[team.rank].window
+    mesh = value.device_mesh
+    as_if_summed = tuple(_replicated() if placement.is_partial() else placement for placement in value.placements)
+    piece = pieces_at(tuple(value.shape), mesh, as_if_summed)[team_of(mesh).rank]
     padded = part.new_zeros(value.shape)
-    padded[window] = part
+    padded[piece.window] = part
     return padded
 
 
 def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
     """The sums of tensors over the ranks of a group, by one message."""
     vector = torch.cat([part.reshape(-1) for part in parts])
-    torch.distributed.all_reduce(vector, group=group)
-    totals = vector.split([part.numel() for part in parts])
-    return [total.view(part.shape) for total, part in zip(totals, parts, strict=True)]
-
-
-def _replicated() -> Any:
-    from torch.distributed.tensor import Replicate
-
-    return Replicate()
+    distributed: Any = torch.distributed  # its functions have no types
+    distributed.all_reduce(vector, group=group)
+    totals: list[Tensor] = []
+    start = 0
+    for part in parts:
+        end = start + part.numel()
+        totals.append(vector[start:end].view(part.shape))
+        start = end
+    return totals
 
 
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
@@ -144,10 +182,11 @@ def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
 def first_entries(like: Any) -> list[int] | None:
     """The index of the first local entry in each dimension of a divided tensor; None for unusual placements."""
     for placement in like.placements:
-        if not placement.is_replicate() and type(placement).__name__ != "Shard":
+        if not placement.is_replicate() and _plain_cut_dim(placement) is None:
             return None
     mesh = like.device_mesh
-    piece = _piece_at(tuple(mesh.get_coordinate()), tuple(like.shape), mesh, tuple(like.placements))
+    place = tuple(mesh.get_coordinate())
+    piece = _piece_at(place, tuple(like.shape), mesh, like.placements)
     return [window.start for window in piece.window]
 
 
@@ -160,21 +199,30 @@ def cuts_rows(like: Any, block: int | None) -> bool:
         return False
     along = 0 if like.ndim < 2 else 1  # the dimension that starts a row
     chunk = like.shape[along] if like.ndim else 1
+    entries_behind = like.shape[along + 1 :].numel()
     for i, placement in enumerate(like.placements):
-        if placement.is_replicate() or (placement.is_shard() and placement.dim < along):
+        dim = _plain_cut_dim(placement)
+        if placement.is_replicate() or (dim is not None and dim < along):
             continue
-        if type(placement).__name__ != "Shard" or placement.dim > along:
+        if dim != along:
             return True
-        chunk = -(-chunk // like.device_mesh.size(i))
-        if chunk * like.shape[along + 1 :].numel() % block:
+        chunk = _chunk(chunk, like.device_mesh.size(i))
+        if chunk * entries_behind % block:
             return True
     return False
+
+
+def _chunk(size: int, ranks: int) -> int:
+    """How many entries of a dimension each rank has, the last ones fewer."""
+    return -(-size // ranks)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The sum of all entries of a tree: leaf by leaf, then in name order, in float64."""
     sums = [terms[name].sum() for name in sorted(terms)]
-    return stacked([term.to(sums[0].device, exact_dtype(sums[0])) for term in sums]).sum()
+    device = sums[0].device
+    dtype = exact_dtype(sums[0])
+    return stacked([term.to(device, dtype) for term in sums]).sum()
 
 
 # Which rank has which entries, for exchanges by the library itself.
@@ -205,11 +253,11 @@ class Team:
 
 
 @functools.cache
-def team_of(mesh: Any) -> Team:
+def team_of(mesh: DeviceMesh) -> Team:
     """The ranks of a mesh as a team."""
-    distributed = torch.distributed
-    ranks = mesh.mesh.flatten().tolist()
-    group: Any
+    distributed: Any = torch.distributed
+    rank_at_place: Any = mesh.mesh
+    ranks: list[int] = rank_at_place.flatten().tolist()
     if len(ranks) == distributed.get_world_size():
         group = distributed.group.WORLD
     elif mesh.ndim == 1:
@@ -250,7 +298,8 @@ def _team(group: Any, device: torch.device) -> Team:
     distributed = torch.distributed
     if device.type != "cpu":
         device = torch.device(device.type, torch.get_device_module(device).current_device())
-    return Team(group, tuple(distributed.get_process_group_ranks(group)), distributed.get_rank(group), device)
+    ranks = tuple(distributed.get_process_group_ranks(group))
+    return Team(group, ranks, distributed.get_rank(group), device)
 
 
 def team_for(param: Any, replicas: Team | None) -> Team:
@@ -286,7 +335,7 @@ def ranks_along_rows(like: Any) -> int | None:
         return None
     ranks: list[int] = []
     for i, placement in enumerate(like.placements):
-        if type(placement).__name__ == "Shard" and placement.dim == 0:
+        if _plain_cut_dim(placement) == 0:
             ranks.append(like.device_mesh.size(i))
         elif not placement.is_replicate():
             return None
@@ -308,56 +357,72 @@ def _cut_dim(placement: Any) -> int | None:
     return placement.dim if type(placement).__name__ in ("Shard", "_StridedShard") else None
 
 
+def _plain_cut_dim(placement: Any) -> int | None:
+    """The dimension that a placement cuts into one chunk for each rank, in their order."""
+    return placement.dim if type(placement).__name__ == "Shard" else None
+
+
 def pieces_of(like: Any) -> tuple[Piece, ...]:
     """The piece of each rank, in the order of `team_of`."""
     return pieces_at(tuple(like.shape), like.device_mesh, tuple(like.placements))
 
 
-def placements_by_rows(like: Any, shape: Sequence[int]) -> tuple[Any, ...]:
+def placements_by_rows(like: Any, shape: Sequence[int]) -> Placements:
     """How a tensor of a shape is divided that belongs to a divided one: in the same way, by rows, or not at all."""
-    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor import Shard
 
     if tuple(shape) == tuple(like.shape):
         return tuple(like.placements)
-    placements: list[Any] = []
+    placements: list[Placement] = []
     for placement in like.placements:
-        placements.append(Shard(0) if shape and _cut_dim(placement) is not None else Replicate())
+        is_cut = _cut_dim(placement) is not None
+        placements.append(Shard(0) if shape and is_cut else _replicated())
     return tuple(placements)
 
 
-def divided_among(part: Tensor, like: Any, shape: Sequence[int], placements: tuple[Any, ...]) -> Any:
+def divided_among(part: Tensor, like: Any, shape: Sequence[int], placements: Placements) -> Any:
     """The tensor of a shape that is divided like this on the mesh of `like`, of which `part` is the local part."""
     if not shape:
         return part
     stride = torch.empty(tuple(shape), device="meta").stride()
-    mesh = like.device_mesh
-    return type(like).from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride)
+    return _divided(part, like.device_mesh, placements, torch.Size(shape), stride)
 
 
 @functools.lru_cache(maxsize=4096)
-def pieces_at(shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> tuple[Piece, ...]:
+def pieces_at(shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements) -> tuple[Piece, ...]:
     """The piece of each rank of a tensor that is divided like this."""
-    by_rank: dict[int, Piece] = {}
-    for place in itertools.product(*map(range, mesh.mesh.shape)):
-        by_rank[int(mesh.mesh[place])] = _piece_at(place, shape, mesh, placements)
-    return tuple(by_rank[rank] for rank in team_of(mesh).ranks)
+    ranks = mesh.mesh
+    piece_of_rank: dict[int, Piece] = {}
+    for place in itertools.product(*map(range, ranks.shape)):
+        piece_of_rank[int(ranks[place])] = _piece_at(place, shape, mesh, placements)
+    return tuple(piece_of_rank[rank] for rank in team_of(mesh).ranks)
 
 
-def _piece_at(place: tuple[int, ...], shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> Piece:
+def _piece_at(place: tuple[int, ...], shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements) -> Piece:
     """The piece of the rank at a place of a mesh."""
     starts = [0] * len(shape)
     sizes = list(shape)
-    # FSDP cuts what tensor parallelism has cut before, though its dimension of the mesh comes first.
-    strided = any(type(placement).__name__ == "_StridedShard" for placement in placements)
-    order = range(len(placements))
-    for i in reversed(order) if strided else order:
+    for i in _order_of_cuts(placements):
         dim = _cut_dim(placements[i])
         if dim is None:
             continue
-        chunk = -(-sizes[dim] // mesh.size(i))
+        chunk = _chunk(sizes[dim], mesh.size(i))
         first = min(chunk * place[i], sizes[dim])
         starts[dim] += first
         sizes[dim] = min(chunk, sizes[dim] - first)
-    copies = [at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()]
-    window = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
-    return Piece(window, tuple(sizes), not any(copies))
+    window: list[slice] = []
+    for start, size in zip(starts, sizes, strict=True):
+        window.append(slice(start, start + size))
+    is_first_copy = True
+    for index, placement in zip(place, placements, strict=True):
+        if placement.is_replicate() and index > 0:
+            is_first_copy = False
+    return Piece(tuple(window), tuple(sizes), is_first_copy)
+
+
+def _order_of_cuts(placements: Placements) -> Iterable[int]:
+    """The dimensions of a mesh in the order in which they cut a tensor."""
+    order = range(len(placements))
+    # FSDP cuts what tensor parallelism has cut before, though its dimension of the mesh comes first.
+    is_strided = any(type(placement).__name__ == "_StridedShard" for placement in placements)
+    return reversed(order) if is_strided else order

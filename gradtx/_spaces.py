@@ -4,6 +4,8 @@ A `Frame` leaves the form of a leaf alone. A space turns or projects it: update,
 the update on the way back, and the inner slots between the form that they are stored in and the one that rules see.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -95,11 +97,16 @@ class Space(Combinator):
         inner = self.inner._expand(inside)
         _check_links(name, inner)
         leave = LeaveSpace(run, scope, enter)
-        alone = all(map(can_run_at_owner, inner)) and not any(map(_is_space, inner))
-        if self.seed is None and not reads_by_leaf(self.inner) and alone:
+        if self._can_run_at_owner(inner):
             enter.whole_until = leave
             enter.owner_reads = run.owner_reads()
         return [enter, *inner, leave]
+
+    def _can_run_at_owner(self, inner: list[Any]) -> bool:
+        """Whether the space may run with its inner operations on one rank alone."""
+        if self.seed is not None or reads_by_leaf(self.inner):
+            return False
+        return all(can_run_at_owner(operation) and not _is_space(operation) for operation in inner)
 
 
 class SpaceRun:
@@ -119,8 +126,12 @@ class SpaceRun:
 
     def owner_reads(self) -> tuple[str, ...]:
         """What the owner of a leaf reads of it besides the update."""
-        reads = ["param"] if self.reads_params else []
-        return (*reads, "grad") if self.space.reads_grad else tuple(reads)
+        reads: list[str] = []
+        if self.reads_params:
+            reads.append("param")
+        if self.space.reads_grad:
+            reads.append("grad")
+        return tuple(reads)
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """A tensor as the inner transformation sees it before the first step, for a leaf like this."""
@@ -162,9 +173,11 @@ class SpaceRun:
         )
 
     def known_kind(self, rule: Rule, slot: str) -> str:
+        """The kind of a slot that is declared, or that follows from its name; "" for none."""
         name, _, number = slot.rpartition("_")
-        name = name if number.isdigit() else slot
-        return rule.kinds.get(name, "") or KINDS.get(name, "")
+        if not number.isdigit():  # no tensor of a list
+            name = slot
+        return rule.kinds.get(name) or KINDS.get(name, "")
 
     def clock(self, outside: Clock) -> Clock:
         """The clock of the inner transformation."""
@@ -178,16 +191,27 @@ class SpaceRun:
 
     def holds(self, path: Path) -> bool:
         """Whether a path is the inner transformation's."""
-        return len(path) > len(self.path) and path[: len(self.path)] == self.path
+        depth = len(self.path)
+        return len(path) > depth and path[:depth] == self.path
 
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation if no leaf took part."""
-        flags = [torch.as_tensor(part).to(self.run.device) for part in self.parts]
-        now = torch.stack(flags).any() if flags else torch.tensor(False)
+        takes_part = self._takes_part()
         for path, values in self.run.new_shared.items():
             old = self.run.scalars(path) if self.holds(path) else {}
-            if old:
-                self.run.new_shared[path] = {name: torch.where(now, new, old[name]) for name, new in values.items()}
+            if not old:
+                continue
+            kept: dict[str, Tensor] = {}
+            for name, new in values.items():
+                kept[name] = torch.where(takes_part, new, old[name])
+            self.run.new_shared[path] = kept
+
+    def _takes_part(self) -> Tensor:
+        """Whether any leaf took part."""
+        if not self.parts:
+            return torch.tensor(False)
+        flags = [torch.as_tensor(part).to(self.run.device) for part in self.parts]
+        return torch.stack(flags).any()
 
 
 def _check_links(name: str, operations: list[Any]) -> None:
@@ -218,15 +242,25 @@ def _is_space(operation: Any) -> bool:
 def reads_by_leaf(tx: GradientTransformation) -> bool:
     """Whether a link reads an extra that is given by leaf."""
     for link in tx._links():
-        if "hessian_diag" in link._needs or any(kind.startswith("leaf") for kind in link._extras.values()):
+        if "hessian_diag" in link._needs:
+            return True
+        if any(kind.startswith("leaf") for kind in link._extras.values()):
             return True
     return False
 
 
 # The kinds of slots by the words that rules share, for links that declare none.
 KINDS = {
-    **dict.fromkeys(("exp_avg", "exp_avg_diff", "grad_avg", "grad_ema", "momentum_buffer", "previous_grad"), "linear"),
-    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"), "square"),
+    "exp_avg": "linear",
+    "exp_avg_diff": "linear",
+    "grad_avg": "linear",
+    "grad_ema": "linear",
+    "momentum_buffer": "linear",
+    "previous_grad": "linear",
+    "exp_avg_sq": "square",
+    "max_exp_avg_sq": "square",
+    "square_avg": "square",
+    "sum": "square",
 }
 
 
@@ -274,10 +308,11 @@ class EnterSpace(RuleOperation):
         view: View = self._guarded(whole)
         leaf.saved[self] = Outside(call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active)
         leaf.saved[self.space_run] = view
-        inside = view.inward(whole.update)
-        leaf.grad = inside if leaf.grad is leaf.update else Turned(view, leaf.grad)
-        leaf.update = inside
-        leaf.param = view.inward(whole.param) if self.space_run.reads_params and leaf.param is not None else None
+        update = view.inward(whole.update)
+        leaf.grad = update if leaf.grad is leaf.update else Turned(view, leaf.grad)
+        leaf.update = update
+        reads_param = self.space_run.reads_params and leaf.param is not None
+        leaf.param = view.inward(whole.param) if reads_param else None
         leaf.clock = self.space_run.clock(leaf.clock)
         self._take_part(leaf, view)
 
@@ -305,7 +340,9 @@ class LeaveSpace(RuleOperation):
         outside: Outside = leaf.saved.pop(self._enter)
         view: View = leaf.saved[self._run]
         update, state = view.leave(leaf.update)
-        leaf.grad, leaf.param, leaf.clock = outside.grad, outside.param, outside.clock
+        leaf.grad = outside.grad
+        leaf.param = outside.param
+        leaf.clock = outside.clock
         if view.takes_part is not True:
             part = torch.as_tensor(view.takes_part, device=leaf.device)
             update = torch.where(part, update, torch.zeros_like(update))
@@ -323,8 +360,9 @@ class LeaveSpace(RuleOperation):
             path = operation.path
             if not (isinstance(operation, RuleOperation) and self._run.holds(path) and path in leaf.new):
                 continue
-            old, store = leaf.new[path], operation.stage.store
-            slots = {}
+            store = operation.stage.store
+            old = leaf.new[path]
+            slots: dict[str, Tensor] = {}
             for slot, value in store.opened(old, operation.stage.wide(leaf), leaf).items():
                 kind = self._run.known_kind(operation.rule, slot)
                 slots[slot] = view.renewed(kind, undivided(value))

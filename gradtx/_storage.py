@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -46,9 +46,9 @@ class Storage:
             raise ValueError(f"{owner}: state_dtype has no pattern; pass a dict slot -> dtype, such as {{'*': 'int8'}}")
         if type(min_size) is not int or min_size < 0:
             raise ValueError(f"{owner}: min_size must be a whole number, got {describe(min_size)}")
-        self.given = given
+        self.given: Any = given
         self.min_size = min_size
-        self._by_pattern = given if isinstance(given, Mapping) else {"*": given}
+        self._by_pattern: Mapping[Any, Any] = given if _is_mapping(given) else {"*": given}
         self._choices: dict[str, Choice] = {}
         for pattern, value in self._by_pattern.items():
             if not isinstance(pattern, str):
@@ -140,6 +140,10 @@ def _choice_of(owner: str, value: Any) -> Choice:
         f"{owner}: state_dtype must be a floating-point torch.dtype, got {describe(value)}; {hint}"
         f"or a code, {', '.join(map(repr, CODES))}, a Codec, or a dict slot pattern -> one of these"
     )
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)
 
 
 def is_named(pattern: str) -> bool:
@@ -263,13 +267,20 @@ class Store:
             codec = self._codec(slot)
             if codec is None:
                 continue
-            pattern, _ = self.storage.rule_for(self.path, slot)  # type: ignore[misc]
+            pattern = self._pattern(slot)
             if self._may_be_coded(slot, pattern, value, like, leaf) and not cuts_rows(like, codec.block):
                 codecs[slot] = codec
         if codecs and probe is not None and like.ndim > 1:
             for slot in self._factors(codecs, like, probe):
                 del codecs[slot]
         return codecs
+
+    def _pattern(self, slot: str) -> str:
+        """The pattern of `state_dtype` that matches a slot."""
+        assert self.storage is not None
+        rule = self.storage.rule_for(self.path, slot)
+        assert rule is not None
+        return rule[0]
 
     def _factors(self, codecs: Mapping[str, Codec], like: Tensor, probe: Probe) -> list[str]:
         """The slots that have the parameter's shape by chance: those of a longer parameter have another one."""
@@ -281,7 +292,7 @@ class Store:
             return []
         factors: list[str] = []
         for slot in codecs:
-            pattern, _ = self.storage.rule_for(self.path, slot)  # type: ignore[misc]
+            pattern = self._pattern(slot)
             if not is_named(pattern) and (slot not in slots or slots[slot].shape != longer.shape):
                 factors.append(slot)
         return factors
@@ -402,7 +413,7 @@ class Store:
 
 def packed(slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
     """The tensors that keep the value of a slot, by name, divided as the value."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     shapes = codec.shapes(value.shape)
     for suffix, tensor in codec.pack(local(value), noise).items():
         name = f"{slot}.{suffix}" if suffix else slot

@@ -243,6 +243,21 @@ def _one() -> Tensor:
         return torch.ones((), device="cpu")
 
 
+# Modules.
+
+
+def norms_of_batches() -> tuple[type[torch.nn.Module], ...]:
+    """The classes of batch and instance norms; without their common base those that torch exports."""
+    base = _found("torch.nn.modules.batchnorm", "_NormBase")
+    if base is not None:
+        return (base,)
+    nn = torch.nn
+    return (
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    )
+
+
 # Guards of a plan.
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -32,10 +32,22 @@ class Functions(NamedTuple):
 
     @classmethod
     def of(cls, returned: Any, name: str) -> Functions:
-        functions: tuple[Any, ...] = returned if isinstance(returned, tuple) else (None, returned)
+        functions: tuple[Any, ...] = returned if _is_tuple(returned) else (None, returned)
         if not 2 <= len(functions) <= 3 or not all(callable(function) for function in functions[1:]):
             raise TypeError(f"{name}: return update, (init, update) or (init, update, evaluate), got {returned!r}")
         return cls(*functions)
+
+
+class StateParts(NamedTuple):
+    """A state of a function of trees.
+
+    Attributes:
+        of_leaf: The slots of each leaf.
+        shared: The values that all leaves share.
+    """
+
+    of_leaf: dict[str, dict[str, Tensor]]
+    shared: dict[str, Tensor]
 
 
 class TreeOperation(Operation):
@@ -71,35 +83,36 @@ class TreeOperation(Operation):
 
     def init_all(self) -> None:
         if self._functions.init is not None:
-            state = self._functions.init(self._tree({leaf.name: leaf.param for leaf in self._members}))
+            params = {leaf.name: leaf.param for leaf in self._members}
+            state = self._functions.init(self._tree(params))
             self._keep_first(state)
 
     def _keep_first(self, state: Any) -> None:
         leaves = {leaf.name: leaf for leaf in self._members}
-        slots, self._run.new_shared[self.path] = self._split(state, leaves)
-        for name, values in slots.items():
+        parts = self._split(state, leaves)
+        self._run.new_shared[self.path] = parts.shared
+        for name, slots in parts.of_leaf.items():
             leaf = leaves[name]
-            check_slots(values, self._name)
-            leaf.new[self.path] = self._store.first(values, leaf.param, leaf, None)
+            check_slots(slots, self._name)
+            leaf.new[self.path] = self._store.first(slots, leaf.param, leaf, None)
 
-    def _split(self, state: Any, leaves: dict[str, Leaf]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-        """A state that a function returned, as slots of each leaf and shared values."""
-        slots: dict[str, dict[str, Tensor]] = {}
-        shared: dict[str, Tensor] = {}
-        if not isinstance(state, dict):
+    def _split(self, state: Any, leaves: Mapping[str, Leaf]) -> StateParts:
+        """The parts of a state that a function returned."""
+        parts = StateParts({}, {})
+        if not _is_dict(state):
             state = {"": state} if state else {}
-        for key, value in state.items():
+        for slot, value in state.items():
             if isinstance(value, Tensor) and value.ndim == 0:
-                shared[key] = undivided(value)
-            elif isinstance(value, dict) and set(value) <= set(leaves):
+                parts.shared[slot] = undivided(value)
+            elif _is_dict(value) and value.keys() <= leaves.keys():
                 for name, tensor in value.items():
-                    slots.setdefault(name, {})[key] = tensor
+                    parts.of_leaf.setdefault(name, {})[slot] = tensor
             else:
                 raise TypeError(
-                    f"{self._name}: its state {key!r} is neither a dict keyed by leaf name nor a 0-d tensor; "
+                    f"{self._name}: its state {slot!r} is neither a dict keyed by leaf name nor a 0-d tensor; "
                     "only these can be kept here"
                 )
-        return slots, shared
+        return parts
 
     def start(self, leaf: Leaf) -> Any:
         return True  # nothing to send: `combine` reads the leaves themselves
@@ -107,15 +120,15 @@ class TreeOperation(Operation):
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         leaves = {leaf.name: leaf for leaf, _ in waiting}
         out = self._called(leaves)
-        if not (isinstance(out, tuple) and len(out) == 2):
+        if not (_is_tuple(out) and len(out) == 2):
             raise TypeError(f"{self._name}: update returns (updates, state), got {type(out).__name__}")
         updates, state = out
         self._keep(state, leaves)
-        updates = self._by_name(updates)
+        update_of_leaf = self._by_name(updates)
         for name in leaves:
-            if not isinstance(updates, dict) or not isinstance(updates.get(name), Tensor):
+            if not _is_dict(update_of_leaf) or not isinstance(update_of_leaf.get(name), Tensor):
                 raise TypeError(f"{self._name}: update returned no tensor for leaf {name!r}")
-        return updates
+        return update_of_leaf
 
     def _called(self, leaves: dict[str, Leaf]) -> Any:
         updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
@@ -127,15 +140,19 @@ class TreeOperation(Operation):
         try:
             return update(updates, state, None)
         except (AttributeError, TypeError) as error:
-            stand_ins = self._tree({name: torch.zeros_like(leaf.update) for name, leaf in leaves.items()})
-            if _works(update, updates, state, stand_ins):
+            stand_ins = {name: torch.zeros_like(leaf.update) for name, leaf in leaves.items()}
+            if _works(update, updates, state, self._tree(stand_ins)):
                 raise self._without_params(error) from error
             raise
 
     def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
         """The user's function of updates, state and params."""
         context = TreeContext(leaves)
-        return lambda updates, state, params: self._functions.update(updates, state, params, context)
+
+        def update(updates: Any, state: Any, params: Any) -> Any:
+            return self._functions.update(updates, state, params, context)
+
+        return update
 
     def _without_params(self, error: Exception) -> ValueError:
         return without_params(self._name, error)
@@ -143,22 +160,25 @@ class TreeOperation(Operation):
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         state: dict[str, Any] = dict(self._run.scalars(self.path))
         for name, leaf in leaves.items():
-            opened = self._store.opened(self._run.slots(self.path, leaf), leaf.wide, leaf)
-            for slot, value in opened.items():
+            stored = self._run.slots(self.path, leaf)
+            for slot, value in self._store.opened(stored, leaf.wide, leaf).items():
                 state.setdefault(slot, {})[name] = value
         return state
 
     def _keep(self, state: Any, leaves: dict[str, Leaf]) -> None:
         if not state:
             return
-        slots, self._run.new_shared[self.path] = self._split(state, leaves)
+        parts = self._split(state, leaves)
+        self._run.new_shared[self.path] = parts.shared
         for name, leaf in leaves.items():
-            old, new = self._run.slots(self.path, leaf), slots.get(name, {})
+            old = self._run.slots(self.path, leaf)
+            new = parts.of_leaf.get(name, {})
             kept = self._store.slots_of(old, leaf)
             if kept != new.keys():
                 raise ValueError(f"{self._name}: the slots of leaf {name!r} became {sorted(new)}, were {sorted(kept)}")
             if new:
-                leaf.new[self.path] = leaf.accepted(self._store.closed(new, old, leaf), old)
+                stored = self._store.closed(new, old, leaf)
+                leaf.new[self.path] = leaf.accepted(stored, old)
 
     def resume(self, leaf: Leaf, total: Any) -> None:
         update = total[leaf.name]
@@ -218,11 +238,22 @@ class PlainOperation(TreeOperation):
         given: dict[str, Any] = {"value": context.known_value()}
         if "hessian_diag" in self._run.leaf_extras:
             given["hessian_diag"] = self._tree(context.hessian_diag)
-        extras = {name: value for name, value in given.items() if name in self._extras and value is not None}
+        extras: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in self._extras and value is not None:
+                extras[name] = value
         return functools.partial(self._functions.update, **extras)
 
     def _without_params(self, error: Exception) -> ValueError:
         return without_params(self._name, error, plain=True)
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def check_plain(update: Callable[..., Any]) -> None:
@@ -231,8 +262,9 @@ def check_plain(update: Callable[..., Any]) -> None:
     Raises:
         TypeError: it has one.
     """
+    parameters = _parameters(update)
     for name in CALLED_EXTRAS:
-        if name in _parameters(update):
+        if name in parameters:
             raise TypeError(
                 f"GradientTransformation: plain functions do not get {name!r}, which update has as a parameter; write "
                 f"a rule for whole trees, @gradtx.whole_tree(needs=({name!r},))"
@@ -306,7 +338,7 @@ class TreeContext(Context):
         return -value if value is not None and self._first.negated else value
 
     def __getattr__(self, name: str) -> Any:
-        own = self.__dict__
-        if "_leaves" in own and name in own["_first"].run.leaf_extras:
-            return {key: leaf.extras.get(name) for key, leaf in own["_leaves"].items()}
+        attributes = self.__dict__  # without those of `Context` yet, where a context is copied
+        if "_leaves" in attributes and name in self._first.run.leaf_extras:
+            return {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
         return super().__getattr__(name)

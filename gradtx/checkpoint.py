@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from gradtx._sharding import is_sharded
 from gradtx._torch import readable
 
 __all__ = ["load", "save"]
+
+Slot: TypeAlias = dict[str, Tensor]  # a tensor for each leaf
 
 MOST = 3  # entries of each kind that an error lists
 
@@ -54,8 +56,9 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
     safetensors = _safetensors("save")
     path = Path(path)
     memory = Memory()
-    tensors = {}
-    for name, leaf in _named("save", params, state)[0].items():
+    leaves, _ = _named("save", params, state)
+    tensors: dict[str, Tensor] = {}
+    for name, leaf in leaves.items():
         if is_sharded(leaf) or not readable(leaf):
             raise TypeError(f"save: {name!r} has no values to write: it is divided, meta, or inside a transform")
         # The format has no shared memory and no strides.
@@ -104,14 +107,14 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
         raise ValueError(f"load: {str(path)!r} is no whole safetensors file ({error})") from error
     saved = _in_codes_of(state, saved)
     _check(path, saved, expected)
-    tensors = {name: _filled(like, saved[name]) for name, like in expected.items()}
-    tree = unflatten(tensors)
+    tree = unflatten({name: _filled(like, saved[name]) for name, like in expected.items()})
     return tree["params"], tree["state"]
 
 
 def _safetensors(caller: str) -> Any:
     try:
-        import safetensors.torch
+        import safetensors
+        import safetensors.torch  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
         raise ImportError(f"{caller}: needs the package safetensors: pip install safetensors") from error
     return safetensors
@@ -120,41 +123,61 @@ def _safetensors(caller: str) -> Any:
 def _named(caller: str, params: Any, state: Any) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Tensor]], Any]]:
     """All tensors by the names of their entries, and the function that rebuilds both trees from others."""
     leaves, unflatten = _tree.flatten_any({"params": params, "state": state}, caller)
-    empty = dict.fromkeys(leaves)
     tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-    return tensors, lambda values: unflatten({**empty, **values})
+
+    def rebuild(values: Mapping[str, Tensor]) -> Any:
+        return unflatten({name: values.get(name) for name in leaves})
+
+    return tensors, rebuild
 
 
 def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a file with their slots coded, or not, as in a state."""
     entries = dict(saved)
     for stage, slots in _stages(state, "state"):
-        for leaf in {leaf for values in slots.values() for leaf in values}:
-            names = {}
-            for slot in (*slots, *(f"{slot}.{suffix}" for slot in slots for suffix in SUFFIXES)):
-                names[slot] = f"{stage}.{slot}.{leaf}"
-            of_leaf = {slot: saved[name] for slot, name in names.items() if name in saved}
-            first = {slot: values[leaf] for slot, values in slots.items() if leaf in values}
-            shape = _shape_of(first, of_leaf)
-            for slot in of_leaf:
-                del entries[names[slot]]
-            for slot, tensor in converted(of_leaf, first, shape).items():
-                entries[names[slot]] = tensor
+        leaves = {leaf for tensors in slots.values() for leaf in tensors}
+        for leaf in leaves:
+            first = {slot: tensors[leaf] for slot, tensors in slots.items() if leaf in tensors}
+            saved_slots: dict[str, Tensor] = {}
+            for slot in _with_suffixes(slots):
+                name = f"{stage}.{slot}.{leaf}"
+                if name in saved:
+                    saved_slots[slot] = saved[name]
+                    del entries[name]
+            shape = _shape_of(first, saved_slots)
+            for slot, tensor in converted(saved_slots, first, shape).items():
+                entries[f"{stage}.{slot}.{leaf}"] = tensor
     return entries
 
 
-def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, dict[str, Tensor]]]]:
-    """Every part of a state that has slots, with its dotted path and its slots: dicts of tensors by leaf."""
-    if not isinstance(tree, dict):
+def _with_suffixes(slots: Iterable[str]) -> set[str]:
+    """The slots, and all tensors that may belong to their codes."""
+    names = set(slots)
+    for slot in slots:
+        names.update(f"{slot}.{suffix}" for suffix in SUFFIXES)
+    return names
+
+
+def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
+    """Every part of a state that has slots, with its dotted path and its slots."""
+    if not _is_dict(tree):
         return
-    slots = {}
+    slots: dict[str, Slot] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and value and all(isinstance(leaf, Tensor) for leaf in value.values()):
+        if _is_slot(value):
             slots[key] = value
         else:
             yield from _stages(value, f"{path}.{key}")
     if slots:
         yield path, slots
+
+
+def _is_slot(value: Any) -> TypeGuard[Slot]:
+    return _is_dict(value) and bool(value) and all(isinstance(leaf, Tensor) for leaf in value.values())
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def _shape_of(first: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> torch.Size:
@@ -165,7 +188,7 @@ def _shape_of(first: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> torch
 
 def _check(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise one error for all problems."""
-    problems = []
+    problems: list[str] = []
     for kind, items in _problems(saved, expected).items():
         if items:
             problems.append(f"{kind}: {_first(items)}")
@@ -178,7 +201,8 @@ def _check(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 def _problems(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Kind of problem -> entries."""
-    missing, different = [], []
+    missing: list[str] = []
+    different: list[str] = []
     for name, like in expected.items():
         if name not in saved:
             missing.append(repr(name))
@@ -193,8 +217,9 @@ def _form(tensor: Tensor) -> str:
 
 
 def _first(items: list[str]) -> str:
+    listed = ", ".join(items[:MOST])
     more = len(items) - MOST
-    return ", ".join(items[:MOST]) + (f" and {more} more" if more > 0 else "")
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 def _filled(like: Tensor, value: Tensor) -> Tensor:

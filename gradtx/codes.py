@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -67,13 +67,12 @@ class Codec:
 
     def __post_init__(self) -> None:
         for role in ("encode", "decode", "scale"):
-            if not callable(getattr(self, role)):
-                raise TypeError(f"Codec: {role} must be a function, got {describe(getattr(self, role))}")
+            function = getattr(self, role)
+            if not callable(function):
+                raise TypeError(f"Codec: {role} must be a function, got {describe(function)}")
         if self.packs not in (1, 2):
             raise ValueError(f"Codec: packs must be 1 or 2, got {self.packs!r}")
-        if self.block is None:
-            return
-        if type(self.block) is not int or self.block < 2 or self.block & (self.block - 1):
+        if self.block is not None and not _is_block(self.block):
             raise ValueError(f"Codec: block must be a power of two, got {self.block!r}")
 
     @classmethod
@@ -118,9 +117,13 @@ class Codec:
     @property
     def suffixes(self) -> tuple[str, ...]:
         """The names of the tensors beside the codes."""
-        scale = (SCALE,) if self.block is not None else ()
-        key = (KEY,) if self.random else ()
-        return (*scale, *self.parts, *key)
+        suffixes: list[str] = []
+        if self.block is not None:
+            suffixes.append(SCALE)
+        suffixes.extend(self.parts)
+        if self.random:
+            suffixes.append(KEY)
+        return tuple(suffixes)
 
     def for_sign(self, nonnegative: bool) -> Codec:
         """The code of a slot that is never negative, or of any slot."""
@@ -131,17 +134,20 @@ class Codec:
         if self.block is None:
             encoded = self.encode(values) if noise is None else self.encode(values, noise)
             return self._by_suffix(encoded, values)
-        blocks = _in_blocks(values, self.block, -(-_row_length(values.shape) // self.block))
-        scale = self.scale(blocks.abs().amax(-1, keepdim=True))
+        blocks = _in_blocks(values, self.block, _blocks_of_row(values.shape, self.block))
+        largest = blocks.abs().amax(-1, keepdim=True)
+        scale = self.scale(largest)
         encoded = self.encode(blocks, scale)
         packed = self._by_suffix(encoded, values)
-        packed[SCALE] = scale.squeeze(-1) if values.ndim > 1 else scale.reshape(-1)
+        has_rows = values.ndim > 1
+        packed[SCALE] = scale.squeeze(-1) if has_rows else scale.reshape(-1)
         return packed
 
     def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
-        tensors = encoded if isinstance(encoded, tuple) else (encoded,)
-        packed = {}
-        for suffix, tensor in zip(("", *self.parts), tensors, strict=True):
+        tensors = encoded if _is_tuple(encoded) else (encoded,)
+        suffixes = ("", *self.parts)
+        packed: dict[str, Tensor] = {}
+        for suffix, tensor in zip(suffixes, tensors, strict=True):
             packed[suffix] = tensor if self.block is None else _out_of_blocks(tensor, values)
         if self.packs == 2 and values.ndim:
             packed[""] = _pairs(packed[""])
@@ -165,8 +171,7 @@ class Codec:
         """The shape of the values, by that of the codes and of the leaf."""
         if self.packs == 1 or not codes:
             return codes
-        halved = (*like[:-1], (like[-1] + 1) // 2) if like else like
-        if halved == codes:
+        if like and _halved(like) == codes:
             return like
         return (*codes[:-1], 2 * codes[-1])
 
@@ -174,9 +179,9 @@ class Codec:
         """The shapes of the tensors that keep values of a shape, by suffix."""
         shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
         if self.packs == 2 and shape:
-            shapes[""] = (*shape[:-1], (shape[-1] + 1) // 2)
+            shapes[""] = _halved(shape)
         if self.block is not None:
-            count = -(-_row_length(shape) // self.block)
+            count = _blocks_of_row(shape, self.block)
             shapes[SCALE] = (shape[0], count) if len(shape) > 1 else (count,)
         return shapes
 
@@ -187,9 +192,28 @@ class Codec:
         return self.block is None or _row_length(shape) % self.block == 0
 
 
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
+
+
+def _is_block(length: Any) -> bool:
+    """Whether a length is a power of two from 2 on."""
+    return type(length) is int and length >= 2 and length & (length - 1) == 0
+
+
+def _halved(shape: Shape) -> Shape:
+    """The shape of codes of which two share a byte."""
+    return (*shape[:-1], (shape[-1] + 1) // 2)
+
+
 def _row_length(shape: Shape) -> int:
     """The entries of a row: an index of dimension 0, the rest flattened; vectors are one row."""
-    return math.prod(shape if len(shape) < 2 else shape[1:])  # torch.Size.numel would fix symbolic sizes
+    row = shape if len(shape) < 2 else shape[1:]
+    return math.prod(row)  # torch.Size.numel would fix symbolic sizes
+
+
+def _blocks_of_row(shape: Shape, block: int) -> int:
+    return -(-_row_length(shape) // block)  # rounded up
 
 
 def _in_blocks(values: Tensor, block: int, count: int) -> Tensor:
@@ -200,7 +224,8 @@ def _in_blocks(values: Tensor, block: int, count: int) -> Tensor:
         return values.reshape(rows, count, block)
     # Not torch's pad: inductor 2.13 compiles it wrongly for AVX-512 where a vector reaches past the end.
     places = torch.arange(count * block, device=values.device).clamp(max=length - 1)
-    return values.reshape(rows, length)[:, places].reshape(rows, count, block)
+    filled = values.reshape(rows, length)[:, places]
+    return filled.reshape(rows, count, block)
 
 
 def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
@@ -217,16 +242,20 @@ def _pairs(codes: Tensor) -> Tensor:
     """Two codes of four bits in a byte, along the last dimension."""
     if codes.shape[-1] % 2:
         codes = torch.cat((codes, codes[..., -1:]), -1)
-    pairs = codes.unflatten(-1, (codes.shape[-1] // 2, 2))
-    return (pairs[..., 1] * 16 + (pairs[..., 0] & 15)).to(codes.dtype)
+    halves = (codes.shape[-1] // 2, 2)
+    pairs = cast("Tensor", codes.unflatten(-1, halves))
+    high = pairs[..., 1] * 16
+    low = pairs[..., 0] & 15
+    return (high + low).to(codes.dtype)
 
 
 def _halves(pairs: Tensor, shape: Shape) -> Tensor:
     """The reverse of `_pairs`."""
     low = pairs & 15
     if pairs.dtype == torch.int8:
-        low = (low ^ 8) - 8
-    codes = torch.stack((low, pairs >> 4), -1).flatten(-2)
+        low = (low ^ 8) - 8  # the sign of four bits
+    high = pairs >> 4
+    codes = torch.stack((low, high), -1).flatten(-2)
     return codes if codes.shape == shape else codes[..., : shape[-1]]
 
 
@@ -236,7 +265,8 @@ def _halves(pairs: Tensor, shape: Shape) -> Tensor:
 def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
     """Softsign: x = s y / (2 - |y|), y = q / most, so |y| = 2 |x| / (s + |x|)."""
     size = values.abs()
-    codes = (size / (scale + size) * (2 * most)).round().clamp(min=1)
+    codes = size / (scale + size) * (2 * most)
+    codes = codes.round().clamp(min=1)
     return (codes * values.sign()).to(torch.int8)
 
 
@@ -247,7 +277,8 @@ def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
 
 def _positive_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
     """Square root: x = s (q / most)^2."""
-    codes = (values.sqrt() * (most / scale.sqrt())).round().clamp(min=1)
+    roots = values.sqrt() * (most / scale.sqrt())
+    codes = roots.round().clamp(min=1)
     return torch.where(values > 0, codes, 0.0).to(torch.uint8)
 
 
@@ -297,12 +328,15 @@ FLOAT8_LEAST = 2.0**-9
 def _float8_scale(largest: Tensor) -> Tensor:
     """The largest magnitude over 448, with 20 bits: then 448 times it is exact, and encoding again finds it again."""
     scale = largest.to(torch.float32).mul(1 / FLOAT8_MOST).clamp(min=LEAST_SCALE)
-    return ((scale.view(torch.int32) + 8) & ~15).view(torch.float32)
+    bits = scale.view(torch.int32)
+    rounded = (bits + 8) & ~15
+    return rounded.view(torch.float32)
 
 
 def _encode_float8(values: Tensor, scale: Tensor) -> Tensor:
     size = (values.abs() / scale).clamp(FLOAT8_LEAST, FLOAT8_MOST)
-    return torch.where(values == 0, 0.0, torch.where(values < 0, -size, size)).to(torch.float8_e4m3fn)
+    signed = torch.where(values < 0, -size, size)
+    return torch.where(values == 0, 0.0, signed).to(torch.float8_e4m3fn)
 
 
 def _decode_float8(codes: Tensor, scale: Tensor) -> Tensor:
@@ -311,20 +345,24 @@ def _decode_float8(codes: Tensor, scale: Tensor) -> Tensor:
 
 def _encode_bfloat16_and_8(values: Tensor) -> tuple[Tensor, Tensor]:
     """The upper 24 bits of float32: those of the nearest bfloat16, and the signed rest in 1/128 of half a unit."""
-    bits = (values.to(torch.float32).view(torch.int32) + 0x80) >> 8
-    upper = (bits + 0x80) >> 8
-    return upper.to(torch.int16).view(torch.bfloat16), (bits - (upper << 8)).to(torch.int8)
+    bits = values.to(torch.float32).view(torch.int32)
+    bits_of_24 = (bits + 0x80) >> 8
+    upper = (bits_of_24 + 0x80) >> 8
+    rest = bits_of_24 - (upper << 8)
+    return upper.to(torch.int16).view(torch.bfloat16), rest.to(torch.int8)
 
 
 def _decode_bfloat16_and_8(codes: Tensor, error: Tensor) -> Tensor:
-    upper = codes.view(torch.int16).to(torch.int32)
-    return ((upper << 16) + (error.to(torch.int32) << 8)).view(torch.float32)
+    upper = codes.view(torch.int16).to(torch.int32) << 16
+    rest = error.to(torch.int32) << 8
+    return (upper + rest).view(torch.float32)
 
 
 def _encode_stochastically(values: Tensor, noise: Tensor) -> Tensor:
     """One of the two neighbours in bfloat16, so that the expected value is the value."""
-    bits = values.to(torch.float32).view(torch.int32) + noise.to(torch.int32)
-    return (bits >> 16).to(torch.int16).view(torch.bfloat16)
+    bits = values.to(torch.float32).view(torch.int32)
+    upper = (bits + noise.to(torch.int32)) >> 16
+    return upper.to(torch.int16).view(torch.bfloat16)
 
 
 def _decode_bfloat16(codes: Tensor) -> Tensor:

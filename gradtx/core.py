@@ -176,12 +176,35 @@ class GradientTransformation:
 
     # How combinators and engines see it. A place is (indices of children down to a node, argument).
 
-    _needs: tuple[str, ...] = ()
-    _extras: Mapping[str, str] = {}
-    _rounds = False  # whether its updates lead to weights that are rounded already
-    _is_optimizer = False  # whether this is an alias, whose hyperparameters have bare names
-    _takes_blocks = False  # whether blocks of a leaf may take the place of leaves
-    _lr_role: str | None = None  # "owner", or "before owner" for what has no place after one
+    @property
+    def _needs(self) -> tuple[str, ...]:
+        """Requirements of `update`."""
+        return ()
+
+    @property
+    def _extras(self) -> Mapping[str, str]:
+        """The extras that it knows beyond those of every link: name -> kind."""
+        return {}
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether its updates lead to weights that are rounded already."""
+        return False
+
+    @property
+    def _is_optimizer(self) -> bool:
+        """Whether this is an alias, whose hyperparameters have bare names."""
+        return False
+
+    @property
+    def _takes_blocks(self) -> bool:
+        """Whether blocks of a leaf may take the place of leaves."""
+        return False
+
+    @property
+    def _lr_role(self) -> str | None:
+        """Whether it is the "owner" of the learning rate, has its place "before owner", or None for neither."""
+        return None
 
     _numbers: Any = None  # its hyperparameters that programs take as arguments
     _program_cache: dict[Any, Any] | None = None  # the programs of pure updates

@@ -1,17 +1,20 @@
 """Decorators that make transformation factories: from a rule for one tensor, from functions of trees, from a chain."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, Protocol, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, TypeGuard, cast, overload
 
 import torch
+from torch import Tensor
 
 from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
 from gradtx._exact import resolve
-from gradtx._execution import NEGATE, Block, Branch, around_alias
+from gradtx._execution import NEGATE, Block, Branch, Operation, around_alias
 from gradtx._messages import describe, nearest
 from gradtx._moved import as_today
 from gradtx._rules import Rule, RuleOperation, StageState
@@ -34,81 +37,131 @@ class Combinator:
         raise NotImplementedError
 
 
-class Spec:
-    """A decorated factory: its signature and what it declares."""
+Bound: TypeAlias = dict[str, Any]  # the arguments of a call by name
 
-    def __init__(self, kind: str, function: Callable[..., Any], **options: Any):
-        self.kind, self.function, self.name = kind, function, function.__name__
-        self.ranges = {name: _range_of(text) for name, text in options.get("ranges", {}).items()}
-        static, any_length = options.get("static", ()), options.get("any_length", ())
-        self.arguments = Arguments(self.name, function, self.ranges, static, kind == "alias", any_length)
-        self.extras: dict[str, str] = dict(options.get("extras", {}))
-        required = (name for name, kind in self.extras.items() if not kind.endswith("?"))
-        needs: Any = options.get("needs", ())
-        self._conditional: Any = needs if callable(needs) else lambda arguments: ()
-        self.needs: tuple[str, ...] = (*(() if callable(needs) else needs), *required)
+
+class Options(TypedDict, total=False):
+    """What decorators declare, as `per_tensor` and the others explain; functions take the arguments of a call."""
+
+    elementwise: bool | Callable[[Bound], bool]
+    needs: tuple[str, ...] | Callable[[Bound], Iterable[str]]
+    extras: Mapping[str, str]
+    check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None]
+    shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
+    summed: Mapping[str, Callable[[Tensor], Tensor]]
+    sums_of_leaf: bool
+    agree: tuple[str, ...]
+    ahead: tuple[str, ...]
+    lr_role: str
+    rounds: bool
+    dims: tuple[int, float] | Callable[[Bound], tuple[int, float] | None] | None
+    determined: bool | Callable[[Bound], bool]
+    compiles: bool
+    random: bool | Callable[[Bound], bool]
+    nonnegative: tuple[str, ...] | Callable[[Bound], Iterable[str]]
+    kinds: Mapping[str, str]
+    whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
+    wire: Callable[[Bound], torch.dtype | None]
+    ranges: Mapping[str, Any]
+    static: Iterable[str]
+    any_length: Iterable[str]
+    example: Any
+    class_name: str
+
+
+class Spec:
+    """A decorated factory: its signature and what it declares.
+
+    Attributes:
+        kind: "rule", "tree", "alias" or "combinator".
+        function: The decorated function.
+        factory: The factory that the decorator has made of it.
+        name: The name of both.
+        class_name: The name of an alias's class in `gradtx.optim`.
+        arguments: The signature of the factory.
+        needs: The requirements of `update` with any arguments.
+        lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
+
+    All others are options of the decorators.
+    """
+
+    factory: Any
+
+    def __init__(self, kind: str, function: Callable[..., Any], options: Options):
+        self.kind = kind
+        self.function = function
+        self.name = function.__name__
+        self.class_name = options.get("class_name") or _capitalized(self.name)
+        self.arguments = _arguments_of(kind, function, options)
+        self.example = options.get("example", {})
         self.lr_role = options.get("lr_role")
-        self.rounds: bool = options.get("rounds", False)
+        self.rounds = options.get("rounds", False)
+        # What it reads.
+        needs = options.get("needs", ())
+        self.extras = dict(options.get("extras", {}))
+        self._needs_of = needs if callable(needs) else None
+        always_needed = () if callable(needs) else needs
+        self.needs = (*always_needed, *_required(self.extras))
+        self.check = options.get("check")
+        self.agree = options.get("agree", ())
+        self.ahead = options.get("ahead", ())
+        # What it keeps.
+        self._shared = options.get("shared", {})
+        self.summed = options.get("summed", {})
+        self.kinds = _checked_kinds(self.name, options.get("kinds", {}))
+        self._nonnegative = options.get("nonnegative", ())
+        # How it computes.
         self.elementwise = options.get("elementwise", False)
-        self.random: Any = options.get("random", False)
-        self.compiles: bool = options.get("compiles", not self.random)
-        self._determined: Any = options.get("determined", True)
-        self._dims: Any = options.get("dims")
-        self.agree: tuple[str, ...] = options.get("agree", ())
-        self.ahead: tuple[str, ...] = options.get("ahead", ())
-        self.example: dict[str, Any] = options.get("example", {})
-        self.kinds: Mapping[str, str] = _checked_kinds(self.name, options.get("kinds", {}))
-        self.summed: Mapping[str, Callable[[Any], Any]] = options.get("summed", {})
-        self._sums_of_leaf: bool = options.get("sums_of_leaf", False)
-        self._whole: Any = options.get("whole", False)
-        self._wire: Any = options.get("wire", lambda arguments: None)
-        self.check: Any = options.get("check")
-        words = self.name.split("_")
-        self.class_name: str = options.get("class_name") or "".join(word.capitalize() for word in words)
-        self._shared: Any = options.get("shared", {})
-        nonnegative: Any = options.get("nonnegative", ())
-        self._nonnegative: Any = nonnegative if callable(nonnegative) else lambda arguments: nonnegative
-        self.factory: Any = None
+        self.random = options.get("random", False)
+        self.compiles = options.get("compiles", not self.random)
+        self._dims = options.get("dims")
+        self._determined = options.get("determined", True)
+        self._sums_of_leaf = options.get("sums_of_leaf", False)
+        self._whole = options.get("whole", False)
+        self._wire = options.get("wire", _own_dtype)
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
-    def needs_of(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+    def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """The requirements of `update` with these arguments."""
-        return (*self.needs, *self._conditional(arguments))
+        if self._needs_of is None:
+            return self.needs
+        return (*self.needs, *self._needs_of(arguments))
 
-    def dims(self, arguments: dict[str, Any]) -> Any:
+    def dims(self, arguments: Bound) -> tuple[int, float] | None:
         """The least and the largest number of dimensions that a leaf may have; None for any."""
         return self._dims(arguments) if callable(self._dims) else self._dims
 
-    def determined(self, arguments: dict[str, Any]) -> Any:
+    def determined(self, arguments: Bound) -> bool:
         """Whether results depend on nothing that rounding decides."""
         return self._determined(arguments) if callable(self._determined) else self._determined
 
-    def shared_of(self, arguments: dict[str, Any]) -> Any:
+    def shared_of(self, arguments: Bound) -> Mapping[str, Any]:
         """Shared scalars: name -> start."""
         return self._shared(arguments) if callable(self._shared) else self._shared
 
-    def nonnegative(self, arguments: dict[str, Any]) -> tuple[str, ...]:
+    def nonnegative(self, arguments: Bound) -> tuple[str, ...]:
         """The slots that are never negative."""
-        return tuple(self._nonnegative(arguments))
+        return tuple(self._nonnegative(arguments) if callable(self._nonnegative) else self._nonnegative)
 
-    def rule(self, functions: Functions, arguments: dict[str, Any]) -> Rule:
+    def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """The rule for these values of the arguments."""
-        shared = {name: _start(value, arguments) for name, value in self.shared_of(arguments).items()}
-        elementwise: Any = self.elementwise(arguments) if callable(self.elementwise) else self.elementwise
-        whole: Any = self._whole(arguments) if callable(self._whole) else self._whole
+        shared: dict[str, Callable[[], Any]] = {}
+        for name, value in self.shared_of(arguments).items():
+            shared[name] = _start(value, arguments)
+        whole = self._whole(arguments) if callable(self._whole) else self._whole
         return Rule(
             self.name,
             functions.update,
             functions.init,
             functions.evaluate,
             shared,
-            elementwise=elementwise,
+            elementwise=self.elementwise(arguments) if callable(self.elementwise) else self.elementwise,
             compiles=self.compiles and "grad_fn" not in self.needs,
             agree={name: arguments[name] for name in self.agree},
             dims=self.dims(arguments),
             seed=arguments["seed"] if self._draws(arguments) else None,
-            readable=all(readable(tensor) for value in arguments.values() for tensor in tensors_in(value)),
+            readable=_are_readable(arguments),
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
             summed={name: finish for name, finish in self.summed.items() if name in shared},
@@ -119,36 +172,36 @@ class Spec:
             check=None if self.check is None else functools.partial(self.check, arguments),
         )
 
-    def resolved(self, arguments: dict[str, Any], count: Any) -> dict[str, Any]:
+    def resolved(self, arguments: Bound, count: Any) -> Bound:
         """The values of arguments at `count` finished updates; those `ahead` with the value after the next one."""
         values = {name: resolve(value, count) for name, value in arguments.items()}
         for name in self.ahead:
             values[name] = (values[name], resolve(arguments[name], count + 1))
         return values
 
-    def _owner_reads(self, whole: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
+    def _owner_reads(self, whole: bool | str | tuple[str, ...], arguments: Bound) -> tuple[str, ...]:
         """What the owner of a leaf reads of it besides the update."""
         if isinstance(whole, tuple):
             return whole
         return ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
 
-    def _draws(self, arguments: dict[str, Any]) -> bool:
+    def _draws(self, arguments: Bound) -> bool:
         """Whether the rule draws random numbers with these arguments."""
         return bool(self.random(arguments) if callable(self.random) else self.random)
 
-    def selector(self, mask: Any) -> Any:
+    def selector(self, mask: Any) -> Selector:
         """The choice of leaves that an alias's `weight_decay` reaches."""
         return Selector.of(f"{self.name}: mask", mask)
 
-    def body(self, arguments: dict[str, Any]) -> Any:
+    def body(self, arguments: Bound) -> Body:
         """The result of the factory's function for these values, in the form of its kind."""
         given = {name: value for name, value in arguments.items() if name not in self.arguments.added}
-        made = self.function(**given)
-        if isinstance(made, GradientTransformation | Combinator):
-            return made
+        returned = self.function(**given)
+        if isinstance(returned, GradientTransformation | Combinator):
+            return returned
         if self.kind in ("alias", "combinator"):
-            raise TypeError(f"{self.name}: must return a transformation, such as chain(...), got {describe(made)}")
-        functions = Functions.of(made, self.name)
+            raise TypeError(f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}")
+        functions = Functions.of(returned, self.name)
         if self._whole not in (False, "shape"):
             self._check_runs_at_owner(functions)
         return functions
@@ -159,28 +212,63 @@ class Spec:
         Raises:
             TypeError: it does.
         """
-        faults = {
-            "yield sums": inspect.isgeneratorfunction(functions.update),
-            "share values": self._shared,
-        }
-        for fault, present in faults.items():
-            if present:
-                raise TypeError(f"{self.name}: a rule with whole=True runs at the owner of a leaf and can't {fault}")
+        fault = None
+        if inspect.isgeneratorfunction(functions.update):
+            fault = "yield sums"
+        elif self._shared:
+            fault = "share values"
+        if fault is not None:
+            raise TypeError(f"{self.name}: a rule with whole=True runs at the owner of a leaf and can't {fault}")
 
 
-def _checked_kinds(name: str, kinds: Any) -> Mapping[str, str]:
+Body: TypeAlias = GradientTransformation | Combinator | Functions
+
+
+def _capitalized(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def _arguments_of(kind: str, function: Callable[..., Any], options: Options) -> Arguments:
+    """The signature of a factory."""
+    ranges = {name: _range_of(text) for name, text in options.get("ranges", {}).items()}
+    static = options.get("static", ())
+    any_length = options.get("any_length", ())
+    return Arguments(function.__name__, function, ranges, static, kind == "alias", any_length)
+
+
+def _required(extras: Mapping[str, str]) -> list[str]:
+    """The extras that the caller has to pass."""
+    return [name for name, kind in extras.items() if not kind.endswith("?")]
+
+
+def _own_dtype(arguments: Bound) -> None:
+    """Updates travel in the dtype that they have."""
+
+
+def _checked_kinds(name: str, kinds: Mapping[str, str]) -> Mapping[str, str]:
     for slot, kind in kinds.items():
         if kind not in ("linear", "square", "scalar"):
             raise ValueError(f"{name}: the kind of {slot!r} must be 'linear', 'square' or 'scalar', got {kind!r}")
     return kinds
 
 
-def _start(value: Any, arguments: dict[str, Any]) -> Callable[[], Any]:
-    return lambda: value(arguments) if callable(value) else value
+def _start(value: Any, arguments: Bound) -> Callable[[], Any]:
+    def start() -> Any:
+        return value(arguments) if callable(value) else value
+
+    return start
+
+
+def _are_readable(arguments: Bound) -> bool:
+    """Whether the host can read the values of all arguments."""
+    tensors: list[Tensor] = []
+    for value in arguments.values():
+        tensors.extend(tensors_in(value))
+    return all(map(readable, tensors))
 
 
 def _range_of(text: Any) -> Any:
-    if isinstance(text, tuple):
+    if _is_tuple(text):
         return tuple(map(_range_of, text))
     return Range(text) if isinstance(text, str) else text
 
@@ -189,30 +277,37 @@ class Made(GradientTransformation):
     """The call of a decorated factory: bound arguments, and the body to run with each step's values."""
 
     _spec: Spec
-    _arguments: dict[str, Any]
+    _arguments: Bound
     _storage: Storage | None
     _varies: bool
-    _first: Any
+    _first: Body | None
 
-    def __init__(self, spec: Spec, arguments: dict[str, Any], storage: Storage | None = None, checked: bool = True):
-        self._set(_name=spec.name, _spec=spec, _arguments=arguments, _storage=storage)
-        self._set(_varies=any(varies(value) for value in arguments.values()), _first=None)
+    def __init__(self, spec: Spec, arguments: Bound, storage: Storage | None = None, checked: bool = True):
+        self._set(
+            _name=spec.name,
+            _spec=spec,
+            _arguments=arguments,
+            _storage=storage,
+            _varies=any(map(varies, arguments.values())),
+            _first=None,
+        )
         if checked and storage is not None and isinstance(self._body, Functions) and self._body.init is None:
             raise TypeError(f"{spec.name}: keeps no state with these options; leave out state_dtype")
 
     @property
-    def _body(self) -> Any:
+    def _body(self) -> Body:
         """The result of the body for the values of the first step, which decide structure for all later steps."""
         if self._first is None:
-            self._set(_first=self._spec.body(self._spec.resolved(self._arguments, 0)))
-        return self._first
+            arguments = self._spec.resolved(self._arguments, 0)
+            self._set(_first=self._spec.body(arguments))
+        return cast("Body", self._first)
 
-    def __reduce__(self) -> tuple:
-        given = None if self._storage is None else self._storage.given
-        return _remade, (self._spec.factory, self._arguments, given)
+    def __reduce__(self) -> tuple[Any, ...]:
+        state_dtype = None if self._storage is None else self._storage.given
+        return _remade, (self._spec.factory, self._arguments, state_dtype)
 
     def __repr__(self) -> str:
-        shown = []
+        shown: list[str] = []
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
             if argument.required:
@@ -244,8 +339,10 @@ class Made(GradientTransformation):
 
     @property
     def _needs(self) -> tuple[str, ...]:
-        own = self._spec.needs_of(self._arguments)
-        return (*own, *(need for link in self._inner_links() for need in link._needs))
+        needs = list(self._spec.needs_of(self._arguments))
+        for link in self._inner_links():
+            needs.extend(link._needs)
+        return tuple(needs)
 
     @property
     def _extras(self) -> Mapping[str, str]:
@@ -258,21 +355,33 @@ class Made(GradientTransformation):
     def _lr_role(self) -> str | None:
         if self._spec.lr_role == "owner":
             return "owner"
-        inner = {link._lr_role for link in self._inner_links()}
-        return next((role for role in ("owner", "before owner") if role in inner), self._spec.lr_role)
+        inner_roles = {link._lr_role for link in self._inner_links()}
+        for role in ("owner", "before owner"):
+            if role in inner_roles:
+                return role
+        return self._spec.lr_role
 
     @property
     def _rounds(self) -> bool:
         return self._spec.rounds or any(link._rounds for link in self._inner_links())
 
     def _owner(self) -> GradientTransformation:
-        return next((link._owner() for link in self._inner_links() if link._lr_role == "owner"), self)
+        for link in self._inner_links():
+            if link._lr_role == "owner":
+                return link._owner()
+        return self
 
     def _inner_links(self) -> list[GradientTransformation]:
-        return [link for child in self._children() for link in child._links()]
+        links: list[GradientTransformation] = []
+        for child in self._children():
+            links.extend(child._links())
+        return links
 
     def _children(self) -> tuple[GradientTransformation, ...]:
-        return tuple(child for value in self._arguments.values() for child in _transformations(value))
+        children: list[GradientTransformation] = []
+        for value in self._arguments.values():
+            children.extend(_transformations(value))
+        return tuple(children)
 
     @property
     def _is_optimizer(self) -> bool:
@@ -281,22 +390,28 @@ class Made(GradientTransformation):
     @property
     def _takes_blocks(self) -> bool:
         spec = self._spec
-        named = "tensors" in spec.extras.values()  # by names of the whole model
+        if spec.kind == "tree" or spec.check is not None:
+            return False
+        if "tensors" in spec.extras.values():  # by names of the whole model
+            return False
         needs = spec.needs_of(self._arguments)
-        whole = named or spec.check is not None
-        return spec.kind != "tree" and not whole and "grad_fn" not in needs and "value_fn" not in needs
+        return "grad_fn" not in needs and "value_fn" not in needs
 
     def _branches(self) -> Branches | None:
         body = self._body
         if isinstance(body, Combinator):
             return None if body.selector is None else Branches(body.selector.key, body.selector.branches)
-        inner = body._branches() if isinstance(body, GradientTransformation) else None
-        if inner is None:
+        if not isinstance(body, GradientTransformation):
             return None
-        label_of = {id(child): label for child, label in zip(body._children(), inner.children, strict=True)}
-        children = tuple(label_of.get(id(child), "") for child in self._children())
-        own = tuple(label for label in inner.children if label not in children)
-        return Branches(inner.selector, children, own) if children else None
+        inner = body._branches()
+        if inner is None or not self._children():
+            return None
+        label_of: dict[int, str] = {}
+        for child, label in zip(body._children(), inner.children, strict=True):
+            label_of[id(child)] = label
+        labels = tuple(label_of.get(id(child), "") for child in self._children())
+        other_labels = tuple(label for label in inner.children if label not in labels)
+        return Branches(inner.selector, labels, other_labels)
 
     def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
         for argument in self._spec.arguments.all:
@@ -307,7 +422,8 @@ class Made(GradientTransformation):
         return self._body._links() if isinstance(self._body, GradientTransformation) else [self]
 
     def _expand(self, scope: Scope) -> list[Any]:
-        spec, arguments = self._spec, self._arguments
+        spec = self._spec
+        arguments = self._arguments
         if self._varies:
             arguments = spec.resolved(arguments, scope.count)
             for value in arguments.values():
@@ -320,16 +436,21 @@ class Made(GradientTransformation):
             return body.expand(scope, spec.name)
         if isinstance(body, GradientTransformation):
             return self._expand_chain(body, arguments, scope)
+        return [self._operation(body, arguments, scope)]
+
+    def _operation(self, functions: Functions, arguments: Bound, scope: Scope) -> Operation:
+        """The operation of a rule."""
+        spec = self._spec
         path = scope.claim(spec.name)
         if spec.kind == "tree":
-            return [TreeOperation(path, scope, spec.name, body, agree=arguments)]
-        rule = spec.rule(body, arguments)
+            return TreeOperation(path, scope, spec.name, functions, agree=arguments)
+        rule = spec.rule(functions, arguments)
         operation = RuleOperation(rule, StageState(path, scope, rule), scope.run)
         if "hessian_diag" in spec.needs:
             operation.hessian_period = arguments.get("update_period", 1)
-        return [operation]
+        return operation
 
-    def _expand_chain(self, body: GradientTransformation, arguments: dict[str, Any], scope: Scope) -> list[Any]:
+    def _expand_chain(self, body: GradientTransformation, arguments: Bound, scope: Scope) -> list[Any]:
         """The operations of an alias, or of a link that stands for a chain."""
         if self._spec.kind != "alias":
             scope.skip(self._spec.name)
@@ -341,12 +462,13 @@ class Made(GradientTransformation):
         again = scope.again()
         operations = self._optimizer(body, arguments, scope)
         rest = {**arguments, "weight_decay": 0.0}
-        undecayed = self._optimizer(self._spec.body(rest), rest, again)
+        body_of_rest = cast("GradientTransformation", self._spec.body(rest))
+        undecayed = self._optimizer(body_of_rest, rest, again)
         scope.run.selectors.append(selector)
         blocks = {True: Block(operations, []), False: Block(undecayed, [])}
         return [Branch(scope.claim(f"{self._name}_mask"), selector, blocks)]
 
-    def _optimizer(self, body: GradientTransformation, arguments: dict[str, Any], scope: Scope) -> list[Any]:
+    def _optimizer(self, body: GradientTransformation, arguments: Bound, scope: Scope) -> list[Any]:
         """The operations of an alias for all leaves alike."""
         operations = body._expand(scope.alias())
         maximize = bool(arguments.get("maximize"))
@@ -355,45 +477,78 @@ class Made(GradientTransformation):
         return around_alias(operations) if maximize or scope.changed else operations
 
     def _rebuilt(
-        self, children: tuple[GradientTransformation, ...], arguments: dict[str, Any], checked: bool
+        self, children: tuple[GradientTransformation, ...], arguments: Bound, checked: bool
     ) -> GradientTransformation:
         if not arguments and same(self, children):
             return self
-        new = iter(children)
-        bound = {}
+        remaining = iter(children)
+        bound: Bound = {}
         for name, value in self._arguments.items():
-            if isinstance(value, GradientTransformation):
-                bound[name] = next(new)
-            elif isinstance(value, Mapping) and _transformations(value):
-                bound[name] = {
-                    label: next(new) if isinstance(item, GradientTransformation) else item
-                    for label, item in value.items()
-                }
-            elif name in arguments and checked:
+            if _transformations(value):
+                bound[name] = _with_transformations(value, remaining)
+            elif name not in arguments:
+                bound[name] = value
+            elif checked:
                 bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
             else:
-                bound[name] = arguments.get(name, value)
-        made = Made(self._spec, bound, self._storage, checked)
+                bound[name] = arguments[name]
+        rebuilt = Made(self._spec, bound, self._storage, checked)
         if checked:
-            made._links()  # runs the body, which may have its own say on the values
-        return made
+            rebuilt._links()  # runs the body, which may have its own say on the values
+        return rebuilt
+
+    def _check(self) -> None:
+        """Run the body, whose checks belong to construction.
+
+        Raises:
+            TypeError, ValueError: of an alias, with its name in front: the user called this factory first.
+        """
+        spec = self._spec
+        if spec.kind == "alias" and self._arguments.get("mask") is not None:
+            spec.selector(self._arguments["mask"])  # raises an error for what selects nothing
+        try:
+            self._links()
+        except (TypeError, ValueError) as error:
+            if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
+                raise
+            raise type(error)(f"{spec.name}: {error}") from error
 
 
 def _is_constant(value: Any) -> bool:
     """Whether a value is equal to another exactly if programs with it are."""
-    if isinstance(value, tuple):
+    if _is_tuple(value):
         return all(map(_is_constant, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _transformations(value: Any) -> list[GradientTransformation]:
-    values = value.values() if isinstance(value, Mapping) else [value]
-    return [item for item in values if isinstance(item, GradientTransformation)]
+    """The transformations among the values of an argument: itself, or the entries of a dict."""
+    if _is_mapping(value):
+        return [item for item in value.values() if isinstance(item, GradientTransformation)]
+    return [value] if isinstance(value, GradientTransformation) else []
 
 
-def _remade(factory: Any, arguments: dict[str, Any], state_dtype: Any) -> Made:
+def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> Any:
+    """The value of an argument with other transformations."""
+    if not _is_mapping(value):
+        return next(new)
+    entries: dict[Any, Any] = {}
+    for label, item in value.items():
+        entries[label] = next(new) if isinstance(item, GradientTransformation) else item
+    return entries
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> Made:
     """Rebuild a pickled call; arguments that are newer than the pickle have their defaults."""
-    complete = {}
+    complete: Bound = {}
     arguments = as_today(factory.spec.name, arguments)
     for argument in factory.spec.arguments.all:
         complete[argument.name] = arguments.get(argument.name, argument.default)
@@ -433,25 +588,22 @@ class Alias(Protocol[P]):
     def __call__(self, *args: Any, maximize: bool, **kwargs: Any) -> GradientTransformation: ...
 
 
-def _factory(kind: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    spec = Spec(kind, function, **options)
+def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
+    spec = Spec(kind, function, options)
 
     @functools.wraps(function)
-    def factory(*args: Any, **kwargs: Any) -> GradientTransformation:
-        state_dtype = None if "state_dtype" in spec.arguments.by_name else kwargs.pop("state_dtype", None)
+    def call(*args: Any, **kwargs: Any) -> GradientTransformation:
+        state_dtype = None
+        if "state_dtype" not in spec.arguments.by_name:
+            state_dtype = kwargs.pop("state_dtype", None)
         made = Made(spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype))
-        if spec.kind == "alias" and made._arguments.get("mask") is not None:
-            spec.selector(made._arguments["mask"])  # raises an error for what selects nothing
-        try:
-            made._links()  # runs the body: its own checks belong to construction
-        except (TypeError, ValueError) as error:
-            if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
-                raise
-            raise type(error)(f"{spec.name}: {error}") from error  # name the factory that the user called first
+        made._check()
         return made
 
-    factory.spec, spec.factory = spec, factory  # type: ignore[attr-defined]
-    factory.__signature__ = spec.arguments.signature  # type: ignore[attr-defined]
+    factory: Any = call
+    factory.spec = spec
+    factory.__signature__ = spec.arguments.signature
+    spec.factory = factory
     return factory
 
 
@@ -612,14 +764,18 @@ _OPTIONS = {
 }
 
 
-def _decorated(name: str, kind: str, function: Any, options: dict[str, Any]) -> Any:
+def _decorated(name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]) -> Any:
+    known = _OPTIONS[kind].split()
     for option in options:
-        if option not in _OPTIONS[kind].split():
-            raise TypeError(f"{name}: unknown option {option!r}; {nearest(option, _OPTIONS[kind].split())}")
+        if option not in known:
+            raise TypeError(f"{name}: unknown option {option!r}; {nearest(option, known)}")
     if options.pop("owns_lr", False):
         options["lr_role"] = "owner"
     if options.pop("before_owner", False):
         options["lr_role"] = "before owner"
-    if function is not None:
-        return _factory(kind, function, options)
-    return lambda function: _factory(kind, function, options)
+    declared = cast("Options", options)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        return _factory(kind, function, declared)
+
+    return decorate if function is None else decorate(function)

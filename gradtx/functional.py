@@ -1,9 +1,11 @@
 """Functional training loops: a whole training step, and trees with a leading dimension of ensemble members."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -57,27 +59,45 @@ def train_step(
         for need in expected:
             if need not in extras:
                 raise ValueError(f"train_step: {tx._name} needs {need}: call step(params, state, *batch, {need}=...)")
-
-        def gradients(params: Any) -> tuple[Any, Any]:
-            leaves, unflatten = _tree.flatten(params, "params")
-            present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-
-            def loss_at(values: dict[str, Tensor]) -> tuple[Tensor, Any]:
-                return _loss_and_aux(loss_fn(unflatten({**leaves, **values}), *batch), has_aux)
-
-            grads, loss_and_aux = torch.func.grad_and_value(loss_at, has_aux=True)(present)
-            return unflatten({**leaves, **grads}), loss_and_aux
-
-        grads, (loss, aux) = gradients(params)
-        known = {
-            "value": loss,
-            "value_fn": lambda params: _loss_and_aux(loss_fn(params, *batch), has_aux)[0],
-            "grad_fn": lambda params: gradients(params)[0],
-        }
+        loss_on_batch = _LossOnBatch(loss_fn, batch, has_aux)
+        grads, (loss, aux) = loss_on_batch.gradients(params)
+        known: dict[str, Any] = {"value": loss, "value_fn": loss_on_batch.value_fn, "grad_fn": loss_on_batch.grad_fn}
         updates, state = tx.update(grads, state, params, **{**known, **extras})
-        return apply_updates(params, updates), state, (loss, aux) if has_aux else loss
+        new_params = apply_updates(params, updates)
+        return new_params, state, (loss, aux) if has_aux else loss
 
     return step
+
+
+class _LossOnBatch:
+    """A loss on one batch, as a function of the parameters."""
+
+    def __init__(self, loss_fn: Callable[..., Any], batch: tuple[Any, ...], has_aux: bool):
+        self._loss_fn = loss_fn
+        self._batch = batch
+        self._has_aux = has_aux
+
+    def gradients(self, params: Any) -> tuple[Any, tuple[Tensor, Any]]:
+        """The gradients, and `(loss, aux)`."""
+        leaves, unflatten = _tree.flatten(params, "params")
+        present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+
+        def loss_at(values: dict[str, Tensor]) -> tuple[Tensor, Any]:
+            return self._loss_and_aux(unflatten({**leaves, **values}))
+
+        grads, (loss, aux) = torch.func.grad_and_value(loss_at, has_aux=True)(present)
+        return unflatten({**leaves, **grads}), (loss, aux)
+
+    def value_fn(self, params: Any) -> Tensor:
+        loss, _ = self._loss_and_aux(params)
+        return loss
+
+    def grad_fn(self, params: Any) -> Any:
+        grads, _ = self.gradients(params)
+        return grads
+
+    def _loss_and_aux(self, params: Any) -> tuple[Tensor, Any]:
+        return _loss_and_aux(self._loss_fn(params, *self._batch), self._has_aux)
 
 
 def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
@@ -87,14 +107,19 @@ def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
             raise TypeError("train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)")
         _check_loss(returned)
         return returned, ()
-    if not (isinstance(returned, tuple) and len(returned) == 2):
+    if not (_is_tuple(returned) and len(returned) == 2):
         raise TypeError(f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(returned)}")
     loss, aux = returned
     _check_loss(loss)
-    for name, leaf in _tree.flatten_any(aux, "train_step: aux")[0].items():
+    leaves, _ = _tree.flatten_any(aux, "train_step: aux")
+    for name, leaf in leaves.items():
         if leaf is None:
             raise TypeError(f"train_step: leaf {name!r} of aux is None, needs a tensor")
     return loss, aux
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
 
 
 def _check_loss(loss: Any) -> None:
@@ -130,25 +155,36 @@ def stack(trees: Iterable[Any]) -> Any:
         >>> state["step"]
         tensor([0, 0])
     """
-    if isinstance(trees, Mapping | Tensor) or not isinstance(trees, Iterable):
-        raise TypeError(f"stack: needs a list of trees, got one {type(trees).__name__}")
-    members = []
-    rebuild: Any = None
-    for i, tree in enumerate(trees):
-        leaves, unflatten = _tree.flatten_any(tree, f"stack: tree {i}")
-        rebuild = rebuild or unflatten
-        members.append(leaves)
-    if not members:
-        raise ValueError("stack: needs at least one tree")
+    members, unflatten = _leaves_of_members(trees)
     first = members[0]
     for i, leaves in enumerate(members[1:], 1):
         _tree.check_names(leaves, first, f"stack: leaves of tree {i}", "leaves of tree 0")
         for name, leaf in leaves.items():
             _check_alike(name, leaf, first[name], i)
-    stacked = {}
+    stacked: dict[str, Tensor | None] = {}
     for name, leaf in first.items():
         stacked[name] = None if leaf is None else torch.stack([leaves[name] for leaves in members])
-    return rebuild(stacked)
+    return unflatten(stacked)
+
+
+def _leaves_of_members(trees: Any) -> tuple[list[dict[str, Any]], Callable[[Mapping[str, Any]], Any]]:
+    """The leaves of each tree by name, and the function that builds a tree like the first one."""
+    if not _are_several(trees):
+        raise TypeError(f"stack: needs a list of trees, got one {type(trees).__name__}")
+    members: list[dict[str, Any]] = []
+    unflatten_first: Callable[[Mapping[str, Any]], Any] | None = None
+    for i, tree in enumerate(trees):
+        leaves, unflatten = _tree.flatten_any(tree, f"stack: tree {i}")
+        members.append(leaves)
+        if unflatten_first is None:
+            unflatten_first = unflatten
+    if unflatten_first is None:
+        raise ValueError("stack: needs at least one tree")
+    return members, unflatten_first
+
+
+def _are_several(trees: Any) -> TypeGuard[Iterable[Any]]:
+    return isinstance(trees, Iterable) and not isinstance(trees, Mapping | Tensor)
 
 
 def _check_alike(name: str, leaf: Any, like: Any, i: int) -> None:
@@ -184,9 +220,9 @@ def unstack(tree: Any) -> list[Any]:
         [{'w': tensor([0., 1.])}, {'w': tensor([2., 3.])}]
     """
     leaves, unflatten = _tree.flatten_any(tree, "unstack")
-    trees = []
+    trees: list[Any] = []
     for i in range(_count_of_members(leaves)):
-        member = {}
+        member: dict[str, Tensor | None] = {}
         for name, leaf in leaves.items():
             # A view would keep the memory of all members alive, and torch.save would write it.
             member[name] = None if leaf is None else leaf[i].clone()
@@ -196,7 +232,8 @@ def unstack(tree: Any) -> list[Any]:
 
 def _count_of_members(leaves: Mapping[str, Tensor | None]) -> int:
     """The size of the leading dimension, on which all leaves must agree."""
-    count, counted = None, ""
+    count: int | None = None
+    counted = ""  # the leaf that has told the count
     for name, leaf in leaves.items():
         if leaf is None:
             continue
@@ -204,7 +241,8 @@ def _count_of_members(leaves: Mapping[str, Tensor | None]) -> int:
             raise ValueError(f"unstack: leaf {name!r} is 0-d, needs a leading dimension of members")
         if count is not None and len(leaf) != count:
             raise ValueError(f"unstack: leaf {name!r} has {len(leaf)} members, leaf {counted!r} has {count}")
-        count, counted = len(leaf), name
+        count = len(leaf)
+        counted = name
     if count is None:
         raise ValueError("unstack: there is no tensor in the tree, so the number of members is unknown")
     return count

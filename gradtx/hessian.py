@@ -100,7 +100,7 @@ def _check_options(distribution: str, n_samples: int) -> None:
 
 def _differentiable(grads: dict[str, Any], values: dict[str, Tensor]) -> dict[str, Tensor]:
     """The gradients, with zeros for None, after checking that one of them has a graph."""
-    dense = {}
+    dense: dict[str, Tensor] = {}
     for name, value in values.items():
         dense[name] = torch.zeros_like(value) if grads[name] is None else grads[name]
     if not any(grad.requires_grad for grad in dense.values()):
@@ -114,7 +114,12 @@ def _hessian_product(gradients: Callable[[Any], dict[str, Tensor]], at: dict[str
     if torch.compiler.is_compiling() or _torch.inside_transform():
         with torch.enable_grad():
             pull = torch.func.vjp(gradients, at)[1]
-        return lambda z, again: pull(z, retain_graph=again, create_graph=False)[0]
+
+        def pulled(z: dict[str, Tensor], again: bool) -> dict[str, Tensor]:
+            (result,) = pull(z, retain_graph=again, create_graph=False)
+            return result
+
+        return pulled
     for value in at.values():
         value.requires_grad_()
     with torch.enable_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,16 +45,15 @@ def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Gener
     """
     _check_tasks(grads, reduction)
     first, unflatten = _tree.flatten(grads[0], "gradients of task 0")
-    tasks = [_tree.match(tree, first, f"gradients of task {i}", "those of task 0") for i, tree in enumerate(grads)]
-    counts, dense = _dense(tasks)
-    squares = [_dot(task, task) for task in dense]
-    total: Leaves = {}
-    for i, order in enumerate(_orders(len(tasks), generator)):
-        for name, grad in _without_conflicts(i, order, dense, squares).items():
-            total[name] = total[name] + grad if name in total else grad
+    tasks: list[dict[str, Tensor | None]] = []
+    for i, tree in enumerate(grads):
+        tasks.append(_tree.match(tree, first, f"gradients of task {i}", "those of task 0"))
+    counts = _counts(tasks)
+    total = _summed(_dense(tasks, list(counts)), generator)
     if reduction == "mean":
-        reached_by_all = [name for name, count in counts.items() if count == len(tasks)]
-        total |= {name: total[name] / len(tasks) for name in reached_by_all}
+        for name, count in counts.items():
+            if count == len(tasks):
+                total[name] = total[name] / count
     return unflatten({name: total.get(name) for name in first})
 
 
@@ -65,33 +64,51 @@ def _check_tasks(grads: Sequence[Any], reduction: str) -> None:
         raise ValueError("pcgrad: needs the gradients of at least one task")
 
 
+def _counts(tasks: Sequence[Mapping[str, Tensor | None]]) -> dict[str, int]:
+    """How many tasks reach each leaf, for those that any task reaches."""
+    counts: dict[str, int] = {}
+    for name in tasks[0]:
+        count = sum(task[name] is not None for task in tasks)
+        if count:
+            counts[name] = count
+    return counts
+
+
+def _dense(tasks: Sequence[Mapping[str, Tensor | None]], names: Sequence[str]) -> list[Leaves]:
+    """The gradients of these leaves for each task, with zeros in place of None."""
+    zeros: Leaves = {}
+    for name in names:
+        reached = [grad for task in tasks if (grad := task[name]) is not None]
+        if len(reached) < len(tasks):
+            zeros[name] = torch.zeros_like(reached[0])
+    dense: list[Leaves] = []
+    for task in tasks:
+        leaves: Leaves = {}
+        for name in names:
+            grad = task[name]
+            leaves[name] = zeros[name] if grad is None else grad
+        dense.append(leaves)
+    return dense
+
+
+def _summed(tasks: Sequence[Leaves], generator: torch.Generator | int | None) -> Leaves:
+    """The sum of the tasks' gradients without conflicts."""
+    squares = [_dot(task, task) for task in tasks]
+    total: Leaves = {}
+    for i, order in enumerate(_orders(len(tasks), generator)):
+        for name, grad in _without_conflicts(i, order, tasks, squares).items():
+            total[name] = total[name] + grad if name in total else grad
+    return total
+
+
 def _orders(count: int, generator: torch.Generator | int | None) -> Iterator[list[int]]:
     """For each task a random order of all tasks."""
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     device = generator.device if generator is not None else None
     for _ in range(count):
-        yield torch.randperm(count, generator=generator, device=device).tolist()
-
-
-def _dense(tasks: list[dict[str, Tensor | None]]) -> tuple[dict[str, int], list[Leaves]]:
-    """How many tasks reach each leaf, and the tasks' gradients with zeros in place of None."""
-    counts: dict[str, int] = {}
-    like: Leaves = {}
-    for task in tasks:
-        for name, grad in task.items():
-            if grad is not None:
-                counts[name] = counts.get(name, 0) + 1
-                like.setdefault(name, grad)
-    counts = {name: counts[name] for name in tasks[0] if name in counts}  # in the order of the first tree
-    dense = []
-    for task in tasks:
-        leaves = {}
-        for name in counts:
-            grad = task[name]
-            leaves[name] = torch.zeros_like(like[name]) if grad is None else grad
-        dense.append(leaves)
-    return counts, dense
+        order: Any = torch.randperm(count, generator=generator, device=device)
+        yield order.tolist()
 
 
 def _without_conflicts(i: int, order: Sequence[int], tasks: Sequence[Leaves], squares: Sequence[Tensor]) -> Leaves:
@@ -102,21 +119,26 @@ def _without_conflicts(i: int, order: Sequence[int], tasks: Sequence[Leaves], sq
             continue
         # where, not if: the host reads no value; a task without gradient has the inner product 0
         along = _dot(projected, tasks[j])
-        share = torch.where(along < 0, along / torch.where(squares[j] == 0, 1.0, squares[j]), 0.0)
-        remaining = {}
+        square = torch.where(squares[j] == 0, 1.0, squares[j])
+        share = torch.where(along < 0, along / square, 0.0)
+        remaining: Leaves = {}
         for name, grad in projected.items():
-            remaining[name] = grad - share.to(grad.device, grad.dtype) * tasks[j][name]
+            factor = share.to(grad.device, grad.dtype)
+            remaining[name] = grad - factor * tasks[j][name]
         projected = remaining
     return projected
 
 
 def _dot(a: Leaves, b: Leaves) -> Tensor:
     """The inner product over all leaves, summed in float32 or wider on the device of the first leaf."""
-    terms = []
+    device: torch.device | None = None
+    terms: list[Tensor] = []
     for name in a:
         term = (a[name] * b[name]).sum()
-        device = terms[0].device if terms else term.device
-        terms.append(term.to(device, torch.promote_types(term.dtype, torch.float32)))
+        if device is None:
+            device = term.device
+        dtype = torch.promote_types(term.dtype, torch.float32)
+        terms.append(term.to(device, dtype))
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
@@ -151,18 +173,19 @@ def pcgrad_backward(
     """
     trained = _trained(params)
     _check_losses(losses)
-    grads = []
+    grads: list[dict[int, Tensor | None]] = []
     for i, loss in enumerate(losses):
-        leaves = torch.autograd.grad(loss, trained, retain_graph=i + 1 < len(losses), allow_unused=True)
+        is_last = i + 1 == len(losses)
+        leaves = torch.autograd.grad(loss, trained, retain_graph=not is_last, allow_unused=True)
         grads.append(dict(enumerate(leaves)))
     merged = pcgrad(grads, reduction, generator)
     for i, param in enumerate(trained):
         param.grad = merged[i]
 
 
-def _trained(params: Iterable[Tensor]) -> list[Tensor]:
+def _trained(params: Iterable[Any]) -> list[Tensor]:
     """The parameters that require a gradient."""
-    trained = []
+    trained: list[Tensor] = []
     for param in params:
         if not isinstance(param, Tensor):
             got = type(param).__name__
@@ -234,12 +257,12 @@ def rotograd_rotation_loss(
     Source: Javaloy and Valera 2022, arXiv:2103.02631.
     """
     grads = [grad.detach() for grad in grads]
-    length = torch.stack(grads).mean(dim=0).norm()
-    rescaled = []
+    length = _norm(torch.stack(grads).mean(dim=0))
+    rescaled: list[Tensor] = []
     for grad, norm in zip(grads, _norms(grads), strict=True):
         rescaled.append(grad * (length / norm))
     target = torch.stack(rescaled).mean(dim=0)
-    losses = []
+    losses: list[Tensor] = []
     for rotated_grad, rotation in zip(rotated_grads, rotations, strict=True):
         distances = (target @ rotation.T - rotated_grad.detach()).square().sum(dim=-1)
         losses.append(distances.mean())
@@ -248,7 +271,11 @@ def rotograd_rotation_loss(
 
 def _norms(grads: Sequence[Tensor]) -> Tensor:
     """The norm of each task's gradient, over the whole batch."""
-    return torch.stack([grad.norm() for grad in grads]).clamp(min=TINY)
+    return torch.stack([_norm(grad) for grad in grads]).clamp(min=TINY)
+
+
+def _norm(x: Any) -> Tensor:
+    return x.norm()
 
 
 class _Rotation(nn.Module):
@@ -315,7 +342,7 @@ class RotoGrad(nn.Module):
         self.register_buffer("initial_norms", torch.ones(len(self.heads)))
         self.register_buffer("initial_losses", torch.ones(len(self.heads)))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
-        self._passed: tuple[Tensor, list[Tensor]] | None = None
+        self._passed: tuple[Any, list[Tensor]] | None = None
 
     def model_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of backbone and heads."""
@@ -359,8 +386,10 @@ class RotoGrad(nn.Module):
         rotated_grads = self._through_heads(losses, turned)
         matrices = self._matrices()
         grads = [grad @ matrix.detach() for grad, matrix in zip(rotated_grads, matrices, strict=True)]
-        self.initial_norms = torch.where(is_start, _norms(grads).to(self.initial_norms), self.initial_norms)
-        torch.stack(rotograd_rotation_loss(grads, rotated_grads, matrices)).sum().backward()
+        norms = _norms(grads).to(self.initial_norms)
+        self.initial_norms = torch.where(is_start, norms, self.initial_norms)
+        rotation_loss: Any = torch.stack(rotograd_rotation_loss(grads, rotated_grads, matrices)).sum()
+        rotation_loss.backward()
         if z.requires_grad:
             z.backward(rotograd_scale(grads, self.initial_norms))
 
@@ -371,10 +400,12 @@ class RotoGrad(nn.Module):
 
     def _through_heads(self, losses: Sequence[Tensor], turned: Sequence[Tensor]) -> list[Tensor]:
         """Run `backward` of each loss down to the representation that its head saw; return the gradients there."""
-        grads = []
+        grads: list[Tensor] = []
         for k, (loss, representation) in enumerate(zip(losses, turned, strict=True)):
             start = self.initial_losses[k] if self.normalize_losses else 1.0
-            (loss / start).backward(retain_graph=k + 1 < len(losses))
+            is_last = k + 1 == len(losses)
+            relative: Any = loss / start
+            relative.backward(retain_graph=not is_last)
             grad = representation.grad
             grads.append(torch.zeros_like(representation) if grad is None else grad)
         return grads

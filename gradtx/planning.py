@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -211,12 +211,24 @@ def _named(params: Any) -> Iterator[tuple[str, Tensor]]:
     """Parameters by name."""
     if isinstance(params, nn.Module):
         params = params.named_parameters()
-    if isinstance(params, Mapping):
+    if _is_mapping(params):
         params = params.items()
-    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+    if not _is_iterable(params):
         raise TypeError(f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}")
     for i, item in enumerate(params):
         yield item if isinstance(item, tuple) else (str(i), item)
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
+    return isinstance(value, tuple | list)
+
+
+def _is_iterable(params: Any) -> TypeGuard[Iterable[Any]]:
+    return isinstance(params, Iterable) and not isinstance(params, Tensor)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -331,8 +343,8 @@ class _Allocations:
 
     def counting(self) -> Any:
         def call(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-            results = function(*arguments, **options)
-            for result in results if isinstance(results, tuple | list) else (results,):
+            results: Any = function(*arguments, **options)
+            for result in results if _is_sequence(results) else (results,):
                 if isinstance(result, Tensor) and result.device.type == "meta":
                     self._add(result)
             return results

@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -14,15 +14,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import combinators, schedules, transforms
-from gradtx._arguments import Scalar
+from gradtx._arguments import Argument, Arguments, Scalar, Schedule
 from gradtx._messages import describe
 from gradtx.combinators.lookahead import with_lookahead
 from gradtx.core import GradientTransformation, chain
+from gradtx.factories import Alias
 from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
+from gradtx.roles import named_modules
 from gradtx.schedules._factory import in_its_words
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
@@ -38,13 +40,23 @@ __all__ = [
 
 Names = str | Sequence[str] | None
 
+
+class _ScheduleFactory(Protocol):
+    """A decorated schedule."""
+
+    __name__: str
+    arguments: Arguments
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Schedule: ...
+
+
 # Biases, and the weights of normalization layers: by the class of their module (LayerNorm, BatchNorm2d, RMSNorm), and
 # for parameters without a model by the usual names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
 # `proportion` needs another schedule, `join_schedules` a list of schedules; AdEMAMix's are not learning rates.
 _NO_RATES = ("ademamix_alpha_schedule", "half_life_schedule", "join_schedules", "proportion_schedule")
-_SCHEDULES: dict[str, Callable[..., Any]] = {
+_SCHEDULES: dict[str, _ScheduleFactory] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
     for name in schedules.__all__
     if hasattr(getattr(schedules, name), "arguments") and name not in _NO_RATES
@@ -91,32 +103,55 @@ def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms
 
 def class_hint(name: str) -> str:
     """What to use for a name that `gradtx.optim` does not have."""
-    name_of: dict[str, str] = {}
+    class_of: dict[str, str] = {}
     for alias, cls in CLASSES.items():
-        name_of[_plain(alias)] = name_of[_plain(cls.__name__)] = cls.__name__
-    meant = name_of.get(_plain(name))
-    return f"did you mean {meant!r}?" if meant else _hint("optimizer", _plain(name), name_of, CLASSES)
+        class_of[_plain(alias)] = cls.__name__
+        class_of[_plain(cls.__name__)] = cls.__name__
+    meant = class_of.get(_plain(name))
+    return f"did you mean {meant!r}?" if meant else _hint("optimizer", _plain(name), class_of, CLASSES)
 
 
 def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
-    """Suggest the names of which an unknown one is a misspelling, else how to list names.
+    """Suggest the names of which an unknown one is a misspelling, else how to list names."""
+    link = _link_named(name) if what == "optimizer" else None
+    if link is not None:
+        return f"gradtx.{link} is a link, not an optimizer: use it with one, as in {_use_of(link)}"
+    suggestions = _respelled(name, name_of)
+    if suggestions:
+        return f"did you mean {' or '.join(map(repr, suggestions))}?"
+    start = _longest_start(name, [_plain(target) for target in known])
+    if start:
+        lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
+        return f"gradtx.{lister}({f'{start}*'!r}) lists those that begin like it"
+    return f"known: {', '.join(sorted(known))}"
+
+
+def _link_named(name: str) -> str | None:
+    for link in (*combinators.__all__, *transforms.__all__):
+        if _plain(link) == name:
+            return link
+    return None
+
+
+def _respelled(name: str, name_of: Mapping[str, str]) -> list[str]:
+    """The names of which an unknown one is a misspelling.
 
     Algorithms have names that look alike (AdamC, FAdam and Adam; AdEMAMix and Adamax): those are not misspellings.
     """
-    for link in (*combinators.__all__, *transforms.__all__) if what == "optimizer" else ():
-        if _plain(link) == name:
-            return f"gradtx.{link} is a link, not an optimizer: use it with one, as in {_use_of(link)}"
     matches = difflib.get_close_matches(name, name_of, n=3, cutoff=0.8)
     misspelled = [plain for plain in matches if not _is_longer(name, plain)]
-    if misspelled and difflib.SequenceMatcher(None, misspelled[0], name).ratio() > 0.85:
-        suggestions = dict.fromkeys(name_of[plain] for plain in misspelled)
-        return f"did you mean {' or '.join(map(repr, suggestions))}?"
+    if not misspelled or difflib.SequenceMatcher(None, misspelled[0], name).ratio() <= 0.85:
+        return []
+    return list(dict.fromkeys(name_of[plain] for plain in misspelled))
+
+
+def _longest_start(name: str, known: Sequence[str]) -> str:
+    """The longest start of a name, of two letters at least, with which a known name begins; "" for none."""
     for length in range(len(name), 1, -1):
         start = name[:length]
-        if any(_plain(target).startswith(start) for target in known):
-            lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
-            return f"gradtx.{lister}({f'{start}*'!r}) lists those that begin like it"
-    return f"known: {', '.join(sorted(known))}"
+        if any(plain.startswith(start) for plain in known):
+            return start
+    return ""
 
 
 def _use_of(link: str) -> str:
@@ -128,7 +163,9 @@ def _use_of(link: str) -> str:
 
 def _is_longer(name: str, plain: str) -> bool:
     """Whether `name` is `plain` with one more letter at an end; a doubled letter is a misspelling."""
-    return (name[1:] == plain and name[0] != name[1]) or (name[:-1] == plain and name[-1] != name[-2])
+    if name[1:] == plain:
+        return name[0] != name[1]
+    return name[:-1] == plain and name[-1] != name[-2]
 
 
 def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]) -> list[str]:
@@ -136,7 +173,7 @@ def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]
     if filters is None:
         return sorted(spellings)
     patterns = _patterns(owner, filters)
-    names = []
+    names: list[str] = []
     for name, synonyms in spellings.items():
         if any(_matches(spelling, patterns) for spelling in (name, *synonyms)):
             names.append(name)
@@ -145,10 +182,14 @@ def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]
 
 def _patterns(owner: str, filters: Any) -> list[str]:
     patterns = [filters] if isinstance(filters, str) else filters
-    if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
+    if not _are_strings(patterns):
         raise TypeError(f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}")
     # Inside brackets a dash is a range.
     return [pattern.lower() if "[" in pattern else _plain(pattern) for pattern in patterns]
+
+
+def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in cast("Sequence[Any]", value))
 
 
 def _matches(spelling: str, patterns: Iterable[str]) -> bool:
@@ -229,32 +270,42 @@ def load_lr_scheduler(name: str) -> Callable[..., LRScheduler]:
         >>> gradtx.load_lr_scheduler("linear")(optimizer, start_factor=0.5).get_last_lr()
         [0.25]
     """
-    factory = _lookup("load_lr_scheduler", "scheduler", name, _SCHEDULES, _SCHEDULERS_ELSEWHERE)
-    names = [argument.name for argument in factory.arguments.all]
-    positional = [name for name in names if name != "lr"]
+    factory: _ScheduleFactory = _lookup("load_lr_scheduler", "scheduler", name, _SCHEDULES, _SCHEDULERS_ELSEWHERE)
+    has_rate = "lr" in factory.arguments.by_name
 
     def scheduler(optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any) -> LRScheduler:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"{factory.__name__}: the first argument must be the optimizer, got {describe(optimizer)}")
-        if len(args) > len(positional):
-            raise TypeError(f"{factory.__name__}: takes at most {len(positional)} arguments after the optimizer")
-        options = in_its_words(factory.arguments, options)
-        takes_rate_of_groups = "lr" in names and "lr" not in options
-        for argument, value in zip(positional, args, strict=False):
-            if argument in options:
-                raise TypeError(f"{factory.__name__}: got two values for {argument!r}")
-            options[argument] = value
-        if not takes_rate_of_groups:
-            return schedules.as_lr_scheduler(optimizer, factory(**options), last_epoch)
-        schedule_of_group = []
+        _check_optimizer(factory.__name__, optimizer)
+        given = _given_to(factory, args, options)
+        if not has_rate or "lr" in given:
+            return schedules.as_lr_scheduler(optimizer, factory(**given), last_epoch)
+        schedule_of_group: list[Schedule] = []
         for group in optimizer.param_groups:
             rate = float(group.get("initial_lr", group["lr"]))
-            schedule_of_group.append(factory(lr=rate, **options))
+            schedule_of_group.append(factory(lr=rate, **given))
         return schedules.as_lr_scheduler(optimizer, schedule_of_group, last_epoch)
 
     scheduler.__name__ = factory.__name__
     scheduler.__doc__ = factory.__doc__
     return scheduler
+
+
+def _check_optimizer(owner: str, optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{owner}: the first argument must be the optimizer, got {describe(optimizer)}")
+
+
+def _given_to(factory: _ScheduleFactory, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for a schedule by name; `lr` is none of the positional ones."""
+    owner = factory.__name__
+    positional = [argument.name for argument in factory.arguments.all if argument.name != "lr"]
+    if len(args) > len(positional):
+        raise TypeError(f"{owner}: takes at most {len(positional)} arguments after the optimizer")
+    given = in_its_words(factory.arguments, options)
+    for name, value in zip(positional, args, strict=False):
+        if name in given:
+            raise TypeError(f"{owner}: got two values for {name!r}")
+        given[name] = value
+    return given
 
 
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
@@ -315,7 +366,7 @@ _COUPLED = frozenset(
 )  # fmt: skip
 
 
-def _regrouped(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _regrouped(arguments: Mapping[str, Argument], options: Mapping[str, Any]) -> dict[str, Any]:
     """Put numbers together that are one tuple here, and give one to two options that share it elsewhere."""
     regrouped = dict(options)
     for name, (new_name, place) in _ENTRIES.items():
@@ -364,13 +415,15 @@ def _new_name(name: str, arguments: Iterable[str]) -> str | None:
 
 def _check_decoupling(alias: str, value: Any) -> None:
     """Accept the form of weight decay that an optimizer always has, with a warning; refuse any other."""
+    form = "has its own form"
+    accepted = None
     if alias in _DECOUPLED:
-        form, only = "is decoupled", True
+        form = "is decoupled"
+        accepted = True
     elif alias in _COUPLED:
-        form, only = "is added to the gradient", False
-    else:
-        form, only = "has its own form", None
-    if value is not only:
+        form = "is added to the gradient"
+        accepted = False
+    if value is not accepted:
         raise TypeError(f"create_optimizer: the decay of {alias} {form}; leave 'weight_decouple' out")
     _warn(f"the decay of {alias} always {form}; leave 'weight_decouple' out", stacklevel=5)
 
@@ -386,26 +439,39 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
         raise TypeError("create_optimizer: needs a model or a list of parameters, got one tensor")
     if isinstance(model, torch.nn.Module):
         return _groups(_trained(model), _banned_of_model(model, ban_list), weight_decay)
-    if not isinstance(model, Iterable):
+    if not _is_iterable(model):
         raise TypeError(f"create_optimizer: needs a model or a list of parameters, got {describe(model)}")
     items = list(model)
-    if not all(isinstance(item, tuple) and len(item) == 2 for item in items):
+    if not _are_pairs(items):
         return items  # patterns need names; groups stay as the user made them
     banned = {id(param) for name, param in items if _is_banned(ban_list, name)}
     return _groups(items, banned, weight_decay)
 
 
-def _groups(named: list[Any], banned: set[int], weight_decay: Any) -> list[Any]:
+def _is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
+    return isinstance(value, Iterable)
+
+
+def _are_pairs(items: list[Any]) -> TypeGuard[list[tuple[str, Any]]]:
+    return all(isinstance(item, tuple) and len(cast("tuple[Any, ...]", item)) == 2 for item in items)
+
+
+def _groups(named: Sequence[tuple[str, Any]], banned: set[int], weight_decay: Any) -> Sequence[Any]:
     """A group with decay and one without, of those that have parameters."""
     if _is_zero(weight_decay):
         return named
-    decayed = [(name, param) for name, param in named if id(param) not in banned]
-    others = [(name, param) for name, param in named if id(param) in banned]
-    groups = []
+    decayed: list[tuple[str, Any]] = []
+    undecayed: list[tuple[str, Any]] = []
+    for name, param in named:
+        if id(param) in banned:
+            undecayed.append((name, param))
+        else:
+            decayed.append((name, param))
+    groups: list[dict[str, Any]] = []
     if decayed:
         groups.append({"params": decayed})
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
+    if undecayed:
+        groups.append({"params": undecayed, "weight_decay": 0.0})
     return groups
 
 
@@ -418,8 +484,8 @@ def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 
 def _banned_of_model(model: torch.nn.Module, ban_list: Sequence[str]) -> set[int]:
     """The ids of the parameters without decay, whose names or modules' classes match a pattern."""
-    banned = set()
-    for prefix, module in model.named_modules():
+    banned: set[int] = set()
+    for prefix, module in named_modules(model):
         kind = type(module).__name__
         for name, param in module.named_parameters(recurse=False):
             full_name = f"{prefix}.{name}" if prefix else name
@@ -438,22 +504,26 @@ def _is_banned(patterns: Sequence[str], *names: str) -> bool:
     return False
 
 
-def _numbers(name: str, arguments: Mapping[str, Any], lr: Any, weight_decay: Any) -> dict[str, Any]:
-    """Learning rate and decay, under the optimizer's names for them."""
-    numbers = {}
+def _decay(name: str, arguments: Mapping[str, Argument], weight_decay: Any) -> dict[str, Any]:
+    """The weight decay, if the optimizer has one."""
     if "weight_decay" in arguments:
-        numbers["weight_decay"] = weight_decay
-    elif not _is_zero(weight_decay):
+        return {"weight_decay": weight_decay}
+    if not _is_zero(weight_decay):
         raise TypeError(f"create_optimizer: {name} has no weight_decay; leave it out")
+    return {}
+
+
+def _rate(name: str, arguments: Mapping[str, Argument], lr: Any) -> dict[str, Any]:
+    """The learning rate, under the optimizer's name for it."""
     rate = "lr" if "lr" in arguments else "max_lr"
-    if rate not in arguments:
+    if rate in arguments:
         if lr is not None:
-            raise TypeError(f"create_optimizer: {name} has no learning rate; leave 'lr' out")
-    elif lr is not None:
-        numbers[rate] = lr
-    elif arguments[rate].required or arguments[rate].default is not None:
-        numbers[rate] = 1e-3
-    return numbers
+            return {rate: lr}
+        is_optional = not arguments[rate].required and arguments[rate].default is None
+        return {} if is_optional else {rate: 1e-3}
+    if lr is not None:
+        raise TypeError(f"create_optimizer: {name} has no learning rate; leave 'lr' out")
+    return {}
 
 
 def _is_zero(number: Any) -> bool:
@@ -511,8 +581,9 @@ def create_optimizer(
         [(0.01, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
     cls = _class("create_optimizer", optimizer_name)
-    name = cls._alias.__name__
-    arguments = cls._alias.spec.arguments.by_name
+    alias = cast("Alias[...]", cls._alias)
+    name = alias.__name__
+    arguments = alias.spec.arguments.by_name
     _check_options(options, wd_ban_list)
     options = {option: value for option, value in options.items() if option not in ENGINE_OPTIONS}
     if use_lookahead and name in _WITH_LOOKAHEAD:
@@ -523,9 +594,10 @@ def create_optimizer(
         use_gc = None
     before = _links_before(arguments, options, bool(use_gc), use_orthograd)
     after = _options_of_links(("k", "alpha", "pullback_momentum"), arguments, options) if use_lookahead else None
-    numbers = _numbers(name, arguments, lr, weight_decay)
+    numbers = {**_decay(name, arguments, weight_decay), **_rate(name, arguments, lr)}
     options = _regrouped(arguments, options)
-    options = {**_translated(name, [*arguments, "state_dtype", "seed"], options), **numbers}
+    options = _translated(name, [*arguments, "state_dtype", "seed"], options)
+    options.update(numbers)
     if "fallback" in arguments:
         options.setdefault("fallback", adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0))
     params = _parameters(model, weight_decay, wd_ban_list)
@@ -534,7 +606,7 @@ def create_optimizer(
     if not before and after is None:
         return cls(params, **options, compile=compile, state_device=state_device)
     seed = options.pop("seed", 0) if cls._seeded else 0
-    tx = _with_lookahead(cls._alias(**options), after)
+    tx = _with_lookahead(alias(**options), after)
     return as_optimizer(chain(*before, tx), params, compile=compile, seed=seed, state_device=state_device)
 
 
@@ -545,9 +617,11 @@ def _check_options(options: Mapping[str, Any], wd_ban_list: Any) -> None:
         raise TypeError(f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}")
 
 
-def _links_before(arguments: Any, options: dict[str, Any], use_gc: bool, use_orthograd: bool) -> list[Any]:
+def _links_before(
+    arguments: Mapping[str, Argument], options: dict[str, Any], use_gc: bool, use_orthograd: bool
+) -> list[GradientTransformation]:
     """The links in front of the optimizer; takes their options out of `options`."""
-    links: list[Any] = []
+    links: list[GradientTransformation] = []
     if use_gc:
         of_link = _options_of_links(("gc_conv_only",), arguments, options)
         links.append(centralize(**{option.removeprefix("gc_"): value for option, value in of_link.items()}))
@@ -556,9 +630,11 @@ def _links_before(arguments: Any, options: dict[str, Any], use_gc: bool, use_ort
     return links
 
 
-def _options_of_links(names: Iterable[str], arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _options_of_links(
+    names: Iterable[str], arguments: Mapping[str, Argument], options: dict[str, Any]
+) -> dict[str, Any]:
     """Take the options of these names out of `options`, except those that the optimizer has as well."""
-    taken = {}
+    taken: dict[str, Any] = {}
     for name in names:
         if name in options and name not in arguments:
             taken[name] = options.pop(name)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from gradtx import _torch
 from gradtx._messages import describe
 
 __all__ = ["label_by_role"]
@@ -18,7 +17,11 @@ PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")  # of DistributedData
 EMBEDDING_WORDS = ("pos_emb", "position_embedding", "positional_embedding", "class_embedding", "position_bias_table")
 TOKEN_ENDINGS = ("_token", "_tokens")  # of class, mask, distillation and register tokens
 HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMS = (*_torch.norms_of_batches(), nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 SCALE_NAMES = ("weight", "gamma", "scale")
 
 
@@ -70,10 +73,7 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         >>> gradtx.label_by_role(model)
         {'0.weight': 'embedding', '1.weight': 'norm', '1.bias': 'bias', '2.weight': 'matrix', '2.bias': 'bias'}
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"label_by_role: model must be a torch.nn.Module, got {describe(model)}")
-    if not isinstance(tied, str):
-        raise TypeError(f"label_by_role: tied must be the name of a role, got {describe(tied)}")
+    _check_arguments(model, tied)
     places = places_of(model)
     last = _last_with_outputs_of_an_embedding(model)
     roles: dict[str, str] = {}
@@ -82,15 +82,27 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     return roles
 
 
+def _check_arguments(model: Any, tied: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"label_by_role: model must be a torch.nn.Module, got {describe(model)}")
+    if not isinstance(tied, str):
+        raise TypeError(f"label_by_role: tied must be the name of a role, got {describe(tied)}")
+
+
 def without_prefixes(name: str) -> str:
     """A parameter's name without what wrappers put into it."""
     return ".".join(part for part in name.split(".") if part not in PREFIXES)
 
 
+def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """The modules by name, with types, which torch does not give."""
+    return cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+
+
 def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
     """All places of every parameter: a tied one has several."""
     places: dict[Tensor, list[Place]] = {}
-    for module_name, module in model.named_modules():
+    for module_name, module in named_modules(model):
         for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
             places.setdefault(param, []).append(Place(module, without_prefixes(module_name), name))
     return places
@@ -152,4 +164,4 @@ def _role_by_shape(param: Tensor, place: Place) -> str:
         return "bias"
     if param.ndim == 1:
         return "norm" if place.name in SCALE_NAMES else "bias"
-    return "conv" if isinstance(place.module, _ConvNd) and place.name == "weight" else "matrix"
+    return "conv" if isinstance(place.module, CONVOLUTIONS) and place.name == "weight" else "matrix"

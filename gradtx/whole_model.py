@@ -18,15 +18,15 @@ from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adamw
 from gradtx.optimizers.matrix import muon
-from gradtx.roles import Place, label_by_role, places_of, without_prefixes
+from gradtx.roles import Place, label_by_role, named_modules, places_of, without_prefixes
 
 __all__ = ["ModelOptimizer", "muon_for"]
 
 HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads")
 KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_kv_head")
 QUERIES = ("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight")
-KEYS = ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight", "v", "wv", "value", "v_proj", "to_v", "v_lin")
-KEYS = (*KEYS, "v_proj_weight")
+KEYS = ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight")
+VALUES = ("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight")
 FUSED = ("qkv", "qkv_proj", "Wqkv", "wqkv", "in_proj", "in_proj_weight", "c_attn", "query_key_value")
 BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}  # others: without decay
 
@@ -143,17 +143,7 @@ def muon_for(
         >>> optimizer.rows[0].name, optimizer.rows[0].blocks
         ('self_attn.in_proj_weight', '6 along 0')
     """
-    if conv not in ("muon", "adamw"):
-        raise ValueError(f"muon_for: conv must be 'muon' or 'adamw', got {conv!r}")
-    if tied not in ("embedding", "head"):
-        raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
-    if not isinstance(per_head, bool):
-        raise TypeError(f"muon_for: per_head must be a bool, got {describe(per_head)}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"muon_for: model must be a torch.nn.Module, got {describe(model)}")
-    for name in ("fallback", "view", "flatten", "mask"):
-        if name in options:
-            raise TypeError(f"muon_for: {name!r} follows from the model; use partition and muon for another split")
+    _check_arguments(model, per_head, conv, tied, options)
     rows = list(_rows(model, per_head, conv, tied))
     if all(row.branch == "frozen" for row in rows):
         raise ValueError("muon_for: the model has no parameters that require a gradient")
@@ -186,14 +176,28 @@ class Heads:
 
     def __post_init__(self) -> None:
         self.names.update(dict.fromkeys(QUERIES, self.queries))
-        self.names.update(dict.fromkeys(KEYS, self.keys))
+        self.names.update(dict.fromkeys((*KEYS, *VALUES), self.keys))
         self.names.update(dict.fromkeys(FUSED, self.queries + 2 * self.keys))
+
+
+def _check_arguments(model: Any, per_head: Any, conv: str, tied: str, options: Mapping[str, Any]) -> None:
+    if conv not in ("muon", "adamw"):
+        raise ValueError(f"muon_for: conv must be 'muon' or 'adamw', got {conv!r}")
+    if tied not in ("embedding", "head"):
+        raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
+    if not isinstance(per_head, bool):
+        raise TypeError(f"muon_for: per_head must be a bool, got {describe(per_head)}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"muon_for: model must be a torch.nn.Module, got {describe(model)}")
+    for name in ("fallback", "view", "flatten", "mask"):
+        if name in options:
+            raise TypeError(f"muon_for: {name!r} follows from the model; use partition and muon for another split")
 
 
 def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Row]:
     roles = label_by_role(model, tied=tied)
     places = places_of(model)
-    modules = {without_prefixes(name): module for name, module in model.named_modules()}
+    modules = {without_prefixes(name): module for name, module in named_modules(model)}
     for name, param in model.named_parameters():
         if is_lazy(param):
             raise ValueError(f"muon_for: parameter {name!r} has no shape yet; run the model once before")
@@ -262,8 +266,8 @@ def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransform
         if row.branch == "muon" and (row.heads > 1 or row.batch):
             alike.setdefault((row.heads, row.dim, row.batch), []).append(row.name)
     for (heads, dim, batch), names in alike.items():
-        cut: dict[str, int] = {"batch": batch} if batch else {"heads": heads, "dim": dim}
-        tx = blocks(tx, tuple(names), **cut)  # type: ignore[arg-type]
+        where = tuple(names)
+        tx = blocks(tx, where, batch=batch) if batch else blocks(tx, where, heads=heads, dim=dim)
     return tx
 
 
@@ -272,7 +276,7 @@ def table(rows: list[Row]) -> str:
     cells = [("parameter", "shape", "role", "to", "blocks")]
     cells += [(row.name, str(row.shape), row.role, row.branch, row.blocks) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
+    lines: list[str] = []
     for line in cells:
         padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
         lines.append("\n    " + "  ".join(padded).rstrip())

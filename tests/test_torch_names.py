@@ -39,6 +39,18 @@ def missing(owner):
     return property(absent)
 
 
+# Modules.
+
+
+def test_without_the_base_of_batch_norms_those_that_torch_exports_are_known(monkeypatch):
+    monkeypatch.setattr(_torch, "_found", without("torch.nn.modules.batchnorm", "_NormBase"))
+    known = _torch.norms_of_batches()
+    nn = torch.nn
+    modules = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2)]
+    assert all(isinstance(module, known) for module in modules)
+    assert not isinstance(nn.Linear(2, 2), known)
+
+
 # Eager steps.
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,14 @@ from gradtx._lists.contract import is_list
 aten = torch.ops.aten
 
 OF_MATRICES = (
-    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.mv.default),
-    *(aten.linalg_qr.default, aten._linalg_eigh.default, aten._linalg_svd.default),
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.mv.default,
+    aten.linalg_qr.default,
+    aten._linalg_eigh.default,
+    aten._linalg_svd.default,
     aten.linalg_solve_triangular.default,
 )
 
@@ -34,11 +39,19 @@ def batch_of(nodes: Sequence[Node], has_list_form: Callable[[Node], bool]) -> li
     From the first to the last one that lists have no form of, if a product or a factorization of matrices is among
     them.
     """
-    lists = [node for node in nodes if node.op == "call_function" and is_list(node) and not _torch.writes(node.target)]
-    without_form = [i for i, node in enumerate(lists) if not has_list_form(node)]
-    if not any(node.target in OF_MATRICES for node in lists):
+    operations: list[Node] = []
+    without_form: list[int] = []
+    of_matrices = False
+    for node in nodes:
+        if node.op != "call_function" or not is_list(node) or _torch.writes(node.target):
+            continue
+        if not has_list_form(node):
+            without_form.append(len(operations))
+        of_matrices = of_matrices or node.target in OF_MATRICES
+        operations.append(node)
+    if not of_matrices:
         return []
-    return lists[without_form[0] : without_form[-1] + 1]
+    return operations[without_form[0] : without_form[-1] + 1]
 
 
 def batched(function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
@@ -51,22 +64,23 @@ def batched(function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tens
     Returns:
         A list for each result.
     """
-    alike: dict[Any, list[int]] = {}
-    for i, tensors in enumerate(zip(*columns, strict=True)):
-        alike.setdefault(tuple([tensor.shape for tensor in tensors]), []).append(i)
-    results: list[Any] = [None] * len(columns[0])
-    for leaves in alike.values():
-        for i, of_leaf in zip(leaves, _of_equal_shapes(function, columns, leaves), strict=True):
-            results[i] = of_leaf
-    return tuple(map(list, zip(*results, strict=True)))
+    leaves_of_shapes: dict[tuple[torch.Size, ...], list[int]] = {}
+    for leaf, tensors in enumerate(zip(*columns, strict=True)):
+        shapes = tuple([tensor.shape for tensor in tensors])
+        leaves_of_shapes.setdefault(shapes, []).append(leaf)
+    results: dict[int, tuple[Tensor, ...]] = {}
+    for leaves in leaves_of_shapes.values():
+        given = [[column[leaf] for leaf in leaves] for column in columns]
+        results.update(zip(leaves, _of_equal_shapes(function, given), strict=True))
+    in_order = [results[leaf] for leaf in range(len(columns[0]))]
+    return tuple(map(list, zip(*in_order, strict=True)))
 
 
 def _of_equal_shapes(
-    function: Callable[..., tuple[Tensor, ...]], columns: Sequence[Sequence[Tensor]], leaves: list[int]
+    function: Callable[..., tuple[Tensor, ...]], columns: list[list[Tensor]]
 ) -> list[tuple[Tensor, ...]]:
-    """The results of each of these leaves."""
-    given = [[column[i] for i in leaves] for column in columns]
-    if len(leaves) == 1:
-        return [function(*(tensors[0] for tensors in given))]
-    outputs = torch.vmap(function)(*map(torch.stack, given))
-    return list(zip(*(output.unbind() for output in outputs), strict=True))
+    """The results of each leaf, where all have equal shapes."""
+    if len(columns[0]) == 1:
+        return [function(*[tensors[0] for tensors in columns])]
+    batches = torch.vmap(function)(*map(torch.stack, columns))
+    return list(zip(*[batch.unbind() for batch in batches], strict=True))

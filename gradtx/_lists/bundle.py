@@ -66,10 +66,12 @@ class ListPass:
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
         """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
-        if (device, on_host) not in self._functions:
-            recording, self._recording = self._recording or self._record(), None
-            self._functions[device, on_host] = self._written(recording, device, on_host)
-        return self._functions[device, on_host]
+        key = (device, on_host)
+        if key not in self._functions:
+            recording = self._recording or self._record()
+            self._recording = None  # writing uses it up
+            self._functions[key] = self._written(recording, device, on_host)
+        return self._functions[key]
 
     def _written(self, recording: Recording, device: torch.device, on_host: bool) -> ListFunction:
         return list_function(recording, device, on_host)
@@ -97,8 +99,9 @@ class PassOfShards(ListPass):
         if self.is_for_owners:
             node = recording.owned[self._part]
             self.operation = node.meta["operation"]
-            payload = node.meta["payload"]
-            self.names, self.dtypes = tuple(payload), list(payload.values())
+            dtype_of: dict[str, torch.dtype] = node.meta["payload"]
+            self.names = tuple(dtype_of)
+            self.dtypes = list(dtype_of.values())
         return recording
 
     def _written(self, recording: Recording, device: torch.device, on_host: bool) -> ListFunction:
@@ -114,7 +117,10 @@ def passes_of_shards(
         return function(arguments, ())
 
     first = PassOfShards(run, common, leaves, 0)
-    return [first, *(PassOfShards(run, common, leaves, part) for part in range(1, first.parts))]
+    passes: list[ListPass] = [first]
+    for part in range(1, first.parts):
+        passes.append(PassOfShards(run, common, leaves, part))
+    return passes
 
 
 def numbers_for(
@@ -125,7 +131,10 @@ def numbers_for(
         return list(given), True
     if on_host and not any(map(_is_elsewhere, given)):
         return [value.item() if isinstance(value, Tensor) else value for value in given], True
-    return [_placed(value, dtype, device) for value, dtype in zip(given, dtypes, strict=True)], False
+    placed: list[Any] = []
+    for value, dtype in zip(given, dtypes, strict=True):
+        placed.append(_placed(value, dtype, device))
+    return placed, False
 
 
 class NamedLeaf(NamedTuple):
@@ -191,16 +200,16 @@ class ListBundle:
 
     def terms(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
         """The terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
-        by_leaf: dict[str, dict[str, Tensor]] = {}
-        for names, of_call in zip(self.leaf_names(), results, strict=True):
-            for key, dtype, values in zip(compiled.names, compiled.dtypes, of_call, strict=True):
-                for name, term in zip(names, self.by_leaf(values, dtype, len(names)), strict=True):
-                    terms = by_leaf.setdefault(name, {})
+        terms_of_leaf: dict[str, dict[str, Tensor]] = {}
+        for leaves, results_of_call in zip(self.leaf_names(), results, strict=True):
+            for key, dtype, values in zip(compiled.names, compiled.dtypes, results_of_call, strict=True):
+                for leaf, term in zip(leaves, self.by_leaf(values, dtype, len(leaves)), strict=True):
+                    terms = terms_of_leaf.setdefault(leaf, {})
                     if key not in terms:
                         terms[key] = term
                     elif differ_by_leaf(values):
                         terms[key] = terms[key] + term
-        return LeafTerms((NamedLeaf(name, self.device), terms) for name, terms in by_leaf.items())
+        return LeafTerms((NamedLeaf(leaf, self.device), terms) for leaf, terms in terms_of_leaf.items())
 
     def payloads(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
         """What the owner of each leaf gets."""
@@ -212,7 +221,9 @@ class ListBundle:
 
     def by_leaf(self, values: Any, dtype: torch.dtype, leaves: int) -> Sequence[Tensor]:
         """A result of a call for each of its leaves."""
-        return values if differ_by_leaf(values) else [self.as_tensor(values, dtype)] * leaves
+        if differ_by_leaf(values):
+            return values
+        return [self.as_tensor(values, dtype)] * leaves
 
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         """A result that all leaves share, as a 0-d tensor."""
@@ -231,8 +242,9 @@ class ListPassOperation(Operation):
     def __init__(self, compiled: ListPass):
         self._compiled = compiled
         self._awaited = compiled.operation
-        self.path = () if self._awaited is None else self._awaited.path
         self.of_leaf = compiled.is_for_owners
+        if self._awaited is not None:
+            self.path = self._awaited.path
 
     def start(self, leaf: Any) -> Any:
         bundle: ListBundle = leaf

@@ -5,6 +5,7 @@ Every operation on lists reads and writes whole tensors, so each one less counts
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def merge_equal(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function" or _torch.writes(node.target):
             continue
-        equal = first.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
+        operation = f"{node.target} {node.args} {node.kwargs}"
+        equal = first.setdefault(operation, node)
         if equal is not node:
             node.replace_all_uses_with(equal)
             graph.erase_node(node)
@@ -64,6 +66,7 @@ def _free_to_join(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if not node.meta.get("as_written")]
 
 
+@dataclass(frozen=True)
 class _Product:
     """A term `factor * a * b` or `factor * a / b` of a sum, or `factor * a` if there is no `b`.
 
@@ -75,12 +78,11 @@ class _Product:
         saved: How many operations go if the sum takes the term in.
     """
 
-    def __init__(self, factor: Any, a: Node, b: Node | None, divides: bool, saved: int):
-        self.factor = factor
-        self.a = a
-        self.b = b
-        self.divides = divides
-        self.saved = saved
+    factor: Any
+    a: Node
+    b: Node | None
+    divides: bool
+    saved: int
 
 
 class _Contraction:
@@ -92,16 +94,22 @@ class _Contraction:
     def shorten(self, node: Node) -> None:
         """Multiply in place of a division by a number or a square; multiply once by two numbers."""
         if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
-            self._replace(node, aten.mul.Tensor, (node.args[0], node.args[0]))
-        elif node.target is aten.div.Tensor and is_list(node.args[0]) and is_number(node.args[1]):
-            self._replace(node, aten.mul.Tensor, (node.args[0], self._inverse(node.args[1], node)))
-        if node.target is not aten.mul.Tensor:
-            return
+            base = node.args[0]
+            self._replace(node, aten.mul.Tensor, (base, base))
+        elif node.target is aten.div.Tensor:
+            dividend, divisor = node.args
+            if is_list(dividend) and is_number(divisor):
+                self._replace(node, aten.mul.Tensor, (dividend, self._inverse(divisor, node)))
+        if node.target is aten.mul.Tensor:
+            self._multiply_once(node)
+
+    def _multiply_once(self, node: Node) -> None:
+        """Turn a * (b * x) into (a * b) * x for numbers a and b."""
         factor, scaled = _factor_of(node)
-        if scaled is None or not is_list(scaled) or not _only_used_by(scaled, node):
+        if scaled is None or not _only_used_by(scaled, node):
             return
         inner_factor, inner = _factor_of(scaled)
-        if inner is not None and scaled.target is aten.mul.Tensor and alike(node, inner):
+        if inner is not None and alike(node, inner):
             self._replace(node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node)))
 
     # Sums.
@@ -112,10 +120,10 @@ class _Contraction:
         x, y = operands
         if not (is_list(x) and is_list(y)) or node.kwargs or not alike(node, x, y):
             return
-        if node.target is aten.add.Tensor and self._interpolates(node, x, y):
-            return
         candidates = [(x, y)]
         if node.target is aten.add.Tensor:
+            if self._interpolates(node, x, y):
+                return
             candidates.append((y, x))
         best: tuple[Node, _Product] | None = None
         for rest, term in candidates:
@@ -126,12 +134,12 @@ class _Contraction:
             self._take_in(node, *best)
 
     def _interpolates(self, node: Node, x: Node, y: Node) -> bool:
-        """Turn (1 - w) x + w y into `lerp`; returns whether it is one."""
+        """Turn (1 - w) a + w b into `lerp`; returns whether it is one."""
         for start, end in ((x, y), (y, x)):
             if not (_only_used_by(start, node) and _only_used_by(end, node)):
                 continue
-            weight, b = _factor_of(end)
             rest, a = _factor_of(start)
+            weight, b = _factor_of(end)
             if a is None or b is None or not alike(node, a, b):
                 continue
             if _is_product_for(a, start) or _is_product_for(b, end):
@@ -145,33 +153,38 @@ class _Contraction:
         """A term as a product, if nothing else uses it."""
         if not _only_used_by(term, user):
             return None
-        if term.target is aten.div.Tensor and is_list(term.args[0]) and is_list(term.args[1]):
+        if _divides_lists(term):
             return self._quotient(None, term, 1)
         if term.target is not aten.mul.Tensor:
             return None
         factor, inner = _factor_of(term)
         if inner is None:
-            a, b = term.args
-            return _Product(None, a, b, False, 1) if alike(term, a, b) else None  # type: ignore[arg-type]
+            return _product_of_lists(None, term, 1)
         if not alike(term, inner):
             return None
         if _only_used_by(inner, term):
-            if inner.target is aten.div.Tensor and is_list(inner.args[0]) and is_list(inner.args[1]):
-                quotient = self._quotient(factor, inner, 2)
-                if quotient is not None:
-                    return quotient
-            if inner.target is aten.mul.Tensor and _factor_of(inner)[1] is None and alike(inner, *inner.args):  # type: ignore[arg-type]
-                return _Product(factor, *inner.args, False, 2)  # type: ignore[arg-type]
+            product = self._product_inside(factor, inner)
+            if product is not None:
+                return product
         return _Product(factor, inner, None, False, 1)
 
+    def _product_inside(self, factor: Any, inner: Node) -> _Product | None:
+        """A number times a quotient or a product of lists."""
+        if _divides_lists(inner):
+            return self._quotient(factor, inner, 2)
+        if inner.target is aten.mul.Tensor and _factor_of(inner)[1] is None:
+            return _product_of_lists(factor, inner, 2)
+        return None
+
     def _quotient(self, factor: Any, term: Node, saved: int) -> _Product | None:
-        a, b = term.args
-        if not alike(term, a, b):  # type: ignore[arg-type]
+        operands: Any = term.args
+        a, b = operands
+        if not alike(term, a, b):
             return None
         inner_factor, inner = _factor_of(a)
-        if inner is not None and _only_used_by(a, term) and alike(term, inner):  # type: ignore[arg-type]
-            return _Product(self._times(factor, inner_factor, term), inner, b, True, saved + 1)  # type: ignore[arg-type]
-        return _Product(factor, a, b, True, saved)  # type: ignore[arg-type]
+        if inner is not None and _only_used_by(a, term) and alike(term, inner):
+            return _Product(self._times(factor, inner_factor, term), inner, b, True, saved + 1)
+        return _Product(factor, a, b, True, saved)
 
     def _take_in(self, node: Node, rest: Node, product: _Product) -> None:
         factor = 1 if product.factor is None else product.factor
@@ -182,10 +195,7 @@ class _Contraction:
             target = aten.add_.Tensor if in_place else aten.add.Tensor
             self._replace(node, target, (rest, product.a), {"alpha": factor})
             return
-        if product.divides:
-            target = aten.addcdiv_.default if in_place else aten.addcdiv.default
-        else:
-            target = aten.addcmul_.default if in_place else aten.addcmul.default
+        target = _FUSED[product.divides, in_place]
         self._replace(node, target, (rest, product.a, product.b), {"value": factor})
 
     # Numbers.
@@ -214,6 +224,15 @@ class _Contraction:
         node.kwargs = kwargs or {}
 
 
+# By whether the product is a quotient, and whether the sum writes into its first operand.
+_FUSED = {
+    (False, False): aten.addcmul.default,
+    (False, True): aten.addcmul_.default,
+    (True, False): aten.addcdiv.default,
+    (True, True): aten.addcdiv_.default,
+}
+
+
 def _factor_of(node: Any) -> tuple[Any, Any]:
     """`(number, list)` of their product; `(None, None)` for another node."""
     if not isinstance(node, Node) or node.target is not aten.mul.Tensor:
@@ -224,6 +243,16 @@ def _factor_of(node: Any) -> tuple[Any, Any]:
     if is_number(y) and is_list(x):
         return y, x
     return None, None
+
+
+def _divides_lists(node: Node) -> bool:
+    return node.target is aten.div.Tensor and all(map(is_list, node.args))
+
+
+def _product_of_lists(factor: Any, node: Node, saved: int) -> _Product | None:
+    operands: Any = node.args
+    a, b = operands
+    return _Product(factor, a, b, False, saved) if alike(node, a, b) else None
 
 
 def _only_used_by(node: Any, user: Node) -> bool:
