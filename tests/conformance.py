@@ -378,6 +378,14 @@ aliases_thinned = thinned(5, always=is_of_a_link)  # an alias is a chain of link
 plain_links_first = thinned(4, always=is_plain_link)  # for tests that take longer
 
 
+def is_plain_link_in_half(case: Case, dtype: torch.dtype, **_: Any) -> bool:
+    """Whether a case is a plain link in the dtype of the fewest bits, which finds most."""
+    return is_plain_link(case) and dtype is torch.float16
+
+
+half_links_first = thinned(4, always=is_plain_link_in_half)
+
+
 Pack = tuple[Case, ...]  # cases that stand in one chain
 
 

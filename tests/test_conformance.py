@@ -23,6 +23,7 @@ from tests.conformance import (
     factories,
     field,
     first_state,
+    half_links_first,
     has_slots,
     layout,
     lean_cases,
@@ -76,7 +77,7 @@ def in_wide(params):
     return wide
 
 
-@plain_links_first
+@half_links_first
 @each("dtype", [torch.float64, torch.float16])
 @each_case(ALL)
 def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
@@ -240,7 +241,7 @@ def test_derivatives_at_zero_are_finite(case, what):
         assert slope is None or slope.isfinite().all()
 
 
-@plain_links_first
+@half_links_first
 @each("dtype", [torch.float32, torch.float16])
 @each_case(COSTLY)
 def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
@@ -272,7 +273,6 @@ def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     assert_same(step(tx, grads, loaded, params), step(tx, grads, state, params))
 
 
-@aliases_thinned
 @each_case([case for case in PLAIN if case.factory.spec.kind == "alias"])
 def test_maximize_equals_the_negated_gradient(case):
     other = case.make(maximize=not case.arguments.get("maximize", False))

@@ -50,17 +50,38 @@ def _positions(item: Any) -> list[int]:
         first = parameters[names[0].strip()]
         for name in names:
             del parameters[name.strip()]
-        positions.append(_position(first, (_first_of(values, len(names)) for values in mark.args[1])))
+        positions.append(_position(first, _positions_on(mark, len(names))))
     for name, value in parameters.items():  # of a fixture
-        positions.append(_position(value, item._fixtureinfo.name2fixturedefs[name][-1].params))
+        positions.append(_position(value, _by_key(item._fixtureinfo.name2fixturedefs[name][-1].params)))
     return positions
 
 
-def _position(value: Any, values: Iterable[Any]) -> int:
-    for i, other in enumerate(values):
-        if value is other or (isinstance(value, int) and value == other):
-            return i
-    raise ValueError(f"{value!r} is not among the parameters of its axis, which must be a list")
+_AXES: dict[int, tuple[pytest.Mark, dict[Any, int]]] = {}  # by the id of the mark, which is kept so that it stays one
+
+
+def _positions_on(mark: pytest.Mark, count: int) -> dict[Any, int]:
+    """The positions of all cases of a `parametrize`, computed once for all of them."""
+    if id(mark) not in _AXES:
+        _AXES[id(mark)] = mark, _by_key(_first_of(values, count) for values in mark.args[1])
+    return _AXES[id(mark)][1]
+
+
+def _by_key(values: Iterable[Any]) -> dict[Any, int]:
+    positions: dict[Any, int] = {}
+    for i, value in enumerate(values):
+        positions.setdefault(_key(value), i)
+    return positions
+
+
+def _key(value: Any) -> Any:
+    """Numbers by value, which a range makes again; anything else by identity."""
+    return value if isinstance(value, int) else ("id", id(value))
+
+
+def _position(value: Any, positions: dict[Any, int]) -> int:
+    if _key(value) not in positions:
+        raise ValueError(f"{value!r} is not among the parameters of its axis, which must be a list")
+    return positions[_key(value)]
 
 
 def _first_of(values: Any, count: int) -> Any:

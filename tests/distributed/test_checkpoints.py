@@ -85,7 +85,7 @@ IN_PROGRAMS = ["sgd", "accumulate", "partition", "lookahead"]
 CASES = [(*case, "eager") for case in CASES] + [(name, False, BEFORE, "traced") for name in IN_PROGRAMS]
 
 
-@thinned(2)
+@thinned(3)
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize(("name", "flat", "steps", "kind"), CASES)
 def test_a_run_continues_in_another_world(name, flat, steps, source, target, kind, one, two, tmp_path):
@@ -113,7 +113,7 @@ def whole_state_continues(name, kind):
     assert_close(weights(model), weights(plain))
 
 
-@thinned(2)
+@thinned(3)
 @pytest.mark.parametrize(("name", "kind"), [(n, "eager") for n in KINDS] + [(n, "traced") for n in IN_PROGRAMS])
 def test_a_state_gathered_on_the_first_process_continues(name, kind, two):
     two.run(whole_state_continues, name, kind)

@@ -60,7 +60,7 @@ def load(folder, name):
     return loaded, slots(optimizer)
 
 
-@thinned(2)
+@thinned(3)
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2), (2, 2), (2, 4)])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_run_continues_in_another_world(name, source, target, one, two, four, tmp_path):

@@ -138,7 +138,7 @@ def weights_and_traffic(name, kind):
     return weights, traffic.messages
 
 
-@thinned(3)
+@thinned(5)
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
 @pytest.mark.parametrize("name", CHAINS)
@@ -362,7 +362,7 @@ def weights_states_and_traffic(name, kind):
     return weights, by_name(optimizer), traffic.messages
 
 
-@thinned(3)
+@thinned(5)
 @pytest.mark.parametrize(("kind", "ranks"), [("fsdp", 2), ("fsdp", 4), ("hsdp", 4), ("rows and columns", 4)])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(name, kind, ranks, two, four):
@@ -431,7 +431,7 @@ def shared_work(name, steps):
     return weights, by_name(optimizer), traffic.messages, iterated.count, kept
 
 
-@thinned(2)
+@thinned(3)
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", ["muon", "scion", "soap", "normuon", "namo", "dion", "psgd_kron", "soap in blocks"])
 def test_replicas_divide_the_work_and_send_one_message_with_results(name, ranks, two, four):

@@ -9,6 +9,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import gradtx
 from tests.distributed.problems import assert_close, engine, whole
 from tests.distributed.traffic import Traffic
+from tests.thinning import thinned
 
 SHAPES = {"embed": (4, 3), "first": (3, 5), "bias": (5,), "second": (5, 3), "head": (3, 4)}
 STAGES = [("embed", "first"), ("bias", "second", "head")]
@@ -85,6 +86,7 @@ def stages_equal_the_whole(name, kind, with_gaps):
     assert counts[1:] == [messages] * (STEPS - 1)
 
 
+@thinned(2)
 @pytest.mark.parametrize("with_gaps", [False, True])
 @pytest.mark.parametrize("kind", ["eager", "traced"])
 @pytest.mark.parametrize("name", CHAINS)

@@ -100,7 +100,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
     assert_equal(eager, compiled, 1e-12)
 
 
-@thinned(2)
+@thinned(4)
 @each("case", ALIASES)
 def test_every_alias_compiled_equals_eager(case, monkeypatch):
     monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile sooner

@@ -18,6 +18,7 @@ def _uncompiled(request, monkeypatch):
     """Programs run as they were traced, unless a test asks for `real` ones."""
     if "real" not in request.fixturenames:
         monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+        monkeypatch.setattr(compiled, "WIDTH", 2)  # and short ones are traced sooner
 
 
 @pytest.fixture(name="real")

@@ -104,8 +104,7 @@ def test_numbers_equal_those_of_ordinary_steps_bit_for_bit(name, dtype):
 
 
 @pytest.mark.parametrize("name", ["adamw", "accumulate", "schedule", "stale"])
-def test_numbers_equal_those_of_ordinary_compiled_steps(name, monkeypatch):
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+def test_numbers_equal_those_of_ordinary_compiled_steps(name, uncompiled):
     ordinary = trained(RELEASABLE[name](), False, compile=True)
     released = trained(RELEASABLE[name](), True, compile=True)
     assert_same_bits(ordinary, released)
@@ -438,8 +437,7 @@ def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
 @thinned(2)
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", ["adamw", "muon", "soap", "accumulate"])
-def test_a_step_that_consumes_gradients_equals_one_that_does_not(name, compile, monkeypatch):
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+def test_a_step_that_consumes_gradients_equals_one_that_does_not(name, compile, uncompiled):
     runs = []
     for consumes in (False, True):
         net = model()

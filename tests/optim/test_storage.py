@@ -54,7 +54,7 @@ def made(name, compile=False, **options):
     return params, gradtx.optim.AdamW(params, lr=1e-2, compile=compile, **chosen, **options)
 
 
-@thinned(2)
+@thinned(3)
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_equals_pure_use(name, compile):
@@ -168,7 +168,7 @@ def test_the_bytes_of_adamw():
         assert sum(t.nbytes for t in optimizer.state[param].values()) <= most * 2**20
 
 
-@thinned(2)
+@thinned(4)
 @pytest.mark.parametrize("wrap", ["accumulate", "lookahead", "partition", "lamb"])
 def test_chains_of_all_kinds_step_with_codes(wrap, compile):
     params = parameters()
@@ -189,7 +189,7 @@ def test_chains_of_all_kinds_step_with_codes(wrap, compile):
         assert not torch.equal(param, other) or param.numel() < 4096
 
 
-@thinned(2)
+@thinned(4)
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("shape", [(1,), (5, 1), (64, 1), (4, 1, 1), (1, 5), (0, 5), ()], ids=str)
 @pytest.mark.parametrize("code", ["int8", "int4"])

@@ -357,6 +357,7 @@ ALIASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.nightly  # the conformance tests run every alias for three steps
 @pytest.mark.parametrize("alias", ALIASES, ids=named)
 def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
     options = {"lr": 0.02, "weight_decay": 0.1}

@@ -148,6 +148,7 @@ def test_zero_gradients_give_finite_updates():
     assert finite_without_gradient(gradtx.lbfgs())
 
 
+@pytest.mark.nightly  # the conformance tests run every alias for three steps
 def test_maximizing_minus_the_loss_is_minimizing_the_loss():
     tx = gradtx.lbfgs(lr=0.01)
     assert difference(negated(tx.replace(maximize=True)), tx) < 1e-12

@@ -263,6 +263,7 @@ def test_zero_gradients_give_finite_updates(tx):
     assert finite_without_gradient(tx)
 
 
+@pytest.mark.nightly  # the conformance tests run every alias for three steps
 @pytest.mark.parametrize("tx", EVERY, ids=named)
 def test_maximizing_minus_the_loss_is_minimizing_the_loss(tx):
     assert difference(negated(tx.replace(maximize=True)), tx) < 1e-12

@@ -129,6 +129,7 @@ def test_zero_gradients_give_finite_updates(tx):
     assert finite_without_gradient(tx)
 
 
+@pytest.mark.nightly  # the conformance tests run every alias for three steps
 def test_maximizing_minus_the_loss_is_minimizing_the_loss():
     assert difference(negated(gradtx.apollo(**BELIEF, maximize=True)), gradtx.apollo(**BELIEF)) <= 1e-12
 

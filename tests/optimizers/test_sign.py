@@ -105,6 +105,7 @@ def test_zero_gradients_give_finite_updates(tx):
     assert finite_without_gradient(tx)
 
 
+@pytest.mark.nightly  # the conformance tests run every alias for three steps
 @pytest.mark.parametrize("alias", [gradtx.signsgd, gradtx.signum, gradtx.tiger], ids=named)
 def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
     assert difference(negated(alias(**SOME, maximize=True)), alias(**SOME)) == 0

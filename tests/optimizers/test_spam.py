@@ -224,6 +224,7 @@ def test_zero_gradients_give_finite_updates(tx):
     assert finite_without_gradient(tx)
 
 
+@pytest.mark.nightly  # the conformance tests run every alias for three steps
 @pytest.mark.parametrize("alias", [gradtx.spam, gradtx.stable_spam], ids=named)
 def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
     options = {"lr": 0.02, "weight_decay": 0.1, "every": 7}

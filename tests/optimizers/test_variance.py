@@ -143,6 +143,7 @@ def test_zero_gradients_give_finite_updates(tx):
     assert finite_without_gradient(tx)
 
 
+@pytest.mark.nightly  # the conformance tests run every alias for three steps
 @pytest.mark.parametrize(("alias", "options"), {alias: options for alias, _, options in OPTIONS}.items(), ids=named)
 def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias, options):
     assert difference(negated(alias(**options, maximize=True)), alias(**options)) == 0
