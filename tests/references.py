@@ -225,23 +225,9 @@ def distance(history: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, 
     return worst
 
 
-def run_together(step: Any, reference: Any, rate: float = 1.0) -> tuple[list[dict[str, Tensor]], ...]:
-    """The updates of two at every point of one path, that of the reference; each gradient is computed once."""
-    step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
-    reference = Transformed(reference) if isinstance(reference, gradtx.GradientTransformation) else reference
-    history = []
-
-    def both(grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
-        history.append(step(grads, params))
-        return reference(grads, params)
-
-    expected = run(both, rate)
-    return history, expected
-
-
 def difference(step: Any, reference: Any, rate: float = 1.0) -> float:
-    """The distance between the updates of two along one path."""
-    return distance(*run_together(step, reference, rate))
+    """The distance between the updates of two runs."""
+    return distance(run(step, rate), run(reference, rate))
 
 
 def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:
