@@ -141,16 +141,16 @@ class Members:
         _, block = self._expanded(self.by_param)
         return block
 
-    def check_selectors(self) -> None:
+    def check_selectors(self, names: list[str]) -> None:
         """Check that every pattern matches a parameter.
+
+        Args:
+            names: The names of all parameters, those of other ranks too.
 
         Raises:
             ValueError: one does not.
         """
         run, _ = self._expanded(self.by_param)
-        names = self.names()
-        if self.rank_sums is not None:
-            names = self.rank_sums.names_everywhere(names)
         for selector in run.selectors:
             try:
                 selector.check_used(names)

@@ -30,7 +30,7 @@ from gradtx.optim._members import CPU
 from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._pickles import workings_of
 from gradtx.optim._scaling import Scaling
-from gradtx.optim._stages import RankSums, check_can_sum
+from gradtx.optim._stages import RankSums, Seen, check_can_sum
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import Step
 from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, warn_of_two_schedules
@@ -70,13 +70,28 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if sum_over is not None:
             check_can_sum(owner, members.block(), tx.needs)
             members.rank_sums = RankSums(owner, sum_over)
-        super().__init__(params, {})
-        members.check_selectors()
-        if _torch.zero_redundancy_calls():
-            members.check_divided("ZeroRedundancyOptimizer")
-        if self._workings.states.by_param:
-            check_patterns(self._workings.states.seen_slots)
+        try:
+            super().__init__(params, {})
+            if _torch.zero_redundancy_calls():
+                members.check_divided("ZeroRedundancyOptimizer")
+        except Exception:
+            if members.rank_sums is not None:
+                members.rank_sums.report_failure()
+            raise
+        self._check_patterns()
         self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}
+
+    def _check_patterns(self) -> None:
+        """Check that every pattern of the chain matches a parameter or a slot, here or on a rank with others."""
+        members, states = self._workings.members, self._workings.states
+        slots = {storage.label: slots for storage, slots in states.seen_slots.items()}
+        seen = Seen(members.names(), slots, states.are_complete)
+        states.awaits_slots = members.rank_sums is None and not seen.complete
+        if members.rank_sums is not None:
+            seen = members.rank_sums.seen_everywhere(seen)
+        members.check_selectors(seen.names)
+        if seen.complete:
+            check_patterns({storage: seen.slots[storage.label] for storage in states.seen_slots})
 
     def _own(self, tx: GradientTransformation) -> GradientTransformation:
         """The transformation with tensors of this optimizer: schedulers write into them, and others may share it."""

@@ -256,3 +256,55 @@ def no_groups(option):
 
 def test_what_sums_alone_cannot_complete_is_refused_by_name(two):
     two.run(refused)
+
+
+# Patterns of `state_dtype`.
+
+OF_STAGES = gradtx.partition(
+    {"a": gradtx.sgd(lr=0.1, momentum=0.9), "b": gradtx.adam(lr=0.1)}, {"a": STAGES[0], "b": STAGES[1]}
+)
+
+
+def stored_as(state_dtype):
+    params = model(STAGES[distributed.get_rank()])
+    tx = gradtx.with_state_dtype(OF_STAGES, state_dtype)
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), sum_over=distributed.group.WORLD)
+    give_gradients(params, 0)
+    optimizer.step()
+    return [key for param in params.values() for key, value in optimizer.state[param].items() if value.dtype == HALF]
+
+
+HALF = torch.bfloat16
+
+
+def test_a_pattern_may_match_slots_of_another_stage_only(two):
+    first, second = two.run(stored_as, {"momentum_buffer": HALF, "exp_avg_sq": HALF})
+    assert (set(first), set(second)) == ({"momentum_buffer"}, {"exp_avg_sq"})
+
+
+def unmatched(state_dtype):
+    with pytest.raises(ValueError) as caught:
+        stored_as(state_dtype)
+    return str(caught.value)
+
+
+def test_a_pattern_that_matches_on_no_stage_is_the_same_error_on_all(two):
+    first, second = two.run(unmatched, {"momentum_buffer": HALF, "exp_avg_squared": HALF})
+    assert first == second
+    assert "'exp_avg_squared' matches no slot" in first
+    assert "exp_avg_sq, momentum_buffer" in first
+
+
+def fails_to_make_one():
+    params = list(model(STAGES[distributed.get_rank()]).items())
+    if distributed.get_rank() == 1:
+        params.append(("no leaf", 2 * params[0][1]))
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, sum_over=distributed.group.WORLD)
+    return str(caught.value)
+
+
+def test_ranks_that_cannot_make_their_optimizer_do_not_let_others_wait(two):
+    first, second = two.run(fails_to_make_one)
+    assert "rank 1 failed to make it; its error is raised there" in first
+    assert "rank 1" not in second
