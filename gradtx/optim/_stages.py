@@ -37,8 +37,8 @@ class Seen:
         complete: Whether all parameters have state, which lazy ones have not.
     """
 
-    names: list[str] = field(default_factory=list)
-    slots: dict[str, set[tuple[Path, str]]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list[str])
+    slots: dict[str, set[tuple[Path, str]]] = field(default_factory=dict[str, set[tuple[Path, str]]])
     complete: bool = True
 
     def add(self, other: Seen) -> None:

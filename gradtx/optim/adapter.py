@@ -84,8 +84,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _check_patterns(self) -> None:
         """Check that every pattern of the chain matches a parameter or a slot, here or on a rank with others."""
         members, states = self._workings.members, self._workings.states
-        slots = {storage.label: slots for storage, slots in states.seen_slots.items()}
-        seen = Seen(members.names(), slots, states.are_complete)
+        slots_by_label = {storage.label: slots for storage, slots in states.seen_slots.items()}
+        seen = Seen(members.names(), slots_by_label, states.are_complete)
         states.awaits_slots = members.rank_sums is None and not seen.complete
         if members.rank_sums is not None:
             seen = members.rank_sums.seen_everywhere(seen)

@@ -283,7 +283,7 @@ def test_a_pattern_may_match_slots_of_another_stage_only(two):
 
 
 def unmatched(state_dtype):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="matches no slot of the chain") as caught:
         stored_as(state_dtype)
     return str(caught.value)
 
@@ -291,7 +291,7 @@ def unmatched(state_dtype):
 def test_a_pattern_that_matches_on_no_stage_is_the_same_error_on_all(two):
     first, second = two.run(unmatched, {"momentum_buffer": HALF, "exp_avg_squared": HALF})
     assert first == second
-    assert "'exp_avg_squared' matches no slot" in first
+    assert "'exp_avg_squared'" in first
     assert "exp_avg_sq, momentum_buffer" in first
 
 
@@ -299,7 +299,7 @@ def fails_to_make_one():
     params = list(model(STAGES[distributed.get_rank()]).items())
     if distributed.get_rank() == 1:
         params.append(("no leaf", 2 * params[0][1]))
-    with pytest.raises((ValueError, RuntimeError)) as caught:
+    with pytest.raises((ValueError, RuntimeError), match=r"failed to make it|non-leaf") as caught:
         gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, sum_over=distributed.group.WORLD)
     return str(caught.value)
 
