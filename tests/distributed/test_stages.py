@@ -22,6 +22,12 @@ OF_BRANCHES = gradtx.chain(
     ),
 )
 
+# All leaves of the first stage go in blocks, and some of the second.
+IN_BLOCKS = gradtx.chain(
+    gradtx.blocks(gradtx.clip_by_global_norm(0.1), ("embed", "first", "second"), batch=1),
+    gradtx.blocks(gradtx.prodigy(lr=1.0), ("embed", "head"), batch=1),
+)
+
 # A chain, and the messages of a step.
 CHAINS = {
     "clip and adamw": (gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.adamw(lr=0.1)), 1),
@@ -33,6 +39,7 @@ CHAINS = {
     "accumulate": (gradtx.accumulate(gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.sgd(lr=0.1)), 2), 1),
     "skip_nonfinite": (gradtx.skip_nonfinite(gradtx.adamw(lr=0.1)), 1),
     "branches": (OF_BRANCHES, 3),
+    "blocks": (IN_BLOCKS, 2),
     "adamw": (gradtx.adamw(lr=0.1), 0),
 }
 
@@ -90,6 +97,30 @@ def stages_equal_the_whole(name, kind, with_gaps):
 @pytest.mark.parametrize("name", CHAINS)
 def test_stages_take_the_steps_of_one_process_with_one_message_a_sum(name, kind, with_gaps, two):
     two.run(stages_equal_the_whole, name, kind, with_gaps)
+
+
+SHAPES_SEEN = []
+
+
+@gradtx.per_tensor(elementwise=True, compiles=False)
+def seen():
+    def update(update, state, param, ctx):
+        SHAPES_SEEN.append(tuple(update.shape))
+        return update, state
+
+    return update
+
+
+def shapes_that_rules_see():
+    tx = gradtx.chain(gradtx.blocks(gradtx.clip_by_global_norm(0.1), batch=1), seen(), gradtx.sgd(lr=0.1))
+    stage = [name for name in STAGES[distributed.get_rank()] if name != "bias"]
+    SHAPES_SEEN.clear()
+    trained(tx, stage, sum_over=distributed.group.WORLD, steps=1)
+    assert sorted(SHAPES_SEEN) == sorted(SHAPES[name] for name in stage)
+
+
+def test_sums_over_blocks_need_no_stand_in_where_leaves_have_them(two):
+    two.run(shapes_that_rules_see)
 
 
 def divided_stages_equal_the_whole():
