@@ -14,7 +14,7 @@ import inspect
 import logging
 import platform
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
@@ -416,6 +416,12 @@ def compiler_modes() -> Mapping[str, dict[str, Any]]:
     """The modes of `torch.compile` and the options that each stands for."""
     modes = _found("torch._inductor", "list_mode_options")
     return DOCUMENTED_MODES if modes is None else modes()
+
+
+def compiler_option_names() -> Collection[str] | None:
+    """The options of torch's compiler; None if torch does not list them."""
+    options = _found("torch._inductor", "list_options")
+    return None if options is None else options()
 
 
 def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:

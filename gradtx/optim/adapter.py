@@ -16,6 +16,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._arguments import tensors_in
 from gradtx._execution import Block
+from gradtx._given import listed_group, listed_params, without_repeats
 from gradtx._pure import evaluated
 from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
@@ -59,7 +60,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     ):
         owner = type(self).__name__
         check_transformation(owner, "tx", tx)
-        _check_no_module(owner, params)
         offload = _offload_for(owner, state_device, tx)
         self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
         members = self._workings.members
@@ -71,7 +71,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             check_can_sum(owner, members.block(), tx.needs)
             members.rank_sums = RankSums(owner, sum_over)
         try:
-            super().__init__(params, {})
+            super().__init__(listed_params(owner, params), {})
             if _torch.zero_redundancy_calls():
                 members.check_divided("ZeroRedundancyOptimizer")
         except Exception:
@@ -112,10 +112,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         A partition makes one group of each label. As torch's method, and raises the same errors.
         """
         owner = type(self).__name__
-        given: Any = param_group
-        if isinstance(given, Mapping):
-            _check_no_module(owner, param_group.get("params"))
-        group = self._as_torch_checks_it(param_group)
+        group = without_repeats(self._as_torch_checks_it(listed_group(owner, param_group)))
         keys = list(group)
         members, states = self._workings.members, self._workings.states
         states.by_param = self.state
@@ -501,9 +498,3 @@ def _is_number_tensor(loss: Any) -> bool:
 def _is_number(loss: Any) -> bool:
     """Whether a closure's result is a loss; closures may return anything if no link reads it."""
     return _is_number_tensor(loss) or (not isinstance(loss, bool) and isinstance(loss, numbers.Real))
-
-
-def _check_no_module(owner: str, params: Any) -> None:
-    if isinstance(params, torch.nn.Module) and not isinstance(params, torch.nn.ParameterList):
-        kind = type(params).__name__
-        raise TypeError(f"{owner}: needs parameters, got a {kind}; pass model.parameters() or model.named_parameters()")
