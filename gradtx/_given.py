@@ -19,6 +19,7 @@ def listed_params(owner: str, params: Any) -> Any:
 
     Raises:
         TypeError: something else, or an entry that is none.
+        KeyError: a group without parameters, as torch's.
         ValueError: there are none.
     """
     if isinstance(params, Tensor | set):
@@ -60,7 +61,7 @@ def check_group(what: str, group: Any) -> None:
         raise TypeError(f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}")
     keys = list(cast("Mapping[Any, Any]", group))
     if "params" not in keys:
-        raise ValueError(f"{what} has no 'params', only {shortly(tuple(keys))}")
+        raise KeyError(f"{what} has no 'params', only {shortly(tuple(keys))}")
     for key in keys:
         if not isinstance(key, str):
             raise TypeError(f"{what} has the key {key!r}, needs names of hyperparameters")
@@ -70,7 +71,7 @@ def check_groups(owner: str, groups: Iterable[Any]) -> None:
     """Check `param_groups` that anyone may have changed.
 
     Raises:
-        TypeError, ValueError: one is no group of tensors.
+        TypeError, KeyError: one is no group of tensors.
     """
     for i, group in enumerate(groups):
         what = f"{owner}: param_groups[{i}]"
