@@ -119,11 +119,11 @@ def test_groups_that_were_spoiled_are_named_by_whatever_reads_them(message, kind
 OPTIONS = {
     "ChainOptimizer: seed must be an int, got tensor(shape=(2,))": (TypeError, {"seed": torch.ones(2)}),
     f"ChainOptimizer: seed must fit in 64 bits, got {2**80}": (ValueError, {"seed": 2**80}),
-    "compile: torch.compile has no option 'max-autotunes'; did you mean 'max_autotune'?": (
+    "compile: torch's compiler has no option 'max-autotunes'; did you mean 'max_autotune'?": (
         ValueError,
         {"compile": {"max-autotunes": True}},
     ),
-    "compile: the options of torch.compile go by name, got the key 1": (TypeError, {"compile": {1: 1}}),
+    "compile: options of torch's compiler go by name, got the key 1": (TypeError, {"compile": {1: 1}}),
 }
 
 
