@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
-from gradtx import GradientTransformation, _tree, chain
+from gradtx import GradientTransformation, _tree, chain, optimizers
 from tests.fuzz.chains import STEPS, TREES, Gradients, Maker, shaped
 from tests.optim.problems import assert_equal, saved_and_loaded, whole
 
@@ -34,6 +34,7 @@ MORE_TREES: list[Callable[[], Any]] = [
     lambda: {"w": (40, 33), "b": (40,), "body": [(8, 8), (1, 8)]},
 ]
 CODES = ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic", torch.bfloat16, torch.float32, torch.float64]
+ALIASES = sorted(optimizers.__all__)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 
@@ -84,11 +85,22 @@ class WideMaker(Maker):
             lambda: gradtx.ademamix(lr=rate, eps=1e-3),
             lambda: gradtx.adopt(lr=rate, eps=1e-2),
             lambda: gradtx.came(lr=rate),
-            lambda: gradtx.galore(lr=rate, rank=1, every=2, eps=1e-3),
-            lambda: gradtx.lbfgs(lr=0.1, history_size=3),
+            lambda: gradtx.galore(lr=rate, rank=1, update_proj_gap=2, eps=1e-3),
+            lambda: gradtx.lbfgs(lr=0.1, history=3),
             lambda: gradtx.adabelief(lr=rate, eps=1e-3),
         ]
-        return rng.choice(makers)()
+        if rng.random() < 0.5:
+            return rng.choice(makers)()
+        return self.any_alias()
+
+    def any_alias(self) -> GradientTransformation:
+        """Any optimizer of the library, as its name alone makes it."""
+        while True:
+            factory = getattr(gradtx, self._rng.choice(ALIASES))
+            numbers = {"lr": self.rate()} if "lr" in factory.spec.arguments.by_name else {}
+            tx = factory(**numbers)
+            if "hessian_diag" not in tx.needs:
+                return tx
 
     def combinator(self, depth: int) -> GradientTransformation:
         if self._rng.random() < 0.35:
