@@ -189,8 +189,10 @@ class FrameRun:
     def _restarts_at(self, count: Any) -> Any:
         """Whether the inner transformation starts again, if so many updates are finished outside."""
         outer = self._scope.restarts
-        if self.frame.restarts is None or self.run.initial:
+        if self.frame.restarts is None:
             return outer
+        if self.run.initial:
+            return torch.tensor(False)  # but later it may, which some links can't follow
         now = self.frame.restarts(count + 1)
         return now if outer is False else now | outer
 
