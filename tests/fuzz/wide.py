@@ -4,8 +4,10 @@ The chains of `chains` are drawn from few combinators, and each way is run on al
 float32, float64 and bfloat16, with released gradients as a further way. A case is its seed.
 
 Bases of eigenvectors and whitening magnify rounding: where moments have not full rank, the last bit of a gradient
-moves entries by a hundredth. `Sensitivity` tells such cases from faults: a difference is a fault if it is far above
-what a change of all gradients by their last bit makes.
+moves entries by a hundredth, even in float64. So does `restart(low_rank(chain(clip_by_global_norm, kl_soap)))`: of 400
+such chains pure use and the adapter differed in 7, by 2e-4 to 4e-2, since they add up the norm in another order, and
+other last bits of the gradients moved each of them by as much in pure use alone. `Sensitivity` tells such cases from
+faults: a difference is a fault if it is far above what a change of all gradients by their last bit makes.
 """
 
 from __future__ import annotations
