@@ -216,15 +216,19 @@ def present(step: dict[str, Tensor | None]) -> set[str]:
 
 
 def functional(case: Case, nudge: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> dict[str, Tensor]:
-    """Final parameters by pure functions, in which every leaf counts its steps."""
+    """Final parameters by pure functions, in which every leaf counts its steps; `nudge` changes each gradient."""
+
+    def nudged(gradients: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        return {name: None if gradient is None else nudge(gradient) for name, gradient in gradients.items()}
+
     tx, params = case.tx, dict(case.params)
     state = tx.init(params, counts="leaves")
     for step, extras in zip(case.gradients, case.extras, strict=True):
-        names, grads, extras = present(step), step, dict(extras)
+        names, grads, extras = present(step), nudged(step), dict(extras)
         if case.takes_closure:
 
             def grad_fn(values: Any, names: set[str] = names) -> Any:
-                return gradients_of(values, names)
+                return nudged(gradients_of(values, names))
 
             def value_fn(values: Any, names: set[str] = names) -> Tensor:
                 return loss_of(values, names)
@@ -232,8 +236,7 @@ def functional(case: Case, nudge: Callable[[Tensor], Tensor] = lambda gradient: 
             grads = grad_fn(params)
             given = {"grad_fn": grad_fn, "value_fn": value_fn, "value": value_fn(params)}
             extras.update({name: value for name, value in given.items() if name in tx.needs})
-        nudged = {name: None if gradient is None else nudge(gradient) for name, gradient in grads.items()}
-        updates, state = tx.update(nudged, state, params, **extras)
+        updates, state = tx.update(grads, state, params, **extras)
         params = gradtx.apply_updates(params, updates)
     return params
 
