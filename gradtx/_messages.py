@@ -30,6 +30,17 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
+def shortly(value: Any) -> str:
+    """The same for errors, where a long list would hide the message."""
+    if not isinstance(value, list | dict):
+        return describe(value)
+    container = cast("list[Any] | dict[Any, Any]", value)
+    entries = list(container.values()) if isinstance(container, dict) else container
+    if len(entries) > 3 or any(isinstance(entry, list | dict) for entry in entries):
+        return f"a {type(container).__name__} of {len(entries)}"
+    return describe(container) if isinstance(container, dict) else f"[{', '.join(map(describe, entries))}]"
+
+
 def _describe_function(function: Any) -> str:
     """The name of a function; one of torch's as users write it, so that a `repr` can be evaluated."""
     name = function.__qualname__.rpartition("<locals>.")[2]

@@ -95,6 +95,7 @@ class Space(Combinator):
             inside.place = None
         enter = EnterSpace(run, scope)
         inner = self.inner._expand(inside)
+        enter.inner = Block(inner, [])
         _check_links(name, inner)
         leave = LeaveSpace(run, scope, enter)
         if self._can_run_at_owner(inner):
@@ -301,8 +302,21 @@ class EnterSpace(RuleOperation):
         rule = Rule(run.name, space.view, space.init, compiles=False, seed=space.seed)
         super().__init__(rule, StageState(run.path, scope, rule), scope.run)
         self.space_run = run
+        self.inner = Block([], [])
+
+    def wide(self, leaf: Leaf) -> torch.dtype:
+        """The widest dtype that a link inside computes in, since all values inside meet the view."""
+        dtype = super().wide(leaf)
+        for operation in self.inner.walk():
+            dtype = torch.promote_types(dtype, operation.wide(leaf))
+        return dtype
 
     def start(self, leaf: Leaf) -> None:
+        wide = self.wide(leaf)
+        if leaf.update.dtype != wide:
+            as_given = leaf.update
+            leaf.update = as_given.to(wide)
+            leaf.grad = leaf.update if leaf.grad is as_given else leaf.grad
         call = self._call(leaf)
         whole = call.undivided() if is_sharded(call.update) else call
         view: View = self._guarded(whole)
@@ -362,8 +376,9 @@ class LeaveSpace(RuleOperation):
                 continue
             store = operation.stage.store
             old = leaf.new[path]
+            wide = torch.promote_types(operation.stage.wide(leaf), self._enter.wide(leaf))
             slots: dict[str, Tensor] = {}
-            for slot, value in store.opened(old, operation.stage.wide(leaf), leaf).items():
+            for slot, value in store.opened(old, wide, leaf).items():
                 kind = self._run.known_kind(operation.rule, slot)
                 slots[slot] = view.renewed(kind, undivided(value))
             new = store.closed(slots, old, leaf)

@@ -105,6 +105,12 @@ class Storage:
                 return True
         return False
 
+    @property
+    def label(self) -> str:
+        """The same for equal storages in other processes."""
+        kinds = [(pattern, getattr(choice, "name", str(choice))) for pattern, choice in self._choices.items()]
+        return f"{kinds} from {self.min_size}"
+
     def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
         """Raise an error for a pattern that matches none of the slots of its chain."""
         if not self._named_by_user:

@@ -18,7 +18,7 @@ import platform
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -449,6 +449,12 @@ def compiler_modes() -> Mapping[str, dict[str, Any]]:
     """The modes of `torch.compile` and the options that each stands for."""
     modes = _found("torch._inductor", "list_mode_options")
     return DOCUMENTED_MODES if modes is None else modes()
+
+
+def compiler_option_names() -> Collection[str] | None:
+    """The options of torch's compiler; None if torch does not list them."""
+    options = _found("torch._inductor", "list_options")
+    return None if options is None else options()
 
 
 def compiles_at_once(graph: torch.fx.GraphModule, options: Mapping[str, Any]) -> bool:

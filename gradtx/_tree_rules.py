@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -17,7 +17,7 @@ from gradtx._runs import Run, Scope
 from gradtx._sharding import undivided
 from gradtx._slots import check_slots
 from gradtx._storage import Store
-from gradtx.context import Context
+from gradtx.context import Clock, Context
 
 PLAIN_EXTRAS = ("value", "hessian_diag")  # what plain functions may take
 CALLED_EXTRAS = ("grad_fn", "value_fn")  # these need `needs`, since a step that calls them writes nothing before
@@ -303,13 +303,29 @@ class GradientOperation(TreeOperation):
         leaf.grad = leaf.update
 
 
+def _latest(leaves: Iterable[Leaf]) -> Clock:
+    """The clock of the leaves that have stepped most often, whatever their order."""
+    by_count: dict[int | None, Clock] = {}
+    clocks: dict[Clock, torch.device] = {}
+    for leaf in leaves:
+        clocks[leaf.clock] = leaf.device
+        by_count[leaf.clock.host] = leaf.clock
+    counts = [count for count in by_count if count is not None]
+    if len(counts) == len(by_count):
+        return by_count[max(counts)]
+    first, device = next(iter(clocks.items()))
+    if len(clocks) == 1:
+        return first
+    return Clock(torch.stack([clock.step.to(device) for clock in clocks]).amax())
+
+
 class TreeContext(Context):
     """The context of a `@whole_tree` rule: as `Context`, with dicts by leaf name where that has one tensor."""
 
     def __init__(self, leaves: dict[str, Leaf]):
         self._first = next(iter(leaves.values()))
         self._leaves = leaves
-        super().__init__(self._first, self._first.clock, self._first.wide)
+        super().__init__(self._first, _latest(leaves.values()), self._first.wide)
 
     @property
     def grad(self) -> Any:

@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from gradtx import _pure, _pure_lists
 from gradtx._arguments import Argument
-from gradtx._messages import describe, nearest_dotted
+from gradtx._messages import describe, nearest_dotted, shortly
 from gradtx._runs import Place, Scope
 from gradtx._tree_rules import Functions, PlainOperation, check_plain
 from gradtx.context import ALWAYS_KNOWN
@@ -487,7 +487,7 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
 def check_transformation(owner: str, what: str, tx: Any) -> None:
     if not isinstance(tx, GradientTransformation):
         remedy = f"; call it: {describe(tx)}(...)" if callable(tx) and not isinstance(tx, Module) else ""
-        raise TypeError(f"{owner}: {what} must be a GradientTransformation, got {describe(tx)}{remedy}")
+        raise TypeError(f"{owner}: {what} must be a GradientTransformation, got {shortly(tx)}{remedy}")
 
 
 def _check_owners(links: Iterable[GradientTransformation]) -> None:

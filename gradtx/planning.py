@@ -10,9 +10,11 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from gradtx import _torch
+from gradtx import _torch, _tree
 from gradtx._execution import Leaf, execute
+from gradtx._given import listed_group, listed_params
 from gradtx._lists.bundle import entries_of_a_call
 from gradtx._messages import check_state_device, describe
 from gradtx._pure import TreeRun, leaves_of
@@ -155,8 +157,8 @@ def memory(
 
     Args:
         tx: The transformation.
-        params: A model, a dict of tensors, or what an optimizer takes: tensors or pairs (name, tensor). Of sharded
-            tensors, this process's part counts.
+        params: A model, a tree of tensors in a dict, or what an optimizer takes: tensors, pairs (name, tensor) or
+            groups, whose hyperparameters are not read. Of sharded tensors, this process's part counts.
         device: Where training runs, which decides how many entries a step takes at once; by default where the
             parameters are, and for the meta device an accelerator.
         state_device: As for `as_optimizer`: "cpu" if state is kept on the host.
@@ -167,7 +169,7 @@ def memory(
 
     Raises:
         TypeError: `tx` is no transformation, `params` are no tensors.
-        ValueError: another `state_device` than "cpu".
+        ValueError: no parameters, two of one name, a lazy one, an unknown `device`, another `state_device` than "cpu".
 
     Example:
         >>> with torch.device("meta"):
@@ -181,10 +183,10 @@ def memory(
     check_transformation(WHO, "tx", tx)
     if state_device is not None:
         check_state_device(WHO, state_device)
-    tensors = dict(_named(params))
+    place = None if device is None else _device(device)
+    tensors = _named(params)
     stand_ins: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        check_leaf(name, tensor, WHO)
         stand_ins[name] = torch.empty_like(local(tensor.detach()), device=META)
     state = tx.init(stand_ins)
     run = TreeRun(tx, stand_ins, None, state)
@@ -192,7 +194,7 @@ def memory(
     temporaries = _Temporaries(tx, run, stand_ins)
     rows: list[MemoryRow] = []
     for name, stand_in in stand_ins.items():
-        where = torch.device(state_device or device or tensors[name].device)
+        where = torch.device(state_device or place or tensors[name].device)
         of_leaf = slots.get(name, {})
         rows.append(
             MemoryRow(
@@ -207,16 +209,54 @@ def memory(
     return Memory(rows, shared, offloaded=state_device is not None)
 
 
-def _named(params: Any) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by name."""
+def _named(params: Any) -> dict[str, Tensor]:
+    """Parameters by name.
+
+    Raises:
+        TypeError, ValueError: there are none, two have one name, or one has no shape yet.
+    """
     if isinstance(params, nn.Module):
-        params = params.named_parameters()
-    if _is_mapping(params):
-        params = params.items()
-    if not _is_iterable(params):
+        params = dict(params.named_parameters())
+    if isinstance(params, Tensor | str) or not isinstance(params, Iterable):
         raise TypeError(f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}")
-    for i, item in enumerate(params):
-        yield item if isinstance(item, tuple) else (str(i), item)
+    if _is_mapping(params):
+        leaves, _ = _tree.flatten(dict(params), WHO)
+    else:
+        leaves = _by_name(listed_params(WHO, params))
+    tensors: dict[str, Tensor] = {}
+    for name, leaf in leaves.items():
+        if leaf is None:
+            continue
+        if is_lazy(leaf):
+            raise ValueError(f"{WHO}: {name!r} is lazy and has no shape yet; run the model once on an input")
+        tensors[name] = leaf
+    if not tensors:
+        raise ValueError(f"{WHO}: got no parameters")
+    return tensors
+
+
+def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
+    """Parameters of a list, or of a list of groups, by their names or positions."""
+    leaves: dict[str, Tensor] = {}
+    for entry in entries:
+        params: Any = listed_group(WHO, dict(entry))["params"] if _is_mapping(entry) else [entry]
+        for param in [params] if isinstance(params, Tensor) else params:
+            pair: tuple[str, Any] = param if isinstance(param, tuple) else (str(len(leaves)), param)
+            name, tensor = pair
+            if name in leaves:
+                raise ValueError(f"{WHO}: two parameters are named {name!r}; give them names of their own")
+            check_leaf(name, tensor, WHO)
+            leaves[name] = tensor
+    return leaves
+
+
+def _device(given: Any) -> torch.device:
+    """A device, by its name."""
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        kind = ValueError if isinstance(given, str | int) else TypeError
+        raise kind(f"{WHO}: device must be one of torch's, such as 'cpu' or 'cuda', got {describe(given)}") from error
 
 
 def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
@@ -225,10 +265,6 @@ def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
 
 def _is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
     return isinstance(value, tuple | list)
-
-
-def _is_iterable(params: Any) -> TypeGuard[Iterable[Any]]:
-    return isinstance(params, Iterable) and not isinstance(params, Tensor)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -560,7 +560,7 @@ def create_optimizer(
         use_orthograd: Add `orthogonalize_against_params` before the optimizer.
         use_gc: Add `centralize` before the optimizer, with the option `gc_conv_only`. None: the optimizer's default.
         compile: As for `as_optimizer`.
-        compile_kwargs: Options of `torch.compile`, for `compile=True`.
+        compile_kwargs: `mode` and `options` of `torch.compile`, or its options themselves, for `compile=True`.
         state_device: As for `as_optimizer`.
         **options: Other options of the optimizer. Option names of other libraries work, with a FutureWarning that tells
             the new name.
@@ -602,12 +602,30 @@ def create_optimizer(
         options.setdefault("fallback", adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0))
     params = _parameters(model, weight_decay, wd_ban_list)
     if compile is True and compile_kwargs:
-        compile = dict(compile_kwargs)
+        compile = _compile_argument(compile_kwargs)
     if not before and after is None:
         return cls(params, **options, compile=compile, state_device=state_device)
     seed = options.pop("seed", 0) if cls._seeded else 0
     tx = _with_lookahead(alias(**options), after)
     return as_optimizer(chain(*before, tx), params, compile=compile, seed=seed, state_device=state_device)
+
+
+def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
+    """The argument `compile` for keyword arguments of `torch.compile`.
+
+    Raises:
+        ValueError: a mode beside options, which torch refuses, too.
+    """
+    rest = dict(keywords)
+    mode, options = rest.pop("mode", None), rest.pop("options", None)
+    rest.update(options or {})
+    if mode is None:
+        return rest
+    if rest:
+        raise ValueError(
+            "create_optimizer: compile_kwargs has a mode and options; pass one of them, as to torch.compile"
+        )
+    return mode
 
 
 def _check_options(options: Mapping[str, Any], wd_ban_list: Any) -> None:

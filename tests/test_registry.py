@@ -349,6 +349,32 @@ def test_schedules_tensors_seeds_and_engines_go_through():
     assert gradtx.create_optimizer(model(), "adamw", compile_kwargs={"mode": "default"})._engine is None
 
 
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [
+        ({"mode": "default"}, {}),
+        ({"options": {"max_autotune": True}}, {"max_autotune": True}),
+        ({"max_autotune": True}, {"max_autotune": True}),
+    ],
+)
+def test_keywords_of_torch_compile_reach_the_compiler(keywords, options):
+    optimizer = gradtx.create_optimizer(model(), "adamw", compile=True, compile_kwargs=keywords)
+    assert optimizer._engine._options == options
+
+
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({"mode": "default", "options": {"max_autotune": True}}, "compile_kwargs has a mode and options"),
+        ({"mode": "fast"}, "unknown mode 'fast'"),
+        ({"fullgraph": True}, "torch's compiler has no option 'fullgraph'"),
+    ],
+)
+def test_keywords_that_do_not_fit_are_refused_when_the_optimizer_is_made(keywords, text):
+    with pytest.raises(ValueError, match=text):
+        gradtx.create_optimizer(model(), "adamw", compile=True, compile_kwargs=keywords)
+
+
 # Old names.
 
 

@@ -314,6 +314,14 @@ def test_without_a_list_of_modes_the_documented_ones_are_known(graphs, monkeypat
         trained(compile="fastest")
 
 
+def test_without_a_list_of_options_any_name_is_taken(monkeypatch):
+    params = [torch.nn.Parameter(torch.ones(2))]
+    with pytest.raises(ValueError, match="torch's compiler has no option 'max_autotun'; did you mean 'max_autotune'"):
+        gradtx.as_optimizer(gradtx.adamw(), params, compile={"max_autotun": True})
+    monkeypatch.delattr(torch._inductor, "list_options")
+    gradtx.as_optimizer(gradtx.adamw(), params, compile={"max_autotun": True})
+
+
 def test_without_inductors_error_any_runtime_error_is_tried_again(monkeypatch):
     calls = []
 

@@ -181,7 +181,6 @@ class Divide(Operation):
 class InBlocks(Operation):
     """An operation of the inner transformation, for all blocks of a leaf."""
 
-    sums = False  # not with stand-ins for leaves of other ranks
     elementwise = False
     compiles = False
 

@@ -32,11 +32,20 @@ class Blocks(Combinator):
         path = scope.claim(name)
         scope.run.selectors.append(self._where)
         operations = self._tx._expand(scope.inside(path))
+        _check_space(scope, name, operations)
         links = list(_links_of(self._tx))
         reads_params = any("params" in link._needs for link in links)
         alone = not reads_by_leaf(self._tx) and all(map(can_run_at_owner, operations))
         divided = DividedBlock(path, operations, self._parts, alone, reads_params)
         return [Branch(path, self._where, {True: divided, False: Block(operations, [])})]
+
+
+def _check_space(scope: Scope, name: str, operations: list[Any]) -> None:
+    """Raise an error if a combinator around would have to turn slots of blocks."""
+    keeps_slots = any(operation.keeps_slots for operation in Block(operations, []).walk())
+    if scope.space is not None and keeps_slots:
+        around = scope.space.name
+        raise TypeError(f"{name}: divides leaves, whose slots {around} can't turn then; put it outside of {around}")
 
 
 def _halves(x: Tensor) -> Sequence[Tensor]:
@@ -86,7 +95,8 @@ def blocks(
         leading dimension that counts them; else slots are numbered, `exp_avg_0` for the first block.
 
     Raises:
-        TypeError: `tx` is not a transformation, or it contains one that works on whole trees or calls `grad_fn`.
+        TypeError: `tx` is not a transformation, or it contains one that works on whole trees or calls `grad_fn`; at
+            init, `tx` keeps slots and a combinator around changes coordinates (`rotated`, `low_rank`).
         ValueError: none or too many of `heads`, `sizes`, `batch`, `view`; a leaf that they don't divide; a
             `view` whose join does not undo its split; no pattern, or one that matches no leaf.
 

@@ -189,8 +189,10 @@ class FrameRun:
     def _restarts_at(self, count: Any) -> Any:
         """Whether the inner transformation starts again, if so many updates are finished outside."""
         outer = self._scope.restarts
-        if self.frame.restarts is None or self.run.initial:
+        if self.frame.restarts is None:
             return outer
+        if self.run.initial:
+            return torch.tensor(False)  # but later it may, which some links can't follow
         now = self.frame.restarts(count + 1)
         return now if outer is False else now | outer
 
@@ -419,12 +421,27 @@ class Enter(RuleOperation):
         call = Call(leaf, update, state, param, context, wide, old)
         self._finish(call, self._guarded(call))
 
-    def _finish(self, call: Call, out: Any) -> None:
-        leaf = call.leaf
+    def late_state(self, leaf: Leaf) -> RuleState:
+        """The state of `enter` for a leaf without gradient, after a combinator inside made its update: as of zeros."""
+        assert leaf.update is not None
+        wide = self.stage.wide(leaf)
+        old, state = self.stage.read(leaf, wide)
+        param = None if leaf.param is None else leaf.param.to(wide)
+        context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), {})
+        call = Call(leaf, torch.zeros_like(leaf.update, dtype=wide), state, param, context, wide, old)
+        _, entered, _ = self._entered(self._guarded(call))
+        return RuleState(entered, self.stage, leaf)
+
+    def _entered(self, out: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """What `enter` returns: the update, the state, and whether the leaf takes part, or None."""
         if isinstance(out, types.GeneratorType):
             raise TypeError(f"{self.rule.name}: enter can't yield sums; leave can")
         *pair, active = out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
-        update, state = _checked_pair(self.rule.name, pair)
+        return *_checked_pair(self.rule.name, pair), active
+
+    def _finish(self, call: Call, out: Any) -> None:
+        leaf = call.leaf
+        update, state, active = self._entered(out)
         if leaf.update is None:
             leaf.update = update
         self._accept(call, update)
@@ -542,7 +559,11 @@ class Leave(RuleOperation):
 
     def _state(self, leaf: Leaf, outside: Outside, wide: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
         old, state = self.stage.read(leaf, wide)
-        return old, state if outside.state is None else outside.state
+        if outside.state is not None:
+            return old, outside.state
+        if self._frame.enter is not None and leaf.update is not None:
+            return old, self._enter.late_state(leaf)
+        return old, state
 
     def _finish(self, call: Call, out: Any) -> None:
         leaf = call.leaf

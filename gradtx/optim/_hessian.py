@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradtx._execution import Block, Leaf, Position
+from gradtx._messages import describe
 from gradtx._random import Stream
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
@@ -44,9 +45,8 @@ class HessianSource:
     """
 
     def __init__(self, owner: str, tx: GradientTransformation, seed: Any):
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"{owner}: seed must be an int, got {seed!r}")
-        self._seed: int = seed
+        self._owner = owner
+        self._seed: int = _checked_seed(f"{owner}: seed", seed)
         self.link: str | None = None
         for link in tx._links():
             if "hessian_diag" in link._needs:
@@ -59,7 +59,15 @@ class HessianSource:
             group.setdefault(SEED, self._seed)
 
     def seed_of(self, group: Mapping[str, Any]) -> int:
-        return int(group.get(SEED, self._seed))
+        return _checked_seed(f"{self._owner}: {SEED}", group.get(SEED, self._seed))
+
+
+def _checked_seed(what: str, seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"{what} must be an int, got {describe(seed)}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{what} must fit in 64 bits, got {seed}")
+    return seed
 
 
 class HessianStep:

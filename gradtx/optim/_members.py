@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
+from gradtx._given import check_groups
 from gradtx._runs import clock_at
 from gradtx._sharding import Team
 from gradtx._tree import check_leaf
@@ -141,16 +142,16 @@ class Members:
         _, block = self._expanded(self.by_param)
         return block
 
-    def check_selectors(self) -> None:
+    def check_selectors(self, names: list[str]) -> None:
         """Check that every pattern matches a parameter.
+
+        Args:
+            names: The names of all parameters, those of other ranks too.
 
         Raises:
             ValueError: one does not.
         """
         run, _ = self._expanded(self.by_param)
-        names = self.names()
-        if self.rank_sums is not None:
-            names = self.rank_sums.names_everywhere(names)
         for selector in run.selectors:
             try:
                 selector.check_used(names)
@@ -172,10 +173,12 @@ class Members:
             The parameters in whose place are others now.
         """
         if not _identical([view.group for view in self.views], groups):
+            check_groups(self.owner, groups)
             self._follow_groups(groups, count)
-        present = _params_of(groups)
+        present = self._params_in(groups)
         if _identical(present, self._present) and len(present) == len(self.by_param):
             return []
+        check_groups(self.owner, groups)
         replaced: list[Tensor] = []
         if len(present) != len(self.by_param) or not all(map(self.by_param.__contains__, present)):
             replaced = self._follow_params(present)
@@ -213,6 +216,14 @@ class Members:
                     f"{self.owner}: {reason}, and {'.'.join(operation.path)!r} reads their shapes or sums over them; "
                     f"{INSTEAD}"
                 )
+
+    def _params_in(self, groups: list[Group]) -> list[Tensor]:
+        """The parameters of groups; those that are none are refused by name."""
+        try:
+            return _params_of(groups)
+        except (KeyError, TypeError):
+            check_groups(self.owner, groups)
+            raise
 
     def _follow_groups(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
         """Find each group's view by its dict or its parameters, and make one if there is none."""

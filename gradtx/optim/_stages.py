@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,6 +27,28 @@ class OtherRankError(RuntimeError):
     """Another rank does not go on; the ranks that get this have nothing to report."""
 
 
+@dataclass
+class Seen:
+    """What the patterns of a chain may match.
+
+    Attributes:
+        names: The names of parameters.
+        slots: The slots that each `state_dtype` is for, by its label.
+        complete: Whether all parameters have state, which lazy ones have not.
+    """
+
+    names: list[str] = field(default_factory=list[str])
+    slots: dict[str, set[tuple[Path, str]]] = field(default_factory=dict[str, set[tuple[Path, str]]])
+    complete: bool = True
+
+    def add(self, other: Seen) -> None:
+        """Add what another rank has."""
+        self.names += other.names
+        self.complete = self.complete and other.complete
+        for label, slots in other.slots.items():
+            self.slots.setdefault(label, set()).update(slots)
+
+
 class RankSums:
     """Completes the sums over the leaves of this rank by those of other ranks, which have other leaves.
 
@@ -47,9 +70,20 @@ class RankSums:
         self._covered: Any = None  # the leaves and structures for which these are the routes without a leaf
         self._routes: list[dict[Path, Any]] = []
 
-    def names_everywhere(self, names: list[str]) -> list[str]:
-        """The names of the parameters of all ranks, which call this together."""
-        return [name for of_rank in self._everywhere(names) for name in of_rank]
+    def seen_everywhere(self, seen: Seen) -> Seen:
+        """What patterns may match on any rank; all ranks call this together, at construction.
+
+        Raises:
+            RuntimeError: a rank has failed before.
+        """
+        of_ranks = self._everywhere(seen)
+        for rank, of_rank in zip(self._team.ranks, of_ranks, strict=True):
+            if of_rank is None:
+                raise OtherRankError(f"{self._owner}: rank {rank} failed to make it; its error is raised there")
+        joined = Seen()
+        for of_rank in of_ranks:
+            joined.add(of_rank)
+        return joined
 
     # A step.
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, initialize
 from gradtx._owners import with_regions
-from gradtx._storage import Storage
+from gradtx._storage import Storage, check_patterns
 from gradtx.context import Clock
 from gradtx.core import Entry
 from gradtx.optim._groups import GroupView
@@ -48,12 +48,29 @@ class States:
     Attributes:
         by_param: The optimizer's `state`.
         seen_slots: The slots that each `state_dtype` of the chain is for.
+        awaits_slots: Whether its patterns are to be checked when all parameters have state: some were lazy.
     """
 
     def __init__(self, members: Members):
         self.members = members
         self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
+        self.awaits_slots = False
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether all parameters have state, which lazy ones have not."""
+        return all(member.layout is not None for member in self.members.by_param.values())
+
+    def check_late_patterns(self) -> None:
+        """Check patterns of `state_dtype` that waited for lazy parameters.
+
+        Raises:
+            ValueError: one matches no slot.
+        """
+        if self.awaits_slots and self.are_complete:
+            check_patterns(self.seen_slots)
+            self.awaits_slots = False
 
     def of(self, param: Tensor) -> dict[str, Any]:
         """The state of a parameter; empty if it has none."""

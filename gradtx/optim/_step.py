@@ -74,6 +74,7 @@ class Step:
                 view.start_with(values)
             self._changed.append(changed)
             workings.states.prepare(view, row, changed)
+        workings.states.check_late_patterns()
         self.members = self._stepping(rows)
         self._counts_on_device = scaling is not None and not workings.counts_on_host()
         if scaling is not None and self._counts_on_device:

@@ -16,6 +16,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._arguments import tensors_in
 from gradtx._execution import Block
+from gradtx._given import listed_group, listed_params, without_repeats
 from gradtx._pure import evaluated
 from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
@@ -30,7 +31,7 @@ from gradtx.optim._members import CPU
 from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._pickles import workings_of
 from gradtx.optim._scaling import Scaling
-from gradtx.optim._stages import RankSums, check_can_sum
+from gradtx.optim._stages import RankSums, Seen, check_can_sum
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import Step
 from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, warn_of_two_schedules
@@ -59,7 +60,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     ):
         owner = type(self).__name__
         check_transformation(owner, "tx", tx)
-        _check_no_module(owner, params)
         offload = _offload_for(owner, state_device, tx)
         self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
         members = self._workings.members
@@ -70,13 +70,28 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if sum_over is not None:
             check_can_sum(owner, members.block(), tx.needs)
             members.rank_sums = RankSums(owner, sum_over)
-        super().__init__(params, {})
-        members.check_selectors()
-        if _torch.zero_redundancy_calls():
-            members.check_divided("ZeroRedundancyOptimizer")
-        if self._workings.states.by_param:
-            check_patterns(self._workings.states.seen_slots)
+        try:
+            super().__init__(listed_params(owner, params), {})
+            if _torch.zero_redundancy_calls():
+                members.check_divided("ZeroRedundancyOptimizer")
+        except Exception:
+            if members.rank_sums is not None:
+                members.rank_sums.report_failure()
+            raise
+        self._check_patterns()
         self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}
+
+    def _check_patterns(self) -> None:
+        """Check that every pattern of the chain matches a parameter or a slot, here or on a rank with others."""
+        members, states = self._workings.members, self._workings.states
+        slots_by_label = {storage.label: slots for storage, slots in states.seen_slots.items()}
+        seen = Seen(members.names(), slots_by_label, states.are_complete)
+        states.awaits_slots = members.rank_sums is None and not seen.complete
+        if members.rank_sums is not None:
+            seen = members.rank_sums.seen_everywhere(seen)
+        members.check_selectors(seen.names)
+        if seen.complete:
+            check_patterns({storage: seen.slots[storage.label] for storage in states.seen_slots})
 
     def _own(self, tx: GradientTransformation) -> GradientTransformation:
         """The transformation with tensors of this optimizer: schedulers write into them, and others may share it."""
@@ -97,10 +112,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         A partition makes one group of each label. As torch's method, and raises the same errors.
         """
         owner = type(self).__name__
-        given: Any = param_group
-        if isinstance(given, Mapping):
-            _check_no_module(owner, param_group.get("params"))
-        group = self._as_torch_checks_it(param_group)
+        group = without_repeats(self._as_torch_checks_it(listed_group(owner, param_group)))
         keys = list(group)
         members, states = self._workings.members, self._workings.states
         states.by_param = self.state
@@ -486,9 +498,3 @@ def _is_number_tensor(loss: Any) -> bool:
 def _is_number(loss: Any) -> bool:
     """Whether a closure's result is a loss; closures may return anything if no link reads it."""
     return _is_number_tensor(loss) or (not isinstance(loss, bool) and isinstance(loss, numbers.Real))
-
-
-def _check_no_module(owner: str, params: Any) -> None:
-    if isinstance(params, torch.nn.Module) and not isinstance(params, torch.nn.ParameterList):
-        kind = type(params).__name__
-        raise TypeError(f"{owner}: needs parameters, got a {kind}; pass model.parameters() or model.named_parameters()")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -207,6 +208,8 @@ def cosine_warm_restarts_schedule(lr: Scalar, T_0: int, T_mult: int = 1, eta_min
     pct_start="[0, 1]",
     div_factor="(0, inf)",
     final_div_factor="(0, inf)",
+    warmup_steps="[0, inf)",
+    min_lr="[0, inf)",
 )
 def one_cycle_schedule(
     max_lr: Scalar,
@@ -216,6 +219,9 @@ def one_cycle_schedule(
     div_factor: Scalar = 25.0,
     final_div_factor: Scalar = 1e4,
     three_phase: bool = False,
+    *,
+    warmup_steps: int | None = None,
+    min_lr: Scalar | None = None,
 ):
     r"""Rise to `max_lr`, fall to almost nothing: the 1cycle policy. As torch's OneCycleLR.
 
@@ -231,24 +237,40 @@ def one_cycle_schedule(
         div_factor: $D > 0$.
         final_div_factor: $F > 0$.
         three_phase: Fall as fast as the rise was, and then further.
+        warmup_steps: $e$ in [0, total_steps), the step of the peak, in place of `pct_start`; with `three_phase` at
+            most half of them.
+        min_lr: $\eta/(D F) \ge 0$, the last value, in place of `final_div_factor`.
 
     Raises:
-        ValueError: an unknown strategy, numbers out of range.
+        TypeError: a number given in two ways.
+        ValueError: an unknown strategy, a warm-up that does not fit, numbers out of range.
 
     Example:
         >>> s = gradtx.one_cycle_schedule(1.0, 6, pct_start=0.5, anneal_strategy="linear", div_factor=5.0)
         >>> [round(s(i), 3) for i in range(8)]
         [0.2, 0.6, 1.0, 0.667, 0.333, 0.0, 0.0, 0.0]
+        >>> s = gradtx.one_cycle_schedule(lr=1.0, total_steps=6, warmup_steps=3, min_lr=0.1)
+        >>> [round(s(i), 3) for i in range(8)]
+        [0.04, 0.28, 0.76, 1.0, 0.55, 0.1, 0.1, 0.1]
 
     Source: Smith and Topin 2017, arXiv:1708.07120. Departures: torch raises after `total_steps`.
     """
     if anneal_strategy not in ("cos", "linear"):
         raise ValueError(f"one_cycle_schedule: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}")
-    low = max_lr / div_factor
-    floor, rise, end = low / final_div_factor, pct_start * total_steps - 1, total_steps - 1
-    phases = [(0, rise, low, max_lr), (rise, end, max_lr, floor)]
+    end, peak = total_steps - 1, cast("Tensor", max_lr)  # numbers arrive as tensors
+    rise = pct_start * total_steps - 1
+    if warmup_steps is not None:
+        _check_instead("warmup_steps", "pct_start", pct_start, 0.3)
+        _check_peak(warmup_steps, end, three_phase)
+        rise = exact(warmup_steps, peak.device)
+    low = peak / div_factor
+    floor = low / final_div_factor
+    if min_lr is not None:
+        _check_instead("min_lr", "final_div_factor", final_div_factor, 1e4)
+        floor = cast("Tensor", min_lr)
+    phases = [(0, rise, low, peak), (rise, end, peak, floor)]
     if three_phase:
-        phases[1:] = [(rise, 2 * rise, max_lr, low), (2 * rise, end, low, floor)]
+        phases[1:] = [(rise, 2 * rise, peak, low), (2 * rise, end, low, floor)]
 
     def value(step: Tensor) -> Tensor:
         now = floor * torch.ones_like(step)
@@ -261,6 +283,21 @@ def one_cycle_schedule(
         return torch.where(step > end, floor, now)
 
     return value
+
+
+def _check_instead(name: str, other: str, value: Scalar, default: float) -> None:
+    """Raise an error if the argument that another one stands for was given, too."""
+    if value != default:
+        raise TypeError(f"one_cycle_schedule: got both {name} and {other}, which say the same; pass one")
+
+
+def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
+    """Raise an error if the fall has no room behind the rise."""
+    most = end // 2 if three_phase else end
+    if warmup_steps > most:
+        raise ValueError(
+            f"one_cycle_schedule: warmup_steps must be at most {most} of total_steps={end + 1}, got {warmup_steps}"
+        )
 
 
 @schedule(base_lr="[0, inf)", max_lr="[0, inf)", step_size_up="[1, inf)", step_size_down="[1, inf)", gamma="[0, inf)")

@@ -258,3 +258,12 @@ def test_transformations_that_need_whole_trees():
 def test_a_rule_that_does_not_take_the_blocks_names_the_leaf():
     with pytest.raises(ValueError, match=r"orthogonalize: leaf 'w' has shape \(2,\), needs 2 dimensions"):
         gradtx.blocks(MUON, batch=1).init({"w": torch.zeros(3, 2)})
+
+
+@pytest.mark.parametrize("around", [gradtx.rotated, lambda tx: gradtx.low_rank(tx, 1)])
+def test_slots_of_blocks_in_other_coordinates_are_refused_at_init(around):
+    params = {"w": torch.ones(4, 3)}
+    with pytest.raises(TypeError, match=r"blocks: divides leaves, whose slots \w+ can't turn then; put it outside of"):
+        around(gradtx.blocks(gradtx.trace(0.5), heads=2)).init(params)
+    tx = around(gradtx.blocks(gradtx.clip_by_norm(1.0), heads=2))  # which keeps none
+    tx.update(params, tx.init(params), params)

@@ -126,3 +126,11 @@ def test_a_rule_on_whole_trees_inside_is_an_error():
     params = {"w": torch.zeros(1)}
     with pytest.raises(TypeError, match="correct_variance_exactly: works on whole trees"):
         tx.update(params, tx.init(params), params, grad_fn=lambda at: at)
+
+
+def test_rules_for_whole_trees_inside_are_refused_at_init():
+    tx = gradtx.restart(gradtx.line_search(gradtx.sgd()), 4)
+    with pytest.raises(TypeError, match="line_search: works on whole trees, whose state a restart can't reset"):
+        tx.init({"w": torch.ones(2)})
+    with pytest.raises(TypeError, match="line_search: works on whole trees, whose state a restart can't reset"):
+        gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.ones(2))])

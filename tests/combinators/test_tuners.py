@@ -173,3 +173,26 @@ def test_as_an_optimizer_it_takes_the_same_steps_and_keeps_its_numbers(make):
     for p, q in zip(params, expected.values(), strict=True):
         torch.testing.assert_close(p.detach(), q, rtol=1e-12, atol=1e-14)
     assert {"s_0", "s_1", "param_init", "exp_avg"} <= {key.split(".")[-1] for key in optimizer.state[params[0]]}
+
+
+@pytest.mark.parametrize("combinator", [gradtx.mechanize, gradtx.trac])
+def test_around_an_accumulation_a_missing_gradient_counts_as_one_of_zeros(combinator):
+    tx = combinator(gradtx.chain(gradtx.accumulate(gradtx.ema(0.5), 2), gradtx.sgd(lr=0.1)))
+    ones, zeros = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    ends = []
+    for missing in (None, zeros):
+        params = {"a": ones, "b": ones}
+        state = tx.init(params)
+        optimizer_params = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+        optimizer = gradtx.as_optimizer(tx, list(optimizer_params.items()))
+        for grads in ({"a": ones, "b": 3 * ones}, {"a": ones, "b": missing}, {"a": ones, "b": ones}) * 2:
+            updates, state = tx.update(grads, state, params)
+            params = gradtx.apply_updates(params, updates)
+            for name, param in optimizer_params.items():
+                param.grad = grads[name]
+            optimizer.step()
+        assert not torch.equal(params["b"], ones)
+        for name, param in optimizer_params.items():
+            torch.testing.assert_close(param.detach(), params[name], rtol=1e-12, atol=0)
+        ends.append(params)
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=0)

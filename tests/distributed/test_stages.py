@@ -23,6 +23,12 @@ OF_BRANCHES = gradtx.chain(
     ),
 )
 
+# All leaves of the first stage go in blocks, and some of the second.
+IN_BLOCKS = gradtx.chain(
+    gradtx.blocks(gradtx.clip_by_global_norm(0.1), ("embed", "first", "second"), batch=1),
+    gradtx.blocks(gradtx.prodigy(lr=1.0), ("embed", "head"), batch=1),
+)
+
 # A chain, and the messages of a step.
 CHAINS = {
     "clip and adamw": (gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.adamw(lr=0.1)), 1),
@@ -34,6 +40,7 @@ CHAINS = {
     "accumulate": (gradtx.accumulate(gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.sgd(lr=0.1)), 2), 1),
     "skip_nonfinite": (gradtx.skip_nonfinite(gradtx.adamw(lr=0.1)), 1),
     "branches": (OF_BRANCHES, 3),
+    "blocks": (IN_BLOCKS, 2),
     "adamw": (gradtx.adamw(lr=0.1), 0),
 }
 
@@ -92,6 +99,30 @@ def stages_equal_the_whole(name, kind, with_gaps):
 @pytest.mark.parametrize("name", CHAINS)
 def test_stages_take_the_steps_of_one_process_with_one_message_a_sum(name, kind, with_gaps, two):
     two.run(stages_equal_the_whole, name, kind, with_gaps)
+
+
+SHAPES_SEEN = []
+
+
+@gradtx.per_tensor(elementwise=True, compiles=False)
+def seen():
+    def update(update, state, param, ctx):
+        SHAPES_SEEN.append(tuple(update.shape))
+        return update, state
+
+    return update
+
+
+def shapes_that_rules_see():
+    tx = gradtx.chain(gradtx.blocks(gradtx.clip_by_global_norm(0.1), batch=1), seen(), gradtx.sgd(lr=0.1))
+    stage = [name for name in STAGES[distributed.get_rank()] if name != "bias"]
+    SHAPES_SEEN.clear()
+    trained(tx, stage, sum_over=distributed.group.WORLD, steps=1)
+    assert sorted(SHAPES_SEEN) == sorted(SHAPES[name] for name in stage)
+
+
+def test_sums_over_blocks_need_no_stand_in_where_leaves_have_them(two):
+    two.run(shapes_that_rules_see)
 
 
 def divided_stages_equal_the_whole():
@@ -258,3 +289,55 @@ def no_groups(option):
 
 def test_what_sums_alone_cannot_complete_is_refused_by_name(two):
     two.run(refused)
+
+
+# Patterns of `state_dtype`.
+
+OF_STAGES = gradtx.partition(
+    {"a": gradtx.sgd(lr=0.1, momentum=0.9), "b": gradtx.adam(lr=0.1)}, {"a": STAGES[0], "b": STAGES[1]}
+)
+
+
+def stored_as(state_dtype):
+    params = model(STAGES[distributed.get_rank()])
+    tx = gradtx.with_state_dtype(OF_STAGES, state_dtype)
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), sum_over=distributed.group.WORLD)
+    give_gradients(params, 0)
+    optimizer.step()
+    return [key for param in params.values() for key, value in optimizer.state[param].items() if value.dtype == HALF]
+
+
+HALF = torch.bfloat16
+
+
+def test_a_pattern_may_match_slots_of_another_stage_only(two):
+    first, second = two.run(stored_as, {"momentum_buffer": HALF, "exp_avg_sq": HALF})
+    assert (set(first), set(second)) == ({"momentum_buffer"}, {"exp_avg_sq"})
+
+
+def unmatched(state_dtype):
+    with pytest.raises(ValueError, match="matches no slot of the chain") as caught:
+        stored_as(state_dtype)
+    return str(caught.value)
+
+
+def test_a_pattern_that_matches_on_no_stage_is_the_same_error_on_all(two):
+    first, second = two.run(unmatched, {"momentum_buffer": HALF, "exp_avg_squared": HALF})
+    assert first == second
+    assert "'exp_avg_squared'" in first
+    assert "exp_avg_sq, momentum_buffer" in first
+
+
+def fails_to_make_one():
+    params = list(model(STAGES[distributed.get_rank()]).items())
+    if distributed.get_rank() == 1:
+        params.append(("no leaf", 2 * params[0][1]))
+    with pytest.raises((ValueError, RuntimeError), match=r"failed to make it|non-leaf") as caught:
+        gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, sum_over=distributed.group.WORLD)
+    return str(caught.value)
+
+
+def test_ranks_that_cannot_make_their_optimizer_do_not_let_others_wait(two):
+    first, second = two.run(fails_to_make_one)
+    assert "rank 1 failed to make it; its error is raised there" in first
+    assert "rank 1" not in second

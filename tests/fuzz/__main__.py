@@ -10,9 +10,10 @@ import warnings
 
 from tqdm import tqdm
 
-from tests.fuzz import chains, states
+from tests.fuzz import chains, states, wide
 
-KINDS = {"chains": chains.run, "states": states.run}
+KINDS = {"chains": chains.run, "states": states.run, "wide": wide.run}
+CASES = {"chains": chains.drawn_case, "wide": wide.drawn_case}
 
 
 def main() -> int:
@@ -41,7 +42,7 @@ def main() -> int:
 
 def report(kind: str, seed: int, error: Exception) -> str:
     """What to know about a failure."""
-    case = f"\n  {chains.drawn_case(seed)!r}" if kind == "chains" else ""
+    case = f"\n  {CASES[kind](seed)!r}" if kind in CASES else ""
     return f"{kind}, seed {seed}: {type(error).__name__}: {error}{case}"
 
 

@@ -1,9 +1,11 @@
 """A fixed number of seeds of the fuzz, for every run of the tests; `python -m tests.fuzz` goes on for longer."""
 
 import pytest
+import torch
 
+import gradtx
 from gradtx.optim.engine import compiled
-from tests.fuzz import chains, states
+from tests.fuzz import chains, states, wide
 from tests.thinning import thinned
 
 
@@ -12,6 +14,29 @@ from tests.thinning import thinned
 def test_random_chains_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 15):
         chains.run(seed)
+
+
+@thinned(4)
+@pytest.mark.parametrize("first", range(0, 40, 5))
+def test_random_chains_of_all_combinators_agree_in_all_ways_to_run_them(first):
+    for seed in range(first, first + 5):
+        wide.run(seed)
+
+
+@pytest.mark.parametrize(("share", "is_fault"), [(0.5, False), (20.0, True)])
+def test_rounding_that_a_chain_magnifies_is_no_fault_and_anything_more_is_one(share, is_fault):
+    tx = gradtx.chain(gradtx.centralize(), gradtx.lion(lr=0.1))  # the sign of what equal entries leave
+    gradients = [{"w": torch.full((2, 3), 0.1, dtype=torch.float64)}] * wide.STEPS
+    case = wide.Case(tx, {"w": torch.zeros(2, 3, dtype=torch.float64)}, gradients, [{}] * wide.STEPS, False)
+    expected = wide.functional(case)
+    sensitivity = wide.Sensitivity(case, expected)
+    assert sensitivity.check(expected, "the same")
+    moved = {name: value + share * sensitivity.largest() for name, value in expected.items()}
+    if is_fault:
+        with pytest.raises(AssertionError, match=r"moved: .* apart, the last bits of gradients move it by"):
+            sensitivity.check(moved, "moved")
+    else:
+        assert not sensitivity.check(moved, "moved")
 
 
 @thinned(5)

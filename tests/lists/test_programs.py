@@ -313,3 +313,22 @@ def test_a_program_takes_gradients_of_another_layout_than_its_stand_ins():
         _, state = tx.update(params, tx.init(params), params)
         updates, _ = tx.update(params, state, params)
         torch.testing.assert_close(weight.detach(), -0.1 * (gradient + updates["w"]), rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("others", [("empty",), ("empty", "matrix"), ("empty", "vector", "matrix")])
+def test_the_bits_of_leaves_without_dimensions_do_not_depend_on_other_leaves(others):
+    numbers = [f"number_{i}" for i in range(8)]
+    shapes = {**dict.fromkeys(numbers, ()), "empty": (0,), "vector": (5,), "matrix": (3, 4)}
+    ways = []
+    for names in (numbers, [*numbers, *others]):
+        ways.append([])
+        generator = torch.Generator().manual_seed(84)
+        params = {name: torch.nn.Parameter(torch.randn(shapes[name], generator=generator)) for name in names}
+        optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.05, momentum=0.9), list(params.items()))
+        for step in range(20):
+            generator.manual_seed(step)
+            for param in params.values():
+                param.grad = torch.randn(param.shape, generator=generator)
+            optimizer.step()
+            ways[-1].append([params[name].item() for name in numbers])
+    assert ways[0] == ways[1]

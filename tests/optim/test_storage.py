@@ -357,3 +357,23 @@ def test_keys_of_former_versions_beside_a_later_coded_slot_load():
     other, again = stepped(tx)
     other.load_state_dict(saved)
     assert_equal(other.state[again], optimizer.state[param])
+
+
+LAZY_BRANCHES = gradtx.partition({"a": gradtx.sgd(lr=0.1, momentum=0.9), "b": gradtx.adam()}, {"a": "0.*", "b": "*"})
+
+
+@pytest.mark.parametrize(("pattern", "is_refused"), [("momentum_buffer", False), ("momentum", True)])
+def test_patterns_for_slots_of_lazy_parameters_are_checked_once_these_have_a_shape(pattern, is_refused):
+    model = torch.nn.Sequential(torch.nn.LazyLinear(4), torch.nn.LayerNorm(4))
+    tx = gradtx.with_state_dtype(LAZY_BRANCHES, {pattern: torch.bfloat16})
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    if not is_refused:
+        optimizer.step()
+        assert optimizer.state[model[0].weight]["momentum_buffer"].dtype == torch.bfloat16
+        return
+    before = [param.detach().clone() for param in model.parameters()]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="'momentum' matches no slot of the chain; its slots: exp_avg, exp_avg_sq"):
+            optimizer.step()
+    assert all(map(torch.equal, model.parameters(), before))

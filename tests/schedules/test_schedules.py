@@ -547,6 +547,38 @@ def test_wsd_names_the_phases_that_do_not_add_up(options, error, text):
         gradtx.wsd_schedule(0.5, 2, **options)
 
 
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+@pytest.mark.parametrize("three_phase", [False, True])
+def test_one_cycle_takes_the_warmup_and_the_least_rate_of_the_vocabulary(strategy, three_phase):
+    options = {"anneal_strategy": strategy, "three_phase": three_phase}
+    s = gradtx.one_cycle_schedule(
+        lr=0.5, total_steps=10, warmup_steps=3, min_lr=0.5 / 4 / 10, div_factor=4.0, **options
+    )
+    expected = gradtx.one_cycle_schedule(0.5, 10, 0.4, div_factor=4.0, final_div_factor=10.0, **options)
+    assert [s(step) for step in range(13)] == pytest.approx([expected(step) for step in range(13)])
+    again = eval(repr(s), vars(gradtx))
+    assert [s(step) for step in range(13)] == [again(step) for step in range(13)]
+
+
+def test_one_cycle_without_warmup_starts_at_its_peak():
+    assert gradtx.one_cycle_schedule(0.5, 10, warmup_steps=0)(0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"warmup_steps": 2, "pct_start": 0.4}, TypeError, "got both warmup_steps and pct_start"),
+        ({"min_lr": 0.1, "final_div_factor": 10.0}, TypeError, "got both min_lr and final_div_factor"),
+        ({"warmup_steps": 10}, ValueError, "warmup_steps must be at most 9 of total_steps=10, got 10"),
+        ({"warmup_steps": 5, "three_phase": True}, ValueError, "warmup_steps must be at most 4 of total_steps=10"),
+        ({"warmup_steps": -1}, ValueError, r"warmup_steps must be in \[0, inf\), got -1"),
+    ],
+)
+def test_one_cycle_names_what_does_not_fit(options, error, text):
+    with pytest.raises(error, match=text):
+        gradtx.one_cycle_schedule(0.5, 10, **options)
+
+
 def test_a_number_under_both_of_its_words_is_an_error():
     with pytest.raises(TypeError, match="cosine_schedule: got two values for 'T_max'"):
         gradtx.cosine_schedule(0.5, T_max=3, total_steps=4)

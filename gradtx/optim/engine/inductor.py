@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from gradtx import _torch
+from gradtx._messages import close
 from gradtx.optim.engine.kept import keep, kept_program, place_of
 
 
@@ -45,12 +46,12 @@ def compiler_options(compile: Any) -> dict[str, Any]:
 
     Raises:
         TypeError: something else.
-        ValueError: an unknown mode.
+        ValueError: an unknown mode or option.
     """
     if compile is True:
         return {}
     if isinstance(compile, Mapping):
-        return dict(cast("Mapping[str, Any]", compile))
+        return _checked_options(cast("Mapping[Any, Any]", compile))
     if isinstance(compile, str):
         modes = _torch.compiler_modes()
         if compile not in modes:
@@ -59,3 +60,15 @@ def compiler_options(compile: Any) -> dict[str, Any]:
     raise TypeError(
         f'compile must be True, False, "background", a mode of torch.compile or a dict of its options, got {compile!r}'
     )
+
+
+def _checked_options(options: Mapping[Any, Any]) -> dict[str, Any]:
+    known = _torch.compiler_option_names()
+    for name in options:
+        if not isinstance(name, str):
+            raise TypeError(f"compile: options of torch's compiler go by name, got the key {name!r}")
+        if known is not None and name.replace("-", "_") not in known:  # as torch.compile reads them
+            meant = close(name, known)
+            hint = "" if meant is None else f"; did you mean {meant!r}?"
+            raise ValueError(f"compile: torch's compiler has no option {name!r}{hint}")
+    return dict(options)

@@ -290,8 +290,10 @@ def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]
     return passes_of(function, common, leaves, ListPass)
 
 
-def _size(pair: tuple[Member, Leaf]) -> int:
-    return pair[0].param.numel()
+def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
+    """The order of leaves by size; a leaf without dimensions, where numbers in float64 count, is below empty ones."""
+    param = pair[0].param
+    return param.ndim > 0, param.numel()
 
 
 def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:

@@ -1,0 +1,127 @@
+"""Checks of parameters and groups as users give them, before torch looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+from torch import Tensor
+from torch.nn import Module, ParameterList
+
+from gradtx._messages import shortly
+
+FROM_MODEL = "pass model.parameters() or model.named_parameters()"
+NEEDED = "needs a tensor or a pair (name, tensor)"
+
+
+def listed_params(owner: str, params: Any) -> Any:
+    """Parameters or groups as a list; a tensor or a set as it is, which torch refuses.
+
+    Raises:
+        TypeError: something else, or an entry that is none.
+        KeyError: a group without parameters, as torch's.
+        ValueError: there are none.
+    """
+    if isinstance(params, Tensor | set):
+        return cast("Any", params)
+    if isinstance(params, Mapping):
+        mapping = cast("Mapping[Any, Any]", params)
+        remedy = "put the group in a list" if "params" in mapping else "pass list(params.items())"
+        raise TypeError(f"{owner}: needs a list of parameters or of groups, got a dict; {remedy}")
+    entries = _listed(owner, params)
+    if not entries:
+        used = "; a generator such as model.parameters() gives its tensors once" if isinstance(params, Iterator) else ""
+        raise ValueError(f"{owner}: got an empty parameter list{used}")
+    if isinstance(entries[0], Mapping):
+        for i, group in enumerate(entries):
+            check_group(f"{owner}: group {i}", group)
+    else:
+        _check_entries(f"{owner}: params", entries)
+    return entries
+
+
+def listed_group(owner: str, group: Any) -> Any:
+    """A group whose parameters are a list, after checking them."""
+    if not isinstance(group, dict):
+        return group  # torch refuses it
+    checked = cast("dict[Any, Any]", group)
+    check_group(f"{owner}: a group", checked)
+    params = checked["params"]
+    if isinstance(params, Tensor | set):
+        return checked
+    entries = _listed(owner, params)
+    _check_entries(f"{owner}: group['params']", entries)
+    checked["params"] = entries
+    return checked
+
+
+def check_group(what: str, group: Any) -> None:
+    """Raise an error for a group that is no dict, lacks its parameters, or has a key that is no name."""
+    if not isinstance(group, Mapping):
+        raise TypeError(f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}")
+    keys = list(cast("Mapping[Any, Any]", group))
+    if "params" not in keys:
+        raise KeyError(f"{what} has no 'params', only {shortly(tuple(keys))}")
+    for key in keys:
+        if not isinstance(key, str):
+            raise TypeError(f"{what} has the key {key!r}, needs names of hyperparameters")
+
+
+def check_groups(owner: str, groups: Iterable[Any]) -> None:
+    """Check `param_groups` that anyone may have changed.
+
+    Raises:
+        TypeError, KeyError: one is no group of tensors.
+    """
+    for i, group in enumerate(groups):
+        what = f"{owner}: param_groups[{i}]"
+        check_group(what, group)
+        params = group["params"]
+        if not isinstance(params, list | tuple):
+            raise TypeError(f"{what}['params'] is {shortly(params)}, needs a list of tensors")
+        for j, param in enumerate(cast("list[Any]", params)):
+            if not isinstance(param, Tensor):
+                raise TypeError(f"{what}['params'][{j}] is {shortly(param)}, needs a tensor")
+
+
+def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
+    """A group with each parameter once, under its first name."""
+    params: list[Tensor] = group["params"]
+    first: dict[Tensor, int] = {}
+    for i, param in enumerate(params):
+        first.setdefault(param, i)
+    if len(first) < len(params):
+        group["params"] = list(first)
+        if "param_names" in group:
+            group["param_names"] = [group["param_names"][i] for i in first.values()]
+    return group
+
+
+def _listed(owner: str, params: Any) -> list[Any]:
+    if isinstance(params, Module) and not isinstance(params, ParameterList):
+        raise TypeError(f"{owner}: needs parameters, got a {type(params).__name__}; {FROM_MODEL}")
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        raise TypeError(f"{owner}: needs parameters, got {shortly(params)}; {FROM_MODEL}")
+    return list(cast("Iterable[Any]", params))
+
+
+def _check_entries(what: str, entries: list[Any]) -> None:
+    for i, entry in enumerate(entries):
+        tensor = entry
+        if isinstance(entry, tuple):
+            pair = cast("tuple[Any, ...]", entry)
+            if len(pair) != 2 or not isinstance(pair[0], str):
+                raise TypeError(f"{what}[{i}] is {shortly(pair)}, {NEEDED}")
+            tensor = pair[1]
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{what}[{i}] is {shortly(entry)}, {NEEDED}{_remedy(tensor)}")
+
+
+def _remedy(entry: Any) -> str:
+    if isinstance(entry, Module):
+        return "; add its parameters() to the list"
+    if isinstance(entry, Mapping):
+        return "; groups stand in one list, without parameters beside them"
+    if isinstance(entry, list | Iterator):
+        return "; put its tensors in the list, [*a, *b]"
+    return ""

@@ -1,0 +1,193 @@
+"""Errors of `as_optimizer`, its groups and `memory`: what was given, where, and what to pass instead."""
+
+import re
+
+import pytest
+import torch
+
+import gradtx
+
+W = torch.nn.Parameter(torch.ones(3, 2))
+B = torch.nn.Parameter(torch.ones(3))
+LINEAR = torch.nn.Linear(2, 3)
+ADAMW = gradtx.adamw()
+PAIR = "needs a tensor or a pair (name, tensor)"
+FROM_MODEL = "pass model.parameters() or model.named_parameters()"
+
+
+def matching(message):
+    return f'^"?{re.escape(message)}"?$'  # a KeyError shows its message in quotes
+
+
+def used_up():
+    params = LINEAR.parameters()
+    list(params)
+    return params
+
+
+PARAMS = {
+    f"needs parameters, got None; {FROM_MODEL}": (TypeError, lambda: None),
+    f"needs parameters, got 3; {FROM_MODEL}": (TypeError, lambda: 3),
+    f"needs parameters, got 'abc'; {FROM_MODEL}": (TypeError, lambda: "abc"),
+    f"needs parameters, got a Linear; {FROM_MODEL}": (TypeError, lambda: LINEAR),
+    "got an empty parameter list": (ValueError, list),
+    "got an empty parameter list; a generator such as model.parameters() gives its tensors once": (ValueError, used_up),
+    "needs a list of parameters or of groups, got a dict; pass list(params.items())": (
+        TypeError,
+        lambda: dict(LINEAR.named_parameters()),
+    ),
+    "needs a list of parameters or of groups, got a dict; put the group in a list": (
+        TypeError,
+        lambda: {"params": [W]},
+    ),
+    f"params[1] is None, {PAIR}": (TypeError, lambda: [W, None]),
+    f"params[0] is 'w', {PAIR}": (TypeError, lambda: ["w", W]),
+    f"params[0] is Linear(...), {PAIR}; add its parameters() to the list": (TypeError, lambda: [LINEAR]),
+    f"params[1] is [tensor(shape=(3,))], {PAIR}; put its tensors in the list, [*a, *b]": (TypeError, lambda: [W, [B]]),
+    f"params[1] is a dict of 1, {PAIR}; groups stand in one list, without parameters beside them": (
+        TypeError,
+        lambda: [W, {"params": [B]}],
+    ),
+    f"params[0] is (tensor(shape=(3, 2)), tensor(shape=(3,))), {PAIR}": (TypeError, lambda: [(W, B)]),
+    f"params[0] is (3, tensor(shape=(3, 2))), {PAIR}": (TypeError, lambda: [(3, W)]),
+    f"params[0] is ('w', tensor(shape=(3, 2)), 1), {PAIR}": (TypeError, lambda: [("w", W, 1)]),
+    f"params[0] is ('w', 3), {PAIR}": (TypeError, lambda: [("w", 3)]),
+    "group 0 has no 'params', only ('lr',)": (KeyError, lambda: [{"lr": 0.1}]),
+    "group 1 is tensor(shape=(3,)), needs a dict such as {'params': [...]}": (TypeError, lambda: [{"params": [W]}, B]),
+    "group 0 has the key 3, needs names of hyperparameters": (TypeError, lambda: [{"params": [W], 3: 1}]),
+}
+WRONG_GROUPS = {
+    f"needs parameters, got None; {FROM_MODEL}": (TypeError, {"params": None}),
+    f"needs parameters, got 7; {FROM_MODEL}": (TypeError, {"params": 7}),
+    f"group['params'][0] is None, {PAIR}": (TypeError, {"params": [None]}),
+    "a group has no 'params', only ('lr',)": (KeyError, {"lr": 0.1}),
+}
+
+
+@pytest.mark.parametrize(("message", "kind", "params"), [(m, *rest) for m, rest in PARAMS.items()], ids=PARAMS)
+def test_what_are_no_parameters_says_where_and_what_to_pass(message, kind, params):
+    with pytest.raises(kind, match=matching(f"ChainOptimizer: {message}")):
+        gradtx.as_optimizer(ADAMW, params())
+    with pytest.raises(kind, match=matching(f"AdamW: {message}")):
+        gradtx.optim.AdamW(params())
+
+
+@pytest.mark.parametrize(("message", "kind", "group"), [(m, *r) for m, r in WRONG_GROUPS.items()], ids=WRONG_GROUPS)
+def test_a_group_that_is_none_is_not_added(message, kind, group):
+    optimizer = gradtx.as_optimizer(ADAMW, [W])
+    before = repr(optimizer)
+    with pytest.raises(kind, match=matching(f"ChainOptimizer: {message}")):
+        optimizer.add_param_group(dict(group))
+    assert repr(optimizer) == before
+    with pytest.raises(kind, match=matching("ChainOptimizer: " + message.replace("a group has", "group 0 has"))):
+        gradtx.as_optimizer(ADAMW, [dict(group)])
+
+
+def without_params(groups):
+    del groups[0]["params"]
+
+
+def with_none(groups):
+    groups[0]["params"] = None
+
+
+def with_number(groups):
+    groups.append(3)
+
+
+def with_number_among_params(groups):
+    groups[0]["params"] = [W, 3]
+
+
+SPOILED = {
+    "param_groups[0] has no 'params', only ('lr', ": (KeyError, without_params),
+    "param_groups[0]['params'] is None, needs a list of tensors": (TypeError, with_none),
+    "param_groups[1] is 3, needs a dict such as {'params': [...]}": (TypeError, with_number),
+    "param_groups[0]['params'][1] is 3, needs a tensor": (TypeError, with_number_among_params),
+}
+
+
+@pytest.mark.parametrize("call", ["explain", "step", "state_dict", "eval"])
+@pytest.mark.parametrize(("message", "kind", "change"), [(m, *r) for m, r in SPOILED.items()], ids=SPOILED)
+def test_groups_that_were_spoiled_are_named_by_whatever_reads_them(message, kind, change, call):
+    optimizer = gradtx.as_optimizer(ADAMW, [W])
+    change(optimizer.param_groups)
+    with pytest.raises(kind, match=matching(f"ChainOptimizer: {message}").removesuffix('"?$')):
+        getattr(optimizer, call)()
+
+
+OPTIONS = {
+    "ChainOptimizer: seed must be an int, got tensor(shape=(2,))": (TypeError, {"seed": torch.ones(2)}),
+    f"ChainOptimizer: seed must fit in 64 bits, got {2**80}": (ValueError, {"seed": 2**80}),
+    "compile: torch's compiler has no option 'max-autotunes'; did you mean 'max_autotune'?": (
+        ValueError,
+        {"compile": {"max-autotunes": True}},
+    ),
+    "compile: options of torch's compiler go by name, got the key 1": (TypeError, {"compile": {1: 1}}),
+}
+
+
+@pytest.mark.parametrize(("message", "kind", "options"), [(m, *rest) for m, rest in OPTIONS.items()], ids=OPTIONS)
+def test_an_option_that_makes_no_sense_is_refused_when_the_optimizer_is_made(message, kind, options):
+    with pytest.raises(kind, match=matching(message)):
+        gradtx.as_optimizer(ADAMW, [W], **options)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_seed_in_a_group_that_is_none_is_named_before_anything_changes():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.adahessian(), [weight])
+    optimizer.param_groups[0]["hessian_seed"] = "a"
+    (weight**3).sum().backward(create_graph=True)
+    with pytest.raises(TypeError, match="ChainOptimizer: hessian_seed must be an int, got 'a'"):
+        optimizer.step()
+    assert weight.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+@pytest.mark.parametrize("params", [[W, B, W], [("w", W), ("b", B), ("v", W)]])
+def test_a_parameter_that_is_twice_in_a_group_is_there_once(params):
+    optimizer = gradtx.as_optimizer(ADAMW, params)
+    (group,) = optimizer.param_groups
+    assert [id(param) for param in group["params"]] == [id(W), id(B)]
+    assert group.get("param_names", ["w", "b"]) == ["w", "b"]
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+PLANS = {
+    "memory: needs a model, a dict or a list of tensors, got 7": (TypeError, lambda: 7),
+    "memory: needs a model, a dict or a list of tensors, got 'llama'": (TypeError, lambda: "llama"),
+    "memory: got no parameters": (ValueError, torch.nn.ReLU),
+    "memory: got an empty parameter list; a generator such as model.parameters() gives its tensors once": (
+        ValueError,
+        used_up,
+    ),
+    "memory: two parameters are named 'w'; give them names of their own": (ValueError, lambda: [("w", W), ("w", B)]),
+    "memory: two parameters are named '1'; give them names of their own": (ValueError, lambda: [("1", W), B]),
+    f"memory: params[0] is (3, 4), {PAIR}": (TypeError, lambda: [(3, 4)]),
+    f"memory: params[0] is ('w', tensor(shape=(3,)), 1), {PAIR}": (TypeError, lambda: [("w", B, 1)]),
+    "memory: leaf 'w' is a str, needs a tensor or None": (TypeError, lambda: {"w": "3x4"}),
+    "memory: 'weight' is lazy and has no shape yet; run the model once on an input": (
+        ValueError,
+        lambda: torch.nn.LazyLinear(3),
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "kind", "params"), [(m, *rest) for m, rest in PLANS.items()], ids=PLANS)
+def test_memory_of_what_are_no_parameters_says_what_to_pass(message, kind, params):
+    with pytest.raises(kind, match=matching(message)):
+        gradtx.memory(ADAMW, params())
+
+
+@pytest.mark.parametrize(("device", "kind"), [("gpu", ValueError), (-1, ValueError), (["cpu"], TypeError)])
+def test_memory_on_no_device_is_named(device, kind):
+    message = f"memory: device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}"
+    with pytest.raises(kind, match=matching(message)):
+        gradtx.memory(ADAMW, LINEAR, device=device)
+
+
+def test_memory_takes_groups_and_nested_trees():
+    expected = gradtx.memory(ADAMW, [W, B]).state
+    assert gradtx.memory(ADAMW, [{"params": [W], "lr": 0.1}, {"params": iter([B])}]).state == expected
+    assert gradtx.memory(ADAMW, {"body": {"w": W, "gone": None}, "head": [B]}).state == expected
