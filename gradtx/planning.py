@@ -241,8 +241,7 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
     for entry in entries:
         params: Any = listed_group(WHO, dict(entry))["params"] if _is_mapping(entry) else [entry]
         for param in [params] if isinstance(params, Tensor) else params:
-            pair: tuple[str, Any] = param if isinstance(param, tuple) else (str(len(leaves)), param)
-            name, tensor = pair
+            name, tensor = cast("tuple[str, Any]", param) if isinstance(param, tuple) else (str(len(leaves)), param)
             if name in leaves:
                 raise ValueError(f"{WHO}: two parameters are named {name!r}; give them names of their own")
             check_leaf(name, tensor, WHO)
