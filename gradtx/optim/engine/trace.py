@@ -372,7 +372,9 @@ class DynamoPass:
         self._compiled: Any = None
 
     def _copies(self) -> list[Tensor]:
-        return [tensor.clone() for tensor in self._examples]
+        """Copies of the examples; one that occurs twice stays one tensor, or dynamo would compile again for a step."""
+        copies = {id(tensor): tensor.clone() for tensor in self._examples}
+        return [copies[id(tensor)] for tensor in self._examples]
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Always: dynamo compiles once more if a rule assumed other sizes."""
