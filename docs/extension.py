@@ -169,6 +169,7 @@ def module_of(app: Any, module: str, name: str) -> str | None:
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "README.md": "comparison.md",  # the one section that the site takes over
     "gradtx/optimizers": "reference/optimizers.md",
     "gradtx/transforms": "reference/pieces.md",
 }
