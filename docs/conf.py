@@ -27,6 +27,7 @@ KNOWN = (
 nitpick_ignore_regex = [("py:class", KNOWN)]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # underlines nothing that is no link
 html_title = "gradtx"
 html_math_renderer = "mathml"
 html_static_path = ["static"]

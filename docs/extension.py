@@ -95,6 +95,27 @@ class TrimBlocks(SphinxTransform):
             block += nodes.Text(block.rawsource)
 
 
+WIDE = 800  # pixels: two panels or more, whose text a phone's width would make too small to read
+
+
+class MarkWidePictures(SphinxTransform):
+    """Gives wide pictures the class `wide`, which site.css lets scroll on phones."""
+
+    default_priority = 400
+
+    def apply(self, **kwargs: Any) -> None:
+        folder = Path(self.env.doc2path(self.env.docname)).parent
+        for image in self.document.findall(nodes.image):
+            if width_of_png(folder / image["uri"]) > WIDE:
+                image["classes"].append("wide")
+
+
+def width_of_png(path: Path) -> int:
+    """Pixels in a row, from the header; 0 for other files."""
+    header = path.read_bytes()[:20] if path.is_file() else b""
+    return int.from_bytes(header[16:20], "big") if header.startswith(b"\x89PNG") else 0
+
+
 def shadowed(literal: nodes.Node) -> bool:
     """Whether the name is a link or a title already, an argument of what is described, or another library's."""
     above, name = literal.parent, literal.astext().partition("(")[0]
@@ -148,6 +169,7 @@ def module_of(app: Any, module: str, name: str) -> str | None:
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "README.md": "comparison.md",  # the one section that the site takes over
     "gradtx/optimizers": "reference/optimizers.md",
     "gradtx/transforms": "reference/pieces.md",
 }
@@ -208,6 +230,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.add_html_math_renderer("mathml", inline_renderers=visit_math(True), block_renderers=visit_math(False))
     app.add_transform(LinkNames)
     app.add_transform(TrimBlocks)
+    app.add_transform(MarkWidePictures)
     # The index asks for groups of pages by name, of which one may be empty; that warning has no type to suppress it by.
     tree = logging.getLogger("sphinx.directives.other").logger
     tree.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")

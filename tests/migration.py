@@ -44,8 +44,8 @@ Differences:
 
 ## Optimizers
 
-"here" is the function, "class" the class of `gradtx.optim`. Defaults are ours, with theirs in brackets; `=` gives the
-fixed behaviour here for an option that does not exist here.
+"here" is the function and the class of `gradtx.optim`. `a` → `b`: option `a` is `b` here. Defaults are ours, with
+theirs in brackets; `=` gives the fixed behaviour here for an option that does not exist here.
 
 """
 REQUIRED = "required"
@@ -194,8 +194,18 @@ def row(library, name, cls, theirs):
         for option, value in other.items()
         if option in ours and ours[option] != value and shown(ours[option]) != shown(value)
     ]
-    cells = [f"`{cls._alias.__name__}`", f"`{cls.__name__}`", ", ".join(renamed), ", ".join(missing)]
-    return f"| {name} | {' | '.join(cells)} | {', '.join(defaults)} | {NOTES.get((library, name), '')} |"
+    parts = [part for part in (NOTES.get((library, name)), *labelled(renamed, missing, defaults)) if part]
+    return f"| {name} | `{cls._alias.__name__}`<br>`{cls.__name__}` | {'<br>'.join(parts)} |"
+
+
+def labelled(renamed, missing, defaults):
+    """The three kinds of differences, each in a line."""
+    if renamed:
+        yield f"*renamed*: {', '.join(renamed)}"
+    if missing:
+        yield f"*not here*: {', '.join(missing)}"
+    if defaults:
+        yield f"*defaults*: {', '.join(defaults)}"
 
 
 def tables():
@@ -208,8 +218,8 @@ def tables():
     published = {name: cls for name, cls in published.items() if torchs.get(name) is not cls}
     for library, classes in (("torch.optim", torchs), ("pytorch_optimizer", published)):
         yield f"### {library}\n"
-        yield "| there | here | class | options with other names | options not here | defaults | |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| there | here | differences |"
+        yield "|---|---|---|"
         absent = []
         for name, theirs in sorted(classes.items(), key=lambda item: item[0].lower()):
             cls = counterpart(library, name)
@@ -222,10 +232,12 @@ def tables():
 
 def page():
     """The text of the page."""
-    lines = [*tables(), "## Schedulers\n", "| class there | name there | here | function | |", "|---|---|---|---|---|"]
+    lines = [*tables(), "## Schedulers\n", "| there, its name | here | differences |", "|---|---|---|"]
     for cls, name, ours in SCHEDULERS:
         note = SCHEDULER_NOTES.get(name, "")
-        lines.append(f"| {cls} | {name} | {ours} | `{gradtx.load_lr_scheduler(ours).__name__}` | {note} |")
+        function = gradtx.load_lr_scheduler(ours).__name__
+        there = f"{cls}<br>{name}" if name else cls
+        lines.append(f"| {there} | {ours}<br>`{function}` | {note} |")
     lines.append(
         "\nOthers are `explore_exploit`, `ranger21` and the un-tuned warm-ups. `join_schedules` is SequentialLR,"
     )

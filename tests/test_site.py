@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,84 @@ def test_an_index_of_an_accented_letter_stands_at_its_side():
 
     text = re.sub(r"\s+", "", extension.mathml(r"\hat m_t", inline=True))
     assert '<msub><moveraccent="true"><mi>m</mi><mostretchy="false">ˆ</mo></mover><mi>t</mi></msub>' in text
+
+
+WIDE_PAGE = """# A page wider than a phone
+
+![A panel](small.png) ![Three panels](wide.png)
+
+| a | b |
+|---|---|
+| c | d |
+"""
+
+
+class Containers(HTMLParser):
+    """Each table of a page with the classes around it, and each picture with its own."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.around, self.tables, self.pictures = [], [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        classes = (dict(attrs).get("class") or "").split()
+        if tag == "table":
+            self.tables.append({name for outer in self.around for name in outer})
+        if tag == "img":
+            self.pictures[Path(dict(attrs)["src"]).name] = classes
+        if tag == "div":
+            self.around.append(classes)
+
+    def handle_endtag(self, tag):
+        if tag == "div":
+            self.around.pop()
+
+
+def png(width, height):
+    """The first bytes of a picture, which have its size."""
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big")
+
+
+def test_tables_and_wide_pictures_scroll_in_their_own_box(tmp_path):
+    (tmp_path / "index.md").write_text(WIDE_PAGE, encoding="utf-8")
+    (tmp_path / "small.png").write_bytes(png(800, 400))
+    (tmp_path / "wide.png").write_bytes(png(801, 400))
+    command = [sys.executable, "-m", "sphinx", "--quiet", "-c", str(DOCS), "-D", "exclude_patterns=reference,out"]
+    subprocess.run([*command, str(tmp_path), str(tmp_path / "out")], check=True, capture_output=True)
+    page = Containers((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert len(page.tables) == 1
+    assert all("table-wrapper" in around for around in page.tables)
+    assert "wide" in page.pictures["wide.png"]
+    assert "wide" not in page.pictures["small.png"]
+
+
+SIDEBARS, PADDING, SCROLLBAR, ROOT = 30, 6, 15, 16  # em of both menus and of the text's two sides; pixels
+
+
+def font_of_furo(window):
+    """Pixels of an em on a page of the theme, which enlarges it in windows of 97 em."""
+    return 1.1 * ROOT if window >= 97 * ROOT else ROOT
+
+
+@pytest.mark.parametrize("window", [1313, 1366, 1439, 1440, 1552, 1600, 1920])
+def test_text_and_both_menus_fit_in_the_window(window):
+    style = (DOCS / "static" / "site.css").read_text(encoding="utf-8")
+    rules = re.findall(r"@media \(min-width: (\d+)em\) { .content { width: min\((\d+)em, 100vw - (\d+)em\); } }", style)
+    (start, widest, taken), em = map(int, rules[0]), font_of_furo(window)
+    assert len(rules) == len(re.findall(r"\.content\b", style)) == 1
+    assert start == 82  # below, the theme hides a menu
+    content = min(widest * em, window - taken * em)
+    assert content + (SIDEBARS + PADDING) * em <= window - SCROLLBAR
+
+
+def test_no_rule_for_phones_is_wider_than_a_phone_outside_a_scrolling_box():
+    style = (DOCS / "static" / "site.css").read_text(encoding="utf-8")
+    style = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
+    rules = re.findall(r"([^{};]+)\{([^{}]*)\}", style)
+    fixed = re.compile(r"(?<![\w-])(?:width|min-width|max-width): *([\d.]+)r?em")
+    wide = {selector.strip() for selector, body in rules for size in fixed.findall(body) if float(size) > 22}
+    assert wide  # tables of many columns and pictures
+    for selector in wide:
+        assert ".table-wrapper table" in selector or selector.endswith("p > img.wide")
+    assert "article p:has(> img.wide) { overflow-x: auto; }" in style
