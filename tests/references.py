@@ -19,11 +19,11 @@ from torch import Tensor
 
 import gradtx
 
-STEPS = 32
-# Two ways to round the same float64 sums differ by 1e-16, 32 steps of feedback through the weights make up to 1e-12 of
+STEPS = 16
+# Two ways to round the same float64 sums differ by 1e-16, 16 steps of feedback through the weights make up to 1e-12 of
 # it, and an update of 1e-5 as the difference of two weights loses as much; any slip in a formula is far above.
 TOLERANCE = 1e-10
-# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
+# Other orders of the same roundings, which 16 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
 PUBLISHED = 1e-12
 # Schedules for options, so that no step has the numbers of another.
 RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
