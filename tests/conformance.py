@@ -374,12 +374,7 @@ def is_plain_link(case: Case, **_: Any) -> bool:
     return is_of_a_link(case) and not case.label
 
 
-def is_lively_link(case: Case, **_: Any) -> bool:
-    """Whether a case is one of a plain link, or of a link with its switched-off numbers on."""
-    return is_of_a_link(case) and case.label in ("", "on")
-
-
-aliases_thinned = thinned(10, always=is_lively_link)  # an alias is a chain of links that are cases themselves
+aliases_thinned = thinned(10, always=is_of_a_link)  # an alias is a chain of links that are cases themselves
 plain_links_first = thinned(12, always=is_plain_link)  # for tests that take longer
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 import gradtx
 
 STEPS = 16
+LONG = 32  # for what begins late
 # Two ways to round the same float64 sums differ by 1e-16, 16 steps of feedback through the weights make up to 1e-12 of
 # it, and an update of 1e-5 as the difference of two weights loses as much; any slip in a formula is far above.
 TOLERANCE = 1e-10
@@ -46,7 +47,7 @@ def _data() -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor, Tensor]]]:
         "bias": draw(5),
         "scalar": draw(),
     }
-    return params, [(draw(8, 3), draw(8, 2, 2, 2), draw(8, 5)) for _ in range(STEPS)]
+    return params, [(draw(8, 3), draw(8, 2, 2, 2), draw(8, 5)) for _ in range(LONG)]
 
 
 def problem() -> dict[str, Tensor]:
@@ -197,11 +198,13 @@ def negated(step: Any) -> Any:
     return lambda grads, params: step({name: -g for name, g in grads.items()}, params)
 
 
-def run(step: Any, rate: float = 1.0, without: tuple[str, ...] = (), weights: bool = False) -> list[dict[str, Tensor]]:
+def run(
+    step: Any, rate: float = 1.0, without: tuple[str, ...] = (), weights: bool = False, steps: int = STEPS
+) -> list[dict[str, Tensor]]:
     """The updates, or the weights, of all steps; weights move by `rate` updates. Leaves in `without` are left out."""
     step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
     params, history = problem(), []
-    for t in range(1, STEPS + 1):
+    for t in range(1, steps + 1):
         grads = gradients(params, t)
         present = [name for name in params if name not in without]
         updates = step({name: grads[name] for name in present}, {name: params[name] for name in present})
@@ -225,7 +228,9 @@ def distance(history: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, 
     return worst
 
 
-def run_together(step: Any, reference: Any, rate: float = 1.0) -> tuple[list[dict[str, Tensor]], ...]:
+def run_together(
+    step: Any, reference: Any, rate: float = 1.0, steps: int = STEPS
+) -> tuple[list[dict[str, Tensor]], ...]:
     """The updates of two at every point of one path, that of the reference; each gradient is computed once."""
     step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
     reference = Transformed(reference) if isinstance(reference, gradtx.GradientTransformation) else reference
@@ -235,13 +240,13 @@ def run_together(step: Any, reference: Any, rate: float = 1.0) -> tuple[list[dic
         history.append(step(grads, params))
         return reference(grads, params)
 
-    expected = run(both, rate)
+    expected = run(both, rate, steps=steps)
     return history, expected
 
 
-def difference(step: Any, reference: Any, rate: float = 1.0) -> float:
+def difference(step: Any, reference: Any, rate: float = 1.0, steps: int = STEPS) -> float:
     """The distance between the updates of two along one path."""
-    return distance(*run_together(step, reference, rate))
+    return distance(*run_together(step, reference, rate, steps))
 
 
 def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:

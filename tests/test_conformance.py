@@ -219,7 +219,7 @@ def _is_zero(case, place):
     return (value if place.index is None else value[place.index]) == 0.0
 
 
-@plain_links_first
+@aliases_thinned
 @each("what", ["zero_gradient", "both"])  # zero parameters alone found nothing more when every safe root was plain
 @each_case(LEAN)
 def test_derivatives_at_zero_are_finite(case, what):
