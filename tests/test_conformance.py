@@ -332,6 +332,7 @@ def _claims_elementwise(case: Case) -> bool:
     return spec.elementwise(bound) if callable(spec.elementwise) else spec.elementwise
 
 
+@plain_links_first
 @each_case([case for case in RULES if _claims_elementwise(case)])
 def test_an_elementwise_rule_does_not_care_how_entries_are_cut_into_leaves(case):
     tx, order = case.make(), torch.randperm(12, generator=torch.Generator().manual_seed(0))
