@@ -254,7 +254,7 @@ def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = 
     return distance(run(step, without=without, weights=True), run(reference, without=without, weights=True))
 
 
-def difference_along(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:
+def difference_along(step: Any, reference: Any, without: tuple[str, ...] = (), steps: int = STEPS) -> float:
     """The distance between the weights that two give at every point of one path, that of the reference.
 
     For rules whose weights depend so strongly on every bit that two runs of their own would part.
@@ -267,7 +267,7 @@ def difference_along(step: Any, reference: Any, without: tuple[str, ...] = ()) -
         history.append(tuple({n: params[n] + updates[n] for n in updates} for updates in (found, expected)))
         return expected
 
-    run(both, without=without)
+    run(both, without=without, steps=steps)
     return distance(*zip(*history, strict=True))
 
 
