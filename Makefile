@@ -14,7 +14,7 @@ test: $(VENV)/test
 	@$(RUN) -m pytest -n 2 --dist worksteal -m "not nightly" $(ARGS)
 
 test-all: $(VENV)/test  # with all cases of tests whose cases multiply; see tests/thinning.py
-	@$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+	@GRADTX_ALL_TESTS=1 $(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 quick: $(VENV)/test  # no compiler, no processes, no other libraries: about a minute
 	@$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)

@@ -374,8 +374,8 @@ def is_plain_link(case: Case, **_: Any) -> bool:
     return is_of_a_link(case) and not case.label
 
 
-aliases_thinned = thinned(5, always=is_of_a_link)  # an alias is a chain of links that are cases themselves
-plain_links_first = thinned(4, always=is_plain_link)  # for tests that take longer
+aliases_thinned = thinned(10, always=is_of_a_link)  # an alias is a chain of links that are cases themselves
+plain_links_first = thinned(12, always=is_plain_link)  # for tests that take longer
 
 
 def is_plain_link_in_half(case: Case, dtype: torch.dtype, **_: Any) -> bool:
@@ -383,7 +383,7 @@ def is_plain_link_in_half(case: Case, dtype: torch.dtype, **_: Any) -> bool:
     return is_plain_link(case) and dtype is torch.float16
 
 
-half_links_first = thinned(4, always=is_plain_link_in_half)
+half_links_first = thinned(12, always=is_plain_link_in_half)
 
 
 Pack = tuple[Case, ...]  # cases that stand in one chain

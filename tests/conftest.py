@@ -44,6 +44,16 @@ def _nowhere(graph, options):
 
 
 @pytest.fixture
+def uncompiled(monkeypatch):
+    """Programs are traced, but run as they were traced: all of the engine but torch's compiler, and quick.
+
+    They are for two leaves, since tracing takes a time for each leaf and each leaf of padding.
+    """
+    monkeypatch.setattr(compiled, "WIDTH", 2)
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+
+
+@pytest.fixture
 def float64_by_default():
     """For optimizers of others, which make their 0-d numbers in the default dtype: 1e-9 of the weights in float32."""
     torch.set_default_dtype(torch.float64)

@@ -8,6 +8,7 @@ on the problem and compares every update of every leaf.
 import functools
 import inspect
 import math
+import os
 import re
 import types
 from collections.abc import Callable, Sequence
@@ -19,11 +20,12 @@ from torch import Tensor
 
 import gradtx
 
-STEPS = 32
-# Two ways to round the same float64 sums differ by 1e-16, 32 steps of feedback through the weights make up to 1e-12 of
+LONG = 32  # for what begins late, and at night
+STEPS = LONG if "GRADTX_ALL_TESTS" in os.environ else 16
+# Two ways to round the same float64 sums differ by 1e-16, 16 steps of feedback through the weights make up to 1e-12 of
 # it, and an update of 1e-5 as the difference of two weights loses as much; any slip in a formula is far above.
 TOLERANCE = 1e-10
-# Other orders of the same roundings, which 32 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
+# Other orders of the same roundings, which 16 steps of feedback amplify: 1e-15 to 1e-13 of the weights.
 PUBLISHED = 1e-12
 # Schedules for options, so that no step has the numbers of another.
 RATE = gradtx.cosine_schedule(0.05, T_max=20, eta_min=0.002)
@@ -46,7 +48,7 @@ def _data() -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor, Tensor]]]:
         "bias": draw(5),
         "scalar": draw(),
     }
-    return params, [(draw(8, 3), draw(8, 2, 2, 2), draw(8, 5)) for _ in range(STEPS)]
+    return params, [(draw(8, 3), draw(8, 2, 2, 2), draw(8, 5)) for _ in range(LONG)]
 
 
 def problem() -> dict[str, Tensor]:
@@ -197,11 +199,13 @@ def negated(step: Any) -> Any:
     return lambda grads, params: step({name: -g for name, g in grads.items()}, params)
 
 
-def run(step: Any, rate: float = 1.0, without: tuple[str, ...] = (), weights: bool = False) -> list[dict[str, Tensor]]:
+def run(
+    step: Any, rate: float = 1.0, without: tuple[str, ...] = (), weights: bool = False, steps: int = STEPS
+) -> list[dict[str, Tensor]]:
     """The updates, or the weights, of all steps; weights move by `rate` updates. Leaves in `without` are left out."""
     step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
     params, history = problem(), []
-    for t in range(1, STEPS + 1):
+    for t in range(1, steps + 1):
         grads = gradients(params, t)
         present = [name for name in params if name not in without]
         updates = step({name: grads[name] for name in present}, {name: params[name] for name in present})
@@ -225,9 +229,9 @@ def distance(history: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, 
     return worst
 
 
-def difference(step: Any, reference: Any, rate: float = 1.0) -> float:
+def difference(step: Any, reference: Any, rate: float = 1.0, steps: int = STEPS) -> float:
     """The distance between the updates of two runs."""
-    return distance(run(step, rate), run(reference, rate))
+    return distance(run(step, rate, steps=steps), run(reference, rate, steps=steps))
 
 
 def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:
@@ -235,7 +239,7 @@ def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = 
     return distance(run(step, without=without, weights=True), run(reference, without=without, weights=True))
 
 
-def difference_along(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:
+def difference_along(step: Any, reference: Any, without: tuple[str, ...] = (), steps: int = STEPS) -> float:
     """The distance between the weights that two give at every point of one path, that of the reference.
 
     For rules whose weights depend so strongly on every bit that two runs of their own would part.
@@ -248,7 +252,7 @@ def difference_along(step: Any, reference: Any, without: tuple[str, ...] = ()) -
         history.append(tuple({n: params[n] + updates[n] for n in updates} for updates in (found, expected)))
         return expected
 
-    run(both, without=without)
+    run(both, without=without, steps=steps)
     return distance(*zip(*history, strict=True))
 
 

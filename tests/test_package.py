@@ -100,10 +100,13 @@ def installed(distributions, tmp_path_factory):
     return target
 
 
-@pytest.mark.parametrize("use", USES)
+ALONE = [pytest.param(use, id=name, marks=pytest.mark.nightly) for name, use in USES.items()]
+
+
+@pytest.mark.parametrize("use", [pytest.param("".join(USES.values()), id="one after the other"), *ALONE])
 def test_an_installed_wheel_is_usable_without_the_sources(use, installed, tmp_path):
     origin = f"assert gradtx.__file__.startswith({str(installed)!r}), gradtx.__file__"
-    code = f"import torch, gradtx\n{origin}\n{USES[use]}"
+    code = f"import torch, gradtx\n{origin}\n{use}"
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True

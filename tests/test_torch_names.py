@@ -230,7 +230,7 @@ def test_without_a_name_for_tracing_the_tracer_says_which(module, name, monkeypa
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's
 @pytest.mark.parametrize(
-    "tx", [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.sgd(lr=0.1, momentum=0.9))]
+    "tx", [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.sgd(lr=0.1))]
 )
 def test_without_tracing_the_public_compiler_takes_the_function_of_a_bundle(tx, monkeypatch):
     compile, functions = torch.compile, []

@@ -108,11 +108,14 @@ def test_it_equals_separate_parameters(cut, tx):
 
 
 @thinned(2)
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("engine", ["eager", "traced", pytest.param("compiled", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     "cut", [CUTS["heads"], CUTS["sizes with heads"], CUTS["batch"]], ids=["heads", "sizes", "batch"]
 )
-def test_as_an_optimizer_it_equals_separate_parameters(cut, compile):
+def test_as_an_optimizer_it_equals_separate_parameters(cut, engine, request):
+    if engine == "traced":
+        request.getfixturevalue("uncompiled")
+    compile = engine != "eager"
     tx = gradtx.chain(gradtx.clip_by_global_norm(0.3), FIRST_MUON)
     params = {name: torch.nn.Parameter(p) for name, p in start(cut, 0).items()}
     parts = {name: torch.nn.Parameter(p) for name, p in cut.separate(params).items()}

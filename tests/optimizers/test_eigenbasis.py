@@ -30,6 +30,7 @@ from tests.references import (
     named,
     negated,
 )
+from tests.thinning import thinned
 
 AGREEMENT = 1e-11  # rounding of 1e-16 turns bases by as much over an eigenvalue gap, twelve times
 
@@ -160,6 +161,7 @@ LOOPS = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("alias", "rule", "options"), LOOPS, ids=named)
 def test_they_follow_the_loop(alias, rule, options, seed):
@@ -167,6 +169,7 @@ def test_they_follow_the_loop(alias, rule, options, seed):
     assert apart(step, reference, seed, names=("square", "kernel", "bias", "scalar")) < AGREEMENT
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("alias", "rule", "options"), LOOPS, ids=named)
 def test_they_follow_the_loop_where_the_first_factors_have_an_eigenvalue_0(alias, rule, options, seed):
@@ -225,6 +228,7 @@ SOAP_MUON = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", SOAP_MUON, ids=named)
 def test_soap_muon_follows_the_loop(options, seed):
@@ -270,6 +274,7 @@ SPLUS = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", SPLUS, ids=named)
 def test_splus_follows_the_loop_and_evaluates_with_its_average(options, seed):
@@ -312,6 +317,7 @@ CONDA = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", CONDA, ids=named)
 def test_conda_follows_the_loop(options, seed):

@@ -10,6 +10,7 @@ import gradtx
 from tests.references import (
     BETA,
     DECAY,
+    LONG,
     PUBLISHED,
     RATE,
     TOLERANCE,
@@ -227,7 +228,7 @@ def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
 )
 def test_the_options_above_take_both_branches(rule, options, seen):
     loop = reference(rule, options)
-    difference(loop, loop.__class__(rule, **options))
+    difference(loop, loop.__class__(rule, **options), steps=LONG)
     assert loop.seen == seen
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 import gradtx
 from tests.matrix_problem import SEEDS
 from tests.references import RATE, Transformed, TreeLoop, arguments, difference, finite_without_gradient, named, negated
+from tests.thinning import thinned
 
 SHAPES = {"a": (4, 3), "b": (5,), "c": ()}
 
@@ -83,6 +84,7 @@ CASES = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", CASES, ids=named)
 def test_lbfgs_follows_the_two_loops(options, seed):
@@ -96,6 +98,7 @@ def test_pairs_of_little_curvature_are_left_out():
     assert reference.seen == {True, False}
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("history", [2, 10])
 def test_lbfgs_is_torch_optim_lbfgs_with_one_step_a_call(history, seed):
@@ -212,6 +215,7 @@ BACKTRACKING = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", BACKTRACKING, ids=named)
 def test_backtracking_follows_the_loop(options, seed):
@@ -246,6 +250,7 @@ def test_the_loss_at_the_parameters_may_be_passed():
     assert len(calls) == 6 + 8
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     "options", [{}, {"c2": 0.1, "c1": 1e-3}, {"start": 0.01, "growth": 3.0, "max_steps": 20}], ids=named

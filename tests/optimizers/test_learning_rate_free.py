@@ -8,6 +8,7 @@ import torch
 
 import gradtx
 from tests.references import (
+    LONG,
     STEPS,
     Published,
     Transformed,
@@ -210,7 +211,7 @@ def shared(step):
 @pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
 def test_follows_the_loop_over_all_leaves_as_one_vector(make, rule, options):
     step, reference = Transformed(make(**options)), WholeLoop(rule, **options)
-    assert difference_along(step, reference) < CLOSE
+    assert difference_along(step, reference, steps=LONG) < CLOSE
     found = shared(step)
     assert found["d"] == pytest.approx(float(reference.slots.d), rel=1e-11)
     assert found["d"] > options.get("d0", 1e-6), "d never grew, so nothing was tested"
@@ -509,9 +510,9 @@ ALIG = [
 @pytest.mark.parametrize("options", ALIG, ids=str)
 def test_alig_follows_the_loop(options):
     reference = ValuedLoop(alig, **options)
-    assert difference_along(Valued(gradtx.alig(**options)), reference) < CLOSE
+    assert difference_along(Valued(gradtx.alig(**options)), reference, steps=LONG) < CLOSE
     seen = reference.slots
-    assert "max_lr" not in options or 0 < seen.clipped < STEPS or options["max_lr"] == 0.1, seen.clipped
+    assert "max_lr" not in options or 0 < seen.clipped < LONG or options["max_lr"] == 0.1, seen.clipped
     assert "max_norm" not in options or seen.projected > 0
 
 

@@ -22,6 +22,7 @@ from tests.references import (
     named,
     negated,
 )
+from tests.thinning import thinned
 
 AGREEMENT = 1e-12
 
@@ -63,6 +64,7 @@ DION = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", DION, ids=named)
 def test_dion_follows_the_loop(options, seed):
@@ -125,6 +127,7 @@ DION2 = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", DION2, ids=named)
 def test_dion2_follows_the_loop(options, seed):
@@ -263,6 +266,7 @@ LOOPS = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("alias", "rule", "options"), LOOPS, ids=named)
 def test_projected_adam_follows_the_loop(alias, rule, options, seed):

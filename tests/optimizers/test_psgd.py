@@ -10,6 +10,7 @@ from gradtx.transforms import psgd
 from tests.matrix_problem import SEEDS, apart, times, unfolded, weights
 from tests.optim.problems import assert_close, descend, gradient, parameters
 from tests.references import BETA, RATE, WeightsLoop, arguments, difference, finite_without_gradient, named, negated
+from tests.thinning import thinned
 
 AGREEMENT = 1e-11
 
@@ -118,6 +119,7 @@ KRON = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", KRON, ids=named)
 def test_psgd_kron_follows_the_loop(options, seed):
@@ -231,6 +233,7 @@ PRO = [
 ]
 
 
+@thinned(2)  # each setting with one of the seeds
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", PRO, ids=named)
 def test_psgd_pro_follows_the_loop(options, seed):
