@@ -400,7 +400,10 @@ def _unattributed_sizes() -> contextlib.AbstractContextManager[None]:
     module, name = "torch.fx.experimental.symbolic_shapes", "uninteresting_files"
     if _found(module, name) is None:
         return contextlib.nullcontext()
-    return _patched(importlib.import_module(module), name, frozenset)
+    shapes = importlib.import_module(module)
+    # With no file at all, a function there would find its own frame: a cycle that keeps the gradients of a step.
+    own_file = frozenset([shapes.__file__])
+    return _patched(shapes, name, lambda: own_file)
 
 
 def writes(target: Any) -> bool:
