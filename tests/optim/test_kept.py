@@ -20,6 +20,7 @@ CHAINS = {
     "adamw": "gradtx.adamw(lr=0.1)",
     "a sum over leaves": "gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw(lr=0.1))",
     "norms of leaves": "gradtx.lamb(lr=0.1)",
+    "numbers of entries": "gradtx.adamp(lr=0.1)",
     "codes": "gradtx.adamw(lr=0.1, state_dtype='int8')",
     "numbers of slots": "gradtx.nadam(lr=0.1)",
     "schedules": "gradtx.chain(gradtx.lion(lr=gradtx.cosine_schedule(0.1, 10)), gradtx.round_stochastically())",
@@ -198,6 +199,21 @@ def test_a_place_is_named_by_all_that_a_program_depends_on(folder, monkeypatch):
     others.append(kept.place_of(graph_of(), {}))
     assert len({place, *others}) == 6
     monkeypatch.undo()
+
+
+def test_a_place_does_not_depend_on_addresses(folder):
+    def calling(function):
+        graph = graph_of()
+        for node in graph.graph.nodes:
+            if node.op == "call_function":
+                node.target = function
+        return graph
+
+    def sym_float(x): ...
+
+    sym_float.__module__, sym_float.__qualname__ = torch.sym_float.__module__, torch.sym_float.__qualname__
+    assert kept.place_of(calling(torch.sym_float), {}) == kept.place_of(calling(sym_float), {})
+    assert kept.place_of(calling(torch.sym_float), {}) != kept.place_of(calling(torch.sym_int), {})
 
 
 def test_what_has_no_text_is_not_kept(folder):

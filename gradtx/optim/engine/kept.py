@@ -67,7 +67,7 @@ def place_of(graph: GraphModule, options: Mapping[str, Any]) -> Path | None:
 
 def _text_of(node: Node) -> str:
     value = node.meta.get("val")
-    facts: list[Any] = [node.op, node.name, node.target, node.args, node.kwargs]
+    facts: list[Any] = [node.op, node.name, _target_of(node), node.args, node.kwargs]
     if isinstance(value, Tensor):
         facts += [value.dtype, value.device]
         for size in (*value.shape, *value.stride(), value.storage_offset()):
@@ -75,6 +75,12 @@ def _text_of(node: Node) -> str:
     elif isinstance(value, SymInt):
         facts += _size(value)
     return repr(facts)
+
+
+def _target_of(node: Node) -> str:
+    """What a node calls, without the address that the text of a function has."""
+    name = getattr(node.target, "__qualname__", None)
+    return str(node.target) if name is None else f"{node.target.__module__}.{name}"
 
 
 def _size(size: Any) -> tuple[Any, ...]:
