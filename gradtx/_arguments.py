@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradtx._messages import describe, nearest
+from gradtx._narrowing import is_sequence, is_tuple
 
 __all__ = ["Betas", "Scalar", "Schedule", "is_off"]
 
@@ -210,7 +211,7 @@ class Argument:
         """As `check`, for a value that torch or its schedulers may have written: rounding errors are mended, and
         tensors with one entry, of any shape, are numbers.
         """
-        if _is_sequence(value) and self.kind == "betas":
+        if is_sequence(value) and self.kind == "betas":
             ranges = self.entry_ranges or (self.range,) * len(value)
             value = tuple(_as_number(item, interval) for item, interval in zip(value, ranges, strict=False))
         elif self.kind == "scalar":
@@ -235,9 +236,9 @@ class Argument:
 
     def _betas(self, value: Any) -> tuple[Any, ...]:
         """A tuple of numbers, each of which may be a tensor or a schedule."""
-        if not _is_sequence(value):
+        if not is_sequence(value):
             raise TypeError(f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}")
-        if not self.any_length and _is_sequence(self.default) and len(value) != len(self.default):
+        if not self.any_length and is_sequence(self.default) and len(value) != len(self.default):
             raise ValueError(f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}")
         if not value:
             raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
@@ -258,7 +259,7 @@ class Argument:
         """A name, three plain numbers, or a tuple of such triples."""
         if isinstance(value, str):
             return value
-        if _is_sequence(value) and value and all(map(_is_sequence, value)):
+        if is_sequence(value) and value and all(map(is_sequence, value)):
             return tuple(self._triple(item, value) for item in value)
         return self._triple(value, value)
 
@@ -309,17 +310,9 @@ def _as_number(value: Any, interval: Range) -> Any:
     return interval.nearest(value) if isinstance(value, float) else value
 
 
-def _is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
-    return isinstance(value, tuple | list)
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
-
-
 def _is_plain(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
     """Whether a value is a sequence of plain numbers."""
-    return _is_sequence(value) and all(isinstance(entry, numbers.Real) for entry in value)
+    return is_sequence(value) and all(isinstance(entry, numbers.Real) for entry in value)
 
 
 def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
@@ -439,12 +432,12 @@ class Arguments:
 
 def varies(value: Any) -> bool:
     """True if the value that a body sees may differ from step to step: tensors (written in place) and schedules."""
-    if _is_tuple(value):
+    if is_tuple(value):
         return any(varies(item) for item in value)
     return isinstance(value, Tensor | Schedule)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of an argument's value."""
-    items = value if _is_tuple(value) else (value,)
+    items = value if is_tuple(value) else (value,)
     return [item for item in items if isinstance(item, Tensor)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx._arguments import Schedule
+from gradtx._narrowing import is_tuple
 
 
 def exact(value: Any, device: torch.device) -> Tensor:
@@ -42,8 +43,8 @@ def resolve(value: Any, count: Any) -> Any:
 
     Tensors become float64, because 1 - 0.999 in float32 is off by 1e-5; so do the values of schedules.
     """
-    if isinstance(value, tuple):
-        return tuple(resolve(item, count) for item in cast("tuple[Any, ...]", value))
+    if is_tuple(value):
+        return tuple(resolve(item, count) for item in value)
     if isinstance(value, Schedule):
         return _scheduled(value, count)
     if isinstance(value, Tensor):

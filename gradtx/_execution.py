@@ -104,6 +104,15 @@ class Leaf:
             return new
         return {slot: torch.where(self.active, value, old[slot]) for slot, value in new.items()}
 
+    def stand_for(self, other: Leaf) -> None:
+        """Take from a leaf what doesn't follow from tensors, to go through operations with others in its place."""
+        self.dtype = other.dtype
+        self.param_dtype = other.param_dtype
+        self.wide = other.wide
+        self.negated = other.negated
+        self.active = other.active
+        self.restarts = other.restarts
+
     def release(self) -> None:
         """Drop all values, once results are written: temporary memory is that of one leaf."""
         self.update = self.grad = self.param = self._context = None

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module, ParameterList
 
 from gradtx._messages import shortly
+from gradtx._narrowing import is_dict, is_iterable, is_mapping, is_sequence, is_tuple
 
 FROM_MODEL = "pass model.parameters() or model.named_parameters()"
 NEEDED = "needs a tensor or a pair (name, tensor)"
@@ -24,9 +25,8 @@ def listed_params(owner: str, params: Any) -> Any:
     """
     if isinstance(params, Tensor | set):
         return cast("Any", params)
-    if isinstance(params, Mapping):
-        mapping = cast("Mapping[Any, Any]", params)
-        remedy = "put the group in a list" if "params" in mapping else "pass list(params.items())"
+    if is_mapping(params):
+        remedy = "put the group in a list" if "params" in params else "pass list(params.items())"
         raise TypeError(f"{owner}: needs a list of parameters or of groups, got a dict; {remedy}")
     entries = _listed(owner, params)
     if not entries:
@@ -42,27 +42,25 @@ def listed_params(owner: str, params: Any) -> Any:
 
 def listed_group(owner: str, group: Any) -> Any:
     """A group whose parameters are a list, after checking them."""
-    if not isinstance(group, dict):
+    if not is_dict(group):
         return group  # torch refuses it
-    checked = cast("dict[Any, Any]", group)
-    check_group(f"{owner}: a group", checked)
-    params = checked["params"]
+    check_group(f"{owner}: a group", group)
+    params = group["params"]
     if isinstance(params, Tensor | set):
-        return checked
+        return group
     entries = _listed(owner, params)
     _check_entries(f"{owner}: group['params']", entries)
-    checked["params"] = entries
-    return checked
+    group["params"] = entries
+    return group
 
 
 def check_group(what: str, group: Any) -> None:
     """Raise an error for a group that is no dict, lacks its parameters, or has a key that is no name."""
-    if not isinstance(group, Mapping):
+    if not is_mapping(group):
         raise TypeError(f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}")
-    keys = list(cast("Mapping[Any, Any]", group))
-    if "params" not in keys:
-        raise KeyError(f"{what} has no 'params', only {shortly(tuple(keys))}")
-    for key in keys:
+    if "params" not in group:
+        raise KeyError(f"{what} has no 'params', only {shortly(tuple(group))}")
+    for key in group:
         if not isinstance(key, str):
             raise TypeError(f"{what} has the key {key!r}, needs names of hyperparameters")
 
@@ -77,9 +75,9 @@ def check_groups(owner: str, groups: Iterable[Any]) -> None:
         what = f"{owner}: param_groups[{i}]"
         check_group(what, group)
         params = group["params"]
-        if not isinstance(params, list | tuple):
+        if not is_sequence(params):
             raise TypeError(f"{what}['params'] is {shortly(params)}, needs a list of tensors")
-        for j, param in enumerate(cast("list[Any]", params)):
+        for j, param in enumerate(params):
             if not isinstance(param, Tensor):
                 raise TypeError(f"{what}['params'][{j}] is {shortly(param)}, needs a tensor")
 
@@ -100,19 +98,18 @@ def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
 def _listed(owner: str, params: Any) -> list[Any]:
     if isinstance(params, Module) and not isinstance(params, ParameterList):
         raise TypeError(f"{owner}: needs parameters, got a {type(params).__name__}; {FROM_MODEL}")
-    if isinstance(params, str) or not isinstance(params, Iterable):
+    if isinstance(params, str) or not is_iterable(params):
         raise TypeError(f"{owner}: needs parameters, got {shortly(params)}; {FROM_MODEL}")
-    return list(cast("Iterable[Any]", params))
+    return list(params)
 
 
 def _check_entries(what: str, entries: list[Any]) -> None:
     for i, entry in enumerate(entries):
         tensor = entry
-        if isinstance(entry, tuple):
-            pair = cast("tuple[Any, ...]", entry)
-            if len(pair) != 2 or not isinstance(pair[0], str):
-                raise TypeError(f"{what}[{i}] is {shortly(pair)}, {NEEDED}")
-            tensor = pair[1]
+        if is_tuple(entry):
+            if len(entry) != 2 or not isinstance(entry[0], str):
+                raise TypeError(f"{what}[{i}] is {shortly(entry)}, {NEEDED}")
+            tensor = entry[1]
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{what}[{i}] is {shortly(entry)}, {NEEDED}{_remedy(tensor)}")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradtx._narrowing import is_dict, is_list, is_mapping, is_tuple
 from gradtx._torch import readable
 
 
@@ -16,12 +17,11 @@ def describe(value: Any) -> str:
     """Show `value` as a user would type it, as far as possible."""
     if isinstance(value, Tensor):
         return _describe_tensor(value)
-    if isinstance(value, tuple):
-        values = cast("tuple[Any, ...]", value)
-        entries = ", ".join(map(describe, values))
-        return f"({entries},)" if len(values) == 1 else f"({entries})"
-    if isinstance(value, Mapping):
-        entries = [f"{key!r}: {describe(item)}" for key, item in cast("Mapping[Any, Any]", value).items()]
+    if is_tuple(value):
+        entries = ", ".join(map(describe, value))
+        return f"({entries},)" if len(value) == 1 else f"({entries})"
+    if is_mapping(value):
+        entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
         return "{" + ", ".join(entries) + "}"
     if isinstance(value, torch.nn.Module):  # its own repr has a line for every layer
         return f"{type(value).__name__}(...)"
@@ -32,13 +32,12 @@ def describe(value: Any) -> str:
 
 def shortly(value: Any) -> str:
     """The same for errors, where a long list would hide the message."""
-    if not isinstance(value, list | dict):
+    if not (is_list(value) or is_dict(value)):
         return describe(value)
-    container = cast("list[Any] | dict[Any, Any]", value)
-    entries = list(container.values()) if isinstance(container, dict) else container
+    entries = list(value.values()) if is_dict(value) else value
     if len(entries) > 3 or any(isinstance(entry, list | dict) for entry in entries):
-        return f"a {type(container).__name__} of {len(entries)}"
-    return describe(container) if isinstance(container, dict) else f"[{', '.join(map(describe, entries))}]"
+        return f"a {type(value).__name__} of {len(entries)}"
+    return describe(value) if is_dict(value) else f"[{', '.join(map(describe, entries))}]"
 
 
 def _describe_function(function: Any) -> str:

@@ -7,12 +7,13 @@ come from the chain; an entry at a path is a stage, a slot (a dict by leaf name)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
+from gradtx._narrowing import is_dict
 
 Slots = list[tuple[str, dict[str, Tensor]]]
 # Slots that a stage kept itself in 0.1 -> the stage inside it that keeps them now.
@@ -47,7 +48,7 @@ class NestedState:
         if path not in self._slots:
             self._slots[path] = []
             for key, value in self._entry(path).items():
-                if _is_dict(value) and (*path, key) not in self.stages:
+                if is_dict(value) and (*path, key) not in self.stages:
                     self._slots[path].append((key, value))
         return self._slots[path]
 
@@ -59,7 +60,7 @@ class NestedState:
         """The state of a pair of plain functions, as these returned it."""
         entry: Any = self._state
         for key in path:
-            if not _is_dict(entry) or key not in entry:
+            if not is_dict(entry) or key not in entry:
                 raise lacking(path)
             entry = entry[key]
         return entry
@@ -71,8 +72,8 @@ class NestedState:
     def _entry(self, path: Path) -> dict[str, Any]:
         entry: Any = self._state
         for key in path:
-            entry = entry.get(key) if _is_dict(entry) else None
-        return entry if _is_dict(entry) else {}
+            entry = entry.get(key) if is_dict(entry) else None
+        return entry if is_dict(entry) else {}
 
     def check(self, names: Collection[str], opaque: Collection[Path], known: Callable[[Path, str], bool]) -> None:
         """Raise an error unless this is a state of the chain, with these leaves."""
@@ -117,10 +118,6 @@ def _moved(state: dict[str, Any], path: Path, slot: str, inside: str) -> dict[st
         return {**state, key: _moved(state[key], path[1:], slot, inside)}
     rest = {key: value for key, value in state.items() if key not in (slot, inside)}
     return {**rest, inside: {**state.get(inside, {}), slot: state[slot]}}
-
-
-def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
 
 
 def _check_key(path: Path, key: Any) -> None:

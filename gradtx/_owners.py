@@ -254,13 +254,8 @@ def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
 def _whole_leaf(leaf: Leaf, update: Tensor, param: Tensor | None, grad: Tensor | None) -> Leaf:
     """The same leaf with whole tensors in place of shards."""
     whole = Leaf(leaf.run, leaf.name, update, param, leaf.extras, leaf.clock)
+    whole.stand_for(leaf)
     whole.grad = whole.update if grad is None else grad
-    whole.wide = leaf.wide
-    whole.dtype = leaf.dtype
-    whole.param_dtype = leaf.param_dtype
-    whole.negated = leaf.negated
-    whole.active = leaf.active
-    whole.restarts = leaf.restarts
     whole.key = leaf.key
     whole.state = leaf.state
     whole.layout = leaf.layout

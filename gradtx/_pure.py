@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._exact import exact
 from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, checks_extras, execute, initialize
 from gradtx._messages import nearest
+from gradtx._narrowing import is_dict, is_mapping
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
 from gradtx._slots import kind_of
@@ -55,7 +56,7 @@ class TreeRun(Run):
         self.device = _device_of(like)
         if state is None:
             self.old_step = torch.zeros((), dtype=torch.int64, device=self.device)
-        elif _is_dict(state) and isinstance(state.get("step"), Tensor):
+        elif is_dict(state) and isinstance(state.get("step"), Tensor):
             self.old_step = _checked_count("step", state["step"])
         else:
             raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
@@ -189,7 +190,7 @@ class TreeRun(Run):
         def new(path: Path, key: str, old: Any) -> Any:
             if path == () and key == LEAF_STEPS:
                 return {name: _counted(leaves.get(name), count) for name, count in old.items()}
-            if not _is_dict(old):
+            if not is_dict(old):
                 return self.new_shared.get(path, {}).get(key, old)
             values: dict[str, Tensor] = {}
             for name, tensor in old.items():
@@ -197,10 +198,6 @@ class TreeRun(Run):
             return values
 
         return {**self._old.rebuilt(new, self.new_trees, self.opaque), "step": self.clock.step}
-
-
-def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
 
 
 def _checked_count(name: str, value: Any) -> Tensor:
@@ -216,7 +213,7 @@ def _checked_count(name: str, value: Any) -> Tensor:
 def _checked_leaf_steps(counts: Any, names: Iterable[str]) -> dict[str, Tensor] | None:
     if counts is None:
         return None
-    if not _is_dict(counts):
+    if not is_dict(counts):
         raise ValueError(f"state has {LEAF_STEPS!r} that are no dict by leaf, got {counts!r}; {OWN_STATE}")
     for name in names:
         if name not in counts:
@@ -236,7 +233,7 @@ def blamed(tx: GradientTransformation, like: Any, state: Any, error: Exception) 
 
 def _difference(expected: Any, state: Any, path: Path) -> str | None:
     """What is different in kind or shape."""
-    if _is_dict(expected) and _is_dict(state):
+    if is_dict(expected) and is_dict(state):
         for key in expected.keys() & state.keys():
             fault = _difference(expected[key], state[key], (*path, key))
             if fault is not None:
@@ -448,13 +445,9 @@ def split_extras(
 
 def _tensors(name: str, value: Any) -> dict[str, Tensor]:
     """An extra with names of its own."""
-    if not _is_mapping(value) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+    if not is_mapping(value) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
     return dict(value)
-
-
-def _is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(value, Mapping)
 
 
 def moved_along(origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor) -> dict[str, Tensor]:

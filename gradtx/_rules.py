@@ -18,6 +18,7 @@ from gradtx._errors import OWN_STATE, Path, lacking
 from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
 from gradtx._messages import nearest
+from gradtx._narrowing import is_dict, is_list, is_tuple
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
 from gradtx._sharding import is_sharded, placed_as, summed_over_ranks, undivided
@@ -102,7 +103,7 @@ class RuleState(dict[str, Any]):
         """The same with `function` of every tensor."""
         values: dict[str, Any] = {}
         for name, value in self.items():
-            if _is_list(value):
+            if is_list(value):
                 values[name] = [function(item) for item in value]
             else:
                 values[name] = function(value)
@@ -558,7 +559,7 @@ class RuleOperation(Operation):
         if call.sums_of_leaf:
             call.leaf.pending = call
             return sums
-        if not _is_dict(sums):
+        if not is_dict(sums):
             raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {sums!r}")
         leaf = call.leaf
         leaf.pending = call
@@ -571,7 +572,7 @@ class RuleOperation(Operation):
         return payload
 
     def _finish(self, call: Call, out: Any) -> None:
-        if not (_is_tuple(out) and len(out) == 2 and _is_dict(out[1])):
+        if not (is_tuple(out) and len(out) == 2 and is_dict(out[1])):
             raise TypeError(f"{self.rule.name}: a rule returns (update, state), got {type(out).__name__}")
         update, state = out
         self._accept(call, update)
@@ -603,18 +604,6 @@ class RuleOperation(Operation):
 
 def _is_generator(value: Any) -> TypeGuard[Generator[Any, Any, Any]]:
     return isinstance(value, types.GeneratorType)
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
-
-
-def _is_list(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, list)
-
-
-def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
 
 
 class Watch:

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._messages import describe
+from gradtx._narrowing import is_sequence
 from gradtx.core import GradientTransformation
 
 Where = str | tuple[str, ...] | Callable[[str, Tensor], bool]
@@ -63,7 +64,7 @@ class Selector:
     def _take(self, wheres: tuple[Patterns | Predicate, ...]) -> None:
         groups: list[Patterns] = []
         for i, where in enumerate(wheres):
-            if _is_sequence(where):
+            if is_sequence(where):
                 groups.append(tuple(where))
             else:
                 groups.append(())
@@ -169,7 +170,7 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
     """
     if isinstance(where, str):
         return (where,)
-    if _is_sequence(where) and all(isinstance(item, str) for item in where):
+    if is_sequence(where) and all(isinstance(item, str) for item in where):
         return tuple(where)
     if is_function(where):
         return where
@@ -184,14 +185,10 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
 
 def check_not_empty(owner: str, where: Any) -> None:
     """Raise an error for a selection without patterns, where a link has no use without leaves."""
-    if _is_sequence(where) and not where:
+    if is_sequence(where) and not where:
         raise ValueError(
             f"{owner}: {where!r} selects no leaf; give a name pattern, such as '*' for all leaves, or leave it out"
         )
-
-
-def _is_sequence(where: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
-    return isinstance(where, list | tuple)
 
 
 def is_function(where: Any) -> TypeGuard[Predicate]:

@@ -165,13 +165,8 @@ def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
     vector = torch.cat([part.reshape(-1) for part in parts])
     distributed: Any = torch.distributed  # its functions have no types
     distributed.all_reduce(vector, group=group)
-    totals: list[Tensor] = []
-    start = 0
-    for part in parts:
-        end = start + part.numel()
-        totals.append(vector[start:end].view(part.shape))
-        start = end
-    return totals
+    totals = torch.split(vector, [part.numel() for part in parts])
+    return [total.view(part.shape) for total, part in zip(totals, parts, strict=True)]
 
 
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradtx._errors import OWN_STATE, Path
 from gradtx._exact import exact_dtype
+from gradtx._narrowing import is_list
 from gradtx._sharding import gathered, placed_as, undivided
 
 
@@ -93,8 +94,8 @@ def numbered(slots: dict[str, Any]) -> dict[str, Any]:
     """A list becomes numbered slots: `{"x": [a, b]}` is kept as `{"x_0": a, "x_1": b}`."""
     flat: dict[str, Any] = {}
     for slot, value in slots.items():
-        if isinstance(value, list):
-            for i, item in enumerate(cast("list[Any]", value)):
+        if is_list(value):
+            for i, item in enumerate(value):
                 flat[f"{slot}_{i}"] = item
         else:
             flat[slot] = value

@@ -370,13 +370,14 @@ class LeaveSpace(RuleOperation):
 
     def _renew(self, leaf: Leaf, view: View) -> None:
         """Change the inner slots as the space has changed."""
+        of_space = self._enter.wide(leaf)
         for operation in leaf.program:
             path = operation.path
             if not (isinstance(operation, RuleOperation) and self._run.holds(path) and path in leaf.new):
                 continue
             store = operation.stage.store
             old = leaf.new[path]
-            wide = torch.promote_types(operation.stage.wide(leaf), self._enter.wide(leaf))
+            wide = torch.promote_types(operation.stage.wide(leaf), of_space)
             slots: dict[str, Tensor] = {}
             for slot, value in store.opened(old, wide, leaf).items():
                 kind = self._run.known_kind(operation.rule, slot)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._messages import close, describe
+from gradtx._narrowing import is_mapping
 from gradtx._random import bits16, indices, name_key
 from gradtx._sharding import cuts_rows, is_sharded, joined, local, placed_as
 from gradtx._slots import first_slots, value_for, widened, wrong_shape
@@ -48,7 +49,7 @@ class Storage:
             raise ValueError(f"{owner}: min_size must be a whole number, got {describe(min_size)}")
         self.given: Any = given
         self.min_size = min_size
-        self._by_pattern: Mapping[Any, Any] = given if _is_mapping(given) else {"*": given}
+        self._by_pattern: Mapping[Any, Any] = given if is_mapping(given) else {"*": given}
         self._choices: dict[str, Choice] = {}
         for pattern, value in self._by_pattern.items():
             if not isinstance(pattern, str):
@@ -146,10 +147,6 @@ def _choice_of(owner: str, value: Any) -> Choice:
         f"{owner}: state_dtype must be a floating-point torch.dtype, got {describe(value)}; {hint}"
         f"or a code, {', '.join(map(repr, CODES))}, a Codec, or a dict slot pattern -> one of these"
     )
-
-
-def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping)
 
 
 def is_named(pattern: str) -> bool:

@@ -246,16 +246,32 @@ def _one() -> Tensor:
 # Modules.
 
 
-def norms_of_batches() -> tuple[type[torch.nn.Module], ...]:
+Modules = tuple[type[torch.nn.Module], ...]
+
+
+def norms_of_batches() -> Modules:
     """The classes of batch and instance norms; without their common base those that torch exports."""
-    base = _found("torch.nn.modules.batchnorm", "_NormBase")
-    if base is not None:
-        return (base,)
     nn = torch.nn
-    return (
+    exported = (
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
         *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     )
+    return _base_of_modules("torch.nn.modules.batchnorm", "_NormBase", exported)
+
+
+def convolutions() -> Modules:
+    """The classes of convolutions; without their common base those that torch exports."""
+    nn = torch.nn
+    exported = (
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    )
+    return _base_of_modules("torch.nn.modules.conv", "_ConvNd", exported)
+
+
+def _base_of_modules(module: str, name: str, exported: Modules) -> Modules:
+    base = _found(module, name)
+    return exported if base is None else (base,)
 
 
 # Guards of a plan.
@@ -555,8 +571,12 @@ class Kernels:
     libraries: Mapping[str, str]
 
 
-# What a method may call beyond its libraries, and the names of attributes that it may use.
-CALLED_BY_KERNELS = ("empty_strided_cpu", "reinterpret_tensor", "assert_size_stride")
+# What a method may call beyond its libraries, by its name in torch, and the names of attributes that it may use.
+CALLED_BY_KERNELS = {
+    "assert_size_stride": "assert_size_stride",
+    "empty_strided_cpu": "_empty_strided_cpu",
+    "reinterpret_tensor": "_reinterpret_tensor",
+}
 USED_BY_KERNELS = {"torch", "clear", "size", "float64", "float32", "bfloat16", "float16"} | {
     *("int64", "int32", "int16", "int8", "uint8", "bool", "float8_e4m3fn")
 }
@@ -590,12 +610,12 @@ def run_kernels(kernels: Kernels) -> Callable[..., Any]:
         ImportError: a library is gone or not for this torch.
         SyntaxError: the text is no method.
     """
-    guards = _guards()
+    guards = _module_of_kernels()
     place = str(guards._torchinductor_pyobject_tensor_data_ptr)
     os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = place  # read by libraries when they are loaded
-    names: dict[str, Any] = {"torch": torch, "assert_size_stride": guards.assert_size_stride}
-    names["empty_strided_cpu"] = guards._empty_strided_cpu
-    names["reinterpret_tensor"] = guards._reinterpret_tensor
+    names: dict[str, Any] = {"torch": torch}
+    for name, in_torch in CALLED_BY_KERNELS.items():
+        names[name] = getattr(guards, in_torch)
     for name, library in kernels.libraries.items():
         names[name] = _library(library).kernel
     exec(textwrap.dedent(kernels.method), names)
@@ -607,8 +627,8 @@ def run_kernels(kernels: Kernels) -> Callable[..., Any]:
     return function
 
 
-def _guards() -> Any:
-    """The functions that kernels call; None if this torch has them elsewhere."""
+def _module_of_kernels() -> Any:
+    """The module of the functions that kernels call; None if this torch has none."""
     return getattr(getattr(torch._C, "_dynamo", None), "guards", None)  # pyright: ignore[reportPrivateUsage]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation
+from gradtx._narrowing import is_dict, is_tuple
 from gradtx._rules import without_params
 from gradtx._runs import Run, Scope
 from gradtx._sharding import undivided
@@ -32,7 +33,7 @@ class Functions(NamedTuple):
 
     @classmethod
     def of(cls, returned: Any, name: str) -> Functions:
-        functions: tuple[Any, ...] = returned if _is_tuple(returned) else (None, returned)
+        functions: tuple[Any, ...] = returned if is_tuple(returned) else (None, returned)
         if not 2 <= len(functions) <= 3 or not all(callable(function) for function in functions[1:]):
             raise TypeError(f"{name}: return update, (init, update) or (init, update, evaluate), got {returned!r}")
         return cls(*functions)
@@ -99,12 +100,12 @@ class TreeOperation(Operation):
     def _split(self, state: Any, leaves: Mapping[str, Leaf]) -> StateParts:
         """The parts of a state that a function returned."""
         parts = StateParts({}, {})
-        if not _is_dict(state):
+        if not is_dict(state):
             state = {"": state} if state else {}
         for slot, value in state.items():
             if isinstance(value, Tensor) and value.ndim == 0:
                 parts.shared[slot] = undivided(value)
-            elif _is_dict(value) and value.keys() <= leaves.keys():
+            elif is_dict(value) and value.keys() <= leaves.keys():
                 for name, tensor in value.items():
                     parts.of_leaf.setdefault(name, {})[slot] = tensor
             else:
@@ -120,13 +121,13 @@ class TreeOperation(Operation):
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         leaves = {leaf.name: leaf for leaf, _ in waiting}
         out = self._called(leaves)
-        if not (_is_tuple(out) and len(out) == 2):
+        if not (is_tuple(out) and len(out) == 2):
             raise TypeError(f"{self._name}: update returns (updates, state), got {type(out).__name__}")
         updates, state = out
         self._keep(state, leaves)
         update_of_leaf = self._by_name(updates)
         for name in leaves:
-            if not _is_dict(update_of_leaf) or not isinstance(update_of_leaf.get(name), Tensor):
+            if not is_dict(update_of_leaf) or not isinstance(update_of_leaf.get(name), Tensor):
                 raise TypeError(f"{self._name}: update returned no tensor for leaf {name!r}")
         return update_of_leaf
 
@@ -246,14 +247,6 @@ class PlainOperation(TreeOperation):
 
     def _without_params(self, error: Exception) -> ValueError:
         return without_params(self._name, error, plain=True)
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
-
-
-def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
 
 
 def check_plain(update: Callable[..., Any]) -> None:

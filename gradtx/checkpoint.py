@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._conversion import SUFFIXES, converted
+from gradtx._narrowing import is_dict
 from gradtx._runs import Memory
 from gradtx._sharding import is_sharded
 from gradtx._torch import readable
@@ -150,17 +151,18 @@ def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return entries
 
 
-def _with_suffixes(slots: Iterable[str]) -> set[str]:
-    """The slots, and all tensors that may belong to their codes."""
-    names = set(slots)
+def _with_suffixes(slots: Iterable[str]) -> list[str]:
+    """The slots, and all tensors that may belong to their codes, each once."""
+    names: list[str] = []
     for slot in slots:
-        names.update(f"{slot}.{suffix}" for suffix in SUFFIXES)
-    return names
+        names.append(slot)
+        names += [f"{slot}.{suffix}" for suffix in SUFFIXES]
+    return list(dict.fromkeys(names))
 
 
 def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
     """Every part of a state that has slots, with its dotted path and its slots."""
-    if not _is_dict(tree):
+    if not is_dict(tree):
         return
     slots: dict[str, Slot] = {}
     for key, value in tree.items():
@@ -173,11 +175,7 @@ def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
 
 
 def _is_slot(value: Any) -> TypeGuard[Slot]:
-    return _is_dict(value) and bool(value) and all(isinstance(leaf, Tensor) for leaf in value.values())
-
-
-def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
+    return is_dict(value) and bool(value) and all(isinstance(leaf, Tensor) for leaf in value.values())
 
 
 def _shape_of(first: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> torch.Size:

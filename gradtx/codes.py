@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gradtx._messages import describe, nearest
+from gradtx._narrowing import is_tuple
 
 __all__ = ["Codec"]
 
@@ -144,7 +145,7 @@ class Codec:
         return packed
 
     def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
-        tensors = encoded if _is_tuple(encoded) else (encoded,)
+        tensors = encoded if is_tuple(encoded) else (encoded,)
         suffixes = ("", *self.parts)
         packed: dict[str, Tensor] = {}
         for suffix, tensor in zip(suffixes, tensors, strict=True):
@@ -190,10 +191,6 @@ class Codec:
         if self.packs == 2 and shape and shape[-1] % 2:
             return False
         return self.block is None or _row_length(shape) % self.block == 0
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
 
 
 def _is_block(length: Any) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, TypeGuard, cast, overload
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, cast, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, Operation, around_alias
 from gradtx._messages import describe, nearest
 from gradtx._moved import as_today
+from gradtx._narrowing import is_mapping, is_tuple
 from gradtx._rules import Rule, RuleOperation, StageState
 from gradtx._runs import Scope
 from gradtx._selectors import Selector
@@ -268,7 +269,7 @@ def _are_readable(arguments: Bound) -> bool:
 
 
 def _range_of(text: Any) -> Any:
-    if _is_tuple(text):
+    if is_tuple(text):
         return tuple(map(_range_of, text))
     return Range(text) if isinstance(text, str) else text
 
@@ -516,34 +517,26 @@ class Made(GradientTransformation):
 
 def _is_constant(value: Any) -> bool:
     """Whether a value is equal to another exactly if programs with it are."""
-    if _is_tuple(value):
+    if is_tuple(value):
         return all(map(_is_constant, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _transformations(value: Any) -> list[GradientTransformation]:
     """The transformations among the values of an argument: itself, or the entries of a dict."""
-    if _is_mapping(value):
+    if is_mapping(value):
         return [item for item in value.values() if isinstance(item, GradientTransformation)]
     return [value] if isinstance(value, GradientTransformation) else []
 
 
 def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> Any:
     """The value of an argument with other transformations."""
-    if not _is_mapping(value):
+    if not is_mapping(value):
         return next(new)
     entries: dict[Any, Any] = {}
     for label, item in value.items():
         entries[label] = next(new) if isinstance(item, GradientTransformation) else item
     return entries
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
-
-
-def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping)
 
 
 def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> Made:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._messages import describe
+from gradtx._narrowing import is_tuple
 from gradtx.core import GradientTransformation, apply_updates, check_transformation
 
 __all__ = ["stack", "train_step", "unstack"]
@@ -107,7 +108,7 @@ def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
             raise TypeError("train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)")
         _check_loss(returned)
         return returned, ()
-    if not (_is_tuple(returned) and len(returned) == 2):
+    if not (is_tuple(returned) and len(returned) == 2):
         raise TypeError(f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(returned)}")
     loss, aux = returned
     _check_loss(loss)
@@ -116,10 +117,6 @@ def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
         if leaf is None:
             raise TypeError(f"train_step: leaf {name!r} of aux is None, needs a tensor")
     return loss, aux
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
 
 
 def _check_loss(loss: Any) -> None:

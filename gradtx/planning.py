@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from gradtx._execution import Leaf, execute
 from gradtx._given import listed_group, listed_params
 from gradtx._lists.bundle import entries_of_a_call
 from gradtx._messages import check_state_device, describe
+from gradtx._narrowing import is_mapping, is_sequence, is_tuple
 from gradtx._pure import TreeRun, leaves_of
 from gradtx._sharding import local
 from gradtx._tree import check_leaf
@@ -219,7 +220,7 @@ def _named(params: Any) -> dict[str, Tensor]:
         params = dict(params.named_parameters())
     if isinstance(params, Tensor | str) or not isinstance(params, Iterable):
         raise TypeError(f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}")
-    if _is_mapping(params):
+    if is_mapping(params):
         leaves, _ = _tree.flatten(dict(params), WHO)
     else:
         leaves = _by_name(listed_params(WHO, params))
@@ -239,9 +240,9 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
     """Parameters of a list, or of a list of groups, by their names or positions."""
     leaves: dict[str, Tensor] = {}
     for entry in entries:
-        params: Any = listed_group(WHO, dict(entry))["params"] if _is_mapping(entry) else [entry]
+        params: Any = listed_group(WHO, dict(entry))["params"] if is_mapping(entry) else [entry]
         for param in [params] if isinstance(params, Tensor) else params:
-            name, tensor = cast("tuple[str, Any]", param) if isinstance(param, tuple) else (str(len(leaves)), param)
+            name, tensor = param if is_tuple(param) else (str(len(leaves)), param)
             if name in leaves:
                 raise ValueError(f"{WHO}: two parameters are named {name!r}; give them names of their own")
             check_leaf(name, tensor, WHO)
@@ -256,14 +257,6 @@ def _device(given: Any) -> torch.device:
     except (RuntimeError, TypeError) as error:
         kind = ValueError if isinstance(given, str | int) else TypeError
         raise kind(f"{WHO}: device must be one of torch's, such as 'cpu' or 'cuda', got {describe(given)}") from error
-
-
-def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping)
-
-
-def _is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
-    return isinstance(value, tuple | list)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -379,7 +372,7 @@ class _Allocations:
     def counting(self) -> Any:
         def call(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
             results: Any = function(*arguments, **options)
-            for result in results if _is_sequence(results) else (results,):
+            for result in results if is_sequence(results) else (results,):
                 if isinstance(result, Tensor) and result.device.type == "meta":
                     self._add(result)
             return results

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from gradtx import combinators, schedules, transforms
 from gradtx._arguments import Argument, Arguments, Scalar, Schedule
 from gradtx._messages import describe
+from gradtx._narrowing import is_iterable, is_sequence, is_tuple
 from gradtx.combinators.lookahead import with_lookahead
 from gradtx.core import GradientTransformation, chain
 from gradtx.factories import Alias
@@ -189,7 +190,7 @@ def _patterns(owner: str, filters: Any) -> list[str]:
 
 
 def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:
-    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in cast("Sequence[Any]", value))
+    return is_sequence(value) and all(isinstance(item, str) for item in value)
 
 
 def _matches(spelling: str, patterns: Iterable[str]) -> bool:
@@ -439,7 +440,7 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
         raise TypeError("create_optimizer: needs a model or a list of parameters, got one tensor")
     if isinstance(model, torch.nn.Module):
         return _groups(_trained(model), _banned_of_model(model, ban_list), weight_decay)
-    if not _is_iterable(model):
+    if not is_iterable(model):
         raise TypeError(f"create_optimizer: needs a model or a list of parameters, got {describe(model)}")
     items = list(model)
     if not _are_pairs(items):
@@ -448,12 +449,8 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
     return _groups(items, banned, weight_decay)
 
 
-def _is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
-    return isinstance(value, Iterable)
-
-
 def _are_pairs(items: list[Any]) -> TypeGuard[list[tuple[str, Any]]]:
-    return all(isinstance(item, tuple) and len(cast("tuple[Any, ...]", item)) == 2 for item in items)
+    return all(is_tuple(item) and len(item) == 2 for item in items)
 
 
 def _groups(named: Sequence[tuple[str, Any]], banned: set[int], weight_decay: Any) -> Sequence[Any]:

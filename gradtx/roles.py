@@ -18,10 +18,7 @@ EMBEDDING_WORDS = ("pos_emb", "position_embedding", "positional_embedding", "cla
 TOKEN_ENDINGS = ("_token", "_tokens")  # of class, mask, distillation and register tokens
 HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
 NORMS = (*_torch.norms_of_batches(), nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+CONVOLUTIONS = _torch.convolutions()
 SCALE_NAMES = ("weight", "gamma", "scale")
 
 

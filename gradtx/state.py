@@ -8,7 +8,7 @@ import numbers
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from gradtx import _tree
 from gradtx._errors import Path
 from gradtx._exact import exact, resolve
 from gradtx._messages import describe, nearest, nearest_dotted
+from gradtx._narrowing import is_dict
 from gradtx._pure import TreeRun
 from gradtx._runs import clock_at
 from gradtx.core import Entry, GradientTransformation, check_transformation
@@ -120,7 +121,7 @@ def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str |
 
 
 def _check_single(state: Any) -> None:
-    step = cast("dict[str, Any]", state).get("step") if isinstance(state, dict) else None
+    step = state.get("step") if is_dict(state) else None
     if isinstance(step, Tensor) and step.ndim:
         raise ValueError(
             "learning_rate: this is a stack of states; "
@@ -192,17 +193,17 @@ def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
     may_be_leaf = bool(path) and only_tensors
     for key, value in state.items():
         yield Part((*path, key), may_be_leaf)
-        if isinstance(value, dict):
-            yield from _parts(cast("dict[str, Any]", value), (*path, key))
+        if is_dict(value):
+            yield from _parts(value, (*path, key))
 
 
 def _find(caller: str, state: Any, name: Any) -> Path:
     """The path of the part that the caller means."""
-    if not isinstance(state, dict):
+    if not is_dict(state):
         raise TypeError(f"{caller}: state must be a dict as init makes it, got {describe(state)}")
     if not isinstance(name, str):
         raise TypeError(f"{caller}: name must be a string such as 'exp_avg', got {describe(name)}")
-    parts = list(_parts(cast("dict[str, Any]", state)))
+    parts = list(_parts(state))
     for candidates in _candidates(parts, name):
         if len(candidates) == 1:
             return candidates[0].path

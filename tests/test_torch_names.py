@@ -51,6 +51,14 @@ def test_without_the_base_of_batch_norms_those_that_torch_exports_are_known(monk
     assert not isinstance(nn.Linear(2, 2), known)
 
 
+def test_without_the_base_of_convolutions_those_that_torch_exports_are_known(monkeypatch):
+    monkeypatch.setattr(_torch, "_found", without("torch.nn.modules.conv", "_ConvNd"))
+    known = _torch.convolutions()
+    nn = torch.nn
+    assert all(isinstance(module, known) for module in (nn.Conv1d(2, 2, 1), nn.ConvTranspose3d(2, 2, 1)))
+    assert not isinstance(nn.Linear(2, 2), known)
+
+
 # Eager steps.
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from gradtx._lists import batches, numbers
 from gradtx._lists.contract import contract, is_list, is_number, merge_equal
 from gradtx._lists.memory import MemoryPlan, is_selection
 from gradtx._lists.record import META, Recording
+from gradtx._narrowing import is_sequence
 
 aten = torch.ops.aten
 
@@ -396,8 +397,8 @@ class _Writer:
                 return _Text(self._as_tensor(item))
             return _Text(lists.get(item, item.name))
 
-        if isinstance(argument, list | tuple):
-            return repr(map_aggregate(cast("list[Any] | tuple[Any, ...]", argument), text_of))
+        if is_sequence(argument):
+            return repr(map_aggregate(argument, text_of))
         return lists[argument] if argument in lists else self._text(argument)
 
     def _as_tensor(self, number: Node) -> str:

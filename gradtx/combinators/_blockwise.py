@@ -58,15 +58,10 @@ class BlockLeaf(Leaf):
         for name in whole.extras:
             extras[name] = tensors.get(("extra", name), extras[name])
         super().__init__(run, whole.name, update, param, extras, whole.clock)
+        self.stand_for(whole)
         self.device = whole.device
-        self.dtype = whole.dtype
-        self.param_dtype = whole.param_dtype
-        self.wide = whole.wide
         # The same object where it was the same: contexts are made once for it.
         self.grad = self.update if whole.grad is whole.update else tensors.get("grad")
-        self.negated = whole.negated
-        self.active = whole.active
-        self.restarts = whole.restarts
         self._stream_name = tensors.get("stream", whole.name)
 
     @property

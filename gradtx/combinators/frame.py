@@ -413,22 +413,23 @@ class Enter(RuleOperation):
         return now if outside.restarts is False else now | outside.restarts
 
     def _run_enter(self, leaf: Leaf) -> None:
+        update = None if leaf.update is None else leaf.update.to(self.stage.wide(leaf))
+        call = self._call_with(leaf, update)
+        self._finish(call, self._guarded(call))
+
+    def _call_with(self, leaf: Leaf, update: Any) -> Call:
+        """The arguments of `enter` for a leaf, with this update."""
         wide = self.stage.wide(leaf)
-        update = None if leaf.update is None else leaf.update.to(wide)
         old, state = self.stage.read(leaf, wide)
         param = None if leaf.param is None else leaf.param.to(wide)
         context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), {})
-        call = Call(leaf, update, state, param, context, wide, old)
-        self._finish(call, self._guarded(call))
+        return Call(leaf, update, state, param, context, wide, old)
 
     def late_state(self, leaf: Leaf) -> RuleState:
         """The state of `enter` for a leaf without gradient, after a combinator inside made its update: as of zeros."""
         assert leaf.update is not None
-        wide = self.stage.wide(leaf)
-        old, state = self.stage.read(leaf, wide)
-        param = None if leaf.param is None else leaf.param.to(wide)
-        context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), {})
-        call = Call(leaf, torch.zeros_like(leaf.update, dtype=wide), state, param, context, wide, old)
+        zeros = torch.zeros_like(leaf.update, dtype=self.stage.wide(leaf))
+        call = self._call_with(leaf, zeros)
         _, entered, _ = self._entered(self._guarded(call))
         return RuleState(entered, self.stage, leaf)
 

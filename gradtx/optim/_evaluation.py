@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from gradtx._messages import describe
+from gradtx._narrowing import is_dict
 from gradtx.optim._form import TRAINED, numbers_of
 
 
@@ -59,8 +60,8 @@ class Evaluation:
         trained: dict[Tensor, Tensor] = {}
         for number, param in zip(numbers_of(state_dict["param_groups"]), names, strict=False):
             entry = entries.get(number)
-            if isinstance(entry, dict) and TRAINED in entry:
-                entries[number] = {key: value for key, value in cast("dict[str, Any]", entry).items() if key != TRAINED}
+            if is_dict(entry) and TRAINED in entry:
+                entries[number] = {key: value for key, value in entry.items() if key != TRAINED}
                 trained[param] = _weights(names[param], entry[TRAINED], param)
         if not trained:
             return None, state_dict

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from gradtx._messages import describe
+from gradtx._narrowing import is_mapping, is_sequence
 
 TRAINED = "trained"  # the slot of the weights of training, in state dicts that were saved while evaluating
 
@@ -30,10 +31,10 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
     entries, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(entries, Mapping):
         raise TypeError(f"'state' of the loaded state dict must be a dict, got {describe(entries)}")
-    if not isinstance(groups, list | tuple):
+    if not is_sequence(groups):
         raise TypeError(f"'param_groups' of the loaded state dict must be a list, got {describe(groups)}")
-    _check_groups(cast("list[Any]", groups))
-    for i, number in enumerate(numbers_of(cast("list[Any]", groups))):
+    _check_groups(groups)
+    for i, number in enumerate(numbers_of(groups)):
         if number in entries:
             name = names[i] if i < len(names) else str(number)
             _check_entry(name, entries[number])
@@ -53,7 +54,7 @@ def check_mapping(state_dict: Any) -> None:
         raise TypeError(f"load_state_dict needs a state dict, got {describe(state_dict)}")
 
 
-def _check_groups(groups: list[Any]) -> None:
+def _check_groups(groups: Iterable[Any]) -> None:
     """Raise an error unless groups list parameters, each once."""
     seen: set[Any] = set()
     for i, group in enumerate(groups):
@@ -67,9 +68,9 @@ def _check_groups(groups: list[Any]) -> None:
 
 
 def _check_group(where: str, group: Any) -> None:
-    if not isinstance(group, Mapping):
+    if not is_mapping(group):
         raise TypeError(f"{where} must be a dict, got {describe(group)}")
-    for key in cast("Mapping[Any, Any]", group):
+    for key in group:
         if not isinstance(key, str):
             raise TypeError(f"{where} has the key {key!r}, needs a string")
     if "params" not in group:
@@ -81,14 +82,14 @@ def _check_group(where: str, group: Any) -> None:
 
 
 def _check_names(where: str, names: Any) -> None:
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in cast("list[Any]", names)):
+    if not is_sequence(names) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"'param_names' of {where} must be a list of strings, got {describe(names)}")
 
 
 def _check_entry(name: str, entry: Any) -> None:
-    if not isinstance(entry, Mapping):
+    if not is_mapping(entry):
         raise TypeError(f"state of parameter {name!r} must be a dict of slots, got {describe(entry)}")
-    for slot, value in cast("Mapping[Any, Any]", entry).items():
+    for slot, value in entry.items():
         if not isinstance(slot, str):
             raise TypeError(f"state of parameter {name!r} has the slot {slot!r}, needs a string")
         if value is not None:  # older versions of torch save a momentum that is off as None

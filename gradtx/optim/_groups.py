@@ -7,13 +7,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx._arguments import Schedule, is_off
 from gradtx._exact import exact, resolve
+from gradtx._narrowing import is_list, is_tuple
 from gradtx.core import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
@@ -158,8 +159,8 @@ class GroupView:
         return present
 
     def _value(self, name: str, value: Any) -> Any:
-        if isinstance(value, list):  # groups that went through JSON
-            value = tuple(cast("list[Any]", value))
+        if is_list(value):  # groups that went through JSON
+            value = tuple(value)
         if name in self.live and _is_same(value, self.shown[name]):
             return self.sources[name]
         return self.entries[name].argument.check_written(value)
@@ -246,7 +247,7 @@ class GroupView:
         """A hyperparameter with `function` of its numbers, except literal ones and those that rules get as they are."""
         if self.entries[name].argument.kind in ("floats", "named floats"):
             return value
-        if not _is_tuple(value):
+        if not is_tuple(value):
             return function(value) if _is_number(value) and not self.literal[name] else value
         mapped: list[Any] = []
         for item, literal in zip(value, self.literal[name], strict=True):
@@ -379,13 +380,9 @@ def _is_same(a: Any, b: Any) -> bool:
     """Whether two values are equal; two tensors are if they are the same object."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
-    if _is_tuple(a) and _is_tuple(b):
+    if is_tuple(a) and is_tuple(b):
         return len(a) == len(b) and all(map(_is_same, a, b))
     return bool(a == b)
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
 
 
 def _is_schedule(value: Any) -> bool:
@@ -407,17 +404,17 @@ def _is_number(value: Any) -> bool:
 
 def _each(value: Any, function: Callable[[Any], Any]) -> Any:
     """`function` of a value, or of each item of a tuple."""
-    return tuple(map(function, value)) if _is_tuple(value) else function(value)
+    return tuple(map(function, value)) if is_tuple(value) else function(value)
 
 
 def _any(test: Callable[[Any], bool], value: Any) -> bool:
     """Whether a value, or any item of a tuple, passes a test."""
-    return any(map(test, value)) if _is_tuple(value) else test(value)
+    return any(map(test, value)) if is_tuple(value) else test(value)
 
 
 def _length(value: Any) -> int | None:
     """The number of items of a tuple; 1 for a single value, None for None."""
-    if _is_tuple(value):
+    if is_tuple(value):
         return len(value)
     return None if value is None else 1
 
@@ -431,7 +428,7 @@ def _differs_in_structure(value: Any, other: Any) -> bool:
 
 def _both(a: Any, b: Any) -> Any:
     """Whether both are true, item by item; the second if they differ in length."""
-    if not _is_tuple(a):
+    if not is_tuple(a):
         return a and b
     if len(a) != len(b):
         return b

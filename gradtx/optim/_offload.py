@@ -6,13 +6,14 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx._messages import check_state_device, describe
+from gradtx._narrowing import is_dict, is_sequence
 from gradtx._pure import FUNCTIONS
 from gradtx._sharding import is_sharded
 from gradtx.core import GradientTransformation
@@ -245,10 +246,8 @@ def _on_host(value: Any) -> Any:
     """A value with all its tensors on the host."""
     if isinstance(value, Tensor):
         return value.to(HOST)
-    if isinstance(value, list | tuple):
-        values = cast("list[Any] | tuple[Any, ...]", value)
-        return [_on_host(each) for each in values]
-    if isinstance(value, dict):
-        by_key = cast("dict[Any, Any]", value)
-        return {key: _on_host(each) for key, each in by_key.items()}
+    if is_sequence(value):
+        return [_on_host(each) for each in value]
+    if is_dict(value):
+        return {key: _on_host(each) for key, each in value.items()}
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx import _tree
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, checks_extras, takes_none
+from gradtx._narrowing import is_tuple
 from gradtx._pure import moved_along
 from gradtx._runs import LateTerm, Run
 from gradtx.optim._member import Layout, Member
@@ -206,15 +207,14 @@ def _common_choices(row: list[Member]) -> dict[Path, Any]:
 
 
 def _as_numbers(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_as_numbers, cast("tuple[Any, ...]", value)))
+    if is_tuple(value):
+        return tuple(map(_as_numbers, value))
     return value.item() if isinstance(value, Tensor) else value
 
 
 def _agree(a: Any, b: Any) -> bool:
     """Whether two values are the same number, up to the rounding of a tensor in float32."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        a, b = cast("tuple[Any, ...]", a), cast("tuple[Any, ...]", b)
+    if is_tuple(a) and is_tuple(b):
         return len(a) == len(b) and all(_agree(*pair) for pair in zip(a, b, strict=False))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=FLOAT32_EPS)

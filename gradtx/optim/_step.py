@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx import _torch
 from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, execute
+from gradtx._narrowing import is_sequence
 from gradtx._owners import with_regions
 from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
 from gradtx._runs import memory_of
@@ -108,8 +109,8 @@ class Step:
             return {}, {}
         names = self._workings.members.names()
         for key, value in extras.items():
-            if kinds[key].startswith("leaf") and isinstance(value, list | tuple):
-                extras[key] = _by_name(key, cast("Sequence[Any]", value), names)
+            if kinds[key].startswith("leaf") and is_sequence(value):
+                extras[key] = _by_name(key, value, names)
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
         run.leaf_extras = trees
         run.memory.take(tensors(trees))  # a rule may return one as it is

@@ -17,6 +17,7 @@ from gradtx import _torch
 from gradtx._arguments import tensors_in
 from gradtx._execution import Block
 from gradtx._given import listed_group, listed_params, without_repeats
+from gradtx._narrowing import is_tuple
 from gradtx._pure import evaluated
 from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
@@ -486,8 +487,8 @@ def _offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> O
 
 def _cloned(value: Any) -> Any:
     """A number or a tuple of numbers, with new tensors."""
-    if isinstance(value, tuple):
-        return tuple(map(_cloned, cast("tuple[Any, ...]", value)))
+    if is_tuple(value):
+        return tuple(map(_cloned, value))
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from gradtx import optimizers
+from gradtx._narrowing import is_list, is_sequence
 from gradtx.core import GradientTransformation, chain
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._warnings import warn_of_engine_options
@@ -118,16 +119,12 @@ class AliasOptimizer(ChainOptimizer):
 
 
 def _are_groups(groups: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(groups, list) and all(isinstance(group, dict) for group in cast("list[Any]", groups))
-
-
-def _is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
-    return isinstance(value, tuple | list)
+    return is_list(groups) and all(isinstance(group, dict) for group in groups)
 
 
 def _as_number(value: Any) -> Any:
     """A tensor with one entry, of any shape, as the number that torch's optimizers take it for; it stays a view."""
-    if _is_sequence(value):
+    if is_sequence(value):
         return type(value)(map(_as_number, value))
     if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
         return value.reshape(())

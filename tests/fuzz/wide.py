@@ -12,7 +12,6 @@ faults: a difference is a fault if it is far above what a change of all gradient
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from collections.abc import Callable
@@ -21,13 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
-from gradtx import GradientTransformation, _tree, chain, optimizers
-from tests.fuzz.chains import STEPS, TREES, Gradients, Maker, shaped
-from tests.optim.problems import assert_equal, saved_and_loaded, whole
+from gradtx import GradientTransformation, chain, optimizers
+from tests.fuzz import chains
+from tests.fuzz.chains import STEPS, TREES, Gradients, Maker, check_resumed, check_same, drawn_tensors, normal
+from tests.optim.problems import assert_equal, saved_and_loaded
 
 MORE_TREES: list[Callable[[], Any]] = [
     *TREES,
@@ -177,22 +176,9 @@ def gradients_of(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor
 def drawn_case(seed: int) -> Case:
     """The case of a seed."""
     rng = random.Random(f"wide {seed}")
-    generator = torch.Generator().manual_seed(seed)
     dtype = rng.choice([torch.float32, torch.float64, torch.float64, torch.bfloat16])
-
-    def draw(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
-
-    tree = shaped(rng.choice(MORE_TREES)(), draw)
-    params, _ = _tree.flatten(tree, "params")
-    often = rng.choice([0.0, 0.3])  # how often a gradient is missing
-    gradients: Gradients = []
-    for _ in range(STEPS):
-        step: dict[str, Tensor | None] = {}
-        for name, param in params.items():
-            gradient = draw(tuple(param.shape))
-            step[name] = None if rng.random() < often else gradient
-        gradients.append(step)
+    draw = normal(seed, dtype)
+    params, gradients = drawn_tensors(rng, draw, MORE_TREES)
     tx = WideMaker(rng, params).whole()
     extras: list[dict[str, Any]] = [{} for _ in range(STEPS)]
     if "max_logits" in tx.needs:
@@ -241,13 +227,8 @@ def functional(case: Case, nudge: Callable[[Tensor], Tensor] = lambda gradient: 
     return params
 
 
-class Adapted:
-    """A case by the adapter."""
-
-    def __init__(self, case: Case, **options: Any):
-        self.case = case
-        self.named = {name: Parameter(param.clone()) for name, param in case.params.items()}
-        self.optimizer = gradtx.as_optimizer(case.tx, list(self.named.items()), **options)
+class Adapted(chains.Adapted):
+    """A case by the adapter, with closures and extras."""
 
     def steps(self, first: int = 0, last: int = STEPS, **options: Any) -> dict[str, Tensor]:
         for i in range(first, last):
@@ -279,9 +260,6 @@ class Adapted:
                 torch.stack(terms).sum().backward()
             self.optimizer.step()
         return self.values()
-
-    def values(self) -> dict[str, Tensor]:
-        return {name: param.detach().clone() for name, param in self.named.items()}
 
 
 # Comparisons.
@@ -348,14 +326,6 @@ def check_ways(case: Case) -> bool:
     return near
 
 
-def check_same(actual: torch.optim.Optimizer, expected: torch.optim.Optimizer, how: str) -> None:
-    """The same bits in parameters, state and groups."""
-    try:
-        assert_equal(whole(actual, grads=False), whole(expected, grads=False))
-    except AssertionError as error:
-        raise AssertionError(f"{how}: {error}") from error
-
-
 def check_released(case: Case) -> None:
     """Steps during backward, bit for bit as whole steps."""
     if case.takes_closure or any(case.extras):
@@ -369,25 +339,6 @@ def check_released(case: Case) -> None:
     released.released_steps()
     expected.steps()
     check_same(released.optimizer, expected.optimizer, "released gradients")
-
-
-def check_resumed(case: Case) -> None:
-    """Saved in the middle and loaded into a new optimizer, bit for bit; and a deep copy."""
-    first, second = Adapted(case), Adapted(case)
-    first.steps(0, 5)
-    second.steps(0, 2)
-    saved = saved_and_loaded(first.optimizer.state_dict())
-    with torch.no_grad():
-        for name, param in second.named.items():
-            param.copy_(first.named[name])
-    second.optimizer.load_state_dict(saved)
-    copied, params = copy.deepcopy((first.optimizer, first.named))
-    third = copy.copy(first)
-    third.optimizer, third.named = copied, params
-    for each in (first, second, third):
-        each.steps(5)
-    check_same(second.optimizer, first.optimizer, "resumed")
-    check_same(third.optimizer, first.optimizer, "deep-copied")
 
 
 def check_resumed_purely(case: Case) -> None:
@@ -416,7 +367,7 @@ def run(seed: int) -> str:
         except (ValueError, TypeError):
             return "refused"
         near = check_ways(case)
-        check_resumed(case)
+        check_resumed(Adapted(case), Adapted(case))
         check_resumed_purely(case)
         check_released(case)
     return "passed" if near else "sensitive"

@@ -284,7 +284,7 @@ def test_without_a_name_of_inductors_cache_nothing_is_kept(module, name, monkeyp
 
 def test_without_a_name_that_kernels_call_the_compiler_is_asked(folder, steps, monkeypatch):
     steps()
-    monkeypatch.setattr(_torch, "_guards", object)
+    monkeypatch.setattr(_torch, "_module_of_kernels", object)
     assert steps()[1] == 1
 
 

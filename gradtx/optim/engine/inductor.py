@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from gradtx import _torch
 from gradtx._messages import close
+from gradtx._narrowing import is_mapping
 from gradtx.optim.engine.kept import keep, kept_program, place_of
 
 
@@ -50,8 +51,8 @@ def compiler_options(compile: Any) -> dict[str, Any]:
     """
     if compile is True:
         return {}
-    if isinstance(compile, Mapping):
-        return _checked_options(cast("Mapping[Any, Any]", compile))
+    if is_mapping(compile):
+        return _checked_options(compile)
     if isinstance(compile, str):
         modes = _torch.compiler_modes()
         if compile not in modes:
