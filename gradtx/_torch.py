@@ -216,9 +216,14 @@ def unscale_(gradients: list[Tensor], inverse: Tensor) -> None:
         gradient.mul_(inverse)
 
 
+def on_lists(name: str) -> Callable[..., Any] | None:
+    """An operation on lists of tensors, such as "add" or "add_"; None if this torch has none of this name."""
+    return getattr(torch, f"_foreach_{name}", None)
+
+
 def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copy each source into its target; falls back to one copy each."""
-    together = getattr(torch, "_foreach_copy_", None)
+    together = on_lists("copy_")
     if together is not None:
         together(targets, sources)
         return
@@ -228,7 +233,7 @@ def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 def count_up_(targets: list[Tensor]) -> None:
     """Add 1 to each tensor; falls back to one addition each."""
-    together = getattr(torch, "_foreach_add_", None)
+    together = on_lists("add_")
     if together is not None and targets:
         # A number becomes a tensor once for each target, which takes longer than the addition.
         together(targets, _one() if type(targets[0]) is Tensor else torch.ones(()), alpha=1.0)

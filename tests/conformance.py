@@ -233,12 +233,17 @@ class Case(NamedTuple):
 
     def floats(self) -> list[Float]:
         """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
-        found = []
+        choices: list[list[Float]] = []
         for name, _, value, argument, _ in self.make()._entries():
             for i, number in _numbers(argument.kind, value):
-                near = (Float(name, i, other) for other in _near(number))
-                found.extend(itertools.islice((place for place in near if self._takes([place])), 1))
-        return found
+                choices.append([Float(name, i, near) for near in _near(number)])
+        firsts = [near[0] for near in choices]
+        if self._takes(firsts):  # as most do; else one by one
+            return firsts
+        places: list[Float] = []
+        for near in choices:
+            places += [place for place in near if self._takes([place])][:1]
+        return places
 
     def float_sets(self) -> list[list[Float]]:
         """All float hyperparameters, first come first served in sets that may be switched on together."""
@@ -248,8 +253,11 @@ class Case(NamedTuple):
         return FLOAT_SETS[key]
 
     def _float_sets(self) -> list[list[Float]]:
+        places = self.floats()
+        if self._takes(places):
+            return [places] if places else []
         sets: list[list[Float]] = []
-        for place in self.floats():
+        for place in places:
             for chosen in sets:
                 if self._takes([*chosen, place]):
                     chosen.append(place)

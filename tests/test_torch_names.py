@@ -11,7 +11,8 @@ from torch.func import vmap
 
 import gradtx
 from gradtx import _torch
-from gradtx.optim.engine import compiled, trace
+from gradtx._lists import cache
+from gradtx.optim.engine import compiled, lists, trace
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, set_gradients, values
 
 SHAPES = {"weight": (3, 4), "bias": (5,)}
@@ -202,6 +203,16 @@ def test_without_foreach_copies_counts_are_copied_one_by_one(graphs, monkeypatch
     monkeypatch.delattr(torch, "_foreach_copy_")
     optimizer = assert_compiled_steps_are_the_same()
     assert {state["step"].item() for state in optimizer.state.values()} == {3.0}
+
+
+@pytest.mark.parametrize("name", ["add", "addcdiv", "lerp", "mul", "sqrt", "copy"])
+def test_without_an_operation_on_lists_leaves_are_computed_one_by_one(name, monkeypatch):
+    _, expected = trained()
+    monkeypatch.delattr(torch, f"_foreach_{name}", raising=False)
+    monkeypatch.delattr(torch, f"_foreach_{name}_")
+    monkeypatch.setattr(lists, "_SHARED", cache.SharedPrograms())
+    _, params = trained()
+    assert_close(params.values(), expected.values(), 1e-12)
 
 
 def test_without_dynamos_guards_python_compares(graphs, monkeypatch):

@@ -20,7 +20,7 @@ from gradtx._narrowing import is_sequence
 
 aten = torch.ops.aten
 
-# Operations on lists of one operand, by the names that torch gives them with and without `_foreach_`.
+# Operations on lists of one operand, by torch's names of those on tensors.
 UNARY = (
     *("abs", "acos", "asin", "atan", "ceil", "cos", "cosh", "erf", "erfc", "exp", "expm1", "floor", "frac", "lgamma"),
     *("log", "log10", "log1p", "log2", "neg", "reciprocal", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt"),
@@ -28,17 +28,8 @@ UNARY = (
 )
 
 
-def _named(*names: str) -> dict[Any, str]:
-    """The lists' operation for each of torch's operations of these names, as far as this torch has both."""
-    operations: dict[Any, str] = {}
-    for name in names:
-        if hasattr(torch, f"_foreach_{name}"):
-            operations[getattr(aten, name).default] = name
-    return operations
-
-
 # A list and nothing else; two lists; a list and a number; a list, two lists and a number.
-OF_ONE = _named(*UNARY)
+OF_ONE: dict[Any, str] = {getattr(aten, name).default: name for name in UNARY}
 OF_TWO: dict[Any, str] = {
     aten.mul.Tensor: "mul",
     aten.div.Tensor: "div",
@@ -248,9 +239,9 @@ class _Writer:
         if node.target in WRITES:
             target = node.args[0]  # type: ignore[assignment]
         if target is None:
-            self._assign(node, f"torch._foreach_{name}({', '.join(operands)})")
+            self._assign(node, f"{self._on_lists(name)}({', '.join(operands)})")
             return
-        self._lines.append(f"torch._foreach_{name}_({', '.join(operands)})")
+        self._lines.append(f"{self._on_lists(f'{name}_')}({', '.join(operands)})")
         self._assign(node, self._text(target))
 
     def _assign(self, node: Node, text: str) -> None:
@@ -280,8 +271,18 @@ class _Writer:
 
     # Lists.
 
+    def _on_lists(self, name: str) -> str:
+        """The name that an operation on lists has in the program."""
+        self._namespace[f"foreach_{name}"] = _torch.on_lists(name)
+        return f"foreach_{name}"
+
     def _together(self, node: Node) -> list[str] | None:
-        """The operation on lists, and its operands as text; None if there is none."""
+        """The operation on lists, and its operands as text; None if torch has none, which is in place as well."""
+        form = self._form(node)
+        return None if form is None or _torch.on_lists(f"{form[0]}_") is None else form
+
+    def _form(self, node: Node) -> list[str] | None:
+        """The name of the operation on lists, and its operands; None if there can't be one."""
         target, args = node.target, node.args
         if target in WRITES:
             return self._written(node)
