@@ -13,9 +13,11 @@ from torch.fx.node import map_aggregate
 
 from gradtx import _torch
 from gradtx._lists import batches, numbers
-from gradtx._lists.contract import contract, is_list, is_number, merge_equal
-from gradtx._lists.memory import MemoryPlan, is_selection
+from gradtx._lists.contract import argument_like, contract, is_list, is_number, merge_equal
+from gradtx._lists.memory import MemoryPlan
+from gradtx._lists.needs import ALWAYS, Case, Needs, is_selection, split_copies, text_of
 from gradtx._lists.record import META, Recording
+from gradtx._lists.simplify import simplify
 from gradtx._narrowing import is_sequence
 
 aten = torch.ops.aten
@@ -84,6 +86,8 @@ def list_function(
     """
     recording.graph.output(tuple(recording.outputs))
     _set_kinds(recording)
+    simplify(recording.graph)
+    _set_kinds(recording)  # again: what was made of flags of leaves is a number now
     merge_equal(recording.graph)
     recording.graph.eliminate_dead_code(_has_effect)
     if on_host:
@@ -112,9 +116,8 @@ def _cut(recording: Recording, part: int) -> None:
         for node in reversed(graph.nodes):
             if node.op == "call_function" and _torch.writes(node.target):
                 graph.erase_node(node)
-        recording.outputs = list(recording.owned[part].args)  # type: ignore[arg-type]
-    output = next(iter(reversed(graph.nodes)))
-    output.args = (tuple(recording.outputs),)
+        output = next(iter(reversed(graph.nodes)))
+        output.args = (tuple(recording.owned[part].args),)
 
 
 def _set_kinds(recording: Recording) -> None:
@@ -140,13 +143,19 @@ class _Writer:
         self._nodes = list(recording.graph.nodes)
         self._operands: dict[Node, Node] = {}  # of operations that write into one, that one
         self._lines: list[str] = []  # of the function that is being written
-        self._namespace: dict[str, Any] = {"torch": torch, "choose": _choose, "batched": batches.batched}
+        self._namespace: dict[str, Any] = {"torch": torch, "filled": _filled, "batched": batches.batched}
         self._tensors: dict[Node, str] = {}  # the names of numbers that are needed as tensors
         self._calls = 0
+        self._block: tuple[Case, int] = (ALWAYS, 0)  # the case of the last lines, and how many lines there were
         self._batch: list[Node] = []  # operations that run on batches of leaves
         if batches.batches_on(device):
             self._batch = batches.batch_of(self._nodes, self._has_list_form)
-        self._memory = MemoryPlan(recording.graph, self._has_form_in_place)
+        decides = on_host and not self._batch
+        if decides:
+            split_copies(recording.graph)
+            self._nodes = list(recording.graph.nodes)
+        self._needs = Needs(recording.graph, decides)
+        self._memory = MemoryPlan(recording.graph, self._has_form_in_place, self._needs)
         self._operands = self._memory.operand
 
     def _has_list_form(self, node: Node) -> bool:
@@ -178,7 +187,8 @@ class _Writer:
         """The names of the numbers that lists, shared tensors and the result need."""
         names: list[str] = []
         for node in self._nodes:
-            if is_number(node) and any(not is_number(user) for user in node.users):
+            is_read = any(not is_number(user) for user in node.users) or node in self._needs.conditions
+            if is_number(node) and is_read:
                 names.append(node.name)
         return [*names, *self._tensors.values()]
 
@@ -193,9 +203,8 @@ class _Writer:
         for node in calls:
             if node in self._batch[:1]:
                 self._write_batch()
-            elif is_list(node) and node not in self._batch and node not in self._memory.superfluous:
-                self._write(node)
-                self._delete(self._memory.dies_at(node))
+            elif is_list(node) and node not in self._batch and node in self._needs:
+                self._write_in_its_case(node)
         results = ", ".join(self._results())
         self._lines.append(f"return [{results}]")
         unpacked = f"{_tuple_of(self._prepared())} = prepared"
@@ -209,8 +218,8 @@ class _Writer:
             text = self._text(result)
             if is_list(result):
                 roots = self._memory.roots(result)
-                text = f"[item.clone() for item in {text}]" if roots & taken else text
-                taken |= roots
+                text = _cloned(text, [case for root, case in roots.items() if root in taken])
+                taken |= roots.keys()
             elif not is_number(result):
                 text = f"{text}.clone()"
             texts.append(text)
@@ -220,10 +229,33 @@ class _Writer:
         if names:
             self._lines.append(f"{_tuple_of(names)} = {argument}")
 
+    def _write_in_its_case(self, node: Node) -> None:
+        """An operation on lists, if it is needed, and the end of lists that no later one reads."""
+        if node in self._memory.superfluous:
+            return
+        case = self._needs.of(node)
+        dying = [item for item in self._memory.dies_at(node) if item in self._needs]
+        outside, self._lines = self._lines, []
+        self._write(node)
+        self._delete([item for item in dying if self._needs.of(item) == case])
+        body, self._lines = self._lines, outside
+        self._add(body, case)
+        self._delete([item for item in dying if self._needs.of(item) != case])
+
+    def _add(self, lines: Sequence[str], case: Case) -> None:
+        """Add lines that run in a case."""
+        if case == ALWAYS:
+            self._lines.extend(lines)
+            return
+        if self._block != (case, len(self._lines)):
+            self._lines.append(f"if {text_of(case)}:")
+        self._lines.extend(f"    {line}" for line in lines)
+        self._block = (case, len(self._lines))
+
     def _delete(self, nodes: Sequence[Node]) -> None:
         temporaries = [node.name for node in nodes if node.op == "call_function" and is_list(node)]
         if temporaries:
-            self._lines.append(f"del {', '.join(temporaries)}")
+            self._lines.append(f"{' = '.join(temporaries)} = None")
 
     def _write(self, node: Node) -> None:
         if not is_list(node):
@@ -338,12 +370,26 @@ class _Writer:
             if is_list(argument):
                 lists[argument] = f"{argument.name}_"
         if self._on_host and is_selection(node):
-            condition, x, y = map(self._text, node.args)
-            return f"choose({condition}, {x}, {y})"
+            return self._selection(node)
         call = f"{self._name_of(node, node.target)}({self._arguments(node, lists)})"
         names, columns = ", ".join(lists.values()), ", ".join(argument.name for argument in lists)
         over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
         return f"[{call} for {names} in {over}]"
+
+    def _selection(self, node: Node) -> str:
+        """One of two operands; the other one may not have been computed."""
+        condition, x, y = node.args
+        for literal in self._needs.of(node):
+            if literal[0] is condition:
+                return self._branch(node, x if literal[1] else y)
+        return f"{self._branch(node, x)} if {self._text(condition)} else {self._branch(node, y)}"
+
+    def _branch(self, node: Node, operand: Any) -> str:
+        """An operand of a selection as a list."""
+        shape = argument_like(node)
+        if is_list(operand) or shape is None:
+            return self._text(operand)
+        return f"filled({shape.name}, {self._text(operand)})"
 
     # Batches.
 
@@ -370,7 +416,7 @@ class _Writer:
 
     def _of_one_leaf(self, node: Node) -> str:
         """An operation on one leaf."""
-        if self._on_host and is_selection(node):
+        if self._on_host and is_selection(node) and all(map(is_list, node.args[1:])):
             condition, x, y = map(self._text, node.args)
             return f"{x} if {condition} else {y}"
         lists = {argument: argument.name for argument in node.all_input_nodes if is_list(argument)}
@@ -455,8 +501,19 @@ def _keeps_dtype(node: Node, operand: Any) -> bool:
     return node.meta["val"].dtype == operand.meta["val"].dtype
 
 
-def _choose(condition: Any, x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
-    return x if condition else y
+def _cloned(text: str, cases: Sequence[Case]) -> str:
+    """A list, copied in some cases."""
+    if not cases:
+        return text
+    copied = f"[item.clone() for item in {text}]"
+    if ALWAYS in cases:
+        return copied
+    conditions = " or ".join(map(text_of, cases))
+    return f"{copied} if {conditions} else {text}"
+
+
+def _filled(shapes: list[Tensor], number: Any) -> list[Tensor]:
+    return [torch.full_like(shape, number) for shape in shapes]
 
 
 def _wants_tensor(target: Any, position: int) -> bool:

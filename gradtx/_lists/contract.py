@@ -36,6 +36,15 @@ def alike(*nodes: Node) -> bool:
     return True
 
 
+def argument_like(node: Node) -> Node | None:
+    """An argument of a leaf with the shape, dtype and layout of a node."""
+    for argument in node.graph.nodes:
+        is_alike = argument.op == "placeholder" and is_list(argument) and alike(node, argument)
+        if is_alike and argument.meta["val"].stride() == node.meta["val"].stride():
+            return argument
+    return None
+
+
 def merge_equal(graph: Graph) -> None:
     """Compute once what is computed several times."""
     first: dict[str, Node] = {}
@@ -92,7 +101,7 @@ class _Contraction:
     # One operation for another.
 
     def shorten(self, node: Node) -> None:
-        """Multiply in place of a division by a number or a square; multiply once by two numbers."""
+        """Take what lists have: products for squares and quotients, bounds one by one, one factor for two."""
         if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
             base = node.args[0]
             self._replace(node, aten.mul.Tensor, (base, base))
@@ -100,8 +109,30 @@ class _Contraction:
             dividend, divisor = node.args
             if is_list(dividend) and is_number(divisor):
                 self._replace(node, aten.mul.Tensor, (dividend, self._inverse(divisor, node)))
+        elif node.target is aten.pow.Tensor_Tensor:
+            if is_list(node.args[0]) and is_number(node.args[1]) and alike(node, node.args[0]):  # type: ignore[arg-type]
+                self._replace(node, aten.pow.Tensor_Scalar, node.args)
+        elif node.target in (aten.clamp.default, aten.clamp.Tensor):
+            self._bound_once(node)
         if node.target is aten.mul.Tensor:
             self._multiply_once(node)
+
+    def _bound_once(self, node: Node) -> None:
+        """Turn `clamp` by numbers into `clamp_min` and `clamp_max`."""
+        x, *bounds = node.args
+        if node.kwargs or not is_list(x) or not all(map(is_number, bounds)) or not alike(node, x):  # type: ignore[arg-type]
+            return
+        least, *rest = bounds
+        most = rest[0] if rest else None
+        if most is None:
+            self._replace(node, aten.clamp_min.default, (x, least))
+            return
+        if least is not None:
+            with self._graph.inserting_before(node):
+                bounded = self._graph.call_function(aten.clamp_min.default, (x, least))  # type: ignore[arg-type]
+            bounded.meta = dict(node.meta)
+            x = bounded
+        self._replace(node, aten.clamp_max.default, (x, most))
 
     def _multiply_once(self, node: Node) -> None:
         """Turn a * (b * x) into (a * b) * x for numbers a and b."""

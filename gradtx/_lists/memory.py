@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import alike, is_list, is_number
+from gradtx._lists.contract import alike, is_list
+from gradtx._lists.needs import ALWAYS, Case, Needs, contradict, is_selection, may_alias
 
 aten = torch.ops.aten
 
@@ -22,6 +23,7 @@ class MemoryPlan:
     Args:
         graph: The graph, whose nodes have kinds.
         has_form_in_place: Whether an operation has a form that writes into the first operand.
+        needs: When each value is read.
 
     Attributes:
         operand: For each node that writes into the memory of an operand, that operand.
@@ -29,11 +31,12 @@ class MemoryPlan:
         last_use: The number of the last node that reads the memory of a node.
     """
 
-    def __init__(self, graph: Graph, has_form_in_place: Callable[[Node], bool]):
+    def __init__(self, graph: Graph, has_form_in_place: Callable[[Node], bool], needs: Needs):
         self._nodes = list(graph.nodes)
         self._has_form_in_place = has_form_in_place
+        self._needs = needs
         self._at = {node: i for i, node in enumerate(self._nodes)}
-        self._roots: dict[Node, set[Node]] = {}
+        self._roots: dict[Node, dict[Node, Case]] = {}
         self.last_use: dict[Node, int] = {}
         self.operand: dict[Node, Node] = {}
         self.superfluous: set[Node] = set()
@@ -49,13 +52,13 @@ class MemoryPlan:
             if node not in self.operand:
                 self._reuse(node)
 
-    def roots(self, node: Node) -> set[Node]:
-        """The nodes whose memory a list may share, through operations that write into an operand as well."""
-        roots: set[Node] = set()
-        for root in self._roots[node]:
+    def roots(self, node: Node) -> dict[Node, Case]:
+        """The nodes whose memory a list may share, through operations that write into an operand as well, and when."""
+        roots: dict[Node, Case] = {}
+        for root, case in self._roots[node].items():
             while root in self.operand:
                 root = self.operand[root]
-            roots.add(root)
+            roots[root] = roots.get(root, case) & case
         return roots
 
     def dies_at(self, node: Node) -> list[Node]:
@@ -66,14 +69,19 @@ class MemoryPlan:
                 dying.append(argument)
         return dying
 
-    def _roots_of(self, node: Node) -> set[Node]:
-        """The nodes whose memory a node may share, itself if it has its own."""
-        shared: set[Node] = set()
-        if node.op == "call_function" and is_list(node) and _may_alias(node):
-            for argument in node.all_input_nodes:
-                if is_list(argument):
-                    shared |= self._roots[argument]
-        return shared or {node}
+    def _roots_of(self, node: Node) -> dict[Node, Case]:
+        """The nodes whose memory a node may share, itself if it has its own, and what holds if it does."""
+        shared: dict[Node, Case] = {}
+        if node.op != "call_function" or not is_list(node) or not may_alias(node):
+            return {node: ALWAYS}
+        lists = [argument for argument in node.all_input_nodes if is_list(argument)]
+        for argument in lists:
+            for root, case in self._roots[argument].items():
+                reading = case | self._needs.reading(node, argument)
+                shared[root] = shared.get(root, reading) & reading
+        if is_selection(node) and not all(map(is_list, node.args[1:])):
+            shared[node] = ALWAYS  # it may be filled with a number
+        return shared
 
     def _aim(self, copy: Node) -> None:
         """Have the value that is copied into an argument computed there, if the old one is not read any more."""
@@ -82,6 +90,8 @@ class MemoryPlan:
         node: Any = source
         while True:
             if not self._is_apart(node) or not alike(node, argument) or node in self.operand:  # type: ignore[arg-type]
+                return
+            if not self._may_aim(node, copy):
                 return
             if self._reads_after(argument, node, copy):
                 return
@@ -99,6 +109,18 @@ class MemoryPlan:
         self.operand.update(path)
         self.superfluous.add(copy)
         self.last_use[argument] = max(self.last_use[argument], self.last_use[source])  # type: ignore[index]
+
+    def _may_aim(self, node: Node, copy: Node) -> bool:
+        """Whether a node may write where a copy does: if it runs in no other case, or the old value goes in all."""
+        if self._needs.of(copy) <= self._needs.of(node):
+            return True
+        return copy.meta["covers"] and not self._is_read_behind_copies(node, copy)
+
+    def _is_read_behind_copies(self, node: Node, copy: Node) -> bool:
+        """Whether a node is read, except by a copy, when the argument may have been written in another case."""
+        argument: Any = copy.args[0]
+        first = min(self._at[user] for user in argument.users if _only_writes(user, argument))
+        return any(user is not copy and self._at[user] > first for user, _ in self._readings(node))
 
     def _reuse(self, node: Node) -> None:
         """Write into a temporary that is read for the last time."""
@@ -121,18 +143,28 @@ class MemoryPlan:
 
     def _is_apart(self, node: Any) -> bool:
         """Whether a list has memory of its own."""
-        return is_list(node) and self._roots[node] == {node}
+        return is_list(node) and self._roots[node].keys() == {node}
 
     def _reads_after(self, argument: Any, node: Node, copy: Node) -> bool:
-        """Whether the old value of an argument is read behind a node, except by the final copy."""
-        return any(user is not copy and self._at[user] > self._at[node] for user in self._readers(argument))
+        """Whether the old value of an argument is read behind a node that runs, except by the final copy."""
+        case = self._needs.of(node)
+        for user, reading in self._readings(argument):
+            if user is not copy and self._at[user] > self._at[node] and not contradict(reading, case):
+                return True
+        return False
 
-    def _readers(self, root: Node) -> list[Node]:
-        readers: list[Node] = []
+    def _readings(self, root: Node) -> Iterator[tuple[Node, Case]]:
+        """The nodes that read the memory of a node, and what holds if they do."""
         for node, roots in self._roots.items():
             if root in roots:
-                readers.extend(node.users)
-        return readers
+                for user in node.users:
+                    if user in self._needs and not _only_writes(user, node):
+                        yield user, roots[root] | self._needs.of(user) | self._needs.reading(user, node)
+
+
+def _only_writes(node: Node, argument: Node) -> bool:
+    """Whether a node writes an argument without reading it."""
+    return node.target is aten.copy_.default and node.args[0] is argument and node.args[1] is not argument
 
 
 def _adds_plainly(node: Node) -> bool:
@@ -142,37 +174,3 @@ def _adds_plainly(node: Node) -> bool:
 def _have_one_layout(node: Node, operand: Node) -> bool:
     """Whether entries are in the same order in memory, in which sums of them would be added."""
     return node.meta["val"].stride() == operand.meta["val"].stride()
-
-
-def _may_alias(node: Node) -> bool:
-    """Whether a result may share memory with an operand."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return True
-    if node.target is aten._unsafe_view.default or any(result.alias_info is not None for result in schema.returns):
-        return True
-    return is_selection(node)
-
-
-def is_selection(node: Node) -> bool:
-    """Whether `where` with one condition for all leaves may give one of two lists as it is, without a copy.
-
-    Not where the result is written into an argument while it may be another argument, which is written as well.
-    """
-    if node.target is not aten.where.self or not is_number(node.args[0]):
-        return False
-    _, x, y = node.args
-    if not (is_list(x) and is_list(y) and alike(node, x, y)):  # type: ignore[arg-type]
-        return False
-    for user in node.users:
-        if user.target is aten.copy_.default:
-            argument = user.args[0]
-            for operand in (x, y):
-                if operand is not argument and not _is_computed(operand):
-                    return False
-    return True
-
-
-def _is_computed(node: Any) -> bool:
-    """Whether a node's memory belongs to no argument."""
-    return node.op == "call_function" and not _may_alias(node)

@@ -1,0 +1,177 @@
+"""When the value of each operation is needed, as far as numbers that the host knows decide it.
+
+A value that only one branch of `where` reads is needed if the condition says so. So the operations of the other branch
+are skipped, and a branch may write its result straight into the argument that keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from gradtx import _torch
+from gradtx._lists.contract import alike, argument_like, is_list, is_number
+
+aten = torch.ops.aten
+
+FILLING = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
+Case = frozenset[tuple[Node, bool]]  # conditions, each with its truth, that hold together
+ALWAYS: Case = frozenset()
+
+
+def contradict(a: Case, b: Case) -> bool:
+    """Whether two cases can't both hold."""
+    return any((condition, not truth) in b for condition, truth in a)
+
+
+class Needs:
+    """When each value of a graph is read.
+
+    Args:
+        graph: The graph, whose nodes have kinds.
+        decides: Whether the host knows the conditions when the program runs.
+
+    Attributes:
+        conditions: The numbers that decide.
+    """
+
+    def __init__(self, graph: Graph, decides: bool):
+        self._decides = decides
+        self._cases: dict[Node, Case] = {}
+        for node in reversed(graph.nodes):
+            self._note(node)
+        self.conditions = {condition for case in self._cases.values() for condition, _ in case}
+
+    def _note(self, node: Node) -> None:
+        if node.op == "output" or _torch.writes(node.target):
+            self._cases[node] = node.meta.get("case", ALWAYS)
+            return
+        for user in node.users:
+            if user in self._cases:
+                case = self.of(user) | self.reading(user, node)
+                self._cases[node] = self._cases.get(node, case) & case
+
+    def __contains__(self, node: Node) -> bool:
+        """Whether an operation has a reader at all."""
+        return node in self._cases
+
+    def of(self, node: Node) -> Case:
+        """What holds in every case in which the value is read."""
+        return self._cases[node]
+
+    def reading(self, user: Node, operand: Node) -> Case:
+        """What holds if a node reads an operand, besides what holds if the node itself is read."""
+        if not (self._decides and is_selection(user)):
+            return ALWAYS
+        condition, x, y = user.args
+        if x is y or operand is condition:
+            return ALWAYS
+        return frozenset([(condition, operand is x)])  # type: ignore[list-item]
+
+
+# Selections.
+
+
+def is_selection(node: Node) -> bool:
+    """Whether `where` with one condition for all leaves may give one of its operands as it is, without a copy.
+
+    One may be a number if a leaf's argument shows which shape to fill. Not where the result is written into an argument
+    while it may be another argument, which is written as well.
+    """
+    if node.target is not aten.where.self or not is_number(node.args[0]):
+        return False
+    operands = node.args[1:]
+    lists = [operand for operand in operands if is_list(operand)]
+    if not lists or not alike(node, *lists):  # type: ignore[arg-type]
+        return False
+    if len(lists) < len(operands) and (argument_like(node) is None or not any(map(is_number, operands))):
+        return False
+    for user in node.users:
+        if user.target is aten.copy_.default and not all(_stays(operand, user.args[0]) for operand in operands):
+            return False
+    return True
+
+
+def _stays(operand: Any, argument: Any) -> bool:
+    """Whether an operand of a selection is still there when the result is written into an argument."""
+    if operand is argument or is_number(operand) or is_computed(operand):
+        return True
+    return is_selection(operand) and all(_stays(branch, argument) for branch in operand.args[1:])
+
+
+def is_computed(node: Any) -> bool:
+    """Whether a node's memory belongs to no argument."""
+    if node.op != "call_function":
+        return False
+    return not may_alias(node) or all(is_computed(argument) for argument in node.all_input_nodes if is_list(argument))
+
+
+def may_alias(node: Node) -> bool:
+    """Whether a result may share memory with an operand."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return True
+    if node.target is aten._unsafe_view.default or any(result.alias_info is not None for result in schema.returns):
+        return True
+    return is_selection(node)
+
+
+# Writing.
+
+
+def split_copies(graph: Graph) -> None:
+    """Write each branch of a selection into an argument by itself, in its case; nothing where it is there already.
+
+    `meta["case"]` of a copy is its case, and `meta["covers"]` whether the argument is written in all cases.
+    """
+    for node in list(graph.nodes):
+        if node.target in FILLING:
+            _fill_for_each(node)
+    for node in list(graph.nodes):
+        if node.target is aten.copy_.default:
+            node.meta["covers"] = not _may_be(node.args[1], node.args[0])
+            _split(node)
+    for node in reversed(graph.nodes):
+        if node.target is aten.where.self and is_list(node) and not node.users:  # a number may be a condition
+            graph.erase_node(node)
+
+
+def _fill_for_each(node: Node) -> None:
+    """Fill a list for each reader by itself, so that it is filled in the cases of the reader."""
+    for user in list(node.users)[1:]:
+        with node.graph.inserting_before(user):
+            other = node.graph.node_copy(node)
+        user.replace_input_with(node, other)
+
+
+def _may_be(source: Any, argument: Any) -> bool:
+    """Whether a value may be an argument itself."""
+    if source is argument:
+        return True
+    return isinstance(source, Node) and is_selection(source) and any(_may_be(x, argument) for x in source.args[1:])
+
+
+def _split(copy: Node) -> None:
+    argument, source = copy.args
+    if not isinstance(source, Node) or not is_list(source) or not alike(argument, source):  # type: ignore[arg-type]
+        return
+    if not is_selection(source):
+        return
+    condition, *branches = source.args
+    case: Case = copy.meta.get("case", ALWAYS)
+    for branch, truth in zip(branches, (True, False), strict=True):
+        if branch is not argument:
+            with copy.graph.inserting_before(copy):
+                of_branch = copy.graph.call_function(copy.target, (argument, branch))  # type: ignore[arg-type]
+            of_branch.meta = {**copy.meta, "case": case | {(condition, truth)}}
+            _split(of_branch)
+    copy.graph.erase_node(copy)
+
+
+def text_of(case: Case) -> str:
+    """A case as a Python expression."""
+    texts: Iterable[str] = (f"{'' if truth else 'not '}{condition.name}" for condition, truth in case)
+    return " and ".join(sorted(texts))

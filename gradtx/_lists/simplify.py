@@ -1,0 +1,82 @@
+"""Drops operations that leave a tensor as it is, and finds flags that are the same for all leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from gradtx._lists.contract import argument_like, is_list
+from gradtx._lists.needs import FILLING
+from gradtx._lists.record import META
+
+aten = torch.ops.aten
+
+SAME = (aten.detach.default, aten.alias.default)
+FLAGS: dict[Any, bool] = {aten.ones_like.default: True, aten.zeros_like.default: False}
+
+
+def simplify(graph: Graph) -> None:
+    """Make a graph simpler, whose nodes have kinds; values stay the same."""
+    flags: dict[Any, bool] = {}
+    for node in list(graph.nodes):
+        if node.target in FLAGS and _is_flag(node):
+            flags[node] = FLAGS[node.target]
+            _make_constant(node, flags[node])
+        elif node.target in FILLING:
+            _take_shape_of_argument(node)
+        same = _same(node, flags)
+        if same is not None:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+
+
+def _is_flag(node: Any) -> bool:
+    if not isinstance(node, Node):
+        return False
+    value = node.meta["val"]
+    return value.dtype == torch.bool and not value.ndim
+
+
+def _make_constant(node: Node, flag: bool) -> None:
+    """A flag made like that of a leaf is the same for all."""
+    node.target = aten.full.default
+    node.args = ([], flag)
+    node.kwargs = {"dtype": torch.bool, "device": META}
+
+
+def _take_shape_of_argument(node: Node) -> None:
+    """A list that is filled like a computed one need not wait for it."""
+    argument = argument_like(node) if is_list(node) else None
+    if argument is not None:
+        node.args = (argument, *node.args[1:])
+
+
+def _same(node: Node, flags: dict[Any, bool]) -> Any:
+    """The operand that an operation gives as it is; None if there is none."""
+    if node.target in SAME:
+        return node.args[0]
+    if node.target is aten.bitwise_and.Tensor and _is_flag(node):
+        x, y = node.args
+        if flags.get(x):
+            return y
+        return x if flags.get(y) else None
+    if node.target is aten.where.self:
+        return _same_as_selection(node, flags)
+    return None
+
+
+def _same_as_selection(node: Node, flags: dict[Any, bool]) -> Any:
+    condition, x, y = node.args
+    if x in flags and y in flags:
+        if flags[x] == flags[y]:
+            return x
+        if flags[x] and _is_flag(condition):
+            return condition
+    if condition not in flags:
+        return None
+    chosen: Any = x if flags[condition] else y
+    value = chosen.meta["val"]
+    is_same = value.shape == node.meta["val"].shape and value.dtype == node.meta["val"].dtype
+    return chosen if is_same else None
