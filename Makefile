@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo quick test test-all lint bench gpu docs versions docs-tables clean
+.PHONY: demo quick test test-all install lint bench gpu docs versions docs-tables clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
@@ -19,7 +19,9 @@ test-all: $(VENV)/test  # with all cases of tests whose cases multiply; see test
 quick: $(VENV)/test  # no compiler, no processes, no other libraries: about a minute
 	@$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
 
-lint: $(VENV)/test $(VENV)/demo $(VENV)/bench $(VENV)/docs  # types are checked against what all of it imports
+install: $(VENV)/test $(VENV)/demo $(VENV)/bench $(VENV)/docs
+
+lint: install  # types are checked against what all of it imports
 	@$(RUN) -m ruff format --check --quiet . || (echo "formatting differs: run $(RUN) -m ruff format ."; exit 1)
 	@$(RUN) -m ruff check --quiet .
 	@$(RUN) -m pyright --warnings

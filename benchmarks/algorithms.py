@@ -35,7 +35,10 @@ import gradtx
 ROUNDS, WARM = 9, 8
 SHAPES = gpt()
 ELSEWHERE = {"SGDS": "SGD"}  # there an option
-LEFT_OUT = ("Muon", "MuonAdamAtan2", "PolarAdamAtan2", "Shampoo", "ScalableShampoo", "SOAP", "AdaHessian", "SophiaH")
+LEFT_OUT = (
+    *("Muon", "MuonAdamAtan2", "PolarAdamAtan2", "AdaMuon", "NorMuon", "Scion", "Shampoo", "ScalableShampoo", "SOAP"),
+    *("Conda", "SPlus", "Fira", "GaLore", "LBFGS", "AdaHessian", "SophiaH"),
+)
 
 
 def plain(name: str) -> str:
@@ -83,9 +86,13 @@ def bytes_moved(optimizer: Any) -> int:
     return moved
 
 
+def their_class(name: str) -> Any:
+    return THEIRS.get(plain(ELSEWHERE.get(name, name)))
+
+
 def measure(name: str) -> dict[str, Any]:
     cls = getattr(gradtx.optim, name)
-    their = THEIRS.get(plain(ELSEWHERE.get(name, name)))
+    their = their_class(name)
     default, compiled = (cls(parameters(SHAPES), compile=compile, **options(cls)) for compile in (False, True))
     fused = torch.optim.AdamW(parameters(SHAPES), fused=True)
     start = time.perf_counter()
@@ -110,9 +117,11 @@ def measure(name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="classes of gradtx.optim; all but matrix methods by default")
+    parser.add_argument(
+        "names", nargs="*", help="classes of gradtx.optim; by default those of pytorch_optimizer but matrix methods"
+    )
     names = parser.parse_args().names or [
-        name for name in gradtx.optim.__all__ if name not in ("ChainOptimizer", "as_optimizer", *LEFT_OUT)
+        name for name in gradtx.optim.__all__ if their_class(name) is not None and name not in LEFT_OUT
     ]
     warnings.filterwarnings("ignore")
     print(machine(), f"pytorch_optimizer {version('pytorch_optimizer')}", sep=", ")

@@ -203,7 +203,7 @@ def training_step(tx):
 
 
 # Every rule stands in a pack, and aliases are chains of these. Tracing takes a time for each leaf.
-@thinned(5)
+@thinned(8)
 @pytest.mark.parametrize("shapes", [MATRIX, VECTOR], ids=["matrix", "vector"])
 @each_pack([*packs_of_rules(), *ALONE, *((case,) for case in chosen_aliases()[::6])])
 def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(pack, shapes):
@@ -277,7 +277,8 @@ STRESS = {
 
 
 @torchs_own_deprecation
-@pytest.mark.parametrize("make", STRESS.values(), ids=STRESS)
+@thinned(2)
+@pytest.mark.parametrize("make", list(STRESS.values()), ids=STRESS)
 def test_a_whole_step_through_inductor_equals_eager(make):
     torch._dynamo.reset()
     lr = torch.tensor(0.1)

@@ -81,7 +81,7 @@ class MemoryPlan:
                 shared[root] = shared.get(root, reading) & reading
         if is_selection(node) and not all(map(is_list, node.args[1:])):
             shared[node] = ALWAYS  # it may be filled with a number
-        return shared
+        return shared or {node: ALWAYS}
 
     def _aim(self, copy: Node) -> None:
         """Have the value that is copied into an argument computed there, if the old one is not read any more."""

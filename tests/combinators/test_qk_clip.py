@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.thinning import thinned
 
 ROLES = {
     "q.*": ("layer", "query"), "k.weight": ("keys", "key"), "qr.*": ("layer", "query_rotary"),
@@ -133,6 +134,7 @@ def in_accumulate(tx):
     return gradtx.accumulate(tx, every=2)
 
 
+@thinned(5)
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("around", [lambda tx: tx, in_partition, in_accumulate])
 @pytest.mark.parametrize("steps", [0, 1])

@@ -100,7 +100,7 @@ def steps(monkeypatch):
         graphs.clear()
         monkeypatch.setattr(compiled, "_SHARED", cache.SharedPrograms())
         params = parameters(torch.float32, shapes)
-        optimizer = gradtx.as_optimizer(tx or gradtx.adamw(lr=0.1), list(params.items()), compile=True)
+        optimizer = gradtx.as_optimizer(tx or gradtx.sgd(lr=0.1, momentum=0.9), list(params.items()), compile=True)
         descend(optimizer, params, 2)
         assert not optimizer._engine.failed
         return [param.detach().clone() for param in params.values()], len(graphs)
@@ -145,16 +145,16 @@ def no_file(place):
     place.unlink()
 
 
-@pytest.mark.parametrize("damage", [no_text, no_method, other_fields, no_library, no_assumptions, no_file])
-def test_what_is_damaged_is_compiled_again_and_replaced(damage, folder, steps):
+def test_what_is_damaged_is_compiled_again_and_replaced(folder, steps):
     params, _ = steps()
     (place,) = folder.iterdir()
     before = place.read_text()
-    damage(place)
-    again, count = steps()
-    assert count == 1
-    assert_equal(again, params)
-    assert place.read_text() == before
+    for damage in (no_text, no_method, other_fields, no_library, no_assumptions, no_file):
+        damage(place)
+        again, count = steps()
+        assert count == 1, damage
+        assert_equal(again, params)
+        assert place.read_text() == before, damage
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(folder, steps):
