@@ -17,7 +17,7 @@ from gradtx._arguments import UnfitError
 from gradtx._errors import OWN_STATE, Path, lacking
 from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
-from gradtx._messages import nearest
+from gradtx._messages import nearest, shortly
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
 from gradtx._sharding import is_sharded, placed_as, summed_over_ranks, undivided
@@ -559,7 +559,7 @@ class RuleOperation(Operation):
             call.leaf.pending = call
             return sums
         if not _is_dict(sums):
-            raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {sums!r}")
+            raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {shortly(sums)}")
         leaf = call.leaf
         leaf.pending = call
         payload: dict[str, Tensor] = {}

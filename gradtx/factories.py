@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
     agree: tuple[str, ...]
     ahead: tuple[str, ...]
     lr_role: str
+    follows_rate: bool
     rounds: bool
     dims: tuple[int, float] | Callable[[Bound], tuple[int, float] | None] | None
     determined: bool | Callable[[Bound], bool]
@@ -96,6 +97,7 @@ class Spec:
         self.example = options.get("example", {})
         self.lr_role = options.get("lr_role")
         self.rounds = options.get("rounds", False)
+        self.follows_rate = options.get("follows_rate", False)
         # What it reads.
         needs = options.get("needs", ())
         self.extras = dict(options.get("extras", {}))
@@ -364,6 +366,10 @@ class Made(GradientTransformation):
     @property
     def _rounds(self) -> bool:
         return self._spec.rounds or any(link._rounds for link in self._inner_links())
+
+    @property
+    def _follows_rate(self) -> bool:
+        return self._spec.follows_rate
 
     def _owner(self) -> GradientTransformation:
         for link in self._inner_links():
@@ -643,6 +649,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         ahead: Numbers that the function gets as a pair, with the value that a schedule has for the next update.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
+        follows_rate: The link works on the finished step: no learning rate and no decay may follow it.
         compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
             that is not due. Random rules are False unless they say True: only `init` may draw then, since noise
             follows from the leaf's name, which a program for many leaves doesn't know.
@@ -756,8 +763,8 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras check shared agree ahead owns_lr before_owner dims determined compiles random"
-    " nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
+    "rule": "elementwise needs extras check shared agree ahead owns_lr before_owner follows_rate dims determined"
+    " compiles random nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

@@ -161,7 +161,7 @@ def counterpart(library, name):
 def fixed_value(cls, option, default):
     """What an optimizer without this switch does always."""
     if option != "weight_decouple":
-        return False if option in gradtx.registry._SWITCHES and isinstance(default, bool) else None
+        return False if option in gradtx._arguments.OTHER_PLACES and isinstance(default, bool) else None
     name = cls._alias.__name__
     return True if name in gradtx.registry._DECOUPLED else False if name in gradtx.registry._COUPLED else None
 

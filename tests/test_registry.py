@@ -537,7 +537,6 @@ def test_a_wrong_model_is_an_error_that_says_so():
             for name, pattern in {
                 "adlomo": "ad*",
                 "AdamQ": "adam*",
-                "adamw8bit": "adamw*",
                 "lasgd": "la*",
             }.items()
         ),
@@ -562,6 +561,19 @@ def test_a_wrong_model_is_an_error_that_says_so():
             ValueError,
             "load_lr_scheduler: unknown scheduler 'warmup_restarts'; "
             "gradtx.get_supported_lr_schedulers('warmup*') lists those that begin like it",
+        ),
+        *(
+            (
+                lambda name=name: gradtx.load_optimizer(name),
+                ValueError,
+                f'load_optimizer: unknown optimizer {name!r}; for state in 8 bits pass state_dtype="int8"',
+            )
+            for name in ("adamw8bit", "bnb_adamw8bit")
+        ),
+        (
+            lambda: gradtx.load_optimizer(optimizer="kron"),
+            ValueError,
+            "load_optimizer: unknown optimizer 'kron'; did you mean 'psgd_kron'?",
         ),
         (
             lambda: gradtx.load_optimizer("quux!"),
@@ -597,6 +609,27 @@ def test_a_wrong_model_is_an_error_that_says_so():
             lambda: scheduled("step", 2, 0.1, 3),
             TypeError,
             "step_schedule: takes at most 2 arguments after the optimizer",
+        ),
+        *(
+            (
+                lambda name=name, option=option: scheduled(name, **{option: 3}),
+                TypeError,
+                f"{name}_schedule is torch's and has no {option!r}; load_lr_scheduler('warmup_{name}') has",
+            )
+            for name in ("cosine", "linear")
+            for option in ("t_max", "max_lr", "warmup_steps")
+        ),
+        *(
+            (
+                lambda option=option: gradtx.optim.AdamP([torch.zeros(1)], lr=0.1, **{option: True}),
+                TypeError,
+                f"adamp: unknown argument {option!r}; {remedy}",
+            )
+            for option, remedy in {
+                "fixed_decay": "put add_decayed_weights(weight_decay, fixed=True) behind",
+                "adanorm": "its place is gradtx.adanorm",
+                "use_gc": "put gradtx.centralize() in front",
+            }.items()
         ),
         (lambda: scheduled("step", 2, step_size=2), TypeError, "step_schedule: got two values for 'step_size'"),
         (lambda: scheduled("step"), TypeError, "step_schedule: missing argument 'step_size'"),

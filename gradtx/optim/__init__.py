@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradtx.core import GradientTransformation
+from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim import classes
 from gradtx.optim._warnings import warn_of_ascent, warn_of_turned_signs
 from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
@@ -77,6 +77,9 @@ def as_optimizer(
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
+    if isinstance(params, GradientTransformation):
+        raise TypeError("as_optimizer: the transformation comes first: as_optimizer(tx, params)")
+    check_transformation("as_optimizer", "tx", tx)
     optimizer = ChainOptimizer(
         tx,
         params,
