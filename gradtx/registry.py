@@ -24,7 +24,7 @@ from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
-from gradtx.roles import named_modules
+from gradtx.roles import label_by_role, named_modules
 from gradtx.schedules._factory import in_its_words
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
@@ -459,6 +459,24 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
     return _groups(items, banned, weight_decay)
 
 
+def _warn_of_embeddings(name: str, model: Any) -> None:
+    """Warn of embeddings and heads, which are matrices and go to a method that is for hidden ones."""
+    if not isinstance(model, torch.nn.Module):
+        return
+    roles = label_by_role(model)
+    named = [
+        leaf for leaf, param in model.named_parameters() if roles.get(leaf) in ("embedding", "head") and param.ndim == 2
+    ]
+    if named:
+        remedy = "muon_for(model)" if name == "muon" else "partition, by the roles of label_by_role(model),"
+        warnings.warn(
+            f"create_optimizer: {name} also steps embeddings and heads ({', '.join(named)}), since they are matrices; "
+            f"gradtx.{remedy} sends them to AdamW",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def _is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
     return isinstance(value, Iterable)
 
@@ -579,7 +597,7 @@ def create_optimizer(
     Returns:
         An instance of `load_optimizer(optimizer_name)`; with additional links, the result of `as_optimizer`. `muon`
         and its relatives get `adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10)` for parameters that are not matrices,
-        unless you pass `fallback`.
+        unless you pass `fallback`. Embeddings and heads are matrices, about which a warning says what to use.
 
     Raises:
         TypeError: an unknown option, an option of another library without a counterpart.
@@ -609,8 +627,9 @@ def create_optimizer(
     options = _regrouped(arguments, options)
     options = _translated(name, [*arguments, "state_dtype", "seed"], options)
     options.update(numbers)
-    if "fallback" in arguments:
-        options.setdefault("fallback", adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0))
+    if "fallback" in arguments and "fallback" not in options:
+        _warn_of_embeddings(name, model)
+        options["fallback"] = adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
     params = _parameters(model, weight_decay, wd_ban_list)
     if compile is True and compile_kwargs:
         compile = _compile_argument(compile_kwargs)

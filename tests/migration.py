@@ -29,6 +29,9 @@ Differences:
 
 - `create_optimizer` does not decay biases and the weights of all normalization layers; pytorch_optimizer exempts only
   those of LayerNorm. `wd_ban_list` accepts parts of names and wildcard patterns.
+- `create_optimizer` gives "muon" and its relatives all matrices, embeddings and heads included, and warns;
+  `muon_for(model)` sends these to AdamW.
+- For `get_optimizer_parameters` take `mask=`, which every optimizer with `weight_decay` has.
 - Lookahead, gradient centralization and orthogonal gradients are links of one chain, not optimizers around another: one
   state dict, one set of groups. `use_gc` works with every optimizer.
 - `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,

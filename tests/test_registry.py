@@ -327,6 +327,18 @@ def test_ranger_has_a_lookahead_already():
     assert type(optimizer) is gradtx.optim.Ranger
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    {"muon": r"gradtx\.muon_for\(model\)", "normuon": "gradtx.partition, by the roles of label_by_role"}.items(),
+)
+def test_a_method_for_hidden_matrices_warns_of_embeddings_and_heads(name, remedy):
+    net = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 5))
+    with pytest.warns(UserWarning, match=rf"{name} also steps embeddings and heads \(0.weight, 2.weight\).*{remedy}"):
+        gradtx.create_optimizer(net, name)
+    gradtx.create_optimizer(net, name, fallback=gradtx.adamw())  # whoever passes one has chosen
+    gradtx.create_optimizer(net[1:2], name)
+
+
 def test_muon_has_an_adamw_for_what_is_no_matrix_and_a_group_a_part():
     optimizer = gradtx.create_optimizer(model(), "muon", lr=0.02, weight_decay=0.1, ns_dtype=None)
     assert [group["label"] for group in optimizer.param_groups] == ["muon", "fallback"]
