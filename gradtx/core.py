@@ -90,6 +90,8 @@ class GradientTransformation:
                 )
             if isinstance(getattr(type(self), name, None), property):
                 return object.__getattribute__(self, name)  # again, for the error that led here
+            if not name.startswith("_") and name in self.hyperparams:
+                raise AttributeError(f"{self._name}: a transformation has no {name!r}; read hyperparams[{name!r}]")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from gradtx._arguments import Schedule
+from gradtx._arguments import OTHER_WORDS, Schedule
 from gradtx._messages import close, describe
 from gradtx.core import Chain, Entry, GradientTransformation
 from gradtx.factories import Made
@@ -173,7 +173,9 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
     for key in keys:
         if not isinstance(key, str) or key in known or key in FOREIGN_KEYS or _contains_name(key, known):
             continue
-        intended = close(key, known, 0.8)
+        intended = OTHER_WORDS.get(key)
+        if intended not in known:
+            intended = close(key, known, 0.8)
         if intended is not None:
             message = f"{owner}: nothing reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)

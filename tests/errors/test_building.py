@@ -371,6 +371,11 @@ def test_an_attribute_error_of_a_factory_or_a_schedule_is_the_users_own():
         gradtx.sgd(lr=gradtx.Schedule(lambda step: step.unknown))
 
 
+def test_a_hyperparameter_is_no_attribute():
+    with pytest.raises(AttributeError, match=matching("adamw: a transformation has no 'lr'; read hyperparams['lr']")):
+        gradtx.adamw().lr  # noqa: B018
+
+
 def test_links_on_the_finished_step_may_follow_one_another():
     tx = chain(gradtx.sgd(), gradtx.map_after_step(torch.relu), gradtx.lookahead(), gradtx.average(0.9))
     assert len(tx._links()) == 4
