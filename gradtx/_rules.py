@@ -173,6 +173,9 @@ class StageState:
     def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Slots that `init` returned, as they are stored."""
         check_slots(slots, self._rule.name)
+        twice = slots.keys() & self._rule.shared.keys()
+        if twice:
+            raise TypeError(f"{self._rule.name}: {sorted(twice)} are both slots and shared values; rename one of them")
 
         def probe(like: Tensor) -> dict[str, Any]:
             return numbered(self._made_for(like, leaf))

@@ -27,6 +27,10 @@ def unannotated(x=1):
     return None
 
 
+def declared(beta: gradtx.Scalar = 0.9):
+    return lambda update, state, param, ctx: (update, state)
+
+
 SELECT = "select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool"
 NUMBER = "must be a number, a 0-d tensor or a gradtx.Schedule"
 ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, mask, maximize, weight_decay"
@@ -297,6 +301,29 @@ BUILDING = {
         lambda: gradtx.join_schedules([0.1], []),
     ),
     # decorators
+    **{
+        f"declared: {message}": (TypeError, lambda options=options: per_tensor(**options)(declared))
+        for message, options in {
+            "needs must be a tuple of names, got 'params'; write ('params',)": {"needs": "params"},
+            "needs has 'fisher', which no update knows; known: params, value, value_fn, grad_fn, hessian_diag; "
+            "declare others by extras={'fisher': 'leaf'}": {"needs": ("params", "fisher")},
+            "agree must be a tuple of names, got 'beta'; write ('beta',)": {"agree": "beta"},
+            "agree names no argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
+            "static names no argument 'gamma'; known: beta": {"static": ("gamma",)},
+            **{
+                "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with a '?' behind it if it is "
+                f"optional, got {given}": {"extras": extras}
+                for given, extras in {
+                    "('fisher',)": ("fisher",),
+                    "{'fisher': 'tensor'}": {"fisher": "tensor"},
+                }.items()
+            },
+        }.items()
+    },
+    "ranges: an interval is written as in '[0, 1)', got '0 to 1'": (
+        ValueError,
+        lambda: per_tensor(ranges={"beta": "0 to 1"})(declared),
+    ),
     "per_tensor: unknown option 'elementwize'; did you mean 'elementwise'?": (
         TypeError,
         lambda: per_tensor(elementwize=True),
