@@ -37,10 +37,11 @@ def __getattr__(name: str) -> object:
     """Name the equivalent of a name of optax or TorchOpt, or the right spelling, in the error."""
     from gradtx._elsewhere import HERE
     from gradtx._messages import close
+    from gradtx.optim.classes import CLASSES
 
     if name in HERE:
         raise AttributeError(f"gradtx has no {name!r}; here it is: {HERE[name]} (docs/optax-names.md)")
-    if name in optim.__all__:
+    if name in {cls.__name__ for cls in CLASSES.values()}:
         raise AttributeError(f"gradtx has no {name!r}; here it is: gradtx.optim.{name}")
     meant = None if name.startswith("_") else close(name.lower(), __all__, 0.7)
     suggestion = "" if meant is None else f"; did you mean {meant!r}?"

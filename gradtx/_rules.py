@@ -418,7 +418,7 @@ class RuleOperation(Operation):
             count = str(least) if least == most else f"at least {least}"
             raise ValueError(
                 f"{self.rule.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
-                "send it through another transformation, by partition(...) or an optimizer's fallback"
+                "send it through another transformation, by partition(...), an optimizer's fallback or muon_for(model)"
             )
 
     # One call of the rule: prepared, run up to a sum or to the end, finished.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch.nn import Module
@@ -536,11 +536,11 @@ def _remedy(value: Any, of_list: str) -> str:
     """What to write in place of something that is no transformation."""
     if _torch_optimizer(value) is not None:
         return "pass the function of that name, such as gradtx.adamw(...)"
-    if isinstance(value, list | tuple) and value and all(isinstance(tx, GradientTransformation) for tx in value):
-        return of_list
-    if isinstance(value, Module | type) or not callable(value) or describe(value) == "<lambda>":
-        return ""
-    return f"call it: {describe(value)}(...)"
+    if isinstance(value, list | tuple):
+        items = cast("list[Any]", value)
+        return of_list if items and all(isinstance(item, GradientTransformation) for item in items) else ""
+    is_factory = callable(value) and hasattr(value, "__name__") and not isinstance(value, Module | type)
+    return f"call it: {describe(value)}(...)" if is_factory and value.__name__ != "<lambda>" else ""
 
 
 def _check_owners(links: Iterable[GradientTransformation]) -> None:
