@@ -198,7 +198,7 @@ class GradientTransformation:
 
     @property
     def _follows_rate(self) -> bool:
-        """Whether it works on the finished step, so that no learning rate and no decay may follow."""
+        """Whether it works on the finished step, so that no learning rate and no decay should follow."""
         return False
 
     @property
@@ -449,7 +449,6 @@ class Chain(GradientTransformation):
         if checked:
             links = self._links()
             _check_owners(links)
-            _check_rates(links)
             _check_last(links)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -488,8 +487,7 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
 
     Raises:
         TypeError: an argument is no GradientTransformation (such as a factory that was not called).
-        ValueError: a learning rate, a decay or a second owner follows a link that owns the learning rate; a learning
-            rate or a decay follows a link that works on the finished step, such as `average`.
+        ValueError: a learning rate, a decay or a second owner follows a link that owns the learning rate.
 
     Example:
         >>> gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=1e-4))
@@ -553,18 +551,6 @@ def _check_owners(links: Iterable[GradientTransformation]) -> None:
             )
         if link._lr_role == "owner":
             owner = link._owner()
-
-
-def _check_rates(links: Iterable[GradientTransformation]) -> None:
-    early = None
-    for link in links:
-        if early is not None and link._lr_role is not None:
-            raise ValueError(
-                f"chain: {early._name} works on the finished step, so {link._name} can't follow it; put {early._name} "
-                f"behind {link._name}"
-            )
-        if link._follows_rate:
-            early = link
 
 
 def _check_last(links: Iterable[GradientTransformation]) -> None:

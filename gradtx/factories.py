@@ -697,7 +697,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         ahead: Numbers that the function gets as a pair, with the value that a schedule has for the next update.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
-        follows_rate: The link works on the finished step: no learning rate and no decay may follow it.
+        follows_rate: The link works on the finished step: `as_optimizer` warns of a learning rate or a decay behind it.
         compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
             that is not due. Random rules are False unless they say True: only `init` may draw then, since noise
             follows from the leaf's name, which a program for many leaves doesn't know.

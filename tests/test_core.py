@@ -198,7 +198,7 @@ def test_in_a_partition_the_label_is_the_owner():
 
 
 def test_hyperparameters_are_numbers_switches_and_tuples_but_not_functions():
-    tx = chain(gradtx.adam(), gradtx.map_after_step(torch.tanh), gradtx.average())
+    tx = chain(gradtx.map_after_step(torch.tanh), gradtx.average(), gradtx.adam())
     assert "fn" not in tx.hyperparams
     assert tx.hyperparams["before"] is False
     assert tx.hyperparams["decay"] is None

@@ -119,6 +119,30 @@ def warn_of_turned_signs(tx: GradientTransformation) -> None:
     warn_user(f"as_optimizer: {fault}", UserWarning)
 
 
+def warn_of_early_links(tx: GradientTransformation) -> None:
+    """Warn of a learning rate, or a decay, behind a link that works on the finished step, such as `average`."""
+    pair = next(_early(tx), None)
+    if pair is not None:
+        early, late = pair
+        warn_user(
+            f"as_optimizer: {early} works on the finished step, and {late} follows it, so that {early} sees something "
+            f"else; put {early} behind {late}",
+            UserWarning,
+        )
+
+
+def _early(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
+    """(a link on the finished step, a link behind it that belongs in front), in every chain."""
+    for part in tx._children():
+        yield from _early(part)
+    early = None
+    for link in tx._links() if isinstance(tx, Chain) else ():
+        if early is not None and link._lr_role is not None:
+            yield early._name, link._name
+        if link._follows_rate:
+            early = link
+
+
 def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
     """(the part of a chain with the first rate, a part behind it, the link in it that is out of place)."""
     while isinstance(tx, Made) and isinstance(tx._body, GradientTransformation):

@@ -243,18 +243,6 @@ BUILDING = {
         TypeError,
         lambda: gradtx.sgd(lr=gradtx.Schedule(lambda step: None)),
     ),
-    # links that work on the finished step
-    **{
-        f"chain: {early} works on the finished step, so {late} can't follow it; put {early} behind {late}": (
-            ValueError,
-            lambda first=first, then=then: chain(first, gradtx.scale_by_sign(), then),
-        )
-        for early, first, late, then in [
-            ("average", gradtx.average(0.9), "scale_by_learning_rate", gradtx.sgd()),
-            ("lookahead", gradtx.lookahead(), "accumulate", gradtx.accumulate(gradtx.sgd(), 2)),
-            ("map_after_step", gradtx.map_after_step(torch.relu), "add_decayed_weights", gradtx.adamw()),
-        ]
-    },
     # owners of the learning rate
     **{
         f"chain: {FOLLOWS.format(name)}": (ValueError, lambda tx=tx: chain(owner(), tx()))
@@ -401,11 +389,6 @@ def test_an_attribute_error_of_a_factory_or_a_schedule_is_the_users_own():
 def test_a_hyperparameter_is_no_attribute():
     with pytest.raises(AttributeError, match=matching("adamw: a transformation has no 'lr'; read hyperparams['lr']")):
         gradtx.adamw().lr  # noqa: B018
-
-
-def test_links_on_the_finished_step_may_follow_one_another():
-    tx = chain(gradtx.sgd(), gradtx.map_after_step(torch.relu), gradtx.lookahead(), gradtx.average(0.9))
-    assert len(tx._links()) == 4
 
 
 @pytest.mark.parametrize(
