@@ -107,6 +107,22 @@ OTHER_WORDS: dict[str, str] = {
     **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
 }
 
+# Options of pytorch_optimizer that are links or optimizers here.
+OTHER_PLACES = {
+    "ams_bound": "it has no amsgrad",
+    "adam_debias": "its place is gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
+    "fixed_decay": "put add_decayed_weights(weight_decay, fixed=True) behind the optimizer, which gets no decay itself",
+    "adanorm": "its place is gradtx.adanorm, or scale_by_adanorm",
+    "rectify": "its place is gradtx.radam, or scale_by_radam",
+    "cautious": "put scale_by_caution(0.0) behind the direction",
+    "kahan_sum": "updates are added as they are",
+    "mars_type": "its places are gradtx.mars_adamw and gradtx.mars_lion",
+    "normalize_lr": "divide lr by 1 + lamb",
+    "use_gc": "put gradtx.centralize() in front, or call create_optimizer, which takes it",
+    "use_lookahead": "put gradtx.lookahead() behind, or call create_optimizer, which takes it",
+    "use_orthograd": "put gradtx.orthogonalize_against_params() in front, or call create_optimizer, which takes it",
+}
+
 
 class UnfitError(ValueError):
     """Raised by a rule's `init` about a leaf; the library puts the rule and the leaf's name in front."""
@@ -364,7 +380,10 @@ class Arguments:
         parameters = list(signature.parameters.values())
         for parameter in parameters:
             if parameter.name not in hints:
-                raise TypeError(f"{name}: annotate {parameter.name!r}; numbers are gradtx.Scalar or gradtx.Betas")
+                raise TypeError(
+                    f"{name}: annotate {parameter.name!r}; numbers are gradtx.Scalar or gradtx.Betas, inner "
+                    "transformations gradtx.GradientTransformation"
+                )
         self.name = name
         self.added: tuple[str, ...] = ()  # arguments that the body does not see
         if is_alias:
@@ -388,6 +407,7 @@ class Arguments:
         self.all = tuple(arguments)
         self.by_name = {argument.name: argument for argument in self.all}
         self._positional = [argument for argument in self.all if not argument.keyword_only]
+        self._only_plain = all(argument.kind != "structure" for argument in self._positional)
         if "state_dtype" not in hints:
             parameters.append(_keyword("state_dtype", None, "StateDtype | None"))
         self.signature = signature.replace(parameters=parameters)
@@ -407,6 +427,7 @@ class Arguments:
 
     def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a call by name, unchecked."""
+        self._check_values(args)
         if len(args) > len(self._positional):
             raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
         given: dict[str, Any] = {}
@@ -420,8 +441,23 @@ class Arguments:
             given[key] = value
         return given
 
+    def _check_values(self, args: Iterable[Any]) -> None:
+        """Refuse transformations where all arguments are plain: links are not put around one another.
+
+        Raises:
+            TypeError: there is one.
+        """
+        if not self._only_plain:
+            return
+        for value in args:
+            if hasattr(value, "init") and hasattr(value, "update"):
+                both = f"chain({describe(value)}, {self.name}(...))"
+                raise TypeError(f"{self.name}: takes numbers and no transformation; to use both, write {both}")
+
     def _suggestion(self, key: str) -> str:
         """The argument that was meant, also by a word of another library."""
+        if key in OTHER_PLACES:
+            return OTHER_PLACES[key]
         ours = OTHER_WORDS.get(key)
         if ours in self.by_name:
             return f"did you mean {ours!r}?"

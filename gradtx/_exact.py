@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx._arguments import Schedule
+from gradtx._messages import describe
 from gradtx._narrowing import is_tuple
 
 
@@ -53,10 +55,9 @@ def resolve(value: Any, count: Any) -> Any:
 
 
 def _scheduled(schedule: Schedule, count: Any) -> Tensor:
-    if isinstance(count, Tensor):
-        # In float64: an int64 tensor times a Python float would be float32.
-        return exact(schedule(exact(count, count.device)), count.device)
-    device = torch.device("cpu")
-    if torch.compiler.is_compiling():
-        return exact(schedule(exact(count, device)), device)
-    return exact(schedule(count), device)
+    device = count.device if isinstance(count, Tensor) else torch.device("cpu")
+    # Always a tensor, so that `torch.where` works; in float64, since int64 times a Python float would be float32.
+    value = schedule(exact(count, device))
+    if not isinstance(value, Tensor | numbers.Real):
+        raise TypeError(f"{schedule!r} gives {describe(value)}; a schedule returns a number or a 0-d tensor")
+    return exact(value, device)

@@ -17,7 +17,7 @@ from gradtx._arguments import UnfitError
 from gradtx._errors import OWN_STATE, Path, lacking
 from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
-from gradtx._messages import nearest
+from gradtx._messages import nearest, shortly
 from gradtx._narrowing import is_dict, is_list, is_tuple
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
@@ -174,6 +174,9 @@ class StageState:
     def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Slots that `init` returned, as they are stored."""
         check_slots(slots, self._rule.name)
+        twice = slots.keys() & self._rule.shared.keys()
+        if twice:
+            raise TypeError(f"{self._rule.name}: {sorted(twice)} are both slots and shared values; rename one of them")
 
         def probe(like: Tensor) -> dict[str, Any]:
             return numbered(self._made_for(like, leaf))
@@ -416,7 +419,7 @@ class RuleOperation(Operation):
             count = str(least) if least == most else f"at least {least}"
             raise ValueError(
                 f"{self.rule.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
-                "send it through another transformation, by partition(...) or an optimizer's fallback"
+                "send it through another transformation, by partition(...), an optimizer's fallback or muon_for(model)"
             )
 
     # One call of the rule: prepared, run up to a sum or to the end, finished.
@@ -560,7 +563,7 @@ class RuleOperation(Operation):
             call.leaf.pending = call
             return sums
         if not is_dict(sums):
-            raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {sums!r}")
+            raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {shortly(sums)}")
         leaf = call.leaf
         leaf.pending = call
         payload: dict[str, Tensor] = {}

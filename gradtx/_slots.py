@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradtx._errors import OWN_STATE, Path
 from gradtx._exact import exact_dtype
+from gradtx._messages import shortly
 from gradtx._narrowing import is_list
 from gradtx._sharding import gathered, placed_as, undivided
 
@@ -41,7 +42,7 @@ def first_slots(
 def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
     """Raise an error unless `init` may return this; names may end in `numbers` where a list can't make them."""
     if not isinstance(slots, dict):
-        raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {slots!r}")
+        raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {shortly(slots)}")
     names = cast("dict[Any, Any]", slots)
     for slot in names:
         if not isinstance(slot, str):

@@ -65,6 +65,11 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
             "signs have another meaning for complex ones; keep torch.view_as_real(tensor) as the parameter, and apply "
             "torch.view_as_complex in the model"
         )
+    if leaf is not None and name == "step" and leaf.dtype == torch.int64:
+        raise TypeError(
+            f"{what}: this is a state, which has a 'step'; update takes (updates, state, params) and returns "
+            "(updates, state)"
+        )
     if leaf is not None and not leaf.dtype.is_floating_point:
         raise TypeError(
             f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "

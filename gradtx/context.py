@@ -203,7 +203,7 @@ class Context:
         if name == "rng":
             raise AttributeError("ctx.rng: only for rules that are declared @per_tensor(random=True)")
         meant = close(name, (*OWN, *ALWAYS_KNOWN, *known))
-        remedy = f"did you mean ctx.{meant}?" if meant else f"use needs=({name!r},) or extras={{{name!r}: 'leaf'}}"
+        remedy = f"did you mean ctx.{meant}?" if meant else f"use extras={{{name!r}: 'leaf'}}"
         raise AttributeError(f"ctx.{name}: no link declares it; {remedy}")
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch.nn import Module
+from torch.optim import Optimizer
 
 from gradtx import _pure, _pure_lists
 from gradtx._arguments import Argument
@@ -87,6 +88,10 @@ class GradientTransformation:
                 raise AttributeError(
                     f"{self._name}: a transformation has no {name!r}; {optimizer} makes a torch optimizer"
                 )
+            if isinstance(getattr(type(self), name, None), property):
+                return object.__getattribute__(self, name)  # again, for the error that led here
+            if not name.startswith("_") and name in self.hyperparams:
+                raise AttributeError(f"{self._name}: a transformation has no {name!r}; read hyperparams[{name!r}]")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
@@ -189,6 +194,11 @@ class GradientTransformation:
     @property
     def _rounds(self) -> bool:
         """Whether its updates lead to weights that are rounded already."""
+        return False
+
+    @property
+    def _follows_rate(self) -> bool:
+        """Whether it works on the finished step, so that no learning rate and no decay should follow."""
         return False
 
     @property
@@ -415,6 +425,11 @@ class Hyperparams(dict[str, Any]):
         shown = f"it is shown as {places[name].name!r}" if name in places else nearest_dotted(name, places)
         raise KeyError(f"{self._tx._name}: no hyperparameter {name!r}; {shown}")
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise TypeError(
+            f"{self._tx._name}: hyperparams is a copy; replace({name}=...) returns a transformation with another value"
+        )
+
     def __reduce__(self) -> Any:  # not `dict`, which torch.load(weights_only=True) takes for code
         return OrderedDict, (), None, None, iter(self.items())
 
@@ -479,15 +494,51 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
         chain(clip_by_global_norm(1.0), adamw(lr=0.0001))
     """
     for i, tx in enumerate(txs):
-        check_transformation("chain", f"argument {i + 1}", tx)
+        check_transformation("chain", f"argument {i + 1}", tx, "unpack it: chain(*links)")
     flat = tuple(link for tx in txs for link in (tx._txs if isinstance(tx, Chain) else (tx,)))
     return flat[0] if len(flat) == 1 else Chain(flat)
 
 
-def check_transformation(owner: str, what: str, tx: Any) -> None:
-    if not isinstance(tx, GradientTransformation):
-        remedy = f"; call it: {describe(tx)}(...)" if callable(tx) and not isinstance(tx, Module) else ""
-        raise TypeError(f"{owner}: {what} must be a GradientTransformation, got {shortly(tx)}{remedy}")
+def check_transformation(owner: str, what: str, tx: Any, of_list: str = "") -> None:
+    """Check that an argument is a transformation.
+
+    Args:
+        owner: The function that got it.
+        what: The argument.
+        tx: Its value.
+        of_list: The remedy for a list of transformations.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(tx, GradientTransformation):
+        return
+    remedy = _remedy(tx, of_list)
+    end = f"; {remedy}" if remedy else ""
+    raise TypeError(f"{owner}: {what} must be a GradientTransformation, got {_given(tx)}{end}")
+
+
+def _torch_optimizer(value: Any) -> type | None:
+    """The class of a torch optimizer, or one that was not called."""
+    cls = value if isinstance(value, type) else type(value)
+    return cls if issubclass(cls, Optimizer) else None
+
+
+def _given(value: Any) -> str:
+    """Something that is no transformation; the repr of an optimizer has many lines."""
+    cls = _torch_optimizer(value)
+    return shortly(value) if cls is None else f"the torch optimizer {cls.__name__}"
+
+
+def _remedy(value: Any, of_list: str) -> str:
+    """What to write in place of something that is no transformation."""
+    if _torch_optimizer(value) is not None:
+        return "pass the function of that name, such as gradtx.adamw(...)"
+    if isinstance(value, list | tuple):
+        items = cast("list[Any]", value)
+        return of_list if items and all(isinstance(item, GradientTransformation) for item in items) else ""
+    is_factory = callable(value) and hasattr(value, "__name__") and not isinstance(value, Module | type)
+    return f"call it: {describe(value)}(...)" if is_factory and value.__name__ != "<lambda>" else ""
 
 
 def _check_owners(links: Iterable[GradientTransformation]) -> None:

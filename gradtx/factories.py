@@ -24,6 +24,7 @@ from gradtx._selectors import Selector
 from gradtx._storage import StateDtype, Storage
 from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
+from gradtx.context import ALWAYS_KNOWN
 from gradtx.core import Branches, GradientTransformation, same
 
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
@@ -37,6 +38,9 @@ class Combinator:
     def expand(self, scope: Scope, name: str) -> list[Any]:
         raise NotImplementedError
 
+
+INPUTS = ("params", *ALWAYS_KNOWN)  # what `needs` may name
+EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
 
 Bound: TypeAlias = dict[str, Any]  # the arguments of a call by name
 
@@ -54,6 +58,7 @@ class Options(TypedDict, total=False):
     agree: tuple[str, ...]
     ahead: tuple[str, ...]
     lr_role: str
+    follows_rate: bool
     rounds: bool
     dims: tuple[int, float] | Callable[[Bound], tuple[int, float] | None] | None
     determined: bool | Callable[[Bound], bool]
@@ -97,9 +102,10 @@ class Spec:
         self.example = options.get("example", {})
         self.lr_role = options.get("lr_role")
         self.rounds = options.get("rounds", False)
+        self.follows_rate = options.get("follows_rate", False)
         # What it reads.
         needs = options.get("needs", ())
-        self.extras = dict(options.get("extras", {}))
+        self.extras = _checked_extras(self.name, options.get("extras", {}))
         self._needs_of = needs if callable(needs) else None
         always_needed = () if callable(needs) else needs
         self.needs = (*always_needed, *_required(self.extras))
@@ -120,6 +126,7 @@ class Spec:
         self._sums_of_leaf = options.get("sums_of_leaf", False)
         self._whole = options.get("whole", False)
         self._wire = options.get("wire", _own_dtype)
+        _check_declared(self, options)
         if self.random and "seed" not in self.arguments.by_name:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
@@ -237,6 +244,44 @@ def _arguments_of(kind: str, function: Callable[..., Any], options: Options) -> 
     return Arguments(function.__name__, function, ranges, static, kind == "alias", any_length)
 
 
+def _check_declared(spec: Spec, options: Options) -> None:
+    """Check options that name inputs or arguments.
+
+    Raises:
+        TypeError: one is of another form, or names something that does not exist.
+    """
+    needs = options.get("needs", ())
+    for need in () if callable(needs) else _names_in(spec, "needs", needs):
+        if need not in INPUTS:
+            raise TypeError(
+                f"{spec.name}: needs has {need!r}, which no update knows; known: {', '.join(INPUTS)}; "
+                f"declare others by extras={{{need!r}: 'leaf'}}"
+            )
+    for option in ("agree", "ahead", "static", "any_length"):
+        for argument in _names_in(spec, option, options.get(option, ())):
+            _check_argument(spec, option, argument)
+
+
+def _names_in(spec: Spec, option: str, names: Any) -> Iterable[str]:
+    if isinstance(names, str):
+        raise TypeError(f"{spec.name}: {option} must be a tuple of names, got {names!r}; write ({names!r},)")
+    return names
+
+
+def _check_argument(spec: Spec, option: str, name: str) -> None:
+    if name not in spec.arguments.by_name:
+        raise TypeError(f"{spec.name}: {option} names no argument {name!r}; {nearest(name, spec.arguments.by_name)}")
+
+
+def _checked_extras(name: str, extras: Any) -> dict[str, str]:
+    if not is_mapping(extras) or not set(extras.values()) <= EXTRA_KINDS:
+        raise TypeError(
+            f"{name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with a '?' behind it if it is "
+            f"optional, got {describe(extras)}"
+        )
+    return dict(extras)
+
+
 def _required(extras: Mapping[str, str]) -> list[str]:
     """The extras that the caller has to pass."""
     return [name for name, kind in extras.items() if not kind.endswith("?")]
@@ -271,7 +316,12 @@ def _are_readable(arguments: Bound) -> bool:
 def _range_of(text: Any) -> Any:
     if is_tuple(text):
         return tuple(map(_range_of, text))
-    return Range(text) if isinstance(text, str) else text
+    if not isinstance(text, str):
+        return text
+    try:
+        return Range(text)
+    except ValueError:
+        raise ValueError(f"ranges: an interval is written as in '[0, 1)', got {text!r}") from None
 
 
 class Made(GradientTransformation):
@@ -365,6 +415,10 @@ class Made(GradientTransformation):
     @property
     def _rounds(self) -> bool:
         return self._spec.rounds or any(link._rounds for link in self._inner_links())
+
+    @property
+    def _follows_rate(self) -> bool:
+        return self._spec.follows_rate
 
     def _owner(self) -> GradientTransformation:
         for link in self._inner_links():
@@ -636,6 +690,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         ahead: Numbers that the function gets as a pair, with the value that a schedule has for the next update.
         owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
         before_owner: The link has no place after one that owns the learning rate.
+        follows_rate: The link works on the finished step: `as_optimizer` warns of a learning rate or a decay behind it.
         compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
             that is not due. Random rules are False unless they say True: only `init` may draw then, since noise
             follows from the leaf's name, which a program for many leaves doesn't know.
@@ -717,7 +772,11 @@ def alias(function: Any = None, /, **options: Any) -> Any:
     return _decorated("alias", "alias", function, options)
 
 
-def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
+@overload
+def combinator(function: Callable[P, Any], /) -> Factory[P]: ...
+@overload
+def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def combinator(function: Any = None, /, **options: Any) -> Any:
     """Make a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
 
     The frame says what happens in front of the inner transformation and behind it, and whose clock counts. Numbers are
@@ -745,12 +804,12 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
         >>> tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))[0]["w"]
         tensor([-3.])
     """
-    return _decorated("combinator", "combinator", None, options)
+    return _decorated("combinator", "combinator", function, options)
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras check shared agree ahead owns_lr before_owner dims determined compiles random"
-    " nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
+    "rule": "elementwise needs extras check shared agree ahead owns_lr before_owner follows_rate dims determined"
+    " compiles random nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

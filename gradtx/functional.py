@@ -51,6 +51,8 @@ def train_step(
         >>> params["w"], loss
         (tensor(0.4000), tensor(4.))
     """
+    if isinstance(loss_fn, GradientTransformation):
+        raise TypeError("train_step: the loss comes first: train_step(loss_fn, tx)")
     if not callable(loss_fn):
         raise TypeError(f"train_step: loss_fn must be a function (params, *batch) -> loss, got {describe(loss_fn)}")
     check_transformation("train_step", "tx", tx)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import combinators, schedules, transforms
-from gradtx._arguments import Argument, Arguments, Scalar, Schedule
+from gradtx._arguments import OTHER_PLACES, Argument, Arguments, Scalar, Schedule
 from gradtx._messages import describe
 from gradtx._narrowing import is_iterable, is_sequence, is_tuple
 from gradtx.combinators.lookahead import with_lookahead
@@ -25,7 +25,7 @@ from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
-from gradtx.roles import named_modules
+from gradtx.roles import label_by_role, named_modules
 from gradtx.schedules._factory import in_its_words
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
@@ -84,6 +84,9 @@ _SCHEDULERS_ELSEWHERE = {
     "cosine_annealing_with_warmup": "cosine_warmup_restarts",
     "warmup_stable_decay": "wsd",
 }
+# Names that mean torch's schedule here and a warm-up in pytorch_optimizer, and the options that only that one has.
+_WARM_UPS_ELSEWHERE = {"cosine_schedule": "warmup_cosine", "linear_schedule": "warmup_linear"}
+_OPTIONS_OF_WARM_UPS = ("t_max", "max_lr", "init_lr", "warmup_steps")
 
 
 def _plain(name: str) -> str:
@@ -117,7 +120,9 @@ def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
     link = _link_named(name) if what == "optimizer" else None
     if link is not None:
         return f"gradtx.{link} is a link, not an optimizer: use it with one, as in {_use_of(link)}"
-    suggestions = _respelled(name, name_of)
+    suggestions = _respelled(name, name_of) or _with_word(name, known)
+    if not suggestions and "8bit" in name:
+        return 'for state in 8 bits pass state_dtype="int8" to any optimizer'
     if suggestions:
         return f"did you mean {' or '.join(map(repr, suggestions))}?"
     start = _longest_start(name, [_plain(target) for target in known])
@@ -144,6 +149,12 @@ def _respelled(name: str, name_of: Mapping[str, str]) -> list[str]:
     if not misspelled or difflib.SequenceMatcher(None, misspelled[0], name).ratio() <= 0.85:
         return []
     return list(dict.fromkeys(name_of[plain] for plain in misspelled))
+
+
+def _with_word(word: str, known: Iterable[str]) -> list[str]:
+    """The known names of which an unknown one is a word, other than "adam" and the like that many have."""
+    names = [name for name in known if word in name.lower().split("_")]
+    return names if len(names) <= 2 else []
 
 
 def _longest_start(name: str, known: Sequence[str]) -> str:
@@ -197,11 +208,11 @@ def _matches(spelling: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(_plain(spelling), pattern) for pattern in patterns)
 
 
-def load_optimizer(name: str) -> type[AliasOptimizer]:
+def load_optimizer(optimizer: str) -> type[AliasOptimizer]:
     """Return the class of an optimizer: `load_optimizer("adamp")` is `gradtx.optim.AdamP`.
 
     Args:
-        name: An alias or a class; case, dashes and underscores don't count.
+        optimizer: The name of an alias or a class; case, dashes and underscores don't count.
 
     Raises:
         TypeError: a name that is no str.
@@ -211,7 +222,7 @@ def load_optimizer(name: str) -> type[AliasOptimizer]:
         >>> gradtx.load_optimizer("Adam-W").__name__
         'AdamW'
     """
-    return _class("load_optimizer", name)
+    return _class("load_optimizer", optimizer)
 
 
 def _class(owner: str, name: Any) -> type[AliasOptimizer]:
@@ -252,15 +263,16 @@ def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
     return _matching("get_supported_lr_schedulers", filters, {name: [] for name in _SCHEDULES})
 
 
-def load_lr_scheduler(name: str) -> Callable[..., LRScheduler]:
+def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
     """Return a scheduler by name, to be called like torch's: `load_lr_scheduler("cosine")(optimizer, T_max=10)`.
 
     It takes the optimizer, the arguments of the schedule of this name (`cosine_schedule`) and `last_epoch`, and returns
     the `as_lr_scheduler` of that schedule. `lr` defaults to the rate of each group.
 
     Args:
-        name: A schedule, or its name in torch or pytorch_optimizer (`CosineAnnealingLR`); case, dashes and underscores
-            don't count. "linear" and "cosine" are torch's; pytorch_optimizer's are "warmup_linear" and "warmup_cosine".
+        lr_scheduler_name: A schedule, or its name in torch or pytorch_optimizer (`CosineAnnealingLR`); case, dashes and
+            underscores don't count. "linear" and "cosine" are torch's; pytorch_optimizer's are "warmup_linear" and
+            "warmup_cosine".
 
     Raises:
         TypeError: a name that is no str.
@@ -271,7 +283,9 @@ def load_lr_scheduler(name: str) -> Callable[..., LRScheduler]:
         >>> gradtx.load_lr_scheduler("linear")(optimizer, start_factor=0.5).get_last_lr()
         [0.25]
     """
-    factory: _ScheduleFactory = _lookup("load_lr_scheduler", "scheduler", name, _SCHEDULES, _SCHEDULERS_ELSEWHERE)
+    factory: _ScheduleFactory = _lookup(
+        "load_lr_scheduler", "scheduler", lr_scheduler_name, _SCHEDULES, _SCHEDULERS_ELSEWHERE
+    )
     has_rate = "lr" in factory.arguments.by_name
 
     def scheduler(optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any) -> LRScheduler:
@@ -302,11 +316,20 @@ def _given_to(factory: _ScheduleFactory, args: tuple[Any, ...], options: Mapping
     if len(args) > len(positional):
         raise TypeError(f"{owner}: takes at most {len(positional)} arguments after the optimizer")
     given = in_its_words(factory.arguments, options)
+    _check_meant(owner, given)
     for name, value in zip(positional, args, strict=False):
         if name in given:
             raise TypeError(f"{owner}: got two values for {name!r}")
         given[name] = value
     return given
+
+
+def _check_meant(owner: str, options: Iterable[str]) -> None:
+    """Refuse the options of a warm-up for a schedule of torch that has its name."""
+    for name in options:
+        if owner in _WARM_UPS_ELSEWHERE and name in _OPTIONS_OF_WARM_UPS:
+            meant = _WARM_UPS_ELSEWHERE[owner]
+            raise TypeError(f"{owner} is torch's and has no {name!r}; load_lr_scheduler({meant!r}) has")
 
 
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
@@ -335,18 +358,6 @@ _RENAMED = {
 _ENTRIES = {"eps1": ("eps", 0), "eps2": ("eps", 1), "gamma1": ("gammas", 0), "gamma2": ("gammas", 1)}
 # One number elsewhere for two of ours.
 _SHARED = {"t_alpha_beta3": ("alpha_warmup", "beta3_warmup")}
-# Switches that are separate links or optimizers here.
-_SWITCHES = {
-    "ams_bound": "it has no amsgrad",
-    "adam_debias": "its place is gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
-    "fixed_decay": "put add_decayed_weights(weight_decay, fixed=True) behind the optimizer, which gets no decay itself",
-    "adanorm": "its place is gradtx.adanorm, or scale_by_adanorm",
-    "rectify": "its place is gradtx.radam, or scale_by_radam",
-    "cautious": "put scale_by_caution(0.0) behind the direction",
-    "kahan_sum": "updates are added as they are",
-    "mars_type": "its places are gradtx.mars_adamw and gradtx.mars_lion",
-    "normalize_lr": "divide lr by 1 + lamb",
-}
 _DECOUPLED = frozenset(
     {
         "adafactor", "adafactor_torch", "adagc", "adahessian", "adam_atan2", "adam_h", "adam_mini", "adamc", "adamp",
@@ -398,9 +409,9 @@ def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]
             translated[new_name] = value
         elif name == "weight_decouple":
             _check_decoupling(alias, value)
-        elif name in _SWITCHES:
+        elif name in OTHER_PLACES:
             if value:
-                raise TypeError(f"create_optimizer: {alias} does not take {name!r}; {_SWITCHES[name]}")
+                raise TypeError(f"create_optimizer: {alias} does not take {name!r}; {OTHER_PLACES[name]}")
             _warn(f"{alias} does not take {name!r}; leave it out")
         else:
             translated[name] = value  # the optimizer raises the error
@@ -447,6 +458,24 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
         return items  # patterns need names; groups stay as the user made them
     banned = {id(param) for name, param in items if _is_banned(ban_list, name)}
     return _groups(items, banned, weight_decay)
+
+
+def _warn_of_embeddings(name: str, model: Any) -> None:
+    """Warn of embeddings and heads, which are matrices and go to a method that is for hidden ones."""
+    if not isinstance(model, torch.nn.Module):
+        return
+    roles = label_by_role(model)
+    named = [
+        leaf for leaf, param in model.named_parameters() if roles.get(leaf) in ("embedding", "head") and param.ndim == 2
+    ]
+    if named:
+        remedy = "muon_for(model)" if name == "muon" else "partition, by the roles of label_by_role(model),"
+        warnings.warn(
+            f"create_optimizer: {name} also steps embeddings and heads ({', '.join(named)}), since they are matrices; "
+            f"gradtx.{remedy} sends them to AdamW",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _are_pairs(items: list[Any]) -> TypeGuard[list[tuple[str, Any]]]:
@@ -565,7 +594,7 @@ def create_optimizer(
     Returns:
         An instance of `load_optimizer(optimizer_name)`; with additional links, the result of `as_optimizer`. `muon`
         and its relatives get `adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10)` for parameters that are not matrices,
-        unless you pass `fallback`.
+        unless you pass `fallback`. Embeddings and heads are matrices, about which a warning says what to use.
 
     Raises:
         TypeError: an unknown option, an option of another library without a counterpart.
@@ -595,8 +624,9 @@ def create_optimizer(
     options = _regrouped(arguments, options)
     options = _translated(name, [*arguments, "state_dtype", "seed"], options)
     options.update(numbers)
-    if "fallback" in arguments:
-        options.setdefault("fallback", adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0))
+    if "fallback" in arguments and "fallback" not in options:
+        _warn_of_embeddings(name, model)
+        options["fallback"] = adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
     params = _parameters(model, weight_decay, wd_ban_list)
     if compile is True and compile_kwargs:
         compile = _compile_argument(compile_kwargs)

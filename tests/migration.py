@@ -29,6 +29,9 @@ Differences:
 
 - `create_optimizer` does not decay biases and the weights of all normalization layers; pytorch_optimizer exempts only
   those of LayerNorm. `wd_ban_list` accepts parts of names and wildcard patterns.
+- `create_optimizer` gives "muon" and its relatives all matrices, embeddings and heads included, and warns;
+  `muon_for(model)` sends these to AdamW.
+- For `get_optimizer_parameters` take `mask=`, which every optimizer with `weight_decay` has.
 - Lookahead, gradient centralization and orthogonal gradients are links of one chain, not optimizers around another: one
   state dict, one set of groups. `use_gc` works with every optimizer.
 - `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,
@@ -161,7 +164,7 @@ def counterpart(library, name):
 def fixed_value(cls, option, default):
     """What an optimizer without this switch does always."""
     if option != "weight_decouple":
-        return False if option in gradtx.registry._SWITCHES and isinstance(default, bool) else None
+        return False if option in gradtx._arguments.OTHER_PLACES and isinstance(default, bool) else None
     name = cls._alias.__name__
     return True if name in gradtx.registry._DECOUPLED else False if name in gradtx.registry._COUPLED else None
 

@@ -60,9 +60,10 @@ def test_no_attribute_can_be_deleted():
         del tx._arguments
 
 
-def test_what_hyperparams_gives_is_a_copy():
+def test_what_hyperparams_gives_is_a_copy_that_says_how_to_change_a_value():
     tx = gradtx.adam(lr=0.1)
-    tx.hyperparams["lr"] = 7.0
+    with pytest.raises(TypeError, match=r"adam: hyperparams is a copy; replace\(lr=\.\.\.\)"):
+        tx.hyperparams["lr"] = 7.0
     assert tx.hyperparams["lr"] == 0.1
 
 

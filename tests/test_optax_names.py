@@ -27,7 +27,7 @@ SINGLE = ["contrib.madgrad", "contrib.scale_by_madgrad", "scale_by_factored_rms"
 # What remarks may name beside gradtx, optax, torch, and their options.
 WORDS = {
     *("ctx.bias_correction", "dadapt_", "eval_params", "grad_fn", "hessian_diag", "init", "nan_to_num", "param_groups"),
-    *("state", "update", "yield", "scipy.optimize.linear_sum_assignment"),
+    *("state", "update", "value_fn", "yield", "scipy.optimize.linear_sum_assignment"),
     *("chunk_size", "label_smoothing", "log_target", "reduction", "x.detach"),  # torch's
 }
 

@@ -327,6 +327,18 @@ def test_ranger_has_a_lookahead_already():
     assert type(optimizer) is gradtx.optim.Ranger
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    {"muon": r"gradtx\.muon_for\(model\)", "normuon": "gradtx.partition, by the roles of label_by_role"}.items(),
+)
+def test_a_method_for_hidden_matrices_warns_of_embeddings_and_heads(name, remedy):
+    net = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 5))
+    with pytest.warns(UserWarning, match=rf"{name} also steps embeddings and heads \(0.weight, 2.weight\).*{remedy}"):
+        gradtx.create_optimizer(net, name)
+    gradtx.create_optimizer(net, name, fallback=gradtx.adamw())  # whoever passes one has chosen
+    gradtx.create_optimizer(net[1:2], name)
+
+
 def test_muon_has_an_adamw_for_what_is_no_matrix_and_a_group_a_part():
     optimizer = gradtx.create_optimizer(model(), "muon", lr=0.02, weight_decay=0.1, ns_dtype=None)
     assert [group["label"] for group in optimizer.param_groups] == ["muon", "fallback"]
@@ -537,7 +549,6 @@ def test_a_wrong_model_is_an_error_that_says_so():
             for name, pattern in {
                 "adlomo": "ad*",
                 "AdamQ": "adam*",
-                "adamw8bit": "adamw*",
                 "lasgd": "la*",
             }.items()
         ),
@@ -562,6 +573,19 @@ def test_a_wrong_model_is_an_error_that_says_so():
             ValueError,
             "load_lr_scheduler: unknown scheduler 'warmup_restarts'; "
             "gradtx.get_supported_lr_schedulers('warmup*') lists those that begin like it",
+        ),
+        *(
+            (
+                lambda name=name: gradtx.load_optimizer(name),
+                ValueError,
+                f'load_optimizer: unknown optimizer {name!r}; for state in 8 bits pass state_dtype="int8"',
+            )
+            for name in ("adamw8bit", "bnb_adamw8bit")
+        ),
+        (
+            lambda: gradtx.load_optimizer(optimizer="kron"),
+            ValueError,
+            "load_optimizer: unknown optimizer 'kron'; did you mean 'psgd_kron'?",
         ),
         (
             lambda: gradtx.load_optimizer("quux!"),
@@ -597,6 +621,27 @@ def test_a_wrong_model_is_an_error_that_says_so():
             lambda: scheduled("step", 2, 0.1, 3),
             TypeError,
             "step_schedule: takes at most 2 arguments after the optimizer",
+        ),
+        *(
+            (
+                lambda name=name, option=option: scheduled(name, **{option: 3}),
+                TypeError,
+                f"{name}_schedule is torch's and has no {option!r}; load_lr_scheduler('warmup_{name}') has",
+            )
+            for name in ("cosine", "linear")
+            for option in ("t_max", "max_lr", "warmup_steps")
+        ),
+        *(
+            (
+                lambda option=option: gradtx.optim.AdamP([torch.zeros(1)], lr=0.1, **{option: True}),
+                TypeError,
+                f"adamp: unknown argument {option!r}; {remedy}",
+            )
+            for option, remedy in {
+                "fixed_decay": "put add_decayed_weights(weight_decay, fixed=True) behind",
+                "adanorm": "its place is gradtx.adanorm",
+                "use_gc": "put gradtx.centralize() in front",
+            }.items()
         ),
         (lambda: scheduled("step", 2, step_size=2), TypeError, "step_schedule: got two values for 'step_size'"),
         (lambda: scheduled("step"), TypeError, "step_schedule: missing argument 'step_size'"),

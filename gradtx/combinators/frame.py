@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, Position, takes_none
+from gradtx._messages import shortly
 from gradtx._rules import Call, Rule, RuleOperation, RuleState, StageState
 from gradtx._runs import Run, Scope, as_flag
 from gradtx._slots import check_slots
@@ -465,7 +466,7 @@ def _checked_pair(name: str, pair: Any) -> tuple[Tensor, dict[str, Any]]:
     if len(pair) == 3:
         raise TypeError(f"{name}: a third value of leave replaces inner slots: name them in inner_slots=")
     if len(pair) != 2 or not isinstance(pair[1], dict):
-        raise TypeError(f"{name}: a combinator's functions return (update, state), got {pair!r}")
+        raise TypeError(f"{name}: a combinator's functions return (update, state), got {shortly(pair)}")
     return pair[0], pair[1]
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradtx.core import GradientTransformation
+from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim import classes
-from gradtx.optim._warnings import warn_of_ascent, warn_of_turned_signs
+from gradtx.optim._warnings import warn_of_ascent, warn_of_early_links, warn_of_turned_signs
 from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
 from gradtx.optim.classes import *
 
@@ -60,8 +60,9 @@ def as_optimizer(
             it would have beside its parameter, so numbers and checkpoints are those of training on the host. Not with
             sharded parameters, DistributedDataParallel, `release_gradients` or links that need `hessian_diag`.
 
-    Warns of links that would turn the sign twice (a learning rate, or a decay, behind a learning rate), and of a key in
-    a group that looks like a hyperparameter's name and is none; other unknown keys are kept.
+    Warns of links that would turn the sign twice (a learning rate, or a decay, behind a learning rate), of links for
+    finished steps in front of a learning rate (`average`, `lookahead`, `map_after_step`), and of a key in a group that
+    looks like a hyperparameter's name and is none; other unknown keys are kept.
 
     Raises:
         TypeError: `tx` is not a transformation, or something that is not a tensor.
@@ -77,6 +78,9 @@ def as_optimizer(
         >>> optimizer.param_groups[0]["lr"], sorted(optimizer.state[model.bias])
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
+    if isinstance(params, GradientTransformation):
+        raise TypeError("as_optimizer: the transformation comes first: as_optimizer(tx, params)")
+    check_transformation("as_optimizer", "tx", tx)
     optimizer = ChainOptimizer(
         tx,
         params,
@@ -87,6 +91,7 @@ def as_optimizer(
         state_device=state_device,
     )
     warn_of_turned_signs(tx)
+    warn_of_early_links(tx)
     warn_of_ascent(tx)
     return optimizer
 

@@ -180,8 +180,8 @@ class GroupView:
         self._settled = values
         changed = False
         for name, value in values.items():
-            if name in self.live and value is not self.sources[name]:
-                self.live.discard(name)
+            if value is not self.sources[name] and (name in self.live or _any(_is_schedule, value)):
+                self._follow(name, value)
             literal = _both(self.literal[name], self._is_literal(name, value))
             if literal != self.literal[name] or _differs_in_structure(value, self.first[name]):
                 changed = True
@@ -189,6 +189,13 @@ class GroupView:
                 self.first[name] = value
                 self._cached = None
         return changed
+
+    def _follow(self, name: str, value: Any) -> None:
+        """Take a number, or a schedule, that was written into the group in place of what it followed."""
+        self.live.discard(name)
+        if _any(_is_schedule, value):
+            self.sources[name] = self.shown[name] = value  # `show` writes its number
+            self.live.add(name)
 
     def start_with(self, values: Mapping[str, Any]) -> None:
         """Let slots be made with these values, since no step has used those that exist.

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from gradtx._arguments import Schedule
+from gradtx._arguments import OTHER_WORDS, Schedule
 from gradtx._messages import close, describe
 from gradtx.core import Chain, Entry, GradientTransformation
 from gradtx.factories import Made
@@ -119,6 +119,30 @@ def warn_of_turned_signs(tx: GradientTransformation) -> None:
     warn_user(f"as_optimizer: {fault}", UserWarning)
 
 
+def warn_of_early_links(tx: GradientTransformation) -> None:
+    """Warn of a learning rate, or a decay, behind a link that works on the finished step, such as `average`."""
+    pair = next(_early(tx), None)
+    if pair is not None:
+        early, late = pair
+        warn_user(
+            f"as_optimizer: {early} works on the finished step, and {late} follows it, so that {early} sees something "
+            f"else; put {early} behind {late}",
+            UserWarning,
+        )
+
+
+def _early(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
+    """(a link on the finished step, a link behind it that belongs in front), in every chain."""
+    for part in tx._children():
+        yield from _early(part)
+    early = None
+    for link in tx._links() if isinstance(tx, Chain) else ():
+        if early is not None and link._lr_role is not None:
+            yield early._name, link._name
+        if link._follows_rate:
+            early = link
+
+
 def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
     """(the part of a chain with the first rate, a part behind it, the link in it that is out of place)."""
     while isinstance(tx, Made) and isinstance(tx._body, GradientTransformation):
@@ -173,7 +197,9 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
     for key in keys:
         if not isinstance(key, str) or key in known or key in FOREIGN_KEYS or _contains_name(key, known):
             continue
-        intended = close(key, known, 0.8)
+        intended = OTHER_WORDS.get(key)
+        if intended not in known:
+            intended = close(key, known, 0.8)
         if intended is not None:
             message = f"{owner}: nothing reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)

@@ -249,7 +249,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             The closure's result.
 
         Raises:
-            RuntimeError: a sparse gradient; a closure, or a `hessian_diag` to estimate, under an enabled GradScaler.
+            RuntimeError: a sparse gradient; a closure that computes none, for links that call it again; a closure, or a
+                `hessian_diag` to estimate, under an enabled GradScaler.
             TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
                 changed then.
         """
@@ -265,7 +266,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     "some ranks of sum_over=; train in bfloat16"
                 )
             if closure is not None:
-                raise RuntimeError("closures are not supported under an enabled GradScaler: call step without one")
+                remedy = "train in bfloat16, without a scaler" if self._calls_again() else "call step without one"
+                raise RuntimeError(f"closures are not supported under an enabled GradScaler: {remedy}")
             if workings.counts_on_host() and not scaling.proceed:
                 scaling.unscale(workings.members.by_param)
                 return None
@@ -278,6 +280,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             extras.setdefault("grad_fn", closure)
             extras.setdefault("value_fn", closure)
             workings = self._up_to_date()
+            self._check_gradients(workings)
         begun = None if self._released is None else self._released.close()
         if workings.offload is not None:
             workings.offload.check_step(workings.members.by_param)
@@ -287,6 +290,22 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             hessian.supply(step)
             step.run()
         return loss
+
+    def _calls_again(self) -> bool:
+        """Whether a link calls the closure at other weights."""
+        return not {"grad_fn", "value_fn"}.isdisjoint(self._tx.needs)
+
+    def _check_gradients(self, workings: Workings) -> None:
+        """Check that a closure that is called again has computed gradients.
+
+        Raises:
+            RuntimeError: it has not.
+        """
+        if self._calls_again() and all(param.grad is None for param in workings.members.by_param):
+            raise RuntimeError(
+                f"{type(self).__name__}: the closure left no gradient; it must call zero_grad() and backward(), and "
+                "return the loss"
+            )
 
     def _checked_step(self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool) -> Step:
         """A step that has passed all checks; if it doesn't, other ranks need not wait."""

@@ -49,8 +49,8 @@ def muon(
     $B \leftarrow \mu B + (1-\mu) g$, $U = B$ or $\mu B + (1-\mu) g$ with `nesterov`, $X$ = `orthogonalize`$(U)$,
     $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
 
-    When to use: the hidden matrices of transformers, with `adamw` for embeddings, norms and the head (`fallback`, or
-    `partition`).
+    When to use: the hidden matrices of transformers. For a whole model call `muon_for`, which sends embeddings, the
+    head, norms and biases to AdamW; `fallback` takes only what is no matrix, and embeddings and the head are matrices.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -68,7 +68,8 @@ def muon(
             nearly rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. For a
             gradient through training take None: that of bfloat16 can have the wrong sign.
         flatten: The same as view="flatten".
-        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices. Embeddings and
+            heads are: send them elsewhere by `muon_for` or `partition`.
         view: As in `orthogonalize`: "flatten" and "batch" take leaves of three and more dimensions as well.
 
     Returns:

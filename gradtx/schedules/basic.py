@@ -47,13 +47,13 @@ def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
     return lambda step: lr * factor ** (step < total_iters).to(step.dtype)
 
 
-@schedule(start_factor="(0, 1]", end_factor="[0, 1]", total_iters="[1, inf)")
+@schedule(start_factor="[0, 1]", end_factor="[0, 1]", total_iters="[1, inf)")
 def linear_schedule(lr: Scalar, start_factor: Scalar = 1 / 3, end_factor: Scalar = 1.0, total_iters: int = 5):
     r"""$\eta (a + (b - a) \min(s, n)/n)$, from `lr * start_factor` to `lr * end_factor`. As torch's LinearLR.
 
     Args:
         lr: $\eta \ge 0$.
-        start_factor: $a$ in (0, 1].
+        start_factor: $a$ in [0, 1]; torch excludes 0.
         end_factor: $b$ in [0, 1].
         total_iters: $n \ge 1$.
 

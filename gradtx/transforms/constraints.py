@@ -13,7 +13,7 @@ from gradtx.factories import per_tensor
 __all__ = ["map_after_step"]
 
 
-@per_tensor(needs=("params",), static=("fn",), example={"fn": torch.tanh})
+@per_tensor(needs=("params",), static=("fn",), follows_rate=True, example={"fn": torch.tanh})
 def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
     r"""Apply a function to the parameter after the step: constraints, projections, prox steps.
 

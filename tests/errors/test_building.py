@@ -27,6 +27,10 @@ def unannotated(x=1):
     return None
 
 
+def declared(beta: gradtx.Scalar = 0.9):
+    return lambda update, state, param, ctx: (update, state)
+
+
 SELECT = "select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool"
 NUMBER = "must be a number, a 0-d tensor or a gradtx.Schedule"
 ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, mask, maximize, weight_decay"
@@ -149,7 +153,33 @@ BUILDING = {
         lambda: chain(torch.nn.Linear(1, 1)),
     ),
     "chain: argument 1 must be a GradientTransformation, got 3": (TypeError, lambda: chain(3)),
-    "chain: argument 1 must be a GradientTransformation, got [adam()]": (TypeError, lambda: chain([gradtx.adam()])),
+    "chain: argument 1 must be a GradientTransformation, got [adam()]; unpack it: chain(*links)": (
+        TypeError,
+        lambda: chain([gradtx.adam()]),
+    ),
+    "chain: argument 2 must be a GradientTransformation, got the torch optimizer AdamW; pass the function of that "
+    "name, such as gradtx.adamw(...)": (TypeError, lambda: chain(gradtx.adam(), gradtx.optim.AdamW([torch.zeros(1)]))),
+    "memory: tx must be a GradientTransformation, got the torch optimizer SGD; pass the function of that name, "
+    "such as gradtx.adamw(...)": (TypeError, lambda: gradtx.memory(torch.optim.SGD, {"w": torch.zeros(1)})),
+    "as_optimizer: the transformation comes first: as_optimizer(tx, params)": (
+        TypeError,
+        lambda: gradtx.as_optimizer([torch.zeros(1)], gradtx.adam()),
+    ),
+    "as_optimizer: tx must be a GradientTransformation, got 'adam'": (
+        TypeError,
+        lambda: gradtx.as_optimizer("adam", [torch.zeros(1)]),
+    ),
+    "train_step: the loss comes first: train_step(loss_fn, tx)": (
+        TypeError,
+        lambda: gradtx.train_step(gradtx.adam(), constant),
+    ),
+    **{
+        f"{name}: takes numbers and no transformation; to use both, write chain(adam(), {name}(...))": (
+            TypeError,
+            lambda name=name: getattr(gradtx, name)(gradtx.adam(), 5),
+        )
+        for name in ("lookahead", "average", "adamw", "clip_by_global_norm")
+    },
     **{
         f"{name}: tx must be a GradientTransformation, got adam; call it: adam(...)": (
             TypeError,
@@ -209,6 +239,10 @@ BUILDING = {
         lambda: gradtx.GradientTransformation(bare, None),
     ),
     "Schedule: needs a function of the step, got 0.1": (TypeError, lambda: gradtx.Schedule(0.1)),
+    "sgd: Schedule(<lambda>) gives None; a schedule returns a number or a 0-d tensor": (
+        TypeError,
+        lambda: gradtx.sgd(lr=gradtx.Schedule(lambda step: None)),
+    ),
     # owners of the learning rate
     **{
         f"chain: {FOLLOWS.format(name)}": (ValueError, lambda tx=tx: chain(owner(), tx()))
@@ -255,6 +289,29 @@ BUILDING = {
         lambda: gradtx.join_schedules([0.1], []),
     ),
     # decorators
+    **{
+        f"declared: {message}": (TypeError, lambda options=options: per_tensor(**options)(declared))
+        for message, options in {
+            "needs must be a tuple of names, got 'params'; write ('params',)": {"needs": "params"},
+            "needs has 'fisher', which no update knows; known: params, value, value_fn, grad_fn, hessian_diag; "
+            "declare others by extras={'fisher': 'leaf'}": {"needs": ("params", "fisher")},
+            "agree must be a tuple of names, got 'beta'; write ('beta',)": {"agree": "beta"},
+            "agree names no argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
+            "static names no argument 'gamma'; known: beta": {"static": ("gamma",)},
+            **{
+                "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with a '?' behind it if it is "
+                f"optional, got {given}": {"extras": extras}
+                for given, extras in {
+                    "('fisher',)": ("fisher",),
+                    "{'fisher': 'tensor'}": {"fisher": "tensor"},
+                }.items()
+            },
+        }.items()
+    },
+    "ranges: an interval is written as in '[0, 1)', got '0 to 1'": (
+        ValueError,
+        lambda: per_tensor(ranges={"beta": "0 to 1"})(declared),
+    ),
     "per_tensor: unknown option 'elementwize'; did you mean 'elementwise'?": (
         TypeError,
         lambda: per_tensor(elementwize=True),
@@ -267,7 +324,8 @@ BUILDING = {
         TypeError,
         lambda: alias(needs=("params",)),
     ),
-    "unannotated: annotate 'x'; numbers are gradtx.Scalar or gradtx.Betas": (
+    "unannotated: annotate 'x'; numbers are gradtx.Scalar or gradtx.Betas, inner transformations "
+    "gradtx.GradientTransformation": (
         TypeError,
         lambda: per_tensor(unannotated),
     ),
@@ -309,6 +367,43 @@ def test_a_rate_is_found_by_every_name_that_replace_takes():
 def test_an_owner_inside_a_wrapper_is_named_itself():
     with pytest.raises(ValueError, match=matching("chain: " + FOLLOWS.format("scale_by_learning_rate"))):
         chain(gradtx.accumulate(owner(), every=2), gradtx.scale_by_learning_rate(0.1))
+
+
+def test_hyperparams_say_how_to_change_a_value():
+    message = "partition: hyperparams is a copy; replace(lr=...) returns a transformation with another value"
+    with pytest.raises(TypeError, match=matching(message)):
+        TWO.hyperparams["lr"] = 0.5
+
+
+def test_an_attribute_error_of_a_factory_or_a_schedule_is_the_users_own():
+    @per_tensor
+    def misspelt(rate: gradtx.Scalar = 0.1):
+        return rate.unknown
+
+    with pytest.raises(AttributeError, match="'float' object has no attribute 'unknown'"):
+        misspelt()
+    with pytest.raises(AttributeError, match="'Tensor' object has no attribute 'unknown'"):
+        gradtx.sgd(lr=gradtx.Schedule(lambda step: step.unknown))
+
+
+def test_a_hyperparameter_is_no_attribute():
+    with pytest.raises(AttributeError, match=matching("adamw: a transformation has no 'lr'; read hyperparams['lr']")):
+        gradtx.adamw().lr  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    {
+        "adamW": "module 'gradtx' has no attribute 'adamW'; did you mean 'adamw'?",
+        "warmup_cosine": "module 'gradtx' has no attribute 'warmup_cosine'; did you mean 'warmup_cosine_schedule'?",
+        "SGDW": "gradtx has no 'SGDW'; here it is: gradtx.optim.SGDW",
+        "quux": "module 'gradtx' has no attribute 'quux'",
+        "_quux": "module 'gradtx' has no attribute '_quux'",
+    }.items(),
+)
+def test_an_unknown_name_of_the_library_says_which_is_meant(name, message):
+    with pytest.raises(AttributeError, match=matching(message)):
+        getattr(gradtx, name)
 
 
 @pytest.mark.parametrize("number", [torch.tensor(1j), torch.tensor(True)], ids=["complex", "bool"])

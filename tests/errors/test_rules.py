@@ -128,6 +128,24 @@ def test_an_init_that_returns_nonsense_is_told_what_to_return(got, init):
         tx.init(params())
 
 
+def test_a_slot_and_a_shared_value_may_not_have_one_name():
+    @gradtx.per_tensor(shared={"n": 0.0})
+    def broken():
+        return lambda param: {"n": param}, lambda u, s, p, c: (u, s)
+
+    with pytest.raises(TypeError, match=matching("broken: ['n'] are both slots and shared values; rename one of them")):
+        broken().init(params())
+
+
+def test_a_combinator_needs_no_parentheses():
+    @gradtx.combinator
+    def same(tx: gradtx.GradientTransformation):
+        return gradtx.Frame(tx)
+
+    tx = same(gradtx.sgd(lr=0.5))
+    assert tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))[0]["w"].item() == -0.5
+
+
 def test_a_slot_may_not_end_in_a_number():
     with pytest.raises(TypeError, match="a trailing number is the library's; return a list in one slot"):
         rule(lambda u, s, p, c: (u, s), lambda p: {"x_1": p}).init(params())
@@ -135,7 +153,7 @@ def test_a_slot_may_not_end_in_a_number():
 
 def test_an_undeclared_extra_is_an_attribute_error_that_says_how_to_declare_it():
     tx = rule(lambda u, s, p, c: (u * c.foo, s))
-    failing(AttributeError, r"ctx\.foo: no link declares it; use needs=\('foo',\) or extras=", tx, {})
+    failing(AttributeError, r"ctx\.foo: no link declares it; use extras=\{'foo': 'leaf'\}", tx, {})
 
 
 def test_a_misspelt_attribute_of_the_context_is_told_which_is_meant():

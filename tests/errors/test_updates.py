@@ -27,6 +27,7 @@ def uses_hessian():
 
 
 BY_NAME = "; leaves are matched by name"
+SWAPPED = "this is a state, which has a 'step'; update takes (updates, state, params) and returns (updates, state)"
 TREES = {
     f"params have leaf 'b', which updates lack{BY_NAME}": (ValueError, ADAM, {"updates": without("b")}),
     f"params lack leaf 'c', which updates have{BY_NAME}": (ValueError, ADAM, {"updates": params(c=torch.ones(1))}),
@@ -56,6 +57,8 @@ TREES = {
         ADAM,
         {"updates": params(b=torch.ones(3, dtype=torch.int32))},
     ),
+    f"updates: {SWAPPED}": (TypeError, ADAM, {"updates": ADAM.init(params())}),
+    f"params: {SWAPPED}": (TypeError, ADAM, {"params": ADAM.init(params())}),
     "add_decayed_weights needs params: call update(updates, state, params)": (
         ValueError,
         gradtx.adamw(),

@@ -198,3 +198,13 @@ def test_a_loss_that_is_no_single_number_is_an_error_where_a_link_needs_it():
     set_gradients(params)
     with unchanged(optimizer), pytest.raises(ValueError, match="value"):
         optimizer.step(lambda: torch.ones(3))
+
+
+@pytest.mark.parametrize("tx", [gradtx.sam(gradtx.sgd(lr=0.1)), gradtx.line_search(gradtx.sgd(lr=0.1))], ids=repr)
+def test_a_closure_without_backward_is_an_error_where_a_link_calls_it_again(tx):
+    optimizer, params = made(tx)
+    with (
+        unchanged(optimizer),
+        pytest.raises(RuntimeError, match="the closure left no gradient; it must call zero_grad"),
+    ):
+        optimizer.step(lambda: loss_of(params))

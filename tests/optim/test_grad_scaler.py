@@ -254,6 +254,13 @@ def test_what_can_not_work_under_a_scaler_is_refused():
     set_gradients(params)
     with unchanged(optimizer), scaler(optimizer), pytest.raises(RuntimeError, match="closures are not supported"):
         optimizer.step(lambda: 1 / 0)
+    optimizer, params = made(gradtx.sam(gradtx.sgd(lr=0.1)))
+    with (
+        unchanged(optimizer),
+        scaler(optimizer),
+        pytest.raises(RuntimeError, match="train in bfloat16, without a scaler"),
+    ):
+        optimizer.step(lambda: 1 / 0)
     optimizer, params = made(gradtx.adahessian(lr=0.1))
     set_gradients(params)
     with unchanged(optimizer), scaler(optimizer), pytest.raises(RuntimeError, match="hessian_diag can't be estimated"):

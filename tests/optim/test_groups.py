@@ -109,6 +109,8 @@ def test_a_key_of_a_group_that_is_nearly_a_hyperparameter_is_warned_of_and_kept(
             optimizer = make(groups)
         assert [warning.filename for warning in found] == [__file__]
         assert optimizer.param_groups[1]["weigth_decay"] == 0.3
+    with pytest.warns(UserWarning, match=message.format("AdamW", "learning_rate", "lr")):
+        gradtx.optim.AdamW([{"params": params, "learning_rate": 0.1}])
     with pytest.warns(UserWarning, match=message.format("Chain.*", "beta", "betas")) as found:
         optimizer.add_param_group({"params": params[2:], "beta": (0.9, 0.9)})
     assert [warning.filename for warning in found] == [__file__]

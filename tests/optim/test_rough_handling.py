@@ -114,6 +114,31 @@ def test_a_chain_that_turns_the_sign_twice_is_warned_of_once(doubt, tx):
     assert [(warning.filename, len(found)) for warning in found] == [(__file__, 1)]
 
 
+EARLY = {
+    "average": ("average", "scale_by_learning_rate", gradtx.chain(gradtx.average(0.9), SGD)),
+    "behind other links": (
+        *("lookahead", "add_decayed_weights"),
+        gradtx.chain(gradtx.lookahead(), gradtx.centralize(), gradtx.adamw()),
+    ),
+    "a wrapper behind it": (
+        *("map_after_step", "accumulate"),
+        gradtx.chain(gradtx.map_after_step(torch.relu), gradtx.accumulate(SGD, every=2)),
+    ),
+    "inside a branch": (
+        *("average", "scale_by_learning_rate"),
+        gradtx.partition({"a": gradtx.chain(gradtx.average(0.9), SGD), "b": SGD}, {"a": "0", "b": "*"}),
+    ),
+}
+
+
+@pytest.mark.parametrize(("early", "late", "tx"), EARLY.values(), ids=EARLY)
+def test_a_link_for_finished_steps_in_front_of_a_rate_is_warned_of_once(early, late, tx):
+    doubt = f"{early} works on the finished step, and {late} follows it, .*; put {early} behind {late}"
+    with pytest.warns(UserWarning, match=f"^as_optimizer: {doubt}$") as found:
+        gradtx.as_optimizer(tx, parameters().values())
+    assert [(warning.filename, len(found)) for warning in found] == [(__file__, 1)]
+
+
 RIGHT = {
     "a decay of fixed size": gradtx.chain(SGD, gradtx.add_decayed_weights(0.1, fixed=True)),
     "a decay that is off": gradtx.chain(SGD, gradtx.add_decayed_weights(0.0)),

@@ -50,6 +50,19 @@ def test_another_value_written_over_a_schedule_is_a_lasting_override():
     assert lr_at_each_step(optimizer, params, 3) == [0.7, 0.7, 0.7]
 
 
+@pytest.mark.parametrize("earlier", [0.3, SCHEDULE], ids=["number", "schedule"])
+def test_a_schedule_written_into_a_group_is_followed_from_the_next_step(earlier):
+    rising = gradtx.linear_schedule(0.9, start_factor=0.2, total_iters=6)
+    optimizer, params = made(gradtx.sgd(lr=earlier))
+    descend(optimizer, params, 2)
+    optimizer.param_groups[0]["lr"] = rising
+    descend(optimizer, params, 1, start=2)
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == rising(3)
+    before = params["head.scale"].detach().clone()
+    descend(optimizer, params, 1, start=3)
+    assert_close([params["head.scale"].detach() - before], [-rising(3) * params["head.scale"].grad], TOLERANCE)
+
+
 def test_an_override_concerns_its_own_group():
     params = list(parameters().items())
     optimizer = gradtx.as_optimizer(gradtx.sgd(lr=SCHEDULE), [{"params": params[:2]}, {"params": params[2:]}])

@@ -27,6 +27,7 @@ SCHEDULES = [  # factory, its numbers, the rest
     (gradtx.step_schedule, {"lr": LR, "gamma": 0.5}, {"step_size": 3}),
     (gradtx.multistep_schedule, {"lr": LR, "gamma": 0.5}, {"milestones": [2, 7, 7]}),
     (gradtx.multistep_schedule, {"lr": LR}, {"milestones": ()}),
+    (gradtx.linear_schedule, {"lr": LR, "start_factor": 0.0}, {"total_iters": 4}),
     (gradtx.cosine_warm_restarts_schedule, {"lr": LR, "eta_min": 0.02}, {"T_0": 3}),
     (gradtx.cosine_warm_restarts_schedule, {"lr": LR}, {"T_0": 2, "T_mult": 3}),
     (
@@ -383,6 +384,13 @@ def test_the_first_update_uses_step_zero():
     assert [first_update(tx, [1.0], steps=n) for n in (1, 2, 3)] == [[-10.0], [-100.0], [-1000.0]]
 
 
+def test_a_schedule_may_select_by_torch_where_from_the_construction_on():
+    half = gradtx.Schedule(lambda step: torch.where(step >= 2, 0.5, 1.0))
+    listed = gradtx.Schedule(lambda step: torch.tensor([1.0, 1.0, 0.5])[step.long()])
+    for schedule in (half, listed):
+        assert [first_update(gradtx.sgd(lr=schedule), [1.0], steps=n) for n in (1, 3)] == [[-1.0], [-0.5]]
+
+
 @pytest.mark.parametrize(
     ("factory", "arguments", "message"),
     [
@@ -390,7 +398,7 @@ def test_the_first_update_uses_step_zero():
         (gradtx.constant_schedule, (0.1, -1.0), r"factor must be in \[0, inf\), got -1.0"),
         (gradtx.constant_schedule, (0.1, 1.0, -1), r"total_iters must be in \[0, inf\), got -1"),
         (gradtx.linear_schedule, (-0.1,), r"lr must be in \[0, inf\), got -0.1"),
-        (gradtx.linear_schedule, (0.1, 0.0), r"start_factor must be in \(0, 1\], got 0.0"),
+        (gradtx.linear_schedule, (0.1, -0.1), r"start_factor must be in \[0, 1\], got -0.1"),
         (gradtx.linear_schedule, (0.1, 0.5, 1.5), r"end_factor must be in \[0, 1\], got 1.5"),
         (gradtx.linear_schedule, (0.1, 0.5, 1.0, 0), r"total_iters must be in \[1, inf\), got 0"),
         (gradtx.cosine_schedule, (-0.1, 5), r"lr must be in \[0, inf\), got -0.1"),
