@@ -62,6 +62,8 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
     for program in programs:
         if program.fits(tensors):
             return program(tensors, extras, numbers.values)
+    if any(map(torch.is_complex, tensors)):
+        return None
     result = _pure.update(tx, updates, state, params, extras)  # raises what is wrong with the call
     try:
         with torch.no_grad():

@@ -19,6 +19,7 @@ from gradtx._lists.bundle import entries_of_a_call
 from gradtx._messages import check_state_device, describe
 from gradtx._pure import TreeRun, leaves_of
 from gradtx._sharding import local
+from gradtx._complex import check_real
 from gradtx._tree import check_leaf
 from gradtx.core import GradientTransformation, check_transformation
 
@@ -220,7 +221,7 @@ def _named(params: Any) -> dict[str, Tensor]:
     if isinstance(params, Tensor | str) or not isinstance(params, Iterable):
         raise TypeError(f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}")
     if _is_mapping(params):
-        leaves, _ = _tree.flatten(dict(params), WHO)
+        leaves, _ = _tree.flatten_real(dict(params), WHO)
     else:
         leaves = _by_name(listed_params(WHO, params))
     tensors: dict[str, Tensor] = {}
@@ -245,6 +246,7 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
             if name in leaves:
                 raise ValueError(f"{WHO}: two parameters are named {name!r}; give them names of their own")
             check_leaf(name, tensor, WHO)
+            check_real(name, tensor, WHO)
             leaves[name] = tensor
     return leaves
 

@@ -152,6 +152,7 @@ class Divide(Operation):
     """
 
     elementwise = False
+    takes_complex = False
     compiles = False
 
     def __init__(self, path: Path, inner: list[Any], division: Division):
@@ -182,6 +183,7 @@ class InBlocks(Operation):
     """An operation of the inner transformation, for all blocks of a leaf."""
 
     elementwise = False
+    takes_complex = False
     compiles = False
 
     def __init__(self, operation: Operation, position: int, divide: Divide):
@@ -222,6 +224,7 @@ class Unite(Operation):
     """Behind: makes the update of the leaf from those of its blocks."""
 
     elementwise = False
+    takes_complex = False
     compiles = False
 
     def __init__(self, divide: Divide):

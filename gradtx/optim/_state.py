@@ -299,7 +299,7 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> 
     state = {"step": torch.zeros((), dtype=_step_dtype(), device=CPU)}
     for path, keys in layout.slots.items():
         for slot, key in keys.items():
-            state[key] = run.memory.fresh(leaf.new[path][slot])
+            state[key] = leaf.kept(run.memory.fresh(leaf.new[path][slot]))
     for path, keys in layout.shared.items():
         of_others = {} if alone else run.scalars(path)
         values = of_others or run.new_shared[path]

@@ -46,7 +46,7 @@ def clip_by_value(max_value: Scalar):
     return update
 
 
-@per_tensor(ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0})
+@per_tensor(takes_complex=True, ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0})
 def clip_by_norm(max_norm: Scalar):
     r"""Shorten every leaf on its own to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 

@@ -147,6 +147,8 @@ class Engine:
         assert layout is not None
         if shares:
             return self._refuse(leaf, "it shares memory with another parameter")
+        if leaf.is_complex:
+            return self._refuse(leaf, "it is complex")
         if not _takes_part(param, leaf):
             return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
         if is_sharded(param) and any(operation.positional for operation in leaf.program):
