@@ -772,8 +772,8 @@ def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]:
 
 
 _OPTIONS = {
-    "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner dims determined compiles"
-    " random nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
+    "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner dims determined"
+    " compiles random nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

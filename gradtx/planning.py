@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradtx import _torch, _tree
+from gradtx._complex import check_real
 from gradtx._execution import Leaf, execute
 from gradtx._given import listed_group, listed_params
 from gradtx._lists.bundle import entries_of_a_call
 from gradtx._messages import check_state_device, describe
 from gradtx._pure import TreeRun, leaves_of
 from gradtx._sharding import local
-from gradtx._complex import check_real
 from gradtx._tree import check_leaf
 from gradtx.core import GradientTransformation, check_transformation
 

@@ -147,8 +147,6 @@ class Engine:
         assert layout is not None
         if shares:
             return self._refuse(leaf, "it shares memory with another parameter")
-        if leaf.is_complex:
-            return self._refuse(leaf, "it is complex")
         if not _takes_part(param, leaf):
             return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
         if is_sharded(param) and any(operation.positional for operation in leaf.program):
@@ -280,4 +278,4 @@ def _are_writable(tensors: list[Tensor]) -> bool:
 
 def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:
     """Dtype and device: sizes are those of the parameter."""
-    return tensor.dtype, tensor.device
+    return tensor.dtype.to_real(), tensor.device
