@@ -373,8 +373,8 @@ def _check_takes_complex(leaf: Leaf, program: Iterable[Operation]) -> None:
         if not operation.takes_complex:
             link = [part for part in operation.path if part][-1]
             raise TypeError(
-                f"{link}: leaf {leaf.name!r} is complex, and this link reads more of a tensor than its entries and "
-                f"its norm; {REMEDY}, or send the leaf through another chain by partition(...)"
+                f"{link}: leaf {leaf.name!r} is complex, which this link does not take, since it reads more of a leaf "
+                f"than entries and norms; {REMEDY}, or send the leaf through another transformation by partition(...)"
             )
 
 

@@ -19,7 +19,6 @@ class Rounding(Operation):
     """Replaces the update by one that leads to a weight in the parameter's dtype; float32 leaves pass unchanged."""
 
     name: str
-    takes_complex = False
 
     def __init__(self, scope: Scope):
         self.path = scope.claim(self.name)

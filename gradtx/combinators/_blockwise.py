@@ -77,6 +77,8 @@ class BlockLeaf(Leaf):
 class Choosing:
     """A leaf as the selectors inside see it: with its name, and its first block in its place."""
 
+    is_complex = False  # blocks take none
+
     def __init__(self, leaf: Any, division: Division):
         self.name: str = leaf.name
         self.run = self

@@ -194,7 +194,7 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
     return update
 
 
-@per_tensor(needs=("params",), ranges={"p_bound": "(0, inf)"}, example={"p_bound": 1.5})
+@per_tensor(takes_complex=True, needs=("params",), ranges={"p_bound": "(0, inf)"}, example={"p_bound": 1.5})
 def bound_norm(p_bound: Scalar):
     r"""Keep the norm of every leaf of weights below a multiple of the norm that it started with.
 
