@@ -84,7 +84,7 @@ class Members:
         by_param = dict(self.by_param)
         for name, param in zip(names, params, strict=True):
             check_leaf(name, param, self.owner)
-            if param.is_conj():
+            if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
                 raise ValueError(
                     f"{self.owner}: parameter {name!r} is the conjugate of other memory, which steps can't write; "
                     "pass param.resolve_conj()"
