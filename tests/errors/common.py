@@ -18,8 +18,8 @@ OWN = "; pass the state made by this chain's own init, with these parameters"
 NAN = math.nan
 COMPLEX = (
     "which this link does not take, since it reads more of a leaf than entries and norms; keep "
-    "torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model, or send the leaf through "
-    "another transformation by partition(...)"
+    "torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model, or send the leaf "
+    "through another transformation by partition(...)"
 )
 DTYPE = "needs a floating-point one; leave integer tensors out of the tree"
 ADAM = gradtx.adam()
