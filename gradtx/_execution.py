@@ -138,7 +138,7 @@ def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
         raise TypeError(f"leaf {name!r} has a gradient in {update.dtype}, its parameter is in {stored.dtype}")
 
 
-def _real_view(tensor: Tensor | None) -> Tensor | None:
+def _real_view(tensor: Any) -> Any:
     return None if tensor is None else as_real(tensor)
 
 
