@@ -457,6 +457,17 @@ def test_averaged_weights_are_complex_in_evaluation_and_in_its_checkpoints():
     assert not torch.equal(evaluated[0], trained[0])
 
 
+def test_a_file_of_trees_keeps_complex64_and_refuses_complex128_by_name(tmp_path):
+    pytest.importorskip("safetensors")
+    tx, params = gradtx.adam(), {"w": drawn(0, (3,), torch.complex64)}
+    _, state = tx.update(params, tx.init(params), params)
+    gradtx.save(tmp_path / "run.safetensors", params, state)
+    assert_equal(gradtx.load(tmp_path / "run.safetensors", params, tx.init(params)), (params, state))
+    wide = {"w": drawn(0, (3,))}
+    with pytest.raises(TypeError, match=r"save: 'params\.w' has dtype torch\.complex128.* use torch\.save"):
+        gradtx.save(tmp_path / "wide.safetensors", wide, tx.init(wide))
+
+
 def test_schedulers_and_groups_work_as_for_real_parameters():
     results = []
     for module in (torch.optim, gradtx.optim):
@@ -499,6 +510,20 @@ def test_complex_extras_and_losses_are_refused():
         gradtx.adam().update(leaf, state, leaf, hessian_diag={"w": torch.ones(2)})
     with pytest.raises(TypeError, match=r"gradients of task 0: leaf 'w' has dtype torch\.complex128, needs real"):
         gradtx.pcgrad([{"w": drawn(0, (2,))}, {"w": drawn(1, (2,))}])
+
+
+def test_what_computes_with_whole_trees_refuses_complex_leaves_by_name():
+    leaf = {"w": drawn(0, (2,))}
+    with pytest.raises(TypeError, match=r"memory: leaf 'w' has dtype torch\.complex128, needs real entries"):
+        gradtx.memory(gradtx.adam(), leaf)
+    with pytest.raises(TypeError, match=r"params: leaf 'w' has dtype torch\.complex128, needs real entries"):
+        gradtx.hutchinson_hessian_diag(lambda params: params, leaf, 0)
+    for tx in (
+        gradtx.GradientTransformation(lambda params: {}, lambda updates, state, params: (updates, state)),
+        gradtx.sam(gradtx.adam()),
+    ):
+        with pytest.raises(TypeError, match=f"leaf 'w' {REFUSED}"):
+            tx.init(leaf)
 
 
 def test_complex_updates_are_not_added_to_real_parameters():
