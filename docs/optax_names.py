@@ -277,7 +277,7 @@ SECTIONS: dict[str, list[Row]] = {
             "hutchinson_hessian_diag",
             "a function of the gradient function",
         ),
-        absent("contrib.split_real_and_imaginary", "complex parameters are refused"),
+        absent("contrib.split_real_and_imaginary", "real and imaginary parts are separate entries always"),
     ],
     "Schedules": [
         same("constant_schedule(0.1)", "constant_schedule(0.1)", "or a plain number"),

@@ -369,7 +369,7 @@ HERE = {
     "sophia": "sophia(lr)",
     "sparsemax_loss": "losses are not what this library is for",
     "split_key_like": "rules see one tensor; trees are mostly dicts, for which a comprehension does",
-    "split_real_and_imaginary": "complex parameters are refused",
+    "split_real_and_imaginary": "real and imaginary parts are separate entries always",
     "squared_error": "torch.nn.functional.mse_loss",
     "stateless": "per_tensor",
     "stateless_with_tree_map": "per_tensor",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._complex import PARTS, REMEDY, as_complex, as_real
 from gradtx._errors import Path
 from gradtx._runs import Run, Scope
 from gradtx._sharding import placed_as, total_of
@@ -28,7 +29,8 @@ class Leaf:
         update: The present update; None if the leaf has no gradient.
         grad: The gradient as the clock saw it, or the input of the alias around the current link.
         param: The parameter, in the dtype that rules compute in.
-        given: Update and parameter as the caller passed them.
+        given: Update and parameter as the caller passed them; real views of complex ones, as all that rules see.
+        is_complex: Whether the parameter is complex.
         shape: The shape of the parameter, or of the part of it that this leaf is.
         wide: The dtype that rules compute in.
         negated: Whether the gradient is that of the negative loss (`maximize`).
@@ -58,6 +60,10 @@ class Leaf:
         self.extras = extras
         self.clock = clock
         stored = _first_not_none(param, like, update)
+        self.is_complex: bool = stored.is_complex()
+        if self.is_complex or (update is not None and update.is_complex()):
+            _check_pair(name, update, stored)
+            update, param, stored = map(_real_view, (update, param, stored))
         given = _first_not_none(update, stored)
         self.device: torch.device = stored.device
         self.dtype: torch.dtype = given.dtype
@@ -113,6 +119,12 @@ class Leaf:
         self.active = other.active
         self.restarts = other.restarts
 
+    def kept(self, value: Tensor) -> Tensor:
+        """A slot, an update or weights as the caller has them: complex, if they are shaped as a complex leaf."""
+        if self.is_complex and value.shape == self.shape and value.dtype in PARTS:
+            return as_complex(value)
+        return value
+
     def release(self) -> None:
         """Drop all values, once results are written: temporary memory is that of one leaf."""
         self.update = self.grad = self.param = self._context = None
@@ -127,6 +139,16 @@ class Leaf:
             self.update = torch.where(self.active, self.update, torch.zeros_like(self.update))
         update, param = self.given
         return placed_as(self.update.to(self.wide), _first_not_none(param, update))
+
+
+def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
+    """Raise an error unless both are real or both are complex."""
+    if update is not None and update.is_complex() != stored.is_complex():
+        raise TypeError(f"leaf {name!r} has a gradient in {update.dtype}, its parameter is in {stored.dtype}")
+
+
+def _real_view(tensor: Any) -> Any:
+    return None if tensor is None else as_real(tensor)
 
 
 def _first_not_none(*values: Any) -> Any:
@@ -168,6 +190,8 @@ class Operation:
         template_slot: A slot shaped as the parameter, if it takes such leaves for itself.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
+        takes_complex: Whether real views of complex leaves may go through: it reads no rows, and no number of
+            dimensions.
         compiles: Whether the compiled engine takes it.
         restarts_inner: Whether the operations behind it may start over with their first state.
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
@@ -190,6 +214,7 @@ class Operation:
     template_slot: str | None = None
     agree: Mapping[str, Any] = {}
     elementwise = True
+    takes_complex = True
     compiles = True
     restarts_inner = False
     waits = False
@@ -287,8 +312,13 @@ class Block:
         """The program of a leaf."""
         if self.is_frozen(leaf):
             return [FROZEN]
-        if not self._forks:
-            return self.operations
+        program = self._way_of(leaf) if self._forks else self.operations
+        if leaf.is_complex:
+            _check_takes_complex(leaf, program)
+        return program
+
+    def _way_of(self, leaf: Leaf) -> list[Operation]:
+        """The operations on a leaf's way through the branches."""
         program: list[Operation] = []
         for operation in self.operations:
             if isinstance(operation, Branch):
@@ -344,6 +374,17 @@ class Block:
             for label, block in operation.blocks.items():
                 if choices is None or choices.get(operation.path, label) == label:
                     yield from block.walk(choices)
+
+
+def _check_takes_complex(leaf: Leaf, program: Iterable[Operation]) -> None:
+    """Raise an error for an operation that a complex leaf can't go through."""
+    for operation in program:
+        if not operation.takes_complex:
+            link = [part for part in operation.path if part][-1]
+            raise TypeError(
+                f"{link}: leaf {leaf.name!r} is complex, which this link does not take, since it reads more of a leaf "
+                f"than entries and norms; {REMEDY}, or send the leaf through another transformation by partition(...)"
+            )
 
 
 def checks_extras(operations: list[Any]) -> bool:

@@ -75,7 +75,13 @@ class NestedState:
             entry = entry.get(key) if is_dict(entry) else None
         return entry if is_dict(entry) else {}
 
-    def check(self, names: Collection[str], opaque: Collection[Path], known: Callable[[Path, str], bool]) -> None:
+    def check(
+        self,
+        names: Collection[str],
+        opaque: Collection[Path],
+        known: Callable[[Path, str], bool],
+        may_be_complex: Collection[str],
+    ) -> None:
         """Raise an error unless this is a state of the chain, with these leaves."""
         for key in self._state:
             _check_key((), key)
@@ -89,7 +95,7 @@ class NestedState:
                 if (*path, name) not in opaque and not known(path, name):
                     raise foreign((*path, name))
             for slot, values in self.slots(path):
-                _check_slot((*path, slot), values, names)
+                _check_slot((*path, slot), values, names, may_be_complex)
 
     def rebuilt(
         self, new: Callable[[Path, str, Any], Any], trees: Mapping[Path, Any], opaque: Collection[Path]
@@ -126,7 +132,7 @@ def _check_key(path: Path, key: Any) -> None:
         raise foreign((*path, repr(key)))
 
 
-def _check_slot(path: Path, values: dict[str, Any], names: Collection[str]) -> None:
+def _check_slot(path: Path, values: dict[str, Any], names: Collection[str], may_be_complex: Collection[str]) -> None:
     where = ".".join(path)
     for name, value in values.items():
         _check_key(path, name)
@@ -138,7 +144,7 @@ def _check_slot(path: Path, values: dict[str, Any], names: Collection[str]) -> N
             )
         if not isinstance(value, Tensor):
             raise ValueError(f"state at {where!r} has no tensor for leaf {name!r}, got {value!r}; {OWN_STATE}")
-        if not is_plain(value):
+        if not is_plain(value) and not (value.is_complex() and name in may_be_complex):
             raise ValueError(f"state at {where!r} has no plain tensor of real numbers for leaf {name!r}; {OWN_STATE}")
 
 

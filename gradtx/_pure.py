@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch, _tree
+from gradtx._complex import as_real, check_real
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._exact import exact
 from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, checks_extras, execute, initialize
@@ -94,7 +95,10 @@ class TreeRun(Run):
         return values
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
-        return self._old.slots_of(path, leaf.name)
+        slots = self._old.slots_of(path, leaf.name)
+        if leaf.is_complex:
+            return {slot: as_real(value) for slot, value in slots.items()}
+        return slots
 
     def tree(self, path: Path) -> Any:
         return self._old.tree(path)
@@ -148,9 +152,8 @@ class TreeRun(Run):
             raise lacking(path, leaf.name)
         return label
 
-    @staticmethod
-    def _first_choice(path: Path, leaf: Leaf, selector: Any) -> Any:
-        label = selector.choose(leaf.name, leaf.given[1])
+    def _first_choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        label = selector.choose(leaf.name, self._like[leaf.name])
         # A predicate may depend on the parameter's present value, so the state remembers its answer, as a mark.
         if not selector.by_name:
             *stage, slot = selector.mark(path, label)
@@ -172,13 +175,14 @@ class TreeRun(Run):
     def _template_of(self, path: Path, slot: str, slots: dict[str, Tensor]) -> Tensor:
         """A slot, or what stands for it if it is coded."""
         codes = slots[slot]
-        if codes.dtype.is_floating_point and codes.element_size() > 1:
+        if codes.is_complex() or (codes.dtype.is_floating_point and codes.element_size() > 1):
             return codes
         return self.stores[path].template(slot, slots)
 
     def check(self, names: dict[str, Any]) -> None:
         """Before anything runs: is this a state of this chain, with these leaves?"""
-        self._old.check(names, self.opaque, self._declares)
+        may_be_complex = {name for name, leaf in self._like.items() if leaf is None or leaf.is_complex()}
+        self._old.check(names, self.opaque, self._declares, may_be_complex)
 
     def _declares(self, path: Path, name: str) -> bool:
         """Whether a stage keeps a shared value of this name."""
@@ -265,7 +269,7 @@ def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
         return old  # no gradient: unchanged
     new = leaf.new.get(path, {}).get(slot)
     if new is not None:
-        return new
+        return leaf.kept(new)
     passed_by = leaf.given[0] is None  # only a combinator behind this link took the leaf
     if old.numel() and not passed_by:  # a selector's mark is empty, and stays
         raise foreign((*path, slot))
@@ -314,7 +318,7 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
             enter(state, path)[name] = value
         for cell in cells:
             for slot, value in cell.new.get(path, {}).items():
-                enter(state, (*path, slot))[cell.name] = value
+                enter(state, (*path, slot))[cell.name] = cell.kept(value)
     return state
 
 
@@ -347,10 +351,15 @@ def _update(
     leaves = leaves_of(run, grads, by_name if params is not None else None, extras, kinds)
     execute(leaves.values(), _done)
     run.end()
-    outputs = {name: leaves[name].result() if name in leaves else None for name in grads}
+    outputs = {name: _output(leaves[name]) if name in leaves else None for name in grads}
     new_state = run.rebuilt(leaves)
     run.memory.take(_tree.tensors((updates, state, params, extras)))
     return _tree.map_tensors(run.memory.fresh, (unflatten(outputs), new_state))
+
+
+def _output(leaf: Leaf) -> Tensor | None:
+    update = leaf.result()
+    return None if update is None else leaf.kept(update)
 
 
 def _done(leaf: Leaf) -> None:
@@ -394,6 +403,9 @@ def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
     """A leaf's own part of an extra, in the dtype that rules compute in."""
     if value is None:
         return None
+    if leaf.is_complex:
+        raise TypeError(f"{extra}: leaf {leaf.name!r} is complex, and extras by leaf are for real ones; pass None")
+    check_real(leaf.name, value, extra)
     shape = next(tensor.shape for tensor in leaf.given if tensor is not None)
     if value.shape != shape:
         raise ValueError(f"{extra}: leaf {leaf.name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}")
@@ -488,6 +500,7 @@ def _eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
         weights = evaluated(leaf, run.block.for_leaf(leaf))
         if weights is None:
             continue
+        weights = leaf.kept(weights)
         if weights.shape != param.shape:
             raise ValueError(
                 f"eval_params: leaf {name!r} has shape {tuple(param.shape)}, its state {tuple(weights.shape)}; "
@@ -508,7 +521,8 @@ def evaluated(leaf: Leaf, program: list[Any]) -> Any:
 
 def apply_updates(params: Any, updates: Any) -> Any:
     by_name, unflatten = _tree.flatten(params, "params")
-    steps = _tree.match(updates, by_name, "updates", "params")
+    steps, _ = _tree.flatten(updates, "updates")
+    _tree.check_names(steps, by_name, "updates", "params")
     new = dict(by_name)
     for name, param in by_name.items():
         step = steps[name]
@@ -517,5 +531,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
         if step.shape != param.shape:
             shapes = f"{tuple(step.shape)}, its parameter {tuple(param.shape)}"
             raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
+        if step.is_complex() and not param.is_complex():
+            raise TypeError(f"apply_updates: leaf {name!r} is in {step.dtype}, its parameter in {param.dtype}")
         new[name] = (param + step).to(param.dtype)
     return unflatten(new)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradtx import _pure, _torch, _tree
 from gradtx._arguments import is_off
+from gradtx._complex import as_complex, as_real
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, checks_extras, execute, takes_none
 from gradtx._lists import UnrecordableError
@@ -256,6 +257,8 @@ class TreeProgram:
         self._layouts = list(map(_layout, tensors))
         if LEAF_STEPS in state:
             raise _UnsuitableError
+        self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
+        tensors = self._real(tensors)
         run, leaves = _run_of(tx, updates, state, params, extras)
         self._entries = list(_entries(self._state, run.stages))
         self._kept = self._numbers_of_state()
@@ -285,11 +288,16 @@ class TreeProgram:
             return True
         return list(map(_layout, tensors)) == self._layouts  # the quick check refuses a tensor that comes twice
 
+    def _real(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors as rules see them."""
+        return list(map(as_real, tensors)) if self._complex else tensors
+
     def _shared(self, tensors: list[Tensor]) -> list[Tensor]:
         return [tensors[entry.shared] for entry in self._entries if entry.shared is not None]
 
     def __call__(self, tensors: list[Tensor], extras: dict[str, Any], values: list[Any]) -> tuple[Any, dict[str, Any]]:
         """`(updates, state)`, both new."""
+        tensors = self._real(tensors)
         results: list[Any] = [None] * self._count
         numbers = [*values, *self._shared(tensors), *extras.values()]
         calls = [_Call(bundle, tensors, results) for bundle in self._bundles]
@@ -300,6 +308,8 @@ class TreeProgram:
         for i in self._kept:
             if results[i] is None:  # a leaf without a gradient, or a stage that no leaf passes
                 results[i] = tensors[i].clone()
+        for i in self._complex:
+            results[i] = None if results[i] is None else as_complex(results[i])
         return _filled(self._updates, results), _filled(self._state, results)
 
 

@@ -42,7 +42,7 @@ class Rule:
         init: `param -> slots`, or None for a rule without slots.
         evaluate: `(state, param) -> tensor`, or None.
         shared: A function for each 0-d value that all leaves share, which gives its start.
-        elementwise, compiles, agree: As in `Operation`.
+        elementwise, takes_complex, compiles, agree: As in `Operation`.
         dims: The least and the largest number of dimensions of a leaf.
         seed: The seed of a rule that draws random numbers, else None.
         nonnegative: The slots that are never negative.
@@ -62,6 +62,7 @@ class Rule:
     evaluate: Callable[..., Any] | None = None
     shared: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=_empty)
     elementwise: bool = False
+    takes_complex: bool = False
     compiles: bool = True
     agree: Mapping[str, Any] = dataclasses.field(default_factory=_empty)
     dims: tuple[int, float] | None = None
@@ -378,6 +379,7 @@ class RuleOperation(Operation):
     def __init__(self, rule: Rule, stage: StageState, run: Run):
         self.path = stage.path
         self.elementwise = rule.elementwise
+        self.takes_complex = rule.takes_complex
         self.compiles = rule.compiles
         self.agree = rule.agree
         self.random = rule.seed is not None

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree
 
+from gradtx._complex import check_complex, check_real
+
 
 def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
     """The leaves of `tree` by dotted name, in tree order, and the function that puts leaves back by name.
@@ -17,12 +19,20 @@ def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str
     `None` is a leaf. A bare tensor has the empty name.
 
     Raises:
-        TypeError: a leaf is neither a floating-point tensor nor None.
+        TypeError: a leaf is neither a floating-point or complex tensor nor None.
         ValueError: two leaves have the same dotted name.
     """
     leaves, unflatten = flatten_any(tree, what)
     for name, leaf in leaves.items():
         check_leaf(name, leaf, what)
+    return leaves, unflatten
+
+
+def flatten_real(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+    """As `flatten`; complex leaves are errors."""
+    leaves, unflatten = flatten(tree, what)
+    for name, leaf in leaves.items():
+        check_real(name, leaf, what)
     return leaves, unflatten
 
 
@@ -60,11 +70,8 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
         kind = "sparse" if leaf.layout in (torch.sparse_coo, torch.sparse_csr) else str(leaf.layout)
         raise TypeError(f"{what}: leaf {name!r} is a {kind} tensor, needs a dense one; call to_dense() on it")
     if leaf is not None and leaf.dtype.is_complex:
-        raise TypeError(
-            f"{what}: leaf {name!r} has dtype {leaf.dtype}, and rules compute with real entries, since norms, rows and "
-            "signs have another meaning for complex ones; keep torch.view_as_real(tensor) as the parameter, and apply "
-            "torch.view_as_complex in the model"
-        )
+        check_complex(name, leaf, what)
+        return
     if leaf is not None and name == "step" and leaf.dtype == torch.int64:
         raise TypeError(
             f"{what}: this is a state, which has a 'step'; update takes (updates, state, params) and returns "
@@ -78,8 +85,8 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
 
 
 def match(tree: Any, names: Iterable[str], what: str, of: str) -> dict[str, Any]:
-    """The leaves of `tree` by name, which must be exactly `names`, in any order."""
-    leaves, _ = flatten(tree, what)
+    """The leaves of `tree` by name, which must be exactly `names`, in any order, and real."""
+    leaves, _ = flatten_real(tree, what)
     check_names(leaves, names, what, of)
     return leaves
 

@@ -59,6 +59,7 @@ class TreeOperation(Operation):
 
     compiles = False
     elementwise = False
+    takes_complex = False
     waits = True
     sums = False
 

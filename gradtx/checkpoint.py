@@ -39,7 +39,7 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
     Raises:
         ImportError: the package safetensors is missing.
         TypeError: a leaf that is neither tensor nor None, or whose values can't be read: inside a transform, on the
-            meta device, sharded over processes (use `torch.distributed.checkpoint` for these).
+            meta device, sharded over processes (use `torch.distributed.checkpoint` for these); one in complex128.
         ValueError: two leaves with the same dotted name.
         OSError: the file can't be written.
 
@@ -62,6 +62,8 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
     for name, leaf in leaves.items():
         if is_sharded(leaf) or not readable(leaf):
             raise TypeError(f"save: {name!r} has no values to write: it is divided, meta, or inside a transform")
+        if leaf.dtype == torch.complex128:
+            raise TypeError(f"save: {name!r} has dtype {leaf.dtype}, which safetensors has no name for; use torch.save")
         # The format has no shared memory and no strides.
         tensors[name] = memory.fresh(leaf.detach().contiguous())
     if not path.parent.is_dir():

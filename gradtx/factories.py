@@ -45,10 +45,14 @@ EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
 Bound: TypeAlias = dict[str, Any]  # the arguments of a call by name
 
 
+REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))  # those that have the shapes of real leaves
+
+
 class Options(TypedDict, total=False):
     """What decorators declare, as `per_tensor` and the others explain; functions take the arguments of a call."""
 
     elementwise: bool | Callable[[Bound], bool]
+    takes_complex: bool | Callable[[Bound], bool]
     needs: tuple[str, ...] | Callable[[Bound], Iterable[str]]
     extras: Mapping[str, str]
     check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None]
@@ -119,6 +123,7 @@ class Spec:
         self._nonnegative = options.get("nonnegative", ())
         # How it computes.
         self.elementwise = options.get("elementwise", False)
+        self._takes_complex = options.get("takes_complex", self.elementwise)
         self.random = options.get("random", False)
         self.compiles = options.get("compiles", not self.random)
         self._dims = options.get("dims")
@@ -165,6 +170,7 @@ class Spec:
             functions.evaluate,
             shared,
             elementwise=self.elementwise(arguments) if callable(self.elementwise) else self.elementwise,
+            takes_complex=self._takes_complex_leaves(arguments),
             compiles=self.compiles and "grad_fn" not in self.needs,
             agree={name: arguments[name] for name in self.agree},
             dims=self.dims(arguments),
@@ -179,6 +185,13 @@ class Spec:
             wire=self._wire(arguments),
             check=None if self.check is None else functools.partial(self.check, arguments),
         )
+
+    def _takes_complex_leaves(self, arguments: Bound) -> bool:
+        """Whether real views of complex leaves may go through the rule."""
+        reads_by_leaf = any(not kind.startswith("scalar") for kind in self.extras.values())
+        if reads_by_leaf or REAL_EXTRAS.intersection(self.needs_of(arguments)):
+            return False
+        return bool(self._takes_complex(arguments) if callable(self._takes_complex) else self._takes_complex)
 
     def resolved(self, arguments: Bound, count: Any) -> Bound:
         """The values of arguments at `count` finished updates; those `ahead` with the value after the next one."""
@@ -674,6 +687,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 
     Args:
         elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
+        takes_complex: Whether complex leaves may go through the rule, which gets their real and imaginary parts in a
+            last dimension; as `elementwise` unless it says otherwise. True is also right where entries mix in norms of
+            the leaf only.
         needs: Requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag"; or a function of
             the arguments that gives them. An argument `update_period` is taken to say how often it reads the last one:
             at the first of so many steps.
@@ -808,8 +824,8 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
 
 
 _OPTIONS = {
-    "rule": "elementwise needs extras check shared agree ahead owns_lr before_owner follows_rate dims determined"
-    " compiles random nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
+    "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner follows_rate dims"
+    " determined compiles random nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

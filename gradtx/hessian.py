@@ -58,7 +58,7 @@ def hutchinson_hessian_diag(
     """
     draws = _generator(generator)
     _check_options(distribution, n_samples)
-    leaves, unflatten = _tree.flatten(params, "params")
+    leaves, unflatten = _tree.flatten_real(params, "params")
     at = {name: leaf.detach() for name, leaf in leaves.items() if leaf is not None}
     if not at:
         return unflatten(leaves)

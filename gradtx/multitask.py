@@ -44,7 +44,7 @@ def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Gener
     Source: Yu et al. 2020, arXiv:2001.06782.
     """
     _check_tasks(grads, reduction)
-    first, unflatten = _tree.flatten(grads[0], "gradients of task 0")
+    first, unflatten = _tree.flatten_real(grads[0], "gradients of task 0")
     tasks: list[dict[str, Tensor | None]] = []
     for i, tree in enumerate(grads):
         tasks.append(_tree.match(tree, first, f"gradients of task {i}", "those of task 0"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradtx import _torch, _tree
+from gradtx._complex import check_real
 from gradtx._execution import Leaf, execute
 from gradtx._given import listed_group, listed_params
 from gradtx._lists.bundle import entries_of_a_call
@@ -221,7 +222,7 @@ def _named(params: Any) -> dict[str, Tensor]:
     if isinstance(params, Tensor | str) or not isinstance(params, Iterable):
         raise TypeError(f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}")
     if is_mapping(params):
-        leaves, _ = _tree.flatten(dict(params), WHO)
+        leaves, _ = _tree.flatten_real(dict(params), WHO)
     else:
         leaves = _by_name(listed_params(WHO, params))
     tensors: dict[str, Tensor] = {}
@@ -246,6 +247,7 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
             if name in leaves:
                 raise ValueError(f"{WHO}: two parameters are named {name!r}; give them names of their own")
             check_leaf(name, tensor, WHO)
+            check_real(name, tensor, WHO)
             leaves[name] = tensor
     return leaves
 

@@ -39,10 +39,11 @@ Differences:
 - "ASGD" is torch's averaged SGD; pytorch_optimizer's ASGD is "adaptive_gd".
 - `foreach`, `fused` and `capturable` change nothing here, and a warning says so: `compile=True` is the fast way.
   `differentiable=True` raises: differentiate through `tx.update`.
-- Parameters are real and gradients dense, also for SGD and Adagrad; others are refused. Instead of a complex tensor,
-  keep `torch.view_as_real(tensor)` as the parameter and apply `torch.view_as_complex` in the model: the steps are those
-  that torch takes with the complex one. Leave `sparse=True` out of embeddings, or write
-  `param.grad = param.grad.to_dense()` in front of `step()`: the steps are those of torch with the sparse one.
+- Complex parameters step as in torch: real and imaginary parts are separate entries. Methods that read rows, matrices
+  or second derivatives refuse them by name. For these, keep `torch.view_as_real(tensor)` as the parameter and apply
+  `torch.view_as_complex` in the model.
+- Gradients are dense, also for SGD and Adagrad; sparse ones are refused. Leave `sparse=True` out of embeddings, or
+  write `param.grad = param.grad.to_dense()` in front of `step()`: the steps are those of torch with the sparse one.
 - `create_optimizer` accepts old option names with a FutureWarning. The classes accept the names on this page.
 
 ## Optimizers

@@ -72,6 +72,8 @@ class BlockLeaf(Leaf):
 class Choosing:
     """A leaf as the selectors inside see it: with its name, and its first block in its place."""
 
+    is_complex = False  # blocks take none
+
     def __init__(self, leaf: Any, division: Division):
         self.name: str = leaf.name
         self.run = self
@@ -147,6 +149,7 @@ class Divide(Operation):
     """
 
     elementwise = False
+    takes_complex = False
     compiles = False
 
     def __init__(self, path: Path, inner: list[Any], division: Division):
@@ -177,6 +180,7 @@ class InBlocks(Operation):
     """An operation of the inner transformation, for all blocks of a leaf."""
 
     elementwise = False
+    takes_complex = False
     compiles = False
 
     def __init__(self, operation: Operation, position: int, divide: Divide):
@@ -217,6 +221,7 @@ class Unite(Operation):
     """Behind: makes the update of the leaf from those of its blocks."""
 
     elementwise = False
+    takes_complex = False
     compiles = False
 
     def __init__(self, divide: Divide):

@@ -363,6 +363,7 @@ class Enter(RuleOperation):
             init=frame.init,
             shared={} if frame.clock else {name: _constant(value) for name, value in frame.shared.items()},
             elementwise=frame.elementwise,
+            takes_complex=frame.elementwise,
             agree=frame.agree,
         )
         super().__init__(rule, FrameState(frame_run, scope, rule), scope.run)

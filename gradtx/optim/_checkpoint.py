@@ -174,7 +174,7 @@ class Checkpoint:
         for param, state in first.states.items():
             name = self._members.by_param[param].name
             codes = first.layouts[param].coded_keys
-            states[param] = matched(name, loaded.entries[param], state, param.device, self._strict, param.shape, codes)
+            states[param] = matched(name, param, loaded.entries[param], state, self._strict, codes)
         loaded.views.append(new_view)
         loaded.states.update(states)
         loaded.layouts.update(first.layouts)

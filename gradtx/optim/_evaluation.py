@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradtx._messages import describe
 from gradtx._narrowing import is_dict
+from gradtx._slots import kind_of
 from gradtx.optim._form import TRAINED, numbers_of
 
 
@@ -70,9 +71,10 @@ class Evaluation:
 
 def _weights(name: str, saved: Any, param: Tensor) -> Tensor:
     """The saved weights of training of a parameter."""
-    if not isinstance(saved, Tensor) or saved.shape != param.shape or not saved.is_floating_point():
+    kind = "complex" if param.is_complex() else "floating-point"
+    if not isinstance(saved, Tensor) or saved.shape != param.shape or kind_of(saved.dtype) != kind_of(param.dtype):
         raise ValueError(
-            f"state of parameter {name!r}: {TRAINED!r} must be floating-point of shape {tuple(param.shape)}, "
+            f"state of parameter {name!r}: {TRAINED!r} must be {kind} of shape {tuple(param.shape)}, "
             f"got {describe(saved)}"
         )
     return saved.detach().to(param.device, param.dtype, copy=True)

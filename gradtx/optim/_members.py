@@ -84,6 +84,11 @@ class Members:
         by_param = dict(self.by_param)
         for name, param in zip(names, params, strict=True):
             check_leaf(name, param, self.owner)
+            if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
+                raise ValueError(
+                    f"{self.owner}: parameter {name!r} is the conjugate of other memory, which steps can't write; "
+                    "pass param.resolve_conj()"
+                )
             by_param[param] = Member(_unique(name, by_param.values()), param)
         run, block = self._expanded(by_param)
         if are_flat_pieces(params):

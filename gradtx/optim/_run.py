@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
+from gradtx._complex import as_real
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, checks_extras, takes_none
 from gradtx._narrowing import is_tuple
@@ -74,6 +75,8 @@ class OptimizerRun(Run):
         slots: dict[str, Tensor] = {}
         for slot, key in leaf.layout.slots.get(path, {}).items():
             slots[slot] = leaf.state[key]
+        if leaf.is_complex:
+            return {slot: as_real(value) for slot, value in slots.items()}
         return slots
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
@@ -99,7 +102,7 @@ class OptimizerRun(Run):
         return values
 
     def by_name(self, tree: Any) -> dict[str, Any]:
-        leaves, _ = _tree.flatten(tree, "updates returned by a plain function")
+        leaves, _ = _tree.flatten_real(tree, "updates returned by a plain function")
         return leaves
 
     def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:

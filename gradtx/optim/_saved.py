@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._complex import as_complex, as_real
 from gradtx._conversion import converted
 from gradtx._sharding import is_sharded, undivided
 from gradtx._slots import kind_of
@@ -22,32 +23,51 @@ COUNTS = ("step", "mini_step", "skipped", "counter")  # slots that clocks and ra
 
 def matched(
     name: str,
+    param: Tensor,
     saved: Mapping[str, Any],
     first: Mapping[str, Tensor],
-    device: torch.device,
     strict: bool,
-    shape: torch.Size,
     codes: Mapping[str, Codec],
 ) -> dict[str, Tensor]:
     """A parameter's saved entry, in the dtypes, codes and on the devices of its first state.
 
     Args:
         name: The parameter's name.
+        param: The parameter.
         saved: The entry; torch's and adam-atan2-pytorch's are understood.
         first: The parameter's first state.
-        device: The parameter's device.
         strict: Whether a missing or unknown slot is an error.
-        shape: The parameter's shape.
         codes: The code of each coded slot.
 
     Raises:
         ValueError: a slot is missing or unknown, or has another shape or kind.
     """
-    saved = converted(_in_our_words(saved, first), first, shape, codes)
+    if not param.is_complex():
+        return _matched(name, param, saved, first, strict, codes)
+    real_first = {key: as_real(value) for key, value in first.items()}
+    state = _matched(name, as_real(param.detach()), _real_entry(saved), real_first, strict, codes)
+    return {key: as_complex(value) if first[key].is_complex() else value for key, value in state.items()}
+
+
+def _real_entry(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with real views of its complex tensors."""
+    return {key: as_real(value) if isinstance(value, Tensor) else value for key, value in saved.items()}
+
+
+def _matched(
+    name: str,
+    param: Tensor,
+    saved: Mapping[str, Any],
+    first: Mapping[str, Tensor],
+    strict: bool,
+    codes: Mapping[str, Codec],
+) -> dict[str, Tensor]:
+    """The same for a real parameter."""
+    saved = converted(_in_our_words(saved, first), first, param.shape, codes)
     state: dict[str, Tensor] = {}
     for key, value in first.items():
         if key in saved:
-            state[key] = _as_slot(name, key, saved[key], value, device)
+            state[key] = _as_slot(name, key, saved[key], value, param.device)
         elif strict and saved:
             raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
         else:

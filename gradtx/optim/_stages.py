@@ -247,7 +247,7 @@ def dtype_of_sums(members: Sequence[Member]) -> torch.dtype:
     """The dtype in which sums over some parameters come out."""
     dtype = torch.float32
     for member in members:
-        dtype = torch.promote_types(dtype, member.param.dtype)
+        dtype = torch.promote_types(dtype, member.param.dtype.to_real())
     return dtype
 
 

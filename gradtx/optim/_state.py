@@ -185,7 +185,7 @@ class States:
             return
         first = self.first(view, [member.param])
         param, layout = member.param, first.layouts[member.param]
-        matched(member.name, state, first.states[param], param.device, True, param.shape, layout.coded_keys)
+        matched(member.name, param, state, first.states[param], True, layout.coded_keys)
         member.layout = layout
 
     # Before a step.
@@ -231,8 +231,7 @@ class States:
         old = self.of(member.param)
         old_keys = (member.layout or layout).owners()
         if member.saved is not None:
-            param = member.param
-            old = matched(member.name, member.saved, first, param.device, True, param.shape, layout.coded_keys)
+            old = matched(member.name, member.param, member.saved, first, True, layout.coded_keys)
             member.saved = None
         state: dict[str, Any] = {"step": old.get("step", first["step"])}
         # By stage, since a link that was switched on may now be the first owner of a key.
@@ -299,7 +298,7 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> 
     state = {"step": torch.zeros((), dtype=_step_dtype(), device=CPU)}
     for path, keys in layout.slots.items():
         for slot, key in keys.items():
-            state[key] = run.memory.fresh(leaf.new[path][slot])
+            state[key] = leaf.kept(run.memory.fresh(leaf.new[path][slot]))
     for path, keys in layout.shared.items():
         of_others = {} if alone else run.scalars(path)
         values = of_others or run.new_shared[path]

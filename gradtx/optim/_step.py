@@ -381,7 +381,7 @@ class Step:
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
-                leaf.state[keys[slot]] = leaf.run.memory.fresh(value, taken)
+                leaf.state[keys[slot]] = leaf.kept(leaf.run.memory.fresh(value, taken))
         if leaf.given[0] is not None:
             self._count_step(leaf)
         if update is not None:

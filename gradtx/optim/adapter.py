@@ -399,7 +399,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     leaf = states.leaf(run, member, clock)
                     value = evaluated(leaf, block.for_leaf(leaf))
                     if value is not None:
-                        weights[param] = value
+                        weights[param] = leaf.kept(value)
         run.commits.clear()  # they refer to the run
         return weights
 

@@ -46,7 +46,7 @@ def clip_by_value(max_value: Scalar):
     return update
 
 
-@per_tensor(ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0})
+@per_tensor(takes_complex=True, ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0})
 def clip_by_norm(max_norm: Scalar):
     r"""Shorten every leaf on its own to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
@@ -194,7 +194,7 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
     return update
 
 
-@per_tensor(needs=("params",), ranges={"p_bound": "(0, inf)"}, example={"p_bound": 1.5})
+@per_tensor(takes_complex=True, needs=("params",), ranges={"p_bound": "(0, inf)"}, example={"p_bound": 1.5})
 def bound_norm(p_bound: Scalar):
     r"""Keep the norm of every leaf of weights below a multiple of the norm that it started with.
 

@@ -85,7 +85,7 @@ def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar |
     return init, update
 
 
-@per_tensor(needs=("params",), ranges=DOG_RANGES)
+@per_tensor(takes_complex=True, needs=("params",), ranges=DOG_RANGES)
 def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
     r"""Multiply the gradient by the distance from the start over the norm of all gradients, leaf by leaf: L-DoG.
 

@@ -12,7 +12,7 @@ from gradtx.transforms._math import adam_moments, corrected_root, norm, quotient
 __all__ = ["scale_by_adanorm", "scale_by_adasmooth"]
 
 
-@per_tensor(ranges={"r": "[0, 1)"}, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
+@per_tensor(takes_complex=True, ranges={"r": "[0, 1)"}, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
 def scale_by_adanorm(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-8,

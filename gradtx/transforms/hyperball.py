@@ -28,7 +28,7 @@ def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
     return x * (radius / at_least(norm(x), eps))
 
 
-@per_tensor(needs=("params",))
+@per_tensor(takes_complex=True, needs=("params",))
 def scale_to_radius(eps: Scalar = 1e-12):
     r"""Give every update the norm that its leaf starts with: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
 
@@ -58,7 +58,7 @@ def scale_to_radius(eps: Scalar = 1e-12):
     return _radius, update
 
 
-@per_tensor(needs=("params",))
+@per_tensor(takes_complex=True, needs=("params",))
 def keep_norm(eps: Scalar = 1e-12):
     r"""Bring every leaf back to the norm that it starts with.
 

@@ -12,7 +12,7 @@ from gradtx.transforms._math import safe_sqrt
 __all__ = ["scale_by_layer_rms"]
 
 
-@per_tensor(ranges={"beta": "[0, 1)"})
+@per_tensor(takes_complex=True, ranges={"beta": "[0, 1)"})
 def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = False):
     r"""Divide the gradient of every leaf by a running norm of it.
 

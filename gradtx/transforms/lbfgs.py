@@ -16,6 +16,7 @@ __all__ = ["scale_by_lbfgs"]
 
 
 @per_tensor(
+    takes_complex=True,
     needs=("params",),
     shared={"count": 0.0, "gamma": 1.0},
     agree=("history", "curvature", "first"),

@@ -16,7 +16,7 @@ from gradtx.transforms.clipping import shrink
 __all__ = ["clip_by_zscore", "clip_to_history", "normalize_by_norm_history"]
 
 
-@per_tensor(ranges={
+@per_tensor(takes_complex=True, ranges={
     "lambda_rel": "(0, inf)", "lambda_abs": "(0, inf)", "beta": "[0, 1)", "warmup_steps": "[0, inf)",
 })  # fmt: skip
 def clip_to_history(
@@ -173,7 +173,7 @@ def clip_by_zscore(
     return update
 
 
-@per_tensor(ranges={"gammas": "[0, 1)"})
+@per_tensor(takes_complex=True, ranges={"gammas": "[0, 1)"})
 def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
     r"""Scale every leaf to its mean norm over the variation of that norm: Stable-SPAM's normalization.
 

@@ -13,7 +13,7 @@ from gradtx.transforms._math import quotient, safe_sqrt
 __all__ = ["scale_by_lamb", "scale_by_lars", "scale_by_trust_ratio"]
 
 
-@per_tensor(sums_of_leaf=True, needs=("params",))
+@per_tensor(sums_of_leaf=True, takes_complex=True, needs=("params",))
 def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_adapt: bool = True):
     r"""Give the update of every leaf the norm of its weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
 
@@ -55,6 +55,7 @@ def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_
 
 @per_tensor(
     sums_of_leaf=True,
+    takes_complex=lambda arguments: arguments["min_ndim"] == 0,
     needs=("params",),
     ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"},
     example={"lr": 0.5},

@@ -17,8 +17,9 @@ from tests.conformance import untouched
 OWN = "; pass the state made by this chain's own init, with these parameters"
 NAN = math.nan
 COMPLEX = (
-    "and rules compute with real entries, since norms, rows and signs have another meaning for complex ones; keep "
-    "torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model"
+    "which this link does not take, since it reads more of a leaf than entries and norms; keep "
+    "torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model, or send the leaf "
+    "through another transformation by partition(...)"
 )
 DTYPE = "needs a floating-point one; leave integer tensors out of the tree"
 ADAM = gradtx.adam()

@@ -13,9 +13,9 @@ INIT = {
         ADAM,
         params(b=torch.ones(3, dtype=torch.int64)),
     ),
-    "params: leaf 'b' has dtype torch.complex64, " + COMPLEX: (
+    "centralize: leaf 'b' is complex, " + COMPLEX: (
         TypeError,
-        ADAM,
+        chain(gradtx.centralize(), ADAM),
         params(b=torch.ones(3, dtype=torch.complex64)),
     ),
     "params: leaf 'b' has dtype torch.bool, " + DTYPE: (TypeError, ADAM, params(b=torch.ones(3, dtype=torch.bool))),

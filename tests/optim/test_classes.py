@@ -167,9 +167,9 @@ def test_integer_parameters_are_refused_by_name():
         gradtx.optim.SGD([("w", torch.zeros(2, dtype=torch.int64))])
 
 
-def test_complex_parameters_are_refused_with_the_reason_and_the_remedy():
-    with pytest.raises(TypeError, match=r"'w' has dtype torch\.complex64, and .* keep torch\.view_as_real"):
-        gradtx.optim.SGD([("w", torch.zeros(2, dtype=torch.complex64))])
+def test_complex_parameters_are_refused_with_the_reason_and_the_remedy_where_a_link_reads_rows():
+    with pytest.raises(TypeError, match=r"'w' is complex, which this link does not take.* keep torch\.view_as_real"):
+        gradtx.optim.Muon([("w", torch.zeros(2, 3, dtype=torch.complex64))])
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "Adamax"])

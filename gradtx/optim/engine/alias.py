@@ -1,4 +1,4 @@
-"""Plain tensors that share the memory of parameters and slots, as programs take them."""
+"""Plain real tensors that share the memory of parameters and slots, as programs take them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradtx._complex import as_real
 from gradtx._sharding import local
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -22,7 +23,7 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     Raises:
         OddTensorError: the entries are laid out otherwise than those of `like`, or not next to one another.
     """
-    tensor = _plain(tensor)
+    tensor, like = _plain(tensor), as_real(like)
     if not flat or (tensor.ndim == 0 and like.ndim > 0):
         if tensor.is_contiguous():
             return tensor
@@ -43,6 +44,12 @@ def alias_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
         return alias(copy, like, flat)
 
 
+def entries_of(param: Tensor) -> int:
+    """How many entries the alias of a parameter has."""
+    param = local(param)
+    return 2 * param.numel() if param.is_complex() else param.numel()
+
+
 def lengths_like(tensors: Sequence[Tensor], param: Tensor, length: int) -> list[int]:
     """The lengths of flat tensors of another leaf, whose parameter has about `length` entries.
 
@@ -58,12 +65,12 @@ def lengths_like(tensors: Sequence[Tensor], param: Tensor, length: int) -> list[
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The tensor itself, or the local shard of a DTensor, detached."""
+    """The tensor itself, its real view, or the local shard of a DTensor, detached."""
     if type(tensor) is not Tensor:
         tensor = local(tensor).detach()
         if type(tensor) is not Tensor:
             raise OddTensorError
-    return tensor.detach() if tensor.requires_grad else tensor
+    return as_real(tensor.detach() if tensor.requires_grad else tensor)
 
 
 def _is_dense(tensor: Tensor) -> bool:

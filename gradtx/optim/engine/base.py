@@ -278,4 +278,4 @@ def _are_writable(tensors: list[Tensor]) -> bool:
 
 def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:
     """Dtype and device: sizes are those of the parameter."""
-    return tensor.dtype, tensor.device
+    return tensor.dtype.to_real(), tensor.device

@@ -76,7 +76,7 @@ class Bundle:
         self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors of the step
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
-        self._are_usual = [flat and type(member.param) in PLAIN and member.param.is_contiguous() for member in members]
+        self._are_usual = [flat and _is_usual(member.param) for member in members]
 
     @torch.inference_mode(False)  # later steps write into padding, too
     @torch.no_grad()
@@ -119,7 +119,7 @@ class Bundle:
 
     def _read(self, tensor: Any, member: Member) -> Tensor:
         """An alias of a tensor, or of a copy if its entries are laid out otherwise."""
-        if tensor.ndim == 1 and type(tensor) is Tensor and not tensor.requires_grad and tensor.is_contiguous():
+        if tensor.ndim == 1 and type(tensor) is Tensor and not tensor.requires_grad and _is_usual(tensor):
             return tensor  # a shortcut: the alias would be the same
         return alias_or_copy(tensor, member.param, self._flat)
 
@@ -188,6 +188,11 @@ class Bundle:
     def _in_step(self) -> BundleStep:
         assert self._present is not None
         return self._present
+
+
+def _is_usual(tensor: Tensor) -> bool:
+    """Whether a vector of the entries is a view."""
+    return type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_complex()
 
 
 class PassOperation(Operation):

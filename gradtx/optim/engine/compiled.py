@@ -19,7 +19,7 @@ from gradtx._passes import have_sums
 from gradtx._sharding import is_sharded, local
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
-from gradtx.optim.engine.alias import lengths_like
+from gradtx.optim.engine.alias import entries_of, lengths_like
 from gradtx.optim.engine.base import (
     SUM_OVER_SHARDS,
     Engine,
@@ -142,7 +142,7 @@ class CompiledEngine(Engine):
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         if flat and _window(member, leaf) is not None:
             return 1
-        return WIDTH if flat or _can_be_padded(member) else 1
+        return WIDTH if flat or _can_be_padded(member, leaf) else 1
 
     def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
         if tensors[0].numel() < (1 if flat else 2):
@@ -190,7 +190,7 @@ class CompiledEngine(Engine):
                 common=[tensor.to(bundle.device) for tensor in stand_ins(signature)],
                 examples=[tensors] if programs else [_examples(tensors, kind), tensors],
                 flat=kind.flat,
-                large=first.param.numel() >= LARGE,
+                large=entries_of(first.param) >= LARGE,
                 sharded=is_sharded(first.param),
                 name=leaf.name,
             )
@@ -253,7 +253,7 @@ class CompiledEngine(Engine):
 
 
 def _largest_first(pair: tuple[Member, Leaf]) -> int:
-    return -pair[0].param.numel()
+    return -entries_of(pair[0].param)
 
 
 def _window(member: Member, leaf: Leaf) -> int | None:
@@ -262,9 +262,9 @@ def _window(member: Member, leaf: Leaf) -> int | None:
     return window_of(member) if is_large and can_be_split(member, leaf) else None
 
 
-def _can_be_padded(member: Member) -> bool:
+def _can_be_padded(member: Member, leaf: Leaf) -> bool:
     """Whether leaves that are no flat aliases fit into one bundle: vectors, with slots of their length."""
-    return member.param.ndim <= 1 and slots_are_shaped_as(member)
+    return len(leaf.shape) <= 1 and slots_are_shaped_as(member)
 
 
 def _traits_of_held(tensor: Tensor) -> tuple[Any, ...]:

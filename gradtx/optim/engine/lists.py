@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._complex import as_real
 from gradtx._execution import Leaf, LeafTerms
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call, passes_of_shards
@@ -20,7 +21,7 @@ from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
-from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy
+from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, entries_of
 from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
@@ -129,7 +130,7 @@ class Chunk:
     def __init__(self, pieces: list[Piece], slots: list[str], splits: bool):
         self._pieces = pieces
         self._splits = splits
-        self._whole = all(window is None for _, window in pieces)
+        self._whole = all(window is None and not member.param.is_complex() for member, window in pieces)
         self._params = [member.param for member, _ in pieces]
         self.names = [member.name for member, _ in pieces]
         self._columns = [[self._held(param, piece) for param, piece in zip(self._params, pieces, strict=True)]]
@@ -140,8 +141,9 @@ class Chunk:
         """A tensor that programs write: a parameter or a slot."""
         member, window = piece
         if window is None:
-            return tensor.detach() if type(tensor) in PLAIN else alias(tensor, member.param, self._splits)
-        return cut(alias(tensor, member.param, True), window, local(member.param).numel())
+            plain = type(tensor) in PLAIN
+            return as_real(tensor.detach()) if plain else alias(tensor, member.param, self._splits)
+        return cut(alias(tensor, member.param, True), window, entries_of(member.param))
 
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
         """The arguments of all leaves, with the present gradients and extras."""
@@ -156,14 +158,14 @@ class Chunk:
     def free_gradients(self) -> None:
         """Free the gradients of parameters that no later chunk has a part of."""
         for member, window in self._pieces:
-            if window is None or window.stop == local(member.param).numel():
+            if window is None or window.stop == entries_of(member.param):
                 member.param.grad = None
 
     def _read(self, tensor: Tensor, piece: Piece) -> Tensor:
         """A tensor that programs only read, laid out as the parameter."""
         member, window = piece
         if window is None and _is_plain(tensor):
-            return tensor
+            return as_real(tensor)
         aliased = alias_or_copy(tensor, member.param, self._splits or window is not None)
         return aliased if window is None else aliased[window]
 
@@ -178,7 +180,7 @@ def _chunks_of(members: list[Member], splits: bool) -> list[list[Piece]]:
     chunks: list[list[Piece]] = []
     room = 0
     for member in members:
-        size = local(member.param).numel()
+        size = entries_of(member.param)
         part = part_of(member) if splits else None
         if part is not None:
             chunks.extend([(member, slice(start, min(start + part, size)))] for start in range(0, size, part))
@@ -292,8 +294,8 @@ def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]
 
 def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
     """The order of leaves by size; a leaf without dimensions, where numbers in float64 count, is below empty ones."""
-    param = pair[0].param
-    return param.ndim > 0, param.numel()
+    shape = pair[1].shape
+    return len(shape) > 0, shape.numel()
 
 
 def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:
@@ -301,4 +303,4 @@ def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor
     assert member.layout is not None
     tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.program_keys), member.param.grad]
     tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
-    return list(map(local, tensors))
+    return [as_real(local(tensor)) for tensor in tensors]

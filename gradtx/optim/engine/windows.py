@@ -11,6 +11,7 @@ from gradtx._execution import Leaf
 from gradtx._lists.bundle import entries_of_a_call
 from gradtx._sharding import local
 from gradtx.optim._member import Member
+from gradtx.optim.engine.alias import entries_of
 
 SMALLEST_PARTS = 64  # how many times smaller the equal parts of a coded leaf may be than a call's lists
 
@@ -43,8 +44,7 @@ def part_of(member: Member) -> int | None:
 
     Programs for codes are for one shape, so parts of coded leaves are equal, and hold whole blocks.
     """
-    param = local(member.param)
-    size, most = param.numel(), entries_of_a_call(param.device)
+    size, most = entries_of(member.param), entries_of_a_call(local(member.param).device)
     if size <= most:
         return None
     unit = _unit(member)
