@@ -137,8 +137,8 @@ class GroupView:
         return _each(value, lambda item: is_off(item, off))
 
     def defaults(self) -> dict[str, Any]:
-        """What a group shows that says nothing of its own."""
-        defaults: dict[str, Any] = {"lr": 0.0}
+        """What a group shows that says nothing of its own; arguments of another optimizer of the class."""
+        defaults: dict[str, Any] = {}
         for name, entry in self.entries.items():
             follows = _any(_is_schedule, entry.value)
             defaults[name] = next_value(entry.value, 0) if follows else entry.value
