@@ -461,7 +461,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._released is not None:
             self._released.close()
         self.param_groups[:] = [view.group for view in workings.members.views]  # in place: wrappers share the list
-        self.__setstate__({"state": self.state, "param_groups": self.param_groups})  # subclasses wait for this call
+        if type(self).__setstate__ is not ChainOptimizer.__setstate__:  # a subclass completes old groups there
+            self.__setstate__({"state": self.state, "param_groups": self.param_groups})
         for hook in after:
             hook(self)
 
@@ -474,7 +475,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return {**super().__getstate__(), "_workings": self._workings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_workings" in self.__dict__ and state.keys() <= {"state", "param_groups"}:
+        if hasattr(self, "_workings") and state.keys() <= {"state", "param_groups"}:
             super().__setstate__(state)  # the next call follows them
             return
         workings = workings_of(state, type(self).__name__)
