@@ -47,6 +47,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
 
     _released: ReleasedGradients | None = None
+    _made_defaults: Mapping[str, Any] | None = None  # what `defaults` was before anyone wrote; None in old pickles
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             raise
         self._check_patterns()
         self.defaults = members.views[0].defaults()
+        self._made_defaults = dict(self.defaults)
 
     def _check_patterns(self) -> None:
         """Check that every pattern of the chain matches a parameter or a slot, here or on a rank with others."""
@@ -134,13 +136,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
             states.keep(first.of(param for param in view.group["params"] if not self.state.get(param)))
+        for view in joining.views:
+            view.show(states.count)
         if self._released is not None:
             self._released.follow(members.by_param)
 
     def _take_written_defaults(self, group: dict[str, Any]) -> None:
         """Give a new group what anyone has written into `defaults`; the rest follows from the chain."""
-        views = self._workings.members.views
-        made = views[0].defaults() if views else {}
+        made = self._made_defaults
+        if made is None:
+            return
         for name, value in self.defaults.items():
             if name not in ENGINE_OPTIONS and (name not in made or not is_same(value, made[name])):
                 group.setdefault(name, value)

@@ -451,18 +451,23 @@ def test_what_is_written_into_defaults_counts_for_groups_added_later_as_in_torch
     assert shown == expected
 
 
-def test_a_schedule_stays_one_in_groups_added_later():
-    optimizer = gradtx.optim.SGD(
-        [torch.nn.Parameter(torch.ones(2))], lr=gradtx.Schedule(lambda step: 1.0 - 0.25 * step)
-    )
-    late = torch.nn.Parameter(torch.ones(2))
-    optimizer.add_param_group({"params": [late]})
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_group_added_later_shows_the_number_of_its_schedule_that_the_next_step_uses(cleared):
+    first, late = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = gradtx.optim.SGD([first], lr=gradtx.Schedule(lambda step: 1.0 - 0.25 * step))
+    first.grad = torch.ones(2)
+    optimizer.step()
+    if cleared:
+        optimizer.param_groups.clear()
+    optimizer.add_param_group({"params": [first, late] if cleared else [late]})
+    late.grad = torch.ones(2)
     shown = []
-    for _ in range(3):
-        shown.append(optimizer.param_groups[1]["lr"])
-        late.grad = torch.ones(2)
+    for _ in range(2):
+        shown.append(optimizer.param_groups[-1]["lr"])
+        before = late.detach().clone()
         optimizer.step()
-    assert shown == [1.0, 0.75, 0.5]
+        assert_equal(late.detach(), before - shown[-1])
+    assert shown == [0.75, 0.5]
 
 
 def test_adamw_shows_its_fixed_option_and_refuses_another_value_where_it_counts():
