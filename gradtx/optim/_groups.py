@@ -137,6 +137,14 @@ class GroupView:
         off = self.entries[name].argument.range.off
         return _each(value, lambda item: is_off(item, off))
 
+    def defaults(self) -> dict[str, Any]:
+        """What a group shows that says nothing of its own; arguments of another optimizer of the class."""
+        defaults: dict[str, Any] = {}
+        for name, entry in self.entries.items():
+            follows = _any(_is_schedule, entry.value)
+            defaults[name] = next_value(entry.value, 0) if follows else entry.value
+        return defaults
+
     # Before a step.
 
     def values(self) -> Mapping[str, Any]:
@@ -161,7 +169,7 @@ class GroupView:
     def _value(self, name: str, value: Any) -> Any:
         if is_list(value):  # groups that went through JSON
             value = tuple(value)
-        if name in self.live and _is_same(value, self.shown[name]):
+        if name in self.live and is_same(value, self.shown[name]):
             return self.sources[name]
         return self.entries[name].argument.check_written(value)
 
@@ -211,7 +219,7 @@ class GroupView:
     def chain(self, values: Mapping[str, Any], device: torch.device) -> GradientTransformation:
         """The transformation with these values, in the form that rules get."""
         key = tuple(values.items())
-        if self._cached is not None and _is_same(self._cached[0], key):
+        if self._cached is not None and is_same(self._cached[0], key):
             return self._cached[1]
 
         def as_tensor(item: Any) -> Any:
@@ -383,12 +391,12 @@ def next_value(value: Any, count: int) -> Any:
 # Values that are a number, a schedule, another option, or a tuple of these.
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def is_same(a: Any, b: Any) -> bool:
     """Whether two values are equal; two tensors are if they are the same object."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
     if is_tuple(a) and is_tuple(b):
-        return len(a) == len(b) and all(map(_is_same, a, b))
+        return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b)
 
 

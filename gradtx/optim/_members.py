@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import Parameter, is_lazy
 
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
@@ -75,6 +75,14 @@ class Members:
 
     # Groups that are added.
 
+    def _check_param(self, name: str, param: Tensor) -> None:
+        check_leaf(name, param, self.owner)
+        if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
+            raise ValueError(
+                f"{self.owner}: parameter {name!r} is the conjugate of other memory, which steps can't write; "
+                "pass param.resolve_conj()"
+            )
+
     def joining(self, group: Group) -> Joining:
         """Name the parameters of a new group and divide it by label; nothing has joined yet."""
         params: list[Tensor] = group["params"]
@@ -83,12 +91,8 @@ class Members:
             names = [str(len(self.by_param) + i) for i in range(len(params))]
         by_param = dict(self.by_param)
         for name, param in zip(names, params, strict=True):
-            check_leaf(name, param, self.owner)
-            if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
-                raise ValueError(
-                    f"{self.owner}: parameter {name!r} is the conjugate of other memory, which steps can't write; "
-                    "pass param.resolve_conj()"
-                )
+            if not never_trains(param):
+                self._check_param(name, param)
             by_param[param] = Member(_unique(name, by_param.values()), param)
         run, block = self._expanded(by_param)
         if are_flat_pieces(params):
@@ -344,6 +348,11 @@ def leaf_of(
     leaf.layout = member.layout
     leaf.state = {} if state is None else state
     return leaf
+
+
+def never_trains(param: Tensor) -> bool:
+    """Whether a parameter can't have a gradient: the packed weights of a quantized model, which torch carries along."""
+    return isinstance(param, Parameter) and not (param.is_floating_point() or param.is_complex())
 
 
 def first_clock(device: torch.device) -> Clock:

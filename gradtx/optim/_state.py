@@ -18,7 +18,7 @@ from gradtx.context import Clock
 from gradtx.core import Entry
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import FirstState, Layout, Member
-from gradtx.optim._members import CPU, Members, first_clock, leaf_of
+from gradtx.optim._members import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._ownership import assign_owners
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._saved import matched
@@ -34,6 +34,12 @@ class FirstStates:
     view: GroupView
     layouts: dict[Tensor, Layout]
     states: dict[Tensor, State]
+
+    def of(self, params: Iterable[Tensor]) -> FirstStates:
+        """Those of some parameters."""
+        chosen = [param for param in params if param in self.states]
+        layouts = {param: self.layouts[param] for param in chosen}
+        return FirstStates(self.view, layouts, {param: self.states[param] for param in chosen})
 
 
 class States:
@@ -119,7 +125,7 @@ class States:
 
         Args:
             view: Their group.
-            params: The parameters; lazy ones and those on the meta device have no state yet.
+            params: The parameters; lazy ones and those on the meta device have no state yet, integers never.
             members: All members, if some have not joined yet.
             alone: Whether shared values start over as well. Otherwise new parameters take over those of the others.
         """
@@ -132,7 +138,7 @@ class States:
         clock = first_clock(run.device)
         leaves: list[Leaf] = []
         for param in params:
-            if not (is_lazy(param) or param.is_meta):
+            if not (is_lazy(param) or param.is_meta or never_trains(param)):
                 leaf = self.leaf(run, members[param], clock)
                 leaf.program = with_regions(block.for_leaf(leaf), param, self.members.replicas)
                 leaves.append(leaf)

@@ -27,6 +27,7 @@ from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._form import check_form, check_mapping
+from gradtx.optim._groups import ENGINE_OPTIONS, is_same
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
 from gradtx.optim._ownership import states_of_owners
@@ -47,6 +48,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
 
     _released: ReleasedGradients | None = None
+    _made_defaults: Mapping[str, Any] | None = None  # what `defaults` was before anyone wrote; None in old pickles
 
     def __init__(
         self,
@@ -80,7 +82,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 members.rank_sums.report_failure()
             raise
         self._check_patterns()
-        self.defaults = {name: self.param_groups[0][name] for name in ("lr", *members.views[0].entries)}
+        self.defaults = members.views[0].defaults()
+        self._made_defaults = dict(self.defaults)
 
     def _check_patterns(self) -> None:
         """Check that every pattern of the chain matches a parameter or a slot, here or on a rank with others."""
@@ -110,13 +113,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with the hyperparameters that the group names and defaults for the others.
 
-        A partition makes one group of each label. As torch's method, and raises the same errors.
+        A partition makes one group of each label. As torch's method, and raises the same errors. Parameters that have
+        state here, from a group that was taken out, keep it.
         """
         owner = type(self).__name__
         group = without_repeats(self._as_torch_checks_it(listed_group(owner, param_group)))
         keys = list(group)
-        members, states = self._workings.members, self._workings.states
-        states.by_param = self.state
+        workings = self._up_to_date()
+        members, states = workings.members, workings.states
+        self._take_written_defaults(group)
         if self._workings.offload is not None:
             self._workings.offload.check(group["params"])
         joining = members.joining(group)
@@ -131,9 +136,20 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
-            states.keep(first)
+            states.keep(first.of(param for param in view.group["params"] if not self.state.get(param)))
+        for view in joining.views:
+            view.show(states.count)
         if self._released is not None:
             self._released.follow(members.by_param)
+
+    def _take_written_defaults(self, group: dict[str, Any]) -> None:
+        """Give a new group what anyone has written into `defaults`; the rest follows from the chain."""
+        made = self._made_defaults
+        if made is None:
+            return
+        for name, value in self.defaults.items():
+            if name not in ENGINE_OPTIONS and (name not in made or not is_same(value, made[name])):
+                group.setdefault(name, value)
 
     def _as_torch_checks_it(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """A group after torch's checks, without torch's defaults, and not added yet."""
@@ -254,6 +270,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
                 changed then.
         """
+        if torch.compiler.is_compiling():  # programs of torch.compile end here: a step has programs of its own kind
+            return self._step_untraced(closure, consume_gradients, extras)
+        return self._step(closure, consume_gradients, extras)
+
+    def _step(self, closure: Callable[[], Any] | None, consume_gradients: bool, extras: dict[str, Any]) -> Any:
         self._check_training()
         self._check_released(extras)
         workings = self._up_to_date()
@@ -306,6 +327,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: the closure left no gradient; it must call zero_grad() and backward(), and "
                 "return the loss"
             )
+
+    _step_untraced = _torch.not_traced(_step)
 
     def _checked_step(self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool) -> Step:
         """A step that has passed all checks; if it doesn't, other ranks need not wait."""
@@ -463,6 +486,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._released is not None:
             self._released.close()
         self.param_groups[:] = [view.group for view in workings.members.views]  # in place: wrappers share the list
+        if type(self).__setstate__ is not ChainOptimizer.__setstate__:  # a subclass completes old groups there
+            self.__setstate__({"state": self.state, "param_groups": self.param_groups})
         for hook in after:
             hook(self)
 
@@ -475,6 +500,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return {**super().__getstate__(), "_workings": self._workings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if hasattr(self, "_workings") and state.keys() <= {"state", "param_groups"}:
+            super().__setstate__(state)  # the next call follows them
+            return
         workings = workings_of(state, type(self).__name__)
         super().__setstate__({**state, "_workings": workings})
         workings.states.by_param = self.state

@@ -15,6 +15,7 @@ from gradtx._narrowing import is_list, is_sequence
 from gradtx.core import GradientTransformation, chain
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._warnings import warn_of_engine_options
+from gradtx.optim._workings import Workings
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.transforms._polynomials import default_steps
 
@@ -88,11 +89,34 @@ class AliasOptimizer(ChainOptimizer):
             state_device=state_device,
         )
 
+    def _up_to_date(self) -> Workings:
+        workings = super()._up_to_date()
+        if self._alias.__name__ in FIXED_OPTIONS:
+            self._show_fixed_options()
+        return workings
+
+    def _show_fixed_options(self) -> None:
+        """Have the options that this class fixes in the groups, as torch's class has them there."""
+        for option, value in FIXED_OPTIONS.get(self._alias.__name__, {}).items():
+            for group in self.param_groups:
+                if group.setdefault(option, value) != value:
+                    self._check_fixed("group", group, option, "use Adam")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `ChainOptimizer.add_param_group`; a group shows the options that this class fixes."""
+        super().add_param_group(param_group)
+        self._show_fixed_options()
+
+    def _check_fixed(self, what: str, group: dict[str, Any], option: str, remedy: str) -> None:
+        """Refuse another value of an option that this class fixes, where it would count."""
+        if group.get("weight_decay", 0.0) != 0.0:
+            other = f"{option}={group[option]}"
+            raise ValueError(f"{type(self).__name__}: {what} has {other}, which this class can't follow; {remedy}")
+
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with the options that this class fixes, and numbers where torch's class has them."""
+        """As torch's, with numbers where torch's class has them."""
         state_dict = super().state_dict()
         for group in state_dict.get("param_groups", ()):  # a hook may have replaced the whole dict
-            group.update(FIXED_OPTIONS.get(self._alias.__name__, {}))
             for name, number in NUMBERS_OF_TORCH.get(self._alias.__name__, {}).items():
                 if group.get(name, 0) is None:
                     group[name] = number(group)
@@ -108,14 +132,9 @@ class AliasOptimizer(ChainOptimizer):
             return state_dict
         for option, value in fixed.items():
             for group in groups:
-                if group.get(option, value) != value and group.get("weight_decay", 0.0) != 0.0:
-                    other = f"{option}={group[option]}"
-                    owner = type(self).__name__
-                    raise ValueError(
-                        f"{owner}: loaded group has {other}, which this class can't follow; load it into Adam"
-                    )
-        kept = [{key: value for key, value in group.items() if key not in fixed} for group in groups]
-        return {**state_dict, "param_groups": kept}
+                if group.get(option, value) != value:
+                    self._check_fixed("loaded group", group, option, "load it into Adam")
+        return {**state_dict, "param_groups": [{**group, **fixed} for group in groups]}
 
 
 def _are_groups(groups: Any) -> TypeGuard[list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ import torch
 
 import gradtx
 from tests.optim.chains import CHAINS
-from tests.optim.problems import assert_equal, descend, parameters, values, whole
+from tests.optim.problems import assert_close, assert_equal, both, descend, parameters, values, whole
 from tests.thinning import thinned
 
 
@@ -123,3 +123,36 @@ def test_an_optimizer_that_is_let_go_frees_its_parameters():
     del optimizer
     gc.collect()
     assert alive() is None
+
+
+def test_groups_and_state_given_to_setstate_take_the_place_of_others_as_in_torch():
+    def run(module):
+        params = parameters()
+        optimizer = module.Adam(params.values(), lr=0.1)
+        descend(optimizer, params, 3)
+        groups = [{**group, "lr": 0.01} for group in optimizer.param_groups]
+        optimizer.__setstate__({"state": optimizer.state, "param_groups": groups})
+        descend(optimizer, params, 3, start=3)
+        return params.values()
+
+    assert_close(*both(run), tolerance=1e-12)
+
+
+def test_setstate_of_a_subclass_completes_loaded_groups_as_in_torch():
+    def run(module):
+        class WithNoise(module.AdamW):
+            def __setstate__(self, state):
+                super().__setstate__(state)
+                for group in self.param_groups:
+                    group.setdefault("noise", 0.5)
+
+        params = parameters()
+        plain, optimizer = module.AdamW(params.values()), WithNoise(params.values())
+        descend(plain, params, 2)
+        optimizer.load_state_dict(plain.state_dict())
+        descend(optimizer, params, 2, start=2)
+        return params.values(), optimizer.param_groups[0]["noise"]
+
+    (ours, noise), (theirs, expected) = both(run)
+    assert_close(ours, theirs, 1e-12)
+    assert noise == expected == 0.5

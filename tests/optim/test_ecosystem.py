@@ -1,5 +1,7 @@
 """What the rest of torch does with an optimizer."""
 
+import copy
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -104,6 +106,46 @@ def test_a_compiled_training_step_trains_as_a_plain_one():
             run()
         results.append(param.detach())
     assert_equal(*results)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about what it can't trace
+def test_dynamo_ends_its_graphs_at_a_step():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model, twin = model_of(), model_of()
+    optimizer = gradtx.optim.AdamW(model.parameters(), lr=0.1)
+    train(twin, gradtx.optim.AdamW(twin.parameters(), lr=0.1), 3)
+    step = torch.compile(optimizer.step, backend=backend)
+    for t in range(3):
+        optimizer.zero_grad()
+        (model(torch.ones(4, 3) * (t + 1)) - 1).square().mean().backward()
+        step()
+    assert graphs == []
+    assert_equal(values(model.parameters()), values(twin.parameters()))
+
+
+def test_parameters_and_state_swapped_in_for_a_while_step_as_in_torch():
+    stateless = pytest.importorskip("torch.optim._stateless")
+
+    def run(module):
+        model = model_of()
+        optimizer = module.AdamW(model.parameters(), lr=0.1)
+        train(model, optimizer, 2)
+        others = {name: torch.full_like(param, 2.0) for name, param in model.named_parameters()}
+        state = copy.deepcopy(optimizer.state_dict())
+        with stateless.swap_in_optimizer_params_and_state(optimizer, others, state):
+            for other in others.values():
+                other.grad = torch.ones_like(other)
+            optimizer.step()
+        train(model, optimizer, 2)
+        return [*others.values(), *model.parameters()]
+
+    ours, theirs = run(gradtx.optim), run(torch.optim)
+    assert_close(ours, theirs, tolerance=1e-6)
 
 
 def test_one_optimizer_for_each_parameter_inside_backward():

@@ -183,6 +183,22 @@ def test_a_group_taken_out_with_its_state_is_gone():
     assert_close(*both(run), tolerance=TOLERANCE)
 
 
+@pytest.mark.parametrize("keep", [slice(None), slice(1)], ids=["all", "one"])
+def test_parameters_that_come_back_in_a_new_group_keep_their_state_as_in_torch(keep):
+    def run(module):
+        params = parameters()
+        optimizer = module.Adam(params.values(), lr=0.1)
+        descend(optimizer, params, 3)
+        optimizer.param_groups.clear()
+        optimizer.add_param_group({"params": list(params.values())[keep]})
+        descend(optimizer, params, 3, start=3)
+        return params.values(), [optimizer.state[param]["step"] for param in params.values()]
+
+    (ours, steps), (theirs, expected) = both(run)
+    assert_close(ours, theirs, TOLERANCE)
+    assert_equal(steps, expected)
+
+
 def test_groups_in_another_order_keep_their_state():
     params, others = parameters(), parameters()
     split = [{"params": [param], "lr": 0.1 * i} for i, param in enumerate(params.values())]

@@ -8,6 +8,7 @@ from tests.optim.chains import NESTED, scale_by_mean_of_trees
 from tests.optim.problems import (
     assert_close,
     assert_equal,
+    both,
     descend,
     functional,
     hyperparameters,
@@ -76,7 +77,10 @@ def test_amsgrad_switched_on_between_steps_starts_from_a_fresh_maximum():
 def test_groups_show_every_hyperparameter_at_its_default(name):
     required = {"lr": 0.1} if name == "SGDP" else {}
     optimizer = getattr(gradtx.optim, name)([torch.nn.Parameter(torch.zeros(2))], **required)
-    assert hyperparameters(optimizer.param_groups[0]) == optimizer._tx.hyperparams
+    shown = hyperparameters(optimizer.param_groups[0])
+    if name == "AdamW":
+        assert shown.pop("decoupled_weight_decay") is True  # which torch's AdamW shows and ours fixes
+    assert shown == optimizer._tx.hyperparams
     assert optimizer.defaults == optimizer._tx.hyperparams
 
 
@@ -421,3 +425,59 @@ def test_an_edit_of_a_starting_number_after_a_step_leaves_the_state():
     _, after = prodigy_after(1, 2e-2, at=1, steps=2)
     assert before == 1e-2
     assert after != 2e-2
+
+
+def test_defaults_are_those_of_the_constructor_whatever_the_first_group_says():
+    optimizers = []
+    for module in (gradtx.optim, torch.optim):
+        optimizer, _ = in_groups(module.Adam, {"lr": 0.3}, {}, lr=0.1, weight_decay=0.2)
+        optimizers.append(optimizer)
+    ours, theirs = optimizers
+    assert ours.defaults.items() <= theirs.defaults.items()
+    assert [group["lr"] for group in ours.param_groups] == [0.3, 0.1, 0.3, 0.1]
+
+
+@pytest.mark.parametrize("written", [{"lr": 0.3}, {"weight_decay": 0.2, "betas": (0.5, 0.6)}, {"mine": 3}], ids=str)
+def test_what_is_written_into_defaults_counts_for_groups_added_later_as_in_torch(written):
+    def run(module):
+        params = parameters()
+        first, *others = params.values()
+        optimizer = module.Adam([first], lr=0.1)
+        optimizer.defaults.update(written)
+        optimizer.add_param_group({"params": others})
+        descend(optimizer, params, 5)
+        return params.values(), [optimizer.param_groups[1][name] for name in written]
+
+    (ours, shown), (theirs, expected) = both(run)
+    assert_close(ours, theirs, TOLERANCE)
+    assert shown == expected
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_group_added_later_shows_the_number_of_its_schedule_that_the_next_step_uses(cleared):
+    first, late = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = gradtx.optim.SGD([first], lr=gradtx.Schedule(lambda step: 1.0 - 0.25 * step))
+    first.grad = torch.ones(2)
+    optimizer.step()
+    if cleared:
+        optimizer.param_groups.clear()
+    optimizer.add_param_group({"params": [first, late] if cleared else [late]})
+    late.grad = torch.ones(2)
+    shown = []
+    for _ in range(2):
+        shown.append(optimizer.param_groups[-1]["lr"])
+        before = late.detach().clone()
+        optimizer.step()
+        assert_equal(late.detach(), before - shown[-1])
+    assert shown == [0.75, 0.5]
+
+
+def test_adamw_shows_its_fixed_option_and_refuses_another_value_where_it_counts():
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = gradtx.optim.AdamW([param], weight_decay=0.1)
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+    param.grad = torch.ones(2)
+    optimizer.param_groups[0]["decoupled_weight_decay"] = False
+    with pytest.raises(ValueError, match="group has decoupled_weight_decay=False, which this"):
+        optimizer.step()
+    assert_equal(param.detach(), torch.ones(2))

@@ -50,6 +50,35 @@ def test_parameters_whose_requires_grad_changes_step_whenever_they_have_a_gradie
     assert_close(*both(run), tolerance=TOLERANCE)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_packed_weights_of_a_quantized_model_are_carried_along_as_in_torch(compile, uncompiled):
+    def run(module):
+        model = torch.nn.Linear(2, 2).double()
+        torch.nn.init.ones_(model.weight)
+        torch.nn.init.zeros_(model.bias)
+        model.packed = torch.nn.Parameter(torch.arange(4, dtype=torch.uint8), requires_grad=False)
+        options = {"compile": compile} if module is gradtx.optim else {}
+        optimizer = module.AdamW(model.parameters(), lr=0.1, **options)
+        for _ in range(2):
+            saved = optimizer.state_dict()
+            optimizer = module.AdamW(model.parameters(), lr=0.1, **options)
+            optimizer.load_state_dict(saved)
+            optimizer.zero_grad()
+            model(torch.ones(1, 2).double()).square().sum().backward()
+            optimizer.step()
+        return list(model.parameters()), sorted(optimizer.state_dict()["state"])
+
+    (ours, entries), (theirs, expected) = both(run)
+    assert_close(ours[:2], theirs[:2], TOLERANCE)
+    assert torch.equal(ours[2], torch.arange(4, dtype=torch.uint8))
+    assert entries == expected
+
+
+def test_a_tensor_of_integers_that_is_no_parameter_is_refused():
+    with pytest.raises(TypeError, match="needs a floating-point one"):
+        gradtx.optim.AdamW([torch.arange(3)])
+
+
 def test_tied_parameters_of_a_model_are_one():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     model[1].weight = model[0].weight
