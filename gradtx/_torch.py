@@ -576,6 +576,11 @@ class Kernels:
     libraries: Mapping[str, str]
 
 
+def was_loaded(function: Callable[..., Any]) -> bool:
+    """Whether inductor had a compiled graph in its cache."""
+    return isinstance(function, CompiledAtOnce) and function.is_loaded
+
+
 # What a method may call beyond its libraries, by its name in torch, and the names of attributes that it may use.
 CALLED_BY_KERNELS = {
     "assert_size_stride": "assert_size_stride",
@@ -590,7 +595,7 @@ METHOD = re.compile(r"^    def call\(self, args\):\n(?:        .*\n|\n)+", re.MU
 
 def kernels_of(function: Callable[..., Any]) -> Kernels | None:
     """A compiled graph as text; None if it is not that simple, or this torch makes it in another way."""
-    if not isinstance(function, CompiledAtOnce) or function.is_loaded:
+    if not isinstance(function, CompiledAtOnce):
         return None
     method = METHOD.search(getattr(function.compiled, "source_code", None) or "")
     call = getattr(getattr(function.compiled, "current_callable", None), "__func__", None)
@@ -820,6 +825,14 @@ def separate_loops() -> contextlib.AbstractContextManager[None]:
     if not hasattr(scheduling, fusion):
         return contextlib.nullcontext()
     return _patched(scheduling, fusion, _never)
+
+
+def without_cached_graphs() -> contextlib.AbstractContextManager[None]:
+    """Have inductor compile graphs that it has in its cache. Without the name it takes those."""
+    config = _found("torch._inductor", "config")
+    if not hasattr(config, "fx_graph_cache"):
+        return contextlib.nullcontext()
+    return _patched(config, "fx_graph_cache", False)
 
 
 def zero_redundancy_calls() -> bool:

@@ -253,6 +253,28 @@ def test_what_inductors_cache_had_is_not_kept_since_its_assumptions_are_unknown(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("can_be_kept", [True, False])
+def test_what_inductors_cache_had_is_compiled_again_if_it_can_be_kept(can_be_kept, monkeypatch):
+    cached = []
+
+    def compiled_before(graph, examples, options):
+        cached.append(torch._inductor.config.fx_graph_cache)
+        return _torch.CompiledAtOnce(None, is_loaded=cached == [True])
+
+    monkeypatch.setattr(inductor, "_compiled", compiled_before)
+    monkeypatch.setattr(_torch, "kernels_of", lambda program: _torch.Kernels("", {}) if can_be_kept else None)
+    with torch._inductor.config.patch({"fx_graph_cache": True}):
+        program = inductor._compiled_to_keep(graph_of(), [], {})
+    assert cached == [True, False][: 1 + can_be_kept]
+    assert _torch.was_loaded(program) != can_be_kept
+
+
+def test_without_the_name_of_inductors_cache_its_graphs_are_taken(monkeypatch):
+    monkeypatch.setattr(_torch, "_found", lambda *place: None)
+    with _torch.without_cached_graphs():
+        pass
+
+
 def test_a_process_where_the_assumptions_do_not_hold_compiles_again(folder, steps, monkeypatch):
     steps()
     monkeypatch.setattr(_torch.Assumptions, "add", lambda self, text: False)

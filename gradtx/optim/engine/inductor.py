@@ -22,8 +22,20 @@ def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[
     assumptions = _torch.Assumptions(examples)
     program = kept_program(place, assumptions)
     if program is None:
-        program = _compiled(graph, examples, options)
+        program = _compiled_to_keep(graph, examples, options)
         keep(place, program, assumptions)
+    return program
+
+
+def _compiled_to_keep(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Compile a graph, again if inductor has it in its cache, which forgets what it assumed of sizes.
+
+    Leaves of other sizes have the same graph there. What can't be kept is taken from that cache.
+    """
+    program = _compiled(graph, examples, options)
+    if _torch.was_loaded(program) and _torch.kernels_of(program) is not None:
+        with _torch.without_cached_graphs():
+            return _compiled(graph, examples, options)
     return program
 
 

@@ -40,7 +40,7 @@ def kept_program(place: Path, assumptions: _torch.Assumptions) -> Callable[..., 
 def keep(place: Path, program: Callable[..., Any], assumptions: _torch.Assumptions) -> None:
     """Keep a program that was compiled under assumptions about sizes, if it is simple enough."""
     kernels = _torch.kernels_of(program)
-    if kernels is None:
+    if kernels is None or _torch.was_loaded(program):
         return
     try:
         content = {"method": kernels.method, "libraries": kernels.libraries, "assumptions": assumptions.added()}
