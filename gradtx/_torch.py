@@ -584,6 +584,7 @@ def was_loaded(function: Callable[..., Any]) -> bool:
 # What a method may call beyond its libraries, by its name in torch, and the names of attributes that it may use.
 CALLED_BY_KERNELS = {
     "assert_size_stride": "assert_size_stride",
+    "assert_size_stride_grouped": "assert_size_stride_grouped",
     "empty_strided_cpu": "_empty_strided_cpu",
     "reinterpret_tensor": "_reinterpret_tensor",
 }
@@ -625,7 +626,8 @@ def run_kernels(kernels: Kernels) -> Callable[..., Any]:
     os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = place  # read by libraries when they are loaded
     names: dict[str, Any] = {"torch": torch}
     for name, in_torch in CALLED_BY_KERNELS.items():
-        names[name] = getattr(guards, in_torch)
+        if name in kernels.method:
+            names[name] = getattr(guards, in_torch)
     for name, library in kernels.libraries.items():
         names[name] = _library(library).kernel
     exec(textwrap.dedent(kernels.method), names)
