@@ -15,7 +15,7 @@ from gradtx._sharding import local
 from gradtx.optim._member import Member
 from gradtx.optim._request import Trees
 from gradtx.optim._run import OptimizerRun
-from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, lengths_like
+from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, entries_of, lengths_like
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
 from gradtx.optim.engine.windows import windows
@@ -127,7 +127,7 @@ class Bundle:
         """The arguments of each call of a program."""
         if self._window is None:
             return [arguments]
-        return windows(arguments, self._window, local(self.members[0].param).numel())
+        return windows(arguments, self._window, entries_of(self.members[0].param))
 
     def compile_for(self, program: BundleProgram) -> None:
         """Go through this program from now on."""
