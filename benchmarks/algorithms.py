@@ -149,14 +149,14 @@ def main() -> None:
 
 def draw(rows: list[dict[str, Any]]) -> None:
     rows = sorted(rows, key=lambda row: row["compiled times"])
-    figure, axes = plt.subplots(figsize=(7, 0.19 * len(rows) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 0.15 * len(rows) + 1.2), layout="constrained")
     places = range(len(rows))
     axes.barh(places, [row["compiled times"] for row in rows], color="tab:blue", label="compiled")
     axes.plot([row["default times"] for row in rows], places, "o", color="black", markersize=3, label="default")
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set(xscale="log", xlabel="times as fast as pytorch_optimizer's class", ylim=(-0.7, len(rows) - 0.3))
     axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)
-    log_ticks(axes, [0.25, 0.5, 1, 2, 3, 4, 6])
+    log_ticks(axes, [0.25, 0.5, 1, 2, 4, 8, 16])
     axes.legend(loc="lower right")
     figure.savefig("docs/algorithms-speed.png", dpi=110)
 
