@@ -233,7 +233,7 @@ def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 def count_up_(targets: list[Tensor]) -> None:
     """Add 1 to each tensor; falls back to one addition each."""
-    together = on_lists("add_")
+    together = getattr(torch, "_foreach_add_", None)  # in every step
     if together is not None and targets:
         # A number becomes a tensor once for each target, which takes longer than the addition.
         together(targets, _one() if type(targets[0]) is Tensor else torch.ones(()), alpha=1.0)

@@ -33,6 +33,7 @@ class AliasOptimizer(ChainOptimizer):
     """Base of the classes of aliases: `class Name(AliasOptimizer, alias=name)` takes `params` and its arguments."""
 
     _alias: Callable[..., GradientTransformation]
+    _fixed_options: tuple[tuple[str, Any], ...] = ()
     _seeded = False  # whether `seed` is the optimizer's own; else it is an argument of the alias, if anything
 
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
@@ -43,6 +44,7 @@ class AliasOptimizer(ChainOptimizer):
                 cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
             return
         cls._alias = staticmethod(alias)
+        cls._fixed_options = tuple(FIXED_OPTIONS.get(alias.__name__, {}).items())
         cls.__doc__ = (
             f"`gradtx.{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`.\n\n    {alias.__doc__}"
         )
@@ -91,13 +93,15 @@ class AliasOptimizer(ChainOptimizer):
 
     def _up_to_date(self) -> Workings:
         workings = super()._up_to_date()
-        if self._alias.__name__ in FIXED_OPTIONS:
-            self._show_fixed_options()
+        for option, value in self._fixed_options:
+            for group in self.param_groups:
+                if group.get(option) is not value:
+                    self._show_fixed_options()
         return workings
 
     def _show_fixed_options(self) -> None:
         """Have the options that this class fixes in the groups, as torch's class has them there."""
-        for option, value in FIXED_OPTIONS.get(self._alias.__name__, {}).items():
+        for option, value in self._fixed_options:
             for group in self.param_groups:
                 if group.setdefault(option, value) != value:
                     self._check_fixed("group", group, option, "use Adam")
@@ -126,7 +130,7 @@ class AliasOptimizer(ChainOptimizer):
         return tx  # made for this optimizer: a tensor stays its owner's, as in torch
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        fixed = FIXED_OPTIONS.get(self._alias.__name__, {})
+        fixed = dict(self._fixed_options)
         groups = state_dict.get("param_groups")
         if not fixed or not _are_groups(groups):
             return state_dict
