@@ -5,6 +5,9 @@ A leaf takes its tensors in by `as_real` and gives them back by `as_complex`, so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,6 +20,11 @@ PARTS = (torch.float32, torch.float64)  # the dtypes of the parts of complex ten
 def as_real(tensor: Tensor) -> Tensor:
     """The real view of a complex tensor; a real one as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def real_views(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name, with real views in place of complex tensors."""
+    return {name: as_real(value) if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def as_complex(tensor: Tensor) -> Tensor:

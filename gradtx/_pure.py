@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch, _tree
-from gradtx._complex import as_real, check_real
+from gradtx._complex import check_real, real_views
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._exact import exact
 from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, checks_extras, execute, initialize
@@ -96,9 +96,7 @@ class TreeRun(Run):
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         slots = self._old.slots_of(path, leaf.name)
-        if leaf.is_complex:
-            return {slot: as_real(value) for slot, value in slots.items()}
-        return slots
+        return real_views(slots) if leaf.is_complex else slots
 
     def tree(self, path: Path) -> Any:
         return self._old.tree(path)

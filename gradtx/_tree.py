@@ -66,18 +66,19 @@ def _check_tensor(name: str, leaf: Any, what: str) -> None:
 
 def check_leaf(name: str, leaf: Any, what: str) -> None:
     _check_tensor(name, leaf, what)
-    if leaf is not None and leaf.layout is not torch.strided:
+    if leaf is None:
+        return
+    if leaf.layout is not torch.strided:
         kind = "sparse" if leaf.layout in (torch.sparse_coo, torch.sparse_csr) else str(leaf.layout)
         raise TypeError(f"{what}: leaf {name!r} is a {kind} tensor, needs a dense one; call to_dense() on it")
-    if leaf is not None and leaf.dtype.is_complex:
+    if leaf.dtype.is_complex:
         check_complex(name, leaf, what)
-        return
-    if leaf is not None and name == "step" and leaf.dtype == torch.int64:
-        raise TypeError(
-            f"{what}: this is a state, which has a 'step'; update takes (updates, state, params) and returns "
-            "(updates, state)"
-        )
-    if leaf is not None and not leaf.dtype.is_floating_point:
+    elif not leaf.dtype.is_floating_point:
+        if name == "step" and leaf.dtype == torch.int64:
+            raise TypeError(
+                f"{what}: this is a state, which has a 'step'; update takes (updates, state, params) and returns "
+                "(updates, state)"
+            )
         raise TypeError(
             f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "
             "leave integer tensors out of the tree"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import Module
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from gradtx import _pure, _pure_lists
 from gradtx._arguments import Argument
 from gradtx._messages import describe, nearest_dotted, shortly
+from gradtx._narrowing import is_sequence
 from gradtx._runs import Place, Scope
 from gradtx._tree_rules import Functions, PlainOperation, check_plain
 from gradtx.context import ALWAYS_KNOWN
@@ -534,9 +535,8 @@ def _remedy(value: Any, of_list: str) -> str:
     """What to write in place of something that is no transformation."""
     if _torch_optimizer(value) is not None:
         return "pass the function of that name, such as gradtx.adamw(...)"
-    if isinstance(value, list | tuple):
-        items = cast("list[Any]", value)
-        return of_list if items and all(isinstance(item, GradientTransformation) for item in items) else ""
+    if is_sequence(value):
+        return of_list if value and all(isinstance(item, GradientTransformation) for item in value) else ""
     is_factory = callable(value) and hasattr(value, "__name__") and not isinstance(value, Module | type)
     return f"call it: {describe(value)}(...)" if is_factory and value.__name__ != "<lambda>" else ""
 

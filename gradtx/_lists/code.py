@@ -203,7 +203,7 @@ class _Writer:
         for node in calls:
             if node in self._batch[:1]:
                 self._write_batch()
-            elif is_list(node) and node not in self._batch and node in self._needs:
+            elif is_list(node) and node not in self._batch:
                 self._write_in_its_case(node)
         results = ", ".join(self._results())
         self._lines.append(f"return [{results}]")
@@ -231,7 +231,7 @@ class _Writer:
 
     def _write_in_its_case(self, node: Node) -> None:
         """An operation on lists, if it is needed, and the end of lists that no later one reads."""
-        if node in self._memory.superfluous:
+        if node not in self._needs or node in self._memory.superfluous:
             return
         case = self._needs.of(node)
         dying = [item for item in self._memory.dies_at(node) if item in self._needs]
@@ -379,9 +379,9 @@ class _Writer:
     def _selection(self, node: Node) -> str:
         """One of two operands; the other one may not have been computed."""
         condition, x, y = node.args
-        for literal in self._needs.of(node):
-            if literal[0] is condition:
-                return self._branch(node, x if literal[1] else y)
+        for known, truth in self._needs.of(node):
+            if known is condition:
+                return self._branch(node, x if truth else y)
         return f"{self._branch(node, x)} if {self._text(condition)} else {self._branch(node, y)}"
 
     def _branch(self, node: Node, operand: Any) -> str:

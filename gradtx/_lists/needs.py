@@ -6,7 +6,6 @@ are skipped, and a branch may write its result straight into the argument that k
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -173,5 +172,5 @@ def _split(copy: Node) -> None:
 
 def text_of(case: Case) -> str:
     """A case as a Python expression."""
-    texts: Iterable[str] = (f"{'' if truth else 'not '}{condition.name}" for condition, truth in case)
+    texts = [condition.name if truth else f"not {condition.name}" for condition, truth in case]
     return " and ".join(sorted(texts))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._complex import as_real
+from gradtx._complex import real_views
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, checks_extras, takes_none
 from gradtx._narrowing import is_tuple
@@ -75,9 +75,7 @@ class OptimizerRun(Run):
         slots: dict[str, Tensor] = {}
         for slot, key in leaf.layout.slots.get(path, {}).items():
             slots[slot] = leaf.state[key]
-        if leaf.is_complex:
-            return {slot: as_real(value) for slot, value in slots.items()}
-        return slots
+        return real_views(slots) if leaf.is_complex else slots
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         if isinstance(leaf, StandIn):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._complex import as_complex, as_real
+from gradtx._complex import as_complex, as_real, real_views
 from gradtx._conversion import converted
 from gradtx._sharding import is_sharded, undivided
 from gradtx._slots import kind_of
@@ -44,14 +44,8 @@ def matched(
     """
     if not param.is_complex():
         return _matched(name, param, saved, first, strict, codes)
-    real_first = {key: as_real(value) for key, value in first.items()}
-    state = _matched(name, as_real(param.detach()), _real_entry(saved), real_first, strict, codes)
+    state = _matched(name, as_real(param.detach()), real_views(saved), real_views(first), strict, codes)
     return {key: as_complex(value) if first[key].is_complex() else value for key, value in state.items()}
-
-
-def _real_entry(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry with real views of its complex tensors."""
-    return {key: as_real(value) if isinstance(value, Tensor) else value for key, value in saved.items()}
 
 
 def _matched(

@@ -33,7 +33,7 @@ class AliasOptimizer(ChainOptimizer):
     """Base of the classes of aliases: `class Name(AliasOptimizer, alias=name)` takes `params` and its arguments."""
 
     _alias: Callable[..., GradientTransformation]
-    _fixed_options: tuple[tuple[str, Any], ...] = ()
+    _fixed_options: Mapping[str, Any] = types.MappingProxyType({})
     _seeded = False  # whether `seed` is the optimizer's own; else it is an argument of the alias, if anything
 
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
@@ -44,7 +44,7 @@ class AliasOptimizer(ChainOptimizer):
                 cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
             return
         cls._alias = staticmethod(alias)
-        cls._fixed_options = tuple(FIXED_OPTIONS.get(alias.__name__, {}).items())
+        cls._fixed_options = FIXED_OPTIONS.get(alias.__name__, {})
         cls.__doc__ = (
             f"`gradtx.{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`.\n\n    {alias.__doc__}"
         )
@@ -93,15 +93,13 @@ class AliasOptimizer(ChainOptimizer):
 
     def _up_to_date(self) -> Workings:
         workings = super()._up_to_date()
-        for option, value in self._fixed_options:
-            for group in self.param_groups:
-                if group.get(option) is not value:
-                    self._show_fixed_options()
+        if self._fixed_options:
+            self._show_fixed_options()
         return workings
 
     def _show_fixed_options(self) -> None:
         """Have the options that this class fixes in the groups, as torch's class has them there."""
-        for option, value in self._fixed_options:
+        for option, value in self._fixed_options.items():
             for group in self.param_groups:
                 if group.setdefault(option, value) != value:
                     self._check_fixed("group", group, option, "use Adam")
@@ -130,7 +128,7 @@ class AliasOptimizer(ChainOptimizer):
         return tx  # made for this optimizer: a tensor stays its owner's, as in torch
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        fixed = dict(self._fixed_options)
+        fixed = self._fixed_options
         groups = state_dict.get("param_groups")
         if not fixed or not _are_groups(groups):
             return state_dict

@@ -299,10 +299,10 @@ def check_adapter(case: Case) -> dict[str, Tensor]:
     return pure
 
 
-def check_same(actual: torch.optim.Optimizer, expected: torch.optim.Optimizer, how: str) -> None:
-    """The same bits in parameters, state and groups."""
+def check_same(actual: torch.optim.Optimizer, expected: torch.optim.Optimizer, how: str, grads: bool = False) -> None:
+    """The same bits in parameters, state and groups, and in gradients."""
     try:
-        assert_equal(whole(actual, grads=False), whole(expected, grads=False))
+        assert_equal(whole(actual, grads), whole(expected, grads))
     except AssertionError as error:
         raise AssertionError(f"{how}: {error}") from error
 
@@ -321,8 +321,8 @@ def check_resumed(first: Adapted, second: Adapted) -> None:
     third.optimizer, third.named = copied, params
     for each in (first, second, third):
         each.steps(5)
-    check_same(second.optimizer, first.optimizer, "resumed")
-    check_same(third.optimizer, first.optimizer, "deep-copied")
+    check_same(second.optimizer, first.optimizer, "resumed", grads=True)
+    check_same(third.optimizer, first.optimizer, "deep-copied", grads=True)
 
 
 def check_vmap(seed: int) -> None:
