@@ -568,6 +568,7 @@ def create_optimizer(
     compile: bool | str | Mapping[str, Any] = False,
     compile_kwargs: Mapping[str, Any] | None = None,
     state_device: torch.device | str | None = None,
+    capturable: bool = False,
     **options: Any,
 ) -> ChainOptimizer:
     """Make an optimizer by name for a model, with common links before and after it.
@@ -588,6 +589,7 @@ def create_optimizer(
         compile: As for `as_optimizer`.
         compile_kwargs: `mode` and `options` of `torch.compile`, or its options themselves, for `compile=True`.
         state_device: As for `as_optimizer`.
+        capturable: As for `as_optimizer`.
         **options: Other options of the optimizer. Option names of other libraries work, with a FutureWarning that tells
             the new name.
 
@@ -631,10 +633,12 @@ def create_optimizer(
     if compile is True and compile_kwargs:
         compile = _compile_argument(compile_kwargs)
     if not before and after is None:
-        return cls(params, **options, compile=compile, state_device=state_device)
+        return cls(params, **options, compile=compile, state_device=state_device, capturable=capturable)
     seed = options.pop("seed", 0) if cls._seeded else 0
     tx = _with_lookahead(alias(**options), after)
-    return as_optimizer(chain(*before, tx), params, compile=compile, seed=seed, state_device=state_device)
+    return as_optimizer(
+        chain(*before, tx), params, compile=compile, seed=seed, state_device=state_device, capturable=capturable
+    )
 
 
 def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:

@@ -26,6 +26,7 @@ def as_optimizer(
     process_group: Any = None,
     sum_over: Any = None,
     state_device: torch.device | str | None = None,
+    capturable: bool = False,
 ) -> ChainOptimizer:
     """Wrap any transformation as a real `torch.optim.Optimizer`.
 
@@ -59,6 +60,10 @@ def as_optimizer(
             copies weights and gradients to the host and weights back, through pinned memory. State has the dtypes that
             it would have beside its parameter, so numbers and checkpoints are those of training on the host. Not with
             sharded parameters, DistributedDataParallel, `release_gradients` or links that need `hessian_diag`.
+        capturable: Whether `torch.cuda.graph` may capture steps, as in torch: counts of steps are on the parameters'
+            device, and all state stays in its memory. Make one step before the capture. Numbers of groups are those of
+            the capture, unless they are tensors on that device; schedules in the chain go on. Not with links that read
+            values or counts on the host, `state_device`, `sum_over` or `release_gradients`.
 
     Warns of links that would turn the sign twice (a learning rate, or a decay, behind a learning rate), of links for
     finished steps in front of a learning rate (`average`, `lookahead`, `map_after_step`), and of a key in a group that
@@ -67,7 +72,8 @@ def as_optimizer(
     Raises:
         TypeError: `tx` is not a transformation, or something that is not a tensor.
         ValueError: an unknown mode or state device, no parameters, a parameter twice, a hyperparameter out of range, a
-            pattern without a match.
+            pattern without a match, a link
+            that `capturable` does not go with.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -89,6 +95,7 @@ def as_optimizer(
         process_group=process_group,
         sum_over=sum_over,
         state_device=state_device,
+        capturable=capturable,
     )
     warn_of_turned_signs(tx)
     warn_of_early_links(tx)

@@ -271,10 +271,12 @@ class GroupView:
 
     # After a step, and from a checkpoint.
 
-    def show(self, count: Callable[[Entry], int]) -> None:
-        """Write the numbers that schedules give for the next step into the group."""
+    def show(self, count: Callable[[Entry], int | None]) -> None:
+        """Write the numbers that schedules give for the next step into the group, if their counts are known."""
         for name in self.live:
-            self.shown[name] = self.group[name] = next_value(self.sources[name], count(self.entries[name]))
+            at = count(self.entries[name])
+            if at is not None:
+                self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
     def loaded(
         self,

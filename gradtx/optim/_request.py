@@ -31,6 +31,7 @@ class StepRequest:
         scalars: The extras that all leaves share.
         trees: The extras by leaf.
         scaling: The request of a GradScaler.
+        on_host: Whether the host may read counts and numbers.
         consumes: Whether each gradient is freed as soon as it is used.
     """
 
@@ -43,6 +44,7 @@ class StepRequest:
     scalars: Mapping[str, Any]
     trees: Trees
     scaling: Scaling | None
+    on_host: bool
     consumes: bool
 
     def tensor_scalars(self) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ how many steps were made: counts live on the device as well.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gradtx.optim._member import Member
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Count:
     """How many steps some parameters have made, known on their device; parameters with the same object agree.
 
@@ -45,9 +45,14 @@ class Count:
         """The count after a step that adds `tick`."""
         return Count(self.made + tick, self.most + 1)
 
+    def become(self, other: Count) -> None:
+        """Take over another number, in the same tensor."""
+        self.made.copy_(other.made)
+        self.bound = other.bound
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        object.__setattr__(self, "made", state["made"])
-        object.__setattr__(self, "bound", state.get("bound", state.get("_bound")))  # the latter in version 0.1
+        self.made = state["made"]
+        self.bound = state.get("bound", state.get("_bound"))  # the latter in version 0.1
 
 
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:
@@ -134,6 +139,20 @@ def place_counts(members: Iterable[Member], device: torch.device | None) -> None
         step = member.state["step"]
         member.state["step"] = as_step(moved[count], step.dtype)
         member.set_count(moved[count])
+
+
+def keep_counts_in_place(members: Iterable[Member], after: Mapping[int | Count, int | Count]) -> None:
+    """Write counts after a step into the tensors of those before it, unless a parameter that waited needs these."""
+    members = list(members)
+    waiting = {member.count for member in members}
+    kept: dict[int | Count, Count] = {}
+    for before, count in after.items():
+        if isinstance(before, Count) and isinstance(count, Count) and before not in waiting:
+            before.become(count)
+            kept[count] = before
+    for member in members:
+        if member.count in kept:
+            member.set_count(kept[member.count])
 
 
 def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:

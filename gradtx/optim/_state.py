@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, initialize
 from gradtx._owners import with_regions
+from gradtx._runs import memory_of
 from gradtx._storage import Storage, check_patterns
 from gradtx.context import Clock
 from gradtx.core import Entry
@@ -248,11 +249,22 @@ class States:
 
     # After a step.
 
-    def write_shared(self, run: OptimizerRun) -> None:
-        """Write the new shared values of a run into the state of every parameter that keeps them."""
+    def write_shared(self, run: OptimizerRun, stays: bool = False) -> None:
+        """Write the new shared values of a run into the state of every parameter that keeps them.
+
+        Args:
+            run: The run.
+            stays: Whether they are written into the tensors of the old ones, wherever these are on the same device.
+        """
         new: dict[Path, State] = {}
         for path, values in run.new_shared.items():
-            new[path] = {name: run.memory.fresh(value) for name, value in values.items()}
+            old = run.scalars(path) if stays else {}
+            taken = set(map(memory_of, old.values()))
+            new[path] = {name: run.memory.fresh(value, taken) for name, value in values.items()}
+            for name, tensor in old.items():
+                value = new[path].get(name)
+                if value is not None and value.device == tensor.device and value.dtype == tensor.dtype:
+                    new[path][name] = tensor.copy_(value)
         if not new:
             return
         for param, member in self.members.by_param.items():

@@ -21,11 +21,20 @@ from gradtx._sharding import placed_as, total
 from gradtx._tree import check_names, tensors
 from gradtx.context import Clock
 from gradtx.core import Entry
+from gradtx.optim._capture import check_capture, is_captured
 from gradtx.optim._member import Member
 from gradtx.optim._members import CPU, Members
 from gradtx.optim._request import StepRequest
 from gradtx.optim._run import OptimizerRun, check_agreement, numbers_of_sums
-from gradtx.optim._scaling import Count, Scaling, as_step, highest, place_counts, unscaling
+from gradtx.optim._scaling import (
+    Count,
+    Scaling,
+    as_step,
+    highest,
+    keep_counts_in_place,
+    place_counts,
+    unscaling,
+)
 from gradtx.optim._stages import OtherRankError, StandIn, dtype_of_sums
 from gradtx.optim._workings import Workings
 
@@ -68,6 +77,7 @@ class Step:
         self._scalars, self.trees = self._split_extras()
         rows = self._rows = workings.members.rows(workings.states.by_param)
         self._values = self._checked_values(rows)
+        self._check_capture(rows)
         self._changed: list[bool] = []  # whether links or slots of a group may have changed
         for view, row, values in zip(self._views, rows, self._values, strict=True):
             changed = view.settle(values)
@@ -77,7 +87,8 @@ class Step:
             workings.states.prepare(view, row, changed)
         workings.states.check_late_patterns()
         self.members = self._stepping(rows)
-        self._counts_on_device = scaling is not None and not workings.counts_on_host()
+        self._counts_on_device = workings.counts_on_device(scaling is not None)
+        self._stays = workings.capturable  # whether all state stays in the memory that it has
         if scaling is not None and self._counts_on_device:
             _, self._run.tick = scaling.on(self._run.device)
         self._after = self._counts_after(rows)
@@ -172,6 +183,17 @@ class Step:
                 after[count] = count.after(self._run.tick) if isinstance(count, Count) else count + 1
         return after
 
+    def _check_capture(self, rows: Sequence[list[Member]]) -> None:
+        """Check that a CUDA graph may repeat the step, if one records it."""
+        if not is_captured(self._run.device):
+            return
+        stepping: list[Member] = []
+        others: list[Member] = []
+        for member in itertools.chain.from_iterable(rows):
+            steps = self._workings.traits.takes_none or member.param.grad is not None
+            (stepping if steps else others).append(member)
+        check_capture(self._owner, self._workings.capturable, stepping, others)
+
     # Leaves.
 
     def leaves(self, members: list[Member]) -> list[Leaf]:
@@ -244,11 +266,19 @@ class Step:
         if run.late_sums:
             self._expand()  # combinators decide whether the sums count
         run.end()
-        self._workings.states.write_shared(run)
+        self._workings.states.write_shared(run, self._stays)
         if self.scaling is not None:
             self.scaling.unscale(self._workings.members.by_param)
+        if self._stays:
+            keep_counts_in_place(self._workings.members.by_param.values(), self._after)
         for view in self._views:
-            view.show(self._workings.states.count)
+            view.show(self._known_count)
+
+    def _known_count(self, entry: Entry) -> int | None:
+        """The count that a schedule follows; None if the host would have to wait for it in a step that is repeated."""
+        if self._stays and self._workings.members.clock_path(entry) is not None:
+            return None
+        return self._workings.states.count(entry)
 
     def _check_agreement(self) -> None:
         if not self._agrees:
@@ -354,6 +384,7 @@ class Step:
             scalars=self._scalars,
             trees=self.trees,
             scaling=self.scaling,
+            on_host=not self._counts_on_device and self.scaling is None,
             consumes=self._consumes,
         )
 
@@ -378,10 +409,17 @@ class Step:
         """
         update = leaf.result()
         taken = _memory_in_use(leaf)
+        new: dict[str, Tensor] = {}
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
-                leaf.state[keys[slot]] = leaf.kept(leaf.run.memory.fresh(value, taken))
+                new[keys[slot]] = leaf.kept(leaf.run.memory.fresh(value, taken))
+        if self._stays:
+            update = None if update is None else leaf.run.memory.fresh(update, taken)
+            for key, value in new.items():
+                leaf.state[key].copy_(value)
+        else:
+            leaf.state.update(new)
         if leaf.given[0] is not None:
             self._count_step(leaf)
         if update is not None:
@@ -391,7 +429,10 @@ class Step:
         leaf.release()
 
     def _count_step(self, leaf: Leaf) -> None:
-        leaf.state["step"] = leaf.state["step"] + self._run.tick
+        if self._stays:
+            leaf.state["step"].add_(self._run.tick)
+        else:
+            leaf.state["step"] = leaf.state["step"] + self._run.tick
         if self._counts_on_device:
             member = self._workings.members.by_param[leaf.key]
             member.set_count(self._after[member.count])

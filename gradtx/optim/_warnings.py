@@ -212,7 +212,11 @@ def _contains_name(key: str, names: set[str]) -> bool:
 
 def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
     """Warn of options that choose between torch's implementations; those that are off ask for nothing."""
-    given = [f"{name}={options[name]}" for name in ENGINE_OPTIONS if options.get(name)]
+    if options.get("capturable"):
+        warn_user(
+            f"{owner}: capturable=True changes nothing in a group; pass it to {owner}, for all groups", UserWarning
+        )
+    given = [f"{name}={options[name]}" for name in ("foreach", "fused") if options.get(name)]
     if given:
         verb = "chooses" if len(given) == 1 else "choose"
         warn_user(

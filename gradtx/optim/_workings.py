@@ -37,6 +37,7 @@ class Workings:
         evaluation: The weights of training, while others are in their place. Kept here and not on the optimizer,
             because Lightning's wrapper inherits the optimizer's methods and takes what these set.
         offload: Moves parameters to the host for each step, if asked for.
+        capturable: Whether CUDA graphs may capture steps.
     """
 
     members: Members
@@ -45,6 +46,7 @@ class Workings:
     engine: CompiledEngine | None
     evaluation: Evaluation | None = None
     offload: Offload | None = None
+    capturable: bool = False
 
     @classmethod
     def of(
@@ -99,6 +101,10 @@ class Workings:
     def traits(self) -> ChainTraits:
         """Properties of the chain."""
         return ChainTraits.of(self.members.block(), self.hessian.link is not None)
+
+    def counts_on_device(self, scaled: bool) -> bool:
+        """Whether a step leaves counting to the device; `scaled` is whether a GradScaler decides about it."""
+        return (scaled or self.capturable) and not self.counts_on_host()
 
     def counts_on_host(self) -> bool:
         """Whether the host must know the counts, also under a GradScaler."""

@@ -23,6 +23,7 @@ from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
+from gradtx.optim._capture import check_capturable
 from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
@@ -60,11 +61,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ):
         owner = type(self).__name__
         check_transformation(owner, "tx", tx)
         offload = _offload_for(owner, state_device, tx)
         self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
+        self._workings.capturable = capturable
         members = self._workings.members
         if process_group is not None:
             if state_device is not None:
@@ -81,6 +84,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if members.rank_sums is not None:
                 members.rank_sums.report_failure()
             raise
+        if capturable:
+            check_capturable(owner, self._workings)
         self._check_patterns()
         self.defaults = members.views[0].defaults()
         self._made_defaults = dict(self.defaults)
@@ -218,6 +223,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._workings.members.rank_sums is not None:
             raise RuntimeError(
                 f"{type(self).__name__}: release_gradients does not go with sum_over; use step(consume_gradients=True)"
+            )
+        if self._workings.capturable:
+            raise RuntimeError(
+                f"{type(self).__name__}: release_gradients does not go with capturable; a CUDA graph keeps gradients"
             )
         if self._released is not None and self._released.active:
             raise RuntimeError(f"{type(self).__name__}: gradients are released already; call handle.remove() first")

@@ -55,6 +55,7 @@ class AliasOptimizer(ChainOptimizer):
             inspect.Parameter("process_group", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Any"),
             inspect.Parameter("sum_over", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Any"),
             inspect.Parameter("state_device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=STATE_DEVICE),
+            inspect.Parameter("capturable", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool"),
         ]
         example = alias.spec.example
         options: Any = example(chain()) if callable(example) else example
@@ -73,6 +74,7 @@ class AliasOptimizer(ChainOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
         **kwargs: Any,
     ):
         engine_options = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
@@ -89,6 +91,7 @@ class AliasOptimizer(ChainOptimizer):
             process_group=process_group,
             sum_over=sum_over,
             state_device=state_device,
+            capturable=bool(capturable),
         )
 
     def _up_to_date(self) -> Workings:

@@ -112,7 +112,7 @@ class CompiledEngine(Engine):
         super()._begin(plan, request)
 
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
-        bundle.begin(request.run, numbers, request.scaling is None, request.trees, self._prepared)
+        bundle.begin(request.run, numbers, request.on_host, request.trees, self._prepared)
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
         """Whether a leaf is real, the same tensor for all leaves."""

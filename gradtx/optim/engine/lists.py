@@ -211,7 +211,7 @@ class ListEngine(Engine):
         return "steps run leaf by leaf"
 
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
-        bundle.begin(request.run, numbers, request.scaling is None)
+        bundle.begin(request.run, numbers, request.on_host)
         bundle.read_from(request.trees, request.consumes)
         if bundle.signature.divided:
             bundle.know(request.leaves_of(bundle.members))
@@ -277,7 +277,7 @@ class ListEngine(Engine):
                 reason = self._programs[of_shapes] = f"{type(error).__name__}: {error}"
                 return self._refuse(leaf, reason)
             for each in program:  # now, since a fault in it is handled here
-                each.function(local(member.param).device, not function.signature.scaled)
+                each.function(local(member.param).device, request.on_host)
             text = tuple(each.text for each in program)
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program

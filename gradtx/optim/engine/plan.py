@@ -91,6 +91,7 @@ def fingerprint_of(request: StepRequest, members: list[Member]) -> tuple[Any, ..
         trees,
         torch.is_inference_mode_enabled(),
         request.scaling is not None,
+        request.on_host,
     )
 
 

@@ -1,0 +1,223 @@
+"""Steps that a CUDA graph captures, `capturable=True`. On the processor a tape repeats a step as a graph would."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gradtx
+from gradtx.optim import _capture
+from gradtx.optim._scaling import Count
+from gradtx.optim._workings import Workings
+from tests.optim.chains import CHAINS
+from tests.optim.problems import assert_close, assert_equal, parameters, values
+
+ON_HOST = {"whole tree", "plain functions", "random"}  # links that read values or counts
+REPEATABLE = {name: tx for name, tx in CHAINS.items() if name not in ON_HOST}
+
+
+class Tape(TorchDispatchMode):
+    """Records operations, and runs them again on the same memory, with the same numbers: what a CUDA graph does."""
+
+    def __init__(self):
+        super().__init__()
+        self._calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.namespace != "profiler":
+            self._calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        for func, args, kwargs, out in self._calls:
+            again = func(*args, **kwargs)
+            for old, new in zip(_pytree.tree_leaves(out), _pytree.tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def device_counts(monkeypatch):
+    """The processor's counts as those of a device, which the host doesn't read."""
+    monkeypatch.setattr(Count, "most", property(lambda count: count.bound))
+
+
+def pair(tx):
+    """An optimizer to capture and its twin, with their parameters."""
+    made = []
+    for _ in range(2):
+        params = parameters()
+        made.append((gradtx.optim.ChainOptimizer(tx, list(params.items()), capturable=True), params))
+    return made
+
+
+def give_gradients(params, t):
+    for i, param in enumerate(params.values()):
+        places = torch.arange(param.numel(), dtype=param.dtype).reshape(param.shape)
+        gradient = torch.sin((i + 1.0) * places + t)
+        if param.grad is None:
+            param.grad = gradient
+        else:
+            param.grad.copy_(gradient)
+
+
+def assert_repeats(tx):
+    (captured, params), (twin, expected) = pair(tx)
+    for t in range(12):
+        give_gradients(params, t)
+        give_gradients(expected, t)
+        twin.step()
+        if t == 3:
+            with Tape() as tape:
+                captured.step()
+        elif 3 < t < 9:
+            tape.replay()
+        else:
+            captured.step()
+    assert_equal(values(params), values(expected))
+    for param, other in zip(params.values(), expected.values(), strict=True):
+        assert_equal(dict(captured.state[param]), dict(twin.state[other]))
+
+
+@pytest.mark.parametrize("name", REPEATABLE)
+def test_a_captured_step_may_be_repeated(name, device_counts):
+    assert_repeats(REPEATABLE[name])
+
+
+def test_a_schedule_in_the_chain_goes_on_while_a_graph_is_repeated(device_counts):
+    schedule = gradtx.warmup_cosine_schedule(t_max=11, max_lr=1e-2, warmup_steps=3)
+    assert_repeats(gradtx.adamw(lr=schedule))
+    assert_repeats(gradtx.accumulate(gradtx.adamw(lr=schedule), every=2))
+
+
+@pytest.mark.parametrize("by_lists", [True, False])
+def test_a_rule_that_returns_its_old_slots_is_repeated_rightly(by_lists, device_counts, monkeypatch):
+    """New state is written into the tensors of the old, which may be the new values of others."""
+
+    @gradtx.per_tensor
+    def exchange():
+        def init(param):
+            return {"first": torch.zeros_like(param), "second": torch.ones_like(param)}
+
+        def update(update, state, param, ctx):
+            return state["first"], {"first": state["second"], "second": update + state["first"]}
+
+        return init, update
+
+    if not by_lists:
+        monkeypatch.setattr(Workings, "engines", lambda workings: [])
+    assert_repeats(exchange())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_no_tensor_of_the_state_changes_its_place(compile):
+    params = parameters(torch.float32)
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(), gradtx.average(0.9))
+    optimizer = gradtx.optim.ChainOptimizer(tx, list(params.items()), compile=compile, capturable=True)
+    places = set()
+    for t in range(4):
+        give_gradients(params, t)
+        optimizer.step()
+        if t:
+            states = [optimizer.state[param] for param in params.values()]
+            tensors = itertools.chain(params.values(), *(state.values() for state in states))
+            places.add(tuple((id(tensor), tensor.data_ptr()) for tensor in tensors))
+    assert len(places) == 1
+
+
+def test_a_step_with_a_rate_on_the_device_follows_it(device_counts):
+    params, rate = parameters(), torch.tensor(0.1, dtype=torch.float64)
+    optimizer = gradtx.optim.SGD(list(params.items()), lr=rate, capturable=True)
+    give_gradients(params, 0)
+    optimizer.step()
+    with Tape() as tape:
+        optimizer.step()
+    rate.fill_(0.5)
+    before = values(params)
+    tape.replay()
+    assert_close(
+        params.values(), [old - 0.5 * param.grad for old, param in zip(before, params.values(), strict=True)], 1e-14
+    )
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """A CUDA graph that is being captured, as far as optimizers can tell."""
+    monkeypatch.setattr("gradtx.optim._step.is_captured", lambda device: True)
+
+
+def test_a_capture_without_capturable_is_refused_as_by_torch(capturing):
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(list(params.items()))
+    give_gradients(params, 0)
+    before = values(params)
+    with pytest.raises(RuntimeError, match=r"^AdamW: a CUDA graph would repeat .*; pass capturable=True to AdamW$"):
+        optimizer.step()
+    assert_equal(values(params), before)
+
+
+def test_the_first_step_with_some_gradients_is_no_step_to_capture(monkeypatch):
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(list(params.items()), capturable=True)
+    give_gradients(params, 0)
+    captured = pytest.MonkeyPatch.context
+    with captured() as patch:
+        patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
+        with pytest.raises(RuntimeError, match=r"makes state, .*; call step\(\) once in front of the capture"):
+            optimizer.step()
+    optimizer.step()
+    next(iter(params.values())).grad = None
+    with captured() as patch:
+        patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
+        with pytest.raises(RuntimeError, match=r"makes state"):
+            optimizer.step()
+    optimizer.step()
+    with captured() as patch:
+        patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
+        optimizer.step()
+
+
+def test_nothing_is_captured_on_the_processor():
+    assert not _capture.is_captured(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("tx", "culprit"),
+    [
+        (gradtx.chain(gradtx.add_noise(1.0, 0.55, seed=0), gradtx.sgd()), "add_noise"),
+        (gradtx.sophia(), "hessian_diag"),
+        (CHAINS["whole tree"], "on the host"),
+    ],
+)
+def test_links_that_need_the_host_are_refused_by_name(tx, culprit):
+    with pytest.raises(ValueError, match=f"^ChainOptimizer: capturable: .*{culprit}"):
+        gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.zeros(2))], capturable=True)
+
+
+def test_what_excludes_capturable_is_refused():
+    params = [torch.nn.Parameter(torch.zeros(2))]
+    with pytest.raises(ValueError, match="capturable and state_device exclude each other"):
+        gradtx.optim.SGD(params, capturable=True, state_device="cpu")
+    with pytest.raises(RuntimeError, match="release_gradients does not go with capturable"):
+        gradtx.optim.SGD(params, capturable=True).release_gradients()
+
+
+def test_state_of_a_capturable_run_continues_in_torch_and_back():
+    def trained(optimizer, params, steps):
+        for t in steps:
+            give_gradients(params, t)
+            optimizer.step()
+
+    params, expected = parameters(), parameters()
+    optimizer = gradtx.optim.AdamW(params.values(), capturable=True)
+    trained(optimizer, params, range(3))
+    trained(torch.optim.AdamW(expected.values()), expected, range(3))
+    theirs = torch.optim.AdamW(params.values())
+    theirs.load_state_dict(optimizer.state_dict())
+    again = gradtx.optim.AdamW(params.values(), capturable=True)
+    again.load_state_dict(theirs.state_dict())
+    trained(again, params, range(3, 5))
+    assert {float(state["step"]) for state in again.state.values()} == {5.0}
