@@ -27,17 +27,17 @@ MODELS: dict[str, Shapes] = {
     "161 tensors of 64 x 64": [(64, 64)] * 161,
     "4 tensors of 16 x 16": [(16, 16)] * 4,
 }
-Make = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+Make = Callable[..., torch.optim.Optimizer]
 CONTESTANTS: dict[str, Make] = {
-    "torch AdamW, fused": lambda params: torch.optim.AdamW(params, fused=True),
-    "torch AdamW, foreach": lambda params: torch.optim.AdamW(params, foreach=True),
-    "torch AdamW, loop": lambda params: torch.optim.AdamW(params, foreach=False),
-    "gradtx AdamW": lambda params: gradtx.optim.AdamW(params),
-    "gradtx AdamW, compiled": lambda params: gradtx.optim.AdamW(params, compile=True),
-    "gradtx clip + AdamW": lambda params: gradtx.as_optimizer(
-        gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params
+    "torch AdamW, fused": lambda params, **options: torch.optim.AdamW(params, fused=True, **options),
+    "torch AdamW, foreach": lambda params, **options: torch.optim.AdamW(params, foreach=True, **options),
+    "torch AdamW, loop": lambda params, **options: torch.optim.AdamW(params, foreach=False, **options),
+    "gradtx AdamW": lambda params, **options: gradtx.optim.AdamW(params, **options),
+    "gradtx AdamW, compiled": lambda params, **options: gradtx.optim.AdamW(params, compile=True, **options),
+    "gradtx clip + AdamW": lambda params, **options: gradtx.as_optimizer(
+        gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params, **options
     ),
-    "gradtx Muon + AdamW": lambda params: gradtx.optim.Muon(params, fallback=gradtx.adamw()),
+    "gradtx Muon + AdamW": lambda params, **options: gradtx.optim.Muon(params, fallback=gradtx.adamw(), **options),
 }
 
 
@@ -74,9 +74,13 @@ def captured(make: Make, shapes: Shapes, device: torch.device) -> str:
     if device.type != "cuda":
         return "no CUDA"
     try:
-        optimizer = make(on_device(shapes, device))
-        for _ in range(3):
-            optimizer.step()
+        optimizer = make(on_device(shapes, device), capturable=True)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                optimizer.step()
+        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             optimizer.step()

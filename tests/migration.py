@@ -37,7 +37,7 @@ Differences:
 - `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,
   `scale_by_adam_hat(debias_first=False)`, `scale_by_radam`, `add_decayed_weights(..., fixed=True)`.
 - "ASGD" is torch's averaged SGD; pytorch_optimizer's ASGD is "adaptive_gd".
-- `foreach`, `fused` and `capturable` change nothing here, and a warning says so: `compile=True` is the fast way.
+- `foreach` and `fused` change nothing here, and a warning says so: `compile=True` is the fast way.
   `differentiable=True` raises: differentiate through `tx.update`.
 - Complex parameters step as in torch: real and imaginary parts are separate entries. Methods that read rows, matrices
   or second derivatives refuse them by name. For these, keep `torch.view_as_real(tensor)` as the parameter and apply

@@ -18,6 +18,15 @@ ON_HOST = {"whole tree", "plain functions", "random"}  # links that read values 
 REPEATABLE = {name: tx for name, tx in CHAINS.items() if name not in ON_HOST}
 
 
+class NoCountIsRead(TorchDispatchMode):
+    """An error where the host reads a whole number."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            assert args[0].dtype != torch.int64
+        return func(*args, **(kwargs or {}))
+
+
 class Tape(TorchDispatchMode):
     """Records operations, and runs them again on the same memory, with the same numbers: what a CUDA graph does."""
 
@@ -91,6 +100,30 @@ def test_a_schedule_in_the_chain_goes_on_while_a_graph_is_repeated(device_counts
     schedule = gradtx.warmup_cosine_schedule(t_max=11, max_lr=1e-2, warmup_steps=3)
     assert_repeats(gradtx.adamw(lr=schedule))
     assert_repeats(gradtx.accumulate(gradtx.adamw(lr=schedule), every=2))
+
+
+@pytest.mark.parametrize("by_lists", [True, False])
+def test_shared_values_that_move_on_are_repeated_rightly(by_lists, device_counts, monkeypatch):
+    @gradtx.per_tensor(shared=lambda arguments: {"last": 1.0, "one_before": 0.5})
+    def scale_by_sum_before_the_last():
+        def update(update, state, param, ctx):
+            total = yield {"sum": update.square().sum()}
+            yield update / (1.0 + state["one_before"]), {"last": total["sum"], "one_before": state["last"]}
+
+        return update
+
+    if not by_lists:
+        monkeypatch.setattr(Workings, "engines", lambda workings: [])
+    assert_repeats(scale_by_sum_before_the_last())
+
+
+def test_the_clock_of_a_wrapper_is_not_read(device_counts):
+    schedule = gradtx.exponential_schedule(1e-2, gamma=0.5)
+    (optimizer, params), _ = pair(gradtx.accumulate(gradtx.adamw(lr=schedule), every=2))
+    give_gradients(params, 0)
+    optimizer.step()
+    with NoCountIsRead():
+        optimizer.step()
 
 
 @pytest.mark.parametrize("by_lists", [True, False])

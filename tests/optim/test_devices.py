@@ -18,7 +18,9 @@ QUIET = {
 }
 
 
-SCALED = [name for name in QUIET if name not in ("whole tree", "plain functions", "random")]  # those skip on the host
+ON_HOST = ("whole tree", "plain functions", "random")  # these wait for values or counts
+REPEATABLE = [name for name in CHAINS if name not in ON_HOST]
+SCALED = [name for name in QUIET if name not in ON_HOST]
 
 
 class Traffic(TorchDispatchMode):
@@ -36,12 +38,15 @@ class Traffic(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("name", QUIET)
-def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, monkeypatch):
+def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, capturable, monkeypatch):
     """Meta tensors stand for those of a device, since any read of them is an error."""
     monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)  # ours wait until they are somewhere else
     params = {key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()}
-    optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()))
+    if capturable and name in ON_HOST:
+        pytest.skip("refused: it reads values or counts on the host")
+    optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()), capturable=capturable)
     for t in range(4):
         for param in params.values():
             param.grad = torch.empty_like(param)
@@ -121,6 +126,47 @@ def test_steps_on_a_gpu_equal_those_on_the_cpu(name):
         reference.step()
     # Elementary functions of the two devices differ in their last bit.
     assert_close([param.cpu() for param in params.values()], twins.values(), 1e-10)
+
+
+@needs_cuda
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("name", REPEATABLE)
+def test_a_cuda_graph_repeats_a_step(name, compile):
+    tx = CHAINS[name]
+    params, twins = ({key: torch.nn.Parameter(p.detach().cuda()) for key, p in parameters().items()} for _ in range(2))
+    captured, twin = (
+        gradtx.as_optimizer(tx, list(of.items()), compile=compile, capturable=True) for of in (params, twins)
+    )
+    for param in (*params.values(), *twins.values()):
+        param.grad = torch.ones_like(param)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            captured.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for t in range(3):
+        for param in params.values():
+            param.grad.fill_(1.0 - t)
+        graph.replay()
+    for t in (-1, -1, 0, 1, 2):
+        for param in twins.values():
+            param.grad.fill_(1.0 if t < 0 else 1.0 - t)
+        twin.step()
+    assert_close([param.cpu() for param in params.values()], [param.cpu() for param in twins.values()], 1e-12)
+
+
+@needs_cuda
+def test_a_capture_without_capturable_is_refused():
+    optimizer, params = on_cuda(gradtx.adamw())
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="pass capturable=True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()
 
 
 @needs_cuda

@@ -194,7 +194,7 @@ WAYS = ["class", "group", "create_optimizer"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("option", ["foreach", "fused", "capturable"])
+@pytest.mark.parametrize("option", ["foreach", "fused"])
 def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_one_warning_that_names_compile(
     option, way
 ):
@@ -227,9 +227,24 @@ def test_a_differentiable_step_is_refused_with_the_pure_update_as_remedy(way):
 
 def test_several_options_of_torchs_implementations_are_one_warning():
     param = torch.nn.Parameter(torch.zeros(2))
-    with pytest.warns(UserWarning, match="^AdamW: foreach=True and capturable=True choose between") as said:
-        gradtx.optim.AdamW([param], foreach=True, capturable=True)
+    with pytest.warns(UserWarning, match="^AdamW: foreach=True and fused=True choose between") as said:
+        gradtx.optim.AdamW([param], foreach=True, fused=True)
     assert len(said) == 1
+
+
+def test_capturable_is_an_option_of_all_groups_together():
+    param = torch.nn.Parameter(torch.zeros(2))
+    with pytest.warns(UserWarning, match="^AdamW: capturable=True changes nothing in a group; pass it to AdamW"):
+        gradtx.optim.AdamW([{"params": [param], "capturable": True}])
+    for optimizer in (
+        gradtx.optim.AdamW([param], capturable=True),
+        gradtx.as_optimizer(gradtx.adamw(), [param], capturable=True),
+        gradtx.create_optimizer([param], "adamw", capturable=True),
+        gradtx.create_optimizer([param], "adamw", use_gc=True, capturable=True),
+    ):
+        param.grad = torch.ones(2)
+        optimizer.step()
+        assert optimizer._workings.capturable
 
 
 @pytest.mark.parametrize(
