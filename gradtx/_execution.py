@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradtx._complex import PARTS, REMEDY, as_complex, as_real
 from gradtx._errors import Path
+from gradtx._random import indices
 from gradtx._runs import Run, Scope
 from gradtx._sharding import placed_as, total_of
 from gradtx.codes import Codec
@@ -45,6 +46,7 @@ class Leaf:
         pending: The suspended call of a rule while its leaf waits for a sum.
         owner: The rank that keeps the slots of rules that need the whole leaf, in the order of `team_of`, if there
             are any.
+        first_entry: If this is a part of a parameter, the place of its first entry there, a 0-d int64 tensor.
     """
 
     update: Any
@@ -87,6 +89,7 @@ class Leaf:
         self.at = 0
         self.pending: Any = None
         self.owner: int | None = None
+        self.first_entry: Tensor | None = None
         self._context: Context | None = None
 
     @property
@@ -96,6 +99,11 @@ class Leaf:
 
     def moment(self) -> Moment:
         return self.clock.on(self.device)
+
+    def places(self, like: Tensor) -> Tensor:
+        """The place of each entry in the whole parameter, for the local part of `like`, which is shaped as the leaf."""
+        places = indices(like)
+        return places if self.first_entry is None else places + self.first_entry
 
     def context(self, dtype: torch.dtype) -> Context:
         """The context of a rule, the same object for all links as long as clock, gradient and dtype stay."""
@@ -200,6 +208,7 @@ class Operation:
         of_leaf: Whether a divided leaf may stop at it, and needs no other leaf to go on: ranks exchange its parts.
         random: Whether it draws random numbers.
         positional: Whether results depend on an entry's place in the whole tensor.
+        constants: The slots that no step changes.
         hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
         whole_until: The last of the operations from this one on that need the whole of a divided leaf; None for none.
         needs_shape: Whether entries don't mix, but the shape of the whole leaf matters.
@@ -223,6 +232,7 @@ class Operation:
     of_leaf = False
     random = False
     positional = False
+    constants: tuple[str, ...] = ()
     hessian_period = 0
     whole_until: Operation | None = None
     needs_shape = False

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._execution import Leaf, Operation
-from gradtx._random import bits16, indices, name_key
+from gradtx._random import bits16, name_key
 from gradtx._runs import Scope
 from gradtx._sharding import local, placed_as, rejoined
 from gradtx.codes import CODES
@@ -61,6 +61,7 @@ class Rounding(Operation):
 class StochasticRounding(Rounding):
     name = "round_stochastically"
     positional = True
+    constants = ("key",)
 
     def __init__(self, scope: Scope, seed: int):
         super().__init__(scope)
@@ -74,7 +75,7 @@ class StochasticRounding(Rounding):
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         stored = leaf.given[1]
-        noise = bits16(local(old["key"]), leaf.moment().step, indices(stored))
+        noise = bits16(local(old["key"]), leaf.moment().step, leaf.places(stored))
         return stochastically_rounded(param + update, noise, stored.dtype), {"key": old["key"]}
 
 

@@ -13,7 +13,7 @@ from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._messages import close, describe
 from gradtx._narrowing import is_mapping
-from gradtx._random import bits16, indices, name_key
+from gradtx._random import bits16, name_key
 from gradtx._sharding import cuts_rows, is_sharded, joined, local, placed_as
 from gradtx._slots import first_slots, value_for, widened, wrong_shape
 from gradtx.codes import CODES, KEY, Codec
@@ -374,7 +374,7 @@ class Store:
         if codec.random:
             key = old[f"{slot}.{KEY}"] if old is not None else self._first_key(slot, leaf, value)
             step = leaf.moment().step if old is not None else torch.zeros((), dtype=torch.int64, device=value.device)
-            noise = bits16(local(key), step, indices(value))
+            noise = bits16(local(key), step, leaf.places(value))
         tensors = packed(slot, codec, value, noise)
         if key is not None:
             tensors[f"{slot}.{KEY}"] = key

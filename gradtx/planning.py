@@ -353,10 +353,7 @@ def _finish(leaf: Leaf) -> None:
 
 def _goes_in_parts(leaf: Leaf) -> bool:
     """Whether a step may update parts of a leaf one after another."""
-    for operation in leaf.program:
-        if operation.positional or not (operation.elementwise and operation.compiles):
-            return False
-    return True
+    return all(operation.elementwise and operation.compiles for operation in leaf.program)
 
 
 class _Allocations:

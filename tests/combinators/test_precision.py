@@ -1,6 +1,7 @@
 """The last links: how weights of 16 bits are rounded."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import gradtx
 from gradtx import chain, compensate_rounding, round_stochastically
 from gradtx._lists.bundle import CHUNK
+from gradtx._random import bits16
 from gradtx.codes import CODES
 from tests.conformance import assert_same
 from tests.thinning import thinned
@@ -157,6 +159,47 @@ def test_an_optimizer_has_the_bits_of_pure_use_also_after_a_resume(name, dtype, 
     for name, param in params.items():
         # The noise is the same; a sum that is contracted otherwise may round a tie the other way.
         assert (param.detach() != expected[name]).double().mean() <= (1e-2 if engine else 0.0)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_noise_follows_the_places_of_entries_in_any_layout(compile):
+    """A flat alias of a tensor in channels_last has its entries in another order."""
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        param = torch.nn.Parameter(torch.ones(8, 6, 5, 4, dtype=torch.bfloat16).to(memory_format=layout))
+        optimizer = gradtx.as_optimizer(chain(gradtx.sgd(lr=1e-3), round_stochastically()), [param], compile=compile)
+        for _ in range(3):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        results.append(param.detach().contiguous())
+    assert torch.equal(*results)
+
+
+def bits_of_16(key, step, place):
+    """The same noise in Python's whole numbers."""
+
+    def mix(x):
+        x = (x + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    def hash32(x):
+        x = (x ^ (x >> 16)) * 0x21F0AAAD % 2**32
+        x = (x ^ (x >> 15)) * 0x735A2D97 % 2**32
+        return x ^ (x >> 15)
+
+    key = mix((mix(key % 2**64) + step) % 2**64)
+    x = hash32((place ^ (place >> 32) ^ key) % 2**32)
+    return hash32((x + (key >> 32)) % 2**32) >> 16
+
+
+def test_noise_is_the_hash_of_key_step_and_place():
+    keys = [-(2**63), -5, 0, 12345678901234567, 2**63 - 1]
+    places = torch.tensor([0, 1, 77, 2**31, 2**32 - 1, 2**32 + 5, 2**40 + 123])
+    for key, step in itertools.product(keys, (0, 1, 1000)):
+        found = bits16(torch.tensor(key), torch.tensor(step), places)
+        assert found.tolist() == [bits_of_16(key, step, place) for place in places.tolist()]
 
 
 def test_compiled_kernels_round_as_eager_ones():

@@ -226,7 +226,7 @@ def test_a_pattern_without_match_is_an_error_when_the_optimizer_is_made():
         gradtx.as_optimizer(tx, parameters())
 
 
-@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8"])
+@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic"])
 def test_a_large_coded_leaf_is_decoded_in_parts_with_the_same_numbers(code, monkeypatch):
     shapes = [(96, 128), (30, 256), (8192,), (7, 64), (5000, 3)]
     runs = []
@@ -242,7 +242,9 @@ def test_a_large_coded_leaf_is_decoded_in_parts_with_the_same_numbers(code, monk
             sum(param.numel() for param in columns[0]) for each in plan_of(optimizer) for columns in each.columns()
         ]
         # Rows of three entries fill no block, and such a leaf stays whole.
-        assert max(sizes) <= most or (code != "bfloat16+8" and sorted(sizes)[-2] <= most and max(sizes) == 15000)
+        assert max(sizes) <= most or (
+            not code.startswith("bfloat16") and sorted(sizes)[-2] <= most and max(sizes) == 15000
+        )
         runs.append([*params, *(optimizer.state[p][key] for p in params for key in optimizer.state[p])])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -287,16 +289,43 @@ def test_temporaries_of_a_compiled_coded_step_are_those_of_a_window():
     param.grad = torch.ones_like(param)
     optimizer.step()
     assert not optimizer._engine.plan.rest
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    window = windows.WINDOW * torch.get_num_threads()
+    peak = most_bytes_of(optimizer.step)
+    assert 0 < peak <= 12 * window  # two moments in float32, and scales
+    assert peak < param.nbytes
+
+
+@pytest.mark.parametrize(
+    ("tx", "dtype"),
+    [
+        *((gradtx.adamw(state_dtype=code), torch.float32) for code in ("int8", "bfloat16+8", "bfloat16:stochastic")),
+        (chain(gradtx.adamw(), gradtx.round_stochastically()), torch.bfloat16),
+        (chain(gradtx.adamw(), gradtx.compensate_rounding()), torch.bfloat16),
+    ],
+    ids=["int8", "bfloat16+8", "bfloat16:stochastic", "round_stochastically", "compensate_rounding"],
+)
+def test_temporaries_of_a_default_step_are_those_of_a_part(tx, dtype):
+    peaks = []
+    for rows in (1024, 2048):
+        param = torch.nn.Parameter(noise(0, (rows, 1024)).to(dtype))
+        optimizer = gradtx.as_optimizer(tx, [param])
+        param.grad = torch.ones_like(param)
         optimizer.step()
+        peaks.append(most_bytes_of(optimizer.step))
+    assert 0 < peaks[0] <= 64 * CHUNK  # whole numbers of 64 bits, for places
+    assert peaks[1] <= 1.01 * peaks[0]
+
+
+def most_bytes_of(step):
+    """The most bytes that a step holds beyond those before it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
     held = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    window = windows.WINDOW * torch.get_num_threads()
-    assert 0 < peak <= 12 * window  # two moments in float32, and scales
-    assert peak < param.nbytes
+    return peak
 
 
 def noise(seed, shape):

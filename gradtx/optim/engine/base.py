@@ -23,6 +23,7 @@ from gradtx.optim._warnings import warn_user
 from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature
+from gradtx.optim.engine.windows import is_positional
 
 logger = logging.getLogger("gradtx")
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves needs the sum over all shards"
@@ -149,7 +150,7 @@ class Engine:
             return self._refuse(leaf, "it shares memory with another parameter")
         if not _takes_part(param, leaf):
             return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
-        if is_sharded(param) and any(operation.positional for operation in leaf.program):
+        if is_sharded(param) and is_positional(leaf):
             return self._refuse(leaf, "a link needs the places of its entries in the whole tensor")
         if is_sharded(param) and any(map(_sums_over_shards, leaf.program)):
             return self._refuse(leaf, SUM_OVER_SHARDS)

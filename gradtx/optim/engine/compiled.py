@@ -36,7 +36,7 @@ from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, BundleProgram
-from gradtx.optim.engine.windows import can_be_split, window_of
+from gradtx.optim.engine.windows import can_be_split, is_positional, window_of
 
 logger = logging.getLogger("gradtx")
 
@@ -156,6 +156,9 @@ class CompiledEngine(Engine):
         if leaf.key.ndim == 0:  # a slot that is a number looks like one of the leaf's shape
             self._refuse(leaf, "it has no dimension")
             return False
+        if is_positional(leaf) and not local(leaf.key).is_contiguous():
+            self._refuse(leaf, "a link needs the places of its entries, which a flat alias has in another order")
+            return False
         if has_regions(leaf.program):
             self._refuse(leaf, "owners compute a link, between two programs over lists")
             return False
@@ -259,7 +262,8 @@ def _largest_first(pair: tuple[Member, Leaf]) -> int:
 def _window(member: Member, leaf: Leaf) -> int | None:
     """The entries of each window of a flat leaf; None if it goes through its program as a whole."""
     is_large = local(member.param).numel() >= LARGE
-    return window_of(member) if is_large and can_be_split(member, leaf) else None
+    splits = can_be_split(member, leaf) and not is_positional(leaf)
+    return window_of(member) if is_large and splits else None
 
 
 def _can_be_padded(member: Member, leaf: Leaf) -> bool:

@@ -25,7 +25,7 @@ from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, entries_of
 from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
-from gradtx.optim.engine.windows import can_be_split, cut, part_of
+from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_of
 
 
 class MemberBundle(ListBundle):
@@ -46,7 +46,8 @@ class MemberBundle(ListBundle):
         self._results: list[dict[str, Any]] = []  # of owners, by leaf
         self._leaves: dict[str, Leaf] = {}
         flat = splits and not signature.layout.codes  # codes are laid out by rows, except in parts
-        self._chunks = [Chunk(pieces, signature.slots, flat) for pieces in _chunks_of(members, splits)]
+        chunks = _chunks_of(members, splits, signature.placed)
+        self._chunks = [Chunk(pieces, signature, flat) for pieces in chunks]
         self._trees: Trees = {}
         self._consumes = False
 
@@ -120,22 +121,23 @@ class Chunk:
 
     Args:
         pieces: The leaves, or parts of them.
-        slots: The keys of their slots.
+        signature: The arguments of the program.
         splits: Whether they are elementwise, so that layouts need not agree.
 
     Attributes:
         names: The name of each leaf.
     """
 
-    def __init__(self, pieces: list[Piece], slots: list[str], splits: bool):
+    def __init__(self, pieces: list[Piece], signature: Signature, splits: bool):
         self._pieces = pieces
         self._splits = splits
         self._whole = all(window is None and not member.param.is_complex() for member, window in pieces)
         self._params = [member.param for member, _ in pieces]
         self.names = [member.name for member, _ in pieces]
         self._columns = [[self._held(param, piece) for param, piece in zip(self._params, pieces, strict=True)]]
-        for key in slots:
+        for key in signature.slots:
             self._columns.append([self._held(piece[0].state[key], piece) for piece in pieces])
+        self._first_entries = [_first_entry(*piece) for piece in pieces] if signature.placed else None
 
     def _held(self, tensor: Tensor, piece: Piece) -> Tensor:
         """A tensor that programs write: a parameter or a slot."""
@@ -153,6 +155,8 @@ class Chunk:
         columns = [*self._columns, gradients]
         for name in by_leaf:
             columns.append([self._read(trees[name][member.name], (member, window)) for member, window in self._pieces])
+        if self._first_entries is not None:
+            columns.append(self._first_entries)
         return columns
 
     def free_gradients(self) -> None:
@@ -170,18 +174,24 @@ class Chunk:
         return aliased if window is None else aliased[window]
 
 
+def _first_entry(member: Member, window: slice | None) -> Tensor:
+    """The place of the first entry of a part, on its device."""
+    start = 0 if window is None else window.start
+    return torch.full((), start, dtype=torch.int64, device=local(member.param).device)
+
+
 def _is_plain(tensor: Any) -> bool:
     return type(tensor) is Tensor
 
 
-def _chunks_of(members: list[Member], splits: bool) -> list[list[Piece]]:
-    """Leaves in lists of a bounded number of entries; large leaves in parts."""
+def _chunks_of(members: list[Member], splits: bool, equal: bool) -> list[list[Piece]]:
+    """Leaves in lists of a bounded number of entries; large leaves in parts, which may have to be equal."""
     most = entries_of_a_call(local(members[0].param).device)
     chunks: list[list[Piece]] = []
     room = 0
     for member in members:
         size = entries_of(member.param)
-        part = part_of(member) if splits else None
+        part = part_of(member, equal) if splits else None
         if part is not None:
             chunks.extend([(member, slice(start, min(start + part, size)))] for start in range(0, size, part))
             room = 0
@@ -228,6 +238,28 @@ class ListEngine(Engine):
         member, leaf = pairs[0]
         of_kind = Signature.of(member, leaf, kind, request)
         signature = dataclasses.replace(of_kind, width=1, padded=False, divided=has_regions(leaf.program))
+        splits = kind.flat and not signature.divided and can_be_split(member, leaf)
+        if not splits or not is_positional(leaf):
+            return self._bundles(kind, signature, pairs, request, splits)
+        whole: Pairs = []
+        parts: Pairs = []
+        for pair in pairs:
+            param = local(pair[0].param)
+            is_whole = part_of(pair[0], True) is None or not param.is_contiguous()
+            (whole if is_whole else parts).append(pair)
+        placed = dataclasses.replace(signature, placed=True)
+        return [
+            *self._bundles(kind, signature, whole, request, False),
+            *self._bundles(kind, placed, parts, request, True),
+        ]
+
+    def _bundles(
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest, splits: bool
+    ) -> list[MemberBundle]:
+        """Bundles of leaves of a kind, each with its program."""
+        if not pairs:
+            return []
+        member, _ = pairs[0]
         structure = request.structures[member.group]
         key = (structure, kind, *signature.key())
         view = request.views[member.group]
@@ -235,7 +267,6 @@ class ListEngine(Engine):
         if self._programs is None:
             self._programs = shared_programs(_SHARED, view.tx)
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
-        splits = kind.flat and not signature.divided and can_be_split(member, leaf)
         common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
         for member, leaf in pairs:
             program = common or self._program(key, function, member, leaf, request, splits)
@@ -258,10 +289,14 @@ class ListEngine(Engine):
     ) -> list[ListPass] | None:
         """The program of a leaf, or of its parts; None if its operations can't be recorded."""
         tensors = _tensors_of(member, request, leaf)
-        part = part_of(member) if splits and function.signature.layout.codes else None
+        placed = function.signature.placed
+        part = part_of(member, placed) if splits and (placed or function.signature.layout.codes) else None
         if part is not None:
             size = tensors[0].numel()
-            tensors = [cut(tensor.reshape(-1), slice(0, part), size) for tensor in tensors]
+            flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
+            tensors = [cut(tensor, slice(0, part), size) for tensor in flat]
+        if placed:
+            tensors.append(torch.zeros((), dtype=torch.int64, device=tensors[0].device))
         assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
         program = self._programs.get(of_shapes)

@@ -44,7 +44,7 @@ class Signature:
 
     The flat arguments are: the number of this step; the count that schedules follow; under a GradScaler its two
     numbers; hyperparameters; shared values; 0-d extras; totals of earlier passes. Then for each leaf: whether it is
-    real (if the last bundle is padded), parameter, slots, gradient, extras.
+    real (if the last bundle is padded), parameter, slots, gradient, extras, the place of its first entry.
 
     Attributes:
         layout: Where the state of a leaf keeps its slots.
@@ -58,6 +58,7 @@ class Signature:
         width: How many leaves there are.
         scaled: Whether a GradScaler is at work.
         padded: Whether padding may stand for leaves, so that each says whether it is real.
+        placed: Whether leaves are parts of parameters, so that each says where it begins.
         divided: Whether the tensors are shards, so that owners compute what needs whole leaves.
     """
 
@@ -73,6 +74,7 @@ class Signature:
     scaled: bool
     padded: bool = True
     divided: bool = False
+    placed: bool = False
 
     @classmethod
     def of(
@@ -110,7 +112,14 @@ class Signature:
 
     def key(self) -> tuple[Any, ...]:
         """The part of a program's cache key that `LeafKind` does not cover."""
-        return tuple(self.shared.items()), tuple(self.scalars.items()), self.absent, self.scaled, self.divided
+        return (
+            tuple(self.shared.items()),
+            tuple(self.scalars.items()),
+            self.absent,
+            self.scaled,
+            self.divided,
+            self.placed,
+        )
 
 
 def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:

@@ -184,6 +184,8 @@ class BundleFunction:
         leaf.extras = dict(scalars)
         for extra in signature.by_leaf:
             leaf.extras[extra] = next(given).to(leaf.wide)
+        if signature.placed:
+            leaf.first_entry = next(given)
         return leaf
 
     def _new_shared(self, run: TracedRun) -> dict[tuple[Path, str], Tensor]:

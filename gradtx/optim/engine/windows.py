@@ -10,6 +10,7 @@ from torch import Tensor
 from gradtx._execution import Leaf
 from gradtx._lists.bundle import entries_of_a_call
 from gradtx._sharding import local
+from gradtx.codes import KEY
 from gradtx.optim._member import Member
 from gradtx.optim.engine.alias import entries_of
 
@@ -23,31 +24,41 @@ WINDOW = 2**16
 def can_be_split(member: Member, leaf: Leaf) -> bool:
     """Whether parts of a leaf, whose operations are elementwise, may be updated one after another.
 
-    The parts would update a slot that is a number several times, and have other places than the leaf.
+    The parts would update a slot that is a number several times, unless that never changes.
     """
     layout = member.layout
     assert layout is not None
-    if any(operation.positional for operation in leaf.program):
-        return False
-    return not any(member.state[key].ndim == 0 for key in layout.slot_keys)
+    constants = {f"{key}.{KEY}" for key, codec in layout.coded_keys.items() if codec.random}
+    for operation in leaf.program:
+        keys = layout.slots.get(operation.path, {})
+        constants.update(keys[slot] for slot in operation.constants if slot in keys)
+    return not any(member.state[key].ndim == 0 for key in layout.slot_keys if key not in constants)
+
+
+def is_positional(leaf: Leaf) -> bool:
+    """Whether the places of entries in the whole parameter matter."""
+    return any(operation.positional for operation in leaf.program)
 
 
 def cut(vector: Tensor, window: slice, size: int) -> Tensor:
     """The part of a flat alias for some of `size` entries: codes may share a byte, a scale is that of a block."""
+    if vector.ndim == 0:
+        return vector
     if vector.numel() == size:
         return vector[window]
     return vector[window.start * vector.numel() // size : window.stop * vector.numel() // size]
 
 
-def part_of(member: Member) -> int | None:
+def part_of(member: Member, equal: bool = False) -> int | None:
     """The entries of each part of a large leaf for programs over lists; None for a leaf that stays whole.
 
-    Programs for codes are for one shape, so parts of coded leaves are equal, and hold whole blocks.
+    Programs for codes are for one shape, so parts of coded leaves are equal, and hold whole blocks. `equal` is whether
+    those of others are equal, too.
     """
     size, most = entries_of(member.param), entries_of_a_call(local(member.param).device)
     if size <= most:
         return None
-    unit = _unit(member)
+    unit = _unit(member) or (1 if equal else None)
     if unit is None:
         return most
     units = size // unit
