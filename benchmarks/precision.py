@@ -269,15 +269,15 @@ def peer_table(folder: Path, steps: int) -> list[str]:
 # The time of coded steps.
 
 
-def step_times(rounds: int = 60) -> dict[str, list[float]]:
-    """Milliseconds of the fastest step of compiled AdamW on a matrix, all codes in turn, by numbers of rows."""
+def step_times(compile: bool, rounds: int = 60) -> dict[str, list[float]]:
+    """Milliseconds of the fastest step of AdamW on a matrix, all codes in turn, by numbers of rows."""
     times: dict[str, list[float]] = {}
     for rows in ROWS:
         optimizers: dict[str, torch.optim.Optimizer] = {}
         for code in (None, *CODES):
             param = torch.nn.Parameter(torch.randn(rows, 1024))
             param.grad = torch.randn_like(param)
-            optimizers[code or FLOAT32] = gradtx.optim.AdamW([param], lr=1e-3, compile=True, state_dtype=code)
+            optimizers[code or FLOAT32] = gradtx.optim.AdamW([param], lr=1e-3, compile=compile, state_dtype=code)
         best = dict.fromkeys(optimizers, math.inf)
         for _ in tqdm(range(rounds), desc=f"{rows} rows", leave=False, disable=None):
             for code, optimizer in optimizers.items():
@@ -292,23 +292,35 @@ def step_times(rounds: int = 60) -> dict[str, list[float]]:
 def page_of_times(path: Path) -> list[str]:
     if not path.exists():
         return []
-    times: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8"))
-    lines = [
+    times: dict[str, dict[str, list[float]]] = json.loads(path.read_text(encoding="utf-8"))
+    return [
         "## Step times on a CPU",
         "",
-        "Compiled AdamW on one matrix and one thread, the fastest of 60 interleaved steps, and over that of float32. A "
-        "coded step goes through a leaf several times, because the scale of a block is known only when all its entries "
-        "are, and it divides and takes roots more often. Codes in 4 bits are not vectorized.",
+        "AdamW on one matrix and one thread, the fastest of 60 interleaved steps, and over that of float32. A coded "
+        "step goes through a leaf several times, because the scale of a block is known only when all its entries are, "
+        'and it divides and takes roots more often: an entry in "int8" costs three divisions and a root where one in '
+        "float32 costs one of each, so the ratio is largest where all state fits into the cache. Codes in 4 bits are "
+        "not vectorized.",
         "",
-        f"| state | {' | '.join(f'{rows} x 1024' for rows in ROWS)} |",
-        "|---|" + "---:|" * len(ROWS),
+        "Compiled:",
+        "",
+        *_table_of_times(times["compiled"]),
+        "",
+        "By default:",
+        "",
+        *_table_of_times(times["default"]),
+        "",
     ]
+
+
+def _table_of_times(times: dict[str, list[float]]) -> list[str]:
+    lines = [f"| state | {' | '.join(f'{rows} x 1024' for rows in ROWS)} |", "|---|" + "---:|" * len(ROWS)]
     for code, milliseconds in times.items():
-        cells = [
-            f"{value:.1f} ms ({value / first:.1f})" for value, first in zip(milliseconds, times[FLOAT32], strict=True)
-        ]
+        cells: list[str] = []
+        for value, first in zip(milliseconds, times[FLOAT32], strict=True):
+            cells.append(f"{value:.1f} ms ({value / first:.1f})")
         lines.append(f"| {code} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return lines
 
 
 def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]]:
@@ -460,7 +472,8 @@ def main() -> None:
     times = options.cache / "times.json"
     if options.times:
         torch.set_num_threads(1)
-        times.write_text(json.dumps(step_times()), encoding="utf-8")
+        by_way = {"compiled": step_times(True), "default": step_times(False)}
+        times.write_text(json.dumps(by_way), encoding="utf-8")
     elif not options.report:
         torch.set_num_threads(1)  # more threads help tensors this small little
         text, _ = library()
