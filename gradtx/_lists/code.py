@@ -17,7 +17,7 @@ from gradtx._lists.contract import argument_like, contract, is_list, is_number, 
 from gradtx._lists.memory import MemoryPlan
 from gradtx._lists.needs import ALWAYS, Case, Needs, is_selection, split_copies, text_of
 from gradtx._lists.record import META, Recording
-from gradtx._lists.simplify import simplify
+from gradtx._lists.simplify import is_conversion, simplify
 from gradtx._narrowing import is_sequence
 
 aten = torch.ops.aten
@@ -262,6 +262,10 @@ class _Writer:
             self._assign(node, self._number(node) if is_number(node) else self._shared(node))
             return
         self._calls += 1
+        if is_conversion(node) and _torch.on_lists("copy_") is not None:
+            self._namespace["converted"] = _converted
+            self._assign(node, f"converted({self._text(node.args[0])}, {self._text(node.kwargs['dtype'])})")
+            return
         together = self._together(node)
         if together is None:
             self._assign(node, self._each(node))
@@ -510,6 +514,13 @@ def _cloned(text: str, cases: Sequence[Case]) -> str:
         return copied
     conditions = " or ".join(map(text_of, cases))
     return f"{copied} if {conditions} else {text}"
+
+
+def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Tensors in another dtype; one by one that takes twice as long."""
+    results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    _torch.copy_each_(results, tensors)
+    return results
 
 
 def _filled(shapes: list[Tensor], number: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from gradtx._lists.record import META
 aten = torch.ops.aten
 
 SAME = (aten.detach.default, aten.alias.default)
+VIEWS = (aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.unsqueeze.default)  # of the same entries
 FLAGS: dict[Any, bool] = {aten.ones_like.default: True, aten.zeros_like.default: False}
 
 
@@ -26,6 +27,8 @@ def simplify(graph: Graph) -> None:
             _make_constant(node, flags[node])
         elif node.target in FILLING:
             _take_shape_of_argument(node)
+        elif node.target is aten.copy_.default:
+            _convert_by_writing(node)
         same = _same(node, flags)
         if same is not None:
             node.replace_all_uses_with(same)
@@ -51,6 +54,31 @@ def _take_shape_of_argument(node: Node) -> None:
     argument = argument_like(node) if is_list(node) else None
     if argument is not None:
         node.args = (argument, *node.args[1:])
+
+
+def _convert_by_writing(node: Node) -> None:
+    """Leave out a conversion in front of a copy that converts, too."""
+    views: list[Node] = []
+    target, source = node.args[:2]
+    while isinstance(source, Node) and source.target in VIEWS and len(source.users) == 1:
+        views.append(source)
+        source = source.args[0]
+    if not isinstance(source, Node) or not is_conversion(source) or len(source.users) != 1:
+        return
+    before: Any = source.args[0]
+    is_computed = before.op == "call_function" and before.target not in VIEWS
+    if not is_computed or source.meta["val"].dtype != target.meta["val"].dtype:  # type: ignore[union-attr]
+        return  # an argument may have been written in between
+    for view in views:
+        view.meta["val"] = view.meta["val"].to(before.meta["val"].dtype)
+    source.replace_all_uses_with(before)
+    source.graph.erase_node(source)
+
+
+def is_conversion(node: Node) -> bool:
+    """Whether an operation gives the tensors of a list in another dtype."""
+    is_cast = node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}
+    return is_cast and is_list(node) and is_list(node.args[0])
 
 
 def _same(node: Node, flags: dict[Any, bool]) -> Any:

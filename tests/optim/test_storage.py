@@ -14,6 +14,7 @@ from gradtx._lists import bundle
 from gradtx._lists.bundle import CHUNK
 from gradtx._lists.cache import SharedPrograms
 from gradtx.codes import CODES
+from gradtx.optim._workings import Workings
 from gradtx.optim.engine import compiled as planning
 from gradtx.optim.engine import windows
 from tests.optim.problems import assert_equal
@@ -281,6 +282,44 @@ def test_compiled_windows_of_a_large_coded_leaf_have_the_same_numbers(code, link
     for part, whole in zip(*runs, strict=True):
         # The order of a sum's terms differs; the 3 steps are of 1e-2 each.
         torch.testing.assert_close(part, whole, rtol=0.0, atol=0.0 if link == "alone" else 1e-4)
+
+
+@gradtx.per_tensor(elementwise=True)
+def exchange():
+    """Slots that become each other, as they are and changed."""
+
+    def init(param):
+        return {"one": torch.zeros_like(param), "other": torch.ones_like(param), "third": torch.ones_like(param)}
+
+    def update(update, state, param, ctx):
+        new = {"one": 0.9 * state["third"] + update, "other": state["one"], "third": state["other"]}
+        return update + 0.1 * state["one"], new
+
+    return init, update
+
+
+@pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtypes", list(itertools.product((torch.float32, torch.bfloat16, "int8"), repeat=3)), ids=str)
+def test_conversions_are_left_to_copies_where_nothing_is_written_in_between(dtypes, param_dtype, monkeypatch):
+    """A copy converts, too; but what it would copy may be the old value of another slot."""
+    storage = dict(zip(("one", "other", "third"), dtypes, strict=True))
+    tx = chain(exchange(state_dtype=storage), gradtx.sgd(lr=0.1))
+    runs = []
+    for by_lists in (True, False):
+        with monkeypatch.context() as patch:
+            if not by_lists:
+                patch.setattr(Workings, "engines", lambda workings: [])
+            params = [torch.nn.Parameter(noise(i, (64, 64)).to(param_dtype)) for i in range(2)]
+            optimizer = gradtx.as_optimizer(tx, params)
+            for step in range(4):
+                for i, param in enumerate(params):
+                    param.grad = noise(10 * step + i, (64, 64)).to(param_dtype)
+                optimizer.step()
+        assert ("lists" in repr(optimizer.explain())) == by_lists
+        runs.append([*params, *(optimizer.state[p][key] for p in params for key in optimizer.state[p])])
+    for by_lists, alone in zip(*runs, strict=True):
+        if by_lists.is_floating_point():  # a code may be its neighbour
+            torch.testing.assert_close(by_lists, alone, rtol=2e-2, atol=2e-2)
 
 
 def test_temporaries_of_a_compiled_coded_step_are_those_of_a_window():
