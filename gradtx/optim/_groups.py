@@ -106,10 +106,10 @@ class GroupView:
         labels: Mapping[Any, str],
     ):
         self.tx = tx
-        old_names = _names_in_group(tx._entries_of_0_1(labels))
+        old_names = names_in_group(tx._entries_of_0_1(labels))
         self._places_of_0_1 = {name: entry.place for name, entry in old_names.items()}
         self.group = group
-        self.entries = _names_in_group(tx._entries(labels))
+        self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
         self.sources = {}
         for name, entry in self.entries.items():
@@ -346,7 +346,7 @@ class GroupView:
                 self.first[name] = value
 
 
-def _names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
+def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     """Hyperparameters by their names in a group.
 
     A key that torch's schedulers write is never the name of a hyperparameter there. A bound of the learning rate
@@ -371,7 +371,7 @@ def in_names_of_branch(tx: GradientTransformation, group: dict[str, Any], labels
     They differ in the branch of an alias for other leaves (the fallback of Muon): what it doesn't read is taken out.
     """
     whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
-    names = {entry.place: name for name, entry in _names_in_group(tx._entries(labels)).items()}
+    names = {entry.place: name for name, entry in names_in_group(tx._entries(labels)).items()}
     given = {name: group.pop(name) for name in whole if name in group}
     for name, value in given.items():
         place = whole[name]

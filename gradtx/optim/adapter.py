@@ -54,7 +54,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __init__(
         self,
         tx: GradientTransformation,
-        params: Any,
+        params: Any = None,
         *,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
@@ -62,8 +62,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        **numbers: Any,
     ):
         owner = type(self).__name__
+        if numbers:
+            name = next(iter(numbers))
+            raise TypeError(
+                f"{owner}: takes no {name!r}: its numbers are those of a transformation. To make one like another "
+                "optimizer, write gradtx.as_optimizer(tx, params) with its transformation"
+            )
         check_transformation(owner, "tx", tx)
         offload = _offload_for(owner, state_device, tx)
         self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
@@ -153,8 +160,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if made is None:
             return
         for name, value in self.defaults.items():
-            if name not in ENGINE_OPTIONS and (name not in made or not is_same(value, made[name])):
-                group.setdefault(name, value)
+            if name in ENGINE_OPTIONS or (name in made and (value is made[name] or is_same(value, made[name]))):
+                continue
+            group.setdefault(name, value)
 
     def _as_torch_checks_it(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """A group after torch's checks, without torch's defaults, and not added yet."""

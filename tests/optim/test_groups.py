@@ -194,7 +194,7 @@ WAYS = ["class", "group", "create_optimizer"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("option", ["foreach", "fused", "capturable"])
+@pytest.mark.parametrize("option", ["foreach", "fused"])
 def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_one_warning_that_names_compile(
     option, way
 ):
@@ -227,9 +227,18 @@ def test_a_differentiable_step_is_refused_with_the_pure_update_as_remedy(way):
 
 def test_several_options_of_torchs_implementations_are_one_warning():
     param = torch.nn.Parameter(torch.zeros(2))
-    with pytest.warns(UserWarning, match="^AdamW: foreach=True and capturable=True choose between") as said:
-        gradtx.optim.AdamW([param], foreach=True, capturable=True)
+    with pytest.warns(UserWarning, match="^AdamW: foreach=True and fused=True choose between") as said:
+        gradtx.optim.AdamW([param], foreach=True, fused=True)
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_capturable_is_an_option_of_an_optimizer_and_a_warning_in_a_group(way):
+    if way == "group":
+        with pytest.warns(UserWarning, match="^AdamW: capturable=True changes nothing in a group; pass it to AdamW"):
+            makers("capturable", True)[way]()
+    else:
+        assert makers("capturable", True)[way]()._workings.capturable  # warnings are errors here
 
 
 @pytest.mark.parametrize(
