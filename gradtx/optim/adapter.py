@@ -37,7 +37,12 @@ from gradtx.optim._scaling import Scaling
 from gradtx.optim._stages import RankSums, Seen, check_can_sum
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import Step
-from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, warn_of_two_schedules
+from gradtx.optim._warnings import (
+    warn_of_engine_options,
+    warn_of_misspelt,
+    warn_of_two_schedules,
+    warn_of_unread_cycles,
+)
 from gradtx.optim._workings import Workings
 
 if TYPE_CHECKING:
@@ -296,6 +301,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._check_released(extras)
         workings = self._up_to_date()
         warn_of_two_schedules(type(self).__name__, workings.members.views)
+        warn_of_unread_cycles(type(self).__name__, workings.members.views)
         scaling = Scaling.asked_of(self)
         if scaling is not None:
             if workings.members.rank_sums is not None:
