@@ -244,6 +244,8 @@ class States:
         # By stage, since a link that was switched on may now be the first owner of a key.
         for owner, key in layout.owners().items():
             state[key] = old.get(old_keys.get(owner, ""), first[key])
+        for key in old.keys() - old_keys.values():  # those of wrappers
+            state.setdefault(key, old[key])
         self.by_param[member.param] = state
         member.layout = layout
 

@@ -421,7 +421,7 @@ def test_a_scheduler_of_torch_is_no_rate_and_the_error_says_how_to_use_it():
         lambda: gradtx.optim.AdamW([{"params": params, "lr": scheduler}]),
         lambda: gradtx.create_optimizer(params, "adamw", lr=scheduler),
     ):
-        with pytest.raises(TypeError, match="^adamw: lr must be a number") as e:
+        with pytest.raises(TypeError, match="adamw: lr must be a number") as e:
             call()
         assert rest in str(e.value)
         assert " object at 0x" not in str(e.value)
