@@ -315,7 +315,7 @@ def _are_prepared(members: list[Member], view: GroupView) -> bool:
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:
     """The flat state of a leaf after `initialize`."""
     run.memory.take([leaf.given[1]])
-    state = {"step": torch.zeros((), dtype=_step_dtype(), device=CPU)}
+    state = {"step": torch.tensor(0.0, dtype=_step_dtype(), device=CPU)}
     for path, keys in layout.slots.items():
         for slot, key in keys.items():
             state[key] = leaf.kept(run.memory.fresh(leaf.new[path][slot]))
