@@ -145,6 +145,8 @@ class States:
                 leaves.append(leaf)
         assign_owners(leaves, members, self.members.replicas)
         initialize(leaves)
+        for path, values in run.new_shared.items():  # copies: a value may start as the tensor of a hyperparameter
+            run.new_shared[path] = {name: value.clone() for name, value in values.items()}
         first = FirstStates(view, {}, {})
         for leaf in leaves:
             layout = Layout.of(run, leaf)

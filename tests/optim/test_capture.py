@@ -221,3 +221,16 @@ def test_state_of_a_capturable_run_continues_in_torch_and_back():
     again.load_state_dict(theirs.state_dict())
     trained(again, params, range(3, 5))
     assert {float(state["step"]) for state in again.state.values()} == {5.0}
+
+
+@pytest.mark.parametrize("tx", [gradtx.dowg(eps=1e-2), gradtx.prodigy(d0=1e-2)], ids=["dowg", "prodigy"])
+def test_a_shared_value_that_starts_as_a_hyperparameter_does_not_write_into_it(tx, device_counts):
+    assert_repeats(tx)
+    params, start = parameters(), torch.tensor(1e-2, dtype=torch.float64)
+    name = "eps" if "eps" in tx.hyperparams and "d0" not in tx.hyperparams else "d0"
+    optimizer = gradtx.optim.ChainOptimizer(tx.replace(**{name: start}), list(params.items()), capturable=True)
+    for t in range(3):
+        give_gradients(params, t)
+        optimizer.step()
+    assert optimizer.param_groups[0][name] == 1e-2
+    assert start == 1e-2
