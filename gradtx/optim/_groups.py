@@ -299,6 +299,12 @@ class GroupView:
             if at is not None:
                 self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
+    def show_exactly(self, count: Callable[[Entry], int]) -> None:
+        """Correct the numbers of schedules whose counts the host did not know; what anyone has written stays."""
+        for name in self.live:
+            if is_same(self.group[name], self.shown[name]):
+                self.shown[name] = self.group[name] = next_value(self.sources[name], count(self.entries[name]))
+
     def loaded(
         self,
         group: dict[str, Any],

@@ -112,6 +112,21 @@ class States:
             largest = max(largest, count.most if isinstance(count, Count) else count)
         return largest
 
+    def show_exactly(self) -> None:
+        """Show the numbers of schedules by the counts of devices, for which the host waits.
+
+        Where a device counts, a GradScaler may have skipped steps, and a CUDA graph may have repeated some.
+        """
+        if any(isinstance(member.count, Count) for member in self.members.by_param.values()):
+            for view in self.members.views:
+                view.show_exactly(self.exact_count)
+
+    def exact_count(self, entry: Entry | None = None) -> int:
+        """As `count`; where a device counts, the host waits for it."""
+        if self.members.clock_path(entry) is not None:
+            return self.count(entry)
+        return max((int(self.of(param).get("step", 0)) for param in self.members.by_param), default=0)
+
     # First states.
 
     @torch.no_grad()

@@ -434,7 +434,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _evaluated(self, workings: Workings) -> dict[Tensor, Tensor]:
         members, states = workings.members, workings.states
         states.refresh_all()
-        run, count = states.run(), states.count()
+        run, count = states.run(), states.exact_count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
         weights: dict[Tensor, Tensor] = {}
         for view in members.views:
@@ -460,6 +460,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if evaluation is None:
             with workings.at_state(writes=False):
                 workings.states.refresh_all()
+        workings.states.show_exactly()
         state_dict = self._state_dict_of_members()
         if evaluation is not None:
             evaluation.save(state_dict, self._params_in_order())

@@ -234,3 +234,64 @@ def test_a_shared_value_that_starts_as_a_hyperparameter_does_not_write_into_it(t
         optimizer.step()
     assert optimizer.param_groups[0][name] == 1e-2
     assert start == 1e-2
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.adamw(lr=gradtx.warmup_cosine_schedule(t_max=11, max_lr=1e-2, warmup_steps=3)),
+        gradtx.accumulate(gradtx.sgd(lr=gradtx.linear_schedule(0.1, total_iters=9)), every=2),
+    ],
+    ids=["of the optimizer's clock", "of an inner clock"],
+)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_schedule_goes_on_after_a_checkpoint_whose_steps_a_graph_has_repeated(tx, capturable, device_counts):
+    (captured, params), (twin, expected) = pair(tx)
+    for t in range(7):
+        give_gradients(params, t)
+        give_gradients(expected, t)
+        twin.step()
+        if t == 3:
+            with Tape() as tape:
+                captured.step()
+        elif t > 3:
+            tape.replay()
+        else:
+            captured.step()
+    assert captured.state_dict()["param_groups"] == twin.state_dict()["param_groups"]
+    again = gradtx.optim.ChainOptimizer(tx, list(params.items()), capturable=capturable)
+    again.load_state_dict(captured.state_dict())
+    for t in range(7, 12):
+        give_gradients(params, t)
+        give_gradients(expected, t)
+        again.step()
+        twin.step()
+    assert_close(params.values(), expected.values(), 1e-13)
+
+
+def test_a_number_that_was_written_over_a_schedule_stays_in_a_checkpoint(device_counts):
+    params = parameters()
+    optimizer = gradtx.optim.SGD(list(params.items()), lr=gradtx.linear_schedule(0.1, total_iters=9), capturable=True)
+    for t in range(3):
+        give_gradients(params, t)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.5
+
+
+def test_weights_to_evaluate_with_follow_the_count_of_the_device(device_counts):
+    momentum = gradtx.linear_schedule(0.9, total_iters=9)
+    (captured, params), (twin, expected) = pair(gradtx.schedule_free_sgd(0.1, momentum=momentum))
+    for t in range(8):
+        give_gradients(params, t)
+        give_gradients(expected, t)
+        twin.step()
+        if t == 3:
+            with Tape() as tape:
+                captured.step()
+        elif t > 3:
+            tape.replay()
+        else:
+            captured.step()
+    with captured.eval_params(), twin.eval_params():
+        assert_close(params.values(), expected.values(), 1e-13)
