@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
 from gradtx.optim import _capture
@@ -13,30 +11,10 @@ from gradtx.optim._scaling import Count
 from gradtx.optim._workings import Workings
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, parameters, values
+from tests.optim.tape import Tape
 
 ON_HOST = {"whole tree", "plain functions", "random"}  # links that read values or counts
 REPEATABLE = {name: tx for name, tx in CHAINS.items() if name not in ON_HOST}
-
-
-class Tape(TorchDispatchMode):
-    """Records operations, and runs them again on the same memory, with the same numbers: what a CUDA graph does."""
-
-    def __init__(self):
-        super().__init__()
-        self._calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.namespace != "profiler":
-            self._calls.append((func, args, kwargs or {}, out))
-        return out
-
-    def replay(self):
-        for func, args, kwargs, out in self._calls:
-            again = func(*args, **kwargs)
-            for old, new in zip(_pytree.tree_leaves(out), _pytree.tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
 
 
 @pytest.fixture
