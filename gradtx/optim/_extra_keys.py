@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gradtx._narrowing import is_tuple
+
 OTHER_SLOTS = ("steps", "counter")  # what another library calls `step`; what links that draw random numbers keep
 MODULES = ("gradtx.transforms", "gradtx.combinators", "torch.optim.")
 
@@ -35,7 +37,7 @@ def _words() -> frozenset[str]:
 
     A list of slots would need the state of each link with each of its options.
     """
-    words = set(OTHER_SLOTS)
+    words: set[str] = set(OTHER_SLOTS)
     for name, module in list(sys.modules.items()):
         if name.startswith(MODULES):
             for value in list(vars(module).values()):
@@ -59,7 +61,7 @@ def _add_constants(code: CodeType, words: set[str]) -> None:
             _add_constants(constant, words)
         elif isinstance(constant, str):
             words.add(constant)
-        elif isinstance(constant, tuple):
+        elif is_tuple(constant):
             words.update(word for word in constant if isinstance(word, str))
 
 

@@ -52,7 +52,7 @@ class Count:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.made = state["made"]
-        self.bound = state.get("bound", state.get("_bound"))  # the latter in version 0.1
+        self.bound = state["bound"] if "bound" in state else state["_bound"]  # the latter in version 0.1
 
 
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:

@@ -1,5 +1,7 @@
 """The torch optimizer of every alias of `gradtx.optimizers`; classes.pyi, which is generated, types their arguments."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import inspect
@@ -100,7 +102,7 @@ class AliasOptimizer(ChainOptimizer):
 
     def _argument_named(self, key: str) -> str:
         """The argument that groups and `defaults` show under a key, if they have another name for it."""
-        arguments = self._alias.spec.arguments.by_name
+        arguments = inspect.signature(self._alias).parameters
         name = key.removeprefix(f"{self._alias.__name__}.")
         if name == "lr" and "lr" not in arguments:
             name = "max_lr"  # as groups call the only bound of a rate
