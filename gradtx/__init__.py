@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     """Name the equivalent of a name of optax or TorchOpt, or the right spelling, in the error."""
+    from gradtx._counterparts import counterpart
     from gradtx._elsewhere import HERE
     from gradtx._messages import close
     from gradtx.optim.classes import CLASSES
@@ -43,6 +44,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"gradtx has no {name!r}; here it is: {HERE[name]} (docs/optax-names.md)")
     if name in {cls.__name__ for cls in CLASSES.values()}:
         raise AttributeError(f"gradtx has no {name!r}; here it is: gradtx.optim.{name}")
+    use = counterpart(name)
+    if use is not None:
+        raise AttributeError(f"gradtx has no {name!r}; here it is: {use}")
     meant = None if name.startswith("_") else close(name.lower(), __all__, 0.7)
     suggestion = "" if meant is None else f"; did you mean {meant!r}?"
     raise AttributeError(f"module 'gradtx' has no attribute {name!r}{suggestion}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-from gradtx._messages import describe, nearest
+from gradtx._messages import describe, nearest, schedule_remedy
 from gradtx._narrowing import is_sequence, is_tuple
 
 __all__ = ["Betas", "Scalar", "Schedule", "is_off"]
@@ -304,10 +304,9 @@ class Argument:
         if isinstance(value, Tensor) and not (value.is_complex() or value.dtype == torch.bool):
             return self._zero_dimensional(value, name)
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            remedy = "; wrap it: gradtx.Schedule(...)" if callable(value) else ""
             raise TypeError(
                 f"{self.owner}: {name} must be a number, a 0-d tensor or a gradtx.Schedule, "
-                f"got {describe(value)}{remedy}"
+                f"got {describe(value)}{schedule_remedy(value)}"
             )
         return self._in_range(float(value), name, interval)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx._narrowing import is_dict, is_list, is_mapping, is_tuple
 from gradtx._torch import readable
@@ -23,7 +24,7 @@ def describe(value: Any) -> str:
     if is_mapping(value):
         entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
         return "{" + ", ".join(entries) + "}"
-    if isinstance(value, torch.nn.Module):  # its own repr has a line for every layer
+    if isinstance(value, torch.nn.Module | LRScheduler):  # the first's repr has a line for every layer
         return f"{type(value).__name__}(...)"
     if callable(value) and hasattr(value, "__qualname__"):
         return _describe_function(value)
@@ -38,6 +39,17 @@ def shortly(value: Any) -> str:
     if len(entries) > 3 or any(isinstance(entry, list | dict) for entry in entries):
         return f"a {type(value).__name__} of {len(entries)}"
     return describe(value) if is_dict(value) else f"[{', '.join(map(describe, entries))}]"
+
+
+def schedule_remedy(value: Any) -> str:
+    """What to write in place of a function, or of a scheduler of torch, that was passed as a schedule."""
+    kind = value if isinstance(value, type) else type(value)
+    if issubclass(kind, LRScheduler):
+        return (
+            f"; a scheduler of torch writes into param_groups: make the optimizer with a number, then "
+            f"{kind.__name__}(optimizer, ...), or pass a schedule such as gradtx.step_schedule(lr, step_size)"
+        )
+    return "; wrap it: gradtx.Schedule(...)" if callable(value) else ""
 
 
 def _describe_function(function: Any) -> str:

@@ -207,7 +207,7 @@ def _checked_count(name: str, value: Any) -> Tensor:
     fits = isinstance(value, Tensor) and value.ndim == 0 and is_plain(value) and kind_of(value.dtype) == "int"
     if not fits:
         raise ValueError(f"state has a {name!r} that is no 0-d count, got {value!r}; {OWN_STATE}")
-    if value.device.type == "cpu" and _torch.readable(value) and value < 0:
+    if value.device.type == "cpu" and _torch.readable(value) and not _torch.is_intercepted() and value < 0:
         raise ValueError(f"state has a {name!r} below 0, got {value.item()}; {OWN_STATE}")
     return value
 

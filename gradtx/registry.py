@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import combinators, schedules, transforms
 from gradtx._arguments import OTHER_PLACES, Argument, Arguments, Scalar, Schedule
+from gradtx._counterparts import counterpart, plain
 from gradtx._messages import describe
 from gradtx._narrowing import is_iterable, is_sequence, is_tuple
 from gradtx.combinators.lookahead import with_lookahead
@@ -89,34 +90,34 @@ _WARM_UPS_ELSEWHERE = {"cosine_schedule": "warmup_cosine", "linear_schedule": "w
 _OPTIONS_OF_WARM_UPS = ("t_max", "max_lr", "init_lr", "warmup_steps")
 
 
-def _plain(name: str) -> str:
-    return name.replace("-", "").replace("_", "").lower()
-
-
 def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms: Mapping[str, str]) -> Any:
     """The entry of a name or of its synonym, whatever the case, dashes and underscores."""
     if not isinstance(name, str):
         raise TypeError(f"{owner}: the name of {what} must be a str, got {describe(name)}")
-    name_of = {_plain(synonym): target for synonym, target in synonyms.items()}
+    name_of = {plain(synonym): target for synonym, target in synonyms.items()}
     for target in known:
-        name_of[_plain(target)] = target
-    if _plain(name) in name_of:
-        return known[name_of[_plain(name)]]
-    raise ValueError(f"{owner}: unknown {what} {name!r}; {_hint(what, _plain(name), name_of, known)}")
+        name_of[plain(target)] = target
+    if plain(name) in name_of:
+        return known[name_of[plain(name)]]
+    raise ValueError(f"{owner}: unknown {what} {name!r}; {_hint(what, name, name_of, known)}")
 
 
 def class_hint(name: str) -> str:
     """What to use for a name that `gradtx.optim` does not have."""
     class_of: dict[str, str] = {}
     for alias, cls in CLASSES.items():
-        class_of[_plain(alias)] = cls.__name__
-        class_of[_plain(cls.__name__)] = cls.__name__
-    meant = class_of.get(_plain(name))
-    return f"did you mean {meant!r}?" if meant else _hint("optimizer", _plain(name), class_of, CLASSES)
+        class_of[plain(alias)] = cls.__name__
+        class_of[plain(cls.__name__)] = cls.__name__
+    meant = class_of.get(plain(name))
+    return f"did you mean {meant!r}?" if meant else _hint("optimizer", name, class_of, CLASSES)
 
 
 def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
     """Suggest the names of which an unknown one is a misspelling, else how to list names."""
+    use = counterpart(name)
+    if use is not None:
+        return f"here it is: {use}"
+    name = plain(name)
     link = _link_named(name) if what == "optimizer" else None
     if link is not None:
         return f"gradtx.{link} is a link, not an optimizer: use it with one, as in {_use_of(link)}"
@@ -125,16 +126,18 @@ def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
         return 'for state in 8 bits pass state_dtype="int8" to any optimizer'
     if suggestions:
         return f"did you mean {' or '.join(map(repr, suggestions))}?"
-    start = _longest_start(name, [_plain(target) for target in known])
+    lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
+    start = _longest_start(name, [plain(target) for target in known])
     if start:
-        lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
         return f"gradtx.{lister}({f'{start}*'!r}) lists those that begin like it"
-    return f"known: {', '.join(sorted(known))}"
+    alike = [name_of[match] for match in difflib.get_close_matches(name, name_of, n=3, cutoff=0.4)]
+    nearest = f"the nearest: {', '.join(dict.fromkeys(alike))}; " if alike else ""
+    return f"{nearest}gradtx.{lister}() lists all {len(list(known))}"
 
 
 def _link_named(name: str) -> str | None:
     for link in (*combinators.__all__, *transforms.__all__):
-        if _plain(link) == name:
+        if plain(link) == name:
             return link
     return None
 
@@ -197,7 +200,7 @@ def _patterns(owner: str, filters: Any) -> list[str]:
     if not _are_strings(patterns):
         raise TypeError(f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}")
     # Inside brackets a dash is a range.
-    return [pattern.lower() if "[" in pattern else _plain(pattern) for pattern in patterns]
+    return [pattern.lower() if "[" in pattern else plain(pattern) for pattern in patterns]
 
 
 def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:
@@ -205,7 +208,7 @@ def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:
 
 
 def _matches(spelling: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(_plain(spelling), pattern) for pattern in patterns)
+    return any(fnmatch.fnmatchcase(plain(spelling), pattern) for pattern in patterns)
 
 
 def load_optimizer(optimizer: str) -> type[AliasOptimizer]:

@@ -1,5 +1,6 @@
 import fnmatch
 import importlib.util
+import operator
 import pathlib
 import re
 import subprocess
@@ -11,6 +12,8 @@ import torch
 from torch.optim import lr_scheduler
 
 import gradtx
+from gradtx import _counterparts
+from gradtx.optim.classes import CLASSES
 from tests import migration
 from tests.migration import NOTES, PAGE, REQUIRED, SCHEDULER_NOTES, SCHEDULERS, counterpart, page
 from tests.references import rates_left_by
@@ -60,6 +63,12 @@ def named(optimizer):
 
 
 # Classes by name.
+
+
+def test_what_stands_for_a_name_of_another_library_exists():
+    for use in _counterparts.USE.values():
+        for path in re.findall(r"gradtx\.([\w.]+)", use):
+            operator.attrgetter(path)(gradtx)
 
 
 @pytest.mark.parametrize("name", ALIASES)
@@ -564,9 +573,24 @@ def test_a_wrong_model_is_an_error_that_says_so():
             (
                 lambda name=name: gradtx.load_optimizer(name),
                 ValueError,
-                f"load_optimizer: unknown optimizer {name!r}; known: a2grad, accsgd, ",
+                f"load_optimizer: unknown optimizer {name!r}; the nearest: {nearest}; "
+                f"gradtx.get_supported_optimizers() lists all {len(CLASSES)}",
             )
-            for name in ("EXAdam", "vsgd")
+            for name, nearest in {"EXAdam": "adam, sadam, radam", "vsgd": "sgd, sgdw, sgds"}.items()
+        ),
+        *(
+            (
+                lambda name=name: gradtx.load_optimizer(name),
+                ValueError,
+                f"load_optimizer: unknown optimizer {name!r}; here it is: {use}",
+            )
+            for name, use in {
+                "lomo": "gradients are freed during backward by optimizer.release_gradients(), of any optimizer",
+                "AdaLOMO": "gradients are freed during backward by optimizer.release_gradients(), of any optimizer",
+                "DistributedMuon": "gradtx.optim.Muon divides its work among ranks",
+                "AdamWScheduleFree": "gradtx.optim.ScheduleFreeAdamW",
+                "StepLR": "torch's works with optimizers of gradtx: torch.optim.lr_scheduler.StepLR",
+            }.items()
         ),
         (
             lambda: gradtx.load_lr_scheduler("warmup_restarts"),
@@ -590,7 +614,7 @@ def test_a_wrong_model_is_an_error_that_says_so():
         (
             lambda: gradtx.load_optimizer("quux!"),
             ValueError,
-            "load_optimizer: unknown optimizer 'quux!'; known: a2grad, accsgd, ",
+            f"load_optimizer: unknown optimizer 'quux!'; gradtx.get_supported_optimizers() lists all {len(CLASSES)}",
         ),
         (
             lambda: gradtx.load_optimizer(torch.optim.Adam),

@@ -20,6 +20,7 @@ from gradtx.optim._members import CPU, Group
 from gradtx.optim._run import OptimizerRun, check_agreement
 from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
+from gradtx.optim._warnings import warn_user
 
 # The option that qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
 DECOUPLED = (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True))
@@ -112,7 +113,20 @@ class Checkpoint:
             self._check_numbers(numbered, loaded.foreign)
         self._agree_on_shared(loaded)
         self._check_agreement(loaded.views)
+        self._warn_of_extra_keys(loaded)
         return loaded
+
+    def _warn_of_extra_keys(self, loaded: Loaded) -> None:
+        """Warn of keys that only a wrapper of the optimizer can mean, unless it has written them here, too."""
+        extra: set[str] = set()
+        for param, state in loaded.states.items():
+            extra.update(state.keys() - loaded.layouts[param].keys - self._states.of(param).keys())
+        if extra:
+            warn_user(
+                f"{self._members.owner}: the loaded state has {', '.join(map(repr, sorted(extra)))}, which no link "
+                "keeps; optimizer.state keeps it, for a wrapper that may read it",
+                UserWarning,
+            )
 
     def _check_agreement(self, views: list[GroupView]) -> None:
         """Raise the error of the next step for numbers that must agree across groups."""
@@ -174,10 +188,16 @@ class Checkpoint:
         for param, state in first.states.items():
             name = self._members.by_param[param].name
             codes = first.layouts[param].coded_keys
-            states[param] = matched(name, param, loaded.entries[param], state, self._strict, codes)
+            beside = self._beside(param)
+            states[param] = matched(name, param, loaded.entries[param], state, self._strict, codes, beside)
         loaded.views.append(new_view)
         loaded.states.update(states)
         loaded.layouts.update(first.layouts)
+
+    def _beside(self, param: Tensor) -> set[str]:
+        """The keys that a wrapper has written into a parameter's present state."""
+        layout = self._members.by_param[param].layout
+        return set() if layout is None else self._states.of(param).keys() - layout.keys
 
     def _count(self, entry: Entry) -> int:
         """The saved count of the clock that a hyperparameter follows."""

@@ -18,6 +18,8 @@ from gradtx._narrowing import is_list, is_tuple
 from gradtx.core import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+CYCLED = "base_momentum"  # written by torch's schedulers that cycle momentum, into every group
+TAKE_CYCLES = ("momentum", "betas")
 NUMBER = "a number"  # stands for a number in a structure
 ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")  # of torch's implementations
 
@@ -90,6 +92,7 @@ class GroupView:
     literal: dict[str, Any]
     first: dict[str, Any]
     expects_scheduler = False  # whether a scheduler that takes the group needs no warning
+    expects_cycle = False  # whether a momentum that nothing reads needs no warning
     _places_of_0_1: Mapping[str, Any] = {}  # where the names of version 0.1 are in the chain
     # What follows from the group's values; old pickles have none of it.
     _cached: tuple[Any, GradientTransformation] | None = None
@@ -106,10 +109,10 @@ class GroupView:
         labels: Mapping[Any, str],
     ):
         self.tx = tx
-        old_names = _names_in_group(tx._entries_of_0_1(labels))
+        old_names = names_in_group(tx._entries_of_0_1(labels))
         self._places_of_0_1 = {name: entry.place for name, entry in old_names.items()}
         self.group = group
-        self.entries = _names_in_group(tx._entries(labels))
+        self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
         self.sources = {}
         for name, entry in self.entries.items():
@@ -152,6 +155,7 @@ class GroupView:
 
         The same dict until the group changes.
         """
+        self._follow_cycle()
         group, seen = self.group, self._seen
         present: dict[str, Any] = {}
         for name in self.entries:
@@ -165,6 +169,23 @@ class GroupView:
         self._values = present
         self._seen = {name: group[name] for name in present if not _any(_may_change, group[name])}
         return present
+
+    def _follow_cycle(self) -> None:
+        """Take the momentum that OneCycleLR or CyclicLR has written for all groups as the first of this one's betas.
+
+        They write betas where the first group has some; these may be in the group of a fallback alone.
+        """
+        group = self.group
+        if CYCLED not in group or "momentum" in self.entries or "betas" not in self.entries:
+            return
+        momentum, (first, *others) = group.get("momentum"), group["betas"]
+        if momentum is not None and momentum != first:
+            group["betas"] = (momentum, *others)
+
+    def ignores_cycle(self) -> bool:
+        """Whether OneCycleLR or CyclicLR has written a momentum that no link reads."""
+        reads = self.entries.keys()
+        return CYCLED in self.group and "momentum" in self.group and bool(reads) and reads.isdisjoint(TAKE_CYCLES)
 
     def _value(self, name: str, value: Any) -> Any:
         if is_list(value):  # groups that went through JSON
@@ -278,6 +299,12 @@ class GroupView:
             if at is not None:
                 self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
+    def show_exactly(self, count: Callable[[Entry], int]) -> None:
+        """Correct the numbers of schedules whose counts the host did not know; what anyone has written stays."""
+        for name in self.live:
+            if is_same(self.group[name], self.shown[name]):
+                self.shown[name] = self.group[name] = next_value(self.sources[name], count(self.entries[name]))
+
     def loaded(
         self,
         group: dict[str, Any],
@@ -346,7 +373,7 @@ class GroupView:
                 self.first[name] = value
 
 
-def _names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
+def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     """Hyperparameters by their names in a group.
 
     A key that torch's schedulers write is never the name of a hyperparameter there. A bound of the learning rate
@@ -371,7 +398,7 @@ def in_names_of_branch(tx: GradientTransformation, group: dict[str, Any], labels
     They differ in the branch of an alias for other leaves (the fallback of Muon): what it doesn't read is taken out.
     """
     whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
-    names = {entry.place: name for name, entry in _names_in_group(tx._entries(labels)).items()}
+    names = {entry.place: name for name, entry in names_in_group(tx._entries(labels)).items()}
     given = {name: group.pop(name) for name in whole if name in group}
     for name, value in given.items():
         place = whole[name]

@@ -160,7 +160,16 @@ class Member:
             tensor, counted_at = self.device_count
             if tensor is step and version(tensor) == counted_at:
                 return self.count
-        return int(step)
+        try:
+            return int(step)
+        except RuntimeError as error:
+            if not _torch.is_intercepted():
+                raise
+            raise RuntimeError(
+                f"state of parameter {self.name!r}: step() reads the count on the host, and a trace (make_fx) has put "
+                "a tensor without value in its place; trace tx.update, whose state is an argument, or leave the state "
+                "of the optimizer out of the arguments"
+            ) from error
 
     def set_count(self, count: int | Count) -> None:
         """Note the value of the state's tensor `step`, known from elsewhere."""

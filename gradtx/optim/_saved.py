@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from gradtx._conversion import converted
 from gradtx._sharding import is_sharded, undivided
 from gradtx._slots import kind_of
 from gradtx.codes import Codec
+from gradtx.optim._extra_keys import extra_keys, kept
 from gradtx.optim._form import check_slot
 
 REMEDY = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
@@ -28,6 +29,7 @@ def matched(
     first: Mapping[str, Tensor],
     strict: bool,
     codes: Mapping[str, Codec],
+    beside: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """A parameter's saved entry, in the dtypes, codes and on the devices of its first state.
 
@@ -38,14 +40,23 @@ def matched(
         first: The parameter's first state.
         strict: Whether a missing or unknown slot is an error.
         codes: The code of each coded slot.
+        beside: Keys that a wrapper has written into the present state.
+
+    Returns:
+        The state, with the extra keys of wrappers as they are.
 
     Raises:
-        ValueError: a slot is missing or unknown, or has another shape or kind.
+        ValueError: a slot is missing, unknown or another chain's, or has another shape or kind.
     """
-    if not param.is_complex():
-        return _matched(name, param, saved, first, strict, codes)
-    state = _matched(name, as_real(param.detach()), real_views(saved), real_views(first), strict, codes)
-    return {key: as_complex(value) if first[key].is_complex() else value for key, value in state.items()}
+    unknown = saved.keys() - first.keys()
+    extra = {*extra_keys(unknown), *unknown.intersection(beside)}
+    slots = {key: value for key, value in saved.items() if key not in extra}
+    if param.is_complex():
+        views = _matched(name, as_real(param.detach()), real_views(slots), real_views(first), strict, codes)
+        state = {key: as_complex(value) if first[key].is_complex() else value for key, value in views.items()}
+    else:
+        state = _matched(name, param, slots, first, strict, codes)
+    return {**state, **kept(saved, extra, param)}
 
 
 def _matched(
@@ -56,7 +67,7 @@ def _matched(
     strict: bool,
     codes: Mapping[str, Codec],
 ) -> dict[str, Tensor]:
-    """The same for a real parameter."""
+    """The same for a real parameter, without extra keys."""
     saved = converted(_in_our_words(saved, first), first, param.shape, codes)
     state: dict[str, Tensor] = {}
     for key, value in first.items():

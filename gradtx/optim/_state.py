@@ -112,6 +112,21 @@ class States:
             largest = max(largest, count.most if isinstance(count, Count) else count)
         return largest
 
+    def show_exactly(self) -> None:
+        """Show the numbers of schedules by the counts of devices, for which the host waits.
+
+        Where a device counts, a GradScaler may have skipped steps, and a CUDA graph may have repeated some.
+        """
+        if any(isinstance(member.count, Count) for member in self.members.by_param.values()):
+            for view in self.members.views:
+                view.show_exactly(self.exact_count)
+
+    def exact_count(self, entry: Entry | None = None) -> int:
+        """As `count`; where a device counts, the host waits for it."""
+        if self.members.clock_path(entry) is not None:
+            return self.count(entry)
+        return max((int(self.of(param).get("step", 0)) for param in self.members.by_param), default=0)
+
     # First states.
 
     @torch.no_grad()
@@ -145,6 +160,8 @@ class States:
                 leaves.append(leaf)
         assign_owners(leaves, members, self.members.replicas)
         initialize(leaves)
+        for path, values in run.new_shared.items():  # copies: a value may start as the tensor of a hyperparameter
+            run.new_shared[path] = {name: value.clone() for name, value in values.items()}
         first = FirstStates(view, {}, {})
         for leaf in leaves:
             layout = Layout.of(run, leaf)
@@ -244,6 +261,8 @@ class States:
         # By stage, since a link that was switched on may now be the first owner of a key.
         for owner, key in layout.owners().items():
             state[key] = old.get(old_keys.get(owner, ""), first[key])
+        for key in old.keys() - old_keys.values():  # those of wrappers
+            state.setdefault(key, old[key])
         self.by_param[member.param] = state
         member.layout = layout
 
@@ -313,7 +332,7 @@ def _are_prepared(members: list[Member], view: GroupView) -> bool:
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:
     """The flat state of a leaf after `initialize`."""
     run.memory.take([leaf.given[1]])
-    state = {"step": torch.zeros((), dtype=_step_dtype(), device=CPU)}
+    state = {"step": torch.tensor(0.0, dtype=_step_dtype(), device=CPU)}
     for path, keys in layout.slots.items():
         for slot, key in keys.items():
             state[key] = leaf.kept(run.memory.fresh(leaf.new[path][slot]))

@@ -99,6 +99,20 @@ def warn_of_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
             )
 
 
+def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
+    """Warn, once for each group, of a momentum that a scheduler cycles and that nothing reads."""
+    for view in views:
+        if view.ignores_cycle() and not view.expects_cycle:
+            view.expects_cycle = True
+            label = view.group.get("label")
+            which = "a group" if label is None else f"the group {label!r}"
+            warn_user(
+                f"{owner}: an LRScheduler cycles the momentum of {which}, where no link has a momentum or betas; its "
+                "rate follows the scheduler. cycle_momentum=False leaves all momenta as they are",
+                UserWarning,
+            )
+
+
 def warn_of_turned_signs(tx: GradientTransformation) -> None:
     """Warn of a learning rate, or a decay, that follows a learning rate on the same path: the step goes uphill."""
     turned = next(_turned(tx), None)

@@ -37,7 +37,12 @@ from gradtx.optim._scaling import Scaling
 from gradtx.optim._stages import RankSums, Seen, check_can_sum
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import Step
-from gradtx.optim._warnings import warn_of_engine_options, warn_of_misspelt, warn_of_two_schedules
+from gradtx.optim._warnings import (
+    warn_of_engine_options,
+    warn_of_misspelt,
+    warn_of_two_schedules,
+    warn_of_unread_cycles,
+)
 from gradtx.optim._workings import Workings
 
 if TYPE_CHECKING:
@@ -54,7 +59,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __init__(
         self,
         tx: GradientTransformation,
-        params: Any,
+        params: Any = None,
         *,
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
@@ -62,8 +67,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        **numbers: Any,
     ):
         owner = type(self).__name__
+        if numbers:
+            name = next(iter(numbers))
+            raise TypeError(
+                f"{owner}: takes no {name!r}: its numbers are those of a transformation. To make one like another "
+                "optimizer, write gradtx.as_optimizer(tx, params) with its transformation"
+            )
         check_transformation(owner, "tx", tx)
         offload = _offload_for(owner, state_device, tx)
         self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
@@ -153,8 +165,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if made is None:
             return
         for name, value in self.defaults.items():
-            if name not in ENGINE_OPTIONS and (name not in made or not is_same(value, made[name])):
-                group.setdefault(name, value)
+            if name in ENGINE_OPTIONS or (name in made and (value is made[name] or is_same(value, made[name]))):
+                continue
+            group.setdefault(name, value)
 
     def _as_torch_checks_it(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """A group after torch's checks, without torch's defaults, and not added yet."""
@@ -288,6 +301,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._check_released(extras)
         workings = self._up_to_date()
         warn_of_two_schedules(type(self).__name__, workings.members.views)
+        warn_of_unread_cycles(type(self).__name__, workings.members.views)
         scaling = Scaling.asked_of(self)
         if scaling is not None:
             if workings.members.rank_sums is not None:
@@ -420,7 +434,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _evaluated(self, workings: Workings) -> dict[Tensor, Tensor]:
         members, states = workings.members, workings.states
         states.refresh_all()
-        run, count = states.run(), states.count()
+        run, count = states.run(), states.exact_count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
         weights: dict[Tensor, Tensor] = {}
         for view in members.views:
@@ -446,6 +460,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if evaluation is None:
             with workings.at_state(writes=False):
                 workings.states.refresh_all()
+        workings.states.show_exactly()
         state_dict = self._state_dict_of_members()
         if evaluation is not None:
             evaluation.save(state_dict, self._params_in_order())

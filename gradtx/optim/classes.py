@@ -1,5 +1,7 @@
 """The torch optimizer of every alias of `gradtx.optimizers`; classes.pyi, which is generated, types their arguments."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import inspect
@@ -13,7 +15,7 @@ from torch import Tensor
 from gradtx import optimizers
 from gradtx._narrowing import is_list, is_sequence
 from gradtx.core import GradientTransformation, chain
-from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
+from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable, names_in_group
 from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim._workings import Workings
 from gradtx.optim.adapter import ChainOptimizer
@@ -25,6 +27,9 @@ FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
 NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "muon": {"ns_steps": lambda group: default_steps(group["ns_coefficients"])}
 }
+# What the constructor takes beyond the arguments of the alias, and the values that are off; process groups are not
+# among `defaults`, which are copied and pickled.
+ENGINE = {"compile": False, "seed": 0, "state_device": None, "capturable": False}
 COMPILE = "bool | str | Mapping[str, Any]"
 STATE_DEVICE = "torch.device | str | None"
 
@@ -81,18 +86,27 @@ class AliasOptimizer(ChainOptimizer):
         check_differentiable(engine_options)
         warn_of_engine_options(type(self).__name__, engine_options)
         seed = kwargs.pop("seed", 0) if self._seeded else 0
-        numbers = {name: _as_number(value) for name, value in kwargs.items()}
+        numbers = {self._argument_named(name): _as_number(value) for name, value in kwargs.items()}
         tx = self._alias(*map(_as_number, args), **numbers)
-        super().__init__(
-            tx,
-            params,
-            compile=compile,
-            seed=seed,
-            process_group=process_group,
-            sum_over=sum_over,
-            state_device=state_device,
-            capturable=bool(capturable),
-        )
+        engine: dict[str, Any] = {
+            "compile": compile,
+            "seed": seed,
+            "state_device": state_device,
+            "capturable": bool(capturable),
+        }
+        super().__init__(tx, params, process_group=process_group, sum_over=sum_over, **engine)
+        given = inspect.signature(self._alias).bind(*args, **numbers).arguments
+        given.update((name, value) for name, value in engine.items() if value != ENGINE[name])
+        self.defaults = _defaults_of(self._tx, given)
+        self._made_defaults = dict(self.defaults)
+
+    def _argument_named(self, key: str) -> str:
+        """The argument that groups and `defaults` show under a key, if they have another name for it."""
+        arguments = inspect.signature(self._alias).parameters
+        name = key.removeprefix(f"{self._alias.__name__}.")
+        if name == "lr" and "lr" not in arguments:
+            name = "max_lr"  # as groups call the only bound of a rate
+        return name if name in arguments else key
 
     def _up_to_date(self) -> Workings:
         workings = super()._up_to_date()
@@ -153,6 +167,26 @@ def _as_number(value: Any) -> Any:
     if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
         return value.reshape(())
     return value
+
+
+def _defaults_of(tx: GradientTransformation, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor by their names in groups, so that `type(opt)(params, **opt.defaults)` works.
+
+    Args:
+        tx: The transformation that the constructor made.
+        given: What the constructor was given; what is no hyperparameter is among the results, too.
+    """
+    defaults: dict[str, Any] = {}
+    hyperparameters: set[str] = set()
+    for name, entry in names_in_group(tx._entries()).items():
+        nodes, argument = entry.place
+        if not nodes:  # of the alias itself
+            defaults[name] = entry.value
+            hyperparameters.add(argument)
+    for name, value in given.items():
+        if name not in hyperparameters:
+            defaults[name] = value
+    return defaults
 
 
 def optimizer_class(alias: Any) -> type[AliasOptimizer]:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx._arguments import Schedule
-from gradtx._messages import describe
+from gradtx._messages import describe, schedule_remedy
 
 __all__ = ["as_lr_scheduler"]
 
@@ -87,7 +87,7 @@ def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule
     for i, one in enumerate(schedules):
         if not isinstance(one, Schedule):
             what = f"schedule[{i}]" if several else "schedule"
-            remedy = "; wrap it: gradtx.Schedule(...)" if callable(one) else ""
+            remedy = schedule_remedy(one)
             raise TypeError(f"as_lr_scheduler: {what} must be a gradtx.Schedule, got {describe(one)}{remedy}")
     groups = len(optimizer.param_groups)
     if several and len(schedules) != groups:

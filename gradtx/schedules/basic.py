@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
-from gradtx._messages import describe
+from gradtx._messages import describe, schedule_remedy
 from gradtx.schedules._factory import schedule
 
 __all__ = [
@@ -366,7 +366,9 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
         raise ValueError("join_schedules: needs at least one schedule")
     for i, part in enumerate(schedules):
         if not isinstance(part, Schedule):
-            raise TypeError(f"join_schedules: schedules[{i}] must be a gradtx.Schedule, got {describe(part)}")
+            raise TypeError(
+                f"join_schedules: schedules[{i}] must be a gradtx.Schedule, got {describe(part)}{schedule_remedy(part)}"
+            )
     if len(milestones) != len(schedules) - 1:
         raise ValueError(
             f"join_schedules: {len(schedules)} schedules need {len(schedules) - 1} milestones, got {len(milestones)}"

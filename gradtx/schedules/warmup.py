@@ -14,7 +14,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
-from gradtx._messages import describe
+from gradtx._messages import describe, schedule_remedy
 from gradtx.context import bias_correction
 from gradtx.schedules._factory import schedule
 from gradtx.transforms._math import rectification_at
@@ -276,7 +276,10 @@ def proportion_schedule(
     Source: Zhuang et al. 2022, arXiv:2203.08065; juntang-zhuang/GSAM, ProportionScheduler.
     """
     if not isinstance(lr_schedule, Schedule):
-        raise TypeError(f"proportion_schedule: lr_schedule must be a gradtx.Schedule, got {describe(lr_schedule)}")
+        raise TypeError(
+            f"proportion_schedule: lr_schedule must be a gradtx.Schedule, got {describe(lr_schedule)}"
+            f"{schedule_remedy(lr_schedule)}"
+        )
 
     def value(step: Tensor) -> Tensor:
         span: Any = max_lr - min_lr

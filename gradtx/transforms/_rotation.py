@@ -236,7 +236,7 @@ class RotatedView(View):
         return value.reshape(self._whole) if value.shape == self._shape else value
 
     def renewed(self, kind: str, value: Tensor) -> Tensor:
-        if kind != "square" or self._orders is None:
+        if kind != "square" or self._orders is None or value.ndim == 0:  # one mean has no order
             return value
         inside = value.reshape(self._shape) if value.shape == self._whole else value
         return permuted(inside, self._dims, self._orders).reshape(value.shape)

@@ -385,3 +385,14 @@ def test_links_inside_may_keep_wider_state_than_the_leaf(around, dtype):
     for name, param in of_optimizer.items():
         torch.testing.assert_close(param.detach(), params[name])
         torch.testing.assert_close(params[name].double(), exact[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4)])
+def test_a_mean_of_squares_over_a_whole_leaf_has_no_order_to_follow(shape):
+    """Amos keeps one number for a vector; the bases of the leaf are sorted again in every second step."""
+    tx, params = gradtx.rotated(gradtx.amos(), precondition_frequency=2), {"w": torch.ones(shape)}
+    state = tx.init(params)
+    for t in range(5):
+        grads = {"w": torch.sin(torch.arange(params["w"].numel()) + t + 1.0).reshape(shape)}
+        updates, state = tx.update(grads, state, params)
+        assert updates["w"].isfinite().all()

@@ -397,6 +397,9 @@ def test_a_hyperparameter_is_no_attribute():
         "adamW": "module 'gradtx' has no attribute 'adamW'; did you mean 'adamw'?",
         "warmup_cosine": "module 'gradtx' has no attribute 'warmup_cosine'; did you mean 'warmup_cosine_schedule'?",
         "SGDW": "gradtx has no 'SGDW'; here it is: gradtx.optim.SGDW",
+        "FusedAdam": "gradtx has no 'FusedAdam'; here it is: gradtx.optim.AdamW(params, compile=True)",
+        "StepLR": "gradtx has no 'StepLR'; here it is: torch's works with optimizers of gradtx: "
+        "torch.optim.lr_scheduler.StepLR",
         "quux": "module 'gradtx' has no attribute 'quux'",
         "_quux": "module 'gradtx' has no attribute '_quux'",
     }.items(),
@@ -404,6 +407,32 @@ def test_a_hyperparameter_is_no_attribute():
 def test_an_unknown_name_of_the_library_says_which_is_meant(name, message):
     with pytest.raises(AttributeError, match=matching(message)):
         getattr(gradtx, name)
+
+
+def test_a_scheduler_of_torch_is_no_rate_and_the_error_says_how_to_use_it():
+    params = [torch.nn.Parameter(torch.zeros(2))]
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(params, lr=0.1), 3)
+    rest = (
+        "; a scheduler of torch writes into param_groups: make the optimizer with a number, then StepLR(optimizer, ..."
+    )
+    for call in (
+        lambda: gradtx.adamw(lr=scheduler),
+        lambda: gradtx.optim.AdamW(params, lr=scheduler),
+        lambda: gradtx.optim.AdamW([{"params": params, "lr": scheduler}]),
+        lambda: gradtx.create_optimizer(params, "adamw", lr=scheduler),
+    ):
+        with pytest.raises(TypeError, match="adamw: lr must be a number") as e:
+            call()
+        assert rest in str(e.value)
+        assert " object at 0x" not in str(e.value)
+    for call in (
+        lambda: gradtx.as_lr_scheduler(scheduler.optimizer, scheduler),
+        lambda: gradtx.join_schedules([scheduler, scheduler], [1]),
+        lambda: gradtx.sgd(lr=torch.optim.lr_scheduler.StepLR),
+    ):
+        with pytest.raises(TypeError) as e:
+            call()
+        assert rest in str(e.value)
 
 
 @pytest.mark.parametrize("number", [torch.tensor(1j), torch.tensor(True)], ids=["complex", "bool"])

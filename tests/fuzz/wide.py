@@ -1,7 +1,7 @@
 """Random chains with closures, blocks, projections, rotations and coded state: all ways to run them agree.
 
 The chains of `chains` are drawn from few combinators, and each way is run on all of them; here are the others, in
-float32, float64 and bfloat16, with released gradients as a further way. A case is its seed.
+float32, float64 and bfloat16, with released gradients and captured steps as further ways. A case is its seed.
 
 Bases of eigenvectors and whitening magnify rounding: where moments have not full rank, the last bit of a gradient
 moves entries by a hundredth, even in float64. So does `restart(low_rank(chain(clip_by_global_norm, kl_soap)))`: of 400
@@ -12,6 +12,8 @@ faults: a difference is a fault if it is far above what a change of all gradient
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
 import warnings
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from gradtx import GradientTransformation, chain, optimizers
 from tests.fuzz import chains
 from tests.fuzz.chains import STEPS, TREES, Gradients, Maker, check_resumed, check_same, drawn_tensors, normal
 from tests.optim.problems import assert_equal, saved_and_loaded
+from tests.optim.tape import Tape
 
 MORE_TREES: list[Callable[[], Any]] = [
     *TREES,
@@ -34,6 +37,7 @@ MORE_TREES: list[Callable[[], Any]] = [
     lambda: {"experts": (3, 4, 5), "none": (0,), "w": (6, 2), "s": ()},
     lambda: {"w": (40, 33), "b": (40,), "body": [(8, 8), (1, 8)]},
 ]
+RECORDED = 3  # the step that a tape repeats
 CODES = ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic", torch.bfloat16, torch.float32, torch.float64]
 ALIASES = sorted(optimizers.__all__)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -184,6 +188,8 @@ def drawn_case(seed: int) -> Case:
     if "max_logits" in tx.needs:
         extras = [{"max_logits": {"layer": draw((1,)).float().abs() * 4}} for _ in range(STEPS)]
     takes_closure = bool({"grad_fn", "value_fn", "value"} & set(tx.needs))
+    if takes_closure:  # a closure that leaves no gradient at all is refused by links that call it again
+        gradients = [step if present(step) else dict(params) for step in gradients]
     return Case(tx, params, gradients, extras, takes_closure)
 
 
@@ -250,6 +256,22 @@ class Adapted(chains.Adapted):
             return loss_of(values, names)
 
         return closure
+
+    def give_in_place(self, i: int) -> None:
+        """Write the gradients of a step into the tensors of the step before."""
+        for name, param in self.named.items():
+            gradient = self.case.gradients[i][name]
+            if param.grad is None:
+                param.grad = gradient.clone()
+            else:
+                param.grad.copy_(gradient)
+
+    def places(self) -> list[tuple[str, int]]:
+        """Where the tensors of the state are."""
+        places: list[tuple[str, int]] = []
+        for state in self.optimizer.state.values():
+            places.extend((key, tensor.data_ptr()) for key, tensor in state.items())
+        return places
 
     def released_steps(self) -> dict[str, Tensor]:
         """Steps during backward."""
@@ -341,6 +363,51 @@ def check_released(case: Case) -> None:
     check_same(released.optimizer, expected.optimizer, "released gradients")
 
 
+def check_captured(case: Case) -> bool:
+    """Steps with `capturable=True`, over lists and leaf by leaf, resumed, and repeated as by a CUDA graph."""
+    try:
+        captured = Adapted(case, capturable=True)
+    except ValueError:  # a link needs the host
+        return True
+    sensitivity = Sensitivity(case, functional(case))
+    near = sensitivity.check(captured.steps(), "capturable against pure use")
+    with LeafByLeaf():
+        near = sensitivity.check(Adapted(case, capturable=True).steps(), "capturable leaf by leaf") and near
+    check_resumed(Adapted(case, capturable=True), Adapted(case, capturable=True))
+    return (case.takes_closure or any(case.extras) or check_repeated(with_all_gradients(case))) and near
+
+
+def check_repeated(case: Case) -> bool:
+    """A recorded step that is repeated, and tensors that stay in their places."""
+    repeated, stepping = Adapted(case, capturable=True), Adapted(case, capturable=True)
+    places: list[Any] = []
+    tape = Tape()
+    for i in range(STEPS):
+        stepping.give_in_place(i)
+        repeated.give_in_place(i)
+        stepping.optimizer.step()
+        places.append(stepping.places())
+        if RECORDED < i < STEPS - 1:
+            tape.replay()
+            continue
+        with tape if i == RECORDED else contextlib.nullcontext():
+            repeated.optimizer.step()
+    assert all(place == places[1] for place in places[1:]), "a tensor of the state has changed its place"
+    return Sensitivity(case, stepping.values()).check(repeated.values(), "repeated steps")
+
+
+def with_all_gradients(case: Case) -> Case:
+    """The case with zeros in place of missing gradients: a graph is for one set of gradients."""
+    gradients: Gradients = []
+    for step in case.gradients:
+        complete = {name: step[name] for name in case.params}
+        for name, param in case.params.items():
+            if complete[name] is None:
+                complete[name] = torch.zeros_like(param)
+        gradients.append(complete)
+    return dataclasses.replace(case, gradients=gradients)
+
+
 def check_resumed_purely(case: Case) -> None:
     """The state of pure use through a file in the middle."""
     if case.takes_closure:
@@ -370,4 +437,5 @@ def run(seed: int) -> str:
         check_resumed(Adapted(case), Adapted(case))
         check_resumed_purely(case)
         check_released(case)
+        near = check_captured(case) and near
     return "passed" if near else "sensitive"

@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
 from gradtx.optim import _capture
@@ -13,6 +11,7 @@ from gradtx.optim._scaling import Count
 from gradtx.optim._workings import Workings
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, parameters, values
+from tests.optim.tape import Tape
 
 ON_HOST = {"whole tree", "plain functions", "random"}  # links that read values or counts
 REPEATABLE = {name: tx for name, tx in CHAINS.items() if name not in ON_HOST}
@@ -25,27 +24,6 @@ class NoCountIsRead(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             assert args[0].dtype != torch.int64
         return func(*args, **(kwargs or {}))
-
-
-class Tape(TorchDispatchMode):
-    """Records operations, and runs them again on the same memory, with the same numbers: what a CUDA graph does."""
-
-    def __init__(self):
-        super().__init__()
-        self._calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func.namespace != "profiler":
-            self._calls.append((func, args, kwargs or {}, out))
-        return out
-
-    def replay(self):
-        for func, args, kwargs, out in self._calls:
-            again = func(*args, **kwargs)
-            for old, new in zip(_pytree.tree_leaves(out), _pytree.tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
 
 
 @pytest.fixture
@@ -254,3 +232,77 @@ def test_state_of_a_capturable_run_continues_in_torch_and_back():
     again.load_state_dict(theirs.state_dict())
     trained(again, params, range(3, 5))
     assert {float(state["step"]) for state in again.state.values()} == {5.0}
+
+
+@pytest.mark.parametrize("tx", [gradtx.dowg(eps=1e-2), gradtx.prodigy(d0=1e-2)], ids=["dowg", "prodigy"])
+def test_a_shared_value_that_starts_as_a_hyperparameter_does_not_write_into_it(tx, device_counts):
+    assert_repeats(tx)
+    params, start = parameters(), torch.tensor(1e-2, dtype=torch.float64)
+    name = "eps" if "eps" in tx.hyperparams and "d0" not in tx.hyperparams else "d0"
+    optimizer = gradtx.optim.ChainOptimizer(tx.replace(**{name: start}), list(params.items()), capturable=True)
+    for t in range(3):
+        give_gradients(params, t)
+        optimizer.step()
+    assert optimizer.param_groups[0][name] == 1e-2
+    assert start == 1e-2
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.adamw(lr=gradtx.warmup_cosine_schedule(t_max=11, max_lr=1e-2, warmup_steps=3)),
+        gradtx.accumulate(gradtx.sgd(lr=gradtx.linear_schedule(0.1, total_iters=9)), every=2),
+    ],
+    ids=["of the optimizer's clock", "of an inner clock"],
+)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_schedule_goes_on_after_a_checkpoint_whose_steps_a_graph_has_repeated(tx, capturable, device_counts):
+    (captured, params), (twin, expected) = pair(tx)
+    for t in range(7):
+        give_gradients(params, t)
+        give_gradients(expected, t)
+        twin.step()
+        if t == 3:
+            with Tape() as tape:
+                captured.step()
+        elif t > 3:
+            tape.replay()
+        else:
+            captured.step()
+    assert captured.state_dict()["param_groups"] == twin.state_dict()["param_groups"]
+    again = gradtx.optim.ChainOptimizer(tx, list(params.items()), capturable=capturable)
+    again.load_state_dict(captured.state_dict())
+    for t in range(7, 12):
+        give_gradients(params, t)
+        give_gradients(expected, t)
+        again.step()
+        twin.step()
+    assert_close(params.values(), expected.values(), 1e-13)
+
+
+def test_a_number_that_was_written_over_a_schedule_stays_in_a_checkpoint(device_counts):
+    params = parameters()
+    optimizer = gradtx.optim.SGD(list(params.items()), lr=gradtx.linear_schedule(0.1, total_iters=9), capturable=True)
+    for t in range(3):
+        give_gradients(params, t)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.5
+
+
+def test_weights_to_evaluate_with_follow_the_count_of_the_device(device_counts):
+    momentum = gradtx.linear_schedule(0.9, total_iters=9)
+    (captured, params), (twin, expected) = pair(gradtx.schedule_free_sgd(0.1, momentum=momentum))
+    for t in range(8):
+        give_gradients(params, t)
+        give_gradients(expected, t)
+        twin.step()
+        if t == 3:
+            with Tape() as tape:
+                captured.step()
+        elif t > 3:
+            tape.replay()
+        else:
+            captured.step()
+    with captured.eval_params(), twin.eval_params():
+        assert_close(params.values(), expected.values(), 1e-13)

@@ -97,6 +97,45 @@ def test_an_unknown_argument_is_an_error_with_a_suggestion():
         gradtx.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], weight_deccay=0.1)
 
 
+@pytest.mark.parametrize("name", ALIASES)
+def test_the_defaults_of_an_optimizer_make_another_like_it(name):
+    """Trainers and torch's own code write `type(opt)(params, **opt.defaults)`."""
+    cls, param, options = getattr(gradtx.optim, name), torch.nn.Parameter(torch.ones(3, 3)), example(ALIASES[name])
+    others = [{}]
+    arguments = inspect.signature(cls).parameters
+    if "lr" in arguments and "relative_step" not in arguments:
+        others.append({"lr": gradtx.Schedule(lambda step: 0.1 / (1 + step))})
+    if cls([param], **options).state[param].keys() != {"step"}:
+        others.append({"state_dtype": torch.float64})
+    for other in others:
+        optimizer = cls([param], **{**options, **other})
+        again = type(optimizer)([param], **optimizer.defaults)
+        assert repr(again._tx) == repr(optimizer._tx)
+        assert again.defaults == optimizer.defaults
+
+
+def test_the_defaults_of_an_optimizer_hold_options_that_no_group_shows():
+    params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, 3))]
+    for given in ({"fallback": gradtx.adamw(1e-3)}, {"fallback": gradtx.sgd(0.5), "compile": True, "capturable": True}):
+        for some in (params, params[:1], params[::-1]):
+            optimizer = gradtx.optim.Muon(some, lr=0.02, momentum=0.8, **given)
+            assert {**optimizer.defaults, **given, "lr": 0.02, "momentum": 0.8} == optimizer.defaults
+            again = type(optimizer)(some, **optimizer.defaults)
+            assert repr(again) == repr(optimizer)
+            assert again.defaults == optimizer.defaults
+    optimizer = gradtx.optim.AdamW([("w", params[0])], mask="w")
+    assert optimizer.defaults["mask"] == "w"
+    optimizer.add_param_group({"params": [("late", params[1])]})
+    assert "mask" not in optimizer.param_groups[1]
+
+
+def test_a_chain_cannot_be_made_of_the_defaults_of_an_optimizer_and_the_error_says_what_to_write():
+    params = [torch.nn.Parameter(torch.ones(3))]
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.clip_by_value(1.0), gradtx.adamw()), params)
+    with pytest.raises(TypeError, match=r"^ChainOptimizer: takes no '\w+'.*write gradtx.as_optimizer\(tx, params\)"):
+        type(optimizer)(params, **optimizer.defaults)
+
+
 def test_repr_shows_the_class_and_every_hyperparameter_of_every_group():
     params = parameters()
     text = repr(gradtx.optim.SGD(params.values(), lr=gradtx.linear_schedule(0.5, start_factor=0.5), momentum=0.9))

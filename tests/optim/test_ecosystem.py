@@ -213,3 +213,43 @@ def test_make_fx_traces_a_step(name):
     by_hand(gradients[1])
     assert torch.equal(traced, plain)  # the step that was traced was taken, too
     assert not torch.equal(traced, kept)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_make_fx_traces_an_optimizer_that_is_made_inside_as_it_does_torchs(name, mode):
+    def trained(module, value, gradient):
+        param = value.detach().clone().requires_grad_()
+        optimizer = getattr(module, name)([param], lr=0.1)
+        param.grad = gradient
+        optimizer.step()
+        optimizer.step()
+        return param.detach()
+
+    start, other = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])
+    graph = make_fx(lambda *given: trained(gradtx.optim, *given), tracing_mode=mode)(start, torch.ones(2))
+    assert_close([graph(start, other)], [trained(torch.optim, start, other)], 1e-6)
+
+
+def test_make_fx_over_the_state_of_an_optimizer_says_to_trace_the_pure_update():
+    """torch's AdamW raises there, too: it reads the count as well."""
+    param = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = gradtx.optim.AdamW([param])
+    param.grad = torch.ones(2)
+    optimizer.step()
+    state = optimizer.state[param]
+
+    def step(count):
+        state["step"] = count
+        optimizer.step()
+        return param.detach()
+
+    with pytest.raises(RuntimeError, match=r"^state of parameter '0': step\(\) reads the count .*trace tx\.update"):
+        make_fx(step)(torch.tensor(1.0))
+
+    tx, params = gradtx.adamw(), {"w": torch.tensor([1.0, -2.0])}
+    update = make_fx(lambda grad, state: tx.update({"w": grad}, state, params))
+    graph = update(torch.ones(2), tx.init(params))
+    expected, _ = tx.update({"w": torch.tensor([3.0, 0.1])}, tx.init(params), params)
+    updates, _ = graph(torch.tensor([3.0, 0.1]), tx.init(params))
+    assert_close(updates.values(), expected.values(), 1e-6)

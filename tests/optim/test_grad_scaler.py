@@ -318,3 +318,22 @@ def test_a_grad_scaler_unscales_before_clipping():
     scaler.step(optimizer)
     moved = torch.cat([(param.detach() - old).flatten() for param, old in zip(params.values(), before, strict=True)])
     assert_close([moved.norm()], [torch.tensor(1e-4)], 1e-3)  # differences of float32 weights of size 1
+
+
+def test_a_schedule_goes_on_after_a_checkpoint_though_the_host_does_not_know_of_skipped_steps(monkeypatch):
+    monkeypatch.setattr(_scaling.Count, "most", property(lambda count: count.bound))  # as on another device
+    tx = gradtx.sgd(lr=gradtx.linear_schedule(0.1, total_iters=9))
+    param, twin = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    optimizer, expected = gradtx.as_optimizer(tx, [param]), gradtx.as_optimizer(tx, [twin])
+    for t in range(8):
+        param.grad = torch.full_like(param, math.inf if t in BAD else SCALE)
+        if t == 5:
+            saved = optimizer.state_dict()
+            optimizer = gradtx.as_optimizer(tx, [param])
+            optimizer.load_state_dict(saved)
+        with scaler(optimizer, t in BAD):
+            optimizer.step()
+        if t not in BAD:
+            twin.grad = torch.ones_like(twin)
+            expected.step()
+    assert_close([param], [twin], 1e-13)

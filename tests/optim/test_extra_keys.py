@@ -1,0 +1,142 @@
+"""Keys that wrappers write into `optimizer.state`, as timm's Lookahead does, are kept as by torch.optim."""
+
+import copy
+
+import pytest
+import torch
+
+import gradtx
+from gradtx.optim._extra_keys import extra_keys
+from tests.conformance import plain_cases
+from tests.optim.problems import assert_close, descend, parameters, unchanged
+
+
+class Lookahead:
+    """Keeps its slow weights in the state of the optimizer that it wraps."""
+
+    def __init__(self, base, every=3):
+        self.base = base
+        self._every = every
+
+    def run(self, params, steps, start=0):
+        for t in range(start, start + steps):
+            descend(self.base, params, 1, start=t)
+            if (t + 1) % self._every == 0:
+                self._synchronize(params)
+
+    @torch.no_grad()
+    def _synchronize(self, params):
+        for param in params.values():
+            slow = self.base.state[param].setdefault("lookahead_slow_buff", param.detach().clone())
+            slow.lerp_(param, 0.5)
+            param.copy_(slow)
+
+
+OPTIMIZERS = {"AdamW": {"lr": 0.1}, "SGD": {"lr": 0.1}, "RMSprop": {"lr": 0.01, "centered": True}}
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_wrapper_that_keeps_tensors_in_the_state_resumes_as_around_torchs_optimizer(name, anew):
+    def run(module):
+        params = parameters()
+        optimizer = getattr(module, name)(params.values(), **OPTIMIZERS[name])
+        Lookahead(optimizer).run(params, 7)
+        saved = copy.deepcopy(optimizer.state_dict())
+        if anew:
+            optimizer = getattr(module, name)(params.values(), **OPTIMIZERS[name])
+        if anew and module is gradtx.optim:
+            with pytest.warns(UserWarning, match=f"^{name}: the loaded state has 'lookahead_slow_buff', .* keeps it"):
+                optimizer.load_state_dict(saved)
+        else:
+            optimizer.load_state_dict(saved)  # warnings are errors here
+        Lookahead(optimizer).run(params, 7, start=7)
+        assert saved["state"].keys() == optimizer.state_dict()["state"].keys()
+        return params.values(), [optimizer.state[param]["lookahead_slow_buff"] for param in params.values()]
+
+    weights, slow = run(gradtx.optim)
+    expected_weights, expected_slow = run(torch.optim)
+    assert_close(weights, expected_weights, 1e-12)
+    assert_close(slow, expected_slow, 1e-12)
+
+
+def test_extra_keys_are_loaded_in_the_dtype_of_the_parameter_as_by_torch():
+    for module in (gradtx.optim, torch.optim):
+        param = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+        optimizer = module.Adam([param])
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        optimizer.state[param].update(slow=1.5, fast_buffer=torch.ones(2))
+        saved = optimizer.state_dict()
+        optimizer.load_state_dict(copy.deepcopy(saved))
+        assert optimizer.state[param]["fast_buffer"].dtype == torch.bfloat16
+
+
+def test_extra_keys_stay_when_a_parameter_gets_another_chain():
+    params = parameters()
+    first, *others = params.values()
+    optimizer = gradtx.optim.SGD([{"params": [first], "momentum": 0.9}, {"params": others}], lr=0.1)
+    descend(optimizer, params, 2)
+    buffer = optimizer.state[first]["slow_buffer"] = torch.ones(1)
+    optimizer.param_groups[1]["params"].append(optimizer.param_groups[0]["params"].pop())
+    descend(optimizer, params, 2, start=2)
+    assert "momentum_buffer" not in optimizer.state[first]
+    assert optimizer.state[first]["slow_buffer"] is buffer
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key"),
+    [
+        ("Adam", {}, "exp_avg"),
+        ("Adagrad", {}, "sum"),
+        ("RMSprop", {}, "square_avg"),
+        ("Adadelta", {}, "acc_delta"),
+        ("Rprop", {}, "prev"),
+        ("NAdam", {}, "mu_product"),
+    ],
+)
+def test_a_checkpoint_of_another_class_is_refused_where_ours_keeps_nothing(name, options, key):
+    params = parameters()
+    theirs = getattr(torch.optim, name)(params.values(), **options)
+    descend(theirs, params, 2)
+    saved = theirs.state_dict()
+    saved["param_groups"] = gradtx.optim.SGD(params.values()).state_dict()["param_groups"]
+    optimizer = gradtx.optim.SGD(params.values())
+    with unchanged(optimizer), pytest.raises(ValueError, match="which this chain does not keep"):
+        optimizer.load_state_dict(saved)
+
+
+def test_no_slot_of_a_link_is_an_extra_key():
+    keys = set()
+    for case in plain_cases():
+        optimizer = gradtx.optim.ChainOptimizer(case.make(), [("w", torch.nn.Parameter(torch.ones(4, 4)))])
+        keys.update(*optimizer.state.values())
+    assert len(keys) > 100
+    assert extra_keys(keys - {"step"}) == []
+    assert extra_keys(["slow_buffer", "lookahead_slow_buff"]) == ["slow_buffer", "lookahead_slow_buff"]
+
+
+OTHERS = {
+    "lion": gradtx.lion(),
+    "prodigy": gradtx.prodigy(),
+    "adan": gradtx.adan(),
+    "schedule_free_adamw": gradtx.schedule_free_adamw(),
+    "soap": gradtx.soap(),
+    "average": gradtx.chain(gradtx.sgd(), gradtx.average(0.9)),
+    "lookahead": gradtx.chain(gradtx.sgd(), gradtx.lookahead()),
+    "ema": gradtx.chain(gradtx.ema(0.9), gradtx.sgd()),
+    "int8": gradtx.chain(gradtx.ema(0.9, state_dtype="int8"), gradtx.sgd()),
+    "accumulate": gradtx.accumulate(gradtx.sgd(), 2),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_state_of_links_that_are_not_in_the_chain_is_refused(name):
+    params = parameters()
+    saved = gradtx.as_optimizer(OTHERS[name], params.values()).state_dict()
+    optimizer = gradtx.optim.SGD(params.values())
+    saved["param_groups"] = optimizer.state_dict()["param_groups"]
+    with unchanged(optimizer), pytest.raises(ValueError, match="which this chain does not keep"):
+        optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(saved, strict=False)
+    assert {key for entry in optimizer.state.values() for key in entry} == {"step"}
