@@ -84,7 +84,9 @@ def _factors(factorize: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> li
 
 def _is_finite(x: Tensor) -> bool:
     """Whether all entries are, where the host can read that."""
-    return not _torch.readable(x) or bool(x.isfinite().all())
+    if not _torch.readable(x) or bool(x.sum().isfinite()):
+        return True
+    return bool(x.isfinite().all())  # a sum may overflow
 
 
 def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None) -> Tensor:
@@ -148,10 +150,11 @@ def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
 
 def orthonormal(x: Tensor) -> Tensor:
     """Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
+    if not differentiable():
+        (basis,) = _factors(_orthonormal_factor, x)
+        return basis.contiguous()
     basis, upper = _factors(torch.linalg.qr, x.detach())
     basis = basis.contiguous()
-    if not differentiable():
-        return basis
     diagonal = upper.diagonal()
     small = diagonal.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * (upper.abs().amax() if upper.numel() else 0.0)
     regular = upper + torch.diag(torch.where(small, 1.0 - diagonal, 0.0))
@@ -162,6 +165,14 @@ def orthonormal(x: Tensor) -> Tensor:
     inside = basis @ (below - below.mT)
     outside = moved - basis @ change  # out of the space of the columns, 0 for a square matrix
     return basis + inside + (outside if x.shape[-2] > x.shape[-1] else 0.0)
+
+
+def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:
+    """Q alone, by the steps of `torch.linalg.qr`, which would also copy the triangle of R."""
+    if not _torch.readable(x):  # torch has no shapes of these steps for a tracer
+        return (torch.linalg.qr(x).Q,)
+    reflectors, factors = torch.geqrf(x)
+    return (torch.linalg.householder_product(reflectors, factors),)
 
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:
