@@ -121,7 +121,7 @@ class Spec:
         self._shared = options.get("shared", {})
         self.summed = options.get("summed", {})
         self.kinds = _checked_kinds(self.name, options.get("kinds", {}))
-        self._averages = options.get("averages", _no_averages)
+        self.averages = options.get("averages", _no_averages)
         self._nonnegative = options.get("nonnegative", ())
         # How it computes.
         self.elementwise = options.get("elementwise", False)
@@ -180,7 +180,7 @@ class Spec:
             readable=_are_readable(arguments),
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
-            averages=self._averages(arguments),
+            averages=self.averages(arguments),
             summed={name: finish for name, finish in self.summed.items() if name in shared},
             sums_of_leaf=self._sums_of_leaf,
             whole=whole if isinstance(whole, bool | str) else True,

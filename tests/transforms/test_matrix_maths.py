@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from gradtx.transforms import _matrix
+from gradtx.transforms._math import blended
 
 
 def rand(*shape, seed=0):
@@ -131,3 +132,34 @@ def test_newton_schulz_makes_the_rows_or_columns_orthogonal(shape):
     square = x.mT @ x if shape[-2] > shape[-1] else x @ x.mT
     eye = torch.eye(square.shape[-1], dtype=x.dtype).expand_as(square)
     torch.testing.assert_close(square, eye)
+
+
+@pytest.mark.parametrize("weight", [0.25, torch.tensor(0.25, dtype=torch.float64)], ids=["number", "tensor"])
+def test_a_blend_is_that_of_its_formula_also_in_a_batch_and_in_its_derivative(weight):
+    old, new = rand(3, 4), rand(3, 4, seed=1)
+    torch.testing.assert_close(blended(old, new, weight), 0.75 * old + 0.25 * new, rtol=1e-15, atol=1e-15)
+    assert blended(old.float(), new.float(), weight).dtype == torch.float32
+    weights = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    batch = torch.vmap(lambda w: blended(old, new, w))(weights)
+    torch.testing.assert_close(batch[1], (old + new) / 2, rtol=1e-15, atol=1e-15)
+    slope = torch.func.grad(lambda w: blended(old, new, w).sum())(weights[0])
+    torch.testing.assert_close(slope, (new - old).sum())
+
+
+def test_a_blend_with_a_small_weight_keeps_its_digits_in_single_precision():
+    weight = 1 - torch.tensor(0.999, dtype=torch.float64)  # 1 - 0.999 in float32 would be 1e-5 off
+    result = blended(torch.zeros(1), torch.ones(1), weight)
+    torch.testing.assert_close(result.double(), weight.reshape(1), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (1, 1), (4, 0), (0, 0)], ids=str)
+def test_an_orthonormal_factor_is_that_of_a_whole_decomposition(shape):
+    x = rand(*shape)
+    with torch.no_grad():
+        assert torch.equal(_matrix.orthonormal(x), torch.linalg.qr(x).Q)
+
+
+def test_what_is_large_counts_as_finite_though_its_sum_is_not():
+    assert _matrix._is_finite(torch.full((4,), 3e38))
+    assert not _matrix._is_finite(torch.tensor([1.0, torch.inf]))
+    assert not _matrix._is_finite(torch.tensor([1.0, torch.nan]))
