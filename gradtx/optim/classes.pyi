@@ -178,6 +178,7 @@ class ADOPT(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ASGD(AliasOptimizer):
@@ -199,6 +200,7 @@ class ASGD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class BCOS(AliasOptimizer):
@@ -223,6 +225,7 @@ class BCOS(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class CAME(AliasOptimizer):
@@ -244,6 +247,7 @@ class CAME(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class COCOB(AliasOptimizer):
@@ -263,6 +267,7 @@ class COCOB(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class FOCUS(AliasOptimizer):
@@ -283,6 +288,7 @@ class FOCUS(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class FTRL(AliasOptimizer):
@@ -304,6 +310,7 @@ class FTRL(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class KLSOAP(AliasOptimizer):
@@ -322,6 +329,7 @@ class KLSOAP(AliasOptimizer):
         merge_dims: bool = False,
         correct_bias: bool = True,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
@@ -329,6 +337,7 @@ class KLSOAP(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class LARS(AliasOptimizer):
@@ -354,6 +363,7 @@ class LARS(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class LBFGS(AliasOptimizer):
@@ -375,6 +385,7 @@ class LBFGS(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class MADGRAD(AliasOptimizer):
@@ -396,6 +407,7 @@ class MADGRAD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class MARS(AliasOptimizer):
@@ -423,6 +435,7 @@ class MARS(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class MSVAG(AliasOptimizer):
@@ -440,6 +453,7 @@ class MSVAG(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class NAMO(AliasOptimizer):
@@ -467,6 +481,7 @@ class NAMO(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class PID(AliasOptimizer):
@@ -489,6 +504,7 @@ class PID(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class PNM(AliasOptimizer):
@@ -509,6 +525,7 @@ class PNM(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class QHM(AliasOptimizer):
@@ -530,6 +547,7 @@ class QHM(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SGD(AliasOptimizer):
@@ -551,6 +569,7 @@ class SGD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SGDP(AliasOptimizer):
@@ -575,6 +594,7 @@ class SGDP(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SGDS(AliasOptimizer):
@@ -596,6 +616,7 @@ class SGDS(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SGDW(AliasOptimizer):
@@ -617,6 +638,7 @@ class SGDW(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SM3(AliasOptimizer):
@@ -636,6 +658,7 @@ class SM3(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SOAP(AliasOptimizer):
@@ -656,6 +679,7 @@ class SOAP(AliasOptimizer):
         normalize_gradient: bool = False,
         correct_bias: bool = True,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
@@ -663,6 +687,7 @@ class SOAP(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SPAM(AliasOptimizer):
@@ -687,6 +712,7 @@ class SPAM(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SRMM(AliasOptimizer):
@@ -706,6 +732,7 @@ class SRMM(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SWATS(AliasOptimizer):
@@ -728,6 +755,7 @@ class SWATS(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class TAM(AliasOptimizer):
@@ -749,6 +777,7 @@ class TAM(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class A2Grad(AliasOptimizer):
@@ -768,6 +797,7 @@ class A2Grad(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ACProp(AliasOptimizer):
@@ -791,6 +821,7 @@ class ACProp(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AccSGD(AliasOptimizer):
@@ -812,6 +843,7 @@ class AccSGD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdEMAMix(AliasOptimizer):
@@ -835,6 +867,7 @@ class AdEMAMix(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaBelief(AliasOptimizer):
@@ -860,6 +893,7 @@ class AdaBelief(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaBound(AliasOptimizer):
@@ -885,6 +919,7 @@ class AdaBound(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaFactor(AliasOptimizer):
@@ -910,6 +945,7 @@ class AdaFactor(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaGC(AliasOptimizer):
@@ -934,6 +970,7 @@ class AdaGC(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaHessian(AliasOptimizer):
@@ -957,6 +994,7 @@ class AdaHessian(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -980,6 +1018,7 @@ class AdaMod(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaMuon(AliasOptimizer):
@@ -1009,6 +1048,7 @@ class AdaMuon(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaNorm(AliasOptimizer):
@@ -1033,6 +1073,7 @@ class AdaNorm(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaPNM(AliasOptimizer):
@@ -1055,6 +1096,7 @@ class AdaPNM(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaShift(AliasOptimizer):
@@ -1075,6 +1117,7 @@ class AdaShift(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaSmooth(AliasOptimizer):
@@ -1097,6 +1140,7 @@ class AdaSmooth(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaTAM(AliasOptimizer):
@@ -1118,6 +1162,7 @@ class AdaTAM(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Adadelta(AliasOptimizer):
@@ -1139,6 +1184,7 @@ class Adadelta(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdafactorTorch(AliasOptimizer):
@@ -1160,6 +1206,7 @@ class AdafactorTorch(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Adagrad(AliasOptimizer):
@@ -1182,6 +1229,7 @@ class Adagrad(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Adai(AliasOptimizer):
@@ -1204,6 +1252,7 @@ class Adai(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Adam(AliasOptimizer):
@@ -1226,6 +1275,7 @@ class Adam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamAtan2(AliasOptimizer):
@@ -1256,6 +1306,7 @@ class AdamAtan2(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamC(AliasOptimizer):
@@ -1278,6 +1329,7 @@ class AdamC(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamD(AliasOptimizer):
@@ -1299,6 +1351,7 @@ class AdamD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamH(AliasOptimizer):
@@ -1319,6 +1372,7 @@ class AdamH(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamMini(AliasOptimizer):
@@ -1340,6 +1394,7 @@ class AdamMini(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamP(AliasOptimizer):
@@ -1363,6 +1418,7 @@ class AdamP(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamS(AliasOptimizer):
@@ -1384,6 +1440,7 @@ class AdamS(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamW(AliasOptimizer):
@@ -1405,6 +1462,7 @@ class AdamW(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Adamax(AliasOptimizer):
@@ -1426,6 +1484,7 @@ class Adamax(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Adan(AliasOptimizer):
@@ -1448,6 +1507,7 @@ class Adan(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaptiveGD(AliasOptimizer):
@@ -1470,6 +1530,7 @@ class AdaptiveGD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdoptAtan2(AliasOptimizer):
@@ -1494,6 +1555,7 @@ class AdoptAtan2(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AggMo(AliasOptimizer):
@@ -1513,6 +1575,7 @@ class AggMo(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AliG(AliasOptimizer):
@@ -1533,6 +1596,7 @@ class AliG(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Amos(AliasOptimizer):
@@ -1557,6 +1621,7 @@ class Amos(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ApolloDQN(AliasOptimizer):
@@ -1581,6 +1646,7 @@ class ApolloDQN(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ApolloLowRank(AliasOptimizer):
@@ -1610,6 +1676,7 @@ class ApolloLowRank(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AvaGrad(AliasOptimizer):
@@ -1632,6 +1699,7 @@ class AvaGrad(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Conda(AliasOptimizer):
@@ -1647,6 +1715,7 @@ class Conda(AliasOptimizer):
         update_proj_gap: int = 2000,
         scale: Scalar = 1.0,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
@@ -1654,6 +1723,7 @@ class Conda(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ContraMuon(AliasOptimizer):
@@ -1681,6 +1751,7 @@ class ContraMuon(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class DAdaptAdaGrad(AliasOptimizer):
@@ -1703,6 +1774,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class DAdaptAdam(AliasOptimizer):
@@ -1727,6 +1799,7 @@ class DAdaptAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class DAdaptAdan(AliasOptimizer):
@@ -1750,6 +1823,7 @@ class DAdaptAdan(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class DAdaptLion(AliasOptimizer):
@@ -1770,6 +1844,7 @@ class DAdaptLion(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class DAdaptSGD(AliasOptimizer):
@@ -1791,6 +1866,7 @@ class DAdaptSGD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class DiffGrad(AliasOptimizer):
@@ -1812,6 +1888,7 @@ class DiffGrad(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Dion(AliasOptimizer):
@@ -1837,6 +1914,7 @@ class Dion(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Dion2(AliasOptimizer):
@@ -1865,6 +1943,7 @@ class Dion2(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class DoG(AliasOptimizer):
@@ -1886,6 +1965,7 @@ class DoG(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class DoWG(AliasOptimizer):
@@ -1906,6 +1986,7 @@ class DoWG(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class FAdam(AliasOptimizer):
@@ -1929,6 +2010,7 @@ class FAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Fira(AliasOptimizer):
@@ -1956,6 +2038,7 @@ class Fira(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Fromage(AliasOptimizer):
@@ -1973,6 +2056,7 @@ class Fromage(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class GPAAdamW(AliasOptimizer):
@@ -1995,6 +2079,7 @@ class GPAAdamW(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class GaLore(AliasOptimizer):
@@ -2021,6 +2106,7 @@ class GaLore(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Grams(AliasOptimizer):
@@ -2041,6 +2127,7 @@ class Grams(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Gravity(AliasOptimizer):
@@ -2060,6 +2147,7 @@ class Gravity(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class GrokFastAdamW(AliasOptimizer):
@@ -2082,6 +2170,7 @@ class GrokFastAdamW(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class KLShampoo(AliasOptimizer):
@@ -2099,6 +2188,7 @@ class KLShampoo(AliasOptimizer):
         max_precondition_dim: int = 10000,
         merge_dims: bool = False,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
@@ -2106,6 +2196,7 @@ class KLShampoo(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Kate(AliasOptimizer):
@@ -2126,6 +2217,7 @@ class Kate(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class LDoG(AliasOptimizer):
@@ -2147,6 +2239,7 @@ class LDoG(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class LaProp(AliasOptimizer):
@@ -2170,6 +2263,7 @@ class LaProp(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Lamb(AliasOptimizer):
@@ -2195,6 +2289,7 @@ class Lamb(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Lion(AliasOptimizer):
@@ -2214,6 +2309,7 @@ class Lion(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class MARSLion(AliasOptimizer):
@@ -2240,6 +2336,7 @@ class MARSLion(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class MoMo(AliasOptimizer):
@@ -2262,6 +2359,7 @@ class MoMo(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class MoMoAdam(AliasOptimizer):
@@ -2285,6 +2383,7 @@ class MoMoAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Muon(AliasOptimizer):
@@ -2313,6 +2412,7 @@ class Muon(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class MuonAdamAtan2(AliasOptimizer):
@@ -2344,6 +2444,7 @@ class MuonAdamAtan2(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class MuonH(AliasOptimizer):
@@ -2365,6 +2466,7 @@ class MuonH(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Muown(AliasOptimizer):
@@ -2391,6 +2493,7 @@ class Muown(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class NAdam(AliasOptimizer):
@@ -2413,6 +2516,7 @@ class NAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Nero(AliasOptimizer):
@@ -2431,6 +2535,7 @@ class Nero(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class NoisySGD(AliasOptimizer):
@@ -2450,6 +2555,7 @@ class NoisySGD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class NorMuon(AliasOptimizer):
@@ -2479,6 +2585,7 @@ class NorMuon(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class NovoGrad(AliasOptimizer):
@@ -2501,6 +2608,7 @@ class NovoGrad(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class OptimisticAdam(AliasOptimizer):
@@ -2523,6 +2631,7 @@ class OptimisticAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class OptimisticGradientDescent(AliasOptimizer):
@@ -2541,6 +2650,7 @@ class OptimisticGradientDescent(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class PAdam(AliasOptimizer):
@@ -2564,6 +2674,7 @@ class PAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class PSGDKron(AliasOptimizer):
@@ -2595,6 +2706,7 @@ class PSGDKron(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class PSGDPro(AliasOptimizer):
@@ -2622,6 +2734,7 @@ class PSGDPro(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class PolarAdamAtan2(AliasOptimizer):
@@ -2650,6 +2763,7 @@ class PolarAdamAtan2(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class PolarGrad(AliasOptimizer):
@@ -2677,6 +2791,7 @@ class PolarGrad(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Prodigy(AliasOptimizer):
@@ -2705,6 +2820,7 @@ class Prodigy(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class QHAdam(AliasOptimizer):
@@ -2727,6 +2843,7 @@ class QHAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class RAdam(AliasOptimizer):
@@ -2750,6 +2867,7 @@ class RAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class RMSprop(AliasOptimizer):
@@ -2775,6 +2893,7 @@ class RMSprop(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Ranger(AliasOptimizer):
@@ -2800,6 +2919,7 @@ class Ranger(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Ranger21(AliasOptimizer):
@@ -2836,6 +2956,7 @@ class Ranger21(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Rprop(AliasOptimizer):
@@ -2854,6 +2975,7 @@ class Rprop(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SGDSaI(AliasOptimizer):
@@ -2874,6 +2996,7 @@ class SGDSaI(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SOAPLaProp(AliasOptimizer):
@@ -2891,6 +3014,7 @@ class SOAPLaProp(AliasOptimizer):
         max_precondition_dim: int = 10000,
         merge_dims: bool = False,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
@@ -2898,6 +3022,7 @@ class SOAPLaProp(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SOAPMuon(AliasOptimizer):
@@ -2919,6 +3044,7 @@ class SOAPMuon(AliasOptimizer):
         adjust_lr_fn: str | None = "original",
         fallback: GradientTransformation | None = None,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
@@ -2926,6 +3052,7 @@ class SOAPMuon(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SPlus(AliasOptimizer):
@@ -2942,6 +3069,7 @@ class SPlus(AliasOptimizer):
         nonstandard_constant: Scalar = 0.001,
         max_dim: int = 10000,
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
@@ -2949,6 +3077,7 @@ class SPlus(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Sadam(AliasOptimizer):
@@ -2971,6 +3100,7 @@ class Sadam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ScalableShampoo(AliasOptimizer):
@@ -3005,6 +3135,7 @@ class ScalableShampoo(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ScheduleFreeAdamW(AliasOptimizer):
@@ -3028,6 +3159,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ScheduleFreeRAdam(AliasOptimizer):
@@ -3051,6 +3183,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class ScheduleFreeSGD(AliasOptimizer):
@@ -3073,6 +3206,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Scion(AliasOptimizer):
@@ -3093,6 +3227,7 @@ class Scion(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Shampoo(AliasOptimizer):
@@ -3109,6 +3244,7 @@ class Shampoo(AliasOptimizer):
         preconditioning_compute_steps: int = 1,
         variant: str = "paper",
         *,
+        stagger: bool = False,
         maximize: bool = False,
         mask: Where | None = None,
         state_dtype: StateDtype | None = None,
@@ -3116,6 +3252,7 @@ class Shampoo(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SignSGD(AliasOptimizer):
@@ -3135,6 +3272,7 @@ class SignSGD(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Signum(AliasOptimizer):
@@ -3155,6 +3293,7 @@ class Signum(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SimplifiedAdEMAMix(AliasOptimizer):
@@ -3180,6 +3319,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SophiaH(AliasOptimizer):
@@ -3202,6 +3342,7 @@ class SophiaH(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -3223,6 +3364,7 @@ class StableAdamW(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class StableSPAM(AliasOptimizer):
@@ -3248,6 +3390,7 @@ class StableSPAM(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Tiger(AliasOptimizer):
@@ -3267,6 +3410,7 @@ class Tiger(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Yogi(AliasOptimizer):
@@ -3289,4 +3433,5 @@ class Yogi(AliasOptimizer):
         process_group: Any = None,
         sum_over: Any = None,
         state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
