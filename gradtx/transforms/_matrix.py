@@ -29,8 +29,8 @@ def gram(x: Tensor, i: int) -> Tensor:
 
 
 # From these sizes on strips take less time than the whole, with one thread and with two, if there are no fewer columns
-# than rows: 0.79 at 384 x 1366, 0.81 at 726 x 726, but 1.02 at 1024 x 512: assembling costs the square of the rows.
-LEAST_ROWS = 384
+# than rows: 0.83 at 512 x 1024, 0.81 at 726 x 726, but 1.02 at 1024 x 512: assembling costs the square of the rows.
+LEAST_ROWS = 512
 LEAST_ENTRIES = 2**19
 STRIPS = 4  # 0.625 of the multiplications; eight leave 0.56, in strips that are too thin to be fast
 
