@@ -99,7 +99,8 @@ def kl_scales(statistics: list[Tensor], bases: list[Tensor], floor: Any, ctx: An
 
 
 def averaged(old: list[Tensor], new: list[Tensor], weight: Any) -> list[Tensor]:
-    return [blended(x, y, weight) for x, y in zip(old, new, strict=True)]
+    """Averages with any weight, as `blended`, whose weights are small, does not take: those of "kl" begin at 1."""
+    return [(1 - weight) * x + weight * y for x, y in zip(old, new, strict=True)]
 
 
 def iterated(statistics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +172,7 @@ class Rotation:
     def next_statistics(self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any) -> list[Tensor]:
         old, bases = state["GG"], state["Q"]
         if self.statistics == "shampoo":
-            return averaged(old, [gram(x, i) for i in dims], 1 - self.beta)
+            return [blended(statistics, gram(x, i), 1 - self.beta) for statistics, i in zip(old, dims, strict=True)]
         weight = (1 - self.beta) / ctx.bias_correction(self.beta)  # no bias, since the scale of factors matters
         return averaged(old, kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps, ctx)), weight)
 
