@@ -48,6 +48,7 @@ class Rule:
         nonnegative: The slots that are never negative.
         readable: Whether the values of all arguments can be read on the host.
         kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
+        averages: Slot -> decay, of linear slots that are running averages of the update that the rule gets.
         summed: Shared values that are sums over leaves, which `update` does not read in its own step: name -> what is
             kept, as a function of the sum.
         sums_of_leaf: Whether all its sums are of one leaf, so that it waits for no other one, see `OfLeaf`.
@@ -70,6 +71,7 @@ class Rule:
     readable: bool = True
     nonnegative: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=_empty)
+    averages: Mapping[str, Any] = dataclasses.field(default_factory=_empty)
     summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(default_factory=_empty)
     sums_of_leaf: bool = False
     whole: bool | str = False

@@ -32,10 +32,21 @@ class View:
     Attributes:
         takes_part: Whether the inner transformation takes part in this call; a tensor where the host doesn't know.
         renews: Whether `renewed` changes inner slots behind the inner transformation.
+        inside: The update as the inner transformation gets it.
     """
 
     takes_part: bool | Tensor = True
     renews = False
+    inside: Tensor | None = None
+
+    def enter(self, update: Tensor) -> Tensor:
+        """The update as the inner transformation gets it."""
+        self.inside = self.inward(update)
+        return self.inside
+
+    def average(self, value: Tensor, decay: Any) -> Tensor | None:
+        """A stored average of updates after this one, if that costs less than `write` of the one inside; or None."""
+        return None
 
     def inward(self, x: Tensor) -> Tensor:
         """A vector of the leaf's space as the inner transformation sees it."""
@@ -153,12 +164,21 @@ class SpaceRun:
         if self.outer is not None:
             value = self.outer.read(rule, slot, value, leaf)
         view: View = leaf.saved[self]
-        return view.read(self.known_kind(rule, slot), undivided(value))
+        value = undivided(value)
+        if slot in rule.averages and leaf.update is view.inside:
+            self._keep_average(rule, slot, view.average(value, rule.averages[slot]), leaf)
+        return view.read(self.known_kind(rule, slot), value)
+
+    def _keep_average(self, rule: Rule, slot: str, average: Tensor | None, leaf: Leaf) -> None:
+        """Keep the new value of a slot for `write`."""
+        if average is not None:
+            leaf.saved[self, id(rule), slot] = average
 
     def write(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
         """The reverse of `read`."""
         view: View = leaf.saved[self]
-        value = view.write(self.known_kind(rule, slot), value)
+        average = leaf.saved.pop((self, id(rule), slot), None)
+        value = view.write(self.known_kind(rule, slot), value) if average is None else average
         return value if self.outer is None else self.outer.write(rule, slot, value, leaf)
 
     def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
@@ -322,7 +342,7 @@ class EnterSpace(RuleOperation):
         view: View = self._guarded(whole)
         leaf.saved[self] = Outside(call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active)
         leaf.saved[self.space_run] = view
-        update = view.inward(whole.update)
+        update = view.enter(whole.update)
         leaf.grad = update if leaf.grad is leaf.update else Turned(view, leaf.grad)
         leaf.update = update
         reads_param = self.space_run.reads_params and leaf.param is not None

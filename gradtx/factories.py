@@ -70,6 +70,7 @@ class Options(TypedDict, total=False):
     random: bool | Callable[[Bound], bool]
     nonnegative: tuple[str, ...] | Callable[[Bound], Iterable[str]]
     kinds: Mapping[str, str]
+    averages: Callable[[Bound], Mapping[str, Any]]
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
     wire: Callable[[Bound], torch.dtype | None]
     ranges: Mapping[str, Any]
@@ -120,6 +121,7 @@ class Spec:
         self._shared = options.get("shared", {})
         self.summed = options.get("summed", {})
         self.kinds = _checked_kinds(self.name, options.get("kinds", {}))
+        self.averages = options.get("averages", _no_averages)
         self._nonnegative = options.get("nonnegative", ())
         # How it computes.
         self.elementwise = options.get("elementwise", False)
@@ -178,6 +180,7 @@ class Spec:
             readable=_are_readable(arguments),
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
+            averages=self.averages(arguments),
             summed={name: finish for name, finish in self.summed.items() if name in shared},
             sums_of_leaf=self._sums_of_leaf,
             whole=whole if isinstance(whole, bool | str) else True,
@@ -302,6 +305,11 @@ def _required(extras: Mapping[str, str]) -> list[str]:
 
 def _own_dtype(arguments: Bound) -> None:
     """Updates travel in the dtype that they have."""
+
+
+def _no_averages(arguments: Bound) -> Mapping[str, Any]:
+    """No slot is known to be an average of updates."""
+    return {}
 
 
 def _checked_kinds(name: str, kinds: Mapping[str, str]) -> Mapping[str, str]:
@@ -728,6 +736,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         kinds: What slots are, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a vector
             in the space of the update (`exp_avg`), "square" for one number a coordinate (`exp_avg_sq`), "scalar" for
             what no rotation changes. Slots with names of torch's optimizers, and 0-d ones, need none.
+        averages: A function of the arguments that gives the linear slots which are running averages of the update,
+            name -> decay b of `b * slot + (1 - b) * update`. Combinators that change coordinates then save turning them
+            back.
         whole: Whether `update` needs the whole tensor where it is divided among ranks. Then one rank, its owner, gets
             all shards, runs the rule once, keeps its slots, and sends the result back. The rule must not yield,
             share values or read `ctx.grad`. A function of the arguments gives a bool, or what the rule reads besides
@@ -825,7 +836,8 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
 
 _OPTIONS = {
     "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner follows_rate dims"
-    " determined compiles random nonnegative kinds summed sums_of_leaf whole wire ranges static any_length example",
+    " determined compiles random nonnegative kinds averages summed sums_of_leaf whole wire ranges static any_length"
+    " example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

@@ -413,7 +413,8 @@ class Step:
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
-                new[keys[slot]] = leaf.kept(leaf.run.memory.fresh(value, taken))
+                if value is not leaf.state[keys[slot]]:  # a basis, say, that stays for some steps
+                    new[keys[slot]] = leaf.kept(leaf.run.memory.fresh(value, taken))
         if self._stays:
             update = None if update is None else leaf.run.memory.fresh(update, taken)
             for key, value in new.items():

@@ -54,7 +54,7 @@ def _finished(direction: GradientTransformation, lr: Any, weight_decay: Any) -> 
     )
 
 
-@alias(class_name="KLSOAP", ranges=_RANGES, example=EXAMPLE)
+@alias(static=("stagger",), class_name="KLSOAP", ranges=_RANGES, example=EXAMPLE)
 def kl_soap(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),
@@ -65,6 +65,8 @@ def kl_soap(
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
     correct_bias: bool = True,
+    *,
+    stagger: bool = False,
 ):
     r"""KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence.
 
@@ -83,6 +85,8 @@ def kl_soap(
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
         merge_dims: Merge neighbouring dimensions while their product is at most that.
         correct_bias: Whether Adam's averages are freed of their bias.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
@@ -109,11 +113,12 @@ def kl_soap(
         precondition_frequency=precondition_frequency,
         max_precondition_dim=max_precondition_dim,
         merge_dims=merge_dims,
+        stagger=stagger,
     )
     return _finished(direction, lr, weight_decay)
 
 
-@alias(class_name="SOAPLaProp", ranges=_RANGES, example=EXAMPLE)
+@alias(static=("stagger",), class_name="SOAPLaProp", ranges=_RANGES, example=EXAMPLE)
 def soap_laprop(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),
@@ -123,6 +128,8 @@ def soap_laprop(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
+    *,
+    stagger: bool = False,
 ):
     r"""SOAP with LaProp in place of Adam: gradients are normalized in the eigenbasis first and averaged then.
 
@@ -140,6 +147,8 @@ def soap_laprop(
         precondition_frequency: Steps between two refreshments of the bases, >= 1.
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
         merge_dims: Merge neighbouring dimensions while their product is at most that.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
@@ -167,11 +176,13 @@ def soap_laprop(
         precondition_frequency=precondition_frequency,
         max_precondition_dim=max_precondition_dim,
         merge_dims=merge_dims,
+        stagger=stagger,
     )
     return _finished(direction, lr, weight_decay)
 
 
 @alias(
+    static=("stagger",),
     class_name="KLShampoo",
     ranges={**_RANGES, "adam_eps": "[0, inf)"},
     example={**EXAMPLE, "adam_eps": 0.1},
@@ -185,6 +196,8 @@ def kl_shampoo(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 10000,
     merge_dims: bool = False,
+    *,
+    stagger: bool = False,
 ):
     r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
 
@@ -202,6 +215,8 @@ def kl_shampoo(
         precondition_frequency: Steps between two refreshments of the bases, >= 1.
         max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
         merge_dims: Merge neighbouring dimensions while their product is at most that.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `GG_i` and `Q_i` for every
@@ -218,11 +233,14 @@ def kl_shampoo(
 
     Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop is SOAP's, and the momentum is freed of its bias.
     """
-    direction = scale_by_kl_shampoo(betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims)
+    direction = scale_by_kl_shampoo(
+        betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims, stagger=stagger
+    )
     return _finished(direction, lr, weight_decay)
 
 
 @alias(
+    static=("stagger",),
     class_name="SOAPMuon",
     ranges={**_RANGES, "momentum": "[0, 1)", "beta2": "[0, 1)", "ns_steps": "[0, 100)"},
     example=lambda tx: {"fallback": tx, "eps": 0.1, "precondition_frequency": 2},
@@ -240,6 +258,8 @@ def soap_muon(
     ns_steps: int = 12,
     adjust_lr_fn: str | None = "original",
     fallback: GradientTransformation | None = None,
+    *,
+    stagger: bool = False,
 ):
     r"""SOAP-Muon: momentum, divided by its root mean square in the eigenbasis of the gradients, then orthogonalized.
 
@@ -262,6 +282,8 @@ def soap_muon(
         ns_steps: Number of iterations, in [0, 100).
         adjust_lr_fn: $r$, see `scale_by_shape`.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `exp_avg_sq` (in the
@@ -291,6 +313,7 @@ def soap_muon(
             beta=beta2,
             precondition_frequency=precondition_frequency,
             max_precondition_dim=max_precondition_dim,
+            stagger=stagger,
         ),
         orthogonalize(ns_coefficients, ns_steps),
         scale_by_shape(adjust_lr_fn),
@@ -304,6 +327,7 @@ def soap_muon(
 
 
 @alias(
+    static=("stagger",),
     class_name="SPlus",
     ranges={
         "ema_rate": "[0, 1)",
@@ -321,6 +345,8 @@ def splus(
     inverse_steps: int = 100,
     nonstandard_constant: Scalar = 1e-3,
     max_dim: int = 10000,
+    *,
+    stagger: bool = False,
 ):
     r"""SPlus: signs of the momentum in Shampoo's eigenbases, with an average of the weights to evaluate with.
 
@@ -339,6 +365,8 @@ def splus(
         inverse_steps: Steps between two computations of the bases, >= 1.
         nonstandard_constant: $c \ge 0$.
         max_dim: Sides larger than this, >= 1, are not rotated, and their leaf counts as another.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `average`, and `GG_i` and
@@ -367,6 +395,7 @@ def splus(
         refresh="eigh",
         offset=0,
         of="grad",
+        stagger=stagger,
     )
 
     def decayed(weights):
@@ -382,7 +411,11 @@ def splus(
     )
 
 
-@alias(ranges={"update_proj_gap": "[1, inf)", "scale": "[0, inf)"}, example={"update_proj_gap": 2, "eps": 0.1})
+@alias(
+    static=("stagger",),
+    ranges={"update_proj_gap": "[1, inf)", "scale": "[0, inf)"},
+    example={"update_proj_gap": 2, "eps": 0.1},
+)
 def conda(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -390,6 +423,8 @@ def conda(
     eps: Scalar = 1e-8,
     update_proj_gap: int = 2000,
     scale: Scalar = 1.0,
+    *,
+    stagger: bool = False,
 ):
     r"""Conda: Adam along the singular vectors of the momentum, on the shorter side of a matrix.
 
@@ -406,6 +441,8 @@ def conda(
         eps: $\epsilon \ge 0$.
         update_proj_gap: Q is computed at the first step and at every step that this, >= 1, divides.
         scale: $c \ge 0$, for matrices.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State of matrices: `momentum_buffer`, `exp_avg_sq`
@@ -432,6 +469,7 @@ def conda(
         refresh="svd",
         precondition_frequency=update_proj_gap,
         offset=0,
+        stagger=stagger,
     )
     matrices = chain(trace_ema(betas[0]), along, _scaled(scale))
     kept = 1 - lr * weight_decay

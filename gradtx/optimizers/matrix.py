@@ -299,7 +299,9 @@ def polar_adam_atan2(
 
 
 @alias(
-    ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"}, example=ROOTS
+    static=("stagger",),
+    ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
+    example=ROOTS,
 )
 def shampoo(
     lr: Scalar = 1e-1,
@@ -309,6 +311,8 @@ def shampoo(
     matrix_eps: Scalar = 1e-4,
     preconditioning_compute_steps: int = 1,
     variant: str = "paper",
+    *,
+    stagger: bool = False,
 ):
     r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
 
@@ -325,6 +329,8 @@ def shampoo(
         preconditioning_compute_steps: Steps between two computations of the roots, >= 1.
         variant: "paper" ($e = 1/(2k)$, statistics of the gradient), or "moskomule" ($e = 1/k$, statistics of the
             gradient as the dimensions before left it).
+        stagger: Compute the roots of each leaf at the first step, and then at a step of its own within the period,
+            which follows from its name, so that no later step computes those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `pre_cond_i` and
@@ -343,7 +349,7 @@ def shampoo(
     """
     coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
     return chain(
-        scale_by_shampoo(momentum, coupled, matrix_eps, preconditioning_compute_steps, variant),
+        scale_by_shampoo(momentum, coupled, matrix_eps, preconditioning_compute_steps, variant, stagger=stagger),
         add_decayed_weights(decoupled),
         scale_by_learning_rate(lr),
     )
@@ -437,6 +443,7 @@ def scalable_shampoo(
 
 
 @alias(
+    static=("stagger",),
     class_name="SOAP",
     ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"},
     example=EXAMPLE,
@@ -453,6 +460,8 @@ def soap(
     precondition_1d: bool = False,
     normalize_gradient: bool = False,
     correct_bias: bool = True,
+    *,
+    stagger: bool = False,
 ):
     r"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
 
@@ -473,6 +482,8 @@ def soap(
         precondition_1d: Rotate leaves of one dimension too.
         normalize_gradient: Divide the direction by its root mean square.
         correct_bias: Whether Adam's averages are freed of their bias.
+        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
+            that no step after the first renews those of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
@@ -502,6 +513,7 @@ def soap(
             precondition_1d,
             normalize_gradient,
             correct_bias,
+            stagger=stagger,
         ),
         scale_by_learning_rate(lr),
         map_after_step(lambda weights: kept * weights),

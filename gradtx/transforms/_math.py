@@ -93,6 +93,15 @@ def unit_centered(x: Tensor) -> Tensor:
     return x - x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
+def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
+    """(1 - weight) old + weight new in one pass over memory; the weight may be a 0-d tensor.
+
+    The weight of the new value is rounded to the dtype of the tensors, which is exact enough where it is small. Its
+    complement is not: pass 1 - beta, never a beta near 1.
+    """
+    return torch.lerp(old, new, weight.to(old.dtype) if isinstance(weight, Tensor) else weight)
+
+
 def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
     """Adam's averages: `init(param)`, and `average(update, state) -> (m, v, new state)`, v the maximum with amsgrad."""
     beta1, beta2 = betas

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx._spaces import Space, View
 from gradtx.core import GradientTransformation
-from gradtx.transforms._math import at_least
+from gradtx.transforms._math import at_least, blended
 from gradtx.transforms._matrix import eigenbasis, gram, left_basis, merged, multiplied, orthonormal
 
 SIDES = ("both", "left", "right", "short")
@@ -99,24 +99,22 @@ def kl_scales(statistics: list[Tensor], bases: list[Tensor], floor: Any, ctx: An
 
 
 def averaged(old: list[Tensor], new: list[Tensor], weight: Any) -> list[Tensor]:
+    """Averages with any weight, as `blended`, whose weights are small, does not take: those of "kl" begin at 1."""
     return [(1 - weight) * x + weight * y for x, y in zip(old, new, strict=True)]
 
 
-def descending(statistics: Tensor, basis: Tensor) -> Tensor:
-    """The order of a basis' columns, the largest eigenvalue first."""
-    return (basis * (statistics @ basis)).sum(dim=0).argsort(descending=True)
-
-
-def iterated(statistics: Tensor, basis: Tensor, order: Tensor) -> Tensor:
-    """One step of power iteration for a basis, its columns in an order."""
-    return orthonormal((statistics @ basis).take_along_dim(order[None, :], dim=1))
+def iterated(statistics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of power iteration for a basis, and the order that its columns are put in: largest eigenvalue first."""
+    product = statistics @ basis
+    order = (basis * product).sum(dim=0).argsort(descending=True)
+    return orthonormal(product.index_select(1, order)), order
 
 
 def permuted(x: Tensor, dims: list[int], orders: list[Tensor]) -> Tensor:
     """A tensor whose entries along dimensions are put in an order; dimensions of size 1 stay."""
     for i, order in zip(dims, orders, strict=True):
         if x.shape[i] == order.numel():
-            x = x.take_along_dim(order.view([-1 if i == k else 1 for k in range(x.ndim)]), dim=i)
+            x = x.index_select(i, order)
     return x
 
 
@@ -174,7 +172,7 @@ class Rotation:
     def next_statistics(self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any) -> list[Tensor]:
         old, bases = state["GG"], state["Q"]
         if self.statistics == "shampoo":
-            return averaged(old, [gram(x, i) for i in dims], 1 - self.beta)
+            return [blended(statistics, gram(x, i), 1 - self.beta) for statistics, i in zip(old, dims, strict=True)]
         weight = (1 - self.beta) / ctx.bias_correction(self.beta)  # no bias, since the scale of factors matters
         return averaged(old, kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps, ctx)), weight)
 
@@ -189,8 +187,8 @@ class Rotation:
         def refreshed() -> Any:
             if self.refresh == "eigh":
                 return initial()
-            orders = [descending(x, basis) for x, basis in zip(new, old, strict=True)]
-            return [iterated(*each) for each in zip(new, old, orders, strict=True)], orders
+            steps = [iterated(x, basis) for x, basis in zip(new, old, strict=True)]
+            return [basis for basis, _ in steps], [order for _, order in steps]
 
         def later() -> Any:
             return ctx.every(self.frequency, self._phase(ctx), refreshed, lambda: kept)
@@ -212,12 +210,16 @@ class RotatedView(View):
         self._state = state
         gradient = ctx.grad if rotation.of == "grad" else update
         self._gradient = gradient.reshape(self._shape)
+        self._update = update
         self._orders: list[Tensor] | None = None
         self._bases = state["Q"] if self._dims else []
         if rotation.refresh == "svd":
             self._bases = rotation.bases(update.reshape(self._shape), self._dims, self._bases, ctx)
         if rotation.start == "skip":
             self.takes_part = not ctx.is_first if isinstance(ctx.is_first, bool) else ~ctx.is_first
+
+    def average(self, value: Tensor, decay: Any) -> Tensor | None:
+        return blended(value, self._update, 1 - decay) if self._dims else None
 
     def inward(self, x: Tensor) -> Tensor:
         return turned(x.reshape(self._shape), self._dims, self._bases)

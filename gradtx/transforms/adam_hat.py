@@ -16,6 +16,7 @@ __all__ = ["scale_by_adam_hat", "scale_by_diffgrad", "scale_by_yogi"]
     elementwise=True,
     ranges={"softplus": "(0, inf)", "partial": Range("[0, 0.5]", off=0.5)},
     nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
+    averages=lambda arguments: {"exp_avg": arguments["betas"][0]},
 )
 def scale_by_adam_hat(
     betas: Betas = (0.9, 0.999),

@@ -11,7 +11,11 @@ from gradtx.transforms._math import adam_moments, at_least, corrected_root, fill
 __all__ = ["scale_by_adam", "scale_by_adopt", "scale_by_rms"]
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
+@per_tensor(
+    elementwise=True,
+    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
+    averages=lambda arguments: {"exp_avg": arguments["betas"][0]},
+)
 def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool = False, nesterov: bool = False):
     r"""Divide the mean gradient by its root mean square: Adam's direction.
 

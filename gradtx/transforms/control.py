@@ -36,7 +36,8 @@ def hold_until(t0: int):
     """
 
     def update(update, state, param, ctx):
-        return torch.where(ctx.step < t0, 0.0, update), state
+        held = ctx.when(lambda step: step < t0, lambda: torch.zeros_like(update), lambda: update)
+        return held, state
 
     return update
 

@@ -11,7 +11,6 @@ from gradtx.transforms._matrix import eigenbasis
 from gradtx.transforms._rotation import (
     Factors,
     averaged,
-    descending,
     iterated,
     kl_scales,
     kl_statistics,
@@ -111,7 +110,7 @@ def _next_bases(statistics, bases, frequency, phase, ctx):
     """Eigenvectors at the first step, later one step of power iteration where it is due."""
 
     def iterate():
-        return [iterated(x, basis, descending(x, basis)) for x, basis in zip(statistics, bases, strict=True)]
+        return [iterated(x, basis)[0] for x, basis in zip(statistics, bases, strict=True)]
 
     def later():
         return ctx.every(frequency, phase, iterate, lambda: bases)

@@ -69,7 +69,12 @@ def accumulated(buffer: Tensor, update: Tensor, momentum, dampening, ctx, dampen
     return momentum * buffer + share * update
 
 
-@per_tensor(ranges={"beta": "[0, 1)"}, elementwise=True, example={"beta": 0.9})
+@per_tensor(
+    ranges={"beta": "[0, 1)"},
+    elementwise=True,
+    example={"beta": 0.9},
+    averages=lambda arguments: {"momentum_buffer": arguments["beta"]},
+)
 def trace_ema(beta: Scalar, nesterov: bool = False):
     r"""Replace updates by their exponential moving average, without bias correction, as a momentum.
 
@@ -107,7 +112,12 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
     return init, update
 
 
-@per_tensor(ranges={"decay": "[0, 1)"}, elementwise=True, example={"decay": 0.9})
+@per_tensor(
+    ranges={"decay": "[0, 1)"},
+    elementwise=True,
+    example={"decay": 0.9},
+    averages=lambda arguments: {"exp_avg": arguments["decay"]},
+)
 def ema(decay: Scalar, debias: bool = False):
     r"""Replace updates by their exponential moving average.
 

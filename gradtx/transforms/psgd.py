@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx._arguments import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, at_most, norm, quotient, rms
-from gradtx.transforms._matrix import gram, multiplied
+from gradtx.transforms._matrix import gram, multiplied, symmetric_product
 
 __all__ = ["scale_by_psgd_kron", "scale_by_psgd_pro"]
 
@@ -37,7 +37,7 @@ def _scaled(x: Tensor, diagonal: Tensor, i: int) -> Tensor:
 
 def _squares(factor: Tensor) -> Tensor:
     """Q^T Q."""
-    return factor.square() if factor.ndim == 1 else factor.mT @ factor
+    return factor.square() if factor.ndim == 1 else symmetric_product(factor.mT, factor)
 
 
 def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def expected_terms(x: Tensor, factors: Sequence[Tensor], damping: Tensor) -> lis
     inverse_sizes = _products_of_others([inverse.square().sum() for inverse in inverses])
     terms = []
     for i, (factor, inverse) in enumerate(zip(factors, inverses, strict=True)):
-        noise = factor.square() if factor.ndim == 1 else factor @ factor.mT
+        noise = factor.square() if factor.ndim == 1 else symmetric_product(factor, factor.mT)
         first = _outer(whole, i, factor) + damping.square() * sizes[i] * noise
         terms.append((first, inverse_sizes[i] * _squares(inverse)))
     return terms

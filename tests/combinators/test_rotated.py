@@ -3,8 +3,10 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import gradtx
+from tests.conformance import all_cases
 from tests.optim.problems import assert_close, descend, gradient, parameters
 from tests.references import BETA, RATE, WeightsLoop, difference, difference_of_weights, named
 
@@ -396,3 +398,58 @@ def test_a_mean_of_squares_over_a_whole_leaf_has_no_order_to_follow(shape):
         grads = {"w": torch.sin(torch.arange(params["w"].numel()) + t + 1.0).reshape(shape)}
         updates, state = tx.update(grads, state, params)
         assert updates["w"].isfinite().all()
+
+
+def test_every_slot_that_is_declared_an_average_of_updates_is_one():
+    declared = 0
+    for case in all_cases():
+        tx = case.make()
+        if case.factory.spec.kind != "rule" or not tx._spec.averages(tx._arguments):
+            continue
+        declared += 1
+        params = {"w": torch.zeros(2, 3, dtype=torch.float64)}
+        state = tx.init(params)
+        expected = dict.fromkeys(tx._spec.averages(tx._arguments), params["w"])
+        for t in range(3):
+            update = gradient(params["w"], t)
+            _, state = tx.update({"w": update}, state, params)
+            for slot, decay in tx._spec.averages(tx._arguments).items():
+                expected[slot] = decay * expected[slot] + (1 - decay) * update
+                torch.testing.assert_close(state[case.factory.__name__][slot]["w"], expected[slot])
+    assert declared >= 3
+
+
+@pytest.mark.parametrize(("inner", "turns"), [(gradtx.scale_by_adam_hat(), 3), (gradtx.scale_by_adan(), 0)], ids=named)
+def test_averages_of_updates_are_not_turned_back(inner, turns):
+    """Into the bases go the update and the average, back goes the direction; and the factors take one product each."""
+    param = torch.nn.Parameter(torch.zeros(5, 3))
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.rotated(inner), gradtx.scale(-0.1)), [("w", param)])
+    for t in range(3):
+        param.grad = torch.randn(5, 3, generator=torch.Generator().manual_seed(t))
+        with FlopCounterMode(display=False) as counter:
+            optimizer.step()
+    both_dims = 2 * (5 * 5 * 3 + 5 * 3 * 3)
+    if turns:
+        assert counter.get_total_flops() == (turns + 1) * both_dims
+    else:
+        assert counter.get_total_flops() > 4 * both_dims
+
+
+@pytest.mark.parametrize("first", [gradtx.scale(0.5), gradtx.clip_by_value(0.3)], ids=named)
+def test_behind_another_link_an_average_is_turned_back(first):
+    """The link in front changes what is averaged, so the average of plain updates would be wrong."""
+    tx = gradtx.rotated(gradtx.chain(first, gradtx.trace_ema(0.7)), start="identity", precondition_frequency=2)
+    plain = gradtx.rotated(gradtx.chain(first, plain_average(0.7)), start="identity", precondition_frequency=2)
+    assert difference(gradtx.chain(tx, gradtx.scale(-0.1)), gradtx.chain(plain, gradtx.scale(-0.1))) < 1e-12
+
+
+@gradtx.per_tensor(elementwise=True)
+def plain_average(beta: gradtx.Scalar):
+    def init(param):
+        return {"momentum_buffer": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        buffer = beta * state["momentum_buffer"] + (1 - beta) * update
+        return buffer, {"momentum_buffer": buffer}
+
+    return init, update

@@ -360,8 +360,8 @@ def signature_of_soap_like(**defaults):
     ],
     ids=named,
 )
-def test_names_and_defaults_are_those_of_the_published_signature(alias, expected):
-    assert arguments(alias) == expected
+def test_names_and_defaults_are_those_of_the_published_signature_and_turns(alias, expected):
+    assert arguments(alias) == [*expected, ("stagger", False)]
 
 
 EVERY = [

@@ -156,3 +156,106 @@ def test_without_it_all_leaves_renew_at_one_step():
     together = list(pure_run(tx, dict.fromkeys(NAMES, leaf)))[-1]
     for name in NAMES:
         torch.testing.assert_close(together[name], together[NAMES[0]], rtol=0, atol=0)
+
+
+# Alias -> its options, the first slot of what it renews, and the steps at which it does without turns, modulo PERIOD.
+ALIASES = {
+    "soap": (gradtx.soap, {"precondition_frequency": PERIOD}, "Q_0", 1),
+    "kl_soap": (gradtx.kl_soap, {"precondition_frequency": PERIOD}, "Q_0", 1),
+    "soap_laprop": (gradtx.soap_laprop, {"precondition_frequency": PERIOD}, "Q_0", 1),
+    "kl_shampoo": (gradtx.kl_shampoo, {"precondition_frequency": PERIOD}, "Q_0", 1),
+    "soap_muon": (gradtx.soap_muon, {"precondition_frequency": PERIOD}, "Q_0", 1),
+    "splus": (gradtx.splus, {"inverse_steps": PERIOD}, "Q_0", 0),
+    "conda": (gradtx.conda, {"update_proj_gap": PERIOD}, "Q_0", 0),
+    "shampoo": (gradtx.shampoo, {"preconditioning_compute_steps": PERIOD}, "inv_pre_cond_0", 1),
+}
+
+
+def slot_in(state, slot):
+    """The slot of the one stage that has it, by leaf."""
+    for name, value in state.items():
+        if name == slot:
+            return value
+        if isinstance(value, dict) and slot_in(value, slot) is not None:
+            return slot_in(value, slot)
+    return None
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_no_later_step_of_an_alias_renews_all_leaves(name):
+    alias, options, slot, phase = ALIASES[name]
+    tx = alias(stagger=True, **options)
+    grads = {leaf: gradients(i) for i, leaf in enumerate(NAMES)}
+    params = {leaf: torch.zeros(4, 5, dtype=torch.float64) for leaf in NAMES}
+    state = tx.init(params)
+    for t in range(1, 11):
+        before = slot_in(state, slot)
+        _, state = tx.update({leaf: steps[t - 1] for leaf, steps in grads.items()}, state, params)
+        renewed = {leaf for leaf in NAMES if not torch.equal(before[leaf], slot_in(state, slot)[leaf])}
+        due = {leaf for leaf in NAMES if t == 1 or (t - phase - turn_of(leaf)) % PERIOD == 0}
+        assert renewed == due, t
+        assert (renewed == set(NAMES)) == (t == 1)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_alias_steps_a_leaf_whose_turn_comes_first_as_without_turns(name):
+    alias, options, _, _ = ALIASES[name]
+    first = next(f"leaf{i}" for i in range(100) if turn_of(f"leaf{i}") == 0)
+    grads = {first: gradients(3)}
+    results = [list(one_leaf(alias(stagger=stagger, **options), grads))[-1] for stagger in (False, True)]
+    assert torch.equal(*results)
+
+
+def one_leaf(tx, grads):
+    (name,) = grads
+    params = {name: torch.ones(4, 5, dtype=torch.float64)}
+    state = tx.init(params)
+    for grad in grads[name]:
+        updates, state = tx.update({name: grad}, state, params)
+        params = gradtx.apply_updates(params, updates)
+        yield params[name]
+
+
+def soap_of_phase(turn):
+    inner = gradtx.scale_by_adam_hat((0.9, 0.8), 1e-3)
+    return gradtx.rotated(inner, beta=0.7, precondition_frequency=PERIOD, offset=1 + turn)
+
+
+def kl_soap_of_phase(turn):
+    inner = gradtx.scale_by_adam_hat((0.9, 0.8), 1e-3)
+    return gradtx.rotated(inner, statistics="kl", beta=0.7, precondition_frequency=PERIOD, offset=1 + turn)
+
+
+def splus_of_phase(turn):
+    options = {"start": "identity", "refresh": "eigh", "of": "grad"}
+    signs = gradtx.rotated(gradtx.scale_by_sign(), beta=0.8, precondition_frequency=PERIOD, offset=turn, **options)
+    return gradtx.chain(gradtx.trace_ema(0.9), signs, gradtx.scale_by_mean_side())
+
+
+SHIFTED = {
+    "soap": (soap_of_phase, {"shampoo_beta": 0.7, "eps": 1e-3, "precondition_frequency": PERIOD}),
+    "kl_soap": (kl_soap_of_phase, {"shampoo_beta": 0.7, "eps": 1e-3, "precondition_frequency": PERIOD}),
+    "splus": (splus_of_phase, {"inverse_steps": PERIOD}),
+}
+
+
+@pytest.mark.parametrize("leaf", NAMES[:3])
+@pytest.mark.parametrize("name", SHIFTED)
+def test_an_alias_steps_a_leaf_as_without_turns_at_another_phase(name, leaf):
+    of_phase, options = SHIFTED[name]
+    alias = getattr(gradtx, name)(0.1, (0.9, 0.8), weight_decay=0.0, stagger=True, **options)
+    grads = {leaf: gradients(5)}
+    shifted = gradtx.chain(of_phase(turn_of(leaf)), gradtx.scale_by_learning_rate(0.1))
+    for ours, expected in zip(one_leaf(alias, grads), one_leaf(shifted, grads), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_turns_are_no_hyperparameter_and_old_state_dicts_load():
+    param = torch.nn.Parameter(torch.ones(4, 5))
+    param.grad = gradients(0)[0].float()
+    old = gradtx.optim.SOAP([param])
+    old.step()
+    optimizer = gradtx.optim.SOAP([param], stagger=True)
+    assert "stagger" not in optimizer.param_groups[0]
+    optimizer.load_state_dict(old.state_dict())
+    optimizer.step()
