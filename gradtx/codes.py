@@ -346,11 +346,11 @@ def _encode_bfloat16_and_8(values: Tensor) -> tuple[Tensor, Tensor]:
     bits_of_24 = (bits + 0x80) >> 8
     upper = (bits_of_24 + 0x80) >> 8
     rest = bits_of_24 - (upper << 8)
-    return upper.to(torch.int16).view(torch.bfloat16), rest.to(torch.int8)
+    return _bfloat16_of(upper << 16), rest.to(torch.int8)
 
 
 def _decode_bfloat16_and_8(codes: Tensor, error: Tensor) -> Tensor:
-    upper = codes.view(torch.int16).to(torch.int32) << 16
+    upper = codes.to(torch.float32).view(torch.int32)
     rest = error.to(torch.int32) << 8
     return (upper + rest).view(torch.float32)
 
@@ -358,8 +358,13 @@ def _decode_bfloat16_and_8(codes: Tensor, error: Tensor) -> Tensor:
 def _encode_stochastically(values: Tensor, noise: Tensor) -> Tensor:
     """One of the two neighbours in bfloat16, so that the expected value is the value."""
     bits = values.to(torch.float32).view(torch.int32)
-    upper = (bits + noise.to(torch.int32)) >> 16
-    return upper.to(torch.int16).view(torch.bfloat16)
+    upper = (bits + noise.to(torch.int32)) & -0x10000
+    return _bfloat16_of(upper)
+
+
+def _bfloat16_of(bits: Tensor) -> Tensor:
+    """The bits of a float32 that a bfloat16 has, too, as one. Compilers have vectors of both, and none of int16."""
+    return bits.view(torch.float32).to(torch.bfloat16)
 
 
 def _decode_bfloat16(codes: Tensor) -> Tensor:
