@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,7 @@ class Bundle:
         self._flat = flat
         self._window = window
         self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors of the step
+        self._held_windows: list[list[Tensor]] = []  # the parts of the others, for each window
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
         self._are_usual = [flat and _is_usual(member.param) for member in members]
@@ -125,9 +126,15 @@ class Bundle:
 
     def calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
         """The arguments of each call of a program."""
-        if self._window is None:
-            return [arguments]
-        return windows(arguments, self._window, entries_of(self.members[0].param))
+        return [arguments] if self._window is None else self._windows_of(arguments, self._window)
+
+    def _windows_of(self, arguments: list[Tensor], window: int) -> Iterator[list[Tensor]]:
+        """The arguments of one window after another. Those that steps only read are new in each step."""
+        size, read = entries_of(self.members[0].param), self._per_leaf - self._read_per_leaf
+        if not self._held_windows:
+            self._held_windows = list(windows(arguments[:read], window, size))
+        for held, of_step in zip(self._held_windows, windows(arguments[read:], window, size), strict=True):
+            yield held + of_step
 
     def compile_for(self, program: BundleProgram) -> None:
         """Go through this program from now on."""

@@ -17,8 +17,8 @@ from gradtx.optim.engine.alias import entries_of
 SMALLEST_PARTS = 64  # how many times smaller the equal parts of a coded leaf may be than a call's lists
 
 # Entries of a window on the CPU for each thread: compiled programs write decoded slots to memory, here to the cache.
-# Measured for AdamW with "int8": on one thread, 2^15 and 2^18 take 6% longer.
-WINDOW = 2**16
+# Measured for AdamW with "int8" on one thread: 2^16 takes 2 to 6% longer, 2^18 3 to 12%.
+WINDOW = 2**17
 
 
 def can_be_split(member: Member, leaf: Leaf) -> bool:
