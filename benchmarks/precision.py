@@ -300,7 +300,7 @@ def page_of_times(path: Path) -> list[str]:
         "step goes through a leaf several times, because the scale of a block is known only when all its entries are, "
         'and it divides and takes roots more often: an entry in "int8" costs three divisions and a root where one in '
         "float32 costs one of each, so the ratio is largest where all state fits into the cache. Codes in 4 bits are "
-        "not vectorized.",
+        "packed without vectors.",
         "",
         "Compiled:",
         "",

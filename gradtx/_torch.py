@@ -532,7 +532,7 @@ def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str,
         return None
     copy = torch.fx.Graph()  # the compiler changes what it is given, and may fail
     results = cast("Sequence[Any]", copy.graph_copy(graph.graph, {}))
-    _keep_numbers_of_rows(copy)
+    _keep_in_memory(copy)
     copy.output(tuple(results)).meta["user_visible_output_idxs"] = list(range(len(results)))
     loaded = _loaded_programs()
     with settings(dict(options)), virtualized.set_fake_mode(mode):
@@ -712,8 +712,8 @@ def compiler_settings() -> str | None:
     return None if settings is None else repr(sorted(settings().items()))
 
 
-def _keep_numbers_of_rows(graph: torch.fx.Graph) -> None:
-    """Have inductor compute the number of a row, such as 1 / scale, once, not for each vector of its entries.
+def _keep_in_memory(graph: torch.fx.Graph) -> None:
+    """Have inductor write some values to memory, which it would compute where they are read.
 
     Without the operator that asks for it nothing changes.
     """
@@ -721,15 +721,31 @@ def _keep_numbers_of_rows(graph: torch.fx.Graph) -> None:
         return
     operator = torch.ops._inductor_test.realize.default
     for node in list(graph.nodes):
-        if not _is_pointwise(node) or not _is_number_of_rows(node):
-            continue
-        readers = [user for user in node.users if _is_pointwise(user) and not _is_number_of_rows(user)]
+        readers = _readers_of_kept(node)
         if readers:
             with graph.inserting_after(node):
                 kept = graph.call_function(operator, (node,))
             kept.meta = dict(node.meta)
             for user in readers:
                 user.replace_input_with(node, kept)
+
+
+def _readers_of_kept(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The users of a node that are to read it from memory.
+
+    The number of a row, such as 1 / scale, is computed once, not for each vector of its entries. Codes are in memory
+    when two of them are put into a byte, and when they were taken out of one: the loop that does this has no vectors,
+    and all that it computes besides would have none either.
+    """
+    users = list(node.users)
+    if _is_pointwise(node) and _is_number_of_rows(node):
+        return [user for user in users if _is_pointwise(user) and not _is_number_of_rows(user)]
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int8, torch.uint8):
+        return []
+    if node.target is torch.ops.aten.cat.default:
+        return users
+    return [user for user in users if user.target is torch.ops.aten.select.int]
 
 
 def _is_pointwise(node: torch.fx.Node) -> bool:

@@ -301,7 +301,7 @@ def test_without_a_name_of_the_inner_compiler_the_outer_one_takes_the_graph(modu
 
 @pytest.mark.parametrize("present", [True, False])
 def test_a_factor_of_a_block_is_computed_once_or_without_the_operator_for_it_at_each_use(present, monkeypatch):
-    additional, keep = [], _torch._keep_numbers_of_rows
+    additional, keep = [], _torch._keep_in_memory
 
     def counted(graph):
         before = len(graph.nodes)
@@ -311,11 +311,12 @@ def test_a_factor_of_a_block_is_computed_once_or_without_the_operator_for_it_at_
     def trained_with_codes(compile):
         params = parameters(shapes={"weight": (64, 64)})
         # Another structure for each case: programs are shared in the process.
-        optimizer = gradtx.optim.AdamW([params["weight"]], state_dtype="int8", amsgrad=present, compile=compile)
+        storage = {"exp_avg": "int4", "exp_avg_sq": "int8"}
+        optimizer = gradtx.optim.AdamW([params["weight"]], state_dtype=storage, amsgrad=present, compile=compile)
         descend(optimizer, params, 3)
         return params.values()
 
-    monkeypatch.setattr(_torch, "_keep_numbers_of_rows", counted)
+    monkeypatch.setattr(_torch, "_keep_in_memory", counted)
     if not present:
         monkeypatch.delattr(importlib.import_module("torch._inductor.test_operators"), "realize")
     assert_close(trained_with_codes(compile=True), trained_with_codes(compile=False), 1e-5)
