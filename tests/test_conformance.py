@@ -31,6 +31,7 @@ from tests.conformance import (
     plain_cases,
     plain_links_first,
     snapshot,
+    some_of_all,
     step,
     tensors,
     train,
@@ -93,7 +94,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
-@plain_links_first
+@some_of_all
 @each_case([case for case in LEAN if "grad_fn" not in case.make().needs and not case.make()._rounds])
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
@@ -185,7 +186,7 @@ KINDS = (
 )
 
 
-@plain_links_first
+@some_of_all
 @each_set(COSTLY)
 def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case, places):
     params, grads = case.noise(1), case.noise(2)
@@ -275,6 +276,7 @@ def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     assert_same(step(tx, grads, loaded, params), step(tx, grads, state, params))
 
 
+@some_of_all
 @each_case([case for case in PLAIN if case.factory.spec.kind == "alias"])
 def test_maximize_equals_the_negated_gradient(case):
     other = case.make(maximize=not case.arguments.get("maximize", False))

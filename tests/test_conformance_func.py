@@ -129,7 +129,7 @@ def _without_bases(state):
 # Derivatives.
 
 
-@plain_links_first
+@thinned(3)
 @torchs_own_deprecation
 @each_set(COSTLY)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):

@@ -311,9 +311,8 @@ def test_a_factor_of_a_block_is_computed_once_or_without_the_operator_for_it_at_
     def trained_with_codes(compile):
         params = parameters(shapes={"weight": (64, 64)})
         # Another structure for each case: programs are shared in the process.
-        storage = {"exp_avg": "int4", "exp_avg_sq": "int8"}
-        optimizer = gradtx.optim.AdamW([params["weight"]], state_dtype=storage, amsgrad=present, compile=compile)
-        descend(optimizer, params, 3)
+        tx = gradtx.chain(gradtx.trace(0.9, nesterov=present, state_dtype="int4"), gradtx.scale(-0.1))
+        descend(gradtx.as_optimizer(tx, [params["weight"]], compile=compile), params, 3)
         return params.values()
 
     monkeypatch.setattr(_torch, "_keep_in_memory", counted)

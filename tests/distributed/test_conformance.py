@@ -89,7 +89,7 @@ def divided_equals_whole(case):
     assert_close(run(tx, divided, names=names)[0], run(tx, undivided, names=names)[0])
 
 
-@thinned(6, always=is_coupled_or_wraps)
+@thinned(9, always=is_coupled_or_wraps)
 @pytest.mark.parametrize("case", CASES)
 def test_divided_tensors_take_the_steps_of_whole_ones(case, two):
     two.run(divided_equals_whole, case)

@@ -362,7 +362,7 @@ def weights_states_and_traffic(name, kind):
     return weights, by_name(optimizer), traffic.messages
 
 
-@thinned(5)
+@thinned(9)
 @pytest.mark.parametrize(("kind", "ranks"), [("fsdp", 2), ("fsdp", 4), ("hsdp", 4), ("rows and columns", 4)])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(name, kind, ranks, two, four):

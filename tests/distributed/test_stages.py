@@ -93,7 +93,7 @@ def stages_equal_the_whole(name, kind, with_gaps):
     assert counts[1:] == [messages] * (STEPS - 1)
 
 
-@thinned(2)
+@thinned(4)
 @pytest.mark.parametrize("with_gaps", [False, True])
 @pytest.mark.parametrize("kind", ["eager", "traced"])
 @pytest.mark.parametrize("name", CHAINS)

@@ -20,6 +20,7 @@ from tests.optim.problems import (
     twins,
     values,
 )
+from tests.thinning import thinned
 
 TOLERANCE = 1e-12  # the same sums in float64, in another order
 
@@ -92,6 +93,7 @@ def test_a_thousand_steps_keep_no_more_objects_than_ten():
     assert counts[1] - counts[0] < 100
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", ["with lookahead", "record", "adamp", "skip", "whole tree", "accumulate"])
 def test_a_step_leaves_no_tensor_to_the_garbage_collector(name):
     # Tensors in reference cycles live until Python looks for cycles: a copy of the state a step, where it rarely does.
