@@ -91,8 +91,8 @@ def indices(like: Tensor) -> Tensor:
 
 
 def bits16(key: Tensor, step: Tensor, places: Tensor) -> Tensor:
-    """Random whole numbers below 2^16, by two rounds of a hash of 32 bits, in int32: it wraps, and takes half the time
-    of int64, which wraps at other places.
+    """Random whole numbers below 2^16, by two rounds of a hash of 32 bits, in int32: it wraps, and takes a third of the
+    time of int64, which wraps at other places.
     """
     key = _mix(_mix(key) + step)
     x = _hash32(_lower32(places ^ (places >> 32)) ^ _lower32(key))

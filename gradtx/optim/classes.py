@@ -38,6 +38,7 @@ class AliasOptimizer(ChainOptimizer):
     """Base of the classes of aliases: `class Name(AliasOptimizer, alias=name)` takes `params` and its arguments."""
 
     _alias: Callable[..., GradientTransformation]
+    _arguments: inspect.Signature  # of the alias
     _fixed_options: Mapping[str, Any] = types.MappingProxyType({})
     _seeded = False  # whether `seed` is the optimizer's own; else it is an argument of the alias, if anything
 
@@ -53,7 +54,7 @@ class AliasOptimizer(ChainOptimizer):
         cls.__doc__ = (
             f"`gradtx.{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`.\n\n    {alias.__doc__}"
         )
-        own = inspect.signature(alias)
+        own = cls._arguments = inspect.signature(alias)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         engine = [
             inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=COMPILE),
@@ -95,14 +96,14 @@ class AliasOptimizer(ChainOptimizer):
             "capturable": bool(capturable),
         }
         super().__init__(tx, params, process_group=process_group, sum_over=sum_over, **engine)
-        given = inspect.signature(self._alias).bind(*args, **numbers).arguments
+        given = self._arguments.bind(*args, **numbers).arguments
         given.update((name, value) for name, value in engine.items() if value != ENGINE[name])
         self.defaults = _defaults_of(self._tx, given)
         self._made_defaults = dict(self.defaults)
 
     def _argument_named(self, key: str) -> str:
         """The argument that groups and `defaults` show under a key, if they have another name for it."""
-        arguments = inspect.signature(self._alias).parameters
+        arguments = self._arguments.parameters
         name = key.removeprefix(f"{self._alias.__name__}.")
         if name == "lr" and "lr" not in arguments:
             name = "max_lr"  # as groups call the only bound of a rate

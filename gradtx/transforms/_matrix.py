@@ -35,6 +35,12 @@ LEAST_ENTRIES = 2**19
 STRIPS = 4  # 0.625 of the multiplications; eight leave 0.56, in strips that are too thin to be fast
 
 
+def added_product(plus: Tensor, x: Tensor, y: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
+    """`beta plus + alpha x y` by torch.optim.Muon's operations, which round once in bfloat16."""
+    fused = torch.addmm if x.ndim == 2 else torch.baddbmm
+    return fused(plus, x, y, beta=beta, alpha=alpha)
+
+
 def symmetric_product(
     x: Tensor, y: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0
 ) -> Tensor:
@@ -43,9 +49,8 @@ def symmetric_product(
     Of a large one on a CPU only strips of rows up to the diagonal are computed, and mirrored. The shape alone decides,
     so that equal matrices have equal products on all ranks.
     """
-    fused = torch.addmm if x.ndim == 2 else torch.baddbmm  # torch.optim.Muon's operations: they round once in bfloat16
     if not _pays_in_strips(x):
-        return x @ y if plus is None else fused(plus, x, y, beta=beta, alpha=alpha)
+        return x @ y if plus is None else added_product(plus, x, y, beta, alpha)
     rows = x.shape[-2]
     cuts = [rows * i // STRIPS for i in range(STRIPS + 1)]
     strips: list[Tensor] = []
@@ -54,7 +59,7 @@ def symmetric_product(
         if plus is None:
             strips.append(left @ right)
         else:
-            strips.append(fused(plus[..., start:end, :end], left, right, beta=beta, alpha=alpha))
+            strips.append(added_product(plus[..., start:end, :end], left, right, beta, alpha))
     return _mirrored(strips, cuts)
 
 
@@ -281,11 +286,10 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, s
     dtype = x.dtype
     if _is_emulated(x):
         x = x.float()
-    fused = torch.addmm if x.ndim == 2 else torch.baddbmm
     for a, b, c in polynomials:
         square = _rounded(symmetric_product(x, x.mT), dtype)
         step = _rounded(symmetric_product(square, square, square, b, c), dtype)
-        x = _rounded(fused(x, step, x, beta=a), dtype)
+        x = _rounded(added_product(x, step, x, a), dtype)
     return (x.mT if tall else x).reshape(shape).to(dtype)
 
 

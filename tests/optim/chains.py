@@ -181,3 +181,5 @@ CHAINS = {
     "prodigy": gradtx.prodigy(lr=0.1, d0=0.01, weight_decay=0.1),
     "schedule free": gradtx.schedule_free_adamw(lr=1e-2, weight_decay=0.1, warmup_steps=4),
 }
+
+ON_HOST = ("whole tree", "plain functions", "random")  # chains whose steps read values or counts

@@ -1,5 +1,6 @@
 """Steps that a CUDA graph captures, `capturable=True`. On the processor a tape repeats a step as a graph would."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -10,11 +11,10 @@ import gradtx
 from gradtx.optim import _capture
 from gradtx.optim._scaling import Count
 from gradtx.optim._workings import Workings
-from tests.optim.chains import CHAINS
+from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values
 from tests.optim.tape import Tape
 
-ON_HOST = {"whole tree", "plain functions", "random"}  # links that read values or counts
 REPEATABLE = {name: tx for name, tx in CHAINS.items() if name not in ON_HOST}
 
 
@@ -52,19 +52,29 @@ def give_gradients(params, t):
             param.grad.copy_(gradient)
 
 
-def assert_repeats(tx):
-    (captured, params), (twin, expected) = pair(tx)
-    for t in range(12):
+def repeat(captured, params, twin, expected, steps):
+    """Record a step after three and repeat it, while the twin steps as usual."""
+    for t in range(steps):
         give_gradients(params, t)
         give_gradients(expected, t)
         twin.step()
         if t == 3:
             with Tape() as tape:
                 captured.step()
-        elif 3 < t < 9:
+        elif t > 3:
             tape.replay()
         else:
             captured.step()
+
+
+def assert_repeats(tx):
+    (captured, params), (twin, expected) = pair(tx)
+    repeat(captured, params, twin, expected, 9)
+    for t in range(9, 12):
+        give_gradients(params, t)
+        give_gradients(expected, t)
+        twin.step()
+        captured.step()
     assert_equal(values(params), values(expected))
     for param, other in zip(params.values(), expected.values(), strict=True):
         assert_equal(dict(captured.state[param]), dict(twin.state[other]))
@@ -155,40 +165,38 @@ def test_a_step_with_a_rate_on_the_device_follows_it(device_counts):
     )
 
 
-@pytest.fixture
-def capturing(monkeypatch):
+@contextlib.contextmanager
+def capturing():
     """A CUDA graph that is being captured, as far as optimizers can tell."""
-    monkeypatch.setattr("gradtx.optim._step.is_captured", lambda device: True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
+        yield
 
 
-def test_a_capture_without_capturable_is_refused_as_by_torch(capturing):
+def test_a_capture_without_capturable_is_refused_as_by_torch():
     params = parameters()
     optimizer = gradtx.optim.AdamW(list(params.items()))
     give_gradients(params, 0)
     before = values(params)
-    with pytest.raises(RuntimeError, match=r"^AdamW: a CUDA graph would repeat .*; pass capturable=True to AdamW$"):
+    refusal = r"^AdamW: a CUDA graph would repeat .*; pass capturable=True to AdamW$"
+    with capturing(), pytest.raises(RuntimeError, match=refusal):
         optimizer.step()
     assert_equal(values(params), before)
 
 
-def test_the_first_step_with_some_gradients_is_no_step_to_capture(monkeypatch):
+def test_the_first_step_with_some_gradients_is_no_step_to_capture():
     params = parameters()
     optimizer = gradtx.optim.AdamW(list(params.items()), capturable=True)
     give_gradients(params, 0)
-    captured = pytest.MonkeyPatch.context
-    with captured() as patch:
-        patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
-        with pytest.raises(RuntimeError, match=r"makes state, .*; call step\(\) once in front of the capture"):
-            optimizer.step()
+    refusal = r"makes state, .*; call step\(\) once in front of the capture"
+    with capturing(), pytest.raises(RuntimeError, match=refusal):
+        optimizer.step()
     optimizer.step()
     next(iter(params.values())).grad = None
-    with captured() as patch:
-        patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
-        with pytest.raises(RuntimeError, match=r"makes state"):
-            optimizer.step()
+    with capturing(), pytest.raises(RuntimeError, match=r"makes state"):
+        optimizer.step()
     optimizer.step()
-    with captured() as patch:
-        patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
+    with capturing():
         optimizer.step()
 
 
@@ -259,17 +267,7 @@ def test_a_shared_value_that_starts_as_a_hyperparameter_does_not_write_into_it(t
 @pytest.mark.parametrize("capturable", [False, True])
 def test_a_schedule_goes_on_after_a_checkpoint_whose_steps_a_graph_has_repeated(tx, capturable, device_counts):
     (captured, params), (twin, expected) = pair(tx)
-    for t in range(7):
-        give_gradients(params, t)
-        give_gradients(expected, t)
-        twin.step()
-        if t == 3:
-            with Tape() as tape:
-                captured.step()
-        elif t > 3:
-            tape.replay()
-        else:
-            captured.step()
+    repeat(captured, params, twin, expected, 7)
     assert captured.state_dict()["param_groups"] == twin.state_dict()["param_groups"]
     again = gradtx.optim.ChainOptimizer(tx, list(params.items()), capturable=capturable)
     again.load_state_dict(captured.state_dict())
@@ -294,16 +292,6 @@ def test_a_number_that_was_written_over_a_schedule_stays_in_a_checkpoint(device_
 def test_weights_to_evaluate_with_follow_the_count_of_the_device(device_counts):
     momentum = gradtx.linear_schedule(0.9, total_iters=9)
     (captured, params), (twin, expected) = pair(gradtx.schedule_free_sgd(0.1, momentum=momentum))
-    for t in range(8):
-        give_gradients(params, t)
-        give_gradients(expected, t)
-        twin.step()
-        if t == 3:
-            with Tape() as tape:
-                captured.step()
-        elif t > 3:
-            tape.replay()
-        else:
-            captured.step()
+    repeat(captured, params, twin, expected, 8)
     with captured.eval_params(), twin.eval_params():
         assert_close(params.values(), expected.values(), 1e-13)

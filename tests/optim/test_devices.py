@@ -1,4 +1,4 @@
-"""A step on a device that computes by itself: nothing is sent there, and nobody waits for it."""
+"""A step on a device that computes asynchronously: the host sends nothing there, and does not wait for it."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
-from tests.optim.chains import CHAINS
+from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import SHAPES, assert_close, assert_equal, parameters, values
 
 # A schedule on the clock of a wrapper is shown in the group by reading that clock.
@@ -18,7 +18,6 @@ QUIET = {
 }
 
 
-ON_HOST = ("whole tree", "plain functions", "random")  # these wait for values or counts
 REPEATABLE = [name for name in CHAINS if name not in ON_HOST]
 SCALED = [name for name in QUIET if name not in ON_HOST]
 

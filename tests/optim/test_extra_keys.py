@@ -35,17 +35,17 @@ class Lookahead:
 OPTIMIZERS = {"AdamW": {"lr": 0.1}, "SGD": {"lr": 0.1}, "RMSprop": {"lr": 0.01, "centered": True}}
 
 
-@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_wrapper_that_keeps_tensors_in_the_state_resumes_as_around_torchs_optimizer(name, anew):
+def test_a_wrapper_that_keeps_tensors_in_the_state_resumes_as_around_torchs_optimizer(name, restarted):
     def run(module):
         params = parameters()
         optimizer = getattr(module, name)(params.values(), **OPTIMIZERS[name])
         Lookahead(optimizer).run(params, 7)
         saved = copy.deepcopy(optimizer.state_dict())
-        if anew:
+        if restarted:
             optimizer = getattr(module, name)(params.values(), **OPTIMIZERS[name])
-        if anew and module is gradtx.optim:
+        if restarted and module is gradtx.optim:
             with pytest.warns(UserWarning, match=f"^{name}: the loaded state has 'lookahead_slow_buff', .* keeps it"):
                 optimizer.load_state_dict(saved)
         else:
