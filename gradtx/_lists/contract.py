@@ -64,6 +64,7 @@ def contract(graph: Graph) -> None:
     for node in _free_to_join(graph):
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
             contraction.shorten(node)
+    graph.eliminate_dead_code()  # a replaced operation no longer counts as a user of its operands
     for node in _free_to_join(graph):
         if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
             contraction.join(node)
@@ -109,6 +110,8 @@ class _Contraction:
             dividend, divisor = node.args
             if is_list(dividend) and is_number(divisor):
                 self._replace(node, aten.mul.Tensor, (dividend, self._inverse(divisor, node)))
+            elif _divides_lists(node) and alike(node, dividend, divisor):  # type: ignore[arg-type]
+                self._scale_quotient(node)
         elif node.target is aten.pow.Tensor_Tensor:
             if is_list(node.args[0]) and is_number(node.args[1]) and alike(node, node.args[0]):  # type: ignore[arg-type]
                 self._replace(node, aten.pow.Tensor_Scalar, node.args)
@@ -116,6 +119,44 @@ class _Contraction:
             self._bound_once(node)
         if node.target is aten.mul.Tensor:
             self._multiply_once(node)
+
+    def _scale_quotient(self, node: Node) -> None:
+        """Turn (c a) / b into c (a / b): other operations can include the factor there."""
+        operands: Any = node.args
+        dividend, divisor = operands
+        factor = self._without_root(divisor, node)
+        inner_factor, inner = _factor_of(dividend)
+        if inner is not None and _only_used_by(dividend, node) and alike(node, inner):
+            dividend = inner
+            factor = self._times(factor, inner_factor, node)
+        if factor is None:
+            return
+        with self._graph.inserting_before(node):
+            quotient = self._graph.call_function(aten.div.Tensor, (dividend, divisor))
+        quotient.meta = dict(node.meta)
+        self._replace(node, aten.mul.Tensor, (quotient, factor))
+
+    def _without_root(self, divisor: Node, quotient: Node) -> Any:
+        """Turn the divisor b / r + e into b + r e, where r is the root of a number, as in bias corrections.
+
+        Other numbers may be infinite, and the second form is then not a number.
+
+        Returns:
+            r, by which the quotient is to be multiplied; None if the divisor has another form.
+        """
+        if divisor.target is not aten.add.Tensor or divisor.kwargs or not _only_used_by(divisor, quotient):
+            return None
+        scaled, shift = divisor.args
+        inverse, b = _factor_of(scaled)
+        if not is_number(shift) or b is None or not _only_used_by(scaled, divisor) or not alike(divisor, b):
+            return None
+        if not isinstance(inverse, Node) or inverse.target is not aten.reciprocal.default:
+            return None
+        root: Any = inverse.args[0]
+        if not isinstance(root, Node) or root.target is not aten.sqrt.default:
+            return None
+        self._replace(divisor, aten.add.Tensor, (b, self._number(aten.mul.Tensor, (shift, root), divisor)))
+        return root
 
     def _bound_once(self, node: Node) -> None:
         """Turn `clamp` by numbers into `clamp_min` and `clamp_max`."""
@@ -210,12 +251,7 @@ class _Contraction:
     def _quotient(self, factor: Any, term: Node, saved: int) -> _Product | None:
         operands: Any = term.args
         a, b = operands
-        if not alike(term, a, b):
-            return None
-        inner_factor, inner = _factor_of(a)
-        if inner is not None and _only_used_by(a, term) and alike(term, inner):
-            return _Product(self._times(factor, inner_factor, term), inner, b, True, saved + 1)
-        return _Product(factor, a, b, True, saved)
+        return _Product(factor, a, b, True, saved) if alike(term, a, b) else None
 
     def _take_in(self, node: Node, rest: Node, product: _Product) -> None:
         factor = 1 if product.factor is None else product.factor

@@ -116,6 +116,38 @@ def test_a_program_gives_what_the_function_gives(on_host):
         torch.testing.assert_close(params[i], param, rtol=1e-14, atol=1e-15)
 
 
+def corrected(number, param, average, square, grad):
+    """A step of Adam at a count, with both corrections."""
+    denominator = square.sqrt() / number.sqrt() + 0.1
+    return [], [(param, param - 0.01 * ((average / (1 - number)) / denominator))]
+
+
+def by_a_number(number, param, average, square, grad):
+    """Only roots of numbers may multiply the quotient: `number` may be infinite."""
+    return [], [(param, param - average / (square.sqrt() / number + 0.1))]
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize(("function", "number", "calls"), [(corrected, 0.3, 3), (by_a_number, math.inf, 4)])
+def test_the_correction_of_a_root_multiplies_the_quotient(function, number, calls, on_host):
+    program = list_function(recorded(function, [(2, 3)] * 4), CPU, on_host)
+    if on_host:
+        assert program.calls == calls  # for the root, the sum with eps, the sum with the quotient
+    params, averages, squares, grads = lists(0), lists(1), [x.square() for x in lists(2)], lists(3)
+    exact = torch.tensor(number, dtype=F64)
+    expected = [function(exact, *tensors)[1][0][1] for tensors in zip(params, averages, squares, grads, strict=True)]
+    run(program, [number if on_host else exact], params, averages, squares, grads)
+    torch.testing.assert_close(params, expected, rtol=1e-14, atol=1e-15)
+
+
+def test_factors_in_a_row_are_multiplied_first_wherever_the_product_is_added():
+    def update(number, param, grad, square):
+        return [], [(param, param - number * (0.5 * (grad / square)))]
+
+    program = list_function(recorded(update, [(2, 3)] * 3), CPU)
+    assert program.calls == 1, program.source
+
+
 def swapped(number, a, b, c):
     return [], [(a, b + 0), (b, c.clone()), (c, a.clone())]
 
