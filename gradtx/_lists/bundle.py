@@ -53,6 +53,13 @@ class ListPass:
         self._recording: Recording | None = self._record()
         self.text = self._recording.text()
 
+    @property
+    def recording(self) -> Recording:
+        """The operations, as they were recorded."""
+        if self._recording is None:
+            self._recording = self._record()
+        return self._recording
+
     def _record(self) -> Recording:
         def function(arguments: list[Tensor]) -> PassResult:
             result = self._run(arguments)
@@ -68,7 +75,7 @@ class ListPass:
         """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
         key = (device, on_host)
         if key not in self._functions:
-            recording = self._recording or self._record()
+            recording = self.recording
             self._recording = None  # writing uses it up
             self._functions[key] = self._written(recording, device, on_host)
         return self._functions[key]

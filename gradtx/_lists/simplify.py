@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import argument_like, is_list
+from gradtx._lists.contract import alike, argument_like, is_list
 from gradtx._lists.needs import FILLING
 from gradtx._lists.record import META
 
@@ -85,6 +85,8 @@ def _same(node: Node, flags: dict[Any, bool]) -> Any:
     """The operand that an operation gives as it is; None if there is none."""
     if node.target in SAME:
         return node.args[0]
+    if node.target in (aten.mul.Tensor, aten.div.Tensor):
+        return _same_as_factor(node)
     if node.target is aten.bitwise_and.Tensor and _is_flag(node):
         x, y = node.args
         if flags.get(x):
@@ -93,6 +95,20 @@ def _same(node: Node, flags: dict[Any, bool]) -> Any:
     if node.target is aten.where.self:
         return _same_as_selection(node, flags)
     return None
+
+
+def _same_as_factor(node: Node) -> Any:
+    """The operand that a product or a quotient multiplies or divides by 1."""
+    x, y = node.args
+    if _is_one(y) and alike(node, x):  # type: ignore[arg-type]
+        return x
+    if node.target is aten.mul.Tensor and _is_one(x) and alike(node, y):  # type: ignore[arg-type]
+        return y
+    return None
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 1
 
 
 def _same_as_selection(node: Node, flags: dict[Any, bool]) -> Any:

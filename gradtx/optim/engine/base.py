@@ -56,7 +56,7 @@ class Engine:
             return [], members
         fingerprint = fingerprint_of(request, members)
         plan = self.plan
-        known = plan is not None and plan.holds_for(fingerprint)
+        known = plan is not None and plan.holds_for(fingerprint) and self._still_holds(plan)
         leaves = [] if known else request.leaves_of(members)  # raises if the step is wrong, as without engine
         try:
             if plan is None or not known:
@@ -108,6 +108,10 @@ class Engine:
     def _consequence(self) -> str:
         """What giving up means for the user."""
         raise NotImplementedError
+
+    def _still_holds(self, plan: Plan) -> bool:
+        """Whether the values of slots are as a plan assumes."""
+        return True
 
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
         """Give a bundle its arguments for this step."""
@@ -194,6 +198,7 @@ def _numbers(member: Member, signature: Signature, request: StepRequest) -> list
         numbers.extend(request.scaling.on(local(member.param).device))
     numbers.extend(request.numbers[member.group])
     numbers.extend(request.run.scalars(path)[name] for path, name in signature.shared)
+    numbers.extend(member.state[key] for key in signature.equal)
     numbers.extend(request.scalars[name] for name in signature.scalars)
     return numbers
 
@@ -204,7 +209,9 @@ def stand_ins(signature: Signature) -> list[Tensor]:
     if signature.scaled:
         dtypes += [torch.float64, torch.bool]
     dtypes += [torch.float64] * signature.numbers
-    dtypes += [*signature.shared.values(), *signature.scalars.values()]
+    dtypes += signature.shared.values()
+    dtypes += [torch.float64] * len(signature.equal)
+    dtypes += signature.scalars.values()
     return [torch.empty((), dtype=dtype) for dtype in dtypes]
 
 

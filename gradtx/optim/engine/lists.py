@@ -14,17 +14,20 @@ from gradtx._execution import Leaf, LeafTerms
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call, passes_of_shards
 from gradtx._lists.cache import SharedPrograms
+from gradtx._lists.equal import may_be_number, slots_from_numbers
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums, passes_of
 from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded, local
-from gradtx._torch import TracingUnavailableError
+from gradtx._torch import TracingUnavailableError, copy_each_
+from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
 from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, entries_of
 from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
+from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind, Signature
-from gradtx.optim.engine.trace import BundleFunction
+from gradtx.optim.engine.trace import BundleFunction, EqualSlot
 from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_of
 
 
@@ -50,6 +53,11 @@ class MemberBundle(ListBundle):
         self._chunks = [Chunk(pieces, signature, flat) for pieces in chunks]
         self._trees: Trees = {}
         self._consumes = False
+        self._equal = {key: [member.state[key] for member in members] for key in signature.equal}
+
+    def agrees(self) -> bool:
+        """Whether the slots that are equal in all leaves still are."""
+        return all(len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values())
 
     def read_from(self, trees: Trees, consumes: bool) -> None:
         """Take the extras by leaf of the current step; `consumes` is whether to free gradients that were used."""
@@ -97,6 +105,10 @@ class MemberBundle(ListBundle):
             if isinstance(place, LateTerm):
                 self._add_late(place, dtype, [of_call[i] for of_call in results])
                 continue
+            if isinstance(place, EqualSlot):
+                slots = self._equal[place.key]
+                copy_each_(slots, [self.as_tensor(results[0][i], dtype)] * len(slots))
+                continue
             path, name = place
             self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(results[0][i], dtype))
         self._trees = {}
@@ -135,7 +147,7 @@ class Chunk:
         self._params = [member.param for member, _ in pieces]
         self.names = [member.name for member, _ in pieces]
         self._columns = [[self._held(param, piece) for param, piece in zip(self._params, pieces, strict=True)]]
-        for key in signature.slots:
+        for key in signature.slots_by_leaf:
             self._columns.append([self._held(piece[0].state[key], piece) for piece in pieces])
         self._first_entries = [_first_entry(*piece) for piece in pieces] if signature.placed else None
 
@@ -220,6 +232,9 @@ class ListEngine(Engine):
     def _consequence(self) -> str:
         return "steps run leaf by leaf"
 
+    def _still_holds(self, plan: Plan) -> bool:
+        return all(bundle.agrees() for bundle in plan.bundles)
+
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
         bundle.begin(request.run, numbers, request.on_host)
         bundle.read_from(request.trees, request.consumes)
@@ -238,7 +253,43 @@ class ListEngine(Engine):
         member, leaf = pairs[0]
         of_kind = Signature.of(member, leaf, kind, request)
         signature = dataclasses.replace(of_kind, width=1, padded=False, divided=has_regions(leaf.program))
-        splits = kind.flat and not signature.divided and can_be_split(member, leaf)
+        equal = self._equal_slots(kind, signature, member, leaf, request)
+        if not equal:
+            return self._bundles_of_signature(kind, signature, pairs, request)
+        bundles: list[MemberBundle] = []
+        for alike in _grouped_by_values(pairs, equal):
+            with_numbers = dataclasses.replace(signature, equal=equal)
+            bundles.extend(self._bundles_of_signature(kind, with_numbers, alike, request))
+        return bundles
+
+    def _equal_slots(
+        self, kind: LeafKind, signature: Signature, member: Member, leaf: Leaf, request: StepRequest
+    ) -> tuple[str, ...]:
+        """The keys of 0-d slots that remain equal across the leaves of a program once they are equal."""
+        has_numbers = any(may_be_number(member.state[key]) for key in signature.slots)
+        if not has_numbers or not request.on_host or signature.divided:
+            return ()
+        structure = request.structures[member.group]
+        view = request.views[member.group]
+        programs = self._programs_of(view)
+        key = ("equal slots", structure, kind, *signature.key())
+        if key not in programs:
+            function = BundleFunction(signature, view.chain_of(structure))
+            tensors = _tensors_of(member, signature, request, leaf)
+            try:
+                *_, last = passes_of(function, stand_ins(signature), tensors, ListPass)
+            except Exception:  # `_program` meets the same error, and reports it
+                return ()
+            indices = slots_from_numbers(last.recording)
+            programs[key] = tuple(signature.slots[i - 1] for i in indices)  # the parameter is the first argument
+        return programs[key]
+
+    def _bundles_of_signature(
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
+    ) -> list[MemberBundle]:
+        """Bundles of leaves of a signature; parts of leaves that need the places of their entries have another."""
+        member, leaf = pairs[0]
+        splits = kind.flat and not signature.divided and can_be_split(member, leaf, signature.equal)
         if not splits or not is_positional(leaf):
             return self._bundles(kind, signature, pairs, request, splits)
         whole: Pairs = []
@@ -264,9 +315,8 @@ class ListEngine(Engine):
         key = (structure, kind, *signature.key())
         view = request.views[member.group]
         function = BundleFunction(signature, view.chain_of(structure))
-        if self._programs is None:
-            self._programs = shared_programs(_SHARED, view.tx)
         alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
+        self._programs_of(view)
         common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
         for member, leaf in pairs:
             program = common or self._program(key, function, member, leaf, request, splits)
@@ -274,6 +324,11 @@ class ListEngine(Engine):
                 _, members = alike.setdefault(id(program), (program, []))
                 members.append(member)
         return [MemberBundle(members, signature, program, splits) for program, members in alike.values()]
+
+    def _programs_of(self, view: GroupView) -> dict[Any, Any]:
+        if self._programs is None:
+            self._programs = shared_programs(_SHARED, view.tx)
+        return self._programs
 
     def _common_program(
         self, key: Any, function: BundleFunction, pairs: Pairs, request: StepRequest, splits: bool
@@ -288,7 +343,7 @@ class ListEngine(Engine):
         self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
         """The program of a leaf, or of its parts; None if its operations can't be recorded."""
-        tensors = _tensors_of(member, request, leaf)
+        tensors = _tensors_of(member, function.signature, request, leaf)
         placed = function.signature.placed
         part = part_of(member, placed) if splits and (placed or function.signature.layout.codes) else None
         if part is not None:
@@ -327,15 +382,23 @@ def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]
     return passes_of(function, common, leaves, ListPass)
 
 
+def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
+    """Leaves whose slots have the same values, together."""
+    alike: dict[Any, Pairs] = {}
+    for member, leaf in pairs:
+        values = tuple(member.state[key].item() for key in keys)
+        alike.setdefault(values, []).append((member, leaf))
+    return list(alike.values())
+
+
 def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
     """The order of leaves by size; a leaf without dimensions, where numbers in float64 count, is below empty ones."""
     shape = pair[1].shape
     return len(shape) > 0, shape.numel()
 
 
-def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:
+def _tensors_of(member: Member, signature: Signature, request: StepRequest, leaf: Leaf) -> list[Tensor]:
     """The arguments of a leaf, for their dtypes and shapes."""
-    assert member.layout is not None
-    tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.program_keys), member.param.grad]
+    tensors: list[Any] = [member.param, *(member.state[key] for key in signature.slots_by_leaf), member.param.grad]
     tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
     return [as_real(local(tensor)) for tensor in tensors]

@@ -43,8 +43,8 @@ class Signature:
     """The arguments of a program, and the decisions of selectors for its leaves.
 
     The flat arguments are: the number of this step; the count that schedules follow; under a GradScaler its two
-    numbers; hyperparameters; shared values; 0-d extras; totals of earlier passes. Then for each leaf: whether it is
-    real (if the last bundle is padded), parameter, slots, gradient, extras, the place of its first entry.
+    numbers; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier passes. Then for each leaf:
+    whether it is real (if the last bundle is padded), parameter, slots, gradient, extras, the place of its first entry.
 
     Attributes:
         layout: Where the state of a leaf keeps its slots.
@@ -60,6 +60,7 @@ class Signature:
         padded: Whether padding may stand for leaves, so that each says whether it is real.
         placed: Whether leaves are parts of parameters, so that each says where it begins.
         divided: Whether the tensors are shards, so that owners compute what needs whole leaves.
+        equal: The keys of 0-d slots that are equal in all leaves, and are passed once.
     """
 
     layout: Layout
@@ -75,6 +76,7 @@ class Signature:
     padded: bool = True
     divided: bool = False
     placed: bool = False
+    equal: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -107,8 +109,13 @@ class Signature:
 
     @property
     def slots(self) -> list[str]:
-        """The keys of slots, in the order in which they are passed."""
+        """The keys of slots that programs write."""
         return self.layout.program_keys
+
+    @property
+    def slots_by_leaf(self) -> list[str]:
+        """The keys of slots that are passed for each leaf, in order."""
+        return [key for key in self.slots if key not in self.equal]
 
     def key(self) -> tuple[Any, ...]:
         """The part of a program's cache key that `LeafKind` does not cover."""
@@ -119,6 +126,7 @@ class Signature:
             self.scaled,
             self.divided,
             self.placed,
+            self.equal,
         )
 
 

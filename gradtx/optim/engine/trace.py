@@ -8,9 +8,9 @@ passes but the last compute only their sums.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,11 +34,18 @@ from gradtx.optim.engine.signature import Signature
 MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
 
 
+class EqualSlot(NamedTuple):
+    """The name of a result that is the new value of a slot in all leaves."""
+
+    key: str
+
+
 class TracedRun(Run):
     """A run over the arguments of a program.
 
     Attributes:
         old: The old shared values, by stage.
+        equal: The old values of the slots that are equal in all leaves.
         totals: The totals of earlier passes, in order.
         clock: The clock outside of all combinators.
         real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
@@ -50,6 +57,7 @@ class TracedRun(Run):
         self.known_extras = signature.known_extras
         self.leaf_extras = signature.by_leaf
         self.old: dict[Path, dict[str, Tensor]] = {}
+        self.equal: dict[str, Tensor] = {}
         self.totals: list[dict[str, Tensor]] = []
         self.real: dict[str, Tensor] = {}
         self.clock: Clock | None = None
@@ -131,8 +139,8 @@ class BundleFunction:
                 late[LateTerm(path, name, of_leaves.finish, leaf)] = term.clone()
         run.late_sums.clear()  # which the step completes
         run.end()
-        shared = {**self._new_shared(run), **late}
-        write = functools.partial(_write, run, leaves, taken)
+        shared = {**self._new_shared(run), **self._new_equal(leaves), **late}
+        write = functools.partial(_write, run, leaves, taken, self.signature.equal)
         return PassResult(list(shared.values()), tuple(shared), None, write)
 
     def _leaves(
@@ -148,6 +156,7 @@ class BundleFunction:
         chain = self._make_chain([next(given) for _ in range(signature.numbers)])
         for path, name in signature.shared:
             run.old.setdefault(path, {})[name] = next(given)
+        run.equal = {key: next(given) for key in signature.equal}
         scalars: dict[str, Any] = {name: next(given) for name in signature.scalars}
         scalars.update(dict.fromkeys(signature.absent))
         for names in known:
@@ -176,7 +185,8 @@ class BundleFunction:
         if signature.padded:
             run.real[name] = next(given)
         param = next(given)
-        state = {key: next(given) for key in signature.slots}
+        state = {key: next(given) for key in signature.slots_by_leaf}
+        state.update(run.equal)
         gradient = next(given)
         leaf = Leaf(run, name, gradient, param, scalars, clock)
         leaf.layout = signature.layout
@@ -197,19 +207,31 @@ class BundleFunction:
                     shared[path, name] = value.clone()
         return shared
 
+    def _new_equal(self, leaves: list[Leaf]) -> dict[EqualSlot, Tensor]:
+        """New values of the slots that are equal in all leaves."""
+        equal: dict[EqualSlot, Tensor] = {}
+        for path, slots in leaves[0].new.items():
+            keys = leaves[0].layout.slots[path]
+            for slot, value in slots.items():
+                if keys[slot] in self.signature.equal:
+                    equal[EqualSlot(keys[slot])] = value.clone()
+        return equal
+
 
 def _ignore(leaf: Leaf) -> None:
     """Leave a finished leaf as it is: results are written when all leaves are through."""
 
 
-def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
-    """Write new slots and parameters in place, after all of them are computed."""
+def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collection[str]) -> None:
+    """Write new slots, except those that are returned, and parameters in place, after all of them are computed."""
     new_slots: list[list[tuple[Tensor, Tensor]]] = []
     for leaf in leaves:
         of_leaf: list[tuple[Tensor, Tensor]] = []
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
+                if keys[slot] in returned:
+                    continue
                 apart = run.copied(leaf, value) if memory_of(value) in taken else value
                 of_leaf.append((leaf.state[keys[slot]], apart))
         new_slots.append(of_leaf)

@@ -21,14 +21,16 @@ SMALLEST_PARTS = 64  # how many times smaller the equal parts of a coded leaf ma
 WINDOW = 2**17
 
 
-def can_be_split(member: Member, leaf: Leaf) -> bool:
+def can_be_split(member: Member, leaf: Leaf, equal: Sequence[str] = ()) -> bool:
     """Whether parts of a leaf, whose operations are elementwise, may be updated one after another.
 
-    The parts would update a slot that is a number several times, unless that never changes.
+    Each part would update a 0-d slot again, unless the slot never changes or is one of the `equal` slots, which are
+    written after the last part.
     """
     layout = member.layout
     assert layout is not None
     constants = {f"{key}.{KEY}" for key, codec in layout.coded_keys.items() if codec.random}
+    constants.update(equal)
     for operation in leaf.program:
         keys = layout.slots.get(operation.path, {})
         constants.update(keys[slot] for slot in operation.constants if slot in keys)
