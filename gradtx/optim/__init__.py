@@ -28,13 +28,13 @@ def as_optimizer(
     state_device: torch.device | str | None = None,
     capturable: bool = False,
 ) -> ChainOptimizer:
-    """Wrap any transformation as a real `torch.optim.Optimizer`.
+    """Wrap any transformation in a `torch.optim.Optimizer`.
 
     Parameter groups contain the hyperparameters (`tx.hyperparams`). A value written to a group, for example by a
     PyTorch LR scheduler, takes effect at the next step. As in `torch.optim`, each parameter has one flat dict of state.
 
     Args:
-        tx: A transformation whose updates are to be added to the parameters.
+        tx: A transformation whose updates are added to the parameters.
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and its own hyperparameters.
         compile: True compiles steps with torch's compiler; they run in place, at the speed of fused kernels. The first

@@ -22,7 +22,7 @@ from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
 from gradtx.optim._warnings import warn_user
 
-# The option that qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
+# The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
 DECOUPLED = (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True))
 
 

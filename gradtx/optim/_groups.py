@@ -236,7 +236,7 @@ class GroupView:
             if name != "lr":
                 self.first[name] = value
 
-    # In a step.
+    # During a step.
 
     def chain(self, values: Mapping[str, Any], device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive."""
@@ -291,7 +291,7 @@ class GroupView:
             mapped.append(function(item) if _is_number(item) and not literal else item)
         return tuple(mapped)
 
-    # After a step, and from a checkpoint.
+    # After a step, and when a checkpoint is loaded.
 
     def show(self, count: Callable[[Entry], int | None]) -> None:
         """Write the next step's values of schedules into the group, if their counts are known."""

@@ -126,7 +126,7 @@ class Members:
         by_param: dict[Tensor, Member],
         clock_paths: dict[Any, Path],
     ) -> None:
-        """Restore the state of a pickle of version 0.1."""
+        """Restore the members from a pickle of version 0.1."""
         self.admit(Joining(views, by_param, clock_paths))
         for view in views:
             for param in view.group["params"]:
