@@ -221,10 +221,10 @@ class GroupView:
         return changed
 
     def _follow(self, name: str, value: Any) -> None:
-        """Replace the source of a hyperparameter by a number or schedule that was written into the group."""
+        """Replace the source of a hyperparameter with a number or schedule that was written into the group."""
         self.live.discard(name)
         if _any(_is_schedule, value):
-            self.sources[name] = self.shown[name] = value  # `show` replaces it by its number
+            self.sources[name] = self.shown[name] = value  # `show` replaces it with its number
             self.live.add(name)
 
     def start_with(self, values: Mapping[str, Any]) -> None:
@@ -277,7 +277,7 @@ class GroupView:
         return tuple(structure), numbers
 
     def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
-        """Invert `structure`: return a function that replaces the placeholders by 0-d tensors."""
+        """Invert `structure`: return a function that replaces the placeholders with 0-d tensors."""
         return ChainOf(self.tx, structure)  # not a closure: shared programs must not keep the group alive
 
     def _map_numbers(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:

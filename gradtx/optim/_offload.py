@@ -51,7 +51,7 @@ def host_like(tensor: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Visit:
-    """A parameter whose data and gradient are temporarily replaced by copies on the host.
+    """A parameter whose data and gradient are temporarily replaced with copies on the host.
 
     Attributes:
         param: The parameter.
@@ -70,7 +70,7 @@ class Visit:
     unscales: bool = False
 
     def begin(self) -> None:
-        """Replace the parameter's data and gradient by the copies."""
+        """Replace the parameter's data and gradient with the copies."""
         self.param.grad = None
         self.param.data = self.copy
         if self.copied_gradient is not None:
@@ -97,7 +97,7 @@ class Visit:
 class Offload:
     """Moves parameters to the host while an optimizer reads or writes them.
 
-    `on_host` replaces each parameter's data and gradient by host copies, so that the optimizer runs on the host, and
+    `on_host` replaces each parameter's data and gradient with host copies, so that the optimizer runs on the host, and
     copies the new weights back at the end. Each step copies the weights in both directions, because user code may have
     written to `param.data` without changing a version counter. The copies keep the parameters' dtypes, so results and
     checkpoints equal those of parameters on the host.
@@ -141,7 +141,7 @@ class Offload:
     def on_host(
         self, params: Iterable[Tensor], *, writes: bool, consumes: bool = False, unscales: bool = False
     ) -> Generator[None, None, None]:
-        """Keep parameters on the host inside of a `with` block.
+        """Keep parameters on the host inside a `with` block.
 
         Args:
             params: The parameters.

@@ -188,7 +188,7 @@ def _link_before_rate(links: list[Made]) -> Made | None:
 
 
 def _links_on_path(part: GradientTransformation) -> list[Made]:
-    """Return the links that apply to every leaf at every step, which excludes links inside of combinators."""
+    """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
     links: list[Made] = []
     for link in part._links():
         if isinstance(link, Made) and not link._children():

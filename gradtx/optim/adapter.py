@@ -395,7 +395,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Replace the parameters by the evaluation weights until `train` is called.
+        """Replace the parameters with the evaluation weights until `train` is called.
 
         Trainers call this before an evaluation, as for schedule-free optimizers. It has no effect without links that
         average weights, or if it was already called.
@@ -413,7 +413,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def eval_params(self) -> Generator[None, None, None]:
-        """Replace the parameters by the evaluation weights inside of a `with` block."""
+        """Replace the parameters with the evaluation weights inside a `with` block."""
         if self._workings.evaluation is not None:  # evaluation mode is already active
             yield
             return
