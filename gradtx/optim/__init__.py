@@ -1,4 +1,4 @@
-"""Transformations as torch optimizers: `as_optimizer` for any chain, and a drop-in class for every alias."""
+"""PyTorch optimizers: `as_optimizer` wraps any transformation, and each alias has a drop-in class."""
 
 from __future__ import annotations
 
@@ -28,52 +28,52 @@ def as_optimizer(
     state_device: torch.device | str | None = None,
     capturable: bool = False,
 ) -> ChainOptimizer:
-    """Wrap any transformation as a real `torch.optim.Optimizer`.
+    """Wrap any transformation in a `torch.optim.Optimizer`.
 
-    Parameter groups hold the hyperparameters (`tx.hyperparams`) as numbers; a number that anyone writes there, such as
-    one of torch's LR schedulers, counts from the next step on. State is per parameter and flat, as torch's.
+    Parameter groups contain the hyperparameters (`tx.hyperparams`). A value written to a group, for example by a
+    PyTorch LR scheduler, takes effect at the next step. As in `torch.optim`, each parameter has one flat dict of state.
 
     Args:
-        tx: A transformation whose updates are to be added to the parameters.
+        tx: A transformation whose updates are added to the parameters.
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and its own hyperparameters.
-        compile: True for steps through torch's compiler, in place and at the speed of fused kernels; the first step
-            waits for it, 5 to 10 s for chains that work element by element, up to 30 s for those that work by rows;
-            later processes find most of it in torch's cache on disk. "background" for the same without waiting: steps
-            run over lists of tensors, as by default, until a child process has compiled, and one step then loads the
-            programs. Rounding differs from then on, so runs are not repeatable bit by bit. A mode of `torch.compile`
-            ("max-autotune"), or a dict of its options, is passed on. Without a working compiler there is one warning,
-            and steps run as by default.
-        seed: Of the random vectors for links that need `hessian_diag`, when the optimizer estimates it. Shown in the
-            groups as `hessian_seed`, and saved with them. The Hessian is that of the loss whose `backward` ran: use
-            no GradScaler.
-        process_group: The ranks that have these parameters and equal gradients, as under DDP, to divide the work of
-            matrix methods: each matrix is computed by one rank, which keeps the slots, and sent to all by one
-            all_gather. All ranks then call `step` and `state_dict` together. Parameters that are divided among ranks
-            need no group.
-        sum_over: Ranks with other parameters of the same model, as the stages of a pipeline (a process group, or a
-            mesh of one dimension): sums over all leaves, such as a global norm, run over the leaves of all of them, by
-            one message for each sum. All ranks make the optimizer and call `step` together, with one chain. A
-            parameter that several ranks have counts as often. Not with rules for whole trees, closures that are called
-            again, a GradScaler or `release_gradients`.
-        state_device: "cpu" to keep state, and compute steps, on the host, for parameters on another device. Each step
-            copies weights and gradients to the host and weights back, through pinned memory. State has the dtypes that
-            it would have beside its parameter, so numbers and checkpoints are those of training on the host. Not with
-            sharded parameters, DistributedDataParallel, `release_gradients` or links that need `hessian_diag`.
-        capturable: Whether `torch.cuda.graph` may capture steps, as in torch: counts of steps are on the parameters'
-            device, and all state stays in its memory. Make one step before the capture. Numbers of groups are those of
-            the capture, unless they are tensors on that device; schedules in the chain go on. Not with links that read
-            values or counts on the host, `state_device`, `sum_over` or `release_gradients`.
+        compile: True compiles steps with torch's compiler; they run in place, at the speed of fused kernels. The first
+            step waits for compilation: 5 to 10 s for elementwise chains, up to 30 s for chains that work on rows.
+            Later processes find most of the result in torch's on-disk cache. "background" compiles in a child process:
+            steps run over lists of tensors, as by default, until it has finished, and one step then loads the programs.
+            Rounding differs from that step on, so runs are not bitwise reproducible. A mode of `torch.compile`
+            ("max-autotune") or a dict of its options is passed on. Without a working compiler, the optimizer warns
+            once and steps run as by default.
+        seed: Seed of the random vectors with which the optimizer estimates `hessian_diag` for links that need it.
+            Shown in the groups as `hessian_seed` and saved with them. The Hessian is that of the loss on which
+            `backward` was called, so a GradScaler is not supported.
+        process_group: Ranks that have these parameters and equal gradients, as under DDP, and divide the work of
+            matrix methods: each matrix is computed by one rank, which keeps its slots, and one all_gather sends the
+            results to all ranks. All ranks must then call `step` and `state_dict` together. Sharded parameters need
+            no group.
+        sum_over: Ranks with other parameters of the same model, such as the stages of a pipeline (a process group, or
+            a one-dimensional mesh). Sums over all leaves, such as a global norm, then include the leaves of all these
+            ranks, with one message per sum. All ranks must construct the optimizer and call `step` together, with the
+            same chain. A parameter present on several ranks is counted once per rank. Cannot be combined with rules
+            for whole trees, closures that are called again, a GradScaler or `release_gradients`.
+        state_device: "cpu" keeps state, and computes steps, on the host for parameters on another device. Each step
+            copies weights and gradients to the host and the weights back, through pinned memory. State has the same
+            dtypes as on the parameter's device, so results and checkpoints equal those of training on the host. Cannot
+            be combined with sharded parameters, DistributedDataParallel, `release_gradients` or links that need
+            `hessian_diag`.
+        capturable: Whether `torch.cuda.graph` may capture steps, as in torch: step counts are kept on the parameters'
+            device, and all state keeps its memory. Run one step before the capture. Replays use the group values of
+            the capture, except tensors on that device; schedules in the chain advance. Cannot be combined with links
+            that read values or counts on the host, `state_device`, `sum_over` or `release_gradients`.
 
-    Warns of links that would turn the sign twice (a learning rate, or a decay, behind a learning rate), of links for
-    finished steps in front of a learning rate (`average`, `lookahead`, `map_after_step`), and of a key in a group that
-    looks like a hyperparameter's name and is none; other unknown keys are kept.
+    Warns about links that would flip the sign twice (a learning rate or a decay after a learning rate), about links
+    that expect the finished step but precede a learning rate (`average`, `lookahead`, `map_after_step`), and about
+    unknown group keys that resemble a hyperparameter's name. Other unknown keys are kept.
 
     Raises:
-        TypeError: `tx` is not a transformation, or something that is not a tensor.
-        ValueError: an unknown mode or state device, no parameters, a parameter twice, a hyperparameter out of range, a
-            pattern without a match, a link
-            that `capturable` does not go with.
+        TypeError: `tx` is not a transformation, or a parameter is not a tensor.
+        ValueError: an unknown mode or state device, no parameters, a duplicate parameter, a hyperparameter out of
+            range, a pattern without a match, or a link that `capturable` does not support.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -106,7 +106,7 @@ def as_optimizer(
 if not TYPE_CHECKING:  # type checkers report unknown names themselves
 
     def __getattr__(name: str) -> object:
-        """Name the link, or the class, that a name of another library stands for in the error."""
+        """Raise an error that suggests the link or class corresponding to another library's name."""
         if name.startswith("_"):
             raise AttributeError(f"module 'gradtx.optim' has no attribute {name!r}")
         from gradtx.registry import class_hint

@@ -1,4 +1,4 @@
-"""Ranks that share parameters, or the work on them, agree on a step before they exchange anything in it."""
+"""Ranks that share parameters, or the work on them, compare their plans for a step before they communicate in it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from gradtx._sharding import Team, is_sharded, team_of
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 
-BITS = 62  # of a digest: it and its negative are int64
-FAILED = 2**BITS  # in place of a digest and of its negative: no plan has it
+BITS = 62  # size of a digest: the digest and its negative both fit in int64
+FAILED = 2**BITS  # sent in place of a digest and of its negative; no plan has this digest
 
 
 class Agreement:
     """Compares the plan of a step with those of the other ranks.
 
-    Ranks that divide parameters compare whenever their plan has changed. Ranks that have whole ones, and divide the
-    work on them, compare in every step, since a gradient may be missing on one rank alone.
+    Ranks with sharded parameters compare whenever their plan has changed. Ranks that have whole parameters and divide
+    the work on them compare at every step, because a gradient may be missing on a single rank.
 
-    One message of 16 bytes carries a digest. If digests differ, the ranks exchange what they stand for, and each of
-    them raises the same error. Where all ranks compare, a rank that has failed before says so.
+    One message of 16 bytes contains a digest. If the digests differ, the ranks exchange the full plans, and every rank
+    raises the same error. When all ranks compare, a rank that has already failed reports this in its message.
     """
 
     def __init__(self) -> None:
         self._compared: Any = None
         self._members: list[Member] | None = None
         self._are_divided = False
-        self._of_replicas: tuple[Any, list[int]] = (None, [])  # a plan, and its digest and its negative
+        self._of_replicas: tuple[Any, list[int]] = (None, [])  # a plan, and its digest with its negative
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -44,14 +44,14 @@ class Agreement:
         structures: list[Any],
         replicas: Team | None,
     ) -> None:
-        """Compare what steps and how.
+        """Compare this rank's plan for the step with the plans of the other ranks.
 
         Args:
-            owner: The optimizer's class, for errors.
+            owner: The optimizer's class, for error messages.
             members: The parameters that step.
             views: The groups.
-            structures: The static side of each group's hyperparameters.
-            replicas: The ranks that have equal whole parameters, and divide the work on them.
+            structures: The static part of each group's hyperparameters.
+            replicas: The ranks that have equal whole parameters and divide the work on them.
 
         Raises:
             RuntimeError: another rank has other parameters, gradients or hyperparameters.
@@ -67,7 +67,7 @@ class Agreement:
             self._check_replicas(owner, members, views, plan, replicas)
         if not self._are_divided or plan == self._compared:
             return
-        self._compared = None  # if ranks differ, they compare again when they try again
+        self._compared = None  # if the ranks differ, the next attempt compares again
         for mesh, divided in _by_mesh(members):
             lines = _lines(divided, views)
             difference = _difference(team_of(mesh), _extremes(lines), lines)
@@ -85,28 +85,28 @@ class Agreement:
             self._of_replicas = (plan, extremes)
         if _are_equal(replicas, extremes):
             return
-        self._of_replicas = (None, [])  # all ranks describe their groups again, whose numbers may have changed by then
+        self._of_replicas = (None, [])  # forces a new digest at the next attempt: group values may have changed
         raise RuntimeError(f"{owner}: {_described_by_all(replicas, _lines(whole, views))}")
 
     def report_failure(self, members: Iterable[Member], replicas: Team | None) -> None:
-        """Tell the others that this rank does not step, where they are about to compare plans.
+        """Report to ranks that are about to compare plans that this rank does not step.
 
         Args:
             members: The parameters.
-            replicas: The ranks that have equal whole parameters, and divide the work on them.
+            replicas: The ranks that have equal whole parameters and divide the work on them.
         """
         if replicas is not None:
             _difference(replicas, [FAILED, FAILED], None)
             return
-        if self._compared is not None:  # the others compare nothing
+        if self._compared is not None:  # the other ranks do not compare either
             return
         stepping = [member for member in members if member.param.grad is not None]
-        for mesh, _ in _by_mesh(stepping)[:1]:  # the others fail there
+        for mesh, _ in _by_mesh(stepping)[:1]:  # the other ranks raise an error at the first mesh
             _difference(team_of(mesh), [FAILED, FAILED], None)
 
 
 def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
-    """Meshes and the parameters that are divided on each, in the same order on all ranks."""
+    """Return each mesh with the parameters sharded over it, in the same order on all ranks."""
     of_mesh: dict[Any, list[Member]] = {}
     for member in members:
         if is_sharded(member.param):
@@ -115,13 +115,13 @@ def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
 
 
 def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
-    """What the ranks must agree on for some parameters and their groups."""
+    """Describe the properties of these parameters and their groups that must be equal on all ranks."""
     lines = [_line(member) for member in sorted(members, key=lambda member: member.name)]
     return [*lines, *_lines_of_groups(members, views)]
 
 
 def _line(member: Member) -> str:
-    """What the ranks must agree on for a parameter."""
+    """Describe the properties of a parameter that must be equal on all ranks."""
     param: Any = member.param
     gradient = "no gradient" if param.grad is None else f"a gradient in {param.grad.dtype}"
     keys = "" if member.layout is None else " ".join(sorted(member.layout.keys))
@@ -138,17 +138,17 @@ def _lines_of_groups(members: list[Member], views: list[GroupView]) -> list[str]
     for i in sorted({member.group for member in members}):
         numbers = {name: value for name, value in views[i].values().items() if not isinstance(value, torch.Tensor)}
         text = f"group {i} with {views[i].tx!r} and {numbers}"
-        lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))  # functions have addresses
+        lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))  # the repr of a function contains its address
     return lines
 
 
 def _difference(team: Team, extremes: list[int], lines: list[str] | None) -> str:
-    """The difference between the plans of ranks; empty if there is none. A rank that has failed has no lines."""
+    """Describe the difference between the ranks' plans, or return an empty string; a failed rank has no lines."""
     return "" if _are_equal(team, extremes) else _described_by_all(team, lines)
 
 
 def _are_equal(team: Team, extremes: list[int]) -> bool:
-    """Whether the digests of all ranks are equal."""
+    """Whether all ranks have the same digest."""
     of_all = torch.tensor(extremes, device=team.device)
     torch.distributed.all_reduce(of_all, torch.distributed.ReduceOp.MAX, group=team.group)  # pyright: ignore[reportUnknownMemberType]
     received = cast("list[int]", of_all.tolist())  # pyright: ignore[reportUnknownMemberType]
@@ -157,21 +157,21 @@ def _are_equal(team: Team, extremes: list[int]) -> bool:
 
 
 def _described_by_all(team: Team, lines: list[str] | None) -> str:
-    """The difference between the plans of ranks."""
+    """Describe the difference between the ranks' plans."""
     of_ranks: list[Any] = [None] * team.size
     torch.distributed.all_gather_object(of_ranks, lines, group=team.group)  # pyright: ignore[reportUnknownMemberType]
     return _described(of_ranks, team.ranks)
 
 
 def _extremes(lines: list[str]) -> list[int]:
-    """The digest of a plan, and its negative."""
+    """Return the digest of a plan and its negative, so that one MAX all_reduce finds both extremes."""
     digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "big") >> (64 - BITS)
     return [number, -number]
 
 
 def _described(of_ranks: list[list[str] | None], ranks: tuple[int, ...]) -> str:
-    """The first rank that has failed, or the first thing in which a rank differs from the first one."""
+    """Describe the first rank that has failed, or else the first difference of a rank from the first rank."""
     for rank, lines in zip(ranks, of_ranks, strict=True):
         if lines is None:
             return f"rank {rank} failed in front of this step; its error is raised there"

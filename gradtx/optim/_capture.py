@@ -1,7 +1,7 @@
-"""Steps that a CUDA graph can capture, `capturable=True`: counts are on the device, and no tensor changes its place.
+"""Steps that a CUDA graph can capture (`capturable=True`): counts are on the device, and tensors keep their memory.
 
-A graph repeats the kernels of a captured step without Python: on the same memory, with the numbers that the host had at
-the capture. So the step itself advances counts, which are tensors, and writes new state into the tensors of the old.
+A graph replays the kernels of a captured step without Python, on the same memory and with the host's numbers at the
+time of capture. So counts are tensors that the step itself advances, and new state is written into the old tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def check_capturable(owner: str, workings: Workings) -> None:
-    """Check that the chain's steps can be captured.
+    """Check that steps of the chain can be captured.
 
     Raises:
-        ValueError: a link needs the host, or there are several devices.
+        ValueError: an option excludes `capturable`, a link needs the host, or there are several devices.
     """
     for option, value in (("state_device", workings.offload), ("sum_over", workings.members.rank_sums)):
         if value is not None:
@@ -36,21 +36,21 @@ def check_capturable(owner: str, workings: Workings) -> None:
 
 
 def is_captured(device: torch.device) -> bool:
-    """Whether a CUDA graph records what happens on a device."""
+    """Whether a CUDA graph is capturing the device's current stream."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def check_capture(owner: str, capturable: bool, stepping: Iterable[Member], others: Iterable[Member]) -> None:
-    """Check that the step that is being captured may be repeated.
+    """Check that a graph may replay the step that is being captured.
 
     Args:
-        owner: The optimizer's class.
-        capturable: Whether the optimizer was made for this.
+        owner: The optimizer's class, for error messages.
+        capturable: Whether the optimizer was constructed with `capturable=True`.
         stepping: The parameters that step.
-        others: Those that don't.
+        others: The parameters that do not step.
 
     Raises:
-        RuntimeError: it would count on the host, or is the first step with these gradients.
+        RuntimeError: the step would count on the host, or it is the first step with these gradients.
     """
     if not capturable:
         raise RuntimeError(

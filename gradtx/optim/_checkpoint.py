@@ -1,4 +1,4 @@
-"""Loading a state dict: all is checked, and made, before anything is changed."""
+"""Loading of state dicts: the new groups and states are checked and built before the optimizer is changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
 from gradtx.optim._warnings import warn_user
 
-# The option that qhoptim and pytorch_optimizer call `decoupled_weight_decay`, and the value that switches it on.
+# The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
 DECOUPLED = (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True))
 
 
@@ -31,12 +31,12 @@ Entries = dict[str, Any]  # a parameter's saved state
 
 @dataclass
 class Loaded:
-    """A checkpoint that fits, ready to be put in place.
+    """A checkpoint that matches the optimizer, ready to be installed.
 
     Attributes:
         views: The new groups.
         states: The new state of each parameter.
-        layouts: Where they keep what.
+        layouts: The layout of each new state.
         entries: The saved entry of each parameter, empty if there is none.
         foreign: Saved state that belongs to no parameter.
     """
@@ -49,10 +49,10 @@ class Loaded:
 
 
 class Checkpoint:
-    """A state dict on its way into an optimizer.
+    """A state dict that is being loaded into an optimizer.
 
     Args:
-        state_dict: As torch's, or as one of our optimizers saves it.
+        state_dict: A state dict saved by a torch.optim or gradtx optimizer.
         states: The optimizer's states.
         strict: Whether a missing or unknown slot is an error.
     """
@@ -69,11 +69,11 @@ class Checkpoint:
         self._strict = strict
 
     def load(self) -> None:
-        """Put groups and states in place.
+        """Install the groups and states of the checkpoint. If it raises an error, the optimizer is unchanged.
 
         Raises:
-            TypeError: a hyperparameter of another type; nothing has changed then.
-            ValueError: groups, slots, shapes or values don't fit; nothing has changed then.
+            TypeError: a hyperparameter has another type.
+            ValueError: groups, slots, shapes or values do not match.
         """
         loaded = self._loaded()
         unused = self._unused(loaded)
@@ -117,7 +117,7 @@ class Checkpoint:
         return loaded
 
     def _warn_of_extra_keys(self, loaded: Loaded) -> None:
-        """Warn of keys that only a wrapper of the optimizer can mean, unless it has written them here, too."""
+        """Warn about keys that only an optimizer wrapper can have written, unless the present state has them too."""
         extra: set[str] = set()
         for param, state in loaded.states.items():
             extra.update(state.keys() - loaded.layouts[param].keys - self._states.of(param).keys())
@@ -129,7 +129,7 @@ class Checkpoint:
             )
 
     def _check_agreement(self, views: list[GroupView]) -> None:
-        """Raise the error of the next step for numbers that must agree across groups."""
+        """Raise the error that the next step would raise for hyperparameters that differ across groups."""
         if len(views) < 2:
             return
         run = OptimizerRun({}, self._members.by_param, initial=True)
@@ -153,7 +153,7 @@ class Checkpoint:
                 raise ValueError(f"'param_names' of loaded group {i}: {len(names)}, needs {len(group['params'])}")
 
     def _check_numbers(self, numbered: set[Any], foreign: Mapping[Any, Any]) -> None:
-        """Refuse entries that no group lists while listed parameters have none: the numbers don't belong together."""
+        """Reject unlisted entries while listed parameters have no entry: their parameter numbers do not match."""
         without = [number for number in numbered if number not in self._entries]
         unlisted = [number for number in foreign if isinstance(number, int)]
         if without and unlisted:
@@ -163,7 +163,7 @@ class Checkpoint:
             )
 
     def _load_group(self, view: GroupView, group: Group, loaded: Loaded) -> None:
-        """Match a group; numbers that are off count as literally off if they do so here, or else all of them do."""
+        """Match a group: hyperparameters that are off keep their present form, or if that fails, are literally off."""
         try:
             self._match_group(view, dict(group), False, loaded)
         except ValueError:
@@ -195,12 +195,12 @@ class Checkpoint:
         loaded.layouts.update(first.layouts)
 
     def _beside(self, param: Tensor) -> set[str]:
-        """The keys that a wrapper has written into a parameter's present state."""
+        """Return the keys that a wrapper has written into a parameter's present state."""
         layout = self._members.by_param[param].layout
         return set() if layout is None else self._states.of(param).keys() - layout.keys
 
     def _count(self, entry: Entry) -> int:
-        """The saved count of the clock that a hyperparameter follows."""
+        """Return the saved count of the clock that a hyperparameter follows."""
         path = self._members.clock_path(entry)
         key = "step"
         for member in self._members.by_param.values():
@@ -211,12 +211,12 @@ class Checkpoint:
         for number in self._numbers:
             saved = self._entries.get(number, {})
             count = saved.get(key, saved.get("steps", 0))
-            if is_count(count):  # another one is refused when its slot is matched
+            if is_count(count):  # an invalid count is rejected when its slot is matched
                 largest = max(largest, float(count))
         return int(largest)
 
     def _agree_on_shared(self, loaded: Loaded) -> None:
-        """Check that values that all parameters share were saved equal; parameters without an entry take them over."""
+        """Check that the saved copies of each shared value are equal; parameters without an entry adopt them."""
         shared: dict[Any, Tensor] = {}
         for param in sorted(loaded.layouts, key=lambda param: not loaded.entries[param]):
             state = loaded.states[param]
@@ -233,10 +233,10 @@ class Checkpoint:
                         )
 
     def _unused(self, loaded: Loaded) -> list[Tensor]:
-        """The parameters whose state is to be made again from the weights of the first step.
+        """Return the parameters whose state is to be rebuilt from the weights at the first step.
 
-        Those without an entry, and those whose entry is their own unused state: accelerate's `prepare` loads an
-        optimizer's state back into it.
+        These are parameters without an entry, and parameters whose entry equals their own unused state: accelerate's
+        `prepare` loads an optimizer's state back into the same optimizer.
         """
         unused: list[Tensor] = []
         for param, state in loaded.states.items():
@@ -248,16 +248,16 @@ class Checkpoint:
         state = self._states.of(param)
         if not self._members.by_param[param].is_unused(state) or state.keys() != loaded.keys():
             return False
-        # Converted, since the parameter may have moved after its state was made.
+        # Converted, because the parameter may have moved to another device since its state was created.
         layout = self._members.by_param[param].layout
-        owned: frozenset[str] = frozenset() if layout is None else layout.owned  # of which only one rank could tell
+        owned: frozenset[str] = frozenset() if layout is None else layout.owned  # not compared: one rank has them
         return all(torch.equal(value, state[key].to(value)) for key, value in loaded.items() if key not in owned)
 
 
 def _in_our_words(group: Group, own: set[str]) -> Group:
-    """A saved group without options of torch's engines, with our names for other libraries' words.
+    """Return a saved group without torch's implementation options, and with other libraries' keys renamed to ours.
 
-    Words that are hyperparameters of this optimizer (`own`) stay as they are.
+    Keys that are hyperparameters of this optimizer (`own`) are not renamed.
     """
     group = {key: value for key, value in group.items() if key not in ENGINE_OPTIONS}
     for word, on in DECOUPLED:

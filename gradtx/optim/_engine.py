@@ -1,4 +1,4 @@
-"""The place of the engine in pickles of version 0.1."""
+"""Module path of the engine in pickles written by version 0.1."""
 
 from gradtx.optim.engine.compiled import CompiledEngine as Engine
 

@@ -1,4 +1,4 @@
-"""The mode in which an optimizer's parameters are the weights to evaluate with."""
+"""Evaluation mode: the evaluation weights temporarily replace the parameters of an optimizer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gradtx.optim._form import TRAINED, numbers_of
 
 
 class Evaluation:
-    """The weights of training, while others are in their place.
+    """The training weights, while the parameters contain the evaluation weights.
 
     Args:
-        trained: The weights of training, by parameter.
+        trained: The training weights, by parameter.
     """
 
     def __init__(self, trained: dict[Tensor, Tensor]):
@@ -25,14 +25,14 @@ class Evaluation:
 
     @classmethod
     def start(cls, weights: dict[Tensor, Tensor]) -> Evaluation:
-        """Put weights in place of the parameters."""
+        """Copy the evaluation weights into the parameters."""
         trained = {param: param.detach().clone() for param in weights}
         for param, value in weights.items():
             param.copy_(value)
         return cls(trained)
 
     def end(self) -> None:
-        """Put the weights of training back."""
+        """Copy the training weights back into the parameters."""
         for param, value in self._trained.items():
             param.copy_(value)
 
@@ -40,7 +40,7 @@ class Evaluation:
         return bool(self._trained)
 
     def save(self, state_dict: dict[str, Any], params: Iterable[Tensor]) -> None:
-        """Add the weights of training to a state dict, whose entries are numbered as the parameters are."""
+        """Add the training weights to a state dict, whose entries are numbered in the order of `params`."""
         for number, param in enumerate(params):
             if param in self._trained:
                 entry = state_dict["state"].get(number, {})
@@ -48,14 +48,14 @@ class Evaluation:
 
     @classmethod
     def take(cls, state_dict: dict[str, Any], names: dict[Tensor, str]) -> tuple[Evaluation | None, dict[str, Any]]:
-        """The mode in which a state dict was saved, and the state dict without the weights of training.
+        """Return the mode in which a state dict was saved, and the state dict without the training weights.
 
         Args:
-            state_dict: What was loaded.
+            state_dict: The loaded state dict.
             names: The names of the parameters, in the order of the groups.
 
         Raises:
-            ValueError: weights of another shape or kind than their parameter.
+            ValueError: weights have another shape or kind than their parameter.
         """
         entries = dict(state_dict["state"])
         trained: dict[Tensor, Tensor] = {}
@@ -70,7 +70,7 @@ class Evaluation:
 
 
 def _weights(name: str, saved: Any, param: Tensor) -> Tensor:
-    """The saved weights of training of a parameter."""
+    """Return a parameter's saved training weights, checked, on its device and in its dtype."""
     kind = "complex" if param.is_complex() else "floating-point"
     if not isinstance(saved, Tensor) or saved.shape != param.shape or kind_of(saved.dtype) != kind_of(param.dtype):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How the parameters of an optimizer are updated: in compiled programs, over lists, or each by itself."""
+"""Reports how each parameter of an optimizer is updated: by a compiled program, over lists, or alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Way:
     """How one parameter was updated in the last step.
 
     Attributes:
-        name: The parameter.
-        way: "compiled" (a program of torch's compiler), "lists" (a program over lists of tensors), "alone" (its rules
-            run for this parameter only), or "not yet" (it had no gradient, or there was no step).
-        reason: Why it is not in a faster program; empty if it is.
+        name: The parameter's name.
+        way: "compiled" (a program built by torch's compiler), "lists" (a program over lists of tensors), "alone" (its
+            rules ran for this parameter only), or "not yet" (it had no gradient, or there was no step).
+        reason: Why no faster program updates it; empty otherwise.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Way:
 
 
 class Explanation(list[Way]):
-    """One `Way` for each parameter. Printed, it counts the parameters of each way and reason."""
+    """A list with one `Way` per parameter. Its printed form counts the parameters for each way and reason."""
 
     def __repr__(self) -> str:
         names: dict[tuple[str, str], list[str]] = {}
@@ -45,7 +45,7 @@ def _line(way: str, reason: str, names: list[str]) -> str:
 
 
 def explain(workings: Workings) -> Explanation:
-    """How each parameter was updated in the last step."""
+    """Report how each parameter was updated in the last step."""
     ways: dict[str, Way] = {}
     reasons: dict[str, str] = {}
     engines = [(LISTS, workings.lists)]

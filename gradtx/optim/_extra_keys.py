@@ -1,7 +1,7 @@
-"""Keys in a parameter's state that wrappers of optimizers have written there, such as timm's Lookahead.
+"""Keys that optimizer wrappers, such as timm's Lookahead, write into a parameter's state.
 
-torch.optim keeps them in state dicts, and so do optimizers of this library. A key that a link of this library or an
-optimizer of torch uses is none of these: it belongs to another chain, and to drop it would lose state.
+torch.optim keeps these keys in state dicts, and so do gradtx optimizers. A key that a gradtx link or torch optimizer
+uses is not an extra key: it is the state of another chain, and dropping it would lose that state.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 
 from gradtx._narrowing import is_tuple
 
-OTHER_SLOTS = ("steps", "counter")  # what another library calls `step`; what links that draw random numbers keep
+OTHER_SLOTS = ("steps", "counter")  # another library's name for `step`; the slot of links that draw random numbers
 MODULES = ("gradtx.transforms", "gradtx.combinators", "torch.optim.")
 
 
 def extra_keys(unknown: Iterable[str]) -> list[str]:
-    """The keys, of those that a chain does not keep, that no other chain keeps either."""
+    """Return the keys, among those unknown to a chain, that no other chain keeps either."""
     return [key for key in unknown if "." not in key and key not in _words() and _stem(key) not in _words()]
 
 
 def _stem(key: str) -> str:
-    """The name of a slot without the number of its dimension or copy."""
+    """Return the name of a slot without the number of its dimension or copy."""
     return key.rstrip("0123456789").removesuffix("_")
 
 
 @functools.cache
 def _words() -> frozenset[str]:
-    """Every word in the functions of links, the names of all slots among them.
+    """Return all string constants in the functions of links, which include the names of all slots.
 
-    A list of slots would need the state of each link with each of its options.
+    A precise list of slots would require the state of each link with each of its options.
     """
     words: set[str] = set(OTHER_SLOTS)
     for name, module in list(sys.modules.items()):
@@ -46,7 +46,7 @@ def _words() -> frozenset[str]:
 
 
 def _add_words(value: Any, module: str, words: set[str]) -> None:
-    """Add the words in a function, in the functions of a class, or in the function that a decorator has wrapped."""
+    """Add the string constants of a function, of a class's methods, or of the function wrapped by a decorator."""
     value = getattr(getattr(value, "spec", None), "function", value)
     if isinstance(value, type) and value.__module__ == module:
         for method in vars(value).values():
@@ -66,7 +66,7 @@ def _add_constants(code: CodeType, words: set[str]) -> None:
 
 
 def kept(saved: Mapping[str, Any], keys: Iterable[str], param: Tensor) -> dict[str, Any]:
-    """The values of extra keys, as torch.optim loads them: on the parameter's device, in its dtype."""
+    """Return the values of extra keys as torch.optim loads them: on the parameter's device, in its dtype."""
     values: dict[str, Any] = {}
     for key in keys:
         value = saved[key]

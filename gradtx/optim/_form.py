@@ -1,4 +1,4 @@
-"""The form of a state dict: whatever is of another one is named before anything reads it."""
+"""Checks of a state dict's form: malformed parts are reported by name before any other code reads them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from gradtx._messages import describe
 from gradtx._narrowing import is_mapping, is_sequence
 
-TRAINED = "trained"  # the slot of the weights of training, in state dicts that were saved while evaluating
+TRAINED = "trained"  # the slot of the training weights in state dicts that were saved in evaluation mode
 
 
 def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
-    """Raise an error unless this is a state dict, of any optimizer.
+    """Check that a mapping has the form of an optimizer's state dict.
 
     Args:
-        state_dict: What the caller gives.
+        state_dict: The mapping passed by the caller.
         names: The names of the parameters, in the order of the groups.
 
     Raises:
-        TypeError: a state, group, entry or slot of another type.
-        ValueError: a part is missing, or the same parameter comes twice.
+        TypeError: a state, group, entry or slot has another type.
+        ValueError: a part is missing, or a parameter is listed twice.
     """
     for key in ("state", "param_groups"):
         if key not in state_dict:
@@ -41,7 +41,7 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
 
 
 def numbers_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """The numbers of all parameters, in the order of the groups."""
+    """Return the numbers of all parameters, in the order of the groups."""
     numbers: list[Any] = []
     for group in groups:
         numbers.extend(group["params"])
@@ -49,13 +49,13 @@ def numbers_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
 
 
 def check_mapping(state_dict: Any) -> None:
-    """Raise an error unless this can be a state dict."""
+    """Raise an error unless the argument is a mapping."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"load_state_dict needs a state dict, got {describe(state_dict)}")
 
 
 def _check_groups(groups: Iterable[Any]) -> None:
-    """Raise an error unless groups list parameters, each once."""
+    """Raise an error unless the groups list parameters, each of them once."""
     seen: set[Any] = set()
     for i, group in enumerate(groups):
         _check_group(f"loaded group {i} of 'param_groups'", group)
@@ -92,12 +92,12 @@ def _check_entry(name: str, entry: Any) -> None:
     for slot, value in entry.items():
         if not isinstance(slot, str):
             raise TypeError(f"state of parameter {name!r} has the slot {slot!r}, needs a string")
-        if value is not None:  # older versions of torch save a momentum that is off as None
+        if value is not None:  # older versions of torch save None for a momentum that is off
             check_slot(name, slot, value)
 
 
 def check_slot(name: str, slot: str, value: Any) -> None:
-    """Raise an error unless a value can be a slot: a plain tensor or a number."""
+    """Raise an error unless a value can be a slot: a dense tensor or a number."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"state of parameter {name!r}: {slot!r} must be a tensor, got {describe(value)}")

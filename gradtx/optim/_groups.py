@@ -1,4 +1,4 @@
-"""Parameter groups: hyperparameters as numbers that anyone may write, turned into a chain for each step."""
+"""Parameter groups: hyperparameter values that users and schedulers may overwrite, and the chain built from them."""
 
 # pyright: reportPrivateUsage=false
 
@@ -18,14 +18,14 @@ from gradtx._narrowing import is_list, is_tuple
 from gradtx.core import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-CYCLED = "base_momentum"  # written by torch's schedulers that cycle momentum, into every group
+CYCLED = "base_momentum"  # torch's schedulers that cycle momentum write this key into every group
 TAKE_CYCLES = ("momentum", "betas")
-NUMBER = "a number"  # stands for a number in a structure
-ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")  # of torch's implementations
+NUMBER = "a number"  # placeholder for a number in a structure
+ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")  # options of torch's implementations
 
 
 def check_differentiable(options: Mapping[str, Any]) -> None:
-    """Refuse the one option of torch's implementations that changes what a step computes.
+    """Reject `differentiable`, the only one of torch's implementation options that changes what a step computes.
 
     Raises:
         TypeError: `differentiable` is true.
@@ -39,11 +39,11 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class ChainOf:
-    """A chain with other numbers, as a function that can be pickled.
+    """A picklable function that returns a chain with other hyperparameter values.
 
     Attributes:
         tx: The chain.
-        structure: The places of its hyperparameters and their values, with `NUMBER` for each number.
+        structure: Pairs of a hyperparameter's place and its value, in which `NUMBER` replaces each number.
     """
 
     tx: GradientTransformation
@@ -64,23 +64,23 @@ def _is_placeholder(item: Any) -> bool:
 class GroupView:
     """The hyperparameters of one parameter group.
 
-    Rules get the group's numbers as 0-d float64 tensors. A number that was literally off (0.0) when the group was made
-    stays literal until another value is written over it; then the group's links and slots change.
+    Rules receive the group's numbers as 0-d float64 tensors. A number that was literally off (0.0) when the group was
+    created stays a literal until it is overwritten by another value. The group's links and slots then change.
 
     Args:
         tx: The optimizer's transformation.
-        group: The group's dict, which gets the hyperparameters that it lacks.
+        group: The group's dict. Missing hyperparameters are added to it.
         labels: The label of each partition, by the key of its selector.
 
     Attributes:
         tx: The optimizer's transformation.
         group: The group's dict.
-        entries: The hyperparameters by their names in the group.
-        sources: Their values when the group was made: numbers or schedules.
-        live: The names of those that still follow their schedule.
+        entries: The hyperparameters, by their names in the group.
+        sources: Their values when the group was created: numbers or schedules.
+        live: The names of hyperparameters that still follow their schedule.
         shown: The number that each schedule shows in the group.
-        literal: Whether each number was literally off, in the form of the value.
-        first: The values that slots are made with.
+        literal: Whether each number was literally off, in the shape of the value (a bool or a tuple of bools).
+        first: The values with which slots are created.
     """
 
     tx: GradientTransformation
@@ -91,16 +91,16 @@ class GroupView:
     shown: dict[str, Any]
     literal: dict[str, Any]
     first: dict[str, Any]
-    expects_scheduler = False  # whether a scheduler that takes the group needs no warning
-    expects_cycle = False  # whether a momentum that nothing reads needs no warning
-    _places_of_0_1: Mapping[str, Any] = {}  # where the names of version 0.1 are in the chain
-    # What follows from the group's values; old pickles have none of it.
+    expects_scheduler = False  # whether to skip the warning about a scheduler that overrides a schedule
+    expects_cycle = False  # whether to skip the warning about a cycled momentum that no link reads
+    _places_of_0_1: Mapping[str, Any] = {}  # the place in the chain of each hyperparameter name of version 0.1
+    # Caches derived from the group's values. Old pickles do not contain them.
     _cached: tuple[Any, GradientTransformation] | None = None
-    _seen: Mapping[str, Any] = {}  # what was in the group when `_values` was made of it
+    _seen: Mapping[str, Any] = {}  # the group's contents when `_values` was last computed
     _values: Mapping[str, Any] = {}
-    _checked: Any = None  # the values that were checked together
-    _settled: Any = None  # the values that `settle` has seen
-    _structure: tuple[Any, Any] | None = None  # values and their structure, if they have no schedule
+    _checked: Any = None  # the values last passed to `check`
+    _settled: Any = None  # the values last passed to `settle`
+    _structure: tuple[Any, Any] | None = None  # the values and their structure, if they contain no schedule
 
     def __init__(
         self,
@@ -116,10 +116,10 @@ class GroupView:
         check_differentiable(group)
         self.sources = {}
         for name, entry in self.entries.items():
-            # A tensor stays the one that was given, as in torch: its owner, and schedulers, write into it.
+            # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
             self.sources[name] = entry.argument.check_written(group[name]) if name in group else entry.value
             group.setdefault(name, self.sources[name])
-        group.setdefault("lr", 0.0)  # torch's schedulers need one, even if no link reads it
+        group.setdefault("lr", 0.0)  # torch's schedulers require this key, even if no link reads it
         self.live = {name for name, source in self.sources.items() if _any(_is_schedule, source)}
         self.shown = {}
         self.literal = {name: self._is_literal(name, source) for name, source in self.sources.items()}
@@ -127,7 +127,7 @@ class GroupView:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop what follows from the group's values."""
+        """Clear the caches derived from the group's values."""
         self._cached = None
         self._seen = {}
         self._values = {}
@@ -136,12 +136,12 @@ class GroupView:
         self._structure = None
 
     def _is_literal(self, name: str, value: Any) -> Any:
-        """Whether a number, or each of a tuple, is literally off."""
+        """Whether a number, or each number of a tuple, is literally off."""
         off = self.entries[name].argument.range.off
         return _each(value, lambda item: is_off(item, off))
 
     def defaults(self) -> dict[str, Any]:
-        """What a group shows that says nothing of its own; arguments of another optimizer of the class."""
+        """Return the default hyperparameters of a group, which are also constructor arguments of the optimizer."""
         defaults: dict[str, Any] = {}
         for name, entry in self.entries.items():
             follows = _any(_is_schedule, entry.value)
@@ -151,9 +151,9 @@ class GroupView:
     # Before a step.
 
     def values(self) -> Mapping[str, Any]:
-        """The present values, checked as a constructor checks them; a schedule unless its number was overwritten.
+        """Return the present values, with a constructor's checks; a schedule whose number was not overwritten is kept.
 
-        The same dict until the group changes.
+        The result is the same object until the group changes.
         """
         self._follow_cycle()
         group, seen = self.group, self._seen
@@ -171,9 +171,10 @@ class GroupView:
         return present
 
     def _follow_cycle(self) -> None:
-        """Take the momentum that OneCycleLR or CyclicLR has written for all groups as the first of this one's betas.
+        """Copy a momentum that OneCycleLR or CyclicLR has written to the first of this group's betas.
 
-        They write betas where the first group has some; these may be in the group of a fallback alone.
+        These schedulers write betas only if the first group has them, but the only group with betas may be a later one,
+        such as that of a fallback.
         """
         group = self.group
         if CYCLED not in group or "momentum" in self.entries or "betas" not in self.entries:
@@ -188,14 +189,14 @@ class GroupView:
         return CYCLED in self.group and "momentum" in self.group and bool(reads) and reads.isdisjoint(TAKE_CYCLES)
 
     def _value(self, name: str, value: Any) -> Any:
-        if is_list(value):  # groups that went through JSON
+        if is_list(value):  # JSON turns tuples into lists
             value = tuple(value)
         if name in self.live and is_same(value, self.shown[name]):
             return self.sources[name]
         return self.entries[name].argument.check_written(value)
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Raise the errors of the constructor for these values together."""
+        """Run the constructor's checks on these values in combination."""
         if values is self._checked:
             return
         arguments = {self.entries[name].place: value for name, value in values.items()}
@@ -203,7 +204,7 @@ class GroupView:
         self._checked = values
 
     def settle(self, values: Mapping[str, Any]) -> bool:
-        """Note what was written since the last step; return whether links or slots may have changed."""
+        """Record changes since the last step, and return whether links or slots may have changed."""
         if values is self._settled:
             return False
         self._settled = values
@@ -220,25 +221,25 @@ class GroupView:
         return changed
 
     def _follow(self, name: str, value: Any) -> None:
-        """Take a number, or a schedule, that was written into the group in place of what it followed."""
+        """Replace the source of a hyperparameter with a number or schedule that was written into the group."""
         self.live.discard(name)
         if _any(_is_schedule, value):
-            self.sources[name] = self.shown[name] = value  # `show` writes its number
+            self.sources[name] = self.shown[name] = value  # `show` replaces it with its number
             self.live.add(name)
 
     def start_with(self, values: Mapping[str, Any]) -> None:
-        """Let slots be made with these values, since no step has used those that exist.
+        """Create slots with these values, because no step has used the existing slots.
 
-        The rate stays that of the construction, which a warm-up has overwritten by now.
+        The learning rate remains that of construction, since a warm-up may already have overwritten it in the group.
         """
         for name, value in values.items():
             if name != "lr":
                 self.first[name] = value
 
-    # In a step.
+    # During a step.
 
     def chain(self, values: Mapping[str, Any], device: torch.device) -> GradientTransformation:
-        """The transformation with these values, in the form that rules get."""
+        """Return the transformation with these values, converted to the tensors that rules receive."""
         key = tuple(values.items())
         if self._cached is not None and is_same(self._cached[0], key):
             return self._cached[1]
@@ -255,7 +256,7 @@ class GroupView:
         return tx
 
     def structure(self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]) -> tuple[Any, list[Any]]:
-        """The part of the values that decides links and slots, with `NUMBER` for each number; and the numbers."""
+        """Return the structure of the values, which determines links and slots, and the numbers it leaves out."""
         if self._structure is not None and values is self._structure[0]:
             return self._structure[1]
         numbers: list[Any] = []
@@ -276,11 +277,11 @@ class GroupView:
         return tuple(structure), numbers
 
     def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
-        """The reverse of `structure`: a function that puts 0-d tensors in the places of the numbers."""
-        return ChainOf(self.tx, structure)  # programs that others share must not keep the group
+        """Invert `structure`: return a function that replaces the placeholders with 0-d tensors."""
+        return ChainOf(self.tx, structure)  # not a closure: shared programs must not keep the group alive
 
     def _map_numbers(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:
-        """A hyperparameter with `function` of its numbers, except literal ones and those that rules get as they are."""
+        """Apply `function` to a hyperparameter's numbers, except literals and lists of floats, which are kept."""
         if self.entries[name].argument.kind in ("floats", "named floats"):
             return value
         if not is_tuple(value):
@@ -290,17 +291,17 @@ class GroupView:
             mapped.append(function(item) if _is_number(item) and not literal else item)
         return tuple(mapped)
 
-    # After a step, and from a checkpoint.
+    # After a step, and when a checkpoint is loaded.
 
     def show(self, count: Callable[[Entry], int | None]) -> None:
-        """Write the numbers that schedules give for the next step into the group, if their counts are known."""
+        """Write the next step's values of schedules into the group, if their counts are known."""
         for name in self.live:
             at = count(self.entries[name])
             if at is not None:
                 self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
     def show_exactly(self, count: Callable[[Entry], int]) -> None:
-        """Correct the numbers of schedules whose counts the host did not know; what anyone has written stays."""
+        """Correct schedule values whose counts the host did not know; overwritten values are kept."""
         for name in self.live:
             if is_same(self.group[name], self.shown[name]):
                 self.shown[name] = self.group[name] = next_value(self.sources[name], count(self.entries[name]))
@@ -311,12 +312,13 @@ class GroupView:
         literal: bool,
         count: Callable[[Entry], int],
     ) -> GroupView:
-        """The view of a group from a checkpoint.
+        """Return the view of a group from a checkpoint.
 
         Args:
             group: The saved group.
-            literal: Whether every number that is off there counts as literally off; otherwise those that are so here.
-            count: The saved count of the clock that a hyperparameter follows.
+            literal: Whether every saved number that is off is literally off; otherwise only those that already are
+                literally off in this view.
+            count: Returns the saved count of the clock that a hyperparameter follows.
         """
         view = GroupView.__new__(GroupView)
         view.__dict__.update(self.__dict__)
@@ -332,7 +334,7 @@ class GroupView:
         return view
 
     def in_present_names(self, group: dict[str, Any]) -> dict[str, Any]:
-        """A saved group, with the names of today if version 0.1 has saved it."""
+        """Return a saved group with present hyperparameter names, renaming those of version 0.1."""
         old = self._places_of_0_1
         if all(name in self.entries for name in old if name in group):
             return group
@@ -341,12 +343,12 @@ class GroupView:
         for key, value in group.items():
             if key not in old:
                 renamed[key] = value
-            elif old[key] in present:  # else it is read in another branch only
+            elif old[key] in present:  # otherwise only another branch reads it
                 renamed[present[old[key]]] = value
         return renamed
 
     def _complete(self, defaults: Mapping[str, Any], count: Callable[[Entry], int]) -> None:
-        """Put the numbers of schedules, and other values that are missing, into the group."""
+        """Add missing values to the group: schedule values at their counts, and defaults."""
         self.live = set()
         self.shown = {}
         for name, entry in self.entries.items():
@@ -362,7 +364,7 @@ class GroupView:
         old: GroupView,
         literal: bool,
     ) -> None:
-        """Note which values decide links and slots, given the view before the checkpoint."""
+        """Set the values that determine links and slots, based on the view before loading."""
         self.literal = {}
         self.first = dict(old.first)
         for name, value in values.items():
@@ -374,10 +376,10 @@ class GroupView:
 
 
 def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Hyperparameters by their names in a group.
+    """Return hyperparameters by their names in a group.
 
-    A key that torch's schedulers write is never the name of a hyperparameter there. A bound of the learning rate
-    (`max_lr`) is shown as `lr`, which schedulers scale, if there is no other.
+    A key that torch's schedulers write is never used as the name of a hyperparameter. A bound of the learning rate
+    (`max_lr`) is shown as `lr`, which schedulers scale, if there is no other `lr`.
     """
     entries = list(entries)
     has_rate = any(entry.argument.name == "lr" for entry in entries)
@@ -385,7 +387,7 @@ def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     names: dict[str, Entry] = {}
     for entry in entries:
         name = entry.full if entry.name in SCHEDULER_KEYS else entry.name
-        corrects_decay = (entry.place[0], "corrected_by") in places  # it bounds the rate of another link
+        corrects_decay = (entry.place[0], "corrected_by") in places  # then it bounds the rate of another link
         if entry.name == "max_lr" and not has_rate and not corrects_decay:
             name = "lr"
         names[name] = entry
@@ -393,9 +395,10 @@ def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def in_names_of_branch(tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]) -> None:
-    """Rename a group's hyperparameters, written in the names of the whole optimizer, to those of its branch.
+    """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
 
-    They differ in the branch of an alias for other leaves (the fallback of Muon): what it doesn't read is taken out.
+    The names differ in an alias's branch for other leaves (the fallback of Muon). Hyperparameters that the branch does
+    not read are removed.
     """
     whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
     names = {entry.place: name for name, entry in names_in_group(tx._entries(labels)).items()}
@@ -407,7 +410,7 @@ def in_names_of_branch(tx: GradientTransformation, group: dict[str, Any], labels
 
 
 def next_value(value: Any, count: int) -> Any:
-    """A schedule's value as a group shows it: a number, or a tuple of them."""
+    """Return the value of a schedule as a group shows it: a number, or a tuple of numbers."""
 
     def as_number(item: Any) -> Any:
         if isinstance(item, Schedule):
@@ -417,11 +420,11 @@ def next_value(value: Any, count: int) -> Any:
     return _each(value, as_number)
 
 
-# Values that are a number, a schedule, another option, or a tuple of these.
+# Functions of hyperparameter values. A value is a number, a schedule, another option, or a tuple of these.
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Whether two values are equal; two tensors are if they are the same object."""
+    """Whether two values are equal, where tensors are compared by identity."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
     if is_tuple(a) and is_tuple(b):
@@ -434,7 +437,7 @@ def _is_schedule(value: Any) -> bool:
 
 
 def _may_change(value: Any) -> bool:
-    """Whether a value can be written in place."""
+    """Whether a value can be modified in place."""
     return isinstance(value, Tensor | list)
 
 
@@ -447,7 +450,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _each(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of a value, or of each item of a tuple."""
+    """Apply `function` to a value, or to each item of a tuple."""
     return tuple(map(function, value)) if is_tuple(value) else function(value)
 
 
@@ -457,21 +460,21 @@ def _any(test: Callable[[Any], bool], value: Any) -> bool:
 
 
 def _length(value: Any) -> int | None:
-    """The number of items of a tuple; 1 for a single value, None for None."""
+    """Return the number of items of a tuple, 1 for a single value, None for None."""
     if is_tuple(value):
         return len(value)
     return None if value is None else 1
 
 
 def _differs_in_structure(value: Any, other: Any) -> bool:
-    """Whether links or slots may differ between two values: by presence, length, or an option that is no number."""
+    """Whether links or slots may differ between two values: in presence, length, or a non-numeric option."""
     if _length(value) != _length(other):
         return True
     return not _any(_is_number, value) and value != other
 
 
 def _both(a: Any, b: Any) -> Any:
-    """Whether both are true, item by item; the second if they differ in length."""
+    """Return `a and b`, item by item for tuples; `b` if their lengths differ."""
     if not is_tuple(a):
         return a and b
     if len(a) != len(b):

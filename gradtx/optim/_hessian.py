@@ -1,8 +1,8 @@
-"""`hessian_diag` that the caller does not pass, estimated from the graph of the gradients.
+"""Estimates `hessian_diag` from the graph of the gradients if the caller does not pass it.
 
-The estimate is one product of the Hessian with a random vector (Hutchinson), made at the steps that use it only. The
-vector follows from the seed in the parameter groups and the count of steps. Both are in the state dict, so a resumed
-run is bitwise the same.
+The estimate is one Hessian-vector product with a random vector (Hutchinson), computed only at the steps that use it.
+The vector is determined by the seed in the parameter groups and the step count. Both are in the state dict, so a
+resumed run is bitwise identical.
 """
 
 # pyright: reportPrivateUsage=false
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gradtx.optim._step import Step
     from gradtx.optim._workings import Workings
 
-SEED = "hessian_seed"  # its key in a group
+SEED = "hessian_seed"  # the seed's key in a group
 CPU = torch.device("cpu")
 
 
@@ -36,12 +36,12 @@ class HessianSource:
     """Whether a chain needs second derivatives, and the seed for new groups.
 
     Args:
-        owner: The optimizer's class, for errors.
-        tx: Its transformation.
+        owner: The optimizer's class, for error messages.
+        tx: The optimizer's transformation.
         seed: The seed for new groups.
 
     Attributes:
-        link: The name of the first link that needs `hessian_diag`; None if none does.
+        link: The name of the first link that needs `hessian_diag`; None if no link does.
     """
 
     def __init__(self, owner: str, tx: GradientTransformation, seed: Any):
@@ -54,7 +54,7 @@ class HessianSource:
                 break
 
     def mark(self, group: dict[str, Any]) -> None:
-        """Show the seed in a group."""
+        """Add the seed to a group that lacks it, if the chain needs second derivatives."""
         if self.link is not None:
             group.setdefault(SEED, self._seed)
 
@@ -71,18 +71,18 @@ def _checked_seed(what: str, seed: Any) -> int:
 
 
 class HessianStep:
-    """Supplies one step with `hessian_diag`. As a context around the closure it has `backward` keep its graph.
+    """Supplies one step with `hessian_diag`; as a context manager around the closure, lets `backward` keep its graph.
 
     Args:
-        workings: The optimizer.
-        extras: The caller's extras, in which a missing `hessian_diag` is noted as None.
+        workings: The parts of the optimizer.
+        extras: The caller's extras. A `hessian_diag` to be estimated is entered as None.
     """
 
     def __init__(self, workings: Workings, extras: dict[str, Any]):
         self._workings = workings
         self._source = workings.hessian
         self._estimates = self._source.link is not None and "hessian_diag" not in extras
-        self._mode: Any = None  # around the closure, if the graph is to be kept
+        self._mode: Any = None  # active around the closure if the graph is to be kept
         if self._estimates:
             extras["hessian_diag"] = None
 
@@ -98,11 +98,11 @@ class HessianStep:
                 self._drop_graphs()
 
     def _may_be_due(self) -> bool:
-        """Whether a parameter that gets a gradient now would use second derivatives."""
+        """Whether any parameter would use second derivatives if it received a gradient now."""
         members, states = self._workings.members, self._workings.states
         for param, member in members.by_param.items():
             if param.requires_grad and (member.layout is None or not states.of(param)):
-                return True  # there is no state to tell
+                return True  # without state the answer is unknown
         run = states.run()
         count = states.count()
         for view in members.views:
@@ -116,15 +116,15 @@ class HessianStep:
                 leaf.program = block.for_leaf(leaf)
                 if sign_of_use(leaf):
                     return True
-        run.commits.clear()  # they refer to the run
+        run.commits.clear()  # breaks a reference cycle with the run
         return False
 
     def supply(self, step: Step) -> None:
-        """Give the leaves of a step their part of the diagonal before anything is written.
+        """Pass each leaf of a step its part of the diagonal, before the step writes anything.
 
         Raises:
-            RuntimeError: it would have to be estimated from gradients that a GradScaler has scaled.
-            ValueError: it is due, but was not given and can't be estimated.
+            RuntimeError: the diagonal would have to be estimated from gradients that a GradScaler has scaled.
+            ValueError: the diagonal is due, but was neither passed nor can be estimated.
         """
         if self._source.link is None:
             return
@@ -145,7 +145,7 @@ class HessianStep:
         step.trees = {**step.trees, "hessian_diag": tree}
 
     def _diagonal(self, due: Mapping[Tensor, str], step: Step) -> dict[Tensor, Tensor]:
-        """The estimated diagonal for the parameters that are due; empty if the caller gave one."""
+        """Estimate the diagonal for the parameters that are due; return an empty dict if the caller passed one."""
         try:
             if not self._estimates or not due:
                 return {}
@@ -173,12 +173,12 @@ class HessianStep:
                     f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that uses a "
                     "new one; pass a tensor, or leave the argument out to have it estimated"
                 )
-            # No rule reads it in this step. None means 'keep the last one', which some rules don't have.
+            # No rule reads it in this step. A zero, because None means "keep the last one", which some rules lack.
             zero = torch.zeros((), device=leaf.device, dtype=leaf.wide)
             _give(leaf, zero.expand(leaf.given[1].shape))
 
     def _estimate(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
-        """Z * (H z) for the parameters in `names`; 0 for those on which no gradient depends."""
+        """Return z * (H z) for the parameters in `names`, and zeros for parameters on which no gradient depends."""
         params = [param for param in names if param.requires_grad]
         gradients: dict[Tensor, Tensor] = {}
         for param in params:
@@ -209,7 +209,7 @@ class HessianStep:
         return vectors
 
     def _drop_graphs(self) -> None:
-        """Leave no graph behind that the caller did not ask for."""
+        """Detach gradients whose graph was kept only for the estimate."""
         if self._mode is None:
             return
         for param in self._workings.members.by_param:
@@ -229,7 +229,7 @@ BACKWARD: Any = Tensor.__dict__.get("backward")
 
 
 class _KeepGraph(TorchFunctionMode):
-    """Makes `loss.backward()` differentiable itself."""
+    """Adds `create_graph=True` to `loss.backward()`, so that gradients can be differentiated."""
 
     def __torch_function__(
         self,
@@ -241,7 +241,7 @@ class _KeepGraph(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not BACKWARD:
             return func(*args, **kwargs)
-        with warnings.catch_warnings():  # about the cycle of a parameter and its gradient, which is cut after the step
+        with warnings.catch_warnings():  # ignore the reference-cycle warning: `_drop_graphs` breaks the cycle
             warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph", UserWarning)
             return func(*args, **{**kwargs, "create_graph": True})
 
@@ -252,7 +252,7 @@ def _give(leaf: Leaf, value: Tensor) -> None:
 
 
 def sign_of_use(leaf: Leaf) -> int | None:
-    """None if no link of the leaf reads `hessian_diag`, 0 if none does at this step, else the sign it needs."""
+    """Return the sign that `hessian_diag` needs; 0 if no link uses it at this step, None if none ever reads it."""
     position = Position(signs=[1], counts=[int(leaf.clock.step) - 1])
     reads, use = False, 0
     for operation in leaf.program:

@@ -1,4 +1,4 @@
-"""One parameter of an optimizer: its name, its place in the chain, its state."""
+"""One parameter of an optimizer: its name, its branch of the chain, and its state."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from gradtx.optim._scaling import Count
 
 
 class Layout(NamedTuple):
-    """Where a parameter's flat state keeps the slots and shared values of each stage: path -> {slot: key}."""
+    """The keys in a parameter's flat state of the slots and shared values of each stage: path -> {slot: key}."""
 
     slots: dict[Path, dict[str, str]]
     shared: dict[Path, dict[str, str]]
-    keys: frozenset[str]  # all of them, with "step"
+    keys: frozenset[str]  # all keys, including "step"
     codes: Mapping[Path, Mapping[str, Codec]] = {}  # the code of each coded slot
-    owned: frozenset[str] = frozenset()  # the keys of slots that only the owner of the leaf has
+    owned: frozenset[str] = frozenset()  # the keys of slots that only the leaf's owner keeps
 
     @classmethod
     def of(cls, run: Run, leaf: Leaf) -> Layout:
-        """Name the keys after `init`: the first owner of a name keeps it bare, later ones are `stage.name`.
+        """Assign the keys after `init`: the first stage with a name uses it as the key, later stages `stage.name`.
 
-        The tensors beside a coded slot are called as that slot.
+        The key of an auxiliary tensor of a coded slot is the slot's key with a suffix.
         """
         codes: dict[Path, dict[str, Codec]] = {}
         for (path, slot), codec in leaf.codecs.items():
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
                 beside = tensors_beside(codes.get(path, {}))
-                for name in sorted(names, key=beside.__contains__):  # a slot in front of what is beside it
+                for name in sorted(names, key=beside.__contains__):  # a slot before its auxiliary tensors
                     if name in beside:
                         slot, _, suffix = name.rpartition(".")
                         key = f"{places[path][slot]}.{suffix}"
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
 
     @property
     def slot_keys(self) -> list[str]:
-        """The keys of slots, stage by stage."""
+        """The keys of all slots, stage by stage."""
         keys: list[str] = []
         for names in self.slots.values():
             keys.extend(names.values())
@@ -69,26 +69,26 @@ class Layout(NamedTuple):
 
     @property
     def program_keys(self) -> list[str]:
-        """The keys of slots that programs take: not of those that only the owner of the leaf has."""
+        """The keys of the slots that programs read: all except those that only the leaf's owner keeps."""
         return [key for key in self.slot_keys if key not in self.owned]
 
     @property
     def coded_keys(self) -> dict[str, Codec]:
-        """The key of each coded slot; the tensors beside it are at `<key>.<suffix>`."""
+        """The key and code of each coded slot; the keys of its auxiliary tensors are `<key>.<suffix>`."""
         return {self.slots[path][slot]: codec for path, codecs in self.codes.items() for slot, codec in codecs.items()}
 
     @property
     def coded_tensors(self) -> set[str]:
-        """The keys of all tensors of coded slots."""
+        """The keys of all tensors of coded slots, including auxiliary tensors."""
         coded = self.coded_keys
         return coded.keys() | tensors_beside(coded)
 
     def is_flat(self, shape: torch.Size) -> bool:
-        """Whether rows of a parameter, one after another, are coded as one long row."""
+        """Whether coding the concatenated rows of a parameter as one long row has the same result."""
         return all(codec.fills_rows(shape) for codec in self.coded_keys.values())
 
     def owners(self) -> dict[tuple[Path, str], str]:
-        """The key of each (path, slot)."""
+        """Return the key of each (path, slot)."""
         keys: dict[tuple[Path, str], str] = {}
         for places in (self.slots, self.shared):
             for path, names in places.items():
@@ -98,14 +98,14 @@ class Layout(NamedTuple):
 
 
 class FirstState:
-    """Remembers the tensors of a state as the library made them, with their versions."""
+    """The tensors of a state as the library created them, with their versions."""
 
     def __init__(self, state: Mapping[str, Tensor]):
         self._tensors = dict(state)
         self._versions = {key: version(tensor) for key, tensor in state.items()}
 
     def is_still(self, state: Mapping[str, Any]) -> bool:
-        """Whether the state has these tensors, and no others, and none was written."""
+        """Whether the state consists of exactly these tensors, and none of them was written."""
         if state.keys() != self._tensors.keys():
             return False
         for key, tensor in self._tensors.items():
@@ -119,19 +119,19 @@ class Member:
     """One parameter of an optimizer.
 
     Attributes:
-        name: The name that selectors, extras and errors use; unique in the optimizer.
+        name: The name used by selectors, extras and error messages; unique in the optimizer.
         param: The parameter.
-        choices: The decision of each selector for it.
-        layout: Where its state keeps what; None before the state is made.
-        made_for: The view of the group that the state was made for.
-        first_state: Its state as the library made it; None once it was used.
-        owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided, see `Leaf`.
-        saved: An entry of a checkpoint, if the parameter is lazy and has no shape yet.
-        state: Its state, as looked up for the current step.
-        count: How many steps it has made, as looked up for the current step.
-        group: The position of its group, as looked up for the current step.
-        shape: The shape that the parameter had when its slots were first used; None before.
-        device_count: The tensor `step` of which `count` is known without reading it, and that tensor's version.
+        choices: Each selector's decision for the parameter.
+        layout: The layout of its state; None before the state is created.
+        made_for: The view of the group for which the state was created.
+        first_state: Its state as the library created it; None after its first use.
+        owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided; see `Leaf`.
+        saved: Its entry of a checkpoint, if the parameter is lazy and has no shape yet.
+        state: Its state, looked up for the current step.
+        count: The number of steps it has made, looked up for the current step.
+        group: The index of its group, looked up for the current step.
+        shape: The parameter's shape when its slots were first used; None before.
+        device_count: A tensor `step` whose value is known to be `count` without a read, and that tensor's version.
     """
 
     name: str
@@ -149,12 +149,12 @@ class Member:
     shape: torch.Size | None = None
 
     def look_up(self, state: dict[str, Any]) -> None:
-        """Take the state for the current step."""
+        """Set the state and the count for the current step."""
         self.state = state
         self.count = self.count_in(state)
 
     def count_in(self, state: Mapping[str, Any]) -> int | Count:
-        """How many steps the parameter has made, without waiting for a device that counts by itself."""
+        """Return the number of steps the parameter has made, without synchronizing if the device counts."""
         step = state.get("step", 0)
         if self.device_count is not None:
             tensor, counted_at = self.device_count
@@ -172,7 +172,7 @@ class Member:
             ) from error
 
     def set_count(self, count: int | Count) -> None:
-        """Note the value of the state's tensor `step`, known from elsewhere."""
+        """Record the value of the state's tensor `step`, which the caller knows without reading it."""
         self.count = count
         if isinstance(count, Count):
             step = self.state["step"]
@@ -181,26 +181,26 @@ class Member:
             self.device_count = None
 
     def is_unused(self, state: Mapping[str, Any]) -> bool:
-        """Whether the state is as the library made it, before any step."""
+        """Whether the state is as the library created it, and no step has used it."""
         return self.first_state is not None and self.first_state.is_still(state)
 
     def keeps(self, path: Path) -> bool:
-        """Whether the state has the shared values of a stage."""
+        """Whether the state contains the shared values of a stage."""
         return self.layout is not None and path in self.layout.shared
 
     def has_state(self) -> bool:
-        """Whether the state looked up for this step was made for this chain."""
+        """Whether the parameter has state for this chain, as looked up for the current step."""
         return self.layout is not None and bool(self.state)
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        """Take what `pickle` has saved, also under the names of version 0.1."""
+        """Restore a pickled member, including pickles with the names of version 0.1."""
         renamed = {"made": "first_state", "waiting": "saved", "_counted": "device_count"}
         _, slots = state
-        self.__init__(slots["name"], slots["param"])  # for what older versions did not know
+        self.__init__(slots["name"], slots["param"])  # sets attributes that older pickles lack
         for name, value in slots.items():
             setattr(self, renamed.get(name, name), value)
 
 
 def version(tensor: Tensor) -> int:
-    """How often the local part of a tensor was written in place."""
+    """Return the version counter of a tensor's local part, which counts in-place writes."""
     return _torch.version_of(local(tensor))

@@ -1,4 +1,4 @@
-"""The members of an optimizer's groups: its parameters by name, and a view of each group."""
+"""The members of an optimizer's groups: its named parameters, and a view of each group."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gradtx.optim._stages import RankSums, adds_up
 CPU = torch.device("cpu")
 INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"
 Group = dict[str, Any]
-Labels = tuple[tuple[Any, Any], ...]  # (selector, label) of every partition on a leaf's way
+Labels = tuple[tuple[Any, Any], ...]  # (selector, label) of every partition on a leaf's path through the chain
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Joining:
     """Parameters that are about to join an optimizer.
 
     Attributes:
-        views: Their groups: one for each label of a partition.
-        by_param: All members, with the new ones.
-        clock_paths: The path of each combinator with a clock, by its place.
+        views: Views of their groups, one for each label of a partition.
+        by_param: All members, including the new ones.
+        clock_paths: The path of each combinator with a clock, by its place in the chain.
     """
 
     views: list[GroupView]
@@ -50,30 +50,30 @@ class Members:
     """The parameters of an optimizer, and a view of each of its groups.
 
     Args:
-        owner: The optimizer's class, for errors.
-        tx: Its transformation.
+        owner: The optimizer's class, for error messages.
+        tx: The optimizer's transformation.
 
     Attributes:
-        owner: The optimizer's class, for errors.
-        tx: Its transformation.
+        owner: The optimizer's class, for error messages.
+        tx: The optimizer's transformation.
         views: One view per group.
         by_param: The members, in the order in which they joined.
     """
 
     _rows: Sequence[list[Member]] = ()  # the members of each group
-    _row_params: list[Tensor] | None = None  # the parameters for which they are
-    rank_sums: RankSums | None = None  # sums over leaves of other ranks
-    replicas: Team | None = None  # the ranks that divide the work on whole parameters; older pickles have none
+    _row_params: list[Tensor] | None = None  # the parameters from which `_rows` was built
+    rank_sums: RankSums | None = None  # completes sums with the leaves of other ranks
+    replicas: Team | None = None  # the ranks that divide the work on whole parameters; missing in older pickles
 
     def __init__(self, owner: str, tx: GradientTransformation):
         self.owner = owner
         self.tx = tx
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
-        self._present: list[Tensor] = []  # the parameters in the order of the groups, as last seen
+        self._present: list[Tensor] = []  # the parameters in the order of the groups, at the last `follow`
         self._clock_paths: dict[Any, Path] = {}
 
-    # Groups that are added.
+    # Adding groups.
 
     def _check_param(self, name: str, param: Tensor) -> None:
         check_leaf(name, param, self.owner)
@@ -84,7 +84,7 @@ class Members:
             )
 
     def joining(self, group: Group) -> Joining:
-        """Name the parameters of a new group and divide it by label; nothing has joined yet."""
+        """Name the parameters of a new group and split it by label, without changing this object."""
         params: list[Tensor] = group["params"]
         names = group.get("param_names")
         if not names:
@@ -104,7 +104,7 @@ class Members:
             by_labels[()] = []
         views: list[GroupView] = []
         for labels in sorted(by_labels, key=_rank):
-            # The dict that the user gave, as in torch, if it is not divided.
+            # A group that is not split keeps the user's dict, as in torch.
             part = group if len(by_labels) == 1 else dict(group)
             _keep_only(part, params, names, by_labels[labels])
             if labels:
@@ -114,7 +114,7 @@ class Members:
         return Joining(views, by_param, run.clock_paths)
 
     def admit(self, joining: Joining) -> None:
-        """Let parameters join."""
+        """Add the joining parameters and their groups."""
         self.views.extend(joining.views)
         self.by_param = joining.by_param
         self._clock_paths = joining.clock_paths
@@ -126,7 +126,7 @@ class Members:
         by_param: dict[Tensor, Member],
         clock_paths: dict[Any, Path],
     ) -> None:
-        """Restore the state of a pickle of version 0.1."""
+        """Restore the members from a pickle of version 0.1."""
         self.admit(Joining(views, by_param, clock_paths))
         for view in views:
             for param in view.group["params"]:
@@ -147,7 +147,7 @@ class Members:
         return view
 
     def block(self) -> Block:
-        """The chain, expanded for all members."""
+        """Return the chain, expanded for all members."""
         _, block = self._expanded(self.by_param)
         return block
 
@@ -155,10 +155,10 @@ class Members:
         """Check that every pattern matches a parameter.
 
         Args:
-            names: The names of all parameters, those of other ranks too.
+            names: The names of all parameters, including those of other ranks.
 
         Raises:
-            ValueError: one does not.
+            ValueError: a pattern matches no parameter.
         """
         run, _ = self._expanded(self.by_param)
         for selector in run.selectors:
@@ -169,17 +169,17 @@ class Members:
                 hint = "" if named else "; these are parameters without names: pass model.named_parameters()"
                 raise ValueError(f"{error}{hint}") from None
 
-    # Groups that anyone may have changed.
+    # Changes made to the groups from outside.
 
     def follow(self, groups: list[Group], count: Callable[[Entry], int]) -> list[Tensor]:
-        """Bring views and members up to date with the present groups.
+        """Update views and members to match the present groups.
 
         Args:
             groups: The optimizer's `param_groups`.
-            count: The count of the clock that a hyperparameter follows.
+            count: Returns the count of the clock that a hyperparameter follows.
 
         Returns:
-            The parameters in whose place are others now.
+            The parameters that others have replaced.
         """
         if not _identical([view.group for view in self.views], groups):
             check_groups(self.owner, groups)
@@ -195,10 +195,10 @@ class Members:
         return replaced
 
     def check_divided(self, divider: str) -> None:
-        """Refuse a chain that a wrapper, which gives each rank some of the parameters, would change silently.
+        """Reject a chain whose result would change silently under a wrapper that divides parameters among ranks.
 
         Raises:
-            ValueError: a link sums over all parameters, or a partition makes groups that the wrapper does not know.
+            ValueError: a link sums over all parameters, or a partition creates groups unknown to the wrapper.
         """
         if any("label" in view.group for view in self.views):
             raise ValueError(
@@ -213,10 +213,10 @@ class Members:
                 )
 
     def _check_flattened(self, block: Block, reason: str) -> None:
-        """Refuse flat pieces of memory in place of parameters, if a link acts by leaf or sums over leaves.
+        """Reject flat pieces of memory in place of parameters, if a link depends on leaf shapes or sums over leaves.
 
         Raises:
-            ValueError: it does.
+            ValueError: a link does.
         """
         for operation in block.walk():
             sums_here = adds_up(operation) and self.rank_sums is None
@@ -227,7 +227,7 @@ class Members:
                 )
 
     def _params_in(self, groups: list[Group]) -> list[Tensor]:
-        """The parameters of groups; those that are none are refused by name."""
+        """Return the parameters of the groups, with a specific error for malformed groups."""
         try:
             return _params_of(groups)
         except (KeyError, TypeError):
@@ -235,7 +235,7 @@ class Members:
             raise
 
     def _follow_groups(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
-        """Find each group's view by its dict or its parameters, and make one if there is none."""
+        """Find each group's view by the identity of its dict or parameters, or create a view."""
         by_dict: dict[int, GroupView] = {}
         by_params: dict[tuple[int, ...], GroupView] = {}
         for view in self.views:
@@ -250,7 +250,7 @@ class Members:
         self.views = views
 
     def _adopted(self, group: Group, count: Callable[[Entry], int]) -> GroupView:
-        """The view of a group that was put into `param_groups` by hand."""
+        """Create the view of a group that was inserted into `param_groups` directly."""
         for param in group["params"]:
             if param not in self.by_param:
                 self._add(param, len(self.by_param))
@@ -261,9 +261,9 @@ class Members:
         return self._view(group, labels, count)
 
     def _follow_params(self, present: list[Tensor]) -> list[Tensor]:
-        """Replace members that are gone; return those in whose place are others.
+        """Update the members, and return the parameters that others have replaced.
 
-        A parameter in the place of another takes over its name and the decisions of selectors.
+        A parameter that replaces another inherits its name and the selectors' decisions.
         """
         before = self.by_param
         heirs = self._heirs(present)
@@ -274,7 +274,7 @@ class Members:
                 reason = "flattened memory has taken the place of the parameters, as DeepSpeed's ZeRO does"
                 self._check_flattened(self.block(), reason)
         self.by_param = {}
-        for param, member in before.items():  # in the old order, which lists of extras follow
+        for param, member in before.items():  # keeps the order, which extras passed as lists rely on
             if param in here:
                 self.by_param[param] = member
             elif param in heirs and heirs[param] not in before:
@@ -286,12 +286,12 @@ class Members:
         return [param for param in heirs if param not in here]
 
     def _add(self, param: Tensor, number: int) -> None:
-        """Add a parameter without a name."""
+        """Add an unnamed parameter."""
         name = _unique(str(number), self.by_param.values())
         self.by_param[param] = Member(name, param)
 
     def _heirs(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
-        """The parameter that stands in the place of each one that was replaced."""
+        """Return the replacement of each replaced parameter."""
         heirs: dict[Tensor, Tensor] = {}
         matcher = difflib.SequenceMatcher(None, _ids(self._present), _ids(present), autojunk=False)
         for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
@@ -300,13 +300,13 @@ class Members:
                 heirs.update(zip(old, present[new_start:new_end], strict=True))
         return heirs
 
-    # Look-ups.
+    # Lookups.
 
     def names(self) -> list[str]:
         return [member.name for member in self.by_param.values()]
 
     def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> Sequence[list[Member]]:
-        """The members of each group, with their present group and state."""
+        """Return the members of each group, with their present group and state."""
         sizes = [len(view.group["params"]) for view in self.views]
         if self._row_params is not self._present or sizes != list(map(len, self._rows)):
             self._rows = self._new_rows()
@@ -326,7 +326,7 @@ class Members:
         return rows
 
     def clock_path(self, entry: Entry | None) -> Path | None:
-        """The path of the clock that a hyperparameter's schedule follows; None for the outermost one."""
+        """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
         return None if entry is None else clock_at(entry.place[0], self._clock_paths)
 
 
@@ -338,7 +338,7 @@ def leaf_of(
     extras: dict[str, Any] | None = None,
     state: dict[str, Any] | None = None,
 ) -> Leaf:
-    """A parameter as a leaf of a run; a lazy one, which has no shape yet, is empty."""
+    """Create the leaf of a parameter for a run; a lazy parameter, which has no shape yet, becomes an empty leaf."""
     param = member.param
     shown = torch.empty(0, dtype=param.dtype, device=CPU) if is_lazy(param) else param.detach()
     update = None if gradient is None else gradient.detach()
@@ -351,17 +351,17 @@ def leaf_of(
 
 
 def never_trains(param: Tensor) -> bool:
-    """Whether a parameter can't have a gradient: the packed weights of a quantized model, which torch carries along."""
+    """Whether a parameter cannot have a gradient, such as the packed integer weights of a quantized model."""
     return isinstance(param, Parameter) and not (param.is_floating_point() or param.is_complex())
 
 
 def first_clock(device: torch.device) -> Clock:
-    """The clock of a first step."""
+    """Return the clock of a first step."""
     return Clock(torch.ones((), dtype=torch.int64, device=device))
 
 
 def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
-    """The labels of a parameter; none if it is frozen."""
+    """Return the labels of a parameter; empty if it is frozen."""
     leaf = leaf_of(run, member, first_clock(CPU))
     try:
         return tuple(block.labels(leaf))
@@ -372,31 +372,31 @@ def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
 
 
 def are_flat_pieces(params: Iterable[Tensor]) -> bool:
-    """Whether FSDP1 has put parameters into flat memory, of which each rank has a piece."""
+    """Whether FSDP1 has moved parameters into flat memory that is sharded over the ranks."""
     flattened: list[Tensor] = []
     for param in params:
         if getattr(param, "_is_flat_param", False):
             return True
         if getattr(param, "_fsdp_flattened", False):
             flattened.append(param)
-    # NO_SHARD leaves views of the parameters' shapes in place.
+    # With NO_SHARD, the parameters remain as views with their own shapes.
     return bool(flattened) and all(param.ndim == 1 for param in flattened)
 
 
 def _by_selector(labels: Labels) -> dict[Any, str]:
-    """Labels by the key of their selector."""
+    """Return the labels by the keys of their selectors."""
     return {selector.key: label for selector, label in labels}
 
 
 def _keep_only(group: Group, params: list[Tensor], names: list[str], positions: list[int]) -> None:
-    """Leave the parameters at some positions in a group."""
+    """Reduce a group to the parameters at some positions."""
     group["params"] = [params[i] for i in positions]
     if "param_names" in group:
         group["param_names"] = [names[i] for i in positions]
 
 
 def _rank(labels: Labels) -> list[int]:
-    """The positions of labels in their partitions, in which groups are sorted."""
+    """Return the positions of the labels in their partitions, by which groups are sorted."""
     return [selector.labels.index(label) for selector, label in labels]
 
 
@@ -420,7 +420,7 @@ def _identical(a: list[Any], b: list[Any]) -> bool:
 
 
 def _unique(name: str, members: Iterable[Member]) -> str:
-    """A name that no other member has: leaves go by name."""
+    """Return a name that no other member has, because leaves are identified by name."""
     taken = {member.name for member in members}
     unique, number = name, 0
     while unique in taken:

@@ -1,4 +1,4 @@
-"""Steps on the host for parameters on another device, which then has memory for weights and gradients only."""
+"""Steps on the host for parameters on another device, which then stores only weights and gradients."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ HOST = torch.device("cpu")
 
 
 def is_elsewhere(param: Tensor) -> bool:
-    """Whether a parameter is on another device than the host; tests replace this function."""
+    """Whether a parameter is on a device other than the host; tests replace this function."""
     return param.device != HOST
 
 
 def to_host(tensor: Tensor, copy: Tensor) -> None:
-    """Begin to copy a tensor into its copy on the host."""
+    """Start copying a tensor to its host copy."""
     copy.copy_(tensor, non_blocking=True)
 
 
 def to_device(copy: Tensor, tensor: Tensor) -> None:
-    """Begin to copy a copy on the host back."""
+    """Start copying a host copy back to its tensor."""
     tensor.copy_(copy, non_blocking=True)
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:
-    """Wait until copies from some devices are complete."""
+    """Wait until the copies on the devices' current streams are complete."""
     for device in devices:
         if device != HOST:
             torch.accelerator.current_stream(device).synchronize()
 
 
 def host_like(tensor: Tensor) -> Tensor:
-    """Memory on the host for a copy of a tensor, which the device can read and write by itself."""
+    """Allocate host memory for a copy of a tensor, pinned so that the device can access it directly."""
     return torch.empty_like(tensor, device=HOST, pin_memory=tensor.device != HOST, requires_grad=False)
 
 
 @dataclass(eq=False)
 class Visit:
-    """A parameter whose data and gradient are copies on the host for a while.
+    """A parameter whose data and gradient are temporarily replaced with copies on the host.
 
     Attributes:
         param: The parameter.
         weights: Its data on the device.
-        gradient: Its gradient there, if any.
-        copy: The weights on the host.
-        copied_gradient: The gradient on the host.
-        unscales: Whether a GradScaler has that gradient unscaled in place.
+        gradient: Its gradient on the device, if any.
+        copy: The copy of the weights on the host.
+        copied_gradient: The copy of the gradient on the host.
+        unscales: Whether the gradient's copy is unscaled in place, for a GradScaler.
     """
 
     param: Tensor
@@ -70,14 +70,14 @@ class Visit:
     unscales: bool = False
 
     def begin(self) -> None:
-        """Put the copies in place."""
+        """Replace the parameter's data and gradient with the copies."""
         self.param.grad = None
         self.param.data = self.copy
         if self.copied_gradient is not None:
             self.param.grad = self.copied_gradient
 
     def end(self, writes: bool) -> None:
-        """Put the tensors of the device back, with the weights and the gradient of the host."""
+        """Restore the device tensors, updated with the weights and the gradient on the host."""
         gradient = self.param.grad
         self.param.grad = None
         self.param.data = self.weights
@@ -95,20 +95,20 @@ class Visit:
 
 
 class Offload:
-    """Moves parameters to the host for as long as an optimizer reads or writes them.
+    """Moves parameters to the host while an optimizer reads or writes them.
 
-    `on_host` replaces the data of each parameter and its gradient by copies, so that all that an optimizer does then is
-    done on the host; at the end new weights are copied back. Weights are copied in both directions in each step, since
-    anyone may have written to `param.data`, which no version counts. The copies keep the parameters' dtypes: numbers
-    and checkpoints are those of parameters on the host.
+    `on_host` replaces each parameter's data and gradient with host copies, so that the optimizer runs on the host, and
+    copies the new weights back at the end. Each step copies the weights in both directions, because user code may have
+    written to `param.data` without changing a version counter. The copies keep the parameters' dtypes, so results and
+    checkpoints equal those of parameters on the host.
 
     Args:
-        owner: The optimizer's class, for errors.
+        owner: The optimizer's class, for error messages.
     """
 
     def __init__(self, owner: str):
         self._owner = owner
-        self._weights: dict[Tensor, Tensor] = {}  # memory for copies, kept from step to step
+        self._weights: dict[Tensor, Tensor] = {}  # memory for copies, reused across steps
         self._gradients: dict[Tensor, Tensor] = {}
         self._visits: list[Visit] | None = None
         self._has_stepped = False
@@ -117,8 +117,8 @@ class Offload:
         """Check that parameters can be moved.
 
         Raises:
-            ValueError: a parameter is sharded, or of a class of its own.
-            RuntimeError: DistributedDataParallel holds one.
+            ValueError: a parameter is sharded, or its data is a tensor subclass.
+            RuntimeError: DistributedDataParallel wraps a parameter.
         """
         params = list(params)
         for param in params:
@@ -132,7 +132,7 @@ class Offload:
         check_not_ddp("state_device", params, "would lose its hooks when a parameter moves")
 
     def check_step(self, params: Iterable[Tensor]) -> None:
-        """The same for a first step: the module may have been wrapped after the optimizer was made."""
+        """Check again at the first step: the module may have been wrapped after the optimizer was constructed."""
         if not self._has_stepped:
             self.check(params)
             self._has_stepped = True
@@ -141,12 +141,12 @@ class Offload:
     def on_host(
         self, params: Iterable[Tensor], *, writes: bool, consumes: bool = False, unscales: bool = False
     ) -> Generator[None, None, None]:
-        """Have parameters on the host for a while.
+        """Keep parameters on the host inside a `with` block.
 
         Args:
             params: The parameters.
             writes: Whether their values may change.
-            consumes: Whether gradients are freed at once.
+            consumes: Whether the gradients on the device are freed immediately.
             unscales: Whether gradients may change.
         """
         if self._visits is not None:
@@ -163,7 +163,7 @@ class Offload:
             self._end(writes)
 
     def _begin(self, params: Iterable[Tensor], reuses: bool) -> None:
-        """Put parameters on the host; `reuses` writes their gradients where those of the last step were."""
+        """Move parameters to the host; with `reuses`, gradients are copied into the memory of the last step."""
         visits: list[Visit] = []
         for param in params:
             if not is_lazy(param) and not param.is_meta and is_elsewhere(param):
@@ -174,13 +174,13 @@ class Offload:
         self._visits = visits
 
     def _end(self, writes: bool) -> None:
-        """Put them back."""
+        """Move the parameters back to their devices."""
         visits, self._visits = self._visits or [], None
         for visit in visits:
             visit.end(writes)
 
     def _visit(self, param: Tensor, reuses: bool) -> Visit:
-        """Begin to copy a parameter and its gradient."""
+        """Start copying a parameter and its gradient to the host."""
         weights, gradient = param.data, param.grad
         copy = _memory_for(weights, self._weights, param)
         to_host(weights, copy)
@@ -193,7 +193,7 @@ class Offload:
         return Visit(param, weights, gradient, copy, copied)
 
     def extras_on_host(self, extras: dict[str, Any]) -> None:
-        """Put the inputs of a step on the host; functions are called with the parameters on their device."""
+        """Move a step's extras to the host; functions are wrapped so that they run with parameters on their device."""
         for name, value in extras.items():
             if name in FUNCTIONS:
                 extras[name] = functools.partial(self._call_on_device, value)
@@ -201,7 +201,7 @@ class Offload:
                 extras[name] = _on_host(value)
 
     def _call_on_device(self, function: Callable[[], Any]) -> Any:
-        """The result of a closure, with parameters on the device; they return with the gradients that it computes."""
+        """Call a closure with the parameters on their device, then move them and the new gradients to the host."""
         if self._visits is None:
             return function()
         params = [visit.param for visit in self._visits]
@@ -209,7 +209,7 @@ class Offload:
         try:
             return _on_host(function())
         finally:
-            self._begin(params, reuses=False)  # the gradients of before are still in use
+            self._begin(params, reuses=False)  # the previous gradients are still in use
 
     def __getstate__(self) -> dict[str, Any]:
         return {"owner": self._owner}
@@ -219,10 +219,11 @@ class Offload:
 
 
 def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Offload:
-    """The offload that `state_device` asks for.
+    """Create the offload that `state_device` requests.
 
     Raises:
-        ValueError: another device than the host; second derivatives, which are computed on the parameters' device.
+        ValueError: a device other than the host, or a chain that needs second derivatives, which are computed on the
+            parameters' device.
     """
     check_state_device(owner, state_device)
     if "hessian_diag" in tx.needs:
@@ -231,7 +232,7 @@ def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Of
 
 
 def _memory_for(tensor: Tensor, kept: dict[Tensor, Tensor], param: Tensor) -> Tensor:
-    """The memory kept for a copy of a tensor of a parameter; new if that has changed."""
+    """Return the memory for a copy of a parameter's tensor, allocated again if the tensor's layout has changed."""
     copy = kept.get(param)
     if copy is None or _layout(copy) != _layout(tensor):
         copy = kept[param] = host_like(tensor)
@@ -243,7 +244,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _on_host(value: Any) -> Any:
-    """A value with all its tensors on the host."""
+    """Return a value with all its tensors on the host."""
     if isinstance(value, Tensor):
         return value.to(HOST)
     if is_sequence(value):

@@ -1,4 +1,4 @@
-"""Slots that only the owner of a leaf keeps: who owns what, and how they are saved."""
+"""Slots that only the owner of a leaf keeps: assignment of owners, and saving."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gradtx.optim._member import Member
 
 
 def assign_owners(leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None) -> None:
-    """Assign an owner to each of these leaves with slots that an owner keeps; other leaves keep theirs."""
+    """Assign an owner to each leaf that needs one and has none yet."""
     without: dict[Any, list[Leaf]] = {}
     for leaf in leaves:
         if leaf.owner is None and owned_paths(leaf.program):
@@ -35,12 +35,12 @@ def assign_owners(leaves: list[Leaf], members: Mapping[Tensor, Member], replicas
 
 
 class Slot:
-    """A slot on its way from the owner of a leaf to all ranks.
+    """A slot that is sent from the owner of a leaf to all ranks.
 
     Args:
         member: The parameter.
-        key: The slot's key in its state.
-        value: The slot: whole at the owner, without entries elsewhere.
+        key: The slot's key in the parameter's state.
+        value: The slot: whole on the owner, without entries on other ranks.
     """
 
     def __init__(self, member: Member, key: str, value: Tensor):
@@ -52,12 +52,12 @@ class Slot:
 
     @property
     def mesh(self) -> Any:
-        """The mesh of a divided parameter; None if every rank has all of it."""
+        """The mesh of a sharded parameter; None if every rank has the whole parameter."""
         return self.member.param.device_mesh if is_sharded(self.member.param) else None  # type: ignore[attr-defined]
 
     @functools.cached_property
     def placements(self) -> Any:
-        """How a slot of a divided parameter is divided by rows."""
+        """The placements that divide a slot of a sharded parameter by rows."""
         return placements_by_rows(self.member.param, self.value.shape)
 
     @property
@@ -71,9 +71,9 @@ class Slot:
 def states_of_owners(
     members: Mapping[Tensor, Member], states: Mapping[Any, dict[str, Any]], replicas: Team | None
 ) -> dict[Any, Any]:
-    """The states of parameters with an owner as all ranks save them. All ranks call it together.
+    """Return the states of parameters with an owner, in the form that all ranks save. All ranks must call it together.
 
-    Slots of a divided parameter are divided by rows; those of one that every rank has are whole.
+    Slots of a sharded parameter are divided by rows; slots of a parameter that every rank has are whole.
     """
     alike: dict[Any, list[Slot]] = {}
     saved: dict[Any, Any] = {}
@@ -93,13 +93,13 @@ def states_of_owners(
 
 
 def _wire(bucket: list[Slot]) -> torch.dtype:
-    """The dtype in which slots of one dtype are sent: some back ends don't send eight-bit floats and bools."""
+    """Return the dtype in which a bucket's slots are sent: some back ends cannot send eight-bit floats and bools."""
     dtype = bucket[0].value.dtype
     return torch.uint8 if dtype.itemsize == 1 else dtype
 
 
 def _gathered(bucket: list[Slot], team: Team) -> list[Any]:
-    """These slots, on every rank, by one message."""
+    """Return whole slots on every rank, with one message."""
     wire = _wire(bucket)
     sizes = [0] * team.size
     for slot in bucket:
@@ -110,7 +110,7 @@ def _gathered(bucket: list[Slot], team: Team) -> list[Any]:
 
 
 def _handed_out(bucket: list[Slot], team: Team) -> list[Any]:
-    """These slots, of which every rank gets some rows, by one message."""
+    """Return slots divided by rows among the ranks, with one message."""
     wire = _wire(bucket)
     rows: list[list[Tensor]] = []
     sizes: list[int] = []
@@ -127,7 +127,7 @@ def _handed_out(bucket: list[Slot], team: Team) -> list[Any]:
 
 
 def _taken_apart(received: list[Tensor], bucket: list[Slot], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """What has arrived of each slot, in these shapes; the slots of an owner follow one another."""
+    """Split the received buffers into slots of these shapes; the slots of one owner are contiguous."""
     at = [0] * len(received)
     parts: list[Tensor] = []
     for slot, shape in zip(bucket, shapes, strict=True):

@@ -1,4 +1,4 @@
-"""Optimizers from pickles: those of this version and of version 0.1."""
+"""Restores optimizers from pickles of this version and of version 0.1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gradtx.optim._members import Members
 from gradtx.optim._state import States
 from gradtx.optim._workings import Workings
 
-# The attributes of an optimizer of version 0.1 that `_workings` replaces.
+# The attributes of a version 0.1 optimizer that `_workings` replaces.
 REPLACED = (
     *("_tx", "_views", "_records", "_present", "_clock_paths", "_hessian", "_engine"),
     *("_takes_none", "_agrees", "_host_counts"),
@@ -16,7 +16,7 @@ REPLACED = (
 
 
 def workings_of(state: dict[str, Any], owner: str) -> Workings:
-    """The workings in the state of an optimizer; those of version 0.1 are taken out of it."""
+    """Return the workings in the pickled state of an optimizer; attributes of version 0.1 are removed from it."""
     if "_workings" in state:
         return state["_workings"]
     old = {name: state.pop(name) for name in REPLACED}

@@ -1,4 +1,4 @@
-"""Steps while backward runs: each parameter is updated as soon as its gradient is complete, and the gradient freed."""
+"""Steps during backward: each parameter is updated as soon as its gradient is complete, which is then freed."""
 
 # pyright: reportPrivateUsage=false
 
@@ -32,13 +32,13 @@ AVERAGES_LATE = (
 
 
 class OpenStep(Step):
-    """A step in which one parameter after another is updated, as gradients arrive.
+    """A step that updates each parameter when its gradient arrives.
 
-    Numbers of groups, counts and shared values are those at the first gradient. New shared values are written when the
-    step ends.
+    Group values, counts and shared values are those at the time of the first gradient. New shared values are written
+    when the step ends.
 
     Args:
-        workings: The optimizer.
+        workings: The parts of the optimizer.
     """
 
     def __init__(self, workings: Workings):
@@ -55,15 +55,15 @@ class OpenStep(Step):
 
     @property
     def counts_calls(self) -> bool:
-        """Whether a link adds up the gradients of several calls."""
+        """Whether a link accumulates the gradients of several calls."""
         return self._workings.traits.takes_none
 
     def has(self, member: Member) -> bool:
-        """Whether a parameter was updated in this step."""
+        """Whether this step has updated a parameter."""
         return member in self._arrived
 
     def update(self, member: Member) -> None:
-        """Update a parameter by its gradient, and free that."""
+        """Update a parameter with its gradient, and free the gradient."""
         self._prepare(member)
         self._arrived.add(member)
         eager = [member]
@@ -82,7 +82,7 @@ class OpenStep(Step):
         self._after.setdefault(member.count, member.count + 1 if isinstance(member.count, int) else member.count)
 
     def run(self) -> None:
-        """End the step: update the parameters that no hook has seen, and write new shared values."""
+        """End the step: update the parameters whose hook has not run, and write new shared values."""
         late: list[Member] = []
         for row in self._rows:
             for member in row:
@@ -103,7 +103,7 @@ class ReleasedGradients:
 
     Raises:
         ValueError: a link needs the gradients of all parameters, or a closure.
-        RuntimeError: DistributedDataParallel holds a parameter.
+        RuntimeError: DistributedDataParallel wraps a parameter.
     """
 
     def __init__(self, optimizer: ChainOptimizer):
@@ -111,7 +111,7 @@ class ReleasedGradients:
         check_released(workings)
         check_not_ddp(WHO, workings.members.by_param, AVERAGES_LATE)
         self._optimizer = weakref.ref(optimizer)
-        self._lock = threading.RLock()  # autograd has a thread for each device
+        self._lock = threading.RLock()  # autograd runs one thread per device
         self._hooks: dict[Tensor, Any] = {}
         self._open: OpenStep | None = None
         self._has_stepped = False
@@ -123,7 +123,7 @@ class ReleasedGradients:
         return f"<released gradients, {state}>"
 
     def remove(self) -> None:
-        """Step by whole steps again. A step that has begun ends with the next `step()`."""
+        """Return to ordinary steps. A step that has begun ends with the next `step()`."""
         self.active = False
         for hook in self._hooks.values():
             hook.remove()
@@ -134,7 +134,7 @@ class ReleasedGradients:
                 engine.alone.clear()
 
     def follow(self, params: Iterable[Tensor]) -> None:
-        """Wait for the gradients of parameters that are new."""
+        """Register gradient hooks on parameters that have none yet."""
         if not self.active:
             return
         for param in params:
@@ -142,12 +142,12 @@ class ReleasedGradients:
                 self._hooks[param] = param.register_post_accumulate_grad_hook(self._arrives)  # pyright: ignore[reportUnknownMemberType]
 
     def close(self) -> OpenStep | None:
-        """The step that has begun, which the caller ends; None if no gradient has arrived."""
+        """Hand over the open step, which the caller must end; None if no gradient has arrived."""
         ending, self._open = self._open, None
         return ending
 
     def _arrives(self, param: Tensor) -> None:
-        """A gradient is complete."""
+        """Update a parameter whose gradient is complete."""
         optimizer = self._optimizer()
         if optimizer is None:
             self.remove()
@@ -166,7 +166,7 @@ class ReleasedGradients:
         if self._open is None:
             optimizer._check_training()
             workings = optimizer._up_to_date()
-            if not self._has_stepped:  # the module may have been wrapped after the optimizer was made
+            if not self._has_stepped:  # the module may have been wrapped after the optimizer was constructed
                 check_not_ddp(WHO, [param], AVERAGES_LATE)
                 self._has_stepped = True
             member = workings.members.by_param.get(param)
@@ -176,7 +176,7 @@ class ReleasedGradients:
             self._open.update(member)
 
     def _end_call(self, member: Member) -> None:
-        """A second gradient: the next call of a combinator that counts calls, otherwise an error."""
+        """Handle a second gradient: end the call if a combinator counts calls, otherwise raise an error."""
         ending = self.close()
         assert ending is not None
         if not ending.counts_calls:
@@ -187,14 +187,14 @@ class ReleasedGradients:
         ending.run()
 
 
-# What is refused.
+# Checks.
 
 
 def check_released(workings: Workings) -> None:
-    """Check that parameters may step one by one.
+    """Check that parameters may step one at a time.
 
     Raises:
-        ValueError: a link needs all gradients, or something that is known after backward only.
+        ValueError: a link needs all gradients, or an input that is known only after backward.
     """
     tx = workings.members.tx
     for link in tx._links():
@@ -221,12 +221,12 @@ def _way_out(operation: Operation) -> str:
 
 
 def check_not_ddp(who: str, params: Iterable[Tensor], reason: str) -> None:
-    """Raise an error if DistributedDataParallel holds a parameter, which shows in the module only.
+    """Raise an error if DistributedDataParallel wraps a parameter; only the wrapping module reveals this.
 
     Args:
-        who: The option that it does not go with.
+        who: The option that cannot be combined with it.
         params: The parameters.
-        reason: Why not, as a predicate of its name.
+        reason: The reason, as a predicate of the subject "DistributedDataParallel".
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return

@@ -1,4 +1,4 @@
-"""A step as engines see it."""
+"""The data of one step that engines need."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> 
 
 @dataclass(eq=False)
 class StepRequest:
-    """A step as engines see it.
+    """The data of one step that engines need.
 
     Attributes:
-        run: Where operations find old values and leave new ones.
-        leaves_of: Makes the leaves of some parameters, without values.
-        count: The finished steps that schedules follow.
+        run: Provides operations with old values and collects new ones.
+        leaves_of: Creates the leaves of some parameters, without values.
+        count: The number of finished steps, which schedules follow.
         views: The parameter groups.
-        structures: The static side of each group's hyperparameters.
+        structures: The static part of each group's hyperparameters.
         numbers: The numbers of each group's hyperparameters, in the order of the structure.
         scalars: The extras that all leaves share.
         trees: The extras by leaf.
@@ -48,5 +48,5 @@ class StepRequest:
     consumes: bool
 
     def tensor_scalars(self) -> dict[str, Tensor]:
-        """The shared extras that are tensors."""
+        """Return the shared extras that are tensors."""
         return {name: value for name, value in self.scalars.items() if isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""A run over the parameters of an optimizer, whose state is flat and per parameter."""
+"""A run over the parameters of an optimizer, each of which has a flat dict of state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gradtx._runs import LateTerm, Run
 from gradtx.optim._member import Layout, Member
 from gradtx.optim._stages import RankSums, StandIn, adds_up, without_stand_ins
 
-Record = Member  # its name in pickles of version 0.1
+Record = Member  # the name in pickles of version 0.1
 
 __all__ = ["ChainTraits", "Layout", "OptimizerRun", "Record", "check_agreement"]
 
@@ -36,8 +36,8 @@ class OptimizerRun(Run):
 
     grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     value_fn: Callable[[dict[str, Tensor], dict[str, Tensor] | None], tuple[Tensor, Tensor | None]] | None = None
-    tick: int | Tensor = 1  # what this step adds to counts
-    rank_sums: RankSums | None = None  # sums over leaves of other ranks
+    tick: int | Tensor = 1  # the increment that this step adds to counts
+    rank_sums: RankSums | None = None  # completes sums with the leaves of other ranks
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class OptimizerRun(Run):
     ):
         super().__init__()
         self.initial = initial
-        self.stand_ins: set[str] = set()  # the names of leaves that add nothing to late sums
+        self.stand_ins: set[str] = set()  # the names of leaves that contribute zero to late sums
         self.device = next(iter(members)).device if members else torch.device("cpu")
         self._state = state
         self._members = members
@@ -62,7 +62,7 @@ class OptimizerRun(Run):
         return {}
 
     def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """The shared values of a stage; their start for a branch that no parameter takes, which keeps no state."""
+        """Return the shared values of a stage; initial values for a branch without parameters, which has no state."""
         if self.initial or any(member.keeps(path) for member in self._members.values()):
             return super().shared(path, start)
         return {name: make() for name, make in start.items()}
@@ -115,7 +115,7 @@ class OptimizerRun(Run):
 
 
 class SingleRun(OptimizerRun):
-    """A run in which one parameter steps after another, so that there are no sums over them."""
+    """A run in which parameters step one at a time, so that sums over parameters are not available."""
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         if operation.of_leaf:
@@ -124,7 +124,7 @@ class SingleRun(OptimizerRun):
         raise RuntimeError(f"release_gradients: {stage} needs the gradients of all parameters; {WAY_OUT}")
 
 
-# For links that need all gradients.
+# The remedy in error messages about links that need all gradients.
 WAY_OUT = (
     "take it out of the chain, or call handle.remove() and step with all gradients, freeing each when it is used: "
     "step(consume_gradients=True)"
@@ -133,14 +133,14 @@ WAY_OUT = (
 
 @dataclass(frozen=True)
 class ChainTraits:
-    """Properties of a chain that decide how all its steps go.
+    """Properties of a chain that affect the execution of all its steps.
 
     Attributes:
         takes_none: Whether a link also processes parameters without a gradient.
-        agrees: Whether hyperparameters of a link must be the same in all groups.
-        needs_host_counts: Whether the host must know the counts of steps: rules that branch on the count, and user
+        agrees: Whether hyperparameters of a link must be equal in all groups.
+        needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
             functions, already synchronize with the host.
-        restarts: Whether an inner clock may start over.
+        restarts: Whether an inner clock may restart.
         checks_extras: Whether a rule checks extras against leaves.
     """
 
@@ -162,16 +162,16 @@ class ChainTraits:
         )
 
 
-# Several groups.
+# Agreement across groups.
 
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
 def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
-    """Check that hyperparameters that belong to all leaves together agree across groups.
+    """Check that hyperparameters that apply to all leaves jointly are equal in all groups.
 
     Args:
-        blocks: The chain with each group's numbers.
+        blocks: The chain with each group's hyperparameters.
         rows: The members of each group.
     """
     first: dict[Any, Any] = {}
@@ -186,7 +186,7 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
 
 
 def numbers_of_sums(blocks: list[Block], rows: Sequence[list[Member]]) -> dict[str, dict[str, Any]]:
-    """The numbers of each sum over leaves that must agree; none for a sum without a leaf."""
+    """Return the hyperparameters of each sum over leaves that must be equal; empty for a sum without a leaf."""
     numbers: dict[str, dict[str, Any]] = {}
     for operation in blocks[0].walk():
         if adds_up(operation):
@@ -199,7 +199,7 @@ def numbers_of_sums(blocks: list[Block], rows: Sequence[list[Member]]) -> dict[s
 
 
 def _common_choices(row: list[Member]) -> dict[Path, Any]:
-    """The selectors' decisions on which the members of a group agree."""
+    """Return the selectors' decisions that are the same for all members of a group."""
     labels: dict[Path, set[Any]] = {}
     for member in row:
         for path, label in member.choices.items():
@@ -214,7 +214,7 @@ def _as_numbers(value: Any) -> Any:
 
 
 def _agree(a: Any, b: Any) -> bool:
-    """Whether two values are the same number, up to the rounding of a tensor in float32."""
+    """Whether two values are equal, up to the rounding of a float32 tensor."""
     if is_tuple(a) and is_tuple(b):
         return len(a) == len(b) and all(_agree(*pair) for pair in zip(a, b, strict=False))
     if isinstance(a, float) and isinstance(b, float):

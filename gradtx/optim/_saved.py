@@ -1,4 +1,4 @@
-"""A parameter's saved state, matched against its first state."""
+"""Matches a parameter's saved state against its first state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradtx.optim._form import check_slot
 REMEDY = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
 
 
-COUNTS = ("step", "mini_step", "skipped", "counter")  # slots that clocks and random rules count in
+COUNTS = ("step", "mini_step", "skipped", "counter")  # slots that contain the counts of clocks and random rules
 
 
 def matched(
@@ -31,22 +31,22 @@ def matched(
     codes: Mapping[str, Codec],
     beside: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """A parameter's saved entry, in the dtypes, codes and on the devices of its first state.
+    """Convert a parameter's saved entry to the dtypes, codes and devices of its first state.
 
     Args:
         name: The parameter's name.
         param: The parameter.
-        saved: The entry; torch's and adam-atan2-pytorch's are understood.
+        saved: The entry, also in the formats of torch.optim and adam-atan2-pytorch.
         first: The parameter's first state.
         strict: Whether a missing or unknown slot is an error.
         codes: The code of each coded slot.
         beside: Keys that a wrapper has written into the present state.
 
     Returns:
-        The state, with the extra keys of wrappers as they are.
+        The state, including the extra keys of wrappers.
 
     Raises:
-        ValueError: a slot is missing, unknown or another chain's, or has another shape or kind.
+        ValueError: a slot is missing, unknown, or of another chain, or has another shape or kind.
     """
     unknown = saved.keys() - first.keys()
     extra = {*extra_keys(unknown), *unknown.intersection(beside)}
@@ -67,7 +67,7 @@ def _matched(
     strict: bool,
     codes: Mapping[str, Codec],
 ) -> dict[str, Tensor]:
-    """The same for a real parameter, without extra keys."""
+    """Implement `matched` for a real parameter and an entry without extra keys."""
     saved = converted(_in_our_words(saved, first), first, param.shape, codes)
     state: dict[str, Tensor] = {}
     for key, value in first.items():
@@ -84,21 +84,21 @@ def _matched(
 
 
 def _in_our_words(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> dict[str, Any]:
-    """An entry without empty values, with a count under "step"."""
+    """Return an entry without None values, with its count under "step"."""
     entry = {key: value for key, value in saved.items() if value is not None}
-    if "steps" in entry and "steps" not in first:  # adam-atan2-pytorch's word
+    if "steps" in entry and "steps" not in first:  # adam-atan2-pytorch's name of the count
         entry["step"] = entry.pop("steps")
-        if "initial_lr" in first:  # and its rates are kept divided by the first learning rate
+        if "initial_lr" in first:  # its rates are saved divided by the first learning rate
             entry.setdefault("initial_lr", 1.0)
     for key in first.keys() - entry.keys():
         _move_beside(key, entry, first)
     if "step" not in entry and entry.keys() & first.keys() == {"momentum_buffer"}:
-        entry["step"] = 1.0  # torch's SGD keeps no count; a buffer means that it has stepped
+        entry["step"] = 1.0  # torch's SGD keeps no count, but a buffer means that it has stepped
     return entry
 
 
 def _move_beside(key: str, entry: dict[str, Any], first: Mapping[str, Tensor]) -> None:
-    """Give a tensor beside a coded slot its key, which former versions shortened although the slot's was not."""
+    """Rename an auxiliary tensor of a coded slot that earlier versions saved without its slot's stage prefix."""
     slot, _, suffix = key.rpartition(".")
     bare = slot.rpartition(".")[2]
     former = f"{bare}.{suffix}"
@@ -121,7 +121,7 @@ def _as_slot(
 ) -> Tensor:
     check_slot(name, key, saved)
     value = torch.as_tensor(saved)
-    if not is_sharded(first):  # such as a slot that the owner of a leaf keeps, which is saved in rows
+    if not is_sharded(first):  # for example a slot kept by the leaf's owner, which is saved divided by rows
         value = undivided(value)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
@@ -138,7 +138,7 @@ def _as_slot(
 
 
 def _can_become(value: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a saved tensor may be a slot of a dtype: of the same kind, or a 0-d number that an int may write."""
+    """Whether a saved tensor can be a slot of this dtype: the kinds are equal, or a 0-d int and float are mixed."""
     saved, needed = kind_of(value.dtype), kind_of(dtype)
     return saved == needed or (value.ndim == 0 and {saved, needed} == {"int", "float"})
 

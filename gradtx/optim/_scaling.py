@@ -1,7 +1,7 @@
-"""Steps under a GradScaler: gradients are unscaled, and steps with infinite ones skipped, on the parameters' device.
+"""Steps under a GradScaler: the device unscales gradients, and skips a step if a gradient is not finite.
 
-torch hands over two 0-d tensors, the attributes `grad_scale` and `found_inf`. The host reads neither, so it cannot know
-how many steps were made: counts live on the device as well.
+torch passes two 0-d tensors, in the attributes `grad_scale` and `found_inf`. The host reads neither, so it does not
+know how many steps were made, and counts are kept on the device as well.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Count:
-    """How many steps some parameters have made, known on their device; parameters with the same object agree.
+    """A step count on the device; parameters with the same count share one object.
 
     Attributes:
-        made: The number of steps, 0-d int64.
-        bound: An upper bound that the host knows: the same with the skipped steps.
+        made: The number of steps made, 0-d int64.
+        bound: An upper bound known to the host, which includes skipped steps.
     """
 
     made: Tensor
@@ -38,32 +38,32 @@ class Count:
 
     @property
     def most(self) -> int:
-        """The number as far as the host knows it without waiting."""
+        """The number of steps as far as the host knows it without synchronizing."""
         return int(self.made) if self.made.device.type == "cpu" else self.bound
 
     def after(self, tick: int | Tensor) -> Count:
-        """The count after a step that adds `tick`."""
+        """Return the count after a step that adds `tick`."""
         return Count(self.made + tick, self.most + 1)
 
     def become(self, other: Count) -> None:
-        """Take over another number, in the same tensor."""
+        """Copy another count into this one's tensor."""
         self.made.copy_(other.made)
         self.bound = other.bound
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.made = state["made"]
-        self.bound = state["bound"] if "bound" in state else state["_bound"]  # the latter in version 0.1
+        self.bound = state["bound"] if "bound" in state else state["_bound"]  # the name in version 0.1
 
 
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:
-    """A whole number as a 0-d tensor; copying it from the host would wait for the device, filling it in does not."""
+    """Return an integer as a 0-d tensor on the device; a fill, unlike a copy from the host, does not synchronize."""
     if isinstance(number, Tensor):
         return number.to(device)
     return torch.full((), number, dtype=torch.int64, device=device)
 
 
 def highest(counts: Collection[int | Count]) -> int | Tensor:
-    """The largest of counts, all of which the host knows or none; a tensor if it knows none."""
+    """Return the largest count: a tensor if the counts are on the device, an int if they are on the host."""
     on_devices = [count.made for count in counts if isinstance(count, Count)]
     if on_devices:
         return torch.stack(on_devices).amax()
@@ -72,7 +72,7 @@ def highest(counts: Collection[int | Count]) -> int | Tensor:
 
 @dataclass(eq=False)
 class Scaling:
-    """A GradScaler's request for one step: gradients times `inverse`, and no change unless `proceed`."""
+    """A GradScaler's request for one step: multiply gradients by `inverse`, and change nothing unless `proceed`."""
 
     inverse: Tensor
     proceed: Tensor
@@ -82,7 +82,7 @@ class Scaling:
 
     @classmethod
     def asked_of(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
-        """The request that a scaler has left on the optimizer, if any."""
+        """Return the request that a scaler has set on the optimizer, if any."""
         flag: Any = getattr(optimizer, "found_inf", None)
         scale: Any = getattr(optimizer, "grad_scale", None)
         if flag is None:
@@ -92,13 +92,13 @@ class Scaling:
         return cls(exact(scale, flag.device).reshape(()).reciprocal(), flag == 0)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`inverse` and `proceed` on a device."""
+        """Return `inverse` and `proceed` on a device."""
         if device not in self._placed:
             self._placed[device] = self.inverse.to(device), self.proceed.to(device)
         return self._placed[device]
 
     def unscale(self, params: Iterable[Tensor]) -> None:
-        """Unscale the gradients of parameters in place, where users of a scaler look for them."""
+        """Unscale the gradients of parameters in place, because users of a scaler expect that."""
         groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for param in params:
             if param.grad is not None:
@@ -110,7 +110,7 @@ class Scaling:
 
 
 def unscaling(run: Run, scaling: Scaling) -> FrameRun:
-    """A stateless frame around the whole chain that carries out a `Scaling`."""
+    """Create a stateless frame around the whole chain that applies a `Scaling`."""
 
     def enter(update: Tensor, state: Any, param: Any, ctx: Any) -> Any:
         inverse, _ = scaling.on(update.device)
@@ -125,7 +125,7 @@ def unscaling(run: Run, scaling: Scaling) -> FrameRun:
 
 
 def place_counts(members: Iterable[Member], device: torch.device | None) -> None:
-    """Keep the counts of parameters on a device or, if that is None, on the host, which waits for those it lacks."""
+    """Move the counts of parameters to a device or, if that is None, to the host, synchronizing where necessary."""
     moved: dict[int | Count, int | Count] = {}
     for member in members:
         count = member.count
@@ -142,7 +142,7 @@ def place_counts(members: Iterable[Member], device: torch.device | None) -> None
 
 
 def keep_counts_in_place(members: Iterable[Member], after: Mapping[int | Count, int | Count]) -> None:
-    """Write counts after a step into the tensors of those before it, unless a parameter that waited needs these."""
+    """Write new counts into the tensors of the old counts, unless a parameter that did not step needs the old count."""
     members = list(members)
     waiting = {member.count for member in members}
     kept: dict[int | Count, Count] = {}
@@ -156,7 +156,7 @@ def keep_counts_in_place(members: Iterable[Member], after: Mapping[int | Count, 
 
 
 def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A count as a state keeps it: in floating point, as torch's optimizers do."""
+    """Return a count as it is kept in a state: a floating-point tensor, as in torch.optim."""
     if isinstance(count, Count):
         return count.made.to(dtype)
     return torch.tensor(float(count), dtype=dtype, device="cpu")

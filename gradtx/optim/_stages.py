@@ -1,4 +1,4 @@
-"""Sums over leaves that only other ranks have, as the stages of a pipeline."""
+"""Sums that include leaves present only on other ranks, such as the stages of a pipeline."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from gradtx.context import Clock
 from gradtx.optim._member import Member
 
 Key = TypeVar("Key", str, tuple[Path, str])
-Numbers = dict[str, dict[str, Any]]  # of each sum, by the name of its stage
+Numbers = dict[str, dict[str, Any]]  # the hyperparameters of each sum, by the name of its stage
 OPTION = "sum_over"
 
 
 class OtherRankError(RuntimeError):
-    """Another rank does not go on; the ranks that get this have nothing to report."""
+    """Another rank has failed; ranks that raise this do not report a failure themselves."""
 
 
 @dataclass
 class Seen:
-    """What the patterns of a chain may match.
+    """The parameters and slots that the patterns of a chain can match.
 
     Attributes:
         names: The names of parameters.
-        slots: The slots that each `state_dtype` is for, by its label.
-        complete: Whether all parameters have state, which lazy ones have not.
+        slots: The slots to which each `state_dtype` applies, by its label.
+        complete: Whether all parameters have state; lazy parameters do not.
     """
 
     names: list[str] = field(default_factory=list[str])
@@ -42,7 +42,7 @@ class Seen:
     complete: bool = True
 
     def add(self, other: Seen) -> None:
-        """Add what another rank has."""
+        """Add the parameters and slots of another rank."""
         self.names += other.names
         self.complete = self.complete and other.complete
         for label, slots in other.slots.items():
@@ -50,28 +50,28 @@ class Seen:
 
 
 class RankSums:
-    """Completes the sums over the leaves of this rank by those of other ranks, which have other leaves.
+    """Completes the sums over this rank's leaves with the sums of other ranks, which have other leaves.
 
-    Each sum, or several of one link, is one message. Where the host reads messages anyway (gloo), it carries a flag for
-    each rank, by which all ranks fail together from the second step on.
+    One message carries one sum, or several sums of one link. On back ends whose messages are on the host (gloo), it
+    also carries a flag for each rank, so that from the second step on all ranks fail together.
 
     Args:
-        owner: The optimizer's class, for errors.
-        group: The ranks: a process group, or a mesh with one dimension.
+        owner: The optimizer's class, for error messages.
+        group: The ranks: a process group, or a one-dimensional mesh.
     """
 
     def __init__(self, owner: str, group: Any):
         self._owner = owner
         self._team: Team = team_of_group(f"{owner}: {OPTION}", group)
-        self._flags = self._team.size if self._team.device.type == "cpu" else 0  # elsewhere the host would wait
+        self._flags = self._team.size if self._team.device.type == "cpu" else 0  # elsewhere they would synchronize
         self._agrees = False
-        self._sizes: list[int] = []  # of the messages of a whole step
-        self._sent: list[int] = []  # of those of this step
-        self._covered: Any = None  # the leaves and structures for which these are the routes without a leaf
-        self._routes: list[dict[Path, Any]] = []
+        self._sizes: list[int] = []  # the sizes of all messages of the previous step
+        self._sent: list[int] = []  # the sizes of the messages sent in this step
+        self._covered: Any = None  # the key for which `_routes` was computed
+        self._routes: list[dict[Path, Any]] = []  # the routes with sums and without a leaf on this rank
 
     def seen_everywhere(self, seen: Seen) -> Seen:
-        """What patterns may match on any rank; all ranks call this together, at construction.
+        """Return the parameters and slots of all ranks, which must call this together, at construction.
 
         Raises:
             RuntimeError: a rank has failed before.
@@ -88,17 +88,18 @@ class RankSums:
     # A step.
 
     def start(self) -> None:
-        """Begin a step."""
+        """Start a step."""
         self._sent = []
 
     def agree(self, numbers: Callable[[], Numbers]) -> None:
-        """Check, at the first step, that all ranks have the same sums, with the same numbers.
+        """Check, at the first step, that all ranks have the same sums, with the same hyperparameters.
 
         Args:
-            numbers: Makes the numbers of each sum that must agree; none for a sum without a leaf here.
+            numbers: Returns the hyperparameters of each sum that must be equal; empty for a sum without a leaf on this
+                rank.
 
         Raises:
-            RuntimeError: they have not, or a rank has failed in front of the step.
+            RuntimeError: they differ, or a rank has failed before the step.
         """
         if self._agrees:
             return
@@ -108,20 +109,20 @@ class RankSums:
         self._agrees = True
 
     def _everywhere(self, value: Any) -> list[Any]:
-        """The values of all ranks, which call this together."""
+        """Return the values of all ranks, which must call this together."""
         of_ranks: list[Any] = [None] * self._team.size
         distributed.all_gather_object(of_ranks, value, group=self._team.group)  # pyright: ignore[reportUnknownMemberType]
         return of_ranks
 
     def end(self) -> None:
-        """End a step: the next one sends messages of the same sizes."""
+        """End a step and record its message sizes: the messages of the next step have the same sizes."""
         self._sizes = self._sent
 
     def complete(self, totals: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-        """The sums of all ranks, by one message.
+        """Add up the sums of all ranks, with one message.
 
         Args:
-            totals: Those of this rank, with the same keys on all ranks.
+            totals: The sums of this rank, with the same keys on all ranks.
 
         Raises:
             RuntimeError: another rank has failed.
@@ -138,7 +139,7 @@ class RankSums:
         return {key: message[i].to(value) for i, (key, value) in enumerate(zip(keys, values, strict=True))}
 
     def _check(self, flags: Tensor) -> None:
-        if not flags.any():  # without flags the host reads nothing
+        if not flags.any():  # if there are no flags, this does not synchronize
             return
         senders = cast("list[int]", flags.nonzero().flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
         failed = [str(self._team.ranks[i]) for i in senders]
@@ -147,7 +148,7 @@ class RankSums:
         )
 
     def report_failure(self) -> None:
-        """Tell the others that this rank does not go on with the step, in place of its next message."""
+        """Report to the other ranks that this rank has failed, in place of its next message."""
         if not self._agrees:
             self._everywhere(None)
         elif self._flags and len(self._sent) < len(self._sizes):
@@ -155,15 +156,15 @@ class RankSums:
             message[self._team.rank - self._flags] = 1
             distributed.all_reduce(message, group=self._team.group)  # pyright: ignore[reportUnknownMemberType]
 
-    # Sums for which this rank has no leaf.
+    # Sums without a leaf on this rank.
 
     def routes(self, block: Block, leaves: Callable[[], list[Leaf]], key: Any) -> list[dict[Path, Any]]:
-        """The labels on each way through the chain that has sums, and that no leaf takes.
+        """Return the labels of each route through the chain that contains sums and has no leaf on this rank.
 
         Args:
             block: The chain.
-            leaves: Makes the leaves that step by a gradient.
-            key: What decides the result.
+            leaves: Returns the leaves that step with a gradient.
+            key: The cache key of the result.
         """
         if self._covered is None or self._covered != key:
             reached = {_sums_on_the_way(leaf.program) for leaf in leaves()}
@@ -178,14 +179,14 @@ class RankSums:
 
 
 class StandIn(Leaf):
-    """A leaf in place of those that only other ranks have: what it adds to sums is zero, and nothing is written.
+    """A placeholder for leaves that only other ranks have: it adds zero to sums, and nothing is written for it.
 
     Args:
-        run: The step.
-        route: The labels on its way.
+        run: The run of the step.
+        route: The labels on its route through the chain.
         dtype: The dtype of this rank's sums.
         clock: The clock.
-        extras: The extras that are numbers.
+        extras: The extras that are scalars.
     """
 
     def __init__(self, run: Run, route: Mapping[Path, Any], dtype: torch.dtype, clock: Clock, extras: dict[str, Any]):
@@ -195,7 +196,7 @@ class StandIn(Leaf):
         self.first: dict[Path, dict[str, Tensor]] = {}
 
     def through(self, program: list[Operation]) -> StandIn:
-        """Put the leaf in front of its program, with first slots."""
+        """Set the leaf's program and initialize its slots."""
         self.program = program
         initialize([self])
         self.first, self.new = self.new, {}
@@ -203,7 +204,7 @@ class StandIn(Leaf):
 
 
 def without_stand_ins(waiting: Iterable[tuple[Leaf, Any]]) -> list[tuple[Leaf, Any]]:
-    """The same terms of a sum, with zeros for those of stand-ins."""
+    """Return the terms of a sum, with the terms of stand-ins set to zero."""
     terms: list[tuple[Leaf, Any]] = []
     for leaf, sums in waiting:
         if isinstance(leaf, StandIn):
@@ -223,8 +224,8 @@ def _sums_on_the_way(program: Iterable[Operation]) -> tuple[Path, ...]:
 
 
 def _difference(ranks: Sequence[int], of_ranks: Sequence[Numbers | None]) -> str:
-    """The difference between the sums of ranks; empty if there is none. A rank that has failed has none."""
-    first: dict[str, tuple[int, dict[str, Any]]] = {}  # the first rank with the numbers of each sum
+    """Describe the difference between the ranks' sums, or return an empty string; a failed rank passes None."""
+    first: dict[str, tuple[int, dict[str, Any]]] = {}  # the first rank with hyperparameters of each sum, and these
     of_first = of_ranks[0] or {}
     for rank, numbers in zip(ranks, of_ranks, strict=True):
         if numbers is None:
@@ -244,7 +245,7 @@ def _difference(ranks: Sequence[int], of_ranks: Sequence[Numbers | None]) -> str
 
 
 def dtype_of_sums(members: Sequence[Member]) -> torch.dtype:
-    """The dtype in which sums over some parameters come out."""
+    """Return the dtype of sums over some parameters."""
     dtype = torch.float32
     for member in members:
         dtype = torch.promote_types(dtype, member.param.dtype.to_real())
@@ -252,7 +253,7 @@ def dtype_of_sums(members: Sequence[Member]) -> torch.dtype:
 
 
 def check_can_sum(owner: str, block: Block, needs: Iterable[str]) -> None:
-    """Refuse a chain with more between leaves than sums.
+    """Reject a chain in which leaves interact by more than sums.
 
     Raises:
         ValueError: a link reads whole trees, or calls a closure.

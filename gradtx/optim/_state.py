@@ -1,4 +1,4 @@
-"""The state of an optimizer's parameters: what it consists of, and when it is made."""
+"""The state of an optimizer's parameters: its contents, and when it is created."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ State = dict[str, Tensor]
 
 @dataclass
 class FirstStates:
-    """States as they are before any step, and where they keep what."""
+    """The states of parameters before any step, and their layouts."""
 
     view: GroupView
     layouts: dict[Tensor, Layout]
     states: dict[Tensor, State]
 
     def of(self, params: Iterable[Tensor]) -> FirstStates:
-        """Those of some parameters."""
+        """Return the first states of some of the parameters."""
         chosen = [param for param in params if param in self.states]
         layouts = {param: self.layouts[param] for param in chosen}
         return FirstStates(self.view, layouts, {param: self.states[param] for param in chosen})
@@ -46,16 +46,16 @@ class FirstStates:
 class States:
     """The states of an optimizer's parameters.
 
-    State is made when the optimizer is made, so that errors show there, and checkpoints and readers find it. State that
-    no step has used, and that no user has written, is made again from the weights that training starts with.
+    State is created together with the optimizer, so that errors are raised there, and checkpoints and other readers
+    find it. State that no step has used and no user has written is rebuilt from the weights at the start of training.
 
     Args:
         members: The optimizer's parameters.
 
     Attributes:
         by_param: The optimizer's `state`.
-        seen_slots: The slots that each `state_dtype` of the chain is for.
-        awaits_slots: Whether its patterns are to be checked when all parameters have state: some were lazy.
+        seen_slots: The slots to which each `state_dtype` of the chain applies.
+        awaits_slots: Whether the patterns of `state_dtype` are still to be checked, because some parameters were lazy.
     """
 
     def __init__(self, members: Members):
@@ -66,25 +66,25 @@ class States:
 
     @property
     def are_complete(self) -> bool:
-        """Whether all parameters have state, which lazy ones have not."""
+        """Whether all parameters have state; lazy parameters do not."""
         return all(member.layout is not None for member in self.members.by_param.values())
 
     def check_late_patterns(self) -> None:
-        """Check patterns of `state_dtype` that waited for lazy parameters.
+        """Check the patterns of `state_dtype` that could not be checked while parameters were lazy.
 
         Raises:
-            ValueError: one matches no slot.
+            ValueError: a pattern matches no slot.
         """
         if self.awaits_slots and self.are_complete:
             check_patterns(self.seen_slots)
             self.awaits_slots = False
 
     def of(self, param: Tensor) -> dict[str, Any]:
-        """The state of a parameter; empty if it has none."""
+        """Return the state of a parameter; empty if it has none."""
         return self.by_param.get(param, {})
 
     def run(self) -> OptimizerRun:
-        """A run of `update` over all members."""
+        """Create a run of `update` over all members."""
         return OptimizerRun(self.by_param, self.members.by_param, initial=False)
 
     def leaf(
@@ -95,13 +95,13 @@ class States:
         gradient: Tensor | None = None,
         extras: dict[str, Any] | None = None,
     ) -> Leaf:
-        """A parameter as a leaf, with its state."""
+        """Create the leaf of a parameter, with its state."""
         return leaf_of(run, member, clock, gradient, extras, self.of(member.param))
 
     def count(self, entry: Entry | None = None) -> int:
-        """The largest count of the parameters; for a hyperparameter inside a combinator with a clock, that clock's.
+        """Return the largest count of the parameters, or the count of the clock that a hyperparameter follows.
 
-        If a device counts, this is as much as the host knows.
+        If the device counts, the result is the upper bound that the host knows.
         """
         path = self.members.clock_path(entry)
         if path is not None:
@@ -113,16 +113,16 @@ class States:
         return largest
 
     def show_exactly(self) -> None:
-        """Show the numbers of schedules by the counts of devices, for which the host waits.
+        """Show schedule values for the counts on the device, which synchronizes.
 
-        Where a device counts, a GradScaler may have skipped steps, and a CUDA graph may have repeated some.
+        If the device counts, a GradScaler may have skipped steps, and a CUDA graph may have replayed steps.
         """
         if any(isinstance(member.count, Count) for member in self.members.by_param.values()):
             for view in self.members.views:
                 view.show_exactly(self.exact_count)
 
     def exact_count(self, entry: Entry | None = None) -> int:
-        """As `count`; where a device counts, the host waits for it."""
+        """Return the exact `count`, synchronizing if the device counts."""
         if self.members.clock_path(entry) is not None:
             return self.count(entry)
         return max((int(self.of(param).get("step", 0)) for param in self.members.by_param), default=0)
@@ -137,13 +137,14 @@ class States:
         members: Mapping[Tensor, Member] | None = None,
         alone: bool = False,
     ) -> FirstStates:
-        """First states of parameters, with the hyperparameters that their group was made with.
+        """Create the first states of parameters, with the hyperparameters with which their group was created.
 
         Args:
             view: Their group.
-            params: The parameters; lazy ones and those on the meta device have no state yet, integers never.
+            params: The parameters. Lazy parameters and parameters on the meta device have no state yet; integer
+                parameters never do.
             members: All members, if some have not joined yet.
-            alone: Whether shared values start over as well. Otherwise new parameters take over those of the others.
+            alone: Whether shared values start over as well; otherwise new parameters adopt those of the others.
         """
         params = list(params)
         if not params:
@@ -160,20 +161,20 @@ class States:
                 leaves.append(leaf)
         assign_owners(leaves, members, self.members.replicas)
         initialize(leaves)
-        for path, values in run.new_shared.items():  # copies: a value may start as the tensor of a hyperparameter
+        for path, values in run.new_shared.items():  # copies: an initial value may be a hyperparameter's tensor
             run.new_shared[path] = {name: value.clone() for name, value in values.items()}
         first = FirstStates(view, {}, {})
         for leaf in leaves:
             layout = Layout.of(run, leaf)
             first.layouts[leaf.key] = layout
             first.states[leaf.key] = _first_state(run, leaf, layout, alone)
-        run.commits.clear()  # they refer to the run
+        run.commits.clear()  # breaks a reference cycle with the run
         for storage, slots in run.seen_slots.items():
             self.seen_slots.setdefault(storage, set()).update(slots)
         return first
 
     def keep(self, first: FirstStates) -> None:
-        """Put first states in place; they count as unused."""
+        """Install first states, marked as unused."""
         for param, state in first.states.items():
             member = self.members.by_param[param]
             member.made_for = first.view
@@ -182,7 +183,7 @@ class States:
             self.by_param[param] = state
 
     def refresh(self, view: GroupView, params: Iterable[Tensor]) -> None:
-        """Make unused state once more, from the parameters' present values."""
+        """Rebuild unused state from the parameters' present values."""
         unused: list[Tensor] = []
         for param in params:
             member = self.members.by_param[param]
@@ -195,7 +196,7 @@ class States:
             self.keep(self.first(view, unused, alone=shares_none))
 
     def are_unused(self, members: Iterable[Member]) -> bool:
-        """Whether no step has used the state of any of some members."""
+        """Whether no step has used the state of any of these members."""
         return all(member.is_unused(self.of(member.param)) for member in members)
 
     def refresh_all(self) -> None:
@@ -215,11 +216,11 @@ class States:
     # Before a step.
 
     def prepare(self, view: GroupView, row: list[Member], changed: bool) -> None:
-        """Give every parameter that is about to step the slots of its group's links.
+        """Create or update the slots of the parameters that are about to step, to match their group's links.
 
         Args:
             view: The group.
-            row: Its members.
+            row: The group's members.
             changed: Whether links or slots may have changed since the last step.
         """
         if not changed and _are_prepared(row, view):
@@ -238,7 +239,7 @@ class States:
                 member.shape = member.param.shape
 
     def _to_complete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
-        """The parameters that lack slots, or whose slots may have changed."""
+        """Return the parameters that lack slots, or whose slots may have changed."""
         params: list[Tensor] = []
         for member in row:
             if member.layout is not None and self.of(member.param):
@@ -251,17 +252,17 @@ class States:
         return params
 
     def _complete(self, member: Member, layout: Layout, first: State) -> None:
-        """Give a parameter another layout: what its state has is kept, the rest is as in a first state."""
+        """Change a parameter's layout: existing values are kept, missing values come from a first state."""
         old = self.of(member.param)
         old_keys = (member.layout or layout).owners()
         if member.saved is not None:
             old = matched(member.name, member.param, member.saved, first, True, layout.coded_keys)
             member.saved = None
         state: dict[str, Any] = {"step": old.get("step", first["step"])}
-        # By stage, since a link that was switched on may now be the first owner of a key.
+        # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
         for owner, key in layout.owners().items():
             state[key] = old.get(old_keys.get(owner, ""), first[key])
-        for key in old.keys() - old_keys.values():  # those of wrappers
+        for key in old.keys() - old_keys.values():  # the keys of wrappers
             state.setdefault(key, old[key])
         self.by_param[member.param] = state
         member.layout = layout
@@ -273,7 +274,7 @@ class States:
 
         Args:
             run: The run.
-            stays: Whether they are written into the tensors of the old ones, wherever these are on the same device.
+            stays: Whether to write them into the tensors of the old values, where device and dtype are the same.
         """
         new: dict[Path, State] = {}
         for path, values in run.new_shared.items():
@@ -293,10 +294,10 @@ class States:
                 for name, key in keys.items() if path in new else ():
                     self.by_param[param][key] = new[path][name]
 
-    # From a checkpoint.
+    # Loading a checkpoint.
 
     def replace(self, states: Mapping[Any, dict[str, Any]], layouts: Mapping[Tensor, Layout]) -> None:
-        """Put other states, for the current members and anything else, in place of all."""
+        """Replace all states, of the current members and of other keys."""
         self.by_param.clear()
         self.by_param.update(states)
         for param, member in self.members.by_param.items():
@@ -305,24 +306,24 @@ class States:
             member.shape = None
 
     def forget_used(self) -> None:
-        """Note which states are no longer as the library made them, before a copy is made."""
+        """Record which states are no longer as the library created them, before a copy is made."""
         for param, member in self.members.by_param.items():
             if not member.is_unused(self.of(param)):
                 member.first_state = None
 
     def note_copies(self) -> None:
-        """Note the tensors of unused states in a copy, in which versions start over."""
+        """Record the tensors of unused states in a copy, because version counters restart there."""
         members = self.members.by_param
         self.mark_unused([param for param, member in members.items() if member.first_state is not None])
 
     def mark_unused(self, params: Iterable[Tensor]) -> None:
-        """Let the current states of parameters count as unused."""
+        """Mark the current states of parameters as unused."""
         for param in params:
             self.members.by_param[param].first_state = FirstState(self.of(param))
 
 
 def _are_prepared(members: list[Member], view: GroupView) -> bool:
-    """Whether all these members have used state of their present group."""
+    """Whether all these members have state that was created for their present group and is in use."""
     for member in members:
         if not member.has_state() or member.first_state is not None or member.made_for is not view:
             return False
@@ -330,7 +331,7 @@ def _are_prepared(members: list[Member], view: GroupView) -> bool:
 
 
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:
-    """The flat state of a leaf after `initialize`."""
+    """Return the flat state of a leaf after `initialize`."""
     run.memory.take([leaf.given[1]])
     state = {"step": torch.tensor(0.0, dtype=_step_dtype(), device=CPU)}
     for path, keys in layout.slots.items():
@@ -345,4 +346,4 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> 
 
 
 def _step_dtype() -> torch.dtype:
-    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as torch.optim
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as in torch.optim

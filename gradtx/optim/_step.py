@@ -1,4 +1,4 @@
-"""One step of an optimizer: it reads, checks, computes and writes, in this order."""
+"""One step of an optimizer, which reads, checks, computes and writes, in this order."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ CALL = "step(closure"
 
 
 class Step:
-    """One step. Making it checks everything and prepares the state; `run` computes and writes.
+    """One step. The constructor runs all checks and prepares the state; `run` computes and writes.
 
     Args:
-        workings: The optimizer.
-        extras: The caller's inputs beyond gradients.
+        workings: The parts of the optimizer.
+        extras: The caller's inputs other than gradients.
         scaling: The request of a GradScaler.
         consumes: Whether each gradient is freed as soon as it is used.
 
@@ -88,23 +88,23 @@ class Step:
         workings.states.check_late_patterns()
         self.members = self._stepping(rows)
         self._counts_on_device = workings.counts_on_device(scaling is not None)
-        self._stays = workings.capturable  # whether all state stays in the memory that it has
+        self._stays = workings.capturable  # whether all state keeps its memory
         if scaling is not None and self._counts_on_device:
             _, self._run.tick = scaling.on(self._run.device)
         self._after = self._counts_after(rows)
-        self._count = highest(self._after.keys())  # that which schedules follow
+        self._count = highest(self._after.keys())  # the count that schedules follow
         self._unscale = None if scaling is None else unscaling(self._run, scaling)
         self._blocks: list[Block] = []
         self._leaves: dict[int, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
-        self._agrees = len(self._views) == 1  # whether it is known that hyperparameters agree across groups
+        self._agrees = len(self._views) == 1  # whether hyperparameters are known to agree across groups
         self._has_bundles = False
         if workings.traits.checks_extras:
             check_extras_of(self._outlines(self.members))
 
     @property
     def _owner(self) -> str:
-        """The optimizer's class, for errors."""
+        """The optimizer's class, for error messages."""
         return self._workings.members.owner
 
     def _new_run(self) -> OptimizerRun:
@@ -113,7 +113,7 @@ class Step:
         return run
 
     def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Extras as 0-d values and as trees by leaf."""
+        """Split the extras into 0-d values and trees by leaf."""
         run, extras = self._run, self._extras
         kinds = run.known_extras = check_extras(self._workings.members.tx, True, extras, CALL)
         if not extras:
@@ -124,11 +124,11 @@ class Step:
                 extras[key] = _by_name(key, value, names)
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
         run.leaf_extras = trees
-        run.memory.take(tensors(trees))  # a rule may return one as it is
+        run.memory.take(tensors(trees))  # a rule may return one of them unchanged
         return scalars, trees
 
     def _checked_values(self, rows: Sequence[list[Member]]) -> list[Mapping[str, Any]]:
-        """The hyperparameters of all groups, after everything that can be checked before anything changes."""
+        """Return the hyperparameters of all groups, after all checks that are possible before anything changes."""
         values = [view.values() for view in self._views]
         for view, row, present in zip(self._views, rows, values, strict=True):
             view.check(present)
@@ -149,7 +149,7 @@ class Step:
             raise ValueError(f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}")
 
     def _check_shapes(self, members: list[Member]) -> None:
-        """Check that slots are for the shapes of parameters. A plan that holds proves it without asking for shapes."""
+        """Check that slots match the shapes of parameters. A valid plan implies this without reading shapes."""
         for member in members:
             shape, layout = member.param.shape, member.layout
             if layout is None or not layout.slots or not member.state:
@@ -171,7 +171,7 @@ class Step:
         return stepping
 
     def _counts_after(self, rows: Sequence[list[Member]]) -> dict[int | Count, int | Count]:
-        """Each present count, where this step keeps it, and the count after the step."""
+        """Move the counts to the device or the host, and return the new count for each present count."""
         members: list[Member] = []
         for row in rows:
             members.extend(row)
@@ -184,7 +184,7 @@ class Step:
         return after
 
     def _check_capture(self, rows: Sequence[list[Member]]) -> None:
-        """Check that a CUDA graph may repeat the step, if one records it."""
+        """Check that a CUDA graph may replay the step, if one is capturing it."""
         if not is_captured(self._run.device):
             return
         stepping: list[Member] = []
@@ -197,14 +197,14 @@ class Step:
     # Leaves.
 
     def leaves(self, members: list[Member]) -> list[Leaf]:
-        """The leaves of some members, made when they are first asked for: bundles need none."""
+        """Return the leaves of some members, created on first use because bundles need none."""
         for member in members:
             if id(member) not in self._leaves:
                 self._leaves[id(member)] = self._leaf(member)
         return [self._leaves[id(member)] for member in members]
 
     def _outlines(self, members: list[Member]) -> list[Leaf]:
-        """The same without values, to plan with: they would be copies in float32 of all weights and gradients."""
+        """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
         self._check_shapes(members)
         outlines: list[Leaf] = []
         for member in members:
@@ -216,7 +216,7 @@ class Step:
         return outlines
 
     def _expand(self) -> None:
-        """Make the operations of each group, when they are first asked for."""
+        """Expand the chain into the operations of each group, on first use."""
         if self._blocks:
             return
         for view, values in zip(self._views, self._values, strict=True):
@@ -240,7 +240,7 @@ class Step:
     # Computing.
 
     def run(self) -> None:
-        """Compute and write."""
+        """Compute the step and write its results."""
         rank_sums = self._workings.members.rank_sums
         if rank_sums is None:
             self._run_alone()
@@ -264,7 +264,7 @@ class Step:
             self._execute()
         run = self._run
         if run.late_sums:
-            self._expand()  # combinators decide whether the sums count
+            self._expand()  # combinators decide whether the sums take effect
         run.end()
         self._workings.states.write_shared(run, self._stays)
         if self.scaling is not None:
@@ -275,7 +275,7 @@ class Step:
             view.show(self._known_count)
 
     def _known_count(self, entry: Entry) -> int | None:
-        """The count that a schedule follows; None if the host would have to wait for it in a step that is repeated."""
+        """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
         if self._stays and self._workings.members.clock_path(entry) is not None:
             return None
         return self._workings.states.count(entry)
@@ -287,10 +287,10 @@ class Step:
             self._agrees = True
 
     def _eager_leaves(self, members: list[Member]) -> Iterator[Leaf]:
-        """Leaves that step by themselves, each made when the ones in front are through or wait."""
+        """Yield leaves that are in no bundle, each created when the previous leaves have finished or are suspended."""
         self._check_shapes(members)
         if self.trees:
-            self.leaves(members)  # checks the extras of all of them
+            self.leaves(members)  # checks the extras of all leaves first
         return self._each_leaf(members)
 
     def _each_leaf(self, members: list[Member]) -> Iterator[Leaf]:
@@ -300,13 +300,13 @@ class Step:
                 yield leaf
 
     def _agree(self, request: StepRequest) -> None:
-        """Compare the step with those of the other ranks."""
+        """Compare the plan of the step with those of the other ranks."""
         members = self._workings.members
         agreement = self._workings.agreement
         agreement.check(members.owner, self.members, self._views, request.structures, members.replicas)
 
     def _execute_then_write(self) -> None:
-        """Write when all leaves are through: none may move before the closure is called for the last time."""
+        """Execute all leaves, then write: no parameter may change before the last call of the closure."""
         finished: list[Leaf] = []
         self._agree(self._request())
         self._expand()
@@ -327,11 +327,11 @@ class Step:
         if eager or self._workings.traits.agrees:
             self._check_agreement()
         if eager or not self._has_bundles:
-            self._expand()  # combinators with a clock count this step
+            self._expand()  # so that combinators with a clock count this step
         self._advance(bundles, eager)
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
-        """Run bundles and single leaves, and write each when it is through."""
+        """Run bundles and single leaves, and write the results of each as soon as it has finished."""
         waiting = list(bundles)
 
         def finish(leaf: Any) -> None:
@@ -347,20 +347,20 @@ class Step:
                 if self._consumes:
                     member.param.grad = None
 
-        _count_up(bundles, self._after)  # now, while all this is in the processor's cache
+        _count_up(bundles, self._after)  # at this point, because the states are in the processor's cache
         try:
             execute(itertools.chain(bundles, self._eager_leaves(eager), self._stand_ins()), finish)
-        finally:  # if a leaf raises, what was not written doesn't count
+        finally:  # if a leaf raises an error, bundles that were not written keep their old counts
             _count_back(waiting)
 
     def _stand_ins(self) -> Iterator[Leaf]:
-        """Leaves in place of those that only other ranks have, where sums need one."""
+        """Yield placeholders for leaves that only other ranks have, on routes with sums."""
         rank_sums = self._workings.members.rank_sums
         if rank_sums is None:
             return
         stepping = [member for member in self.members if member.param.grad is not None]
         block, key = self._blocks[0], (stepping, [member.layout for member in stepping])
-        assert isinstance(self._count, int)  # only under a GradScaler do devices count, and that is refused
+        assert isinstance(self._count, int)  # a device would count only under a GradScaler, which is rejected
         for route in rank_sums.routes(block, lambda: self._outlines(stepping), key):
             clock = _clock_after(self._count)
             leaf = StandIn(self._run, route, dtype_of_sums(stepping), clock, self._scalars)
@@ -389,11 +389,11 @@ class Step:
         )
 
     def _schedule_count(self, entry: Entry) -> int | Tensor:
-        """The count that a hyperparameter's schedule follows."""
+        """Return the count that a hyperparameter's schedule follows."""
         path = self._workings.members.clock_path(entry)
         if path is None:
             return self._count
-        if self._workings.traits.restarts:  # the count may start over in this step
+        if self._workings.traits.restarts:  # the count may restart in this step
             self._expand()
             step = self._run.inner_counts[path]
         else:
@@ -403,9 +403,9 @@ class Step:
     # Writing.
 
     def _write(self, leaf: Leaf) -> None:
-        """Write new slots, the count and the parameter, when all values of a leaf are there.
+        """Write the new slots, the count and the parameter of a leaf that has finished.
 
-        This is the one place that changes parameters of eager leaves.
+        This is the only place where parameters of eager leaves are changed.
         """
         update = leaf.result()
         taken = _memory_in_use(leaf)
@@ -413,7 +413,7 @@ class Step:
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
-                if value is not leaf.state[keys[slot]]:  # a basis, say, that stays for some steps
+                if value is not leaf.state[keys[slot]]:  # the same tensor if, for example, a basis was not updated
                     new[keys[slot]] = leaf.kept(leaf.run.memory.fresh(value, taken))
         if self._stays:
             update = None if update is None else leaf.run.memory.fresh(update, taken)
@@ -440,9 +440,10 @@ class Step:
 
 
 def _memory_in_use(leaf: Leaf) -> set[Any]:
-    """The memory of a leaf's inputs.
+    """Return the memory of a leaf's inputs.
 
-    It is asked for late: once old state is replaced, its memory may return as that of a later leaf's new state.
+    Not collected for all leaves in advance, because freed memory of replaced state may be reused for a later leaf's
+    new state.
     """
     taken = {memory_of(tensor) for tensor in leaf.given if tensor is not None}
     taken.update(map(memory_of, leaf.state.values()))
@@ -450,14 +451,14 @@ def _memory_in_use(leaf: Leaf) -> set[Any]:
 
 
 def _by_name(extra: str, values: Sequence[Any], names: list[str]) -> dict[str, Any]:
-    """An extra that is given as a list in parameter order."""
+    """Convert an extra that was passed as a list in parameter order to a dict by name."""
     if len(values) != len(names):
         raise ValueError(f"{extra}: {len(values)} tensors for {len(names)} parameters")
     return dict(zip(names, values, strict=True))
 
 
 def _clock_after(count: int | Count) -> Clock:
-    """The clock of the step after so many."""
+    """Return the clock of the step that follows `count` steps."""
     if isinstance(count, Count):
         return Clock(count.made + 1)
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
@@ -467,7 +468,7 @@ def _count_up(bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count
     """Write the counts after the step into the states of the members of bundles."""
     steps: list[Tensor] = []
     values: list[Tensor] = []
-    counted: list[Tensor] = []  # on the host, one more each
+    counted: list[Tensor] = []  # counts on the host, to be incremented
     for bundle in bundles:
         for member in bundle.members:
             if isinstance(member.count, int):
@@ -481,14 +482,14 @@ def _count_up(bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count
 
 
 def _count_back(bundles: Iterable[Bundle]) -> None:
-    """Write the counts before the step again, for bundles that did not finish."""
+    """Restore the counts before the step for bundles that did not finish."""
     for bundle in bundles:
         for member in bundle.members:
             member.state["step"].copy_(as_step(member.count))
 
 
 def _gradient_function(members: Members, extras: dict[str, Any]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """A function that computes gradients by the closure at other weights."""
+    """Return a function that computes gradients at other weights by calling the closure."""
 
     def gradients_at(values: dict[str, Tensor]) -> dict[str, Tensor]:
         with _moved(members, values) as params:
@@ -499,7 +500,7 @@ def _gradient_function(members: Members, extras: dict[str, Any]) -> Callable[[di
 
 
 def _value_function(members: Members, extras: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """A function that computes the loss by the closure at other weights, and its slope along a direction."""
+    """Return a function that computes the loss, and its slope along a direction, by calling the closure."""
 
     def value_at(values: dict[str, Tensor], direction: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
         with _moved(members, values) as params:
@@ -514,7 +515,7 @@ def _value_function(members: Members, extras: dict[str, Any]) -> Callable[..., t
 
 @contextlib.contextmanager
 def _moved(members: Members, values: dict[str, Tensor]) -> Generator[dict[str, Tensor], None, None]:
-    """Parameters at other weights, without gradients; then those of before."""
+    """Set parameters to other weights, without gradients, and restore both at the end."""
     params: dict[str, Tensor] = {}
     for param, member in members.by_param.items():
         params[member.name] = param
@@ -537,7 +538,7 @@ def _gradient_like(param: Tensor, value: Tensor) -> Tensor:
 
 
 class _Saved:
-    """Parameters and gradients, to be put back after a closure was called elsewhere."""
+    """Parameters and gradients, to be restored after a closure was called at other weights."""
 
     def __init__(self, params: Iterable[Tensor]):
         self._saved: list[tuple[Tensor, Tensor, Tensor | None]] = []

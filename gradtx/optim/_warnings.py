@@ -1,4 +1,4 @@
-"""Warnings at the caller's line, among them about chains and groups that are allowed and rarely intended."""
+"""Warnings at the caller's line, for example about chains and groups that are valid but rarely intended."""
 
 # pyright: reportPrivateUsage=false
 
@@ -16,7 +16,7 @@ from gradtx.factories import Made
 from gradtx.optim._groups import ENGINE_OPTIONS, SCHEDULER_KEYS, GroupView
 
 RATE = "scale_by_learning_rate"
-# Keys that others write into groups: torch and its schedulers, trainers, this library.
+# Group keys written by torch and its schedulers, by trainers, and by this library.
 FOREIGN_KEYS = {
     *SCHEDULER_KEYS,
     *ENGINE_OPTIONS,
@@ -29,14 +29,14 @@ FOREIGN_KEYS = {
     "layer_decay",
     "hessian_seed",
 }
-# Links of a chain that may have been made to watch or to average, and not to step.
+# Links of chains whose purpose may be to record or average weights, not to take steps.
 WITHOUT_DIRECTION = ("average", "freeze", "lookahead", "scale")
 INNER_PACKAGES = ("gradtx", "torch", "contextlib", "functools")
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the line that called gradtx, however deep the call is by now."""
-    level = 1  # this function
+    """Warn at the line that called gradtx, at any depth of the call stack."""
+    level = 1  # the frame of this function
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INNER_PACKAGES:
         frame = frame.f_back
@@ -45,7 +45,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
 
 
 def warn_of_ascent(tx: GradientTransformation) -> None:
-    """Warn of a chain of known links of which none turns the sign: its steps climb."""
+    """Warn about a chain of known links none of which flips the sign: its steps increase the loss."""
     if not (_makes_direction(tx) and _climbs(tx)):
         return
     warn_user(
@@ -56,7 +56,7 @@ def warn_of_ascent(tx: GradientTransformation) -> None:
 
 
 def _makes_direction(tx: GradientTransformation) -> bool:
-    """Whether a link changes gradients; a chain that only averages or records them is no optimizer."""
+    """Whether a link changes gradients; a chain that only averages or records is not an optimizer."""
     for link in tx._links():
         inner = link._children()
         if any(map(_makes_direction, inner)) or not (inner or link._name in WITHOUT_DIRECTION):
@@ -65,25 +65,25 @@ def _makes_direction(tx: GradientTransformation) -> bool:
 
 
 def _climbs(tx: GradientTransformation) -> bool:
-    """Whether every part of a transformation keeps the sign of its input, as far as anyone can know."""
+    """Whether every part of a transformation is known to keep the sign of its input."""
     if isinstance(tx, Chain):
         return all(map(_climbs, tx._children()))
     if not isinstance(tx, Made) or not (tx._spec.function.__module__ or "").startswith("gradtx."):
-        return False  # a user's function may turn it
+        return False  # a user function may flip the sign
     if tx._name in (RATE, "scale", "freeze") or tx._lr_role == "owner" or tx._arguments.get("maximize"):
         return False
     if isinstance(tx._body, GradientTransformation):
         return _climbs(tx._body)
     inner = tx._children()
     if tx._name == "graft":
-        return _climbs(inner[0])  # the second gives a length only
+        return _climbs(inner[0])  # the second determines only the length
     if tx._branches() is not None:
         return any(map(_climbs, inner))
     return all(map(_climbs, inner))
 
 
 def warn_of_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
-    """Warn, once for each group, of a scheduler of torch that takes a group whose rate follows a schedule."""
+    """Warn, once per group, about a torch scheduler on a group whose learning rate follows a schedule."""
     for view in views:
         if "initial_lr" not in view.group or view.expects_scheduler:
             continue
@@ -100,7 +100,7 @@ def warn_of_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
 
 
 def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
-    """Warn, once for each group, of a momentum that a scheduler cycles and that nothing reads."""
+    """Warn, once per group, about a momentum that a scheduler cycles and no link reads."""
     for view in views:
         if view.ignores_cycle() and not view.expects_cycle:
             view.expects_cycle = True
@@ -114,7 +114,7 @@ def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
 
 
 def warn_of_turned_signs(tx: GradientTransformation) -> None:
-    """Warn of a learning rate, or a decay, that follows a learning rate on the same path: the step goes uphill."""
+    """Warn about a learning rate, or a decay, after a learning rate on the same path: its sign is wrong."""
     turned = next(_turned(tx), None)
     if turned is None:
         return
@@ -134,7 +134,7 @@ def warn_of_turned_signs(tx: GradientTransformation) -> None:
 
 
 def warn_of_early_links(tx: GradientTransformation) -> None:
-    """Warn of a learning rate, or a decay, behind a link that works on the finished step, such as `average`."""
+    """Warn about a learning rate, or a decay, after a link that expects the finished step, such as `average`."""
     pair = next(_early(tx), None)
     if pair is not None:
         early, late = pair
@@ -146,7 +146,7 @@ def warn_of_early_links(tx: GradientTransformation) -> None:
 
 
 def _early(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
-    """(a link on the finished step, a link behind it that belongs in front), in every chain."""
+    """Yield (link that expects the finished step, later link that should precede it), for every chain."""
     for part in tx._children():
         yield from _early(part)
     early = None
@@ -158,7 +158,7 @@ def _early(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
 
 
 def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
-    """(the part of a chain with the first rate, a part behind it, the link in it that is out of place)."""
+    """Yield (part of a chain with the first learning rate, later part, misplaced link in the later part)."""
     while isinstance(tx, Made) and isinstance(tx._body, GradientTransformation):
         tx = tx._body
     for part in tx._children():
@@ -180,7 +180,7 @@ def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
 
 
 def _link_before_rate(links: list[Made]) -> Made | None:
-    """The last link that has to stand in front of a learning rate."""
+    """Return the last link that must precede a learning rate."""
     for link in reversed(links):
         if link._lr_role is not None and not link._arguments.get("fixed"):
             return link
@@ -188,7 +188,7 @@ def _link_before_rate(links: list[Made]) -> Made | None:
 
 
 def _links_on_path(part: GradientTransformation) -> list[Made]:
-    """The links that a leaf passes in every step: links inside combinators may be for other leaves or steps."""
+    """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
     links: list[Made] = []
     for link in part._links():
         if isinstance(link, Made) and not link._children():
@@ -197,14 +197,14 @@ def _links_on_path(part: GradientTransformation) -> list[Made]:
 
 
 def _may_turn_back(part: GradientTransformation) -> bool:
-    """Whether a part may turn the sign by itself."""
+    """Whether a part may flip the sign on its own."""
     if isinstance(part, Made) and part._arguments.get("maximize", False):
         return True
     return any(link._name == "scale" for link in _links_on_path(part))
 
 
 def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
-    """Warn of keys of a group that nothing reads and that look like a hyperparameter; others are kept, as in torch."""
+    """Warn about unknown group keys that resemble a hyperparameter; other unknown keys are kept, as in torch."""
     known: set[str] = set()
     for entry in entries:
         known.update((entry.name, entry.full, entry.labelled, entry.argument.name))
@@ -220,12 +220,12 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
 
 
 def _contains_name(key: str, names: set[str]) -> bool:
-    """Whether a whole name is part of a key, as in `lr_scale`: then it is another word, not a misspelt one."""
+    """Whether a key contains a whole name, as in `lr_scale`: then it is a different key, not a misspelled name."""
     return any(f"_{name}_" in f"_{key}_" for name in (*names, "lr"))
 
 
 def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
-    """Warn of options that choose between torch's implementations; those that are off ask for nothing."""
+    """Warn about enabled options that choose between torch's implementations; disabled options have no effect."""
     if options.get("capturable"):
         warn_user(
             f"{owner}: capturable=True changes nothing in a group; pass it to {owner}, for all groups", UserWarning

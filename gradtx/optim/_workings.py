@@ -1,4 +1,4 @@
-"""The parts of an optimizer, which its steps, checkpoints and copies use."""
+"""The parts of an optimizer that its steps, checkpoints and copies share."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class Workings:
     """The parts of an optimizer.
 
     Attributes:
-        members: Its parameters and groups.
-        states: Their states.
+        members: The parameters and groups.
+        states: The states of the parameters.
         hessian: The source of second derivatives.
-        engine: The compiled engine, if asked for.
-        evaluation: The weights of training, while others are in their place. Kept here and not on the optimizer,
-            because Lightning's wrapper inherits the optimizer's methods and takes what these set.
-        offload: Moves parameters to the host for each step, if asked for.
+        engine: The compiled engine, if requested.
+        evaluation: The training weights, while the parameters contain the evaluation weights. Not an attribute of the
+            optimizer, because Lightning's wrapper inherits the optimizer's methods, so attributes that these methods
+            set would end up on the wrapper.
+        offload: Moves parameters to the host for each step, if requested.
         capturable: Whether CUDA graphs may capture steps.
     """
 
@@ -57,42 +58,42 @@ class Workings:
         engine: CompiledEngine | None,
         offload: Offload | None = None,
     ) -> Workings:
-        """The workings of an optimizer without parameters.
+        """Create the parts of an optimizer that has no parameters yet.
 
         Args:
-            owner: Its class, for errors.
-            tx: Its transformation.
+            owner: The optimizer's class, for error messages.
+            tx: The optimizer's transformation.
             seed: The seed for estimates of second derivatives.
-            engine: The compiled engine, if asked for.
-            offload: Moves parameters to the host for each step, if asked for.
+            engine: The compiled engine, if requested.
+            offload: Moves parameters to the host for each step, if requested.
         """
         members = Members(owner, tx)
         return cls(members, States(members), HessianSource(owner, tx, seed), engine, offload=offload)
 
     def at_state(self, **changes: bool) -> contextlib.AbstractContextManager[None]:
-        """Have the parameters on the device of their state, while both are used; `changes` as for `Offload.on_host`."""
+        """Keep all parameters on their state's device inside a `with` block; `changes` as for `Offload.on_host`."""
         return self.with_state(self.members.by_param, **changes)
 
     def with_state(self, params: Iterable[Tensor], **changes: bool) -> contextlib.AbstractContextManager[None]:
-        """The same for some parameters."""
+        """Keep some parameters on their state's device inside a `with` block."""
         if self.offload is None:
             return contextlib.nullcontext()
         return self.offload.on_host(params, **changes)
 
     @functools.cached_property
     def agreement(self) -> Agreement:
-        """The comparison of this rank's steps with those of others."""
+        """The comparison of this rank's steps with those of other ranks."""
         return Agreement()
 
     @functools.cached_property
     def lists(self) -> Engine:
-        """The engine for leaves that are not compiled, imported at the first step."""
+        """The engine for leaves that are not compiled; its module is imported at the first step."""
         from gradtx.optim.engine.lists import ListEngine
 
         return ListEngine()
 
     def engines(self) -> list[Engine]:
-        """The engines of a step; each takes what those in front of it leave."""
+        """Return the engines of a step; each processes the parameters that the previous engines did not."""
         if _torch.is_intercepted():
             return [] if self.engine is None else [self.engine]
         return [self.lists] if self.engine is None else [self.engine, self.lists]
@@ -103,11 +104,11 @@ class Workings:
         return ChainTraits.of(self.members.block(), self.hessian.link is not None)
 
     def counts_on_device(self, scaled: bool) -> bool:
-        """Whether a step leaves counting to the device; `scaled` is whether a GradScaler decides about it."""
+        """Whether the device counts steps; `scaled` specifies whether a GradScaler may skip the step."""
         return (scaled or self.capturable) and not self.counts_on_host()
 
     def counts_on_host(self) -> bool:
-        """Whether the host must know the counts, also under a GradScaler."""
+        """Whether the host must know the counts even under a GradScaler."""
         if self.traits.needs_host_counts:
             return True
         devices = {param.device for param in self.members.by_param}

@@ -1,4 +1,4 @@
-"""Any transformation as a torch.optim.Optimizer."""
+"""`ChainOptimizer`, a torch.optim.Optimizer that runs any transformation."""
 
 # pyright: reportPrivateUsage=false
 
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 
 
 class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
-    """A GradientTransformation as a torch optimizer; made by `as_optimizer` and by the classes of `gradtx.optim`."""
+    """A GradientTransformation as a torch optimizer; returned by `as_optimizer`, base of the `gradtx.optim` classes."""
 
     _released: ReleasedGradients | None = None
-    _made_defaults: Mapping[str, Any] | None = None  # what `defaults` was before anyone wrote; None in old pickles
+    _made_defaults: Mapping[str, Any] | None = None  # a copy of the original `defaults`; None in old pickles
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._made_defaults = dict(self.defaults)
 
     def _check_patterns(self) -> None:
-        """Check that every pattern of the chain matches a parameter or a slot, here or on a rank with others."""
+        """Check that every pattern of the chain matches a parameter or a slot, on this or another rank."""
         members, states = self._workings.members, self._workings.states
         slots_by_label = {storage.label: slots for storage, slots in states.seen_slots.items()}
         seen = Seen(members.names(), slots_by_label, states.are_complete)
@@ -115,7 +115,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             check_patterns({storage: seen.slots[storage.label] for storage in states.seen_slots})
 
     def _own(self, tx: GradientTransformation) -> GradientTransformation:
-        """The transformation with tensors of this optimizer: schedulers write into them, and others may share it."""
+        """Copy the transformation's hyperparameter tensors: schedulers write to them, and others may share them."""
         tensors = {entry.place: _cloned(entry.value) for entry in tx._entries() if tensors_in(entry.value)}
         return tx._replaced(tensors, checked=False) if tensors else tx
 
@@ -128,10 +128,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return self._workings.engine
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with the hyperparameters that the group names and defaults for the others.
+        """Add a group of parameters, with defaults for hyperparameters that the group does not specify.
 
-        A partition makes one group of each label. As torch's method, and raises the same errors. Parameters that have
-        state here, from a group that was taken out, keep it.
+        A partition splits the group into one group per label. Otherwise like torch's method, with the same errors.
+        Parameters that still have state, from a group that was removed, keep it.
         """
         owner = type(self).__name__
         group = without_repeats(self._as_torch_checks_it(listed_group(owner, param_group)))
@@ -147,7 +147,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             for view in joining.views:
                 self._workings.hessian.mark(view.group)
                 first_states.append(states.first(view, view.group["params"], joining.by_param))
-        # Before anything changes, since a warning may be an error.
+        # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
         warn_of_engine_options(owner, group)
         members.admit(joining)
@@ -160,7 +160,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self._released.follow(members.by_param)
 
     def _take_written_defaults(self, group: dict[str, Any]) -> None:
-        """Give a new group what anyone has written into `defaults`; the rest follows from the chain."""
+        """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
         made = self._made_defaults
         if made is None:
             return
@@ -170,7 +170,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             group.setdefault(name, value)
 
     def _as_torch_checks_it(self, param_group: dict[str, Any]) -> dict[str, Any]:
-        """A group after torch's checks, without torch's defaults, and not added yet."""
+        """Return a group after torch's checks, without torch's defaults; the group is not added."""
         size, defaults = len(self.param_groups), self.defaults
         self.defaults = {}
         try:
@@ -181,20 +181,18 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self.defaults = defaults
 
     def _params_in_order(self) -> list[Tensor]:
-        """The parameters as a state dict numbers them."""
+        """Return the parameters in the order in which a state dict numbers them."""
         params: list[Tensor] = []
         for group in self.param_groups:
             params.extend(group["params"])
         return params
 
     def _up_to_date(self) -> Workings:
-        """The workings, after anyone may have changed groups and state."""
+        """Return the workings, updated for changes to groups and state from outside."""
         members, states = self._workings.members, self._workings.states
         states.by_param = self.state
         for param in members.follow(self.param_groups, states.count):
-            self.state.pop(
-                param, None
-            )  # accelerate leaves this behind when it shards parameters; no step uses it again
+            self.state.pop(param, None)  # left over when accelerate shards parameters; no step would use it again
         if self._released is not None:
             self._released.follow(members.by_param)
         return self._workings
@@ -202,18 +200,18 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def release_gradients(self) -> ReleasedGradients:
         """Step during backward: each parameter is updated as soon as its gradient is complete, and `.grad` set to None.
 
-        So no more than one gradient is kept beyond those that backward still adds to. `step()` ends the step: it
-        advances schedules and counts and calls hooks, and is called after each backward as ever. Numbers equal those of
-        ordinary steps bit for bit. Rates are read at the first gradient. With `accumulate(tx, every)` gradients add up
-        in the state.
+        At most one gradient is therefore kept, apart from those that backward is still accumulating. `step()` ends the
+        step: it advances schedules and counts and calls hooks, and must be called after each backward as usual.
+        Results equal those of ordinary steps bit for bit. Learning rates are read at the first gradient. With
+        `accumulate(tx, every)`, gradients are accumulated in the state.
 
         Returns:
-            A handle; `handle.remove()` goes back to whole steps.
+            A handle; `handle.remove()` returns to ordinary steps.
 
         Raises:
-            ValueError: a link needs all gradients at once (a sum over leaves, a closure, a rule for whole trees).
-            RuntimeError: the state is on another device (`state_device`); the parameters are in
-                DistributedDataParallel, which averages gradients after this; they were released before. During
+            ValueError: a link needs all gradients together (a sum over leaves, a closure, a rule for whole trees).
+            RuntimeError: the optimizer has `state_device`, `sum_over` or `capturable`; the parameters are wrapped in
+                DistributedDataParallel, which averages gradients later; gradients are released already. During
                 backward: a second gradient without `step()`. In `step`: a GradScaler.
 
         Example:
@@ -247,7 +245,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return self._released
 
     def _check_training(self) -> None:
-        """Check that the parameters are those to train."""
+        """Check that the parameters contain the training weights."""
         evaluation = self._workings.evaluation
         if evaluation is not None and evaluation.changes_weights():
             raise RuntimeError(
@@ -256,7 +254,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
 
     def _check_released(self, extras: dict[str, Any]) -> None:
-        """Check that a step whose gradients are released asks for nothing else."""
+        """Check that a step with released gradients uses neither extras nor a GradScaler."""
         if self._released is None or not self._released.active:
             return
         owner = type(self).__name__
@@ -277,22 +275,22 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         Args:
             closure: Computes the loss and its gradients and returns the loss; links may call it again.
-            consume_gradients: Whether to set each `.grad` to None as soon as it is used, so that temporary memory takes
-                the place of gradients.
-            **extras: Inputs of links beyond the gradients; by leaf as a list in parameter order or a dict by name.
-                A `hessian_diag` that is left out is estimated at the steps that use it, from the gradients of
-                `loss.backward(create_graph=True)` or by a closure that calls `loss.backward()`.
+            consume_gradients: Whether to set each `.grad` to None as soon as it is used, so that temporary tensors can
+                reuse its memory.
+            **extras: Inputs of links other than gradients. Extras by leaf are lists in parameter order or dicts by
+                name. If `hessian_diag` is omitted, it is estimated at the steps that use it, from the gradients of
+                `loss.backward(create_graph=True)` or with a closure that calls `loss.backward()`.
 
         Returns:
             The closure's result.
 
         Raises:
-            RuntimeError: a sparse gradient; a closure that computes none, for links that call it again; a closure, or a
-                `hessian_diag` to estimate, under an enabled GradScaler.
-            TypeError, ValueError: an unknown or missing extra, a hyperparameter that is out of range; nothing has
-                changed then.
+            RuntimeError: a sparse gradient; a closure that computes no gradients, for links that call it again; a
+                closure, or a `hessian_diag` to estimate, under an enabled GradScaler.
+            TypeError, ValueError: an unknown or missing extra, or a hyperparameter out of range. The optimizer is then
+                unchanged.
         """
-        if torch.compiler.is_compiling():  # programs of torch.compile end here: a step has programs of its own kind
+        if torch.compiler.is_compiling():  # a graph break: a step runs its own programs
             return self._step_untraced(closure, consume_gradients, extras)
         return self._step(closure, consume_gradients, extras)
 
@@ -340,10 +338,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return not {"grad_fn", "value_fn"}.isdisjoint(self._tx.needs)
 
     def _check_gradients(self, workings: Workings) -> None:
-        """Check that a closure that is called again has computed gradients.
+        """Check that the closure has computed gradients, if a link will call it again.
 
         Raises:
-            RuntimeError: it has not.
+            RuntimeError: no parameter has a gradient.
         """
         if self._calls_again() and all(param.grad is None for param in workings.members.by_param):
             raise RuntimeError(
@@ -354,7 +352,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     _step_untraced = _torch.not_traced(_step)
 
     def _checked_step(self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool) -> Step:
-        """A step that has passed all checks; if it doesn't, other ranks need not wait."""
+        """Create a step, which runs all checks; report a failure so that other ranks do not wait."""
         members = self._workings.members
         if members.rank_sums is not None:
             members.rank_sums.start()
@@ -368,20 +366,20 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "step" and "_workings" in self.__dict__:  # torch's schedulers put a counter around it
+        if name == "step" and "_workings" in self.__dict__:  # torch's schedulers wrap `step` in a counter
             warn_of_two_schedules(type(self).__name__, self._workings.members.views)
 
     def expect_scheduler(self) -> None:
-        """Let the next scheduler override schedules in the chain without a warning."""
+        """Allow the next scheduler to override schedules in the chain without a warning."""
         for view in self._up_to_date().members.views:
             view.expects_scheduler = True
 
     def explain(self) -> Explanation:
-        """How each parameter was updated in the last step, and why not by a faster way: `Way` objects.
+        """Report how each parameter was updated in the last step, and why not in a faster way, as `Way` objects.
 
-        Printed, it counts the parameters of each way: compiled programs (`compile=`), programs over lists of tensors
-        (the default), or each parameter alone (rules that read values on the host, draw random numbers, or own the
-        whole tree). A program records each rule once, so a rule must not depend on anything but its arguments.
+        The printed form counts the parameters for each way: compiled programs (`compile=`), programs over lists of
+        tensors (the default), or each parameter alone (rules that read values on the host, draw random numbers, or
+        process whole trees). A program records each rule once, so a rule must depend only on its arguments.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -393,21 +391,21 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """
         return explain(self._up_to_date())
 
-    # The weights to evaluate with.
+    # Evaluation weights.
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Put the weights to evaluate with in place of the parameters, until `train` is called.
+        """Replace the parameters with the evaluation weights until `train` is called.
 
-        Trainers call this in front of an evaluation, as for schedule-free optimizers. Without links that average
-        weights it does nothing, nor if it was called before.
+        Trainers call this before an evaluation, as for schedule-free optimizers. It has no effect without links that
+        average weights, or if it was already called.
         """
         if self._workings.evaluation is None:
             self._workings.evaluation = Evaluation.start(self._weights_to_evaluate_with())
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put the weights of training back, after `eval`."""
+        """Restore the training weights after `eval`."""
         evaluation = self._workings.evaluation
         if evaluation is not None:
             evaluation.end()
@@ -415,8 +413,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def eval_params(self) -> Generator[None, None, None]:
-        """Put the weights to evaluate with in place of the parameters, and the parameters back at the end."""
-        if self._workings.evaluation is not None:  # they are there already
+        """Replace the parameters with the evaluation weights inside a `with` block."""
+        if self._workings.evaluation is not None:  # evaluation mode is already active
             yield
             return
         self.eval()
@@ -426,7 +424,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self.train()
 
     def _weights_to_evaluate_with(self) -> dict[Tensor, Tensor]:
-        """The weights of links that have some, by parameter."""
+        """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
         workings = self._up_to_date()
         with workings.at_state(writes=False):
             return self._evaluated(workings)
@@ -446,14 +444,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     value = evaluated(leaf, block.for_leaf(leaf))
                     if value is not None:
                         weights[param] = leaf.kept(value)
-        run.commits.clear()  # they refer to the run
+        run.commits.clear()  # breaks a reference cycle with the run
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's; state that no step has used yet is made from the current parameters.
+        """Return a state dict in torch's format; state that no step has used is rebuilt from the current parameters.
 
-        Where parameters are divided among ranks, all ranks call it together: what a rank keeps for the others, as the
-        owner of a matrix, is divided by rows.
+        If parameters, or the work on them, are divided among ranks, all ranks must call it together. Slots that only
+        the owner of a matrix keeps are then saved whole, or divided by rows if the parameter is sharded.
         """
         workings = self._up_to_date()
         evaluation = workings.evaluation
@@ -467,7 +465,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return state_dict
 
     def _state_dict_of_members(self) -> dict[str, Any]:
-        """Torch's state dict, without the state of parameters that were taken out of the groups and may come back."""
+        """Return torch's state dict, without the state of parameters that were removed from the groups."""
         members, everything = self._workings.members.by_param, cast("defaultdict[Any, Any]", self.state)
         kept = {key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members}
         divided = states_of_owners(members, kept, self._workings.members.replicas)
@@ -482,16 +480,18 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @_torch.not_traced
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
-        """Continue from a state dict of this optimizer, or of the torch.optim class with the same slots.
+        """Load a state dict of this optimizer, or of the torch.optim class with the same slots.
+
+        If it raises one of the errors below, the optimizer is unchanged.
 
         Args:
-            state_dict: As `state_dict()` gives it.
-            strict: Whether an entry that lacks a slot is an error; otherwise that slot keeps its first value. A
-                parameter without any entry keeps its first state in both cases.
+            state_dict: A state dict as returned by `state_dict()`.
+            strict: Whether a missing or unknown slot in an entry is an error. Otherwise a missing slot keeps its
+                initial value. A parameter without an entry keeps its initial state in both cases.
 
         Raises:
-            TypeError: a state, group, entry or slot of another type; nothing has changed then.
-            ValueError: groups, slots, shapes or values that don't fit; nothing has changed then.
+            TypeError: a state, group, entry or slot has another type.
+            ValueError: groups, slots, shapes or values do not match.
         """
         before, after = _torch.load_hooks(self)
         check_mapping(state_dict)
@@ -510,13 +510,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._released is not None:
             self._released.close()
         self.param_groups[:] = [view.group for view in workings.members.views]  # in place: wrappers share the list
-        if type(self).__setstate__ is not ChainOptimizer.__setstate__:  # a subclass completes old groups there
+        if type(self).__setstate__ is not ChainOptimizer.__setstate__:  # subclasses complete old groups there
             self.__setstate__({"state": self.state, "param_groups": self.param_groups})
         for hook in after:
             hook(self)
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """A state dict without options that a class fixes; an error for those that it can't follow."""
+        """Return a state dict without options that the class fixes; raise an error for unsupported values of these."""
         return state_dict
 
     def __getstate__(self) -> dict[str, Any]:
@@ -525,7 +525,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if hasattr(self, "_workings") and state.keys() <= {"state", "param_groups"}:
-            super().__setstate__(state)  # the next call follows them
+            super().__setstate__(state)  # the next call adapts to the changes
             return
         workings = workings_of(state, type(self).__name__)
         super().__setstate__({**state, "_workings": workings})
@@ -534,7 +534,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
 
 def _engine_for(compile: Any) -> Any:
-    """The compiled engine, which is imported when it is asked for, with all that it needs of torch."""
+    """Create the compiled engine; its module, and the parts of torch that it needs, are imported only here."""
     if compile is False:
         return None
     if compile == "background":
@@ -548,7 +548,7 @@ def _engine_for(compile: Any) -> Any:
 
 
 def _offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Offload | None:
-    """What moves parameters to the host, imported when it is asked for."""
+    """Create the offload of parameters to the host; its module is imported only here."""
     if state_device is None:
         return None
     from gradtx.optim._offload import offload_for
@@ -557,7 +557,7 @@ def _offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> O
 
 
 def _cloned(value: Any) -> Any:
-    """A number or a tuple of numbers, with new tensors."""
+    """Copy the tensors of a number or a tuple of numbers."""
     if is_tuple(value):
         return tuple(map(_cloned, value))
     return value.detach().clone() if isinstance(value, Tensor) else value
@@ -568,5 +568,5 @@ def _is_number_tensor(loss: Any) -> bool:
 
 
 def _is_number(loss: Any) -> bool:
-    """Whether a closure's result is a loss; closures may return anything if no link reads it."""
+    """Whether a closure's result is a loss; closures may return other objects if no link reads the loss."""
     return _is_number_tensor(loss) or (not isinstance(loss, bool) and isinstance(loss, numbers.Real))

@@ -1,4 +1,4 @@
-"""The torch optimizer of every alias of `gradtx.optimizers`; classes.pyi, which is generated, types their arguments."""
+"""A torch optimizer class for each alias of `gradtx.optimizers`; the generated classes.pyi types their arguments."""
 
 # pyright: reportPrivateUsage=false
 
@@ -21,30 +21,30 @@ from gradtx.optim._workings import Workings
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.transforms._polynomials import default_steps
 
-# Options of torch's class that ours fixes. They are saved, so that a checkpoint means the same to other classes.
+# Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
 FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
-# Options that are None here where torch's class has a number, by a function of the group.
+# Options that are None here and a number in torch's class, each with a function that computes it from the group.
 NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "muon": {"ns_steps": lambda group: default_steps(group["ns_coefficients"])}
 }
-# What the constructor takes beyond the arguments of the alias, and the values that are off; process groups are not
-# among `defaults`, which are copied and pickled.
+# Constructor arguments in addition to those of the alias, with their defaults. Process groups are not included, since
+# they cannot be in `defaults`, which are copied and pickled.
 ENGINE = {"compile": False, "seed": 0, "state_device": None, "capturable": False}
 COMPILE = "bool | str | Mapping[str, Any]"
 STATE_DEVICE = "torch.device | str | None"
 
 
 class AliasOptimizer(ChainOptimizer):
-    """Base of the classes of aliases: `class Name(AliasOptimizer, alias=name)` takes `params` and its arguments."""
+    """Base of alias classes: `class Name(AliasOptimizer, alias=name)` accepts `params` and the alias's arguments."""
 
     _alias: Callable[..., GradientTransformation]
-    _arguments: inspect.Signature  # of the alias
+    _arguments: inspect.Signature  # the signature of the alias
     _fixed_options: Mapping[str, Any] = types.MappingProxyType({})
-    _seeded = False  # whether `seed` is the optimizer's own; else it is an argument of the alias, if anything
+    _seeded = False  # whether `seed` is an argument of the optimizer; otherwise the alias may have a `seed`
 
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if alias is None:  # a user's subclass of the class of an alias
+        if alias is None:  # a user's subclass of an alias class
             if "__init__" in cls.__dict__:
                 _, *own = inspect.signature(cls.__init__).parameters.values()
                 cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
@@ -102,11 +102,11 @@ class AliasOptimizer(ChainOptimizer):
         self._made_defaults = dict(self.defaults)
 
     def _argument_named(self, key: str) -> str:
-        """The argument that groups and `defaults` show under a key, if they have another name for it."""
+        """Return the name of the alias's argument that groups and `defaults` show under this key."""
         arguments = self._arguments.parameters
         name = key.removeprefix(f"{self._alias.__name__}.")
         if name == "lr" and "lr" not in arguments:
-            name = "max_lr"  # as groups call the only bound of a rate
+            name = "max_lr"  # which groups show as `lr` if there is no other learning rate
         return name if name in arguments else key
 
     def _up_to_date(self) -> Workings:
@@ -116,25 +116,25 @@ class AliasOptimizer(ChainOptimizer):
         return workings
 
     def _show_fixed_options(self) -> None:
-        """Have the options that this class fixes in the groups, as torch's class has them there."""
+        """Add the options that this class fixes to the groups, where torch's class has them."""
         for option, value in self._fixed_options.items():
             for group in self.param_groups:
                 if group.setdefault(option, value) != value:
                     self._check_fixed("group", group, option, "use Adam")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `ChainOptimizer.add_param_group`; a group shows the options that this class fixes."""
+        """Add a group as `ChainOptimizer.add_param_group` does, with the options that this class fixes."""
         super().add_param_group(param_group)
         self._show_fixed_options()
 
     def _check_fixed(self, what: str, group: dict[str, Any], option: str, remedy: str) -> None:
-        """Refuse another value of an option that this class fixes, where it would count."""
+        """Reject another value of an option that this class fixes, if it would have an effect."""
         if group.get("weight_decay", 0.0) != 0.0:
             other = f"{option}={group[option]}"
             raise ValueError(f"{type(self).__name__}: {what} has {other}, which this class can't follow; {remedy}")
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with numbers where torch's class has them."""
+        """Return a state dict as torch's class does, with numbers for options that are None only in gradtx."""
         state_dict = super().state_dict()
         for group in state_dict.get("param_groups", ()):  # a hook may have replaced the whole dict
             for name, number in NUMBERS_OF_TORCH.get(self._alias.__name__, {}).items():
@@ -143,7 +143,7 @@ class AliasOptimizer(ChainOptimizer):
         return state_dict
 
     def _own(self, tx: GradientTransformation) -> GradientTransformation:
-        return tx  # made for this optimizer: a tensor stays its owner's, as in torch
+        return tx  # created for this optimizer: tensors passed by the user are not copied, as in torch
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         fixed = self._fixed_options
@@ -162,7 +162,7 @@ def _are_groups(groups: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 
 def _as_number(value: Any) -> Any:
-    """A tensor with one entry, of any shape, as the number that torch's optimizers take it for; it stays a view."""
+    """Return a one-element tensor as a 0-d view, since torch's optimizers accept such tensors as numbers."""
     if is_sequence(value):
         return type(value)(map(_as_number, value))
     if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
@@ -171,17 +171,17 @@ def _as_number(value: Any) -> Any:
 
 
 def _defaults_of(tx: GradientTransformation, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor by their names in groups, so that `type(opt)(params, **opt.defaults)` works.
+    """Return constructor arguments by their names in groups, so that `type(opt)(params, **opt.defaults)` works.
 
     Args:
-        tx: The transformation that the constructor made.
-        given: What the constructor was given; what is no hyperparameter is among the results, too.
+        tx: The transformation that the constructor created.
+        given: The arguments passed to the constructor. Those that are not hyperparameters are included in the result.
     """
     defaults: dict[str, Any] = {}
     hyperparameters: set[str] = set()
     for name, entry in names_in_group(tx._entries()).items():
         nodes, argument = entry.place
-        if not nodes:  # of the alias itself
+        if not nodes:  # an argument of the alias itself
             defaults[name] = entry.value
             hyperparameters.add(argument)
     for name, value in given.items():
@@ -191,7 +191,7 @@ def _defaults_of(tx: GradientTransformation, given: Mapping[str, Any]) -> dict[s
 
 
 def optimizer_class(alias: Any) -> type[AliasOptimizer]:
-    """Make the class of an alias, under the name by which `gradtx.optim` exports it and pickle finds it."""
+    """Create the class of an alias, under the name by which `gradtx.optim` exports it and pickle finds it."""
 
     def fill(namespace: dict[str, Any]) -> None:
         namespace["__module__"] = "gradtx.optim"
@@ -200,7 +200,7 @@ def optimizer_class(alias: Any) -> type[AliasOptimizer]:
 
 
 CLASSES = {name: optimizer_class(getattr(optimizers, name)) for name in optimizers.__all__}
-"""Name of an alias -> its class."""
+"""The class of each alias, by the alias's name."""
 
 _CLASS_OF_NAME = {cls.__name__: cls for cls in CLASSES.values()}
 globals().update(_CLASS_OF_NAME)
