@@ -213,10 +213,10 @@ class Operation:
             0 if it never reads it.
         whole_until: The last of consecutive operations, starting with this one, that need the whole of a sharded leaf;
             None if this one does not.
-        needs_shape: Whether entries are independent, but depend on the shape of the whole leaf.
+        needs_shape: Whether entries are independent, but their results depend on the shape of the whole leaf.
         owner_reads: The tensors of a leaf, "param" or "grad", that its owner needs in addition to the update.
         keeps_slots: Whether it keeps slots.
-        wire: A dtype to which it converts its input first, and which represents its result exactly; None for none.
+        wire: A dtype to which it converts its input first, and which represents its result exactly, if any.
         checks_extras: Whether `check` may raise an error.
     """
 

@@ -39,8 +39,8 @@ class TreeRun(Run):
         block: The expanded transformation.
         clock: The outermost clock.
         old_step: The count of finished updates.
-        params, unflatten_params: The caller's parameters by name, and the tree they form.
-        grad_fn, value_fn: The caller's extras of these names.
+        params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
+        grad_fn, value_fn: The caller's extras with these names.
     """
 
     keeps_trees = True
