@@ -1,7 +1,7 @@
 """Composable gradient transformations for PyTorch.
 
-`chain()` builds an optimizer, a value, from small named links. It runs as pure functions, under `torch.func`
-transforms and `torch.compile`, and through `as_optimizer` as a real `torch.optim.Optimizer`.
+`chain()` composes small named links into an optimizer, which is a plain value. It runs as pure functions, including
+under `torch.func` transforms and `torch.compile`, and through `as_optimizer` as a real `torch.optim.Optimizer`.
 """
 
 from gradtx import optim as optim
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Name the equivalent of a name of optax or TorchOpt, or the right spelling, in the error."""
+    """Raise an AttributeError that names the equivalent of another library's name, or the closest spelling."""
     from gradtx._counterparts import counterpart
     from gradtx._elsewhere import HERE
     from gradtx._messages import close
@@ -52,5 +52,5 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'gradtx' has no attribute {name!r}{suggestion}")
 
 
-# Type checkers take the names from the imports above.
+# Type checkers infer the public names from the imports above.
 __all__ = sorted([*_public_names(globals()), "optim", "schedules"])  # pyright: ignore[reportUnsupportedDunderAll]

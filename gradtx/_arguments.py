@@ -1,4 +1,4 @@
-"""Arguments of factories: their kinds and ranges, and the checks of a call."""
+"""Factory arguments: their kinds, their ranges, and the validation of calls."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Betas", "Scalar", "Schedule", "is_off"]
 
 
 class Schedule:
-    """A hyperparameter that changes with the step: a pure function of the number of updates already done.
+    """A hyperparameter that changes with the step: a pure function of the number of finished updates.
 
-    The first update uses `schedule(0)`, as torch's schedulers do.
+    The first update uses `schedule(0)`, as with torch's schedulers.
 
     Args:
-        function: Maps a step, a Python int or a 0-d tensor, to a number or a 0-d tensor, without reading the
-            tensor on the host (`torch.where`, not `if`), and is defined for every step >= 0. Chains pass a whole
+        function: Maps a step, a Python int or a 0-d tensor, to a number or a 0-d tensor. It must be defined for every
+            step >= 0 and must not read the tensor on the host (use `torch.where`, not `if`). Chains pass a whole
             number in float64, so that arithmetic with Python floats stays exact.
 
     Raises:
@@ -50,7 +50,7 @@ class Schedule:
     def __repr__(self) -> str:
         return f"Schedule({describe(self._function)})"
 
-    if TYPE_CHECKING:  # the body of a factory sees the value in place of the schedule, and computes with it
+    if TYPE_CHECKING:  # factory bodies receive the schedule's value and compute with it
 
         def _operator(self, other: Any) -> Any: ...
         def __neg__(self) -> Any: ...
@@ -63,7 +63,7 @@ Scalar: TypeAlias = float | Tensor | Schedule
 Betas: TypeAlias = tuple[Scalar, ...]
 
 
-ROUNDING = 1e-12  # schedulers of torch leave rates such as -1e-20 where they mean 0
+ROUNDING = 1e-12  # torch's schedulers produce rates such as -1e-20 where 0 is meant
 
 
 class Range:
@@ -76,7 +76,7 @@ class Range:
         self._open_low, self._open_high = text[0] == "(", text[-1] == ")"
 
     def nearest(self, x: float) -> float:
-        """The nearest number in the interval, if `x` is outside by no more than rounding; else `x` itself."""
+        """Return the nearest number in the interval if `x` is outside by no more than `ROUNDING`, else `x`."""
         if math.isfinite(self._low) and not self._open_low and self._low - ROUNDING <= x < self._low:
             return self._low
         if math.isfinite(self._high) and not self._open_high and self._high < x <= self._high + ROUNDING:
@@ -89,7 +89,7 @@ class Range:
         return above and below  # a NaN is in no interval
 
 
-# Ranges that follow from an argument's name, since users know these names; `ranges=` of a decorator overrides them.
+# Default ranges by argument name, since users know these names. A decorator's `ranges=` overrides them.
 RANGES = {
     "betas": Range("[0, 1)"),
     "eps": Range("[0, inf)"),
@@ -100,14 +100,14 @@ RANGES = {
 _NO_RANGE = Range("(-inf, inf)")
 
 
-# Words of pytorch_optimizer, qhoptim and timm.
+# Argument names of pytorch_optimizer, qhoptim and timm, and their names here.
 OTHER_WORDS: dict[str, str] = {
     **dict.fromkeys(("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay"),
     **dict.fromkeys(("learning_rate", "step_size"), "lr"),
     **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
 }
 
-# Options of pytorch_optimizer that are links or optimizers here.
+# Options of pytorch_optimizer that have another form here, such as a link, and the hint for each.
 OTHER_PLACES = {
     "ams_bound": "it has no amsgrad",
     "adam_debias": "its place is gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
@@ -125,13 +125,13 @@ OTHER_PLACES = {
 
 
 class UnfitError(ValueError):
-    """Raised by a rule's `init` about a leaf; the library puts the rule and the leaf's name in front."""
+    """Raised by a rule's `init` for an unsuitable leaf; the library prefixes the names of the rule and the leaf."""
 
 
 def is_off(value: Any, off: float = 0.0) -> bool:
-    """True for a plain number equal to `off`: the only float values that may decide structure.
+    """Whether `value` is a plain number equal to `off`: the only float value that may determine structure.
 
-    Tensors and schedules are never off, so that a value under `vmap`, `grad` or a scheduler follows the
+    Tensors and schedules are never off, so that a value under `vmap`, `grad` or a scheduler uses the
     general formula.
     """
     return isinstance(value, float) and value == off
@@ -143,12 +143,12 @@ _HYPERPARAMETERS = ("scalar", "betas", "floats", "named floats", "int", "bool", 
 
 
 def _members(hint: Any) -> set[Any]:
-    """The alternatives of an annotation."""
+    """Return the members of a union, or the annotation itself."""
     return set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
 
 
 def _kind(members: set[Any]) -> str:
-    """The kind of an annotation, given by its alternatives other than None."""
+    """Return the kind of an annotation, given its union members other than None."""
     if members <= _SCALAR and float in members:
         return "scalar"
     if {str, tuple[float, float, float]} < members:
@@ -171,9 +171,9 @@ def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
 
 
 class Argument:
-    """One parameter of a factory: what it accepts, and how a given value becomes the value that the body sees."""
+    """One parameter of a factory: the values it accepts, and their conversion to the value that the body receives."""
 
-    _remedy: str = ""  # optimizers that 0.1 pickled hold arguments without it
+    _remedy: str = ""  # arguments in optimizers pickled by 0.1 lack this attribute
 
     def __init__(
         self,
@@ -224,8 +224,9 @@ class Argument:
         return value
 
     def check_written(self, value: Any) -> Any:
-        """As `check`, for a value that torch or its schedulers may have written: rounding errors are mended, and
-        tensors with one entry, of any shape, are numbers.
+        """Check a value that torch or its schedulers may have written.
+
+        Unlike `check`, this corrects rounding errors, and accepts one-entry tensors of any shape as numbers.
         """
         if is_sequence(value) and self.kind == "betas":
             ranges = self.entry_ranges or (self.range,) * len(value)
@@ -245,13 +246,13 @@ class Argument:
         return value
 
     def _int(self, value: Any) -> int:
-        # To Python a bool is an int; a user who writes `every=True` means something else.
+        # A bool is an int in Python, but a user who writes `every=True` means something else.
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{self.owner}: {self.name} must be an int, got {describe(value)}")
         return self._in_range(int(value), self.name, self.range)
 
     def _betas(self, value: Any) -> tuple[Any, ...]:
-        """A tuple of numbers, each of which may be a tensor or a schedule."""
+        """Check a tuple of numbers, each of which may be a tensor or a schedule."""
         if not is_sequence(value):
             raise TypeError(f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}")
         if not self.any_length and is_sequence(self.default) and len(value) != len(self.default):
@@ -265,14 +266,14 @@ class Argument:
         return tuple(entries)
 
     def _entry(self, i: int, value: Any, interval: Range) -> Any:
-        """An entry of a tuple; None where `tuple[Scalar | None, ...]` allows it."""
+        """Check an entry of a tuple; None is valid where the annotation is `tuple[Scalar | None, ...]`."""
         last = len(self._entries) - 1
         if value is None and type(None) in self._entries[min(i, last)]:
             return None
         return self._scalar(value, f"{self.name}[{i}]", interval)
 
     def _named_floats(self, value: Any) -> Any:
-        """A name, three plain numbers, or a tuple of such triples."""
+        """Check a name, three plain numbers, or a tuple of such triples."""
         if isinstance(value, str):
             return value
         if is_sequence(value) and value and all(map(is_sequence, value)):
@@ -280,7 +281,7 @@ class Argument:
         return self._triple(value, value)
 
     def _triple(self, item: Any, value: Any) -> tuple[float, ...]:
-        """Three plain numbers, as one of the triples of `value`."""
+        """Check three plain numbers; `value` is the whole argument, for the error message."""
         if not _is_plain(item) or len(item) != 3:
             raise TypeError(
                 f"{self.owner}: {self.name} must be 3 plain numbers, got {describe(value)}; "
@@ -289,7 +290,7 @@ class Argument:
         return tuple(map(float, item))
 
     def _floats(self, value: Any) -> tuple[float, ...]:
-        """A tuple of plain numbers, none of which may be a tensor or a schedule."""
+        """Check a tuple of plain numbers, none of which may be a tensor or a schedule."""
         count = len(self._entries)
         if not _is_plain(value) or len(value) != count:
             raise TypeError(f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}")
@@ -334,19 +335,19 @@ def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-_KNOWN_HINTS: dict[tuple[str, str], Any] = {}  # by module and text: few texts stand in many signatures
+_KNOWN_HINTS: dict[tuple[str, str], Any] = {}  # by module and text: the same few annotations recur in many signatures
 
 
 def _is_users(function: Callable[..., Any]) -> bool:
-    """Whether a user wrote a factory, not this package."""
+    """Whether a factory was written by a user, not by this package."""
     return (function.__module__ or "").partition(".")[0] != __package__
 
 
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, evaluated; those of this package from a cache, since importing it reads 1,600."""
+    """Return a function's evaluated annotations, cached for this package, since importing it evaluates 1,600."""
     module = sys.modules.get(function.__module__ or "")
     names = getattr(function, "__globals__", None)
-    if _is_users(function) or module is None or names is not vars(module):  # a doctest has names of its own
+    if _is_users(function) or module is None or names is not vars(module):  # a doctest has its own globals
         return typing.get_type_hints(function)
     hints: dict[str, Any] = {}
     for name, annotation in function.__annotations__.items():
@@ -363,7 +364,7 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 class Arguments:
-    """The signature of a factory: binds a call to checked values."""
+    """The signature of a factory, which binds calls to checked values."""
 
     def __init__(
         self,
@@ -384,7 +385,7 @@ class Arguments:
                     "transformations gradtx.GradientTransformation"
                 )
         self.name = name
-        self.added: tuple[str, ...] = ()  # arguments that the body does not see
+        self.added: tuple[str, ...] = ()  # arguments that the body does not receive
         if is_alias:
             self.added = ("maximize",)
             hints["maximize"] = bool
@@ -412,7 +413,7 @@ class Arguments:
         self.signature = signature.replace(parameters=parameters)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return every argument's checked value by name, defaults included. Plain loops: dynamo traces them."""
+        """Return every argument's checked value by name, including defaults, in plain loops that dynamo can trace."""
         given = self._given(args, kwargs)
         bound: dict[str, Any] = {}
         for argument in self.all:
@@ -425,7 +426,7 @@ class Arguments:
         return bound
 
     def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of a call by name, unchecked."""
+        """Return the unchecked values of a call by name."""
         self._check_values(args)
         if len(args) > len(self._positional):
             raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
@@ -441,10 +442,10 @@ class Arguments:
         return given
 
     def _check_values(self, args: Iterable[Any]) -> None:
-        """Refuse transformations where all arguments are plain: links are not put around one another.
+        """Reject transformations if all parameters are plain values: links are chained, not nested.
 
         Raises:
-            TypeError: there is one.
+            TypeError: an argument is a transformation.
         """
         if not self._only_plain:
             return
@@ -454,7 +455,7 @@ class Arguments:
                 raise TypeError(f"{self.name}: takes numbers and no transformation; to use both, write {both}")
 
     def _suggestion(self, key: str) -> str:
-        """The argument that was meant, also by a word of another library."""
+        """Suggest the intended argument, including for a name from another library."""
         if key in OTHER_PLACES:
             return OTHER_PLACES[key]
         ours = OTHER_WORDS.get(key)
@@ -466,13 +467,13 @@ class Arguments:
 
 
 def varies(value: Any) -> bool:
-    """True if the value that a body sees may differ from step to step: tensors (written in place) and schedules."""
+    """Whether the value that a body receives may change between steps: a tensor (written in place) or a schedule."""
     if is_tuple(value):
         return any(varies(item) for item in value)
     return isinstance(value, Tensor | Schedule)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of an argument's value."""
+    """Return the tensors in an argument's value."""
     items = value if is_tuple(value) else (value,)
     return [item for item in items if isinstance(item, Tensor)]

@@ -1,4 +1,4 @@
-"""Saved slots in another form: values for a run that codes them, codes for a run that keeps values."""
+"""Conversion of saved slots between plain values and codes, for a run that stores them differently."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SUFFIXES = (SCALE, KEY, "error")
 def converted(
     saved: Mapping[str, Any], first: Mapping[str, Any], shape: torch.Size, codes: Mapping[str, Codec] | None = None
 ) -> dict[str, Any]:
-    """A saved entry with the slots of `first`: values are coded, codes are decoded, all else is left as it is.
+    """Return a saved entry in the form of `first`: values are encoded, codes are decoded, the rest is unchanged.
 
     Args:
         saved: The tensors of a leaf by slot, from a run with any `state_dtype`.
-        first: Those of this run.
+        first: The initial tensors of the same leaf in this run.
         shape: The shape of the leaf.
-        codes: The codes of this run's slots, where they are known; built-in ones are recognized.
+        codes: The codecs of this run's slots, where known; built-in ones are recognized by their tensors.
     """
     entry = dict(saved)
     for slot, like in first.items():
@@ -45,14 +45,14 @@ def converted(
 
 
 def _coded(slot: str, codec: Codec, value: Tensor, first: Mapping[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:
-    """The tensors that keep a saved value; nothing if it can't be the value of this slot."""
+    """Return the tensors that encode a saved value; none if it does not fit the slot or already has its form."""
     if value.shape != codec.shape_of(first[slot].shape, shape) or not value.is_floating_point():
         return {}
     if not codec.suffixes and value.dtype == first[slot].dtype:
         return {}
     noise = None
     if codec.random:
-        noise = torch.full_like(local(value), 2**15, dtype=torch.int64)  # to the nearest
+        noise = torch.full_like(local(value), 2**15, dtype=torch.int64)  # one half: rounds to nearest
     tensors = packed(slot, codec, value.detach(), noise)
     if codec.random:
         tensors[f"{slot}.{KEY}"] = first[f"{slot}.{KEY}"]
@@ -60,7 +60,7 @@ def _coded(slot: str, codec: Codec, value: Tensor, first: Mapping[str, Tensor], 
 
 
 def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | None:
-    """The built-in code of a slot, by the tensors that keep it; None if it is not coded."""
+    """Return the built-in codec of a slot, recognized by its tensors, or None if it is not coded."""
     suffixes = [suffix for suffix in SUFFIXES if isinstance(entry.get(f"{slot}.{suffix}"), Tensor)]
     codes = entry[slot]
     if suffixes == ["error"]:
@@ -88,7 +88,7 @@ def _code_with_scale(codes: Tensor, shape: torch.Size) -> Codec | None:
 
 
 def _block(length: int, count: int) -> int:
-    """The power of two that divides a row of a length into so many blocks."""
+    """Return the smallest power of two that divides a row of `length` entries into at most `count` blocks."""
     block = 2
     while -(-length // block) > count:
         block *= 2

@@ -1,4 +1,4 @@
-"""Names of other libraries that have no namesake here, and what to use in their place."""
+"""Names in other libraries that have no namesake here, and their replacements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _RELEASED = "gradients are freed during backward by optimizer.release_gradients(
 _TORCH = "torch's works with optimizers of gradtx: "
 _WARM_UP = "gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
 
-# Without dashes, underscores and capitals.
+# The keys are in the form that `plain` returns.
 USE: dict[str, str] = {
     "lomo": f"{_RELEASED}gradtx.optim.SGD",
     "adalomo": f"{_RELEASED}gradtx.optim.AdaFactor",
@@ -43,7 +43,7 @@ USE: dict[str, str] = {
 
 
 def counterpart(name: str) -> str | None:
-    """What to use for a name of another library, if that is known."""
+    """Return the replacement for a name in another library, or None if it is unknown."""
     scheduler = getattr(lr_scheduler, name, None)
     if isinstance(scheduler, type) and issubclass(scheduler, LRScheduler):
         return f"{_TORCH}torch.optim.lr_scheduler.{name}"
@@ -51,5 +51,5 @@ def counterpart(name: str) -> str | None:
 
 
 def plain(name: str) -> str:
-    """A name without dashes, underscores and capitals."""
+    """Return a name in lowercase, without dashes and underscores."""
     return name.replace("-", "").replace("_", "").lower()

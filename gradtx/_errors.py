@@ -1,4 +1,4 @@
-"""Paths of state entries, and the errors about states that don't belong to a chain."""
+"""Paths of state entries, and errors for states that do not belong to a chain."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ OWN_STATE = "pass the state made by this chain's own init, with these parameters
 
 
 def lacking(path: Iterable[str], leaf: str | None = None) -> ValueError:
-    """The error for a state that lacks something this chain keeps, of one leaf or of all."""
+    """Return the error for a state that lacks an entry of this chain, for one leaf or for all."""
     whose = "" if leaf is None else f" of leaf {leaf!r}"
     return ValueError(f"state lacks {'.'.join(path)!r}{whose}; {OWN_STATE}")
 
 
 def foreign(path: Iterable[str]) -> ValueError:
-    """The error for a state that holds something this chain does not keep."""
+    """Return the error for a state with an entry that this chain does not keep."""
     return ValueError(f"state has {'.'.join(path)!r}, which this chain does not keep; {OWN_STATE}")

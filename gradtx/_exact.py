@@ -1,4 +1,4 @@
-"""Hyperparameters as exact numbers: 0-d float64 tensors, made without reading a value on the host."""
+"""Hyperparameters as exact numbers: 0-d float64 tensors, created without reading a value on the host."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gradtx._narrowing import is_tuple
 
 
 def exact(value: Any, device: torch.device) -> Tensor:
-    """Convert a number or 0-d tensor to float64. (`torch.as_tensor` of a Python float would be float32.)
+    """Convert a number or 0-d tensor to float64, which `torch.as_tensor` would not do for a Python float.
 
-    The value is filled in on the device, also from a 0-d tensor of the host: a transfer would wait for the device's
-    queue. Sizes stay symbolic where a program is traced for all of them.
+    The value is filled in on the device, even from a 0-d tensor on the host: a transfer would wait for the device's
+    queue. A symbolic size stays symbolic, so that one traced program serves all sizes.
     """
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=exact_dtype(device), device=device)
@@ -28,13 +28,13 @@ def exact(value: Any, device: torch.device) -> Tensor:
 
 
 def exact_dtype(like: Any) -> torch.dtype:
-    """Return float64, or float32 where the device has no float64."""
+    """Return float64, or float32 on a device without float64."""
     device = like.device if isinstance(like, Tensor) else like
     return torch.float32 if getattr(device, "type", "cpu") == "mps" else torch.float64
 
 
 def log_or_zero(beta: Any) -> Any:
-    """Return log(beta), with 0 in place of -inf at beta = 0; by `math.log` for a number, so that nothing is rounded."""
+    """Return log(beta), or 0 in place of -inf at beta = 0; a Python number keeps its full precision."""
     if isinstance(beta, Tensor):
         return torch.where(beta == 0, torch.ones_like(beta), beta).log()
     return math.log(beta) if beta else 0.0
@@ -43,7 +43,7 @@ def log_or_zero(beta: Any) -> Any:
 def resolve(value: Any, count: Any) -> Any:
     """Return the value of an argument at `count` finished updates.
 
-    Tensors become float64, because 1 - 0.999 in float32 is off by 1e-5; so do the values of schedules.
+    Tensors and the values of schedules become float64, because 1 - 0.999 in float32 is off by 1e-5.
     """
     if is_tuple(value):
         return tuple(resolve(item, count) for item in value)
@@ -56,7 +56,7 @@ def resolve(value: Any, count: Any) -> Any:
 
 def _scheduled(schedule: Schedule, count: Any) -> Tensor:
     device = count.device if isinstance(count, Tensor) else torch.device("cpu")
-    # Always a tensor, so that `torch.where` works; in float64, since int64 times a Python float would be float32.
+    # Pass a tensor, so that `torch.where` works, in float64, because int64 times a Python float would be float32.
     value = schedule(exact(count, device))
     if not isinstance(value, Tensor | numbers.Real):
         raise TypeError(f"{schedule!r} gives {describe(value)}; a schedule returns a number or a 0-d tensor")

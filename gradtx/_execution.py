@@ -1,7 +1,7 @@
-"""How a chain runs: every leaf goes through a list of operations; a sum over leaves is a barrier.
+"""Execution of chains: every leaf passes through a list of operations, and a sum over leaves is a barrier.
 
-Functional use and the optimizer adapter share this module: both make `Leaf` objects, expand a transformation into a
-`Block` of operations and call `execute`. Their `Run` says where old state is.
+Functional use and the optimizer adapter share this module: both create `Leaf` objects, expand a transformation into a
+`Block` of operations and call `execute`. Their `Run` objects provide the old state.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class Leaf:
     """One tensor on its way through a chain.
 
     Attributes:
-        update: The present update; None if the leaf has no gradient.
+        update: The current update; None if the leaf has no gradient.
         grad: The gradient as the clock saw it, or the input of the alias around the current link.
         param: The parameter, in the dtype that rules compute in.
-        given: Update and parameter as the caller passed them; real views of complex ones, as all that rules see.
+        given: Update and parameter as the caller passed them, except that complex ones are real views.
         is_complex: Whether the parameter is complex.
-        shape: The shape of the parameter, or of the part of it that this leaf is.
+        shape: The shape of the parameter, or of the part of it that this leaf represents.
         wide: The dtype that rules compute in.
         negated: Whether the gradient is that of the negative loss (`maximize`).
-        active: Whether the leaf takes part in this call, a 0-d bool; None if that is certain.
-        restarts: Whether a combinator around the current link starts its inner transformation again.
+        active: A 0-d bool tensor, whether the leaf takes part in this call; None if it certainly does.
+        restarts: Whether a combinator around the current link restarts its inner transformation.
         new: The new slots, by stage.
-        codecs: The code of each slot that `init` has coded.
+        codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
-        key, state, layout: The adapter's parameter, its flat state, and where the slots of each stage are in it.
-        program: The operations that the leaf goes through.
-        at: The position in the program.
+        key, state, layout: The adapter's parameter, its flat state, and the location of each stage's slots in it.
+        program: The operations that the leaf passes through.
+        at: The current index in the program.
         pending: The suspended call of a rule while its leaf waits for a sum.
-        owner: The rank that keeps the slots of rules that need the whole leaf, in the order of `team_of`, if there
-            are any.
-        first_entry: If this is a part of a parameter, the place of its first entry there, a 0-d int64 tensor.
+        owner: The rank that keeps the slots of rules that need the whole leaf, as an index into the ranks of
+            `team_for`; None if there are no such slots.
+        first_entry: For a part of a parameter, the index of its first entry in the parameter, a 0-d int64 tensor.
     """
 
     update: Any
@@ -94,32 +94,32 @@ class Leaf:
 
     @property
     def stream_name(self) -> str | Tensor:
-        """The name that decides the leaf's random numbers, or its key (see `Stream`)."""
+        """The name that determines the leaf's random numbers, or its key (see `Stream`)."""
         return self.name
 
     def moment(self) -> Moment:
         return self.clock.on(self.device)
 
     def places(self, like: Tensor) -> Tensor:
-        """The place of each entry in the whole parameter, for the local part of `like`, which is shaped as the leaf."""
+        """Return each entry's index in the whole parameter, for the local part of a tensor of the leaf's shape."""
         places = indices(like)
         return places if self.first_entry is None else places + self.first_entry
 
     def context(self, dtype: torch.dtype) -> Context:
-        """The context of a rule, the same object for all links as long as clock, gradient and dtype stay."""
+        """Return the context of a rule; links with the same clock, gradient and dtype share one object."""
         context = self._context
         if context is None or not context.holds_for(self.clock, self.grad, dtype):
             context = self._context = Context(self, self.clock, dtype)
         return context
 
     def accepted(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
-        """New slots, or the old ones if the leaf turned out to be skipped."""
+        """Return the new slots, or the old ones if the leaf is skipped in this call."""
         if self.active is None:
             return new
         return {slot: torch.where(self.active, value, old[slot]) for slot, value in new.items()}
 
     def stand_for(self, other: Leaf) -> None:
-        """Take from a leaf what doesn't follow from tensors, to go through operations with others in its place."""
+        """Copy the properties of a leaf that its tensors do not determine, to stand in for it with other tensors."""
         self.dtype = other.dtype
         self.param_dtype = other.param_dtype
         self.wide = other.wide
@@ -128,19 +128,19 @@ class Leaf:
         self.restarts = other.restarts
 
     def kept(self, value: Tensor) -> Tensor:
-        """A slot, an update or weights as the caller has them: complex, if they are shaped as a complex leaf."""
+        """Return a slot, an update or weights in the caller's form: complex if shaped like a complex leaf."""
         if self.is_complex and value.shape == self.shape and value.dtype in PARTS:
             return as_complex(value)
         return value
 
     def release(self) -> None:
-        """Drop all values, once results are written: temporary memory is that of one leaf."""
+        """Drop all values once results are written, which limits temporary memory to that of one leaf."""
         self.update = self.grad = self.param = self._context = None
         self.given = (None, None)
         self.new, self.saved = {}, {}
 
     def result(self) -> Tensor | None:
-        """The update after the last link, in float32 at least: it is rounded when it is added."""
+        """Return the update after the last link, in at least float32: it is rounded when it is added."""
         if self.update is None:
             return None
         if self.active is not None:
@@ -150,7 +150,7 @@ class Leaf:
 
 
 def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
-    """Raise an error unless both are real or both are complex."""
+    """Raise an error unless update and parameter are both real or both complex."""
     if update is not None and update.is_complex() != stored.is_complex():
         raise TypeError(f"leaf {name!r} has a gradient in {update.dtype}, its parameter is in {stored.dtype}")
 
@@ -167,7 +167,7 @@ def _first_not_none(*values: Any) -> Any:
 
 
 def _wide(stored: torch.dtype, given: torch.dtype) -> torch.dtype:
-    """The dtype that rules compute in: never half precision."""
+    """Return the dtype that rules compute in, which is never half precision."""
     if stored is torch.float32 and given is torch.float32:
         return torch.float32
     return functools.reduce(torch.promote_types, (stored, given, torch.float32))
@@ -175,11 +175,11 @@ def _wide(stored: torch.dtype, given: torch.dtype) -> torch.dtype:
 
 @dataclasses.dataclass
 class Position:
-    """A walk over a program on the host, without computing: the sign of the gradient, the count of the clock.
+    """The position of a walk over a program on the host, which tracks gradient signs and clock counts only.
 
     Attributes:
         signs: The sign of the gradient in each alias around the current operation.
-        counts: The finished updates of each clock around it; None for one that does not tick in this call.
+        counts: The finished updates of each clock around it; None for a clock that does not tick in this call.
     """
 
     signs: list[int]
@@ -187,34 +187,36 @@ class Position:
 
 
 class Operation:
-    """A step of a leaf's program.
+    """One operation in a leaf's program.
 
-    `start` and `resume` do the work on `leaf`. They return None when they are done, or a payload to wait with until
-    all leaves that have this operation have arrived. `combine` makes a total of the payloads, for `resume`.
+    `start` and `resume` process `leaf`. They return None when they have finished, or a payload if the leaf must wait
+    until all leaves with this operation have arrived. `combine` then reduces the payloads to a total for `resume`.
 
     Attributes:
         path: The stage's entry in the state.
-        takes_none: Whether a leaf without a gradient enters; otherwise it passes by.
-        template_slot: A slot shaped as the parameter, if it takes such leaves for itself.
+        takes_none: Whether it processes a leaf without a gradient; otherwise such a leaf skips it.
+        template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
-        elementwise: Whether entries of a leaf don't mix, except in sums over leaves.
-        takes_complex: Whether real views of complex leaves may go through: it reads no rows, and no number of
-            dimensions.
-        compiles: Whether the compiled engine takes it.
-        restarts_inner: Whether the operations behind it may start over with their first state.
+        elementwise: Whether the entries of a leaf are independent, except for sums over leaves.
+        takes_complex: Whether it may process real views of complex leaves: it depends neither on rows nor on the
+            number of dimensions.
+        compiles: Whether the compiled engine accepts it.
+        restarts_inner: Whether the operations after it may restart from their initial state.
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
-        sums: Whether sums over leaves are all that it needs of others.
-        sums_late: Whether it sums over all leaves for its next step, without waiting in this one.
-        of_leaf: Whether a divided leaf may stop at it, and needs no other leaf to go on: ranks exchange its parts.
+        sums: Whether it needs nothing from other leaves but sums.
+        sums_late: Whether it sums over all leaves for its next step, without waiting in the current one.
+        of_leaf: Whether a sharded leaf waits at it for its own shards only, which ranks exchange without other leaves.
         random: Whether it draws random numbers.
-        positional: Whether results depend on an entry's place in the whole tensor.
+        positional: Whether results depend on an entry's index in the whole tensor.
         constants: The slots that no step changes.
-        hessian_period: It reads `hessian_diag` at the first of so many steps; 0 is never.
-        whole_until: The last of the operations from this one on that need the whole of a divided leaf; None for none.
-        needs_shape: Whether entries don't mix, but the shape of the whole leaf matters.
-        owner_reads: What it reads of a leaf, "param" or "grad", besides the update, if the whole leaf is sent to it.
+        hessian_period: The number of steps from one read of `hessian_diag` to the next, starting with the first step;
+            0 if it never reads it.
+        whole_until: The last of consecutive operations, starting with this one, that need the whole of a sharded leaf;
+            None if this one does not.
+        needs_shape: Whether entries are independent, but their results depend on the shape of the whole leaf.
+        owner_reads: The tensors of a leaf, "param" or "grad", that its owner needs in addition to the update.
         keeps_slots: Whether it keeps slots.
-        wire: The dtype that it converts an update to at once, and that its result has the values of.
+        wire: A dtype to which it converts its input first, and which represents its result exactly, if any.
         checks_extras: Whether `check` may raise an error.
     """
 
@@ -242,22 +244,22 @@ class Operation:
     checks_extras = False
 
     def wide(self, leaf: Leaf) -> torch.dtype:
-        """The dtype that it computes in."""
+        """Return the dtype that it computes in."""
         return leaf.wide
 
     @property
     def parts(self) -> list[Operation]:
-        """The operations that it stands for in a program."""
+        """The operations that it represents in a program."""
         return [self]
 
     def check(self, leaf: Leaf) -> None:
-        """Raise an error for extras that don't fit the leaf, before anything is computed."""
+        """Raise an error for extras that do not fit the leaf, before any computation."""
 
     def init(self, leaf: Leaf) -> None:
-        """Put the leaf's first slots in `leaf.new`."""
+        """Write the leaf's initial slots to `leaf.new`."""
 
     def init_all(self) -> None:
-        """Called once, after `init` of all leaves."""
+        """Finish initialization; called once, after `init` of all leaves."""
 
     def start(self, leaf: Leaf) -> Any:
         raise NotImplementedError
@@ -266,7 +268,7 @@ class Operation:
         raise NotImplementedError
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Any:
-        """Sums over leaves, added in name order."""
+        """Return the sums over leaves, added in name order."""
         waiting = sorted(waiting, key=_name_of_leaf)
         first, sums = waiting[0]
         for leaf, payload in waiting:
@@ -281,11 +283,11 @@ class Operation:
         return total
 
     def evaluate(self, leaf: Leaf) -> Any:
-        """The tensor to evaluate with in place of the parameter, or None."""
+        """Return the tensor to evaluate with in place of the parameter, or None."""
         return None
 
     def follow(self, position: Position) -> None:
-        """Move a walk over the program past this operation."""
+        """Advance a walk over the program past this operation."""
 
 
 def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
@@ -293,7 +295,7 @@ def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
 
 
 class Branch:
-    """A fork in the program: every leaf takes the block of its label."""
+    """A fork in the program: every leaf continues with the block for its label."""
 
     def __init__(self, path: Path, selector: Any, blocks: dict[Any, Block]):
         self.path = path
@@ -302,7 +304,7 @@ class Branch:
 
 
 class Block:
-    """Operations in order, and the selectors of leaves that are frozen in them."""
+    """A sequence of operations, and the selectors of leaves that are frozen within it."""
 
     def __init__(self, operations: list[Any], frozen: list[tuple[Path, Any]]):
         self.operations = operations
@@ -311,7 +313,7 @@ class Block:
 
     @classmethod
     def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
-        """A whole transformation, expanded for one run; `around` it may stand a frame (see `between`)."""
+        """Expand a whole transformation for one run, optionally inside the frame `around` (see `between`)."""
         frozen: list[Any] = []
         operations = tx._expand(Scope(run, (), count, frozen))
         if around is not None:
@@ -319,7 +321,7 @@ class Block:
         return cls(operations, frozen)
 
     def for_leaf(self, leaf: Leaf) -> list[Operation]:
-        """The program of a leaf."""
+        """Return the program of a leaf."""
         if self.is_frozen(leaf):
             return [FROZEN]
         program = self._way_of(leaf) if self._forks else self.operations
@@ -328,7 +330,7 @@ class Block:
         return program
 
     def _way_of(self, leaf: Leaf) -> list[Operation]:
-        """The operations on a leaf's way through the branches."""
+        """Return the operations on a leaf's route through the branches."""
         program: list[Operation] = []
         for operation in self.operations:
             if isinstance(operation, Branch):
@@ -339,7 +341,7 @@ class Block:
         return program
 
     def routes(self) -> list[dict[Path, Any]]:
-        """The labels (path -> label) on every way through the branches."""
+        """Return the labels (path -> label) of every route through the branches."""
         routes: list[dict[Path, Any]] = [{}]
         for operation in self.operations:
             if not isinstance(operation, Branch):
@@ -352,7 +354,7 @@ class Block:
         return routes
 
     def on_route(self, route: Mapping[Path, Any]) -> list[Operation]:
-        """The program of a leaf with these labels that is not frozen."""
+        """Return the program of a leaf with these labels that is not frozen."""
         program: list[Operation] = []
         for operation in self.operations:
             if isinstance(operation, Branch):
@@ -362,7 +364,7 @@ class Block:
         return program
 
     def labels(self, leaf: Leaf) -> list[tuple[Any, Any]]:
-        """(selector, label) of every partition that the leaf goes through."""
+        """Return (selector, label) for every partition with named branches that the leaf passes through."""
         pairs: list[tuple[Any, Any]] = []
         for operation in self.operations:
             if isinstance(operation, Branch):
@@ -376,7 +378,7 @@ class Block:
         return any(leaf.run.choice(path, leaf, selector) for path, selector in self.frozen)
 
     def walk(self, choices: Mapping[Path, Any] | None = None) -> Iterator[Operation]:
-        """Every operation, those of branches included; with `choices` (path -> label) only those of these branches."""
+        """Yield every operation, including those in branches; `choices` (path -> label) restricts the branches."""
         for operation in self.operations:
             if not isinstance(operation, Branch):
                 yield operation
@@ -387,7 +389,7 @@ class Block:
 
 
 def _check_takes_complex(leaf: Leaf, program: Iterable[Operation]) -> None:
-    """Raise an error for an operation that a complex leaf can't go through."""
+    """Raise an error if an operation cannot process a complex leaf."""
     for operation in program:
         if not operation.takes_complex:
             link = [part for part in operation.path if part][-1]
@@ -403,7 +405,7 @@ def checks_extras(operations: list[Any]) -> bool:
 
 
 def check_extras_of(leaves: Iterable[Leaf]) -> None:
-    """Raise an error for extras that don't fit a leaf."""
+    """Raise an error for extras that do not fit a leaf."""
     for leaf in leaves:
         for operation in leaf.program:
             for part in operation.parts:
@@ -416,14 +418,14 @@ def takes_none(operations: list[Any]) -> bool:
 
 
 class _Frozen(Operation):
-    """The program of a frozen leaf: an exactly zero update."""
+    """The only operation of a frozen leaf, which sets its update to exactly zero."""
 
     def start(self, leaf: Leaf) -> None:
         leaf.update = torch.zeros_like(leaf.update)
 
 
 class _Negate(Operation):
-    """`maximize`: the gradient of what is minimized is the negative."""
+    """Negates the gradient for `maximize`, which minimizes the negated loss."""
 
     def start(self, leaf: Leaf) -> None:
         leaf.update, leaf.grad = -leaf.update, -leaf.grad
@@ -434,7 +436,7 @@ class _Negate(Operation):
 
 
 class _BeginAlias(Operation):
-    """Makes an alias's input the gradient of the links inside."""
+    """Sets the gradient of the links in an alias to the input of the alias."""
 
     def start(self, leaf: Leaf) -> None:
         leaf.saved[self] = (leaf.grad, leaf.negated)
@@ -445,13 +447,13 @@ class _BeginAlias(Operation):
 
 
 class _EndAlias(Operation):
-    """Makes the outer gradient that of the links behind an alias."""
+    """Restores the outer gradient for the links after an alias."""
 
     def __init__(self, begin: _BeginAlias):
         self._begin = begin
 
     def start(self, leaf: Leaf) -> None:
-        if self._begin in leaf.saved:  # otherwise a link inside has made an update for a leaf without a gradient
+        if self._begin in leaf.saved:  # absent if a link inside created an update for a leaf without a gradient
             leaf.grad, leaf.negated = leaf.saved.pop(self._begin)
 
     def follow(self, position: Position) -> None:
@@ -459,7 +461,7 @@ class _EndAlias(Operation):
 
 
 def around_alias(operations: list[Any]) -> list[Any]:
-    """The operations of an alias whose input is not the gradient that the clock saw."""
+    """Wrap the operations of an alias whose input is not the gradient that the clock saw."""
     begin = _BeginAlias()
     return [begin, *operations, _EndAlias(begin)]
 
@@ -468,7 +470,7 @@ FROZEN, NEGATE = _Frozen(), _Negate()
 
 
 def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
-    """Run every leaf through its program; call `finish` for each as soon as it is through."""
+    """Run every leaf through its program, and call `finish` for each as soon as it is done."""
     blocked: dict[Path, list[tuple[Leaf, Any]]] = {}
 
     def advance(leaf: Leaf, payload: Any) -> None:
@@ -495,11 +497,11 @@ def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
 
 
 class LeafTerms(list[tuple[Any, Any]]):
-    """The payload of one that stands for several leaves in `execute`: a leaf and a payload for each."""
+    """The payload of a bundle, which represents several leaves in `execute`: a (leaf, payload) pair for each."""
 
 
 def _by_leaf(waiting: list[tuple[Leaf, Any]]) -> list[tuple[Any, Any]]:
-    """A payload for each leaf that waits."""
+    """Return a (leaf, payload) pair for each waiting leaf, with bundles split into their leaves."""
     if not any(isinstance(payload, LeafTerms) for _, payload in waiting):
         return waiting
     by_leaf: list[tuple[Any, Any]] = []
@@ -509,7 +511,7 @@ def _by_leaf(waiting: list[tuple[Leaf, Any]]) -> list[tuple[Any, Any]]:
 
 
 def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:
-    """The barrier to lift next: in the order of paths, since leaves arrive in another order on other processes."""
+    """Return the barrier to lift next, in path order, because leaves arrive in another order on other processes."""
     paths = sorted(blocked)
     if len(paths) == 1:
         return paths[0]
@@ -520,7 +522,7 @@ def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:
 
 
 def _awaited(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:
-    """Whether a leaf that waits elsewhere has yet to come to `path`."""
+    """Whether a leaf that waits at another barrier has yet to reach `path`."""
     for other, waiting in blocked.items():
         if other == path:
             continue
@@ -531,7 +533,7 @@ def _awaited(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:
 
 
 def initialize(leaves: list[Leaf]) -> None:
-    """Make the first slots for every leaf's program."""
+    """Create the initial slots for every leaf's program."""
     operations: dict[int, Operation] = {}
     for leaf in leaves:
         for operation in leaf.program:

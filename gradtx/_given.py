@@ -1,4 +1,4 @@
-"""Checks of parameters and groups as users give them, before torch looks at them."""
+"""Validation of the parameters and groups that users pass, before torch processes them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NEEDED = "needs a tensor or a pair (name, tensor)"
 
 
 def listed_params(owner: str, params: Any) -> Any:
-    """Parameters or groups as a list; a tensor or a set as it is, which torch refuses.
+    """Return parameters or groups as a list, but a tensor or a set unchanged, since torch itself rejects it.
 
     Raises:
-        TypeError: something else, or an entry that is none.
-        KeyError: a group without parameters, as torch's.
-        ValueError: there are none.
+        TypeError: `params` is of another type, or an entry is neither a parameter nor a group.
+        KeyError: a group has no parameters, as in torch.
+        ValueError: the list is empty.
     """
     if isinstance(params, Tensor | set):
         return cast("Any", params)
@@ -41,9 +41,9 @@ def listed_params(owner: str, params: Any) -> Any:
 
 
 def listed_group(owner: str, group: Any) -> Any:
-    """A group whose parameters are a list, after checking them."""
+    """Check a group and return it with its parameters as a list."""
     if not is_dict(group):
-        return group  # torch refuses it
+        return group  # torch rejects it
     check_group(f"{owner}: a group", group)
     params = group["params"]
     if isinstance(params, Tensor | set):
@@ -55,7 +55,7 @@ def listed_group(owner: str, group: Any) -> Any:
 
 
 def check_group(what: str, group: Any) -> None:
-    """Raise an error for a group that is no dict, lacks its parameters, or has a key that is no name."""
+    """Raise an error for a group that is not a dict, has no parameters, or has a key that is not a string."""
     if not is_mapping(group):
         raise TypeError(f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}")
     if "params" not in group:
@@ -66,10 +66,10 @@ def check_group(what: str, group: Any) -> None:
 
 
 def check_groups(owner: str, groups: Iterable[Any]) -> None:
-    """Check `param_groups` that anyone may have changed.
+    """Check `param_groups`, which any code may have changed.
 
     Raises:
-        TypeError, KeyError: one is no group of tensors.
+        TypeError, KeyError: an entry is not a group of tensors.
     """
     for i, group in enumerate(groups):
         what = f"{owner}: param_groups[{i}]"
@@ -83,7 +83,7 @@ def check_groups(owner: str, groups: Iterable[Any]) -> None:
 
 
 def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
-    """A group with each parameter once, under its first name."""
+    """Remove repeated parameters from a group, keep the first name of each, and return the group."""
     params: list[Tensor] = group["params"]
     first: dict[Tensor, int] = {}
     for i, param in enumerate(params):

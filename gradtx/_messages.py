@@ -15,7 +15,7 @@ from gradtx._torch import readable
 
 
 def describe(value: Any) -> str:
-    """Show `value` as a user would type it, as far as possible."""
+    """Format `value` as a user would type it, as far as possible."""
     if isinstance(value, Tensor):
         return _describe_tensor(value)
     if is_tuple(value):
@@ -24,7 +24,7 @@ def describe(value: Any) -> str:
     if is_mapping(value):
         entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
         return "{" + ", ".join(entries) + "}"
-    if isinstance(value, torch.nn.Module | LRScheduler):  # the first's repr has a line for every layer
+    if isinstance(value, torch.nn.Module | LRScheduler):  # a module's repr has a line for every layer
         return f"{type(value).__name__}(...)"
     if callable(value) and hasattr(value, "__qualname__"):
         return _describe_function(value)
@@ -32,7 +32,7 @@ def describe(value: Any) -> str:
 
 
 def shortly(value: Any) -> str:
-    """The same for errors, where a long list would hide the message."""
+    """Format `value` for an error message, where a long list or dict is abbreviated to its type and length."""
     if not (is_list(value) or is_dict(value)):
         return describe(value)
     entries = list(value.values()) if is_dict(value) else value
@@ -42,7 +42,7 @@ def shortly(value: Any) -> str:
 
 
 def schedule_remedy(value: Any) -> str:
-    """What to write in place of a function, or of a scheduler of torch, that was passed as a schedule."""
+    """Suggest a replacement for a function, or a torch scheduler, that was passed as a schedule."""
     kind = value if isinstance(value, type) else type(value)
     if issubclass(kind, LRScheduler):
         return (
@@ -53,7 +53,7 @@ def schedule_remedy(value: Any) -> str:
 
 
 def _describe_function(function: Any) -> str:
-    """The name of a function; one of torch's as users write it, so that a `repr` can be evaluated."""
+    """Return the name of a function, for torch's own with the module, so that a `repr` can be evaluated."""
     name = function.__qualname__.rpartition("<locals>.")[2]
     for module, path in ((torch, "torch"), (torch.nn.functional, "torch.nn.functional")):
         short = name.rpartition(".")[2]
@@ -69,7 +69,7 @@ def _describe_tensor(tensor: Tensor) -> str:
 
 
 def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Find the known name that an unknown name resembles most."""
+    """Return the known name that is most similar to an unknown name, or None."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
@@ -84,7 +84,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_dotted(name: Any, known: Iterable[str]) -> str:
-    """Suggest as `nearest` does for `owner.name`, but only names of that owner."""
+    """Suggest a known name for an unknown `owner.name`, as `nearest` does, but only among names of that owner."""
     known = list(known)
     head, _, tail = str(name).rpartition(".")
     tails_of_head: dict[str, list[str]] = {}
@@ -108,10 +108,10 @@ def _known_with_tail(tail: str, known: list[str]) -> str:
 
 
 def check_state_device(owner: str, state_device: Any) -> None:
-    """Check that a device for state is the host.
+    """Check that the device for state is the CPU.
 
     Raises:
-        ValueError: it is another one.
+        ValueError: it is another device.
     """
     if not isinstance(state_device, str | torch.device) or str(state_device) != "cpu":
         raise ValueError(f'{owner}: state_device must be "cpu" or None, got {state_device!r}')

@@ -1,4 +1,4 @@
-"""Old paths of functions that moved since 0.1, and old defaults, for pickles that refer to them."""
+"""Old import paths and defaults of functions that have changed since 0.1, for pickles that refer to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-# Old module -> the modules that its names moved to. Moved in 0.2; kept as long as pickles of 0.1 load.
+# Old module -> the modules that its names moved to. Moved in 0.2; kept as long as pickles of 0.1 are supported.
 MODULES = {
     "gradtx.combine": ("gradtx.combinators.selection", "gradtx.transforms.constraints"),
     "gradtx.sharpness": ("gradtx.combinators.sharpness",),
@@ -15,9 +15,10 @@ MODULES = {
     "gradtx.transforms.schedule_free": ("gradtx.combinators.schedule_free",),
     "gradtx.wrappers": ("gradtx.combinators.clocks",),
 }
-# Names that left a module which still exists.
+# Names that moved out of a module that still exists.
 NAMES = {("gradtx.transforms.averaging", "with_lookahead"): "gradtx.combinators.lookahead"}
-# Factory -> (an argument that is newer, {argument: the default before it}): such a number stands for today's default.
+# Factory -> (an argument added later, {argument: its default until then}). If a pickled call lacks the later argument,
+# its old defaults stand for today's.
 DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "muon": ("view", {"ns_steps": 5}),
     "orthogonalize": ("start", {"steps": 5}),
@@ -25,7 +26,7 @@ DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def as_today(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a pickled call, without defaults that have another spelling now."""
+    """Return the arguments of a pickled call without old defaults, so that today's defaults apply."""
     newer, before = DEFAULTS.get(name, ("", {}))
     if newer in arguments:
         return arguments
@@ -33,7 +34,7 @@ def as_today(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Moved(ModuleType):
-    """Stands for a module that is gone."""
+    """A placeholder for a module that no longer exists."""
 
     def __getattr__(self, name: str) -> Any:
         for target in MODULES[self.__name__]:

@@ -1,4 +1,4 @@
-"""What a value is, for type checkers too: `isinstance` alone leaves the types of its entries unknown to them."""
+"""Type guards for containers; after a bare `isinstance`, type checkers do not know the types of the entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of the nested state of functional use, and the one place that knows it.
+"""The nested state of functional use; only this module knows its layout.
 
 `{"step": 0-d, "<stage>": {"<slot>": {"<leaf>": tensor}, "<shared>": 0-d, "<inner stage>": {...}}}`. The paths of stages
 come from the chain; an entry at a path is a stage, a slot (a dict by leaf name), or a shared value (a tensor).
@@ -16,7 +16,7 @@ from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._narrowing import is_dict
 
 Slots = list[tuple[str, dict[str, Tensor]]]
-# Slots that a stage kept itself in 0.1 -> the stage inside it that keeps them now.
+# Slots that a stage kept itself in 0.1 -> the inner stage that keeps them now.
 MOVED = {"scale_by_soap": {"exp_avg": "scale_by_adam_hat", "exp_avg_sq": "scale_by_adam_hat"}}
 
 
@@ -24,7 +24,7 @@ class NestedState:
     """Reads a nested state along the paths of a chain's stages.
 
     Attributes:
-        stages: The paths of the chain, which tell stages from slots.
+        stages: The stage paths of the chain, which distinguish stages from slots.
     """
 
     def __init__(self, state: dict[str, Any], stages: Mapping[Path, str]):
@@ -33,18 +33,18 @@ class NestedState:
         self._slots: dict[Path, Slots] = {}
 
     def move_slots(self) -> None:
-        """Read a state of 0.1 as one of now, once the paths of the chain are known."""
+        """Convert a state from 0.1 to the current layout, once the paths of the chain are known."""
         for path, name in self.stages.items():
             for slot, inside in MOVED.get(name, {}).items():
                 if slot in self._entry(path) and (*path, slot) not in self.stages:
                     self._state = _moved(self._state, path, slot, inside)
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
-        """The shared values at a stage."""
+        """Return the shared values of a stage."""
         return {key: value for key, value in self._entry(path).items() if isinstance(value, Tensor)}
 
     def slots(self, path: Path) -> Slots:
-        """(slot, tensors by leaf) at a stage."""
+        """Return the slots of a stage as (slot, tensors by leaf)."""
         if path not in self._slots:
             self._slots[path] = []
             for key, value in self._entry(path).items():
@@ -53,11 +53,11 @@ class NestedState:
         return self._slots[path]
 
     def slots_of(self, path: Path, leaf: str) -> dict[str, Tensor]:
-        """The slots of one leaf at a stage."""
+        """Return the slots of one leaf at a stage."""
         return {slot: values[leaf] for slot, values in self.slots(path) if leaf in values}
 
     def tree(self, path: Path) -> Any:
-        """The state of a pair of plain functions, as these returned it."""
+        """Return the state of a pair of plain functions, in the form that they returned."""
         entry: Any = self._state
         for key in path:
             if not is_dict(entry) or key not in entry:
@@ -66,7 +66,7 @@ class NestedState:
         return entry
 
     def marks(self, path: Path, leaf: str) -> bool:
-        """Whether a selector has marked a leaf there."""
+        """Whether a selector has marked a leaf at this path."""
         return leaf in self._entry(path)
 
     def _entry(self, path: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class NestedState:
         known: Callable[[Path, str], bool],
         may_be_complex: Collection[str],
     ) -> None:
-        """Raise an error unless this is a state of the chain, with these leaves."""
+        """Raise an error unless this is a state of the chain for these leaves."""
         for key in self._state:
             _check_key((), key)
             if key not in ("step", "leaf_steps") and (key,) not in self.stages:
@@ -100,7 +100,7 @@ class NestedState:
     def rebuilt(
         self, new: Callable[[Path, str, Any], Any], trees: Mapping[Path, Any], opaque: Collection[Path]
     ) -> dict[str, Any]:
-        """A state in this order: `new` gives each slot and shared value, `trees` the state of plain functions."""
+        """Return a state in the same order: `new` supplies slots and shared values, `trees` plain functions' states."""
 
         def rebuild(entry: dict[str, Any], path: Path) -> dict[str, Any]:
             result: dict[str, Any] = {}
@@ -118,7 +118,7 @@ class NestedState:
 
 
 def _moved(state: dict[str, Any], path: Path, slot: str, inside: str) -> dict[str, Any]:
-    """A state in which a slot at a path stands one level deeper; the caller's stays as it is."""
+    """Return a copy of a state in which a slot at a path is one level deeper, in the stage `inside`."""
     if path:
         key = path[0]
         return {**state, key: _moved(state[key], path[1:], slot, inside)}
@@ -127,7 +127,7 @@ def _moved(state: dict[str, Any], path: Path, slot: str, inside: str) -> dict[st
 
 
 def _check_key(path: Path, key: Any) -> None:
-    """Raise an error for a key that is no string."""
+    """Raise an error for a key that is not a string."""
     if not isinstance(key, str):
         raise foreign((*path, repr(key)))
 
@@ -160,7 +160,7 @@ def is_plain(value: Tensor) -> bool:
 
 
 def enter(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The entry at a path, made if it is not there."""
+    """Return the entry at a path, and create it if it does not exist."""
     for key in path:
         state = state.setdefault(key, {})
     return state

@@ -1,8 +1,8 @@
-"""Owner computes: rules that need a whole matrix run on one rank, which gets the shards and sends its results back.
+"""Owner computes: a rule that needs a whole matrix runs on one rank, which receives all shards and returns results.
 
-A leaf that is divided among ranks stops in front of such rules, as at a sum over leaves. When all leaves have arrived,
-every rank sends its shards to the owners in one all_to_all for each bucket of bounded size, the owners compute, and a
-second all_to_all brings the results back. Results don't depend on how many ranks there are.
+A sharded leaf waits before such rules, as it does at a sum over leaves. When all leaves have arrived, every rank sends
+its shards to the owners in one all_to_all per bucket of bounded size, the owners compute, and a second all_to_all
+returns the results. Results do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from gradtx._sharding import (
     whole_piece,
 )
 
-BUCKET = 2**26  # bytes of whole tensors in one exchange
-FLAG = 1  # entries in front of each message, which say whether the sender has failed
+BUCKET = 2**26  # bytes of whole tensors per exchange
+FLAG = 1  # entries at the start of each message that report whether the sender has failed
 
 
 def cost(shape: Sequence[int]) -> float:
-    """About the work of a matrix method, as of Newton-Schulz: n^2 (2 m + n) for sides n <= m."""
+    """Estimate the work of a matrix method such as Newton-Schulz: n^2 (2 m + n) for sides n <= m."""
     if len(shape) < 2:
         return float(max(torch.Size(shape).numel(), 1))
     short, long = sorted(shape[-2:])
@@ -45,12 +45,12 @@ def cost(shape: Sequence[int]) -> float:
 
 
 def assigned(shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str, int]) -> dict[str, int]:
-    """The rank that owns each leaf: the costliest first, to the one with the least work; ties by name.
+    """Assign each leaf to a rank: the costliest leaf first, to the rank with the least work; ties by name.
 
     Args:
         shapes: The shape of each leaf.
         size: The number of ranks.
-        known: The owners of some of the leaves, which keep them.
+        known: The owners of leaves that are already assigned, which do not change.
     """
     loads = [0.0] * size
     owners = dict(known)
@@ -67,16 +67,16 @@ def assigned(shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str,
     return owners
 
 
-# Programs.
+# Regions of programs.
 
 
 def with_regions(program: list[Any], like: Any, replicas: Team | None) -> list[Any]:
-    """A leaf's program in which operations that need a whole tensor are a region, if ranks divide the leaf or the work.
+    """Return a leaf's program, with its whole-tensor operations in regions if ranks divide the leaf or the work.
 
     Args:
         program: The operations.
         like: The parameter.
-        replicas: The ranks that have equal whole parameters, and divide the work among them.
+        replicas: The ranks that hold equal whole parameters and divide the work among them; None if there are none.
     """
     if is_sharded(like):
         return regions_of(program) if can_be_owned(like) else program
@@ -84,7 +84,7 @@ def with_regions(program: list[Any], like: Any, replicas: Team | None) -> list[A
 
 
 def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
-    """A program in which neighbouring operations that need a whole tensor are one region."""
+    """Return a program in which adjacent operations that need a whole tensor form one region."""
     grouped: list[Any] = []
     i = 0
     while i < len(program):
@@ -102,7 +102,7 @@ def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
 
 
 def owned_paths(program: list[Any]) -> list[Path]:
-    """The stages whose slots the owner of a leaf keeps."""
+    """Return the stages whose slots are kept by the owner of a leaf."""
     paths: list[Path] = []
     for operation in program:
         if isinstance(operation, OwnedRegion) and operation.keeps_slots:
@@ -115,7 +115,7 @@ def has_regions(program: list[Any]) -> bool:
 
 
 def _end_of_region(program: list[Any], start: int) -> int:
-    """The position behind the operations from `start` on that need a whole tensor."""
+    """Return the index after the operations, from `start` on, that need a whole tensor."""
     end = start
     while end < len(program) and program[end].whole_until is not None:
         end = program.index(program[end].whole_until, end) + 1
@@ -123,12 +123,12 @@ def _end_of_region(program: list[Any], start: int) -> int:
 
 
 class OwnedRegion(Operation):
-    """Operations that run on whole tensors, at the owner of each leaf.
+    """Operations that run on whole tensors, on the owner of each leaf.
 
     Args:
-        operations: These operations.
-        behind: Operations behind them that need the shape of the whole tensor, and run on shards.
-        replicas: The ranks, if each has the whole leaf.
+        operations: The operations that need whole tensors.
+        behind: The operations after them that need only the shape of the whole tensor and run on shards.
+        replicas: The ranks, if each holds the whole leaf; else None.
     """
 
     of_leaf = True
@@ -154,7 +154,7 @@ class OwnedRegion(Operation):
             operation.init(leaf)
 
     def _init_at_owner(self, leaf: Leaf) -> None:
-        """First slots of the whole leaf; other ranks than the owner keep their shapes only."""
+        """Create the initial slots of the whole leaf; ranks other than the owner keep only their shapes."""
         param = leaf.given[1]
         whole = Leaf(leaf.run, leaf.name, None, undivided(param), leaf.extras, leaf.clock)
         for operation in self.operations:
@@ -171,10 +171,10 @@ class OwnedRegion(Operation):
             operation.follow(position)
 
     def start(self, leaf: Leaf) -> dict[str, Any] | None:
-        """What the owner needs: the update, and what the operations read besides."""
+        """Return the tensors that the owner needs: the update, and any others that the operations read."""
         for operation in self.operations:
             if operation.random:
-                operation.stage.stream(leaf)  # every rank counts the draws
+                operation.stage.stream(leaf)  # advances the counter of draws on every rank
         payload = {"update": leaf.update}
         if self._reads("param") and leaf.param is not None:
             payload["param"] = leaf.param
@@ -187,11 +187,11 @@ class OwnedRegion(Operation):
         return None
 
     def _reads(self, name: str) -> bool:
-        """Whether an operation reads a tensor of the leaf besides the update."""
+        """Whether any operation reads this tensor of the leaf in addition to the update."""
         return any(name in operation.owner_reads for operation in self.operations)
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> dict[str, Tensor]:
-        """The local part of every leaf's update behind the region."""
+        """Return the local part of every leaf's update after the region."""
         jobs_of_kind: dict[Any, list[Job]] = {}
         for leaf, payload in sorted(waiting, key=_name_of_leaf):
             job = Job.of(leaf, self._region_of(leaf), payload)
@@ -205,7 +205,7 @@ class OwnedRegion(Operation):
         return results
 
     def _region_of(self, leaf: Leaf) -> OwnedRegion:
-        """The same region with the numbers of the leaf's group."""
+        """Return the same region with the hyperparameters of the leaf's group."""
         for operation in leaf.program:
             if operation.path == self.path:
                 return operation
@@ -215,7 +215,7 @@ class OwnedRegion(Operation):
         leaf.update = total[leaf.name]
 
     def after(self, job: Job) -> Any:
-        """A leaf's update behind the operations on shards."""
+        """Return a leaf's update after the operations that run on shards."""
         leaf = job.leaf
         before = leaf.update
         leaf.update = rejoined(job.result, job.like)
@@ -225,20 +225,20 @@ class OwnedRegion(Operation):
         leaf.update = before
         return result
 
-    # At the owner.
+    # Computation on the owner.
 
     def wire_in(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which updates are sent to the owner."""
+        """Return the dtype in which updates are sent to the owner."""
         return _narrower(self.operations[0].wire, dtype)
 
     def dtype_out(self, leaf: Leaf, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the update behind the region."""
+        """Return the dtype of the update after the region."""
         for operation in self.operations:
             dtype = torch.promote_types(dtype, operation.wide(leaf))
         return dtype
 
     def computed(self, job: Job, wholes: dict[str, Tensor]) -> Tensor:
-        """The update of a whole leaf behind the region; its new slots are left in the leaf."""
+        """Return a whole leaf's update after the region, and store its new slots in the leaf."""
         update = wholes["update"].to(job.dtype)
         whole = _whole_leaf(job.leaf, update, wholes.get("param"), wholes.get("grad"))
         whole.program = self.operations
@@ -252,7 +252,7 @@ def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
 
 
 def _whole_leaf(leaf: Leaf, update: Tensor, param: Tensor | None, grad: Tensor | None) -> Leaf:
-    """The same leaf with whole tensors in place of shards."""
+    """Return the same leaf with whole tensors in place of shards."""
     whole = Leaf(leaf.run, leaf.name, update, param, leaf.extras, leaf.clock)
     whole.stand_for(leaf)
     whole.grad = whole.update if grad is None else grad
@@ -269,7 +269,7 @@ def _narrower(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
 
 
 def _done(leaf: Leaf) -> None:
-    """The result stays in the leaf."""
+    """Do nothing: the result stays in the leaf."""
 
 
 # The exchange.
@@ -282,10 +282,10 @@ class Job:
     Attributes:
         leaf: The leaf.
         region: The operations.
-        like: A tensor that is divided as the leaf is.
+        like: A tensor with the leaf's sharding.
         parts: The local part of each tensor that the owner needs.
-        dtype, dtype_back: The dtypes of the update in front of the region and behind it.
-        wire, wire_back: The dtypes in which it travels to the owner and back.
+        dtype, dtype_back: The dtypes of the update before and after the region.
+        wire, wire_back: The dtypes in which tensors are sent to the owner and back.
         result: The local part of the result.
     """
 
@@ -307,7 +307,7 @@ class Job:
         wire = region.wire_in(dtype)
         parts: dict[str, Tensor] = {}
         for name, tensor in payload.items():
-            if is_sharded(tensor):  # otherwise a program has given the local part
+            if is_sharded(tensor):  # a program passes the local part itself
                 tensor = local(placed_as(tensor, like))
             parts[name] = tensor.to(wire)
         dtype_back = region.dtype_out(leaf, dtype)
@@ -315,7 +315,7 @@ class Job:
         return cls(leaf, region, like, parts, dtype, wire, wire_back, dtype_back)
 
     def kind(self) -> tuple[Any, ...]:
-        """Jobs of one kind go through the same messages."""
+        """Return the kind of the job; jobs of one kind share their messages."""
         return self.team, self.wire, self.wire_back, self.device
 
     @property
@@ -352,7 +352,7 @@ class Exchange:
         self._owners = assigned(shapes, self._team.size, known)
 
     def run(self) -> None:
-        """Two buckets are under way at a time: while one is computed, the next one travels."""
+        """Process all buckets; while the owners compute one bucket, the next one is in transit."""
         buckets = list(in_buckets(self._jobs, Job.bytes))
         arriving = self._to_owners(buckets[0])
         returning: Transfer | None = None
@@ -391,19 +391,19 @@ class Exchange:
         return Transfer(self._team, rows, sizes, bucket[0].wire, False)
 
     def _results(self, bucket: list[Job], arrived: list[Tensor]) -> tuple[dict[str, Tensor], Exception | None]:
-        """The whole results of the leaves that this rank owns, or the error of one of them."""
+        """Return the whole results of the leaves that this rank owns, or the error of one of them."""
         results: dict[str, Tensor] = {}
         at = [0] * self._team.size
         try:
             for job in self._owned(bucket, self._team.rank):
                 wholes = self._assembled(job, arrived, at)
                 results[job.leaf.name] = job.region.computed(job, wholes)
-        except Exception as error:  # the other ranks wait: they are told, and this one raises it behind the exchange
+        except Exception as error:  # the other ranks are waiting: report the failure to them, then let `run` raise it
             return {}, error
         return results, None
 
     def _assembled(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
-        """Whole tensors of the pieces of all ranks; `at` is how far each rank's message has been read."""
+        """Assemble whole tensors from the pieces of all ranks; `at` is the read position in each rank's message."""
         wholes: dict[str, Tensor] = {}
         for name in job.parts:
             wholes[name] = torch.empty(job.like.shape, dtype=job.wire, device=job.device)
@@ -441,13 +441,13 @@ class Exchange:
             for job in self._owned(bucket, rank):
                 piece = job.pieces[self._team.rank]
                 end = start + piece.numel
-                # Not a view of the message, which would live as long as any of its leaves.
+                # A copy, because a view would keep the whole message in memory as long as any of its leaves.
                 job.result = part[start:end].view(piece.shape).to(job.dtype_back, copy=True)
                 start = end
 
 
 class SharedWork(Exchange):
-    """The same where every rank has whole leaves: owners need nothing, and all ranks get all results."""
+    """An exchange between ranks that hold whole leaves: owners need no message, and every rank receives all results."""
 
     def _to_owners(self, bucket: list[Job]) -> Any:
         return Nothing()
@@ -467,7 +467,7 @@ class SharedWork(Exchange):
 
 
 class Nothing:
-    """A transfer of nothing."""
+    """An empty transfer."""
 
     def parts(self) -> list[Tensor]:
         return []
@@ -477,7 +477,7 @@ T = TypeVar("T")
 
 
 def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list[T]]:
-    """Neighbours in groups of a bounded number of bytes."""
+    """Group consecutive items into buckets of at most `BUCKET` bytes, or of a single larger item."""
     bucket: list[T] = []
     filled = 0
     for item in items:
@@ -492,14 +492,14 @@ def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list
 
 
 class Transfer:
-    """An all_to_all that is under way.
+    """An all_to_all in progress.
 
     Args:
         team: The ranks.
         rows: The tensors for each rank.
-        sizes: The number of entries that each rank sends here.
-        dtype: Their dtype.
-        failed: Whether this rank has failed, which all others learn.
+        sizes: The number of entries that this rank receives from each rank.
+        dtype: The dtype of the entries.
+        failed: Whether this rank has failed, which the message reports to all others.
     """
 
     def __init__(self, team: Team, rows: list[list[Tensor]], sizes: list[int], dtype: torch.dtype, failed: bool):
@@ -514,7 +514,7 @@ class Transfer:
         self._sizes = [FLAG + size for size in sizes]
         self._sent = torch.cat(flat)
         self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
-        distributed: Any = torch.distributed  # its functions have no types
+        distributed: Any = torch.distributed  # its functions are not annotated
         self._work = distributed.all_to_all_single(
             self._received, self._sent, self._sizes, counts, group=team.group, async_op=True
         )
@@ -523,7 +523,7 @@ class Transfer:
         self._work.wait()
 
     def parts(self) -> list[Tensor]:
-        """The entries from each rank.
+        """Wait for the transfer, and return the entries from each rank.
 
         Raises:
             RuntimeError: a rank has failed.
@@ -539,14 +539,14 @@ class Transfer:
 
 
 class Gathering(Transfer):
-    """An all_gather that is under way: every rank gets the tensors of all, each in a row as long as the longest.
+    """An all_gather in progress: every rank receives the tensors of all, in rows padded to the longest.
 
     Args:
         team: The ranks.
         mine: The tensors of this rank.
         sizes: The number of entries that each rank sends.
-        dtype: Their dtype.
-        failed: Whether this rank has failed, which all others learn.
+        dtype: The dtype of the entries.
+        failed: Whether this rank has failed, which the message reports to all others.
     """
 
     def __init__(self, team: Team, mine: list[Tensor], sizes: list[int], dtype: torch.dtype, failed: bool):
@@ -559,5 +559,5 @@ class Gathering(Transfer):
             row[FLAG:end] = torch.cat([tensor.reshape(-1) for tensor in mine])
         self._sizes = [length] * team.size
         self._received = row.new_empty(length * team.size)
-        distributed: Any = torch.distributed  # its functions have no types
+        distributed: Any = torch.distributed  # its functions are not annotated
         self._work = distributed.all_gather_into_tensor(self._received, row, group=team.group, async_op=True)

@@ -1,6 +1,6 @@
-"""Programs in passes: each but the last ends at a sum over leaves, whose total is an argument of the next ones.
+"""Programs in passes: each pass but the last ends at a sum over leaves, whose total is an argument of the later ones.
 
-The next pass starts over, so that nothing is held in between. All passes but the last compute only their sums.
+Each pass starts over, so that no intermediate values are kept. All passes but the last compute only their sums.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class PassResult:
     """The outcome of a pass.
 
     Attributes:
-        outputs: Sums over the leaves of the bundle, or new shared values.
+        outputs: The sums over the leaves of the bundle; in the last pass, new values, such as shared ones.
         names: The name of each output.
-        operation: The operation that waits for the sums; None at the end.
-        write: Writes the new values into arguments, after everything is computed.
+        operation: The operation that waits for the sums; None in the last pass.
+        write: Writes the new values into the arguments, after everything is computed.
     """
 
     outputs: list[Tensor]
@@ -44,7 +44,7 @@ RunPass: TypeAlias = Callable[[list[Tensor]], PassResult]
 
 
 class AwaitedSumError(Exception):
-    """A pass has come to a sum whose total is not known yet."""
+    """Raised when a pass reaches a sum whose total is not known yet."""
 
     def __init__(self, operation: Operation, sums: dict[str, Tensor]):
         super().__init__(operation.path)
@@ -70,7 +70,7 @@ MadePass = TypeVar("MadePass", bound=Pass)
 
 
 def have_sums(passes: Sequence[Pass]) -> bool:
-    """Whether a program adds up over leaves, for its own step or for the next one."""
+    """Whether a program sums over leaves, for its own step or for the next one."""
     return len(passes) > 1 or any(isinstance(name, LateTerm) for name in passes[-1].names)
 
 
@@ -80,7 +80,7 @@ def passes_of(
     leaves: list[Tensor],
     make_pass: Callable[[RunPass, list[Tensor], list[Tensor]], MadePass],
 ) -> list[MadePass]:
-    """The passes of a function: each but the last ends at a sum, whose totals the next one takes as well."""
+    """Return the passes of a function: each but the last ends at sums, whose totals the later ones also receive."""
     passes: list[MadePass] = []
     known: Names = ()
     totals: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Functional use: trees in, trees out. It is the case of one group, whose state is one nested dict."""
+"""Functional use: trees in, trees out. There is a single group, whose state is one nested dict."""
 
 # pyright: reportPrivateUsage=false
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
 
 
-FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}  # extras that are called
-LEAF_STEPS = "leaf_steps"  # the entry of a state in which every leaf counts its updates
+FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}  # extras that are functions, and their results
+LEAF_STEPS = "leaf_steps"  # the state entry with the count of updates of each leaf
 
 
 class TreeRun(Run):
-    """A run whose old state is a nested dict, as `init` makes it.
+    """A run whose old state is a nested dict, as created by `init`.
 
     Attributes:
         block: The expanded transformation.
         clock: The outermost clock.
         old_step: The count of finished updates.
-        params, unflatten_params: The caller's parameters by name, and the tree they form.
-        grad_fn, value_fn: The caller's extras of these names.
+        params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
+        grad_fn, value_fn: The caller's extras with these names.
     """
 
     keeps_trees = True
@@ -69,14 +69,14 @@ class TreeRun(Run):
         self._old.move_slots()
 
     def _finished(self) -> Tensor:
-        """The count that schedules follow: as in an optimizer that of the leaf with the most updates."""
+        """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""
         if not self.leaf_steps:
             return self.old_step
         counts = [count.to(self.device) for count in self.leaf_steps.values()]
         return torch.stack(counts).amax()
 
     def clock_of(self, name: str) -> Clock:
-        """The outermost clock of a leaf."""
+        """Return the outermost clock of a leaf."""
         return self.clock if self.leaf_steps is None else Clock(self.leaf_steps[name] + 1)
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
@@ -152,16 +152,16 @@ class TreeRun(Run):
 
     def _first_choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         label = selector.choose(leaf.name, self._like[leaf.name])
-        # A predicate may depend on the parameter's present value, so the state remembers its answer, as a mark.
+        # A predicate may depend on the parameter's current value, so the state records its answer as a mark.
         if not selector.by_name:
             *stage, slot = selector.mark(path, label)
             leaf.new.setdefault(tuple(stage), {})[slot] = torch.empty(0, device=leaf.device)
         return label
 
     def template(self, name: str) -> Tensor | None:
-        """Some stored tensor shaped as the leaf, for a leaf that comes without gradient and parameter.
+        """Return a stored tensor with the leaf's shape, for a leaf that has neither gradient nor parameter, or None.
 
-        Only a combinator that takes leaves without a gradient has work for it, and keeps such a tensor.
+        Only a combinator that accepts leaves without a gradient processes such a leaf, and it keeps such a tensor.
         """
         for operation in self.block.walk():
             if operation.template_slot is not None:
@@ -171,14 +171,14 @@ class TreeRun(Run):
         return None
 
     def _template_of(self, path: Path, slot: str, slots: dict[str, Tensor]) -> Tensor:
-        """A slot, or what stands for it if it is coded."""
+        """Return a slot, or a stand-in for it if it is coded."""
         codes = slots[slot]
         if codes.is_complex() or (codes.dtype.is_floating_point and codes.element_size() > 1):
             return codes
         return self.stores[path].template(slot, slots)
 
     def check(self, names: dict[str, Any]) -> None:
-        """Before anything runs: is this a state of this chain, with these leaves?"""
+        """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
         may_be_complex = {name for name, leaf in self._like.items() if leaf is None or leaf.is_complex()}
         self._old.check(names, self.opaque, self._declares, may_be_complex)
 
@@ -187,7 +187,7 @@ class TreeRun(Run):
         return path in self.free or name in self.declared.get(path, ())
 
     def rebuilt(self, leaves: dict[str, Leaf]) -> dict[str, Any]:
-        """The new state, in the order of the old one."""
+        """Return the new state, in the order of the old one."""
 
         def new(path: Path, key: str, old: Any) -> Any:
             if path == () and key == LEAF_STEPS:
@@ -203,7 +203,7 @@ class TreeRun(Run):
 
 
 def _checked_count(name: str, value: Any) -> Tensor:
-    """A count in a state, after checking that it is one."""
+    """Return a count from a state after checking that it is valid."""
     fits = isinstance(value, Tensor) and value.ndim == 0 and is_plain(value) and kind_of(value.dtype) == "int"
     if not fits:
         raise ValueError(f"state has a {name!r} that is no 0-d count, got {value!r}; {OWN_STATE}")
@@ -224,7 +224,7 @@ def _checked_leaf_steps(counts: Any, names: Iterable[str]) -> dict[str, Tensor] 
 
 
 def blamed(tx: GradientTransformation, like: Any, state: Any, error: Exception) -> Exception:
-    """The error for a call that failed: perhaps the state has other shapes or dtypes than `init` makes."""
+    """Return the error for a failed call, which blames the state if it differs from `init`'s in shapes or dtypes."""
     try:
         expected = init(tx, like)
     except Exception:
@@ -234,7 +234,7 @@ def blamed(tx: GradientTransformation, like: Any, state: Any, error: Exception) 
 
 
 def _difference(expected: Any, state: Any, path: Path) -> str | None:
-    """What is different in kind or shape."""
+    """Describe the first difference in shape, kind of dtype or device; None if there is none."""
     if is_dict(expected) and is_dict(state):
         for key in expected.keys() & state.keys():
             fault = _difference(expected[key], state[key], (*path, key))
@@ -256,7 +256,7 @@ def _device_of(leaves: dict[str, Any]) -> torch.device:
 
 
 def _counted(leaf: Leaf | None, count: Tensor) -> Tensor:
-    """The count of a leaf after the update: it counts if it had a gradient and is not frozen."""
+    """Return a leaf's count after the update, which counts if the leaf had a gradient and is not frozen."""
     if leaf is None or leaf.given[0] is None or leaf.program == [FROZEN]:
         return count
     return count + 1
@@ -268,8 +268,8 @@ def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
     new = leaf.new.get(path, {}).get(slot)
     if new is not None:
         return leaf.kept(new)
-    passed_by = leaf.given[0] is None  # only a combinator behind this link took the leaf
-    if old.numel() and not passed_by:  # a selector's mark is empty, and stays
+    passed_by = leaf.given[0] is None  # only a combinator after this link processed the leaf
+    if old.numel() and not passed_by:  # a selector's mark is empty and remains
         raise foreign((*path, slot))
     return old
 
@@ -297,8 +297,8 @@ def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict
     state = _tree.map_tensors(run.memory.fresh, state)
     if not cells or not _torch.inside_transform():
         return state
-    # Under vmap a count is the same for all members, and would come out with stride 0: unlike the next one, so that
-    # a compiled step would be compiled twice.
+    # Under vmap a count is the same for all members and would be returned with stride 0. Later counts have another
+    # stride, so a compiled step would be compiled twice.
     batched = cells[0].given[1].new_ones((), dtype=torch.bool)
 
     def batch(tensor: Tensor) -> Tensor:
@@ -361,13 +361,13 @@ def _output(leaf: Leaf) -> Tensor | None:
 
 
 def _done(leaf: Leaf) -> None:
-    """Results stay in the leaf until all are through."""
+    """Do nothing: results stay in the leaf until all leaves are done."""
 
 
 def leaves_of(
     run: TreeRun, grads: dict[str, Any], params: dict[str, Any] | None, extras: dict[str, Any], kinds: dict[str, str]
 ) -> dict[str, Leaf]:
-    """The leaves that have anything to do, with their programs."""
+    """Return the leaves that take part in this update, with their programs."""
     scalars, trees = split_extras(extras, kinds, grads)
     run.known_extras, run.leaf_extras = kinds, trees
     leaves: dict[str, Leaf] = {}
@@ -398,7 +398,7 @@ def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:
 
 
 def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
-    """A leaf's own part of an extra, in the dtype that rules compute in."""
+    """Return a leaf's entry of an extra, in the dtype that rules compute in."""
     if value is None:
         return None
     if leaf.is_complex:
@@ -413,7 +413,7 @@ def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
 def check_extras(
     tx: GradientTransformation, params: Any, extras: dict[str, Any], call: str = "update(updates, state, params"
 ) -> dict[str, str]:
-    """The kinds of the extras that `tx` knows, after checking that these are the right ones."""
+    """Check the extras of a call, and return the kinds of all extras that `tx` knows."""
     kinds, needs = tx._requirements()
     for name in extras:
         if name not in kinds:
@@ -423,9 +423,9 @@ def check_extras(
             if params is None:
                 raise ValueError(f"{link} needs params: call {call})")
             continue
-        # hessian_diag=None means 'keep the last one'; the key is required all the same.
+        # hessian_diag=None means 'keep the last one', but the key is still required.
         if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
-            # A closure is itself the grad_fn and the value_fn of an optimizer's step.
+            # In an optimizer's step, the closure itself serves as grad_fn and value_fn.
             more = "" if need in FUNCTIONS and "closure" in call else f", {need}=..."
             raise ValueError(f"{link} needs {need}: call {call}{more})")
     return kinds
@@ -434,7 +434,7 @@ def check_extras(
 def split_extras(
     extras: dict[str, Any], kinds: dict[str, str], names: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Extras that all leaves share, and those by leaf."""
+    """Split extras into those that all leaves share and those by leaf."""
     scalars: dict[str, Any] = {}
     trees: dict[str, dict[str, Any]] = {}
     for name, value in extras.items():
@@ -454,14 +454,14 @@ def split_extras(
 
 
 def _tensors(name: str, value: Any) -> dict[str, Tensor]:
-    """An extra with names of its own."""
+    """Check an extra that is a dict of tensors with its own names, which are not those of leaves."""
     if not is_mapping(value) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
     return dict(value)
 
 
 def moved_along(origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor) -> dict[str, Tensor]:
-    """Parameters after a step of this length."""
+    """Return the parameters after a step of this length along `direction`."""
     return {name: origin[name] + length.to(step.device, step.dtype) * step for name, step in direction.items()}
 
 
@@ -509,7 +509,7 @@ def _eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
 
 
 def evaluated(leaf: Leaf, program: list[Any]) -> Any:
-    """The weights to evaluate with, of the last link that has any; or None."""
+    """Return the evaluation weights of the last link that has any, or None."""
     for operation in reversed(program):
         weights = operation.evaluate(leaf)
         if weights is not None:

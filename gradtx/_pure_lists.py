@@ -1,7 +1,7 @@
-"""Pure updates of plain tensors over lists of leaves, by programs that each transformation keeps.
+"""Pure updates of plain tensors with the list back end, by programs that each transformation caches.
 
-A program is recorded of `_pure.update` itself, for a tree with one leaf. It is out of place. Programs are kept by the
-structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
+A program is recorded from `_pure.update` itself, for a tree with one leaf, and runs out of place. Programs are cached
+by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
 """
 
 # pyright: reportPrivateUsage=false
@@ -30,18 +30,18 @@ from gradtx._pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
 if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
 
-# Whose programs are kept, of the calls of one transformation: other trees, dtypes and extras, and of each other shapes.
+# Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
-NUMBER = "a number"  # stands for a number in a structure
+NUMBER = "a number"  # the placeholder for a number in a structure
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class _UnsuitableError(Exception):
-    """A call that no program carries out."""
+    """Raised for a call that no program can run."""
 
 
 def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]) -> Any:
-    """What `_pure.update` returns, by a program; None if there is none for this call."""
+    """Return the result of `_pure.update`, computed by a program; None if no program can run this call."""
     if _torch.is_intercepted() or _torch.inside_transform() or _torch.forward_mode_active():
         return None
     tensors: list[Any] = []
@@ -56,14 +56,14 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
-    except TypeError:  # an option that can't be compared
+    except TypeError:  # an option that cannot be hashed
         return None
     if programs is None or _records_gradients(tensors, numbers.values):
         return None
     for program in programs:
         if program.fits(tensors):
             return program(tensors, extras, numbers.values)
-    result = _pure.update(tx, updates, state, params, extras)  # raises what is wrong with the call
+    result = _pure.update(tx, updates, state, params, extras)  # raises an error if the call is invalid
     try:
         with torch.no_grad():
             program = TreeProgram(tx, numbers, updates, state, params, extras, tensors)
@@ -76,7 +76,7 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
 
 
 def _forget_oldest(programs: list[Any], programs_by_key: dict[Any, Any]) -> None:
-    """Keep a bounded number of programs of one structure, and of structures."""
+    """Limit the number of programs for one structure, and the number of structures."""
     del programs[:-MOST_SHAPES]
     if len(programs_by_key) > MOST_STRUCTURES:
         oldest = next(iter(programs_by_key))
@@ -84,7 +84,7 @@ def _forget_oldest(programs: list[Any], programs_by_key: dict[Any, Any]) -> None
 
 
 def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
-    """Whether autograd would record a call with these."""
+    """Whether autograd would record a call with these values."""
     if not torch.is_grad_enabled():
         return False
     for tensor in tensors:
@@ -97,9 +97,9 @@ _SHARED = SharedPrograms()
 
 
 def programs_of(tx: GradientTransformation) -> dict[Any, Any]:
-    """The programs of a transformation, which it shares with others that differ in numbers only.
+    """Return the programs of a transformation, which it shares with others that differ only in numbers.
 
-    Programs that hold functions or tensors of the user belong to their transformation, and go with it.
+    Programs that hold functions or tensors of the user belong to one transformation, and are freed with it.
     """
     if tx._program_cache is None:
         skeleton = tx._skeleton()
@@ -115,17 +115,17 @@ def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
 
 
 def _is_shareable(structure: Any) -> bool:
-    """Whether the values of hyperparameters are plain: a schedule may hold anything."""
+    """Whether all hyperparameters have plain values, unlike a schedule, which may refer to any object."""
     if _is_tuple(structure):
         return all(map(_is_shareable, structure))
     return structure is None or type(structure) in (bool, int, float, str)
 
 
 def _structure(tree: Any, tensors: list[Any]) -> Any:
-    """The structure of dicts, lists and tuples, and their tensors in order.
+    """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
 
     Raises:
-        _UnsuitableError: something else is in the tree.
+        _UnsuitableError: the tree contains something else.
     """
     kind = tree.__class__
     if kind in PLAIN and tree.layout is torch.strided and not tree.is_nested:
@@ -147,7 +147,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbered(tree: Any, numbers: Iterator[int]) -> Any:
-    """The tree with the numbers of its tensors."""
+    """Return the tree with each tensor replaced by its index."""
     kind = tree.__class__
     if kind is dict:
         return {key: _numbered(value, numbers) for key, value in tree.items()}
@@ -158,7 +158,7 @@ def _numbered(tree: Any, numbers: Iterator[int]) -> Any:
 
 
 def _filled(template: Any, tensors: list[Any]) -> Any:
-    """A numbered tree with these tensors."""
+    """Return a tree of indices with each index replaced by its tensor."""
     kind = template.__class__
     if kind is int:
         return tensors[template]
@@ -176,9 +176,9 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the state: the path of its stage, its name there, and the number of each leaf's tensor.
+    """A slot or a shared value of the state: the path of its stage, its name there, and the indices of its tensors.
 
-    A value that all leaves share has no leaves, and a number of its own.
+    For a slot, `leaves` has the index of each leaf's tensor. A shared value has its index in `shared`, and no leaves.
     """
 
     path: Path
@@ -188,10 +188,10 @@ class Entry:
 
 
 class Numbers:
-    """The hyperparameters of a transformation that are numbers, which programs take as arguments.
+    """The numeric hyperparameters of a transformation, which are arguments of its programs.
 
     Attributes:
-        structure: The other values, with a mark in the places of these.
+        structure: All values, with `NUMBER` in place of each number.
         values: The numbers.
     """
 
@@ -201,7 +201,7 @@ class Numbers:
         for entry in tx._entries():
             off = entry.argument.range.off
             value = entry.value
-            if entry.argument.kind in ("floats", "named floats"):  # rules get these as they are
+            if entry.argument.kind in ("floats", "named floats"):  # rules receive these unchanged
                 structure.append((entry.place, value))
             elif _is_tuple(value):
                 structure.append((entry.place, tuple(self._take(item, off) for item in value)))
@@ -223,7 +223,7 @@ class Numbers:
         return NUMBER
 
     def chain_of(self, tx: GradientTransformation, tensors: Iterator[Tensor]) -> GradientTransformation:
-        """The transformation with tensors in the places of the numbers."""
+        """Return the transformation with tensors in place of the numbers."""
         arguments: dict[Any, Any] = {}
         for place, value in self.structure:
             if _is_tuple(value):
@@ -234,10 +234,10 @@ class Numbers:
 
 
 class TreeProgram:
-    """The program of one transformation for trees like these.
+    """The program of one transformation for trees with the structure and the tensor layouts of these.
 
     Raises:
-        _UnsuitableError: these leaves can't go through programs.
+        _UnsuitableError: no program can process these leaves.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class TreeProgram:
             self._bundles.extend(_bundles(alike, function, given, tensors))
 
     def _numbers_of_state(self) -> list[int]:
-        """The numbers of the state's tensors."""
+        """Return the indices of the state's tensors."""
         numbers: list[int] = []
         for entry in self._entries:
             if entry.shared is None:
@@ -283,20 +283,20 @@ class TreeProgram:
         return numbers
 
     def fits(self, tensors: list[Tensor]) -> bool:
-        """Whether tensors have the dtypes, devices, shapes and strides that the program is for."""
+        """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
         if self._have_same_layout(*tensors):
             return True
-        return list(map(_layout, tensors)) == self._layouts  # the quick check refuses a tensor that comes twice
+        return list(map(_layout, tensors)) == self._layouts  # the quick check rejects a tensor that occurs twice
 
     def _real(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Tensors as rules see them."""
+        """Return the tensors as rules see them, with real views of complex ones."""
         return list(map(as_real, tensors)) if self._complex else tensors
 
     def _shared(self, tensors: list[Tensor]) -> list[Tensor]:
         return [tensors[entry.shared] for entry in self._entries if entry.shared is not None]
 
     def __call__(self, tensors: list[Tensor], extras: dict[str, Any], values: list[Any]) -> tuple[Any, dict[str, Any]]:
-        """`(updates, state)`, both new."""
+        """Return new `(updates, state)`."""
         tensors = self._real(tensors)
         results: list[Any] = [None] * self._count
         numbers = [*values, *self._shared(tensors), *extras.values()]
@@ -306,7 +306,7 @@ class TreeProgram:
         with torch.no_grad():
             execute(calls, _ignore)  # type: ignore[arg-type]
         for i in self._kept:
-            if results[i] is None:  # a leaf without a gradient, or a stage that no leaf passes
+            if results[i] is None:  # a leaf without a gradient, or a stage that no leaf passes through
                 results[i] = tensors[i].clone()
         for i in self._complex:
             results[i] = None if results[i] is None else as_complex(results[i])
@@ -316,10 +316,10 @@ class TreeProgram:
 def _run_of(
     tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
 ) -> tuple[TreeRun, dict[str, Leaf]]:
-    """The run of a call, and the leaves that have a gradient.
+    """Return the run of a call, and the leaves that have a gradient.
 
     Raises:
-        _UnsuitableError: leaves of this call, or its extras, can't go through programs.
+        _UnsuitableError: no program can process the leaves or the extras of this call.
     """
     gradients, _ = _tree.flatten(updates, "updates")
     values: dict[str, Any] = {}
@@ -340,14 +340,14 @@ def _run_of(
 
 
 class _Columns:
-    """The numbers of the tensors of leaves, by trees in which numbers stand for tensors."""
+    """Looks up the indices of the tensors of leaves, in trees of indices."""
 
     def __init__(self, updates: Any, params: Any):
         self._updates = _tree.named(updates)
         self._params = None if params is None else _tree.named(params)
 
     def of(self, names: list[str], slots: list[Entry]) -> list[list[int]]:
-        """The columns of these leaves: updates, parameters if there are any, and slots."""
+        """Return the columns of these leaves: updates, parameters if there are any, and slots."""
         columns = [[self._updates[name] for name in names]]
         if self._params is not None:
             columns.append([self._params[name] for name in names])
@@ -357,11 +357,11 @@ class _Columns:
 
 
 def _ignore(leaf: Any) -> None:
-    """Results are in place already."""
+    """Do nothing: the results are already stored."""
 
 
 def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
-    """The entries of a numbered state."""
+    """Yield the entries of a state whose tensors are replaced by indices."""
     for key, value in state.items():
         if isinstance(value, int):
             yield Entry(path, key, {}, value)
@@ -374,7 +374,7 @@ def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
 
 
 def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]) -> Iterable[list[str]]:
-    """The names of leaves that may have the same program: those of one shape, or elementwise ones of any shape."""
+    """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape."""
     alike: dict[Any, list[str]] = {}
     for name, leaf in leaves.items():
         if not all(operation.compiles for operation in leaf.program):
@@ -388,7 +388,7 @@ def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor])
 
 
 def _traits(leaf: Leaf, values: list[Tensor]) -> tuple[Any, ...]:
-    """What the tensors of leaves with one program have in common."""
+    """Return the properties of a leaf's tensors in which all leaves with one program must agree."""
     is_flat = _is_flat(leaf, values)
     traits: list[Any] = []
     for tensor in values:
@@ -398,7 +398,7 @@ def _traits(leaf: Leaf, values: list[Tensor]) -> tuple[Any, ...]:
 
 
 def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
-    """Whether no operation of a leaf depends on its shape or on its name."""
+    """Whether no operation of a leaf depends on the leaf's shape or name."""
     shape = values[0].shape
     if any(tensor.shape not in (shape, ()) for tensor in values):
         return False
@@ -406,7 +406,7 @@ def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
 
 
 def _stand_ins(numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]) -> list[Tensor]:
-    """0-d tensors of the dtypes of all numbers that leaves share."""
+    """Return 0-d tensors with the dtypes of all numbers that leaves share."""
     given = [torch.empty((), dtype=torch.float64) for _ in numbers.values]
     given.extend(shared)
     for value in extras.values():
@@ -416,9 +416,9 @@ def _stand_ins(numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]) -
 
 
 class _OneLeaf:
-    """An update of a tree with one leaf, as a function of flat arguments.
+    """The update of a tree with one leaf, as a function of flat arguments.
 
-    These are: hyperparameters, shared values, extras, totals of earlier passes; then those of the leaf.
+    The arguments are hyperparameters, shared values, extras and totals of earlier passes, then the leaf's tensors.
     """
 
     def __init__(
@@ -465,7 +465,7 @@ class _OneLeaf:
         return self._result(run, leaves[self._name].result(), run.rebuilt(leaves))
 
     def _result(self, run: TreeRun, update: Any, state: Any) -> PassResult:
-        """The new update, the new slots, then the shared values that this leaf's links have renewed."""
+        """Return the new update, the new slots, then the shared values that this leaf's links have updated."""
         outputs = [update]
         outputs.extend(_at(state, entry)[self._name] for entry in self._slots)
         names: list[Any] = list(range(len(outputs)))
@@ -496,7 +496,7 @@ def _at(state: Any, entry: Entry) -> Any:
 
 
 class _RecordedRun(TreeRun):
-    """A run over stand-ins, up to the first sum whose total is not known yet."""
+    """A run on stand-ins, up to the first sum whose total is not known yet."""
 
     totals: list[dict[str, Tensor]]
 
@@ -507,15 +507,15 @@ class _RecordedRun(TreeRun):
 
 
 class _Leaves:
-    """Leaves with the same program, and the numbers of their tensors among those of the trees.
+    """Leaves with the same program, and the indices of their tensors among those of the trees.
 
     Attributes:
         names: The names of the leaves.
-        columns: The numbers of their updates, parameters if there are any, and slots.
+        columns: The indices of their updates, parameters if there are any, and slots.
         written: The columns of updates and slots.
         passes: The program.
-        device: Where they are.
-        chunks: The leaves of each call.
+        device: The device of the leaves.
+        chunks: The range of leaves for each call.
     """
 
     passes: list[ListPass]
@@ -530,7 +530,7 @@ class _Leaves:
         self.written = [columns[0], *columns[first_slot:]]
 
     def some(self, positions: list[int]) -> _Leaves:
-        """Some of these leaves."""
+        """Return the leaves at these positions."""
         names = [self.names[i] for i in positions]
         columns: list[list[int]] = []
         for column in self.columns:
@@ -538,7 +538,7 @@ class _Leaves:
         return _Leaves(names, columns, self._has_param)
 
     def tensors_at(self, position: int, tensors: list[Tensor]) -> list[Tensor]:
-        """The tensors of one leaf."""
+        """Return the tensors of one leaf."""
         return [tensors[column[position]] for column in self.columns]
 
     def go_through(self, passes: list[ListPass], tensors: list[Tensor]) -> None:
@@ -549,7 +549,7 @@ class _Leaves:
 
 
 def _bundles(leaves: _Leaves, function: _OneLeaf, given: list[Tensor], tensors: list[Tensor]) -> list[_Leaves]:
-    """Leaves that may have the same program, in bundles of those that do."""
+    """Split leaves that may have the same program into bundles of those that do."""
     of_shape: dict[torch.Size, list[int]] = {}
     for position, number in enumerate(leaves.columns[0]):
         of_shape.setdefault(tensors[number].shape, []).append(position)
@@ -574,19 +574,19 @@ def _bundles(leaves: _Leaves, function: _OneLeaf, given: list[Tensor], tensors: 
 
 
 def _passes(function: _OneLeaf, given: list[Tensor], of_leaf: list[Tensor]) -> list[ListPass]:
-    """The program of a leaf."""
+    """Return the program of a leaf."""
     on_host = all(number.device.type == "cpu" for number in given)
     try:
         passes = passes_of(function, given, of_leaf, ListPass)
         for each in passes:
             each.function(of_leaf[0].device, on_host)
-    except Exception as error:  # anything may happen in a user's rule; without a program it shows its error
+    except Exception as error:  # a user's rule may raise any error; the run without a program reports it
         raise _UnsuitableError from error
     return passes
 
 
 def _chunks(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Ranges of leaves with a bounded number of entries, but at least one leaf."""
+    """Yield ranges of leaves with at most `most` entries, but at least one leaf."""
     start = 0
     entries = 0
     for i, size in enumerate(sizes):
@@ -599,7 +599,7 @@ def _chunks(sizes: Sequence[int], most: int) -> Iterator[slice]:
 
 
 class _Call(ListBundle):
-    """One call of a program with the tensors of a caller."""
+    """One call of a program with the caller's tensors."""
 
     def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
         super().__init__(leaves.names[0], leaves.device, leaves.passes)
@@ -608,7 +608,7 @@ class _Call(ListBundle):
         self._results = results
 
     def combined(self, operation: Operation, waiting: list[tuple[Any, Any]]) -> Any:
-        """The total for the bundles that wait at an operation."""
+        """Return the total for the bundles that wait at an operation."""
         return operation.combine(waiting)
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
@@ -631,7 +631,7 @@ class _Call(ListBundle):
         self._take_shared(compiled, results[0])
 
     def _take_shared(self, compiled: ListPass, values: list[Any]) -> None:
-        """Take the shared values behind the results of leaves; every call has the same."""
+        """Store the shared values, which follow the results of leaves and are the same in every call."""
         for position in range(len(self._leaves.written), len(values)):
             number = compiled.names[position]
             if self._results[number] is None:

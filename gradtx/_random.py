@@ -32,17 +32,17 @@ def _mix(x: Tensor) -> Tensor:
 
 @_torch.assume_constant
 def name_key(name: str) -> int:
-    """The number, in 64 bits with a sign, by which a leaf's name enters its stream."""
+    """Return the signed 64-bit number that represents a leaf's name in its stream."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class Stream:
-    """The random numbers of one leaf at one step; every draw differs from the ones before it.
+    """The random numbers of one leaf at one step; every draw differs from the previous ones.
 
     Args:
         seed: The seed of the rule.
         counter: The number of the step.
-        name: The leaf's name, or for one that stands for several its `name_key`, a 0-d int64 tensor.
+        name: The leaf's name, or its `name_key` as a 0-d int64 tensor if the leaf represents several.
     """
 
     def __init__(self, seed: Tensor, counter: Tensor, name: str | Tensor):
@@ -53,28 +53,28 @@ class Stream:
     def _bits(self, like: Tensor) -> Tensor:
         self._draws += 1
         index = torch.arange(like.numel(), device=like.device, dtype=torch.int64).reshape(like.shape)
-        # Only this process's part of a divided leaf: torch 2.13 shifts the bits of DTensors wrongly.
+        # Only the local shard of a sharded leaf: torch 2.13 shifts the bits of DTensors incorrectly.
         return _mix(_mix(self._key.to(like.device) + self._draws) + local(placed_as(index, like)))
 
     def _uniform(self, like: Tensor) -> Tensor:
-        # 53 bits, centred in their cells: never 0, whose logarithm is -inf, and never 1.
+        # 53 bits, centered in their cells: never 0, whose logarithm is -inf, and never 1.
         return (_shift(self._bits(like), 11).to(exact_dtype(like)) + 0.5) * 2.0**-53
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers, shaped as `like`."""
+        """Return standard normal numbers with the shape of `like`."""
         radius = (-2 * self._uniform(like).log()).sqrt()
         return rejoined((radius * (2 * math.pi * self._uniform(like)).cos()).to(like.dtype), like)
 
     def rademacher(self, like: Tensor) -> Tensor:
-        """-1 or 1 with equal odds, shaped as `like`."""
+        """Return -1 or 1 with equal probability, with the shape of `like`."""
         return rejoined((1 - 2 * _shift(self._bits(like), 63)).to(like.dtype), like)
 
 
-# 16 random bits for each entry, to round with: they follow from a key, the step and the place in the whole tensor.
+# 16 random bits per entry for stochastic rounding: a function of a key, the step and the index in the whole tensor.
 
 
 def indices(like: Tensor) -> Tensor:
-    """The place of each entry in the whole tensor, for the local part of `like`."""
+    """Return each entry's index in the whole tensor, for the local part of `like`."""
     if not is_sharded(like):
         return torch.arange(like.numel(), device=like.device).reshape(like.shape)
     part, firsts = local(like), first_entries(like)
@@ -91,8 +91,9 @@ def indices(like: Tensor) -> Tensor:
 
 
 def bits16(key: Tensor, step: Tensor, places: Tensor) -> Tensor:
-    """Random whole numbers below 2^16, by two rounds of a hash of 32 bits, in int32: it wraps, and takes a third of the
-    time of int64, which wraps at other places.
+    """Return random integers in [0, 2^16), from two rounds of a 32-bit hash.
+
+    The hash computes in int32, which wraps at 32 bits as required and takes a third of the time of int64.
     """
     key = _mix(_mix(key) + step)
     x = _hash32(_lower32(places ^ (places >> 32)) ^ _lower32(key))
@@ -101,12 +102,12 @@ def bits16(key: Tensor, step: Tensor, places: Tensor) -> Tensor:
 
 
 def _lower32(x: Tensor) -> Tensor:
-    """The lower 32 bits as a whole number with a sign."""
+    """Return the lower 32 bits as a signed integer."""
     return x.to(torch.int32)
 
 
 def _hash32(x: Tensor) -> Tensor:
-    """A permutation of 32 bits that mixes them: Wellons 2018, hash-prospector, with multipliers below 2^31."""
+    """Permute and mix 32 bits: Wellons 2018, hash-prospector, with multipliers below 2^31."""
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x21F0AAAD
     x = (x ^ ((x >> 15) & 0x1FFFF)) * 0x735A2D97
     return x ^ ((x >> 15) & 0x1FFFF)
