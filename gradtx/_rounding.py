@@ -105,7 +105,7 @@ class Compensation(Rounding):
 
 
 def _with_int8(param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the rounded new weight and the rounding error as int8 (127 is half a unit in the last place)."""
+    """Return the rounded new weight, and the rounding error as int8 fractions of half a unit in the last place."""
     if dtype == torch.bfloat16:
         codec = CODES["bfloat16+8"]
         upper, error = codec.encode(codec.decode(param.to(dtype), error) + update)

@@ -135,16 +135,18 @@ class GradientTransformation:
         return _pure.update(self, updates, state, params, extras) if result is None else result
 
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
-        """Return the weights for evaluation: for each leaf, those of the last link that defines evaluation weights
-        (averages, lookahead's slow weights); `params` for other leaves.
+        """Return the weights for evaluation, such as averages or lookahead's slow weights.
+
+        For each leaf, the last link that defines evaluation weights applies; other leaves are those of `params`.
         """
         return _pure.eval_params(self, state, params)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
-        """A new dict, name -> value, of all hyperparameters. The outermost decorated call owns a name. The bare name
-        refers to the first optimizer that has it, such as `adamw`, else to the first link; those of other links are
-        called `owner.name`, or in a partition `label.name`.
+        """A new dict, name -> value, of all hyperparameters.
+
+        The outermost decorated call owns a name. The bare name refers to the first optimizer that has it, such as
+        `adamw`, else to the first link; those of other links are called `owner.name`, or in a partition `label.name`.
 
         Raises:
             KeyError: the name is unknown.
@@ -415,7 +417,7 @@ def _first_free(names: tuple[str, ...], taken: set[str]) -> str:
 
 
 class Hyperparams(dict[str, Any]):
-    """The result of `hyperparams`: a dict whose KeyError suggests the right name. Pickled copies are plain dicts."""
+    """The result of `hyperparams`: a dict whose KeyError suggests the right name. Copies are plain dicts."""
 
     def __init__(self, tx: GradientTransformation):
         super().__init__({entry.name: entry.value for entry in tx._entries()})
