@@ -84,7 +84,7 @@ class OfLeaf:
     """Partial sums over the entries of one leaf, of any shape, which a rule yields to sum them over the ranks.
 
     The rule receives the complete sums by name on every rank. For a leaf that is not sharded, the sums are already
-    complete. For sharded leaves, one collective sums them for all leaves.
+    complete. For sharded leaves, sums with the same layout share one collective.
     """
 
     def __init__(self, **sums: Tensor):
