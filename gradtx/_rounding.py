@@ -1,4 +1,4 @@
-"""How weights are rounded to 16 bits, as operations that stand last in a chain."""
+"""Operations that round weights to 16 bits. They come last in a chain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class Rounding(Operation):
-    """Replaces the update by one that leads to a weight in the parameter's dtype; float32 leaves pass unchanged."""
+    """Replace the update so that the new weight is representable in the parameter's dtype; skip float32 leaves."""
 
     name: str
 
@@ -48,13 +48,13 @@ class Rounding(Operation):
         leaf.new[self.path] = leaf.accepted(new, old)
 
     def first(self, leaf: Leaf, param: Tensor) -> dict[str, Tensor]:
-        """The first slots of a leaf."""
+        """Return the initial slots of a leaf."""
         raise NotImplementedError
 
     def rounded(
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The new weights, rounded, in float32; and the new slots."""
+        """Return the rounded new weights, in float32, and the new slots."""
         raise NotImplementedError
 
 
@@ -105,7 +105,7 @@ class Compensation(Rounding):
 
 
 def _with_int8(param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The new weight, rounded, and what rounding took away in half units of the last place."""
+    """Return the rounded new weight, and the rounding error as int8 fractions of half a unit in the last place."""
     if dtype == torch.bfloat16:
         codec = CODES["bfloat16+8"]
         upper, error = codec.encode(codec.decode(param.to(dtype), error) + update)
@@ -116,13 +116,13 @@ def _with_int8(param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype)
 
 
 def unit_of_half(values: Tensor) -> Tensor:
-    """The unit of the last place in float16 of float32 values, a power of two."""
+    """Return the float16 unit in the last place of float32 values, a power of two."""
     power = (values.view(torch.int32) & 0x7F800000).view(torch.float32)
     return (power * 2.0**-10).clamp(min=2.0**-24)
 
 
 def rounded_to_nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float32 values rounded to a dtype of 16 bits. Not by two casts, which inductor leaves out."""
+    """Round float32 values to a 16-bit dtype. Inductor would remove a cast and the cast back, so this avoids casts."""
     if dtype == torch.bfloat16:
         bits = values.view(torch.int32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).view(torch.float32)
@@ -131,11 +131,11 @@ def rounded_to_nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def stochastically_rounded(values: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
-    """One of the two neighbours of each value in a dtype of 16 bits, so that the expected value is the value.
+    """Round each value to one of its two neighbors in a 16-bit dtype, so that the expected result is the value.
 
     Args:
         values: In float32.
-        noise: Random whole numbers below 2^16.
+        noise: Random nonnegative integers below 2^16.
         dtype: bfloat16 or float16.
     """
     if dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""Rules for one tensor as operations: their state, their calls, and the errors of rules that break the contract."""
+"""Run single-tensor rules as operations: their state, their calls, and errors for rules that break the contract."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ def _empty() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule for one tensor with these values of its arguments.
+    """A single-tensor rule whose arguments are bound to values.
 
     Attributes:
         name: The factory's name.
         update: `(update, state, param, ctx) -> (update, state)`.
         init: `param -> slots`, or None for a rule without slots.
         evaluate: `(state, param) -> tensor`, or None.
-        shared: A function for each 0-d value that all leaves share, which gives its start.
+        shared: Name -> function that returns the initial value, for each 0-d value that all leaves share.
         elementwise, takes_complex, compiles, agree: As in `Operation`.
-        dims: The least and the largest number of dimensions of a leaf.
-        seed: The seed of a rule that draws random numbers, else None.
-        nonnegative: The slots that are never negative.
+        dims: The minimum and maximum number of dimensions of a leaf.
+        seed: The seed if the rule draws random numbers, else None.
+        nonnegative: The slots whose values are never negative.
         readable: Whether the values of all arguments can be read on the host.
         kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
-        averages: Slot -> decay, of linear slots that are running averages of the update that the rule gets.
-        summed: Shared values that are sums over leaves, which `update` does not read in its own step: name -> what is
-            kept, as a function of the sum.
-        sums_of_leaf: Whether all its sums are of one leaf, so that it waits for no other one, see `OfLeaf`.
-        whole: Whether it needs the whole of a divided leaf; "shape" if only its shape.
+        averages: Slot -> decay, for linear slots that are running averages of the rule's input update.
+        summed: Name -> function of the sum that returns the stored value, for shared values that are sums over
+            leaves and that `update` does not read within the same step.
+        sums_of_leaf: Whether each sum covers only one leaf, so that leaves do not wait for each other; see `OfLeaf`.
+        whole: Whether the rule needs all of a sharded leaf; "shape" if it needs only the shape.
         owner_reads, wire: As in `Operation`.
-        check: `(name, shape, extras) -> None`, which raises an error for extras that don't fit a leaf; or None.
+        check: `(name, shape, extras) -> None`, which raises an error for extras that do not fit a leaf; or None.
     """
 
     name: str
@@ -81,10 +81,10 @@ class Rule:
 
 
 class OfLeaf:
-    """What a rule yields to add up over the ranks that a leaf is divided among: sums of its entries, of any shape.
+    """Partial sums over the entries of one leaf, of any shape, which a rule yields to sum them over the ranks.
 
-    The rule gets them back by name, complete on every rank. For a leaf that is not divided they are so at once. For
-    divided ones they travel in one message for all leaves.
+    The rule receives the complete sums by name on every rank. For a leaf that is not sharded, the sums are already
+    complete. For sharded leaves, sums with the same layout share one collective.
     """
 
     def __init__(self, **sums: Tensor):
@@ -92,7 +92,7 @@ class OfLeaf:
 
 
 class RuleState(dict[str, Any]):
-    """The state that a rule gets: its slots and shared values. A missing key says what is wrong."""
+    """The state passed to a rule: its slots and shared values. A missing key raises an error that names the cause."""
 
     def __init__(self, values: Mapping[str, Any], stage: StageState, leaf: Leaf):
         super().__init__(values)
@@ -103,7 +103,7 @@ class RuleState(dict[str, Any]):
         return self._stage.missing(name, self._leaf)
 
     def map(self, function: Callable[[Any], Any]) -> RuleState:
-        """The same with `function` of every tensor."""
+        """Return a copy with `function` applied to every tensor."""
         values: dict[str, Any] = {}
         for name, value in self.items():
             if is_list(value):
@@ -114,7 +114,7 @@ class RuleState(dict[str, Any]):
 
 
 class StageState:
-    """The state of one stage: makes it, and converts it between the stored form and the rule's."""
+    """Create the state of one stage, and convert it between its stored form and the form that the rule sees."""
 
     def __init__(self, path: Path, scope: Scope, rule: Rule):
         device = scope.run.device
@@ -133,22 +133,22 @@ class StageState:
             self.shared = scope.shared(path, starts)
 
     def wide(self, leaf: Leaf) -> torch.dtype:
-        """The dtype that the rule computes in."""
+        """Return the dtype that the rule computes in."""
         return self.store.wide(leaf)
 
     def like(self, leaf: Leaf, device: Any = None) -> Tensor:
-        """A tensor shaped as the rule sees the leaf, in the dtype of the rule."""
+        """Return a tensor with the shape of the leaf as the rule sees it, in the rule's dtype."""
         outside = self._outside(leaf, device)
         return outside if self._space is None else self._space.stand_in(leaf, outside)
 
     def _outside(self, leaf: Leaf, device: Any = None) -> Tensor:
-        """The same, shaped as the leaf outside of all combinators that change coordinates."""
+        """Like `like`, but with the leaf's shape outside all combinators that change coordinates."""
         update, param = (leaf.update, leaf.param) if self._space is None else leaf.given
         tensor = param if param is not None else update
         return tensor.to(device or leaf.device, self.wide(leaf))
 
     def made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
-        """The slots as the rule's own `init` returns them."""
+        """Return the slots exactly as the rule's `init` returns them."""
         if self._rule.init is None:
             return {}
         return self._made_for(self.like(leaf, device), leaf)
@@ -169,13 +169,13 @@ class StageState:
             return init(undivided(like), *random)
 
     def first(self, leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The first slots as they are stored; those that `old` has coded are coded."""
+        """Return the initial slots in stored form, with codes for the slots that are coded in `old`."""
         if self._rule.init is None:
             return {}
         return self.stored(self.made(leaf), leaf, old)
 
     def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Slots that `init` returned, as they are stored."""
+        """Convert slots that `init` returned to their stored form."""
         check_slots(slots, self._rule.name)
         twice = slots.keys() & self._rule.shared.keys()
         if twice:
@@ -191,18 +191,18 @@ class StageState:
         return self.store.first(flat, like, leaf, old, probe)
 
     def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A rule's state with lists as numbered slots."""
+        """Replace the lists in a rule's state with numbered slots."""
         return numbered(state)
 
     def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
         """The reverse of `_flat`."""
         state = with_lists(flat)
-        if state is not flat and leaf.layout is None:  # layouts of optimizers know their slots
+        if state is not flat and leaf.layout is None:  # with a layout, an optimizer's slots are already known
             self._check_lists(leaf, old)
         return state
 
     def read(self, leaf: Leaf, wide: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
-        """A leaf's slots as they are kept, and the state as the rule gets it."""
+        """Return a leaf's slots in stored form, and the state to pass to the rule."""
         if self._rule.init is None:
             return {}, RuleState(self.shared, self, leaf)
         old = leaf.run.slots(self.path, leaf)
@@ -217,7 +217,7 @@ class StageState:
         return old, RuleState({**state, **self.shared}, self, leaf)
 
     def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
-        # A list that lost an entry would just be a shorter list.
+        # A missing entry of a list would otherwise go unnoticed: the list would only be shorter.
         update, param = leaf.given
         if self._rule.readable and readable(param if update is None else update):
             for slot in numbered(self.made(leaf, "meta")):
@@ -225,7 +225,7 @@ class StageState:
                     raise lacking((*self.path, slot), leaf.name)
 
     def missing(self, name: Any, leaf: Leaf) -> Any:
-        """A key that the rule did not find: an empty list leaves nothing in the state; anything else is an error."""
+        """Return an empty list if `init` makes one, since the state stores nothing for it; raise an error otherwise."""
         made = self.made(leaf)
         if name in made and made[name] == []:
             return []
@@ -237,7 +237,7 @@ class StageState:
         )
 
     def write(self, leaf: Leaf, state: Mapping[str, Any], old: dict[str, Tensor]) -> None:
-        """Store the rule's new slots, in the dtypes of the old state."""
+        """Store the rule's new slots in the dtypes of the old state."""
         if not old and not state and not self.shared:
             return
         slots = self._flat(dict(state))
@@ -250,7 +250,7 @@ class StageState:
             leaf.new[self.path] = leaf.accepted(new, old)
 
     def _closed(self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rule's new slots as they are stored."""
+        """Convert the rule's new slots to their stored form."""
         if self._space is not None:
             slots = {slot: self._space.write(self._rule, slot, value, leaf) for slot, value in slots.items()}
         try:
@@ -263,7 +263,7 @@ class StageState:
         new = leaf.run.new_shared.setdefault(self.path, {})
         for name, old in self.shared.items():
             if self._rule.seed is not None and name not in slots:
-                continue  # the library counts the draws of a random rule
+                continue  # `stream` updates the seed and counter of a random rule
             value = slots.pop(name, None)
             if isinstance(value, Tensor) and value.ndim:
                 shape = tuple(value.shape)
@@ -275,7 +275,7 @@ class StageState:
                 new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
 
     def _other_slots(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
-        """The error for other slots than before: the rule's fault if its `init` makes the old ones."""
+        """Return the error for unexpected slots; it blames the rule if `init` makes the old ones, else the state."""
         if self.first(leaf, old).keys() != old.keys():
             return ValueError(
                 f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
@@ -296,10 +296,10 @@ class StageState:
     def _other_shapes(
         self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any], otherwise: ValueError
     ) -> ValueError:
-        """The same for shapes; `otherwise` blames the state."""
+        """Return the error for unexpected shapes; `otherwise` is the error that blames the state."""
         made = self.first(leaf, old)
         for slot, value in old.items():
-            if slot not in new:  # a tensor beside codes
+            if slot not in new:  # an auxiliary tensor of a code, such as its scales
                 continue
             if made[slot].shape == value.shape != new[slot].shape:
                 return ValueError(
@@ -309,13 +309,13 @@ class StageState:
         return otherwise
 
     def check_shapes(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
-        """A rule failed: perhaps the state belongs to other tensors."""
+        """Raise an error if the state's shapes do not match the leaf, a likely cause when a rule fails."""
         for slot, value in self.first(leaf, old).items():
             if slot in old and old[slot].shape != value.shape:
                 raise wrong_shape(self.path, slot, leaf.name, old[slot].shape, value.shape)
 
     def stream(self, leaf: Leaf) -> Stream:
-        """The random numbers of this leaf at this step."""
+        """Return the random stream of this leaf at this step."""
         seed = self.shared["seed"]
         counter = self.shared["counter"] + 1
         new_shared = leaf.run.new_shared.setdefault(self.path, {})
@@ -324,7 +324,7 @@ class StageState:
 
 
 def _term(value: Any, leaf: Leaf) -> Tensor:
-    """The term of a leaf in a sum over leaves; a leaf that is skipped adds nothing."""
+    """Return a leaf's term in a sum over leaves, or 0 if the leaf is skipped."""
     term = exact(value, leaf.device)
     if leaf.active is None:
         return term
@@ -332,7 +332,7 @@ def _term(value: Any, leaf: Leaf) -> Tensor:
 
 
 def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
-    """First slots where a combinator starts its inner transformation again, else the old ones."""
+    """Return initial slots where a combinator restarts its inner transformation, else the old slots."""
     if not isinstance(restarts, Tensor):
         return first if restarts else old
     return {slot: torch.where(restarts, first.get(slot, value), value) for slot, value in old.items()}
@@ -358,7 +358,7 @@ class Call:
     sums_of_leaf: bool = False
 
     def undivided(self) -> Call:
-        """The same call on whole tensors in place of shards."""
+        """Return the same call on full tensors instead of shards."""
         return dataclasses.replace(
             self,
             update=undivided(self.update),
@@ -372,10 +372,10 @@ _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class RuleOperation(Operation):
-    """A rule written for one tensor.
+    """Run a rule that is written for one tensor.
 
     Attributes:
-        at_owner: Whether one rank runs it for the whole of a divided leaf.
+        at_owner: Whether one rank runs the rule on all of a sharded leaf.
     """
 
     def __init__(self, rule: Rule, stage: StageState, run: Run):
@@ -399,7 +399,7 @@ class RuleOperation(Operation):
         self.stage = stage
         self.rule = rule
         self._function = rule.update
-        self._watched: set[int] | None = set() if run.watches else None  # the numbers of dimensions of watched leaves
+        self._watched: set[int] | None = set() if run.watches else None  # numbers of dimensions already watched
 
     def wide(self, leaf: Leaf) -> torch.dtype:
         return self.stage.wide(leaf)
@@ -426,7 +426,7 @@ class RuleOperation(Operation):
                 "send it through another transformation, by partition(...), an optimizer's fallback or muon_for(model)"
             )
 
-    # One call of the rule: prepared, run up to a sum or to the end, finished.
+    # One call of the rule: prepare it, run it up to a sum or to the end, and finish it.
 
     def start(self, leaf: Leaf) -> Any:
         self._check_dims(leaf)
@@ -434,7 +434,7 @@ class RuleOperation(Operation):
             return self._begun(self._call(leaf))
 
     def _as_owners_do(self, leaf: Leaf) -> contextlib.AbstractContextManager[None]:
-        """Keep operations from being joined with those around, if owners run these alone for divided leaves."""
+        """Prevent fusion with surrounding operations if, for sharded leaves, owner ranks run this rule separately."""
         if not self.at_owner:
             return _NOTHING
         leaf.update = leaf.run.apart(leaf.update)
@@ -480,7 +480,7 @@ class RuleOperation(Operation):
         return None
 
     def _answered(self, call: Call, out: Any) -> Any:
-        """What the rule yields behind sums of the leaf that are complete."""
+        """Continue the rule past sums over its leaf that need no collective, and return the next value it yields."""
         while isinstance(out, OfLeaf) and not any(map(is_sharded, out.sums.values())):
             out = self._guarded(call, out.sums)
         return out
@@ -491,7 +491,7 @@ class RuleOperation(Operation):
         return summed_over_ranks({leaf.name: sums.sums for leaf, sums in waiting})
 
     def _guarded(self, call: Call, *total: Any) -> Any:
-        """Call the rule, or continue it with a total; say what is missing if it fails over that."""
+        """Call the rule, or continue it with a total; if it fails because of a missing input, name that input."""
         try:
             if not total:
                 return self._function(call.update, call.state, call.param, call.context)
@@ -507,11 +507,11 @@ class RuleOperation(Operation):
             has_totals = len(call.totals) > 1
             if not is_sharded(call.update) or isinstance(error, _torch.NOT_OF_LAYOUT) or has_totals:
                 raise
-            # Some operations have no form for shards; which ones is the same on every process.
+            # Some operations do not support DTensor. The failure is the same on every rank, so all ranks retry here.
             return self._again(call.undivided(), call)
 
     def _missing_input(self, call: Call, error: Exception) -> Exception | None:
-        """The error for what the caller did not pass, if the rule gets past this point with it."""
+        """Return the error for an input that the caller did not pass, if the rule gets past this point with it."""
         if call.param is None and self._works(call, torch.zeros_like(call.leaf.update), call.context):
             return without_params(self.rule.name, error)
         if not isinstance(error, TypeError):
@@ -536,7 +536,7 @@ class RuleOperation(Operation):
             raise TypeError(f"{self.rule.name}: end with `yield update, state`, not with return") from stop
 
     def _works(self, call: Call, param: Any, context: Context) -> bool:
-        """Whether the rule gets past this point with these."""
+        """Whether the rule gets past this point with this parameter and this context."""
         try:
             out = self._function(call.update, call.state, param, context)
             for total in call.totals:
@@ -548,20 +548,20 @@ class RuleOperation(Operation):
         return True
 
     def _watch(self, call: Call) -> Watch | None:
-        """Watch one leaf of each number of dimensions: it costs little then."""
+        """Watch only one leaf of each number of dimensions, to keep the cost low."""
         if self._watched is None or call.leaf.update.ndim in self._watched:
             return None
         self._watched.add(call.leaf.update.ndim)
-        # A closure that computes gradients elsewhere puts the weights back, by writing them.
+        # A closure that computes gradients at other weights restores the old ones by writing in place.
         fixed = call.leaf.extras.get("grad_fn") is None
-        update = call.update if isinstance(call.update, Tensor) else None  # not the dict that a combinator may get
+        update = call.update if isinstance(call.update, Tensor) else None  # a combinator may receive a dict instead
         given = {"update": update, "param": call.param if fixed else None}
         for slot, value in {**call.old, **self.stage.shared}.items():
             given[f"state[{slot!r}]"] = value
         return Watch(given)
 
     def _waiting(self, call: Call, sums: Any) -> Any:
-        """The terms of the sums that the rule asks for."""
+        """Check the sums that the rule yields, and return this leaf's terms."""
         call.sums_of_leaf = isinstance(sums, OfLeaf)
         if call.sums_of_leaf:
             call.leaf.pending = call
@@ -586,7 +586,7 @@ class RuleOperation(Operation):
         self.stage.write(call.leaf, state, call.old)
 
     def _accept(self, call: Call, update: Any) -> None:
-        """Take over a new update."""
+        """Check a new update and assign it to the leaf."""
         leaf = call.leaf
         if not isinstance(update, Tensor):
             raise TypeError(f"{self.rule.name}: the update of leaf {leaf.name!r} came out as {update!r}")
@@ -614,12 +614,12 @@ def _is_generator(value: Any) -> TypeGuard[Generator[Any, Any, Any]]:
 
 
 class Watch:
-    """Detects a rule that writes into its inputs, by the versions that torch counts."""
+    """Detect a rule that writes to its inputs in place, from the tensors' version counters."""
 
     def __init__(self, given: Mapping[str, Tensor | None]):
         self._before: dict[str, tuple[Tensor, int]] = {}
         for name, tensor in given.items():
-            if tensor is not None and not tensor.is_inference():  # which have no version
+            if tensor is not None and not tensor.is_inference():  # inference tensors have no version counter
                 self._before[name] = (tensor, _torch.version_of(tensor))
 
     def check(self, owner: str, leaf: str) -> None:
@@ -632,7 +632,7 @@ class Watch:
 
 
 def without_extra(owner: str, name: str, error: Exception) -> TypeError:
-    """The error for a rule that failed because the caller did not pass an extra."""
+    """Return the error for a rule that failed because the caller did not pass an extra."""
     return TypeError(
         f"{owner}: ctx.{name} was not passed, and the rule fails without it ({error}): pass {name}= to update or step; "
         f"if the rule always reads it, declare needs=({name!r},)"
@@ -640,7 +640,7 @@ def without_extra(owner: str, name: str, error: Exception) -> TypeError:
 
 
 def without_params(owner: str, error: Exception, plain: bool = False) -> ValueError:
-    """The error for a rule that failed because the caller passed no parameters."""
+    """Return the error for a rule that failed because the caller passed no parameters."""
     remedy = "" if plain else "; if it always reads them, declare needs=('params',)"
     return ValueError(
         f"{owner}: params were not passed, and the rule fails without them ({error}): "

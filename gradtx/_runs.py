@@ -1,4 +1,4 @@
-"""One call of `init` or `update`: where operations find old values, and where they leave new ones."""
+"""One call of `init` or `update`: the source of old values and the destination of new ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from gradtx._spaces import SpaceRun
     from gradtx._storage import Storage, Store
 
-Place = tuple[int, ...]  # the indices of children that lead from a transformation to a node in it
+Place = tuple[int, ...]  # the child indices on the path from a transformation to one of its nodes
 
 
 class Memory:
-    """Makes sure that no output shares memory with an input, or with another output."""
+    """Ensure that no output shares memory with an input or with another output."""
 
     def __init__(self) -> None:
         self._taken: dict[Any, bool] = {}
@@ -34,7 +34,7 @@ class Memory:
             self._taken[memory_of(tensor)] = True
 
     def fresh(self, tensor: Tensor, besides: Container[Any] = ()) -> Tensor:
-        """Return an output itself, or a copy if its memory is taken or is listed in `besides`."""
+        """Return the tensor unchanged, or a copy if its memory is already taken or is listed in `besides`."""
         key = memory_of(tensor)
         if key in self._taken or key in besides:
             tensor = tensor.clone()
@@ -44,7 +44,7 @@ class Memory:
 
 
 def memory_of(tensor: Tensor) -> Any:
-    """Identify a tensor's memory, also inside vmap and grad; while dynamo traces, by the tensor or its base."""
+    """Return a key for a tensor's memory, also inside vmap and grad; while dynamo traces, the tensor or its base."""
     if torch.compiler.is_compiling():
         base = _torch.base_of(tensor)
         return tensor if base is None else base
@@ -52,12 +52,12 @@ def memory_of(tensor: Tensor) -> Any:
 
 
 class LateTerm(NamedTuple):
-    """The place of a term in a sum over leaves that its own step does not read.
+    """The destination of a leaf's term in a sum over leaves that is not read within the same step.
 
     Attributes:
-        path, name: Where the sum is kept, as a shared value.
-        finish: What is kept, as a function of the sum.
-        leaf: The number of the leaf, for a program of several.
+        path, name: The path and name of the shared value that stores the sum.
+        finish: Function of the sum that returns the stored value.
+        leaf: The index of the leaf, for a program of several leaves.
     """
 
     path: Path
@@ -68,34 +68,34 @@ class LateTerm(NamedTuple):
 
 @dataclasses.dataclass
 class LateSum:
-    """The terms of such a sum, by leaf."""
+    """The terms of a late sum, by leaf."""
 
     finish: Callable[[Tensor], Tensor]
     terms: dict[str, Any] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # dynamo takes no dict[...]()
 
 
 class Run:
-    """One call of `init` or `update`; subclasses know where old state is.
+    """One call of `init` or `update`; subclasses look up the old state.
 
     Attributes:
         initial: Whether this is a call of `init`.
         watches: Whether rules that write in place are detected.
         keeps_trees: Whether a pair of plain functions may keep any tree as state.
-        device: Where shared values are.
-        known_extras: The names of extras that some link of the chain declares.
-        leaf_extras: The extras that are given by leaf.
+        device: The device of shared values.
+        known_extras: The names of the extras that any link of the chain declares.
+        leaf_extras: The extras that have a separate value for each leaf.
         new_shared: The new 0-d values of each stage.
-        late_sums: The sums of each stage that are complete when all leaves are through.
+        late_sums: The sums of each stage that are complete only when all leaves have finished.
         new_trees: The new state of each pair of plain functions.
         stages: The name of each stage, in the order of the chain.
         opaque: The stages whose state is a user's tree.
-        free: The stages that may keep any shared values.
-        declared: The names of shared values of all other stages.
-        selectors: Every selector of the chain.
+        free: The stages whose shared values may have any names.
+        declared: The names of the shared values of all other stages.
+        selectors: All selectors of the chain.
         clock_paths: The path of each combinator with a clock, by its place.
-        inner_counts: The finished updates of each combinator's clock, after a restart of this call.
+        inner_counts: The number of finished updates on each combinator's clock, after any restart in this call.
         stores: The store of each stage, which converts its slots.
-        seen_slots: The slots that each `state_dtype` is for, at init.
+        seen_slots: The slots that each `state_dtype` applies to; recorded at init.
         commits: Functions to call when all leaves are finished, in reverse order.
     """
 
@@ -123,29 +123,29 @@ class Run:
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
 
     def watch(self) -> None:
-        """Detect rules that write in place, if tensors are plain ones."""
+        """Detect rules that write in place, unless dynamo is tracing or a transform is active."""
         self.watches = not torch.compiler.is_compiling() and not _torch.inside_transform()
 
-    # Subclasses say where old state is.
+    # Subclasses look up the old state.
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
-        """The old 0-d values of a stage, which all leaves share."""
+        """Return the old shared values of a stage."""
         raise NotImplementedError
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
-        """The old slots of a leaf at a stage."""
+        """Return the old slots of a leaf at a stage."""
         raise NotImplementedError
 
     def tree(self, path: Path) -> Any:
-        """The old state of a pair of plain functions."""
+        """Return the old state of a pair of plain functions."""
         raise NotImplementedError
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        """A selector's decision for a leaf, made at init."""
+        """Return the decision that a selector made for a leaf at init."""
         raise NotImplementedError
 
     def select(self, accept: Tensor, new: Any, old: Any) -> Any:
-        """A user's new state where `accept`, else the old one."""
+        """Return a user's new state where `accept` is true, else the old state."""
         raise NotImplementedError
 
     def by_name(self, tree: Any) -> dict[str, Any]:
@@ -153,40 +153,40 @@ class Run:
         raise NotImplementedError
 
     def whole(self, values: dict[str, Any]) -> Any:
-        """Leaves by name as the tree that the caller uses; missing leaves are None."""
+        """Build the caller's tree from leaves by name; missing leaves are None."""
         raise NotImplementedError
 
     def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients that the caller's `grad_fn` gives with some leaves replaced."""
+        """Return the gradients from the caller's `grad_fn` with some leaves replaced."""
         raise NotImplementedError
 
     def value_along(
         self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The loss that the caller's `value_fn` gives where some leaves have moved along a direction; its slope."""
+        """Return the loss from the caller's `value_fn` with some leaves moved along a direction, and its slope."""
         raise NotImplementedError
 
     def recorded_owner(self, operation: Operation, leaf: Leaf, payload: Mapping[str, Tensor]) -> Tensor | None:
-        """While programs are recorded: a stand-in for what a leaf's owner computes of the tensors that it gets."""
+        """While recording a program, return a stand-in for the result that a leaf's owner computes from `payload`."""
         return None
 
     def as_written(self) -> AbstractContextManager[None]:
-        """Inside of it operations are carried out as they are, and not joined with others into faster ones."""
+        """Return a context in which operations run exactly as written, without fusion."""
         return nullcontext()
 
     def apart(self, update: Tensor) -> Tensor:
-        """The update between a link that owners compute and others: programs join no operations across this."""
+        """Return the update, marked as a fusion boundary between links that owner ranks compute and other links."""
         return update
 
-    # The same for all of them.
+    # Common to all subclasses.
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
-        """Add a leaf's term, or that of a part of it, to a sum that is complete when all leaves are through."""
+        """Add the term of a leaf, or of part of a leaf, to a sum that is complete when all leaves have finished."""
         terms = self.late_sums.setdefault((place.path, place.name), LateSum(place.finish)).terms
         terms[leaf] = terms[leaf] + term if leaf in terms else term
 
     def end(self) -> None:
-        """Complete late sums, in name order, and let combinators decide about new shared values."""
+        """Complete the late sums, in name order, then let combinators accept or reject new shared values."""
         totals: dict[tuple[Path, str], Tensor] = {}
         for place, late in self.late_sums.items():
             totals[place] = total_of([late.terms[leaf].to(self.device) for leaf in sorted(late.terms)])
@@ -197,15 +197,15 @@ class Run:
         self.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector runs
 
     def late_totals(self, totals: dict[tuple[Path, str], Tensor]) -> dict[tuple[Path, str], Tensor]:
-        """Late sums over all leaves, from those over the leaves of this run."""
+        """Return late sums over all leaves, given the sums over the leaves of this run."""
         return totals
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
-        """The total for the leaves that wait at an operation."""
+        """Return the total for the leaves that wait at an operation."""
         return operation.combine(waiting)
 
     def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """A stage's shared values: the old ones, or at init those that `start` makes, which are then recorded."""
+        """Return a stage's old shared values; at init, create them with `start` and record them."""
         self.declared[path] = tuple(start)
         if self.initial:
             self.new_shared[path] = {name: make() for name, make in start.items()}
@@ -221,12 +221,12 @@ class Run:
 
 
 def as_flag(flag: bool | Tensor, like: Tensor) -> Tensor:
-    """A decision as a bool tensor where `like` is."""
+    """Return a decision as a bool tensor on the device of `like`."""
     return flag.to(like.device) if isinstance(flag, Tensor) else torch.full_like(like, flag, dtype=torch.bool)
 
 
 def clock_at(place: Place, clock_paths: Mapping[Place, Path]) -> Path | None:
-    """The path of the clock that a node at this place follows; None for the outermost clock."""
+    """Return the path of the clock that a node at this place follows; None for the outermost clock."""
     for length in range(len(place), -1, -1):
         path = clock_paths.get(place[:length])
         if path is not None:
@@ -236,19 +236,19 @@ def clock_at(place: Place, clock_paths: Mapping[Place, Path]) -> Path | None:
 
 @dataclasses.dataclass
 class Scope:
-    """The position in a chain while it is expanded: path of state entries, count, options.
+    """The current position while a chain is expanded: path of state entries, count, options.
 
     Attributes:
-        run: The call that the operations are made for.
-        path: The path of the enclosing combinator's entry.
+        run: The call that the operations belong to.
+        path: The path of the enclosing combinator's state entry.
         count: The number of finished updates that schedules follow.
         frozen: Collects the selectors of `freeze`, for the enclosing block.
-        state_dtype: How slots are stored, unless a link says otherwise.
-        place: The indices of children that lead here; None inside an alias, whose links have no public place.
-        changed: Whether a link in front has worked on the updates since the clock saw the gradient.
-        restarts: Whether a combinator around starts its inner transformation again in this call.
-        names: How often each stage name was claimed at this path.
-        space: The innermost combinator around that changes coordinates, if any.
+        state_dtype: How slots are stored, unless a link specifies otherwise.
+        place: The child indices that lead here; None inside an alias, whose links have no public place.
+        changed: Whether an earlier link has processed the updates since the clock saw the gradient.
+        restarts: Whether an enclosing combinator restarts its inner transformation in this call.
+        names: How often each stage name has been claimed at this path.
+        space: The innermost enclosing combinator that changes coordinates, if any.
     """
 
     run: Run
@@ -263,7 +263,7 @@ class Scope:
     space: SpaceRun | None = None
 
     def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """The shared values of a stage here; those that `start` makes if a combinator around starts again."""
+        """Return the shared values of a stage; initial values from `start` if an enclosing combinator restarts."""
         values = self.run.shared(path, start)
         if self.restarts is False or self.run.initial:
             return values
@@ -272,7 +272,7 @@ class Scope:
         }
 
     def claim(self, name: str) -> Path:
-        """The path of the next stage called `name`: a second one is `name_1`."""
+        """Return the path of the next stage called `name`; the second such stage is `name_1`."""
         occurrence = self.names.get(name, 0)
         self.names[name] = occurrence + 1
         path = (*self.path, name if occurrence == 0 else f"{name}_{occurrence}")
@@ -280,36 +280,36 @@ class Scope:
         return path
 
     def skip(self, name: str) -> None:
-        """Count a stage that is left out, so that the names of others don't depend on it."""
+        """Count a stage that is left out, so that the names of other stages do not depend on it."""
         self.names[name] = self.names.get(name, 0) + 1
 
     def child(self, i: int, changed: bool) -> Scope:
-        """The same position for the i-th child of a chain, with or without links in front."""
+        """Return the position of the i-th child of a chain; `changed` if earlier links process the updates."""
         return self._at(self._below(i), self.changed or changed, self.state_dtype)
 
     def alias(self) -> Scope:
-        """The inside of an alias: its links have no places, and the alias's input is their gradient."""
+        """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""
         return self._at(None, False, self.state_dtype)
 
     def again(self) -> Scope:
-        """The same position, with the stage names that are claimed by now: a second expansion has the same paths."""
+        """Return this position with a copy of the claimed names, so that a second expansion yields the same paths."""
         scope = self._at(self.place, self.changed, self.state_dtype)
         scope.names = dict(self.names)
         return scope
 
     def inner_chain(self) -> Scope:
-        """The inside of a link that stands for a chain: its links have no places."""
+        """Return the position inside a link that stands for a chain. The links of that chain have no places."""
         return self._at(None, self.changed, self.state_dtype)
 
     def stored_as(self, storage: Storage | None) -> Scope:
-        """The same position with slots stored otherwise."""
+        """Return this position with a different storage for slots; None keeps the storage."""
         if storage is None:
             return self
         self._announce(storage)
         return self._at(self.place, self.changed, storage)
 
     def stored_inside(self, storage: Storage) -> Scope:
-        """The inside of a combinator without state that only says how slots are stored."""
+        """Return the position inside a stateless combinator that only specifies how slots are stored."""
         self._announce(storage)
         return self._at(self._below(0), self.changed, storage)
 
@@ -318,7 +318,7 @@ class Scope:
             self.run.seen_slots.setdefault(storage, set())
 
     def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
-        """The inside of a combinator, which may own a clock; a freeze in it covers the whole chain around it."""
+        """Return the position inside a combinator, which may own a clock. A freeze inside covers the outer chain."""
         self.run.stages.setdefault(path, path[-1])
         count = self.count if count is None else count
         place = self._below(i)
@@ -327,13 +327,13 @@ class Scope:
         return scope
 
     def branch(self, path: Path, i: int) -> Scope:
-        """The inside of a branch: a freeze in it covers the branch."""
+        """Return the position inside a branch. A freeze inside covers only the branch."""
         scope = self.inside(path, i)
         scope.frozen = []
         return scope
 
     def _at(self, place: Place | None, changed: bool, storage: Storage | None) -> Scope:
-        # Not dataclasses.replace, which older versions of dynamo don't trace.
+        # Not dataclasses.replace: older versions of dynamo cannot trace it.
         names = self.names
         scope = Scope(self.run, self.path, self.count, self.frozen, storage, place, changed, self.restarts, names)
         scope.space = self.space

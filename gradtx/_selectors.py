@@ -23,7 +23,7 @@ Predicate: TypeAlias = Callable[[str, Any], Any]
 
 @_torch.assume_constant
 def _first_match(name: str, groups: tuple[Patterns, ...]) -> int:
-    """The index of the first group of patterns that the name matches, or -1."""
+    """Return the index of the first group of patterns that the name matches, or -1."""
     for i, group in enumerate(groups):
         for pattern in group:
             if fnmatch.fnmatchcase(name, pattern):
@@ -32,14 +32,15 @@ def _first_match(name: str, groups: tuple[Patterns, ...]) -> int:
 
 
 class Selector:
-    """Chooses a label for a leaf: the first whose patterns match, or whose predicate is true.
+    """Choose a label for a leaf: the first label whose pattern matches or whose predicate is true.
 
-    Patterns decide by name, at any time; the decision of a predicate about the parameter at init is stored.
+    Patterns depend only on the name and are evaluated at any time. A predicate sees the parameter at init, and the
+    state stores its decision.
 
     Attributes:
         labels: The labels, in the order in which they are tried.
-        branches: The labels in the order of the branches; None if this chooses between True and False.
-        by_name: Whether names alone decide.
+        branches: The labels in the order of the branches; None if the choice is between True and False.
+        by_name: Whether the choice depends only on names.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Selector:
         self.labels = labels
         self.branches = branches
         self.by_name = isinstance(wheres, LabelTree)
-        self._label_of: Predicate | None = None  # a function that gives the label itself
-        self._patterns: tuple[Patterns, ...] = ()  # of each label; none if a predicate decides
+        self._label_of: Predicate | None = None  # a function that returns the label
+        self._patterns: tuple[Patterns, ...] = ()  # of each label; empty if a predicate decides
         self._predicates: dict[int, Predicate] = {}  # by the index of the label
         if isinstance(wheres, tuple):
             self._take(cast("tuple[Patterns | Predicate, ...]", wheres))
@@ -74,12 +75,12 @@ class Selector:
 
     @classmethod
     def of(cls, owner: str, where: Any) -> Selector:
-        """A choice between True, where `where` holds, and False."""
+        """Create a selector that chooses True where `where` matches, else False."""
         return cls(owner, (True,), (patterns(owner, where),))
 
     @property
     def key(self) -> Hashable:
-        """Equal for selectors that choose alike, such as those of an alias that makes its chain again."""
+        """A key that is equal for selectors that choose alike, such as those of an alias that rebuilds its chain."""
         if self._label_of is not None:
             return self.labels, id(self._label_of)
         predicates = tuple((i, id(predicate)) for i, predicate in self._predicates.items())
@@ -103,13 +104,13 @@ class Selector:
         )
 
     def _checked(self, name: str, label: Any) -> Any:
-        """The label that a function gave."""
+        """Check and return a label that a function returned."""
         if label not in self.labels:
             raise ValueError(f"{self.owner}: leaf {name!r} has label {label!r}; labels: {listed(self.labels)}")
         return label
 
     def _first_where(self, name: str, tensor: Any) -> int:
-        """The index of the first pattern that matches, or predicate that is true; or -1."""
+        """Return the index of the first label whose pattern matches or whose predicate is true, or -1."""
         if self.by_name:
             return _first_match(name, self._patterns)
         for i, group in enumerate(self._patterns):
@@ -120,13 +121,13 @@ class Selector:
         return -1
 
     def mark(self, path: Path, label: Any) -> Path:
-        """The place where the state marks a leaf as having this label."""
+        """Return the path at which the state marks a leaf as having this label."""
         if self.branches is None:
             return (*path, "members" if label else "others")
         return (*path, label, "members")
 
     def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
-        """The label by the marks in the state, or None."""
+        """Return the label that the state marks, or None."""
         labels = (True, False) if self.branches is None else self.labels
         for label in labels:
             if marked(self.mark(path, label)):
@@ -144,7 +145,7 @@ class Selector:
 
 
 class LabelTree:
-    """A tree of labels as a function of a leaf's name: its own label, or that of a part of the tree around it.
+    """Map a leaf's name to a label: the leaf's own, or that of the nearest enclosing subtree with a label.
 
     Args:
         labels: The labels by dotted path.
@@ -163,7 +164,7 @@ class LabelTree:
 
 
 def patterns(owner: str, where: Any) -> Patterns | Predicate:
-    """A selector as a tuple of patterns or a predicate.
+    """Return a selector as a tuple of patterns or as a predicate.
 
     Raises:
         TypeError: it is neither.
@@ -184,7 +185,7 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
 
 
 def check_not_empty(owner: str, where: Any) -> None:
-    """Raise an error for a selection without patterns, where a link has no use without leaves."""
+    """Raise an error for an empty selection, for links that are useless without leaves."""
     if is_sequence(where) and not where:
         raise ValueError(
             f"{owner}: {where!r} selects no leaf; give a name pattern, such as '*' for all leaves, or leave it out"
@@ -192,16 +193,16 @@ def check_not_empty(owner: str, where: Any) -> None:
 
 
 def is_function(where: Any) -> TypeGuard[Predicate]:
-    """Whether it may be called with a name and a tensor; modules and classes are callable as well."""
+    """Whether `where` is a function of a name and a tensor; modules and classes are callable but do not count."""
     if not callable(where) or isinstance(where, type | torch.nn.Module | GradientTransformation):
         return False
     try:
-        if not torch.compiler.is_compiling():  # dynamo does not trace this
+        if not torch.compiler.is_compiling():  # dynamo cannot trace this
             inspect.signature(where).bind("name", None)
     except TypeError:
         return False
     except ValueError:
-        pass  # a function of C that does not say what it takes
+        pass  # a C function without a signature
     return True
 
 

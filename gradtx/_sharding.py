@@ -1,4 +1,4 @@
-"""Tensors divided among processes (DTensors), known by what they offer: most programs never import them."""
+"""Sharded tensors (DTensor), detected by their attributes, since most programs never import the class."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
 
 
 def local(tensor: Any) -> Tensor:
-    """The part that this process has."""
+    """Return this process's local shard."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def undivided(tensor: Any) -> Tensor:
-    """All of it, as a plain tensor."""
+    """Return the full tensor as a plain tensor."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def rejoined(part: Tensor, like: Any) -> Any:
-    """The tensor divided as `like` of which `part` is what this process has."""
+    """Rebuild a DTensor laid out like `like` from this process's local shard."""
     if not is_sharded(like):
         return part
     return _divided(part, like.device_mesh, like.placements, like.shape, like.stride())
@@ -51,7 +51,7 @@ def _divided(
     shape: torch.Size | None = None,
     stride: tuple[int, ...] | None = None,
 ) -> DTensor:
-    """The DTensor of which `part` is the local part; nothing is sent. Without a shape all parts have the same."""
+    """Build a DTensor from a local shard, without communication. Without a shape, all shards have equal shapes."""
     from torch.distributed.tensor import DTensor
 
     dtensor: Any = DTensor  # its methods have no types
@@ -59,7 +59,7 @@ def _divided(
 
 
 def gathered(tensor: Any, like: Any) -> Any:
-    """The same with all entries on every process of those that `like` is divided among."""
+    """Return the tensor replicated on every rank of the mesh of `like`."""
     if is_sharded(tensor):
         return tensor.redistribute(placements=_on_every_rank(tensor.device_mesh))
     if not is_sharded(like):
@@ -68,7 +68,7 @@ def gathered(tensor: Any, like: Any) -> Any:
 
 
 def _on_every_rank(mesh: DeviceMesh) -> Placements:
-    """The placements of a tensor of which every process has all entries."""
+    """Return the placements of a fully replicated tensor."""
     return (_replicated(),) * mesh.ndim
 
 
@@ -79,7 +79,7 @@ def _replicated() -> Placement:
 
 
 def placed_as(tensor: Any, like: Any) -> Any:
-    """The same numbers divided as `like`; operations may return them otherwise, also with sums outstanding."""
+    """Redistribute a tensor like `like`. Operations may return other placements, including partial sums."""
     if not is_sharded(like):
         return undivided(tensor)
     divided = tensor if is_sharded(tensor) else gathered(tensor, like)
@@ -89,13 +89,13 @@ def placed_as(tensor: Any, like: Any) -> Any:
 
 
 def total_of(terms: list[Any]) -> Tensor:
-    """The sum of 0-d tensors, a plain one."""
+    """Return the sum of 0-d tensors as a plain tensor."""
     single = len(terms) == 1 and not is_sharded(terms[0])
     return terms[0] if single else stacked(terms).sum()
 
 
 def stacked(numbers: list[Any]) -> Tensor:
-    """0-d tensors as one plain vector, with one exchange for all that are divided alike."""
+    """Stack 0-d tensors into one plain vector, with one collective for all tensors with the same placements."""
     places_of: dict[Any, list[int]] = {}
     for place, number in enumerate(numbers):
         division = (number.device_mesh, number.placements) if is_sharded(number) else None
@@ -112,7 +112,7 @@ def stacked(numbers: list[Any]) -> Tensor:
 
 
 def _stacked_alike(numbers: list[Tensor]) -> Tensor:
-    """The same for 0-d tensors that are divided alike."""
+    """Stack 0-d tensors that have the same placements."""
     vector = torch.stack([local(number) for number in numbers])
     like = numbers[0]
     if not is_sharded(like):
@@ -121,10 +121,10 @@ def _stacked_alike(numbers: list[Tensor]) -> Tensor:
 
 
 def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Sums of many leaves, complete on every rank; those that are divided alike travel in one message.
+    """Complete the sums of many leaves on every rank; sums with the same layout share one message.
 
     Args:
-        sums: The sums of each leaf, by name; tensors that are divided are divided still.
+        sums: The sums of each leaf, by name; sharded tensors are passed as DTensors.
     """
     complete: dict[str, dict[str, Any]] = {}
     messages: dict[Any, list[tuple[str, str]]] = {}
@@ -147,7 +147,7 @@ def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 
 
 def _padded(value: DTensor) -> Tensor:
-    """A tensor of all entries, whose sum over the ranks is a divided tensor."""
+    """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
     part = local(value)
     is_cut = any(_cut_dim(placement) is not None for placement in value.placements)
     if part.shape == value.shape and not is_cut:
@@ -161,7 +161,7 @@ def _padded(value: DTensor) -> Tensor:
 
 
 def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
-    """The sums of tensors over the ranks of a group, by one message."""
+    """Sum tensors over the ranks of a group with one all-reduce."""
     vector = torch.cat([part.reshape(-1) for part in parts])
     distributed: Any = torch.distributed  # its functions have no types
     distributed.all_reduce(vector, group=group)
@@ -170,12 +170,12 @@ def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
 
 
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
-    """The tensor of a shape, divided as `like`, of which `part` is the local part."""
+    """Build a tensor of a given shape from its local shard, with the placements of `like`."""
     return divided_among(part, like, shape, like.placements) if is_sharded(like) else part
 
 
 def first_entries(like: Any) -> list[int] | None:
-    """The index of the first local entry in each dimension of a divided tensor; None for unusual placements."""
+    """Return the index of the first local entry in each dimension of a DTensor; None for unusual placements."""
     for placement in like.placements:
         if not placement.is_replicate() and _plain_cut_dim(placement) is None:
             return None
@@ -186,9 +186,10 @@ def first_entries(like: Any) -> list[int] | None:
 
 
 def cuts_rows(like: Any, block: int | None) -> bool:
-    """Whether a division among processes cuts a block of entries that follow one another in a row.
+    """Whether sharding splits a block of consecutive entries of a row.
 
-    A row is an index of dimension 0, the rest flattened; a vector is one row. The same on every process.
+    A row is an index of dimension 0 with the other dimensions flattened; a vector is one row. The result is the same
+    on every rank.
     """
     if block is None or not is_sharded(like):
         return False
@@ -208,19 +209,19 @@ def cuts_rows(like: Any, block: int | None) -> bool:
 
 
 def _chunk(size: int, ranks: int) -> int:
-    """How many entries of a dimension each rank has, the last ones fewer."""
+    """Return the number of entries of a dimension on each rank; the last ranks may have fewer."""
     return -(-size // ranks)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """The sum of all entries of a tree: leaf by leaf, then in name order, in float64."""
+    """Sum all entries of a tree: within each leaf, then over leaves in name order, in float64."""
     sums = [terms[name].sum() for name in sorted(terms)]
     device = sums[0].device
     dtype = exact_dtype(sums[0])
     return stacked([term.to(device, dtype) for term in sums]).sum()
 
 
-# Which rank has which entries, for exchanges by the library itself.
+# Which rank has which entries, for the library's own collectives.
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,8 @@ class Team:
     Attributes:
         group: Their process group.
         ranks: Their global ranks, in the order of the group.
-        rank: The place of this process in that order.
-        device: Where tensors are that they exchange.
+        rank: The index of this process in that order.
+        device: The device of the tensors that they exchange.
     """
 
     group: Any
@@ -244,12 +245,12 @@ class Team:
         return len(self.ranks)
 
     def __deepcopy__(self, memo: Any) -> Team:
-        return self  # a process group is one of a kind
+        return self  # a process group cannot be copied
 
 
 @functools.cache
 def team_of(mesh: DeviceMesh) -> Team:
-    """The ranks of a mesh as a team."""
+    """Return the ranks of a mesh as a team."""
     distributed: Any = torch.distributed
     rank_at_place: Any = mesh.mesh
     ranks: list[int] = rank_at_place.flatten().tolist()
@@ -263,15 +264,15 @@ def team_of(mesh: DeviceMesh) -> Team:
 
 
 def team_of_group(option: str, group: Any) -> Team:
-    """The ranks of a process group, or of a mesh with one dimension, as a team.
+    """Return the ranks of a process group, or of a one-dimensional mesh, as a team.
 
     Args:
-        option: The argument that it came by, for errors.
+        option: The name of the argument, for errors.
         group: The group.
 
     Raises:
-        TypeError: this is no group.
-        ValueError: there is none yet, or this rank is not in it.
+        TypeError: `group` is not a process group.
+        ValueError: no process group is initialized, or this rank is not in the group.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise ValueError(f"{option} needs processes: call torch.distributed.init_process_group first")
@@ -289,7 +290,7 @@ def team_of_group(option: str, group: Any) -> Team:
 
 
 def _team(group: Any, device: torch.device) -> Team:
-    """The ranks of a group that sends tensors on a kind of device."""
+    """Return the team of a group that exchanges tensors on a type of device."""
     distributed = torch.distributed
     if device.type != "cpu":
         device = torch.device(device.type, torch.get_device_module(device).current_device())
@@ -298,7 +299,7 @@ def _team(group: Any, device: torch.device) -> Team:
 
 
 def team_for(param: Any, replicas: Team | None) -> Team:
-    """The ranks that divide a parameter, or the work on one of which each of the `replicas` has all."""
+    """Return the ranks that shard a parameter, or the `replicas` that share the work on a replicated parameter."""
     if is_sharded(param):
         return team_of(param.device_mesh)
     assert replicas is not None
@@ -307,12 +308,12 @@ def team_for(param: Any, replicas: Team | None) -> Team:
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a divided tensor that one rank has.
+    """One rank's part of a sharded tensor.
 
     Attributes:
-        window: Its place in the whole tensor.
-        shape: Its shape.
-        sends: Whether it is the first of several copies.
+        window: The index range of the part in the full tensor.
+        shape: The shape of the part.
+        sends: Whether this is the first of several copies.
     """
 
     window: tuple[slice, ...]
@@ -325,7 +326,7 @@ class Piece:
 
 
 def ranks_along_rows(like: Any) -> int | None:
-    """Among how many ranks dimension 0 is divided; None if a tensor is not divided so, or otherwise as well."""
+    """Return the number of ranks that shard dimension 0; None if it is not sharded, or if other dimensions are too."""
     if not is_sharded(like):
         return None
     ranks: list[int] = []
@@ -338,32 +339,32 @@ def ranks_along_rows(like: Any) -> int | None:
 
 
 def whole_piece(shape: Sequence[int]) -> Piece:
-    """All of a tensor."""
+    """Return the piece that covers a whole tensor."""
     return Piece(tuple(slice(0, size) for size in shape), tuple(shape), True)
 
 
 def can_be_owned(like: Any) -> bool:
-    """Whether the pieces of a divided tensor are known: it is cut along dimensions, or copied."""
+    """Whether the pieces of a DTensor can be computed: every placement shards a dimension or replicates."""
     return all(_cut_dim(placement) is not None or placement.is_replicate() for placement in like.placements)
 
 
 def _cut_dim(placement: Any) -> int | None:
-    """The dimension that a placement cuts."""
+    """Return the dimension that a placement shards, or None."""
     return placement.dim if type(placement).__name__ in ("Shard", "_StridedShard") else None
 
 
 def _plain_cut_dim(placement: Any) -> int | None:
-    """The dimension that a placement cuts into one chunk for each rank, in their order."""
+    """Return the dimension that a placement shards into one chunk per rank, in rank order, or None."""
     return placement.dim if type(placement).__name__ == "Shard" else None
 
 
 def pieces_of(like: Any) -> tuple[Piece, ...]:
-    """The piece of each rank, in the order of `team_of`."""
+    """Return the piece of each rank, in the order of `team_of`."""
     return pieces_at(tuple(like.shape), like.device_mesh, tuple(like.placements))
 
 
 def placements_by_rows(like: Any, shape: Sequence[int]) -> Placements:
-    """How a tensor of a shape is divided that belongs to a divided one: in the same way, by rows, or not at all."""
+    """Return the placements of a tensor that belongs to a DTensor: the same, sharded by rows, or replicated."""
     from torch.distributed.tensor import Shard
 
     if tuple(shape) == tuple(like.shape):
@@ -376,7 +377,7 @@ def placements_by_rows(like: Any, shape: Sequence[int]) -> Placements:
 
 
 def divided_among(part: Tensor, like: Any, shape: Sequence[int], placements: Placements) -> Any:
-    """The tensor of a shape that is divided like this on the mesh of `like`, of which `part` is the local part."""
+    """Build a tensor with a shape and placements on the mesh of `like` from its local shard."""
     if not shape:
         return part
     stride = torch.empty(tuple(shape), device="meta").stride()
@@ -385,7 +386,7 @@ def divided_among(part: Tensor, like: Any, shape: Sequence[int], placements: Pla
 
 @functools.lru_cache(maxsize=4096)
 def pieces_at(shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements) -> tuple[Piece, ...]:
-    """The piece of each rank of a tensor that is divided like this."""
+    """Return the piece of each rank of a tensor with these placements."""
     ranks = mesh.mesh
     piece_of_rank: dict[int, Piece] = {}
     for place in itertools.product(*map(range, ranks.shape)):
@@ -394,7 +395,7 @@ def pieces_at(shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements) 
 
 
 def _piece_at(place: tuple[int, ...], shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements) -> Piece:
-    """The piece of the rank at a place of a mesh."""
+    """Return the piece of the rank at a coordinate of the mesh."""
     starts = [0] * len(shape)
     sizes = list(shape)
     for i in _order_of_cuts(placements):
@@ -416,8 +417,8 @@ def _piece_at(place: tuple[int, ...], shape: tuple[int, ...], mesh: DeviceMesh, 
 
 
 def _order_of_cuts(placements: Placements) -> Iterable[int]:
-    """The dimensions of a mesh in the order in which they cut a tensor."""
+    """Return the mesh dimensions in the order in which they shard a tensor."""
     order = range(len(placements))
-    # FSDP cuts what tensor parallelism has cut before, though its dimension of the mesh comes first.
+    # FSDP shards the result of tensor parallelism, although its mesh dimension comes first.
     is_strided = any(type(placement).__name__ == "_StridedShard" for placement in placements)
     return reversed(order) if is_strided else order

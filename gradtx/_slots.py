@@ -1,7 +1,7 @@
-"""Slots: the tensors that a rule keeps for one leaf, in the dtype that they are stored in.
+"""Slots: the tensors that a rule keeps for one leaf, in the dtype in which they are stored.
 
-The library, not the rule, converts: `first_slots` when `init` made them, `widened` before a rule reads them,
-`value_for` when it returns new ones.
+The library converts them, not the rule: `first_slots` after `init`, `widened` before a rule reads them, `value_for`
+when the rule returns new values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradtx._sharding import gathered, placed_as, undivided
 def first_slots(
     slots: dict[str, Any], like: Tensor, stored: torch.dtype | Mapping[str, torch.dtype], owner: str
 ) -> dict[str, Tensor]:
-    """Slots as `init` returned them, converted to `stored` unless the rule asked for a dtype of its choice."""
+    """Convert the slots that `init` returned to `stored`, except those for which the rule chose its own dtype."""
     kept: dict[str, Tensor] = {}
     for slot, value in slots.items():
         if not isinstance(value, Tensor):
@@ -40,7 +40,7 @@ def first_slots(
 
 
 def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
-    """Raise an error unless `init` may return this; names may end in `numbers` where a list can't make them."""
+    """Raise an error unless `init` may return these slots; with `numbers`, names may end in a number."""
     if not isinstance(slots, dict):
         raise TypeError(f"{owner}: init returns a dict of slot name -> tensor, got {shortly(slots)}")
     names = cast("dict[Any, Any]", slots)
@@ -54,14 +54,14 @@ def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
 
 
 def widened(value: Tensor, wide: torch.dtype) -> Tensor:
-    """A stored tensor as rules see it: never in half precision."""
+    """Convert a stored tensor to the dtype that rules see, which is never half precision."""
     if value.dtype == wide or not value.dtype.is_floating_point:
         return value
     return value.to(torch.promote_types(value.dtype, wide))
 
 
 def kind_of(dtype: torch.dtype) -> str:
-    """The kind of numbers of a dtype; slots of one kind can be converted into each other."""
+    """Return the kind of a dtype; slots of the same kind can be converted to each other."""
     if dtype.is_floating_point:
         return "float"
     if dtype.is_complex:
@@ -70,7 +70,7 @@ def kind_of(dtype: torch.dtype) -> str:
 
 
 def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
-    """A new value of a slot, in the dtype and layout of the old one."""
+    """Convert a new value of a slot to the dtype and layout of the old value."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{'.'.join([*path, slot])}: the new value of leaf {leaf!r} came out as {value!r}")
     if value.shape != old.shape:
@@ -81,7 +81,7 @@ def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tens
 
 
 class WrongShapeError(ValueError):
-    """A new value of a slot has another shape than the old one."""
+    """The shape of a slot's new value differs from the old shape."""
 
 
 def wrong_shape(path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size) -> WrongShapeError:
@@ -92,7 +92,7 @@ def wrong_shape(path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Si
 
 
 def numbered(slots: dict[str, Any]) -> dict[str, Any]:
-    """A list becomes numbered slots: `{"x": [a, b]}` is kept as `{"x_0": a, "x_1": b}`."""
+    """Replace each list with numbered slots: `{"x": [a, b]}` becomes `{"x_0": a, "x_1": b}`."""
     flat: dict[str, Any] = {}
     for slot, value in slots.items():
         if is_list(value):
@@ -117,7 +117,7 @@ def with_lists(slots: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number_of(slot: str) -> str:
-    """The digits behind the last underscore; empty where there are none."""
+    """Return the digits after the last underscore, or an empty string."""
     if not slot[-1].isdigit():
         return ""
     number = slot.rpartition("_")[2]

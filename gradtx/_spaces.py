@@ -1,7 +1,7 @@
 """`Space`, the body of combinators whose inner transformation sees every leaf in other coordinates.
 
-A `Frame` leaves the form of a leaf alone. A space turns or projects it: update, gradient and parameter on the way in,
-the update on the way back, and the inner slots between the form that they are stored in and the one that rules see.
+A `Frame` does not change the form of a leaf. A space rotates or projects it: the update, gradient and parameter on
+entry, the update on exit, and the inner slots between their stored form and the form that rules see.
 """
 
 # pyright: reportPrivateUsage=false
@@ -27,12 +27,12 @@ from gradtx.factories import Combinator
 
 
 class View:
-    """One leaf in one call, as the inner transformation sees it.
+    """The inner transformation's view of one leaf in one call.
 
     Attributes:
-        takes_part: Whether the inner transformation takes part in this call; a tensor where the host doesn't know.
-        renews: Whether `renewed` changes inner slots behind the inner transformation.
-        inside: The update as the inner transformation gets it.
+        takes_part: Whether the inner transformation takes part in this call; a tensor if the host does not know.
+        renews: Whether `renewed` changes inner slots after the inner transformation.
+        inside: The update that the inner transformation receives.
     """
 
     takes_part: bool | Tensor = True
@@ -40,20 +40,20 @@ class View:
     inside: Tensor | None = None
 
     def enter(self, update: Tensor) -> Tensor:
-        """The update as the inner transformation gets it."""
+        """Return the update that the inner transformation receives."""
         self.inside = self.inward(update)
         return self.inside
 
     def average(self, value: Tensor, decay: Any) -> Tensor | None:
-        """A stored average of updates after this one, if that costs less than `write` of the one inside; or None."""
+        """Return a stored average of updates that includes this one, if this is cheaper than `write`; else None."""
         return None
 
     def inward(self, x: Tensor) -> Tensor:
-        """A vector of the leaf's space as the inner transformation sees it."""
+        """Convert a vector of the leaf's space to the inner coordinates."""
         raise NotImplementedError
 
     def read(self, kind: str, value: Tensor) -> Tensor:
-        """An inner slot as rules see it, from its stored form."""
+        """Convert an inner slot from its stored form to the form that rules see."""
         return value
 
     def write(self, kind: str, value: Tensor) -> Tensor:
@@ -61,11 +61,11 @@ class View:
         return value
 
     def renewed(self, kind: str, value: Tensor) -> Tensor:
-        """A stored inner slot after the space has changed."""
+        """Return a stored inner slot adapted to a change of the space."""
         return value
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """The inner update in the leaf's space, and the new slots of the combinator."""
+        """Return the inner update converted back to the leaf's space, and the new slots of the combinator."""
         raise NotImplementedError
 
 
@@ -75,14 +75,14 @@ class Space(Combinator):
 
     Attributes:
         inner: The inner transformation.
-        init: `param -> slots` of the combinator.
+        init: `param -> slots`, the initial slots of the combinator.
         view: `(update, state, param, ctx) -> View`, pure.
-        inside: A parameter as the inner transformation sees it before the first step.
-        stored: `(value, like) -> value`: the stored form of a first inner slot, for a leaf shaped as `like`.
-        delayed: Whether the inner clock is one behind.
+        inside: Function that converts a parameter to the inner coordinates before the first step.
+        stored: `(value, like) -> value`: the stored form of an initial inner slot, for a leaf shaped like `like`.
+        delayed: Whether the inner clock lags one step behind.
         kinded: Whether inner slots need a kind.
-        seed: The seed of a view that draws random numbers, else None.
-        hidden: Whether `inner` is an implementation detail, with no place among the chain's links.
+        seed: The seed if the view draws random numbers, else None.
+        hidden: Whether `inner` is an implementation detail without a place among the chain's links.
         reads_grad: Whether the view or inner links may read `ctx.grad`.
     """
 
@@ -115,7 +115,7 @@ class Space(Combinator):
         return [enter, *inner, leave]
 
     def _can_run_at_owner(self, inner: list[Any]) -> bool:
-        """Whether the space may run with its inner operations on one rank alone."""
+        """Whether the space and its inner operations may run on a single rank."""
         if self.seed is not None or reads_by_leaf(self.inner):
             return False
         return all(can_run_at_owner(operation) and not _is_space(operation) for operation in inner)
@@ -137,7 +137,7 @@ class SpaceRun:
             self.run.commits.append(self._commit)
 
     def owner_reads(self) -> tuple[str, ...]:
-        """What the owner of a leaf reads of it besides the update."""
+        """Return the inputs that the owner of a leaf reads in addition to the update."""
         reads: list[str] = []
         if self.reads_params:
             reads.append("param")
@@ -146,21 +146,21 @@ class SpaceRun:
         return tuple(reads)
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
-        """A tensor as the inner transformation sees it before the first step, for a leaf like this."""
+        """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
         return self.space.inside(undivided(self._like(leaf, like)))
 
     def _like(self, leaf: Leaf, like: Tensor) -> Tensor:
         return like if self.outer is None else self.outer.stand_in(leaf, like)
 
     def first(self, rule: Rule, slot: str, value: Any, leaf: Leaf, like: Tensor) -> Any:
-        """The stored form of a slot as an inner `init` returned it."""
+        """Convert a slot that an inner `init` returned to its stored form."""
         self.kind(rule, slot, value, self.stand_in(leaf, like))
         if isinstance(value, Tensor):
             value = self.space.stored(value, self._like(leaf, like))
         return value if self.outer is None else self.outer.first(rule, slot, value, leaf, like)
 
     def read(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
-        """An inner slot as the rule sees it."""
+        """Return an inner slot as the rule sees it."""
         if self.outer is not None:
             value = self.outer.read(rule, slot, value, leaf)
         view: View = leaf.saved[self]
@@ -182,7 +182,7 @@ class SpaceRun:
         return value if self.outer is None else self.outer.write(rule, slot, value, leaf)
 
     def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
-        """The kind of a slot, after checking that it has one."""
+        """Return the kind of a slot; raise an error if it needs one and has none."""
         known = self.known_kind(rule, slot)
         if known or not self.space.kinded:
             return known
@@ -194,24 +194,24 @@ class SpaceRun:
         )
 
     def known_kind(self, rule: Rule, slot: str) -> str:
-        """The kind of a slot that is declared, or that follows from its name; "" for none."""
+        """Return the declared kind of a slot, or the kind implied by its name; "" for none."""
         name, _, number = slot.rpartition("_")
-        if not number.isdigit():  # no tensor of a list
+        if not number.isdigit():  # not an entry of a list
             name = slot
         return rule.kinds.get(name) or KINDS.get(name, "")
 
     def clock(self, outside: Clock) -> Clock:
-        """The clock of the inner transformation."""
+        """Return the clock of the inner transformation."""
         if not self.space.delayed:
             return outside
         if outside not in self._clocks:
-            step = (outside.step - 1).clamp(min=1)  # the first step has no part in it in any case
+            step = (outside.step - 1).clamp(min=1)  # the inner transformation never takes part in the first step
             host = None if outside.host is None else max(outside.host - 1, 1)
             self._clocks[outside] = Clock(step, host)
         return self._clocks[outside]
 
     def holds(self, path: Path) -> bool:
-        """Whether a path is the inner transformation's."""
+        """Whether a path belongs to the inner transformation."""
         depth = len(self.path)
         return len(path) > depth and path[:depth] == self.path
 
@@ -249,7 +249,7 @@ def _check_links(name: str, operations: list[Any]) -> None:
 
 
 def can_run_at_owner(operation: Any) -> bool:
-    """Whether an operation may run on one rank alone: it sums over no leaves, and shares no values with others."""
+    """Whether an operation may run on a single rank: it has no sums over leaves, no shared values, no randomness."""
     if not isinstance(operation, RuleOperation):
         return False
     rule = operation.rule
@@ -261,7 +261,7 @@ def _is_space(operation: Any) -> bool:
 
 
 def reads_by_leaf(tx: GradientTransformation) -> bool:
-    """Whether a link reads an extra that is given by leaf."""
+    """Whether any link reads an extra with a separate value for each leaf."""
     for link in tx._links():
         if "hessian_diag" in link._needs:
             return True
@@ -270,7 +270,7 @@ def reads_by_leaf(tx: GradientTransformation) -> bool:
     return False
 
 
-# The kinds of slots by the words that rules share, for links that declare none.
+# Kinds of common slot names, for links that do not declare kinds.
 KINDS = {
     "exp_avg": "linear",
     "exp_avg_diff": "linear",
@@ -286,7 +286,7 @@ KINDS = {
 
 
 class Turned:
-    """A tensor in the inner coordinates, computed when it is read."""
+    """A tensor in the inner coordinates, computed on first use."""
 
     def __init__(self, view: View, tensor: Tensor):
         self._view = view
@@ -304,7 +304,7 @@ class Turned:
 
 @dataclasses.dataclass
 class Outside:
-    """A leaf as it was in front of a space."""
+    """The values of a leaf before it entered a space."""
 
     call: Call
     update: Tensor
@@ -315,7 +315,7 @@ class Outside:
 
 
 class EnterSpace(RuleOperation):
-    """In front of the inner transformation: leads the leaf into the space."""
+    """Convert a leaf to the inner coordinates, before the inner transformation."""
 
     def __init__(self, run: SpaceRun, scope: Scope):
         space = run.space
@@ -325,7 +325,7 @@ class EnterSpace(RuleOperation):
         self.inner = Block([], [])
 
     def wide(self, leaf: Leaf) -> torch.dtype:
-        """The widest dtype that a link inside computes in, since all values inside meet the view."""
+        """Return the widest dtype that any inner link computes in, since the view converts all their values."""
         dtype = super().wide(leaf)
         for operation in self.inner.walk():
             dtype = torch.promote_types(dtype, operation.wide(leaf))
@@ -359,7 +359,7 @@ class EnterSpace(RuleOperation):
 
 
 class LeaveSpace(RuleOperation):
-    """Behind the inner transformation: leads the leaf back."""
+    """Convert a leaf back from the inner coordinates, after the inner transformation."""
 
     def __init__(self, run: SpaceRun, scope: Scope, enter: EnterSpace):
         super().__init__(enter.rule, enter.stage, scope.run)
@@ -368,7 +368,7 @@ class LeaveSpace(RuleOperation):
         self._enter = enter
 
     def init(self, leaf: Leaf) -> None:
-        """The slots are those of `EnterSpace`."""
+        """Do nothing: `EnterSpace` initializes the slots."""
 
     def start(self, leaf: Leaf) -> None:
         outside: Outside = leaf.saved.pop(self._enter)
@@ -389,7 +389,7 @@ class LeaveSpace(RuleOperation):
         del leaf.saved[self._run]
 
     def _renew(self, leaf: Leaf, view: View) -> None:
-        """Change the inner slots as the space has changed."""
+        """Adapt the inner slots to the change of the space."""
         of_space = self._enter.wide(leaf)
         for operation in leaf.program:
             path = operation.path
@@ -406,4 +406,4 @@ class LeaveSpace(RuleOperation):
             leaf.new[path] = leaf.accepted(new, old)
 
     def evaluate(self, leaf: Leaf) -> Any:
-        """A space has no weights of its own to evaluate with."""
+        """Return None: a space has no weights for evaluation."""

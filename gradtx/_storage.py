@@ -1,4 +1,4 @@
-"""How the slots of a chain are stored: the argument `state_dtype`, and the conversion of a stage's slots by it."""
+"""Storage of slots: the argument `state_dtype`, and the conversion of a stage's slots that it specifies."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from gradtx._execution import Leaf
     from gradtx._runs import Run
 
-MIN_SIZE = 4096  # entries of a leaf from which codes are worth their scales and their time
+MIN_SIZE = 4096  # in smaller leaves, codes save too little memory for the time that they cost
 
 Choice = torch.dtype | Codec
-Probe = Callable[[Tensor], Mapping[str, Tensor]]  # the slots that a rule makes for a tensor
+Probe = Callable[[Tensor], Mapping[str, Tensor]]  # returns the slots that a rule creates for a tensor
 StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
 
 
@@ -35,11 +35,11 @@ class Storage:
     Args:
         owner: The name of the factory, for errors.
         given: A dtype, the name of a code, a `Codec`, or a dict slot pattern -> one of these.
-        min_size: How many entries a leaf has at least if its slots are coded.
+        min_size: The smallest number of entries of a leaf whose slots are coded.
 
     Attributes:
-        given: As given.
-        min_size: As given.
+        given: The argument, unchanged.
+        min_size: The argument, unchanged.
     """
 
     def __init__(self, owner: str, given: Any, min_size: int = MIN_SIZE):
@@ -80,14 +80,14 @@ class Storage:
         return any(isinstance(choice, Codec) and choice.random for choice in self._choices.values())
 
     def wide(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that rules compute in, where they would compute in `dtype`."""
+        """Return the dtype that rules compute in, given the one that they would use without this storage."""
         for choice in self._choices.values():
             if isinstance(choice, torch.dtype):
                 dtype = torch.promote_types(dtype, choice)
         return dtype
 
     def rule_for(self, path: Path, slot: str) -> tuple[str, Choice] | None:
-        """The first pattern that matches a slot, by its name or by its path, and what it says."""
+        """Return the first pattern that matches a slot's name or path, and its dtype or code; None if none matches."""
         key = (path, slot)
         if key not in self._by_slot:
             self._by_slot[key] = self._first_match(path, slot)
@@ -108,12 +108,12 @@ class Storage:
 
     @property
     def label(self) -> str:
-        """The same for equal storages in other processes."""
+        """A label that is the same for equal storages in other processes."""
         kinds = [(pattern, getattr(choice, "name", str(choice))) for pattern, choice in self._choices.items()]
         return f"{kinds} from {self.min_size}"
 
     def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
-        """Raise an error for a pattern that matches none of the slots of its chain."""
+        """Raise an error for a pattern that matches no slot of its chain."""
         if not self._named_by_user:
             return
         for pattern in self._choices:
@@ -128,13 +128,13 @@ def _name_matches(name: str, pattern: str) -> bool:
 
 
 def check_patterns(seen: Mapping[Storage, set[tuple[Path, str]]]) -> None:
-    """Raise an error for a pattern of a `state_dtype` that matches none of the slots that it is for."""
+    """Raise an error for a pattern of a `state_dtype` that matches none of the slots that it applies to."""
     for storage, slots in seen.items():
         storage.check_patterns(slots)
 
 
 def _choice_of(owner: str, value: Any) -> Choice:
-    """A dtype or a code, after checking it."""
+    """Check a value of `state_dtype` and return its dtype or code."""
     if isinstance(value, Codec):
         return value
     if isinstance(value, str) and value in CODES:
@@ -150,19 +150,19 @@ def _choice_of(owner: str, value: Any) -> Choice:
 
 
 def is_named(pattern: str) -> bool:
-    """Whether a pattern has no wildcard, so that it means one slot, whatever its shape."""
+    """Whether a pattern has no wildcard, so that it names one slot of any shape."""
     return not any(character in pattern for character in "*?[")
 
 
 class Store:
-    """Keeps the slots of one stage: codes and converts what a rule returns, decodes and widens what it reads.
+    """Convert the slots of one stage: encode the values that a rule returns, decode and widen those that it reads.
 
     Args:
         path: The stage's path.
         owner: The name of the rule, for errors.
-        storage: The `state_dtype` here, if any.
-        nonnegative: The slots that are never negative.
-        run: The call.
+        storage: The `state_dtype` of the stage, if any.
+        nonnegative: The slots whose values are never negative.
+        run: The call of `init` or `update`.
     """
 
     def __init__(self, path: Path, owner: str, storage: Storage | None, nonnegative: tuple[str, ...], run: Run):
@@ -171,7 +171,7 @@ class Store:
         self._owner = owner
         self._nonnegative = nonnegative
         self._codes = storage is not None and storage.has_codes
-        # Not the call itself: a cycle would keep its tensors until Python looks for cycles.
+        # Do not store `run` itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._seen_slots = run.seen_slots if run.initial else None
         run.stores[path] = self
 
@@ -180,11 +180,11 @@ class Store:
         return self.storage is not None and self.storage.draws
 
     def wide(self, leaf: Leaf) -> torch.dtype:
-        """The dtype that the rule computes in."""
+        """Return the dtype that the rule computes in."""
         return leaf.wide if self.storage is None else self.storage.wide(leaf.wide)
 
     def _codec(self, slot: str) -> Codec | None:
-        """The code for a slot, if its tensors are coded."""
+        """Return the code that `state_dtype` specifies for a slot, or None."""
         assert self.storage is not None
         rule = self.storage.rule_for(self.path, slot)
         if rule is None or not isinstance(rule[1], Codec):
@@ -192,7 +192,7 @@ class Store:
         return rule[1].for_sign(slot in self._nonnegative or _without_number(slot) in self._nonnegative)
 
     def codecs_of(self, stored: Mapping[str, Any], leaf: Leaf) -> Mapping[str, Codec]:
-        """The code of each coded slot of a leaf."""
+        """Return the code of each coded slot of a leaf."""
         if not self._codes:
             return {}
         if leaf.layout is not None:
@@ -205,26 +205,26 @@ class Store:
         return codecs
 
     def _is_coded(self, slot: str, codec: Codec, tensor: Tensor, stored: Mapping[str, Any], leaf: Leaf) -> bool:
-        """Whether a slot of a nested state is coded, known by the tensors beside it, if its code has any."""
+        """Whether a slot of a nested state is coded, judged by its auxiliary tensors or else by its shape and dtype."""
         if codec.suffixes:
             return all(f"{slot}.{suffix}" in stored for suffix in codec.suffixes)
         assert self.storage is not None
         is_large = tensor.shape == leaf.shape and tensor.numel() >= self.storage.min_size
         return is_large and tensor.dtype not in (leaf.param_dtype, torch.int64, torch.bool)
 
-    # First slots.
+    # Initial slots.
 
     def first(
         self, slots: dict[str, Any], like: Tensor, leaf: Leaf, old: Mapping[str, Any] | None, probe: Probe | None = None
     ) -> dict[str, Any]:
-        """Slots as `init` returned them, as they are stored.
+        """Convert slots that `init` returned to their stored form.
 
         Args:
             slots: The slots.
             like: The parameter in the dtype that rules compute in.
             leaf: The leaf.
-            old: Slots in the same run: those that they have coded are coded; None at init, where sizes decide.
-            probe: Gives the slots of another parameter, which tells a square factor from a slot of the leaf's shape.
+            old: Existing slots, which determine the slots to code; None at init, where sizes determine them.
+            probe: Returns the slots of another parameter, to distinguish a square factor from a slot of leaf shape.
         """
         storage = self.storage
         if storage is None:
@@ -248,7 +248,7 @@ class Store:
         return stored
 
     def _dtype(self, slot: str, value: Any, like: Tensor, leaf: Leaf, coded: bool) -> torch.dtype:
-        """The dtype of a slot that is stored as it is; of one that is coded afterwards, the present one."""
+        """Return the dtype to store a slot in; for a slot that is coded afterward, its current dtype."""
         assert self.storage is not None
         if coded and isinstance(value, Tensor):
             return value.dtype
@@ -258,12 +258,12 @@ class Store:
         pattern, choice = rule
         if isinstance(choice, torch.dtype):
             return choice
-        if self._may_be_coded(slot, pattern, value, like, leaf):  # but a shard cuts a block
+        if self._may_be_coded(slot, pattern, value, like, leaf):  # not coded, because sharding splits a block
             return torch.promote_types(leaf.param_dtype, torch.float32)
         return leaf.param_dtype
 
     def _codecs_for(self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None) -> dict[str, Codec]:
-        """The code of each slot that is to be coded."""
+        """Return the code of each slot to code."""
         assert self.storage is not None
         codecs: dict[str, Codec] = {}
         for slot, value in slots.items():
@@ -279,19 +279,19 @@ class Store:
         return codecs
 
     def _pattern(self, slot: str) -> str:
-        """The pattern of `state_dtype` that matches a slot."""
+        """Return the pattern of `state_dtype` that matches a slot."""
         assert self.storage is not None
         rule = self.storage.rule_for(self.path, slot)
         assert rule is not None
         return rule[0]
 
     def _factors(self, codecs: Mapping[str, Codec], like: Tensor, probe: Probe) -> list[str]:
-        """The slots that have the parameter's shape by chance: those of a longer parameter have another one."""
+        """Return the slots that only happen to have the parameter's shape: a longer parameter yields other shapes."""
         assert self.storage is not None
         longer = _with_other_sizes(like)
         try:
             slots = probe(longer)
-        except (RuntimeError, ValueError):  # a rule that takes only some shapes
+        except (RuntimeError, ValueError):  # a rule that accepts only some shapes
             return []
         factors: list[str] = []
         for slot in codecs:
@@ -311,7 +311,7 @@ class Store:
     # Reading and writing.
 
     def opened(self, stored: dict[str, Tensor], wide: torch.dtype, leaf: Leaf) -> dict[str, Tensor]:
-        """The slots as rules see them."""
+        """Return the slots as rules see them."""
         codecs = self.codecs_of(stored, leaf)
         if not codecs:
             return {slot: widened(value, wide) for slot, value in stored.items()}
@@ -325,13 +325,13 @@ class Store:
         return values
 
     def slots_of(self, stored: Mapping[str, Tensor], leaf: Leaf) -> Set[str]:
-        """The names of the slots that these tensors keep."""
+        """Return the names of the slots that these tensors store."""
         if not self._codes:
             return stored.keys()
         return stored.keys() - tensors_beside(self.codecs_of(stored, leaf))
 
     def shared_dtype(self, name: str) -> torch.dtype | None:
-        """The dtype of a shared value, if a pattern without wildcard names it; notes its name."""
+        """Return the dtype of a shared value if a pattern without wildcards names it; record its name."""
         storage = self.storage
         if storage is None:
             return None
@@ -345,7 +345,7 @@ class Store:
         return rule[1]
 
     def closed(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
-        """New values of the slots, as the old ones are stored."""
+        """Convert new values of the slots to the form in which the old ones are stored."""
         codecs = self.codecs_of(old, leaf)
         beside = tensors_beside(codecs)
         stored: dict[str, Tensor] = {}
@@ -359,7 +359,7 @@ class Store:
     def _packed(
         self, slot: str, codec: Codec, value: Any, old: Mapping[str, Tensor] | None, leaf: Leaf
     ) -> dict[str, Tensor]:
-        """The tensors that keep a value; a key is kept, or made for a first value."""
+        """Return the tensors that store a value, with the old random key, or a new key for an initial value."""
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} came out as {value!r}"
@@ -391,12 +391,12 @@ class Store:
             )
 
     def value_of(self, slot: str, stored: Mapping[str, Tensor], leaf: Leaf) -> Tensor:
-        """The value of one slot, in the dtype that it is kept in, or in float32 if it is coded."""
+        """Return the value of one slot in its stored dtype, or in float32 if it is coded."""
         codec = self.codecs_of(stored, leaf).get(slot)
         return stored[slot] if codec is None else unpacked(slot, codec, stored, leaf.shape)
 
     def template(self, slot: str, stored: Mapping[str, Tensor]) -> Tensor:
-        """A tensor in float32 that is shaped as a coded slot."""
+        """Return an uninitialized float32 tensor with the shape of a coded slot."""
         codec = self._codec(slot)
         codes = stored[slot]
         if codec is not None and codec.packs > 1:
@@ -407,7 +407,7 @@ class Store:
         return torch.empty(codes.shape, device=codes.device)
 
     def changed(self, slot: str, value: Tensor, stored: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
-        """The stored tensors of a leaf with another value of one slot."""
+        """Return the stored tensors of a leaf with a new value for one slot."""
         codec = self.codecs_of(stored, leaf).get(slot)
         if codec is None:
             return {**stored, slot: value.to(stored[slot].dtype)}
@@ -415,7 +415,7 @@ class Store:
 
 
 def packed(slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
-    """The tensors that keep the value of a slot, by name, divided as the value."""
+    """Encode the value of a slot: return its tensors by name, with the placements of the value."""
     tensors: dict[str, Tensor] = {}
     shapes = codec.shapes(value.shape)
     for suffix, tensor in codec.pack(local(value), noise).items():
@@ -425,7 +425,7 @@ def packed(slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None) 
 
 
 def unpacked(slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-    """The values that a slot's tensors keep, for a leaf of a shape."""
+    """Decode the tensors of a slot, for a leaf with the given shape."""
     codes = stored[slot]
     whole = codec.shape_of(codes.shape, shape)
     part = whole
@@ -440,7 +440,7 @@ def unpacked(slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch
 
 
 def _with_other_sizes(like: Tensor) -> Tensor:
-    """A tensor without values whose sizes are a little larger, and all different."""
+    """Return a meta tensor whose sizes are slightly larger and all different."""
     sizes: list[int] = []
     for size in like.shape:
         size += 1
@@ -451,7 +451,7 @@ def _with_other_sizes(like: Tensor) -> Tensor:
 
 
 def tensors_beside(codecs: Mapping[str, Codec]) -> set[str]:
-    """The names of the tensors that belong to coded slots, without the codes."""
+    """Return the names of the auxiliary tensors of coded slots, such as scales, without the codes."""
     names: set[str] = set()
     for slot, codec in codecs.items():
         names.update(f"{slot}.{suffix}" for suffix in codec.suffixes)
@@ -459,6 +459,6 @@ def tensors_beside(codecs: Mapping[str, Codec]) -> set[str]:
 
 
 def _without_number(slot: str) -> str:
-    """The name of the list that a numbered slot is an entry of."""
+    """Return the list name of a numbered slot, or the slot's own name."""
     name, _, number = slot.rpartition("_")
     return name if number.isdigit() else slot

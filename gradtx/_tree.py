@@ -14,7 +14,7 @@ from gradtx._complex import check_complex, check_real
 
 
 def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
-    """The leaves of `tree` by dotted name, in tree order, and the function that puts leaves back by name.
+    """Return the leaves of `tree` by dotted name, in tree order, and a function that rebuilds the tree from them.
 
     `None` is a leaf. A bare tensor has the empty name.
 
@@ -29,7 +29,7 @@ def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str
 
 
 def flatten_real(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
-    """As `flatten`; complex leaves are errors."""
+    """Like `flatten`, but raise an error for complex leaves."""
     leaves, unflatten = flatten(tree, what)
     for name, leaf in leaves.items():
         check_real(name, leaf, what)
@@ -37,7 +37,7 @@ def flatten_real(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mappin
 
 
 def flatten_any(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
-    """As `flatten`, for tensors of every dtype."""
+    """Like `flatten`, for tensors of any dtype."""
     paths, spec = _pytree.tree_flatten_with_path(tree)
     names = [".".join([_key(key) for key in path]) for path, _ in paths]
     leaves = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
@@ -86,7 +86,7 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
 
 
 def match(tree: Any, names: Iterable[str], what: str, of: str) -> dict[str, Any]:
-    """The leaves of `tree` by name, which must be exactly `names`, in any order, and real."""
+    """Return the leaves of `tree` by name. The names must be exactly `names`, in any order, and the leaves real."""
     leaves, _ = flatten_real(tree, what)
     check_names(leaves, names, what, of)
     return leaves
@@ -104,13 +104,13 @@ def check_names(given: Iterable[str], expected: Iterable[str], what: str, of: st
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by dotted name, whatever they are."""
+    """Return the leaves of a tree by dotted name, without checking their types."""
     paths, _ = _pytree.tree_flatten_with_path(tree)
     return {".".join([_key(key) for key in path]): leaf for path, leaf in paths}
 
 
 def strings(tree: Any) -> dict[str, str]:
-    """The leaves of a tree by dotted path, if all of them are strings; else nothing."""
+    """Return the leaves of a tree by dotted path if all of them are strings; else an empty dict."""
     leaves = named(tree)
     return leaves if all(isinstance(leaf, str) for leaf in leaves.values()) else {}
 
@@ -120,7 +120,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
-    """`function` over the tensors of equally built trees (a user's own state)."""
+    """Map `function` over the tensors of trees with the same structure, such as a user's state."""
     return _pytree.tree_map(lambda *leaves: function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0], *trees)
 
 

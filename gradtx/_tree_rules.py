@@ -1,4 +1,4 @@
-"""Functions of whole trees as operations: those of `@whole_tree` factories, and plain pairs as in optax."""
+"""Operations for functions of whole trees: those of `@whole_tree` factories, and plain pairs as in optax."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gradtx._slots import check_slots
 from gradtx._storage import Store
 from gradtx.context import Clock, Context
 
-PLAIN_EXTRAS = ("value", "hessian_diag")  # what plain functions may take
-CALLED_EXTRAS = ("grad_fn", "value_fn")  # these need `needs`, since a step that calls them writes nothing before
+PLAIN_EXTRAS = ("value", "hessian_diag")  # the extras that plain functions may accept
+CALLED_EXTRAS = ("grad_fn", "value_fn")  # must be in `needs`: a step that calls them writes nothing before the call
 
 
 class Functions(NamedTuple):
@@ -40,7 +40,7 @@ class Functions(NamedTuple):
 
 
 class StateParts(NamedTuple):
-    """A state of a function of trees.
+    """The parts of a state that a function of trees returned.
 
     Attributes:
         of_leaf: The slots of each leaf.
@@ -52,9 +52,9 @@ class StateParts(NamedTuple):
 
 
 class TreeOperation(Operation):
-    """Functions of dicts by leaf name. All leaves wait for one another, and `combine` calls the function once.
+    """Run functions of dicts keyed by leaf name. All leaves wait until `combine` calls the function once.
 
-    The state is kept as slots (dicts by leaf name) and shared 0-d tensors.
+    The state is stored as slots (dicts keyed by leaf name) and shared 0-d tensors.
     """
 
     compiles = False
@@ -99,7 +99,7 @@ class TreeOperation(Operation):
             leaf.new[self.path] = self._store.first(slots, leaf.param, leaf, None)
 
     def _split(self, state: Any, leaves: Mapping[str, Leaf]) -> StateParts:
-        """The parts of a state that a function returned."""
+        """Split a state that a function returned into slots and shared values."""
         parts = StateParts({}, {})
         if not is_dict(state):
             state = {"": state} if state else {}
@@ -148,7 +148,7 @@ class TreeOperation(Operation):
             raise
 
     def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
-        """The user's function of updates, state and params."""
+        """Return the user's function of updates, state and params."""
         context = TreeContext(leaves)
 
         def update(updates: Any, state: Any, params: Any) -> Any:
@@ -191,7 +191,7 @@ class TreeOperation(Operation):
             )
         leaf.update = update.to(leaf.wide)
 
-    # The form of trees that the functions take.
+    # Conversion between leaves by name and the trees that the functions receive and return.
 
     def _tree(self, values: dict[str, Any]) -> Any:
         return values
@@ -201,10 +201,10 @@ class TreeOperation(Operation):
 
 
 class PlainOperation(TreeOperation):
-    """A pair of plain functions, which get trees as the caller built them, and no context.
+    """Run a pair of plain functions, which receive trees in the caller's structure, and no context.
 
-    Extras go to parameters of their names, or to `**extras`. In functional use the state is kept as the functions
-    return it.
+    Extras are passed to parameters with their names, or to `**extras`. In functional use the state is stored exactly
+    as the functions return it.
     """
 
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions):
@@ -251,10 +251,10 @@ class PlainOperation(TreeOperation):
 
 
 def check_plain(update: Callable[..., Any]) -> None:
-    """Refuse a plain function with a parameter for an extra that plain functions don't get.
+    """Reject a plain function with a parameter for an extra that plain functions do not receive.
 
     Raises:
-        TypeError: it has one.
+        TypeError: `update` has such a parameter.
     """
     parameters = _parameters(update)
     for name in CALLED_EXTRAS:
@@ -266,7 +266,7 @@ def check_plain(update: Callable[..., Any]) -> None:
 
 
 def extras_of(update: Callable[..., Any]) -> tuple[str, ...]:
-    """The extras that a plain function takes, by parameters of their names or by `**extras`."""
+    """Return the extras that a plain function accepts, as parameters with their names or by `**extras`."""
     parameters = _parameters(update)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return PLAIN_EXTRAS
@@ -290,7 +290,7 @@ def _works(update: Callable[..., Any], *arguments: Any) -> bool:
 
 
 class GradientOperation(TreeOperation):
-    """A function of whole trees that makes a new gradient, also for the links that ask for the gradient itself."""
+    """Run a function of whole trees whose result also replaces the gradient that later links read."""
 
     def resume(self, leaf: Leaf, total: Any) -> None:
         super().resume(leaf, total)
@@ -298,7 +298,7 @@ class GradientOperation(TreeOperation):
 
 
 def _latest(leaves: Iterable[Leaf]) -> Clock:
-    """The clock of the leaves that have stepped most often, whatever their order."""
+    """Return the clock with the highest count, independent of the order of the leaves."""
     by_count: dict[int | None, Clock] = {}
     clocks: dict[Clock, torch.device] = {}
     for leaf in leaves:
@@ -314,7 +314,7 @@ def _latest(leaves: Iterable[Leaf]) -> Clock:
 
 
 class TreeContext(Context):
-    """The context of a `@whole_tree` rule: as `Context`, with dicts by leaf name where that has one tensor."""
+    """The context of a `@whole_tree` rule: like `Context`, with dicts keyed by leaf name instead of single tensors."""
 
     def __init__(self, leaves: dict[str, Leaf]):
         self._first = next(iter(leaves.values()))
@@ -326,7 +326,7 @@ class TreeContext(Context):
         return {name: leaf.grad for name, leaf in self._leaves.items()}
 
     def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The gradients at `params` (by leaf name; missing leaves stay where they are)."""
+        """Return the gradients at `params` (by leaf name; missing leaves keep their current values)."""
         gradients = self._first.run.gradients_at(params)
         for name, leaf in self._leaves.items():
             if leaf.negated:
@@ -336,19 +336,19 @@ class TreeContext(Context):
     def value_along(
         self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The loss at `origin` + length x direction (by leaf name; others stay), and with `sloped` its slope there."""
+        """Return the loss at `origin` + length x direction (by leaf name; others stay), and if `sloped`, its slope."""
         value, slope = self._first.run.value_along(origin, direction, length, sloped)
         if not self._first.negated:
             return value, slope
         return -value, None if slope is None else -slope
 
     def known_value(self) -> Tensor | None:
-        """The loss at the parameters, if the caller passed it, with the sign of what is minimized."""
+        """Return the loss at the parameters if the caller passed it, negated when maximizing."""
         value = self._extras.get("value")
         return -value if value is not None and self._first.negated else value
 
     def __getattr__(self, name: str) -> Any:
-        attributes = self.__dict__  # without those of `Context` yet, where a context is copied
+        attributes = self.__dict__  # while a context is being copied, its attributes are not set yet
         if "_leaves" in attributes and name in self._first.run.leaf_extras:
             return {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
         return super().__getattr__(name)

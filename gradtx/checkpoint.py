@@ -1,4 +1,4 @@
-"""Save parameters and a state in one safetensors file, and load them bit for bit."""
+"""Save parameters and a state to one safetensors file, and load them bit for bit."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ MOST = 3  # entries of each kind that an error lists
 
 
 def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
-    """Write parameters and a state to a safetensors file, or leave the old file as it was.
+    """Write parameters and a state to a safetensors file; on failure, the old file remains unchanged.
 
     Entries are named "params.<leaf>" and "state.<path>", and have the dtypes of the tensors. `save` writes a temporary
-    file in the same folder and renames it when it is complete, so that a crash or a full disk costs no checkpoint.
+    file to the same folder and renames it when it is complete, so a crash or a full disk never loses a checkpoint.
 
     Args:
-        path: The file, in a folder that exists.
+        path: The file, in an existing folder.
         params: A tree of tensors.
-        state: A tree of tensors: what `init` or `update` returned; also of an ensemble.
+        state: A tree of tensors, as returned by `init` or `update`; the state of an ensemble also works.
 
     Raises:
         ImportError: the package safetensors is missing.
-        TypeError: a leaf that is neither tensor nor None, or whose values can't be read: inside a transform, on the
-            meta device, sharded over processes (use `torch.distributed.checkpoint` for these); one in complex128.
-        ValueError: two leaves with the same dotted name.
-        OSError: the file can't be written.
+        TypeError: a leaf is neither a tensor nor None, has dtype complex128, or its values cannot be read: inside a
+            transform, on the meta device, or sharded over processes (use `torch.distributed.checkpoint` for these).
+        ValueError: two leaves have the same dotted name.
+        OSError: the file cannot be written.
 
     Example:
         >>> import tempfile, pathlib
@@ -64,7 +64,7 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
             raise TypeError(f"save: {name!r} has no values to write: it is divided, meta, or inside a transform")
         if leaf.dtype == torch.complex128:
             raise TypeError(f"save: {name!r} has dtype {leaf.dtype}, which safetensors has no name for; use torch.save")
-        # The format has no shared memory and no strides.
+        # The format supports neither shared memory nor strides.
         tensors[name] = memory.fresh(leaf.detach().contiguous())
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: there is no folder {str(path.parent)!r}")
@@ -72,19 +72,19 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
     try:
         safetensors.torch.save_file(tensors, unfinished, metadata={"format": "pt"})
         with open(unfinished, "rb+") as file:
-            os.fsync(file.fileno())  # the name must not reach the disk before the content does
+            os.fsync(file.fileno())  # the content must reach the disk before the new name does
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, Any]:
-    """Read a file of `save`, after checking all its entries against trees of the same structure.
+    """Read a file written by `save`, after checking all its entries against trees of the same structure.
 
     Args:
         path: The file.
-        params: Parameters built as for the saved run: names, shapes and dtypes count, values don't. They do not change.
-        state: A state for them, such as `tx.init(params)`.
+        params: Parameters with the names, shapes and dtypes of the saved run; their values are ignored. Not changed.
+        state: A state for these parameters, such as `tx.init(params)`.
 
     Returns:
         `(params, state)`, new trees with the saved values, in the memory layouts and on the devices of the given trees.
@@ -92,9 +92,9 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
     Raises:
         ImportError: the package safetensors is missing.
         FileNotFoundError: there is no such file.
-        TypeError: a leaf that is neither tensor nor None.
-        ValueError: the file is no complete safetensors file, or its entries differ from the trees; the error lists the
-            first that are missing, unknown, or of another shape or dtype.
+        TypeError: a leaf is neither a tensor nor None.
+        ValueError: the file is not a complete safetensors file, or its entries do not match the trees. The error lists
+            the first entries that are missing, unknown, or have a different shape or dtype.
 
     Example:
         See `save`.
@@ -124,7 +124,7 @@ def _safetensors(caller: str) -> Any:
 
 
 def _named(caller: str, params: Any, state: Any) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Tensor]], Any]]:
-    """All tensors by the names of their entries, and the function that rebuilds both trees from others."""
+    """Return all tensors by entry name, and a function that rebuilds both trees from such a mapping."""
     leaves, unflatten = _tree.flatten_any({"params": params, "state": state}, caller)
     tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}
 
@@ -135,7 +135,7 @@ def _named(caller: str, params: Any, state: Any) -> tuple[dict[str, Tensor], Cal
 
 
 def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a file with their slots coded, or not, as in a state."""
+    """Convert the slots in a file to the codes, or the uncoded form, that `state` uses."""
     entries = dict(saved)
     for stage, slots in _stages(state, "state"):
         leaves = {leaf for tensors in slots.values() for leaf in tensors}
@@ -154,7 +154,7 @@ def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_suffixes(slots: Iterable[str]) -> list[str]:
-    """The slots, and all tensors that may belong to their codes, each once."""
+    """Return the slots and all tensors that may belong to their codes, without duplicates."""
     names: list[str] = []
     for slot in slots:
         names.append(slot)
@@ -163,7 +163,7 @@ def _with_suffixes(slots: Iterable[str]) -> list[str]:
 
 
 def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
-    """Every part of a state that has slots, with its dotted path and its slots."""
+    """Yield the dotted path and the slots of every part of a state that has slots."""
     if not is_dict(tree):
         return
     slots: dict[str, Slot] = {}
@@ -181,7 +181,7 @@ def _is_slot(value: Any) -> TypeGuard[Slot]:
 
 
 def _shape_of(first: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> torch.Size:
-    """The shape of a leaf, as far as its slots tell: that of the largest."""
+    """Infer the shape of a leaf from its slots: the shape of the largest one."""
     shapes = [tensor.shape for tensor in (*first.values(), *saved.values())]
     return max(shapes, key=torch.Size.numel)
 
@@ -200,7 +200,7 @@ def _check(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tenso
 
 
 def _problems(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Kind of problem -> entries."""
+    """Return the affected entries by kind of problem."""
     missing: list[str] = []
     different: list[str] = []
     for name, like in expected.items():
@@ -223,6 +223,6 @@ def _first(items: list[str]) -> str:
 
 
 def _filled(like: Tensor, value: Tensor) -> Tensor:
-    """Copy a saved value into the memory layout of `like`, since the order of sums may depend on the layout."""
+    """Copy a saved value to the memory layout of `like`, since the order of summation may depend on the layout."""
     device = torch.device("cpu") if like.is_meta else like.device
     return torch.empty_like(like, device=device, requires_grad=False).copy_(value)

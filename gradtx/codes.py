@@ -1,4 +1,4 @@
-"""Codes: how a slot is kept in fewer bits than it is computed in."""
+"""Codes: store a slot in fewer bits than rules compute in."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gradtx._narrowing import is_tuple
 __all__ = ["Codec"]
 
 Shape = tuple[int, ...]
-LEAST_SCALE = 2.0**-100  # below it decoded values would leave float32; small enough to be zero for every optimizer
+LEAST_SCALE = 2.0**-100  # below it, decoding would underflow in float32; negligible for every optimizer
 SCALE = "scale"
 KEY = "key"
 
 
 def largest_of_block(largest: Tensor) -> Tensor:
-    """The scale of a block: its largest magnitude."""
+    """Return the scale of a block: its largest magnitude."""
     return largest.to(torch.float32).clamp(min=LEAST_SCALE)
 
 
@@ -30,24 +30,26 @@ def largest_of_block(largest: Tensor) -> Tensor:
 class Codec:
     """A code for slots: two pure functions of torch operations, without branches on values.
 
-    With a `block`, every so many entries of a row share a float32 scale, kept as `<slot>.scale`; a row is an index of
-    dimension 0. The functions then get tensors of shape (rows, blocks, block) and scales of shape (rows, blocks, 1).
+    With a `block`, each block of consecutive entries of a row shares a float32 scale, stored as `<slot>.scale`; a row
+    is an index of dimension 0. The functions then receive tensors of shape (rows, blocks, block) and scales of shape
+    (rows, blocks, 1).
 
     Args:
-        encode: `(values, scale) -> codes`, shaped as the values; without a block `values -> codes`. With `parts` it
-            returns a tuple, the codes and each part.
-        decode: `(codes, scale) -> values` in float32 at least; without a block `codes -> values`. Parts come between.
-        block: How many entries share a scale, a power of two; None for a code without scales.
-        scale: The scale of a block as a function of its largest magnitude; by default that magnitude.
-        parts: The names of further tensors that `encode` returns, kept as `<slot>.<part>`.
-        nonnegative: The code of slots that are never negative, if they have another.
-        packs: How many codes, from 0 to 15 or from -8 to 7, share a byte: 1, or 2 along the last dimension, if any.
-        random: Whether `encode` gets 16 random bits for each entry as its last argument.
+        encode: `(values, scale) -> codes`, with the shape of the values; without a block `values -> codes`. With
+            `parts` it returns a tuple of the codes and each part.
+        decode: `(codes, scale) -> values` in at least float32; without a block `codes -> values`. Parts follow the
+            codes.
+        block: The number of entries that share a scale, a power of two; None for a code without scales.
+        scale: The scale of a block as a function of its largest magnitude; by default the magnitude itself.
+        parts: The names of additional tensors that `encode` returns, stored as `<slot>.<part>`.
+        nonnegative: A different code for slots whose values are never negative, if any.
+        packs: The number of codes, from 0 to 15 or from -8 to 7, per byte: 1, or 2 along the last dimension, if any.
+        random: Whether `encode` receives 16 random bits per entry as its last argument.
         name: The name in errors and tables.
 
     Raises:
-        TypeError: `encode` or `decode` is no function.
-        ValueError: `block` is no power of two, `packs` neither 1 nor 2.
+        TypeError: `encode`, `decode` or `scale` is not a function.
+        ValueError: `block` is not a power of two, or `packs` is neither 1 nor 2.
 
     Example:
         >>> halves = gradtx.Codec(lambda values: values.half(), lambda codes: codes.float(), name="float16")
@@ -78,14 +80,14 @@ class Codec:
 
     @classmethod
     def named(cls, name: str, block: int | None = None) -> Codec:
-        """The built-in code of a name, with another block length if one is given.
+        """Return a built-in code by name, optionally with a different block length.
 
         Args:
             name: "int8", "int4", "float8", "bfloat16+8" or "bfloat16:stochastic".
-            block: How many entries share a scale, a power of two; for "int4" at most 32.
+            block: The number of entries that share a scale, a power of two; for "int4" at most 32.
 
         Raises:
-            ValueError: an unknown name, a block length that the code can't have.
+            ValueError: the name is unknown, or the code does not support the block length.
 
         Example:
             >>> gradtx.Codec.named("int8", block=128)
@@ -117,7 +119,7 @@ class Codec:
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """The names of the tensors beside the codes."""
+        """The names of the tensors that a coded slot stores in addition to the codes."""
         suffixes: list[str] = []
         if self.block is not None:
             suffixes.append(SCALE)
@@ -127,11 +129,11 @@ class Codec:
         return tuple(suffixes)
 
     def for_sign(self, nonnegative: bool) -> Codec:
-        """The code of a slot that is never negative, or of any slot."""
+        """Return the code for slots that are never negative if `nonnegative` and there is one, else this code."""
         return self.nonnegative if nonnegative and self.nonnegative is not None else self
 
     def pack(self, values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """The tensors that keep `values`, by suffix; "" for the codes."""
+        """Encode `values`: return the tensors that store them, by suffix; "" for the codes."""
         if self.block is None:
             encoded = self.encode(values) if noise is None else self.encode(values, noise)
             return self._by_suffix(encoded, values)
@@ -155,7 +157,7 @@ class Codec:
         return packed
 
     def unpack(self, packed: dict[str, Tensor], shape: Shape) -> Tensor:
-        """The values, in a shape."""
+        """Decode the tensors of `pack` to values of a given shape."""
         codes = packed[""]
         if self.packs == 2 and codes.ndim:
             codes = _halves(codes, shape)
@@ -169,7 +171,7 @@ class Codec:
         return _out_of_blocks(self.decode(*blocks, scale), codes)
 
     def shape_of(self, codes: Shape, like: Shape) -> Shape:
-        """The shape of the values, by that of the codes and of the leaf."""
+        """Return the shape of the values, given the shapes of the codes and of the leaf."""
         if self.packs == 1 or not codes:
             return codes
         if like and _halved(like) == codes:
@@ -177,7 +179,7 @@ class Codec:
         return (*codes[:-1], 2 * codes[-1])
 
     def shapes(self, shape: Shape) -> dict[str, Shape]:
-        """The shapes of the tensors that keep values of a shape, by suffix."""
+        """Return the shapes of the tensors that store values of a given shape, by suffix."""
         shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
         if self.packs == 2 and shape:
             shapes[""] = _halved(shape)
@@ -187,26 +189,26 @@ class Codec:
         return shapes
 
     def fills_rows(self, shape: Shape) -> bool:
-        """Whether all blocks of a tensor are whole, so that rows one after another are one long row."""
+        """Whether all blocks of a tensor are full, so that consecutive rows can be treated as one long row."""
         if self.packs == 2 and shape and shape[-1] % 2:
             return False
         return self.block is None or _row_length(shape) % self.block == 0
 
 
 def _is_block(length: Any) -> bool:
-    """Whether a length is a power of two from 2 on."""
+    """Whether a length is a power of two, at least 2."""
     return type(length) is int and length >= 2 and length & (length - 1) == 0
 
 
 def _halved(shape: Shape) -> Shape:
-    """The shape of codes of which two share a byte."""
+    """Return the shape of codes that are packed two per byte."""
     return (*shape[:-1], (shape[-1] + 1) // 2)
 
 
 def _row_length(shape: Shape) -> int:
-    """The entries of a row: an index of dimension 0, the rest flattened; vectors are one row."""
+    """Return the number of entries per row: dimension 0 indexes rows, the rest is flattened; a vector is one row."""
     row = shape if len(shape) < 2 else shape[1:]
-    return math.prod(row)  # torch.Size.numel would fix symbolic sizes
+    return math.prod(row)  # torch.Size.numel would specialize symbolic sizes
 
 
 def _blocks_of_row(shape: Shape, block: int) -> int:
@@ -214,12 +216,12 @@ def _blocks_of_row(shape: Shape, block: int) -> int:
 
 
 def _in_blocks(values: Tensor, block: int, count: int) -> Tensor:
-    """Values in the shape (rows, blocks, block); the last entry of a row, repeated, fills its last block."""
+    """Reshape values to (rows, blocks, block); copies of a row's last entry pad its last block."""
     rows = values.shape[0] if values.ndim > 1 else 1
     length = _row_length(values.shape)
     if count * block == length:
         return values.reshape(rows, count, block)
-    # Not torch's pad: inductor 2.13 compiles it wrongly for AVX-512 where a vector reaches past the end.
+    # Not torch's pad: inductor 2.13 miscompiles it for AVX-512 when a vector extends past the end.
     places = torch.arange(count * block, device=values.device).clamp(max=length - 1)
     filled = values.reshape(rows, length)[:, places]
     return filled.reshape(rows, count, block)
@@ -230,13 +232,13 @@ def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
     length = _row_length(like.shape)
     rows, count, block = blocks.shape
     values = blocks.reshape(rows, count * block)
-    if count * block != length:  # a copy, so that no state keeps the memory of what fills the last block
+    if count * block != length:  # copy, so that the state does not keep the memory of the padding alive
         values = values[:, :length].clone(memory_format=torch.contiguous_format)
     return values.reshape(like.shape)
 
 
 def _pairs(codes: Tensor) -> Tensor:
-    """Two codes of four bits in a byte, along the last dimension."""
+    """Pack pairs of 4-bit codes into bytes, along the last dimension."""
     if codes.shape[-1] % 2:
         codes = torch.cat((codes, codes[..., -1:]), -1)
     halves = (codes.shape[-1] // 2, 2)
@@ -250,13 +252,14 @@ def _halves(pairs: Tensor, shape: Shape) -> Tensor:
     """The reverse of `_pairs`."""
     low = pairs & 15
     if pairs.dtype == torch.int8:
-        low = (low ^ 8) - 8  # the sign of four bits
+        low = (low ^ 8) - 8  # sign extension from 4 bits
     high = pairs >> 4
     codes = torch.stack((low, high), -1).flatten(-2)
     return codes if codes.shape == shape else codes[..., : shape[-1]]
 
 
-# Whole numbers with a scale. A positive magnitude has at least the code 1: a second moment of 0 would make steps huge.
+# Integers with a scale. The code of a nonzero value is at least 1 in magnitude: a second moment that decodes to 0 would
+# cause huge steps.
 
 
 def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
@@ -316,14 +319,14 @@ def _decode_uint4(codes: Tensor, scale: Tensor) -> Tensor:
     return _positive_values(codes, scale, 15)
 
 
-# Floating-point numbers.
+# Floating-point codes.
 
 FLOAT8_MOST = 448.0
 FLOAT8_LEAST = 2.0**-9
 
 
 def _float8_scale(largest: Tensor) -> Tensor:
-    """The largest magnitude over 448, with 20 bits: then 448 times it is exact, and encoding again finds it again."""
+    """Return the largest magnitude / 448, rounded to 20 bits. 448 times it is then exact, so re-encoding returns it."""
     scale = largest.to(torch.float32).mul(1 / FLOAT8_MOST).clamp(min=LEAST_SCALE)
     bits = scale.view(torch.int32)
     rounded = (bits + 8) & ~15
@@ -341,7 +344,7 @@ def _decode_float8(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def _encode_bfloat16_and_8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The upper 24 bits of float32: those of the nearest bfloat16, and the signed rest in 1/128 of half a unit."""
+    """Encode the upper 24 bits of float32: the nearest bfloat16, and the signed rest in 1/128 of half a unit."""
     bits = values.to(torch.float32).view(torch.int32)
     bits_of_24 = (bits + 0x80) >> 8
     upper = (bits_of_24 + 0x80) >> 8
@@ -356,14 +359,14 @@ def _decode_bfloat16_and_8(codes: Tensor, error: Tensor) -> Tensor:
 
 
 def _encode_stochastically(values: Tensor, noise: Tensor) -> Tensor:
-    """One of the two neighbours in bfloat16, so that the expected value is the value."""
+    """Round to one of the two neighbors in bfloat16, so that the expected result is the value."""
     bits = values.to(torch.float32).view(torch.int32)
     upper = (bits + noise.to(torch.int32)) & -0x10000
     return _bfloat16_of(upper)
 
 
 def _bfloat16_of(bits: Tensor) -> Tensor:
-    """The bits of a float32 that a bfloat16 has, too, as one. Compilers have vectors of both, and none of int16."""
+    """Return the upper 16 bits of a float32 as bfloat16, by a cast: compilers vectorize it, unlike int16 operations."""
     return bits.view(torch.float32).to(torch.bfloat16)
 
 
@@ -371,7 +374,7 @@ def _decode_bfloat16(codes: Tensor) -> Tensor:
     return codes.to(torch.float32)
 
 
-# 64: measured, shorter blocks cost memory and longer ones accuracy. 4-bit codes need shorter ones.
+# 64 by measurement: shorter blocks cost memory, longer ones accuracy. 4-bit codes need shorter blocks.
 _UINT8 = Codec(_encode_uint8, _decode_uint8, block=64, name="uint8")
 _UINT4 = Codec(_encode_uint4, _decode_uint4, block=32, packs=2, name="uint4")
 CODES = {

@@ -32,13 +32,13 @@ OWN = (
     "time",
     "turn",
     "when",
-)  # every rule finds these in its context
+)  # available in every rule's context
 
 
 class Clock:
-    """A count of updates: `step` is the 1-based number of the current one, a 0-d int64 tensor.
+    """A count of updates: `step` is the 1-based number of the current update, a 0-d int64 tensor.
 
-    `host` is the same number as a Python int where the caller knows it (the adapter), else None.
+    `host` is the same number as a Python int if the caller (the adapter) knows it, else None.
     """
 
     def __init__(self, step: Tensor, host: int | None = None):
@@ -48,14 +48,14 @@ class Clock:
 
     def on(self, device: torch.device) -> Moment:
         if device not in self._moments:
-            # A copy to a device would wait for all that is queued there; filling in a number does not.
+            # Copying to a device would wait for all queued work; filling with a constant does not.
             step = self.step.to(device) if self.host is None else torch.full_like(self.step, self.host, device=device)
             self._moments[device] = Moment(step, self.host)
         return self._moments[device]
 
 
 class Moment:
-    """A clock's step on one device, and what follows from it, computed once for all leaves."""
+    """A clock's step on one device, with values derived from it, computed once for all leaves."""
 
     def __init__(self, step: Tensor, host: int | None):
         self.step = step
@@ -81,7 +81,7 @@ def bias_correction(beta: Any, time: Any) -> Tensor:
 
 
 class StandInCalledError(Exception):
-    """A rule got to the point where it calls a function that was not passed."""
+    """A rule reached a call of a function that the caller did not pass."""
 
 
 def _stand_in_function(*args: Any) -> Any:
@@ -91,11 +91,11 @@ def _stand_in_function(*args: Any) -> Any:
 class Context:
     """The clock, the gradient and the extras that a rule may read. The library creates it; rules never write to it.
 
-    Besides the attributes below, a rule reads every extra that it declares (`needs=`, `extras=`) by its name, such as
+    In addition to the attributes below, a rule reads each extra that it declares (`needs=`, `extras=`) by name, such as
     `ctx.value`, and `ctx.rng` if it is declared `random=True`. An optional extra that the caller did not pass is None.
 
     Raises:
-        AttributeError: a name that no link declares.
+        AttributeError: no link declares the name.
 
     Example:
         >>> @gradtx.per_tensor(elementwise=True)
@@ -107,7 +107,7 @@ class Context:
     rng: Any
 
     def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
-        # Not the leaf itself: a cycle would keep its tensors until Python's collector runs.
+        # Do not store the leaf itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._extras: dict[str, Any] = leaf.extras
         self._name = leaf.name
         self._known: Container[str] = leaf.run.known_extras
@@ -119,14 +119,14 @@ class Context:
             self.rng = rng
 
     def undivided(self) -> Context:
-        """The same with whole tensors in place of shards."""
+        """Return a copy with full tensors instead of shards."""
         whole = copy.copy(self)
         whole._grad = undivided(self._grad)
         whole._extras = {name: undivided(value) for name, value in self._extras.items()}
         return whole
 
     def with_stand_in(self, name: str) -> Context:
-        """The same with something in place of an extra that was not passed, to learn whether a rule needs it."""
+        """Return a copy with a stand-in for an extra that was not passed, to learn whether a rule needs it."""
         other = copy.copy(self)
         value: Any = _stand_in_function
         if name == "value":
@@ -141,7 +141,7 @@ class Context:
 
     @property
     def step(self) -> Tensor:
-        """The number of this update on the rule's clock, 1-based, 0-d int64."""
+        """The 1-based number of this update on the rule's clock, 0-d int64."""
         return self._moment.step
 
     @property
@@ -151,37 +151,37 @@ class Context:
 
     @property
     def grad(self) -> Any:
-        """The gradient of this tensor: in an alias its input, elsewhere as the clock saw it, before any link."""
+        """The gradient of this tensor, before any link: inside an alias its input, elsewhere as the clock saw it."""
         return self._grad.to(self._dtype)
 
     def bias_correction(self, beta: Any, step: Any = None) -> Tensor:
-        """1 - beta**step in float64, safe at beta 0 and step 0; computed once for all leaves of equal count."""
+        """Return 1 - beta**step in float64, safe at beta 0 and step 0; computed once for leaves with equal counts."""
         if step is None:
             return self._moment.bias_correction(beta)
         return bias_correction(beta, exact(step, self._moment.time.device))
 
     def every(self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
-        """`compute()` at steps with step % k == phase % k, else `keep()`: tensors or equally built trees of them.
+        """Return `compute()` at steps with step % k == phase % k, else `keep()`: tensors or trees of equal structure.
 
-        In pure use both sides run and `torch.where` selects; where the count is known on the host, only one.
+        In pure use both functions run and `torch.where` selects; if the host knows the count, only one runs.
         """
         return self.when(lambda step: step % k == phase % k, compute, keep)
 
     def turn(self, k: int) -> int:
-        """A number in [0, k) that follows from the leaf's name: the phase of work that leaves do in turns."""
+        """Return an integer in [0, k) derived from the leaf's name: a phase that spreads periodic work over steps."""
         return name_key(self._name) % k
 
     def first(self, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
-        """`compute()` at step 1, else `keep()`, as `every` selects."""
+        """Return `compute()` at step 1, else `keep()`; selection works as in `every`."""
         return self.when(lambda step: step == 1, compute, keep)
 
     @property
     def is_first(self) -> bool | Tensor:
-        """Whether this is step 1: a bool where the count is known on the host, else a 0-d tensor."""
+        """Whether this is step 1: a bool if the host knows the count, else a 0-d tensor."""
         return self._moment.step == 1 if self._moment.host is None else self._moment.host == 1
 
     def when(self, due: Callable[[Any], Any], compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
-        """`compute()` at the steps that `due` accepts, an int or a 0-d tensor, else `keep()`, as `every` selects."""
+        """Return `compute()` if `due(step)` is true, else `keep()`, as in `every`; `step` is an int or a 0-d tensor."""
         if self._moment.host is not None:
             return compute() if due(self._moment.host) else keep()
         now = due(self._moment.step)
@@ -198,7 +198,7 @@ class Context:
         known = own.get("_known", ())
         if name in ALWAYS_KNOWN or name in known:
             return None
-        if name.startswith("__"):  # Python asks for these, to copy a context
+        if name.startswith("__"):  # Python looks these up when it copies a context
             raise AttributeError(name)
         if name == "rng":
             raise AttributeError("ctx.rng: only for rules that are declared @per_tensor(random=True)")
@@ -212,7 +212,7 @@ class FrameContext(Context):
 
     Attributes:
         ticks: Whether the inner clock counts this call, 0-d bool; None for a combinator without a clock.
-        inner: The new slots of the inner transformation that the combinator asked for, by "stage.slot".
+        inner: The inner transformation's new slots that the combinator requested, by "stage.slot".
     """
 
     ticks: Tensor | None
@@ -225,5 +225,5 @@ class FrameContext(Context):
         self._active = leaf.active
 
     def keep(self, new: Tensor, old: Tensor) -> Tensor:
-        """`new`, or `old` if this leaf turned out to be skipped in this call."""
+        """Return `new`, or `old` if this leaf is skipped in this call."""
         return new if self._active is None else torch.where(self._active, new, old)

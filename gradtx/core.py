@@ -1,4 +1,4 @@
-"""The one type, `GradientTransformation`, and `chain`."""
+"""The central type, `GradientTransformation`, and `chain`."""
 
 # pyright: reportPrivateUsage=false
 
@@ -24,20 +24,20 @@ __all__ = ["GradientTransformation", "apply_updates", "chain"]
 
 
 class GradientTransformation:
-    """A pair of pure functions over trees of tensors; the value that everything in gradtx is, or makes.
+    """A pair of pure functions over trees of tensors, `init` and `update`.
 
-    Immutable, picklable, deep-copyable. `init, update = tx` unpacks it. Factories and combinators make most of
-    them; any two functions on trees do as well:
+    Instances are immutable and support pickle and deepcopy. `init, update = tx` unpacks the pair. Factories and
+    combinators create most transformations; the constructor accepts any two functions of trees:
 
     Args:
         init: `init(params) -> state`, any tree of tensors.
-        update: `update(updates, state, params) -> (updates, state)`. Leaves without a gradient, and those that
-            another combinator took out, are None in its trees. It gets the extras `value` and
-            `hessian_diag`, where the caller passes them, as parameters of these names or as `**extras`.
+        update: `update(updates, state, params) -> (updates, state)`. Leaves without a gradient, and leaves that
+            another combinator removed, are None in its trees. The extras `value` and `hessian_diag`, if the caller
+            passes them, are passed to parameters with these names or to `**extras`.
 
     Raises:
         TypeError: `init` or `update` is not callable, or `update` has a parameter `grad_fn` or
-            `value_fn`, which only `@whole_tree` rules get.
+            `value_fn`, which only `@whole_tree` rules receive.
 
     Example:
         >>> halve = GradientTransformation(lambda params: {}, lambda u, s, p: ({k: v / 2 for k, v in u.items()}, s))
@@ -90,7 +90,7 @@ class GradientTransformation:
                     f"{self._name}: a transformation has no {name!r}; {optimizer} makes a torch optimizer"
                 )
             if isinstance(getattr(type(self), name, None), property):
-                return object.__getattribute__(self, name)  # again, for the error that led here
+                return object.__getattribute__(self, name)  # raise the property's own AttributeError again
             if not name.startswith("_") and name in self.hyperparams:
                 raise AttributeError(f"{self._name}: a transformation has no {name!r}; read hyperparams[{name!r}]")
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -101,13 +101,13 @@ class GradientTransformation:
     # Public methods.
 
     def init(self, params: Any, *, counts: str = "calls") -> dict[str, Any]:
-        """The state before the first update, for a tree of parameters: nested dicts of tensors by leaf name.
+        """Return the initial state for a tree of parameters: nested dicts of tensors by leaf name.
 
         Args:
             params: The parameters.
-            counts: "calls": one count of updates for all leaves, so that a compiled step has one. "leaves": every leaf
-                counts the updates in which it had a gradient, as torch's optimizers do; the state then has
-                `leaf_steps`. The two differ where gradients are missing now and then, in bias corrections.
+            counts: "calls": one count of updates for all leaves, so that a compiled step has a single count. "leaves":
+                each leaf counts the updates in which it had a gradient, as in torch's optimizers; the state then has
+                `leaf_steps`. If some gradients are occasionally missing, bias corrections differ between the two.
 
         Raises:
             TypeError: a leaf is not a floating-point tensor.
@@ -118,53 +118,55 @@ class GradientTransformation:
     def update(
         self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """One step, as a pure function: `(updates, state)`, both new; nothing given is changed.
+        """Compute one step as a pure function: return new `(updates, state)` without changing any argument.
 
         Args:
             updates: A tree of gradients; a None leaf stays None and keeps its slots.
-            state: The result of `init` or of the last `update`.
-            params: The parameters, needed if `"params" in tx.needs`.
+            state: The state returned by `init` or by the previous `update`.
+            params: The parameters, required if `"params" in tx.needs`.
             **extras: `value` (the loss, 0-d), `value_fn` (params -> loss), `grad_fn` (params -> gradients),
-                `hessian_diag` (a tree), and whatever else a link declares; see `needs`.
+                `hessian_diag` (a tree), and any other extra that a link declares; see `needs`.
 
         Raises:
-            TypeError: an extra that no link knows, or a required one that is missing.
-            ValueError: trees that don't fit together, or the state of another chain.
+            TypeError: no link declares an extra that was passed, or a required extra is missing.
+            ValueError: the trees do not match each other, or the state belongs to another chain.
         """
         result = _pure_lists.update(self, updates, state, params, extras)
         return _pure.update(self, updates, state, params, extras) if result is None else result
 
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
-        """The weights to evaluate with: those of the last link that has an opinion (averages, lookahead's slow
-        weights), leaf by leaf; `params` for the rest.
+        """Return the weights for evaluation, such as averages or lookahead's slow weights.
+
+        For each leaf, the last link that defines evaluation weights applies; other leaves are those of `params`.
         """
         return _pure.eval_params(self, state, params)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
-        """Name -> value of every hyperparameter, a new dict. The outermost decorated call owns a name. A bare name
-        belongs to the first optimizer that has it, such as `adamw`, else to the first link; the others have it as
-        `owner.name`, or in a partition as `label.name`.
+        """A new dict, name -> value, of all hyperparameters.
+
+        The outermost decorated call owns a name. The bare name refers to the first optimizer that has it, such as
+        `adamw`, else to the first link; those of other links are called `owner.name`, or in a partition `label.name`.
 
         Raises:
-            KeyError: an unknown name.
+            KeyError: the name is unknown.
         """
         return Hyperparams(self)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Requirements of `update` beyond `updates` and `state`: `params` and names of extras, sorted."""
+        """The sorted inputs that `update` requires beyond `updates` and `state`: `params` and names of extras."""
         _, needs = self._requirements()
         return tuple(sorted({need for _, need in needs}))
 
     def replace(self, **hyperparams: Any) -> GradientTransformation:
-        """The same transformation with other hyperparameters; names as in `hyperparams`.
+        """Return a copy with other hyperparameter values; names are those of `hyperparams`.
 
-        A name may always be given with its owner (`adamw.lr`) or with its label (`head.lr`), also where it is shown
-        bare.
+        A name with its owner (`adamw.lr`) or its label (`head.lr`) is always accepted, even if `hyperparams` shows the
+        bare name.
 
         Raises:
-            TypeError: an unknown name.
+            TypeError: a name is unknown.
 
         Example:
             >>> gradtx.adamw(lr=1e-3).replace(lr=1e-4)
@@ -177,29 +179,29 @@ class GradientTransformation:
         return self._replaced({places[name].place: value for name, value in hyperparams.items()}, True)
 
     def _skeleton(self) -> Any:
-        """The structure of the transformation without its numbers; None if others can't share its programs."""
+        """Return the structure without hyperparameter values; None if its programs cannot be shared."""
         return None
 
-    # How combinators and engines see it. A place is (indices of children down to a node, argument).
+    # The interface for combinators and engines. A place is (child indices down to a node, argument).
 
     @property
     def _needs(self) -> tuple[str, ...]:
-        """Requirements of `update`."""
+        """The inputs that `update` requires."""
         return ()
 
     @property
     def _extras(self) -> Mapping[str, str]:
-        """The extras that it knows beyond those of every link: name -> kind."""
+        """The extras that it accepts in addition to those known to every link: name -> kind."""
         return {}
 
     @property
     def _rounds(self) -> bool:
-        """Whether its updates lead to weights that are rounded already."""
+        """Whether its updates yield weights that are already rounded."""
         return False
 
     @property
     def _follows_rate(self) -> bool:
-        """Whether it works on the finished step, so that no learning rate and no decay should follow."""
+        """Whether it processes the finished step, so that no learning rate or decay should follow."""
         return False
 
     @property
@@ -209,21 +211,21 @@ class GradientTransformation:
 
     @property
     def _takes_blocks(self) -> bool:
-        """Whether blocks of a leaf may take the place of leaves."""
+        """Whether it may process blocks of a leaf as if they were leaves."""
         return False
 
     @property
     def _lr_role(self) -> str | None:
-        """Whether it is the "owner" of the learning rate, has its place "before owner", or None for neither."""
+        """Role for the learning rate: "owner" owns it, "before owner" must precede the owner, None is neither."""
         return None
 
-    _numbers: Any = None  # its hyperparameters that programs take as arguments
+    _numbers: Any = None  # the hyperparameters that programs take as arguments
     _program_cache: dict[Any, Any] | None = None  # the programs of pure updates
 
     _required: tuple[dict[str, str], list[tuple[str, str]]] | None = None
 
     def _requirements(self) -> tuple[dict[str, str], list[tuple[str, str]]]:
-        """The kind of each extra that a link knows, and what each link needs, by the link's name."""
+        """Return the kind of each known extra, and the requirements of the links as (link name, requirement)."""
         if self._required is not None:
             return self._required
         kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
@@ -242,40 +244,40 @@ class GradientTransformation:
         return ()
 
     def _expand(self, scope: Scope) -> list[Any]:
-        """The operations that a leaf goes through, for this run."""
+        """Return the operations that process a leaf in this run."""
         return [PlainOperation(scope.claim(self._name), scope, self._name, self._functions)]
 
     def _owner(self) -> GradientTransformation:
-        """The link that owns the learning rate, also inside combinators."""
+        """Return the link that owns the learning rate, also inside combinators."""
         return self
 
     def _links(self) -> list[GradientTransformation]:
-        """The links of this transformation; aliases are expanded, a combinator counts as one link."""
+        """Return the links of this transformation; aliases are expanded, a combinator counts as one link."""
         return [self]
 
     def _entries(self, labels: Mapping[Any, str] | None = None, apart: bool = True) -> list[Entry]:
-        """Every hyperparameter with its public name.
+        """Return all hyperparameters with their public names.
 
-        With `labels` (key of a partition's selector -> label) as the leaves with these labels see it: the names of
-        their branches are bare. An alias with a branch for other leaves has hyperparameters that these leaves don't
-        see, unless the two are not kept `apart`.
+        With `labels` (key of a partition's selector -> label), return them as leaves with these labels see them: names
+        in their branches are bare. If `apart`, an alias's own hyperparameters are hidden from leaves in its other
+        branches.
         """
         names = _Names(labels, apart)
         names.visit(self, (), "")
         return names.entries()
 
     def _entries_of_0_1(self, labels: Mapping[Any, str] | None = None) -> list[Entry]:
-        """The same with the names that version 0.1 gave, which are in its checkpoints."""
+        """Like `_entries`, with the names of version 0.1, which its checkpoints contain."""
         names = _Names(labels, apart=False, optimizers_first=False)
         names.visit(self, (), "")
         return names.entries()
 
     def _branches(self) -> Branches | None:
-        """The branches of which every leaf takes one, if there are any."""
+        """Return the branches among which each leaf takes one, or None."""
         return None
 
     def _places(self) -> dict[str, Entry]:
-        """Every name by which a hyperparameter may be given: the shown ones come first, then those with an owner."""
+        """Return every accepted name of a hyperparameter; shown names take precedence, then names with an owner."""
         entries = self._entries()
         by_name: dict[str, Entry] = {}
         for entry in entries:
@@ -287,7 +289,7 @@ class GradientTransformation:
         return by_name
 
     def _replaced(self, values: Mapping[tuple[Place, str], Any], checked: bool) -> GradientTransformation:
-        """With other values at some places; `checked` as a user's are, else taken as they are (the adapter's)."""
+        """Return a copy with other values at some places; validate them if `checked` (the adapter's are not)."""
         here: dict[str, Any] = {}
         below: dict[int, dict[tuple[Place, str], Any]] = {}
         for (place, name), value in values.items():
@@ -307,12 +309,12 @@ class GradientTransformation:
 
 
 class Branches(NamedTuple):
-    """The branches of a partition, or of an alias that sends leaves to a partition of its own.
+    """The branches of a partition, or of an alias that contains a partition.
 
     Attributes:
-        selector: The key of the selector between them.
+        selector: The key of the selector that chooses among them.
         children: The label of each child.
-        own: The labels of leaves that the hyperparameters of the transformation itself are for.
+        own: The labels of leaves to which the transformation's own hyperparameters apply.
     """
 
     selector: Any
@@ -321,7 +323,7 @@ class Branches(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A hyperparameter of a transformation: public name, name with its owner, value, what it accepts, place."""
+    """A hyperparameter of a transformation: public name, name with owner, value, argument specification, place."""
 
     name: str
     full: str
@@ -337,9 +339,9 @@ class Entry(NamedTuple):
 
 
 class _Names:
-    """Collects the hyperparameters of a transformation, and gives each its public name.
+    """Collect the hyperparameters of a transformation and assign their public names.
 
-    The first optimizer (alias) that has a name keeps it bare, else the first link; later ones have it with their owner.
+    The first optimizer (alias) that has a name keeps the bare name, else the first link; later ones add their owner.
     """
 
     def __init__(self, labels: Mapping[Any, str] | None, apart: bool = True, optimizers_first: bool = True):
@@ -371,13 +373,13 @@ class _Names:
             self.visit(child, (*place, i), below)
 
     def _owner(self, node: GradientTransformation) -> str:
-        """The name of the node among the owners: a second one is `name_1`."""
+        """Return the unique owner name of a node; the second node with a name is `name_1`."""
         occurrence = self._owners.get(node._name, 0)
         self._owners[node._name] = occurrence + 1
         return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
 
     def entries(self) -> list[Entry]:
-        """All hyperparameters in the order of the chain; version 0.1 gave bare names in the same order."""
+        """Return all hyperparameters in chain order, in which version 0.1 also assigned bare names."""
         public: dict[int, str] = {}
         taken: set[str] = set()
         order = list(self._found)
@@ -394,7 +396,7 @@ class _Names:
 
 
 class _Hyperparameter(NamedTuple):
-    """A hyperparameter before it has a public name: the names that it may have, shortest first."""
+    """A hyperparameter without a public name yet, with its candidate names, shortest first."""
 
     names: tuple[str, ...]
     value: Any
@@ -431,7 +433,7 @@ class Hyperparams(dict[str, Any]):
             f"{self._tx._name}: hyperparams is a copy; replace({name}=...) returns a transformation with another value"
         )
 
-    def __reduce__(self) -> Any:  # not `dict`, which torch.load(weights_only=True) takes for code
+    def __reduce__(self) -> Any:  # not `dict`, which torch.load(weights_only=True) rejects as code
         return OrderedDict, (), None, None, iter(self.items())
 
 
@@ -440,7 +442,7 @@ def same(node: GradientTransformation, children: tuple[GradientTransformation, .
 
 
 class Chain(GradientTransformation):
-    """Transformations one after another; made by `chain`."""
+    """A sequence of transformations, created by `chain`."""
 
     _name = "chain"
     _txs: tuple[GradientTransformation, ...]
@@ -481,13 +483,13 @@ class Chain(GradientTransformation):
 
 
 def chain(*txs: GradientTransformation) -> GradientTransformation:
-    """Run transformations one after another, each on the updates of the one before.
+    """Apply transformations in sequence, each to the updates of the previous one.
 
-    Associative and flat: `chain(a, chain(b, c))` and `chain(a, b, c)` are the same and have the same state.
-    `chain(a)` is `a`, `chain()` passes updates through.
+    Chains are associative and flat: `chain(a, chain(b, c))` and `chain(a, b, c)` are equivalent and have the same
+    state. `chain(a)` returns `a`; `chain()` returns updates unchanged.
 
     Raises:
-        TypeError: an argument is no GradientTransformation (such as a factory that was not called).
+        TypeError: an argument is not a GradientTransformation (such as a factory that was not called).
         ValueError: a learning rate, a decay or a second owner follows a link that owns the learning rate.
 
     Example:
@@ -504,13 +506,13 @@ def check_transformation(owner: str, what: str, tx: Any, of_list: str = "") -> N
     """Check that an argument is a transformation.
 
     Args:
-        owner: The function that got it.
-        what: The argument.
+        owner: The name of the calling function, for the error.
+        what: The name of the argument.
         tx: Its value.
-        of_list: The remedy for a list of transformations.
+        of_list: The remedy to suggest for a list of transformations.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: `tx` is not a transformation.
     """
     if isinstance(tx, GradientTransformation):
         return
@@ -520,19 +522,19 @@ def check_transformation(owner: str, what: str, tx: Any, of_list: str = "") -> N
 
 
 def _torch_optimizer(value: Any) -> type | None:
-    """The class of a torch optimizer, or one that was not called."""
+    """Return the class of a torch optimizer, given an instance or the class itself; else None."""
     cls = value if isinstance(value, type) else type(value)
     return cls if issubclass(cls, Optimizer) else None
 
 
 def _given(value: Any) -> str:
-    """Something that is no transformation; the repr of an optimizer has many lines."""
+    """Describe a value that is not a transformation; an optimizer by its class, since its repr has many lines."""
     cls = _torch_optimizer(value)
     return shortly(value) if cls is None else f"the torch optimizer {cls.__name__}"
 
 
 def _remedy(value: Any, of_list: str) -> str:
-    """What to write in place of something that is no transformation."""
+    """Return a suggestion for what to pass instead of a value that is not a transformation."""
     if _torch_optimizer(value) is not None:
         return "pass the function of that name, such as gradtx.adamw(...)"
     if is_sequence(value):
@@ -566,7 +568,7 @@ def _check_last(links: Iterable[GradientTransformation]) -> None:
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-    """`params + updates`, leaf by leaf, rounded once to the dtypes of `params`; a None update keeps the parameter.
+    """Return `params + updates`, rounded once to the dtypes of `params`; a None update keeps the parameter.
 
     Example:
         >>> gradtx.apply_updates({"w": torch.ones(2), "b": torch.ones(1)}, {"w": torch.tensor([1.0, 2.0]), "b": None})

@@ -1,4 +1,4 @@
-"""Decorators that make transformation factories: from a rule for one tensor, from functions of trees, from a chain."""
+"""Decorators that create transformation factories from single-tensor rules, functions of trees, or chains."""
 
 # pyright: reportPrivateUsage=false
 
@@ -31,25 +31,25 @@ __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
 
 class Combinator:
-    """The value that the body of a combinator returns; it places operations around those of inner transformations."""
+    """The value that the body of a combinator returns; it adds operations around those of inner transformations."""
 
-    selector: Any = None  # what chooses between the inner transformations, where they are alternatives
+    selector: Any = None  # chooses between the inner transformations if they are alternatives
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         raise NotImplementedError
 
 
-INPUTS = ("params", *ALWAYS_KNOWN)  # what `needs` may name
+INPUTS = ("params", *ALWAYS_KNOWN)  # the names allowed in `needs`
 EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
 
-Bound: TypeAlias = dict[str, Any]  # the arguments of a call by name
+Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
 
 
-REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))  # those that have the shapes of real leaves
+REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))  # have the shapes of real leaves
 
 
 class Options(TypedDict, total=False):
-    """What decorators declare, as `per_tensor` and the others explain; functions take the arguments of a call."""
+    """The options of the decorators, documented in `per_tensor` etc.; functions receive a call's arguments."""
 
     elementwise: bool | Callable[[Bound], bool]
     takes_complex: bool | Callable[[Bound], bool]
@@ -81,19 +81,19 @@ class Options(TypedDict, total=False):
 
 
 class Spec:
-    """A decorated factory: its signature and what it declares.
+    """A decorated factory: its signature and declared options.
 
     Attributes:
         kind: "rule", "tree", "alias" or "combinator".
         function: The decorated function.
-        factory: The factory that the decorator has made of it.
+        factory: The factory that the decorator created from it.
         name: The name of both.
         class_name: The name of an alias's class in `gradtx.optim`.
         arguments: The signature of the factory.
-        needs: The requirements of `update` with any arguments.
+        needs: The requirements of `update` that do not depend on the arguments.
         lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
 
-    All others are options of the decorators.
+    All other attributes are options of the decorators.
     """
 
     factory: Any
@@ -108,7 +108,7 @@ class Spec:
         self.lr_role = options.get("lr_role")
         self.rounds = options.get("rounds", False)
         self.follows_rate = options.get("follows_rate", False)
-        # What it reads.
+        # Inputs.
         needs = options.get("needs", ())
         self.extras = _checked_extras(self.name, options.get("extras", {}))
         self._needs_of = needs if callable(needs) else None
@@ -117,13 +117,13 @@ class Spec:
         self.check = options.get("check")
         self.agree = options.get("agree", ())
         self.ahead = options.get("ahead", ())
-        # What it keeps.
+        # State.
         self._shared = options.get("shared", {})
         self.summed = options.get("summed", {})
         self.kinds = _checked_kinds(self.name, options.get("kinds", {}))
         self.averages = options.get("averages", _no_averages)
         self._nonnegative = options.get("nonnegative", ())
-        # How it computes.
+        # Computation.
         self.elementwise = options.get("elementwise", False)
         self._takes_complex = options.get("takes_complex", self.elementwise)
         self.random = options.get("random", False)
@@ -138,29 +138,29 @@ class Spec:
             raise TypeError(f"{self.name}: a random rule takes `seed: int`")
 
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
-        """The requirements of `update` with these arguments."""
+        """Return the requirements of `update` with these arguments."""
         if self._needs_of is None:
             return self.needs
         return (*self.needs, *self._needs_of(arguments))
 
     def dims(self, arguments: Bound) -> tuple[int, float] | None:
-        """The least and the largest number of dimensions that a leaf may have; None for any."""
+        """Return the minimum and maximum number of dimensions of a leaf; None for no limits."""
         return self._dims(arguments) if callable(self._dims) else self._dims
 
     def determined(self, arguments: Bound) -> bool:
-        """Whether results depend on nothing that rounding decides."""
+        """Whether results do not depend on choices that rounding determines."""
         return self._determined(arguments) if callable(self._determined) else self._determined
 
     def shared_of(self, arguments: Bound) -> Mapping[str, Any]:
-        """Shared scalars: name -> start."""
+        """Return the shared scalars: name -> initial value."""
         return self._shared(arguments) if callable(self._shared) else self._shared
 
     def nonnegative(self, arguments: Bound) -> tuple[str, ...]:
-        """The slots that are never negative."""
+        """Return the slots whose values are never negative."""
         return tuple(self._nonnegative(arguments) if callable(self._nonnegative) else self._nonnegative)
 
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
-        """The rule for these values of the arguments."""
+        """Return the rule for these argument values."""
         shared: dict[str, Callable[[], Any]] = {}
         for name, value in self.shared_of(arguments).items():
             shared[name] = _start(value, arguments)
@@ -190,21 +190,21 @@ class Spec:
         )
 
     def _takes_complex_leaves(self, arguments: Bound) -> bool:
-        """Whether real views of complex leaves may go through the rule."""
+        """Whether the rule can process real views of complex leaves."""
         reads_by_leaf = any(not kind.startswith("scalar") for kind in self.extras.values())
         if reads_by_leaf or REAL_EXTRAS.intersection(self.needs_of(arguments)):
             return False
         return bool(self._takes_complex(arguments) if callable(self._takes_complex) else self._takes_complex)
 
     def resolved(self, arguments: Bound, count: Any) -> Bound:
-        """The values of arguments at `count` finished updates; those `ahead` with the value after the next one."""
+        """Return the argument values at `count` finished updates; those in `ahead` as a pair with the next value."""
         values = {name: resolve(value, count) for name, value in arguments.items()}
         for name in self.ahead:
             values[name] = (values[name], resolve(arguments[name], count + 1))
         return values
 
     def _owner_reads(self, whole: bool | str | tuple[str, ...], arguments: Bound) -> tuple[str, ...]:
-        """What the owner of a leaf reads of it besides the update."""
+        """Return the inputs that the owner of a leaf reads in addition to the update."""
         if isinstance(whole, tuple):
             return whole
         return ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
@@ -214,11 +214,11 @@ class Spec:
         return bool(self.random(arguments) if callable(self.random) else self.random)
 
     def selector(self, mask: Any) -> Selector:
-        """The choice of leaves that an alias's `weight_decay` reaches."""
+        """Return the selector of the leaves to which an alias's `weight_decay` applies."""
         return Selector.of(f"{self.name}: mask", mask)
 
     def body(self, arguments: Bound) -> Body:
-        """The result of the factory's function for these values, in the form of its kind."""
+        """Call the factory's function with these values, and return the result in the form of its kind."""
         given = {name: value for name, value in arguments.items() if name not in self.arguments.added}
         returned = self.function(**given)
         if isinstance(returned, GradientTransformation | Combinator):
@@ -231,10 +231,10 @@ class Spec:
         return functions
 
     def _check_runs_at_owner(self, functions: Functions) -> None:
-        """Check that a rule for whole tensors does nothing in which the other ranks take part.
+        """Check that a rule for whole tensors uses nothing that involves other ranks.
 
         Raises:
-            TypeError: it does.
+            TypeError: the rule yields sums or shares values.
         """
         fault = None
         if inspect.isgeneratorfunction(functions.update):
@@ -253,7 +253,7 @@ def _capitalized(name: str) -> str:
 
 
 def _arguments_of(kind: str, function: Callable[..., Any], options: Options) -> Arguments:
-    """The signature of a factory."""
+    """Return the signature of a factory."""
     ranges = {name: _range_of(text) for name, text in options.get("ranges", {}).items()}
     static = options.get("static", ())
     any_length = options.get("any_length", ())
@@ -261,10 +261,10 @@ def _arguments_of(kind: str, function: Callable[..., Any], options: Options) -> 
 
 
 def _check_declared(spec: Spec, options: Options) -> None:
-    """Check options that name inputs or arguments.
+    """Check the options that name inputs or arguments.
 
     Raises:
-        TypeError: one is of another form, or names something that does not exist.
+        TypeError: an option has the wrong form, or names an unknown input or argument.
     """
     needs = options.get("needs", ())
     for need in () if callable(needs) else _names_in(spec, "needs", needs):
@@ -299,16 +299,16 @@ def _checked_extras(name: str, extras: Any) -> dict[str, str]:
 
 
 def _required(extras: Mapping[str, str]) -> list[str]:
-    """The extras that the caller has to pass."""
+    """Return the extras that the caller must pass."""
     return [name for name, kind in extras.items() if not kind.endswith("?")]
 
 
 def _own_dtype(arguments: Bound) -> None:
-    """Updates travel in the dtype that they have."""
+    """Return None: collectives send updates in their own dtype."""
 
 
 def _no_averages(arguments: Bound) -> Mapping[str, Any]:
-    """No slot is known to be an average of updates."""
+    """Return an empty mapping: no slot is known to be an average of updates."""
     return {}
 
 
@@ -346,7 +346,7 @@ def _range_of(text: Any) -> Any:
 
 
 class Made(GradientTransformation):
-    """The call of a decorated factory: bound arguments, and the body to run with each step's values."""
+    """A call of a decorated factory: its bound arguments, and the body to run with each step's values."""
 
     _spec: Spec
     _arguments: Bound
@@ -368,7 +368,7 @@ class Made(GradientTransformation):
 
     @property
     def _body(self) -> Body:
-        """The result of the body for the values of the first step, which decide structure for all later steps."""
+        """The body's result for the values of the first step, which determine the structure of all steps."""
         if self._first is None:
             arguments = self._spec.resolved(self._arguments, 0)
             self._set(_first=self._spec.body(arguments))
@@ -394,7 +394,7 @@ class Made(GradientTransformation):
         is_ours = self._spec.function.__module__.startswith("gradtx.")
         storage = None if self._storage is None else (self._storage.given, self._storage.min_size)
         if not is_ours or not _is_constant(storage):
-            return None  # a user's function may hold anything, which a shared program would keep alive
+            return None  # a user's function may reference any object, which a shared program would keep alive
         parts: list[Any] = [self._spec, storage]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
@@ -468,7 +468,7 @@ class Made(GradientTransformation):
         spec = self._spec
         if spec.kind == "tree" or spec.check is not None:
             return False
-        if "tensors" in spec.extras.values():  # by names of the whole model
+        if "tensors" in spec.extras.values():  # their names refer to the whole model
             return False
         needs = spec.needs_of(self._arguments)
         return "grad_fn" not in needs and "value_fn" not in needs
@@ -515,7 +515,7 @@ class Made(GradientTransformation):
         return [self._operation(body, arguments, scope)]
 
     def _operation(self, functions: Functions, arguments: Bound, scope: Scope) -> Operation:
-        """The operation of a rule."""
+        """Create the operation of a rule."""
         spec = self._spec
         path = scope.claim(spec.name)
         if spec.kind == "tree":
@@ -527,14 +527,14 @@ class Made(GradientTransformation):
         return operation
 
     def _expand_chain(self, body: GradientTransformation, arguments: Bound, scope: Scope) -> list[Any]:
-        """The operations of an alias, or of a link that stands for a chain."""
+        """Return the operations of an alias, or of a link that stands for a chain."""
         if self._spec.kind != "alias":
             scope.skip(self._spec.name)
             return body._expand(scope.inner_chain())
         if arguments.get("mask") is None:
             return self._optimizer(body, arguments, scope)
         selector = self._spec.selector(arguments["mask"])
-        # The same stages twice, where leaves differ in this number only: sums see the leaves of both.
+        # Expand the same stages twice: the leaves differ only in this argument, and sums include the leaves of both.
         again = scope.again()
         operations = self._optimizer(body, arguments, scope)
         rest = {**arguments, "weight_decay": 0.0}
@@ -545,7 +545,7 @@ class Made(GradientTransformation):
         return [Branch(scope.claim(f"{self._name}_mask"), selector, blocks)]
 
     def _optimizer(self, body: GradientTransformation, arguments: Bound, scope: Scope) -> list[Any]:
-        """The operations of an alias for all leaves alike."""
+        """Return the operations of an alias that treats all leaves alike."""
         operations = body._expand(scope.alias())
         maximize = bool(arguments.get("maximize"))
         if maximize:
@@ -570,18 +570,19 @@ class Made(GradientTransformation):
                 bound[name] = arguments[name]
         rebuilt = Made(self._spec, bound, self._storage, checked)
         if checked:
-            rebuilt._links()  # runs the body, which may have its own say on the values
+            rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
 
     def _check(self) -> None:
-        """Run the body, whose checks belong to construction.
+        """Run the body, so that its checks raise errors at construction.
 
         Raises:
-            TypeError, ValueError: of an alias, with its name in front: the user called this factory first.
+            TypeError, ValueError: raised by the body; in an alias prefixed with the alias's name, since the user called
+                the alias.
         """
         spec = self._spec
         if spec.kind == "alias" and self._arguments.get("mask") is not None:
-            spec.selector(self._arguments["mask"])  # raises an error for what selects nothing
+            spec.selector(self._arguments["mask"])  # raises an error for an invalid selector
         try:
             self._links()
         except (TypeError, ValueError) as error:
@@ -591,21 +592,21 @@ class Made(GradientTransformation):
 
 
 def _is_constant(value: Any) -> bool:
-    """Whether a value is equal to another exactly if programs with it are."""
+    """Whether a value is a plain constant, so that equal values imply equal programs."""
     if is_tuple(value):
         return all(map(_is_constant, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _transformations(value: Any) -> list[GradientTransformation]:
-    """The transformations among the values of an argument: itself, or the entries of a dict."""
+    """Return the transformations in an argument: the value itself, or entries of a dict."""
     if is_mapping(value):
         return [item for item in value.values() if isinstance(item, GradientTransformation)]
     return [value] if isinstance(value, GradientTransformation) else []
 
 
 def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> Any:
-    """The value of an argument with other transformations."""
+    """Return the value of an argument with its transformations replaced."""
     if not is_mapping(value):
         return next(new)
     entries: dict[Any, Any] = {}
@@ -615,7 +616,7 @@ def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> 
 
 
 def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> Made:
-    """Rebuild a pickled call; arguments that are newer than the pickle have their defaults."""
+    """Rebuild a pickled call; arguments that are newer than the pickle get their defaults."""
     complete: Bound = {}
     arguments = as_today(factory.spec.name, arguments)
     for argument in factory.spec.arguments.all:
@@ -631,7 +632,7 @@ P = ParamSpec("P")
 
 
 class Factory(Protocol[P]):
-    """A decorated factory. It takes its function's arguments, and `state_dtype`."""
+    """A decorated factory. It accepts the arguments of its function and `state_dtype`."""
 
     spec: Spec
     __name__: str
@@ -643,7 +644,7 @@ class Factory(Protocol[P]):
 
 
 class Alias(Protocol[P]):
-    """A decorated alias. It takes its function's arguments, `state_dtype` and `maximize`."""
+    """A decorated alias. It accepts the arguments of its function, `state_dtype` and `maximize`."""
 
     spec: Spec
     __name__: str
@@ -680,74 +681,79 @@ def per_tensor(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
 def per_tensor(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def per_tensor(function: Any = None, /, **options: Any) -> Any:
-    """Make a transformation factory from a rule written for one tensor.
+    """Create a transformation factory from a rule written for one tensor.
 
-    The function picks options and returns `(init, update)`, or `update` alone for a rule without state, or
-    `(init, update, evaluate)`; or another transformation, such as `chain()` to leave the link out:
+    The function evaluates options and returns `(init, update)`, or `update` alone for a rule without state, or
+    `(init, update, evaluate)`; or another transformation, such as `chain()` to omit the link:
 
-    - `init(param) -> {slot: tensor}`; a list is kept as numbered slots.
-    - `update(update, state, param, ctx) -> (update, state)`, pure; `ctx` is a `Context`. For sums over all leaves
-      it yields `{name: 0-d}` and gets the totals under the same names, then yields `(update, state)` at the end.
-    - `evaluate(state, param) -> tensor`: what `eval_params` gives in place of the parameter.
+    - `init(param) -> {slot: tensor}`; a list is stored as numbered slots.
+    - `update(update, state, param, ctx) -> (update, state)`, pure; `ctx` is a `Context`. To compute sums over all
+      leaves, it yields `{name: 0-d}`, receives the totals under the same names, and finally yields `(update, state)`.
+    - `evaluate(state, param) -> tensor`: the value that `eval_params` returns for the parameter.
 
-    Every argument is annotated: `Scalar` or `Betas` for numbers, which may then be 0-d tensors and schedules and
-    never decide structure; `int`, `bool`, `str` and the rest are static. The factory also takes `state_dtype`.
+    Every argument must be annotated. `Scalar` and `Betas` mark hyperparameters, which may be 0-d tensors or schedules
+    and must not affect structure; `int`, `bool`, `str` and all others are static. The factory also accepts
+    `state_dtype`.
 
     Args:
-        elementwise: Whether every entry of the update depends on that entry of the inputs only (sums apart).
-        takes_complex: Whether complex leaves may go through the rule, which gets their real and imaginary parts in a
-            last dimension; as `elementwise` unless it says otherwise. True is also right where entries mix in norms of
-            the leaf only.
+        elementwise: Whether each entry of the update depends only on the same entry of the inputs (apart from sums).
+        takes_complex: Whether the rule accepts complex leaves, whose real and imaginary parts it receives in a new last
+            dimension; defaults to `elementwise`. True is also correct if entries interact only through norms of the
+            leaf.
         needs: Requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag"; or a function of
-            the arguments that gives them. An argument `update_period` is taken to say how often it reads the last one:
-            at the first of so many steps.
-        extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with names of its own); with a
-            question mark behind it for an optional one.
-        check: A function `(arguments, name, shape, extras)` that raises an error for extras that don't fit a leaf: it
-            is called for every leaf before anything is computed, so that no leaf has stepped when it raises. The rule
-            can't stand inside `blocks` then.
-        shared: 0-d values of the whole stage, name -> start (a number or a function of the arguments); or a
-            function of the arguments that gives such a dict. Read and returned like slots, kept in float64.
-        summed: Shared values that are sums over leaves, name -> function of the sum, which is kept: `update` returns
-            the leaf's term, and reads the value of the step before. Unlike `yield`, leaves don't wait for one another.
+            the arguments that returns them. With an argument `update_period`, the rule reads `hessian_diag` only at
+            the first step of each period of that many steps.
+        extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with its own names); append a
+            question mark for an optional extra.
+        check: A function `(arguments, name, shape, extras)` that raises an error for extras that do not fit a leaf. It
+            is called for all leaves before any computation, so that no leaf has been updated if it raises. Such a rule
+            cannot be used inside `blocks`.
+        shared: 0-d values of the whole stage, name -> initial value (a number or a function of the arguments); or a
+            function of the arguments that returns such a dict. Read and returned like slots, stored in float64.
+        summed: Shared values that are sums over leaves, name -> function of the sum, whose result is stored. `update`
+            returns the leaf's term, and reads the value of the previous step. Unlike `yield`, leaves do not wait for
+            each other.
         agree: Hyperparameters that must agree across the groups of an adapter.
-        ahead: Numbers that the function gets as a pair, with the value that a schedule has for the next update.
-        owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
-        before_owner: The link has no place after one that owns the learning rate.
-        follows_rate: The link works on the finished step: `as_optimizer` warns of a learning rate or a decay behind it.
-        compiles: False for a rule that the adapter's `compile=True` leaves to eager steps, which can leave out work
-            that is not due. Random rules are False unless they say True: only `init` may draw then, since noise
-            follows from the leaf's name, which a program for many leaves doesn't know.
-        dims: The least and the largest number of dimensions that a leaf may have, or a function of the arguments
-            that gives such a pair; a leaf with another number is an error that names it.
-        determined: False, or a function of the arguments that says so, where results depend on a basis that rounding
-            decides (eigenvectors of equal eigenvalues): the conformance tests compare neither batched runs nor
-            difference quotients then.
-        nonnegative: The slots that are never negative, such as averages of squares, or a function of the arguments
-            that gives them; codes of few bits keep them more accurately. A list is named without numbers.
-        random: Adds `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`; or a
-            function of the arguments that says whether to.
-        ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple, an interval for each
-            entry. Without it `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
-            names take any number.
+        ahead: Hyperparameters that the function receives as a pair: the current value and, for a schedule, the value
+            for the next update.
+        owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
+        before_owner: The link must not follow a link that owns the learning rate.
+        follows_rate: The link processes the final step: `as_optimizer` warns if a learning rate or decay follows it.
+        compiles: False for a rule that always runs in eager steps, which can skip work that is not due, even with the
+            adapter's `compile=True`. Random rules default to False; with True, only `init` may draw, since noise
+            depends on the leaf's name, which a program for many leaves does not know.
+        dims: The minimum and maximum number of dimensions of a leaf, or a function of the arguments that returns such
+            a pair; other leaves raise an error with their name.
+        determined: False, or a function of the arguments that returns False, if results depend on a basis that
+            rounding determines (eigenvectors of equal eigenvalues). The conformance tests then compare neither batched
+            runs nor difference quotients.
+        nonnegative: The slots whose values are never negative, such as averages of squares, or a function of the
+            arguments that returns them; low-bit codes store them more accurately. Name a list without numbers.
+        random: Whether to add `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`;
+            or a function of the arguments that returns this.
+        ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple with one interval per
+            entry. By default, `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
+            names accept any number.
         static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
         example: Arguments with which the conformance tests call the factory.
-        kinds: What slots are, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a vector
-            in the space of the update (`exp_avg`), "square" for one number a coordinate (`exp_avg_sq`), "scalar" for
-            what no rotation changes. Slots with names of torch's optimizers, and 0-d ones, need none.
-        averages: A function of the arguments that gives the linear slots which are running averages of the update,
-            name -> decay b of `b * slot + (1 - b) * update`. Combinators that change coordinates then save turning them
-            back.
-        whole: Whether `update` needs the whole tensor where it is divided among ranks. Then one rank, its owner, gets
-            all shards, runs the rule once, keeps its slots, and sends the result back. The rule must not yield,
-            share values or read `ctx.grad`. A function of the arguments gives a bool, or what the rule reads besides
-            the update: ("param",) or (). "shape" for a rule that needs the shape of the whole only.
-        wire: A function of the arguments that gives the dtype in which the update travels, or None for its own: that
-            which the rule converts it to at once, and which holds its result without rounding.
+        kinds: The kind of each slot, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a
+            vector in the space of the update (`exp_avg`), "square" for one value per coordinate (`exp_avg_sq`),
+            "scalar" for values invariant under rotation. Slots named as in torch's optimizers, and 0-d slots, need no
+            kind.
+        averages: A function of the arguments that returns the linear slots that are running averages of the update,
+            name -> decay b of `b * slot + (1 - b) * update`. Combinators that change coordinates then need not rotate
+            these slots back.
+        whole: Whether `update` needs the full tensor of a sharded leaf. If so, one rank, its owner, gathers all shards,
+            runs the rule once, keeps its slots, and sends the result back. The rule must not yield, share values or
+            read `ctx.grad`. A function of the arguments returns a bool, or the inputs that the rule reads in addition
+            to the update: ("param",) or (). "shape" for a rule that needs only the full shape.
+        wire: A function of the arguments that returns the dtype in which collectives send the update, or None for its
+            own dtype. The rule must convert its input to this dtype at once, and the dtype must represent the result
+            exactly.
 
     Raises:
-        TypeError: an argument without annotation, or an unknown option.
+        TypeError: an argument has no annotation, or an option is unknown.
 
     Example:
         >>> @gradtx.per_tensor(elementwise=True)
@@ -767,11 +773,11 @@ def whole_tree(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
 def whole_tree(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def whole_tree(function: Any = None, /, **options: Any) -> Any:
-    """Make a transformation factory from functions of whole trees, for what one sum cannot express.
+    """Create a transformation factory from functions of whole trees, for methods that sums over leaves cannot express.
 
-    As `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` get dicts by leaf name where the
-    others get tensors; the state is a dict of slots (dicts by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    takes and returns such dicts. Takes the options `needs`, `extras`, `ranges`, `static`, `example`.
+    Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
+    instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
+    accepts and returns such dicts. The options are `needs`, `extras`, `ranges`, `static` and `example`.
     """
     return _decorated("whole_tree", "tree", function, options)
 
@@ -781,13 +787,13 @@ def alias(function: Callable[P, Any], /) -> Alias[P]: ...
 @overload
 def alias(**options: Any) -> Callable[[Callable[P, Any]], Alias[P]]: ...
 def alias(function: Any = None, /, **options: Any) -> Any:
-    """Make an optimizer with a name from a function that returns a chain.
+    """Create a named optimizer from a function that returns a chain.
 
-    The alias owns its arguments as hyperparameters, and its body is run again with each step's values, so what it
-    derives from them stays right. It also takes `maximize` (negates the gradient before all else) and
-    `state_dtype` (for every link inside). Takes the options `ranges`, `static`, `any_length`, `example` of
-    `per_tensor`, and `class_name`, the name of its class in `gradtx.optim` where that is not the function's name
-    in capitals (`adam_atan2`: `AdamAtan2`).
+    The alias owns its arguments as hyperparameters. Its body runs again with each step's values, so that values
+    derived from them remain correct. The alias also accepts `maximize` (negates the gradient before any link) and
+    `state_dtype` (for all inner links). The options are `ranges`, `static`, `any_length` and `example` of
+    `per_tensor`, and `class_name`, the name of its class in `gradtx.optim` if it differs from the function's name in
+    CamelCase (`adam_atan2`: `AdamAtan2`).
 
     Example:
         >>> @gradtx.alias
@@ -804,24 +810,24 @@ def combinator(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
 def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def combinator(function: Any = None, /, **options: Any) -> Any:
-    """Make a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
+    """Create a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
 
-    The frame says what happens in front of the inner transformation and behind it, and whose clock counts. Numbers are
-    annotated and resolved as in `per_tensor`; the function runs again with each step's values.
+    The frame specifies the operations before and after the inner transformation, and which clock counts.
+    Hyperparameters are annotated and resolved as in `per_tensor`; the function runs again with each step's values.
 
     Args:
         needs: The requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag".
         extras: Other extras, as in `per_tensor`.
-        owns_lr: The update is finished, sign included; nothing after it may scale by a learning rate or decay.
+        owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
         ranges: Intervals for arguments, as in `per_tensor`.
-        rounds: The updates lead to weights that are rounded already; nothing but `record` may follow.
+        rounds: The updates yield weights that are already rounded; only `record` may follow.
         static: Arguments that are not hyperparameters.
         any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
-        determined: Whether results depend on nothing that rounding decides, as in `per_tensor`.
-        example: A function that gives arguments for the conformance tests, from an inner transformation.
+        determined: Whether results do not depend on choices that rounding determines, as in `per_tensor`.
+        example: A function of an inner transformation that returns arguments for the conformance tests.
 
     Raises:
-        TypeError: an unknown option, or an argument without annotation.
+        TypeError: an option is unknown, or an argument has no annotation.
 
     Example:
         >>> @gradtx.combinator(example=lambda tx: {"tx": tx})

@@ -1,4 +1,4 @@
-"""Functional training loops: a whole training step, and trees with a leading dimension of ensemble members."""
+"""Functional training loops: a complete training step, and trees with a leading dimension of ensemble members."""
 
 # pyright: reportPrivateUsage=false
 
@@ -21,26 +21,26 @@ __all__ = ["stack", "train_step", "unstack"]
 def train_step(
     loss_fn: Callable[..., Any], tx: GradientTransformation, *, has_aux: bool = False
 ) -> Callable[..., tuple[Any, dict[str, Any], Any]]:
-    """Make a pure function that runs one training step: gradients, update, new parameters.
+    """Create a pure function that runs one training step: gradients, update, new parameters.
 
-    The function runs under `torch.vmap`, `torch.func` transforms and `torch.compile`. It gives the loss (`value`), and
-    more losses and gradients on the same batch (`value_fn`, `grad_fn`), to links that need them.
+    The function works under `torch.vmap`, `torch.func` transforms and `torch.compile`. It passes the loss (`value`),
+    and functions for losses and gradients on the same batch (`value_fn`, `grad_fn`), to links that need them.
 
     Args:
         loss_fn: `loss_fn(params, *batch)` returns the loss, a 0-d tensor; with `has_aux` a pair `(loss, aux)`.
-        tx: The transformation that turns gradients into updates.
-        has_aux: Whether `loss_fn` returns more than the loss (predictions, new buffers): any tree of tensors.
+        tx: The transformation that converts gradients to updates.
+        has_aux: Whether `loss_fn` also returns auxiliary output (predictions, new buffers): any tree of tensors.
 
     Returns:
         `step(params, state, *batch, **extras)`, which returns `(params, state, loss)`, or with `has_aux`
-        `(params, state, (loss, aux))`. The loss belongs to the parameters given. `step` passes `extras` to `tx.update`:
-        `hessian_diag` and others that a link declares. Parameters that require gradients make a graph over all steps:
+        `(params, state, (loss, aux))`. The loss is that of the input parameters. `step` passes `extras` to `tx.update`:
+        `hessian_diag` and others that a link declares. If the parameters require gradients, the graph spans all steps:
         detach them, unless you differentiate through training.
 
     Raises:
-        TypeError: `loss_fn` is not a function, `tx` is not a transformation. The step: a loss that is not a
-            floating-point tensor, no pair despite `has_aux`, anything but tensors in `aux`.
-        ValueError: The step: a loss that is not 0-d, a missing extra that a link needs, and errors of `tx.update`.
+        TypeError: `loss_fn` is not a function, or `tx` is not a transformation. From `step`: the loss is not a
+            floating-point tensor, `loss_fn` returns no pair despite `has_aux`, or `aux` contains anything but tensors.
+        ValueError: from `step`: the loss is not 0-d, or a required extra is missing; also errors of `tx.update`.
 
     Example:
         >>> loss_fn = lambda params, x, y: (params["w"] * x - y).square().mean()
@@ -81,7 +81,7 @@ class _LossOnBatch:
         self._has_aux = has_aux
 
     def gradients(self, params: Any) -> tuple[Any, tuple[Tensor, Any]]:
-        """The gradients, and `(loss, aux)`."""
+        """Return the gradients and `(loss, aux)`."""
         leaves, unflatten = _tree.flatten(params, "params")
         present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
 
@@ -131,18 +131,18 @@ def _check_loss(loss: Any) -> None:
 
 
 def stack(trees: Iterable[Any]) -> Any:
-    """Stack trees of equal structure: parameters or states of the members of an ensemble, for `torch.vmap`.
+    """Stack trees of equal structure for `torch.vmap`: the parameters or states of an ensemble's members.
 
     Args:
-        trees: Trees of tensors of any dtype, at least one, whose leaves agree in name, shape, dtype and device. Leaves
-            are matched by name; None matches None only.
+        trees: At least one tree of tensors of any dtype. The leaves must agree in name, shape, dtype and device. They
+            are matched by name; None matches only None.
 
     Returns:
-        A tree like the first one, whose tensors have a new leading dimension: the members.
+        A tree like the first one, whose tensors have a new leading dimension for the members.
 
     Raises:
-        TypeError: one tree instead of several, a leaf that is neither tensor nor None, leaves of different dtypes.
-        ValueError: no trees, or a leaf that differs in name, shape or device; it is named.
+        TypeError: `trees` is a single tree, a leaf is neither a tensor nor None, or dtypes differ.
+        ValueError: there are no trees, or a leaf differs in name, shape or device; the error names it.
 
     Example:
         >>> members = gradtx.stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])
@@ -167,7 +167,7 @@ def stack(trees: Iterable[Any]) -> Any:
 
 
 def _leaves_of_members(trees: Any) -> tuple[list[dict[str, Any]], Callable[[Mapping[str, Any]], Any]]:
-    """The leaves of each tree by name, and the function that builds a tree like the first one."""
+    """Return the leaves of each tree by name, and a function that builds a tree like the first one."""
     if not _are_several(trees):
         raise TypeError(f"stack: needs a list of trees, got one {type(trees).__name__}")
     members: list[dict[str, Any]] = []
@@ -205,14 +205,14 @@ def unstack(tree: Any) -> list[Any]:
     """Split a stacked tree into members: one tree for each index of the leading dimension.
 
     Args:
-        tree: Tensors that have the same leading dimension, as `stack` and `torch.vmap` make them.
+        tree: Tensors with the same leading dimension, such as a result of `stack` or `torch.vmap`.
 
     Returns:
         A list of trees whose tensors lack that dimension and share no memory.
 
     Raises:
-        TypeError: a leaf that is neither tensor nor None.
-        ValueError: a leaf without dimensions, or with another number of members; no tensor at all.
+        TypeError: a leaf is neither a tensor nor None.
+        ValueError: a leaf has no dimensions, leaves differ in the number of members, or there is no tensor.
 
     Example:
         >>> gradtx.unstack({"w": torch.tensor([[0.0, 1.0], [2.0, 3.0]])})
@@ -223,16 +223,16 @@ def unstack(tree: Any) -> list[Any]:
     for i in range(_count_of_members(leaves)):
         member: dict[str, Tensor | None] = {}
         for name, leaf in leaves.items():
-            # A view would keep the memory of all members alive, and torch.save would write it.
+            # A view would keep the memory of all members alive, and torch.save would write all of it.
             member[name] = None if leaf is None else leaf[i].clone()
         trees.append(unflatten(member))
     return trees
 
 
 def _count_of_members(leaves: Mapping[str, Tensor | None]) -> int:
-    """The size of the leading dimension, on which all leaves must agree."""
+    """Return the size of the leading dimension, on which all leaves must agree."""
     count: int | None = None
-    counted = ""  # the leaf that has told the count
+    counted = ""  # the leaf that determined the count
     for name, leaf in leaves.items():
         if leaf is None:
             continue

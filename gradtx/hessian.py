@@ -1,4 +1,4 @@
-"""The diagonal of a Hessian from Hessian-vector products: Hutchinson's estimate."""
+"""Hutchinson's estimate of the diagonal of a Hessian, from Hessian-vector products."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ def hutchinson_hessian_diag(
     r"""Estimate the diagonal of the Hessian: the mean of $z \odot H z$ over random vectors $z$.
 
     Each sample costs one Hessian-vector product. The estimate is unbiased; for a diagonal Hessian it is exact with
-    rademacher vectors.
+    Rademacher vectors.
 
     Args:
-        grad_fn: `params -> gradients`, differentiable: `torch.func.grad(loss)`, or gradients made with
+        grad_fn: `params -> gradients`, differentiable: `torch.func.grad(loss)`, or gradients computed with
             `create_graph=True`.
-        params: The point at which to take the Hessian, a tree of tensors.
-        generator: Draws $z$; an int is a seed.
+        params: The point at which to evaluate the Hessian, a tree of tensors.
+        generator: The generator that draws $z$; an int is a seed.
         n_samples: The number of vectors, >= 1.
-        distribution: Of the entries of $z$: "rademacher" (-1 or 1 with equal odds) or "gaussian" (noisier).
+        distribution: The distribution of the entries of $z$: "rademacher" (-1 or 1 with equal probability) or
+            "gaussian" (noisier).
         spatial_average: Average the absolute values over dimensions 2 and up, as `scale_by_hessian` does.
 
     Returns:
-        A tree like `params`. The sign is kept, except with `spatial_average`. A leaf whose gradient does not depend
-        on the parameters has zeros.
+        A tree like `params`. Signs are kept, except with `spatial_average`. A leaf whose gradient does not depend on
+        the parameters is zero.
 
     Raises:
-        TypeError: a generator of another type.
-        ValueError: an unknown distribution, fewer than one sample, gradients without a graph.
+        TypeError: `generator` has the wrong type.
+        ValueError: the distribution is unknown, `n_samples` is less than 1, or the gradients have no graph.
 
     Example:
         >>> loss = lambda params: (params["w"] ** 3).sum()
@@ -99,7 +100,7 @@ def _check_options(distribution: str, n_samples: int) -> None:
 
 
 def _differentiable(grads: dict[str, Any], values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients, with zeros for None, after checking that one of them has a graph."""
+    """Return the gradients with zeros for None, after checking that at least one of them has a graph."""
     dense: dict[str, Tensor] = {}
     for name, value in values.items():
         dense[name] = torch.zeros_like(value) if grads[name] is None else grads[name]
@@ -109,8 +110,8 @@ def _differentiable(grads: dict[str, Any], values: dict[str, Tensor]) -> dict[st
 
 
 def _hessian_product(gradients: Callable[[Any], dict[str, Tensor]], at: dict[str, Tensor]) -> Callable[..., Any]:
-    """Make the function `(z, whether another call follows) -> H z`."""
-    # Inside vmap, grad and compile torch.autograd.grad does not work; elsewhere it differentiates more functions.
+    """Create a function `(z, again) -> H z`, where `again` tells whether another call follows."""
+    # torch.autograd.grad does not work inside vmap, grad and compile; elsewhere it supports more functions.
     if torch.compiler.is_compiling() or _torch.inside_transform():
         with torch.enable_grad():
             pull = torch.func.vjp(gradients, at)[1]
@@ -137,7 +138,7 @@ def _hessian_product(gradients: Callable[[Any], dict[str, Tensor]], at: dict[str
 
 
 def _random_vector(like: Tensor, generator: torch.Generator, distribution: str) -> Tensor:
-    # On the generator's device and in float32, so that a seed gives the same vectors for all devices and dtypes.
+    # Drawn on the generator's device in float32, so that a seed yields the same vectors for all devices and dtypes.
     options: Any = {"generator": generator, "device": generator.device}
     shape = tuple(like.shape)
     gaussian = distribution == "gaussian"

@@ -1,4 +1,4 @@
-"""Several losses for one model: PCGrad and RotoGrad combine their gradients."""
+"""Multi-task training: PCGrad and RotoGrad combine the gradients of several losses."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ __all__ = ["RotoGrad", "pcgrad", "pcgrad_backward", "rotograd_rotation_loss", "r
 
 Leaves = dict[str, Tensor]
 
-TINY = 1e-15  # below every norm that means something, as in the authors' code of RotoGrad
+TINY = 1e-15  # smaller than any meaningful norm, as in the RotoGrad authors' code
 
 
 def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Generator | int | None = None) -> Any:
-    r"""Combine the gradients of several tasks, each without the components that conflict with another (PCGrad).
+    r"""Combine the gradients of several tasks after removing conflicting components from each (PCGrad).
 
-    For every task i: $G \leftarrow g_i$; for the other tasks j in random order, where $\langle G, g_j \rangle < 0$:
+    For each task i: $G \leftarrow g_i$; then, for the other tasks j in random order, if $\langle G, g_j \rangle < 0$:
     $G \leftarrow G - \langle G, g_j \rangle / \lVert g_j \rVert^2 \, g_j$. Inner products run over all leaves.
 
     Args:
-        grads: A tree of gradients for each task, all with the same leaves; None where a task does not reach a leaf.
+        grads: A tree of gradients for each task, all with the same leaves; None if a task does not reach a leaf.
         reduction: "mean" or "sum" over tasks, for leaves that all tasks reach; other leaves are summed.
-        generator: Draws one `torch.randperm` of the tasks for each task in turn. An int is a seed, None torch's global
-            generator.
+        generator: The generator for one `torch.randperm` of the tasks per task. An int is a seed; None means torch's
+            global generator.
 
     Returns:
-        One tree of gradients; None where no task reaches a leaf.
+        One tree of gradients; None if no task reaches a leaf.
 
     Raises:
-        ValueError: no tasks, an unknown reduction, trees with different leaves.
+        ValueError: there are no tasks, the reduction is unknown, or the trees have different leaves.
 
     Example:
         >>> grads = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([-1.0, 1.0])}]
@@ -65,7 +65,7 @@ def _check_tasks(grads: Sequence[Any], reduction: str) -> None:
 
 
 def _counts(tasks: Sequence[Mapping[str, Tensor | None]]) -> dict[str, int]:
-    """How many tasks reach each leaf, for those that any task reaches."""
+    """Return the number of tasks that reach each leaf, without leaves that no task reaches."""
     counts: dict[str, int] = {}
     for name in tasks[0]:
         count = sum(task[name] is not None for task in tasks)
@@ -75,7 +75,7 @@ def _counts(tasks: Sequence[Mapping[str, Tensor | None]]) -> dict[str, int]:
 
 
 def _dense(tasks: Sequence[Mapping[str, Tensor | None]], names: Sequence[str]) -> list[Leaves]:
-    """The gradients of these leaves for each task, with zeros in place of None."""
+    """Return each task's gradients of these leaves, with zeros instead of None."""
     zeros: Leaves = {}
     for name in names:
         reached = [grad for task in tasks if (grad := task[name]) is not None]
@@ -92,7 +92,7 @@ def _dense(tasks: Sequence[Mapping[str, Tensor | None]], names: Sequence[str]) -
 
 
 def _summed(tasks: Sequence[Leaves], generator: torch.Generator | int | None) -> Leaves:
-    """The sum of the tasks' gradients without conflicts."""
+    """Return the sum of the tasks' gradients after removing conflicts."""
     squares = [_dot(task, task) for task in tasks]
     total: Leaves = {}
     for i, order in enumerate(_orders(len(tasks), generator)):
@@ -102,7 +102,7 @@ def _summed(tasks: Sequence[Leaves], generator: torch.Generator | int | None) ->
 
 
 def _orders(count: int, generator: torch.Generator | int | None) -> Iterator[list[int]]:
-    """For each task a random order of all tasks."""
+    """Yield a random order of all tasks for each task."""
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     device = generator.device if generator is not None else None
@@ -112,12 +112,12 @@ def _orders(count: int, generator: torch.Generator | int | None) -> Iterator[lis
 
 
 def _without_conflicts(i: int, order: Sequence[int], tasks: Sequence[Leaves], squares: Sequence[Tensor]) -> Leaves:
-    """The gradient of task i without what conflicts with the other tasks, taken in this order."""
+    """Return the gradient of task i without components that conflict with other tasks, processed in this order."""
     projected = tasks[i]
     for j in order:
         if j == i or not projected:
             continue
-        # where, not if: the host reads no value; a task without gradient has the inner product 0
+        # torch.where, not if: avoids a host synchronization; a zero gradient has inner product 0
         along = _dot(projected, tasks[j])
         square = torch.where(squares[j] == 0, 1.0, squares[j])
         share = torch.where(along < 0, along / square, 0.0)
@@ -130,7 +130,7 @@ def _without_conflicts(i: int, order: Sequence[int], tasks: Sequence[Leaves], sq
 
 
 def _dot(a: Leaves, b: Leaves) -> Tensor:
-    """The inner product over all leaves, summed in float32 or wider on the device of the first leaf."""
+    """Return the inner product over all leaves, summed in at least float32 on the device of the first leaf."""
     device: torch.device | None = None
     terms: list[Tensor] = []
     for name in a:
@@ -148,19 +148,19 @@ def pcgrad_backward(
     reduction: str = "mean",
     generator: torch.Generator | int | None = None,
 ) -> None:
-    """Write the `pcgrad` of several losses into the `.grad` of parameters, in place of `loss.backward()`.
+    """Write the `pcgrad` of several losses to the `.grad` of parameters; replaces `loss.backward()`.
 
-    It overwrites existing gradients; a parameter that no loss reaches gets None.
+    Existing gradients are overwritten; `.grad` of a parameter that no loss reaches becomes None.
 
     Args:
-        losses: One 0-d loss for each task; their graphs are freed.
+        losses: One 0-d loss per task; their graphs are freed.
         params: The parameters, such as `model.parameters()`.
         reduction: As in `pcgrad`.
-        generator: As in `pcgrad`. For reproducible runs pass one generator at every step, not one seed.
+        generator: As in `pcgrad`. For reproducible runs, pass the same generator at every step, not the same seed.
 
     Raises:
-        TypeError: a single loss, or `params` that are not tensors.
-        ValueError: as `pcgrad`; a loss that is not 0-d or has no graph; no parameter that requires a gradient.
+        TypeError: `losses` is a single loss, or `params` are not tensors.
+        ValueError: as in `pcgrad`; or a loss is not 0-d or has no graph, or no parameter requires a gradient.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -184,7 +184,7 @@ def pcgrad_backward(
 
 
 def _trained(params: Iterable[Any]) -> list[Tensor]:
-    """The parameters that require a gradient."""
+    """Return the parameters that require a gradient."""
     trained: list[Tensor] = []
     for param in params:
         if not isinstance(param, Tensor):
@@ -208,7 +208,7 @@ def _check_losses(losses: Any) -> None:
 
 
 def rotograd_scale(grads: Sequence[Tensor], initial_norms: Sequence[Tensor] | Tensor) -> Tensor:
-    r"""Add the gradients of several tasks at equal lengths, with more length if tasks are slow (RotoGrad).
+    r"""Sum the gradients of several tasks at equal norms; slowly converging tasks increase the norm (RotoGrad).
 
     $C \sum_k g_k / n_k$ with $n_k = \lVert g_k \rVert$, $r_k = n_k / n_k^0$ and $C = \sum_k r_k n_k / \sum_k r_k$.
 
@@ -217,7 +217,7 @@ def rotograd_scale(grads: Sequence[Tensor], initial_norms: Sequence[Tensor] | Te
         initial_norms: $n_k^0$, the norms at the start.
 
     Returns:
-        A tensor of that shape. A gradient of zeros adds nothing.
+        A tensor of that shape. A zero gradient contributes nothing.
 
     Example:
         >>> grads = [torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])]
@@ -239,7 +239,7 @@ def rotograd_rotation_loss(
     r"""Measure how far each rotated mean gradient is from the task's gradient; RotoGrad's rotations minimize it.
 
     The mean over the batch of $\lVert R_k v_b - \tilde g_{k,b} \rVert^2$, where $v$ is the mean of the $g_k$, each
-    brought to the length of their mean.
+    rescaled to the norm of their mean.
 
     Args:
         grads: $g_k$, with respect to the representation $z$; the last dimension is the latent one.
@@ -247,7 +247,7 @@ def rotograd_rotation_loss(
         rotations: $R_k$; only they are differentiated.
 
     Returns:
-        A 0-d loss for each task.
+        One 0-d loss per task.
 
     Example:
         >>> g, turn = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, -1.0], [1.0, 0.0]])
@@ -270,7 +270,7 @@ def rotograd_rotation_loss(
 
 
 def _norms(grads: Sequence[Tensor]) -> Tensor:
-    """The norm of each task's gradient, over the whole batch."""
+    """Return the norm of each task's gradient, over the whole batch."""
     return torch.stack([_norm(grad) for grad in grads]).clamp(min=TINY)
 
 
@@ -290,11 +290,11 @@ class _Rotation(nn.Module):
 
 
 class RotoGrad(nn.Module):
-    r"""Train a shared backbone with a head for each task; task gradients get equal lengths and learned rotations.
+    r"""Train a shared backbone with one head per task; task gradients get equal norms and learned rotations.
 
-    Each head sees the representation $z$ rotated by its matrix $R_k$. Call `backward(losses)` in place of
-    `loss.backward()`: it sends `rotograd_scale` of the tasks' gradients into the backbone, each loss's gradient into
-    its head, and the gradient of `rotograd_rotation_loss` into $R_k$. In training mode the heads are detached from the
+    Each head receives the representation $z$ rotated by its matrix $R_k$. Call `backward(losses)` instead of
+    `loss.backward()`: it propagates `rotograd_scale` of the tasks' gradients to the backbone, each loss's gradient to
+    its head, and the gradient of `rotograd_rotation_loss` to $R_k$. In training mode the heads are detached from the
     backbone, so `sum(losses).backward()` would not reach it.
 
     Args:
@@ -302,11 +302,11 @@ class RotoGrad(nn.Module):
         heads: One module per task; maps $R_k z$ to the task's output.
         latent_size: Size of the latent dimension.
         burn_in_period: The iteration (from 0) at which the initial norms and losses are measured again.
-        normalize_losses: Divide every loss by its value at the start.
+        normalize_losses: Divide each loss by its initial value.
 
     Raises:
-        ValueError: a representation of another size, another number of losses, `backward` without a forward pass in
-            training mode.
+        ValueError: the representation has the wrong size, the number of losses is wrong, or `backward` is called
+            without a forward pass in training mode.
 
     Example:
         >>> model = gradtx.RotoGrad(torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1), torch.nn.Linear(4, 2)], 4)
@@ -345,19 +345,19 @@ class RotoGrad(nn.Module):
         self._passed: tuple[Any, list[Tensor]] | None = None
 
     def model_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of backbone and heads."""
+        """Yield the parameters of the backbone and the heads."""
         yield from self.backbone.parameters()
         yield from self.heads.parameters()
 
     def rotation_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the rotations; give them a separate optimizer, slower than the model's."""
+        """Yield the parameters of the rotations; use a separate optimizer with a lower learning rate for them."""
         yield from self.rotations.parameters()
 
     def _matrices(self) -> list[Tensor]:
         return [rotation.weight for rotation in self.rotations]  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """The outputs of all heads."""
+        """Return the outputs of all heads."""
         z = self.backbone(*args, **kwargs)
         if z.shape[-1] != self.latent_size:
             raise ValueError(f"RotoGrad: the backbone gave {z.shape[-1]} numbers, latent_size is {self.latent_size}")
@@ -369,10 +369,10 @@ class RotoGrad(nn.Module):
         return [head(representation) for head, representation in zip(self.heads, turned, strict=True)]
 
     def backward(self, losses: Sequence[Tensor]) -> None:
-        """Add to the `.grad` of all parameters, after a forward pass in training mode.
+        """Add gradients to the `.grad` of all parameters; requires a forward pass in training mode.
 
         Args:
-            losses: One 0-d loss for each head, in their order.
+            losses: One 0-d loss per head, in their order.
         """
         if self._passed is None:
             raise ValueError("RotoGrad: backward follows one forward pass in training mode, with gradients enabled")
@@ -395,11 +395,11 @@ class RotoGrad(nn.Module):
 
     def _keep_initial_losses(self, losses: Sequence[Tensor], is_start: Tensor) -> None:
         values = torch.stack([loss.detach() for loss in losses]).to(self.initial_losses)
-        values = torch.where(values == 0, 1.0, values)  # a loss that starts at 0 is not divided
+        values = torch.where(values == 0, 1.0, values)  # do not divide a loss whose initial value is 0
         self.initial_losses = torch.where(is_start, values, self.initial_losses)
 
     def _through_heads(self, losses: Sequence[Tensor], turned: Sequence[Tensor]) -> list[Tensor]:
-        """Run `backward` of each loss down to the representation that its head saw; return the gradients there."""
+        """Backpropagate each loss to the representation that its head received; return the gradients there."""
         grads: list[Tensor] = []
         for k, (loss, representation) in enumerate(zip(losses, turned, strict=True)):
             start = self.initial_losses[k] if self.normalize_losses else 1.0

@@ -1,4 +1,4 @@
-"""Plan a run: the memory that training needs, before anything is allocated."""
+"""Estimate the memory of a training run before anything is allocated."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from gradtx.core import GradientTransformation, check_transformation
 __all__ = ["Memory", "MemoryRow", "memory"]
 
 WHO = "memory"
-COUNT = 4  # bytes of a parameter's count of steps
+COUNT = 4  # bytes of a parameter's step count
 COMPENSATION = "compensation"
 META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """The bytes of one parameter.
+    """The memory of one parameter, in bytes.
 
     Attributes:
-        name: The parameter.
-        shape: Its shape; of a sharded one, that of this process's part.
-        weights: Bytes of the weights, and as many of the gradient.
-        slots: Bytes of each slot of its state, by name; the tensors of a coded slot are added.
-        master: Bytes that keep what 16-bit weights lose by rounding, in place of a float32 copy.
-        temporaries: Bytes that its update allocates for a while, at most; None if that depends on values.
+        name: The name of the parameter.
+        shape: Its shape; for a sharded parameter, that of the local shard.
+        weights: Bytes of the weights; the gradient needs the same amount.
+        slots: Bytes of each slot of its state, by name; for a coded slot the sum over its tensors.
+        master: Bytes that store the rounding errors of 16-bit weights, in place of a float32 copy.
+        temporaries: Peak bytes of temporary tensors in its update; None if this depends on values.
     """
 
     name: str
@@ -54,18 +54,18 @@ class MemoryRow:
 
     @property
     def state(self) -> int:
-        """Bytes of its state, without `master`."""
+        """Bytes of its state, excluding `master`."""
         return COUNT + sum(self.slots.values())
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of a training run, in bytes. Printed, it is a table.
+    """The memory of a training run, in bytes. It prints as a table.
 
     Attributes:
-        rows: One `MemoryRow` for each parameter.
-        shared: Bytes of numbers that all parameters share.
-        offloaded: Whether state is on the host, by `state_device`.
+        rows: One `MemoryRow` per parameter.
+        shared: Bytes of values that all parameters share.
+        offloaded: Whether the state is on the host, as `state_device` requests.
     """
 
     rows: list[MemoryRow] = field(default_factory=list[MemoryRow])
@@ -74,7 +74,7 @@ class Memory:
 
     @property
     def entries(self) -> int:
-        """How many entries the parameters have together."""
+        """Total number of entries of all parameters."""
         return sum(row.shape.numel() for row in self.rows)
 
     @property
@@ -84,49 +84,49 @@ class Memory:
 
     @property
     def gradients(self) -> int:
-        """Bytes of all gradients, as an ordinary step needs them."""
+        """Bytes of all gradients, as an ordinary step requires."""
         return self.weights
 
     @property
     def largest_gradient(self) -> int:
-        """Bytes of the largest gradient, which stands for all of them after `release_gradients`."""
+        """Bytes of the largest gradient, which replaces `gradients` if you use `release_gradients`."""
         return max((row.weights for row in self.rows), default=0)
 
     @property
     def state(self) -> int:
-        """Bytes of the optimizer's state, without `master`."""
+        """Bytes of the optimizer's state, excluding `master`."""
         return self.shared + sum(row.state for row in self.rows)
 
     @property
     def master(self) -> int:
-        """Bytes that keep what 16-bit weights lose by rounding (`compensate_rounding`)."""
+        """Bytes that store the rounding errors of 16-bit weights (`compensate_rounding`)."""
         return sum(row.master for row in self.rows)
 
     @property
     def temporaries(self) -> int | None:
-        """Bytes that a step by default allocates for a while, at most; None if that depends on values."""
+        """Peak bytes of temporary tensors in a default step; None if this depends on values."""
         of_rows = [row.temporaries for row in self.rows]
         return None if None in of_rows else max(cast("list[int]", of_rows), default=0)
 
     @property
     def total(self) -> int:
-        """Bytes on the parameters' device: weights, gradients, state and temporaries, as far as these are known."""
+        """Bytes on the parameters' device: weights, gradients, state, and temporaries if known."""
         used = self.weights + self.gradients
         return used if self.offloaded else used + self._by_steps
 
     @property
     def host(self) -> int:
-        """Bytes on the host, if state is there: state, temporaries, and copies of weights and gradients."""
+        """Bytes on the host if state is offloaded: state, temporaries, and copies of weights and gradients."""
         return self.weights + self.gradients + self._by_steps if self.offloaded else 0
 
     @property
     def _by_steps(self) -> int:
-        """Bytes that steps use beyond weights and gradients, as far as these are known."""
+        """Bytes that steps use in addition to weights and gradients, with temporaries if known."""
         return self.state + self.master + (self.temporaries or 0)
 
     @property
     def slots(self) -> dict[str, int]:
-        """Bytes of each slot."""
+        """Bytes of each slot, summed over the parameters."""
         slots: dict[str, int] = {}
         for row in self.rows:
             for name, size in row.slots.items():
@@ -155,23 +155,24 @@ def memory(
     device: torch.device | str | None = None,
     state_device: torch.device | str | None = None,
 ) -> Memory:
-    """Compute the memory of a training run without allocating any: parameters may be on the meta device.
+    """Compute the memory of a training run without allocating any; parameters may be on the meta device.
 
     Args:
         tx: The transformation.
-        params: A model, a tree of tensors in a dict, or what an optimizer takes: tensors, pairs (name, tensor) or
-            groups, whose hyperparameters are not read. Of sharded tensors, this process's part counts.
-        device: Where training runs, which decides how many entries a step takes at once; by default where the
-            parameters are, and for the meta device an accelerator.
-        state_device: As for `as_optimizer`: "cpu" if state is kept on the host.
+        params: A model, a tree of tensors in a dict, or the first argument of an optimizer: tensors, pairs
+            (name, tensor) or groups, whose hyperparameters are ignored. For sharded tensors, the local shard counts.
+        device: The device for training, which determines how many entries a step processes at once. The default is the
+            device of the parameters; for the meta device, an accelerator.
+        state_device: As for `as_optimizer`: "cpu" to keep the state on the host.
 
     Returns:
         A `Memory` with the bytes of weights, gradients, state, master copies and temporaries, also by slot and by
-        parameter. Temporaries are those of the default step, an upper bound.
+        parameter. Temporaries are an upper bound for the default step.
 
     Raises:
-        TypeError: `tx` is no transformation, `params` are no tensors.
-        ValueError: no parameters, two of one name, a lazy one, an unknown `device`, another `state_device` than "cpu".
+        TypeError: `tx` is not a transformation, or `params` are not tensors.
+        ValueError: there are no parameters, two have the same name, one is lazy, `device` is unknown, or
+            `state_device` is not "cpu".
 
     Example:
         >>> with torch.device("meta"):
@@ -212,10 +213,10 @@ def memory(
 
 
 def _named(params: Any) -> dict[str, Tensor]:
-    """Parameters by name.
+    """Return the parameters by name.
 
     Raises:
-        TypeError, ValueError: there are none, two have one name, or one has no shape yet.
+        TypeError, ValueError: there are no parameters, two have the same name, or one has no shape yet.
     """
     if isinstance(params, nn.Module):
         params = dict(params.named_parameters())
@@ -238,7 +239,7 @@ def _named(params: Any) -> dict[str, Tensor]:
 
 
 def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
-    """Parameters of a list, or of a list of groups, by their names or positions."""
+    """Return the parameters of a list, or of a list of groups, by name or position."""
     leaves: dict[str, Tensor] = {}
     for entry in entries:
         params: Any = listed_group(WHO, dict(entry))["params"] if is_mapping(entry) else [entry]
@@ -253,7 +254,7 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
 
 
 def _device(given: Any) -> torch.device:
-    """A device, by its name."""
+    """Return a `torch.device`, or raise an error for an unknown one."""
     try:
         return torch.device(given)
     except (RuntimeError, TypeError) as error:
@@ -266,24 +267,24 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _slots_of(state: Mapping[str, Any], run: TreeRun) -> tuple[dict[str, dict[str, int]], int]:
-    """The bytes of each leaf's slots by name, and of all other numbers; the tensors of a coded slot are added."""
+    """Return the bytes of each leaf's slots by name, with all tensors of a coded slot, and of shared values."""
     slots: dict[str, dict[str, int]] = {}
     shared = 0
     for path, stage in _stages(state, (), run):
         for name, values in stage.items():
             if isinstance(values, Tensor):
-                shared += _bytes(values) if path else 0  # the outermost count is one of each parameter
+                shared += _bytes(values) if path else 0  # the outermost count is part of each parameter's bytes, COUNT
                 continue
             slot = name.partition(".")[0]
             for leaf, tensor in values.items():
                 of_leaf = slots.setdefault(leaf, {})
-                if tensor.numel():  # a partition keeps its decisions as tensors without entries
+                if tensor.numel():  # a partition stores its decisions as empty tensors
                     of_leaf[slot] = of_leaf.get(slot, 0) + _bytes(tensor)
     return slots, shared
 
 
 def _stages(state: Mapping[str, Any], path: tuple[str, ...], run: TreeRun) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each stage's own entries."""
+    """Yield the path and the direct entries of each stage."""
     entries: dict[str, Any] = {}
     for key, value in state.items():
         if (*path, key) in run.stages:
@@ -297,23 +298,23 @@ def _stages(state: Mapping[str, Any], path: tuple[str, ...], run: TreeRun) -> It
 
 
 class _Temporaries:
-    """Runs the update of single leaves on the meta device, and counts what it allocates.
+    """Run the update of single leaves on the meta device and measure its allocations.
 
     Args:
         tx: The transformation.
-        run: A call for all leaves.
-        stand_ins: The leaves.
+        run: A run for all leaves.
+        stand_ins: The leaves, on the meta device.
     """
 
     def __init__(self, tx: GradientTransformation, run: TreeRun, stand_ins: Mapping[str, Tensor]):
         self._tx = tx
         self._leaves = leaves_of(run, dict(stand_ins), dict(stand_ins), {}, {})
         self._stand_ins = stand_ins
-        self._states: dict[int, tuple[dict[str, Tensor], Any]] = {}  # leaves in parts, and their state
+        self._states: dict[int, tuple[dict[str, Tensor], Any]] = {}  # part size -> parts of leaves, and their state
         self._known: dict[Any, int | None] = {}
 
     def of(self, name: str, most: int) -> int | None:
-        """The most bytes that a leaf's update allocates at once; of a part of `most` entries, if a step takes parts."""
+        """Return the peak bytes of a leaf's update, or of a part of `most` entries if a step processes parts."""
         if most not in self._states:
             parts = {key: self._part(key, tensor, most) for key, tensor in self._stand_ins.items()}
             self._states[most] = parts, self._tx.init(parts)
@@ -341,32 +342,32 @@ class _Temporaries:
             leaves = leaves_of(run, gradient, {name: parts[name]}, {}, {})
             with torch.no_grad(), counter.counting():
                 execute(leaves.values(), _finish)
-        except Exception:  # a rule reads values, or needs more than gradients
+        except Exception:  # a rule reads values, or requires extras
             return None
         return counter.most
 
 
 def _finish(leaf: Leaf) -> None:
-    """Make the result, as a step does."""
+    """Compute the result, as a step does."""
     leaf.result()
 
 
 def _goes_in_parts(leaf: Leaf) -> bool:
-    """Whether a step may update parts of a leaf one after another."""
+    """Whether a step may update a leaf in parts, one at a time."""
     return all(operation.elementwise and operation.compiles for operation in leaf.program)
 
 
 class _Allocations:
-    """Counts the bytes of tensors that are alive, and the most of them.
+    """Track the bytes of live tensors and their peak.
 
     Attributes:
-        most: The most bytes that were alive at once.
+        most: The peak number of bytes alive at once.
     """
 
     def __init__(self) -> None:
         self.most = 0
         self._present = 0
-        self._tensors: dict[int, int] = {}  # how many tensors share each storage
+        self._tensors: dict[int, int] = {}  # number of tensors that share each storage
 
     def counting(self) -> Any:
         def call(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Optimizers and schedulers by name, with the option names of pytorch_optimizer."""
+"""Create optimizers and schedulers by name, with the option names of pytorch_optimizer."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class _ScheduleFactory(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Schedule: ...
 
 
-# Biases, and the weights of normalization layers: by the class of their module (LayerNorm, BatchNorm2d, RMSNorm), and
-# for parameters without a model by the usual names (norm, norm1, layer_norm).
+# Biases and the weights of normalization layers, matched by the class of their module (LayerNorm, BatchNorm2d, RMSNorm)
+# or, for parameters without a model, by common names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
-# `proportion` needs another schedule, `join_schedules` a list of schedules; AdEMAMix's are not learning rates.
+# `proportion` requires another schedule, `join_schedules` a list of schedules; AdEMAMix's are not learning rates.
 _NO_RATES = ("ademamix_alpha_schedule", "half_life_schedule", "join_schedules", "proportion_schedule")
 _SCHEDULES: dict[str, _ScheduleFactory] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
@@ -85,13 +85,13 @@ _SCHEDULERS_ELSEWHERE = {
     "cosine_annealing_with_warmup": "cosine_warmup_restarts",
     "warmup_stable_decay": "wsd",
 }
-# Names that mean torch's schedule here and a warm-up in pytorch_optimizer, and the options that only that one has.
+# Names that refer to torch's schedule here but to a warm-up in pytorch_optimizer, and the warm-up's specific options.
 _WARM_UPS_ELSEWHERE = {"cosine_schedule": "warmup_cosine", "linear_schedule": "warmup_linear"}
 _OPTIONS_OF_WARM_UPS = ("t_max", "max_lr", "init_lr", "warmup_steps")
 
 
 def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms: Mapping[str, str]) -> Any:
-    """The entry of a name or of its synonym, whatever the case, dashes and underscores."""
+    """Return the entry of a name or a synonym; case, dashes and underscores are ignored."""
     if not isinstance(name, str):
         raise TypeError(f"{owner}: the name of {what} must be a str, got {describe(name)}")
     name_of = {plain(synonym): target for synonym, target in synonyms.items()}
@@ -103,7 +103,7 @@ def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms
 
 
 def class_hint(name: str) -> str:
-    """What to use for a name that `gradtx.optim` does not have."""
+    """Return a suggestion for a name that `gradtx.optim` does not have."""
     class_of: dict[str, str] = {}
     for alias, cls in CLASSES.items():
         class_of[plain(alias)] = cls.__name__
@@ -113,7 +113,7 @@ def class_hint(name: str) -> str:
 
 
 def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
-    """Suggest the names of which an unknown one is a misspelling, else how to list names."""
+    """Suggest the names that an unknown name may misspell, or how to list all names."""
     use = counterpart(name)
     if use is not None:
         return f"here it is: {use}"
@@ -143,9 +143,9 @@ def _link_named(name: str) -> str | None:
 
 
 def _respelled(name: str, name_of: Mapping[str, str]) -> list[str]:
-    """The names of which an unknown one is a misspelling.
+    """Return the names that an unknown name may misspell.
 
-    Algorithms have names that look alike (AdamC, FAdam and Adam; AdEMAMix and Adamax): those are not misspellings.
+    Some algorithms have similar names (AdamC, FAdam and Adam; AdEMAMix and Adamax), which are not misspellings.
     """
     matches = difflib.get_close_matches(name, name_of, n=3, cutoff=0.8)
     misspelled = [plain for plain in matches if not _is_longer(name, plain)]
@@ -155,13 +155,13 @@ def _respelled(name: str, name_of: Mapping[str, str]) -> list[str]:
 
 
 def _with_word(word: str, known: Iterable[str]) -> list[str]:
-    """The known names of which an unknown one is a word, other than "adam" and the like that many have."""
+    """Return the known names that contain a word, unless it is common, such as "adam"."""
     names = [name for name in known if word in name.lower().split("_")]
     return names if len(names) <= 2 else []
 
 
 def _longest_start(name: str, known: Sequence[str]) -> str:
-    """The longest start of a name, of two letters at least, with which a known name begins; "" for none."""
+    """Return the longest prefix of a name, of at least two letters, that a known name shares; "" for none."""
     for length in range(len(name), 1, -1):
         start = name[:length]
         if any(plain.startswith(start) for plain in known):
@@ -170,21 +170,21 @@ def _longest_start(name: str, known: Sequence[str]) -> str:
 
 
 def _use_of(link: str) -> str:
-    """How a link is used with an optimizer."""
+    """Return an example of how to use a link with an optimizer."""
     if link in combinators.__all__:
         return f"gradtx.{link}(gradtx.adamw(), ...)"
     return f"gradtx.chain(gradtx.adamw(), gradtx.{link}(...))"
 
 
 def _is_longer(name: str, plain: str) -> bool:
-    """Whether `name` is `plain` with one more letter at an end; a doubled letter is a misspelling."""
+    """Whether `name` is `plain` plus one letter at either end; a doubled letter counts as a misspelling instead."""
     if name[1:] == plain:
         return name[0] != name[1]
     return name[:-1] == plain and name[-1] != name[-2]
 
 
 def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]) -> list[str]:
-    """The names of which a spelling matches one of the wildcard patterns."""
+    """Return the names with a spelling that matches one of the wildcard patterns."""
     if filters is None:
         return sorted(spellings)
     patterns = _patterns(owner, filters)
@@ -199,7 +199,7 @@ def _patterns(owner: str, filters: Any) -> list[str]:
     patterns = [filters] if isinstance(filters, str) else filters
     if not _are_strings(patterns):
         raise TypeError(f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}")
-    # Inside brackets a dash is a range.
+    # A dash inside brackets denotes a range, so keep it.
     return [pattern.lower() if "[" in pattern else plain(pattern) for pattern in patterns]
 
 
@@ -215,11 +215,11 @@ def load_optimizer(optimizer: str) -> type[AliasOptimizer]:
     """Return the class of an optimizer: `load_optimizer("adamp")` is `gradtx.optim.AdamP`.
 
     Args:
-        optimizer: The name of an alias or a class; case, dashes and underscores don't count.
+        optimizer: The name of an alias or a class; case, dashes and underscores are ignored.
 
     Raises:
-        TypeError: a name that is no str.
-        ValueError: an unknown name; the error lists the nearest ones.
+        TypeError: the name is not a str.
+        ValueError: the name is unknown; the error lists the nearest names.
 
     Example:
         >>> gradtx.load_optimizer("Adam-W").__name__
@@ -234,13 +234,13 @@ def _class(owner: str, name: Any) -> type[AliasOptimizer]:
 
 
 def get_supported_optimizers(filters: Names = None) -> list[str]:
-    """List the names of all optimizers, or of those that match, sorted.
+    """List the names of all optimizers, or of those that match a filter, sorted.
 
     Args:
-        filters: A wildcard pattern such as "*adam*", or a list of patterns of which one must match. None for all.
+        filters: A wildcard pattern such as "*adam*", or a list of patterns, any of which may match. None for all.
 
     Raises:
-        TypeError: something else.
+        TypeError: `filters` is neither a pattern nor a list of patterns.
 
     Example:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
@@ -251,13 +251,13 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
 
 
 def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
-    """List the names of all learning rate schedulers, or of those that match, sorted.
+    """List the names of all learning rate schedulers, or of those that match a filter, sorted.
 
     Args:
-        filters: A wildcard pattern such as "*cosine*", or a list of patterns of which one must match. None for all.
+        filters: A wildcard pattern such as "*cosine*", or a list of patterns, any of which may match. None for all.
 
     Raises:
-        TypeError: something else.
+        TypeError: `filters` is neither a pattern nor a list of patterns.
 
     Example:
         >>> gradtx.get_supported_lr_schedulers("warmup*")
@@ -267,19 +267,19 @@ def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
 
 
 def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
-    """Return a scheduler by name, to be called like torch's: `load_lr_scheduler("cosine")(optimizer, T_max=10)`.
+    """Return a scheduler by name, to call like torch's: `load_lr_scheduler("cosine")(optimizer, T_max=10)`.
 
-    It takes the optimizer, the arguments of the schedule of this name (`cosine_schedule`) and `last_epoch`, and returns
-    the `as_lr_scheduler` of that schedule. `lr` defaults to the rate of each group.
+    It accepts the optimizer, the arguments of the schedule with this name (`cosine_schedule`) and `last_epoch`, and
+    returns `as_lr_scheduler` of that schedule. `lr` defaults to the learning rate of each group.
 
     Args:
-        lr_scheduler_name: A schedule, or its name in torch or pytorch_optimizer (`CosineAnnealingLR`); case, dashes and
-            underscores don't count. "linear" and "cosine" are torch's; pytorch_optimizer's are "warmup_linear" and
-            "warmup_cosine".
+        lr_scheduler_name: The name of a schedule, or its name in torch or pytorch_optimizer (`CosineAnnealingLR`);
+            case, dashes and underscores are ignored. "linear" and "cosine" refer to torch's schedules; those of
+            pytorch_optimizer are "warmup_linear" and "warmup_cosine".
 
     Raises:
-        TypeError: a name that is no str.
-        ValueError: an unknown name; the error lists the nearest ones.
+        TypeError: the name is not a str.
+        ValueError: the name is unknown; the error lists the nearest names.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
@@ -313,7 +313,7 @@ def _check_optimizer(owner: str, optimizer: Any) -> None:
 
 
 def _given_to(factory: _ScheduleFactory, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for a schedule by name; `lr` is none of the positional ones."""
+    """Return the arguments for a schedule by name; `lr` is accepted only by keyword."""
     owner = factory.__name__
     positional = [argument.name for argument in factory.arguments.all if argument.name != "lr"]
     if len(args) > len(positional):
@@ -328,7 +328,7 @@ def _given_to(factory: _ScheduleFactory, args: tuple[Any, ...], options: Mapping
 
 
 def _check_meant(owner: str, options: Iterable[str]) -> None:
-    """Refuse the options of a warm-up for a schedule of torch that has its name."""
+    """Reject options of a warm-up for the schedule of torch with the same name."""
     for name in options:
         if owner in _WARM_UPS_ELSEWHERE and name in _OPTIONS_OF_WARM_UPS:
             meant = _WARM_UPS_ELSEWHERE[owner]
@@ -336,7 +336,7 @@ def _check_meant(owner: str, options: Iterable[str]) -> None:
 
 
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
-# Option names of other libraries -> names here, of which the first is used that the optimizer has; same values.
+# Option name in other libraries -> names here with the same values; the first one that the optimizer has applies.
 _RENAMED = {
     "weight_decouple": ("decoupled_weight_decay", "no_prox"),
     "ams_bound": ("amsgrad",),
@@ -357,9 +357,9 @@ _RENAMED = {
     "update_proj_gap": ("every",),
     "warmup_epoch": ("warmup_steps",),
 }
-# Separate numbers elsewhere that are entries of a tuple here.
+# Separate options in other libraries that are entries of a tuple here.
 _ENTRIES = {"eps1": ("eps", 0), "eps2": ("eps", 1), "gamma1": ("gammas", 0), "gamma2": ("gammas", 1)}
-# One number elsewhere for two of ours.
+# One option in other libraries that sets two options here.
 _SHARED = {"t_alpha_beta3": ("alpha_warmup", "beta3_warmup")}
 _DECOUPLED = frozenset(
     {
@@ -382,7 +382,7 @@ _COUPLED = frozenset(
 
 
 def _regrouped(arguments: Mapping[str, Argument], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Put numbers together that are one tuple here, and give one to two options that share it elsewhere."""
+    """Combine separate options into the tuple that they form here, and split options that set two options here."""
     regrouped = dict(options)
     for name, (new_name, place) in _ENTRIES.items():
         if name in options and name not in arguments and new_name in arguments:
@@ -429,7 +429,7 @@ def _new_name(name: str, arguments: Iterable[str]) -> str | None:
 
 
 def _check_decoupling(alias: str, value: Any) -> None:
-    """Accept the form of weight decay that an optimizer always has, with a warning; refuse any other."""
+    """Accept the only form of weight decay that an optimizer supports, with a warning; reject any other."""
     form = "has its own form"
     accepted = None
     if alias in _DECOUPLED:
@@ -444,12 +444,12 @@ def _check_decoupling(alias: str, value: Any) -> None:
 
 
 def _warn(message: str, stacklevel: int = 4) -> None:
-    """Warn at the line that calls `create_optimizer`."""
+    """Issue a warning that points to the line that calls `create_optimizer`."""
     warnings.warn(f"create_optimizer: {message}", FutureWarning, stacklevel=stacklevel)
 
 
 def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
-    """The parameters for the optimizer: if they have names, in groups with and without decay."""
+    """Return the parameters for the optimizer; if they have names, in groups with and without decay."""
     if isinstance(model, Tensor):
         raise TypeError("create_optimizer: needs a model or a list of parameters, got one tensor")
     if isinstance(model, torch.nn.Module):
@@ -458,13 +458,13 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
         raise TypeError(f"create_optimizer: needs a model or a list of parameters, got {describe(model)}")
     items = list(model)
     if not _are_pairs(items):
-        return items  # patterns need names; groups stay as the user made them
+        return items  # patterns require names; the user's groups stay unchanged
     banned = {id(param) for name, param in items if _is_banned(ban_list, name)}
     return _groups(items, banned, weight_decay)
 
 
 def _warn_of_embeddings(name: str, model: Any) -> None:
-    """Warn of embeddings and heads, which are matrices and go to a method that is for hidden ones."""
+    """Warn of embeddings and heads: as matrices, they go to a method designed for hidden matrices."""
     if not isinstance(model, torch.nn.Module):
         return
     roles = label_by_role(model)
@@ -486,7 +486,7 @@ def _are_pairs(items: list[Any]) -> TypeGuard[list[tuple[str, Any]]]:
 
 
 def _groups(named: Sequence[tuple[str, Any]], banned: set[int], weight_decay: Any) -> Sequence[Any]:
-    """A group with decay and one without, of those that have parameters."""
+    """Return a group with decay and one without, omitting empty groups."""
     if _is_zero(weight_decay):
         return named
     decayed: list[tuple[str, Any]] = []
@@ -512,7 +512,7 @@ def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def _banned_of_model(model: torch.nn.Module, ban_list: Sequence[str]) -> set[int]:
-    """The ids of the parameters without decay, whose names or modules' classes match a pattern."""
+    """Return the ids of the parameters without decay: their names or their modules' classes match a pattern."""
     banned: set[int] = set()
     for prefix, module in named_modules(model):
         kind = type(module).__name__
@@ -524,7 +524,7 @@ def _banned_of_model(model: torch.nn.Module, ban_list: Sequence[str]) -> set[int
 
 
 def _is_banned(patterns: Sequence[str], *names: str) -> bool:
-    """Whether a name contains a pattern, or matches a pattern with wildcards."""
+    """Whether a name contains a plain pattern or matches a wildcard pattern."""
     for pattern in patterns:
         has_wildcards = any(character in pattern for character in "*?[")
         for name in names:
@@ -534,7 +534,7 @@ def _is_banned(patterns: Sequence[str], *names: str) -> bool:
 
 
 def _decay(name: str, arguments: Mapping[str, Argument], weight_decay: Any) -> dict[str, Any]:
-    """The weight decay, if the optimizer has one."""
+    """Return the weight decay as an option, if the optimizer has one."""
     if "weight_decay" in arguments:
         return {"weight_decay": weight_decay}
     if not _is_zero(weight_decay):
@@ -543,7 +543,7 @@ def _decay(name: str, arguments: Mapping[str, Argument], weight_decay: Any) -> d
 
 
 def _rate(name: str, arguments: Mapping[str, Argument], lr: Any) -> dict[str, Any]:
-    """The learning rate, under the optimizer's name for it."""
+    """Return the learning rate as an option, under the optimizer's name for it."""
     rate = "lr" if "lr" in arguments else "max_lr"
     if rate in arguments:
         if lr is not None:
@@ -574,36 +574,37 @@ def create_optimizer(
     capturable: bool = False,
     **options: Any,
 ) -> ChainOptimizer:
-    """Make an optimizer by name for a model, with common links before and after it.
+    """Create an optimizer by name for a model, with common links before and after it.
 
     Args:
-        model: A module, of which the parameters that require a gradient are used; or parameters: tensors, pairs of name
-            and tensor, or parameter groups, which do not change.
+        model: A module, whose parameters that require a gradient are used; or parameters: tensors, pairs of name and
+            tensor, or parameter groups, which are not modified.
         optimizer_name: As for `load_optimizer`.
-        lr: The learning rate. None: 1e-3, or no rate if the optimizer does not require one.
-        weight_decay: As the optimizer defines it.
-        wd_ban_list: Selects parameters without decay: parts of names, or wildcard patterns, of the parameter
-            ("blocks.0.bias"), of its module's class ("LayerNorm") or of both ("LayerNorm.weight"). By default biases
-            and the weights of norms. All parameters without names are decayed.
+        lr: The learning rate. None means 1e-3, or no rate if the optimizer does not require one.
+        weight_decay: The weight decay, in the optimizer's own form.
+        wd_ban_list: Selects parameters without decay, by substrings or wildcard patterns of the parameter's name
+            ("blocks.0.bias"), its module's class ("LayerNorm") or both ("LayerNorm.weight"). By default, biases and
+            the weights of norms. Parameters without names always have decay.
         use_lookahead: Add `lookahead` after the optimizer, with the options `k`, `alpha` and `pullback_momentum`
-            (an option that the optimizer has too goes to the optimizer). Ranger has a lookahead already.
+            (an option that the optimizer also has goes to the optimizer). Ranger already includes lookahead.
         use_orthograd: Add `orthogonalize_against_params` before the optimizer.
         use_gc: Add `centralize` before the optimizer, with the option `gc_conv_only`. None: the optimizer's default.
         compile: As for `as_optimizer`.
-        compile_kwargs: `mode` and `options` of `torch.compile`, or its options themselves, for `compile=True`.
+        compile_kwargs: For `compile=True`: `mode` or `options` of `torch.compile`, or individual options.
         state_device: As for `as_optimizer`.
         capturable: As for `as_optimizer`.
-        **options: Other options of the optimizer. Option names of other libraries work, with a FutureWarning that tells
-            the new name.
+        **options: Other options of the optimizer. Option names of other libraries are accepted, with a FutureWarning
+            that states the new name.
 
     Returns:
         An instance of `load_optimizer(optimizer_name)`; with additional links, the result of `as_optimizer`. `muon`
-        and its relatives get `adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10)` for parameters that are not matrices,
-        unless you pass `fallback`. Embeddings and heads are matrices, about which a warning says what to use.
+        and its relatives use `adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10)` for parameters that are not matrices,
+        unless you pass `fallback`. They also step embeddings and heads, which are matrices; a warning suggests an
+        alternative.
 
     Raises:
-        TypeError: an unknown option, an option of another library without a counterpart.
-        ValueError: an unknown name, numbers out of range, no parameters.
+        TypeError: an option is unknown, or an option of another library has no counterpart.
+        ValueError: the name is unknown, a hyperparameter is out of range, or there are no parameters.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
@@ -645,10 +646,10 @@ def create_optimizer(
 
 
 def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
-    """The argument `compile` for keyword arguments of `torch.compile`.
+    """Convert keyword arguments of `torch.compile` to the argument `compile`.
 
     Raises:
-        ValueError: a mode beside options, which torch refuses, too.
+        ValueError: both a mode and options are given, which torch rejects as well.
     """
     rest = dict(keywords)
     mode, options = rest.pop("mode", None), rest.pop("options", None)
@@ -672,7 +673,7 @@ def _check_options(options: Mapping[str, Any], wd_ban_list: Any) -> None:
 def _links_before(
     arguments: Mapping[str, Argument], options: dict[str, Any], use_gc: bool, use_orthograd: bool
 ) -> list[GradientTransformation]:
-    """The links in front of the optimizer; takes their options out of `options`."""
+    """Return the links before the optimizer, and remove their options from `options`."""
     links: list[GradientTransformation] = []
     if use_gc:
         of_link = _options_of_links(("gc_conv_only",), arguments, options)
@@ -685,7 +686,7 @@ def _links_before(
 def _options_of_links(
     names: Iterable[str], arguments: Mapping[str, Argument], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Take the options of these names out of `options`, except those that the optimizer has as well."""
+    """Remove the options with these names from `options` and return them, except those that the optimizer also has."""
     taken: dict[str, Any] = {}
     for name in names:
         if name in options and name not in arguments:

@@ -1,4 +1,4 @@
-"""Which parameter of a model is what: matrices, embeddings, heads, norms, biases."""
+"""Roles of a model's parameters: matrices, embeddings, heads, norms, biases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALE_NAMES = ("weight", "gamma", "scale")
 
 
 class Place(NamedTuple):
-    """A place where a module holds a parameter."""
+    """A module's reference to a parameter; a tied parameter has several."""
 
     module: nn.Module
     module_name: str
@@ -36,34 +36,34 @@ class Place(NamedTuple):
 
 
 def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str]:
-    """Say what every parameter of a model is, by the module that holds it, not by its shape.
+    """Return the role of each parameter of a model, based on the module that owns it rather than on its shape.
 
-    The first that fits:
+    The first match applies:
 
     | role | parameter |
     |---|---|
-    | "frozen" | one that requires no gradient |
+    | "frozen" | requires no gradient |
     | "embedding" | the weight of an `Embedding` or `EmbeddingBag`, position embeddings and learned tokens by name |
     | "head" | the weight of an output layer (see below) |
-    | "norm", "bias" | the weight and bias of a norm: those of torch, and modules whose class is called ...Norm |
-    | "scalar" | one with a single entry |
-    | "bias" | one whose name ends in "bias", or with one dimension ("norm" if it is called weight, gamma or scale) |
+    | "norm", "bias" | the weight and bias of a norm: torch's classes, and modules whose class name ends in Norm |
+    | "scalar" | has a single entry |
+    | "bias" | its name ends in "bias", or it has one dimension ("norm" if its name is weight, gamma or scale) |
     | "conv" | the weight of a convolution |
     | "matrix" | all others |
 
-    An output layer is the last `Linear` with as many outputs as an embedding has entries, or one that is called
-    lm_head, head, classifier, fc_out or score.
+    An output layer is the last `Linear` with as many outputs as an embedding has entries, or a `Linear` named lm_head,
+    head, classifier, fc_out or score.
 
     Args:
-        model: The model. Names are those of `named_parameters()`, without what `DistributedDataParallel`,
-            `torch.compile` and FSDP put in front.
+        model: The model. Names are those of `named_parameters()`, without the prefixes that
+            `DistributedDataParallel`, `torch.compile` and FSDP add.
         tied: The role of a weight that is both an embedding and a head.
 
     Returns:
-        Name -> role, for `partition` (`lambda name, p: roles[name]`).
+        A dict name -> role, for `partition` (`lambda name, p: roles[name]`).
 
     Raises:
-        TypeError: `model` is not a module, `tied` not a string.
+        TypeError: `model` is not a module, or `tied` is not a string.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
@@ -87,17 +87,17 @@ def _check_arguments(model: Any, tied: Any) -> None:
 
 
 def without_prefixes(name: str) -> str:
-    """A parameter's name without what wrappers put into it."""
+    """Return a parameter's name without the parts that wrappers insert."""
     return ".".join(part for part in name.split(".") if part not in PREFIXES)
 
 
 def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """The modules by name, with types, which torch does not give."""
+    """Yield the modules by name, with type annotations that torch lacks."""
     return cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
 
 
 def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
-    """All places of every parameter: a tied one has several."""
+    """Return all places of each parameter; a tied parameter has several."""
     places: dict[Tensor, list[Place]] = {}
     for module_name, module in named_modules(model):
         for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -112,7 +112,7 @@ def _linears(model: nn.Module) -> Iterator[tuple[nn.Linear, Tensor]]:
 
 
 def _last_with_outputs_of_an_embedding(model: nn.Module) -> nn.Module | None:
-    """The last linear layer with as many outputs as an embedding has entries."""
+    """Return the last linear layer with as many outputs as an embedding has entries, or None."""
     sizes = {module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
     last = None
     for module, weight in _linears(model):
@@ -153,7 +153,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _role_by_shape(param: Tensor, place: Place) -> str:
-    if is_lazy(param):  # which has no shape yet
+    if is_lazy(param):  # it has no shape yet
         return "bias" if place.name.endswith("bias") else "matrix"
     if param.numel() == 1:
         return "scalar"

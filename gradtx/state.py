@@ -1,4 +1,4 @@
-"""Read a state by name, replace a part of it, and ask for the current learning rate."""
+"""Read and replace parts of a state by name, and compute the current learning rate."""
 
 # pyright: reportPrivateUsage=false
 
@@ -29,17 +29,17 @@ def get(state: dict[str, Any], name: str) -> Any:
     """Return a part of a state, by name.
 
     Args:
-        state: The result of `init` or `update`, or a stacked one of an ensemble.
-        name: A slot or a shared number, such as "exp_avg"; with more of its path in front if several have the name,
-            such as "scale_by_adam_1.exp_avg". A whole path always means that part: "step" is the outermost count,
-            "accumulate.step" the count of the clock inside.
+        state: A state returned by `init` or `update`, or the stacked state of an ensemble.
+        name: A slot or a shared value, such as "exp_avg". If several parts have this name, prepend more of the path, as
+            in "scale_by_adam_1.exp_avg". A full path always refers to that part: "step" is the outermost count,
+            "accumulate.step" the count of the inner clock.
 
     Returns:
-        For a slot a dict, leaf name -> tensor; for a number that all leaves share a 0-d tensor. Tensors are not copied.
+        For a slot, a dict leaf name -> tensor; for a shared value, a 0-d tensor. Tensors are not copied.
 
     Raises:
-        TypeError: `state` is no dict, `name` no string.
-        ValueError: nothing has this name, or several parts have; they are listed.
+        TypeError: `state` is not a dict, or `name` is not a string.
+        ValueError: no part has this name, or several parts have it; the error lists them.
 
     Example:
         >>> tx = gradtx.adam()
@@ -57,16 +57,16 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     """Return a state with one part replaced; the old state does not change.
 
     Args:
-        state: The result of `init` or `update`, or a stacked one of an ensemble.
+        state: A state returned by `init` or `update`, or the stacked state of an ensemble.
         name: As in `get`.
-        value: The new part, with the same leaf names, shapes, dtypes and devices. A number can replace a tensor.
+        value: The new part, with the same leaf names, shapes, dtypes and devices. A number may replace a tensor.
 
     Returns:
-        A new state. It shares all other tensors with the old one.
+        A new state, which shares all other tensors with the old one.
 
     Raises:
-        TypeError: as `get`; a value of another kind or dtype.
-        ValueError: as `get`; a value with other leaf names, shapes or devices.
+        TypeError: as in `get`; or the value has a different type or dtype.
+        ValueError: as in `get`; or the value has different leaf names, shapes or devices.
 
     Example:
         >>> tx = gradtx.sgd(lr=1.0, momentum=0.9)
@@ -83,21 +83,21 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
 def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str | None = None) -> Tensor:
     """Return the learning rate of the next update; for a schedule, its value at the count of its clock.
 
-    The result does not include factors that a rule applies to its rate (an estimated distance, a decay).
+    The result excludes factors that a rule applies to its rate (an estimated distance, a decay).
 
     Args:
         tx: The transformation.
         state: Its state.
-        name: Selects one if several links have one: as in `tx.hyperparams`, with the owner ("adamw.lr") or with the
-            label of a branch ("head.lr"). Names of other numbers work too.
+        name: Selects a rate if there are several: a name as in `tx.hyperparams`, with its owner ("adamw.lr") or with
+            the label of a branch ("head.lr"). Names of other scalar hyperparameters are accepted as well.
 
     Returns:
-        A 0-d tensor in float64.
+        A 0-d float64 tensor.
 
     Raises:
         TypeError: `tx` is not a transformation.
-        ValueError: no learning rate, several and no name, no number of that name; a stacked state, or the state of
-            another chain.
+        ValueError: there is no learning rate, there are several and no name is given, or the name is unknown; or the
+            state is stacked or belongs to another chain.
 
     Example:
         >>> tx = gradtx.accumulate(gradtx.sgd(lr=gradtx.linear_schedule(1.0, 0.1, 1.0, total_iters=9)), every=2)
@@ -130,7 +130,7 @@ def _check_single(state: Any) -> None:
 
 
 def _entry(tx: GradientTransformation, name: str | None) -> Entry:
-    """The hyperparameter that the caller means."""
+    """Return the hyperparameter to which the caller refers."""
     numbers: list[Entry] = []
     for entry in tx._entries():
         if entry.argument.kind == "scalar" and entry.value is not None:
@@ -153,7 +153,7 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
 
 
 def _rates(numbers: list[Entry]) -> list[Entry]:
-    """The learning rates; without any, Polyak's largest step, which is the rate in the groups of an optimizer too."""
+    """Return the learning rates; if none, Polyak's `max_lr`, which also is the rate in an optimizer's groups."""
     for argument in ("lr", "max_lr"):
         rates = [entry for entry in numbers if entry.argument.name == argument]
         if rates:
@@ -162,7 +162,7 @@ def _rates(numbers: list[Entry]) -> list[Entry]:
 
 
 def _named(tx: GradientTransformation, name: str, numbers: list[Entry], rates: list[Entry]) -> list[Entry]:
-    """The numbers of this name; those with this name behind a label only if there are no others."""
+    """Return the hyperparameters with this name; match names with a label only if there are no others."""
     named = [entry for entry in numbers if name in (entry.name, entry.full)]
     if not named:
         named = [entry for entry in numbers if name == entry.labelled]
@@ -180,7 +180,7 @@ class Part:
 
     path: Path
     may_be_leaf: bool
-    """Whether it stands in a dict of tensors only, as the leaves of a slot do."""
+    """Whether it is an entry of a dict that contains only tensors, like the leaves of a slot."""
 
     @property
     def dotted(self) -> str:
@@ -188,7 +188,7 @@ class Part:
 
 
 def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
-    """All parts of a state, those inside of others too."""
+    """Yield all parts of a state, including nested parts."""
     only_tensors = all(isinstance(value, Tensor) for value in state.values())
     may_be_leaf = bool(path) and only_tensors
     for key, value in state.items():
@@ -198,7 +198,7 @@ def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
 
 
 def _find(caller: str, state: Any, name: Any) -> Path:
-    """The path of the part that the caller means."""
+    """Return the path of the part to which the caller refers."""
     if not is_dict(state):
         raise TypeError(f"{caller}: state must be a dict as init makes it, got {describe(state)}")
     if not isinstance(name, str):
@@ -214,7 +214,7 @@ def _find(caller: str, state: Any, name: Any) -> Path:
 
 
 def _candidates(parts: list[Part], name: str) -> Iterator[list[Part]]:
-    """The parts that a name may mean, most likely meaning first: a whole path, the end of a path, a leaf."""
+    """Yield the parts that match a name, by decreasing priority: a full path, the end of a path, a leaf."""
     yield [part for part in parts if part.dotted == name]
     ending = [part for part in parts if part.dotted.endswith(f".{name}")]
     yield [part for part in ending if not part.may_be_leaf]
@@ -222,7 +222,7 @@ def _candidates(parts: list[Part], name: str) -> Iterator[list[Part]]:
 
 
 def _known(parts: list[Part], name: str) -> set[str]:
-    """Names to suggest: no names of leaves, but a name that occurs once may be a number that all leaves share."""
+    """Return names to suggest: not those of leaves, except a name that occurs once, which may be a shared value."""
     counts = Counter(part.path[-1] for part in parts)
     known: set[str] = set()
     for part in parts:
@@ -243,7 +243,7 @@ def _at(state: dict[str, Any], path: Path) -> Any:
 
 
 def _replaced(state: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """A copy of the dicts of `state` with `value` at `path`; all other tensors stay the same."""
+    """Return a copy of the dicts of `state` with `value` at `path`; all other tensors are shared."""
     if not path:
         return value
     copy: dict[str, Any] = {}
@@ -256,7 +256,7 @@ def _replaced(state: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
 
 
 def _fitting(where: str, value: Any, old: Any) -> Any:
-    """Rebuild `value` with the structure of `old`, after checking its leaves."""
+    """Check the leaves of `value`, and rebuild it with the structure of `old`."""
     if isinstance(old, Tensor) and isinstance(value, numbers.Real):
         return _filled(where, value, old)
     if isinstance(old, Tensor) and not isinstance(value, Tensor):
@@ -273,7 +273,7 @@ def _fitting(where: str, value: Any, old: Any) -> Any:
 
 
 def _check_like(which: str, leaf: Tensor | None, like: Tensor | None) -> None:
-    """Check that a leaf can take the place of `like`."""
+    """Check that a leaf can replace `like`."""
     if like is None:
         return
     if leaf is None:

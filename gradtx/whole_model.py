@@ -1,4 +1,4 @@
-"""One call for a whole model: Muon for its matrices, AdamW for the rest."""
+"""Create the optimizer of a whole model: Muon for its matrices, AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ QUERIES = ("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight")
 KEYS = ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight")
 VALUES = ("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight")
 FUSED = ("qkv", "qkv_proj", "Wqkv", "wqkv", "in_proj", "in_proj_weight", "c_attn", "query_key_value")
-BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}  # others: without decay
+BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}  # others: no decay
 
 
 @dataclass(frozen=True)
 class Row:
-    """What happens to a parameter.
+    """The treatment of a parameter.
 
     Attributes:
         name: Its name.
         shape: Its shape.
-        role: What it is; see `label_by_role`.
+        role: Its role; see `label_by_role`.
         branch: The label of its transformation.
-        heads: The number of blocks that it is cut into; 1 for none.
-        dim: The dimension that is cut.
-        batch: The number of leading dimensions that count matrices.
+        heads: The number of blocks into which it is split; 1 for no split.
+        dim: The dimension that is split.
+        batch: The number of leading dimensions that index matrices.
     """
 
     name: str
@@ -55,17 +55,17 @@ class Row:
 
     @property
     def blocks(self) -> str:
-        """The blocks in words."""
+        """A description of the blocks."""
         if self.heads > 1:
             return f"{self.heads} along {self.dim}"
         return f"{math.prod(self.shape[: self.batch])} matrices" if self.batch else ""
 
 
 class ModelOptimizer(ChainOptimizer):
-    """The optimizer of a whole model; made by `muon_for`. Its repr is a table of what goes where.
+    """The optimizer of a whole model, created by `muon_for`. Its repr is a table of all parameters.
 
     Attributes:
-        rows: What happens to each parameter.
+        rows: The treatment of each parameter.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ModelOptimizer(ChainOptimizer):
 
     @property
     def transformation(self) -> GradientTransformation:
-        """The same as a transformation, for pure use on `dict(model.named_parameters())`."""
+        """The equivalent transformation, for pure use on `dict(model.named_parameters())`."""
         return self._tx
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,16 +102,16 @@ def muon_for(
     process_group: Any = None,
     **options: Any,
 ) -> ModelOptimizer:
-    r"""Make the optimizer of a whole model: Muon for its matrices, AdamW for everything else.
+    r"""Create the optimizer of a whole model: Muon for its matrices, AdamW for everything else.
 
-    Roles are those of `label_by_role`. Matrices go to `muon`, weights of queries, keys and values in one block a head,
-    and of experts in one block each; convolutions to `muon`, read as (out, all others); heads to `adamw`; embeddings,
-    norms, biases and scalars to `adamw` without decay. A module says how many heads it has by `num_heads`, `n_head`,
-    `n_heads` or `num_attention_heads`, or its `config` does, and by `num_key_value_heads`, `n_kv_heads`, `num_kv_heads`
-    or `n_kv_head` how many of keys and values. What does not fit stays whole.
+    Roles are those of `label_by_role`. Matrices use `muon`: query, key and value weights with one block per head, and
+    expert weights with one block per expert. Convolutions use `muon`, viewed as (out, all others); heads use `adamw`;
+    embeddings, norms, biases and scalars use `adamw` without decay. The number of heads is read from the attributes
+    `num_heads`, `n_head`, `n_heads` or `num_attention_heads` of a module or of its `config`; that of keys and values
+    from `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`. Weights that do not fit are not split.
 
-    The optimizer has one group for each of these, whose `label` says which and whose `lr` is the rate of that branch,
-    so a scheduler drives all. Print it to see what goes where.
+    The optimizer has one group per branch. Its `label` names the branch and its `lr` is the rate of that branch, so a
+    scheduler controls all rates. Print the optimizer to see the branch of each parameter.
 
     Args:
         model: The model.
@@ -119,7 +119,7 @@ def muon_for(
         adamw_lr: AdamW's learning rate.
         weight_decay: Muon's decay, >= 0.
         adamw_weight_decay: AdamW's decay of heads, >= 0.
-        per_head: Whether heads of queries, keys and values are blocks.
+        per_head: Whether query, key and value weights are split into one block per head.
         conv: "muon" or "adamw", for convolutions.
         tied: The role of a weight that is both an embedding and a head: "embedding" (no decay) or "head".
         betas: AdamW's, each in [0, 1).
@@ -129,11 +129,12 @@ def muon_for(
         **options: Other options of `muon`, such as `momentum`, `ns_coefficients` or `adjust_lr_fn`.
 
     Returns:
-        A torch optimizer. `transformation` is the same for pure functions, `rows` what happens to each parameter.
+        A torch optimizer. `transformation` is its equivalent for pure use; `rows` contains the treatment of each
+        parameter.
 
     Raises:
-        TypeError: `model` is not a module, or an unknown option.
-        ValueError: numbers out of range, another `conv` or `tied`, a model without parameters that train.
+        TypeError: `model` is not a module, or an option is unknown.
+        ValueError: a hyperparameter is out of range, `conv` or `tied` is unknown, or no parameter requires a gradient.
 
     Example:
         >>> model = torch.nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16)
@@ -168,7 +169,7 @@ def muon_for(
 
 @dataclass
 class Heads:
-    """How the weights of a module's projections are cut."""
+    """The number of blocks into which each projection weight of an attention module is split."""
 
     queries: int
     keys: int
@@ -216,8 +217,8 @@ def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Ro
 
 
 def _cut(param: Tensor, place: Place, modules: Mapping[str, nn.Module]) -> tuple[int, int]:
-    """The number of blocks of a weight, and the dimension that they lie along."""
-    dim = 1 if type(place.module).__name__ == "Conv1D" else 0  # transformers' layer of GPT-2, of shape (in, out)
+    """Return the number of blocks of a weight and the dimension to split; (1, 0) for no split."""
+    dim = 1 if type(place.module).__name__ == "Conv1D" else 0  # the GPT-2 layer of transformers, of shape (in, out)
     for part, around in _around(place):
         heads = _heads_of(modules.get(around))
         if heads is not None:
@@ -227,9 +228,9 @@ def _cut(param: Tensor, place: Place, modules: Mapping[str, nn.Module]) -> tuple
 
 
 def _around(place: Place) -> Iterator[tuple[str, str]]:
-    """The parameter's name in its module, then the module's name in the one around it, with the modules that have them.
+    """Yield (parameter name, its module), then (module name, its parent module).
 
-    A projection may stand one level deeper than the module that knows its heads.
+    A projection may be nested one level below the module that knows the number of heads.
     """
     yield place.name, place.module_name
     around, _, name = place.module_name.rpartition(".")
@@ -237,7 +238,7 @@ def _around(place: Place) -> Iterator[tuple[str, str]]:
 
 
 def _heads_of(module: nn.Module | None) -> Heads | None:
-    """The heads of an attention module; None for another one."""
+    """Return the heads of an attention module; None for other modules."""
     config = getattr(module, "config", None)
     queries = _first_count(module, HEADS)
     if queries is None and "attention" in type(module).__name__.lower():
@@ -260,7 +261,7 @@ def _first_count(source: Any, names: tuple[str, ...]) -> int | None:
 
 
 def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransformation:
-    """A transformation with the blocks of all rows, those that are cut alike together."""
+    """Wrap a transformation in `blocks` for all rows, with one combinator per kind of split."""
     alike: dict[tuple[int, int, int], list[str]] = {}
     for row in rows:
         if row.branch == "muon" and (row.heads > 1 or row.batch):
@@ -272,7 +273,7 @@ def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransform
 
 
 def table(rows: list[Row]) -> str:
-    """What happens to each parameter, in columns."""
+    """Format the treatment of each parameter as a table."""
     cells = [("parameter", "shape", "role", "to", "blocks")]
     cells += [(row.name, str(row.shape), row.role, row.branch, row.blocks) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

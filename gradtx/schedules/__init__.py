@@ -1,9 +1,9 @@
-"""Hyperparameters that change with the step: pure functions of the number of updates already done.
+"""Schedules: hyperparameters as pure functions of the number of finished updates.
 
-Step 0 is the first update. A schedule of a Python int and plain numbers gives a float, otherwise a 0-d float64
-tensor, without reading any tensor on the host. A number of a schedule may be a schedule itself.
+Step 0 is the first update. For a Python int and plain numbers, a schedule returns a float; otherwise a 0-d float64
+tensor, without reading any tensor on the host. A numeric argument of a schedule may itself be a schedule.
 
-By keyword every schedule takes the same words, where it has the thing: `lr` (the rate, or its peak), `total_steps`,
+All schedules accept common keywords for the arguments that they have: `lr` (the rate, or its peak), `total_steps`,
 `warmup_steps` and `min_lr`. The names in the signatures are those of torch and of the papers, such as `T_max`.
 """
 

@@ -1,4 +1,4 @@
-"""The decorator that makes a schedule's factory."""
+"""The decorator that creates a schedule's factory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradtx._torch import readable
 
 P = ParamSpec("P")
 
-# The words that every schedule takes by keyword -> its own, where they come from torch or from a paper.
+# Common keyword of all schedules -> the schedule's own names, which come from torch or from papers.
 COMMON_WORDS: dict[str, tuple[str, ...]] = {
     "lr": ("max_lr", "peak_lr"),
     "total_steps": ("t_max", "T_max", "total_iters", "num_epochs", "num_iterations"),
@@ -26,20 +26,20 @@ COMMON_WORDS: dict[str, tuple[str, ...]] = {
 
 
 class _Made(Schedule):
-    """The call of a schedule's factory: shown, pickled and copied as such."""
+    """A call of a schedule's factory, which it prints, pickles and copies as."""
 
     def __init__(self, factory: Any, arguments: dict[str, Any]):
         self._factory, self._arguments = factory, arguments
         self._plain = _is_plain(arguments.values())
-        # Its own checks belong to construction.
+        # Run the body's own checks at construction.
         factory.function(**self._exact(torch.zeros((), dtype=torch.float64, device="cpu")))
         super().__init__(self._value)
 
     def _exact(self, step: Tensor) -> dict[str, Any]:
-        """The arguments as the body sees them at a step.
+        """Return the arguments that the body receives at a step.
 
-        Numbers are float64 tensors, since `torch.where` of two Python numbers would be float32; a number that is a
-        schedule itself is its value.
+        Numbers become float64 tensors, since `torch.where` of two Python numbers would return float32; schedules are
+        replaced by their values.
         """
         return {
             name: self._number(value, step) if self._factory.arguments.by_name[name].kind == "scalar" else value
@@ -62,7 +62,7 @@ class _Made(Schedule):
     def __repr__(self) -> str:
         shown = []
         for argument in self._factory.arguments.all:
-            value = self._arguments.get(argument.name, argument.default)  # older pickles have fewer
+            value = self._arguments.get(argument.name, argument.default)  # older pickles lack newer arguments
             if argument.required:
                 shown.append(describe(value))
             elif isinstance(value, Tensor) or value != argument.default:
@@ -71,7 +71,7 @@ class _Made(Schedule):
 
 
 def _is_plain(values: Iterable[Any]) -> bool:
-    """Whether there is no tensor in any of them, nor in the schedules among them."""
+    """Whether the values contain no tensors, including within nested schedules."""
     for value in values:
         inner = value if isinstance(value, list | tuple) else ()
         if isinstance(value, _Made):
@@ -82,7 +82,7 @@ def _is_plain(values: Iterable[Any]) -> bool:
 
 
 def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with the common words as this schedule calls them."""
+    """Rename the common keywords in `options` to this schedule's own names."""
     renamed: dict[str, Any] = {}
     for name, value in options.items():
         word = name
@@ -95,7 +95,7 @@ def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, 
 
 
 def schedule(**ranges: str) -> Callable[[Callable[P, Callable[[Tensor], Tensor]]], Callable[P, Schedule]]:
-    """Make a schedule's factory from a function that returns `value(step)`, written in float64 tensors."""
+    """Create a schedule's factory from a function that returns `value(step)`, written for float64 tensors."""
 
     def decorated(function: Any) -> Any:
         arguments = Arguments(function.__name__, function, {n: Range(r) for n, r in ranges.items()}, (), False)

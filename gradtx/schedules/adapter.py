@@ -1,4 +1,4 @@
-"""Schedules as torch schedulers, for any torch optimizer."""
+"""Adapt schedules to torch schedulers, for any torch optimizer."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["as_lr_scheduler"]
 
 
 class ScheduleLR(LRScheduler):
-    """Sets every group's learning rate to its schedule's value; made by `as_lr_scheduler`."""
+    """Set each group's learning rate to the value of its schedule; created by `as_lr_scheduler`."""
 
     def __init__(self, optimizer: Optimizer, schedules: Sequence[Schedule], last_epoch: int = -1):
         self.schedules = tuple(schedules)
         seen: set[int] = set()
         for group in optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                if id(group["lr"]) in seen:  # torch writes into tensors, and groups may have one between them
+                if id(group["lr"]) in seen:  # torch writes to the tensors in place, and groups may share one
                     group["lr"] = group["lr"].clone()
                 seen.add(id(group["lr"]))
-            # torch asks for it when it resumes; a schedule needs no more than the step.
+            # torch requires this entry to resume; a schedule needs only the step.
             group.setdefault("initial_lr", copy.deepcopy(group["lr"]))
         wrapped: Any = optimizer
-        while hasattr(wrapped, "optimizer"):  # as accelerate wraps it
+        while hasattr(wrapped, "optimizer"):  # accelerate wraps optimizers
             wrapped = wrapped.optimizer
-        if hasattr(wrapped, "expect_scheduler"):  # ours: these rates may override a schedule in its chain
+        if hasattr(wrapped, "expect_scheduler"):  # a gradtx optimizer: these rates may override a schedule in its chain
             wrapped.expect_scheduler()
         super().__init__(optimizer, last_epoch)
 
@@ -45,29 +45,28 @@ class ScheduleLR(LRScheduler):
         return [float(schedule(self.last_epoch)) for schedule in schedules]
 
     def state_dict(self) -> dict[str, Any]:
-        """The count and the last rates, without the schedules, as torch's LambdaLR."""
+        """Return the count and the last rates without the schedules, as torch's LambdaLR does."""
         return {name: value for name, value in super().state_dict().items() if name != "schedules"}
 
 
 def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], last_epoch: int = -1) -> LRScheduler:
-    """A schedule as a torch scheduler: `group["lr"] = schedule(step)`, for any torch optimizer.
+    """Return a torch scheduler that sets `group["lr"] = schedule(step)`, for any torch optimizer.
 
-    Call its `step()` after `optimizer.step()`, as with torch's own. The rate that a group had is not read: a schedule
-    gives rates, not factors.
+    Call its `step()` after `optimizer.step()`, as with torch's schedulers. The previous rate of a group is ignored: a
+    schedule returns rates, not factors.
 
     Args:
         optimizer: A torch.optim.Optimizer.
-        schedule: One for all groups, also those that are added later, or a list with one a group.
-        last_epoch: The last step that is over, to resume; -1 to start. The next update uses
-            `schedule(last_epoch + 1)`.
+        schedule: One schedule for all groups, including groups added later, or a list with one schedule per group.
+        last_epoch: The last finished step, to resume; -1 to start. The next update uses `schedule(last_epoch + 1)`.
 
     Returns:
-        A torch.optim.lr_scheduler.LRScheduler. Its state has no schedules: give it the same ones before
-        `load_state_dict`.
+        A torch.optim.lr_scheduler.LRScheduler. Its state does not contain the schedules: create it with the same
+        schedules before `load_state_dict`.
 
     Raises:
-        TypeError: no torch optimizer, or something that is not a Schedule.
-        ValueError: a list whose length is not the number of groups.
+        TypeError: `optimizer` is not a torch optimizer, or a schedule is not a Schedule.
+        ValueError: the length of the list differs from the number of groups.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

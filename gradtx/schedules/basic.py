@@ -1,4 +1,4 @@
-"""Schedules of torch.optim.lr_scheduler, in closed form."""
+"""The schedules of torch.optim.lr_scheduler in closed form."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = [
 
 @schedule(factor="[0, inf)", total_iters="[0, inf)")
 def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
-    """`lr * factor` for the first `total_iters` steps, then `lr`. As torch's ConstantLR.
+    """Use `lr * factor` for the first `total_iters` steps, then `lr`, like torch's ConstantLR.
 
     Args:
         lr: The value, >= 0.
-        factor: Multiplier of the first steps, >= 0.
-        total_iters: Their number, >= 0.
+        factor: Multiplier for the first steps, >= 0.
+        total_iters: The number of first steps, >= 0.
 
     Example:
         >>> s = gradtx.constant_schedule(0.1, factor=0.5, total_iters=2)
@@ -49,7 +49,9 @@ def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
 
 @schedule(start_factor="[0, 1]", end_factor="[0, 1]", total_iters="[1, inf)")
 def linear_schedule(lr: Scalar, start_factor: Scalar = 1 / 3, end_factor: Scalar = 1.0, total_iters: int = 5):
-    r"""$\eta (a + (b - a) \min(s, n)/n)$, from `lr * start_factor` to `lr * end_factor`. As torch's LinearLR.
+    r"""Change linearly from `lr * start_factor` to `lr * end_factor`, like torch's LinearLR.
+
+    $\eta (a + (b - a) \min(s, n)/n)$.
 
     Args:
         lr: $\eta \ge 0$.
@@ -67,7 +69,9 @@ def linear_schedule(lr: Scalar, start_factor: Scalar = 1 / 3, end_factor: Scalar
 
 @schedule(total_iters="[1, inf)", power="[0, inf)")
 def polynomial_schedule(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0):
-    r"""$\eta (1 - \min(s, n)/n)^q$, which is 0 from step $n$ on. As torch's PolynomialLR.
+    r"""Decay polynomially to 0, like torch's PolynomialLR.
+
+    $\eta (1 - \min(s, n)/n)^q$, which is 0 from step $n$ on.
 
     Args:
         lr: $\eta \ge 0$, the value at step 0.
@@ -84,7 +88,7 @@ def polynomial_schedule(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0):
 
 @schedule(gamma="[0, inf)")
 def exponential_schedule(lr: Scalar, gamma: Scalar):
-    r"""$\eta \gamma^s$. As torch's ExponentialLR.
+    r"""Multiply the rate by `gamma` at each step, like torch's ExponentialLR: $\eta \gamma^s$.
 
     Args:
         lr: $\eta \ge 0$.
@@ -100,11 +104,11 @@ def exponential_schedule(lr: Scalar, gamma: Scalar):
 
 @schedule(step_size="[1, inf)", gamma="[0, inf)")
 def step_schedule(lr: Scalar, step_size: int, gamma: Scalar = 0.1):
-    r"""$\eta \gamma^{\lfloor s/n \rfloor}$: stairs of equal length. As torch's StepLR.
+    r"""Multiply the rate by `gamma` every `step_size` steps, like torch's StepLR: $\eta \gamma^{\lfloor s/n \rfloor}$.
 
     Args:
         lr: $\eta \ge 0$.
-        step_size: $n \ge 1$, the steps between two falls.
+        step_size: $n \ge 1$, the number of steps between decays.
         gamma: $\gamma \ge 0$.
 
     Example:
@@ -117,7 +121,9 @@ def step_schedule(lr: Scalar, step_size: int, gamma: Scalar = 0.1):
 
 @schedule(gamma="[0, inf)")
 def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1):
-    r"""$\eta \gamma^k$ with $k$ the number of milestones reached. As torch's MultiStepLR.
+    r"""Multiply the rate by `gamma` at each milestone, like torch's MultiStepLR.
+
+    $\eta \gamma^k$, where $k$ is the number of milestones reached.
 
     Args:
         lr: $\eta \ge 0$.
@@ -125,8 +131,8 @@ def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.
         gamma: $\gamma \ge 0$.
 
     Raises:
-        TypeError: milestones that are not a list of ints.
-        ValueError: a negative one.
+        TypeError: `milestones` is not a list of ints.
+        ValueError: a milestone is negative.
 
     Example:
         >>> s = gradtx.multistep_schedule(1.0, milestones=[1, 3, 3], gamma=0.5)
@@ -150,7 +156,9 @@ def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.
 
 @schedule(T_max="[1, inf)", eta_min="[0, inf)")
 def cosine_schedule(lr: Scalar, T_max: int, eta_min: Scalar = 0.0):
-    r"""$\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi s/T))/2$. As torch's CosineAnnealingLR: it rises again after $T$.
+    r"""Follow a cosine from `lr` to `eta_min`, like torch's CosineAnnealingLR.
+
+    $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi s/T))/2$, which rises again after $T$.
 
     Args:
         lr: $\eta \ge 0$, the value at step 0.
@@ -169,16 +177,16 @@ def cosine_schedule(lr: Scalar, T_max: int, eta_min: Scalar = 0.0):
 
 @schedule(T_0="[1, inf)", T_mult="[1, inf)", eta_min="[0, inf)")
 def cosine_warm_restarts_schedule(lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0):
-    r"""Half a cosine from `lr` to `eta_min`, again and again. As torch's CosineAnnealingWarmRestarts.
+    r"""Repeat a half cosine from `lr` to `eta_min`, like torch's CosineAnnealingWarmRestarts.
 
-    $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi i/T))/2$ at step $i$ of a cycle of $T$ steps, $T_0$ in the first
-    one, each `T_mult` times as long as the one before.
+    $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi i/T))/2$ at step $i$ of a cycle of $T$ steps. The first cycle has
+    $T_0$ steps, and each is `T_mult` times as long as the previous one.
 
     Args:
         lr: $\eta \ge 0$, the value at the start of each cycle.
         T_0: Steps of the first cycle, >= 1.
-        T_mult: >= 1.
-        eta_min: $\eta_{min} \ge 0$, never quite reached.
+        T_mult: The growth factor of the cycles, >= 1.
+        eta_min: $\eta_{min} \ge 0$, never reached exactly.
 
     Example:
         >>> s = gradtx.cosine_warm_restarts_schedule(1.0, T_0=2, T_mult=2)
@@ -192,7 +200,7 @@ def cosine_warm_restarts_schedule(lr: Scalar, T_0: int, T_mult: int = 1, eta_min
         start = step - step % T_0
         if T_mult > 1:
             starts = [0]
-            while starts[-1] < 2**53:  # whole numbers beyond are not exact in float64
+            while starts[-1] < 2**53:  # larger integers are not exact in float64
                 starts.append(starts[-1] * T_mult + T_0)
             reached = torch.tensor(starts, dtype=step.dtype, device=step.device)
             start = torch.where(reached <= step, reached, 0.0).amax()
@@ -223,27 +231,27 @@ def one_cycle_schedule(
     warmup_steps: int | None = None,
     min_lr: Scalar | None = None,
 ):
-    r"""Rise to `max_lr`, fall to almost nothing: the 1cycle policy. As torch's OneCycleLR.
+    r"""Rise to `max_lr`, then fall to nearly 0: the 1cycle policy, like torch's OneCycleLR.
 
-    From $\eta/D$ at step 0 to $\eta$ at $e = pN - 1$, then to $\eta/(D F)$ at $N - 1$; with `three_phase` back to
-    $\eta/D$ at $2e$ in between. Held from then on. The cycle of the momentum that goes with it is a second schedule:
-    one that falls where this one rises, such as `cyclic_schedule`.
+    From $\eta/D$ at step 0 to $\eta$ at $e = pN - 1$, then to $\eta/(D F)$ at $N - 1$; with `three_phase` via $\eta/D$
+    at $2e$. The value is constant afterward. To cycle the momentum as well, use a second schedule that falls while
+    this one rises, such as `cyclic_schedule`.
 
     Args:
         max_lr: $\eta \ge 0$.
         total_steps: $N \ge 1$.
-        pct_start: $p$ in [0, 1], the share of the rise.
+        pct_start: $p$ in [0, 1], the fraction of steps in the rise.
         anneal_strategy: "cos" for half a cosine, "linear" for a straight line.
         div_factor: $D > 0$.
         final_div_factor: $F > 0$.
-        three_phase: Fall as fast as the rise was, and then further.
-        warmup_steps: $e$ in [0, total_steps), the step of the peak, in place of `pct_start`; with `three_phase` at
-            most half of them.
-        min_lr: $\eta/(D F) \ge 0$, the last value, in place of `final_div_factor`.
+        three_phase: First fall as fast as the rise, then fall further.
+        warmup_steps: $e$ in [0, total_steps), the step of the peak, instead of `pct_start`; with `three_phase` at
+            most half of the steps.
+        min_lr: $\eta/(D F) \ge 0$, the final value, instead of `final_div_factor`.
 
     Raises:
-        TypeError: a number given in two ways.
-        ValueError: an unknown strategy, a warm-up that does not fit, numbers out of range.
+        TypeError: a value is specified by two arguments.
+        ValueError: the strategy is unknown, the warm-up is too long, or a number is out of range.
 
     Example:
         >>> s = gradtx.one_cycle_schedule(1.0, 6, pct_start=0.5, anneal_strategy="linear", div_factor=5.0)
@@ -257,7 +265,7 @@ def one_cycle_schedule(
     """
     if anneal_strategy not in ("cos", "linear"):
         raise ValueError(f"one_cycle_schedule: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}")
-    end, peak = total_steps - 1, cast("Tensor", max_lr)  # numbers arrive as tensors
+    end, peak = total_steps - 1, cast("Tensor", max_lr)  # numbers are passed as tensors
     rise = pct_start * total_steps - 1
     if warmup_steps is not None:
         _check_instead("warmup_steps", "pct_start", pct_start, 0.3)
@@ -286,13 +294,13 @@ def one_cycle_schedule(
 
 
 def _check_instead(name: str, other: str, value: Scalar, default: float) -> None:
-    """Raise an error if the argument that another one stands for was given, too."""
+    """Raise an error if both of two alternative arguments were given."""
     if value != default:
         raise TypeError(f"one_cycle_schedule: got both {name} and {other}, which say the same; pass one")
 
 
 def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
-    """Raise an error if the fall has no room behind the rise."""
+    """Raise an error if no steps remain for the fall after the rise."""
     most = end // 2 if three_phase else end
     if warmup_steps > most:
         raise ValueError(
@@ -309,21 +317,21 @@ def cyclic_schedule(
     mode: str = "triangular",
     gamma: Scalar = 1.0,
 ):
-    r"""Up and down between two values, in straight lines. As torch's CyclicLR.
+    r"""Cycle linearly between two values, like torch's CyclicLR.
 
-    $\eta_0 + (\eta_1 - \eta_0) h_s r_s$ with $h_s$ the height in [0, 1] at this place of the cycle, and $r_s$, in
-    cycle $c$ (from 0), 1 ("triangular"), $2^{-c}$ ("triangular2") or $\gamma^s$ ("exp_range").
+    $\eta_0 + (\eta_1 - \eta_0) h_s r_s$, where $h_s$ is the height in [0, 1] at this position in the cycle, and $r_s$
+    is 1 ("triangular"), $2^{-c}$ in cycle $c$ (from 0, "triangular2"), or $\gamma^s$ ("exp_range").
 
     Args:
         base_lr: $\eta_0 \ge 0$.
         max_lr: $\eta_1 \ge 0$.
-        step_size_up: Steps upwards, >= 1.
-        step_size_down: Steps downwards, >= 1; None: as many as upwards.
+        step_size_up: Steps of the rise, >= 1.
+        step_size_down: Steps of the fall, >= 1; None: as many as in the rise.
         mode: How the triangles shrink.
         gamma: $\gamma \ge 0$.
 
     Raises:
-        ValueError: an unknown mode, numbers out of range.
+        ValueError: the mode is unknown, or a number is out of range.
 
     Example:
         >>> s = gradtx.cyclic_schedule(0.0, 1.0, step_size_up=1, step_size_down=2, mode="triangular2")
@@ -347,15 +355,15 @@ def cyclic_schedule(
 
 @schedule()
 def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
-    """One schedule after another, each from its own step 0. As torch's SequentialLR and optax's `join_schedules`.
+    """Run schedules in sequence, each from its own step 0, like torch's SequentialLR and optax's `join_schedules`.
 
     Args:
-        schedules: At least one.
-        milestones: The steps at which the second, third, ... begin; one fewer than schedules, rising.
+        schedules: At least one schedule.
+        milestones: The steps at which the second, third, ... begin, in increasing order; one fewer than schedules.
 
     Raises:
-        TypeError: something that is not a Schedule.
-        ValueError: a wrong number of milestones, or milestones that don't rise.
+        TypeError: an entry is not a Schedule.
+        ValueError: the number of milestones is wrong, or they do not increase.
 
     Example:
         >>> s = gradtx.join_schedules([gradtx.constant_schedule(0.1), gradtx.cosine_schedule(1.0, 2)], [2])

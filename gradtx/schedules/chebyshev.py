@@ -1,4 +1,4 @@
-"""Chebyshev step sizes, and the rate of Ranger21."""
+"""Chebyshev step sizes, and the schedule of Ranger21."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["chebyshev_schedule", "get_chebyshev_schedule", "ranger21_schedule"]
 
 
 def _cosines(number: int) -> list[float]:
-    """Chebyshev's nodes on [-1, 1], in fractal order: large and small ones in turn."""
+    """Return the Chebyshev nodes on [-1, 1] in fractal order, which alternates large and small nodes."""
     order = [0]
     while len(order) < number:
         last = 2 * len(order) - 1
@@ -25,22 +25,22 @@ def _cosines(number: int) -> list[float]:
 
 
 def _inverse(node: Any, small_m: Any, big_m: Any) -> Any:
-    """The inverse of a node that is moved to [small_m, big_m]."""
+    """Return the inverse of a node mapped to [small_m, big_m]."""
     return 1 / ((big_m + small_m) / 2 - (big_m - small_m) / 2 * node)
 
 
 def _factor_at(place: Tensor, number: int, small_m: Any, big_m: Any) -> Tensor:
-    """The inverse node at a place, the first before the list and the last after it."""
+    """Return the inverse node at an index, clamped to the first and the last one."""
     factors = _inverse(torch.tensor(_cosines(number), dtype=place.dtype, device=place.device), small_m, big_m)
-    # A sum in place of an index, which vmap could not take.
+    # A sum instead of an index, which vmap does not support.
     return (factors * (torch.arange(number, device=place.device) == place.clamp(0, number - 1))).sum()
 
 
 def get_chebyshev_schedule(num_epochs: int, small_m: float = 0.1, big_m: float = 1.0) -> list[float]:
-    r"""The inverses of Chebyshev's nodes on [small_m, big_m], in fractal order, for all epochs but two.
+    r"""Return the inverses of the Chebyshev nodes on [small_m, big_m] in fractal order, for all but two epochs.
 
-    With $T$ = `num_epochs` - 2: $\gamma_i = 1/((M + m)/2 - (M - m)/2 \cos(\pi (i + 1/2)/T))$. They are step sizes over
-    the spectrum $[m, M]$ of a Hessian, up to $1/m$, and no fractions of a rate.
+    With $T$ = `num_epochs` - 2: $\gamma_i = 1/((M + m)/2 - (M - m)/2 \cos(\pi (i + 1/2)/T))$. These are step sizes for
+    the spectrum $[m, M]$ of a Hessian, at most $1/m$, not fractions of a rate.
 
     Args:
         num_epochs: >= 3.
@@ -48,15 +48,15 @@ def get_chebyshev_schedule(num_epochs: int, small_m: float = 0.1, big_m: float =
         big_m: $M \ge m$.
 
     Raises:
-        TypeError: a number of epochs that is not an int.
-        ValueError: fewer than 3 epochs, or no interval.
+        TypeError: `num_epochs` is not an int.
+        ValueError: `num_epochs` is less than 3, or [small_m, big_m] is not an interval.
 
     Example:
         >>> [round(factor, 3) for factor in gradtx.get_chebyshev_schedule(6)]
         [7.449, 1.035, 2.647, 1.385]
 
-    Source: Agarwal et al. 2021, arXiv:2103.01338. Departures: any number of epochs; published code needs a power of
-    two and 2.
+    Source: Agarwal et al. 2021, arXiv:2103.01338. Departures: any number of epochs; published code requires a power of
+    two plus 2.
     """
     if isinstance(num_epochs, bool) or not isinstance(num_epochs, int):
         raise TypeError(f"get_chebyshev_schedule: num_epochs must be an int, got {num_epochs!r}")
@@ -69,10 +69,10 @@ def get_chebyshev_schedule(num_epochs: int, small_m: float = 0.1, big_m: float =
 
 @schedule(num_epochs="[3, inf)", small_m="(0, inf)", big_m="(0, inf)")
 def chebyshev_schedule(lr: Scalar, num_epochs: int, small_m: Scalar = 0.1, big_m: Scalar = 1.0):
-    r"""The rate of each epoch, `lr` times a factor of `get_chebyshev_schedule`.
+    r"""Multiply the rate of each epoch by a factor of `get_chebyshev_schedule`.
 
-    $\eta \gamma_i$ with $i = e - 1$ for epoch $e$ (a step here is an epoch), where the first and the last factor serve
-    two epochs.
+    $\eta \gamma_i$ with $i = e - 1$ for epoch $e$ (a step here is an epoch). The first and the last factor each apply
+    to two epochs.
 
     Args:
         lr: $\eta \ge 0$.
@@ -108,23 +108,23 @@ def ranger21_schedule(
     warm_down_min_lr: Scalar = 3e-5,
     chebyshev_epochs: int | None = None,
 ):
-    r"""Rise linearly from near 0, stay (or follow Chebyshev's factors), and fall linearly at the end: Ranger21's rate.
+    r"""Rise linearly, stay constant (or use Chebyshev factors), and fall linearly at the end: Ranger21's schedule.
 
-    With $t = s + 1$, $u$ and $d$ the lengths of rise and fall and $N$ that of all: $\eta t / u$ for $t \le u$; then
+    With $t = s + 1$, $u$ and $d$ the lengths of rise and fall and $N$ the total: $\eta t / u$ for $t \le u$; then
     $\eta$; from $t = N - d$ on $\max(\eta - (\eta - \eta_{min}) \min((t + 1 - N + d)/(d + 1), 1), \eta_{min})$.
 
     Args:
         lr: $\eta \ge 0$.
         num_iterations: $N \ge 1$.
-        beta2: Decay of the optimizer's squares, in [0, 1).
-        num_warm_up_iterations: $u \ge 0$; None: $2/(1-\beta_2)$ rounded up, or 22 % of $N$ where that exceeds 45 %.
+        beta2: Decay of the optimizer's average of squares, in [0, 1).
+        num_warm_up_iterations: $u \ge 0$; None: $2/(1-\beta_2)$ rounded up, or 22 % of $N$ if that exceeds 45 %.
         num_warm_down_iterations: $d \ge 0$; None: 28 % of $N$.
         warm_down_min_lr: $\eta_{min} \ge 0$.
-        chebyshev_epochs: $E$ in [3, N]: between rise and fall the rate of each epoch (of $\lfloor N/E \rfloor$ steps)
+        chebyshev_epochs: $E$ in [3, N]: between rise and fall, the rate of each epoch (of $\lfloor N/E \rfloor$ steps)
             is multiplied by the inverse of a Chebyshev node on [0.1, 1], a number in (1, 10), in fractal order.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: a number is out of range.
 
     Example:
         >>> s = gradtx.ranger21_schedule(1.0, 8, num_warm_up_iterations=2, num_warm_down_iterations=3)

@@ -1,4 +1,4 @@
-"""Schedules of AdEMAMix: of the share of its slow average, and of decay factors by their half-life."""
+"""AdEMAMix's schedules: the weight of its slow average, and decay factors by half-life."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["ademamix_alpha_schedule", "half_life_schedule"]
 
 @schedule(alpha="[0, inf)", warmup_steps="[0, inf)")
 def ademamix_alpha_schedule(alpha: Scalar, warmup_steps: int | None):
-    r"""Rise linearly to `alpha`, from the share of the first step on: $\alpha \min(1, (s + 1)/T)$.
+    r"""Rise linearly to `alpha`, starting with one step's share: $\alpha \min(1, (s + 1)/T)$.
 
     Args:
         alpha: $\alpha \ge 0$.
         warmup_steps: $T \ge 0$, the number of the first update at `alpha`; None for no warm-up.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: a number is out of range.
 
     Example:
         >>> s = gradtx.ademamix_alpha_schedule(2.0, 4)
@@ -53,7 +53,7 @@ def half_life_schedule(end: Scalar, warmup_steps: int | None, start: Scalar):
         start: $\beta_0$ in [0, 1).
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: a number is out of range.
 
     Example:
         >>> s = gradtx.half_life_schedule(0.9999, 4, 0.9)

@@ -1,4 +1,4 @@
-"""Warm-ups after restarts of an optimizer's state: SPAM's."""
+"""Warm-ups after restarts of an optimizer's state, as in SPAM."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["restart_warmup_schedule"]
 
 @schedule(every="[1, inf)", warmup_steps="[0, inf)")
 def restart_warmup_schedule(lr: Scalar, every: int, warmup_steps: int):
-    r"""Rise as half a cosine from a hundredth of the rate, after each restart of the optimizer's state.
+    r"""Rise along a half cosine from 1 % of the rate after each restart of the optimizer's state.
 
-    With $c = (s + 1) \bmod N$, from the first restart $s + 1 = N$ on and while $c < W$:
+    With $c = (s + 1) \bmod N$, from the first restart $s + 1 = N$ on, while $c < W$:
     $\eta (1 - 0.99 (1 + \cos(\pi c / (W + 1)))/2)$; else $\eta$.
 
     Args:
         lr: $\eta \ge 0$.
-        every: $N \ge 1$, the steps between restarts, as of `restart`.
+        every: $N \ge 1$, the number of steps between restarts, as in `restart`.
         warmup_steps: $W \ge 0$. With $W \ge N$ the warm-ups never end.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: a number is out of range.
 
     Example:
         >>> s = gradtx.restart_warmup_schedule(1.0, every=4, warmup_steps=3)

@@ -1,4 +1,4 @@
-"""Schedules with a warm-up: linear, cosine, polynomial, with restarts, with a plateau, un-tuned."""
+"""Schedules with a warm-up: linear, cosine, polynomial, with restarts, with a plateau, untuned."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Decay = Callable[[Tensor], Tensor]
 
 
 def _after_warmup(owner: str, t_max: int, max_lr: Scalar, init_lr: Scalar, warmup_steps: int, decay: Decay) -> Decay:
-    """A linear rise from `init_lr`, then `decay` of the steps since."""
+    """Create a linear rise from `init_lr`, followed by `decay` of the steps since."""
     if warmup_steps > t_max:
         raise ValueError(f"{owner}: warmup_steps must be at most t_max = {t_max}, got {warmup_steps}")
 
@@ -51,7 +51,7 @@ def _after_warmup(owner: str, t_max: int, max_lr: Scalar, init_lr: Scalar, warmu
 def warmup_linear_schedule(
     t_max: int, max_lr: Scalar, min_lr: Scalar = 0.0, init_lr: Scalar = 0.0, warmup_steps: int = 0
 ):
-    r"""Rise linearly from `init_lr` to `max_lr`, then fall linearly to `min_lr` at `t_max`, and stay there.
+    r"""Rise linearly from `init_lr` to `max_lr`, then fall linearly to `min_lr` at `t_max` and stay there.
 
     With $w$ warm-up steps: $\eta_0 + (\eta - \eta_0) s/w$ for $s < w$, then
     $\eta + (\eta_{min} - \eta)(s - w)/(T - w)$.
@@ -64,7 +64,7 @@ def warmup_linear_schedule(
         warmup_steps: $w$ in [0, t_max].
 
     Raises:
-        ValueError: more warm-up steps than `t_max`, numbers out of range.
+        ValueError: `warmup_steps` exceeds `t_max`, or a number is out of range.
 
     Example:
         >>> s = gradtx.warmup_linear_schedule(6, max_lr=1.0, warmup_steps=2)
@@ -84,7 +84,7 @@ def warmup_linear_schedule(
 def warmup_cosine_schedule(
     t_max: int, max_lr: Scalar, min_lr: Scalar = 0.0, init_lr: Scalar = 0.0, warmup_steps: int = 0
 ):
-    r"""Rise linearly from `init_lr` to `max_lr`, then fall as half a cosine to `min_lr` at `t_max`, and stay there.
+    r"""Rise linearly from `init_lr` to `max_lr`, then fall along a half cosine to `min_lr` at `t_max` and stay there.
 
     With $w$ warm-up steps: $\eta_0 + (\eta - \eta_0) s/w$ for $s < w$, then
     $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi (s - w)/(T - w)))/2$.
@@ -97,7 +97,7 @@ def warmup_cosine_schedule(
         warmup_steps: $w$ in [0, t_max].
 
     Raises:
-        ValueError: more warm-up steps than `t_max`.
+        ValueError: `warmup_steps` exceeds `t_max`.
 
     Example:
         >>> s = gradtx.warmup_cosine_schedule(6, max_lr=1.0, warmup_steps=2)
@@ -123,21 +123,21 @@ def warmup_poly_schedule(
     warmup_steps: int = 0,
     poly_order: Scalar = -0.5,
 ):
-    r"""Rise linearly from `init_lr` to `max_lr`, then fall as a power of the steps since, to `t_max`.
+    r"""Rise linearly from `init_lr` to `max_lr`, then fall as a power of the steps since, until `t_max`.
 
     With $w$ warm-up steps: $\eta_0 + (\eta - \eta_0) s/w$ for $s < w$, $\eta$ at $s = w$, then
     $\eta_{min} + (\eta - \eta_{min})(\min(s, T) - w)^q$.
 
     Args:
-        t_max: $T \ge 1$, from where on the value is held.
+        t_max: $T \ge 1$, the step from which the value is constant.
         max_lr: $\eta \ge 0$, the value at steps `warmup_steps` and, since $1^q = 1$, `warmup_steps + 1`.
         min_lr: $\eta_{min} \ge 0$.
         init_lr: $\eta_0 \ge 0$, the value of the first update.
         warmup_steps: $w$ in [0, t_max].
-        poly_order: $q$; with a positive one the value grows above `max_lr`.
+        poly_order: $q$; if positive, the value grows above `max_lr`.
 
     Raises:
-        ValueError: more warm-up steps than `t_max`, numbers out of range.
+        ValueError: `warmup_steps` exceeds `t_max`, or a number is out of range.
 
     Example:
         >>> s = gradtx.warmup_poly_schedule(6, max_lr=1.0, warmup_steps=2)
@@ -149,7 +149,7 @@ def warmup_poly_schedule(
     """
 
     def decay(since: Tensor) -> Tensor:
-        # At 0 the value is that of 1 step, so that a negative power is finite.
+        # Clamp 0 to 1 step, so that negative powers are finite.
         return min_lr + (max_lr - min_lr) * since.clamp(1, max(t_max - warmup_steps, 1)) ** poly_order
 
     return _after_warmup("warmup_poly_schedule", t_max, max_lr, init_lr, warmup_steps, decay)
@@ -157,9 +157,9 @@ def warmup_poly_schedule(
 
 @functools.cache
 def _table(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...], int]:
-    """Starts of the cycles of different lengths, and the length from the last one on."""
+    """Return the starts of the cycles until their length is constant, and the length from the last start on."""
     starts = [0]
-    # Whole numbers beyond are not exact in float64; and a table must end where cycles barely grow.
+    # Larger integers are not exact in float64. The second limit bounds the table if cycles barely grow.
     while starts[-1] < 2**53 and len(starts) < 10_000:
         following = max(1, int(decaying * growth))
         if following == decaying:
@@ -189,32 +189,32 @@ def cosine_warmup_restarts_schedule(
     warmup_steps: int = 0,
     gamma: Scalar = 0.9,
 ):
-    r"""Cycles of a linear rise from `min_lr` and half a cosine back to it, whose tops shrink.
+    r"""Repeat a linear rise from `min_lr` and a half cosine back to it, with decreasing peaks.
 
-    In cycle $c$ (from 0) of $L$ steps, with $w$ warm-up steps and $\eta_c = \eta \gamma^c$, at its step $i$:
+    In cycle $c$ (from 0) of $L$ steps, with $w$ warm-up steps and $\eta_c = \eta \gamma^c$, at step $i$ of the cycle:
     $\eta_{min} + (\eta_c - \eta_{min}) i/w$ for $i < w$, then
     $\eta_{min} + (\eta_c - \eta_{min})(1 + \cos(\pi (i - w)/(L - w)))/2$. The next cycle has
-    $\max(1, \lfloor (L - w) m \rfloor) + w$ steps, up to the 10,000th, after which they stay as long.
+    $\max(1, \lfloor (L - w) m \rfloor) + w$ steps, up to the 10,000th, after which the length is constant.
 
     Args:
         first_cycle_steps: $L$ of the first cycle, >= 1.
-        cycle_mult: $m > 0$, how much longer each fall is than the one before; a plain number.
+        cycle_mult: $m > 0$, the ratio of the lengths of consecutive falls; a plain number.
         max_lr: $\eta \ge 0$.
         min_lr: $\eta_{min} \ge 0$.
         warmup_steps: $w$ in [0, first_cycle_steps).
         gamma: $\gamma \ge 0$.
 
     Raises:
-        TypeError: a `cycle_mult` that is not a plain number.
-        ValueError: warm-up steps that fill the first cycle, numbers out of range.
+        TypeError: `cycle_mult` is not a plain number.
+        ValueError: `warmup_steps` is not less than `first_cycle_steps`, or a number is out of range.
 
     Example:
         >>> s = gradtx.cosine_warmup_restarts_schedule(4, 1.0, max_lr=1.0, min_lr=0.0, warmup_steps=2, gamma=0.5)
         >>> [round(s(i), 3) for i in range(8)]
         [0.0, 0.5, 1.0, 0.5, 0.0, 0.25, 0.5, 0.25]
 
-    Source: katsura-jp/pytorch-cosine-annealing-with-warmup. Departures: without warm-up that class leaves `min_lr` for
-    the very first update; here it has `max_lr`.
+    Source: katsura-jp/pytorch-cosine-annealing-with-warmup. Departures: without a warm-up, that class uses `min_lr`
+    for the first update; this schedule uses `max_lr`.
     """
     name = "cosine_warmup_restarts_schedule"
     if isinstance(cycle_mult, bool) or not isinstance(cycle_mult, numbers.Real):
@@ -234,7 +234,7 @@ def cosine_warmup_restarts_schedule(
         lengths = torch.cat([firsts[1:] - firsts[:-1], exact(last_length, step.device)[None]])
         here = (torch.arange(len(starts), device=step.device) == (firsts <= step).sum() - 1).to(step.dtype)
         place, length = step - (firsts * here).sum(), (lengths * here).sum()
-        again = place // length  # above 0 in the last row only, whose cycles go on for ever
+        again = place // length  # nonzero only in the last row, whose cycles repeat indefinitely
         top = max_lr * gamma ** ((firsts <= step).sum() - 1 + again)
         place = place - again * length
         rising = place / max(warmup_steps, 1)
@@ -251,9 +251,9 @@ def cosine_warmup_restarts_schedule(
 def proportion_schedule(
     lr_schedule: Schedule, max_lr: Scalar, min_lr: Scalar = 0.0, max_value: Scalar = 2.0, min_value: Scalar = 2.0
 ):
-    r"""Another number that goes along with a learning rate, such as GSAM's radius.
+    r"""Vary another hyperparameter in proportion to a learning rate, such as GSAM's radius.
 
-    $v_{min} + (v_{max} - v_{min})(\eta_s - \eta_{min})/(\eta_{max} - \eta_{min})$, and $v_{max}$ where
+    $v_{min} + (v_{max} - v_{min})(\eta_s - \eta_{min})/(\eta_{max} - \eta_{min})$, and $v_{max}$ if
     $\eta_{max} \le \eta_{min}$.
 
     Args:
@@ -264,8 +264,8 @@ def proportion_schedule(
         min_value: $v_{min}$, the value at `min_lr`.
 
     Raises:
-        TypeError: a rate that is not a Schedule.
-        ValueError: numbers out of range.
+        TypeError: `lr_schedule` is not a Schedule.
+        ValueError: a number is out of range.
 
     Example:
         >>> rate = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.0, total_iters=2)
@@ -294,8 +294,8 @@ def proportion_schedule(
 def explore_exploit_schedule(peak_lr: Scalar, warmup_steps: int = 0, explore_steps: int = 0, total_steps: int = 0):
     r"""Rise linearly, stay at the peak to find wide minima, then fall linearly to 0: the knee schedule.
 
-    With $t = s + 1$, $w$ and $e$ the steps of warm-up and exploration, $N$ all: $\eta t/w$ for $t \le w$, $\eta$ for
-    $t \le w + e$, then $\eta (1 - (t - w - e)/(N - w - e))$, and 0 from there on.
+    With $t = s + 1$, $w$ and $e$ the steps of warm-up and exploration, and $N$ the total: $\eta t/w$ for $t \le w$,
+    $\eta$ for $t \le w + e$, then $\eta (1 - (t - w - e)/(N - w - e))$, and finally 0.
 
     Args:
         peak_lr: $\eta \ge 0$.
@@ -304,7 +304,7 @@ def explore_exploit_schedule(peak_lr: Scalar, warmup_steps: int = 0, explore_ste
         total_steps: $N \ge w + e$.
 
     Raises:
-        ValueError: more steps of warm-up and exploration than there are, numbers out of range.
+        ValueError: `warmup_steps + explore_steps` exceeds `total_steps`, or a number is out of range.
 
     Example:
         >>> s = gradtx.explore_exploit_schedule(1.0, warmup_steps=2, explore_steps=1, total_steps=5)
@@ -353,11 +353,11 @@ def wsd_schedule(
     total_steps: int | None = None,
     min_lr: Scalar | None = None,
 ):
-    r"""Warm-up, stable phase, decay: rise linearly, stay, and cool down.
+    r"""Rise linearly, stay constant, and cool down: warm-up, stable phase, decay (WSD).
 
-    $\eta s/w$ in the warm-up, $\eta$ in the stable phase, $\eta (r + (1 - r) f(x))$ in the cool-down, $x$ the share of
-    it that is over, then $\eta r$. $f(x)$ is $1 - \sqrt x$ ("1-sqrt"), $1 - x$ ("linear"), $1 - x^2$ ("1-square") or
-    $\max(0, (1 + \cos(2\pi k x))/2)$ ("cosine").
+    $\eta s/w$ in the warm-up, $\eta$ in the stable phase, $\eta (r + (1 - r) f(x))$ in the cooldown, where $x$ is the
+    completed fraction of the cooldown, then $\eta r$. $f(x)$ is $1 - \sqrt x$ ("1-sqrt"), $1 - x$ ("linear"),
+    $1 - x^2$ ("1-square") or $\max(0, (1 + \cos(2\pi k x))/2)$ ("cosine").
 
     Args:
         lr: $\eta \ge 0$.
@@ -365,14 +365,15 @@ def wsd_schedule(
         num_stable_steps: >= 0.
         num_decay_steps: >= 0.
         min_lr_ratio: $r$ in [0, 1].
-        num_cycles: $k \ge 0$, read with "cosine" only.
-        cooldown_type: The form of the cool-down.
-        total_steps: The sum of the three numbers of steps, in place of one of the last two.
-        min_lr: $\eta r$, >= 0, in place of `min_lr_ratio`.
+        num_cycles: $k \ge 0$, used only by "cosine".
+        cooldown_type: The form of the cooldown.
+        total_steps: The total of the three phases, instead of `num_stable_steps` or `num_decay_steps`.
+        min_lr: $\eta r$, >= 0, instead of `min_lr_ratio`.
 
     Raises:
-        TypeError: numbers of steps that are missing or given twice, `min_lr` beside `min_lr_ratio`.
-        ValueError: an unknown form, numbers out of range.
+        TypeError: the lengths of the phases are incomplete or overdetermined, or both `min_lr` and `min_lr_ratio` are
+            given.
+        ValueError: the form is unknown, or a number is out of range.
 
     Example:
         >>> s = gradtx.wsd_schedule(1.0, 2, 1, 4, min_lr_ratio=0.2)
@@ -382,8 +383,8 @@ def wsd_schedule(
         >>> [round(s(i), 3) for i in range(8)]
         [0.0, 0.5, 1.0, 1.0, 0.6, 0.434, 0.307, 0.2]
 
-    Source: Hu et al. 2024, arXiv:2404.06395. Departures: `min_lr_ratio` holds for every form; code that applies it to
-    the cosine alone jumps at the end of the others.
+    Source: Hu et al. 2024, arXiv:2404.06395. Departures: `min_lr_ratio` applies to every form; code that applies it
+    only to the cosine jumps at the end of the other forms.
     """
     if cooldown_type not in _COOLDOWNS:
         known = ", ".join(map(repr, _COOLDOWNS))
@@ -411,7 +412,7 @@ def wsd_schedule(
 
 
 def _stable_and_decaying(warmup: int, stable: int | None, decaying: int | None, total: int | None) -> tuple[int, int]:
-    """The steps of the last two phases, of which the total may stand for one."""
+    """Return the steps of the last two phases, one of which may be derived from the total."""
     if [stable, decaying, total].count(None) != 1:
         raise TypeError(
             "wsd_schedule: pass two of num_stable_steps, num_decay_steps and total_steps, got "
@@ -430,10 +431,12 @@ def _stable_and_decaying(warmup: int, stable: int | None, decaying: int | None, 
 
 @schedule(beta2="[0, 1)")
 def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
-    r"""$\eta \min(1, t (1 - \beta_2)/2)$ with $t = s + 1$: as long as the average of squares needs; un-tuned.
+    r"""Rise linearly for as long as the average of squares needs, without a tuned length.
+
+    $\eta \min(1, t (1 - \beta_2)/2)$ with $t = s + 1$.
 
     Args:
-        lr: $\eta \ge 0$; another schedule goes on below the warm-up, from the same step 0.
+        lr: $\eta \ge 0$; a schedule here also starts at step 0 and is multiplied by the warm-up.
         beta2: $\beta_2$ of the optimizer, in [0, 1).
 
     Example:
@@ -448,10 +451,12 @@ def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
 
 @schedule(beta2="[0, 1)")
 def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
-    r"""$\eta (1 - e^{-(1 - \beta_2) t})$ with $t = s + 1$: as long as the average of squares needs; un-tuned.
+    r"""Rise exponentially for as long as the average of squares needs, without a tuned length.
+
+    $\eta (1 - e^{-(1 - \beta_2) t})$ with $t = s + 1$.
 
     Args:
-        lr: $\eta \ge 0$; another schedule goes on below the warm-up, from the same step 0.
+        lr: $\eta \ge 0$; a schedule here also starts at step 0 and is multiplied by the warm-up.
         beta2: $\beta_2$ of the optimizer, in [0, 1).
 
     Example:
@@ -466,19 +471,19 @@ def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
 
 @schedule(lr="[0, inf)", beta2="[0, 1)")
 def rectification_schedule(lr: Scalar, beta2: Scalar = 0.999, silent: bool = True):
-    r"""Multiply the rate by the factor that the variance of adaptive steps asks for: RAdam's warm-up as a schedule.
+    r"""Multiply the rate by RAdam's variance rectification: its warm-up as a schedule.
 
     With $t = s + 1$, $\rho_\infty = 2/(1-\beta_2) - 1$ and $\rho_t = \rho_\infty - 2 t \beta_2^t / (1-\beta_2^t)$:
-    $\eta \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}$ where $\rho_t > 4$,
+    $\eta \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}$ if $\rho_t > 4$,
     before that 0, or $\eta$ if not silent.
 
     Args:
         lr: $\eta \ge 0$, the limit of the rate.
-        beta2: $\beta_2$ in [0, 1), of the squares that steps are divided by; up to 0.6 it never rectifies.
-        silent: Hold still in the first steps in place of taking them as SGD.
+        beta2: $\beta_2$ in [0, 1), the decay of the average of squares; up to 0.6, rectification never starts.
+        silent: Use rate 0 in the first steps instead of stepping like SGD.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: a number is out of range.
 
     Example:
         >>> s = gradtx.rectification_schedule(1.0)
