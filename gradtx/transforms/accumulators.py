@@ -18,7 +18,7 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
     $G_t = G_{t-1} + g_t^2$, direction $g_t / (\sqrt{G_t} + \epsilon)$.
 
     Args:
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, outside the root, in the units of a gradient.
         initial_accumulator_value: $G_0 \ge 0$.
 
     Returns:
@@ -99,7 +99,7 @@ def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient, inside the maximum. Zero gradients require a positive value.
+        eps: $\epsilon \ge 0$, in the units of a gradient, inside the maximum. Zero gradients require a positive value.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg` ($m$), `exp_inf` ($u$), shaped as the

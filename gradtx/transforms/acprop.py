@@ -36,7 +36,7 @@ def scale_by_acprop(
     Example:
         >>> tx = gradtx.scale_by_acprop(betas=(0.5, 0.5), eps=0.0)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (4.0, 4.0, 100.0):  # the last one is divided by what was usual before it
+        >>> for grad in (4.0, 4.0, 100.0):  # the last one is divided by the earlier deviation
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([4.])

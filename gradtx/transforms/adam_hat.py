@@ -34,7 +34,7 @@ def scale_by_adam_hat(
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient. Not used with `softplus`.
+        eps: $\epsilon \ge 0$, in the units of a gradient. Not used with `softplus`.
         amsgrad: Use the running maximum of $v$ instead of $v$.
         debias_first: False omits $1/c_1$ (AdamD).
         softplus: $b > 0$: use $\log(1 + \exp(b \sqrt{v_t})) / b$ instead of $\sqrt{v_t} + \epsilon$ (Sadam), or
@@ -90,7 +90,7 @@ def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accum
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         initial_accumulator_value: $v_0 \ge 0$; $m_0$ is 0.
 
     Returns:
@@ -135,7 +135,7 @@ def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, added to the root before bias correction, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, added to the root before bias correction, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, `previous_grad`, shaped as the

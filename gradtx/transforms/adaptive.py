@@ -24,7 +24,7 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         amsgrad: Use the running maximum of $v$ instead of $v$.
         nesterov: Use $\beta_1 m_t + (1-\beta_1) g_t$ instead of $m_t$, with the same bias correction (as in AdamP).
 
@@ -72,7 +72,7 @@ def scale_by_rms(
 
     Args:
         alpha: Weight of the old average, in [0, inf), below 1 in practice.
-        eps: $\epsilon \ge 0$: in the unit of a gradient outside the root, of a squared gradient inside.
+        eps: $\epsilon \ge 0$: in the units of a gradient outside the root, of a squared gradient inside.
         eps_in_root: Use $g_t / \sqrt{q_t + \epsilon}$, as TensorFlow does.
         centered: Subtract the square of the mean gradient from $q_t$ (clamped at 0).
         initial_accumulator_value: $q_0 \ge 0$.

@@ -28,7 +28,7 @@ def scale_by_bcos(
     Args:
         beta: $\beta$ in [0, 1).
         beta2: $\beta_2$ in [0, 1). None: $\beta$, or $1 - (1-\beta)^2$ with `simple_cond`.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         mode: "c", "m" or "g".
         simple_cond: In mode "c", use $v_t = \beta_2 m_{t-1}^2 + (1-\beta_2) g_t^2$.
 

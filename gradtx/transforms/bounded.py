@@ -37,7 +37,7 @@ def scale_by_adabound(
         lr: The rate of the `scale_by_learning_rate` that follows, initially above 0. Only its first value is read.
         final_lr: The limit of each weight's rate, >= 0.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         gamma: Speed at which the band narrows, > 0: its width is halved after about $1/\gamma$ steps.
         amsgrad: Use the running maximum of $v$ instead of $v$ (AMSBound).
 
@@ -95,7 +95,7 @@ def scale_by_adamod(
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         beta3: $\beta_3$ in [0, 1); roughly the first $1/(1-\beta_3)$ steps are a warm-up.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:

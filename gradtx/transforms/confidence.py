@@ -24,7 +24,7 @@ def scale_by_confidence(beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar
     Args:
         beta1: $\beta_1$ in [0, 1).
         beta3: $\beta_3$ in [0, 1).
-        eps: $\epsilon > 0$, in the unit of a squared update.
+        eps: $\epsilon > 0$, in the units of a squared update.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and for leaves with

@@ -22,7 +22,7 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
 
     Args:
         beta: $\beta$, in [0, 1). 0 sums squares as in Adagrad.
-        eps: $\epsilon > 0$, in the unit of a squared gradient.
+        eps: $\epsilon > 0$, in the units of a squared gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `accumulator_0`, `accumulator_1`, ..., one per dimension,

@@ -72,7 +72,7 @@ def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tupl
 def scale_by_dadapt_adagrad(
     lr: Scalar = 1.0, momentum: Scalar = 0.0, eps: Scalar = 1e-6, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf
 ):
-    r"""Dual averaging over AdaGrad's denominator, with an automatic rate: D-Adapt AdaGrad.
+    r"""Run dual averaging over AdaGrad's denominator with an automatic rate: D-Adapt AdaGrad.
 
     $\delta = d \eta$, $A \leftarrow A + g^2$ from $10^{-6}$, $D = \sqrt A + \epsilon$, $s \leftarrow s + \delta g$,
     $G \leftarrow G + \delta^2 \sum g^2/D$, $\hat d = (\sum s^2/D - G) / \lVert s \rVert_1$,
@@ -82,7 +82,7 @@ def scale_by_dadapt_adagrad(
     Args:
         lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         momentum: $\mu$ in [0, 1). With a literal 0.0 the direction is the change of $s$ (over its denominator),
-            regardless of how other links move the weights; otherwise it points to the average.
+            regardless of how other links move the weights; otherwise it leads to the averaged iterate.
         eps: $\epsilon \ge 0$.
         d0: $d_0 > 0$, initial value of $d$: far below the distance from the initial weights to the solution.
         growth_rate: $\kappa \ge 1$, the largest growth factor of $d$ in one step.
@@ -158,7 +158,7 @@ def scale_by_dadapt_adam(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""Adam with an automatic rate: D-Adapt Adam.
+    r"""Run Adam with an automatic rate: D-Adapt Adam.
 
     $\delta = d \eta$, $c = \sqrt{\beta_2}$, $N = \sum \delta g s / (\sqrt v + \epsilon)$ with the old $s$ and $v$;
     $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $v \leftarrow \beta_2 v + (1-\beta_2) g^2$,
@@ -226,7 +226,7 @@ def scale_by_dadapt_adam(
     ranges={**DADAPT_RANGES, "momentum": "[0, 1)"},
 )
 def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf):
-    r"""SGD with an automatic rate, relative to the norm of the first gradient: D-Adapt SGD.
+    r"""Run SGD with an automatic rate, relative to the norm of the first gradient: D-Adapt SGD.
 
     $G_0 = \lVert g_1 \rVert$ of the gradient before any link, $\delta = d \eta / G_0$,
     $N \leftarrow N + \sum \delta g s$ with the old $s$, $s \leftarrow s + \delta g$, $\hat d = 2 N / \lVert s \rVert$,
@@ -236,7 +236,7 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
     Args:
         lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         momentum: $\mu$ in [0, 1). With a literal 0.0 the direction is the change of $s$ (over its denominator),
-            regardless of how other links move the weights; otherwise it points to the average.
+            regardless of how other links move the weights; otherwise it leads to the averaged iterate.
         d0: $d_0 > 0$, initial value of $d$: far below the distance from the initial weights to the solution.
         growth_rate: $\kappa \ge 1$, the largest growth factor of $d$ in one step.
 
@@ -303,7 +303,7 @@ def scale_by_dadapt_adan(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""Adan with an automatic rate: D-Adapt Adan.
+    r"""Run Adan with an automatic rate: D-Adapt Adan.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$ (0 at first), $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
     $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$,
@@ -377,7 +377,7 @@ def scale_by_dadapt_adan(
 
 @per_tensor(ranges={"d0": "(0, inf)"}, **OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
 def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
-    r"""Lion with an automatic rate: D-Adapt Lion.
+    r"""Run Lion with an automatic rate: D-Adapt Lion.
 
     $\delta = d \eta$, $c = \sqrt{\beta_2}$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$,
     $p \leftarrow (1 - \delta\lambda) p - \delta y$, $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$,

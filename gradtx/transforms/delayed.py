@@ -27,7 +27,7 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient; controls how adaptive the method is (large: SGD). With 0, an
+        eps: $\epsilon \ge 0$, in the units of a gradient; controls how adaptive the method is (large: SGD). With 0, an
             entry without earlier gradients becomes NaN.
         lagged_norm: Compute $\gamma$ as in the authors' code, one step earlier, from $v_{t-2}$ corrected by
             $1-\beta_2^{t-1}$.
@@ -89,7 +89,7 @@ def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scal
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         keep_num: $n \ge 1$, the number of gradients to keep.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         reduce: $\phi$: "max" or "mean" over the leaf for a single rate, or "none" for one rate per weight.
 
     Returns:

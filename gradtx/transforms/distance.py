@@ -35,7 +35,7 @@ def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar |
 
     Args:
         reps_rel: $c > 0$, the approximate norm of the first step relative to the weights.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient.
         init_eta: An initial rate >= 0 instead of an initial distance: $r$ then starts at 0, and the direction is
             `init_eta` times $g$ until the weights have moved. None: use `reps_rel`.
 
@@ -94,7 +94,7 @@ def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar 
 
     Args:
         reps_rel: $c > 0$, the approximate norm of a leaf's first step relative to its weights.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient.
         init_eta: An initial rate >= 0 instead of an initial distance: $r$ then starts at 0, and the direction is
             `init_eta` times $g$ until the leaf has moved. None: use `reps_rel`.
 

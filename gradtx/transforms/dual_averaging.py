@@ -16,7 +16,7 @@ __all__ = ["scale_by_madgrad"]
 
 
 def dual_averaging(start: Tensor, total: Tensor, denominator, momentum, param: Tensor) -> Tensor:
-    """Return the update of an averaged iterate: the fraction 1 - momentum of the way to start - total / denominator."""
+    """Return the update of an averaged iterate, the fraction 1 - momentum of the way to start - total / denominator."""
     return (1 - momentum) * (start - total / denominator - param)
 
 

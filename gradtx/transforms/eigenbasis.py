@@ -39,7 +39,7 @@ def scale_by_kl_shampoo(
     *,
     stagger: bool = False,
 ):
-    r"""Whiten the momentum by Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
+    r"""Whiten the momentum with Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
 
     The first step returns 0 and initializes the factors. Then, with $s = t - 1$: $m \leftarrow \beta_1 m + (1-\beta_1)
     g$, direction $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
@@ -170,7 +170,7 @@ def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1); $\beta_1$ is that of the preceding momentum.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.

@@ -37,7 +37,7 @@ def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: 
 
     Args:
         decay_rate: $c \le 0$. The first step has $\beta = 0$.
-        eps: $\epsilon > 0$, in the unit of a squared gradient; prevents a division by 0 for rows of zeros.
+        eps: $\epsilon > 0$, in the units of a squared gradient; prevents a division by 0 for rows of zeros.
         beta: A constant $\beta$ in [0, 1) instead of $1 - t^c$, starting from 0 without bias correction (CAME).
 
     Returns:
@@ -104,7 +104,7 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
 
     Args:
         beta2_decay: $c \le 0$ in $\beta = 1 - t^{c}$.
-        eps: $\epsilon \ge 0$, in the unit of a gradient; None for the machine epsilon of the computation dtype.
+        eps: $\epsilon \ge 0$, in the units of a gradient; None for the machine epsilon of the computation dtype.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `row_var` and `col_var`, shaped as the parameter with

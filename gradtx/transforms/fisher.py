@@ -36,10 +36,10 @@ def scale_by_fadam(
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         weight_decay: $\lambda \ge 0$.
         clip: $c > 0$, the largest root mean square of $u$ and of $w$.
-        p: $k \ge 0$, the power of the Fisher information; 0.5 is the root.
+        p: $k \ge 0$, exponent of the Fisher information; 0.5 is the root.
         eps2: $\epsilon_2 \ge 0$, relative to the gradient.
 
     Returns:

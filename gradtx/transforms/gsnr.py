@@ -22,7 +22,7 @@ def scale_by_gsnr(eps: Scalar = 1e-8):
     $q = \lVert g_1 \rVert$. Direction $q u$; $g_1$ is the first gradient passed to the chain, before any link.
 
     Args:
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `gsnr` ($q$), 0-d float64 for each leaf.

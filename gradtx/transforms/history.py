@@ -29,7 +29,7 @@ def scale_by_adanorm(
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         r: Decay of the average norm, in [0, 1).
         amsgrad: Use the running maximum of $v$ instead of $v$.
         accumulate_eps: Also add $\epsilon$ to the stored $v$ at every step, as in the authors' code.
@@ -89,7 +89,7 @@ def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_eve
 
     Args:
         betas: $(\rho_1, \rho_2)$, the fast and the slow decay, $0 \le \rho_1 < \rho_2 < 1$.
-        eps: $\epsilon \ge 0$ inside the root, in the unit of a squared gradient.
+        eps: $\epsilon \ge 0$ inside the root, in the units of a squared gradient.
         reset_every: Steps after which $S$ and $N$ restart from 0 (the paper's window: an epoch); None for never.
 
     Returns:

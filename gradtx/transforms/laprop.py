@@ -29,7 +29,7 @@ def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: b
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, with `centered`
-        `exp_mean_avg_beta2`, with `amsgrad` `max_exp_avg_sq`, shaped as the parameter.
+        `exp_mean_avg_beta2` and, with `amsgrad`, `max_exp_avg_sq`, shaped as the parameter.
 
     Raises:
         ValueError: a beta outside [0, 1), a negative eps.

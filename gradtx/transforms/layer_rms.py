@@ -21,7 +21,7 @@ def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = 
 
     Args:
         beta: $\beta$, in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient. Use a positive value if a gradient may be 0.
+        eps: $\epsilon \ge 0$, in the units of a gradient. Use a positive value if a gradient may be 0.
         amsgrad: Use the running maximum of $v$ instead of $v$.
 
     Returns:

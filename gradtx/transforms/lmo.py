@@ -58,7 +58,7 @@ def lmo(
     | "bias" | $x / (\mathrm{rms}(x) + \epsilon)$ | the same |
 
     Args:
-        kind: One of these, or "auto": "bias" for leaves of up to 1 dimension, "spectral" for 2, "conv" for more.
+        kind: One of these, or "auto": "bias" for leaves with at most 1 dimension, "spectral" for 2, "conv" for more.
         normalized: Whether the norm is relative to the number of inputs; None for the default of the kind.
         transpose: Exchange rows and columns, for weights stored as (in, out), such as those of an embedding.
         maximum: Scale "spectral" and "conv" by at least 1, before the division by the kernel size.

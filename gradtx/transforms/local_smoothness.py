@@ -52,7 +52,7 @@ def scale_by_local_smoothness(
         amplifier: $a \ge 0$, how fast the step size may grow.
         damping: $b > 0$; the step size stays below 1 / b of the inverse smoothness.
         theta: $\theta_0 > 0$. With inf, the first measured step size has no upper limit.
-        eps: $\epsilon \ge 0$, in the unit of a step size.
+        eps: $\epsilon \ge 0$, in the units of a step size.
         weight_decay: $w \ge 0$, coupled, but not included in G.
 
     Returns:

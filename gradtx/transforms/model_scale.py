@@ -62,7 +62,7 @@ def scale_by_amos(
             (like "full" with fewer than two dimensions), "full" for none.
         c_coef: $c \ge 0$.
         d_coef: $d \ge 0$.
-        eps: $\epsilon > 0$, in the unit of a squared gradient.
+        eps: $\epsilon > 0$, in the units of a squared gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg_sq` ($v$) and `decay` ($b$): 0-d

@@ -25,7 +25,7 @@ def project_neurons(params: Any) -> Any:
     computed there.
 
     Args:
-        params: A tree of tensors, or one tensor.
+        params: A tree of tensors or a single tensor.
 
     Returns:
         A tree of the same structure.

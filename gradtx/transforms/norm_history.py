@@ -38,7 +38,7 @@ def clip_to_history(
         lambda_abs: $\lambda_{abs} > 0$, bound on the norm over all leaves during the warm-up.
         beta: $\beta$ in [0, 1).
         warmup_steps: $T \ge 0$.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `gamma`, 0-d float64 for each leaf, initially infinite.
@@ -109,7 +109,7 @@ def clip_by_zscore(
         alpha: $\alpha$ in [0, 1).
         warmup_steps: $W \ge 1$.
         max_norm: Bound at every step, > 0; None for no bound.
-        eps: $\epsilon \ge 0$, in the unit of a norm.
+        eps: $\epsilon \ge 0$, in the units of a norm.
         mode: "zscore", or "percentile": the level is $\min(n, \mu + z^* \sigma)$.
         clip_to: "scaled", or "mean": the level of outliers is $\mu$; only used with "zscore".
 
@@ -182,7 +182,7 @@ def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
 
     Args:
         gammas: $(\gamma_1, \gamma_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a norm.
+        eps: $\epsilon \ge 0$, in the units of a norm.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `norm_avg`, `norm_sq_avg`, 0-d float64 for each leaf.

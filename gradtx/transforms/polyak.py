@@ -22,7 +22,7 @@ def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
 
     Args:
         max_lr: $\eta \ge 0$, the largest step size; None for no bound. A parameter group stores it as `lr`.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.

@@ -77,7 +77,7 @@ def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgra
     Args:
         betas: $(\beta_1, \beta_2, \beta_3)$: decay of the momenta and of $v$, in [0, 1); weight of the negative
             part, in [0, 1].
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         amsgrad: Use the running maximum of $v$ instead of $v$.
 
     Returns:

@@ -38,7 +38,7 @@ def scale_by_prodigy(
     growth_rate: Scalar = math.inf,
     slice_p: int = 1,
 ):
-    r"""Adam with an automatic rate from the distance that the weights have moved: Prodigy.
+    r"""Run Adam with an automatic rate from the distance that the weights have moved: Prodigy.
 
     $\delta = d \eta$, $N \leftarrow \beta_3 N + (d/d_0) \delta \sum g (p_0 - p)$,
     $m \leftarrow \beta_1 m + (1-\beta_1) d g$, $v \leftarrow \beta_2 v + (1-\beta_2) d^2 g^2$,
@@ -99,7 +99,7 @@ def scale_by_prodigy(
     def update(update, state, param, ctx):
         d, start = state["d"], state["p0"]
         rate, growth = corrected_rate(d, lr, betas, use_bias_correction, ctx), d / d0
-        # A group with lr 0 must not contribute, whatever the weights in s are.
+        # A group with lr 0 must not contribute, regardless of the weights in s.
         weight = torch.where(exact(lr, update.device) == 0, 0.0, d) if safeguard_warmup else rate
         product = growth * rate * (part(update) * (start - part(param))).sum()
         mean = beta1 * state["exp_avg"] + ((1 - beta1) * d) * update

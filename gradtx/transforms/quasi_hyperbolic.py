@@ -58,7 +58,7 @@ def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: S
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         nus: $(\nu_1, \nu_2)$; the second in [0, 1], the first usually as well. (1, 1) is Adam.
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, outside the root, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.

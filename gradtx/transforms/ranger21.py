@@ -31,12 +31,12 @@ def scale_by_ranger21(
     norm_loss_factor: Scalar = 1e-4,
     amsgrad: bool = True,
 ):
-    r"""Step along positive-negative momentum over a smoothed denominator, after two decays: Ranger21's own stage.
+    r"""Step along positive-negative momentum over a smoothed denominator, after two decays: Ranger21's update.
 
     With $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$ and $c_i = 1 - \beta_i^t$: first stable decay,
     $q = p (1 - \eta \lambda / \ell)$, where $\ell^2$ is the mean of $v_t / c_2$ over all entries of all leaves (no
-    decay while it is 0); then the norm loss, $r = q (1 - 2 \eta \kappa (1 - 1 / (\lVert q_i \rVert + \epsilon)))$ for each
-    output unit; then $p \leftarrow r - \frac{\eta}{c_1} n_t / D_t$. $n_t$ is the direction of `scale_by_pnm` for
+    decay while it is 0); then the norm loss, $r = q (1 - 2 \eta \kappa (1 - 1 / (\lVert q_i \rVert + \epsilon)))$ for
+    each output unit; then $p \leftarrow r - \frac{\eta}{c_1} n_t / D_t$. $n_t$ is the direction of `scale_by_pnm` for
     $(\beta_1, \beta_0)$; $D_t$ is $\sqrt{v_t / c_2} + \epsilon$ or its softplus.
 
     Args:
@@ -46,7 +46,7 @@ def scale_by_ranger21(
         eps: $\epsilon \ge 0$; use a positive value.
         use_softplus: Whether to keep the denominator away from 0 smoothly.
         beta_softplus: $b > 0$: the denominator is $\log(1 + \exp(b D)) / b$.
-        weight_decay: $\lambda \ge 0$, in the unit of a gradient over a weight.
+        weight_decay: $\lambda \ge 0$, in the units of a gradient over a weight.
         norm_loss_factor: $\kappa \ge 0$.
         amsgrad: Use the running maximum of $v$ in $D_t$.
 

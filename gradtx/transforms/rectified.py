@@ -35,7 +35,7 @@ def scale_by_radam(
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1). Rectified steps start at t = 6 with $\beta_2 = 0.999$, and never
             with $\beta_2 \le 2/3$.
-        eps: $\epsilon \ge 0$, added to the root before bias correction, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, added to the root before bias correction, in the units of a gradient.
         rho_threshold: Threshold of $\rho_t$, >= 4: 4 in the paper, 5 in torch.optim.
         degenerated_to_sgd: If False, return 0 before the first rectified step; `hold_until_rectified` then also holds
             back a decay.

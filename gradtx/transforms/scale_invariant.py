@@ -20,7 +20,7 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
 
     Args:
         delta: $\delta \ge 0$; values above 0 make the first steps larger.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient; it accumulates.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient; it accumulates.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `b_sq`, `m_sq`, shaped as the parameter.

@@ -60,7 +60,7 @@ def scale_by_shampoo(
     Args:
         momentum: $\mu$ in [0, 1).
         weight_decay: $\lambda \ge 0$, coupled; it is part of this link, because $b$ is its output.
-        matrix_eps: $\epsilon > 0$, in the unit of a squared gradient.
+        matrix_eps: $\epsilon > 0$, in the units of a squared gradient.
         preconditioning_compute_steps: $n \ge 1$, steps between the roots. In pure use, a root is computed at every
             step and selected; an optimizer from `as_optimizer` computes it only when it is due.
         variant: "paper": $x = u$ and $e = 1/(2k)$. "moskomule": $x$ is $u$ after the previous dimensions, and
@@ -187,7 +187,7 @@ def scale_by_scalable_shampoo(
         start_preconditioning_step: The first step with a preconditioned direction, >= 0.
         preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1. In pure use, they are
             computed at every step and selected; an optimizer from `as_optimizer` computes them only when they are due.
-        statistics_compute_steps: Statistics are taken where $t$ is a multiple of this, >= 1.
+        statistics_compute_steps: Statistics are updated where $t$ is a multiple of this, >= 1.
         block_size: Largest side of a block, >= 1.
         skip_preconditioning_rank_lt: Leaves with fewer dimensions than this, >= 0, are not preconditioned.
         no_preconditioning_for_layers_with_dim_gt: Leaves with a larger dimension, >= 0, are not preconditioned.
@@ -196,7 +196,7 @@ def scale_by_scalable_shampoo(
             sum or the average of $g^2$, "sqrtn" is the sign of $g$; "none" keeps the norm of $s$ (and $u = g$).
         pre_conditioner_type: Preconditioned dimensions: "all", "input" (all but the last) or "output" (the last).
         nesterov: Look one step ahead in both momenta.
-        diagonal_eps: $\epsilon_d \ge 0$, in the unit of a gradient.
+        diagonal_eps: $\epsilon_d \ge 0$, in the units of a gradient.
         matrix_eps: $\epsilon > 0$, relative to the largest eigenvalue.
 
     Returns:

@@ -88,7 +88,7 @@ def scale_by_spam(
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its bias correction, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, outside the root and before its bias correction, in the units of a gradient.
         threshold: $\theta > 0$: entries with $g^2 > \theta v$ are clipped.
         clip_after: $c \ge 0$, number of steps after a restart without clipping. Use at least 2: where $v$ is still 0,
             the gradient is clipped to 0, as are all later ones.

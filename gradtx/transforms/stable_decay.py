@@ -25,8 +25,8 @@ def scale_by_adam_stable_decay(
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient; not used in the decay.
-        weight_decay: $\lambda \ge 0$, in the unit of a gradient over a weight.
+        eps: $\epsilon \ge 0$, in the units of a gradient; not used in the decay.
+        weight_decay: $\lambda \ge 0$, in the units of a gradient over a weight.
         amsgrad: Use the running maximum of $v$ instead of $v$, in the decay as well.
 
     Returns:

@@ -38,9 +38,9 @@ def scale_by_swats(
     Args:
         lr: $\eta$ in [0, inf), used in Adam's phase only.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         amsgrad: Use the running maximum of $v$ instead of $v$.
-        switch_tol: Tolerance >= 0, in the unit of a learning rate; None for `eps`, as in the paper.
+        switch_tol: Tolerance >= 0, in the units of a learning rate; None for `eps`, as in the paper.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,

@@ -76,7 +76,7 @@ def scale_by_lars(
     Args:
         trust_coefficient: $c > 0$, the change of a leaf relative to its size, per unit of the learning rate.
         weight_decay: $\lambda \ge 0$.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         trust_clip: Use $\gamma \leftarrow \min(\gamma / \eta, 1)$, so that no leaf moves further than under plain
             gradient descent (LARC).
         min_ndim: Leaves with fewer dimensions, >= 0, pass unchanged and without decay; 2 excludes biases and scales.
@@ -125,7 +125,7 @@ def scale_by_lamb(
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         bias_correction: If False, use $m_t / (\sqrt{v_t} + \epsilon)$.
         grad_averaging: If False, use $m_t = \beta_1 m_{t-1} + g_t$.
 
