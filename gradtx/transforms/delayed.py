@@ -56,7 +56,7 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
 
     def update(update, state, param, ctx):
         mean, _, new = average(update, state)
-        first = (ctx.step == 1).to(ctx.time.dtype)  # v and its correction are then 0; any other values will do
+        first = (ctx.step == 1).to(ctx.time.dtype)  # v and its correction are then 0: replace both by arbitrary values
         earlier = state["exp_avg_sq"]
         eta = 1 / (safe_sqrt(earlier / (ctx.bias_correction(beta2, ctx.step - 1) + first)) + (eps + first))
         late = 1 / (corrected_root(earlier, ctx, beta2) + eps) if lagged_norm else eta
