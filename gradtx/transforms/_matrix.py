@@ -1,8 +1,8 @@
-"""Matrix maths that several transformations share: roots, bases, dimensions of a tensor as matrices, blocks.
+"""Matrix math shared by several transformations: roots, bases, matrix views of tensors, blocks.
 
-Factorizations are differentiated here by hand: their factors come from a detached matrix, and the function of
-`x - x.detach()`, which is 0 but has the derivative of `x`, is added. So derivatives are finite where eigenvalues are
-equal, which torch's own are not: right for a root, and for a basis leaving out what is arbitrary.
+The derivatives of the factorizations are implemented by hand. The factors are computed from a detached matrix, then a
+function of `x - x.detach()`, which is 0 but has the derivative of `x`, is added. The derivatives therefore stay finite
+where eigenvalues are equal, unlike torch's own. They are exact for a root; for a basis they omit the arbitrary part.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from gradtx import _torch
 from gradtx._lists.record import device_of
 from gradtx.transforms._math import at_least, differentiable, quotient, safe_sqrt
 
-# A tensor seen as matrices.
+# Tensors viewed as matrices.
 
 
 def gram(x: Tensor, i: int) -> Tensor:
-    """mat_i(x) mat_i(x)^T, where mat_i puts dimension i first and flattens the others."""
+    """Return mat_i(x) mat_i(x)^T, where mat_i moves dimension i to the front and flattens the others."""
     rows = x.movedim(i, 0).reshape(x.shape[i], x.numel() // max(x.shape[i], 1))
     return symmetric_product(rows, rows.mT)
 
 
-# From these sizes on strips take less time than the whole, with one thread and with two, if there are no fewer columns
-# than rows: 0.83 at 512 x 1024, 0.81 at 726 x 726, but 1.02 at 1024 x 512: assembling costs the square of the rows.
+# From these sizes, strips take less time than the full product with one thread and with two, unless the matrix has
+# fewer columns than rows: 0.83 at 512 x 1024 and 0.81 at 726 x 726, but 1.02 at 1024 x 512, because assembling the
+# result costs the square of the rows.
 LEAST_ROWS = 512
 LEAST_ENTRIES = 2**19
-STRIPS = 4  # 0.625 of the multiplications; eight leave 0.56, in strips that are too thin to be fast
+STRIPS = 4  # 0.625 of the multiplications; eight strips need 0.56 but are too thin to be fast
 
 
 def added_product(plus: Tensor, x: Tensor, y: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
-    """`beta plus + alpha x y` by torch.optim.Muon's operations, which round once in bfloat16."""
+    """Return `beta plus + alpha x y` with the operations of torch.optim.Muon, which round once in bfloat16."""
     fused = torch.addmm if x.ndim == 2 else torch.baddbmm
     return fused(plus, x, y, beta=beta, alpha=alpha)
 
@@ -44,10 +45,10 @@ def added_product(plus: Tensor, x: Tensor, y: Tensor, beta: float, alpha: float 
 def symmetric_product(
     x: Tensor, y: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0
 ) -> Tensor:
-    """`x y`, or `beta plus + alpha x y`, that is known to be symmetric.
+    """Return `x y`, or `beta plus + alpha x y`, given that the result is symmetric.
 
-    Of a large one on a CPU only strips of rows up to the diagonal are computed, and mirrored. The shape alone decides,
-    so that equal matrices have equal products on all ranks.
+    For a large product on a CPU, only strips of rows up to the diagonal are computed and then mirrored. This depends
+    on the shape alone, so equal matrices have equal products on all ranks.
     """
     if not _pays_in_strips(x):
         return x @ y if plus is None else added_product(plus, x, y, beta, alpha)
@@ -64,17 +65,17 @@ def symmetric_product(
 
 
 def _pays_in_strips(x: Tensor) -> bool:
-    """Whether a symmetric product with this left side is faster in strips."""
+    """Whether strips are faster for a symmetric product with this left factor."""
     if x.dtype not in (torch.float32, torch.float64) or device_of(x).type != "cpu":
         return False
     rows, columns = x.shape[-2:]
-    if not isinstance(rows, int):  # symbolic, for a compiled program: kernels that mirror take 10 s to compile
+    if not isinstance(rows, int):  # symbolic, in a compiled program: the mirroring kernels take 10 s to compile
         return False
     return LEAST_ROWS <= rows <= columns and rows * columns >= LEAST_ENTRIES
 
 
 def _mirrored(strips: list[Tensor], cuts: list[int]) -> Tensor:
-    """A symmetric matrix of strips of rows, which begin at `cuts`, each up to the diagonal block that it ends in."""
+    """Assemble a symmetric matrix from strips of rows that start at `cuts` and end with their diagonal block."""
     rows: list[Tensor] = []
     for i, strip in enumerate(strips):
         above = [later[..., cuts[i] : cuts[i + 1]].mT for later in strips[i + 1 :]]
@@ -83,16 +84,16 @@ def _mirrored(strips: list[Tensor], cuts: list[int]) -> Tensor:
 
 
 def multiplied(x: Tensor, matrix: Tensor, i: int) -> Tensor:
-    """`x` with dimension i multiplied by a matrix: y_{..a..} = sum_b matrix_{ab} x_{..b..}."""
+    """Multiply dimension i of `x` by a matrix: y_{..a..} = sum_b matrix_{ab} x_{..b..}."""
     if x.ndim == 2:
         return x @ matrix.mT if i % 2 else matrix @ x
-    return torch.tensordot(matrix, x.movedim(i, 0), dims=1).movedim(0, i).contiguous()  # state keeps its strides
+    return torch.tensordot(matrix, x.movedim(i, 0), dims=1).movedim(0, i).contiguous()  # preserve the state's strides
 
 
 def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:
-    """A shape whose neighbouring dimensions are merged, left to right, while their product is at most `limit`.
+    """Merge neighboring dimensions of a shape, left to right, while their product is at most `limit`.
 
-    Ones are dropped; a dimension above the limit stands alone.
+    Dimensions of size 1 are dropped; a dimension above the limit is not merged.
     """
     if math.prod(shape) == 0:
         return tuple(shape)
@@ -106,7 +107,7 @@ def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:
 
 
 def blocks(x: Tensor, size: int) -> list[Tensor]:
-    """The pieces that every dimension leaves when it is cut every `size` entries, the last dimension fastest."""
+    """Split every dimension into pieces of `size` entries; the last dimension varies fastest."""
     pieces = [x]
     for i in range(x.ndim):
         pieces = [part for piece in pieces for part in piece.split(size, dim=i)]
@@ -114,7 +115,7 @@ def blocks(x: Tensor, size: int) -> list[Tensor]:
 
 
 def joined(pieces: list[Tensor], shape: Sequence[int], size: int) -> Tensor:
-    """The reverse of `blocks`."""
+    """Reverse `blocks`."""
     for i in reversed(range(len(shape))):
         count = -(-shape[i] // size)
         pieces = [torch.cat(pieces[k : k + count], dim=i) for k in range(0, len(pieces), count)]
@@ -125,12 +126,12 @@ def joined(pieces: list[Tensor], shape: Sequence[int], size: int) -> Tensor:
 
 
 def _factors(factorize: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[Tensor]:
-    """The factors of a matrix; computed again in float64 where that fails or gives numbers that are not finite."""
+    """Factorize a matrix, again in float64 if that fails or returns values that are not finite."""
     if x.dtype == torch.float64 or torch.compiler.is_compiling():
         return list(factorize(x))
     try:
         factors = list(factorize(x))
-    except torch.linalg.LinAlgError:  # eigenvalues that are repeated often: statistics of low rank
+    except torch.linalg.LinAlgError:  # highly repeated eigenvalues, as in statistics of low rank
         factors = []
     if factors and all(map(_is_finite, factors)):
         return factors
@@ -138,16 +139,16 @@ def _factors(factorize: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> li
 
 
 def _is_finite(x: Tensor) -> bool:
-    """Whether all entries are, where the host can read that."""
+    """Whether all entries are finite; True if the host cannot read them."""
     if not _torch.readable(x) or bool(x.sum().isfinite()):
         return True
     return bool(x.isfinite().all())  # a sum may overflow
 
 
 def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None) -> Tensor:
-    """(x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix whose eigenvalues are >= `floor`.
+    """Return (x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix with eigenvalues >= `floor`.
 
-    Eigenvalues that rounding took below the floor are lifted to it. Cost: O(n^3).
+    Eigenvalues that rounding moved below the floor are raised to it. Cost: O(n^3).
     """
     values, basis = _factors(torch.linalg.eigh, x.detach())
     values = at_least(values, floor.detach() if isinstance(floor, Tensor) else floor).to(x.dtype)
@@ -160,7 +161,7 @@ def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None
     root = symmetric_product(basis * values**-exponent, basis.mT)
     if change is None:
         return root
-    # The derivative of a root in its eigenbasis: entries times (f(b) - f(a)) / (b - a), in a form exact near b = a.
+    # Derivative of a root in its eigenbasis: entries times (f(b) - f(a)) / (b - a), in a form accurate near b = a.
     gap = values.log()[None, :] - values.log()[:, None]
     equal = gap == 0
     ratio = torch.expm1(-exponent * gap) / torch.expm1(torch.where(equal, 1.0, gap))
@@ -170,18 +171,18 @@ def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None
 
 
 def eigenbasis(x: Tensor) -> Tensor:
-    """Eigenvectors of a symmetric matrix as columns, the largest eigenvalue first.
+    """Return the eigenvectors of a symmetric matrix as columns, largest eigenvalue first.
 
-    The derivative leaves out turns among vectors of equal eigenvalues, whose basis is arbitrary.
+    The derivative omits rotations among eigenvectors of equal eigenvalues, whose basis is arbitrary.
     """
     values, basis = _factors(torch.linalg.eigh, x.detach())
     return _following(x, values.flip(-1), basis.flip(-1).contiguous())
 
 
 def left_basis(x: Tensor) -> Tensor:
-    """All left singular vectors of a matrix as columns, the largest singular value first.
+    """Return all left singular vectors of a matrix as columns, largest singular value first.
 
-    They are the eigenvectors of X X^T, and have the derivative of those.
+    They are the eigenvectors of X X^T and have the same derivative.
     """
     basis, values, _ = _factors(_left_svd, x.detach())
     squares = torch.nn.functional.pad(values.square(), (0, x.shape[-2] - values.shape[-1]))
@@ -193,7 +194,7 @@ def _left_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
-    """Eigenvectors of a symmetric matrix, found without derivative, with that of `x`."""
+    """Attach the derivative of `x` to its eigenvectors `basis`, which were computed from a detached matrix."""
     change = _change(x, basis)
     if change is None:
         return basis
@@ -204,7 +205,7 @@ def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
 
 
 def orthonormal(x: Tensor) -> Tensor:
-    """Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
+    """Return Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
     if not differentiable():
         (basis,) = _factors(_orthonormal_factor, x)
         return basis.contiguous()
@@ -218,20 +219,20 @@ def orthonormal(x: Tensor) -> Tensor:
     change = basis.mT @ moved
     below = change.tril(-1)
     inside = basis @ (below - below.mT)
-    outside = moved - basis @ change  # out of the space of the columns, 0 for a square matrix
+    outside = moved - basis @ change  # the part outside the column space, 0 for a square matrix
     return basis + inside + (outside if x.shape[-2] > x.shape[-1] else 0.0)
 
 
 def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:
-    """Q alone, by the steps of `torch.linalg.qr`, which would also copy the triangle of R."""
-    if not _torch.readable(x):  # torch has no shapes of these steps for a tracer
+    """Compute only Q with the steps of `torch.linalg.qr`, which would also copy the triangle of R."""
+    if not _torch.readable(x):  # torch cannot infer the shapes of these steps while tracing
         return (torch.linalg.qr(x).Q,)
     reflectors, factors = torch.geqrf(x)
     return (torch.linalg.householder_product(reflectors, factors),)
 
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:
-    """`x - x.detach()`, 0 with the derivative of x, in a basis; None where no derivative can be asked for."""
+    """Return `x - x.detach()`, 0 with the derivative of x, in a basis; None if no derivative can be requested."""
     return basis.mT @ (x - x.detach()) @ basis if differentiable() else None
 
 
@@ -239,7 +240,7 @@ def _change(x: Tensor, basis: Tensor) -> Tensor | None:
 
 
 def polar_factor(x: Tensor) -> Tensor:
-    """The nearest orthogonal matrix U V^T of U S V^T, by the smaller Gram matrix; 0 for singular values of rounding."""
+    """Return the nearest orthogonal matrix U V^T of U S V^T from the smaller Gram matrix, 0 for negligible values."""
     if x.shape[-2] > x.shape[-1]:
         return polar_factor(x.mT).mT
     square = symmetric_product(x, x.mT)
@@ -255,9 +256,9 @@ def polar_factor(x: Tensor) -> Tensor:
 
 
 def _slope_of_inverse_root(values: Tensor, inverse: Tensor) -> Tensor:
-    """(f(b) - f(a)) / (b - a) of each two eigenvalues, for f(a) = a^(-1/2), which is given as `inverse`.
+    """Return (f(b) - f(a)) / (b - a) for each pair of eigenvalues, where f(a) = a^(-1/2) is passed as `inverse`.
 
-    Equals -f(a)^2 f(b)^2 / (f(a) + f(b)). f is 0 for eigenvalues that count as 0.
+    Equals -f(a)^2 f(b)^2 / (f(a) + f(b)). f is 0 for eigenvalues that are treated as 0.
     """
     first, second = inverse[:, None], inverse[None, :]
     total = first + second
@@ -271,10 +272,10 @@ STARTS = ("fro", "schatten4", "aol")
 
 
 def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, start: str = "fro") -> Tensor:
-    r"""A matrix (or a batch of them) whose singular values are brought near 1 by odd polynomials of degree 5.
+    r"""Bring the singular values of a matrix (or a batch of them) near 1 with odd polynomials of degree 5.
 
-    From $X / \max(\lVert X \rVert_F, \epsilon)$, divided further as `start` says,
-    $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$, transposed if that is smaller.
+    Starting from $X / \max(\lVert X \rVert_F, \epsilon)$, divided further as specified by `start`, iterate
+    $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$. A tall matrix is transposed to make $A$ smaller.
     """
     tall = x.shape[-2] > x.shape[-1]
     shape = x.shape
@@ -294,17 +295,17 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, s
 
 
 def _is_emulated(x: Tensor) -> bool:
-    """Whether products of such matrices are faster in float32, each rounded once: 3 to 5 times where that is so."""
+    """Whether products of such matrices are faster in float32 with one rounding each, by a factor of 3 to 5."""
     return x.dtype == torch.bfloat16 and device_of(x).type == "cpu" and not _torch.multiplies_in_bfloat16()
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in its own dtype, with values of another one."""
+    """Round `x` to another dtype and return it in its own."""
     return x if x.dtype == dtype else x.to(dtype).to(x.dtype)
 
 
 def _started(x: Tensor, eps: Any, start: str) -> Tensor:
-    """A matrix of norm 1, divided by a tighter bound of its largest singular value."""
+    """Divide a matrix of norm 1 by a tighter bound on its largest singular value."""
     if start == "fro":
         return x
     square = symmetric_product(x, x.mT)

@@ -1,4 +1,4 @@
-"""Odd polynomials of degree 5 for Newton-Schulz iterations, by the names that papers and codes give them."""
+"""Odd polynomials of degree 5 for Newton-Schulz iterations, under the names used in papers and other libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
 
 
 def _polar_express() -> tuple[Triple, ...]:
-    """The polynomials of Polar Express (Amsel et al. 2025, arXiv:2505.16932), as published, made safe by 1.01."""
+    """Return the polynomials of Polar Express (Amsel et al. 2025, arXiv:2505.16932) with a safety factor of 1.01."""
     published = (
         (8.28721201814563, -23.595886519098837, 17.300387312530933),
         (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -29,12 +29,12 @@ def _polar_express() -> tuple[Triple, ...]:
         (1.875, -1.25, 0.375),
     )
     shrunk = [_of_smaller(polynomial, 1.01) for polynomial in published[:-1]]
-    # The matrix itself is divided by 1.01 as well; an odd polynomial can do that.
+    # The matrix itself is also divided by 1.01, which an odd polynomial can absorb.
     return (_of_smaller(shrunk[0], 1.01), *shrunk[1:], published[-1])
 
 
 def _of_smaller(polynomial: Triple, by: float) -> Triple:
-    """The odd polynomial of x / by."""
+    """Return the odd polynomial of x / by."""
     a, b, c = polynomial
     return a / by, b / by**3, c / by**5
 
@@ -43,13 +43,13 @@ POLAR_EXPRESS = _polar_express()
 
 
 class CoefficientSet(NamedTuple):
-    """A named iteration.
+    """Define a named iteration.
 
     Attributes:
         triples: (a, b, c) of each step; the last is repeated.
-        steps: The number of steps that the set is made for.
-        fixed: Whether no other number of steps makes sense.
-        least_bits: Bits of mantissa that the iteration needs, lest rounding leaves the range where it converges.
+        steps: The number of steps for which the set was designed.
+        fixed: Whether the set requires that number of steps.
+        least_bits: Bits of mantissa that keep rounding errors inside the range of convergence.
     """
 
     triples: tuple[Triple, ...]
@@ -78,7 +78,7 @@ SETS = {
             (3.2866, -2.4647, 0.5074),
             (2.2737, -1.6447, 0.4162),
         ),
-        least_bits=24,  # at a singular value of 1.004, which bfloat16 makes of 1, the polynomial is 8e57
+        least_bits=24,  # the polynomial is 8e57 at a singular value of 1.004, which 1 can become in bfloat16
     ),
     "deepseekv4": CoefficientSet((*8 * [NEWTON_SCHULZ], (2.0, -1.5, 0.5)), steps=10),
     "cubic5": CoefficientSet(
@@ -96,16 +96,16 @@ SETS = {
 
 
 def default_steps(coefs: Any) -> int:
-    """The number of steps that coefficients are made for."""
+    """Return the number of steps for which the coefficients were designed."""
     return SETS[coefs].steps if isinstance(coefs, str) and coefs in SETS else 5
 
 
 def polynomials(owner: str, coefs: Any, steps: int | None, dtype: torch.dtype | None) -> list[Triple]:
-    """One polynomial a step; the last of a list is repeated.
+    """Return one polynomial per step; the last of a list is repeated.
 
     Raises:
-        TypeError: a dtype that is not a floating-point one.
-        ValueError: an unknown name, numbers that are not triples, steps or a dtype that a set does not take.
+        TypeError: the dtype is not a floating-point one.
+        ValueError: an unknown name, coefficients that are not triples, or steps or a dtype that a set does not support.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"{owner}: dtype must be a floating-point torch.dtype or None, got {describe(dtype)}")
@@ -127,7 +127,7 @@ def _named(owner: str, name: str, steps: int | None, dtype: torch.dtype | None) 
 
 
 def _listed(owner: str, coefs: Any) -> Sequence[Triple]:
-    """Coefficients given as numbers."""
+    """Validate explicit coefficients and return them as triples."""
     many = isinstance(coefs, tuple | list) and coefs and all(isinstance(item, tuple | list) for item in coefs)
     triples: list[Triple] = []
     for item in coefs if many else [coefs]:

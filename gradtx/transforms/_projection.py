@@ -1,4 +1,4 @@
-"""Projections of matrices to a low rank, for `low_rank`, Fira and APOLLO."""
+"""Low-rank projections of matrices, for `low_rank`, Fira and APOLLO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradtx._spaces import Space, View
 from gradtx.core import GradientTransformation
 from gradtx.transforms._matrix import left_basis, orthonormal
 
-# Option -> what it may be.
+# Option -> permitted values.
 CHOICES = {
     "projection": ("svd", "power", "random"),
     "side": ("short", "long", "left", "right"),
@@ -29,7 +29,7 @@ def check_choices(owner: str, **chosen: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """The options of `low_rank`, see there."""
+    """Options of `low_rank`, which documents them."""
 
     rank: int
     every: int
@@ -39,9 +39,9 @@ class Projection:
     seed: int
 
     def space(self, inner: GradientTransformation, view: Any, slots: Any = None, hidden: bool = False) -> Space:
-        """The body of a combinator; `view` makes the view of a matrix, `slots` its further slots."""
+        """Return the body of a combinator; `view` creates the view of a matrix, `slots` its additional slots."""
 
-        def init(param: Tensor, *random: Any) -> dict[str, Any]:  # which only later bases are drawn from
+        def init(param: Tensor, *random: Any) -> dict[str, Any]:  # `random` serves only the later bases
             if param.ndim != 2:
                 return {}
             basis = param.new_zeros((self.dimension(param), self.width(param)))
@@ -61,7 +61,7 @@ class Projection:
         )
 
     def is_right(self, x: Tensor) -> bool:
-        """Whether the basis multiplies a matrix from the right."""
+        """Whether the basis multiplies the matrix from the right."""
         rows, columns = x.shape
         if self.side in ("left", "right"):
             return self.side == "right"
@@ -74,7 +74,7 @@ class Projection:
         return self.rank if self.kind == "random" else min(self.rank, *x.shape)
 
     def inside(self, x: Tensor) -> Tensor:
-        """A matrix as the inner transformation sees it before the first step."""
+        """Return a matrix in the shape that the inner transformation receives, for `init`."""
         if x.ndim != 2:
             return x
         rows, columns = x.shape
@@ -85,7 +85,7 @@ class Projection:
         return (ctx.step - 1) % self.every == 0
 
     def basis(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
-        """The basis of this step."""
+        """Return the basis of this step."""
         return ctx.every(self.every, 1, lambda: self._computed(x, old, ctx), lambda: old)
 
     def _computed(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
@@ -100,7 +100,7 @@ class Projection:
 
 
 def signed(basis: Tensor) -> Tensor:
-    """Columns whose entry of largest size is positive: moments stay when the basis is renewed."""
+    """Make the entry of largest magnitude in each column positive, so that moments stay valid across refreshes."""
     if not basis.numel():
         return basis
     largest = basis.detach().abs().argmax(dim=0, keepdim=True)
@@ -109,7 +109,7 @@ def signed(basis: Tensor) -> Tensor:
 
 
 class WholeView(View):
-    """A leaf that is not projected."""
+    """Pass a leaf through without projection."""
 
     def inward(self, x: Tensor) -> Tensor:
         return x
@@ -119,7 +119,7 @@ class WholeView(View):
 
 
 class LowRankView(View):
-    """A matrix in one call, projected to a low rank."""
+    """Project a matrix to a low rank for one call."""
 
     def __init__(self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any):
         self.ctx = ctx
@@ -129,7 +129,7 @@ class LowRankView(View):
         self.basis = projection.basis(update, state["Q"], ctx)
         self._carry = projection.carry
         self._renews = projection.is_due(ctx) & (ctx.step > 1)
-        self._kept = self.basis is state["Q"]  # the host knows that no basis is due
+        self._kept = self.basis is state["Q"]  # the host already knows that no refresh is due
 
     def inward(self, x: Tensor) -> Tensor:
         return x @ self.basis if self.right else self.basis.mT @ x
@@ -152,7 +152,7 @@ class LowRankView(View):
 
 
 class ScaledView(LowRankView):
-    """One whose updates are multiplied by a number on their way back."""
+    """Multiply updates by a factor after projecting them back."""
 
     def __init__(self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any, scale: Any):
         super().__init__(projection, update, state, ctx)

@@ -1,4 +1,4 @@
-"""Coordinates along the eigenvectors of Kronecker factors, for `rotated` and the rules that it re-expresses."""
+"""Coordinates along the eigenvectors of Kronecker factors, for `rotated` and the rules re-expressed with it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SIDES = ("both", "left", "right", "short")
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """Which dimensions of a leaf have a factor, and how they are merged before.
+    """Select which dimensions of a leaf have a factor, after an optional merge of dimensions.
 
     Attributes:
-        sides: "both" for all dimensions; "left", "right", "short" for one of a matrix.
-        limit: Larger dimensions have none.
-        merges: Merge neighbouring dimensions while their product is at most `limit`.
-        takes_vectors: Whether leaves of one dimension have a factor.
+        sides: "both" for all dimensions; "left", "right" or "short" for one dimension of a matrix.
+        limit: Dimensions larger than this have no factor.
+        merges: Merge neighboring dimensions while their product is at most `limit`.
+        takes_vectors: Whether 1-d leaves have a factor.
     """
 
     sides: str = "both"
@@ -36,7 +36,7 @@ class Factors:
         return merged(x.shape, self.limit) if self.merges and x.ndim > 1 else tuple(x.shape)
 
     def dims(self, x: Tensor) -> list[int]:
-        """The dimensions with a factor."""
+        """Return the dimensions that have a factor."""
         if x.ndim == 1 and not self.takes_vectors:
             return []
         shape = self.shape(x)
@@ -51,7 +51,7 @@ class Factors:
         return [{"left": 0, "right": 1, "short": short}[self.sides]]
 
     def zeros(self, x: Tensor) -> list[Tensor]:
-        """Square matrices of zeros, one a factor."""
+        """Return a square matrix of zeros for each factor."""
         return [x.new_zeros((size, size)) for size in self._sizes(x)]
 
     def identities(self, x: Tensor) -> list[Tensor]:
@@ -63,19 +63,19 @@ class Factors:
 
 
 def turned(x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False) -> Tensor:
-    """A tensor in the coordinates of bases, or back from them."""
+    """Transform a tensor into the coordinates of bases, or back."""
     for i, basis in zip(dims, bases, strict=True):
         x = multiplied(x, basis if back else basis.mT, i)
     return x
 
 
 def spectrum(statistics: Tensor, basis: Tensor, floor: Any) -> Tensor:
-    """The diagonal of a matrix in a basis, at least `floor`."""
+    """Return the diagonal of a matrix in a basis, clamped to at least `floor`."""
     return at_least((basis * (statistics @ basis)).sum(dim=0), floor)
 
 
 def whitened(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor], skipped: int = -1) -> Tensor:
-    """A tensor along bases, divided by the root of scales there; one dimension may be skipped."""
+    """Transform a tensor into bases and divide by the root of the scales; one dimension may be skipped."""
     for i, basis, scale in zip(dims, bases, scales, strict=True):
         if i != skipped:
             x = multiplied(x, scale.rsqrt()[:, None] * basis.mT, i)
@@ -83,7 +83,7 @@ def whitened(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tenso
 
 
 def kl_statistics(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
-    """The Gram matrix of every dimension, of the tensor whitened along all others and divided by their size."""
+    """Return the Gram matrix of every dimension, whitened along all other dimensions and divided by their size."""
     statistics = []
     for i in dims:
         others = max(x.numel(), 1) / max(x.shape[i], 1)
@@ -92,26 +92,26 @@ def kl_statistics(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[
 
 
 def kl_scales(statistics: list[Tensor], bases: list[Tensor], floor: Any, ctx: Any) -> list[Tensor]:
-    """The eigenvalues to whiten with: those before this step; 1 at the first."""
+    """Return the eigenvalues used for whitening: those before this step, or 1 at the first step."""
     known = ctx.step > 1
     pairs = zip(statistics, bases, strict=True)
     return [torch.where(known, spectrum(x, basis, floor), 1.0) for x, basis in pairs]
 
 
 def averaged(old: list[Tensor], new: list[Tensor], weight: Any) -> list[Tensor]:
-    """Averages with any weight, as `blended`, whose weights are small, does not take: those of "kl" begin at 1."""
+    """Average with a weight of any size, which `blended` does not support: the weights of "kl" start at 1."""
     return [(1 - weight) * x + weight * y for x, y in zip(old, new, strict=True)]
 
 
 def iterated(statistics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of power iteration for a basis, and the order that its columns are put in: largest eigenvalue first."""
+    """Run one step of power iteration; return the basis and its column order, largest eigenvalue first."""
     product = statistics @ basis
     order = (basis * product).sum(dim=0).argsort(descending=True)
     return orthonormal(product.index_select(1, order)), order
 
 
 def permuted(x: Tensor, dims: list[int], orders: list[Tensor]) -> Tensor:
-    """A tensor whose entries along dimensions are put in an order; dimensions of size 1 stay."""
+    """Reorder the entries of a tensor along dimensions; dimensions of another size, such as 1, are unchanged."""
     for i, order in zip(dims, orders, strict=True):
         if x.shape[i] == order.numel():
             x = x.index_select(i, order)
@@ -120,7 +120,7 @@ def permuted(x: Tensor, dims: list[int], orders: list[Tensor]) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-    """The options of `rotated`, see there; `beta` and `eps` may be tensors."""
+    """Options of `rotated`, which documents them; `beta` and `eps` may be tensors."""
 
     factors: Factors
     statistics: str
@@ -134,7 +134,7 @@ class Rotation:
     staggers: bool = False
 
     def space(self, inner: GradientTransformation, hidden: bool = False) -> Space:
-        """The combinator's body."""
+        """Return the body of the combinator."""
         return Space(
             inner,
             init=self.init,
@@ -147,7 +147,7 @@ class Rotation:
         )
 
     def init(self, param: Tensor) -> dict[str, Any]:
-        # A leaf whose first gradient comes later starts with the identity.
+        # A leaf whose first gradient arrives later starts from the identity.
         bases = {"Q": self.factors.identities(param)}
         return bases if self.refresh == "svd" else {"GG": self.factors.zeros(param), **bases}
 
@@ -155,7 +155,7 @@ class Rotation:
         return RotatedView(self, update, state, ctx)
 
     def bases(self, x: Tensor, dims: list[int], old: list[Tensor], ctx: Any) -> list[Tensor]:
-        """The bases of this step, where those of the update itself are taken."""
+        """Return the bases of this step, computed from the update itself."""
 
         def computed() -> list[Tensor]:
             return [left_basis(x.movedim(i, 0).flatten(1)) for i in dims]
@@ -166,18 +166,18 @@ class Rotation:
         return ctx.first(computed, renewed)
 
     def _phase(self, ctx: Any) -> int:
-        """The steps at which this leaf's bases are renewed, modulo the frequency."""
+        """Return the remainder, modulo the frequency, of the steps that refresh this leaf's bases."""
         return self.offset + ctx.turn(self.frequency) if self.staggers else self.offset
 
     def next_statistics(self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any) -> list[Tensor]:
         old, bases = state["GG"], state["Q"]
         if self.statistics == "shampoo":
             return [blended(statistics, gram(x, i), 1 - self.beta) for statistics, i in zip(old, dims, strict=True)]
-        weight = (1 - self.beta) / ctx.bias_correction(self.beta)  # no bias, since the scale of factors matters
+        weight = (1 - self.beta) / ctx.bias_correction(self.beta)  # unbiased, because the scale of the factors matters
         return averaged(old, kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps, ctx)), weight)
 
     def next_bases(self, new: list[Tensor], old: list[Tensor], ctx: Any) -> tuple[list[Tensor], Any]:
-        """The bases after this step, and the order in which columns were put; None where they certainly stay."""
+        """Return the bases after this step, and the new column order, or None if the order certainly did not change."""
         same = [torch.arange(len(x), device=x.device) for x in old]
         kept = (old, same)
 
@@ -198,7 +198,7 @@ class Rotation:
 
 
 class RotatedView(View):
-    """A leaf along the eigenvectors of its factors, in one call."""
+    """View a leaf along the eigenvectors of its factors for one call."""
 
     def __init__(self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx: Any):
         factors = rotation.factors
@@ -238,7 +238,7 @@ class RotatedView(View):
         return value.reshape(self._whole) if value.shape == self._shape else value
 
     def renewed(self, kind: str, value: Tensor) -> Tensor:
-        if kind != "square" or self._orders is None or value.ndim == 0:  # one mean has no order
+        if kind != "square" or self._orders is None or value.ndim == 0:  # a single mean has no order
             return value
         inside = value.reshape(self._shape) if value.shape == self._whole else value
         return permuted(inside, self._dims, self._orders).reshape(value.shape)

@@ -1,4 +1,4 @@
-"""Momentum variants: a long and a short step, several momenta, a derivative term, bounded gradients."""
+"""Momentum variants: long and short steps, several momenta, a derivative term, bounded gradients."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ __all__ = ["scale_by_accsgd", "scale_by_aggmo", "scale_by_gravity", "scale_by_pi
     example={"lr": 0.1},
 )
 def scale_by_accsgd(lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small_const: Scalar = 0.7):
-    r"""Mix a short step with an average of long ones: accelerated SGD.
+    r"""Combine a short step with an average of long steps: accelerated SGD.
 
     With $\alpha = 1 - c^2 \xi / \kappa$, $\zeta = c / (c + 1 - \alpha)$: $\bar p \leftarrow \alpha \bar p + (1-\alpha)
     (p - \frac{\eta \kappa}{c} g)$, then $p \leftarrow \zeta (p - \eta g) + (1 - \zeta) \bar p$.
 
     Args:
         lr: $\eta$ in [0, inf), the short step.
-        kappa: $\kappa \ge 1$, how many times as long the long step is ($c$ apart).
-        xi: $\xi$ in $[0, \sqrt{\kappa}]$, the statistical advantage.
+        kappa: $\kappa \ge 1$, ratio of the long step to the short step (apart from $c$).
+        xi: $\xi$ in $[0, \sqrt{\kappa}]$, the statistical advantage parameter.
         small_const: $c$ in (0, 1].
 
     Returns:
         A transformation that owns the learning rate: its updates are added to the parameters. State: `avg`
-        ($\bar p$), shaped as the parameter, which it starts from.
+        ($\bar p$), shaped as the parameter and initialized to it.
 
     Raises:
-        ValueError: numbers out of range, missing `params`; a link after it that scales by a learning rate or decays.
+        ValueError: arguments out of range, missing `params`; a later link that scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_accsgd(lr=0.1, kappa=4.0, xi=2.0, small_const=1.0)  # alpha = 1/2, zeta = 2/3
@@ -72,7 +72,7 @@ def scale_by_accsgd(lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small
 
 @per_tensor(elementwise=True, any_length=("betas",))
 def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
-    r"""Average momenta of several speeds: aggregated momentum.
+    r"""Average momenta with different decay rates: aggregated momentum.
 
     $b^{(i)}_t = \beta_i b^{(i)}_{t-1} + g_t$, direction $\frac1K \sum_i b^{(i)}_t$.
 
@@ -80,8 +80,8 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
         betas: $(\beta_1, \ldots, \beta_K)$, one or more, each in [0, 1).
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `momentum_buffer_0`, `momentum_buffer_1`, ..., one for
-        each beta in their order, shaped as the parameter.
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer_0`, `momentum_buffer_1`, ..., one per
+        beta in the given order, shaped as the parameter.
 
     Raises:
         ValueError: no beta, or one outside [0, 1).
@@ -94,8 +94,8 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
         >>> state["scale_by_aggmo"]["momentum_buffer_1"]["w"], updates["w"]  # the other one is 4
         (tensor([6.]), tensor([5.]))
 
-    Source: Lucas et al. 2018, arXiv:1804.00325. Departures: buffers belong to places, so equal betas each have their
-    own (the authors' share one and update it twice).
+    Source: Lucas et al. 2018, arXiv:1804.00325. Departures: buffers belong to positions, so equal betas have separate
+    buffers (in the authors' code they share one, which is updated twice).
     """
 
     def init(param):
@@ -110,16 +110,16 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5})
 def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5.0, derivative: Scalar = 10.0):
-    r"""Step along the gradient, its sum and its change: a PID controller.
+    r"""Combine the gradient, its sum and its change: a PID controller.
 
     $I_1 = g_1$, $D_1 = 0$; then $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} + (1-\mu)(g_t - g_{t-1})$;
     direction $g_t + K_I I_t + K_D D_t$.
 
     Args:
-        momentum: $\mu$, in [0, inf), below 1 in practice. A literal 0.0 leaves the link out: plain gradient descent.
-        dampening: $\tau$, usually in [0, 1); not applied to the first step.
-        integral: $K_I$, the weight of the sum, any number.
-        derivative: $K_D$, the weight of the change, any number.
+        momentum: $\mu$, in [0, inf), below 1 in practice. A literal 0.0 omits the link: plain gradient descent.
+        dampening: $\tau$, usually in [0, 1); not applied at the first step.
+        integral: $K_I$, weight of the sum, any number.
+        derivative: $K_D$, weight of the change, any number.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($I$), `d_buffer` ($D$),
@@ -139,7 +139,7 @@ def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5
         tensor([7.])
 
     Source: An et al. 2018, "A PID controller approach for stochastic optimization of deep networks", CVPR.
-    Departures: none from the paper; the authors' code forgets $g_1$, so its $D_2$ has $g_2 - 0$.
+    Departures: none from the paper; the authors' code does not store $g_1$, so its $D_2$ contains $g_2 - 0$.
     """
     if is_off(momentum):
         return chain()
@@ -159,24 +159,24 @@ def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5
 
 @per_tensor(random=True, compiles=True, ranges={"beta": "[0, 1)", "alpha": "[0, inf)"}, example={"lr": 0.1})
 def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0):
-    r"""Average gradients whose large entries are bent back towards zero: Gravity's direction.
+    r"""Average gradients after damping their large entries toward zero: Gravity's direction.
 
     $v_0 \sim N(0, (\alpha / \eta)^2)$, $\hat\beta = \frac{\beta t + 1}{t + 2}$,
-    $\zeta = g / (1 + (g \max |g|)^2)$, $v_t = \hat\beta v_{t-1} + (1-\hat\beta) \zeta$, direction $v_t$; the maximum is
-    over the leaf.
+    $\zeta = g / (1 + (g \max |g|)^2)$, $v_t = \hat\beta v_{t-1} + (1-\hat\beta) \zeta$, direction $v_t$. The maximum
+    is taken over the leaf.
 
     Args:
-        lr: $\eta > 0$, read when the state is made; the rate itself is the next link's.
-        alpha: $\alpha \ge 0$, standard deviation of the weights' first movement. 0 starts from $v_0 = 0$.
-        beta: $\beta$ in [0, 1), what $\hat\beta$ tends to.
-        seed: Of $v_0$, which also follows from the leaf's name.
+        lr: $\eta > 0$, read only when the state is initialized; a later link applies the learning rate.
+        alpha: $\alpha \ge 0$, standard deviation of the first change of the weights. 0 starts from $v_0 = 0$.
+        beta: $\beta$ in [0, 1), the limit of $\hat\beta$.
+        seed: Seed of $v_0$, which also depends on the leaf's name.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `v`, shaped as the parameter; `seed` and `counter` of
-        the whole stage.
+        A transformation that keeps shapes and dtypes. State: `v`, shaped as the parameter; `seed` and `counter`, shared
+        by the whole stage.
 
     Raises:
-        ValueError: numbers out of range; an lr that starts at 0, unless alpha is 0.
+        ValueError: arguments out of range; an initial lr of 0, unless alpha is 0.
 
     Example:
         >>> tx = gradtx.scale_by_gravity(lr=0.1, alpha=0.0, beta=0.0)  # 2/3 of zeta at the first step
@@ -184,7 +184,7 @@ def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed:
         tensor([0.1026, 0.0667, 0.0244])
 
     Source: Bahrami and Pouriyan Zadeh 2021, arXiv:2101.09192. Departures: none in value from the authors' PyTorch
-    code; they divide by $1 / \max |g|$, which fails at a zero gradient.
+    code, which divides by $1 / \max |g|$ and therefore fails for a zero gradient.
     """
 
     def init(param, rng):

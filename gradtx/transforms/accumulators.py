@@ -18,14 +18,14 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
     $G_t = G_{t-1} + g_t^2$, direction $g_t / (\sqrt{G_t} + \epsilon)$.
 
     Args:
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, outside the root, in the units of a gradient.
         initial_accumulator_value: $G_0 \ge 0$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `sum`, shaped as the parameter.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative argument.
 
     Example:
         >>> tx = gradtx.scale_by_rss()
@@ -36,7 +36,7 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
         tensor([0.5000])
 
     Source: Duchi, Hazan and Singer 2011, JMLR 12. Departures: none from torch.optim.Adagrad; optax starts from 0.1
-    and has eps inside the root.
+    and adds eps inside the root.
     """
 
     def init(param):
@@ -51,18 +51,18 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
 
 @per_tensor(elementwise=True, ranges={"rho": "[0, 1]"}, nonnegative=("square_avg", "acc_delta"))
 def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
-    r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the unit of a weight.
+    r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the units of a weight.
 
     $q_t = \rho q_{t-1} + (1-\rho) g_t^2$, direction $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon}
     \cdot g_t$, then $a_t = \rho a_{t-1} + (1-\rho) \delta_t^2$.
 
     Args:
         rho: Weight of the old averages, in [0, 1].
-        eps: $\epsilon \ge 0$, inside both roots: the first steps are about $\sqrt{\epsilon}$ long. 0 never starts.
+        eps: $\epsilon \ge 0$, inside both roots: the first steps have size about $\sqrt{\epsilon}$. With 0, all are 0.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `square_avg` ($q$), `acc_delta` ($a$), shaped as the
-        parameter; $a$ holds directions before any learning rate.
+        parameter; $a$ averages directions before any learning rate is applied.
 
     Raises:
         ValueError: a rho outside [0, 1], a negative eps.
@@ -92,14 +92,14 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
 
 @per_tensor(elementwise=True, nonnegative=("exp_inf",))
 def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
-    r"""Divide the mean gradient by a fading maximum of its size: AdaMax's direction.
+    r"""Divide the mean gradient by a decaying maximum of its magnitude: AdaMax's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $u_t = \max(\beta_2 u_{t-1}, |g_t| + \epsilon)$, direction
     $m_t / ((1-\beta_1^t) u_t)$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient, inside the maximum. Keep it above 0, for zero gradients.
+        eps: $\epsilon \ge 0$, in the units of a gradient, inside the maximum. Zero gradients require a positive value.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg` ($m$), `exp_inf` ($u$), shaped as the
@@ -118,8 +118,8 @@ def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
         tensor([0.2500])
         tensor([0.5000])
 
-    Source: Kingma and Ba 2014, arXiv:1412.6980, section 7.1. Departures: eps, as in torch.optim.Adamax; the paper has
-    none.
+    Source: Kingma and Ba 2014, arXiv:1412.6980, section 7.1. Departures: eps, as in torch.optim.Adamax; the paper does
+    not have it.
     """
     beta1, beta2 = betas
     rest1 = 1 - beta1

@@ -1,4 +1,4 @@
-"""A denominator from earlier gradients only: ACProp."""
+"""ACProp, whose denominator uses only earlier gradients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def scale_by_acprop(
 ):
     r"""Divide the gradient by the deviation of earlier gradients from their mean: ACProp's direction.
 
-    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, direction $g_t / (\sqrt{s_{t-1} / (1-\beta_2^{t-1})} + \epsilon)$, at
-    $t = 1$ the gradient itself; then $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$.
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, direction $g_t / (\sqrt{s_{t-1} / (1-\beta_2^{t-1})} + \epsilon)$, or
+    the gradient itself at $t = 1$; then $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$. It is added twice: to $s$, where it accumulates, and to its root.
-        amsgrad: Take the running maximum of $s$ in place of $s$.
-        momentum_update: Take $m_t / (1-\beta_1^t)$ in place of $g_t$ as what is divided.
+        eps: $\epsilon \ge 0$. Added twice: to $s$, where it accumulates, and to its root.
+        amsgrad: Use the running maximum of $s$ instead of $s$.
+        momentum_update: Divide $m_t / (1-\beta_1^t)$ instead of $g_t$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_var` and, with `amsgrad`,
@@ -36,7 +36,7 @@ def scale_by_acprop(
     Example:
         >>> tx = gradtx.scale_by_acprop(betas=(0.5, 0.5), eps=0.0)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (4.0, 4.0, 100.0):  # the last one is divided by what was usual before it
+        >>> for grad in (4.0, 4.0, 100.0):  # the last one is divided by the earlier deviation
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([4.])
@@ -44,7 +44,7 @@ def scale_by_acprop(
         tensor([70.7107])
 
     Source: Zhuang et al. 2021, arXiv:2110.05454. Departures: the authors' class rectifies by default, which the paper
-    does not; its amsgrad adds $\epsilon$ at $t = 1$ once more. optax takes the old $m$ in $g - m$.
+    does not, and with amsgrad it adds $\epsilon$ once more at $t = 1$. optax uses the old $m$ in $g - m$.
     """
     beta1, beta2 = betas
 

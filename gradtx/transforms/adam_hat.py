@@ -1,4 +1,4 @@
-"""Adam with eps added before the correction, and methods built on it: AdamD, Sadam, Padam, Yogi, diffGrad."""
+"""Adam with eps added before bias correction, and methods built on it: AdamD, Sadam, Padam, Yogi, diffGrad."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def scale_by_adam_hat(
     softplus: Scalar | None = None,
     partial: Scalar = 0.5,
 ):
-    r"""Divide the mean gradient by its root mean square, with eps added before the root is corrected.
+    r"""Divide the mean gradient by its root mean square, adding eps before the root is bias-corrected.
 
     $m_t$ and $v_t$ as in `scale_by_adam`, $c_i = 1-\beta_i^t$, direction
-    $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$. It is `scale_by_adam` with $\epsilon / \sqrt{c_2}$ in
-    place of $\epsilon$, at first some 30 times as much.
+    $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$. This is `scale_by_adam` with $\epsilon / \sqrt{c_2}$
+    instead of $\epsilon$, which is about 30 times larger at first.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient. Not used with `softplus`.
-        amsgrad: Take the running maximum of $v$ in place of $v$.
-        debias_first: False leaves $1/c_1$ out (AdamD).
-        softplus: $b > 0$: $\log(1 + \exp(b \sqrt{v_t})) / b$ in place of $\sqrt{v_t} + \epsilon$ (Sadam), and
+        eps: $\epsilon \ge 0$, in the units of a gradient. Not used with `softplus`.
+        amsgrad: Use the running maximum of $v$ instead of $v$.
+        debias_first: False omits $1/c_1$ (AdamD).
+        softplus: $b > 0$: use $\log(1 + \exp(b \sqrt{v_t})) / b$ instead of $\sqrt{v_t} + \epsilon$ (Sadam), or
             $\sqrt{v_t}$ itself where $b \sqrt{v_t} > 20$.
-        partial: $q$ in [0, 0.5]: raise the divisor, with its eps, to the power $2 q$ (Padam). A literal 0.5 leaves
-            that out, 0 divides by nothing.
+        partial: $q$ in [0, 0.5]: raise the divisor, including its eps, to the power $2 q$ (Padam). A literal 0.5 omits
+            this; 0 divides by 1.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
@@ -79,18 +79,18 @@ def scale_by_adam_hat(
     elementwise=True,
     example={"initial_accumulator_value": 2**-20},
     nonnegative=("exp_avg_sq",),
-)  # the same number in every dtype
+)  # a value that every dtype represents exactly
 def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accumulator_value: Scalar = 1e-6):
-    r"""Divide the mean gradient by a root mean square that changes by no more than the new square: Yogi's direction.
+    r"""Divide the mean gradient by a root mean square whose change is bounded by the new square: Yogi's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$,
     $v_t = v_{t-1} - (1-\beta_2) \mathrm{sign}(v_{t-1} - g_t^2) g_t^2$, and with $c_i = 1-\beta_i^t$ the direction
-    $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$. Where gradients become small, $v$ shrinks much more
-    slowly than Adam's.
+    $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$. When gradients become small, $v$ decreases much more
+    slowly than in Adam.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         initial_accumulator_value: $v_0 \ge 0$; $m_0$ is 0.
 
     Returns:
@@ -107,7 +107,7 @@ def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accum
         tensor([1.0000, 0.9950, 1.0000, 3.0000])
 
     Source: Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization", NeurIPS. Departures: the correction and
-    the start of $v$ are those of the authors' code; torch_optimizer and pytorch_optimizer start $m$ at 1e-6 too and
+    the initial $v$ follow the authors' code; torch_optimizer and pytorch_optimizer also initialize $m$ to 1e-6 and
     add eps after the correction.
     """
     beta1, beta2 = betas
@@ -128,14 +128,14 @@ def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accum
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
-    r"""Slow Adam's direction down where the gradient barely changes: diffGrad's direction.
+    r"""Damp Adam's direction where the gradient barely changes: diffGrad's direction.
 
     $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$ with $g_0 = 0$, between 0.5 and 1, times the direction of
     `scale_by_adam_hat`, $\frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, added to the root before its correction, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, added to the root before bias correction, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, `previous_grad`, shaped as the

@@ -1,4 +1,4 @@
-"""Divide by a running size of the gradient: Adam, RMSprop, ADOPT."""
+"""Divide by a running estimate of the gradient's size: Adam, RMSprop, ADOPT."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
-        amsgrad: Take the running maximum of $v$ in place of $v$.
-        nesterov: Take $\beta_1 m_t + (1-\beta_1) g_t$ in place of $m_t$, over the same correction (AdamP's form).
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        amsgrad: Use the running maximum of $v$ instead of $v$.
+        nesterov: Use $\beta_1 m_t + (1-\beta_1) g_t$ instead of $m_t$, with the same bias correction (as in AdamP).
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
@@ -41,7 +41,7 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
         tensor([ 1.0000, -1.0000])
 
     Source: Kingma and Ba 2014, arXiv:1412.6980; amsgrad: Reddi et al. 2018, arXiv:1904.09237. Departures: the
-    maximum is taken before the correction, as in torch.optim.
+    maximum is taken before bias correction, as in torch.optim.
     """
     beta1, beta2 = betas
     rest1 = 1 - beta1
@@ -72,9 +72,9 @@ def scale_by_rms(
 
     Args:
         alpha: Weight of the old average, in [0, inf), below 1 in practice.
-        eps: $\epsilon \ge 0$: in the unit of a gradient outside the root, of a squared gradient inside.
-        eps_in_root: $g_t / \sqrt{q_t + \epsilon}$, as TensorFlow has it.
-        centered: Subtract the square of the mean gradient from $q_t$ (never below 0).
+        eps: $\epsilon \ge 0$: in the units of a gradient outside the root, of a squared gradient inside.
+        eps_in_root: Use $g_t / \sqrt{q_t + \epsilon}$, as TensorFlow does.
+        centered: Subtract the square of the mean gradient from $q_t$ (clamped at 0).
         initial_accumulator_value: $q_0 \ge 0$.
 
     Returns:
@@ -82,7 +82,7 @@ def scale_by_rms(
         the parameter.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative argument.
 
     Example:
         >>> tx = gradtx.scale_by_rms(alpha=0.75)
@@ -90,7 +90,7 @@ def scale_by_rms(
         tensor([2.])
 
     Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850. Departures: none from
-    torch.optim.RMSprop, except that the centered average cannot round below 0 (NaN there).
+    torch.optim.RMSprop, except that the centered average cannot round to a negative value (NaN there).
     """
 
     def init(param):
@@ -102,7 +102,7 @@ def scale_by_rms(
         new, variance = {"square_avg": square}, square
         if centered:
             mean = new["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * update
-            variance = (square - mean.square()).clamp(min=0)  # rounding can make it negative
+            variance = (square - mean.square()).clamp(min=0)  # rounding can make the difference negative
         root = safe_sqrt(variance + eps) if eps_in_root else safe_sqrt(variance) + eps
         return update / root, new
 
@@ -111,15 +111,15 @@ def scale_by_rms(
 
 @per_tensor(ranges={"clip_exponent": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_exponent: Scalar | None = 0.25):
-    r"""Average gradients that were divided by the size of earlier ones: ADOPT's direction.
+    r"""Average gradients that are divided by the size of earlier gradients: ADOPT's direction.
 
     $n_t = g_t / \max(\sqrt{v_{t-1}}, \epsilon)$ clamped to $\pm (t-1)^{c}$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) n_t$,
-    then $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$. The first step only sets $v_1 = g_1^2$ and gives 0.
+    then $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$. The first step only sets $v_1 = g_1^2$ and returns 0.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: Lower bound of the denominator, >= 0.
-        clip_exponent: $c \ge 0$; None for no clamping.
+        clip_exponent: $c \ge 0$; None disables clamping.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
@@ -133,7 +133,7 @@ def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_expone
         >>> updates["w"], state["scale_by_adopt"]["exp_avg_sq"]["w"]
         (tensor([0.]), tensor([4.]))
 
-    Source: Taniguchi et al. 2024, arXiv:2411.02853. Departures: none (the clamp counts earlier calls, as there).
+    Source: Taniguchi et al. 2024, arXiv:2411.02853. Departures: none (the clamp counts earlier calls, as in the paper).
     """
     beta1, beta2 = betas
 

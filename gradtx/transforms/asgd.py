@@ -1,4 +1,4 @@
-"""Gradient descent whose weights are averaged: torch's ASGD."""
+"""Gradient descent with averaged weights: torch's ASGD."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["scale_by_asgd"]
     ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"},
 )
 def scale_by_asgd(lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6):
-    r"""Descend with a decaying rate and a little decay, and average the weights from some step on.
+    r"""Descend with a decaying rate and a small weight decay, and average the weights from a given step on.
 
     $p_t = p_{t-1} (1 - \lambda \eta_t) - \eta_t g_t$, $a_t = a_{t-1} + \mu_t (p_t - a_{t-1})$; then
     $\eta_{t+1} = \eta / (1 + \lambda \eta t)^\alpha$ and $\mu_{t+1} = 1 / \max(1, t - t_0)$, from $\eta_1 = \eta$ and
     $\mu_1 = 1$. It owns the learning rate: no decay or learning rate may follow.
 
     Args:
-        lr: $\eta$ in [0, inf). What is given for one step acts from the next one on; the first value acts twice.
-        lambd: $\lambda \ge 0$, decay of weights and of the rate.
-        alpha: $\alpha \ge 0$, power of the decay of the rate.
-        t0: $t_0 \ge 0$. While $\mu = 1$ the average is the weights themselves, to step $t_0 + 2$.
+        lr: $\eta$ in [0, inf). The value passed for a step takes effect at the next one; the first value is used twice.
+        lambd: $\lambda \ge 0$, decay of the weights and of the rate.
+        alpha: $\alpha \ge 0$, exponent of the rate's decay.
+        t0: $t_0 \ge 0$. While $\mu = 1$, up to step $t_0 + 2$, the average equals the weights.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `ax`, $a_t$, shaped as the parameter;
-        `eval_params` gives it; `eta` and `mu`, the next $\eta_t$ and $\mu_t$, 0-d float64 for every leaf.
+        A transformation whose updates are added to the parameters. State: `ax` ($a_t$), shaped as the parameter, which
+        `eval_params` returns; `eta` and `mu`, the next $\eta_t$ and $\mu_t$, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, a link after it that scales by a learning rate or decays.
+        ValueError: arguments out of range, missing `params`, a later link that scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_asgd(lr=1.0, lambd=0.0, t0=0.0)
@@ -47,8 +47,8 @@ def scale_by_asgd(lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75,
         >>> params["w"], tx.eval_params(state, params)["w"]
         (tensor([6.]), tensor([5.]))
 
-    Source: Polyak and Juditsky 1992, in the form of torch.optim.ASGD. Departures: `eta` and `mu` are kept in float64,
-    which torch rounds to its default dtype.
+    Source: Polyak and Juditsky 1992, in the form of torch.optim.ASGD. Departures: `eta` and `mu` are stored in
+    float64, whereas torch rounds them to its default dtype.
     """
 
     def init(param):
@@ -56,7 +56,7 @@ def scale_by_asgd(lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75,
         return {"ax": param, "eta": rate.clone(), "mu": torch.ones_like(rate)}
 
     def update(update, state, param, ctx):
-        # As in torch, which makes its state at the first step: a rate written since `init` counts.
+        # torch creates its state at the first step, so a rate written after `init` must take effect there as well.
         rate, weight = torch.where(ctx.step == 1, exact(lr, param.device), state["eta"]), state["mu"]
         step = -rate * update - (lambd * rate) * param
         moved = param + step

@@ -1,4 +1,4 @@
-"""Adam and ADOPT without eps: the arc tangent in place of a division."""
+"""Adam and ADOPT without eps: the arc tangent instead of a division."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def _no_caution(arguments):
 
 @per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution, nonnegative=("exp_avg_sq",))
 def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
-    r"""Adam's direction by the arc tangent of its two moments, which needs no eps and is invariant to scale.
+    r"""Combine Adam's two moments with the arc tangent, which needs no eps and is scale-invariant.
 
     $u_t = a \, \mathrm{atan2}(\hat m_t, b \sqrt{\hat v_t})$, with Adam's $\hat m_t$ and $\hat v_t$. With caution,
-    entries whose sign differs from the gradient's are multiplied by $f$, then all by 1 over the mean weight.
+    entries whose sign differs from the gradient's are multiplied by $f$, then all are divided by the mean weight.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         a: Scale of the result, > 0. $|u| \le a \pi / 2$.
         b: Scale of the denominator, > 0.
-        cautious_factor: $f$ in [0, 1]; a literal 1.0 is no caution.
+        cautious_factor: $f$ in [0, 1]; a literal 1.0 disables caution.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
@@ -43,7 +43,7 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
         tensor([ 1.0000, -1.0000,  0.0000])
 
     Source: Everett et al. 2024, arXiv:2407.05872; caution: Liang et al. 2024, arXiv:2411.16085. Departures: none from
-    adam-atan2-pytorch 0.4.1, whose defaults for `a` and `b` these are.
+    adam-atan2-pytorch 0.4.1, which also provides the defaults of `a` and `b`.
     """
     beta1, beta2 = betas
     init, average = adam_moments(betas)
@@ -61,10 +61,10 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
 
 @per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution, nonnegative=("exp_avg_sq",))
 def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
-    r"""ADOPT's direction with the arc tangent in place of its division and clamp.
+    r"""Replace the division and clamp of ADOPT's direction by the arc tangent.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) \mathrm{atan2}(g_t, b \sqrt{v_{t-1}})$, $u_t = a m_t$, then
-    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$. The first step only sets $v_1 = g_1^2$ and gives 0. Caution compares
+    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$. The first step only sets $v_1 = g_1^2$ and returns 0. Caution compares
     $g_t$ with the old $m_{t-1}$.
 
     Args:
@@ -88,7 +88,7 @@ def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar
         tensor([0.])
         tensor([-1.])
 
-    Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853. Departures: none from that.
+    Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853. Departures: none from the former.
     """
     beta1, beta2 = betas
 
@@ -111,11 +111,11 @@ def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar
 def scale_by_caution(factor: Scalar = 0.0):
     r"""Damp the entries of an update that point against the gradient.
 
-    Entries with $u g \le 0$ are multiplied by $f$, then all by 1 over the mean weight (at least 1e-5) of the leaf;
-    $g$ is the gradient as the clock saw it.
+    Entries with $u g \le 0$ are multiplied by $f$, then all entries are divided by the mean weight (at least 1e-5) of
+    the leaf; $g$ is the gradient as passed to the clock.
 
     Args:
-        factor: $f$ in [0, 1]. A literal 1.0 leaves the link out.
+        factor: $f$ in [0, 1]. A literal 1.0 omits the link.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
@@ -127,11 +127,11 @@ def scale_by_caution(factor: Scalar = 0.0):
         >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_caution())
         >>> state = tx.init({"w": torch.zeros(2)})
         >>> _, state = tx.update({"w": torch.tensor([10.0, 1.0])}, state)
-        >>> tx.update({"w": torch.tensor([-1.0, 1.0])}, state)[0]["w"]  # the first still rolls on, uphill
+        >>> tx.update({"w": torch.tensor([-1.0, 1.0])}, state)[0]["w"]  # momentum still moves the first entry uphill
         tensor([0.0000, 3.8000])
 
-    Source: Liang et al. 2024, arXiv:2411.16085. Departures: the factor, and a mean of at least 1e-5, are
-    adam-atan2-pytorch 0.4.1's.
+    Source: Liang et al. 2024, arXiv:2411.16085. Departures: the factor and the lower bound of 1e-5 on the mean are from
+    adam-atan2-pytorch 0.4.1.
     """
     if is_off(factor, 1.0):
         return chain()
@@ -146,15 +146,15 @@ def scale_by_caution(factor: Scalar = 0.0):
 def orthogonalize_against_ema(beta: Scalar = 0.9):
     r"""Remove a gradient's component along the mean of earlier gradients.
 
-    $u = e_{t-1} / \max(\lVert e_{t-1} \rVert, 10^{-12})$, gives $g_t - \langle g_t, u \rangle u$ over the whole leaf
-    (in float64), then $e_t = \beta e_{t-1} + (1-\beta) g_t$ with the gradient as it came.
+    With $u = e_{t-1} / \max(\lVert e_{t-1} \rVert, 10^{-12})$, the result is $g_t - \langle g_t, u \rangle u$ over the
+    whole leaf (in float64); then $e_t = \beta e_{t-1} + (1-\beta) g_t$ with the incoming gradient.
 
     Args:
         beta: $\beta$, in [0, 1).
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter. A leaf of one
-        entry gets 0 from the second step on.
+        A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter. A leaf with one
+        entry becomes 0 from the second step on.
 
     Raises:
         ValueError: a beta outside [0, 1).
@@ -166,8 +166,8 @@ def orthogonalize_against_ema(beta: Scalar = 0.9):
         >>> tx.update({"w": torch.tensor([1.0, 1.0])}, state)[0]["w"]
         tensor([0., 1.])
 
-    Source: Han et al. 2025, arXiv:2504.01961; the form is adam-atan2-pytorch 0.4.1's. Departures: none from that, which
-    fails for leaves of 0 dimensions.
+    Source: Han et al. 2025, arXiv:2504.01961, in the form of adam-atan2-pytorch 0.4.1. Departures: none from the
+    latter, which fails for 0-d leaves.
     """
 
     def init(param):

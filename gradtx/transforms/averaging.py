@@ -15,20 +15,21 @@ __all__ = ["average", "lookahead"]
 
 @per_tensor(ranges={"k": "[1, inf)", "alpha": "[0, 1]"}, elementwise=True, needs=("params",), follows_rate=True)
 def lookahead(k: int = 5, alpha: Scalar = 0.5):
-    r"""Every k-th step, move slow weights part of the way to the fast ones and start again from there.
+    r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
-    Last link of a chain. With $p' = p + u$: where $t \bmod k = 0$, $s \leftarrow s + \alpha (p' - s)$ and the update
-    becomes $s - p$; elsewhere it stays $u$. $s$ starts as the parameters given to `init`.
+    Last link of a chain. With $p' = p + u$: if $t \bmod k = 0$, $s \leftarrow s + \alpha (p' - s)$ and the update
+    becomes $s - p$; otherwise it is unchanged. $s$ starts as the parameters passed to `init`.
 
     Args:
-        k: Steps between synchronisations, >= 1.
+        k: Steps between synchronizations, >= 1.
         alpha: $\alpha$ in [0, 1]; 1 changes nothing.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `slow`, shaped as the parameter; `eval_params` gives it.
+        A transformation that keeps shapes and dtypes. State: `slow`, shaped as the parameter, which `eval_params`
+        returns.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: arguments out of range, missing `params`.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.lookahead(k=2, alpha=0.5))
@@ -41,8 +42,8 @@ def lookahead(k: int = 5, alpha: Scalar = 0.5):
         tensor([1.])
         tensor([1.])
 
-    Source: Zhang et al. 2019, arXiv:1907.08610. Departures: none; `with_lookahead` has the authors' options for the
-    momentum.
+    Source: Zhang et al. 2019, arXiv:1907.08610. Departures: none; the authors' momentum options are in
+    `with_lookahead`.
     """
 
     def init(param):
@@ -58,31 +59,31 @@ def lookahead(k: int = 5, alpha: Scalar = 0.5):
 
 
 def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
-    """Slow weights; where it is time, a part of the way to the fast ones."""
+    """Move slow weights part of the way to the fast ones where `now` is true."""
     return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
 @per_tensor(ranges={"decay": "[0, 1)", "start": "[0, inf)"}, elementwise=True, needs=("params",), follows_rate=True)
 def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
-    r"""Keep an average of the weights, to evaluate with; updates pass unchanged.
+    r"""Keep an average of the weights for evaluation; updates pass unchanged.
 
-    Last link of a chain. With $p' = p + u$: $a \leftarrow p'$ while $t \le$ `start`; then
+    Last link of a chain. With $p' = p + u$: $a \leftarrow p'$ while $t \le$ `start`; afterwards
     $a \leftarrow a + (p' - a)/(t - \mathrm{start})$ (Polyak's mean), or, with a decay,
     $a \leftarrow \beta a + (1-\beta) p'$; with `debias`, the weight of $p'$ is
     $(1-\beta)/(1-\beta^{t-\mathrm{start}})$.
 
     Args:
         decay: $\beta$ in [0, 1), or None for the mean of all weights since `start`.
-        start: Steps before the average begins, >= 0.
-        debias: Average from 0 with Adam's correction, so that the first weights count as little as all others: kept
-            corrected. Only with a decay.
+        start: Steps before averaging begins, >= 0.
+        debias: Average from 0 with Adam's bias correction, so that the first weights count no more than the others. The
+            corrected average is stored. Requires a decay.
 
     Returns:
-        A transformation that keeps updates as they are. State: `average`, shaped as the parameter; `eval_params`
-        gives it.
+        A transformation that leaves updates unchanged. State: `average`, shaped as the parameter, which `eval_params`
+        returns.
 
     Raises:
-        ValueError: numbers out of range, `debias` without a decay, missing `params`.
+        ValueError: arguments out of range, `debias` without a decay, missing `params`.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.average())
@@ -94,7 +95,7 @@ def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
         >>> params["w"], tx.eval_params(state, params)["w"]
         (tensor([4.]), tensor([3.]))
 
-    Source: Polyak and Juditsky 1992. Departures: `decay`; theirs is the mean.
+    Source: Polyak and Juditsky 1992. Departures: `decay`; the paper uses the mean.
     """
     if debias and decay is None:
         raise ValueError("average: debias is for an average with a decay")

@@ -1,4 +1,4 @@
-"""Divide by an estimate of the mean square of the direction itself: BCOS."""
+"""BCOS: division by an estimate of the mean square of the direction itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODES = ("c", "m", "g")
 def scale_by_bcos(
     beta: Scalar = 0.9, beta2: Scalar | None = None, eps: Scalar = 1e-6, mode: str = "c", simple_cond: bool = False
 ):
-    r"""Divide a momentum by the root of its mean square, which needs no extra slot: BCOS.
+    r"""Divide a momentum by the root of its mean square without an additional slot: BCOS.
 
     $m_t = \beta m_{t-1} + (1-\beta) g_t$ from $m_0 = g_1$. Mode "c": direction $m_t / (\sqrt{v_t} + \epsilon)$ with the
     conditional mean square
@@ -28,27 +28,27 @@ def scale_by_bcos(
     Args:
         beta: $\beta$ in [0, 1).
         beta2: $\beta_2$ in [0, 1). None: $\beta$, or $1 - (1-\beta)^2$ with `simple_cond`.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         mode: "c", "m" or "g".
-        simple_cond: In mode "c" take $v_t = \beta_2 m_{t-1}^2 + (1-\beta_2) g_t^2$.
+        simple_cond: In mode "c", use $v_t = \beta_2 m_{t-1}^2 + (1-\beta_2) g_t^2$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg` (modes "c" and "m") and `exp_avg_sq` (modes
-        "m" and "g"), shaped as the parameter; they start from the gradient that the chain was given first.
+        "m" and "g"), shaped as the parameter and initialized from the first gradient passed to the chain.
 
     Raises:
-        ValueError: numbers out of range, an unknown mode.
+        ValueError: arguments out of range, an unknown mode.
 
     Example:
         >>> tx = gradtx.scale_by_bcos(beta=0.5, eps=0.0)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):  # steady, and changing its sign
+        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):  # a steady gradient, and one that changes sign
         ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
         >>> updates["w"]
         tensor([1., 0.])
 
     Source: Jiang et al. 2025, arXiv:2507.08963. Departures: none from the authors' code. (pytorch_optimizer's class
-    takes $m_t$ for $m_{t-1}$ in mode "c".)
+    uses $m_t$ instead of $m_{t-1}$ in mode "c".)
     """
     if mode not in MODES:
         raise ValueError(f"scale_by_bcos: mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")

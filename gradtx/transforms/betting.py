@@ -1,4 +1,4 @@
-"""Step sizes from a bet on every weight: COCOB."""
+"""COCOB: step sizes from a betting strategy for each weight."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ __all__ = ["scale_by_cocob"]
     nonnegative=("scale", "abs_sum", "reward"),
 )
 def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
-    r"""Bet each weight's accumulated reward on the sign of its next gradient: COCOB-Backprop.
+    r"""Bet the accumulated reward of each weight on the sign of its next gradient: COCOB-Backprop.
 
-    Entry by entry: $L \leftarrow \max(L, |g|)$ from $\epsilon$, $A \leftarrow A + |g|$,
+    For each entry: $L \leftarrow \max(L, |g|)$ from $\epsilon$, $A \leftarrow A + |g|$,
     $R \leftarrow \max(R - g (p - p_0), 0)$, $\theta \leftarrow \theta - g$,
     $p \leftarrow p_0 + \theta \frac{L + R}{L \max(A + L, \alpha L)}$. There is no learning rate.
 
     Args:
-        alpha: $\alpha \ge 0$: the first steps are about $1 / \alpha$ long.
-        eps: $\epsilon \ge 0$, where the largest gradient of each weight starts.
+        alpha: $\alpha \ge 0$: the first steps have size about $1 / \alpha$.
+        eps: $\epsilon \ge 0$, initial value of the largest gradient of each weight.
 
     Returns:
         A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `param_init`,
         `scale` ($L$), `abs_sum` ($A$), `reward` ($R$), `grad_sum` ($\theta$), shaped as the parameter.
 
     Raises:
-        ValueError: a negative number, missing `params`, or a link after it that scales by a learning rate or decays.
+        ValueError: a negative argument, missing `params`, or a later link that scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_cocob()
         >>> params = {"w": torch.tensor([5.0, 5.0])}
-        >>> tx.update({"w": torch.tensor([1e-3, -70.0])}, tx.init(params), params)[0]["w"]  # whatever the size
+        >>> tx.update({"w": torch.tensor([1e-3, -70.0])}, tx.init(params), params)[0]["w"]  # regardless of their size
         tensor([-0.0100,  0.0100])
 
-    Source: Orabona and Tommasi 2017, arXiv:1705.07795. Departures: none; $R$ uses the weights that the gradient was
-    taken at.
+    Source: Orabona and Tommasi 2017, arXiv:1705.07795. Departures: none; $R$ uses the weights at which the gradient was
+    computed.
     """
 
     def init(param):

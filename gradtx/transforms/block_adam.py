@@ -1,4 +1,4 @@
-"""One second moment for a block of weights: Adam-mini."""
+"""Adam-mini: one second moment per block of weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["scale_by_block_adam"]
 
 
 def _blocks(x: Tensor, block: Any) -> int:
-    """The number of blocks of a leaf, which are equal parts along dimension 0."""
+    """Return the number of blocks of a leaf, which are equal parts along dimension 0."""
     if block == "row":
         return x.shape[0] if x.ndim > 1 else 1
     if block == "tensor":
@@ -29,14 +29,14 @@ def _blocks(x: Tensor, block: Any) -> int:
 
 
 def _means(x: Tensor, count: int) -> Tensor:
-    """The mean of each block, one entry a block; 0 for empty ones."""
+    """Return the mean of each block, or 0 for empty blocks."""
     if not x.numel():
         return x.new_zeros((count,))
     return x.reshape(count, -1).sum(dim=1) / (x.numel() // count)
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """The value of its block for every index of dimension 0, in a shape that broadcasts."""
+    """Repeat each block's value for its indices of dimension 0, in a shape that broadcasts."""
     if values.numel() == 1 or not like.numel():
         return values.sum()
     repeated = values.unsqueeze(1).expand(-1, like.shape[0] // values.numel())
@@ -45,7 +45,7 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 
 @per_tensor
 def scale_by_block_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: str | int = "row"):
-    r"""Divide the mean gradient by one root mean square for each block of weights: Adam-mini's direction.
+    r"""Divide the mean gradient by one root mean square per block of weights: Adam-mini's direction.
 
     Adam's $m_t$ and, for every block $b$, $v_b \leftarrow \beta_2 v_b + (1-\beta_2) \, \mathrm{mean}_b(g_t^2)$;
     direction $\hat m_t / (\sqrt{\hat v_b} + \epsilon)$.
@@ -53,16 +53,16 @@ def scale_by_block_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, outside the root.
-        block: "row": an index of dimension 0 (with fewer than two dimensions the leaf); "tensor": the leaf; a number:
-            as many equal blocks along dimension 0, such as the heads of an attention.
+        block: "row": each index of dimension 0 (the whole leaf if it has fewer than two dimensions); "tensor": the
+            leaf; a number: that many equal blocks along dimension 0, such as attention heads.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and `vmean`, an entry
-        for each block.
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and `vmean`, one entry
+        per block.
 
     Raises:
         TypeError: a block that is neither a name nor a number.
-        ValueError: numbers out of range, an unknown name, a number of blocks that does not divide a leaf's dimension 0.
+        ValueError: arguments out of range, an unknown name, a number of blocks that does not divide dimension 0.
 
     Example:
         >>> tx = gradtx.scale_by_block_adam(betas=(0.0, 0.999))
@@ -72,8 +72,8 @@ def scale_by_block_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: 
         (tensor([[0.2000, 1.4000],
                 [0.2000, 1.4000]]), torch.Size([2]))
 
-    Source: Zhang et al. 2024, arXiv:2406.16793. Departures: blocks are chosen by `block`, and by `partition`; the
-    authors' code knows them by the names of modules. Rows of any rank count.
+    Source: Zhang et al. 2024, arXiv:2406.16793. Departures: blocks are selected by `block` and by `partition`, whereas
+    the authors' code uses module names. Row blocks apply to leaves of any rank.
     """
     if isinstance(block, bool) or not isinstance(block, str | int):
         raise TypeError(f"scale_by_block_adam: block must be 'row', 'tensor' or an int, got {block!r}")

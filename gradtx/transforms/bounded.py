@@ -1,4 +1,4 @@
-"""Adam's direction with bounds on the rate of every weight: AdaBound (AMSBound), AdaMod."""
+"""Adam's direction with bounds on the rate of each weight: AdaBound (AMSBound), AdaMod."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def scale_by_adabound(
     gamma: Scalar = 1e-3,
     amsgrad: bool = False,
 ):
-    r"""Clip Adam's rates into a band that narrows to one rate: from Adam to SGD with momentum.
+    r"""Clip Adam's rates to a band that narrows to a single rate: from Adam to SGD with momentum.
 
     With Adam's $m_t$, $v_t$ and $c_i = 1-\beta_i^t$, the direction is $r_t m_t$, where
     $r_t = \frac{\sqrt{c_2}}{c_1 (\sqrt{v_t} + \epsilon)}$ is clipped to
-    $[f (1 - \frac{1}{\gamma t + 1}), f (1 + \frac{1}{\gamma t})]$. $f$ is `final_lr` over the rate that training starts
-    with, so that after `scale_by_learning_rate` the band is around `final_lr`, and follows a schedule.
+    $[f (1 - \frac{1}{\gamma t + 1}), f (1 + \frac{1}{\gamma t})]$. $f$ is `final_lr` over the initial learning rate, so
+    that after `scale_by_learning_rate` the band surrounds `final_lr` and follows a schedule.
 
     Args:
-        lr: The rate of the `scale_by_learning_rate` that follows, above 0 at first. Only its first value is read.
-        final_lr: The limit of every weight's rate, >= 0.
+        lr: The rate of the `scale_by_learning_rate` that follows, initially above 0. Only its first value is read.
+        final_lr: The limit of each weight's rate, >= 0.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
-        gamma: How fast the band narrows: its width is halved after about $1/\gamma$ steps, > 0.
-        amsgrad: Take the running maximum of $v$ in place of $v$ (AMSBound).
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        gamma: Speed at which the band narrows, > 0: its width is halved after about $1/\gamma$ steps.
+        amsgrad: Use the running maximum of $v$ instead of $v$ (AMSBound).
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
-        `max_exp_avg_sq`, shaped as the parameter; `initial_lr`, 0-d float64, of every leaf.
+        `max_exp_avg_sq`, shaped as the parameter; `initial_lr`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: numbers out of range; at `init`, an lr that starts at 0.
+        ValueError: arguments out of range; at `init`, an initial lr of 0.
 
     Example:
         >>> tx = gradtx.scale_by_adabound(lr=0.01, final_lr=0.1, gamma=1e6)  # a narrow band from the start
@@ -85,17 +85,17 @@ def scale_by_adamod(
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
 ):
-    r"""Bound Adam's rate of every weight by the average of its past values.
+    r"""Bound Adam's rate of each weight by the average of its past values.
 
     With Adam's $m_t$, $v_t$ and $c_i = 1-\beta_i^t$: $r_t = \eta_t \frac{\sqrt{c_2}}{c_1 (\sqrt{v_t} + \epsilon)}$,
-    $n_t = \beta_3 n_{t-1} + (1-\beta_3) r_t$ from 0 and without correction, update
-    $-\min(r_t, n_t) m_t - \eta_t \lambda p$. It owns the learning rate: $n$ averages rates that contain it.
+    $n_t = \beta_3 n_{t-1} + (1-\beta_3) r_t$ from 0 and without bias correction, update
+    $-\min(r_t, n_t) m_t - \eta_t \lambda p$. It owns the learning rate, because $n$ averages rates that include it.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        beta3: $\beta_3$ in [0, 1); the first $1/(1-\beta_3)$ steps or so are a warm-up.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        beta3: $\beta_3$ in [0, 1); roughly the first $1/(1-\beta_3)$ steps are a warm-up.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:
@@ -103,8 +103,8 @@ def scale_by_adamod(
         shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0, or a place before another
-            link that scales by a learning rate or decays.
+        ValueError: arguments out of range, missing `params` unless `weight_decay` is 0.0, or a later link that scales
+            by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_adamod(lr=0.1, beta3=0.75)

@@ -11,12 +11,12 @@ __all__ = ["centralize", "normalize_by_std"]
 
 @per_tensor
 def centralize(conv_only: bool = False):
-    """Subtract from every output unit's gradient its mean (gradient centralization).
+    """Subtract the mean of each output unit from its gradient (gradient centralization).
 
-    The mean runs over all dimensions but the first, for leaves with at least 2; others pass unchanged.
+    The mean is over all dimensions but the first, for leaves with at least 2; others pass unchanged.
 
     Args:
-        conv_only: Only leaves with at least 4 dimensions.
+        conv_only: Centralize only leaves with at least 4 dimensions.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
@@ -40,12 +40,12 @@ def centralize(conv_only: bool = False):
 
 @per_tensor
 def normalize_by_std(eps: Scalar = 1e-8):
-    r"""Divide every leaf by the standard deviation of its entries: $u / (\sigma(u) + \epsilon)$.
+    r"""Divide each leaf by the standard deviation of its entries: $u / (\sigma(u) + \epsilon)$.
 
-    Leaves of 1 or 2 entries pass unchanged; the mean is not subtracted; $\sigma$ is the unbiased estimate.
+    Leaves with 1 or 2 entries pass unchanged; the mean is not subtracted; $\sigma$ is the unbiased estimate.
 
     Args:
-        eps: $\epsilon \ge 0$; keep it above 0, since a constant leaf has $\sigma = 0$.
+        eps: $\epsilon \ge 0$; use a positive value, because a constant leaf has $\sigma = 0$.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.

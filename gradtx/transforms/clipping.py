@@ -1,4 +1,4 @@
-"""Bound or normalize updates: by value, by the norm of a leaf, of a row, of the whole tree; and bound weights."""
+"""Bound or normalize updates by value or by the norm of a leaf, a row, or the whole tree; bound weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def clip_by_value(max_value: Scalar):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a bound that is not above 0.
+        ValueError: a bound not above 0.
 
     Example:
         >>> tx = gradtx.clip_by_value(1.0)
@@ -48,7 +48,7 @@ def clip_by_value(max_value: Scalar):
 
 @per_tensor(takes_complex=True, ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0})
 def clip_by_norm(max_norm: Scalar):
-    r"""Shorten every leaf on its own to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
+    r"""Scale each leaf separately to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
     Args:
         max_norm: $c > 0$.
@@ -57,14 +57,14 @@ def clip_by_norm(max_norm: Scalar):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a bound that is not above 0.
+        ValueError: a bound not above 0.
 
     Example:
         >>> tx = gradtx.clip_by_norm(1.0)
         >>> tx.update({"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
         {'a': tensor([0.6000, 0.8000]), 'b': tensor([0.5000])}
 
-    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: every leaf has its own norm.
+    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: the norm is computed for each leaf separately.
     """
 
     def update(update, state, param, ctx):
@@ -74,7 +74,7 @@ def clip_by_norm(max_norm: Scalar):
 
 
 def _norm_of_before(arguments):
-    """The norm of the step before, if that is what clips; 0 does not clip."""
+    """Return the shared norm of the previous step, if `stale`; its initial value 0 does not clip."""
     return {"norm": 0.0} if arguments["stale"] else {}
 
 
@@ -88,30 +88,30 @@ def _norm_of_before(arguments):
     example={"max_norm": 1.0},
 )
 def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = False):
-    r"""Shorten the whole tree to a norm of at most `max_norm`, keeping its direction.
+    r"""Scale the whole tree to a norm of at most `max_norm`, preserving its direction.
 
-    $u \min(1, c / (G + \epsilon))$ with $G$ the 2-norm over all leaves together, as torch's `clip_grad_norm_`.
+    $u \min(1, c / (G + \epsilon))$, where $G$ is the 2-norm over all leaves together, as in torch's `clip_grad_norm_`.
 
     Args:
         max_norm: $c > 0$.
         eps: $\epsilon \ge 0$.
-        stale: Clip by the norm $G$ of the step before, so that no leaf waits for the others (`release_gradients`). The
-            first step is not clipped.
+        stale: Clip by the norm $G$ of the previous step, so that no leaf waits for the others (`release_gradients`).
+            The first step is not clipped.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: with `stale`, `norm`, the norm of the last updates over
-        all leaves, 0-d float64; otherwise none.
+        A transformation that keeps shapes and dtypes. State: with `stale`, `norm`, the norm of the previous updates
+        over all leaves, 0-d float64; otherwise none.
 
     Raises:
-        ValueError: a bound that is not above 0, a negative eps.
+        ValueError: a bound not above 0, a negative eps.
 
     Example:
         >>> tx = gradtx.clip_by_global_norm(1.0, eps=0.0)
         >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, tx.init({}))[0]
         {'a': tensor([0.6000]), 'b': tensor([0.8000])}
 
-    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: eps, as in torch's `clip_grad_norm_`;
-    `stale` is ours.
+    Source: Pascanu et al. 2012, arXiv:1211.5063. Departures: eps, as in torch's `clip_grad_norm_`; `stale` is an
+    addition.
     """
 
     def update(update, state, param, ctx):
@@ -126,12 +126,12 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = Fals
 
 @per_tensor(elementwise=True, agree=("eps",))
 def normalize_by_global_norm(eps: Scalar = 1e-6):
-    r"""Give the whole tree a norm of 1, keeping its direction: $u / (G + \epsilon)$.
+    r"""Scale the whole tree to norm 1, preserving its direction: $u / (G + \epsilon)$.
 
     $G$ is the 2-norm over all leaves together.
 
     Args:
-        eps: $\epsilon \ge 0$; with 0, a tree of zeros stays one.
+        eps: $\epsilon \ge 0$; with 0, a tree of zeros is unchanged.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
@@ -156,26 +156,26 @@ def normalize_by_global_norm(eps: Scalar = 1e-6):
 
 
 def shrink(size: Tensor, bound) -> Tensor:
-    """min(1, bound / size), safe at size 0 and bound inf, also for gradients."""
+    """Return min(1, bound / size), with safe values and gradients at size 0 and bound inf."""
     return quotient(bound, size, size > bound, 1.0)
 
 
 @per_tensor(ranges={"clipping": "(0, inf)"}, needs=("params",))
 def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
-    r"""Clip the update of every output unit relative to the norm of its weights (adaptive gradient clipping).
+    r"""Clip the update of each output unit relative to the norm of its weights (adaptive gradient clipping).
 
-    Where a unit's $\lVert u_i \rVert > \lambda \max(\lVert p_i \rVert, \epsilon)$, it is shortened to that length. A
-    unit is an index of dimension 0; a leaf with 0 or 1 dimensions is one unit.
+    If a unit's $\lVert u_i \rVert > \lambda \max(\lVert p_i \rVert, \epsilon)$, it is scaled down to that bound.
+    A unit is an index of dimension 0; a leaf with 0 or 1 dimensions is one unit.
 
     Args:
         clipping: $\lambda > 0$.
-        eps: $\epsilon \ge 0$, so that zero weights can still learn.
+        eps: $\epsilon \ge 0$, which allows zero weights to learn.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: arguments out of range, missing `params`.
 
     Example:
         >>> tx = gradtx.clip_adaptive(0.5)
@@ -184,7 +184,7 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
         tensor([[0.0000, 2.5000],
                 [1.0000, 0.0000]])
 
-    Source: Brock et al. 2021, arXiv:2102.06171. Departures: units are dimension 0, torch's order.
+    Source: Brock et al. 2021, arXiv:2102.06171. Departures: units are along dimension 0, as in torch.
     """
 
     def update(update, state, param, ctx):
@@ -196,19 +196,19 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
 
 @per_tensor(takes_complex=True, needs=("params",), ranges={"p_bound": "(0, inf)"}, example={"p_bound": 1.5})
 def bound_norm(p_bound: Scalar):
-    r"""Keep the norm of every leaf of weights below a multiple of the norm that it started with.
+    r"""Keep the norm of each leaf of weights below a multiple of its initial norm.
 
-    Stands after the learning rate. With $x = p + u$ the update becomes
+    Place it after the learning rate. With $x = p + u$ the update becomes
     $x \min(1, b / \lVert x \rVert) - p$, $b = c \lVert p_0 \rVert$.
 
     Args:
-        p_bound: $c > 0$; read by `init` only.
+        p_bound: $c > 0$; only read by `init`.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `bound`, the $b$ of every leaf, 0-d float64.
+        A transformation that keeps shapes and dtypes. State: `bound`, the $b$ of each leaf, 0-d float64.
 
     Raises:
-        ValueError: a bound that is not above 0, missing `params`.
+        ValueError: a bound not above 0, missing `params`.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.bound_norm(2.0))
@@ -231,27 +231,27 @@ def bound_norm(p_bound: Scalar):
 
 
 def soft_row_clip(x: Tensor, max_norm) -> Tensor:
-    r"""Divide every row (last axis) of a tensor with 2 or more dimensions by its softly clamped norm.
+    r"""Divide each row (last axis) of a tensor with 2 or more dimensions by its softly clamped norm.
 
-    $n' = h \tanh((n - c)/h) + c$ with $c = (M+1)/2$, $h = (M-1)/2$; gives $x / \max(n', 10^{-5})$, so rows with norms
-    in about [1, M] end near norm 1. For `map_after_step`.
+    $n' = h \tanh((n - c)/h) + c$ with $c = (M+1)/2$, $h = (M-1)/2$; the result is $x / \max(n', 10^{-5})$, so rows with
+    norms in about [1, M] end near norm 1. For use in `map_after_step`.
 
     Args:
         x: The parameter.
         max_norm: $M > 1$.
 
     Returns:
-        A new tensor of the same shape; one with fewer than 2 dimensions as it is.
+        A new tensor of the same shape; `x` unchanged if it has fewer than 2 dimensions.
 
     Raises:
-        ValueError: a bound that is not above 1.
+        ValueError: a bound not above 1.
 
     Example:
         >>> soft_row_clip(torch.tensor([[1.5, 0.0]]), 2.0)
         tensor([[1., 0.]])
 
-    Source: Volchkov and Rivlin 2026, "Clip to Grok"; the form is adam-atan2-pytorch 0.4.1's. Departures: none from
-    that.
+    Source: Volchkov and Rivlin 2026, "Clip to Grok", in the form of adam-atan2-pytorch 0.4.1. Departures: none from the
+    latter.
     """
     if isinstance(max_norm, float | int) and not max_norm > 1:
         raise ValueError(f"soft_row_clip: max_norm must be above 1, got {max_norm!r}")

@@ -1,4 +1,4 @@
-"""Trust a momentum where updates agree with it: CAME."""
+"""CAME: momentum weighted by how well updates agree with it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ __all__ = ["scale_by_confidence"]
 
 @per_tensor(ranges={"beta1": "[0, 1)", "beta3": "[0, 1)", "eps": "(0, inf)"})
 def scale_by_confidence(beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar = 1e-16):
-    r"""Average updates, and divide by their deviation from the average: CAME's confidence.
+    r"""Average updates and divide by their deviation from the average: CAME's confidence.
 
-    $m_t = \beta_1 m_{t-1} + (1-\beta_1) u_t$, $s = (u_t - m_t)^2 + \epsilon$, of which averages of means of rows
-    $R \leftarrow \beta_3 R + (1-\beta_3) \, \mathrm{mean}_{-1}(s)$ and of columns $C$, likewise, are kept; gives
-    $m_t / \sqrt{R_i C_j / \mathrm{mean}(R)}$. Nothing is corrected, so updates are long in the first
-    $1/(1-\beta_3)$ steps. Leaves with fewer than two dimensions give $m_t$.
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) u_t$, $s = (u_t - m_t)^2 + \epsilon$. The state averages the row means,
+    $R \leftarrow \beta_3 R + (1-\beta_3) \, \mathrm{mean}_{-1}(s)$, and likewise the column means $C$. The result is
+    $m_t / \sqrt{R_i C_j / \mathrm{mean}(R)}$. There is no bias correction, so updates are large in the first
+    $1/(1-\beta_3)$ steps. Leaves with fewer than two dimensions return $m_t$.
 
     Args:
         beta1: $\beta_1$ in [0, 1).
         beta3: $\beta_3$ in [0, 1).
-        eps: $\epsilon > 0$, in the unit of a squared update.
+        eps: $\epsilon > 0$, in the units of a squared update.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and for leaves with
         two or more dimensions `exp_avg_res_row` (the parameter's shape without the last dimension) and
-        `exp_avg_res_col` (without the last but one).
+        `exp_avg_res_col` (without the second to last).
 
     Raises:
-        ValueError: a beta outside [0, 1), an eps that is not above 0.
+        ValueError: a beta outside [0, 1), an eps not above 0.
 
     Example:
         >>> tx = gradtx.scale_by_confidence(beta1=0.5, beta3=0.0)

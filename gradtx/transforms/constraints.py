@@ -1,4 +1,4 @@
-"""Parameters that stay in a set: constraints, projections, prox steps."""
+"""Constraints, projections and proximal steps for parameters."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["map_after_step"]
 
 @per_tensor(needs=("params",), static=("fn",), follows_rate=True, example={"fn": torch.tanh})
 def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
-    r"""Apply a function to the parameter after the step: constraints, projections, prox steps.
+    r"""Apply a function to the parameter after the step: constraints, projections, proximal steps.
 
-    $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Stands after the learning rate.
+    $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Place it after the learning rate.
 
     Args:
-        fn: A function of one tensor, in torch operations that keep its shape.
-        before: Whether the parameter goes through `fn` before the step as well.
+        fn: A function of one tensor, written in torch operations that preserve its shape.
+        before: Whether to apply `fn` to the parameter before the step as well.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        TypeError: `fn` is no function.
+        TypeError: `fn` is not callable.
         ValueError: missing `params`.
 
     Example:

@@ -1,4 +1,4 @@
-"""Record updates, hold them back, and remove NaN from them."""
+"""Record updates, hold them back, or remove NaN from them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["hold_until", "record", "zero_nans"]
 
 @per_tensor(ranges={"t0": "[0, inf)"}, elementwise=True, example={"t0": 3})
 def hold_until(t0: int):
-    """Give zero updates before step `t0`, while earlier links update their state.
+    """Return zero updates before step `t0`, while earlier links update their state.
 
-    Last link of a chain. Steps count from 1, so `hold_until(1)` holds nothing.
+    Last link of a chain. Steps count from 1, so `hold_until(1)` has no effect.
 
     Args:
-        t0: The first step that passes, >= 0.
+        t0: The first step whose update passes, >= 0.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
@@ -44,10 +44,10 @@ def hold_until(t0: int):
 
 @per_tensor(elementwise=True)
 def zero_nans():
-    """Replace every NaN by 0; infinities stay.
+    """Replace every NaN by 0; infinities are unchanged.
 
-    First link of a chain, before anything that keeps state. `ctx.grad` still has the NaN: links that read the gradient
-    itself need `skip_nonfinite` in its place.
+    First link of a chain, before any link that keeps state. `ctx.grad` still contains the NaN: links that read the
+    gradient itself need `skip_nonfinite` instead.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
@@ -71,16 +71,17 @@ def zero_nans():
     example={"name": "seen"},
 )
 def record(name: str):
-    """Keep the 2-norm of the whole update tree at this place of the chain in the state; updates pass unchanged.
+    """Record the 2-norm of the whole update tree at this position of the chain; updates pass unchanged.
 
-    Numbers that a link finds for itself are in the state without it: `gradtx.get(state, "d")` is the rate of
+    Values that links compute themselves are already in the state: `gradtx.get(state, "d")` is the rate of
     `scale_by_prodigy`, `"max_dist"` the distance of `scale_by_dog`, `"lb"` the lower bound of `scale_by_momo`.
 
     Args:
-        name: The name of the number in the state: `state["record"][name]`, for a second one `state["record_1"][name]`.
+        name: The key of the value in the state: `state["record"][name]`, or `state["record_1"][name]` for a second
+            `record`.
 
     Returns:
-        A transformation that keeps updates as they are. State: one 0-d float64 for all leaves.
+        A transformation that leaves updates unchanged. State: one 0-d float64 shared by all leaves.
 
     Raises:
         ValueError: a name that is not an identifier, or "step".

@@ -1,4 +1,4 @@
-"""A second moment from one vector a dimension: SM3."""
+"""SM3: a second moment from one vector per dimension."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["scale_by_sm3"]
 
 @per_tensor(ranges={"beta": "[0, 1)", "eps": "(0, inf)"}, nonnegative=("accumulator",))
 def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
-    r"""Divide by the root of the summed squares of the gradient, kept as maxima of slices.
+    r"""Divide by the root of the summed squared gradients, stored as maxima of slices.
 
     $A^i$ is a vector along dimension i. $c_t = \min_i A^i_{t-1} + g_t^2$ (broadcast), or with $\beta > 0$
-    $c_t = \beta \min_i A^i_{t-1} + (1-\beta) g_t^2$; gives $g_t / \sqrt{c_t + \epsilon}$. Then $A^i_t$ is the larger
-    of $A^i_{t-1}$ and the maximum of $c_t$ over the other dimensions.
+    $c_t = \beta \min_i A^i_{t-1} + (1-\beta) g_t^2$; the result is $g_t / \sqrt{c_t + \epsilon}$. Then $A^i_t$ is the
+    larger of $A^i_{t-1}$ and the maximum of $c_t$ over the other dimensions.
 
     Args:
-        beta: $\beta$, in [0, 1). 0 sums squares as Adagrad does.
-        eps: $\epsilon > 0$, in the unit of a squared gradient.
+        beta: $\beta$, in [0, 1). 0 sums squares as in Adagrad.
+        eps: $\epsilon > 0$, in the units of a squared gradient.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `accumulator_0`, `accumulator_1`, ..., one a dimension,
-        of size 1 in the others (one for a leaf of 0 dimensions).
+        A transformation that keeps shapes and dtypes. State: `accumulator_0`, `accumulator_1`, ..., one per dimension,
+        of size 1 in the others (a single one for a 0-d leaf).
 
     Raises:
-        ValueError: a beta outside [0, 1), an eps that is not above 0.
+        ValueError: a beta outside [0, 1), an eps not above 0.
 
     Example:
         >>> tx = gradtx.scale_by_sm3()
@@ -38,8 +38,8 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
         (tensor([[4.],
                 [9.]]), tensor([[9., 4.]]))
 
-    Source: Anil et al. 2019, arXiv:1901.11150 (SM3-II). Departures: beta > 0 is Enealor/PyTorch-SM3's. Without it
-    the maxima never fall by themselves, so that keeping the larger one changes nothing.
+    Source: Anil et al. 2019, arXiv:1901.11150 (SM3-II). Departures: beta > 0 follows Enealor/PyTorch-SM3. With beta = 0
+    the maxima never decrease, so taking the larger one has no effect.
     """
     kept = beta + (beta == 0)  # 1 at beta 0
 
@@ -60,6 +60,6 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
 
 
 def _maxima(x, dim):
-    """The maxima over all dimensions but one, which are kept with size 1."""
+    """Return the maxima over all dimensions but one; reduced dimensions have size 1."""
     others = tuple(i for i in range(x.ndim) if i != dim)
     return x.amax(dim=others, keepdim=True) if others else x

@@ -1,8 +1,8 @@
-"""Learning rates that grow with an estimate of the distance to the solution: D-Adaptation.
+"""D-Adaptation: learning rates that grow with an estimate of the distance to the solution.
 
-All rules share a scalar d, for all leaves together, that never falls. Within a step the old d determines every rate.
-Directions include that rate, because some are averages of scaled gradients; `descend` turns the sign.
-While the denominator of its estimate is 0, so no gradient has had an effect yet, updates are 0 and d stays.
+All rules share a scalar d across leaves, which never decreases. Within a step, the old d determines every rate.
+Directions include that rate, because some are averages of scaled gradients; `descend` flips the sign.
+While the denominator of the estimate is 0, so no gradient has had an effect yet, updates are 0 and d does not change.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ OWN = {"elementwise": True, "needs": ("params",), "before_owner": True}
 
 
 def started(numerator: str) -> Any:
-    """The scalars that all leaves share at the start: d, and a numerator."""
+    """Return the initial shared values: d and a numerator."""
     return lambda arguments: {"d": arguments["d0"], numerator: 0.0}
 
 
 def limited(estimate: Tensor, d: Tensor, growth_rate: Any) -> Tensor:
-    """The estimate, or where that is less `growth_rate` times d."""
+    """Return the estimate, limited to `growth_rate` times d."""
     growth = exact(growth_rate, d.device)
-    endless = growth == math.inf  # inf * d would make a NaN of its derivative
+    endless = growth == math.inf  # inf * d would have a NaN derivative
     return torch.where(endless, estimate, torch.minimum(estimate, d * torch.where(endless, 1.0, growth)))
 
 
 def grown(d: Tensor, estimate: Tensor, growth_rate: Any) -> Tensor:
-    """The next d."""
+    """Return the next d."""
     return torch.maximum(d, limited(estimate, d, growth_rate))
 
 
 def corrected_rate(d: Tensor, lr: Any, betas: Any, use_bias_correction: bool, ctx: Any) -> Tensor:
-    """The rate of a step: d times lr, with Adam's bias correction on demand."""
+    """Return the rate of a step: d times lr, optionally with Adam's bias correction."""
     if not use_bias_correction:
         return d * lr
     return d * lr * safe_sqrt(ctx.bias_correction(betas[1])) / ctx.bias_correction(betas[0])
 
 
 def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(whether the step is held, the new average of <direction, s>, the estimate that follows), for Adam and Lion."""
+    """Return whether the step is held, the new average of <direction, s>, and the estimate, for Adam and Lion."""
     held = total["size"] == 0
     numerator = torch.where(held, numerator, keep * numerator + (1 - keep) * total["product"])
     return held, numerator, quotient(numerator, (1 - keep) * total["size"])
@@ -72,7 +72,7 @@ def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tupl
 def scale_by_dadapt_adagrad(
     lr: Scalar = 1.0, momentum: Scalar = 0.0, eps: Scalar = 1e-6, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf
 ):
-    r"""Dual averaging over AdaGrad's denominator, with an automatic rate: D-Adapt AdaGrad.
+    r"""Run dual averaging over AdaGrad's denominator with an automatic rate: D-Adapt AdaGrad.
 
     $\delta = d \eta$, $A \leftarrow A + g^2$ from $10^{-6}$, $D = \sqrt A + \epsilon$, $s \leftarrow s + \delta g$,
     $G \leftarrow G + \delta^2 \sum g^2/D$, $\hat d = (\sum s^2/D - G) / \lVert s \rVert_1$,
@@ -80,26 +80,26 @@ def scale_by_dadapt_adagrad(
     $d \leftarrow \max(d, \min(\hat d, \kappa d))$.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         momentum: $\mu$ in [0, 1). With a literal 0.0 the direction is the change of $s$ (over its denominator),
-            wherever other links move the weights; else it leads to the average.
+            regardless of how other links move the weights; otherwise it leads to the averaged iterate.
         eps: $\epsilon \ge 0$.
-        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
-        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+        d0: $d_0 > 0$, initial value of $d$: far below the distance from the initial weights to the solution.
+        growth_rate: $\kappa \ge 1$, the largest growth factor of $d$ in one step.
 
     Returns:
-        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        A transformation that keeps shapes and dtypes and returns a direction that includes the rate $\delta$: end the
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `alphak`
-        ($A$), `sk` ($s$), `x0`, shaped as the parameter; for all leaves together `d`, `gsq_weighted` ($G$), 0-d.
+        ($A$), `sk` ($s$), `x0`, shaped as the parameter; shared by all leaves, `d`, `gsq_weighted` ($G$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
+        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_dadapt_adagrad(), gradtx.descend())
         >>> params = {"w": torch.tensor([10.0])}
         >>> state = tx.init(params)
-        >>> for i in range(120):  # the loss is |w - 7|; d begins to grow when gradients agree
+        >>> for i in range(120):  # the loss is |w - 7|; d starts to grow when gradients agree
         ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
         ...     if i % 40 == 0:
@@ -109,8 +109,8 @@ def scale_by_dadapt_adagrad(
         0.04
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: the sums are recomputed
-    at every step (theirs are running totals, which also keep what leaves without a gradient once added), and rates
-    may differ between groups.
+    at every step (the authors keep running totals, which retain earlier terms of leaves that no longer have a
+    gradient), and rates may differ between groups.
     """
 
     def init(param):
@@ -158,7 +158,7 @@ def scale_by_dadapt_adam(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""Adam with an automatic rate: D-Adapt Adam.
+    r"""Run Adam with an automatic rate: D-Adapt Adam.
 
     $\delta = d \eta$, $c = \sqrt{\beta_2}$, $N = \sum \delta g s / (\sqrt v + \epsilon)$ with the old $s$ and $v$;
     $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $v \leftarrow \beta_2 v + (1-\beta_2) g^2$,
@@ -167,22 +167,22 @@ def scale_by_dadapt_adam(
     $d \leftarrow \max(d, \min(\hat d, \kappa d))$.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$, decoupled.
         use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
-        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
-        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+        d0: $d_0 > 0$, initial value of $d$: far below the distance from the initial weights to the solution.
+        growth_rate: $\kappa \ge 1$, the largest growth factor of $d$ in one step.
 
     Returns:
-        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        A transformation that keeps shapes and dtypes and returns a direction that includes the rate $\delta$: end the
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`
-        (with $\delta$ in it), `exp_avg_sq`, `s`, shaped as the parameter; for all leaves together `d`,
+        (which includes $\delta$), `exp_avg_sq`, `s`, shaped as the parameter; shared by all leaves, `d`,
         `numerator_weighted` ($r$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
+        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_adam()
@@ -195,7 +195,7 @@ def scale_by_dadapt_adam(
         1.6e-05
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: rates may differ between
-    groups, and $v$ is collected also while lr is 0.
+    groups, and $v$ is also accumulated while lr is 0.
     """
     beta1, beta2 = betas
     keep = beta2**0.5
@@ -226,7 +226,7 @@ def scale_by_dadapt_adam(
     ranges={**DADAPT_RANGES, "momentum": "[0, 1)"},
 )
 def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf):
-    r"""SGD with an automatic rate, over the norm of the first gradient: D-Adapt SGD.
+    r"""Run SGD with an automatic rate, relative to the norm of the first gradient: D-Adapt SGD.
 
     $G_0 = \lVert g_1 \rVert$ of the gradient before any link, $\delta = d \eta / G_0$,
     $N \leftarrow N + \sum \delta g s$ with the old $s$, $s \leftarrow s + \delta g$, $\hat d = 2 N / \lVert s \rVert$,
@@ -234,30 +234,30 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
     $d \leftarrow \max(d, \min(\hat d, \kappa d))$.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         momentum: $\mu$ in [0, 1). With a literal 0.0 the direction is the change of $s$ (over its denominator),
-            wherever other links move the weights; else it leads to the average.
-        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
-        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+            regardless of how other links move the weights; otherwise it leads to the averaged iterate.
+        d0: $d_0 > 0$, initial value of $d$: far below the distance from the initial weights to the solution.
+        growth_rate: $\kappa \ge 1$, the largest growth factor of $d$ in one step.
 
     Returns:
-        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        A transformation that keeps shapes and dtypes and returns a direction that includes the rate $\delta$: end the
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `s`, `x0`,
-        shaped as the parameter; for all leaves together `d`, `numerator_weighted` ($N$), `g0_norm` ($G_0$, 0 until
-        a gradient came at a rate above 0), 0-d.
+        shaped as the parameter; shared by all leaves, `d`, `numerator_weighted` ($N$), `g0_norm` ($G_0$, 0 until a
+        gradient arrives at a rate above 0), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
+        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_sgd(d0=0.1)
         >>> params = {"w": torch.tensor([3.0, 4.0])}
         >>> updates, state = tx.update({"w": params["w"]}, tx.init(params), params)
-        >>> updates["w"], state["scale_by_dadapt_sgd"]["g0_norm"]  # of length d0
+        >>> updates["w"], state["scale_by_dadapt_sgd"]["g0_norm"]  # the update has norm d0
         (tensor([0.0600, 0.0800]), tensor(5., dtype=torch.float64))
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures from the authors' code: rates may differ between
-    groups, and $G_0$ waits for a gradient that is not 0 (theirs divides by 0 there).
+    groups, and $G_0$ is taken from the first nonzero gradient (a zero gradient makes the authors' code divide by 0).
     """
 
     def init(param):
@@ -273,7 +273,7 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
             "product": rate * (update * state["s"]).sum(),
             "square": s.square().sum(),
         }
-        fresh = known == 0  # s has not moved yet: what follows is its first move, at the rate that is known now
+        fresh = known == 0  # s has not moved yet: make its first move at the rate that is now known
         norm = torch.where(fresh, safe_sqrt(total["first"]), known)
         s = torch.where(fresh, state["s"] + quotient(d * lr, norm) * update, s)
         numerator = state["numerator_weighted"] + total["product"]
@@ -303,7 +303,7 @@ def scale_by_dadapt_adan(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""Adan with an automatic rate: D-Adapt Adan.
+    r"""Run Adan with an automatic rate: D-Adapt Adan.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$ (0 at first), $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
     $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$,
@@ -314,22 +314,22 @@ def scale_by_dadapt_adan(
     $d \leftarrow \max(d, \min(\hat d, \kappa d))$.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1): weights of the old averages.
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$.
-        no_prox: $p \leftarrow (1 - \delta\lambda) p - y$ in place of the division.
-        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
-        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
+        no_prox: Use $p \leftarrow (1 - \delta\lambda) p - y$ instead of the division.
+        d0: $d_0 > 0$, initial value of $d$: far below the distance from the initial weights to the solution.
+        growth_rate: $\kappa \ge 1$, the largest growth factor of $d$ in one step.
 
     Returns:
-        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        A transformation that keeps shapes and dtypes and returns a direction that includes the rate $\delta$: end the
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`,
-        `exp_avg_diff` (both with $\delta$ in them), `exp_avg_sq`, `s`, `previous_grad`, shaped as the parameter; for
-        all leaves together `d`, `gsq_weighted` ($G$), 0-d.
+        `exp_avg_diff` (both include $\delta$), `exp_avg_sq`, `s`, `previous_grad`, shaped as the parameter; shared by
+        all leaves, `d`, `gsq_weighted` ($G$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
+        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_adan(d0=0.1, weight_decay=1.0, betas=(0.0, 0.0, 0.0))
@@ -377,7 +377,7 @@ def scale_by_dadapt_adan(
 
 @per_tensor(ranges={"d0": "(0, inf)"}, **OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
 def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
-    r"""Lion with an automatic rate: D-Adapt Lion.
+    r"""Run Lion with an automatic rate: D-Adapt Lion.
 
     $\delta = d \eta$, $c = \sqrt{\beta_2}$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$,
     $p \leftarrow (1 - \delta\lambda) p - \delta y$, $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$,
@@ -385,20 +385,20 @@ def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_de
     $\hat d = r / ((1-c) \lVert s \rVert_1)$. Sums are over all leaves; then $d \leftarrow \max(d, \hat d)$.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2)$: weights of the old momentum in the direction and in the next momentum, each in
             [0, 1).
         weight_decay: $\lambda \ge 0$, decoupled.
-        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
+        d0: $d_0 > 0$, initial value of $d$: far below the distance from the initial weights to the solution.
 
     Returns:
-        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        A transformation that keeps shapes and dtypes and returns a direction that includes the rate $\delta$: end the
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`
-        (with $\delta$ in it), `s`, shaped as the parameter; for all leaves together `d`, `numerator_weighted`
+        (which includes $\delta$), `s`, shaped as the parameter; shared by all leaves, `d`, `numerator_weighted`
         ($r$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
+        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_lion(d0=0.1)
@@ -407,8 +407,9 @@ def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_de
         tensor([ 0.1000, -0.1000])
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Chen et al. 2023, arXiv:2302.06675; the authors'
-    package. Departures: rates may differ between groups, and nothing decays before the first gradient. As there, $m$
-    has $\delta$ in it and the fresh gradient in $y$ has not, so for a small $d$ the sign is nearly that of $g$.
+    package. Departures: rates may differ between groups, and there is no decay before the first gradient. As in that
+    package, $m$ includes $\delta$ but the new gradient in $y$ does not, so for a small $d$ the sign is nearly that of
+    $g$.
     """
     beta1, beta2 = betas
     keep = beta2**0.5

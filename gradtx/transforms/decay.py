@@ -1,4 +1,4 @@
-"""Pull weights towards zero, norm one or their initial values."""
+"""Pull weights toward zero, norm one or their initial values."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ def add_decayed_weights(
     corrected_by: Scalar | None = None,
     max_lr: Scalar | None = None,
 ):
-    r"""Pull weights towards 0 (weight decay): add $\lambda p$ to the update.
+    r"""Pull weights toward 0 (weight decay): add $\lambda p$ to the update.
 
-    First in a chain it is coupled (L2) decay; right before `scale_by_learning_rate` it is decoupled decay,
-    $p (1 - \eta \lambda)$; after it, with `fixed`, it is $p (1 - \lambda)$.
+    As the first link of a chain, this is coupled (L2) decay; directly before `scale_by_learning_rate`, it is decoupled
+    decay, $p (1 - \eta \lambda)$; after it, with `fixed`, it is $p (1 - \lambda)$.
 
     Args:
-        weight_decay: $\lambda \ge 0$. A literal 0.0 leaves the link out.
-        fixed: Subtract $\lambda p$ in place of adding it: for the place after the learning rate.
-        cautious: Only where the update and the weight have the same sign.
-        relative_to: The learning rate, above 0 at the start: $\lambda$ is divided by the value it starts with.
-        corrected_by: The learning rate: $\lambda$ is multiplied by its share of `max_lr`, so that the decay is
+        weight_decay: $\lambda \ge 0$. A literal 0.0 omits the link.
+        fixed: Subtract $\lambda p$ instead of adding it, for use after the learning rate.
+        cautious: Decay only where the update and the weight have the same sign.
+        relative_to: The learning rate, initially above 0: $\lambda$ is divided by its initial value.
+        corrected_by: The learning rate: $\lambda$ is multiplied by its ratio to `max_lr`, so that the decay is
             $\lambda \eta_t^2 / \eta_{max}$ (AdamC). Not with `relative_to`.
         max_lr: $\eta_{max} > 0$; None for the largest rate so far. Only with `corrected_by`.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: none, or 0-d float64 slots of every leaf: with
-        `relative_to` `initial_lr`, with `corrected_by` and no `max_lr` `lr_max`.
+        A transformation that keeps shapes and dtypes. State: none, or one 0-d float64 slot per leaf: `initial_lr` with
+        `relative_to`, `lr_max` with `corrected_by` and no `max_lr`.
 
     Raises:
         ValueError: a negative decay, `fixed` with `cautious`, `relative_to` with `corrected_by`, `max_lr` without it,
-            missing `params`, a `relative_to` that starts at 0, or a place after a link that owns the learning rate.
+            missing `params`, an initial `relative_to` of 0, or a position after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.chain(gradtx.add_decayed_weights(0.5), gradtx.scale_by_learning_rate(0.1))
@@ -110,21 +110,21 @@ def add_decayed_weights(
     example={"rate": 0.1},
 )
 def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative_to: Scalar | None = None):
-    r"""Pull weights towards their initial values (regenerative regularization): add $\rho (p - p_0)$.
+    r"""Pull weights toward their initial values (regenerative regularization): add $\rho (p - p_0)$.
 
     Args:
-        rate: $\rho \ge 0$. A literal 0.0 leaves the link out.
-        wasserstein: Pull the distribution of a leaf's weights: the entry of rank i towards the i-th smallest initial
+        rate: $\rho \ge 0$. A literal 0.0 omits the link.
+        wasserstein: Pull the distribution of a leaf's weights: the entry of rank i toward the i-th smallest initial
             value.
-        relative_to: The learning rate, above 0 at the start: $\rho$ is divided by the value it starts with.
+        relative_to: The learning rate, initially above 0: $\rho$ is divided by its initial value.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter (its values in
-        ascending order with `wasserstein`), and with `relative_to` `initial_lr`, 0-d float64, of every leaf.
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter (in ascending order
+        with `wasserstein`), and with `relative_to` `initial_lr`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a negative rate, missing `params`, a `relative_to` that starts at 0, or a place after a link
-            that owns the learning rate.
+        ValueError: a negative rate, missing `params`, an initial `relative_to` of 0, or a position after a link that
+            owns the learning rate.
 
     Example:
         >>> tx = gradtx.regenerate_towards_init(0.1)
@@ -133,7 +133,7 @@ def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative
         tensor([0.2000])
 
     Source: Kumar et al. 2023, arXiv:2308.11958; wasserstein: Lewandowski et al. 2024, arXiv:2406.06811. Departures:
-    none; `relative_to` is adam-atan2-pytorch 0.4.1's.
+    none; `relative_to` is from adam-atan2-pytorch 0.4.1.
     """
     if is_off(rate):
         return chain()
@@ -160,7 +160,7 @@ def initial_lr(
     divided: str = "the rate",
     remedy: str = "start above 0, or leave out relative_to (decoupled_wd)",
 ) -> dict:
-    """The slot that keeps the learning rate that a leaf started with, for something that is divided by it."""
+    """Return the slot with a leaf's initial learning rate, by which another value is divided."""
     if lr is None:
         return {}
     value = exact(lr, param.device)
@@ -169,24 +169,24 @@ def initial_lr(
 
 
 def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
-    """Refuse to divide something by a learning rate that starts at 0."""
+    """Raise an error if a value would be divided by an initial learning rate of 0."""
     if readable(lr) and lr == 0:
         raise ValueError(f"{owner}: {divided} is divided by the initial learning rate, which is 0; {remedy}")
 
 
 @per_tensor(needs=("params",), ranges={"factor": "[0, inf)"})
 def add_norm_loss(factor: Scalar = 1e-4, eps: Scalar = 1e-8):
-    r"""Pull the norm of every output unit's weights to 1: add $2 \lambda (1 - 1/(\lVert p_i \rVert + \epsilon)) p_i$.
+    r"""Pull the norm of each output unit's weights to 1: add $2 \lambda (1 - 1/(\lVert p_i \rVert + \epsilon)) p_i$.
 
     Args:
         factor: $\lambda \ge 0$.
-        eps: $\epsilon \ge 0$; keep it above 0, for units of norm 0.
+        eps: $\epsilon \ge 0$; use a positive value if a unit may have norm 0.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative number, missing `params`.
+        ValueError: a negative argument, missing `params`.
 
     Example:
         >>> tx = gradtx.add_norm_loss(factor=0.5)

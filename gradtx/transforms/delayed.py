@@ -1,4 +1,4 @@
-"""Divide by the size of earlier gradients only: AvaGrad, AdaShift."""
+"""Divide only by the size of earlier gradients: AvaGrad, AdaShift."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["scale_by_adashift", "scale_by_avagrad"]
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm: bool = False):
-    r"""Divide the mean gradient by the size of earlier gradients, at one overall scale that does not depend on it.
+    r"""Divide the mean gradient by the size of earlier gradients, rescaled to a fixed overall scale: AvaGrad.
 
     With Adam's $m_t$, $v_t$: $\eta_t = 1/(\sqrt{v_{t-1}/(1-\beta_2^{t-1})} + \epsilon)$ and
     $\gamma_t = 1/\sqrt{\overline{\eta_t^2}}$, the mean over all entries of all leaves; direction
-    $\gamma_t \eta_t m_t / (1-\beta_1^t)$. The first step, without earlier gradients, only collects and gives 0.
+    $\gamma_t \eta_t m_t / (1-\beta_1^t)$. The first step, without earlier gradients, updates the state and returns 0.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient; decides how adaptive the method is (large: SGD). At 0 an entry
-            that has seen no gradient gives NaN.
-        lagged_norm: Take $\gamma$ as the authors' code does, computed a step before, of $v_{t-2}$ corrected by
+        eps: $\epsilon \ge 0$, in the units of a gradient; controls how adaptive the method is (large: SGD). With 0, an
+            entry without earlier gradients becomes NaN.
+        lagged_norm: Compute $\gamma$ as in the authors' code, one step earlier, from $v_{t-2}$ corrected by
             $1-\beta_2^{t-1}$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter; with
-        `lagged_norm` also `gamma`, one 0-d float64 for all leaves.
+        `lagged_norm` also `gamma`, one 0-d float64 shared by all leaves.
 
     Raises:
         ValueError: a beta outside [0, 1), a negative eps.
@@ -48,7 +48,7 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
         tensor([0., 0.])
         tensor([3.3941, 3.3941])
 
-    Source: Savarese et al. 2019, arXiv:1912.01823. Departures: none from the paper; the authors' code is
+    Source: Savarese et al. 2019, arXiv:1912.01823. Departures: none from the paper; the authors' code corresponds to
     `lagged_norm=True`.
     """
     beta1, beta2 = betas
@@ -56,11 +56,11 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
 
     def update(update, state, param, ctx):
         mean, _, new = average(update, state)
-        first = (ctx.step == 1).to(ctx.time.dtype)  # then v is 0, and its correction too: any other numbers will do
+        first = (ctx.step == 1).to(ctx.time.dtype)  # v and its correction are then 0: replace both by arbitrary values
         earlier = state["exp_avg_sq"]
         eta = 1 / (safe_sqrt(earlier / (ctx.bias_correction(beta2, ctx.step - 1) + first)) + (eps + first))
         late = 1 / (corrected_root(earlier, ctx, beta2) + eps) if lagged_norm else eta
-        left_out = 0.0 if lagged_norm else first  # a tensor in its first step has no size to count with
+        left_out = 0.0 if lagged_norm else first  # a leaf has no size to contribute at its first step
         total = yield {"square": (1 - left_out) * late.square().sum(), "count": (1 - left_out) * late.numel()}
         gamma = ((total["count"] + left_out) / (total["square"] + left_out)).sqrt()
         if lagged_norm:
@@ -79,30 +79,30 @@ _REDUCTIONS = {"max": largest, "mean": lambda x: x.sum() / max(x.numel(), 1), "n
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scalar = 1e-10, reduce: str = "max"):
-    r"""Divide the mean of the last $n$ gradients by the size of those before them.
+    r"""Divide the mean of the last $n$ gradients by the size of the gradients before them: AdaShift.
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) \phi(g_{t-n}^2)$ from 0,
     $m_t = \sum_{i<n} \beta_1^i g_{t-i} / \sum_{i<n} \beta_1^i$, direction
     $m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$: numerator and denominator share no gradient. The first $n$ steps
-    give 0, and so does a $v$ that is still 0.
+    return 0, as do entries whose $v$ is still 0.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        keep_num: $n \ge 1$; as many gradients are kept.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
-        reduce: $\phi$: "max" or "mean" over the leaf, one rate for all its weights, or "none", a rate for each.
+        keep_num: $n \ge 1$, the number of gradients to keep.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        reduce: $\phi$: "max" or "mean" over the leaf for a single rate, or "none" for one rate per weight.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `grad_0` ... `grad_{n-1}`, the last gradients, the newest
-        first, shaped as the parameter; `exp_avg_sq`, 0-d float64 of every leaf, or shaped as the parameter with "none".
+        A transformation that keeps shapes and dtypes. State: `grad_0` ... `grad_{n-1}`, the last gradients, newest
+        first, shaped as the parameter; `exp_avg_sq`, 0-d float64 for each leaf, or shaped as the parameter with "none".
 
     Raises:
-        ValueError: numbers out of range, an unknown reduction.
+        ValueError: arguments out of range, an unknown reduction.
 
     Example:
         >>> tx = gradtx.scale_by_adashift(betas=(0.0, 0.9), keep_num=1)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grad in ([2.0, -4.0], [3.0, 1.0]):  # the second over the largest of the first
+        >>> for grad in ([2.0, -4.0], [3.0, 1.0]):  # the second is divided by the largest entry of the first
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor([0., 0.])
@@ -127,7 +127,7 @@ def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scal
         mean = weight = 0.0
         for grad in reversed(window):  # both sums over the window by Horner's rule
             mean, weight = grad + beta1 * mean, 1 + beta1 * weight
-        held = square == 0  # also in the first n steps
+        held = square == 0  # includes the first n steps
         correction = ctx.bias_correction(beta2, (ctx.step - keep_num).clamp(min=1))
         size = safe_sqrt(torch.where(held, 1.0, square) / correction) + eps
         return torch.where(held, 0.0, mean / (weight * size)), {"grad": window, "exp_avg_sq": square}

@@ -1,4 +1,4 @@
-"""Orthogonal directions of low cost, with error feedback: Dion, Dion2, Dion3."""
+"""Low-cost orthogonal directions with error feedback: Dion, Dion2, Dion3."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ __all__ = ["orthogonalize_slices", "scale_by_dion"]
     example={"rank": 2},
 )
 def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8, init: str = "random", seed: int = 0):
-    r"""Replace the momentum of a matrix by an orthogonal matrix of low rank, and keep what that leaves out: Dion.
+    r"""Replace the momentum of a matrix by a low-rank orthogonal matrix, and keep the remainder: Dion.
 
     $M \leftarrow M + g$, $P = \mathrm{QR}(M Q).Q$, $R = M^\top P$, $M \leftarrow M - (1-\mu) P R^\top$,
-    $Q \leftarrow R$ with each column divided by its norm $+ \epsilon$; gives $P Q^\top$.
+    $Q \leftarrow R$ with each column divided by its norm $+ \epsilon$; the result is $P Q^\top$.
 
     Args:
-        mu: $\mu$ in [0, 1): the share of the applied direction that stays in the momentum.
+        mu: $\mu$ in [0, 1): the fraction of the applied direction that remains in the momentum.
         rank: Number of columns of $Q$: an int, or a fraction of the smaller side, rounded up.
         eps: $\epsilon \ge 0$.
-        init: $Q$ starts with normal numbers, "random", or with the first columns of the identity, "eye".
-        seed: Of the random start.
+        init: Initialize $Q$ from a normal distribution, "random", or from the first columns of the identity, "eye".
+        seed: Seed of the random initialization.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum`, shaped as the parameter, and `Q`, columns x
         rank; `seed` and `counter`.
 
     Raises:
-        ValueError: numbers out of range, another `init`, a leaf that is not a matrix.
+        ValueError: arguments out of range, an unknown `init`, a leaf that is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_dion(rank=1, init="eye")
@@ -52,7 +52,7 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
         tensor([1., 0.])
 
     Source: Ahn et al. 2025, arXiv:2504.05295. Departures: none from dion_simple, which does not transpose wide
-    matrices; a column of $R$ that is 0 leaves that of $Q$ as it was, and gives 0.
+    matrices; where a column of $R$ is 0, that of $Q$ is unchanged and the result is 0.
     """
     _check_number("scale_by_dion", "rank", rank)
     if not (rank > 0 and (isinstance(rank, int) or rank <= 1)):
@@ -72,7 +72,7 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
         left = orthonormal(momentum @ state["Q"])
         right = momentum.mT @ left
         lengths = safe_sqrt(right.square().sum(dim=0, keepdim=True))
-        basis = right / (lengths + eps + (lengths == 0))  # a column of 0 stays 0, with eps 0, too
+        basis = right / (lengths + eps + (lengths == 0))  # a zero column stays 0, even with eps 0
         kept = torch.where(lengths == 0, state["Q"], basis)
         return left @ basis.mT, {"momentum": momentum - (1 - mu) * (left @ right.mT), "Q": kept}
 
@@ -96,20 +96,20 @@ def orthogonalize_slices(
     steps: int | None = None,
     dtype: torch.dtype | None = None,
 ):
-    r"""Orthogonalize the largest rows or columns of the momentum only, and let these decay: Dion2's direction.
+    r"""Orthogonalize only the largest rows or columns of the momentum and decay them: Dion2's direction.
 
-    $M \leftarrow M + g$; of the $n$ slices, the $\lceil f n \rceil$ of largest L1 norm (of equal ones the first) form
-    a matrix; gives `orthogonalize` of it in their place, 0 elsewhere; these slices of $M$ are multiplied by the decay.
-    With `beta2`, `normalize_neurons` follows, whose moments change where rows were chosen (Dion3).
+    $M \leftarrow M + g$. Of the $n$ slices, the $\lceil f n \rceil$ with the largest L1 norm (the first among equal
+    ones) form a matrix. The result is `orthogonalize` of it in their positions and 0 elsewhere; these slices of $M$ are
+    multiplied by the decay. With `beta2`, `normalize_neurons` follows, whose moments change for chosen rows (Dion3).
 
     Args:
         fraction: $f$ in (0, 1].
-        ef_decay: Factor of chosen slices of the momentum, in [0, 1).
-        select: "rows", "columns", or "short" for the smaller number of the two (rows of a square).
-        beta2: Decay of the rows' mean squares, in [0, 1); None for no normalization.
+        ef_decay: Factor applied to the chosen slices of the momentum, in [0, 1).
+        select: "rows", "columns", or "short" for whichever are fewer (rows for a square matrix).
+        beta2: Decay of the rows' mean squares, in [0, 1); None disables normalization.
         neuron_eps: eps of the normalization, >= 0.
         coefs: As in `orthogonalize`.
-        steps: Number of iterations, in [0, 100); None for the number that belongs to the coefficients.
+        steps: Number of iterations, in [0, 100); None for the number designed for the coefficients.
         dtype: Dtype of the iteration; None for the leaf's own dtype.
 
     Returns:
@@ -117,7 +117,7 @@ def orthogonalize_slices(
         `exp_avg_sq`, rows x 1.
 
     Raises:
-        ValueError: numbers out of range, another `select`, a leaf that is not a matrix.
+        ValueError: arguments out of range, an unknown `select`, a leaf that is not a matrix.
 
     Example:
         >>> tx = gradtx.orthogonalize_slices(fraction=0.5, coefs=(2.0, -1.5, 0.5), steps=12)
@@ -126,7 +126,7 @@ def orthogonalize_slices(
         tensor([[0., 0.],
                 [0., 1.]])
 
-    Source: Ahn et al. 2025, arXiv:2512.16928; with `beta2`: microsoft/dion. Departures: none from one device's.
+    Source: Ahn et al. 2025, arXiv:2512.16928; with `beta2`: microsoft/dion. Departures: none on one device.
     """
     _check_number("orthogonalize_slices", "fraction", fraction)
     if not 0 < fraction <= 1:
@@ -154,7 +154,7 @@ def orthogonalize_slices(
         return torch.zeros_like(update).index_copy(dim, chosen, direction), new
 
     def _normalized(direction, squares, chosen, dim, beta2):
-        """Rows of a direction with equal root mean squares over time, and the moments of all rows."""
+        """Equalize the rows' root mean square over time, and return the moments of all rows as well."""
         old = squares.index_select(0, chosen) if dim == 0 else squares
         square = beta2 * old + (1 - beta2) * direction.square().mean(dim=1, keepdim=True)
         scaled = direction / (safe_sqrt(square) + neuron_eps)
@@ -171,13 +171,13 @@ def _sliced_dim(x: Tensor, select: str) -> int:
 
 
 def _check_number(owner: str, name: str, value: Any) -> None:
-    # To Python a bool is an int; a user who writes `rank=True` means something else.
+    # In Python a bool is an int, but `rank=True` is certainly a mistake.
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise TypeError(f"{owner}: {name} must be a plain number, got {describe(value)}")
 
 
 def _largest_slices(x: Tensor, dim: int, fraction: float) -> Tensor:
-    """The indices of the slices of largest L1 norm, of equal ones the first."""
+    """Return the indices of the slices with the largest L1 norm, the first among equal ones."""
     count = math.ceil(fraction * x.shape[dim])
     sizes = x.detach().abs().sum(dim=1 - dim)
     return sizes.sort(descending=True, stable=True).indices[:count]

@@ -1,4 +1,4 @@
-"""Learning rates from the distance that the weights have moved: DoG, L-DoG, DoWG."""
+"""DoG, L-DoG, DoWG: learning rates from the distance that the weights have moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOG_RANGES = {"reps_rel": "(0, inf)", "init_eta": "[0, inf)"}
 
 
 def _ratio(distance, squares, init_eta):
-    """R / sqrt(G); before anything has moved `init_eta`, if there is one."""
+    """Return R / sqrt(G), or `init_eta`, if given, before the weights have moved."""
     rate = quotient(distance, safe_sqrt(squares))
     return rate if init_eta is None else torch.where(distance == 0, init_eta, rate)
 
@@ -28,29 +28,29 @@ def _ratio(distance, squares, init_eta):
     ranges=DOG_RANGES,
 )
 def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
-    r"""Multiply the gradient by the distance from the start over the norm of all gradients: DoG.
+    r"""Multiply the gradient by the distance from the start over the norm of all gradients so far: DoG.
 
     $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
-    $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$. Norms are those of the whole tree.
+    $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$. Norms are over the whole tree.
 
     Args:
-        reps_rel: $c > 0$: the first step has about this length, relative to the weights.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
-        init_eta: A first rate >= 0 in place of the first distance: $r$ then starts at 0, and the direction is
-            `init_eta` times $g$ until the weights have moved. None: `reps_rel` decides.
+        reps_rel: $c > 0$, the approximate norm of the first step relative to the weights.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient.
+        init_eta: An initial rate >= 0 instead of an initial distance: $r$ then starts at 0, and the direction is
+            `init_eta` times $g$ until the weights have moved. None: use `reps_rel`.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; for all leaves
-        together `max_dist` ($r$, 0 until the first step) and `sum_sq` ($G$), 0-d.
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; shared by all
+        leaves, `max_dist` ($r$, 0 until the first step) and `sum_sq` ($G$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: arguments out of range, missing `params`.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_dog(), gradtx.scale_by_learning_rate(1.0))
         >>> params = {"w": torch.tensor([10.0])}
         >>> state = tx.init(params)
-        >>> for i in range(76):  # the loss is |w - 7|: steps grow as the weights go
+        >>> for i in range(76):  # the loss is |w - 7|: steps grow with the distance
         ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
         ...     if i % 25 == 0:
@@ -60,8 +60,8 @@ def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar |
         0.39
         3.1
 
-    Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: sums are over all leaves, in the authors'
-    package over those of a parameter group; `init_eta` does not wait for a learning rate above 0.
+    Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: sums are over all leaves, whereas the authors'
+    package sums over a parameter group; `init_eta` does not wait for a learning rate above 0.
     """
 
     def init(param):
@@ -87,29 +87,29 @@ def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar |
 
 @per_tensor(takes_complex=True, needs=("params",), ranges=DOG_RANGES)
 def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
-    r"""Multiply the gradient by the distance from the start over the norm of all gradients, leaf by leaf: L-DoG.
+    r"""Multiply the gradient by the distance from the start over the norm of its gradients, leaf by leaf: L-DoG.
 
     $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
     $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$, with the norms of each leaf.
 
     Args:
-        reps_rel: $c > 0$: the first step of a leaf has about this length, relative to its weights.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
-        init_eta: A first rate >= 0 in place of the first distance: $r$ then starts at 0, and the direction is
-            `init_eta` times $g$ until the leaf has moved. None: `reps_rel` decides.
+        reps_rel: $c > 0$, the approximate norm of a leaf's first step relative to its weights.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient.
+        init_eta: An initial rate >= 0 instead of an initial distance: $r$ then starts at 0, and the direction is
+            `init_eta` times $g$ until the leaf has moved. None: use `reps_rel`.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; `max_dist` ($r$)
-        and `sum_sq` ($G$), 0-d float64, of every leaf.
+        and `sum_sq` ($G$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: arguments out of range, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_ldog(reps_rel=0.01, eps=0.0)
         >>> params = {"a": torch.tensor([99.0]), "b": torch.tensor([9.0])}
         >>> grads = {"a": torch.tensor([1.0]), "b": torch.tensor([-1e3])}
-        >>> tx.update(grads, tx.init(params), params)[0]  # 0.01 (1 + |p|), whatever the size of the gradient
+        >>> tx.update(grads, tx.init(params), params)[0]  # 0.01 (1 + |p|), regardless of the size of the gradient
         {'a': tensor([1.]), 'b': tensor([-0.1000])}
 
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: as for `scale_by_dog`.
@@ -142,22 +142,22 @@ def _first_square(arguments):
     ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"},
 )
 def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
-    r"""Multiply the gradient by the squared distance from the start over a norm of gradients weighted by it: DoWG.
+    r"""Multiply the gradient by the squared distance from the start over a weighted norm of all gradients: DoWG.
 
     $r^2 \leftarrow \max(r^2, \lVert p - p_0 \rVert^2)$ from $\epsilon$,
-    $w \leftarrow w + r^2 \lVert g \rVert^2$ from 0, direction $g r^2 / (\sqrt w + \epsilon)$. Norms are those of the
-    whole tree. Later gradients, which came at a larger distance, count for more than in DoG.
+    $w \leftarrow w + r^2 \lVert g \rVert^2$ from 0, direction $g r^2 / (\sqrt w + \epsilon)$. Norms are over the whole
+    tree. Later gradients, computed at a larger distance, have a larger weight than in DoG.
 
     Args:
-        eps: $\epsilon > 0$, added to the root, and where $r^2$ starts.
-        init_estim_sq_dist: Where $r^2$ starts, > 0, if it is not to be $\epsilon$.
+        eps: $\epsilon > 0$, added to the root, and the default initial value of $r^2$.
+        init_estim_sq_dist: Initial value of $r^2$, > 0; None for $\epsilon$.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; for all leaves
-        together `estim_sq_dist` ($r^2$) and `weighted_sq_norm` ($w$), 0-d.
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; shared by all
+        leaves, `estim_sq_dist` ($r^2$) and `weighted_sq_norm` ($w$), 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: arguments out of range, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_dowg(eps=1.0)
@@ -166,7 +166,7 @@ def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
         tensor([0.5000, 0.6667])
 
     Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none; as in the authors' code and optax,
-    $\epsilon$ starts the square of the distance.
+    $\epsilon$ is the initial value of the squared distance.
     """
 
     def init(param):

@@ -1,4 +1,4 @@
-"""Steps from the starting point along the sum of all gradients: MADGRAD."""
+"""MADGRAD: steps from the starting point along the sum of all gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["scale_by_madgrad"]
 
 
 def dual_averaging(start: Tensor, total: Tensor, denominator, momentum, param: Tensor) -> Tensor:
-    """The update of an average of the weights: a share of 1 - momentum of the way to start - total / denominator."""
+    """Return the update of an averaged iterate, the fraction 1 - momentum of the way to start - total / denominator."""
     return (1 - momentum) * (start - total / denominator - param)
 
 
@@ -24,7 +24,7 @@ def dual_averaging(start: Tensor, total: Tensor, denominator, momentum, param: T
     elementwise=True, needs=("params",), owns_lr=True, ranges={"momentum": "[0, 1)"}, nonnegative=("grad_sum_sq",)
 )
 def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-6, weight_decay: Scalar = 0.0):
-    r"""Step from the starting point along the weighted sum of gradients, over a cube root: MADGRAD.
+    r"""Step from the starting point along the weighted sum of gradients, divided by a cube root: MADGRAD.
 
     With $\lambda_t = r \sqrt t$, $r = \eta + \epsilon$ (0 where $\eta = 0$): $s_t = s_{t-1} + \lambda_t g_t$,
     $\nu_t = \nu_{t-1} + \lambda_t g_t^2$, $z_t = x_0 - s_t / (\sqrt[3]{\nu_t} + \epsilon)$,
@@ -32,8 +32,8 @@ def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e
 
     Args:
         lr: $\eta$ in [0, inf).
-        momentum: $\mu$ in [0, 1). With a literal 0.0, $x_0$ is computed from the weights in place of kept.
-        eps: $\epsilon \ge 0$; with 0, entries whose gradients were all 0 stay.
+        momentum: $\mu$ in [0, 1). With a literal 0.0, $x_0$ is recomputed from the weights instead of stored.
+        eps: $\epsilon \ge 0$; with 0, entries that have had only zero gradients do not move.
         weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:
@@ -41,8 +41,7 @@ def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e
         `grad_sum_sq`, `s` and, with momentum, `x0`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
-            decays.
+        ValueError: arguments out of range, missing `params`, or a later link that scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_madgrad(lr=0.125, momentum=0.0, eps=0.0)
@@ -51,7 +50,7 @@ def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e
         tensor([-0.5000,  0.0000])
 
     Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code. With momentum, $x_0$
-    never decays, so that the decoupled decay of a step is undone by those after it; without, it is kept.
+    never decays, so later steps undo the decoupled decay of a step; without momentum, the decay persists.
     """
     reconstructs = is_off(momentum)
 

@@ -1,4 +1,4 @@
-"""Links of the methods in eigenbases: KL-Shampoo, and what SOAP-Muon, Conda and SPlus run inside or behind them."""
+"""Links of methods in eigenbases: KL-Shampoo, and links used by SOAP-Muon, Conda and SPlus."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ def scale_by_kl_shampoo(
     *,
     stagger: bool = False,
 ):
-    r"""Whiten the momentum by Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
+    r"""Whiten the momentum with Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
 
-    The first step gives 0 and sets the factors up. Then, with $s = t - 1$: $m \leftarrow \beta_1 m + (1-\beta_1) g$,
-    gives $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
-    $\lambda_i = \max(\mathrm{diag}(Q_i^\top S_i Q_i), \epsilon)$; after that the factors $S_i$ and their bases follow
-    as in `rotated` with "kl", $\beta$ = $\beta_2$ and "qr". Leaves without factors: `scale_by_adam_hat`.
+    The first step returns 0 and initializes the factors. Then, with $s = t - 1$: $m \leftarrow \beta_1 m + (1-\beta_1)
+    g$, direction $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
+    $\lambda_i = \max(\mathrm{diag}(Q_i^\top S_i Q_i), \epsilon)$. The factors $S_i$ and their bases are then updated as
+    in `rotated` with "kl", $\beta$ = $\beta_2$ and "qr". Leaves without factors use `scale_by_adam_hat`.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, the least eigenvalue.
         adam_eps: eps of Adam, >= 0.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
+        precondition_frequency: Steps between two refreshes of the bases, >= 1.
         max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
-        merge_dims: Merge neighbouring dimensions, left to right, while their product is at most that.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        merge_dims: Merge neighboring dimensions, left to right, while their product is at most that limit.
+        stagger: Refresh the bases of each leaf at its own step within the period, derived from its name, so that no
+            step after the first refreshes all leaves.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and `GG_i` ($S_i$)
-        and `Q_i`, n x n, for every dimension with a factor; `exp_avg_sq` for a leaf without any. Time n^3.
+        and `Q_i`, n x n, for each dimension with a factor; `exp_avg_sq` for a leaf without any. Time: n^3.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_kl_shampoo(betas=(0.0, 0.0))
@@ -72,8 +72,8 @@ def scale_by_kl_shampoo(
         tensor([[1.0000, 0.0000],
                 [0.0000, 0.0400]])
 
-    Source: Lin et al. 2025, arXiv:2509.03378. Departures: $m$ is freed of its bias. As for `scale_by_soap`, results
-    depend on rounding where statistics are rank-deficient.
+    Source: Lin et al. 2025, arXiv:2509.03378. Departures: $m$ is bias-corrected. As for `scale_by_soap`, results depend
+    on rounding where statistics are rank-deficient.
     """
     beta1, beta2 = betas
     factors = Factors("both", max_precondition_dim, merge_dims)
@@ -85,7 +85,7 @@ def scale_by_kl_shampoo(
         return {"exp_avg": torch.zeros_like(param), "GG": factors.zeros(param), "Q": factors.identities(param)}
 
     def update(update, state, param, ctx):
-        count = (ctx.time - 1).clamp(min=1)  # the first step gives 0 in any case
+        count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
         first = ctx.step == 1
         if not factors.dims(update):
             mean, square, new = average(update, state)
@@ -107,7 +107,7 @@ def scale_by_kl_shampoo(
 
 
 def _next_bases(statistics, bases, frequency, phase, ctx):
-    """Eigenvectors at the first step, later one step of power iteration where it is due."""
+    """Return the eigenvectors at the first step, and later one step of power iteration when it is due."""
 
     def iterate():
         return [iterated(x, basis)[0] for x, basis in zip(statistics, bases, strict=True)]
@@ -120,14 +120,14 @@ def _next_bases(statistics, bases, frequency, phase, ctx):
 
 @per_tensor(elementwise=True, ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))
 def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
-    r"""Divide updates by their root mean square from the second step on; the first passes unchanged.
+    r"""Divide updates by their root mean square from the second step on; the first update passes unchanged.
 
-    From t = 2: $v \leftarrow \beta v + (1-\beta) u^2$ from 0, gives $u / \sqrt{\max(v, \epsilon^2)}$; no bias
-    correction. For links behind it that normalize, such as `orthogonalize`.
+    From t = 2: $v \leftarrow \beta v + (1-\beta) u^2$ from 0, result $u / \sqrt{\max(v, \epsilon^2)}$; no bias
+    correction. For use before links that normalize, such as `orthogonalize`.
 
     Args:
         beta: $\beta$ in [0, 1).
-        eps: $\epsilon \ge 0$, the least root. Keep it above 0, for entries of 0.
+        eps: $\epsilon \ge 0$, the smallest root. Use a positive value if entries may be 0.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
@@ -162,15 +162,15 @@ def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
-    r"""Divide a momentum by the root mean square of the gradient: the second half of Adam.
+    r"""Divide a momentum by the root mean square of the gradient: the second half of Adam's direction.
 
-    $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the gradient $g$ (`ctx.grad`), gives
-    $\frac{u}{1-\beta_1^t} \frac{\sqrt{1-\beta_2^t}}{\sqrt v + \epsilon}$. Behind `trace_ema(beta1)` it is
-    `scale_by_adam_hat`; between the two the momentum may be transformed.
+    $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the gradient $g$ (`ctx.grad`), result
+    $\frac{u}{1-\beta_1^t} \frac{\sqrt{1-\beta_2^t}}{\sqrt v + \epsilon}$. After `trace_ema(beta1)` it equals
+    `scale_by_adam_hat`; links between the two may transform the momentum.
 
     Args:
-        betas: $(\beta_1, \beta_2)$, each in [0, 1), $\beta_1$ that of the momentum in front.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        betas: $(\beta_1, \beta_2)$, each in [0, 1); $\beta_1$ is that of the preceding momentum.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
@@ -205,14 +205,14 @@ def scale_by_mean_side(otherwise: Scalar = 1e-3, max_dim: int = 10000):
     r"""Divide the update of a matrix by the mean of its two sides: $2 u / (\mathrm{rows} + \mathrm{columns})$.
 
     Args:
-        otherwise: Factor of all other leaves, >= 0.
-        max_dim: Matrices with a larger side count as others.
+        otherwise: Factor for all other leaves, >= 0.
+        max_dim: Matrices with a larger side are treated as other leaves.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_mean_side()
@@ -229,7 +229,7 @@ def scale_by_mean_side(otherwise: Scalar = 1e-3, max_dim: int = 10000):
 
 
 def mean_side_factor(shape, otherwise, max_dim):
-    """The factor for a leaf of this shape."""
+    """Return the factor for a leaf of this shape."""
     if len(shape) != 2 or max(shape) > max_dim:
         return otherwise
     return 2 / max(sum(shape), 1)

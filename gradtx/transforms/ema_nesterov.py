@@ -1,4 +1,4 @@
-"""Take gradients ahead of the weights, along an average of their steps: EMA-Nesterov."""
+"""EMA-Nesterov: gradients computed ahead of the weights, along an average of their steps."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ __all__ = ["ema_nesterov"]
 
 @per_tensor(
     elementwise=True,
-    compiles=False,  # a program knows the numbers of this step only
+    compiles=False,  # a program receives only the hyperparameters of the current step
     ahead=("step_size",),
     ranges={"decay": "[0, 1)", "start": "[0, inf)", "stop": "[0, inf)"},
 )
 def ema_nesterov(decay: Scalar = 0.99, step_size: Scalar = 0.3, start: int = 0, stop: int | None = None):
-    r"""Hold the parameters ahead of the weights, along an average of the weights' steps.
+    r"""Keep the parameters ahead of the weights, along an average of the weights' steps.
 
-    Last link of a chain. The parameters are $y = x + b_t e$ with the weights $x$, $b_t$ = `step_size` at steps
-    `start` $< t \le$ `stop` and 0 at others. With the finished update $u$, computed at $y$,
-    $e \leftarrow \gamma e + (1-\gamma)(u + b_t e)$, and the update becomes $u + b_{t+1} e$. So $e$ averages the steps
-    $x_{t+1} - x_t$, and the parameters are the weights themselves once $b$ is 0.
+    Last link of a chain. The parameters are $y = x + b_t e$ with the weights $x$, where $b_t$ = `step_size` at steps
+    `start` $< t \le$ `stop` and 0 otherwise. With the final update $u$, computed at $y$,
+    $e \leftarrow \gamma e + (1-\gamma)(u + b_t e)$, and the update becomes $u + b_{t+1} e$. Thus $e$ averages the steps
+    $x_{t+1} - x_t$, and the parameters equal the weights once $b$ is 0.
 
-    For large batches, in place of `lookahead`. The published runs take 0.3 times the relative learning
+    Intended for large batches, as an alternative to `lookahead`. The published runs use 0.3 times the relative learning
     rate.
 
     Args:
         decay: $\gamma$ in [0, 1).
-        step_size: How far ahead, in average steps; a schedule is asked for $b_{t+1}$ at step $t$.
-        start: The number of steps without, >= 0.
-        stop: The last step with it, >= 0; None for no end.
+        step_size: Distance ahead, in average steps; at step $t$ a schedule is evaluated for $b_{t+1}$.
+        start: The number of initial steps without it, >= 0.
+        stop: The last step with it, >= 0; None for no limit.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `ema`, shaped as the parameter, and `reach`, 0-d: the $b$
-        that is in the parameters. `eval_params` gives $x$.
+        A transformation that keeps shapes and dtypes. State: `ema`, shaped as the parameter, and `reach`, 0-d: the
+        current $b$ of the parameters. `eval_params` returns $x$.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.ema_nesterov(decay=0.5, step_size=1.0))

@@ -1,4 +1,4 @@
-"""Divide by second moments that are kept by row and by column: Adafactor, in the paper's form and in torch's."""
+"""Divide by second moments stored by row and by column: Adafactor, in the paper's form and in torch's."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ __all__ = [
     nonnegative=("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"),
 )
 def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: Scalar | None = None):
-    r"""Divide by the root of a second moment of which only means of rows and of columns are kept.
+    r"""Divide by the root of a second moment of which only row and column means are stored.
 
     With $s = g_t^2 + \epsilon$ and $\beta = 1 - t^{c}$: $R_t = \beta R_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(s)$,
-    $C_t = \beta C_{t-1} + (1-\beta)\, \mathrm{mean}_{-2}(s)$, $V_{ij} = R_i C_j / \mathrm{mean}(R)$; gives
-    $g_t / \sqrt{V}$. Leaves with fewer than two dimensions keep the whole
+    $C_t = \beta C_{t-1} + (1-\beta)\, \mathrm{mean}_{-2}(s)$, $V_{ij} = R_i C_j / \mathrm{mean}(R)$; the result is
+    $g_t / \sqrt{V}$. Leaves with fewer than two dimensions store the whole
     $V_t = \beta V_{t-1} + (1-\beta) s$.
 
     Args:
         decay_rate: $c \le 0$. The first step has $\beta = 0$.
-        eps: $\epsilon > 0$, in the unit of a squared gradient; it keeps rows of zeros from dividing by 0.
-        beta: A constant $\beta$ in [0, 1) in place of $1 - t^c$, from zeros and without correction (CAME).
+        eps: $\epsilon > 0$, in the units of a squared gradient; prevents a division by 0 for rows of zeros.
+        beta: A constant $\beta$ in [0, 1) instead of $1 - t^c$, starting from 0 without bias correction (CAME).
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq_row` (the parameter's shape without the last
-        dimension) and `exp_avg_sq_col` (without the last but one), or `exp_avg_sq`, shaped as the parameter.
+        dimension) and `exp_avg_sq_col` (without the second to last), or `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a positive decay rate, an eps that is not above 0, a beta outside [0, 1).
+        ValueError: a positive decay rate, an eps not above 0, a beta outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_factored_rms()
@@ -56,8 +56,8 @@ def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: 
         tensor([[ 0.6249, -0.8837,  1.0961],
                 [ 1.0999,  1.0370,  0.9647]])
 
-    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: means in place of sums, which is the same; the last
-    two dimensions are factored at any rank, as in tensor2tensor and fairseq.
+    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: means instead of sums, which is equivalent; the last
+    two dimensions are factored for any rank, as in tensor2tensor and fairseq.
     """
 
     def init(param):
@@ -84,13 +84,13 @@ def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: 
 
 
 def _rms(sums: Any, x: Tensor) -> Tensor:
-    """The root mean square of a whole leaf; 0 for an empty one."""
+    """Return the root mean square of a whole leaf, or 0 if it is empty."""
     return safe_sqrt(sums["square"] / max(x.numel(), 1))
 
 
 def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Divide by the root of the outer product of rows and columns, over the mean of the rows."""
-    # Two roots, since the product of two eps is 0 in float32.
+    # Two roots, because the product of two eps underflows to 0 in float32.
     share = (rows / mean(rows, -1, keepdim=True)).sqrt()
     return x / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
 
@@ -100,15 +100,15 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
     r"""Divide by the root of a factored second moment, with the bounds and slots of torch.optim.Adafactor.
 
     As `scale_by_factored_rms`, but nothing is added to $g_t^2$: $V_{ij} = R_i C_j / \max(\mathrm{mean}(R), \epsilon)$,
-    gives $g_t / \sqrt{\max(V, \epsilon^2)}$.
+    result $g_t / \sqrt{\max(V, \epsilon^2)}$.
 
     Args:
         beta2_decay: $c \le 0$ in $\beta = 1 - t^{c}$.
-        eps: $\epsilon \ge 0$, in the unit of a gradient; None for the machine epsilon of the dtype computed in.
+        eps: $\epsilon \ge 0$, in the units of a gradient; None for the machine epsilon of the computation dtype.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `row_var` and `col_var`, shaped as the parameter with
-        size 1 in the last and the last but one dimension, or `variance`, shaped as the parameter.
+        size 1 in the last and the second to last dimension, or `variance`, shaped as the parameter.
 
     Raises:
         ValueError: a positive decay, a negative eps.
@@ -119,7 +119,7 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
         tensor([ 0.5000, -1.0000])
 
     Source: torch.optim.Adafactor, after Shazeer and Stern 2018, arXiv:1804.04235. Departures: for parameters in half
-    precision, eps=None means that of float32, in which rules compute.
+    precision, eps=None means the machine epsilon of float32, in which rules compute.
     """
 
     def init(param):
@@ -149,7 +149,7 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
 
 @per_tensor(sums_of_leaf=True, ranges={"threshold": "(0, inf)"})
 def clip_by_block_rms(threshold: Scalar = 1.0):
-    r"""Shrink every leaf to a root mean square of at most `threshold`: $u / \max(1, \mathrm{rms}(u)/d)$.
+    r"""Scale each leaf to a root mean square of at most `threshold`: $u / \max(1, \mathrm{rms}(u)/d)$.
 
     Args:
         threshold: $d > 0$.
@@ -158,7 +158,7 @@ def clip_by_block_rms(threshold: Scalar = 1.0):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a threshold that is not above 0.
+        ValueError: a threshold not above 0.
 
     Example:
         >>> tx = gradtx.clip_by_block_rms(1.0)
@@ -180,7 +180,7 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
     r"""Make updates relative to the size of a leaf's weights: $u \max(\epsilon, \mathrm{rms}(p))$.
 
     Args:
-        min_scale: $\epsilon \ge 0$, so that zero weights can still learn.
+        min_scale: $\epsilon \ge 0$, which allows zero weights to learn.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
@@ -220,26 +220,26 @@ def scale_by_adafactor(
     relative_step: bool = True,
     warmup_init: bool = False,
 ):
-    r"""Turn Adafactor's clipped direction into its step: relative step size, momentum and decay.
+    r"""Turn Adafactor's clipped direction into its step, with relative step size, momentum and decay.
 
-    $\alpha_t = \rho_t \max(\epsilon, \mathrm{rms}(p))$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) \alpha_t u_t$, gives
+    $\alpha_t = \rho_t \max(\epsilon, \mathrm{rms}(p))$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) \alpha_t u_t$, update
     $-m_t - \alpha_t \lambda p$; without $\beta_1$, $m_t = \alpha_t u_t$.
 
     Args:
         lr: $\rho \ge 0$, or None with `relative_step`.
-        eps: $\epsilon \ge 0$, the least size of a leaf's weights.
+        eps: $\epsilon \ge 0$, lower bound of the root mean square of a leaf's weights.
         beta1: $\beta_1$ in [0, 1), or None for no momentum (and no slot).
         weight_decay: $\lambda \ge 0$.
-        scale_parameter: Whether $\alpha$ is relative to the weights; else $\alpha = \rho$.
-        relative_step: $\rho_t = \min(10^{-2}, 1/\sqrt{t})$.
-        warmup_init: $\rho_t = \min(10^{-6} t, 1/\sqrt{t})$.
+        scale_parameter: Whether $\alpha$ is relative to the weights; otherwise $\alpha = \rho$.
+        relative_step: Use $\rho_t = \min(10^{-2}, 1/\sqrt{t})$.
+        warmup_init: Use $\rho_t = \min(10^{-6} t, 1/\sqrt{t})$.
 
     Returns:
         A transformation that keeps shapes and dtypes and owns the learning rate. State: `exp_avg`, shaped as the
         parameter, with `beta1`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, both or none of `lr` and `relative_step`, `warmup_init`
+        ValueError: arguments out of range, missing `params`, both or neither of `lr` and `relative_step`, `warmup_init`
             without `relative_step`.
 
     Example:
@@ -282,14 +282,14 @@ def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
     r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t}) u - \eta \lambda p$.
 
     Args:
-        lr: $\eta \ge 0$, the cap of the relative step.
-        weight_decay: $\lambda \ge 0$; the decay is by $\eta \lambda$, without the root.
+        lr: $\eta \ge 0$, the upper bound of the relative step.
+        weight_decay: $\lambda \ge 0$; the decay is $\eta \lambda$, without the root.
 
     Returns:
         A transformation that keeps shapes and dtypes and owns the learning rate; no state.
 
     Raises:
-        ValueError: a negative number, missing `params`.
+        ValueError: a negative argument, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_adafactor_torch(lr=0.8)

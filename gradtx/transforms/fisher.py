@@ -27,30 +27,30 @@ def scale_by_fadam(
     p: Scalar = 0.5,
     eps2: Scalar = 0.01,
 ):
-    r"""Average gradients that were divided by the root of the Fisher information, and decay weights likewise: FAdam.
+    r"""Average gradients divided by the root of the Fisher information, and decay weights likewise: FAdam.
 
-    $f_t$ is the average of $g^2$ with $\beta_2$, corrected for its start at 0;
+    $f_t$ is the bias-corrected average of $g^2$ with $\beta_2$;
     $B = f^k + \min(\epsilon, \epsilon_2\, \mathrm{rms}(g))^{2k}$, $u = g / B$ and $w = p / B$, each divided by
     $\max(1, \mathrm{rms} / c)$; $m_t = \beta_1 m_{t-1} + (1-\beta_1) u$, direction $m_t + \lambda w$. Root mean squares
-    are those of the leaf.
+    are over the leaf.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         weight_decay: $\lambda \ge 0$.
         clip: $c > 0$, the largest root mean square of $u$ and of $w$.
-        p: $k \ge 0$, the power of the Fisher information; 0.5 is the root.
+        p: $k \ge 0$, exponent of the Fisher information; 0.5 is the root.
         eps2: $\epsilon_2 \ge 0$, relative to the gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum` ($m$), `fim` ($f$), shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: arguments out of range, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_fadam(betas=(0.0, 0.9), eps=0.0, weight_decay=0.5)
-        >>> params = {"w": torch.tensor([1.0, 3.0])}  # decay is divided as well: by 1, and by 30
+        >>> params = {"w": torch.tensor([1.0, 3.0])}  # the decay is divided as well: by 1 and by 30
         >>> tx.update({"w": torch.tensor([1.0, 30.0])}, tx.init(params), params)[0]["w"]
         tensor([1.5000, 1.0500])
 
@@ -65,7 +65,7 @@ def scale_by_fadam(
         return {"momentum": torch.zeros_like(param), "fim": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        share = (1 - beta2) / ctx.bias_correction(beta2)  # 1 at t = 1: the average is kept without bias
+        share = (1 - beta2) / ctx.bias_correction(beta2)  # 1 at t = 1: the stored average is unbiased
         fisher = (1 - share) * state["fim"] + share * update.square()
         size = rms(update)
         floor = torch.minimum(exact(eps, update.device), eps2 * size)

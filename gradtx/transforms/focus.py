@@ -1,4 +1,4 @@
-"""Attraction to the average of past weights: FOCUS."""
+"""FOCUS: attraction to the average of past weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["scale_by_focus"]
 
 @per_tensor(elementwise=True, needs=("params",), ranges={"gamma": "[0, inf)"})
 def scale_by_focus(betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_decay: Scalar = 0.0):
-    r"""Step along the sign of the momentum, and back to the average of the weights: FOCUS's direction.
+    r"""Step along the sign of the momentum and back toward the average of the weights: FOCUS's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $\bar p_t = \beta_2 \bar p_{t-1} + (1-\beta_2) p$,
     $\hat p = \bar p / (1-\beta_2^t)$, direction
@@ -20,27 +20,27 @@ def scale_by_focus(betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_deca
     middle term is 0.
 
     Args:
-        betas: $(\beta_1, \beta_2)$, of the momentum and of the average of the weights, each in [0, 1).
-        gamma: $\gamma \ge 0$, the strength of the attraction; above 1 it wins over the momentum.
-        weight_decay: $\lambda \ge 0$, a pull of the average towards 0.
+        betas: $(\beta_1, \beta_2)$, for the momentum and for the average of the weights, each in [0, 1).
+        gamma: $\gamma \ge 0$, strength of the attraction; above 1 it dominates the momentum.
+        weight_decay: $\lambda \ge 0$, a pull of the average toward 0.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `pbar`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: arguments out of range, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_focus(gamma=0.25)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for at in (0.0, 1.0, -1.0):  # the gradient points up; the weight moved above, then below its average
+        >>> for at in (0.0, 1.0, -1.0):  # the gradient is positive; the weight is above, then below its average
         ...     updates, state = tx.update({"w": torch.ones(1)}, state, {"w": torch.tensor([at])})
         ...     print(updates["w"])
         tensor([1.])
         tensor([1.2500])
         tensor([0.7500])
 
-    Source: Liu, Liu and Gore 2025, arXiv:2501.12243. Departures: in the authors' code the sign at $t = 1$ is that of a
+    Source: Liu, Liu and Gore 2025, arXiv:2501.12243. Departures: in the authors' code, the sign at $t = 1$ is that of a
     rounding error.
     """
     beta1, beta2 = betas

@@ -1,4 +1,4 @@
-"""Follow the regularized leader: FTRL-Proximal."""
+"""FTRL-Proximal: follow the regularized leader."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def scale_by_ftrl(
     l2: Scalar = 0.0,
     initial_accumulator_value: Scalar = 0.0,
 ):
-    r"""Move to the minimizer of the sum of gradients plus regularizers: FTRL-Proximal.
+    r"""Move to the minimizer of the sum of gradients plus regularization terms: FTRL-Proximal.
 
     With $q = -$`lr_power`, $n' = n + g^2$, $z \leftarrow z + g - (n'^q - n^q)/\eta \, p$: $p$ becomes 0 where
-    $|z| \le \lambda_1$, else $(\mathrm{sign}(z) \lambda_1 - z) / ((\beta + n'^q)/\eta + \lambda_2)$.
+    $|z| \le \lambda_1$, and $(\mathrm{sign}(z) \lambda_1 - z) / ((\beta + n'^q)/\eta + \lambda_2)$ elsewhere.
 
     Args:
         lr: $\eta > 0$.
-        lr_power: At most 0; rates fall with this power of the sum of squares.
+        lr_power: At most 0; rates decrease with this power of the sum of squares.
         beta: $\beta \ge 0$, smooths the first rates.
-        l1: $\lambda_1 \ge 0$; it makes weights exactly 0.
+        l1: $\lambda_1 \ge 0$; sets weights to exactly 0.
         l2: $\lambda_2 \ge 0$.
-        initial_accumulator_value: $n_0 \ge 0$. Above 0, the first step pulls weights that do not start at 0 towards it.
+        initial_accumulator_value: $n_0 \ge 0$. If above 0, the first step pulls nonzero initial weights toward 0.
 
     Returns:
         A transformation that keeps shapes and dtypes and owns the learning rate. State: `z`, `n`, shaped as the
         parameter. A weight whose gradient has always been 0 becomes 0.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: arguments out of range, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_ftrl(lr=1.0, l1=1.0)
@@ -62,7 +62,7 @@ def scale_by_ftrl(
         tensor([0.0000, 0.6667])
 
     Source: McMahan et al. 2013, "Ad click prediction: a view from the trenches", KDD. Departures: none; Keras doubles
-    `l2`, and pytorch_optimizer takes the root of $n$ for any `lr_power`.
+    `l2`, and pytorch_optimizer uses the root of $n$ for any `lr_power`.
     """
     power = -lr_power
 
@@ -76,7 +76,7 @@ def scale_by_ftrl(
         gradients = state["z"] + update - (size - safe_pow(state["n"], power)) / lr * param
         pull = gradients.sign() * l1 - gradients
         curvature = (beta + size) / lr + l2
-        moved = (gradients.abs() > l1) & (curvature != 0)  # it is 0 where the squares underflow
+        moved = (gradients.abs() > l1) & (curvature != 0)  # the curvature is 0 if the squares underflow
         weight = quotient(pull, curvature, moved)
         return weight - param, {"z": gradients, "n": squares}
 

@@ -1,4 +1,4 @@
-"""One rate for every leaf, fixed by its first gradient: SGD-SaI."""
+"""SGD-SaI: one rate per leaf, fixed by its first gradient."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["scale_by_gsnr"]
 
 @per_tensor
 def scale_by_gsnr(eps: Scalar = 1e-8):
-    r"""Multiply every leaf by the fixed signal-to-noise ratio of its first gradient: SGD-SaI.
+    r"""Multiply each leaf by the fixed signal-to-noise ratio of its first gradient: SGD-SaI.
 
-    $q = \lVert g_1 \rVert / (\sigma(g_1) + \epsilon)$ for leaves of two or more dimensions, of which the first is not
-    of size 1, with the standard deviation $\sigma$ over the leaf; where $\sigma = 0$, and for all other leaves,
-    $q = \lVert g_1 \rVert$. Direction $q u$; $g_1$ is the first gradient of the chain, whatever links change it before.
+    $q = \lVert g_1 \rVert / (\sigma(g_1) + \epsilon)$ for leaves with two or more dimensions whose first dimension is
+    not of size 1, with the standard deviation $\sigma$ over the leaf. Where $\sigma = 0$, and for all other leaves,
+    $q = \lVert g_1 \rVert$. Direction $q u$; $g_1$ is the first gradient passed to the chain, before any link.
 
     Args:
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `gsnr` ($q$), 0-d float64, of every leaf.
+        A transformation that keeps shapes and dtypes. State: `gsnr` ($q$), 0-d float64 for each leaf.
 
     Raises:
         ValueError: a negative eps.

@@ -1,4 +1,4 @@
-"""Adam with gradients lifted to their usual norm (AdaNorm), RMSprop whose memory follows the path (AdaSmooth)."""
+"""Adam on gradients lengthened to their usual norm (AdaNorm); RMSprop whose memory follows the path (AdaSmooth)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def scale_by_adanorm(
     amsgrad: bool = False,
     accumulate_eps: bool = False,
 ):
-    r"""Lengthen gradients that are shorter than usual to the usual norm before Adam averages them.
+    r"""Lengthen gradients that are shorter than usual to their usual norm before Adam averages them: AdaNorm.
 
-    For every leaf, $e_t = r e_{t-1} + (1-r) \lVert g_t \rVert$ from 0 and without correction,
+    For each leaf, $e_t = r e_{t-1} + (1-r) \lVert g_t \rVert$ from 0 and without bias correction,
     $s_t = g_t \max(1, e_t / \lVert g_t \rVert)$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) s_t$,
-    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$ with the gradient as it came, direction
-    $\hat m_t / (\sqrt{\hat v_t} + \epsilon)$. A zero gradient stays 0.
+    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$ with the original gradient, direction
+    $\hat m_t / (\sqrt{\hat v_t} + \epsilon)$. A zero gradient remains 0.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
         r: Decay of the average norm, in [0, 1).
-        amsgrad: Take the running maximum of $v$ in place of $v$.
-        accumulate_eps: Add $\epsilon$ to the kept $v$ at every step as well, as the authors' code does.
+        amsgrad: Use the running maximum of $v$ instead of $v$.
+        accumulate_eps: Also add $\epsilon$ to the stored $v$ at every step, as in the authors' code.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
-        `max_exp_avg_sq`, shaped as the parameter; `exp_grad_norm`, 0-d float64, of every leaf.
+        `max_exp_avg_sq`, shaped as the parameter; `exp_grad_norm`, 0-d float64 for each leaf.
 
     Raises:
         ValueError: a beta or r outside [0, 1), a negative eps.
@@ -53,7 +53,7 @@ def scale_by_adanorm(
     Source: Dubey et al. 2022, arXiv:2210.06364. Departures: none from the paper.
     """
     beta1, beta2 = betas
-    moments, _ = adam_moments(betas, amsgrad)  # their update is another
+    moments, _ = adam_moments(betas, amsgrad)  # only `init`; the update differs
 
     def init(param):
         return moments(param) | {"exp_grad_norm": param.new_zeros((), dtype=exact_dtype(param))}
@@ -80,30 +80,30 @@ def scale_by_adanorm(
     elementwise=True, needs=("params",), ranges={"reset_every": "[1, inf)"}, nonnegative=("abs_sum", "exp_avg_sq")
 )
 def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_every: int | None = None):
-    r"""Divide by a root mean square that forgets fast where the weight moves straight, slowly where it oscillates.
+    r"""Divide by a root mean square with a short memory for straight paths and a long one for oscillation: AdaSmooth.
 
-    With $\Delta_t = p_t - p_{t-1}$, the change of the weight since the last call (0 at the first):
+    With $\Delta_t = p_t - p_{t-1}$, the change of the weight since the previous call (0 at the first):
     $S \leftarrow S + \Delta$, $N \leftarrow N + |\Delta|$, $e_t = |S|/N$ (0 where N = 0),
     $c_t = ((\rho_2 - \rho_1) e_t + 1 - \rho_2)^2$, $v_t = c_t g_t^2 + (1 - c_t) v_{t-1}$, direction
     $g_t / \sqrt{v_t + \epsilon}$; no bias correction.
 
     Args:
         betas: $(\rho_1, \rho_2)$, the fast and the slow decay, $0 \le \rho_1 < \rho_2 < 1$.
-        eps: $\epsilon \ge 0$ inside the root, in the unit of a squared gradient.
-        reset_every: Steps after which $S$ and $N$ start again from 0 (the paper's window: an epoch); None for never.
+        eps: $\epsilon \ge 0$ inside the root, in the units of a squared gradient.
+        reset_every: Steps after which $S$ and $N$ restart from 0 (the paper's window: an epoch); None for never.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, `prev_param`, `sum` ($S$) and `abs_sum`
         ($N$), shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, betas that don't rise, missing `params`.
+        ValueError: arguments out of range, betas that are not increasing, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_adasmooth()
         >>> params = {"w": torch.tensor([0.0, 0.0])}
         >>> state = tx.init(params)
-        >>> for moved in ([0.0, 0.0], [1.0, 1.0], [2.0, 0.0]):  # one weight goes on, the other comes back
+        >>> for moved in ([0.0, 0.0], [1.0, 1.0], [2.0, 0.0]):  # one weight moves straight, the other moves back
         ...     updates, state = tx.update({"w": torch.ones(2)}, state, {"w": torch.tensor(moved)})
         >>> updates["w"]
         tensor([1.5118, 1.9994])

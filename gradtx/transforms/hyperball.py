@@ -1,4 +1,4 @@
-"""Keep weights at the norm that they start with, and steps at a share of it: Hyperball."""
+"""Hyperball: keep weights at their initial norm, and steps at a fraction of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["keep_norm", "scale_to_radius"]
 
 
 def _radius(param: Tensor) -> dict[str, Tensor]:
-    """The slot `radius`."""
+    """Return the slot `radius`."""
     radius = norm(param)
     if param.numel() and _torch.readable(radius) and radius == 0:
         raise UnfitError(
@@ -30,18 +30,18 @@ def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
 
 @per_tensor(takes_complex=True, needs=("params",))
 def scale_to_radius(eps: Scalar = 1e-12):
-    r"""Give every update the norm that its leaf starts with: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
+    r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
 
-    Stands before the learning rate, which then is a relative step. $R = \lVert p_0 \rVert$.
+    Place it before the learning rate, which then is a relative step size. $R = \lVert p_0 \rVert$.
 
     Args:
-        eps: $\epsilon \ge 0$. Keep it above 0, for updates of 0.
+        eps: $\epsilon \ge 0$. Use a positive value if an update may be 0.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
 
     Raises:
-        ValueError: a negative eps, missing `params`, a leaf that starts with norm 0.
+        ValueError: a negative eps, missing `params`, a leaf with initial norm 0.
 
     Example:
         >>> tx = gradtx.scale_to_radius()
@@ -60,9 +60,9 @@ def scale_to_radius(eps: Scalar = 1e-12):
 
 @per_tensor(takes_complex=True, needs=("params",))
 def keep_norm(eps: Scalar = 1e-12):
-    r"""Bring every leaf back to the norm that it starts with.
+    r"""Rescale each leaf to its initial norm after the step.
 
-    With $q = p + u$, the leaf becomes $R q / \max(\lVert q \rVert, \epsilon)$, $R = \lVert p_0 \rVert$. Stands after
+    With $q = p + u$, the leaf becomes $R q / \max(\lVert q \rVert, \epsilon)$, $R = \lVert p_0 \rVert$. Place it after
     the learning rate.
 
     Args:
@@ -72,17 +72,17 @@ def keep_norm(eps: Scalar = 1e-12):
         A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
 
     Raises:
-        ValueError: a negative eps, missing `params`, a leaf that starts with norm 0.
+        ValueError: a negative eps, missing `params`, a leaf with initial norm 0.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.keep_norm())
         >>> params = {"w": torch.tensor([5.0, 0.0])}
         >>> updates, _ = tx.update({"w": torch.tensor([2.0, -4.0])}, tx.init(params), params)
-        >>> gradtx.apply_updates(params, updates)["w"]  # (3, 4) has the norm already
+        >>> gradtx.apply_updates(params, updates)["w"]  # (3, 4) already has this norm
         tensor([3., 4.])
 
-    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none. `scale_to_radius` in front makes the step
-    relative; `hyperball` is both.
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none. A preceding `scale_to_radius` makes the step
+    relative; `hyperball` combines both.
     """
 
     def update(update, state, param, ctx):

@@ -1,4 +1,4 @@
-"""A momentum for every entry: Adai."""
+"""Adai: a separate momentum coefficient for each entry."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ def scale_by_adai(betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Sca
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, $\hat v_t = v_t / (1 - \beta_2^t)$, $M$ the mean of $\hat v_t$ over all
     leaves; $\beta_{1,t} = \mathrm{clip}(1 - \beta_0 (\hat v_t / M)^{1/(3 - 2\tau)}, 0, 1 - \epsilon)$;
-    $m_t = \beta_{1,t} m_{t-1} + (1 - \beta_{1,t})^\tau g_t$; gives $\beta_0^{1-\tau} m_t / (1 - \prod_s \beta_{1,s})$.
+    $m_t = \beta_{1,t} m_{t-1} + (1 - \beta_{1,t})^\tau g_t$; direction
+    $\beta_0^{1-\tau} m_t / (1 - \prod_s \beta_{1,s})$.
 
     Args:
-        betas: $(\beta_0, \beta_2)$, each in [0, 1): how far the inertia of an average entry is from 1, and the weight
+        betas: $(\beta_0, \beta_2)$, each in [0, 1): the distance of an average entry's inertia from 1, and the weight
             of the old average of squares.
-        eps: $\epsilon$ in (0, 1): the inertia stays below $1 - \epsilon$. No guard of a division.
-        dampening: $\tau$ in [0, 1]. 1 is Adai, less is AdaiV2.
+        eps: $\epsilon$ in (0, 1): the inertia is at most $1 - \epsilon$. It does not guard a division.
+        dampening: $\tau$ in [0, 1]. 1 is Adai; smaller values are AdaiV2.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, `beta1_prod` (starts at 1),
-        shaped as the parameter. In bfloat16 the product is too coarse: pass `state_dtype`.
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, `beta1_prod` (initially 1),
+        shaped as the parameter. bfloat16 is too coarse for the product: pass `state_dtype`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_adai(betas=(0.1, 0.0))

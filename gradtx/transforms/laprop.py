@@ -1,4 +1,4 @@
-"""Normalize gradients first and average them then: LaProp."""
+"""LaProp: normalize gradients first, then average them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradtx.transforms._math import at_least, corrected_root
 
 __all__ = ["scale_by_laprop"]
 
-CENTERED_AFTER = 10  # steps: before, the mean of the authors' code is too noisy to be subtracted
+CENTERED_AFTER = 10  # steps; until then the mean in the authors' code is too noisy to be subtracted
 
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
@@ -19,23 +19,23 @@ def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: b
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$,
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$, direction
-    $m_t / (1-\beta_1^t)$. Adam averages first, so that its $\beta_1$ and $\beta_2$ depend on each other.
+    $m_t / (1-\beta_1^t)$. Adam averages first, which couples its $\beta_1$ and $\beta_2$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, outside the root.
-        amsgrad: Take the running maximum of $v$ in place of $v$.
-        centered: From t = 11 on subtract the square of the mean gradient from $v$; amsgrad's maximum starts there.
+        amsgrad: Use the running maximum of $v$ instead of $v$.
+        centered: From t = 11 on, subtract the square of the mean gradient from $v$; amsgrad's maximum starts there.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, with `centered`
-        `exp_mean_avg_beta2`, with `amsgrad` `max_exp_avg_sq`, shaped as the parameter.
+        `exp_mean_avg_beta2` and, with `amsgrad`, `max_exp_avg_sq`, shaped as the parameter.
 
     Raises:
         ValueError: a beta outside [0, 1), a negative eps.
 
     Example:
-        >>> tx = gradtx.scale_by_laprop(betas=(0.5, 0.0))  # every gradient counts by its sign
+        >>> tx = gradtx.scale_by_laprop(betas=(0.5, 0.0))  # only the sign of each gradient counts
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> for grad in (1.0, -100.0):  # Adam: 1.0, then -0.6633
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
@@ -43,8 +43,8 @@ def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: b
         tensor([1.])
         tensor([-0.3333])
 
-    Source: Ziyin et al. 2020, arXiv:2002.04839. Departures: the learning rate stays outside the average, as in the
-    paper; the authors' code averages steps. $v$ less the squared mean is kept from rounding below 0.
+    Source: Ziyin et al. 2020, arXiv:2002.04839. Departures: the learning rate is outside the average, as in the
+    paper; the authors' code averages steps. $v$ less the squared mean is clamped so that it cannot round below 0.
     """
     beta1, beta2 = betas
     slots = ["exp_avg", "exp_avg_sq"]
@@ -59,7 +59,7 @@ def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: b
     def update(update, state, param, ctx):
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         new = {"exp_avg_sq": square}
-        # Without `centered` the first phase, in which no maximum is collected, has no steps.
+        # Without `centered`, the first phase, which collects no maximum, has no steps.
         late = ctx.step > (CENTERED_AFTER if centered else 0)
         if centered:
             mean = new["exp_mean_avg_beta2"] = beta2 * state["exp_mean_avg_beta2"] + (1 - beta2) * update

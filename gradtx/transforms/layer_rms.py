@@ -1,4 +1,4 @@
-"""One second moment for a whole layer: NovoGrad."""
+"""NovoGrad: one second moment per layer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["scale_by_layer_rms"]
 
 @per_tensor(takes_complex=True, ranges={"beta": "[0, 1)"})
 def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = False):
-    r"""Divide the gradient of every leaf by a running norm of it.
+    r"""Divide the gradient of each leaf by a running average of its norm: NovoGrad's direction.
 
-    $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$, with $v_t = \lVert g_t \rVert^2$ where $v_{t-1} = 0$; gives
-    $g_t / (\sqrt{v_t} + \epsilon)$.
+    $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$, with $v_t = \lVert g_t \rVert^2$ where $v_{t-1} = 0$;
+    direction $g_t / (\sqrt{v_t} + \epsilon)$.
 
     Args:
         beta: $\beta$, in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient; keep it above 0, for zero gradients.
-        amsgrad: Take the running maximum of $v$ in place of $v$.
+        eps: $\epsilon \ge 0$, in the units of a gradient. Use a positive value if a gradient may be 0.
+        amsgrad: Use the running maximum of $v$ instead of $v$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, both
-        0-d float64 for every leaf.
+        0-d float64 for each leaf.
 
     Raises:
         ValueError: a beta outside [0, 1), a negative eps.

@@ -1,4 +1,4 @@
-"""Directions of a quasi-Newton method that remembers a few steps: L-BFGS."""
+"""L-BFGS: quasi-Newton directions from the last few steps."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ __all__ = ["scale_by_lbfgs"]
     example={"history": 2},
 )
 def scale_by_lbfgs(history: int = 10, curvature: Scalar = 1e-10, first: str = "l1"):
-    r"""Multiply the gradient by an inverse Hessian that the last steps and gradients suggest: L-BFGS.
+    r"""Multiply the gradient by an inverse Hessian estimated from the last steps and gradients: L-BFGS.
 
-    From the second step on $s = p - p_{t-1}$ and $y = g - g_{t-1}$ of all leaves together; if
-    $\langle s, y \rangle$ is larger than `curvature`, the pair joins the history, the oldest leaves it, and
-    $\gamma = \langle s, y \rangle / \langle y, y \rangle$ ($\gamma = 1$ before any). Gives $H g$, where $H$ is
-    $\gamma I$ after the BFGS update with each pair, the oldest first. The inner products of all pairs are added over
-    leaves at once, and small triangular systems take the place of the recursion of two loops.
+    From the second step on, $s = p - p_{t-1}$ and $y = g - g_{t-1}$ over all leaves together. If
+    $\langle s, y \rangle$ is larger than `curvature`, the pair joins the history, the oldest pair is dropped, and
+    $\gamma = \langle s, y \rangle / \langle y, y \rangle$ (initially 1). The direction is $H g$, where $H$ is
+    $\gamma I$ after the BFGS update with each pair, oldest first. The inner products of all pairs are summed over
+    leaves in one step, and small triangular systems replace the two-loop recursion.
 
     Args:
         history: Number of pairs, >= 1.
-        curvature: Least $\langle s, y \rangle$, >= 0.
-        first: The first step gives $g \min(1, 1/\lVert g \rVert_1)$, "l1", or $g$, "none".
+        curvature: Lower bound of $\langle s, y \rangle$, >= 0.
+        first: Result of the first step: $g \min(1, 1/\lVert g \rVert_1)$ for "l1", $g$ for "none".
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `prev_param`, `previous_grad`, and `s_i`, `y_i` for every
-        pair, the newest last, shaped as the parameter; `products_s` and `products_y` (inner products of the pairs,
+        A transformation that keeps shapes and dtypes. State: `prev_param`, `previous_grad`, and `s_i`, `y_i` for each
+        pair, newest last, shaped as the parameter; `products_s` and `products_y` (inner products of the pairs,
         history x history), the same for every leaf; `count` of pairs and `gamma`, 0-d.
 
     Raises:
-        ValueError: numbers out of range, another `first`, missing `params`.
+        ValueError: arguments out of range, an unknown `first`, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_lbfgs()
         >>> params = {"w": torch.tensor([1.0, 1.0])}
         >>> curvatures = torch.tensor([1.0, 9.0])
         >>> state = tx.init(params)
-        >>> for _ in range(4):  # of a quadratic, along the exact minimum of each direction
+        >>> for _ in range(4):  # a quadratic, with exact line searches
         ...     grads = {"w": curvatures * params["w"]}
         ...     u = tx.update(grads, state, params)[0]["w"]
         ...     _, state = tx.update(grads, state, params)
@@ -59,9 +59,9 @@ def scale_by_lbfgs(history: int = 10, curvature: Scalar = 1e-10, first: str = "l
         >>> params["w"].abs().max() < 1e-5
         tensor(True)
 
-    Source: Liu and Nocedal 1989; the compact form: Byrd, Nocedal and Schnabel 1994. Departures: pairs are true
-    differences of parameters, so that later links (line searches, decay, projections) are seen; torch.optim.LBFGS
-    takes its step. Every leaf needs a gradient at every step, and gradients of one batch, or of a large one.
+    Source: Liu and Nocedal 1989; the compact form: Byrd, Nocedal and Schnabel 1994. Departures: pairs are actual
+    differences of parameters and therefore include later links (line searches, decay, projections); torch.optim.LBFGS
+    uses its own step. Every leaf needs a gradient at every step, from the full batch or a large one.
     """
     if first not in ("l1", "none"):
         raise ValueError(f"scale_by_lbfgs: first must be 'l1' or 'none', got {first!r}")
@@ -108,12 +108,12 @@ def _or_one(x: Tensor) -> Tensor:
 
 
 def _first_factor(size: Tensor) -> Tensor:
-    """min(1, 1 / size)."""
+    """Return min(1, 1 / size)."""
     return 1 / size.clamp(min=1.0)
 
 
 def _products(update: Tensor, step: Tensor, change: Tensor, state: Any) -> dict[str, Tensor]:
-    """The terms of one leaf of all inner products that are new in this step, and of the gradient's 1-norm."""
+    """Return one leaf's terms of all inner products that are new in this step, and of the gradient's 1-norm."""
     rows = {"s": [*state["s"], step], "y": [*state["y"], change]}
     columns = _flat([change, update])
     terms = {"size": update.abs().sum()}
@@ -128,16 +128,16 @@ def _products(update: Tensor, step: Tensor, change: Tensor, state: Any) -> dict[
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    """Tensors as the rows of a matrix."""
+    """Stack tensors as the rows of a matrix."""
     return torch.stack([tensor.reshape(-1) for tensor in tensors])
 
 
 class _Pairs:
-    """The pairs after a step, and the direction that follows from their inner products.
+    """Store the pairs after a step and compute the direction from their inner products.
 
     Attributes:
-        products_s: The inner products of each s (row) with its y and later ones (column); no others are read.
-        products_y: Those of each y with each y.
+        products_s: Inner products of each s (row) with its own and later y (column); the others are never read.
+        products_y: Inner products of each y with each y.
     """
 
     def __init__(self, state: Any, accepted: Tensor, totals: dict[str, Tensor], history: int):
@@ -156,21 +156,21 @@ class _Pairs:
         return [*range(1, self._history), "new"]
 
     def _grown(self, old: Tensor, new: list[Tensor]) -> Tensor:
-        """Products without the oldest pair, with a row and a column for the newest, if it was accepted."""
+        """Drop the oldest pair and append a row and a column for the newest, if it was accepted."""
         edge = torch.stack(new)
         old = undivided(old).to(edge.dtype)
         rest = torch.cat([old[1:, 1:], edge[:-1, None]], dim=1)
         return torch.where(self._accepted, torch.cat([rest, edge[None, :]]), old)
 
     def kept(self, new: Tensor, name: str) -> list[Tensor]:
-        """The vectors of a history after this step."""
+        """Return the vectors of a history after this step."""
         old = self._state[name]
         return [torch.where(self._accepted, b, a) for a, b in zip(old, [*old[1:], new], strict=True)]
 
     def direction(self, gradient: Tensor, gamma: Tensor, steps: list[Tensor], changes: list[Tensor]) -> Tensor:
-        """Gamma g + S c - gamma Y u with R u = S^T g and R^T c = (D + gamma Y^T Y) u - gamma Y^T g.
+        """Return gamma g + S c - gamma Y u with R u = S^T g and R^T c = (D + gamma Y^T Y) u - gamma Y^T g.
 
-        R is the upper triangle of S^T Y, D its diagonal; pairs that are not there yet have a 1 in R.
+        R is the upper triangle of S^T Y and D its diagonal; pairs that do not exist yet have a 1 in R.
         """
         present = self.products_s.diagonal() != 0
         triangle = self.products_s.triu() + torch.diag((~present).to(gamma.dtype))

@@ -1,4 +1,4 @@
-"""Linear minimization oracles: the step of a given size, in a norm that fits the layer, that descends most. Scion."""
+"""Scion: linear minimization oracles, the steps of steepest descent for a given size in a norm that fits the layer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _dims(arguments: dict[str, Any]) -> Any:
 
 
 def _mixes_rows(arguments: dict[str, Any]) -> bool:
-    """Whether the owner of a divided leaf computes: signs, rows and columns need no exchange of entries."""
+    """Whether the owner of a divided leaf must compute it; signs, rows and columns need no exchange of entries."""
     return arguments["kind"] not in ("sign", "row", "column")
 
 
@@ -45,23 +45,23 @@ def lmo(
 ):
     r"""Replace an update by the element of a norm ball that is most aligned with it.
 
-    With $O$ of `orthogonalize`, a matrix of $r$ rows and $c$ columns (out, in), and $y$ the update, or with `transpose`
-    its transpose, transposed back in the end:
+    With $O$ as in `orthogonalize`, a matrix with $r$ rows and $c$ columns (out, in), and $y$ the update or, with
+    `transpose`, its transpose, which is transposed back at the end:
 
     | kind | result | `normalized=False` |
     |---|---|---|
     | "spectral" | $O(x) \sqrt{r/c}$ | $O(x) \sqrt r$ |
-    | "conv" | $O(x) \sqrt{r/c} / k$ of (out, all others), $c$ channels in, $k$ entries a kernel | $O(x) \sqrt r / k$ |
+    | "conv" | $O(x) \sqrt{r/c} / k$ of (out, all others), $c$ input channels, $k$ kernel entries | $O(x) \sqrt r / k$ |
     | "sign" | $\mathrm{sign}(x) / \mathrm{in}$ | $\mathrm{sign}(x)$ |
     | "column" | $y / (n c + \epsilon)$, $n$ the root mean square of each column | $y / (n + \epsilon)$, the default |
     | "row" | $y / (\lVert \mathrm{row} \rVert \sqrt c + \epsilon)$ | $y / (\lVert \mathrm{row} \rVert + \epsilon)$ |
     | "bias" | $x / (\mathrm{rms}(x) + \epsilon)$ | the same |
 
     Args:
-        kind: One of these, or "auto": "bias" for leaves of up to 1 dimension, "spectral" for 2, "conv" for more.
+        kind: One of these, or "auto": "bias" for leaves with at most 1 dimension, "spectral" for 2, "conv" for more.
         normalized: Whether the norm is relative to the number of inputs; None for the default of the kind.
-        transpose: Take rows for columns and the reverse, for weights stored as (in, out), as of an embedding.
-        maximum: Scale "spectral" and "conv" by at least 1, before the kernel.
+        transpose: Exchange rows and columns, for weights stored as (in, out), such as those of an embedding.
+        maximum: Scale "spectral" and "conv" by at least 1, before the division by the kernel size.
         steps: Iterations of $O$, in [0, 100); None for 5, or for the number of a named set.
         coefs: Coefficients of $O$, as in `orthogonalize`.
         eps: $\epsilon \ge 0$.
@@ -70,7 +70,7 @@ def lmo(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, another kind, a leaf with too few dimensions for it.
+        ValueError: arguments out of range, an unknown kind, a leaf with too few dimensions for it.
 
     Example:
         >>> tx = gradtx.lmo("row")
@@ -103,23 +103,23 @@ def init_for_lmo(
     maximum: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw weights on the ball in which `scion` keeps them; biases are 0.
+    """Draw initial weights on the ball to which `scion` constrains them; biases are 0.
 
     Args:
-        param: Gives shape, dtype and device.
+        param: Tensor that specifies shape, dtype and device.
         kind: As in `lmo`.
         scale: The radius of the ball, >= 0.
         normalized: As in `lmo`.
         transpose: As in `lmo`.
         maximum: As in `lmo`.
-        generator: The source of normal numbers; None for torch's.
+        generator: The generator of the normal samples; None for torch's default.
 
     Returns:
-        A new tensor: orthogonal ("spectral", "conv"), signs, or normal numbers with columns or rows of one size.
+        A new tensor: orthogonal ("spectral", "conv"), signs, or normal samples with columns or rows of equal size.
 
     Raises:
         TypeError: a `param` that is not a tensor of a floating-point dtype, a scale that is not a number.
-        ValueError: another kind, one that needs a matrix for a vector, a scale that is negative or not finite.
+        ValueError: an unknown kind, one that needs a matrix for a vector, a scale that is negative or not finite.
 
     Example:
         >>> weight = gradtx.init_for_lmo(torch.empty(3, 3), scale=2.0, generator=torch.Generator().manual_seed(0))
@@ -153,11 +153,11 @@ def _check_start(param: Any, kind: Any, scale: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Oracle:
-    """The oracles of all kinds, with these options.
+    """Compute the oracles of all kinds with the given options.
 
     Attributes:
         normalized, transpose, maximum, eps: As in `lmo`.
-        orthogonal: Makes an orthogonal matrix of a matrix.
+        orthogonal: Function that maps a matrix to an orthogonal one.
     """
 
     normalized: bool | None

@@ -1,4 +1,4 @@
-"""A step size measured from how fast the gradient changes: adaptive gradient descent."""
+"""Adaptive gradient descent: a step size from the measured rate of change of the gradient."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def scale_by_local_smoothness(
     eps: Scalar = 1e-5,
     weight_decay: Scalar = 0.0,
 ):
-    r"""Descend by a step size that follows the local smoothness of the loss, with no line search.
+    r"""Descend with a step size that follows the local smoothness of the loss, without a line search.
 
     With $D = \lVert p_t - p_{t-1} \rVert$ and $G = \lVert g_t - g_{t-1} \rVert$ over all leaves together:
     $\lambda_t = \min(\lambda_{t-1} \sqrt{1 + a \theta_{t-1}}, D / (b G)) + \epsilon$, or
     $\lambda_{t-1} \sqrt{1 + a \theta_{t-1}}$ where D or G is 0, as at $t = 1$;
-    $\theta_t = \lambda_t / \lambda_{t-1}$; gives $-\lambda_t (g_t + w p_t)$. It owns the learning rate: no decay or
+    $\theta_t = \lambda_t / \lambda_{t-1}$; update $-\lambda_t (g_t + w p_t)$. It owns the learning rate: no decay or
     learning rate may follow.
 
     Args:
-        lr: $\lambda_0 > 0$; read by `init` only. The same for all groups, as are the next four.
+        lr: $\lambda_0 > 0$; only read by `init`. Must be the same for all groups, as must the next four.
         amplifier: $a \ge 0$, how fast the step size may grow.
         damping: $b > 0$; the step size stays below 1 / b of the inverse smoothness.
         theta: $\theta_0 > 0$. With inf, the first measured step size has no upper limit.
-        eps: $\epsilon \ge 0$, in the unit of a step size.
-        weight_decay: $w \ge 0$, coupled, but left out of G.
+        eps: $\epsilon \ge 0$, in the units of a step size.
+        weight_decay: $w \ge 0$, coupled, but not included in G.
 
     Returns:
-        A transformation whose updates are added to the parameters. It takes the extra `prev_grad`: the gradients at
-        the previous parameters on the current batch, from which G is then measured, as the authors do where
-        gradients are noisy. State: `prev_param`, `previous_grad`, shaped as the parameter; `step_size`, `theta`, 0-d
-        float64 for all leaves.
+        A transformation whose updates are added to the parameters. It accepts the extra `prev_grad`, the gradients at
+        the previous parameters on the current batch. If given, G is computed from them, as the authors do for noisy
+        gradients. State: `prev_param`, `previous_grad`, shaped as the parameter; `step_size`, `theta`, 0-d float64
+        shared by all leaves.
 
     Raises:
-        ValueError: numbers out of range, a first rate of 0, missing `params`, a link after it that scales by a
+        ValueError: arguments out of range, an initial rate of 0, missing `params`, a later link that scales by a
             learning rate or decays.
 
     Example:
@@ -76,7 +76,7 @@ def scale_by_local_smoothness(
         '0.100'
 
     Source: Malitsky and Mishchenko 2019, arXiv:1910.09529; the form with amplifier and eps is the authors' code.
-    Departures: without a measurement an infinite theta stays so, and the step size does not grow.
+    Departures: while nothing can be measured, an infinite theta remains infinite and the step size does not grow.
     """
 
     def init(param):

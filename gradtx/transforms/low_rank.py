@@ -1,4 +1,4 @@
-"""Adam at low rank with what it leaves out: Fira's residual, APOLLO's scaled gradient."""
+"""Low-rank Adam combined with the full gradient: Fira's residual, APOLLO's scaled gradient."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gradtx.transforms.adam_hat import scale_by_adam_hat
 
 __all__ = ["scale_by_apollo_low_rank", "scale_by_fira"]
 
-TINY = 1e-8  # added to norms that are divided by, in the authors' code of both methods
+TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
 RANGES = {"rank": "[1, inf)", "update_proj_gap": "[1, inf)", "scale": "[0, inf)", "limit": "[1, inf)"}
 EXAMPLE = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the views of both methods read of their arguments."""
+    """Arguments that the views of both methods read."""
 
     betas: Any
     limit: Any
@@ -34,19 +34,19 @@ class Options:
 
 
 class LimitedView(LowRankView):
-    """A projected matrix with Adam inside, and a full direction whose growth is limited."""
+    """Project a matrix with Adam inside, and limit the growth of a full-rank direction."""
 
     def __init__(self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any, options: Options):
         super().__init__(projection, update, state, ctx)
         self.options = options
 
     def correction(self) -> Tensor:
-        """Adam's factor of both corrections, which the direction of the inner Adam has."""
+        """Return Adam's factor of both bias corrections, which the inner Adam's direction includes."""
         beta1, beta2 = self.options.betas
         return self.ctx.bias_correction(beta2).sqrt() / self.ctx.bias_correction(beta1)
 
     def factors(self, direction: Tensor) -> Tensor:
-        """How much longer the low-rank direction is than the low-rank gradient; one factor a channel, or for all."""
+        """Return the norm of the low-rank direction over that of the low-rank gradient, per channel or overall."""
         low = self.inward(self.update)
         if not self.options.by_channel:
             return norm(direction) / (norm(low) + TINY)
@@ -55,7 +55,7 @@ class LimitedView(LowRankView):
         return top / (bottom + TINY)
 
     def limited(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A direction that grows by no more than `limit` a step, and its norm."""
+        """Limit the growth of a direction to `limit` per step, and return it with its norm."""
         length, last, limit = norm(x), self.state["last_norm"], self.options.limit
         growth = at_least(length / (last + TINY), limit) / limit
         growth = torch.where(self.ctx.step == 1, 1.0, growth)
@@ -95,43 +95,43 @@ def scale_by_fira(
     limit: Scalar = 1.01,
     seed: int = 0,
 ):
-    r"""Adam's direction at low rank, and the rest of the gradient, scaled as Adam scales each row: Fira.
+    r"""Combine Adam's low-rank direction with the rest of the gradient, scaled row by row as in Adam: Fira.
 
-    With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ of it without its factor
+    With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ for it without the factor
     $c = \sqrt{1-\beta_2^t} / (1-\beta_1^t)$: $r = (g - a\, \hat g Q^\top)\, \phi$ with
     $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$ row by row (columns with a basis on the left),
-    $r \leftarrow r / (\max(\lVert r \rVert / (n + 10^{-8}), l) / l)$ from the second step on, $n$ the norm of the last
-    $r$; gives $c\, (a\, d Q^\top + r)$. Leaves that are not matrices: `scale_by_adam_hat`.
+    $r \leftarrow r / (\max(\lVert r \rVert / (n + 10^{-8}), l) / l)$ from the second step on, where $n$ is the norm of
+    the previous $r$; direction $c\, (a\, d Q^\top + r)$. Leaves that are not matrices use `scale_by_adam_hat`.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: Of Adam, >= 0.
+        eps: Adam's eps, >= 0.
         rank: Number of columns of $Q$, >= 1, at most the smaller side.
-        update_proj_gap: Steps between two bases, >= 1.
+        update_proj_gap: Steps between two refreshes of the basis, >= 1.
         scale: $a \ge 0$.
         side: As in `low_rank`.
         projection: As in `low_rank`.
         carry: As in `low_rank`.
-        limit: $l \ge 1$: the most that the norm of $r$ grows by in a step.
-        seed: Of random bases.
+        limit: $l \ge 1$: the largest growth factor of the norm of $r$ in one step.
+        seed: Seed of random bases.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
         ($n$, 0-d).
 
     Raises:
-        ValueError: numbers out of range, an unknown option.
+        ValueError: arguments out of range, an unknown option.
 
     Example:
         >>> tx = gradtx.scale_by_fira(rank=1, scale=1.0)
         >>> grads = {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])}
-        >>> tx.update(grads, tx.init(grads))[0]["w"]  # the second row has no part in the first singular vector
+        >>> tx.update(grads, tx.init(grads))[0]["w"]  # the second row is orthogonal to the first singular vector
         tensor([[1.0000, 0.0000],
                 [0.0000, 0.0000],
                 [0.0000, 0.0000]])
 
-    Source: Chen et al. 2024, arXiv:2410.01623. Departures: the sign rule of `low_rank`; the projection inside the
-    residual is scaled as well, as in the authors' code.
+    Source: Chen et al. 2024, arXiv:2410.01623. Departures: the sign rule of `low_rank`. As in the authors' code, the
+    projection inside the residual is scaled as well.
     """
     check_choices("scale_by_fira", projection=projection, side=side, carry=carry)
 
@@ -154,42 +154,42 @@ def scale_by_apollo_low_rank(
     limit: Scalar = 1.01,
     seed: int = 0,
 ):
-    r"""The gradient, every row scaled as Adam scales it at a low rank: APOLLO.
+    r"""Scale each row of the gradient as a low-rank Adam would: APOLLO.
 
-    With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ of it without its factor
+    With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ for it without the factor
     $c = \sqrt{1-\beta_2^t} / (1-\beta_1^t)$: $u = g\, \phi$ with
-    $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$, row by row (columns with a basis on the left) or of the
-    whole leaf, $u \leftarrow u / (\max(\lVert u \rVert / (n + 10^{-8}), l) / l)$ from the second step on, $n$ the norm
-    of the last $u$; gives $c \sqrt a\, u$. Leaves that are not matrices: `scale_by_adam_hat`.
+    $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$, row by row (columns with a basis on the left) or over
+    the whole leaf, $u \leftarrow u / (\max(\lVert u \rVert / (n + 10^{-8}), l) / l)$ from the second step on, where $n$
+    is the norm of the previous $u$; direction $c \sqrt a\, u$. Leaves that are not matrices use `scale_by_adam_hat`.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: Of Adam, >= 0.
+        eps: Adam's eps, >= 0.
         rank: Number of columns of $Q$, >= 1.
-        update_proj_gap: Steps between two bases, >= 1.
+        update_proj_gap: Steps between two refreshes of the basis, >= 1.
         scale: $a \ge 0$.
         side: As in `low_rank`.
         projection: As in `low_rank`.
         scale_type: "channel" or "tensor".
-        scale_front: Whether to multiply by $\sqrt a$ before the growth is limited.
-        limit: $l \ge 1$: the most that the norm of $u$ grows by in a step.
-        seed: Of random bases.
+        scale_front: Whether to multiply by $\sqrt a$ before limiting the growth.
+        limit: $l \ge 1$: the largest growth factor of the norm of $u$ in one step.
+        seed: Seed of random bases.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
         ($n$, 0-d); `seed` and `counter`.
 
     Raises:
-        ValueError: numbers out of range, an unknown option.
+        ValueError: arguments out of range, an unknown option.
 
     Example:
         >>> tx = gradtx.scale_by_apollo_low_rank(rank=1, projection="svd")
         >>> grads = {"w": torch.tensor([[3.0, 4.0], [6.0, 8.0]])}
-        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=1)  # Adam at rank 1 gives both rows the same length
+        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=1)  # Adam at rank 1 scales both rows to the same norm
         tensor([1.0000, 1.0000])
 
-    Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from the library's stream; a projected
-    leaf's channels follow the side of its basis.
+    Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from the library's random stream; the
+    channels of a projected leaf follow the side of its basis.
     """
     check_choices("scale_by_apollo_low_rank", projection=projection, side=side)
     if scale_type not in ("channel", "tensor"):

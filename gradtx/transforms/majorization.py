@@ -1,4 +1,4 @@
-"""Minimize an average of majorizing surrogates of the loss: SRMM."""
+"""SRMM: minimize an average of majorizing surrogates of the loss."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ __all__ = ["scale_by_srmm"]
     ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"},
 )
 def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):
-    r"""Step from an average of the weights along an average of the gradients that were taken there: SRMM.
+    r"""Step from an average of the weights along an average of the gradients computed there: SRMM.
 
     With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,
     $\bar p \leftarrow (1-w) \bar p + w p$, $p \leftarrow (1 - \eta\lambda) \bar p + \eta\lambda p - \eta \bar g$.
 
     Args:
-        lr: $\eta \ge 0$, in the paper's terms $1 / (L + \lambda)$.
-        beta: $\beta \ge 0$: how fast the weight of new gradients falls; 0 keeps no memory.
+        lr: $\eta \ge 0$, or $1 / (L + \lambda)$ in the paper's notation.
+        beta: $\beta \ge 0$: how fast the weight of new gradients decreases; 0 keeps no memory.
         memory_length: Steps after which the averages restart, >= 1; None for never.
-        proximal: $\lambda \ge 0$, the pull towards the current weights; $\eta \lambda \le 1$.
+        proximal: $\lambda \ge 0$, the pull toward the current weights; $\eta \lambda \le 1$.
 
     Returns:
         A transformation that keeps shapes and dtypes; its updates are added to the parameters. State:
-        `mov_avg_grad` and `mov_avg_param` (which starts as the parameter), shaped as the parameter.
+        `mov_avg_grad` and `mov_avg_param` (initialized to the parameter), shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, `lr * proximal` above 1, missing `params`, or a link after it that scales
-            by a learning rate or decays.
+        ValueError: arguments out of range, `lr * proximal` above 1, missing `params`, or a later link that scales by a
+            learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_srmm(lr=1.0, beta=1.0)
@@ -48,7 +48,7 @@ def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | No
         tensor([-0.8333])
 
     Source: Lyu 2022, arXiv:2201.01652, eq. 23. Departures from the authors' code: $\bar p$ starts at the parameters
-    (theirs at 0), and the memory is refreshed (theirs never is, by an operator's precedence).
+    (theirs at 0), and the memory is refreshed (theirs never is, due to an operator precedence error).
     """
     if isinstance(lr, float) and isinstance(proximal, float) and lr * proximal > 1:
         raise ValueError(f"scale_by_srmm: lr * proximal must be in [0, 1], got {lr!r} * {proximal!r}; lower one")

@@ -1,4 +1,4 @@
-"""Step sizes from a model of the loss built from past losses and gradients: MoMo, MoMo-Adam."""
+"""MoMo, MoMo-Adam: step sizes from a model of the loss built from past losses and gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["scale_by_momo", "scale_by_momo_adam"]
 
 
 class Model(NamedTuple):
-    """The averaged linear model of the loss at a step, and the numbers that decide how far to follow it."""
+    """Averaged linear model of the loss at a step, and the values that determine how far to follow it."""
 
     loss: Tensor  # F
     product: Tensor  # Gamma
@@ -24,26 +24,26 @@ class Model(NamedTuple):
     square: Tensor  # N = <d, d / D>
     rho: Any
     shrinkage: Any  # 1 + lr * weight_decay
-    least: Any  # the least value of a learned lower bound
+    least: Any  # lower limit of a learned lower bound
 
     def lowered(self, bound: Tensor) -> Tensor:
-        """The lower bound of the loss, or a smaller one where the model is below it already."""
+        """Return the lower bound of the loss, reduced if the model is already below it."""
         cap = self.shrinkage * (self.loss - self.product) + self.slope
         again = at_least(cap / (2 * self.shrinkage * self.rho), self.least)
         return torch.where(cap < self.shrinkage * self.rho * bound, again, bound)
 
     def step(self, lr: Any, bound: Any) -> Tensor:
-        """How far the model falls to the lower bound, at most the rate: tau."""
+        """Return tau, the step at which the model reaches the lower bound, limited by the rate."""
         height = self.shrinkage * (self.loss - self.rho * bound - self.product) + self.slope
         return at_most(quotient(at_least(height, 0.0), self.square), lr / self.rho)
 
     def estimate(self, step: Tensor) -> Tensor:
-        """The next lower bound of the loss."""
+        """Return the next lower bound of the loss."""
         fallen = self.loss + self.slope - self.product - step * self.square / 2
         return at_least(fallen / self.rho, self.least)
 
     def followed(self, lr: Any, state: dict[str, Tensor], use_fstar: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The step size, and the next values that all leaves share."""
+        """Return the step size and the next shared values."""
         shared = {"loss_avg": self.loss, "dot_avg": self.product}
         if not use_fstar:
             return self.step(lr, self.least), shared
@@ -58,7 +58,7 @@ def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _averaged(state: dict, ctx: Any, product: Tensor, beta: Any) -> tuple[Tensor, Tensor]:
-    """The averages of the loss and of <g, p>."""
+    """Return the averages of the loss and of <g, p>."""
     value = exact(ctx.value, product.device)
     return beta * state["loss_avg"] + (1 - beta) * value, beta * state["dot_avg"] + (1 - beta) * product
 
@@ -79,32 +79,32 @@ def scale_by_momo(
     bias_correction: bool = False,
     use_fstar: bool = False,
 ):
-    r"""Step along the mean gradient as far as the averaged model of the loss falls to a lower bound: MoMo.
+    r"""Step along the mean gradient until the averaged model of the loss reaches a lower bound: MoMo.
 
-    With averages over the steps, $F$ of the loss, $d$ of the gradient, $\Gamma$ of $\langle g, p \rangle$, all with
-    weight $\beta$ of the old (0 at $t = 1$, $\rho = 1$; with `bias_correction` from 0, $\rho = 1 - \beta^t$), and
+    With averages over the steps, $F$ of the loss, $d$ of the gradient, $\Gamma$ of $\langle g, p \rangle$, each with
+    weight $\beta$ of the old value (0 at $t = 1$, $\rho = 1$; with `bias_correction` from 0, $\rho = 1 - \beta^t$), and
     $s = 1 + \eta \lambda$:
     $\tau = \min(\eta / \rho, \max(0, s (F - \rho b - \Gamma) + \langle d, p \rangle) / \lVert d \rVert^2)$,
-    $p \leftarrow (p - \tau d) / s$. Products and norms run over all leaves.
+    $p \leftarrow (p - \tau d) / s$. Products and norms are over all leaves.
 
     Args:
-        lr: $\eta \ge 0$, the largest rate.
+        lr: $\eta \ge 0$, the maximum rate.
         beta: $\beta$ in [0, 1).
         weight_decay: $\lambda \ge 0$, as a proximal step.
-        lb: $b$, a lower bound of the loss; with `use_fstar` where it starts, and what it never falls below.
+        lb: $b$, a lower bound of the loss; with `use_fstar`, its initial value and its lower limit.
         bias_correction: Start the averages from 0 and divide by $1 - \beta^t$.
         use_fstar: Learn $b$: it becomes $\frac{s (F - \Gamma) + \langle d, p \rangle}{2 s \rho}$ where the model is
             below it, and after the step
-            $(F + \langle d, p \rangle - \Gamma - \tau \lVert d \rVert^2 / 2) / \rho$. Groups of an optimizer then
-            need one rate and one decay, since they share $b$.
+            $(F + \langle d, p \rangle - \Gamma - \tau \lVert d \rVert^2 / 2) / \rho$. All groups of an optimizer must
+            then have the same rate and decay, because they share $b$.
 
     Returns:
         A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`
-        ($d$), shaped as the parameter; for all leaves together `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`,
+        ($d$), shaped as the parameter; shared by all leaves, `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`,
         0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params` or `value`, or a link after it that scales by a learning
+        ValueError: arguments out of range, missing `params` or `value`, or a later link that scales by a learning
             rate or decays.
 
     Example:
@@ -113,7 +113,7 @@ def scale_by_momo(
         >>> tx.update({"w": params["w"] / 5}, tx.init(params), params, value=5.0)[0]["w"]
         tensor([-3., -4.])
 
-    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: a step of 0 where the mean gradient is 0.
+    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: the step is 0 where the mean gradient is 0.
     """
 
     def init(param):
@@ -153,41 +153,41 @@ def scale_by_momo_adam(
     proximal_decay: bool = True,
     use_fstar: bool = False,
 ):
-    r"""Step along Adam's direction as far as the averaged model of the loss falls to a lower bound: MoMo-Adam.
+    r"""Step along Adam's direction until the averaged model of the loss reaches a lower bound: MoMo-Adam.
 
     $F$, $d$, $\Gamma$ are averages of the loss, of the gradient and of $\langle g, p \rangle$ from 0 with weight
-    $\beta_1$ of the old, $v$ Adam's; $c_i = 1-\beta_i^t$, $D = \sqrt{v / c_2} + \epsilon$,
+    $\beta_1$ of the old value, $v$ is Adam's; $c_i = 1-\beta_i^t$, $D = \sqrt{v / c_2} + \epsilon$,
     $N = \langle d, d/D \rangle$, $s = 1 + \eta \lambda$:
     $\tau = \min(\eta / c_1, \max(0, s (F - c_1 b - \Gamma) + \langle d, p \rangle) / N)$,
-    $p \leftarrow (p - \tau d / D) / s$. Products run over all leaves.
+    $p \leftarrow (p - \tau d / D) / s$. Products are over all leaves.
 
     Args:
-        lr: $\eta \ge 0$, the largest rate.
+        lr: $\eta \ge 0$, the maximum rate.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$.
         weight_decay: $\lambda \ge 0$.
-        lb: $b$, a lower bound of the loss; with `use_fstar` where it starts, and what it never falls below.
-        proximal_decay: False for $p \leftarrow p (1 - \eta \lambda) - \tau d / D$.
+        lb: $b$, a lower bound of the loss; with `use_fstar`, its initial value and its lower limit.
+        proximal_decay: False uses $p \leftarrow p (1 - \eta \lambda) - \tau d / D$.
         use_fstar: Learn $b$, as in `scale_by_momo`.
 
     Returns:
         A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`
-        ($d$), `exp_avg_sq`, shaped as the parameter; for all leaves together `loss_avg`, `dot_avg` and, with
+        ($d$), `exp_avg_sq`, shaped as the parameter; shared by all leaves, `loss_avg`, `dot_avg` and, with
         `use_fstar`, `lb`, 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params` or `value`, or a link after it that scales by a learning
+        ValueError: arguments out of range, missing `params` or `value`, or a later link that scales by a learning
             rate or decays.
 
     Example:
         >>> params = {"w": torch.tensor([3.0, 4.0])}
-        >>> for value in (0.7, -0.1):  # far above the lower bound Adam's step, below it none
+        >>> for value in (0.7, -0.1):  # Adam's step far above the lower bound, no step below it
         ...     tx = gradtx.scale_by_momo_adam(lr=0.01)
         ...     tx.update({"w": params["w"] / 5}, tx.init(params), params, value=value)[0]["w"]
         tensor([-0.0100, -0.0100])
         tensor([-0., -0.])
 
-    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: a step of 0 where the mean gradient is 0; the authors
+    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: the step is 0 where the mean gradient is 0; the authors
     call `proximal_decay` `divide`.
     """
     beta1, beta2 = betas

@@ -1,4 +1,4 @@
-"""Decay and rate from the expected scale of a model's weights: Amos."""
+"""Amos: decay and rate from the expected scale of a model's weights."""
 
 from __future__ import annotations
 
@@ -44,32 +44,32 @@ def scale_by_amos(
     d_coef: Scalar = 0.25,
     eps: Scalar = 2**-125,
 ):
-    r"""Descend with a decay that adapts to the gradient, and a rate in the unit of the weights.
+    r"""Descend with a decay that adapts to the gradient, and a rate in the units of the weights: Amos.
 
     $v_t = \beta v_{t-1} + (1-\beta) s_t$ with $s_t$ the mean of $g_t^2$ over the entries that share a slot;
     $r_t = (1 - \beta^t) / \max(v_t, \epsilon)$; $\gamma_t = \xi^2 r_t s_t / \sqrt{1 + c \sqrt\xi\, b_{t-1}}$;
-    $b_t = b_{t-1} + \gamma_t (1 + b_{t-1})$. With $d_t = 1 / (1 + d \sqrt{\xi \eta}\, b_{t-1})$ it gives
+    $b_t = b_{t-1} + \gamma_t (1 + b_{t-1})$. With $d_t = 1 / (1 + d \sqrt{\xi \eta}\, b_{t-1})$ the update is
     $-d_t (\xi \eta \sqrt{r_t}\, g_t + (\gamma_t / 2 + l)\, p)$. It owns the learning rate: no decay or learning rate
     may follow.
 
     Args:
-        lr: $\xi$ in [0, inf), relative to $\eta$; about 1 over the root of the number of batches of an epoch.
+        lr: $\xi$ in [0, inf), relative to $\eta$; about 1 over the root of the number of batches in an epoch.
         beta: $\beta$, in [0, 1).
         extra_l2: $l \ge 0$, an additional decay.
-        eta: $\eta > 0$, the expected size of an entry: a number or a function of the shape. None takes 0.5 for up to 1
-            dimension, else $\sqrt{2/n}$ for a matrix and $\sqrt{1/n}$ above, n the size of dimension 1.
-        slot: Which entries share $v$ and $b$: "scalar" the whole leaf, "rows" an index of dimension 0 (with fewer
-            than two dimensions as "full"), "full" none.
+        eta: $\eta > 0$, the expected size of an entry: a number or a function of the shape. None uses 0.5 for up to 1
+            dimension, $\sqrt{2/n}$ for a matrix and $\sqrt{1/n}$ for more dimensions; n is the size of dimension 1.
+        slot: The entries that share $v$ and $b$: "scalar" for the whole leaf, "rows" for each index of dimension 0
+            (like "full" with fewer than two dimensions), "full" for none.
         c_coef: $c \ge 0$.
         d_coef: $d \ge 0$.
-        eps: $\epsilon > 0$, in the unit of a squared gradient.
+        eps: $\epsilon > 0$, in the units of a squared gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg_sq` ($v$) and `decay` ($b$): 0-d
-        float64 for every leaf, one entry an index of dimension 0, or shaped as the parameter.
+        float64 for each leaf, one entry per index of dimension 0, or shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, an unknown slot, missing `params`, a link after it that scales by a learning
+        ValueError: arguments out of range, an unknown slot, missing `params`, a later link that scales by a learning
             rate or decays.
 
     Example:
@@ -88,7 +88,7 @@ def scale_by_amos(
 
     def mean(x):
         if slot == "scalar":
-            # A plain number from here on: to a sum that is outstanding torch 2.13 fails to add one (an AttributeError).
+            # Use a plain tensor from here on: in torch 2.13, adding one to a pending sum raises an AttributeError.
             return undivided(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
         if slot == "full" or x.ndim < 2:
             return x

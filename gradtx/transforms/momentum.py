@@ -1,4 +1,4 @@
-"""Averages of the updates themselves: momentum."""
+"""Momentum: averages of the updates themselves."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["ema", "trace", "trace_ema"]
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
 def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dampen_first: bool = False):
-    r"""Add a share of all earlier updates to each one: the momentum of torch.optim.SGD.
+    r"""Accumulate earlier updates with geometric weights: the momentum of torch.optim.SGD.
 
-    $b_t = \mu b_{t-1} + (1 - \tau) g_t$ with $b_1 = g_1$; gives $b_t$, or $g_t + \mu b_t$ with `nesterov`.
+    $b_t = \mu b_{t-1} + (1 - \tau) g_t$ with $b_1 = g_1$; returns $b_t$, or $g_t + \mu b_t$ with `nesterov`.
 
     Args:
-        momentum: $\mu$, in [0, inf), below 1 in practice. A literal 0.0 leaves the link out.
+        momentum: $\mu$, in [0, inf), below 1 in practice. A literal 0.0 omits the link.
         dampening: $\tau$, usually in [0, 1).
         nesterov: Look one step ahead.
-        dampen_first: Start from $b_0 = 0$, so that the first step is dampened too.
+        dampen_first: Start from $b_0 = 0$, so that the first step is dampened as well.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter.
@@ -40,9 +40,9 @@ def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dam
         1.5
         1.75
 
-    Source: Polyak 1964; Sutskever et al. 2013; the form is torch.optim.SGD's. Departures: `dampen_first`.
+    Source: Polyak 1964; Sutskever et al. 2013, in the form of torch.optim.SGD. Departures: `dampen_first`.
     """
-    # Only a number says at once that it is not 0; tensors and schedules are taken at their word.
+    # Only a plain number can be checked at construction; tensors and schedules are not checked.
     dampened = isinstance(dampening, float) and not is_off(dampening)
     if nesterov and (is_off(momentum) or (dampened and not dampen_first)):
         raise ValueError("trace: nesterov needs a momentum above 0 and a dampening of 0")
@@ -60,7 +60,7 @@ def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dam
 
 
 def accumulated(buffer: Tensor, update: Tensor, momentum, dampening, ctx, dampen_first: bool = False) -> Tensor:
-    """The next momentum buffer as torch.optim.SGD has it: the first update enters undampened."""
+    """Return the next momentum buffer of torch.optim.SGD, in which the first update is undampened."""
     if is_off(dampening):
         return momentum * buffer + update
     share = 1 - dampening
@@ -78,7 +78,7 @@ def accumulated(buffer: Tensor, update: Tensor, momentum, dampening, ctx, dampen
 def trace_ema(beta: Scalar, nesterov: bool = False):
     r"""Replace updates by their exponential moving average, without bias correction, as a momentum.
 
-    $b_t = \beta b_{t-1} + (1 - \beta) g_t$ from $b_0 = 0$; gives $b_t$, or $\beta b_t + (1 - \beta) g_t$ with
+    $b_t = \beta b_{t-1} + (1 - \beta) g_t$ from $b_0 = 0$; returns $b_t$, or $\beta b_t + (1 - \beta) g_t$ with
     `nesterov`.
 
     Args:
@@ -121,11 +121,11 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
 def ema(decay: Scalar, debias: bool = False):
     r"""Replace updates by their exponential moving average.
 
-    $m_t = \beta m_{t-1} + (1 - \beta) g_t$ from $m_0 = 0$; gives $m_t$, or $m_t / (1 - \beta^t)$ with `debias`.
+    $m_t = \beta m_{t-1} + (1 - \beta) g_t$ from $m_0 = 0$; returns $m_t$, or $m_t / (1 - \beta^t)$ with `debias`.
 
     Args:
         decay: $\beta$, in [0, 1).
-        debias: Divide by $1 - \beta^t$. optax's `ema` does so by default.
+        debias: Divide by $1 - \beta^t$. This is the default of optax's `ema`.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter.

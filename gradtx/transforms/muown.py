@@ -1,4 +1,4 @@
-"""Muon for the directions of rows, Adam for their lengths: Muown."""
+"""Muown: Muon for the directions of rows, Adam for their lengths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradtx.transforms.orthogonalize import check_adjustment, shape_factor
 
 __all__ = ["scale_by_muown"]
 
-LEAST = 1e-12  # of the lengths of rows
+LEAST = 1e-12  # lower bound of the lengths of rows
 
 
 @per_tensor(
@@ -36,10 +36,10 @@ def scale_by_muown(
     adjust_lr_fn: str | None = "max_dim",
     ns_dtype: torch.dtype | None = None,
 ):
-    r"""Take a step of Muon in the directions of the rows of a matrix, and a step of Adam in their lengths.
+    r"""Update the directions of a matrix's rows by Muon and their lengths by Adam: Muown.
 
-    Rows are $p = \gamma \hat u$, and $v = \ell \hat u$ is the vector whose direction they have. From the row norms of
-    the first weights, $\gamma = \ell = \lVert p_0 \rVert$:
+    Rows are $p = \gamma \hat u$, and $v = \ell \hat u$ is the vector that defines their direction. Starting from the
+    row norms of the initial weights, $\gamma = \ell = \lVert p_0 \rVert$:
     $d_\gamma = \langle g, \hat u \rangle$, $d_v = \frac{\gamma}{\ell} (g - d_\gamma \hat u)$,
     $v = \ell \hat u - \eta r\, O(\mathrm{EMA}(d_v))$ with $O$ of `orthogonalize` and $r$ of `scale_by_shape`,
     $\gamma \leftarrow (\gamma - \eta\, \mathrm{Adam}(d_\gamma)) (1 - \eta \lambda)$, $\ell \leftarrow \lVert v \rVert$,
@@ -47,28 +47,28 @@ def scale_by_muown(
 
     Args:
         lr: $\eta$ in [0, inf).
-        momentum: Of the average of $d_v$, in [0, 1).
-        weight_decay: $\lambda \ge 0$, of the lengths.
-        betas: Of Adam, each in [0, 1).
-        eps: Of Adam, >= 0.
-        ns_coefficients: Of $O$, as in `orthogonalize`.
+        momentum: Decay of the average of $d_v$, in [0, 1).
+        weight_decay: $\lambda \ge 0$, applied to the lengths.
+        betas: Adam's betas, each in [0, 1).
+        eps: Adam's eps, >= 0.
+        ns_coefficients: Coefficients of $O$, as in `orthogonalize`.
         ns_steps: Iterations of $O$, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
+        adjust_lr_fn: $r$, one of the names of `scale_by_shape`.
         ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, shaped as the parameter;
-        `magnitude` ($\gamma$), `length` ($\ell$), `exp_avg` and `exp_avg_sq`, one number a row.
+        `magnitude` ($\gamma$), `length` ($\ell$), `exp_avg` and `exp_avg_sq`, one value per row.
 
     Raises:
         TypeError: an `ns_dtype` that is not a floating-point one.
-        ValueError: numbers out of range, an unknown name, missing `params`, a leaf that is not a matrix.
+        ValueError: arguments out of range, an unknown name, missing `params`, a leaf that is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_muown(lr=0.1)
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
         >>> updates, _ = tx.update({"w": torch.tensor([[3.0, 4.0]])}, tx.init(params), params)
-        >>> gradtx.apply_updates(params, updates)["w"].norm()  # a gradient along the row changes its length only
+        >>> gradtx.apply_updates(params, updates)["w"].norm()  # a gradient along the row changes only its length
         tensor(4.9000)
 
     Source: Muown, arXiv:2605.10797. Departures: none.
@@ -90,7 +90,7 @@ def scale_by_muown(
 
     def update(grad, state, param, ctx):
         magnitude = state["magnitude"]
-        length = at_least(state["length"], LEAST)  # which half precision rounds to 0
+        length = at_least(state["length"], LEAST)  # half precision rounds this bound to 0
         unit = quotient(param, magnitude)
         along = (grad * unit).sum(dim=1, keepdim=True)
         across = magnitude / length * (grad - unit * along)

@@ -1,4 +1,4 @@
-"""Adam with Nesterov's momentum, on a schedule: NAdam."""
+"""NAdam: Adam with scheduled Nesterov momentum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["scale_by_nadam"]
 
 @per_tensor(ranges={"momentum_decay": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3):
-    r"""Divide a gradient that looks one step of momentum ahead by its root mean square: NAdam's direction.
+    r"""Divide a gradient extrapolated by one step of momentum by its root mean square: NAdam's direction.
 
     $\mu_t = \beta_1 (1 - \frac12 \cdot 0.96^{t \psi})$, $P_t = \prod_{i \le t} \mu_i$, $m$ and $\hat v$ as in Adam;
     direction $\left( \frac{1-\mu_t}{1-P_t} g_t + \frac{\mu_{t+1}}{1-P_t \mu_{t+1}} m_t \right) /
@@ -20,15 +20,15 @@ def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_dec
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
-        momentum_decay: $\psi \ge 0$: how fast $\mu$ rises from $\beta_1 / 2$ to $\beta_1$.
+        eps: $\epsilon \ge 0$, outside the root, in the units of a gradient.
+        momentum_decay: $\psi \ge 0$: how fast $\mu$ increases from $\beta_1 / 2$ to $\beta_1$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter, and
-        `mu_product` ($P$), 0-d float64, of every leaf.
+        `mu_product` ($P$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative number.
+        ValueError: a beta outside [0, 1), another negative argument.
 
     Example:
         >>> tx = gradtx.scale_by_nadam(betas=(0.5, 0.999), momentum_decay=0.0)  # mu is 1/4 throughout
@@ -37,7 +37,7 @@ def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_dec
         (tensor([1.1333]), tensor(0.2500, dtype=torch.float64))
 
     Source: Dozat 2016, "Incorporating Nesterov momentum into Adam". Departures: $m$ is averaged with $\beta_1$, not
-    $\mu_t$, as in torch.optim.NAdam; $P$ is kept in float64, where torch has float32.
+    $\mu_t$, as in torch.optim.NAdam; $P$ is stored in float64 rather than torch's float32.
     """
     beta1, beta2 = betas
     moments, average = adam_moments(betas)

@@ -1,4 +1,4 @@
-"""Nesterov's look ahead from the change of the gradient: Adan."""
+"""Adan: Nesterov's lookahead, computed from the change of the gradient."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["scale_by_adan"]
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
-    r"""Extrapolate the mean gradient by its mean change, and divide by the root mean square of the two: Adan.
+    r"""Extrapolate the mean gradient by its mean change, and divide by their combined root mean square: Adan.
 
     With $\Delta_t = g_t - g_{t-1}$ (0 at $t = 1$): $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$,
     $d_t = \beta_2 d_{t-1} + (1-\beta_2) \Delta_t$, $n_t = \beta_3 n_{t-1} + (1-\beta_3) (g_t + \beta_2 \Delta_t)^2$;
-    gives $(\hat m_t + \beta_2 \hat d_t) / (\sqrt{\hat n_t} + \epsilon)$, where $\hat x_t = x_t / (1 - \beta^t)$ with
-    the beta of x.
+    direction $(\hat m_t + \beta_2 \hat d_t) / (\sqrt{\hat n_t} + \epsilon)$, where $\hat x_t = x_t / (1 - \beta^t)$
+    with the beta of x.
 
     Args:
         betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1): weights of the old averages. The paper's betas are one
             minus these.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,

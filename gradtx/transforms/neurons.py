@@ -1,4 +1,4 @@
-"""Neurons as units: Nero's constraint and its normalisation."""
+"""Nero: neurons as units of a constraint and of normalization."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ __all__ = ["project_neurons", "scale_by_neuron_norm"]
 
 
 def project_neurons(params: Any) -> Any:
-    r"""Give every neuron's weights mean 0 and norm 1: $w \mapsto (w - \bar w) / \lVert w - \bar w \rVert$.
+    r"""Normalize each neuron's weights to mean 0 and norm 1: $w \mapsto (w - \bar w) / \lVert w - \bar w \rVert$.
 
-    A neuron is an index of dimension 0; one of equal weights becomes 0. Leaves with 0 or 1 dimensions stay as they
-    are. `nero` keeps weights like this. Apply it to them once before training, so that the first gradient is taken
-    there.
+    A neuron is an index of dimension 0; a neuron with equal weights becomes 0. Leaves with 0 or 1 dimensions are
+    unchanged. `nero` keeps weights in this form. Apply it to them once before training, so that the first gradient is
+    computed there.
 
     Args:
-        params: A tree of tensors, or one tensor.
+        params: A tree of tensors or a single tensor.
 
     Returns:
         A tree of the same structure.
 
     Raises:
-        ValueError: neurons with one weight each, of which nothing would be left.
+        ValueError: neurons with a single weight, which would become 0.
 
     Example:
         >>> project_neurons({"weight": torch.tensor([[1.0, 3.0], [0.0, 8.0]]), "bias": torch.tensor([5.0])})
         {'weight': tensor([[-0.7071,  0.7071],
                 [-0.7071,  0.7071]]), 'bias': tensor([5.])}
 
-    Source: Liu et al. 2021, arXiv:2102.07227. Departures: neurons of equal weights become 0.
+    Source: Liu et al. 2021, arXiv:2102.07227. Departures: neurons with equal weights become 0.
     """
     return _tree.map_tensors(_projected, params)
 
@@ -57,28 +57,28 @@ def _projected(x: Tensor) -> Tensor:
 
 
 def _neuron_norm(x: Tensor) -> Tensor:
-    """One norm a neuron; an entry of a bias or of a scale is one."""
+    """Return one norm per neuron; each entry of a bias or scale is a neuron."""
     return x.abs() if x.ndim < 2 else unit_norm(x)
 
 
 @per_tensor(ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))
 def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
-    r"""Divide the gradient of every neuron by a running norm of it, and restore the initial scale of the weights.
+    r"""Divide the gradient of each neuron by its running norm, and restore the initial scale of the weights: Nero.
 
-    $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$ for each neuron, an index of dimension 0, or an entry of a
-    leaf with 0 or 1 dimensions; gives $\sigma g_t / \sqrt{v_t / (1 - \beta^t)}$, 0 where $v_t = 0$. $\sigma$ is the
-    mean norm of the neurons of the leaf at `init`, or 0.01 if that is 0.
+    $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$ for each neuron, which is an index of dimension 0 or an entry
+    of a leaf with 0 or 1 dimensions; direction $\sigma g_t / \sqrt{v_t / (1 - \beta^t)}$, or 0 where $v_t = 0$.
+    $\sigma$ is the mean norm of the leaf's neurons at `init`, or 0.01 if that is 0.
 
     Args:
         beta: $\beta$, in [0, 1).
-        constraints: Take $\sigma$ from the weights after `project_neurons`, where `nero` keeps them.
+        constraints: Compute $\sigma$ from the weights after `project_neurons`, where `nero` keeps them.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, one entry a neuron (of size 1 in the other
-        dimensions), and `scale`, $\sigma$, 0-d float64 for every leaf.
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, one entry per neuron (of size 1 in the other
+        dimensions), and `scale` ($\sigma$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a beta outside [0, 1), neurons with one weight each under `constraints`.
+        ValueError: a beta outside [0, 1), neurons with a single weight under `constraints`.
 
     Example:
         >>> tx = gradtx.scale_by_neuron_norm()
@@ -87,7 +87,7 @@ def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
         tensor([[ 0.6000,  0.8000],
                 [ 0.0000, -1.0000]])
 
-    Source: Liu et al. 2021, arXiv:2102.07227. Departures: none; 0 where the paper divides by 0.
+    Source: Liu et al. 2021, arXiv:2102.07227. Departures: none, except 0 where the paper divides by 0.
     """
 
     def init(param):

@@ -1,4 +1,4 @@
-"""Noise that fades: annealed Gaussian noise on the update."""
+"""Annealed Gaussian noise on the update."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["add_noise"]
     example={"eta": 0.25, "gamma": 0.55, "seed": 0},
 )
 def add_noise(eta: Scalar, gamma: Scalar, seed: int):
-    r"""Add Gaussian noise that fades with time: $u_t = g_t + N(0, \eta / t^\gamma)$.
+    r"""Add Gaussian noise whose variance decreases with time: $u_t = g_t + N(0, \eta / t^\gamma)$.
 
-    The noise follows from the seed, the leaf's name and the step alone, whatever torch's generator does.
+    The noise depends only on the seed, the leaf's name and the step, not on torch's generator.
 
     Args:
-        eta: $\eta \ge 0$, the variance at $t = 1$. 0 leaves updates as they are.
-        gamma: $\gamma \ge 0$, how fast the variance falls; 0.55 in the paper.
-        seed: Of the noise.
+        eta: $\eta \ge 0$, the variance at $t = 1$. 0 leaves updates unchanged.
+        gamma: $\gamma \ge 0$, how fast the variance decreases; 0.55 in the paper.
+        seed: Seed of the noise.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `seed` and `counter` of the whole stage.
+        A transformation that keeps shapes and dtypes. State: `seed` and `counter`, shared by the whole stage.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative argument.
 
     Example:
         >>> tx = gradtx.add_noise(eta=4.0, gamma=1.0, seed=0)

@@ -1,4 +1,4 @@
-"""Bound gradients by the norms of earlier ones: AdaGC, ZClip, Stable-SPAM's normalization."""
+"""Bound gradients by the norms of earlier gradients: AdaGC, ZClip, Stable-SPAM's normalization."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def clip_to_history(
     warmup_steps: int = 100,
     eps: Scalar = 1e-8,
 ):
-    r"""Shorten every leaf to slightly above its usual norm: AdaGC's clipping.
+    r"""Clip each leaf slightly above its usual norm: AdaGC's clipping.
 
-    While $t < T$, and at t = 1, $\hat g = g \min(1, \lambda_{abs} / (G + \epsilon))$ with $G$ the norm over all leaves,
-    and $\gamma \leftarrow \min(\gamma, \lVert \hat g \rVert)$ of every leaf. Then
+    While $t < T$, and at t = 1, $\hat g = g \min(1, \lambda_{abs} / (G + \epsilon))$, where $G$ is the norm over all
+    leaves, and $\gamma \leftarrow \min(\gamma, \lVert \hat g \rVert)$ for each leaf. Afterwards
     $\hat g = g \min(1, \lambda_{rel} \max(\gamma, \epsilon) / \max(\lVert g \rVert, \epsilon))$ and
     $\gamma \leftarrow \beta \gamma + (1-\beta) \lVert \hat g \rVert$.
 
     Args:
-        lambda_rel: $\lambda_{rel} > 0$, bound relative to $\gamma$. Below 1, it shrinks $\gamma$ to 0.
-        lambda_abs: $\lambda_{abs} > 0$, bound of the norm over all leaves during the warm-up.
+        lambda_rel: $\lambda_{rel} > 0$, bound relative to $\gamma$. A value below 1 shrinks $\gamma$ to 0.
+        lambda_abs: $\lambda_{abs} > 0$, bound on the norm over all leaves during the warm-up.
         beta: $\beta$ in [0, 1).
         warmup_steps: $T \ge 0$.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `gamma` of every leaf, 0-d float64, infinite at first.
+        A transformation that keeps shapes and dtypes. State: `gamma`, 0-d float64 for each leaf, initially infinite.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.clip_to_history(lambda_rel=2.0, warmup_steps=0)
@@ -56,7 +56,7 @@ def clip_to_history(
         tensor([1.])
         tensor([1.0200])
 
-    Source: Wang et al. 2025, arXiv:2502.11034. Departures: none from pytorch_optimizer, which takes $G$ in float32.
+    Source: Wang et al. 2025, arXiv:2502.11034. Departures: none from pytorch_optimizer, which computes $G$ in float32.
     """
 
     def init(param):
@@ -66,7 +66,7 @@ def clip_to_history(
         size = undivided(norm(update))
         total = yield {"square": size.square()}
         early = (ctx.step == 1) | (ctx.step < warmup_steps)
-        usual = torch.where(early, 1.0, state["gamma"])  # no infinity may reach an average
+        usual = torch.where(early, 1.0, state["gamma"])  # keep infinities out of the average
         whole = safe_sqrt(total["square"]) + eps
         measured, bound = at_least(size, eps), lambda_rel * at_least(usual, eps)
         factor = torch.where(early, shrink(whole, lambda_abs), shrink(measured, bound))
@@ -96,35 +96,35 @@ def clip_by_zscore(
     mode: str = "zscore",
     clip_to: str = "scaled",
 ):
-    r"""Shorten gradients whose norm is an outlier among earlier norms: ZClip.
+    r"""Clip gradients whose norm is an outlier among earlier norms: ZClip.
 
     With $n$ the norm over all leaves, $\mu$ and $\sigma^2$ mean and variance of norms, $z = (n-\mu)/(\sigma+\epsilon)$:
-    where $z > z^*$ the level is $\mu + z^{*2} \sigma / z$ (or $\mu$), else $n$. The tree is shortened to the smaller of
-    level and `max_norm`. $\mu \leftarrow \alpha \mu + (1-\alpha) \mathrm{level}$, then
-    $\sigma^2 \leftarrow \alpha \sigma^2 + (1-\alpha) (\mathrm{level} - \mu)^2$; during the first $W$ steps the level is
-    $n$, and $\mu$ and $\sigma^2$ are those of all norms so far. First in a chain.
+    where $z > z^*$, the level is $\mu + z^{*2} \sigma / z$ (or $\mu$), otherwise $n$. The tree is scaled to the smaller
+    of the level and `max_norm`. $\mu \leftarrow \alpha \mu + (1-\alpha) \mathrm{level}$, then
+    $\sigma^2 \leftarrow \alpha \sigma^2 + (1-\alpha) (\mathrm{level} - \mu)^2$. During the first $W$ steps the level is
+    $n$, and $\mu$ and $\sigma^2$ are those of all norms so far. First link of a chain.
 
     Args:
         z_thresh: $z^* > 0$.
         alpha: $\alpha$ in [0, 1).
         warmup_steps: $W \ge 1$.
-        max_norm: Bound at any time, > 0; None for none.
-        eps: $\epsilon \ge 0$, in the unit of a norm.
+        max_norm: Bound at every step, > 0; None for no bound.
+        eps: $\epsilon \ge 0$, in the units of a norm.
         mode: "zscore", or "percentile": the level is $\min(n, \mu + z^* \sigma)$.
-        clip_to: "scaled", or "mean": the level of outliers is $\mu$; only read with "zscore".
+        clip_to: "scaled", or "mean": the level of outliers is $\mu$; only used with "zscore".
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `mean`, `var` (during the warm-up the sum of squared
-        deviations) and `count`, 0-d float64, for all leaves. A norm that is not finite spoils them: put
-        `skip_nonfinite` around the chain.
+        deviations) and `count`, 0-d float64 shared by all leaves. A norm that is not finite corrupts them: wrap the
+        chain in `skip_nonfinite`.
 
     Raises:
-        ValueError: numbers out of range, an unknown mode or `clip_to`.
+        ValueError: arguments out of range, an unknown mode or `clip_to`.
 
     Example:
         >>> tx = gradtx.clip_by_zscore(warmup_steps=2, max_norm=None)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (1.0, 3.0, 4.0, 100.0):  # mean 2, deviation 1 after the second
+        >>> for grad in (1.0, 3.0, 4.0, 100.0):  # mean 2, deviation 1 after the second step
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([1.])
@@ -132,8 +132,8 @@ def clip_by_zscore(
         tensor([4.])
         tensor([2.1291])
 
-    Source: Kumar et al. 2025, arXiv:2504.02507. Departures: the norms of the warm-up are not kept, their variance is
-    updated.
+    Source: Kumar et al. 2025, arXiv:2504.02507. Departures: the norms of the warm-up are not stored; their variance is
+    updated incrementally.
     """
     if mode not in ("zscore", "percentile"):
         raise ValueError(f"clip_by_zscore: mode must be 'zscore' or 'percentile', got {mode!r}")
@@ -149,7 +149,7 @@ def clip_by_zscore(
         return torch.where(outlier, calm, size)
 
     def statistics_after(level, state, count, collecting):
-        """The mean and the variance (while collecting: the sum of squared deviations) with this level."""
+        """Return the mean and the variance (while collecting, the sum of squared deviations) after this level."""
         rate = torch.where(collecting, 1 / count, 1 - alpha)
         mean = state["mean"] + rate * (level - state["mean"])
         summed = state["var"] + (level - state["mean"]) * (level - mean)
@@ -160,7 +160,7 @@ def clip_by_zscore(
     def update(update, state, param, ctx):
         total = yield {"square": update.square().sum()}
         size = safe_sqrt(total["square"])
-        # Not the step of the leaf, which may have missed some.
+        # Not the step of the leaf, which may have skipped some steps.
         count = state["count"] + 1
         collecting = count <= warmup_steps
         deviation = safe_sqrt(torch.where(collecting, 0.0, state["var"]))
@@ -175,17 +175,17 @@ def clip_by_zscore(
 
 @per_tensor(takes_complex=True, ranges={"gammas": "[0, 1)"})
 def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
-    r"""Scale every leaf to its mean norm over the variation of that norm: Stable-SPAM's normalization.
+    r"""Scale each leaf to its mean norm relative to the variation of that norm: Stable-SPAM's normalization.
 
-    With $n = \lVert g \rVert$ of a leaf, $a = \gamma_1 a + (1-\gamma_1) n$ and $b = \gamma_2 b + (1-\gamma_2) n^2$:
-    $\frac{g}{n} \frac{a}{1-\gamma_1^t} / (\sqrt{b / (1-\gamma_2^t)} + \epsilon)$. A zero leaf stays zero.
+    With $n = \lVert g \rVert$ for each leaf, $a = \gamma_1 a + (1-\gamma_1) n$ and $b = \gamma_2 b + (1-\gamma_2) n^2$:
+    $\frac{g}{n} \frac{a}{1-\gamma_1^t} / (\sqrt{b / (1-\gamma_2^t)} + \epsilon)$. A zero leaf remains zero.
 
     Args:
         gammas: $(\gamma_1, \gamma_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a norm.
+        eps: $\epsilon \ge 0$, in the units of a norm.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `norm_avg`, `norm_sq_avg` of every leaf, 0-d float64.
+        A transformation that keeps shapes and dtypes. State: `norm_avg`, `norm_sq_avg`, 0-d float64 for each leaf.
 
     Raises:
         ValueError: a gamma outside [0, 1), a negative eps.

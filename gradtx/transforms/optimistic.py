@@ -1,4 +1,4 @@
-"""Look ahead by the last change of the update: optimism."""
+"""Optimism: extrapolate by the last change of the update."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["scale_by_optimistic_gradient"]
 
 @per_tensor(elementwise=True, ranges={"alpha": "(-inf, inf)", "beta": "(-inf, inf)"})
 def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
-    r"""Add the last change of the update, to extrapolate the next one.
+    r"""Add the last change of the update to extrapolate the next one.
 
     $u_t = \alpha g_t + \beta (g_t - g_{t-1})$ with $g_0 = g_1$.
 
     Args:
         alpha: $\alpha$, any number.
-        beta: $\beta$, any number; 0 scales only.
+        beta: $\beta$, any number; with 0, updates are only scaled.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `previous_grad`, what arrived at the link last, shaped as
+        A transformation that keeps shapes and dtypes. State: `previous_grad`, the previous input of the link, shaped as
         the parameter.
 
     Example:

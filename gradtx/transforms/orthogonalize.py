@@ -1,4 +1,4 @@
-"""Replace the momentum of a matrix by the nearest orthogonal one: Muon, Polar Express, NorMuon, AdaMuon."""
+"""Replace the momentum of a matrix by the nearest orthogonal matrix: Muon, Polar Express, NorMuon, AdaMuon."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _check_view(owner: str, view: str) -> None:
 
 
 def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
-    """The dtype of the iteration, unless its result is mixed with the momentum itself."""
+    """Return the dtype of the iteration, unless its result is mixed with the momentum itself."""
     return arguments["dtype"] if is_off(arguments["contra"]) else None
 
 
@@ -51,13 +51,13 @@ def orthogonalize(
     contra: Scalar = 0.0,
     power_steps: int = 5,
 ):
-    r"""Bring all singular values of a matrix near 1 by a Newton-Schulz iteration.
+    r"""Bring all singular values of a matrix near 1 with a Newton-Schulz iteration.
 
     $X = U / \max(\lVert U \rVert_F, \epsilon)$, transposed if it has more rows than columns; then `steps` times
     $A = X X^\top$, $X \leftarrow a X + (b A + c A^2) X$. The default polynomial rises steeply at 0 and leaves singular
     values between about 0.7 and 1.2.
 
-    The named sets, with the singular values that their steps make of those in [0.01, 1]:
+    The named sets, with the range to which their steps map the singular values in [0.01, 1]:
 
     | name | steps | range | source |
     |---|---|---|---|
@@ -70,26 +70,26 @@ def orthogonalize(
     | "newton_schulz" | 12 | 1.00 | the classical iteration of degree 5 |
 
     Args:
-        coefs: $(a, b, c)$, plain numbers, or one such triple a step, the last one repeated; or the name of a set.
+        coefs: $(a, b, c)$ as plain numbers, one such triple per step, of which the last is repeated, or a set's name.
         steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
-        eps: $\epsilon \ge 0$, the least norm divided by. Keep it above 0, for gradients of 0.
+        eps: $\epsilon \ge 0$, lower bound of the norm in the division. Use a positive value if a gradient may be 0.
         dtype: Dtype of the iteration; None for the leaf's own dtype.
-        view: "matrix" takes leaves of two dimensions; "batch" also leaves of more, whose last two are matrices;
+        view: "matrix" accepts leaves of two dimensions; "batch" also leaves of more, whose last two are matrices;
             "flatten" reads those as (first dimension, all others).
-        start: What else divides $X$ in front, a tighter bound of its largest singular value: "fro" nothing;
-            "schatten4" $\lVert X X^\top \rVert_F^{1/2}$; "aol" row $i$ by $(\sum_j |X X^\top|_{ij})^{1/2}$, which also
-            changes the singular vectors.
-        contra: $k$ of Contra-Muon: from the result $X$, $k U / (2 \sigma)$ is taken away, with an estimate $\sigma$ of
-            the largest singular value of $U$, and the norm of $X$ is kept. Small singular values of $U$ then weigh
-            more; with a negative one less.
-        power_steps: Power iterations for $\sigma$, >= 1, from equal entries.
+        start: Additional divisor of $X$ before the iteration, a tighter bound of its largest singular value: "fro" for
+            none; "schatten4" for $\lVert X X^\top \rVert_F^{1/2}$; "aol" divides row $i$ by
+            $(\sum_j |X X^\top|_{ij})^{1/2}$, which also changes the singular vectors.
+        contra: $k$ of Contra-Muon: subtract $k U / (2 \sigma)$ from the result $X$, where $\sigma$ estimates the
+            largest singular value of $U$, and restore the norm of $X$. Small singular values of $U$ then have a
+            larger weight, or a smaller one if $k$ is negative.
+        power_steps: Power iterations for $\sigma$, >= 1, starting from equal entries.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, `coefs` that are neither triples nor a name, steps or a dtype that a set does
-            not take, another `view` or `start`, a leaf that is not a matrix.
+        ValueError: arguments out of range, `coefs` that are neither triples nor a name, steps or a dtype that a set
+            does not support, an unknown `view` or `start`, a leaf that is not a matrix.
         TypeError: a `dtype` that is not a floating-point one.
 
     Example:
@@ -101,8 +101,8 @@ def orthogonalize(
 
     Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325; "aol": Prach and Lampert 2022,
     arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU without bfloat16
-    instructions, products are computed in float32 and rounded to bfloat16, as torch's are; beyond 128 columns one entry
-    in 10,000 is rounded the other way, since sums run in another order.
+    instructions, products are computed in float32 and rounded to bfloat16, as in torch; beyond 128 columns one entry
+    in 10,000 is rounded differently, because sums run in another order.
     """
     _check_view("orthogonalize", view)
     if start not in STARTS:
@@ -123,14 +123,14 @@ def orthogonalize(
     whole="shape", dims=_dims, ranges={"factor": "[0, inf)"}, example={"adjust": "match_rms_adamw", "view": "batch"}
 )
 def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = "matrix"):
-    r"""Scale the update of a matrix by its number of rows $r$ and columns $c$.
+    r"""Scale the update of a matrix by a function of its number of rows $r$ and columns $c$.
 
     | adjust | factor |
     |---|---|
     | None or "original" | $\sqrt{\max(1, r/c)}$ |
     | "spectral" | $\sqrt{r/c}$: an orthogonal matrix maps vectors of root mean square 1 to such vectors |
-    | "max_dim" | $\sqrt{\max(r, c)}$: an orthogonal matrix has the root mean square 1 |
-    | "match_rms_adamw" | $f \sqrt{\max(r, c)}$: it has the root mean square $f$ that AdamW's updates have |
+    | "max_dim" | $\sqrt{\max(r, c)}$: an orthogonal matrix has root mean square 1 |
+    | "match_rms_adamw" | $f \sqrt{\max(r, c)}$: it has root mean square $f$, as AdamW's updates have |
     | "none" | 1 |
 
     Args:
@@ -142,7 +142,7 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative factor, another `adjust` or `view`, a leaf that is not a matrix.
+        ValueError: a negative factor, an unknown `adjust` or `view`, a leaf that is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_shape()
@@ -150,8 +150,8 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
         tensor([[2., 2., 2., 2.]])
 
     Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982; "spectral": Pethick et al. 2025,
-    arXiv:2502.07529. Departures: none from torch.optim.Muon. Other codes give other words: what NVIDIA
-    Emerging-Optimizers calls "spectral" is "max_dim" here, its "unit_rms_norm" is "spectral".
+    arXiv:2502.07529. Departures: none from torch.optim.Muon. Names differ between libraries: "spectral" in NVIDIA
+    Emerging-Optimizers is "max_dim" here, and its "unit_rms_norm" is "spectral".
     """
     _check_view("scale_by_shape", view)
     check_adjustment("scale_by_shape", "adjust", adjust)
@@ -175,7 +175,7 @@ def check_adjustment(owner: str, argument: str, adjust: Any) -> None:
 
 
 def shape_factor(adjust: str | None, rows: int, columns: int) -> float:
-    """The factor of `scale_by_shape` without one of the user's."""
+    """Return the factor of `scale_by_shape`, apart from the user's `factor`."""
     if adjust == "none":
         return 1.0
     if adjust == "max_dim":
@@ -185,7 +185,7 @@ def shape_factor(adjust: str | None, rows: int, columns: int) -> float:
 
 
 def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) -> Tensor:
-    """`x` less half a share of a matrix whose largest singular value is brought to 1, with the norm of `x`."""
+    """Subtract `share / 2` times the matrix divided by its largest singular value, and restore the norm of `x`."""
     right = matrix.new_ones((*matrix.shape[:-2], matrix.shape[-1], 1)) / math.sqrt(max(matrix.shape[-1], 1))
     for _ in range(power_steps):
         left = _unit(matrix @ right)
@@ -196,7 +196,7 @@ def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) ->
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Columns of norm 1; of 0 for those that are 0."""
+    """Scale columns to norm 1; zero columns remain 0."""
     return vectors / at_least(_norms(vectors), torch.finfo(vectors.dtype).tiny)
 
 
@@ -207,39 +207,39 @@ def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
 
 @per_tensor(whole=True, ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf))
 def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "rows", rms: Scalar | None = None):
-    r"""Divide every row of a matrix by its running root mean square, and keep the norm of the matrix.
+    r"""Divide each row of a matrix by its running root mean square, preserving the norm of the matrix.
 
-    $q_t = \beta q_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(u^2)$ from 0, $\tilde u = u / (\sqrt{q_t} + \epsilon)$, gives
-    $\tilde u \lVert u \rVert / \max(\lVert \tilde u \rVert, \epsilon)$. The last two dimensions are the matrix.
+    $q_t = \beta q_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(u^2)$ from 0, $\tilde u = u / (\sqrt{q_t} + \epsilon)$, result
+    $\tilde u \lVert u \rVert / \max(\lVert \tilde u \rVert, \epsilon)$. The last two dimensions form the matrix.
 
     Args:
         beta: $\beta$, in [0, 1).
-        eps: $\epsilon \ge 0$. Keep it above 0, for rows of zeros.
-        axis: "rows", or "long" for the longer side: columns of a matrix that has more of them.
-        rms: The root mean square of the result, >= 0, in place of that of the matrix; None to keep the norm.
+        eps: $\epsilon \ge 0$. Use a positive value if a row may be 0.
+        axis: "rows", or "long" for the longer side: the columns, if the matrix has more of them than rows.
+        rms: The root mean square of the result, >= 0, instead of that of the matrix; None preserves the norm.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter with size 1 in the
-        last dimension, or where columns are divided in the one before it.
+        last dimension, or in the one before it where columns are divided.
 
     Raises:
-        ValueError: numbers out of range, another `axis`, a leaf with fewer than two dimensions.
+        ValueError: arguments out of range, an unknown `axis`, a leaf with fewer than two dimensions.
 
     Example:
         >>> tx = gradtx.normalize_neurons()
         >>> params = {"w": torch.zeros(2, 1)}
-        >>> tx.update({"w": torch.tensor([[3.0], [4.0]])}, tx.init(params))[0]["w"]  # rows become equal, norm 5 stays
+        >>> tx.update({"w": torch.tensor([[3.0], [4.0]])}, tx.init(params))[0]["w"]  # equal rows, same norm 5
         tensor([[3.5355],
                 [3.5355]])
 
-    Source: Li et al. 2025, NorMuon, arXiv:2510.05491; the form is adam-atan2-pytorch 0.4.1's. Departures: none from
-    that.
+    Source: Li et al. 2025, NorMuon, arXiv:2510.05491, in the form of adam-atan2-pytorch 0.4.1. Departures: none from
+    the latter.
     """
     if axis not in ("rows", "long"):
         raise ValueError(f"normalize_neurons: axis must be 'rows' or 'long', got {axis!r}")
 
     def averaged(x):
-        """The dimension over which the mean square is taken."""
+        """Return the dimension over which the mean square is computed."""
         return -2 if axis == "long" and x.shape[-2] < x.shape[-1] else -1
 
     def init(param):
@@ -260,28 +260,29 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "row
 def normalize_entries(
     beta: Scalar = 0.999, eps: Scalar = 1e-8, correct_bias: bool = True, rescale: str | None = "sqrt_min"
 ):
-    r"""Divide every entry of a matrix by its running root mean square, and set the norm of the matrix.
+    r"""Divide each entry of a matrix by its running root mean square, and set the norm of the matrix.
 
-    $v_t = \beta v_{t-1} + (1-\beta) u^2$ from 0, $d = u / (\sqrt{v_t / (1 - \beta^t)} + \epsilon)$, gives $d$, or
-    $d\, s / (\lVert d \rVert + \epsilon)$ with $s$ by `rescale`. The last two dimensions, $r \times c$, are the matrix.
+    $v_t = \beta v_{t-1} + (1-\beta) u^2$ from 0, $d = u / (\sqrt{v_t / (1 - \beta^t)} + \epsilon)$; returns $d$, or
+    $d\, s / (\lVert d \rVert + \epsilon)$ with $s$ set by `rescale`. The last two dimensions, $r \times c$, form the
+    matrix.
 
     Args:
         beta: $\beta$, in [0, 1).
         eps: $\epsilon \ge 0$.
-        correct_bias: Whether the average is freed of its bias.
-        rescale: "sqrt_min" is $s = \sqrt{\min(r, c)}$, the norm of an orthogonal matrix; "rms" is
-            $s = 0.2 \sqrt{r c}$; None leaves $d$.
+        correct_bias: Whether to bias-correct the average.
+        rescale: "sqrt_min" for $s = \sqrt{\min(r, c)}$, the norm of an orthogonal matrix; "rms" for
+            $s = 0.2 \sqrt{r c}$; None returns $d$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, another `rescale`, a leaf with fewer than two dimensions.
+        ValueError: arguments out of range, an unknown `rescale`, a leaf with fewer than two dimensions.
 
     Example:
         >>> tx = gradtx.normalize_entries()
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.tensor([[3.0, -4.0], [0.1, 8.0]])}, tx.init(params))[0]["w"]  # of norm sqrt(2)
+        >>> tx.update({"w": torch.tensor([[3.0, -4.0], [0.1, 8.0]])}, tx.init(params))[0]["w"]  # with norm sqrt(2)
         tensor([[ 0.7071, -0.7071],
                 [ 0.7071,  0.7071]])
 
@@ -308,5 +309,5 @@ def normalize_entries(
 
 
 def _norms(x: Tensor) -> Tensor:
-    """The norm of every matrix of a batch."""
+    """Return the norm of each matrix of a batch."""
     return safe_sqrt(x.square().sum(dim=(-2, -1), keepdim=True))

@@ -1,4 +1,4 @@
-"""The polar factor of a matrix, scaled by the nuclear norm: PolarGrad."""
+"""PolarGrad: the polar factor of a matrix, scaled by the nuclear norm."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def scale_by_nuclear_norm(
     With the exact factor $U V^\top$ of $u = U S V^\top$, $\langle O(u), u \rangle$ is the sum of the singular values.
 
     Args:
-        method: "newton_schulz" for $O$ of `orthogonalize`, "exact" for the factor by eigenvalues of the smaller Gram
-            matrix, where those of rounding count as 0.
+        method: "newton_schulz" computes $O$ as in `orthogonalize`; "exact" computes the factor from the eigenvalues of
+            the smaller Gram matrix, with eigenvalues at the level of rounding treated as 0.
         alpha: $\alpha \ge 0$; 1 is steepest descent in the spectral norm, 0 is Muon's direction.
-        center_rows: Take the mean over the rows out in front and behind, for weights whose outputs enter a softmax.
-        ns_coefficients: Of the iteration, as in `orthogonalize`.
+        center_rows: Subtract the mean over the rows before and after, for weights whose outputs enter a softmax.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
         ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
         ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
 
@@ -42,7 +42,7 @@ def scale_by_nuclear_norm(
 
     Raises:
         TypeError: an `ns_dtype` that is not a floating-point one.
-        ValueError: numbers out of range, another `method`, a leaf that is not a matrix.
+        ValueError: arguments out of range, an unknown `method`, a leaf that is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_nuclear_norm("exact")
@@ -50,8 +50,8 @@ def scale_by_nuclear_norm(
         tensor([[ 5.,  0.],
                 [ 0., -5.]])
 
-    Source: Lau et al. 2025, PolarGrad, arXiv:2505.21799. Departures: eigenvalues of rounding have no part in the
-    nuclear norm.
+    Source: Lau et al. 2025, PolarGrad, arXiv:2505.21799. Departures: eigenvalues at the level of rounding do not
+    contribute to the nuclear norm.
     """
     if method not in METHODS:
         raise ValueError(f"scale_by_nuclear_norm: method must be 'newton_schulz' or 'exact', got {method!r}")
@@ -72,5 +72,5 @@ def scale_by_nuclear_norm(
 
 
 def _centered(x):
-    """A matrix without the mean of its rows."""
+    """Subtract the mean of its rows from a matrix."""
     return x - x.sum(dim=0, keepdim=True) / max(x.shape[0], 1)

@@ -1,4 +1,4 @@
-"""Two momenta used in turn, one subtracted from the other: PNM, AdaPNM."""
+"""Two alternating momenta, one subtracted from the other: PNM, AdaPNM."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["scale_by_adapnm", "scale_by_pnm"]
 
 
 def positive_negative(positive: Tensor, negative: Tensor, gradient: Tensor, beta, weight) -> tuple[Tensor, Tensor]:
-    """The direction, and the positive momentum with the new gradient in it; the negative one stays.
+    """Return the direction and the positive momentum updated with the gradient; the negative one is unchanged.
 
-    The decay is the square of beta, since each momentum is written at every second step. The direction is divided so
-    that two momenta of independent noise would give noise of the size of one.
+    The decay is the square of beta, because each momentum is written at every second step. The direction is normalized
+    so that two momenta with independent noise yield noise of the size of one.
     """
     positive = beta**2 * positive + (1 - beta**2) * gradient
     size = ((1 + weight) ** 2 + weight**2) ** 0.5
@@ -27,15 +27,15 @@ def positive_negative(positive: Tensor, negative: Tensor, gradient: Tensor, beta
 def scale_by_pnm(betas: Betas = (0.9, 1.0)):
     r"""Subtract an older momentum from a newer one: positive-negative momentum.
 
-    Two averages from 0 are written in turn: $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$; direction
+    Two averages, starting from 0, are updated alternately: $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$; direction
     $((1+\beta_2) m_t - \beta_2 m_{t-1}) / \sqrt{(1+\beta_2)^2 + \beta_2^2}$.
 
     Args:
         betas: $(\beta_1, \beta_2)$: the decay per step, in [0, 1), and the weight of the negative part, in [0, 1].
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `pos_momentum`, which the next step writes, and
-        `neg_momentum`, shaped as the parameter; they change places at every step.
+        A transformation that keeps shapes and dtypes. State: `pos_momentum`, which the next step updates, and
+        `neg_momentum`, shaped as the parameter; they are swapped at every step.
 
     Raises:
         ValueError: betas out of range.
@@ -77,13 +77,13 @@ def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgra
     Args:
         betas: $(\beta_1, \beta_2, \beta_3)$: decay of the momenta and of $v$, in [0, 1); weight of the negative
             part, in [0, 1].
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
-        amsgrad: Take the running maximum of $v$ in place of $v$.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        amsgrad: Use the running maximum of $v$ instead of $v$.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `exp_avg`, which the next step writes, and
-        `neg_exp_avg`, which change places at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, shaped as
-        the parameter.
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, which the next step updates, and
+        `neg_exp_avg`, swapped at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, shaped as the
+        parameter.
 
     Raises:
         ValueError: betas out of range, a negative eps.

@@ -1,4 +1,4 @@
-"""D-Adaptation with gradients weighted by distance: Prodigy."""
+"""Prodigy: D-Adaptation with gradients weighted by distance."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def scale_by_prodigy(
     growth_rate: Scalar = math.inf,
     slice_p: int = 1,
 ):
-    r"""Adam with an automatic rate from the distance that the weights have moved: Prodigy.
+    r"""Run Adam with an automatic rate from the distance that the weights have moved: Prodigy.
 
     $\delta = d \eta$, $N \leftarrow \beta_3 N + (d/d_0) \delta \sum g (p_0 - p)$,
     $m \leftarrow \beta_1 m + (1-\beta_1) d g$, $v \leftarrow \beta_2 v + (1-\beta_2) d^2 g^2$,
@@ -48,32 +48,32 @@ def scale_by_prodigy(
     $d' = \min(d_{max}, \kappa d)$.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         beta3: $\beta_3$ in [0, 1); None for $\sqrt{\beta_2}$.
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$, decoupled.
         use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
-        safeguard_warmup: Leave $\eta$ and the correction out of $s$, so that a warm-up does not inflate $\hat d$.
-        d0: $d_0 > 0$, where $d$ starts: far below the distance from the first weights to the solution.
+        safeguard_warmup: Omit $\eta$ and the correction from $s$, so that a warm-up does not inflate $\hat d$.
+        d0: $d_0 > 0$, initial value of $d$: far below the distance from the initial weights to the solution.
         d_coef: $c > 0$, a multiplier of the estimate.
-        growth_rate: $\kappa \ge 1$, the largest factor of $d$ in a step.
-        slice_p: Only every `slice_p`-th entry of a leaf enters $N$ and $s$, which saves memory; >= 1.
+        growth_rate: $\kappa \ge 1$, the largest growth factor of $d$ in one step.
+        slice_p: Use only every `slice_p`-th entry of a leaf for $N$ and $s$, which saves memory; >= 1.
 
     Returns:
-        A transformation that keeps shapes and dtypes and gives a direction that has the rate $\delta$ in it: end the
+        A transformation that keeps shapes and dtypes and returns a direction that includes the rate $\delta$: end the
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`,
-        `exp_avg_sq`, `s`, `p0`, shaped as the parameter (the last two one-dimensional with `slice_p` above 1); for
-        all leaves together `d`, `d_max`, `d_numerator`, 0-d.
+        `exp_avg_sq`, `s`, `p0`, shaped as the parameter (the last two one-dimensional with `slice_p` above 1); shared
+        by all leaves, `d`, `d_max`, `d_numerator`, 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, or a place after a link that owns the learning rate.
+        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_prodigy(), gradtx.descend())
         >>> params = {"w": torch.tensor([10.0])}
         >>> state = tx.init(params)
-        >>> for i in range(16):  # the loss is |w - 7|; d grows with the way
+        >>> for i in range(16):  # the loss is |w - 7|; d grows with the distance
         ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
         ...     if i % 5 == 0:
@@ -84,7 +84,7 @@ def scale_by_prodigy(
         3, d = 1
 
     Source: Mishchenko and Defazio 2023, arXiv:2306.06101. Departures from the authors' code: rates may differ between
-    groups; with a first beta of 0 the direction has the old $d$ in it, as for every other beta.
+    groups; with a first beta of 0 the direction includes the old $d$, as for every other beta.
     """
     beta1, beta2 = betas
     keep = beta2**0.5 if beta3 is None else beta3
@@ -99,7 +99,7 @@ def scale_by_prodigy(
     def update(update, state, param, ctx):
         d, start = state["d"], state["p0"]
         rate, growth = corrected_rate(d, lr, betas, use_bias_correction, ctx), d / d0
-        # A group that stands still has no say, whatever the weights in s are.
+        # A group with lr 0 must not contribute, regardless of the weights in s.
         weight = torch.where(exact(lr, update.device) == 0, 0.0, d) if safeguard_warmup else rate
         product = growth * rate * (part(update) * (start - part(param))).sum()
         mean = beta1 * state["exp_avg"] + ((1 - beta1) * d) * update

@@ -1,4 +1,4 @@
-"""Take the radial part out of updates and gradients: AdamP's projection, gradients orthogonal to the weights."""
+"""Remove the radial part of updates and gradients: AdamP's projection, gradients orthogonal to the weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ __all__ = ["orthogonalize_against_params", "project_scale_invariant"]
 def project_scale_invariant(
     delta: Scalar = 0.1, wd_ratio: Scalar = 0.1, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0
 ):
-    r"""Remove the radial part from updates of weights that look scale-invariant, and decay those less.
+    r"""Remove the radial part of updates of weights that appear to be scale-invariant, and decay those less.
 
     With $\cos_i = |\langle g_i, p_i \rangle| / (\max(\lVert g_i \rVert, \epsilon) \max(\lVert p_i \rVert, \epsilon))$
-    for the rows (index of dimension 0) of a leaf, $g$ the gradient as the clock saw it: if
-    $\max_i \cos_i < \delta / \sqrt n$, $n$ the length of a row, then
+    for the rows (indices of dimension 0) of a leaf, where $g$ is the gradient as passed to the clock: if
+    $\max_i \cos_i < \delta / \sqrt n$, with $n$ the length of a row, then
     $u_i \leftarrow u_i - e_i \langle e_i, u_i \rangle$ with $e_i = p_i / (\lVert p_i \rVert + \epsilon)$, and $r$ =
-    `wd_ratio`. Otherwise the same with the whole leaf as one row; otherwise $u$ stays and $r = 1$.
-    Gives $u + \lambda r p$: it decays itself, since only it knows $r$. Leaves with 0 or 1 dimensions have $r = 1$.
+    `wd_ratio`. Otherwise, the test is repeated with the whole leaf as one row; if that fails, $u$ is unchanged and
+    $r = 1$. The result is $u + \lambda r p$: the link applies the decay itself, because only it knows $r$. Leaves with
+    0 or 1 dimensions have $r = 1$.
 
     Args:
         delta: $\delta \ge 0$, the threshold of the test.
@@ -35,7 +36,7 @@ def project_scale_invariant(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative number, missing `params`.
+        ValueError: a negative argument, missing `params`.
 
     Example:
         >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.project_scale_invariant())
@@ -56,7 +57,7 @@ def project_scale_invariant(
         def rows(x, y):
             return (x * y).sum(dim=inner, keepdim=True)
 
-        # Everything follows from four sums a row; those of the whole leaf are their sums.
+        # Four sums per row determine everything; those of the whole leaf are their sums.
         sums = [rows(grad, param), rows(grad, grad), rows(param, param), rows(update, param)]
         aligned, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
         of_leaf = [x.sum() for x in sums]
@@ -76,7 +77,7 @@ _SUMS = ("grad_param", "grad_grad", "param_param", "update_param")
 
 
 def _view(sums, length, delta, eps):
-    """Which rows of a view are not orthogonal enough to p, and what multiple of p their radial part is."""
+    """Return which rows of a view are not orthogonal enough to p, and their radial part as a multiple of p."""
     grad_param, grad_grad, param_param, update_param = sums
     param_norm = safe_sqrt(param_param)
     cosine = grad_param.abs() / (at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps))
@@ -87,15 +88,15 @@ def _view(sums, length, delta, eps):
 def orthogonalize_against_params():
     r"""Remove a gradient's component along the weights, and restore its norm.
 
-    $g_\perp = g - p \langle g, p \rangle / \lVert p \rVert^2$, gives
-    $g_\perp \lVert g \rVert / \lVert g_\perp \rVert$, over the whole leaf. 0 where nothing but rounding is left
-    of $g_\perp$, as always for a leaf of one entry; $g$ where the weights are 0.
+    $g_\perp = g - p \langle g, p \rangle / \lVert p \rVert^2$, result
+    $g_\perp \lVert g \rVert / \lVert g_\perp \rVert$, over the whole leaf. The result is 0 where only rounding errors
+    remain in $g_\perp$, as always for a leaf with one entry, and $g$ where the weights are 0.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        TypeError: missing `params`.
+        ValueError: missing `params`.
 
     Example:
         >>> tx = gradtx.orthogonalize_against_params()

@@ -1,4 +1,4 @@
-"""Preconditioners that are fitted by gradient descent, a triangle or a diagonal per dimension: PSGD."""
+"""PSGD: preconditioners fitted by gradient descent, with one triangular or diagonal factor per dimension."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from gradtx.transforms._matrix import gram, multiplied, symmetric_product
 
 __all__ = ["scale_by_psgd_kron", "scale_by_psgd_pro"]
 
-DAMPING = 2.0**-23  # the square of the noise in the unit of the mean gradient: float32's eps, as in the authors' code
+DAMPING = 2.0**-23  # squared noise relative to the mean gradient: float32's eps, as in the authors' code
 MODES = (None, "one_diag", "smart_one_diag", "all_diag")
 
 
-# Factors: a square matrix, or a vector that stands for a diagonal one.
+# Factors: a square matrix, or a vector that represents a diagonal matrix.
 
 
 def applied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """A tensor multiplied along every dimension by its factor."""
+    """Multiply a tensor along each dimension by that dimension's factor."""
     for i, factor in enumerate(factors):
         x = _scaled(x, factor, i) if factor.ndim == 1 else multiplied(x, factor, i)
     return x
@@ -36,19 +36,19 @@ def _scaled(x: Tensor, diagonal: Tensor, i: int) -> Tensor:
 
 
 def _squares(factor: Tensor) -> Tensor:
-    """Q^T Q."""
+    """Return Q^T Q."""
     return factor.square() if factor.ndim == 1 else symmetric_product(factor.mT, factor)
 
 
 def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
-    """mat_i(x) mat_i(x)^T, or its diagonal for a diagonal factor."""
+    """Return mat_i(x) mat_i(x)^T, or its diagonal for a diagonal factor."""
     if factor.ndim == 2:
         return gram(x, i)
     return x.square().sum(dim=[k for k in range(x.ndim) if k != i]) if x.ndim > 1 else x.square()
 
 
 def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor]:
-    """For each of some numbers the product of the others."""
+    """Return, for each number, the product of the others."""
     products = []
     for i in range(len(numbers)):
         product = torch.ones_like(numbers[0])
@@ -59,7 +59,7 @@ def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor]:
 
 
 def levelled(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The same product, with factors of equal largest entries."""
+    """Rescale factors to equal largest entries, preserving their product."""
     if len(factors) < 2:
         return list(factors)
     sizes = torch.stack([factor.abs().amax() for factor in factors])
@@ -68,7 +68,7 @@ def levelled(factors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _above_zero(x: Tensor) -> Tensor:
-    """A number to divide by: 1 where it is 0."""
+    """Return a divisor: x, or 1 where x is 0."""
     return torch.where(x > 0, x, 1.0)
 
 
@@ -76,11 +76,11 @@ def _above_zero(x: Tensor) -> Tensor:
 
 
 class Annealed:
-    """The steps at which annealed updates are due, found once: every step at first, at last every 34th."""
+    """Table of the steps at which annealed updates are due: every step at first, eventually every 34th."""
 
     def __init__(self) -> None:
-        self._counts = [0]  # since the last update, after each step
-        self._updates = [0]  # made after each step
+        self._counts = [0]  # steps since the last update, after each step
+        self._updates = [0]  # total number of updates, after each step
 
     def is_due(self, step: int) -> bool:
         while len(self._counts) <= step:
@@ -91,7 +91,7 @@ class Annealed:
         return self._counts[step] == 0
 
     def updates(self, step: int) -> int:
-        """The number of updates up to a step."""
+        """Return the number of updates up to a step."""
         self.is_due(step)
         return self._updates[step]
 
@@ -100,7 +100,7 @@ ANNEALED = Annealed()
 
 
 def annealed_probability(step: Any) -> Any:
-    """The share of steps with an update, falling from step 500 on: a number for a number, a tensor for a tensor."""
+    """Return the fraction of steps with an update, decreasing from step 500 on; a number or tensor, as `step`."""
     exponent = -0.001 * (step - 1 - 500)
     if isinstance(step, Tensor):
         return exponent.exp().clamp(0.03, 1.0)
@@ -109,12 +109,12 @@ def annealed_probability(step: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """How a leaf is read as a tensor with a factor per dimension.
+    """Define how a leaf is viewed as a tensor with one factor per dimension.
 
     Attributes:
-        merges: Read a leaf of more than two dimensions as a matrix.
+        merges: View a leaf with more than two dimensions as a matrix.
         limit: Larger dimensions have a diagonal factor.
-        least: Leaves of fewer dimensions have diagonal factors only.
+        least: Leaves with fewer dimensions have only diagonal factors.
         mode: "one_diag", "smart_one_diag", "all_diag" or None.
     """
 
@@ -131,7 +131,7 @@ class Sides:
         return front if front[1] - front[0] <= back[1] - back[0] else back
 
     def first(self, x: Tensor, scale: Any) -> list[Tensor]:
-        """The factors at the start."""
+        """Return the initial factors."""
         shape = self.shape(x)
         scale = scale ** (1 / len(shape))
         factors = []
@@ -151,7 +151,7 @@ class Sides:
 
 
 def expected_terms(x: Tensor, factors: Sequence[Tensor], damping: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The two terms of each factor's gradient, the random probe integrated out."""
+    """Return the two terms of each factor's gradient, averaged analytically over the random probe."""
     whole = applied(x, factors)
     inverses = [_inverse(factor) for factor in factors]
     sizes = _products_of_others([factor.square().sum() for factor in factors])
@@ -165,7 +165,7 @@ def expected_terms(x: Tensor, factors: Sequence[Tensor], damping: Tensor) -> lis
 
 
 def random_terms(x: Tensor, factors: Sequence[Tensor], damping: Tensor, probe: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The same with a random probe."""
+    """Return the two terms of each factor's gradient for a random probe."""
     whole = applied(x + damping * probe, factors)
     inverses = [_inverse(factor) for factor in factors]
     other = applied(probe, [inverse if inverse.ndim == 1 else inverse.mT for inverse in inverses])
@@ -180,7 +180,7 @@ def _inverse(factor: Tensor) -> Tensor:
 
 
 def descended(factor: Tensor, first: Tensor, second: Tensor, rate: Any) -> Tensor:
-    """A factor after one step down its gradient."""
+    """Return a factor after one step of gradient descent."""
     if factor.ndim == 1:
         return factor - rate * (first - second) / _above_zero((first + second).abs().amax()) * factor
     bound = _above_zero(_lower_bound(first + second))
@@ -188,7 +188,7 @@ def descended(factor: Tensor, first: Tensor, second: Tensor, rate: Any) -> Tenso
 
 
 def _lower_bound(x: Tensor) -> Tensor:
-    """At most the spectral norm of a symmetric matrix, and usually near it."""
+    """Return a lower bound of the spectral norm of a symmetric matrix, usually a tight one."""
     size = x.abs().amax()
     x = x / _above_zero(size)
     column = x.square().sum(dim=0).argmax()
@@ -226,38 +226,38 @@ def scale_by_psgd_kron(
     merge_dims: bool = True,
     clip_rms: Scalar = 1.1,
 ):
-    r"""Whiten the momentum by triangular factors that are fitted by gradient descent: PSGD Kron.
+    r"""Whiten the momentum with triangular factors fitted by gradient descent: PSGD Kron.
 
-    $\hat m$ = the mean gradient, freed of its bias; gives $u = \hat m \times_i Q_i^\top Q_i$, times
-    $\min(1, c / (\mathrm{rms}(u) + 10^{-12}))$. Where an update is due, before that, with $h = \hat m$,
-    $A = (h + \delta v) \times_i Q_i$ and $B = v \times_i Q_i^{-\top}$ of a random $v$,
-    $\delta = 2^{-23/2}\, \mathrm{mean}|h|$, $T_1 = \mathrm{mat}_i(A) \mathrm{mat}_i(A)^\top$, $T_2$ likewise of B:
+    $\hat m$ is the bias-corrected mean gradient; the direction is $u = \hat m \times_i Q_i^\top Q_i$, times
+    $\min(1, c / (\mathrm{rms}(u) + 10^{-12}))$. If an update of the factors is due, it comes first: with $h = \hat m$,
+    $A = (h + \delta v) \times_i Q_i$ and $B = v \times_i Q_i^{-\top}$ for a random $v$,
+    $\delta = 2^{-23/2}\, \mathrm{mean}|h|$, $T_1 = \mathrm{mat}_i(A) \mathrm{mat}_i(A)^\top$, and $T_2$ likewise for B:
     $Q_i \leftarrow Q_i - \mu\, \mathrm{triu}(T_1 - T_2) Q_i / \nu$ with a lower bound $\nu$ of the norm of $T_1 + T_2$.
-    Every so many updates, the largest entries of all $Q_i$ are made equal first.
+    At regular intervals, all $Q_i$ are first rescaled to equal largest entries.
 
     Args:
         b1: Decay of the mean gradient, in [0, 1).
         precond_lr: $\mu \ge 0$.
-        precond_init_scale: The product of the factors starts as this, > 0, times the identity.
-        precondition_frequency: A number of steps between two updates, or "annealed": at all steps up to 500, then at
-            a share $e^{-0.001 (t - 501)}$ of them, at least 0.03.
-        balance_every: Updates between two levellings, >= 1.
-        probes: "expected" takes the mean of $T_1$ and $T_2$ over $v$, "random" draws a $v$.
-        seed: Of random probes.
-        momentum_into_precond_update: False for $h$ = the gradient itself.
+        precond_init_scale: Initial product of the factors, > 0, as a multiple of the identity.
+        precondition_frequency: Number of steps between two updates, or "annealed": every step up to 500, then a
+            fraction $e^{-0.001 (t - 501)}$ of the steps, at least 0.03.
+        balance_every: Updates between two rescalings to equal largest entries, >= 1.
+        probes: "expected" uses the mean of $T_1$ and $T_2$ over $v$, "random" draws a $v$.
+        seed: Seed of random probes.
+        momentum_into_precond_update: False uses the gradient itself as $h$.
         max_size_triangular: Dimensions larger than this, >= 0, have a diagonal factor.
-        min_ndim_triangular: Leaves of fewer dimensions, merged, have diagonal factors only.
+        min_ndim_triangular: Leaves with fewer dimensions after merging have only diagonal factors.
         memory_save_mode: "one_diag" makes the factor of the largest dimension diagonal, "smart_one_diag" only if it is
-            larger than all others, "all_diag" all.
-        merge_dims: Read leaves of more than two dimensions as matrices.
+            larger than all others, "all_diag" all factors.
+        merge_dims: View leaves with more than two dimensions as matrices.
         clip_rms: $c > 0$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter, and `Q_i`, n x
-        n or n, for every dimension; annealed `since_update` and `updates` (0-d). Time n^3.
+        n or n, for each dimension; if annealed, `since_update` and `updates` (0-d). Time: n^3.
 
     Raises:
-        ValueError: numbers out of range, an unknown option.
+        ValueError: arguments out of range, an unknown option.
 
     Example:
         >>> tx = gradtx.scale_by_psgd_kron(precondition_frequency=1, clip_rms=10.0)
@@ -265,11 +265,11 @@ def scale_by_psgd_kron(
         >>> state = tx.init(grads)
         >>> for _ in range(200):
         ...     updates, state = tx.update(grads, state)
-        >>> updates["w"].diagonal() > 0.9  # whitened, from entries of which one is 8 times the other
+        >>> updates["w"].diagonal() > 0.9  # whitened, although one entry of the gradient is 8 times the other
         tensor([True, True])
 
     Source: Li 2015, arXiv:1512.04202; Pooladzandi and Li 2024, arXiv:2402.11858; kron-torch 0.3.3. Departures:
-    "expected"; levelling at fixed updates in place of a coin; the noise does not enter the direction.
+    "expected"; rescaling at fixed intervals instead of at random; the noise does not enter the direction.
     """
     if memory_save_mode not in MODES:
         raise ValueError(f"scale_by_psgd_kron: memory_save_mode must be one of {MODES}, got {memory_save_mode!r}")
@@ -287,7 +287,7 @@ def scale_by_psgd_kron(
         return slots
 
     def fitted(x, factors, updates, ctx):
-        """The factors after an update, with the number of this update."""
+        """Return the factors after the update whose number is `updates(step)`."""
         factors = ctx.when(lambda step: updates(step) % balance_every == 0, lambda: levelled(factors), lambda: factors)
         damping = DAMPING**0.5 * x.abs().mean()
         if probes == "random":
@@ -317,7 +317,7 @@ def scale_by_psgd_kron(
 
 
 def _checked_frequency(frequency: Any) -> int | None:
-    """The steps between two updates; None for annealed ones."""
+    """Return the number of steps between two updates, or None if annealed."""
     if frequency == "annealed":
         return None
     if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
@@ -329,7 +329,7 @@ def _checked_frequency(frequency: Any) -> int | None:
 
 
 def _annealed(state: Any, ctx: Any) -> tuple[Any, Any, dict[str, Tensor]]:
-    """Whether an update is due, its number, and the new counts; from a table where the host knows the step."""
+    """Return whether an update is due, its number, and the new counts; from a table if the host knows the step."""
     count = state["since_update"] + 1
     due = count >= 1 / annealed_probability(ctx.time)
     made = state["updates"] + due.to(torch.int64)
@@ -371,32 +371,32 @@ def scale_by_psgd_pro(
     max_update_rms: Scalar = 0.0,
     max_precondition_dim: int = 10000,
 ):
-    r"""Whiten the momentum by factors that are fitted without inverses and kept symmetric: PSGD-PRO.
+    r"""Whiten the momentum with factors fitted without inverses and kept nearly symmetric: PSGD-PRO.
 
-    $m \leftarrow \beta m + (1-\beta) g$, $P_i = Q_i^\top Q_i$, $x = m \times_i P_i$; for every dimension, with
+    $m \leftarrow \beta m + (1-\beta) g$, $P_i = Q_i^\top Q_i$, $x = m \times_i P_i$; for each dimension, with
     $C = \mathrm{mat}_i(x) \mathrm{mat}_i(x)^\top + \sigma^2 \prod_{j \ne i} \lVert P_j \rVert^2 P_i^2$, $n$ the product
-    of the other dimensions, and a lower bound $\ell$ of the norm of $C$, plus n:
+    of the other dimensions, and $\ell$ a lower bound of the norm of $C$, plus n:
     $L \leftarrow \max(\beta_L L + (1-\beta_L) \ell, \ell)$, $Q \leftarrow Q - \frac{\mu}{L} (C Q - n Q)$, then a
-    rotation that brings $Q$ nearer to a symmetric matrix. The largest entries of all $Q_i$ are made equal; gives
-    $m \times_i P_i$ with the new factors, its root mean square cut at `max_update_rms`.
+    rotation that brings $Q$ closer to a symmetric matrix. All $Q_i$ are rescaled to equal largest entries. The
+    direction is $m \times_i P_i$ with the new factors, its root mean square limited to `max_update_rms`.
 
     Args:
         momentum: $\beta$ in [0, 1).
         beta_lip: $\beta_L$ in [0, 1).
         precond_lr: $\mu = \max(\mathrm{this} / \sqrt{1 + (t-1)/\mathrm{warmup\_steps}}, \mathrm{min\_precond\_lr})$.
-        precond_init_scale: The product of the factors starts as this, > 0, times the identity.
+        precond_init_scale: Initial product of the factors, > 0, as a multiple of the identity.
         damping_noise_scale: $\sigma \ge 0$.
-        min_precond_lr: Least $\mu$, >= 0.
+        min_precond_lr: Lower bound of $\mu$, >= 0.
         warmup_steps: Steps until $\mu$ is divided by the root of 2, > 0.
-        max_update_rms: Largest root mean square of an update, >= 0; a literal 0.0 is off.
-        max_precondition_dim: Dimensions larger than this, >= 0, have a diagonal factor, as leaves without dimensions.
+        max_update_rms: Upper bound of the root mean square of an update, >= 0; a literal 0.0 disables it.
+        max_precondition_dim: Dimensions larger than this, >= 0, have a diagonal factor, as do 0-d leaves.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, `Q_i`, n x n or n, and
-        `lipschitz_i` ($L$, 0-d) for every dimension. Time n^3.
+        `lipschitz_i` ($L$, 0-d) for each dimension. Time: n^3.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_psgd_pro(momentum=0.0)
@@ -407,8 +407,8 @@ def scale_by_psgd_pro(
         >>> updates["w"].diagonal()[0] < 1.5  # whitened, from 4
         tensor(True)
 
-    Source: NVIDIA Emerging-Optimizers 2026-08; lixilinx/psgd_torch. Departures: the damping noise is integrated out,
-    and the bounds start from one vector in place of 32 random ones.
+    Source: NVIDIA Emerging-Optimizers 2026-08; lixilinx/psgd_torch. Departures: the damping noise is averaged
+    analytically, and the bounds start from one vector instead of 32 random ones.
     """
 
     def first(param):
@@ -462,7 +462,7 @@ def _spd_bound(x: Tensor) -> Tensor:
 
 
 def _power_bound(x: Tensor, scale: Tensor) -> Tensor:
-    """At most the spectral norm of a matrix, by four products with its row of largest norm."""
+    """Return a lower bound of the spectral norm of a matrix from four products with its row of largest norm."""
     x = x / _above_zero(scale)
     row = x.index_select(0, x.square().sum(dim=1).argmax()[None])
     for _ in range(2):
@@ -473,7 +473,7 @@ def _power_bound(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def symmetrized(factor: Tensor) -> Tensor:
-    """A factor, rotated by one step towards the symmetric one with the same square."""
+    """Rotate a factor by one step toward the symmetric factor with the same square."""
     skew = factor.mT - factor
     skew = skew / at_least(_power_bound(skew, skew.abs().amax()), 1e-8)
     once = skew @ factor

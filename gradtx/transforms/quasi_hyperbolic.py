@@ -1,4 +1,4 @@
-"""Averages of gradients, mixed with the gradient itself: QHM and QHAdam."""
+"""QHM and QHAdam: averages of gradients, mixed with the gradient itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradtx.transforms._math import safe_sqrt
 
 __all__ = ["scale_by_qhadam", "scale_by_qhm"]
 
-# Above 1 the second would make the mean square of QHAdam negative.
+# With a second nu above 1, the mean square of QHAdam could become negative.
 NUS = ("(-inf, inf)", "[0, 1]")
 
 
@@ -22,7 +22,7 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
 
     Args:
         momentum: $\beta$, in [0, 1).
-        nu: $\nu$, usually in [0, 1]: 0 is plain gradient descent, 1 an average, $\nu = \beta$ Nesterov's momentum.
+        nu: $\nu$, usually in [0, 1]: 0 is plain gradient descent, 1 an average, $\nu = \beta$ Nesterov momentum.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($b$), shaped as the parameter.
@@ -52,13 +52,13 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
 def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: Scalar = 1e-8):
     r"""Mix both of Adam's averages with the gradient and its square: QHAdam's direction.
 
-    $\frac{(1-\nu_1) g_t + \nu_1 \hat m_t}{\sqrt{(1-\nu_2) g_t^2 + \nu_2 \hat v_t} + \epsilon}$ with Adam's corrected
-    averages $\hat m$ of $g$ and $\hat v$ of $g^2$.
+    $\frac{(1-\nu_1) g_t + \nu_1 \hat m_t}{\sqrt{(1-\nu_2) g_t^2 + \nu_2 \hat v_t} + \epsilon}$ with Adam's
+    bias-corrected averages $\hat m$ of $g$ and $\hat v$ of $g^2$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        nus: $(\nu_1, \nu_2)$; the second in [0, 1], the first usually too. (1, 1) is Adam.
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        nus: $(\nu_1, \nu_2)$; the second in [0, 1], the first usually as well. (1, 1) is Adam.
+        eps: $\epsilon \ge 0$, outside the root, in the units of a gradient.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
@@ -71,7 +71,7 @@ def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: S
         >>> tx.update({"w": torch.tensor([3.0, -0.1])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([ 1.0000, -1.0000])
 
-    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none in value; the authors keep corrected averages.
+    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none in value; the authors store corrected averages.
     """
     beta1, beta2 = betas
     nu1, nu2 = nus

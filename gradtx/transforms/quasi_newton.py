@@ -1,4 +1,4 @@
-"""Divide by a diagonal estimate of the curvature: Apollo."""
+"""Apollo: division by a diagonal estimate of the curvature."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ def scale_by_apollo(
     weight_decay: Scalar = 0.0,
     weight_decay_type: str = "decoupled",
 ):
-    r"""Divide the mean gradient by a diagonal Hessian fitted to the change of gradients along the steps.
+    r"""Divide the mean gradient by a diagonal Hessian fitted to the change of gradients along the steps: Apollo.
 
-    For every leaf, with $a = (1-\beta)/(1-\beta^t)$: $\Delta = g_t - m_{t-1}$, $m_t = m_{t-1} + a \Delta$;
+    For each leaf, with $a = (1-\beta)/(1-\beta^t)$: $\Delta = g_t - m_{t-1}$, $m_t = m_{t-1} + a \Delta$;
     $n = \lVert d_{t-1} \rVert_4 + \epsilon'$, $q = d_{t-1}/n$,
     $B_t = B_{t-1} - (\frac{a}{n} \sum \Delta q + \sum B_{t-1} q^2) q^2$; direction
-    $d_t = m_t / \max(|B_t|, \sigma)$, from $m_0 = B_0 = d_0 = 0$. $B$ is the curvature times the learning rate, since
-    $d$ is the step before it. There are two bounds: "constant" has
+    $d_t = m_t / \max(|B_t|, \sigma)$, from $m_0 = B_0 = d_0 = 0$. $B$ is the curvature times the learning rate, because
+    $d$ is the step before the learning rate is applied. There are two bounds: "constant" has
     $\sigma = 0.01$, $\epsilon' = \epsilon / 0.01$; "belief" has $\sigma = \max |\Delta|$, $\epsilon' = \epsilon$,
     and adds $\epsilon / a$ to the denominator.
 
     Args:
         beta: $\beta$ in [0, 1).
         eps: $\epsilon > 0$.
-        rebound: How the curvature is bounded from below: "constant" or "belief".
-        weight_decay: $\lambda \ge 0$. The decay is part of $d$, and so of the next curvature.
-        weight_decay_type: "decoupled" adds $\lambda p$ to $d$, "stable" adds $\lambda p$ over the mean denominator. (L2
-            decay is `add_decayed_weights` in front.)
+        rebound: Lower bound of the curvature: "constant" or "belief".
+        weight_decay: $\lambda \ge 0$. The decay is part of $d$ and therefore of the next curvature.
+        weight_decay_type: "decoupled" adds $\lambda p$ to $d$, "stable" adds $\lambda p$ over the mean denominator.
+            (For L2 decay, place `add_decayed_weights` before this link.)
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_grad` ($m$), `approx_hessian` ($B$), `update`
         ($d$), shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: arguments out of range, an unknown option, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_apollo(beta=0.0, eps=1e-8)
         >>> params = {"w": torch.tensor([1.0])}
         >>> state = tx.init(params)
-        >>> for _ in range(3):  # of 2 w**2; after two steps its curvature of 4 is known
+        >>> for _ in range(3):  # the loss is 2 w**2; after two steps its curvature of 4 is known
         ...     updates, state = tx.update({"w": 4 * params["w"]}, state, params)
         ...     params = gradtx.apply_updates(params, {"w": -1e-3 * updates["w"]})
         >>> state["scale_by_apollo"]["approx_hessian"]["w"]
         tensor([0.0040])
 
-    Source: Ma 2020, arXiv:2009.13586. Departures: none from the authors' code of 2021; torch_optimizer's Apollo is an
+    Source: Ma 2020, arXiv:2009.13586. Departures: none from the authors' 2021 code; torch_optimizer's Apollo is an
     earlier version with $\sigma = 1$. Not the low-rank APOLLO of arXiv:2412.05270.
     """
     if rebound not in ("constant", "belief"):
@@ -74,7 +74,7 @@ def scale_by_apollo(
         change = update - state["exp_avg_grad"]
         mean = state["exp_avg_grad"] + share * change
         last, curvature = state["update"], state["approx_hessian"]
-        # The 4-norm by two roots, which are safe to differentiate at 0.
+        # The 4-norm as two roots, which are safe to differentiate at 0.
         length = safe_sqrt(safe_sqrt(last.square().square().sum())) + (eps if belief else eps / 0.01)
         along = last / length
         squares = along.square()

@@ -1,4 +1,4 @@
-"""Control how weights grow: a floor of the relative update, and a brake of what changes the norm."""
+"""Control the growth of weights: a floor on relative updates, and a brake on changes of the norm."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["floor_relative_update", "radial_brake"]
 def floor_relative_update(floor: Scalar = 0.35, per: str = "leaf", power: Scalar = 1.0, eps: Scalar = 1e-8):
     r"""Enlarge updates that are small relative to their weights: $u \max(f \lVert p \rVert / \lVert u \rVert, 1)^k$.
 
-    Stands before the learning rate. Updates of noise are enlarged too, and no decay of momentum anneals them any more:
-    let the floor fall together with the rate.
+    Place it before the learning rate. Updates that are mostly noise are enlarged as well, and a decaying momentum no
+    longer anneals them: decrease the floor together with the rate.
 
     Args:
-        floor: $f \ge 0$, the least ratio of the two norms; often a schedule.
-        per: "leaf", or "row" for a norm of each index of the first dimension, of leaves that have more than one.
-        power: $k \ge 0$; below 1 the floor is approached only.
-        eps: The least of both norms, >= 0. Keep it above 0, for updates of 0, which stay 0.
+        floor: $f \ge 0$, lower bound of the ratio of the two norms; often a schedule.
+        per: "leaf", or "row" for one norm per index of the first dimension in leaves with more than one dimension.
+        power: $k \ge 0$; values below 1 only approach the floor.
+        eps: Lower bound of both norms, >= 0. Use a positive value if an update may be 0; such updates remain 0.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, another `per`, missing `params`.
+        ValueError: arguments out of range, an unknown `per`, missing `params`.
 
     Example:
         >>> tx = gradtx.floor_relative_update(0.5)
@@ -53,26 +53,26 @@ def floor_relative_update(floor: Scalar = 0.35, per: str = "leaf", power: Scalar
 
 @per_tensor(needs=("params",))
 def radial_brake(outward: Scalar = 0.5, inward: Scalar = 1.0, form: str = "direction", eps: Scalar = 1e-8):
-    r"""Slow down the change of the norm of the weights.
+    r"""Slow down changes of the norm of the weights.
 
-    Stands after the learning rate. With $q = p + u$ and $s$ = `outward` where the norm grows, else `inward`:
+    Place it after the learning rate. With $q = p + u$ and $s$ = `outward` where the norm grows, otherwise `inward`:
 
-    - "norm": $q$ gets the norm $\lVert p \rVert + s (\lVert q \rVert - \lVert p \rVert)$.
-    - "direction": with $a = \langle u, p \rangle / \lVert p \rVert^2$, $u \leftarrow u + (s - 1) a p$, and $p + u$ gets
-      the norm $\lVert p \rVert + \langle u, p \rangle / \lVert p \rVert$: what a tangential step adds to the norm is
-      taken away as well.
+    - "norm": $q$ is rescaled to the norm $\lVert p \rVert + s (\lVert q \rVert - \lVert p \rVert)$.
+    - "direction": with $a = \langle u, p \rangle / \lVert p \rVert^2$, $u \leftarrow u + (s - 1) a p$, and $p + u$ is
+      rescaled to the norm $\lVert p \rVert + \langle u, p \rangle / \lVert p \rVert$, which also removes the growth of
+      the norm due to a tangential step.
 
     Args:
         outward: $s$ where the norm grows (in "direction": where $a > 0$).
         inward: $s$ elsewhere.
         form: "direction" or "norm".
-        eps: The least norm divided by, >= 0. Leaves of norm 0 are not braked by "direction".
+        eps: Lower bound of the norm in the division, >= 0. "direction" does not brake leaves of norm 0.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative eps, another `form`, missing `params`.
+        ValueError: a negative eps, an unknown `form`, missing `params`.
 
     Example:
         >>> tx = gradtx.radial_brake(outward=0.5, form="norm")

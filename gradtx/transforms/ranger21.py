@@ -31,42 +31,42 @@ def scale_by_ranger21(
     norm_loss_factor: Scalar = 1e-4,
     amsgrad: bool = True,
 ):
-    r"""Step along positive-negative momentum over a smoothed denominator, after two decays: Ranger21's own stage.
+    r"""Step along positive-negative momentum over a smoothed denominator, after two decays: Ranger21's update.
 
-    With $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$ and $c_i = 1 - \beta_i^t$, first stable decay,
-    $q = p (1 - \eta \lambda / \ell)$ with $\ell^2$ the mean of $v_t / c_2$ over all entries of all leaves (no decay
-    while it is 0), then the norm loss, $r = q (1 - 2 \eta \kappa (1 - 1 / (\lVert q_i \rVert + \epsilon)))$ for every
-    output unit, then $p \leftarrow r - \frac{\eta}{c_1} n_t / D_t$. $n_t$ is the direction of `scale_by_pnm` for
-    $(\beta_1, \beta_0)$; $D_t$ is $\sqrt{v_t / c_2} + \epsilon$, or the softplus of that.
+    With $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$ and $c_i = 1 - \beta_i^t$: first stable decay,
+    $q = p (1 - \eta \lambda / \ell)$, where $\ell^2$ is the mean of $v_t / c_2$ over all entries of all leaves (no
+    decay while it is 0); then the norm loss, $r = q (1 - 2 \eta \kappa (1 - 1 / (\lVert q_i \rVert + \epsilon)))$ for
+    each output unit; then $p \leftarrow r - \frac{\eta}{c_1} n_t / D_t$. $n_t$ is the direction of `scale_by_pnm` for
+    $(\beta_1, \beta_0)$; $D_t$ is $\sqrt{v_t / c_2} + \epsilon$ or its softplus.
 
     Args:
-        lr: $\eta$ in [0, inf). The stage owns it: its update is the step itself.
+        lr: $\eta$ in [0, inf). The stage owns it: its update is the full step.
         beta0: $\beta_0$ in [0, 1], the weight of the negative momentum.
         betas: $(\beta_1, \beta_2)$, each in [0, 1): decay of the momenta per step, and of $v$.
-        eps: $\epsilon \ge 0$; keep it above 0.
-        use_softplus: Keep the denominator away from 0 smoothly.
+        eps: $\epsilon \ge 0$; use a positive value.
+        use_softplus: Whether to keep the denominator away from 0 smoothly.
         beta_softplus: $b > 0$: the denominator is $\log(1 + \exp(b D)) / b$.
-        weight_decay: $\lambda \ge 0$, in the unit of a gradient over a weight.
+        weight_decay: $\lambda \ge 0$, in the units of a gradient over a weight.
         norm_loss_factor: $\kappa \ge 0$.
-        amsgrad: Take the running maximum of $v$ in $D_t$.
+        amsgrad: Use the running maximum of $v$ in $D_t$.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `grad_ma`, which the next step writes, and
-        `neg_grad_ma`, which change places at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, shaped as
-        the parameter.
+        A transformation whose updates are added to the parameters. State: `grad_ma`, which the next step updates, and
+        `neg_grad_ma`, swapped at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, shaped as the
+        parameter.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, a learning rate or a decay after it.
+        ValueError: arguments out of range, missing `params`, a later link that scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_ranger21(lr=0.1, beta0=0.0, use_softplus=False, weight_decay=1.0, norm_loss_factor=0.5)
         >>> params = {"w": torch.tensor([2.0, 0.0])}
         >>> state = tx.init(params)
-        >>> tx.update({"w": torch.zeros(2)}, state, params)[0]["w"] + params["w"]  # from norm 2 to 1, by a tenth
+        >>> tx.update({"w": torch.zeros(2)}, state, params)[0]["w"] + params["w"]  # a tenth of the way from norm 2 to 1
         tensor([1.9000, 0.0000])
 
-    Source: Wright and Demeure 2021, arXiv:2106.13731. Departures from the authors' code: the decay sees all leaves,
-    $v$'s mean starts at 0, the maximum is kept, and `beta0` is the weight of the noise (theirs is 1).
+    Source: Wright and Demeure 2021, arXiv:2106.13731. Departures from the authors' code: the decay uses all leaves,
+    the mean of $v$ starts at 0, the maximum is stored, and `beta0` is the weight of the noise (theirs is 1).
     """
     beta1, beta2 = betas
     rest2 = 1 - beta2
@@ -79,7 +79,7 @@ def scale_by_ranger21(
         correction = ctx.bias_correction(beta2)
         square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
         total = yield {"square": square.sum() / correction, "count": square.numel()}
-        # p shrinks to p (1 - a) (1 - b): as a sum, since in half precision 1 - a would be 1.
+        # p becomes p (1 - a) (1 - b); computed as a sum, because 1 - a would round to 1 in half precision.
         stable = stable_decay(lr * weight_decay, total)
         size = unit_norm((1 - stable) * param)
         pull = 2 * lr * norm_loss_factor * (1 - 1 / (size + eps))

@@ -1,4 +1,4 @@
-"""Rectify the variance of the first adaptive steps: RAdam, AdaBelief, Schedule-Free RAdam."""
+"""RAdam, AdaBelief, Schedule-Free RAdam: rectify the variance of the first adaptive steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["hold_until_rectified", "scale_by_belief", "scale_by_radam", "scale_b
 
 
 def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: bool):
-    """R (m/c1) sqrt(c2) / (sqrt(v) + eps) where rectified; before, m/c1 or 0."""
+    """Return r (m/c1) sqrt(c2) / (sqrt(v) + eps) where rectified; before that, m/c1 or 0."""
     beta1, beta2 = betas
     factor, rectified = rectification(ctx, beta2, threshold)
     rate = torch.where(rectified, factor * ctx.bias_correction(beta2).sqrt(), float(degenerated_to_sgd))
-    # One quotient for both phases: the divisor is what changes.
+    # One quotient serves both phases; only the divisor changes.
     return rate / ctx.bias_correction(beta1) * mean / torch.where(rectified, safe_sqrt(square) + eps, 1.0)
 
 
@@ -24,21 +24,21 @@ def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: boo
 def scale_by_radam(
     betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, rho_threshold: Scalar = 5.0, degenerated_to_sgd: bool = True
 ):
-    r"""Give Adam's direction only as much weight as the variance of its step size allows: RAdam's direction.
+    r"""Weight Adam's direction by a factor that limits the variance of its step size: RAdam's direction.
 
     $m_t$ and $v_t$ as in `scale_by_adam`, $c_i = 1-\beta_i^t$, $\rho_\infty = 2/(1-\beta_2) - 1$,
     $\rho_t = \rho_\infty - 2 t \beta_2^t / c_2$. Where $\rho_t$ is above the threshold, the direction is
     $r_t \frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{v_t} + \epsilon}$ with
-    $r_t = \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}$; before, it is
+    $r_t = \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}$; until then, it is
     $m_t / c_1$.
 
     Args:
-        betas: $(\beta_1, \beta_2)$, each in [0, 1). With $\beta_2 = 0.999$ rectified steps start at t = 6, with
-            $\beta_2 \le 2/3$ never.
-        eps: $\epsilon \ge 0$, added to the root before its correction, in the unit of a gradient.
+        betas: $(\beta_1, \beta_2)$, each in [0, 1). Rectified steps start at t = 6 with $\beta_2 = 0.999$, and never
+            with $\beta_2 \le 2/3$.
+        eps: $\epsilon \ge 0$, added to the root before bias correction, in the units of a gradient.
         rho_threshold: Threshold of $\rho_t$, >= 4: 4 in the paper, 5 in torch.optim.
-        degenerated_to_sgd: Give 0 before the first rectified step if False; `hold_until_rectified` then holds back
-            a decay as well.
+        degenerated_to_sgd: If False, return 0 before the first rectified step; `hold_until_rectified` then also holds
+            back a decay.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
@@ -81,17 +81,17 @@ def scale_by_belief(
 ):
     r"""Divide the mean gradient by the deviation of gradients from it: AdaBelief's direction.
 
-    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$, and with
-    $c_i = 1-\beta_i^t$ the direction $\frac{m_t}{c_1} / (\sqrt{s_t / c_2} + \epsilon)$. With `rectify`, where
-    $\rho_t > 5$ (see `scale_by_radam`), it is $r_t \frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{s_t} + \epsilon}$, and
-    $m_t / c_1$ before.
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $s_t = \beta_2 s_{t-1} + (1-\beta_2) (g_t - m_t)^2 + \epsilon$,
+    $c_i = 1-\beta_i^t$; direction $\frac{m_t}{c_1} / (\sqrt{s_t / c_2} + \epsilon)$. With `rectify`, it is
+    $r_t \frac{m_t}{c_1} \frac{\sqrt{c_2}}{\sqrt{s_t} + \epsilon}$ where $\rho_t > 5$ (see `scale_by_radam`), and
+    $m_t / c_1$ before that.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$. It is added twice: to $s$, where it accumulates, and to its root.
-        amsgrad: Take the running maximum of $s$ in place of $s$.
-        rectify: Rectify the variance of the first steps, as RAdam does.
-        degenerated_to_sgd: Give 0 before the first rectified step if False; a decay of another link still acts.
+        eps: $\epsilon \ge 0$. Added twice: to $s$, where it accumulates, and to its root.
+        amsgrad: Use the running maximum of $s$ instead of $s$.
+        rectify: Rectify the variance of the first steps, as in RAdam.
+        degenerated_to_sgd: If False, return 0 before the first rectified step; a decay in another link still applies.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_var` and, with `amsgrad`,
@@ -103,13 +103,13 @@ def scale_by_belief(
     Example:
         >>> tx = gradtx.scale_by_belief(betas=(0.5, 0.5), eps=0.0, rectify=False)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):  # steady, and changing its sign
+        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):  # a steady gradient, and one that changes sign
         ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
         >>> updates["w"]
         tensor([ 2.8284, -0.4924])
 
     Source: Zhuang et al. 2020, arXiv:2010.07468. Departures: the defaults are those of adabelief-pytorch 0.2; unlike
-    there, amsgrad acts when rectifying as well.
+    there, amsgrad also applies to rectified steps.
     """
     beta1, beta2 = betas
     rest1, rest2 = 1 - beta1, 1 - beta2
@@ -134,11 +134,11 @@ def scale_by_belief(
 
 @per_tensor(ranges={"beta2": "[0, 1)"}, elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
-    r"""Divide by the root mean square of all gradients, once there are enough of them.
+    r"""Divide by the root mean square of all gradients once there are enough of them: Schedule-Free RAdam.
 
-    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$; where $\rho_t > 4$ (see `scale_by_radam`) the direction is
-    $g_t / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$, before it is $g_t$. The factor $r_t$ belongs into the rate:
-    `rectification_schedule`.
+    $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$; where $\rho_t > 4$ (see `scale_by_radam`), the direction is
+    $g_t / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$; before that, it is $g_t$. The factor $r_t$ is part of the rate:
+    see `rectification_schedule`.
 
     Args:
         beta2: $\beta_2$ in [0, 1).
@@ -148,7 +148,7 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_rectified_rms(0.999)
@@ -180,7 +180,7 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
 
 @per_tensor(ranges={"beta2": "[0, 1)", "rho_threshold": "[4, inf)"}, elementwise=True)
 def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
-    r"""Give zero updates before RAdam's first rectified step, while earlier links update their state.
+    r"""Return zero updates before RAdam's first rectified step, while earlier links update their state.
 
     Last link of a chain; zero where $\rho_t$ of `scale_by_radam` is not above the threshold.
 
@@ -192,7 +192,7 @@ def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.hold_until_rectified(0.999))

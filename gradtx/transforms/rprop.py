@@ -1,4 +1,4 @@
-"""Steps whose size follows from signs alone: Rprop."""
+"""Rprop: steps whose size depends only on the signs of gradients."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ ETAS = ("(0, 1)", "(1, inf)")
     nonnegative=("step_size",),
 )
 def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
-    r"""Step by a size per weight that grows while the gradient keeps its sign and shrinks when it turns.
+    r"""Use a step size per weight that grows while the gradient keeps its sign and shrinks when it flips: Rprop.
 
     With $a = \mathrm{sign}(g_t g_{t-1})$: $\Delta_t = \Delta_{t-1} \cdot (\eta^+, 1, \eta^-)$ for $a = 1, 0, -1$,
-    clipped to $[\Delta_{\min}, \Delta_{\max}]$; then $p \leftarrow p - \mathrm{sign}(g_t) \Delta_t$, but where $a = -1$
-    the weight stays, and the next step counts as a first one ($g_t = 0$ is remembered).
+    clipped to $[\Delta_{\min}, \Delta_{\max}]$; then $p \leftarrow p - \mathrm{sign}(g_t) \Delta_t$. Where $a = -1$,
+    the weight is not changed, and the next step is treated as a first step ($g_t = 0$ is stored).
 
     Args:
-        lr: $\Delta_0 \ge 0$, the size of the first step; later values are not read.
+        lr: $\Delta_0 \ge 0$, the size of the first step; later values are ignored.
         etas: $(\eta^-, \eta^+)$, the first in (0, 1), the second above 1.
         step_sizes: $(\Delta_{\min}, \Delta_{\max})$, each in [0, inf).
 
     Returns:
         A transformation that owns the learning rate: its updates are added to the parameters. State: `prev` (the
-        gradient as it is remembered), `step_size`, shaped as the parameter.
+        stored gradient), `step_size`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range; a link after it that scales by a learning rate or decays.
+        ValueError: arguments out of range; a later link that scales by a learning rate or decays.
 
     Example:
         >>> tx, params = gradtx.scale_by_rprop(0.1), {"w": torch.zeros(1)}
         >>> state = tx.init(params)
-        >>> for grad in (3.0, 0.2, -5.0, -5.0):  # steps of 0.1, of 0.12, none, of 0.06 back
+        >>> for grad in (3.0, 0.2, -5.0, -5.0):  # steps of 0.1 and 0.12, no step, 0.06 back
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     params = gradtx.apply_updates(params, updates)
         ...     print(f"{params['w'].item():.2f}")
@@ -52,8 +52,8 @@ def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e
         -0.16
 
     Source: Riedmiller and Braun 1993; Igel and Huesken 2000 (iRprop-). Departures: none from torch.optim.Rprop, except
-    that signs are compared, so that a product of small gradients cannot vanish. The rule of 1993 also undoes the step
-    before a turn.
+    that signs are compared, because a product of small gradients can underflow. The rule of 1993 also undoes the step
+    before a sign change.
     """
     shrink, grow = etas
     smallest, largest = step_sizes
@@ -62,7 +62,7 @@ def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e
         return {"prev": torch.zeros_like(param), "step_size": filled_like(param, lr)}
 
     def update(update, state, param, ctx):
-        # The first size is the rate of the first step, which a scheduler may have written since init, as in torch.
+        # As in torch, the initial size is the rate at the first step, which a scheduler may have written after `init`.
         old = state["step_size"]
         size = torch.where(ctx.step == 1, filled_like(old, lr), old)
         agreement = update.sign() * state["prev"].sign()

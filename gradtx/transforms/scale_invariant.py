@@ -1,4 +1,4 @@
-"""A rate for every weight that does not depend on the unit of its gradient: KATE."""
+"""KATE: a rate per weight that does not depend on the unit of its gradient."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
     r"""Divide by the sum of squared gradients, not by its root, and correct for the difference: KATE.
 
     $b_t^2 = b_{t-1}^2 + g_t^2 + \epsilon$, $m_t^2 = m_{t-1}^2 + \delta g_t^2 + g_t^2 / b_t^2$, direction
-    $m_t g_t / b_t^2$. With $\delta = 0$ steps of a linear model are the same in every unit of the data.
+    $m_t g_t / b_t^2$. With $\delta = 0$, the steps of a linear model do not depend on the unit of the data.
 
     Args:
-        delta: $\delta \ge 0$; above 0 the first steps are larger.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient; it accumulates.
+        delta: $\delta \ge 0$; values above 0 make the first steps larger.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient; it accumulates.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `b_sq`, `m_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative argument.
 
     Example:
         >>> tx = gradtx.scale_by_kate(eps=0.0)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for _ in range(2):  # the larger the gradient, the smaller the step
+        >>> for _ in range(2):  # a larger gradient results in a smaller step
         ...     updates, state = tx.update({"w": torch.tensor([1.0, 10.0])}, state)
         ...     print(updates["w"])
         tensor([1.0000, 0.1000])

@@ -1,4 +1,4 @@
-"""Scale updates: by a number, by the learning rate."""
+"""Scale updates by a constant or by the learning rate."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def scale_by_learning_rate(lr: Scalar):
     r"""Turn a direction into a step downhill: $u \mapsto -\eta_t u$.
 
     Args:
-        lr: The learning rate $\eta$, in [0, inf); a schedule gives $\eta_t$, the first update using `lr(0)`.
+        lr: The learning rate $\eta$, in [0, inf); a schedule returns $\eta_t$, and the first update uses `lr(0)`.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative rate, or a place after a link that owns the learning rate.
+        ValueError: a negative rate, or a position after a link that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_learning_rate(gradtx.Schedule(lambda step: 0.1 * (step + 1)))
@@ -63,13 +63,13 @@ def scale_by_learning_rate(lr: Scalar):
 def descend():
     r"""Turn a direction that includes its rate into a step downhill: $u \mapsto -u$.
 
-    Last link of a chain with `scale_by_prodigy` or one of `scale_by_dadapt_*`, which find a rate themselves.
+    Last link of a chain with `scale_by_prodigy` or one of `scale_by_dadapt_*`, which determine a rate themselves.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state. Its updates are added to the parameters.
 
     Raises:
-        ValueError: a link after it that scales by a learning rate or decays.
+        ValueError: a later link that scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_prodigy(d0=0.5), gradtx.descend())
@@ -86,18 +86,18 @@ def descend():
 
 @per_tensor(ranges={"lr_decay": "[0, inf)"}, elementwise=True, example={"lr_decay": 0.1})
 def scale_by_inverse_time(lr_decay: Scalar):
-    r"""Let the learning rate fall with time: $u \mapsto u / (1 + (t-1) \kappa)$.
+    r"""Decrease the learning rate with time: $u \mapsto u / (1 + (t-1) \kappa)$.
 
-    Its place is right before `scale_by_learning_rate`, so that decoupled weight decay falls too.
+    Place it directly before `scale_by_learning_rate`, so that decoupled weight decay decreases as well.
 
     Args:
-        lr_decay: $\kappa \ge 0$, per step; the first step is at the full rate.
+        lr_decay: $\kappa \ge 0$, per step; the first step uses the full rate.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative argument.
 
     Example:
         >>> tx = gradtx.scale_by_inverse_time(1.0)

@@ -1,4 +1,4 @@
-"""Divide by the diagonal of the Hessian: AdaHessian and Sophia."""
+"""AdaHessian and Sophia: division by the diagonal of the Hessian."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def scale_by_hessian(
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $v_t = \beta_2 v_{t-1} + (1-\beta_2) D_t^2$, direction
     $\hat m_t / (\hat v_t^{k/2} + \epsilon)$ with $\hat m_t = m_t/(1-\beta_1^t)$, $\hat v_t = v_t/(1-\beta_2^t)$. $D_t$
-    is the extra `hessian_diag` where $(t-1) \bmod$ `update_period` $= 0$, else the last one that was used.
+    is the extra `hessian_diag` where $(t-1) \bmod$ `update_period` $= 0$, otherwise the last one used.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, outside the power.
         hessian_power: $k$ in [0, 1]; 0 divides by $1 + \epsilon$.
-        update_period: Steps between two Hessians, >= 1. `hessian_diag` is given at every call; None keeps the last.
-        spatial_average: Average $|D|$ over dimensions 2 and up of leaves that have them.
+        update_period: Steps between two Hessians, >= 1. Pass `hessian_diag` at every call; None keeps the last.
+        spatial_average: Average $|D|$ over dimensions 2 and above of leaves that have them.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_hessian_diag_sq` and, with an
         `update_period` above 1, `hessian_diag` (the last $|D|$), shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, no `hessian_diag`, or None with an `update_period` of 1.
+        ValueError: arguments out of range, no `hessian_diag`, or None with an `update_period` of 1.
 
     Example:
         >>> tx = gradtx.scale_by_hessian(eps=0.0)
@@ -52,8 +52,8 @@ def scale_by_hessian(
         >>> tx.update({"w": torch.tensor([4.0, 4.0])}, tx.init(params), hessian_diag=diag)[0]["w"]
         tensor([2.0000, 0.5000])
 
-    Source: Yao et al. 2020, arXiv:2006.00719. Departures: 2-D weights are not averaged over rows, as in the authors'
-    image code; $v$ is averaged at every step, also where $D$ is reused, so that its correction fits.
+    Source: Yao et al. 2020, arXiv:2006.00719. Departures: 2-d weights are not averaged over rows, as in the authors'
+    image code; $v$ is averaged at every step, even where $D$ is reused, to match its bias correction.
     """
     beta1, beta2 = betas
     slots = ("exp_avg", "exp_hessian_diag_sq", *(("hessian_diag",) if update_period > 1 else ()))
@@ -82,24 +82,25 @@ def scale_by_hessian(
 
 @per_tensor(elementwise=True, needs=("hessian_diag",), ranges={"update_period": "[1, inf)", "gamma": "[0, inf)"})
 def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scalar = 1e-12, update_period: int = 10):
-    r"""Divide the mean gradient by the mean of the Hessian's diagonal, and clip every entry to $\pm 1$: Sophia.
+    r"""Divide the mean gradient by the mean of the Hessian's diagonal, and clip each entry to $\pm 1$: Sophia.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$; where $(t-1) \bmod$ `update_period` $= 0$,
     $h \leftarrow \beta_2 h + (1-\beta_2) D_t$ with $D_t$ the extra `hessian_diag`; direction
-    $\mathrm{clip}(m_t / \max(\gamma h, \epsilon), -1, 1)$. No bias correction. Where
-    $h \le 0$ it is the sign of $m$, as long as $|m| \ge \epsilon$.
+    $\mathrm{clip}(m_t / \max(\gamma h, \epsilon), -1, 1)$. There is no bias correction. Where $h \le 0$, the direction
+    is the sign of $m$ if $|m| \ge \epsilon$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        gamma: $\gamma \ge 0$: the smaller, the more entries are clipped.
-        eps: $\epsilon \ge 0$, the least denominator; keep it above 0, for entries without gradient and Hessian.
-        update_period: Steps between two Hessians, >= 1. `hessian_diag` is given at every call; None keeps the last.
+        gamma: $\gamma \ge 0$; smaller values clip more entries.
+        eps: $\epsilon \ge 0$, lower bound of the denominator; use a positive value if an entry may have no gradient and
+            no Hessian.
+        update_period: Steps between two Hessians, >= 1. Pass `hessian_diag` at every call; None keeps the last.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `hessian`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, no `hessian_diag`, or None with an `update_period` of 1.
+        ValueError: arguments out of range, no `hessian_diag`, or None with an `update_period` of 1.
 
     Example:
         >>> tx = gradtx.scale_by_sophia(betas=(0.0, 0.0), gamma=1.0)
@@ -108,8 +109,8 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
         >>> tx.update({"w": torch.tensor([2.0, 2.0, 2.0])}, tx.init(params), hessian_diag=diag)[0]["w"]
         tensor([0.2500, 1.0000, 1.0000])
 
-    Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version. The first version's threshold
-    $\rho$ is $\gamma$ here, its rate is divided by $\gamma$ and so is its eps.
+    Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version. In the first version, the
+    threshold $\rho$ is $\gamma$ here, and both its rate and its eps are divided by $\gamma$.
     """
     beta1, beta2 = betas
 
@@ -139,7 +140,7 @@ def _given(owner: str, diag):
 
 
 def average_over_space(diag: Tensor) -> Tensor:
-    """The size of a Hessian's diagonal, its mean over dimensions 2 and up in place of each entry there."""
+    """Return the absolute diagonal of a Hessian, with each entry replaced by its mean over dimensions 2 and above."""
     size = diag.abs()
     if diag.ndim <= 2:
         return size

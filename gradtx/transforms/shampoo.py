@@ -1,4 +1,4 @@
-"""Multiply by inverse roots of Kronecker factors: Shampoo, and its scalable form with blocks and grafting."""
+"""Shampoo: inverse roots of Kronecker factors, and its scalable form with blocks and grafting."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gradtx.transforms._matrix import blocks, gram, inverse_root, joined, merged
 
 __all__ = ["scale_by_scalable_shampoo", "scale_by_shampoo"]
 
-# Roots that are not always due, of matrices that are far from singular: rounding moves those little.
+# Roots that are not due at every step, of matrices far from singular, which rounding barely changes.
 ROOTS = {"preconditioning_compute_steps": 2, "matrix_eps": 0.1}
-# And small blocks, so that a few steps of small leaves meet all of the rule; momenta that don't run away uphill.
+# Small blocks as well, so that a few steps on small leaves cover the whole rule; momenta that do not diverge.
 BLOCKS = {
     "betas": (0.5, 0.9),
     **ROOTS,
@@ -29,7 +29,7 @@ BLOCKS = {
 
 
 def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
-    """The owner of a leaf reads the parameter to decay it."""
+    """Return the arguments that the owner of a leaf needs: the parameter, if it is decayed."""
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
@@ -50,31 +50,31 @@ def scale_by_shampoo(
     *,
     stagger: bool = False,
 ):
-    r"""Multiply a gradient along each of its k dimensions by an inverse root of its accumulated statistics.
+    r"""Multiply a gradient along each of its k dimensions by an inverse root of its accumulated statistics: Shampoo.
 
-    $u = (1-\mu) g_t + \mu b_{t-1} + \lambda p$ with $b$ the result of the step before ($u = g_1 + \lambda p$ at first).
-    For every dimension $i$: $H_i \leftarrow H_i + \mathrm{mat}_i(x) \mathrm{mat}_i(x)^\top$ from $\epsilon I$, where
-    $\mathrm{mat}_i$ puts dimension i first and flattens the others, and $R_i = H_i^{-e}$, renewed where
-    $(t-1) \bmod n = 0$. Gives $b_t = u \times_1 R_1 \cdots \times_k R_k$.
+    $u = (1-\mu) g_t + \mu b_{t-1} + \lambda p$, where $b$ is the previous result ($u = g_1 + \lambda p$ at first).
+    For each dimension $i$: $H_i \leftarrow H_i + \mathrm{mat}_i(x) \mathrm{mat}_i(x)^\top$ from $\epsilon I$, where
+    $\mathrm{mat}_i$ moves dimension i to the front and flattens the others, and $R_i = H_i^{-e}$, refreshed where
+    $(t-1) \bmod n = 0$. The result is $b_t = u \times_1 R_1 \cdots \times_k R_k$.
 
     Args:
         momentum: $\mu$ in [0, 1).
-        weight_decay: $\lambda \ge 0$, coupled; it is inside, since $b$ is what comes out.
-        matrix_eps: $\epsilon > 0$, in the unit of a squared gradient.
-        preconditioning_compute_steps: $n \ge 1$, steps between the roots. In pure use a root is computed at every
-            step and selected; an optimizer of `as_optimizer` computes it when it is due only.
-        variant: "paper": $x = u$ and $e = 1/(2k)$. "moskomule": $x$ is $u$ as the dimensions before left it, and
+        weight_decay: $\lambda \ge 0$, coupled; it is part of this link, because $b$ is its output.
+        matrix_eps: $\epsilon > 0$, in the units of a squared gradient.
+        preconditioning_compute_steps: $n \ge 1$, steps between the roots. In pure use, a root is computed at every
+            step and selected; an optimizer from `as_optimizer` computes it only when it is due.
+        variant: "paper": $x = u$ and $e = 1/(2k)$. "moskomule": $x$ is $u$ after the previous dimensions, and
             $e = 1/k$.
-        stagger: Compute the roots of each leaf at the first step, and then at a step of its own within the period,
-            which follows from its name, so that no later step computes those of all leaves.
+        stagger: Compute the roots of each leaf at the first step, and then at its own step within the period, derived
+            from its name, so that no later step computes those of all leaves.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter, and for every
-        dimension i of size n `pre_cond_i` ($H_i$) and `inv_pre_cond_i` ($R_i$), n x n. Memory n^2 and time n^3 for each
-        dimension: for large ones take `scale_by_scalable_shampoo`. A leaf without dimensions passes as $u$.
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter, and for each
+        dimension i of size n `pre_cond_i` ($H_i$) and `inv_pre_cond_i` ($R_i$), n x n. Memory n^2 and time n^3 per
+        dimension: for large ones use `scale_by_scalable_shampoo`. For a 0-d leaf, the result is $u$.
 
     Raises:
-        ValueError: numbers out of range, another variant, missing `params`.
+        ValueError: arguments out of range, an unknown variant, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_shampoo(matrix_eps=1e-8)
@@ -84,7 +84,7 @@ def scale_by_shampoo(
                 [ 0.0000, -1.0000]])
 
     Source: Gupta et al. 2018, arXiv:1802.09568, Algorithm 2; momentum and "moskomule": moskomule/shampoo.pytorch.
-    Departures: none. Derivatives through the roots are exact, also at equal eigenvalues; second derivatives are not
+    Departures: none. Derivatives through the roots are exact, even at equal eigenvalues; second derivatives are not
     available.
     """
     if variant not in ("paper", "moskomule"):
@@ -98,7 +98,7 @@ def scale_by_shampoo(
         return {
             "momentum_buffer": torch.zeros_like(param),
             "pre_cond": [matrix_eps * eye for eye in eyes],
-            # The roots of these: a leaf whose first gradient comes between two roots must not stand still.
+            # Their roots, so that a leaf whose first gradient arrives between two roots can move.
             "inv_pre_cond": [matrix_eps ** -exponent(param) * eye for eye in eyes],
         }
 
@@ -169,43 +169,43 @@ def scale_by_scalable_shampoo(
     diagonal_eps: Scalar = 1e-10,
     matrix_eps: Scalar = 1e-6,
 ):
-    r"""Shampoo in blocks, with averaged statistics, a simpler method's length, and momentum.
+    r"""Combine blockwise Shampoo with averaged statistics, the step length of a simpler method, and momentum.
 
-    A leaf is reshaped (neighbouring dimensions merged while their product is at most `block_size`) and cut into blocks.
-    For every block $G$ and preconditioned dimension:
+    A leaf is reshaped (neighboring dimensions are merged while their product is at most `block_size`) and split into
+    blocks. For each block $G$ and preconditioned dimension:
     $L \leftarrow \beta_2 L + w_2\, \mathrm{mat}(G) \mathrm{mat}(G)^\top$ from $\epsilon I$ ($w_2 = 1-\beta_2$, or 1 for
     $\beta_2 = 1$) and
-    $P = (L + \epsilon \max(\lambda_{\max}(L), 10^{-16}) I)^{-1/e}$, $I$ at first. $s$ is the gradient with every block
-    multiplied by its $P$s, as long as $u$, the grafted method's step. Two momenta, of $s$ and of $u$, run side by side;
-    the latter is given before `start_preconditioning_step`.
+    $P = (L + \epsilon \max(\lambda_{\max}(L), 10^{-16}) I)^{-1/e}$, initially $I$. $s$ is the gradient with each block
+    multiplied by its $P$s, rescaled to the norm of $u$, the step of the grafted method. Two momenta are kept, of $s$
+    and of $u$; the latter is returned before `start_preconditioning_step`.
 
     Args:
         betas: Decay of the momenta and of the statistics, each in [0, 1].
-        moving_average_for_momentum: Weigh what enters a momentum by $1 - \beta_1$ in place of 1.
-        weight_decay: $\lambda \ge 0$, coupled: added to $s$ and to $u$, after the lengths were matched.
+        moving_average_for_momentum: Weight the input of a momentum by $1 - \beta_1$ instead of 1.
+        weight_decay: $\lambda \ge 0$, coupled: added to $s$ and to $u$ after grafting.
         inverse_exponent_override: $e > 0$, or 0 for twice the number of preconditioned dimensions.
         start_preconditioning_step: The first step with a preconditioned direction, >= 0.
-        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1. In pure use at every
-            step, and selected; an optimizer of `as_optimizer` computes them when they are due only.
-        statistics_compute_steps: Statistics are taken where $t$ is a multiple of this, >= 1.
+        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1. In pure use, they are
+            computed at every step and selected; an optimizer from `as_optimizer` computes them only when they are due.
+        statistics_compute_steps: Statistics are updated where $t$ is a multiple of this, >= 1.
         block_size: Largest side of a block, >= 1.
-        skip_preconditioning_rank_lt: Leaves with fewer dimensions, >= 0, are not preconditioned.
-        no_preconditioning_for_layers_with_dim_gt: Nor are leaves with a dimension larger than this, >= 0.
+        skip_preconditioning_rank_lt: Leaves with fewer dimensions than this, >= 0, are not preconditioned.
+        no_preconditioning_for_layers_with_dim_gt: Leaves with a larger dimension, >= 0, are not preconditioned.
         shape_interpretation: Whether to merge dimensions. A leaf that merges into a vector is not preconditioned.
-        graft_type: $u$: "sgd" $g$, "adagrad" and "rmsprop" $g / (\sqrt{D} + \epsilon_d)$ with $D$ the sum or the
-            average of $g^2$, "sqrtn" the sign of $g$; "none" keeps the length of $s$ (and $u = g$).
+        graft_type: Determines $u$: "sgd" is $g$, "adagrad" and "rmsprop" are $g / (\sqrt{D} + \epsilon_d)$ with $D$ the
+            sum or the average of $g^2$, "sqrtn" is the sign of $g$; "none" keeps the norm of $s$ (and $u = g$).
         pre_conditioner_type: Preconditioned dimensions: "all", "input" (all but the last) or "output" (the last).
-        nesterov: Look one step ahead, in both momenta.
-        diagonal_eps: $\epsilon_d \ge 0$, in the unit of a gradient.
+        nesterov: Look one step ahead in both momenta.
+        diagonal_eps: $\epsilon_d \ge 0$, in the units of a gradient.
         matrix_eps: $\epsilon > 0$, relative to the largest eigenvalue.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum`, `graft_momentum`, with "adagrad" and "rmsprop"
-        `graft_statistics`, shaped as the parameter; `statistics_i` and `preconditioners_i`, n x n, of the blocks one
-        after another, each with its dimensions in order.
+        `graft_statistics`, shaped as the parameter; `statistics_i` and `preconditioners_i`, n x n, numbered block by
+        block, with the dimensions of each block in order.
 
     Raises:
-        ValueError: numbers out of range, another `graft_type` or `pre_conditioner_type`, missing `params`.
+        ValueError: arguments out of range, an unknown `graft_type` or `pre_conditioner_type`, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_scalable_shampoo(block_size=4)
@@ -213,9 +213,9 @@ def scale_by_scalable_shampoo(
         >>> [tuple(state[f"statistics_{i}"]["w"].shape) for i in range(4)]  # 4 x 4, then 4 x 2
         [(4, 4), (4, 4), (4, 4), (2, 2)]
 
-    Source: Anil et al. 2020, arXiv:2002.09018; grafting: Agarwal et al. 2020, arXiv:2002.11803; the form is that of
-    google-research's scalable_shampoo. Departures: roots by eigenvalues, exact, where the authors iterate. Derivatives
-    through the roots are exact, also at equal eigenvalues (but for that of the ridge at equal largest ones); second
+    Source: Anil et al. 2020, arXiv:2002.09018; grafting: Agarwal et al. 2020, arXiv:2002.11803; in the form of
+    google-research's scalable_shampoo. Departures: exact roots from eigenvalues, where the authors iterate. Derivatives
+    through the roots are exact, even at equal eigenvalues (except that of the ridge at equal largest ones); second
     derivatives are not available.
     """
     if graft_type not in _GRAFTS:
@@ -229,7 +229,7 @@ def scale_by_scalable_shampoo(
     share = 1 - beta1 if moving_average_for_momentum else 1.0
 
     def shape_of(x: Tensor) -> tuple[int, ...]:
-        """The shape in which a leaf is preconditioned; () if it is not."""
+        """Return the shape in which a leaf is preconditioned, or () if it is not."""
         shape = merged(x.shape, block_size) if shape_interpretation else tuple(x.shape)
         small = x.numel() == 0 or len(shape) < 2 or x.ndim < skip_preconditioning_rank_lt
         return () if small or max(x.shape) > no_preconditioning_for_layers_with_dim_gt else shape
@@ -252,7 +252,7 @@ def scale_by_scalable_shampoo(
         }
 
     def preconditioned(update, state, shape, ctx):
-        """The direction, statistics and roots."""
+        """Return the direction, the statistics and the roots."""
         which, pieces = dimensions(shape), blocks(update.reshape(shape), block_size)
         exponent = 1 / (inverse_exponent_override or 2 * len(which))
         directions, statistics, roots = [], [], []
@@ -270,7 +270,7 @@ def scale_by_scalable_shampoo(
 
     def averaged(old, fresh, ctx):
         decay = exact(beta2, ctx.time.device)
-        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * fresh  # a decay of 1 sums up
+        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * fresh  # a decay of 1 computes a sum
 
     def update(update, state, param, ctx):
         new, simple = {}, update

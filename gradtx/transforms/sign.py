@@ -1,4 +1,4 @@
-"""Only the sign: of the update, of a momentum (Lion), of the gradient (Grams)."""
+"""Signs of the update, of a momentum (Lion), or of the gradient (Grams)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["scale_by_lion", "scale_by_sign", "take_signs_of_gradient"]
 
 @per_tensor(elementwise=True)
 def scale_by_lion(betas: Betas = (0.9, 0.99)):
-    r"""Replace every gradient by the sign of an interpolated momentum.
+    r"""Replace every gradient by the sign of an interpolated momentum: Lion's direction.
 
     $u_t = \mathrm{sign}(\beta_1 m_{t-1} + (1-\beta_1) g_t)$, then $m_t = \beta_2 m_{t-1} + (1-\beta_2) g_t$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, weights of the old momentum in the direction and in the next momentum, each in
-            [0, 1). Two literal 0.0 leave the slot out.
+            [0, 1). If both are a literal 0.0, there is no slot.
 
     Returns:
         A transformation that keeps shapes and dtypes; every entry becomes -1, 0 or 1. State: `exp_avg`, shaped as the
@@ -69,10 +69,10 @@ def scale_by_sign():
 
 @per_tensor(elementwise=True)
 def take_signs_of_gradient():
-    r"""Keep the sizes of a direction, and take the signs of the gradient: $u \mapsto \mathrm{sign}(g) |u|$.
+    r"""Combine the magnitudes of a direction with the signs of the gradient: $u \mapsto \mathrm{sign}(g) |u|$.
 
-    Stands after any direction. $g$ is the gradient that entered the chain. Every entry then goes downhill on this
-    batch, so `scale_by_caution` behind it has nothing left to do.
+    Place it after any direction. $g$ is the gradient that was passed to the chain. Every entry then points downhill on
+    this batch, so a later `scale_by_caution` has no effect.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state. Where the gradient is 0, so is the update.

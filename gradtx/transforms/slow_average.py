@@ -1,4 +1,4 @@
-"""Adam with a second, slower view of the gradients: AdEMAMix, and its simplified form."""
+"""AdEMAMix and its simplified form: Adam with a second, slower average of the gradients."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["scale_by_ademamix", "scale_by_simplified_ademamix"]
 
 @per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"}, nonnegative=("exp_avg_sq",))
 def scale_by_ademamix(betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, eps: Scalar = 1e-8):
-    r"""Add a slow average of gradients to Adam's mean: AdEMAMix' direction.
+    r"""Add a slow average of gradients to Adam's mean: AdEMAMix's direction.
 
-    Adam's $m_t$, $v_t$ and $l_t = \beta_3 l_{t-1} + (1-\beta_3) g_t$, which is not corrected; direction
+    Adam's $m_t$, $v_t$ and $l_t = \beta_3 l_{t-1} + (1-\beta_3) g_t$, which is not bias-corrected; direction
     $(\hat m_t + \alpha l_t) / (\sqrt{\hat v_t} + \epsilon)$.
 
     Args:
-        betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1). For a warm-up of $\beta_3$ pass `half_life_schedule`.
-        alpha: $\alpha \ge 0$, how much the slow average counts; for a warm-up `ademamix_alpha_schedule`.
+        betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1). To warm up $\beta_3$, pass `half_life_schedule`.
+        alpha: $\alpha \ge 0$, weight of the slow average; to warm it up, pass `ademamix_alpha_schedule`.
         eps: $\epsilon \ge 0$, outside the root.
 
     Returns:
@@ -29,12 +29,12 @@ def scale_by_ademamix(betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, 
         parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative number.
+        ValueError: a beta outside [0, 1), another negative argument.
 
     Example:
         >>> tx = gradtx.scale_by_ademamix(betas=(0.0, 0.0, 0.5), alpha=1.0)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (1.0, 1.0, 1.0, -1.0):  # the slow average remembers where the gradient pointed
+        >>> for grad in (1.0, 1.0, 1.0, -1.0):  # the slow average remembers the earlier direction
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([1.5000])
@@ -67,25 +67,25 @@ def scale_by_simplified_ademamix(
     bias_correction1: bool = False,
     bias_correction2: bool = True,
 ):
-    r"""Divide a sum of gradients, with extra weight on the newest, by their root mean square.
+    r"""Divide a sum of gradients, with extra weight on the newest, by their root mean square: simplified AdEMAMix.
 
     $m_t = \beta_1 m_{t-1} + g_t$, $n_t = \beta_1 n_{t-1} + 1$, $v_t$ as in Adam; direction
-    $(\alpha g_t + m_t) / (\sqrt{\hat v_t} + \epsilon)$, with `bias_correction1` over $n_t$. Without it, it grows to
+    $(\alpha g_t + m_t) / (\sqrt{\hat v_t} + \epsilon)$, divided by $n_t$ with `bias_correction1`. Otherwise it grows to
     $1/(1-\beta_1)$ times Adam's.
 
     Args:
-        betas: $(\beta_1, \beta_2)$, each in [0, 1). For a warm-up of $\beta_1$ pass `half_life_schedule`.
-        alpha: $\alpha \ge 0$, how much more the newest gradient counts.
+        betas: $(\beta_1, \beta_2)$, each in [0, 1). To warm up $\beta_1$, pass `half_life_schedule`.
+        alpha: $\alpha \ge 0$, additional weight of the newest gradient.
         eps: $\epsilon \ge 0$, outside the root.
-        bias_correction1: Divide by $n_t$, the sum of the weights in $m_t$; the term with $\alpha$ as well.
-        bias_correction2: False divides the direction by $\sqrt{1-\beta_2^t}$, so that $v$ counts as it is.
+        bias_correction1: Divide by $n_t$, the sum of the weights in $m_t$; this includes the term with $\alpha$.
+        bias_correction2: False divides the direction by $\sqrt{1-\beta_2^t}$, which cancels the correction of $v$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter, and
-        `num_sum`, the $n$ of every leaf, 0-d float64.
+        `num_sum` ($n$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative number.
+        ValueError: a beta outside [0, 1), another negative argument.
 
     Example:
         >>> tx = gradtx.scale_by_simplified_ademamix(betas=(0.5, 0.9), alpha=1.0)
@@ -97,8 +97,8 @@ def scale_by_simplified_ademamix(
         tensor([2.5000])
         tensor([-1.2500])
 
-    Source: Morwani et al. 2025, arXiv:2502.02431. Departures: none. pytorch_optimizer 4.1.0 has another rule, with
-    $1-\beta_1$ before $g_t$ and $v$ corrected twice over.
+    Source: Morwani et al. 2025, arXiv:2502.02431. Departures: none. pytorch_optimizer 4.1.0 has a different rule, with
+    $1-\beta_1$ as a factor of $g_t$ and $v$ corrected twice.
     """
     beta1, beta2 = betas
     rest2 = 1 - beta2

@@ -1,4 +1,4 @@
-"""Amplify the component that gradients share over many steps: Grokfast's two filters."""
+"""Grokfast's two filters: amplify the component that gradients share over many steps."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ __all__ = ["amplify_slow_gradients", "amplify_slow_gradients_window"]
 
 @per_tensor(elementwise=True, ranges={"alpha": "[0, 1)", "lamb": "[0, inf)"})
 def amplify_slow_gradients(alpha: Scalar = 0.98, lamb: Scalar = 2.0):
-    r"""Add a multiple of the average of gradients to each of them: Grokfast's filter.
+    r"""Add a multiple of the average gradient to each gradient: Grokfast's filter.
 
-    $e_1 = g_1$, $e_t = \alpha e_{t-1} + (1-\alpha) g_t$; gives $g_t + \lambda e_t$. First in a chain, before a coupled
-    decay. A constant gradient becomes $1 + \lambda$ times as long, which methods like Adam do not feel.
+    $e_1 = g_1$, $e_t = \alpha e_{t-1} + (1-\alpha) g_t$; returns $g_t + \lambda e_t$. First link of a chain, before a
+    coupled decay. A constant gradient is multiplied by $1 + \lambda$, which does not affect methods such as Adam.
 
     Args:
-        alpha: $\alpha$ in [0, 1), of the average.
-        lamb: $\lambda \ge 0$, how much the average counts.
+        alpha: $\alpha$ in [0, 1), decay of the average.
+        lamb: $\lambda \ge 0$, weight of the average.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.amplify_slow_gradients(alpha=0.5, lamb=1.0)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grad in ([1.0, 1.0], [1.0, -1.0]):  # what keeps its sign is amplified
+        >>> for grad in ([1.0, 1.0], [1.0, -1.0]):  # entries that keep their sign are amplified
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor([2., 2.])
@@ -53,28 +53,28 @@ def amplify_slow_gradients(alpha: Scalar = 0.98, lamb: Scalar = 2.0):
 @per_tensor(
     elementwise=True,
     ranges={"window_size": "[1, inf)", "lamb": "[0, inf)"},
-    example={"window_size": 2},  # the default keeps a hundred gradients
+    example={"window_size": 2},  # the default stores a hundred gradients
 )
 def amplify_slow_gradients_window(
     window_size: int = 100, lamb: Scalar = 5.0, filter_type: str = "mean", warmup: bool = True
 ):
-    r"""Add a multiple of the mean of the last gradients to each of them: Grokfast's filter with a window.
+    r"""Add a multiple of the mean of the last gradients to each gradient: Grokfast's filter with a window.
 
-    Gives $g_t + \lambda \bar g_t$ with $\bar g_t$ the mean or the sum of the last $n = \min(t, w)$ gradients, this one
-    included. `amplify_slow_gradients` does nearly the same with one slot.
+    Returns $g_t + \lambda \bar g_t$, where $\bar g_t$ is the mean or the sum of the last $n = \min(t, w)$ gradients,
+    including the current one. `amplify_slow_gradients` is a close approximation with only one slot.
 
     Args:
-        window_size: $w \ge 1$; as many gradients are kept.
-        lamb: $\lambda \ge 0$, how much the mean counts.
+        window_size: $w \ge 1$, the number of gradients to keep.
+        lamb: $\lambda \ge 0$, weight of the mean.
         filter_type: "mean" or "sum".
-        warmup: Let gradients pass unchanged until the window is full, while t < w.
+        warmup: Pass gradients unchanged until the window is full, while t < w.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `grad_0` ... `grad_{w-1}`, the last gradients, the newest
+        A transformation that keeps shapes and dtypes. State: `grad_0` ... `grad_{w-1}`, the last gradients, newest
         first, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range, an unknown filter.
+        ValueError: arguments out of range, an unknown filter.
 
     Example:
         >>> tx = gradtx.amplify_slow_gradients_window(window_size=2, lamb=1.0)

@@ -1,4 +1,4 @@
-"""Adam in the eigenbasis of Shampoo's statistics: SOAP."""
+"""SOAP: Adam in the eigenbasis of Shampoo's statistics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gradtx.transforms.adam_hat import scale_by_adam_hat
 
 __all__ = ["scale_by_soap"]
 
-# Bases that are renewed early, and an eps far above rounding: entries that the rotation makes 0 are divided by it.
+# Early refreshes of the bases, and an eps far above rounding, because it divides entries that the rotation makes 0.
 EXAMPLE = {"precondition_frequency": 2, "eps": 0.1}
 
 
 def _full_rank(arguments):
-    """Whether leaves that become a single long dimension, whose statistics have rank 1 at first, stay unrotated."""
+    """Whether leaves that merge into one long dimension, whose statistics initially have rank 1, are not rotated."""
     return not (arguments["merge_dims"] or arguments["precondition_1d"])
 
 
@@ -41,53 +41,53 @@ def scale_by_soap(
     *,
     stagger: bool = False,
 ):
-    r"""Run Adam on the gradient rotated into the eigenbases of its Kronecker factors.
+    r"""Run Adam on the gradient rotated into the eigenbases of its Kronecker factors: SOAP.
 
-    The first step gives 0: it sets $G_i = (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$ for every dimension i
-    and $Q_i$ to its eigenvectors, the largest eigenvalue first. Then, with $s = t - 1$ and a rotation by all $Q_i^\top$
-    written as a prime: $m \leftarrow \beta_1 m + (1-\beta_1) g$, $v \leftarrow \beta_2 v + (1-\beta_2) g'^2$, gives
-    $m' / (\sqrt{v} + \epsilon)$ rotated back, times $\sqrt{1-\beta_2^s} / (1-\beta_1^s)$. After that
+    The first step returns 0: it sets $G_i = (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$ for each dimension
+    i and $Q_i$ to its eigenvectors, largest eigenvalue first. Then, with $s = t - 1$ and a prime denoting rotation by
+    all $Q_i^\top$: $m \leftarrow \beta_1 m + (1-\beta_1) g$, $v \leftarrow \beta_2 v + (1-\beta_2) g'^2$, and the
+    direction is $m' / (\sqrt{v} + \epsilon)$ rotated back, times $\sqrt{1-\beta_2^s} / (1-\beta_1^s)$. Afterwards,
     $G_i \leftarrow \beta_s G_i + (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$, and where $s \bmod n = 0$
-    the columns of $Q_i$ are put in the order of $\mathrm{diag}(Q_i^\top G_i Q_i)$, $v$ with them, and
+    the columns of $Q_i$, and $v$ with them, are sorted by $\mathrm{diag}(Q_i^\top G_i Q_i)$, and
     $Q_i \leftarrow \mathrm{QR}(G_i Q_i)$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         shampoo_beta: $\beta_s$ in [0, 1); None for $\beta_2$.
         eps: $\epsilon \ge 0$, added to the root before its bias correction.
-        precondition_frequency: $n \ge 1$. In pure use bases are computed at every step and selected; an optimizer of
-            `as_optimizer` computes them when they are due only.
+        precondition_frequency: $n \ge 1$. In pure use, bases are computed at every step and selected; an optimizer from
+            `as_optimizer` computes them only when they are due.
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighbouring dimensions, left to right, while their product is at most that.
-        precondition_1d: Rotate leaves of one dimension too.
+        merge_dims: Merge neighboring dimensions, left to right, while their product is at most that limit.
+        precondition_1d: Whether to rotate 1-d leaves as well.
         normalize_gradient: Divide the direction by its root mean square.
-        correct_bias: Whether to apply the factor of the two corrections.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        correct_bias: Whether to apply the factor of the two bias corrections.
+        stagger: Refresh the bases of each leaf at its own step within the period, derived from its name, so that no
+            step after the first refreshes all leaves.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg` and `exp_avg_sq` (in the rotated basis), shaped
-        as the parameter, and `GG_i`, `Q_i`, n x n, for every rotated dimension in order. A leaf without any is plain
-        Adam. Time n^3.
+        as the parameter, and `GG_i`, `Q_i`, n x n, for each rotated dimension in order. A leaf without any uses plain
+        Adam. Time: n^3.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_soap(eps=1e-2)
         >>> state = tx.init({"w": torch.zeros(2, 2)})
         >>> for _ in range(2):
         ...     updates, state = tx.update({"w": torch.tensor([[1.0, 1.0], [2.0, 2.0]])}, state)
-        >>> updates["w"]  # along one pair of eigenvectors, where Adam's would be all ones
+        >>> updates["w"]  # along one pair of eigenvectors, whereas Adam's direction would be all ones
         tensor([[0.3118, 0.3118],
                 [0.6236, 0.6236]])
 
     Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32.
-    Where statistics are rank-deficient (a rotated vector, a zero gradient, and at the first step a dimension that is
-    larger by two or more than the product of the others, as in a 5 x 2 matrix), part of the basis is arbitrary, so
-    results depend on the backend. Then there is no derivative by what reaches these statistics (the first weights and
-    gradients, $\beta_s$, and $\beta_2$ in its place): the one that is computed leaves out what is arbitrary, is finite,
-    and is no difference quotient. Second derivatives through the bases are not available.
+    Where statistics are rank-deficient (a rotated vector, a zero gradient, or, at the first step, a dimension that
+    exceeds the product of the others by two or more, as in a 5 x 2 matrix), part of the basis is arbitrary, so results
+    depend on the back end. There is then no derivative with respect to the inputs of these statistics (the first
+    weights and gradients, $\beta_s$, and $\beta_2$ if it replaces $\beta_s$): the computed one omits the arbitrary
+    part, is finite, and does not match difference quotients. Second derivatives through the bases are not available.
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
     factors = Factors("both", max_precondition_dim, merge_dims, precondition_1d)
@@ -96,14 +96,14 @@ def scale_by_soap(
 
 
 def adam_along_bases(betas: Betas, eps: Scalar, corrects: bool, normalizes: bool = False) -> GradientTransformation:
-    """Adam's direction; without its correction, or normalized in front of it."""
+    """Return Adam's direction, optionally without its bias correction or normalized before it."""
     adam = scale_by_adam_hat(betas, eps)
     return adam if corrects and not normalizes else chain(adam, corrected_later(betas, normalizes, corrects))
 
 
 @per_tensor
 def corrected_later(betas: Betas, normalizes: bool, corrects: bool):
-    """Take the correction out of Adam's direction, normalize what is left, and put it in again."""
+    """Remove the bias correction from Adam's direction, normalize the result, and apply the correction again."""
     beta1, beta2 = betas
 
     def update(update, state, param, ctx):

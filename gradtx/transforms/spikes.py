@@ -1,4 +1,4 @@
-"""Cut single entries that exceed earlier ones: SPAM and Stable-SPAM."""
+"""SPAM and Stable-SPAM: clip single entries that exceed earlier ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPIKE_RANGES = {"threshold": "(0, inf)", "clip_after": "[0, inf)", "every": "[1,
 
 
 def _cut(update: Tensor, square: Tensor, ctx: Any, threshold: Any, clip_after: int, every: int) -> Tensor:
-    """Cut entries whose square is above the threshold times its average, but not right after a restart."""
+    """Clip entries whose square exceeds the threshold times its average, except shortly after a restart."""
     due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
     spike = due & (update.square() > threshold * square)
     return torch.where(spike, update.sign() * safe_sqrt(threshold * square), update)
@@ -31,30 +31,30 @@ def _cut(update: Tensor, square: Tensor, ctx: Any, threshold: Any, clip_after: i
     nonnegative=("exp_avg_sq",),
 )
 def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: int = 20, every: int = 500):
-    r"""Cut entries whose square is many times its average: SPAM's clipping.
+    r"""Clip entries whose square is many times its average: SPAM's clipping.
 
-    With $v$ the average of squares before this step, from 0 and without correction: where $g^2 > \theta v$, $g$ becomes
-    $\mathrm{sign}(g) \sqrt{\theta v}$, if $t \ge c$ and $t \bmod N \ge c$. Then
-    $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the $g$ that was cut. Inside `restart` with the same period, which
-    sets $v$ to 0. Before Adam: `scale_by_spam`, which keeps one $v$ for both.
+    With $v$ the average of squares before this step, from 0 and without bias correction: where $g^2 > \theta v$, $g$
+    becomes $\mathrm{sign}(g) \sqrt{\theta v}$, if $t \ge c$ and $t \bmod N \ge c$. Then
+    $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the clipped $g$. Use it inside `restart` with the same period, which
+    resets $v$ to 0. Before Adam, use `scale_by_spam` instead, which shares one $v$.
 
     Args:
         threshold: $\theta > 0$.
         beta2: $\beta_2$ in [0, 1).
-        clip_after: $c \ge 0$: as many steps after a restart nothing is cut. Take 2 or more: where $v$ is still 0, the
-            gradient is cut to 0, and so are all that follow.
-        every: $N \ge 1$, the steps between restarts.
+        clip_after: $c \ge 0$, number of steps after a restart without clipping. Use at least 2: where $v$ is still 0,
+            the gradient is clipped to 0, as are all later ones.
+        every: $N \ge 1$, the number of steps between restarts.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.clip_spikes(threshold=4.0, beta2=0.75, clip_after=2)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grad in ([2.0, 2.0], [1.0, -9.0]):  # v is 1, so entries may reach 2
+        >>> for grad in ([2.0, 2.0], [1.0, -9.0]):  # v is 1, so entries are clipped to 2
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor([2., 2.])
@@ -82,28 +82,28 @@ def scale_by_spam(
     clip_after: int = 20,
     every: int = 500,
 ):
-    r"""Cut spikes by Adam's own average of squares: SPAM's direction.
+    r"""Clip spikes using Adam's own average of squares: SPAM's direction.
 
-    `clip_spikes` with the same $\beta_2$ before `scale_by_adam_hat`, with one $v$ for both.
+    Equivalent to `clip_spikes` with the same $\beta_2$ before `scale_by_adam_hat`, with one $v$ for both.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
-        threshold: $\theta > 0$: entries with $g^2 > \theta v$ are cut.
-        clip_after: $c \ge 0$: as many steps after a restart nothing is cut. Take 2 or more: where $v$ is still 0, the
-            gradient is cut to 0, and so are all that follow.
-        every: $N \ge 1$, the steps between restarts.
+        eps: $\epsilon \ge 0$, outside the root and before its bias correction, in the units of a gradient.
+        threshold: $\theta > 0$: entries with $g^2 > \theta v$ are clipped.
+        clip_after: $c \ge 0$, number of steps after a restart without clipping. Use at least 2: where $v$ is still 0,
+            the gradient is clipped to 0, as are all later ones.
+        every: $N \ge 1$, the number of steps between restarts.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_spam(betas=(0.0, 0.75), threshold=4.0, clip_after=2)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grad in ([2.0, 2.0], [1.0, -9.0]):  # -9 counts as -2
+        >>> for grad in ([2.0, 2.0], [1.0, -9.0]):  # -9 is clipped to -2
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor([1.0000, 1.0000])
@@ -123,16 +123,16 @@ def scale_by_spam(
 
 @per_tensor(ranges={"theta": "[0, 1)"})
 def clip_to_peak_history(theta: Scalar = 0.999):
-    r"""Scale entries down that are larger than the usual largest entry: Stable-SPAM's clipping.
+    r"""Scale down entries that exceed the usual largest entry: Stable-SPAM's clipping.
 
-    With $G = \max |g|$ of a leaf, $M \leftarrow \theta M + (1-\theta) G$ and $\hat M = M / (1-\theta^t)$: where
+    With $G = \max |g|$ over a leaf, $M \leftarrow \theta M + (1-\theta) G$ and $\hat M = M / (1-\theta^t)$: where
     $|g| > \hat M$, $g$ becomes $g \hat M / G$.
 
     Args:
         theta: $\theta$ in [0, 1).
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `max_avg` of every leaf, 0-d float64.
+        A transformation that keeps shapes and dtypes. State: `max_avg`, 0-d float64 for each leaf.
 
     Raises:
         ValueError: a theta outside [0, 1).
@@ -140,7 +140,7 @@ def clip_to_peak_history(theta: Scalar = 0.999):
     Example:
         >>> tx = gradtx.clip_to_peak_history(theta=0.5)
         >>> state = tx.init({"w": torch.zeros(3)})
-        >>> for grad in ([1.0, 1.0, 1.0], [1.0, 6.0, 7.0]):  # the mean of the largest is 5
+        >>> for grad in ([1.0, 1.0, 1.0], [1.0, 6.0, 7.0]):  # the mean of the largest entries is 5
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor([1., 1., 1.])

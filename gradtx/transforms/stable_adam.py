@@ -1,4 +1,4 @@
-"""Shorten Adam's step where its second moment lags behind the gradient: StableAdamW."""
+"""StableAdamW: shorten Adam's step where its second moment lags behind the gradient."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["scale_by_stable_adam"]
     needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",), nonnegative=("exp_avg_sq",)
 )
 def scale_by_stable_adam(betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
-    r"""Shorten Adam's direction, its decay included, where gradients outgrow $v$: StableAdamW's direction.
+    r"""Shorten Adam's direction, including its decay, where gradients outgrow $v$: StableAdamW's direction.
 
     With Adam's $\hat m_t$, $\hat v_t$ and $r_t = \sqrt{\mathrm{mean}(g_t^2 / \max(\hat v_t, \epsilon^2))}$ over the
-    leaf: $(\hat m_t / (\sqrt{\hat v_t} + \epsilon) + \lambda p) / \max(1, r_t)$. It is Adafactor's clipping with the
-    squares known to Adam.
+    leaf: $(\hat m_t / (\sqrt{\hat v_t} + \epsilon) + \lambda p) / \max(1, r_t)$. This is Adafactor's clipping with
+    Adam's squares.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
@@ -28,7 +28,7 @@ def scale_by_stable_adam(betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative number, missing `params` unless `weight_decay` is 0.0.
+        ValueError: a beta outside [0, 1), another negative argument, missing `params` unless `weight_decay` is 0.0.
 
     Example:
         >>> tx = gradtx.scale_by_stable_adam(betas=(0.0, 0.5))

@@ -1,4 +1,4 @@
-"""Weight decay in proportion to the mean rate of the adaptive step: stable weight decay."""
+"""Stable weight decay: decay in proportion to the mean rate of the adaptive step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["scale_by_adam_stable_decay"]
 
 
 def stable_decay(weight_decay, total):
-    """The decay over the root of a mean over all leaves, from its sums `square` and `count`; 0 while that is 0."""
+    """Return the decay over the root of a mean over all leaves, from its sums `square` and `count`, or 0 if it is 0."""
     return weight_decay * safe_sqrt(quotient(total["count"], total["square"], total["square"] > 0))
 
 
@@ -18,16 +18,16 @@ def stable_decay(weight_decay, total):
 def scale_by_adam_stable_decay(
     betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, weight_decay: Scalar = 1e-4, amsgrad: bool = False
 ):
-    r"""Add to Adam's direction a decay that is as strong as the adaptive rates are on average: AdamS' direction.
+    r"""Add to Adam's direction a decay in proportion to the average adaptive rate: AdamS's direction.
 
-    $\hat m_t / (\sqrt{\hat v_t} + \epsilon) + \frac{\lambda}{\sqrt{\bar v_t}} p$ with $\hat m$ and $\hat v$ of
+    $\hat m_t / (\sqrt{\hat v_t} + \epsilon) + \frac{\lambda}{\sqrt{\bar v_t}} p$ with $\hat m$ and $\hat v$ from
     `scale_by_adam` and $\bar v_t$ the mean of $\hat v_t$ over all entries of all leaves. No decay while $\bar v_t = 0$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient; not in the decay.
-        weight_decay: $\lambda \ge 0$, in the unit of a gradient over a weight.
-        amsgrad: Take the running maximum of $v$ in place of $v$, in the decay too.
+        eps: $\epsilon \ge 0$, in the units of a gradient; not used in the decay.
+        weight_decay: $\lambda \ge 0$, in the units of a gradient over a weight.
+        amsgrad: Use the running maximum of $v$ instead of $v$, in the decay as well.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,

@@ -1,4 +1,4 @@
-"""Switch from Adam to SGD, at a rate estimated from Adam's steps: SWATS."""
+"""SWATS: switch from Adam to SGD at a rate estimated from Adam's steps."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ def scale_by_swats(
     amsgrad: bool = False,
     switch_tol: Scalar | None = None,
 ):
-    r"""Step as Adam until the equivalent SGD rate has settled, then as SGD with momentum at that rate.
+    r"""Step as Adam until the equivalent SGD rate has settled, then as SGD with momentum at that rate: SWATS.
 
-    Adam's phase: $s_t = -\eta_t \frac{\sqrt{c_2}}{c_1 (\sqrt{v_t} + \epsilon)} m_t$, and for all leaves as one vector
+    Adam's phase: $s_t = -\eta_t \frac{\sqrt{c_2}}{c_1 (\sqrt{v_t} + \epsilon)} m_t$, and with all leaves as one vector
     $\gamma_t = \langle s, s \rangle / -\langle s, g \rangle$,
     $\lambda_t = \beta_2 \lambda_{t-1} + (1-\beta_2) \gamma_t$, $\Lambda_t = \lambda_t / c_2$. Where $t > 1$,
-    $\Lambda_t > 0$ and $|\Lambda_t - \gamma_t| <$ `switch_tol`, the next steps are SGD's, with $\Lambda$ and Adam's
-    averages as they are then: $b \leftarrow \beta_1 b + g$ from 0, $u = -(1-\beta_1) \Lambda b$. Where
-    $\langle s, g \rangle = 0$, $\lambda$ stays and nothing is switched.
+    $\Lambda_t > 0$ and $|\Lambda_t - \gamma_t| <$ `switch_tol`, all following steps are SGD steps, and $\Lambda$ and
+    Adam's averages are frozen: $b \leftarrow \beta_1 b + g$ from 0, $u = -(1-\beta_1) \Lambda b$. Where
+    $\langle s, g \rangle = 0$, $\lambda$ is unchanged and there is no switch.
 
     Args:
-        lr: $\eta$ in [0, inf), of Adam's phase; SGD's phase does not read it.
+        lr: $\eta$ in [0, inf), used in Adam's phase only.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
-        amsgrad: Take the running maximum of $v$ in place of $v$.
-        switch_tol: Tolerance >= 0, in the unit of a learning rate; None for `eps`, as in the paper.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        amsgrad: Use the running maximum of $v$ instead of $v$.
+        switch_tol: Tolerance >= 0, in the units of a learning rate; None for `eps`, as in the paper.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
-        [`max_exp_avg_sq`], `momentum_buffer`, shaped as the parameter; for all leaves 0-d float64 `count` ($t$),
-        `rate_avg` ($\lambda$), `sgd_rate` ($\Lambda$) and `switched` (1.0 in SGD's phase).
+        [`max_exp_avg_sq`], `momentum_buffer`, shaped as the parameter; shared by all leaves, 0-d float64: `count`
+        ($t$), `rate_avg` ($\lambda$), `sgd_rate` ($\Lambda$) and `switched` (1.0 in SGD's phase).
 
     Raises:
-        ValueError: numbers out of range, or a place before another link that scales by a learning rate or decays.
+        ValueError: arguments out of range, or a later link that scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_swats(lr=0.1, betas=(0.5, 0.5), switch_tol=1e-3)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (2.0, 2.0, 4.0):  # Adam's steps of 0.1 are SGD's at 0.05, two times: then it is SGD
+        >>> for grad in (2.0, 2.0, 4.0):  # Adam's steps of 0.1 match SGD's at 0.05 twice: then it switches to SGD
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([-0.1000])
         tensor([-0.1000])
         tensor([-0.1000])
 
-    Source: Keskar and Socher 2017, arXiv:1712.07628. Departures: none from the paper. Published codes,
-    torch_optimizer's and pytorch_optimizer's among them, take $\gamma$ leaf by leaf and a relative tolerance.
+    Source: Keskar and Socher 2017, arXiv:1712.07628. Departures: none from the paper. Published implementations,
+    including torch_optimizer's and pytorch_optimizer's, compute $\gamma$ leaf by leaf with a relative tolerance.
     """
     beta1, beta2 = betas
     moments, average = adam_moments(betas, amsgrad)
@@ -75,9 +75,9 @@ def scale_by_swats(
         step = -lr * hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean
         total = yield {"square": step.square().sum(), "slope": (step * update).sum()}
 
-        # The steps of all leaves together: one of them may have had its first gradient late.
+        # The step count shared by all leaves, because a leaf may have had its first gradient later.
         count, sgd, slope = state["count"] + 1, state["switched"] > 0, total["slope"]
-        seen = (slope != 0) & ~sgd  # there is an estimate in this step, and a use for it
+        seen = (slope != 0) & ~sgd  # this step has an estimate, and the estimate is still needed
         estimate = total["square"] / -torch.where(seen, slope, -1.0)
         rate_avg = torch.where(seen, beta2 * state["rate_avg"] + (1 - beta2) * estimate, state["rate_avg"])
         sgd_rate = torch.where(seen, rate_avg / ctx.bias_correction(beta2, count), state["sgd_rate"])

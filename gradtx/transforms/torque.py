@@ -1,4 +1,4 @@
-"""Damp gradients that turn away from the momentum: TAM, AdaTAM."""
+"""TAM, AdaTAM: damp gradients that turn away from the momentum."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ RANGES = {"momentum": "[0, 1)", "decay_rate": "[0, 1)"}
 
 
 def _directed(x: Tensor) -> Tensor:
-    """Divided by the norms along dimension 0; by the size of a single number."""
+    """Divide by the norms along dimension 0, or by the absolute value of a 0-d tensor."""
     square = x.square().sum(dim=0, keepdim=True) if x.ndim else x.square()
     return x / at_least(safe_sqrt(square), 1e-12)
 
 
 def _damped(update: Tensor, momentum: Tensor, smooth: Tensor, decay_rate, eps) -> tuple[Tensor, Tensor]:
-    """The gradient times how well it agrees with the momentum, and the average of that agreement."""
+    """Return the gradient weighted by its agreement with the momentum, and the average of that agreement."""
     smooth = decay_rate * smooth + (1 - decay_rate) * _directed(momentum) * _directed(update)
     return ((1 + smooth) / 2 + eps) * update, smooth
 
 
 @per_tensor(ranges=RANGES)
 def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar = 1e-8):
-    r"""Add gradients to a momentum, less of those that turn away from it: torque-aware momentum.
+    r"""Add gradients to a momentum, damping those that turn away from it: torque-aware momentum.
 
     $n(x) = x / \lVert x \rVert$ with norms along dimension 0,
     $s_t = \gamma s_{t-1} + (1-\gamma)\, n(m_{t-1})\, n(g_t)$ entry by entry,
@@ -36,27 +36,27 @@ def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar =
 
     Args:
         momentum: $\mu$ in [0, 1).
-        decay_rate: $\gamma$ in [0, 1), of the average of the agreement.
-        eps: $\epsilon \ge 0$, so that an opposite gradient counts as well.
+        decay_rate: $\gamma$ in [0, 1), decay of the average agreement.
+        eps: $\epsilon \ge 0$, which gives an opposite gradient some weight.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `s`, `momentum_buffer` ($m$), shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_tam(momentum=0.5, decay_rate=0.0, eps=0.0)
         >>> state = tx.init({"w": torch.zeros(())})
-        >>> for grad in (2.0, 2.0, -8.0):  # half at first, then all of it, then nothing
+        >>> for grad in (2.0, 2.0, -8.0):  # half of the gradient at first, then all of it, then nothing
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor(1.)
         tensor(2.5000)
         tensor(1.2500)
 
-    Source: Malviya et al. 2024, arXiv:2412.18790. Departures: those of the public code: norms along dimension 0 (the
-    paper's cosine is of the whole leaf). pytorch_optimizer starts $m$ at $g_1$.
+    Source: Malviya et al. 2024, arXiv:2412.18790. Departures: as in the public code, norms are along dimension 0 (the
+    paper's cosine is over the whole leaf). pytorch_optimizer starts $m$ at $g_1$.
     """
 
     def init(param):
@@ -80,14 +80,14 @@ def scale_by_adatam(betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: 
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        decay_rate: $\gamma$ in [0, 1), of the average of the agreement.
+        decay_rate: $\gamma$ in [0, 1), decay of the average agreement.
         eps: $\epsilon \ge 0$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `s`, `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_adatam(betas=(0.0, 0.75), decay_rate=0.0, eps=0.0)
@@ -98,8 +98,8 @@ def scale_by_adatam(betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: 
         tensor(1.)
         tensor(1.5119)
 
-    Source: Malviya et al. 2024, arXiv:2412.18790. Departures: as for `scale_by_tam`; the public code has no
-    $1-\beta_1$ and corrects no bias.
+    Source: Malviya et al. 2024, arXiv:2412.18790. Departures: as for `scale_by_tam`; the public code has neither the
+    factor $1-\beta_1$ nor bias correction.
     """
     beta1, beta2 = betas
 

@@ -1,4 +1,4 @@
-"""Steps in proportion to the size of a layer's weights: LAMB, LARS."""
+"""LAMB, LARS: steps in proportion to the norm of a layer's weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["scale_by_lamb", "scale_by_lars", "scale_by_trust_ratio"]
 
 @per_tensor(sums_of_leaf=True, takes_complex=True, needs=("params",))
 def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_adapt: bool = True):
-    r"""Give the update of every leaf the norm of its weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
+    r"""Rescale each update to the norm of its leaf's weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
 
     The ratio is 1 where either norm is 0.
 
     Args:
-        clip: Let no ratio be above 1 (LAMBC).
-        weight_decay: The decay that the update holds already, >= 0; read only without `always_adapt`.
+        clip: Limit the ratio to 1 (LAMBC).
+        weight_decay: The decay already included in the update, >= 0; only read without `always_adapt`.
         always_adapt: If False, the ratio is 1 where `weight_decay` is 0.
 
     Returns:
@@ -37,7 +37,7 @@ def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_
         {'w': tensor([ 0., 10.]), 'b': tensor([1.])}
 
     Source: You et al. 2019, arXiv:1904.00962; without clip and decay: Bernstein et al. 2020, arXiv:2002.03432.
-    Departures: the bounds that LAMB's paper allows on the norm of the weights are left out.
+    Departures: the optional bounds on the norm of the weights in LAMB's paper are omitted.
     """
 
     def update(update, state, param, ctx):
@@ -68,7 +68,7 @@ def scale_by_lars(
     min_ndim: int = 0,
     lr: Scalar | None = None,
 ):
-    r"""Decay the weights and scale by one rate per leaf, from the norms of its weights and its gradient.
+    r"""Decay the weights and scale by one rate per leaf, from the norms of its weights and its gradient: LARS.
 
     $d = \gamma (g + \lambda p)$ with $\gamma = c \lVert p \rVert / (\lVert g \rVert + \lambda \lVert p \rVert +
     \epsilon)$, and $\gamma = 1$ where $\lVert p \rVert$ or $\lVert g \rVert$ is 0.
@@ -76,17 +76,17 @@ def scale_by_lars(
     Args:
         trust_coefficient: $c > 0$, the change of a leaf relative to its size, per unit of the learning rate.
         weight_decay: $\lambda \ge 0$.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
-        trust_clip: $\gamma \leftarrow \min(\gamma / \eta, 1)$, so that no leaf moves by more than plain descent
-            would move it (LARC).
-        min_ndim: Leaves with fewer dimensions, >= 0, pass as they are, without decay; 2 leaves out biases and scales.
-        lr: $\eta \ge 0$, for `trust_clip` only; the link that applies it comes later.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        trust_clip: Use $\gamma \leftarrow \min(\gamma / \eta, 1)$, so that no leaf moves further than under plain
+            gradient descent (LARC).
+        min_ndim: Leaves with fewer dimensions, >= 0, pass unchanged and without decay; 2 excludes biases and scales.
+        lr: $\eta \ge 0$, for `trust_clip` only; a later link applies it.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: numbers out of range, `trust_clip` without `lr`, missing `params`.
+        ValueError: arguments out of range, `trust_clip` without `lr`, missing `params`.
 
     Example:
         >>> tx = gradtx.scale_by_lars(trust_coefficient=0.1, eps=0.0, min_ndim=1)
@@ -108,7 +108,7 @@ def scale_by_lars(
         total = size + weight_decay * weights + eps
         ratio = quotient(trust_coefficient * weights, total, (weights > 0) & (size > 0), 1.0)
         if trust_clip:
-            ratio = ratio / torch.maximum(ratio, exact(lr, param.device))  # min(ratio / lr, 1), also at lr 0
+            ratio = ratio / torch.maximum(ratio, exact(lr, param.device))  # min(ratio / lr, 1), valid at lr 0
         yield ratio * (update + weight_decay * param), state
 
     return update
@@ -118,16 +118,16 @@ def scale_by_lars(
 def scale_by_lamb(
     betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, bias_correction: bool = True, grad_averaging: bool = True
 ):
-    r"""Divide the mean gradient by its root mean square as Adam does, with a choice of corrections: LAMB's direction.
+    r"""Divide the mean gradient by its root mean square as in Adam, with optional corrections: LAMB's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, direction
     $\hat m_t / (\sqrt{\hat v_t} + \epsilon)$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
-        bias_correction: If False, $m_t / (\sqrt{v_t} + \epsilon)$.
-        grad_averaging: If False, $m_t = \beta_1 m_{t-1} + g_t$.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        bias_correction: If False, use $m_t / (\sqrt{v_t} + \epsilon)$.
+        grad_averaging: If False, use $m_t = \beta_1 m_{t-1} + g_t$.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
@@ -140,7 +140,7 @@ def scale_by_lamb(
         >>> tx.update({"w": torch.tensor([1e-2, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([  9.9990, -10.0000])
 
-    Source: You et al. 2019, arXiv:1904.00962. Departures: `grad_averaging` is NVIDIA apex's.
+    Source: You et al. 2019, arXiv:1904.00962. Departures: `grad_averaging` is from NVIDIA's apex.
     """
     beta1, beta2 = betas
     share = 1 - beta1 if grad_averaging else 1.0

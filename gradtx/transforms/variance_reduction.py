@@ -1,4 +1,4 @@
-"""Correct gradients by their change since the last step: MARS's variance reduction."""
+"""MARS's variance reduction: correct gradients by their change since the last step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["correct_variance"]
 
 
 def _corrected(grad: Tensor, last: Tensor, gamma: Any, beta: Any) -> Tensor:
-    """Return g + gamma beta / (1 - beta) (g - g_last), shortened to a norm of at most 1."""
+    """Return g + gamma beta / (1 - beta) (g - g_last), clipped to a norm of at most 1."""
     change = grad + gamma * beta / (1 - beta) * (grad - last)
     return change / at_least(norm(change), 1.0)
 
 
 @whole_tree(needs=("params", "grad_fn"), ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"})
 def correct_variance_exactly(gamma: Scalar, beta: Scalar, min_ndim: int):
-    """`correct_variance` with the gradient of this batch at the parameters of the last step."""
+    """Apply `correct_variance` with the gradient of the current batch at the previous parameters."""
 
     def init(params):
-        # Of every leaf: the gradient is that at the whole of the last parameters.
+        # All leaves are stored, because the gradient is computed at the complete previous parameters.
         return {"prev_param": params}
 
     def update(updates, state, params, ctx):
@@ -40,24 +40,24 @@ def correct_variance_exactly(gamma: Scalar, beta: Scalar, min_ndim: int):
 
 @per_tensor(ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"})
 def correct_variance(gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = False, min_ndim: int = 0):
-    r"""Add a share of the gradient's last change, to reduce its variance: MARS's correction.
+    r"""Add a fraction of the gradient's last change to reduce its variance: MARS's correction.
 
     $c_t = g_t + \gamma \frac{\beta}{1-\beta} (g_t - g')$, then $c_t / \max(1, \lVert c_t \rVert)$, leaf by leaf, with
-    $g' = g_{t-1}$ and $g_0 = 0$; or, if exact, $g'$ the gradient of this batch at the last parameters (STORM), which
-    costs a second gradient a step. First in a chain.
+    $g' = g_{t-1}$ and $g_0 = 0$; or, if exact, $g'$ is the gradient of the current batch at the previous parameters
+    (STORM), which costs a second gradient per step. First link of a chain.
 
     Args:
-        gamma: $\gamma \ge 0$, how much of the correction is taken.
-        beta: $\beta$ in [0, 1), that of the momentum behind.
-        exact: Take the extra `grad_fn`, and with it the gradient at the last parameters.
-        min_ndim: Leaves with fewer dimensions pass unchanged, >= 0.
+        gamma: $\gamma \ge 0$, strength of the correction.
+        beta: $\beta$ in [0, 1), that of the momentum that follows.
+        exact: Use the extra `grad_fn` to compute the gradient at the previous parameters.
+        min_ndim: Leaves with fewer dimensions, >= 0, pass unchanged.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `last_grad`, shaped as the parameter, of the leaves that
-        are corrected; if exact, `prev_param` of all leaves, under `correct_variance_exactly`.
+        A transformation that keeps shapes and dtypes. State: `last_grad`, shaped as the parameter, for the leaves that
+        are corrected; if exact, `prev_param` for all leaves, under `correct_variance_exactly`.
 
     Raises:
-        ValueError: numbers out of range; if exact, missing `params` or `grad_fn`.
+        ValueError: arguments out of range; if exact, missing `params` or `grad_fn`.
 
     Example:
         >>> tx = gradtx.correct_variance(gamma=0.5, beta=0.5)
@@ -70,7 +70,7 @@ def correct_variance(gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = F
         tensor([0.5000])
 
     Source: Yuan et al. 2024, arXiv:2411.10438; exact: Cutkosky and Orabona 2019, arXiv:1905.10018. Departures: if
-    exact, $g'$ is $g_1$ at the first step, as in the paper; the authors' code takes 0.
+    exact, $g'$ is $g_1$ at the first step, as in the paper; the authors' code uses 0.
     """
     if exact:
         return correct_variance_exactly(gamma, beta, min_ndim)
