@@ -156,7 +156,7 @@ class ListBundle:
         run: The run of the current call, as in a leaf.
     """
 
-    update = True  # `execute` sends only leaves with an update through all operations
+    update = True  # `execute` runs all operations only on leaves with an update
     at = -1
     run: Any
 

@@ -70,7 +70,7 @@ def blocks(
     view: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
     dim: int = 0,
 ):
-    r"""Treat every block of a leaf as a leaf: one head, one part of a fused projection, one expert.
+    r"""Treat each block of a leaf as a separate leaf: one head, one part of a fused projection, one expert.
 
     The result is the same as with one separate parameter per block: norms, means, shapes, thresholds and factored
     moments inside `tx` are those of a block. A sum over leaves includes all blocks of all leaves. Pass one of `heads`,

@@ -61,7 +61,7 @@ def schedule_free(
             Generalized Primal Averaging. None for the weights of Schedule-Free.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `z`, shaped as the parameter, `lr_max` and
+        A transformation whose updates are added to the parameters. State: `z`, shaped like the parameter, `lr_max` and
         `weight_sum`, 0-d float64 per leaf (not with `averaging`), and the entries of `base`. $x$ is computed from
         $y$ and $z$.
 

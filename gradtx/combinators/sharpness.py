@@ -71,7 +71,7 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.sam(gradtx.sgd(lr=1.0), rho=0.5)
@@ -119,7 +119,7 @@ def asam(
 
     Raises:
         TypeError: `base` is not a transformation, `mask` is not a function.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.asam(gradtx.sgd(lr=1.0), rho=0.1, eta=0.0)
@@ -171,7 +171,7 @@ def gsam(
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.gsam(gradtx.sgd(lr=1.0), rho=1.0, alpha=0.5)
@@ -226,7 +226,7 @@ def wsam(
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.wsam(gradtx.sgd(lr=1.0), rho=0.5, gamma=0.75)
@@ -276,12 +276,12 @@ def looksam(
         eps: $\epsilon \ge 0$.
 
     Returns:
-        A transformation with the state `sharpness` ($v$), shaped as the parameter, and that of `base`. Inside,
+        A transformation with the state `sharpness` ($v$), shaped like the parameter, and that of `base`. Inside,
         `ctx.grad` is the new gradient.
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.looksam(gradtx.sgd(lr=1.0), k=2, alpha=0.5)
@@ -349,12 +349,12 @@ def friendly_sam(
         eps: $\epsilon \ge 0$; keep it above 0, so that $q = p$ for $d = 0$.
 
     Returns:
-        A transformation with the state `exp_avg` ($m$), shaped as the parameter, and that of `base`. Inside,
+        A transformation with the state `exp_avg` ($m$), shaped like the parameter, and that of `base`. Inside,
         `ctx.grad` is the gradient at $q$.
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.friendly_sam(gradtx.sgd(lr=1.0), rho=0.5)

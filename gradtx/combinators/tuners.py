@@ -101,13 +101,13 @@ def mechanize(
         eps: $\epsilon > 0$.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`, shaped as the parameter; for
-        all leaves together and for each of the betas `s_i`, `max_product_i`, `sum_squared_products_i`, `reward_i`,
-        0-d; the entries of `tx`.
+        A transformation whose updates are added to the parameters. State: `param_init`, shaped like the parameter; for
+        each beta, shared by all leaves, `s_i`, `max_product_i`, `sum_squared_products_i` and `reward_i`, 0-d; and the
+        entries of `tx`.
 
     Raises:
         TypeError: `tx` is not a transformation.
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+        ValueError: arguments out of range, missing `params`, or a later link that scales by a learning rate or
             decays.
 
     Example:
@@ -164,12 +164,12 @@ def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8
         eps: $\epsilon > 0$.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`, shaped as the parameter; for
-        all leaves together and for each of the betas `s_i`, `variance_i`, `sigma_i`, 0-d; the entries of `tx`.
+        A transformation whose updates are added to the parameters. State: `param_init`, shaped like the parameter; for
+        each beta, shared by all leaves, `s_i`, `variance_i` and `sigma_i`, 0-d; and the entries of `tx`.
 
     Raises:
         TypeError: `tx` is not a transformation.
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+        ValueError: arguments out of range, missing `params`, or a later link that scales by a learning rate or
             decays.
 
     Example:

@@ -55,7 +55,7 @@ class Bundle:
         window: The number of entries of the bundle's only leaf that the program processes at a time; None for all.
     """
 
-    update = True  # `execute` sends only leaves with an update through all operations
+    update = True  # `execute` runs all operations only on leaves with an update
     at = -1
     _present: BundleStep | None = None
 

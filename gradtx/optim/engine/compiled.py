@@ -83,7 +83,6 @@ class CompiledEngine(Engine):
     Args:
         options: Options of the back end.
         backend: The function that compiles graphs.
-        backend: The way of running programs.
     """
 
     def __init__(self, options: Mapping[str, Any], backend: Backend = compile_with_inductor):

@@ -19,7 +19,6 @@ class Compiler:
     Attributes:
         backend: The function that compiles graphs.
         options: Its options.
-        options: Its options.
     """
 
     backend: Backend

@@ -1,4 +1,4 @@
-"""Programs of the compiled engine: the links of a chain, traced for a bundle of leaves, compiled, working in place.
+"""Programs of the compiled engine: the links of a chain, traced for a bundle of leaves and compiled to work in place.
 
 Tracing runs the core itself on stand-ins with symbolic sizes; there is no second version of any rule. A sum over leaves
 ends a pass. The next pass starts again from the beginning with the total as an argument, so that no intermediate values
@@ -256,7 +256,7 @@ class ProgramPass(Protocol):
 
 
 class TracedPass:
-    """A pass that is traced once for all sizes, and compiled by a backend."""
+    """A pass that is traced once for all sizes and compiled by a back end."""
 
     sums: list[Tensor]
     names: tuple[Any, ...]
