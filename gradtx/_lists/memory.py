@@ -13,7 +13,7 @@ from gradtx._lists.needs import ALWAYS, Case, Needs, contradict, is_selection, m
 
 aten = torch.ops.aten
 
-# Operations that may write into their first operand; the first two into either one.
+# Operations that may write into either operand; others write only into the first one.
 COMMUTES = (aten.mul.Tensor, aten.maximum.default, aten.minimum.default)
 
 
@@ -23,12 +23,12 @@ class MemoryPlan:
     Args:
         graph: The graph. `meta["kind"]` of its nodes must be set.
         has_form_in_place: Whether an operation has a form that writes into its first operand.
-        needs: When each value is read.
+        needs: The cases in which each value is read.
 
     Attributes:
         operand: For each node that writes into the memory of an operand, that operand.
         superfluous: Copies into arguments that already contain the source.
-        last_use: The number of the last node that reads the memory of a node.
+        last_use: The index of the last node that reads the memory of a node.
     """
 
     def __init__(self, graph: Graph, has_form_in_place: Callable[[Node], bool], needs: Needs):
@@ -80,7 +80,7 @@ class MemoryPlan:
                 reading = case | self._needs.reading(node, argument)
                 shared[root] = shared.get(root, reading) & reading
         if is_selection(node) and not all(map(is_list, node.args[1:])):
-            shared[node] = ALWAYS  # it may be filled with a number
+            shared[node] = ALWAYS  # it may be filled with a scalar
         return shared or {node: ALWAYS}
 
     def _aim(self, copy: Node) -> None:
@@ -172,5 +172,5 @@ def _adds_plainly(node: Node) -> bool:
 
 
 def _have_one_layout(node: Node, operand: Node) -> bool:
-    """Whether entries have the same order in memory, which is the order of summation."""
+    """Whether entries have the same order in memory, which determines the order of summation."""
     return node.meta["val"].stride() == operand.meta["val"].stride()

@@ -134,7 +134,7 @@ def split_copies(graph: Graph) -> None:
             node.meta["covers"] = not _may_be(node.args[1], node.args[0])
             _split(node)
     for node in reversed(graph.nodes):
-        if node.target is aten.where.self and is_list(node) and not node.users:  # a number may be a condition
+        if node.target is aten.where.self and is_list(node) and not node.users:  # a scalar may be a condition
             graph.erase_node(node)
 
 
