@@ -153,7 +153,7 @@ class ListBundle:
         passes: The program.
 
     Attributes:
-        run: The run of the current call, as in a leaf.
+        run: The run of the current call; leaves have the same attribute.
     """
 
     update = True  # `execute` runs all operations only on leaves with an update

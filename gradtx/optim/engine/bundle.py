@@ -190,7 +190,7 @@ class Bundle:
 
     @property
     def run(self) -> OptimizerRun:
-        """The run of the current step, as in a leaf."""
+        """The run of the current step; leaves have the same attribute."""
         return self._in_step().run
 
     def _in_step(self) -> BundleStep:
