@@ -1,8 +1,8 @@
-"""Every name of torch that is private or may move, each with a fallback or a stated loss.
+"""Access every name of torch that is private or may move; each has a fallback or a documented loss.
 
-The rest of gradtx uses torch's public names only (`_tree` alone uses `torch.utils._pytree`). Names are looked up when
-they are used, so that a torch that lacks one loses what that function says and nothing else. Dynamo, inductor and
-sympy are imported by the functions of the compiled engine only.
+The rest of gradtx uses only torch's public names (except that `_tree` uses `torch.utils._pytree`). Names are looked up
+on use, so that a version of torch without one of them loses only what the docstring of that function states. Dynamo,
+inductor and sympy are imported only by functions of the compiled engine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _found(module: str, name: str) -> Any:
-    """A name of torch, or None if this torch lacks it."""
+    """Return an attribute of a torch module, or None if this version of torch lacks it."""
     try:
         return getattr(importlib.import_module(module), name, None)
     except ImportError:
@@ -43,15 +43,15 @@ def _found(module: str, name: str) -> Any:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written in place; inference tensors do not count.
+    """Return the number of in-place writes to a tensor; 0 for inference tensors, which do not count them.
 
-    Without `Tensor._version` every tensor has version 0: rules that write in place go unnoticed.
+    Without `Tensor._version` every tensor has version 0, and rules that write in place are not detected.
     """
     return 0 if tensor.is_inference() else getattr(tensor, "_version", 0)
 
 
 def base_of(tensor: Tensor) -> Tensor | None:
-    """The tensor that a view was made of; None for others.
+    """Return the base tensor of a view; None for other tensors.
 
     Without `Tensor._base` a view counts as a separate tensor while dynamo traces.
     """
@@ -61,8 +61,8 @@ def base_of(tensor: Tensor) -> Tensor | None:
 def storage_id(tensor: Tensor) -> int:
     """Identify a tensor's storage for as long as the storage lives, also inside vmap and grad.
 
-    Falls back to the identity of the storage's Python object, which torch preserves, and where a transform can't be
-    looked through to that of the tensor.
+    Falls back to the identity of the storage's Python object, which torch preserves, or to that of the tensor if a
+    transform cannot be unwrapped.
     """
     tensor = below_transforms(tensor)
     try:
@@ -86,7 +86,7 @@ def _errors_not_of_layout() -> tuple[type[RuntimeError], ...]:
     return tuple(errors)
 
 
-NOT_OF_LAYOUT = _errors_not_of_layout()  # RuntimeErrors that another layout of a sharded tensor would not avoid
+NOT_OF_LAYOUT = _errors_not_of_layout()  # RuntimeErrors that another layout of a sharded tensor would not prevent
 
 
 # Transforms: vmap, grad, and forward-mode derivatives.
@@ -99,14 +99,14 @@ def _functorch(name: str) -> Any:
 def inside_transform() -> bool:
     """Whether a transform of `torch.func` is active.
 
-    Without the name the answer is yes: rules that write in place go unnoticed.
+    Without the name the result is True, and rules that write in place are not detected.
     """
     peek = _functorch("peek_interpreter_stack")
     return True if peek is None else peek() is not None
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor stands for the values of a transform; falls back to whether it has a storage."""
+    """Whether a tensor represents values inside a transform; falls back to whether it lacks a storage."""
     is_wrapped = _functorch("is_functorch_wrapped_tensor")
     if is_wrapped is not None:
         return is_wrapped(tensor)
@@ -123,7 +123,7 @@ def readable(tensor: Tensor) -> bool:
 
 
 def below_transforms(tensor: Tensor) -> Tensor:
-    """The tensor that a transform's tensor stands for; without the name itself, so that views count as separate."""
+    """Unwrap a transform's tensor; without the name, return the tensor itself, so that views count as separate."""
     unwrapped = _functorch("get_unwrapped")
     if unwrapped is not None:
         while is_transformed(tensor):
@@ -134,13 +134,13 @@ def below_transforms(tensor: Tensor) -> Tensor:
 def forward_mode_active() -> bool:
     """Whether forward-mode derivatives are being computed.
 
-    Without the name the answer is yes, which costs one `where` in some rules.
+    Without the name the result is True, which costs one `where` in some rules.
     """
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def has_derivative(tensor: Tensor) -> bool:
-    """Whether derivatives are taken through a tensor, in any transform around; where dynamo traces, backward only."""
+    """Whether any enclosing transform differentiates through a tensor; while dynamo traces, only backward counts."""
     if torch.compiler.is_compiling():
         return torch.is_grad_enabled() and tensor.requires_grad
     if not (torch.is_grad_enabled() or forward_mode_active()):
@@ -167,19 +167,19 @@ def _is_dual(tensor: Tensor) -> bool:
 
 
 def assume_constant(function: Function) -> Function:
-    """Have dynamo call a function while it traces, as `torch.compiler.assume_constant_result` does.
+    """Make dynamo call a function while tracing, as `torch.compiler.assume_constant_result` does.
 
-    That function imports dynamo in order to set this one attribute. If dynamo stops reading it, tracing such a
-    function breaks the graph.
+    That function imports dynamo only to set this attribute. If dynamo stops reading it, tracing such a function
+    causes a graph break.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def not_traced(function: Function) -> Function:
-    """Keep dynamo out of a function, as `torch.compiler.disable`, which imports dynamo at once.
+    """Exclude a function from tracing, like `torch.compiler.disable`, which would import dynamo immediately.
 
-    Without the name dynamo traces the function, as far as it can.
+    Without the name dynamo traces as much of the function as it can.
     """
     disable = getattr(torch, "_disable_dynamo", None)
     return function if disable is None else disable(function)
@@ -191,23 +191,23 @@ Hooks: TypeAlias = list[Callable[..., Any]]
 
 
 class TakesScaledGradients:
-    """Tells `torch.amp.GradScaler` that `step` unscales gradients and skips by itself.
+    """Indicate to `torch.amp.GradScaler` that `step` itself unscales gradients and skips steps.
 
-    If torch renames the attribute, the scaler unscales before `step`, and reads the flag on the host.
+    If torch renames the attribute, the scaler unscales before `step` and reads the overflow flag on the host.
     """
 
     _step_supports_amp_scaling = True
 
 
 def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Hooks, Hooks]:
-    """The hooks that were registered to run before and after `load_state_dict`; none without the names."""
+    """Return the hooks registered to run before and after `load_state_dict`; none without the names."""
     before = getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", {})
     after = getattr(optimizer, "_optimizer_load_state_dict_post_hooks", {})
     return list(before.values()), list(after.values())
 
 
 def unscale_(gradients: list[Tensor], inverse: Tensor) -> None:
-    """Multiply gradients by a 0-d float32 tensor in place; falls back to one multiplication each."""
+    """Multiply gradients by a 0-d float32 tensor in place; falls back to one multiplication per tensor."""
     together = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
     if together is not None:
         together(gradients, torch.zeros_like(inverse), inverse)
@@ -217,12 +217,12 @@ def unscale_(gradients: list[Tensor], inverse: Tensor) -> None:
 
 
 def on_lists(name: str) -> Callable[..., Any] | None:
-    """An operation on lists of tensors, such as "add" or "add_"; None if this torch has none of this name."""
+    """Return an operation on lists of tensors, such as "add" or "add_"; None if this version of torch lacks it."""
     return getattr(torch, f"_foreach_{name}", None)
 
 
 def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy each source into its target; falls back to one copy each."""
+    """Copy each source into its target; falls back to one copy per tensor."""
     together = on_lists("copy_")
     if together is not None:
         together(targets, sources)
@@ -232,10 +232,10 @@ def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 def count_up_(targets: list[Tensor]) -> None:
-    """Add 1 to each tensor; falls back to one addition each."""
-    together = getattr(torch, "_foreach_add_", None)  # in every step
+    """Add 1 to each tensor; falls back to one addition per tensor."""
+    together = getattr(torch, "_foreach_add_", None)  # not `on_lists`: this runs in every step
     if together is not None and targets:
-        # A number becomes a tensor once for each target, which takes longer than the addition.
+        # A Python scalar would be converted to a tensor for each target, which takes longer than the addition.
         together(targets, _one() if type(targets[0]) is Tensor else torch.ones(()), alpha=1.0)
         return
     for target in targets:
@@ -255,7 +255,7 @@ Modules = tuple[type[torch.nn.Module], ...]
 
 
 def norms_of_batches() -> Modules:
-    """The classes of batch and instance norms; without their common base those that torch exports."""
+    """Return the classes of batch and instance norms; without their private base class, those that torch exports."""
     nn = torch.nn
     exported = (
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -265,7 +265,7 @@ def norms_of_batches() -> Modules:
 
 
 def convolutions() -> Modules:
-    """The classes of convolutions; without their common base those that torch exports."""
+    """Return the classes of convolutions; without their private base class, those that torch exports."""
     nn = torch.nn
     exported = (
         *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -283,9 +283,9 @@ def _base_of_modules(module: str, name: str, exported: Modules) -> Modules:
 
 
 def layout_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-    """A function that says whether as many other tensors have these dtypes, devices, shapes and strides.
+    """Return a function that checks whether other tensors have the same dtypes, devices, shapes and strides as these.
 
-    Dynamo's guards compare them in C++; without them Python does.
+    Dynamo's guards compare them in C++; without the name, they are compared in Python.
     """
     guards = _found("torch._C._dynamo.guards", "TensorGuards")
     if guards is None:
@@ -305,12 +305,12 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> Generator[None, None, None]:
-    """Have `call(operator, args, kwargs)` carry out every operation inside of the block.
+    """Let `call(operator, args, kwargs)` execute every operation inside the block.
 
-    Modes that were active before are off inside, so that nothing else sees these operations.
+    Modes that were active before are disabled inside, so that nothing else observes these operations.
 
     Raises:
-        TracingUnavailableError: this torch lacks one of the names. Steps then run leaf by leaf.
+        TracingUnavailableError: this version of torch lacks one of the names. Steps then run leaf by leaf.
     """
     module = "torch.utils._python_dispatch"
     mode_class, without_modes = _needed(module, "TorchDispatchMode"), _needed(module, "_disable_current_modes")
@@ -318,7 +318,7 @@ def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) ->
     class Intercepting(mode_class):
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            return False  # it would import dynamo, in order to tell it that there is nothing to trace
+            return False  # True would import dynamo only to report that there is nothing to trace
 
         def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return call(operator, args, kwargs or {})
@@ -328,9 +328,9 @@ def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) ->
 
 
 def is_intercepted() -> bool:
-    """Whether something watches or traces operations: a dispatch mode, or dynamo.
+    """Whether a dispatch mode or dynamo observes operations.
 
-    Without the name the answer is no: a step under such a mode shows it lists in place of single tensors.
+    Without the name the result is False: a dispatch mode then observes list operations instead of single ones.
     """
     if torch.compiler.is_compiling():
         return True
@@ -344,7 +344,7 @@ def _dispatch_mode() -> Any:
 
 
 class TracingUnavailableError(RuntimeError):
-    """The installed torch lacks a name that tracing needs."""
+    """The installed version of torch lacks a name that tracing needs."""
 
 
 def _needed(module: str, name: str) -> Any:
@@ -355,10 +355,10 @@ def _needed(module: str, name: str) -> Any:
 
 
 class SymbolicTracer:
-    """Records a function of tensors as a graph of operations, for all sizes of its arguments at once.
+    """Trace a function of tensors into a graph that is valid for all sizes of its arguments.
 
     Raises:
-        TracingUnavailableError: this torch lacks one of the names. The engine then calls `torch.compile`.
+        TracingUnavailableError: this version of torch lacks one of the names. The engine then calls `torch.compile`.
     """
 
     def __init__(self) -> None:
@@ -369,17 +369,17 @@ class SymbolicTracer:
         self._dimension = _needed(shapes, "DimDynamic")
         self._context = _needed("torch._guards", "TracingContext")
         self._tracing = _needed("torch._guards", "tracing")
-        # Without duck shapes, two sizes that happen to be equal stay two sizes.
+        # Without duck shapes, two sizes that happen to be equal remain distinct symbols.
         self._sizes = _needed(shapes, "ShapeEnv")(duck_shape=False)
         fake_mode = _needed("torch._subclasses.fake_tensor", "FakeTensorMode")
         self._mode = fake_mode(shape_env=self._sizes, allow_non_fake_inputs=True)
 
     def fixed(self, tensor: Tensor) -> Tensor:
-        """A stand-in for a tensor whose shape never changes."""
+        """Create a stand-in for a tensor whose shape never changes."""
         return self._mode.from_tensor(tensor, static_shapes=True)
 
     def resizable(self, tensor: Tensor, name: str) -> Tensor:
-        """A stand-in for a tensor whose sizes may all change, except those that are 1."""
+        """Create a stand-in for a tensor whose sizes may all change, except those that are 1."""
         dynamic: list[Any] = []
         for size in tensor.shape:
             dynamic.append(self._dimension.STATIC if size == 1 else self._dimension.DYNAMIC)
@@ -388,7 +388,7 @@ class SymbolicTracer:
             return self._mode.from_tensor(tensor, symbolic_context=context, source=self._source(name))
 
     def sized_as(self, stand_in: Tensor, tensor: Tensor) -> Tensor:
-        """A stand-in for a tensor that always has the size of another."""
+        """Create a stand-in for a tensor that always has the same size as another."""
         with self._mode:
             return torch.empty(stand_in.shape, dtype=tensor.dtype, device=tensor.device)
 
@@ -398,31 +398,31 @@ class SymbolicTracer:
         arguments: Sequence[Tensor],
         replaced: Mapping[Any, Any],
     ) -> torch.fx.GraphModule:
-        """The operations of `function(*arguments)`; `replaced` has decompositions beyond those of inductor."""
+        """Trace `function(*arguments)`; `replaced` contains decompositions in addition to those of inductor."""
         with self._mode, torch.no_grad(), _unattributed_sizes():
             return self._make_graph(function, decomposition_table={**decompositions(), **replaced})(*arguments)
 
     def holds_for(self, arguments: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
-        """Whether these tensors meet what was assumed of the sizes of `arguments` while tracing."""
+        """Whether these tensors satisfy the assumptions made about the sizes of `arguments` while tracing."""
         return self._sizes.evaluate_guards_for_args(arguments, tensors, ignore_static=False)
 
     @contextlib.contextmanager
     def compiling(self) -> Generator[None, None, None]:
-        """Compile inside of this block what was traced."""
+        """Set up the context in which traced graphs are compiled."""
         with self._tracing(self._context(self._mode)), torch.no_grad():
             yield
 
 
 def _unattributed_sizes() -> contextlib.AbstractContextManager[None]:
-    """Have torch's logs name the innermost function for a size: looking for the user's imports `torch.export`.
+    """Let torch's logs attribute sizes to the innermost function; searching for the user's imports `torch.export`.
 
-    That takes a quarter of the first step of a process. Without the name nothing changes.
+    That search takes a quarter of the first step of a process. Without the name, the search runs.
     """
     module, name = "torch.fx.experimental.symbolic_shapes", "uninteresting_files"
     if _found(module, name) is None:
         return contextlib.nullcontext()
     shapes = importlib.import_module(module)
-    # With no file at all, a function there would find its own frame: a cycle that keeps the gradients of a step.
+    # With no file at all, a function there would return its own frame, a reference cycle that keeps gradients alive.
     own_file = frozenset([shapes.__file__])
     return _patched(shapes, name, lambda: own_file)
 
@@ -438,7 +438,7 @@ def writes(target: Any) -> bool:
 
 @functools.cache
 def makes_new_tensor(operator: Any) -> bool:
-    """Whether results share no memory with arguments; without a schema the answer is no."""
+    """Whether results share no memory with arguments; False without a schema."""
     schema = getattr(operator, "_schema", None)
     if schema is None:
         return False
@@ -447,7 +447,7 @@ def makes_new_tensor(operator: Any) -> bool:
 
 @functools.cache
 def multiplies_in_bfloat16() -> bool:
-    """Whether the processor multiplies matrices in bfloat16 by itself; without the names the answer is yes."""
+    """Whether the processor has bfloat16 matrix products; True without the names."""
     by_vectors = _found("torch.cpu", "_is_avx512_bf16_supported")
     by_tiles = _found("torch.cpu", "_is_amx_tile_supported")
     if by_vectors is None or by_tiles is None or platform.machine() not in ("x86_64", "AMD64"):
@@ -457,7 +457,7 @@ def multiplies_in_bfloat16() -> bool:
 
 # Inductor.
 
-# The modes that torch documents, for a torch that does not list them.
+# The modes that torch documents, for versions of torch that do not list them.
 DOCUMENTED_MODES: dict[str, dict[str, Any]] = {
     "default": {},
     "reduce-overhead": {"triton.cudagraphs": True},
@@ -466,31 +466,31 @@ DOCUMENTED_MODES: dict[str, dict[str, Any]] = {
 }
 
 
-OWN_OPTIONS = {"size_asserts", "cpp.threads"}  # those that the engine itself sets
+OWN_OPTIONS = {"size_asserts", "cpp.threads"}  # set by the engine itself
 
 
 def compiler_modes() -> Mapping[str, dict[str, Any]]:
-    """The modes of `torch.compile` and the options that each stands for."""
+    """Return the modes of `torch.compile` and the options of each."""
     modes = _found("torch._inductor", "list_mode_options")
     return DOCUMENTED_MODES if modes is None else modes()
 
 
 def compiler_option_names() -> Collection[str] | None:
-    """The options of torch's compiler; None if torch does not list them."""
+    """Return the names of the compiler's options; None if torch does not list them."""
     options = _found("torch._inductor", "list_options")
     return None if options is None else options()
 
 
 def compiles_at_once(graph: torch.fx.GraphModule, options: Mapping[str, Any]) -> bool:
-    """Whether inductor's inner compiler, without AOTAutograd, gets a graph."""
+    """Whether a graph goes directly to inductor's inner compiler, without AOTAutograd."""
     compiler = _found("torch._inductor", "compile")
-    if compiler is None or compiler.__module__ != "torch._inductor":  # whoever has replaced it wants to see the graphs
+    if compiler is None or compiler.__module__ != "torch._inductor":  # a replacement expects to receive the graphs
         return False
     return options.keys() <= OWN_OPTIONS and _is_ready_for_inductor(graph)
 
 
 def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Compile a traced graph by inductor; falls back to the public `torch.compile`, which traces it again."""
+    """Compile a traced graph with inductor; falls back to the public `torch.compile`, which traces it again."""
     compiler = _found("torch._inductor", "compile")
     if compiler is None:
         return compile_function(graph, options)
@@ -502,7 +502,7 @@ def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any
 
 
 def _is_ready_for_inductor(graph: torch.fx.GraphModule) -> bool:
-    """Whether inductor's inner compiler takes a graph: it writes only into arguments, is for the CPU, draws nothing."""
+    """Whether inductor's inner compiler accepts a graph: for the CPU, writing only into arguments, nothing random."""
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.device.type != "cpu":
@@ -519,10 +519,10 @@ def _is_ready_for_inductor(graph: torch.fx.GraphModule) -> bool:
 
 
 def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any] | None:
-    """A function compiled by inductor's inner compiler; None if this torch lacks a name that it needs.
+    """Compile a graph with inductor's inner compiler; return None if this version of torch lacks a required name.
 
-    The outer one has AOTAutograd trace the graph once more, a third of the time to compile, and check arguments at each
-    call.
+    The outer compiler has AOTAutograd trace the graph again, which takes a third of the compile time, and checks
+    arguments at each call.
     """
     compiler = _found("torch._inductor.compile_fx", "compile_fx_inner")
     settings = _found("torch._inductor.config", "patch")
@@ -530,7 +530,7 @@ def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str,
     mode = getattr(examples[0], "fake_mode", None)
     if None in (compiler, settings, virtualized, mode) or not decompositions():
         return None
-    copy = torch.fx.Graph()  # the compiler changes what it is given, and may fail
+    copy = torch.fx.Graph()  # the compiler modifies its input, and may fail
     results = cast("Sequence[Any]", copy.graph_copy(graph.graph, {}))
     _keep_in_memory(copy)
     copy.output(tuple(results)).meta["user_visible_output_idxs"] = list(range(len(results)))
@@ -541,18 +541,18 @@ def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str,
 
 
 def _loaded_programs() -> int:
-    """How many programs inductor has found in its cache; 0 if this torch does not count them."""
+    """Return how many programs inductor has loaded from its cache; 0 if this version of torch does not count them."""
     counters = _found("torch._dynamo.utils", "counters")
     return 0 if counters is None else counters["inductor"]["fxgraph_cache_hit"]
 
 
 class CompiledAtOnce:
-    """What inductor's inner compiler makes of a graph, as a function of its arguments.
+    """A graph compiled by inductor's inner compiler, as a function of its arguments.
 
     Attributes:
         compiled: The result of the compiler.
-        is_loaded: Whether the compiler has found it in its cache. Then it does not tell what it once assumed of sizes
-            that are no arguments.
+        is_loaded: Whether the compiler loaded it from its cache. In that case the compiler does not report what it once
+            assumed about sizes that are not arguments.
     """
 
     def __init__(self, compiled: Any, is_loaded: bool = False):
@@ -560,12 +560,12 @@ class CompiledAtOnce:
         self.is_loaded = is_loaded
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.compiled(list(arguments))  # which it empties
+        return self.compiled(list(arguments))  # a new list, which the function empties
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """A compiled graph as text: a method of one list of arguments that calls functions of shared libraries.
+    """A compiled graph as text: a method that accepts a list of arguments and calls functions of shared libraries.
 
     Attributes:
         method: The text of the method.
@@ -577,11 +577,11 @@ class Kernels:
 
 
 def was_loaded(function: Callable[..., Any]) -> bool:
-    """Whether inductor had a compiled graph in its cache."""
+    """Whether inductor loaded a compiled graph from its cache."""
     return isinstance(function, CompiledAtOnce) and function.is_loaded
 
 
-# What a method may call beyond its libraries, by its name in torch, and the names of attributes that it may use.
+# The functions that a method may call besides its libraries, with their names in torch, and the attributes it may use.
 CALLED_BY_KERNELS = {
     "assert_size_stride": "assert_size_stride",
     "assert_size_stride_grouped": "assert_size_stride_grouped",
@@ -595,7 +595,7 @@ METHOD = re.compile(r"^    def call\(self, args\):\n(?:        .*\n|\n)+", re.MU
 
 
 def kernels_of(function: Callable[..., Any]) -> Kernels | None:
-    """A compiled graph as text; None if it is not that simple, or this torch makes it in another way."""
+    """Return a compiled graph as text; None if it is too complex, or this version of torch builds it differently."""
     if not isinstance(function, CompiledAtOnce):
         return None
     method = METHOD.search(getattr(function.compiled, "source_code", None) or "")
@@ -614,12 +614,12 @@ def kernels_of(function: Callable[..., Any]) -> Kernels | None:
 
 
 def run_kernels(kernels: Kernels) -> Callable[..., Any]:
-    """A compiled graph from its text, without inductor.
+    """Build a compiled graph from its text, without inductor.
 
     Raises:
-        AttributeError: this torch lacks a name.
-        ImportError: a library is gone or not for this torch.
-        SyntaxError: the text is no method.
+        AttributeError: this version of torch lacks a name.
+        ImportError: a library is missing or was built for another version of torch.
+        SyntaxError: the text is not a method.
     """
     guards = _module_of_kernels()
     place = str(guards._torchinductor_pyobject_tensor_data_ptr)
@@ -640,12 +640,12 @@ def run_kernels(kernels: Kernels) -> Callable[..., Any]:
 
 
 def _module_of_kernels() -> Any:
-    """The module of the functions that kernels call; None if this torch has none."""
+    """Return the module of the functions that kernels call; None if this version of torch has none."""
     return getattr(getattr(torch._C, "_dynamo", None), "guards", None)  # pyright: ignore[reportPrivateUsage]
 
 
 def _library(path: str) -> Any:
-    """A library of inductor's as a module, in the place where inductor keeps its own."""
+    """Load one of inductor's libraries as a module, and register it where inductor registers its own."""
     name = f"{Path(path).name.partition('.')[0]}.kernel"
     if name not in sys.modules:
         specification = importlib.util.spec_from_file_location(name, path)
@@ -658,13 +658,13 @@ def _library(path: str) -> Any:
 
 
 def hint_of(size: torch.SymInt) -> int | None:
-    """The value of a symbolic size in the examples; None if this torch does not tell."""
+    """Return the value of a symbolic size in the examples; None if this version of torch does not provide it."""
     node: Any = size.node
     return getattr(node, "hint", None)
 
 
 class Assumptions:
-    """What a compiler assumes of the symbolic sizes of example arguments, as text that outlives the process."""
+    """The assumptions of a compiler about the symbolic sizes of example arguments, as text that can be saved."""
 
     def __init__(self, examples: Sequence[Any]):
         self._sizes: list[torch.SymInt] = []
@@ -679,24 +679,24 @@ class Assumptions:
         return [] if self._environment is None else self._environment.guards
 
     def added(self) -> str:
-        """What has been assumed since this object was made."""
+        """Return the assumptions made since this object was created."""
         guards = self._guards()[self._before :]
         return self._environment.produce_guards_expression(self._sizes, guards=guards) or "" if guards else ""
 
     def add(self, text: str) -> bool:
-        """Assume what `added` has returned in another process; whether it is true of the examples."""
+        """Add assumptions that `added` returned in another process; return whether they are true of the examples."""
         return not text or bool(self._environment.evaluate_guards_expression(text, self._sizes))
 
 
 def compiler_cache() -> Path | None:
-    """The folder where inductor keeps programs; None if its caches are off, or this torch keeps them elsewhere."""
+    """Return inductor's cache folder; None if its caches are off, or this version of torch stores them elsewhere."""
     folder = _found("torch._inductor.runtime.cache_dir_utils", "cache_dir")
     config: Any = importlib.import_module("torch._inductor.config")
     is_off = getattr(config, "force_disable_caches", True) or not getattr(config, "fx_graph_cache", False)
     return None if folder is None or is_off else Path(folder())
 
 
-# Functions that users give to inductor to change graphs with.
+# Settings for user functions with which inductor transforms graphs.
 PASSES = (
     *("post_grad_custom_pre_pass", "post_grad_custom_post_pass"),
     *("_pre_fusion_custom_pass", "_post_fusion_custom_pass"),
@@ -704,7 +704,7 @@ PASSES = (
 
 
 def compiler_settings() -> str | None:
-    """All settings of inductor as text; None if they have none, or this torch does not tell."""
+    """Return all settings of inductor as text; None if they have no text form, or torch does not provide them."""
     config: Any = importlib.import_module("torch._inductor.config")
     if any(getattr(config, name, None) is not None for name in PASSES):
         return None
@@ -713,11 +713,11 @@ def compiler_settings() -> str | None:
 
 
 def _keep_in_memory(graph: torch.fx.Graph) -> None:
-    """Have inductor write some values to memory, which it would compute where they are read.
+    """Make inductor write some values to memory that it would otherwise recompute wherever they are read.
 
-    Without the operator that asks for it nothing changes.
+    Without the operator that requests this, nothing changes.
     """
-    if _found("torch._inductor.test_operators", "realize") is None:  # whose import defines the operator
+    if _found("torch._inductor.test_operators", "realize") is None:  # importing the module defines the operator
         return
     operator = torch.ops._inductor_test.realize.default
     for node in list(graph.nodes):
@@ -731,11 +731,11 @@ def _keep_in_memory(graph: torch.fx.Graph) -> None:
 
 
 def _readers_of_kept(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """The users of a node that are to read it from memory.
+    """Return the users of a node that must read it from memory.
 
-    The number of a row, such as 1 / scale, is computed once, not for each vector of its entries. Codes are in memory
-    when two of them are put into a byte, and when they were taken out of one: the loop that does this has no vectors,
-    and all that it computes besides would have none either.
+    A value per row, such as 1 / scale, is computed once rather than for each vector of the row's entries. Codes are
+    written to memory before two of them are packed into a byte and after they are unpacked: the loop that does this is
+    not vectorized, and neither would be any computation fused into it.
     """
     users = list(node.users)
     if _is_pointwise(node) and _is_number_of_rows(node):
@@ -753,40 +753,40 @@ def _is_pointwise(node: torch.fx.Node) -> bool:
 
 
 def _is_number_of_rows(node: torch.fx.Node) -> bool:
-    """Whether a node has one entry for each row."""
+    """Whether a node has one entry per row."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.ndim > 1 and value.shape[-1] == 1
 
 
 def decompositions() -> Mapping[Any, Any]:
-    """How inductor writes operators in terms of others; empty where it does not tell."""
+    """Return inductor's decompositions of operators; empty if it does not list them."""
     table = _found("torch._inductor.decomposition", "select_decomp_table")
     return {} if table is None else table()
 
 
 def compile_function(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Compile a function for all sizes by the public `torch.compile`."""
+    """Compile a function for all sizes with the public `torch.compile`."""
     return torch.compile(function, dynamic=True, options=dict(options))  # pyright: ignore[reportUnknownMemberType]
 
 
 def asserts_bind_sizes() -> bool:
-    """Whether compiled programs need their assertions of sizes, since these also define the sizes' names.
+    """Whether compiled programs need their size assertions, because these also define the names of the sizes.
 
-    So it is from torch 2.14 on: without them programs fail with a NameError.
+    This is the case from torch 2.14 on: without the assertions, programs fail with a NameError.
     """
     major, minor = torch.__version__.split(".")[:2]
     return (int(major), int(minor)) >= (2, 14)
 
 
 def compile_error() -> type[Exception]:
-    """The exceptions of inductor when it fails on a graph."""
+    """Return the exception that inductor raises when it fails on a graph."""
     error = _found("torch._inductor.exc", "InductorError")
     return RuntimeError if error is None else error
 
 
 @contextlib.contextmanager
 def _patched(owner: Any, name: str, value: Any) -> Generator[None, None, None]:
-    """Give an attribute another value inside of the block."""
+    """Set an attribute to another value inside the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -804,10 +804,11 @@ def _never(self: Any, *nodes: Any) -> bool:
 
 
 def named_instructions() -> contextlib.AbstractContextManager[None]:
-    """Have inductor use the vector instructions that the processor names.
+    """Make inductor use the vector instructions that the processor reports.
 
-    By itself torch builds and loads one or two C++ programs for each instruction set, 6 to 9 s in all, to learn whether
-    all tools know it; a compile error tells that as well. If this torch keeps its sets elsewhere, it asks by itself.
+    By default torch builds and loads one or two C++ programs per instruction set, 6 to 9 s in all, to test whether all
+    tools support it; a compile error reveals that as well. If this version of torch stores its sets elsewhere, it runs
+    these tests.
     """
     try:
         config = importlib.import_module("torch._inductor.config")
@@ -821,10 +822,10 @@ def named_instructions() -> contextlib.AbstractContextManager[None]:
         sets: list[Any] = []
         for name, instruction_set in known.items():
             if name in named:
-                # The truth value of a set is what builds the programs.
+                # Evaluating the truth value of a set would build the programs.
                 believed = type(instruction_set.__name__, (instruction_set,), {"__bool__": _always})
                 sets.append(believed())
-    except Exception:  # a shortcut only: whatever fails in it, torch asks by itself
+    except Exception:  # only a shortcut: if it fails, torch runs its own tests
         logger.debug("the instruction sets are left to torch", exc_info=True)
         return contextlib.nullcontext()
 
@@ -835,7 +836,7 @@ def named_instructions() -> contextlib.AbstractContextManager[None]:
 
 
 def separate_loops() -> contextlib.AbstractContextManager[None]:
-    """Keep inductor from fusing loops of unlike depth, where it fails over tensors that are written in place.
+    """Prevent inductor from fusing loops of different depth, which fails for tensors that are written in place.
 
     https://github.com/pytorch/pytorch/issues/196570, open as of torch 2.14. Without the name nothing changes.
     """
@@ -846,7 +847,7 @@ def separate_loops() -> contextlib.AbstractContextManager[None]:
 
 
 def without_cached_graphs() -> contextlib.AbstractContextManager[None]:
-    """Have inductor compile graphs that it has in its cache. Without the name it takes those."""
+    """Make inductor compile graphs even if they are in its cache. Without the name it loads them from the cache."""
     config = _found("torch._inductor", "config")
     if not hasattr(config, "fx_graph_cache"):
         return contextlib.nullcontext()
@@ -854,7 +855,7 @@ def without_cached_graphs() -> contextlib.AbstractContextManager[None]:
 
 
 def zero_redundancy_calls() -> bool:
-    """Whether a `ZeroRedundancyOptimizer` is making this optimizer, for the parameters of one rank."""
+    """Whether a `ZeroRedundancyOptimizer` is creating this optimizer for the parameters of one rank."""
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     if module is None:
         return False

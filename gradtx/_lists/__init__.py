@@ -1,12 +1,12 @@
-"""The list back end: a chain, recorded for one leaf, runs over lists of leaves, with one call for each operation.
+"""The list back end: run a chain, recorded for one leaf, over lists of leaves, with one call per operation.
 
 - `record` runs a function on stand-ins without values and records its operations.
-- `contract` joins operations that torch has as one, such as a product that is added.
-- `plan` decides which operation may write into the memory of an operand.
-- `code` writes a Python function of it, `numbers` the part of it that computes numbers.
+- `contract` fuses operations for which torch has a single one, such as a product that is added.
+- `memory` decides which operation may write into the memory of an operand.
+- `code` generates a Python function from the graph, `numbers` the part of it that computes scalars.
 
-It needs no compiler, and no rule has a second version. What has no form for lists runs leaf by leaf inside the same
-function.
+The back end needs no compiler, and no rule has a second version. Operations without a list form run leaf by leaf inside
+the same function.
 """
 
 from gradtx._lists.code import ListFunction, list_function

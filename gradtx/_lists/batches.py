@@ -1,4 +1,4 @@
-"""Matrices of one shape as a batch: on accelerators, one product of all of them in place of one for each."""
+"""Batch matrices of one shape: on accelerators, one batched product replaces one product per matrix."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ OF_MATRICES = (
 
 
 def batches_on(device: torch.device) -> bool:
-    """Whether leaves of one shape are a batch there: on a processor, loops are faster, and results don't depend on how
-    many leaves there are.
+    """Whether to batch leaves of one shape on this device.
+
+    On a CPU, loops are faster, and results do not depend on the number of leaves.
     """
     return device.type not in ("cpu", "meta")
 
 
 def batch_of(nodes: Sequence[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
-    """The operations of a program to run on batches.
+    """Return the operations of a program to run on batches.
 
-    From the first to the last one that lists have no form of, if a product or a factorization of matrices is among
-    them.
+    These are all operations from the first to the last without a list form, if they include a product or a
+    factorization of matrices.
     """
     operations: list[Node] = []
     without_form: list[int] = []
@@ -55,14 +56,14 @@ def batch_of(nodes: Sequence[Node], has_list_form: Callable[[Node], bool]) -> li
 
 
 def batched(function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-    """Call a function of one leaf for all leaves: once for those of equal shapes.
+    """Call a function of one leaf for all leaves: once per group of equal shapes.
 
     Args:
-        function: Takes one tensor of each column and returns a tuple of tensors.
-        columns: Tensors, one for each leaf.
+        function: Accepts one tensor from each column and returns a tuple of tensors.
+        columns: Lists of tensors, one tensor per leaf.
 
     Returns:
-        A list for each result.
+        One list per result.
     """
     leaves_of_shapes: dict[tuple[torch.Size, ...], list[int]] = {}
     for leaf, tensors in enumerate(zip(*columns, strict=True)):
@@ -79,7 +80,7 @@ def batched(function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tens
 def _of_equal_shapes(
     function: Callable[..., tuple[Tensor, ...]], columns: list[list[Tensor]]
 ) -> list[tuple[Tensor, ...]]:
-    """The results of each leaf, where all have equal shapes."""
+    """Return the results of each leaf, for leaves of equal shapes."""
     if len(columns[0]) == 1:
         return [function(*[tensors[0] for tensors in columns])]
     batches = torch.vmap(function)(*map(torch.stack, columns))

@@ -1,4 +1,4 @@
-"""Bundles of leaves that go through one program over lists, and the passes of such a program."""
+"""Bundles of leaves that one list program processes, and the passes of such a program."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from gradtx._lists.code import ListFunction, list_function
 from gradtx._lists.record import META, Recording, UnrecordableError, record
 from gradtx._passes import Names, PassResult, RunPass
 
-# Entries of the lists of one call on the CPU: temporaries stay in the cache. Accelerators want long lists, and get
-# some that bound their temporary memory.
+# Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
+# their limit bounds temporary memory.
 CHUNK = 2**18
 CHUNK_OF_ACCELERATOR = 2**25
 PYTHON_NUMBERS = frozenset((float, int, bool))
 
 
 def entries_of_a_call(device: torch.device) -> int:
-    """How many entries the lists of one call may have."""
+    """Return the maximum number of entries in the lists of one call."""
     return CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
 
 
 class ListPass:
-    """One pass of a program: up to a sum over leaves, or to the end.
+    """One pass of a program, which ends at a sum over leaves or at the end of the program.
 
     Attributes:
-        common: The dtype of each number that all leaves share.
+        common: The dtype of each scalar that all leaves share.
         names: The name of each result.
         operation: The operation that waits for the sums; None for the last pass.
         sums: Stand-ins of the sums; empty for the last pass.
-        is_for_owners: Whether it ends where owners of leaves compute, with what they get of each leaf as its results.
+        is_for_owners: Whether the pass ends where owners compute; its results then go to the owner of each leaf.
         dtypes: The dtype of each result.
-        text: What other leaves' programs have in common with this one, if they are the same.
+        text: A text that identifies the program, so that leaves with equal programs can share one.
     """
 
     is_for_owners = False
@@ -72,11 +72,16 @@ class ListPass:
         return record(function, self.common, self._leaves, self._device)
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
-        """The function for lists of leaves on a device, with Python numbers or with 0-d tensors."""
+        """Return the function for lists of leaves on a device, with Python scalars or with 0-d tensors."""
         key = (device, on_host)
         if key not in self._functions:
+<<<<<<< HEAD
             recording = self.recording
             self._recording = None  # writing uses it up
+=======
+            recording = self._recording or self._record()
+            self._recording = None  # code generation modifies it
+>>>>>>> p4
             self._functions[key] = self._written(recording, device, on_host)
         return self._functions[key]
 
@@ -85,10 +90,10 @@ class ListPass:
 
 
 class PassOfShards(ListPass):
-    """One part of a program for shards: up to what the owner of a leaf computes, or to the end.
+    """One part of a program for shards, which ends where the owner of a leaf computes or at the end of the program.
 
-    All parts are cut out of one recording, after its operations were joined: so shards see the arithmetic that whole
-    leaves see.
+    All parts are cut out of one recording after its operations were fused, so that shards go through the same
+    arithmetic as whole leaves.
     """
 
     def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor], part: int):
@@ -118,7 +123,7 @@ class PassOfShards(ListPass):
 def passes_of_shards(
     function: Callable[[list[Tensor], Names], PassResult], common: list[Tensor], leaves: list[Tensor]
 ) -> list[ListPass]:
-    """The parts of a program for shards."""
+    """Return the parts of a program for shards."""
 
     def run(arguments: list[Tensor]) -> PassResult:
         return function(arguments, ())
@@ -133,7 +138,7 @@ def passes_of_shards(
 def numbers_for(
     given: Sequence[Any], dtypes: Sequence[torch.dtype], device: torch.device, on_host: bool
 ) -> tuple[list[Any], bool]:
-    """Python numbers, if the host may read those that are given and need not wait; else 0-d tensors on a device."""
+    """Return Python scalars if the host may read the given ones without synchronizing; otherwise 0-d tensors."""
     if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
         return list(given), True
     if on_host and not any(map(_is_elsewhere, given)):
@@ -145,25 +150,25 @@ def numbers_for(
 
 
 class NamedLeaf(NamedTuple):
-    """A leaf as sums over leaves see it."""
+    """The attributes of a leaf that sums over leaves use."""
 
     name: str
     device: torch.device
 
 
 class ListBundle:
-    """Leaves that go through one program together; stands for them in `execute`. Subclasses know their tensors.
+    """Leaves that one program processes; the bundle stands in for them in `execute`. Subclasses provide the tensors.
 
     Args:
-        name: The name of a leaf, which places the bundle in sums.
-        device: Where the leaves are.
+        name: The name of a leaf, which determines the bundle's position in sums.
+        device: The device of the leaves.
         passes: The program.
 
     Attributes:
-        run: The run of the current call, as leaves have it.
+        run: The run of the current call; leaves have the same attribute.
     """
 
-    update = True  # `execute` sends only leaves with an update through all operations
+    update = True  # `execute` runs all operations only on leaves with an update
     at = -1
     run: Any
 
@@ -175,27 +180,27 @@ class ListBundle:
         self._on_host = True
 
     def begin(self, run: Any, numbers: list[Any], on_host: bool) -> None:
-        """Take the run and the numbers of the current call; `on_host` is whether the host may read them."""
+        """Receive the run and the scalars of the current call; `on_host` is whether the host may read the scalars."""
         self.at = -1
         self.run = run
         self._numbers = numbers
         self._on_host = on_host
 
     def let_go(self) -> None:
-        """Let go of the tensors of a finished call."""
+        """Release the tensors of a finished call."""
         self.run = None
         self._numbers = []
 
     def columns(self) -> Iterable[list[list[Tensor]]]:
-        """The lists of each call of the program, in which temporaries are bounded."""
+        """Return the lists of each call of the program; their size bounds temporary memory."""
         raise NotImplementedError
 
     def leaf_names(self) -> Iterable[list[str]]:
-        """The names of the leaves in each of `columns`."""
+        """Return the names of the leaves in each item of `columns`."""
         raise NotImplementedError
 
     def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
-        """Take the results of the last pass, one list of them for each of `columns`."""
+        """Receive the results of the last pass, one list for each item of `columns`."""
         raise NotImplementedError
 
     def call(self, compiled: ListPass) -> list[list[Any]]:
@@ -206,7 +211,7 @@ class ListBundle:
         return [function.run(prepared, columns) for columns in self.columns()]
 
     def terms(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
-        """The terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
+        """Return the terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[str, Tensor]] = {}
         for leaves, results_of_call in zip(self.leaf_names(), results, strict=True):
             for key, dtype, values in zip(compiled.names, compiled.dtypes, results_of_call, strict=True):
@@ -219,27 +224,27 @@ class ListBundle:
         return LeafTerms((NamedLeaf(leaf, self.device), terms) for leaf, terms in terms_of_leaf.items())
 
     def payloads(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
-        """What the owner of each leaf gets."""
+        """Return the values to send to the owner of each leaf."""
         raise NotImplementedError
 
     def add_results(self, results: dict[str, Any]) -> None:
-        """Take the local parts of what owners have computed as a further argument of each leaf."""
+        """Add the local shards of the owners' results as another argument of each leaf."""
         raise NotImplementedError
 
     def by_leaf(self, values: Any, dtype: torch.dtype, leaves: int) -> Sequence[Tensor]:
-        """A result of a call for each of its leaves."""
+        """Return a result of a call for each of its leaves."""
         if differ_by_leaf(values):
             return values
         return [self.as_tensor(values, dtype)] * leaves
 
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
-        """A result that all leaves share, as a 0-d tensor."""
+        """Return a result that all leaves share, as a 0-d tensor."""
         if differ_by_leaf(value):
             value = value[0]
         return _placed(value, dtype, self.device)
 
     def add_totals(self, totals: list[Tensor]) -> None:
-        """Take the totals of a sum as further arguments."""
+        """Add the totals of a sum to the arguments."""
         self._numbers = [*self._numbers, *totals]
 
 
@@ -274,17 +279,17 @@ class ListPassOperation(Operation):
 
 
 def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
-    """Whether a result of a call is a list; others, such as a number of entries, are the same for all leaves."""
+    """Whether a result is a list with one value per leaf; others, such as a count of entries, are shared by all."""
     return isinstance(values, list | tuple)
 
 
 def _is_elsewhere(value: Any) -> bool:
-    """Whether the host would wait for a number."""
+    """Whether the host would have to synchronize to read a scalar."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number as a 0-d tensor; copying it from the host would wait for the device, filling it in does not."""
+    """Return a scalar as a 0-d tensor: a copy from the host would wait for the device, `full` and addition do not."""
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=dtype, device=device)
     if value.device.type == device.type:

@@ -1,21 +1,21 @@
-"""Programs that transformations, or optimizers, of the same structure share."""
+"""Programs shared by transformations or optimizers of the same structure."""
 
 from __future__ import annotations
 
 import collections
 from typing import Any
 
-MOST = 128  # structures whose programs are kept
+MOST = 128  # the number of structures whose programs are cached
 
 
 class SharedPrograms:
-    """The programs of the structures that were used last."""
+    """The programs of the most recently used structures."""
 
     def __init__(self) -> None:
         self._by_skeleton: collections.OrderedDict[Any, dict[Any, Any]] = collections.OrderedDict()
 
     def of(self, skeleton: Any) -> dict[Any, Any]:
-        """The programs of a structure, which the caller adds to."""
+        """Return the programs of a structure, to which the caller may add."""
         programs = self._by_skeleton.setdefault(skeleton, {})
         self._by_skeleton.move_to_end(skeleton)
         if len(self._by_skeleton) > MOST:

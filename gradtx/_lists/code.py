@@ -1,4 +1,4 @@
-"""Writes the Python function that runs a recording over lists of leaves."""
+"""Generate the Python function that runs a recording over lists of leaves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradtx._narrowing import is_sequence
 
 aten = torch.ops.aten
 
-# Operations on lists of one operand, by torch's names of those on tensors.
+# Unary operations on lists, by torch's names of the operations on tensors.
 UNARY = (
     *("abs", "acos", "asin", "atan", "ceil", "cos", "cosh", "erf", "erfc", "exp", "expm1", "floor", "frac", "lgamma"),
     *("log", "log10", "log1p", "log2", "neg", "reciprocal", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt"),
@@ -30,7 +30,8 @@ UNARY = (
 )
 
 
-# A list and nothing else; two lists; a list and a number; a list, two lists and a number.
+# OF_ONE: a list; OF_TWO: two lists; OF_NUMBER: a list and a scalar; SUMS: two lists and a factor of the second;
+# PRODUCTS: three lists and a factor.
 OF_ONE: dict[Any, str] = {getattr(aten, name).default: name for name in UNARY}
 OF_TWO: dict[Any, str] = {
     aten.mul.Tensor: "mul",
@@ -52,7 +53,7 @@ WRITES: dict[Any, str] = {
     aten.addcdiv_.default: "addcdiv",
     aten.copy_.default: "copy",
 }
-ON_TENSORS = ("mul", "div", "add")  # of a list and a 0-d tensor
+ON_TENSORS = ("mul", "div", "add")  # accept a list and a 0-d tensor
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,12 @@ class ListFunction:
     """A recording as a function of lists.
 
     Attributes:
-        prepare: Computes of the numbers those that `run` takes: Python numbers, or 0-d tensors if `on_host` is False.
-        run: `(prepared, columns) -> results`: `columns` has a list for each of a leaf's arguments, with one tensor for
-            each leaf, and arguments are written in place. A result that belongs to leaves is a list.
+        prepare: Computes the scalars that `run` uses from those given: Python scalars, or 0-d tensors if `on_host` is
+            False.
+        run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
+            per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
-        calls: How many operations on lists, or on each leaf, `run` makes.
+        calls: The number of operations in `run`, on lists or on each leaf.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
@@ -76,23 +78,23 @@ class ListFunction:
 def list_function(
     recording: Recording, device: torch.device, on_host: bool = True, part: int | None = None
 ) -> ListFunction:
-    """Write the function of a recording, which is used up.
+    """Generate the function of a recording. This modifies the recording, which cannot be used again.
 
     Args:
         recording: The operations of one leaf.
-        device: Where the leaves are.
-        on_host: Whether numbers are Python numbers, else 0-d tensors.
-        part: The number of the part between operations that owners compute; None for a recording without any.
+        device: The device of the leaves.
+        on_host: Whether scalars are Python scalars; otherwise they are 0-d tensors.
+        part: The index of the part between operations that owners compute; None for a recording without any.
     """
     recording.graph.output(tuple(recording.outputs))
     _set_kinds(recording)
     simplify(recording.graph)
-    _set_kinds(recording)  # again: what was made of flags of leaves is a number now
+    _set_kinds(recording)  # again: values computed from leaf flags are scalars now
     merge_equal(recording.graph)
     recording.graph.eliminate_dead_code(_has_effect)
     if on_host:
         contract(recording.graph)
-    if part is not None:  # now: whether a term can be joined depends on what else uses it
+    if part is not None:  # after `contract`: whether a term can be fused depends on its other users
         _cut(recording, part)
         recording.graph.eliminate_dead_code(_has_effect)
     return _Writer(recording, device, on_host).function()
@@ -103,7 +105,7 @@ def _has_effect(node: Node) -> bool:
 
 
 def _cut(recording: Recording, part: int) -> None:
-    """Leave one part: the results of earlier owners are arguments, what the next one gets is the result."""
+    """Reduce a graph to one part: the results of earlier owners become arguments, the next owner's inputs results."""
     graph = recording.graph
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for i, node in enumerate(recording.owned[:part]):
@@ -121,7 +123,7 @@ def _cut(recording: Recording, part: int) -> None:
 
 
 def _set_kinds(recording: Recording) -> None:
-    """Note for each node whether its value is a number, a tensor that all leaves share, or a list."""
+    """Record for each node whether its value is a scalar, a tensor that all leaves share, or a list."""
     for node in recording.graph.nodes:
         value = node.meta.get("val")
         inputs = {argument.meta["kind"] for argument in node.all_input_nodes}
@@ -134,19 +136,19 @@ def _set_kinds(recording: Recording) -> None:
 
 
 class _Writer:
-    """Writes one line for each node, in order."""
+    """Generate one line for each node, in order."""
 
     def __init__(self, recording: Recording, device: torch.device, on_host: bool):
         self._recording = recording
         self._device = device
         self._on_host = on_host
         self._nodes = list(recording.graph.nodes)
-        self._operands: dict[Node, Node] = {}  # of operations that write into one, that one
-        self._lines: list[str] = []  # of the function that is being written
+        self._operands: dict[Node, Node] = {}  # for each operation that writes into an operand, that operand
+        self._lines: list[str] = []  # of the function that is being generated
         self._namespace: dict[str, Any] = {"torch": torch, "filled": _filled, "batched": batches.batched}
-        self._tensors: dict[Node, str] = {}  # the names of numbers that are needed as tensors
+        self._tensors: dict[Node, str] = {}  # the names of scalars that are needed as tensors
         self._calls = 0
-        self._block: tuple[Case, int] = (ALWAYS, 0)  # the case of the last lines, and how many lines there were
+        self._block: tuple[Case, int] = (ALWAYS, 0)  # the case of the latest lines, and the number of lines after them
         self._batch: list[Node] = []  # operations that run on batches of leaves
         if batches.batches_on(device):
             self._batch = batches.batch_of(self._nodes, self._has_list_form)
@@ -165,14 +167,14 @@ class _Writer:
         return node.target in IN_PLACE and node not in self._batch and self._has_list_form(node)
 
     def function(self) -> ListFunction:
-        run = self._run()  # first: it tells which numbers must be tensors
+        run = self._run()  # first, because it determines which scalars must be tensors
         prepare = self._prepare()
         source = f"{prepare}\n\n{run}"
         exec(compile(source, "<gradtx list program>", "exec"), self._namespace)
         return ListFunction(self._namespace["prepare"], self._namespace["run"], source, self._calls)
 
     def _prepare(self) -> str:
-        """The function that computes numbers."""
+        """Generate the function that computes scalars."""
         self._lines = []
         self._take_apart("numbers", [node.name for node in self._recording.numbers])
         for node in self._nodes:
@@ -184,7 +186,7 @@ class _Writer:
         return _function("prepare(numbers)", self._lines)
 
     def _prepared(self) -> list[str]:
-        """The names of the numbers that lists, shared tensors and the result need."""
+        """Return the names of the scalars that lists, shared tensors and the result need."""
         names: list[str] = []
         for node in self._nodes:
             is_read = any(not is_number(user) for user in node.users) or node in self._needs.conditions
@@ -193,7 +195,7 @@ class _Writer:
         return [*names, *self._tensors.values()]
 
     def _run(self) -> str:
-        """The function that computes lists."""
+        """Generate the function that computes lists."""
         self._lines = []
         self._take_apart("columns", [node.name for node in self._recording.leaves])
         calls = [node for node in self._nodes if node.op == "call_function"]
@@ -211,7 +213,7 @@ class _Writer:
         return _function("run(prepared, columns)", [unpacked, *self._lines])
 
     def _results(self) -> list[str]:
-        """The results as text: lists that share memory with arguments or with other results are copied."""
+        """Return the code of the results: lists that share memory with arguments or with other results are copied."""
         taken: set[Node] = set(self._recording.leaves)
         texts: list[str] = []
         for result in self._nodes[-1].args[0]:
@@ -230,7 +232,7 @@ class _Writer:
             self._lines.append(f"{_tuple_of(names)} = {argument}")
 
     def _write_in_its_case(self, node: Node) -> None:
-        """An operation on lists, if it is needed, and the end of lists that no later one reads."""
+        """Generate an operation on lists, if it is needed, and delete lists that no later operation reads."""
         if node not in self._needs or node in self._memory.superfluous:
             return
         case = self._needs.of(node)
@@ -243,7 +245,7 @@ class _Writer:
         self._delete([item for item in dying if self._needs.of(item) != case])
 
     def _add(self, lines: Sequence[str], case: Case) -> None:
-        """Add lines that run in a case."""
+        """Add lines that run in one case."""
         if case == ALWAYS:
             self._lines.extend(lines)
             return
@@ -283,7 +285,7 @@ class _Writer:
     def _assign(self, node: Node, text: str) -> None:
         self._lines.append(f"{node.name} = {text}")
 
-    # Values that all leaves share.
+    # Values shared by all leaves.
 
     def _number(self, node: Node) -> str:
         if self._on_host:
@@ -300,7 +302,7 @@ class _Writer:
 
     def _name_of(self, node: Node, function: Any) -> str:
         name = f"f_{node.name}"
-        if function is aten.view.default:  # stand-ins are contiguous, leaves may not be
+        if function is aten.view.default:  # stand-ins are contiguous, but leaves may not be
             function = aten.reshape.default
         self._namespace[name] = function
         return name
@@ -308,17 +310,17 @@ class _Writer:
     # Lists.
 
     def _on_lists(self, name: str) -> str:
-        """The name that an operation on lists has in the program."""
+        """Return the name of an operation on lists in the program."""
         self._namespace[f"foreach_{name}"] = _torch.on_lists(name)
         return f"foreach_{name}"
 
     def _together(self, node: Node) -> list[str] | None:
-        """The operation on lists, and its operands as text; None if torch has none, which is in place as well."""
+        """Return the operation on lists and its operands as text; None if torch has no in-place form of it."""
         form = self._form(node)
         return None if form is None or _torch.on_lists(f"{form[0]}_") is None else form
 
     def _form(self, node: Node) -> list[str] | None:
-        """The name of the operation on lists, and its operands; None if there can't be one."""
+        """Return the name of the operation on lists and its operands; None if there is no such operation."""
         target, args = node.target, node.args
         if target in WRITES:
             return self._written(node)
@@ -355,12 +357,12 @@ class _Writer:
         return None
 
     def _ordered(self, node: Node) -> tuple[Any, Any]:
-        """Two operands, with the one first that is written."""
+        """Return two operands, with the one that is written first."""
         first, second = node.args[:2]
         return (second, first) if self._operands.get(node) is second else (first, second)
 
     def _written(self, node: Node) -> list[str] | None:
-        """An operation that writes into an argument."""
+        """Return the form of an operation that writes into an argument."""
         name, operands = WRITES[node.target], list(node.args)
         if not all(map(is_list, operands)) or (any(map(_is_tensor, node.kwargs.values())) and not self._on_host):
             return None
@@ -368,7 +370,7 @@ class _Writer:
         return [name, *map(self._text, operands), *options]
 
     def _each(self, node: Node) -> str:
-        """An operation on each leaf by itself."""
+        """Return the code of an operation that runs leaf by leaf."""
         lists: dict[Node, str] = {}
         for argument in node.all_input_nodes:
             if is_list(argument):
@@ -381,7 +383,7 @@ class _Writer:
         return f"[{call} for {names} in {over}]"
 
     def _selection(self, node: Node) -> str:
-        """One of two operands; the other one may not have been computed."""
+        """Return the code that selects one of two operands; the other may not have been computed."""
         condition, x, y = node.args
         for known, truth in self._needs.of(node):
             if known is condition:
@@ -389,7 +391,7 @@ class _Writer:
         return f"{self._branch(node, x)} if {self._text(condition)} else {self._branch(node, y)}"
 
     def _branch(self, node: Node, operand: Any) -> str:
-        """An operand of a selection as a list."""
+        """Return an operand of a selection as a list."""
         shape = argument_like(node)
         if is_list(operand) or shape is None:
             return self._text(operand)
@@ -398,11 +400,11 @@ class _Writer:
     # Batches.
 
     def _write_batch(self) -> None:
-        """A function of one leaf, and its call for all leaves."""
+        """Generate a function of one leaf and the call that applies it to all leaves."""
         batch = set(self._batch)
         inputs: dict[str, None] = {}
         outputs: list[str] = []
-        behind: list[Node] = []  # lists that are not needed any more
+        behind: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
         for node in self._batch:
             self._assign(node, self._of_one_leaf(node))
@@ -419,7 +421,7 @@ class _Writer:
         self._calls += 1
 
     def _of_one_leaf(self, node: Node) -> str:
-        """An operation on one leaf."""
+        """Return the code of an operation on one leaf."""
         if self._on_host and is_selection(node) and all(map(is_list, node.args[1:])):
             condition, x, y = map(self._text, node.args)
             return f"{x} if {condition} else {y}"
@@ -429,7 +431,7 @@ class _Writer:
     # Arguments.
 
     def _arguments(self, node: Node, lists: dict[Node, str] | None = None) -> str:
-        """All arguments of torch's operation, as text."""
+        """Return the code of all arguments of torch's operation."""
         texts: list[str] = []
         for i, argument in enumerate(node.args):
             texts.append(self._argument(node, i, argument, lists or {}))
@@ -483,7 +485,7 @@ def _tuple_of(names: Sequence[str]) -> str:
 
 
 class _Text:
-    """A text that stands in a list of arguments as it is."""
+    """Text that is inserted unquoted into a list of arguments."""
 
     def __init__(self, text: str):
         self._text = text
@@ -501,12 +503,12 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _keeps_dtype(node: Node, operand: Any) -> bool:
-    """Whether a result has the operand's dtype, as that of an operation with a Python number of the same kind."""
+    """Whether a result has the operand's dtype, as in operations with a Python scalar of the same kind."""
     return node.meta["val"].dtype == operand.meta["val"].dtype
 
 
 def _cloned(text: str, cases: Sequence[Case]) -> str:
-    """A list, copied in some cases."""
+    """Return the code of a list that is copied in some cases."""
     if not cases:
         return text
     copied = f"[item.clone() for item in {text}]"
@@ -517,7 +519,7 @@ def _cloned(text: str, cases: Sequence[Case]) -> str:
 
 
 def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Tensors in another dtype; one by one that takes twice as long."""
+    """Convert tensors to another dtype with one list operation, which takes half as long as one call per tensor."""
     results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     _torch.copy_each_(results, tensors)
     return results
@@ -528,6 +530,6 @@ def _filled(shapes: list[Tensor], number: Any) -> list[Tensor]:
 
 
 def _wants_tensor(target: Any, position: int) -> bool:
-    """Whether an operator takes a tensor at a position."""
+    """Whether an operator expects a tensor at a position."""
     arguments = target._schema.arguments
     return position < len(arguments) and "Tensor" in str(arguments[position].type)

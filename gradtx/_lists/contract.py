@@ -1,6 +1,6 @@
-"""Makes recorded graphs shorter: equal operations once, and a product that is added as one operation with the sum.
+"""Shorten recorded graphs: merge equal operations, and fuse a product that is added with the sum.
 
-Every operation on lists reads and writes whole tensors, so each one less counts.
+Every operation on lists reads and writes whole tensors, so each operation saved reduces memory traffic.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ aten = torch.ops.aten
 
 
 def is_list(node: Any) -> bool:
-    """Whether each leaf has a value of its own for a node."""
+    """Whether each leaf has its own value of a node."""
     return isinstance(node, Node) and node.meta["kind"] == "list"
 
 
 def is_number(node: Any) -> bool:
-    """Whether all leaves share a 0-d value, or it is a constant."""
+    """Whether a value is a 0-d value that all leaves share, or a constant."""
     return not isinstance(node, Node) or node.meta["kind"] == "number"
 
 
 def alike(*nodes: Node) -> bool:
-    """Whether the values of a leaf for these nodes have one shape and dtype."""
+    """Whether a leaf's values of these nodes have the same shape and dtype."""
     first = nodes[0].meta["val"]
     for node in nodes[1:]:
         value = node.meta["val"]
@@ -37,7 +37,7 @@ def alike(*nodes: Node) -> bool:
 
 
 def argument_like(node: Node) -> Node | None:
-    """An argument of a leaf with the shape, dtype and layout of a node."""
+    """Return an argument of a leaf with the shape, dtype and layout of a node, if there is one."""
     for argument in node.graph.nodes:
         is_alike = argument.op == "placeholder" and is_list(argument) and alike(node, argument)
         if is_alike and argument.meta["val"].stride() == node.meta["val"].stride():
@@ -46,7 +46,7 @@ def argument_like(node: Node) -> Node | None:
 
 
 def merge_equal(graph: Graph) -> None:
-    """Compute once what is computed several times."""
+    """Compute equal operations only once."""
     first: dict[str, Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or _torch.writes(node.target):
@@ -59,7 +59,7 @@ def merge_equal(graph: Graph) -> None:
 
 
 def contract(graph: Graph) -> None:
-    """Join what torch has as one operation. All numbers are Python numbers then."""
+    """Fuse operations for which torch has a single one. All scalars must be Python scalars."""
     contraction = _Contraction(graph)
     for node in _free_to_join(graph):
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
@@ -72,7 +72,7 @@ def contract(graph: Graph) -> None:
 
 
 def _free_to_join(graph: Graph) -> list[Node]:
-    """The present nodes, without those that are carried out as they were recorded."""
+    """Return the nodes of a graph that may be changed: those not recorded as written."""
     return [node for node in graph.nodes if not node.meta.get("as_written")]
 
 
@@ -81,11 +81,11 @@ class _Product:
     """A term `factor * a * b` or `factor * a / b` of a sum, or `factor * a` if there is no `b`.
 
     Attributes:
-        factor: A number, as a node or a constant; None for 1.
+        factor: A scalar, as a node or a constant; None for 1.
         a: A list.
         b: A list or None.
-        divides: Whether `b` divides.
-        saved: How many operations go if the sum takes the term in.
+        divides: Whether `b` is a divisor.
+        saved: The number of operations saved by fusing the term into the sum.
     """
 
     factor: Any
@@ -99,10 +99,10 @@ class _Contraction:
     def __init__(self, graph: Graph):
         self._graph = graph
 
-    # One operation for another.
+    # Replacing single operations.
 
     def shorten(self, node: Node) -> None:
-        """Take what lists have: products for squares and quotients, bounds one by one, one factor for two."""
+        """Use operations available for lists: products for squares and quotients, single bounds, one factor for two."""
         if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
             base = node.args[0]
             self._replace(node, aten.mul.Tensor, (base, base))
@@ -159,7 +159,7 @@ class _Contraction:
         return root
 
     def _bound_once(self, node: Node) -> None:
-        """Turn `clamp` by numbers into `clamp_min` and `clamp_max`."""
+        """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
         x, *bounds = node.args
         if node.kwargs or not is_list(x) or not all(map(is_number, bounds)) or not alike(node, x):  # type: ignore[arg-type]
             return
@@ -176,7 +176,7 @@ class _Contraction:
         self._replace(node, aten.clamp_max.default, (x, most))
 
     def _multiply_once(self, node: Node) -> None:
-        """Turn a * (b * x) into (a * b) * x for numbers a and b."""
+        """Replace a * (b * x) by (a * b) * x for scalars a and b."""
         factor, scaled = _factor_of(node)
         if scaled is None or not _only_used_by(scaled, node):
             return
@@ -187,7 +187,7 @@ class _Contraction:
     # Sums.
 
     def join(self, node: Node) -> None:
-        """Take a term of a sum into the operation that adds it."""
+        """Fuse a term of a sum into the operation that adds it."""
         operands: Any = node.args[:2]
         x, y = operands
         if not (is_list(x) and is_list(y)) or node.kwargs or not alike(node, x, y):
@@ -206,7 +206,7 @@ class _Contraction:
             self._take_in(node, *best)
 
     def _interpolates(self, node: Node, x: Node, y: Node) -> bool:
-        """Turn (1 - w) a + w b into `lerp`; returns whether it is one."""
+        """Replace (1 - w) a + w b by `lerp`; return whether the sum has this form."""
         for start, end in ((x, y), (y, x)):
             if not (_only_used_by(start, node) and _only_used_by(end, node)):
                 continue
@@ -215,14 +215,14 @@ class _Contraction:
             if a is None or b is None or not alike(node, a, b):
                 continue
             if _is_product_for(a, start) or _is_product_for(b, end):
-                continue  # the sum can take it in, which saves as much, and a temporary
+                continue  # fusing it into the sum saves as many operations, and a temporary
             if _is_complement(weight, rest):
                 self._replace(node, aten.lerp.Scalar, (a, b, weight))
                 return True
         return False
 
     def _product(self, term: Node, user: Node) -> _Product | None:
-        """A term as a product, if nothing else uses it."""
+        """Return a term as a product, if nothing else uses the term."""
         if not _only_used_by(term, user):
             return None
         if _divides_lists(term):
@@ -241,7 +241,7 @@ class _Contraction:
         return _Product(factor, inner, None, False, 1)
 
     def _product_inside(self, factor: Any, inner: Node) -> _Product | None:
-        """A number times a quotient or a product of lists."""
+        """Return a scalar times a quotient or a product of lists, if `inner` is one."""
         if _divides_lists(inner):
             return self._quotient(factor, inner, 2)
         if inner.target is aten.mul.Tensor and _factor_of(inner)[1] is None:
@@ -291,7 +291,7 @@ class _Contraction:
         node.kwargs = kwargs or {}
 
 
-# By whether the product is a quotient, and whether the sum writes into its first operand.
+# Keys: whether the product is a quotient, and whether the sum writes into its first operand.
 _FUSED = {
     (False, False): aten.addcmul.default,
     (False, True): aten.addcmul_.default,
@@ -301,7 +301,7 @@ _FUSED = {
 
 
 def _factor_of(node: Any) -> tuple[Any, Any]:
-    """`(number, list)` of their product; `(None, None)` for another node."""
+    """Return `(scalar, list)` if a node is their product, else `(None, None)`."""
     if not isinstance(node, Node) or node.target is not aten.mul.Tensor:
         return None, None
     x, y = node.args
@@ -331,7 +331,7 @@ def _is_product_for(node: Node, user: Node) -> bool:
 
 
 def _is_complement(weight: Any, rest: Any) -> bool:
-    """Whether two numbers add up to 1 because one of them was computed so."""
+    """Whether two scalars add up to 1 because one of them was computed as 1 minus the other."""
     for x, y in ((weight, rest), (rest, weight)):
         if isinstance(x, Node) and x.target is aten.rsub.Scalar and x.args == (y, 1):
             return True

@@ -1,4 +1,4 @@
-"""Decides which operations write into the memory of an operand that no later operation reads."""
+"""Decide which operations write into the memory of an operand that no later operation reads."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from gradtx._lists.needs import ALWAYS, Case, Needs, contradict, is_selection, m
 
 aten = torch.ops.aten
 
-# Operations that may write into their first operand; the first two into either one.
+# Operations that may write into either operand; others write only into the first one.
 COMMUTES = (aten.mul.Tensor, aten.maximum.default, aten.minimum.default)
 
 
 class MemoryPlan:
-    """Where each operation of a graph writes.
+    """The memory into which each operation of a graph writes.
 
     Args:
-        graph: The graph, whose nodes have kinds.
-        has_form_in_place: Whether an operation has a form that writes into the first operand.
-        needs: When each value is read.
+        graph: The graph. `meta["kind"]` of its nodes must be set.
+        has_form_in_place: Whether an operation has a form that writes into its first operand.
+        needs: The cases in which each value is read.
 
     Attributes:
         operand: For each node that writes into the memory of an operand, that operand.
-        superfluous: Copies into arguments whose source is already there.
-        last_use: The number of the last node that reads the memory of a node.
+        superfluous: Copies into arguments that already contain the source.
+        last_use: The index of the last node that reads the memory of a node.
     """
 
     def __init__(self, graph: Graph, has_form_in_place: Callable[[Node], bool], needs: Needs):
@@ -53,7 +53,7 @@ class MemoryPlan:
                 self._reuse(node)
 
     def roots(self, node: Node) -> dict[Node, Case]:
-        """The nodes whose memory a list may share, through operations that write into an operand as well, and when."""
+        """Return the nodes whose memory a list may share, also through in-place operations, and in which case."""
         roots: dict[Node, Case] = {}
         for root, case in self._roots[node].items():
             while root in self.operand:
@@ -62,7 +62,7 @@ class MemoryPlan:
         return roots
 
     def dies_at(self, node: Node) -> list[Node]:
-        """The nodes whose memory is read by `node` for the last time."""
+        """Return the nodes whose memory `node` is the last to read."""
         dying: list[Node] = []
         for argument in node.all_input_nodes:
             if all(self.last_use[root] == self._at[node] for root in self._roots[argument]):
@@ -70,7 +70,7 @@ class MemoryPlan:
         return dying
 
     def _roots_of(self, node: Node) -> dict[Node, Case]:
-        """The nodes whose memory a node may share, itself if it has its own, and what holds if it does."""
+        """Return the nodes whose memory a node may share, each with its case; itself if it has its own memory."""
         shared: dict[Node, Case] = {}
         if node.op != "call_function" or not is_list(node) or not may_alias(node):
             return {node: ALWAYS}
@@ -80,11 +80,11 @@ class MemoryPlan:
                 reading = case | self._needs.reading(node, argument)
                 shared[root] = shared.get(root, reading) & reading
         if is_selection(node) and not all(map(is_list, node.args[1:])):
-            shared[node] = ALWAYS  # it may be filled with a number
+            shared[node] = ALWAYS  # it may be filled with a scalar
         return shared or {node: ALWAYS}
 
     def _aim(self, copy: Node) -> None:
-        """Have the value that is copied into an argument computed there, if the old one is not read any more."""
+        """Compute the source of a copy directly in the target argument, if nothing reads the old value later."""
         argument, source = copy.args[:2]
         path: list[tuple[Node, Node]] = []
         node: Any = source
@@ -111,19 +111,19 @@ class MemoryPlan:
         self.last_use[argument] = max(self.last_use[argument], self.last_use[source])  # type: ignore[index]
 
     def _may_aim(self, node: Node, copy: Node) -> bool:
-        """Whether a node may write where a copy does: if it runs in no other case, or the old value goes in all."""
+        """Whether a node may write to a copy's target: it runs in no other case, or all cases overwrite the target."""
         if self._needs.of(copy) <= self._needs.of(node):
             return True
         return copy.meta["covers"] and not self._is_read_behind_copies(node, copy)
 
     def _is_read_behind_copies(self, node: Node, copy: Node) -> bool:
-        """Whether a node is read, except by a copy, when the argument may have been written in another case."""
+        """Whether a node is read, other than by `copy`, after the argument may have been written in another case."""
         argument: Any = copy.args[0]
         first = min(self._at[user] for user in argument.users if _only_writes(user, argument))
         return any(user is not copy and self._at[user] > first for user, _ in self._readings(node))
 
     def _reuse(self, node: Node) -> None:
-        """Write into a temporary that is read for the last time."""
+        """Write into a temporary if this operation is the last to read it."""
         for operand in self._candidates(node):
             dies = self.last_use[operand] == self._at[node] if operand in self.last_use else False
             if self._is_apart(operand) and dies and operand.op == "call_function":
@@ -131,7 +131,7 @@ class MemoryPlan:
                 return
 
     def _candidates(self, node: Node) -> list[Node]:
-        """The operands that a node may write into."""
+        """Return the operands that a node may write into."""
         if node.op != "call_function" or not is_list(node) or not self._has_form_in_place(node):
             return []
         count = 2 if node.target in COMMUTES or _adds_plainly(node) else 1
@@ -142,11 +142,11 @@ class MemoryPlan:
         return candidates
 
     def _is_apart(self, node: Any) -> bool:
-        """Whether a list has memory of its own."""
+        """Whether a list has its own memory."""
         return is_list(node) and self._roots[node].keys() == {node}
 
     def _reads_after(self, argument: Any, node: Node, copy: Node) -> bool:
-        """Whether the old value of an argument is read behind a node that runs, except by the final copy."""
+        """Whether the old value of an argument is read after a node has run, other than by the final copy."""
         case = self._needs.of(node)
         for user, reading in self._readings(argument):
             if user is not copy and self._at[user] > self._at[node] and not contradict(reading, case):
@@ -154,7 +154,7 @@ class MemoryPlan:
         return False
 
     def _readings(self, root: Node) -> Iterator[tuple[Node, Case]]:
-        """The nodes that read the memory of a node, and what holds if they do."""
+        """Yield the nodes that read the memory of a node, and the case in which they do."""
         for node, roots in self._roots.items():
             if root in roots:
                 for user in node.users:
@@ -172,5 +172,5 @@ def _adds_plainly(node: Node) -> bool:
 
 
 def _have_one_layout(node: Node, operand: Node) -> bool:
-    """Whether entries are in the same order in memory, in which sums of them would be added."""
+    """Whether entries have the same order in memory, which determines the order of summation."""
     return node.meta["val"].stride() == operand.meta["val"].stride()

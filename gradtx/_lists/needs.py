@@ -1,7 +1,7 @@
-"""When the value of each operation is needed, as far as numbers that the host knows decide it.
+"""Determine when each value of a graph is needed, as far as scalars known to the host decide it.
 
-A value that only one branch of `where` reads is needed if the condition says so. So the operations of the other branch
-are skipped, and a branch may write its result straight into the argument that keeps it.
+A value that only one branch of `where` reads is needed only if the condition selects that branch. The operations of the
+other branch are then skipped, and a branch may write its result directly into the argument that stores it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from gradtx._lists.contract import alike, argument_like, is_list, is_number
 aten = torch.ops.aten
 
 FILLING = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
-Case = frozenset[tuple[Node, bool]]  # conditions, each with its truth, that hold together
+Case = frozenset[tuple[Node, bool]]  # conditions with the values that they all have in this case
 ALWAYS: Case = frozenset()
 
 
 def contradict(a: Case, b: Case) -> bool:
-    """Whether two cases can't both hold."""
+    """Whether two cases exclude each other."""
     return any((condition, not truth) in b for condition, truth in a)
 
 
 class Needs:
-    """When each value of a graph is read.
+    """The cases in which each value of a graph is read.
 
     Args:
-        graph: The graph, whose nodes have kinds.
+        graph: The graph. `meta["kind"]` of its nodes must be set.
         decides: Whether the host knows the conditions when the program runs.
 
     Attributes:
-        conditions: The numbers that decide.
+        conditions: The scalars that occur in cases.
     """
 
     def __init__(self, graph: Graph, decides: bool):
@@ -54,15 +54,15 @@ class Needs:
                 self._cases[node] = self._cases.get(node, case) & case
 
     def __contains__(self, node: Node) -> bool:
-        """Whether an operation has a reader at all."""
+        """Whether an operation has a reader."""
         return node in self._cases
 
     def of(self, node: Node) -> Case:
-        """What holds in every case in which the value is read."""
+        """Return the conditions that are met whenever the value is read."""
         return self._cases[node]
 
     def reading(self, user: Node, operand: Node) -> Case:
-        """What holds if a node reads an operand, besides what holds if the node itself is read."""
+        """Return the conditions under which a node reads an operand, apart from those under which it is read itself."""
         if not (self._decides and is_selection(user)):
             return ALWAYS
         condition, x, y = user.args
@@ -75,10 +75,10 @@ class Needs:
 
 
 def is_selection(node: Node) -> bool:
-    """Whether `where` with one condition for all leaves may give one of its operands as it is, without a copy.
+    """Whether `where` with one condition for all leaves may return one of its operands without a copy.
 
-    One may be a number if a leaf's argument shows which shape to fill. Not where the result is written into an argument
-    while it may be another argument, which is written as well.
+    One operand may be a scalar if a leaf's argument has the shape to fill. If the result is written into an argument,
+    no operand may be another argument, which may have been overwritten.
     """
     if node.target is not aten.where.self or not is_number(node.args[0]):
         return False
@@ -95,14 +95,14 @@ def is_selection(node: Node) -> bool:
 
 
 def _stays(operand: Any, argument: Any) -> bool:
-    """Whether an operand of a selection is still there when the result is written into an argument."""
+    """Whether an operand of a selection is still unchanged when the result is written into an argument."""
     if operand is argument or is_number(operand) or is_computed(operand):
         return True
     return is_selection(operand) and all(_stays(branch, argument) for branch in operand.args[1:])
 
 
 def is_computed(node: Any) -> bool:
-    """Whether a node's memory belongs to no argument."""
+    """Whether a node shares no memory with an argument."""
     if node.op != "call_function":
         return False
     return not may_alias(node) or all(is_computed(argument) for argument in node.all_input_nodes if is_list(argument))
@@ -122,7 +122,7 @@ def may_alias(node: Node) -> bool:
 
 
 def split_copies(graph: Graph) -> None:
-    """Write each branch of a selection into an argument by itself, in its case; nothing where it is there already.
+    """Replace each copy of a selection by one copy per branch; a branch that is the target itself needs none.
 
     `meta["case"]` of a copy is its case, and `meta["covers"]` whether the argument is written in all cases.
     """
@@ -134,12 +134,12 @@ def split_copies(graph: Graph) -> None:
             node.meta["covers"] = not _may_be(node.args[1], node.args[0])
             _split(node)
     for node in reversed(graph.nodes):
-        if node.target is aten.where.self and is_list(node) and not node.users:  # a number may be a condition
+        if node.target is aten.where.self and is_list(node) and not node.users:  # a scalar may be a condition
             graph.erase_node(node)
 
 
 def _fill_for_each(node: Node) -> None:
-    """Fill a list for each reader by itself, so that it is filled in the cases of the reader."""
+    """Fill a separate list for each reader, so that it is filled only in the cases of that reader."""
     for user in list(node.users)[1:]:
         with node.graph.inserting_before(user):
             other = node.graph.node_copy(node)
@@ -147,7 +147,7 @@ def _fill_for_each(node: Node) -> None:
 
 
 def _may_be(source: Any, argument: Any) -> bool:
-    """Whether a value may be an argument itself."""
+    """Whether a value may be the argument itself."""
     if source is argument:
         return True
     return isinstance(source, Node) and is_selection(source) and any(_may_be(x, argument) for x in source.args[1:])
@@ -171,6 +171,6 @@ def _split(copy: Node) -> None:
 
 
 def text_of(case: Case) -> str:
-    """A case as a Python expression."""
+    """Return a case as a Python expression."""
     texts = [condition.name if truth else f"not {condition.name}" for condition, truth in case]
     return " and ".join(sorted(texts))

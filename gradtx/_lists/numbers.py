@@ -1,6 +1,6 @@
-"""Computes with Python numbers what a recording computes with 0-d tensors that all leaves share.
+"""Compute the 0-d tensors of a recording that all leaves share with Python scalars.
 
-A Python operation takes 50 ns where one on tensors takes a microsecond. Where Python raises (1 / 0) or has no such
+A Python operation takes 50 ns, one on tensors a microsecond. Where Python raises an exception (1 / 0) or lacks an
 operation, torch's is called on 0-d tensors.
 """
 
@@ -42,7 +42,7 @@ def _choice(condition: Any, x: Any, y: Any) -> Any:
 
 
 def _larger(x: Any, y: Any) -> Any:
-    return y if y > x or y != y else x  # a NaN wins, as in torch
+    return y if y > x or y != y else x  # propagates NaN, as torch does
 
 
 def _smaller(x: Any, y: Any) -> Any:
@@ -65,7 +65,7 @@ def _either(x: Any, y: Any) -> bool:
     return bool(x) or bool(y)
 
 
-# Functions of positional arguments alone; what they may raise is an ArithmeticError or a ValueError.
+# Functions of positional arguments only, which may raise only ArithmeticError or ValueError.
 IN_PYTHON: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: operator.add,
     aten.add.Scalar: operator.add,
@@ -128,7 +128,7 @@ _FILLED = {aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.zeros.def
 
 
 def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A function of Python numbers that computes what `node` computes, and its arguments."""
+    """Return a function of Python scalars that is equivalent to `node`, and its arguments."""
     dtype = node.meta["val"].dtype
     target: Any = node.target
     if target in _FILLED:
@@ -145,7 +145,7 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return (function if function in _NEVER_RAISE else _or_else(function, by_tensors)), node.args
 
 
-# Functions that never raise, written with operators: that takes a third of the time of a call.
+# Functions that never raise, as operator expressions, which take a third of the time of a call.
 WRITTEN: dict[Callable[..., Any], str] = {
     operator.add: "{} + {}",
     operator.sub: "{} - {}",
@@ -162,7 +162,7 @@ WRITTEN: dict[Callable[..., Any], str] = {
     _choice: "{1} if {0} else {2}",
     _same: "{}",
 }
-_LIKE = (aten.clone.default, aten.scalar_tensor.default)  # their options don't change the number
+_LIKE = (aten.clone.default, aten.scalar_tensor.default)  # their options don't change the value
 _NEVER_RAISE = {
     *WRITTEN,
     *(abs, math.isfinite, math.isnan, math.tanh, _larger, _smaller, _sign, _both, _either),
@@ -170,7 +170,7 @@ _NEVER_RAISE = {
 
 
 def _as(dtype: torch.dtype) -> Callable[[Any], Any]:
-    """The conversion of a number to the Python type of a dtype."""
+    """Return the conversion of a scalar to the Python type of a dtype."""
     if dtype is torch.bool:
         return bool
     return float if dtype.is_floating_point else int
@@ -180,7 +180,7 @@ def _or_else(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Cal
     def computed(*args: Any) -> Any:
         try:
             return function(*args)
-        except (ArithmeticError, ValueError):  # where torch has inf or NaN
+        except (ArithmeticError, ValueError):  # torch returns inf or NaN
             return otherwise(*args)
 
     return computed
@@ -191,7 +191,7 @@ def _dtype_of(argument: Any) -> torch.dtype | None:
 
 
 def _by_tensors(target: Any, kwargs: Any, dtypes: tuple[torch.dtype | None, ...], *args: Any) -> Any:
-    """The result of torch's operation on 0-d tensors, as a Python number."""
+    """Return the result of torch's operation on 0-d tensors, as a Python scalar."""
     tensors: list[Any] = []
     for value, dtype in zip(args, dtypes, strict=True):
         tensors.append(value if dtype is None else torch.tensor(value, dtype=dtype))

@@ -1,4 +1,4 @@
-"""Records the operations of a function of tensors, run once on stand-ins that have shapes and no values."""
+"""Record the operations of a function of tensors by running it once on stand-ins, which have shapes but no values."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ USUAL_FORMATS = (None, torch.preserve_format, torch.contiguous_format)
 
 
 class UnrecordableError(Exception):
-    """A function does what a recording cannot repeat; the message says what."""
+    """A function does something that a recording cannot repeat; the message names it."""
 
 
 @dataclass
 class Recording:
-    """The operations of a function, as a graph whose nodes have their stand-ins in `meta["val"]`.
+    """The operations of a function, as a graph whose nodes store their stand-ins in `meta["val"]`.
 
     Attributes:
         graph: The graph. It ends with the operations that write arguments.
         numbers: The nodes of the 0-d arguments that all leaves share.
         leaves: The nodes of a leaf's arguments.
         outputs: The nodes of the results.
-        owned: The nodes that stand for what the owner of a leaf computes; `meta["operation"]` says which operation, and
-            `meta["payload"]` the names and dtypes of what it gets.
+        owned: The nodes of operations that the owner of a leaf computes; `meta["operation"]` is the operation,
+            `meta["payload"]` the names and dtypes of its inputs.
     """
 
     graph: Graph
@@ -46,9 +46,9 @@ class Recording:
     owned: list[Node]
 
     def text(self) -> str:
-        """What two recordings have in common if they are of the same program: operations and constants."""
+        """Return a text of operations and constants that is equal for recordings of the same program."""
         lines: list[str] = []
-        shapes: dict[Any, int] = {}  # which values have the same shape matters, the shapes themselves don't
+        shapes: dict[Any, int] = {}  # equality of shapes matters, not the shapes themselves
         for node in self.graph.nodes:
             value = node.meta.get("val")
             kind: Any = (type(value), node.meta.get("as_written"))
@@ -68,14 +68,14 @@ def record(
     """Record a function of 0-d tensors and of the tensors of one leaf.
 
     Args:
-        function: Takes `[*numbers, *leaves]`. Its result writes into the arguments of the leaf.
+        function: Accepts `[*numbers, *leaves]`. Its result writes into the arguments of the leaf.
         numbers: The dtypes of the arguments that all leaves share.
         leaves: The dtype and the shape of each of a leaf's arguments.
-        device: Where the leaves are, for functions that ask `device_of`.
+        device: The device of the leaves, for functions that call `device_of`.
 
     Raises:
         UnrecordableError: the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
-            in place by itself.
+            in place itself.
     """
     recorder = _Recorder(device)
     number_nodes: list[Node] = []
@@ -100,13 +100,13 @@ def record(
 
 
 def device_of(tensor: Tensor) -> torch.device:
-    """Where a tensor is, or will be if it is a stand-in of a function that is being recorded."""
+    """Return the device of a tensor, or the leaves' device if it is a stand-in of a function being recorded."""
     return _RECORDERS[-1].device if tensor.is_meta and _RECORDERS else tensor.device
 
 
 @contextmanager
 def as_written() -> Generator[None, None, None]:
-    """Keep the operations inside from being joined with others, if they are being recorded."""
+    """Exclude the operations inside from fusion, if they are being recorded."""
     if not _RECORDERS:
         yield
         return
@@ -119,25 +119,25 @@ def as_written() -> Generator[None, None, None]:
 
 
 def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
-    """The update behind an operation that the owner of a leaf computes, in a function that is being recorded."""
+    """Return the update after an operation that the owner of a leaf computes, in a function being recorded."""
     return _RECORDERS[-1].owner_computes(payload, operation)
 
 
-_RECORDERS: list[Any] = []  # those at work, the innermost last
+_RECORDERS: list[Any] = []  # the active ones, innermost last
 
 
 def _computed_by_owner(*payload: Tensor) -> Tensor:
-    """Stands for an operation that the owner of a leaf computes; programs are cut there."""
+    """Represent an operation that the owner of a leaf computes; programs are cut there."""
     raise AssertionError("a program was not cut")
 
 
 class _Recorder:
-    """Carries out operations on stand-ins, and adds each to a graph."""
+    """Execute operations on stand-ins and add each to a graph."""
 
     def __init__(self, device: torch.device) -> None:
         self.graph = Graph()
         self.device = device
-        self._nodes: dict[int, Node] = {}  # by the id of the stand-in, which `meta` keeps alive
+        self._nodes: dict[int, Node] = {}  # keyed by the id of the stand-in, which `meta` keeps alive
         self._arguments: set[int] = set()
         self.may_write = False
         self.as_written = False
@@ -157,9 +157,9 @@ class _Recorder:
         return node
 
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
-        """Carry out and record one operation."""
+        """Execute and record one operation."""
         if torch.Tag.data_dependent_output in operator.tags:
-            if args[0].device.type == "cpu":  # a constant: what follows from arguments is on the meta device
+            if args[0].device.type == "cpu":  # a constant: values computed from arguments are on the meta device
                 return operator(*args, **kwargs)
             raise UnrecordableError(f"the value of a tensor is read ({operator})")
         if torch.Tag.nondeterministic_seeded in operator.tags:
@@ -167,7 +167,7 @@ class _Recorder:
         if operator is aten.lift_fresh.default:
             return self._constant(args[0])
         if "device" in kwargs and operator is aten._to_copy.default:
-            kwargs = {**kwargs, "device": META}  # which stands for the leaf's device; nothing leaves it
+            kwargs = {**kwargs, "device": META}  # stands in for the leaf's device, where all values remain
         result = _result_of(operator, args, kwargs)
         if not _holds_tensors(result):
             return result  # such as the common dtype of two tensors
@@ -181,7 +181,7 @@ class _Recorder:
         return result
 
     def owner_computes(self, payload: Mapping[str, Tensor], operation: Any) -> Tensor:
-        """Record what the owner of a leaf computes as one operation."""
+        """Record the computation of a leaf's owner as one operation."""
         update = payload["update"]
         node = self.graph.call_function(_computed_by_owner, tuple(map(self.node_of, payload.values())))
         node.meta["operation"] = operation
@@ -192,7 +192,7 @@ class _Recorder:
         return stand_in
 
     def _constant(self, tensor: Tensor) -> Tensor:
-        """A tensor that the function makes of Python numbers, such as `torch.tensor(1.0)`."""
+        """Record a tensor that the function creates from Python scalars, such as `torch.tensor(1.0)`."""
         if tensor.ndim or tensor.device.type != "cpu":
             raise UnrecordableError("a tensor of Python numbers")
         self._name(tensor, add_constant(self.graph, tensor))
@@ -203,7 +203,7 @@ class _Recorder:
             raise UnrecordableError(f"a tensor is written in place ({operator})")
 
     def _recorded(self, value: Any) -> Any:
-        """Arguments of an operation with nodes in place of tensors."""
+        """Return the arguments of an operation with nodes in place of tensors."""
 
         def node_or_value(item: Any) -> Any:
             return self.node_of(item) if isinstance(item, Tensor) else item
@@ -222,7 +222,7 @@ class _Recorder:
                 self._nodes[id(item)] = part
 
 
-# Operations that torch does not call pointwise, and whose result nonetheless has the shape of their tensors.
+# Operations that torch does not tag as pointwise, although their result has the shape of their tensors.
 SHAPED_AS_ARGUMENTS = (aten._to_copy.default, aten.ones_like.default, aten.zeros_like.default, aten.full_like.default)
 WITHOUT_DIMENSION = (aten.sum.default, aten.mean.default, aten.scalar_tensor.default)
 FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
@@ -233,10 +233,10 @@ def _holds_tensors(result: Any) -> bool:
 
 
 def _result_of(operator: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an operation on stand-ins.
+    """Return the result of an operation on stand-ins.
 
-    Where its shape is plain, the operation is carried out on single entries, for the dtype: on stand-ins torch works in
-    Python, which takes ten times as long, and imports dynamo.
+    If its shape is obvious, the operation runs on single-entry tensors to determine the dtype: on stand-ins torch runs
+    Python code, which takes ten times as long and imports dynamo.
     """
     shape = _plain_shape(operator, args)
     if shape is None or kwargs.get("memory_format") not in USUAL_FORMATS:
@@ -245,13 +245,13 @@ def _result_of(operator: Any, args: Any, kwargs: Any) -> Any:
     options = {name: CPU if name == "device" else value for name, value in kwargs.items()}
     try:
         entry = operator(*entries, **options)
-    except RuntimeError:  # such as an operation that no processor has for a dtype
+    except RuntimeError:  # such as an operation that the CPU does not support for a dtype
         return operator(*args, **kwargs)
     return torch.empty(shape, dtype=entry.dtype, device=META)
 
 
 def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
-    """The shape of a new and contiguous result, if it is plain."""
+    """Return the shape of a new, contiguous result, if it is obvious."""
     if operator in FACTORIES:
         return args[0]
     if operator in WITHOUT_DIMENSION:
@@ -270,7 +270,7 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
 
 
 def _single_entry(value: Any) -> Any:
-    """A tensor of one entry in place of a tensor."""
+    """Replace a tensor by one with a single entry."""
     return _ones(value.dtype, value.ndim) if isinstance(value, Tensor) else value
 
 
@@ -280,10 +280,10 @@ def _ones(dtype: torch.dtype, dims: int) -> Tensor:
 
 
 def add_constant(graph: Graph, tensor: Tensor) -> Node:
-    """Add a 0-d tensor by its value, on the device of the leaves."""
+    """Add a 0-d tensor to a graph as a constant on the device of the leaves."""
     return graph.call_function(aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META})
 
 
 def _item(values: Any, i: int) -> Any:
-    """One of several results of an operation."""
+    """Return one of several results of an operation."""
     return values[i]

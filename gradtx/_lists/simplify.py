@@ -1,4 +1,4 @@
-"""Drops operations that leave a tensor as it is, and finds flags that are the same for all leaves."""
+"""Remove operations that leave a tensor unchanged, and detect flags that are the same for all leaves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gradtx._lists.record import META
 aten = torch.ops.aten
 
 SAME = (aten.detach.default, aten.alias.default)
-VIEWS = (aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.unsqueeze.default)  # of the same entries
+VIEWS = (aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.unsqueeze.default)  # with the same entries
 FLAGS: dict[Any, bool] = {aten.ones_like.default: True, aten.zeros_like.default: False}
 
 
 def simplify(graph: Graph) -> None:
-    """Make a graph simpler, whose nodes have kinds; values stay the same."""
+    """Simplify a graph whose nodes have `meta["kind"]`, without changing values."""
     flags: dict[Any, bool] = {}
     for node in list(graph.nodes):
         if node.target in FLAGS and _is_flag(node):
@@ -43,21 +43,21 @@ def _is_flag(node: Any) -> bool:
 
 
 def _make_constant(node: Node, flag: bool) -> None:
-    """A flag made like that of a leaf is the same for all."""
+    """Replace a flag created like that of a leaf by a constant, since it is the same for all leaves."""
     node.target = aten.full.default
     node.args = ([], flag)
     node.kwargs = {"dtype": torch.bool, "device": META}
 
 
 def _take_shape_of_argument(node: Node) -> None:
-    """A list that is filled like a computed one need not wait for it."""
+    """Fill a list like an argument of the same shape, so that it does not depend on a computed list."""
     argument = argument_like(node) if is_list(node) else None
     if argument is not None:
         node.args = (argument, *node.args[1:])
 
 
 def _convert_by_writing(node: Node) -> None:
-    """Leave out a conversion in front of a copy that converts, too."""
+    """Remove a conversion that feeds a copy, because the copy converts as well."""
     views: list[Node] = []
     target, source = node.args[:2]
     while isinstance(source, Node) and source.target in VIEWS and len(source.users) == 1:
@@ -68,7 +68,7 @@ def _convert_by_writing(node: Node) -> None:
     before: Any = source.args[0]
     is_computed = before.op == "call_function" and before.target not in VIEWS
     if not is_computed or source.meta["val"].dtype != target.meta["val"].dtype:  # type: ignore[union-attr]
-        return  # an argument may have been written in between
+        return  # an argument might be overwritten before the copy
     for view in views:
         view.meta["val"] = view.meta["val"].to(before.meta["val"].dtype)
     source.replace_all_uses_with(before)
@@ -76,13 +76,13 @@ def _convert_by_writing(node: Node) -> None:
 
 
 def is_conversion(node: Node) -> bool:
-    """Whether an operation gives the tensors of a list in another dtype."""
+    """Whether an operation converts the tensors of a list to another dtype."""
     is_cast = node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}
     return is_cast and is_list(node) and is_list(node.args[0])
 
 
 def _same(node: Node, flags: dict[Any, bool]) -> Any:
-    """The operand that an operation gives as it is; None if there is none."""
+    """Return the operand that an operation returns unchanged; None if there is none."""
     if node.target in SAME:
         return node.args[0]
     if node.target in (aten.mul.Tensor, aten.div.Tensor):

@@ -1,4 +1,4 @@
-"""Combinators: transformations around transformations."""
+"""Combinators: transformations that wrap other transformations."""
 
 from gradtx._names import public_names as _public_names
 from gradtx.combinators.blocks import *
@@ -19,5 +19,5 @@ from gradtx.combinators.selection import *
 from gradtx.combinators.sharpness import *
 from gradtx.combinators.tuners import *
 
-# Type checkers take the names from the imports above.
+# Type checkers read the names from the imports above.
 __all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,7 +1,7 @@
-"""Operations that send the blocks of a leaf through the operations of an inner transformation, as leaves.
+"""Operations that process the blocks of a leaf with the operations of an inner transformation, as if they were leaves.
 
-Blocks of one shape go together, under vmap. A rule that waits for a sum can't be suspended there, so the operations run
-from the start again with the sums that are known by then.
+Blocks of one shape are processed together, under vmap. A rule that waits for a sum cannot be suspended there, so the
+operations run again from the start with the sums known so far.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Slots = dict[Path, dict[str, Tensor]]
 
 
 class BlockRun(Run):
-    """A run in which a leaf stands for its block: it has the block's slots, and collects new shared values."""
+    """A run for one block: it returns the block's slots and collects new shared values."""
 
     def __init__(self, outer: Run, slots: Slots):
         super().__init__()
@@ -50,7 +50,7 @@ class BlockRun(Run):
 
 
 class BlockLeaf(Leaf):
-    """A block of a leaf, as a leaf."""
+    """A block of a leaf, treated as a leaf."""
 
     def __init__(self, whole: Leaf, run: BlockRun, tensors: Mapping[Any, Tensor]):
         update, param = tensors.get("update"), tensors.get("param")
@@ -60,7 +60,7 @@ class BlockLeaf(Leaf):
         super().__init__(run, whole.name, update, param, extras, whole.clock)
         self.stand_for(whole)
         self.device = whole.device
-        # The same object where it was the same: contexts are made once for it.
+        # Preserve object identity, since contexts are created once per object.
         self.grad = self.update if whole.grad is whole.update else tensors.get("grad")
         self._stream_name = tensors.get("stream", whole.name)
 
@@ -70,9 +70,9 @@ class BlockLeaf(Leaf):
 
 
 class Choosing:
-    """A leaf as the selectors inside see it: with its name, and its first block in its place."""
+    """A leaf as inner selectors see it: with the leaf's name and its first block as the tensor."""
 
-    is_complex = False  # blocks take none
+    is_complex = False  # complex leaves cannot be divided
 
     def __init__(self, leaf: Any, division: Division):
         self.name: str = leaf.name
@@ -85,7 +85,7 @@ class Choosing:
 
 
 class OfBlock:
-    """A selector that sees the first block of a leaf."""
+    """A selector that is applied to the first block of a leaf."""
 
     def __init__(self, selector: Any, division: Division):
         self.by_name: bool = selector.by_name
@@ -102,13 +102,13 @@ class OfBlock:
 
 
 class DividedBlock(Block):
-    """The operations of an inner transformation, for leaves that go through them in blocks.
+    """The operations of an inner transformation, applied to leaves block by block.
 
     Args:
         path: The path of the combinator.
-        operations: Those of the inner transformation.
-        division: What the blocks are.
-        alone: Whether a block needs no other one, nor other leaves.
+        operations: The operations of the inner transformation.
+        division: Defines the blocks.
+        alone: Whether blocks are independent of one another and of other leaves.
         reads_params: Whether operations read the parameter.
     """
 
@@ -126,7 +126,7 @@ class DividedBlock(Block):
         unite = Unite(divide)
         if self._alone:
             divide.local = local_blocks(self._division, _like(leaf))
-        if self._alone and divide.local is None:  # if the leaf is divided, its owner computes all blocks
+        if self._alone and divide.local is None:  # the owner of a sharded leaf computes all blocks
             divide.whole_until = unite
             divide.owner_reads = self._owner_reads
         return [divide, *each, unite]
@@ -136,16 +136,16 @@ class DividedBlock(Block):
 
 
 def _like(leaf: Any) -> Any:
-    """A tensor divided as a leaf is."""
+    """Return a tensor that is sharded like a leaf."""
     update, param = getattr(leaf, "given", (None, None))
     return update if param is None else param
 
 
 class Divide(Operation):
-    """In front: divides a leaf, and sends the blocks as far as they go.
+    """The first operation: divide a leaf into blocks and run the inner operations as far as possible.
 
     Attributes:
-        local: The blocks that each rank has of a divided leaf, if none is shared.
+        local: The blocks of a sharded leaf on each rank, if no block is split across ranks.
     """
 
     elementwise = False
@@ -177,7 +177,7 @@ class Divide(Operation):
 
 
 class InBlocks(Operation):
-    """An operation of the inner transformation, for all blocks of a leaf."""
+    """An operation of the inner transformation, applied to all blocks of a leaf."""
 
     elementwise = False
     takes_complex = False
@@ -218,7 +218,7 @@ class InBlocks(Operation):
 
 
 class Unite(Operation):
-    """Behind: makes the update of the leaf from those of its blocks."""
+    """The last operation: assemble the update of the leaf from those of its blocks."""
 
     elementwise = False
     takes_complex = False
@@ -235,15 +235,15 @@ class Unite(Operation):
 
 @dataclasses.dataclass
 class Batch:
-    """Blocks of one shape on their way through the inner operations.
+    """Blocks of one shape, and their progress through the inner operations.
 
     Attributes:
-        numbers: The number of each block in its leaf.
+        numbers: The index of each block in its leaf.
         inputs: The tensors of the blocks, stacked; slots under ("slot", path, name), extras under ("extra", name).
-        totals: The sums that the operations have asked for by now.
-        stop: The operation that waits for another one; None if the blocks are through.
+        totals: The sums that the operations have requested so far.
+        stop: The position of the operation that waits for another sum; None if the blocks have finished.
         payload: The terms of its sums.
-        outputs: What the blocks have become: as `inputs`, with new slots and shared values, "update" and "active".
+        outputs: The results of the blocks, keyed like `inputs`: new slots and shared values, "update" and "active".
     """
 
     numbers: list[int]
@@ -258,9 +258,9 @@ class Pieces:
     """The blocks of one leaf in one call.
 
     Args:
-        divide: The operation in front.
+        divide: The operation that divides the leaf.
         leaf: The leaf.
-        runs: Whether to send the blocks on their way.
+        runs: Whether to start running the inner operations.
     """
 
     def __init__(self, divide: Divide, leaf: Leaf, runs: bool = True):
@@ -279,7 +279,7 @@ class Pieces:
                 self._advance(batch)
 
     def _tensor(self) -> Tensor:
-        """A tensor shaped as the leaf."""
+        """Return a tensor shaped like the leaf."""
         leaf = self._leaf
         for tensor in (leaf.param, leaf.update):
             if tensor is not None:
@@ -290,11 +290,11 @@ class Pieces:
         )
 
     def _plain(self, tensor: Any) -> Tensor:
-        """What the blocks are taken from: all of a tensor, or the part that this rank has."""
+        """Return the tensor to divide into blocks: the whole tensor, or this rank's local shard."""
         return undivided(tensor) if self._local is None else local(tensor)
 
     def _placed(self, tensor: Tensor, like: Any) -> Any:
-        """The reverse of `_plain`, for a tensor divided as `like`."""
+        """Invert `_plain`, for a tensor sharded like `like`."""
         return placed_as(tensor, like) if self._local is None else rejoined(tensor, like)
 
     # Inputs.
@@ -346,14 +346,14 @@ class Pieces:
     # Running.
 
     def payload(self, position: int) -> Any:
-        """The terms that the blocks add to the sums of an operation; None if they don't wait for it."""
+        """Return the terms that the blocks add to the sums of an operation; None if no block waits for it."""
         waiting = [batch for batch in self._batches if batch.stop == position]
         if not waiting:
             return None
         return {name: sum(batch.payload[name].sum() for batch in waiting) for name in waiting[0].payload}
 
     def go_on(self, position: int, total: Any) -> None:
-        """Send the blocks that wait for an operation's sums on their way."""
+        """Continue with the blocks that wait for the sums of an operation."""
         for batch in self._batches:
             if batch.stop == position:
                 batch.totals.append(total)
@@ -373,7 +373,7 @@ class Pieces:
             batch.payload = results
 
     def _mapped(self, batch: Batch, function: Callable[[BlockLeaf], Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
-        """`function` of every block as a leaf; its results, stacked."""
+        """Apply `function` to every block as a leaf; return its results, stacked."""
         keys: list[Any] = []
 
         def on_one(tensors: list[Tensor]) -> list[Tensor]:
@@ -390,7 +390,7 @@ class Pieces:
 
         count = len(batch.numbers)
         inputs = list(batch.inputs.values())
-        if not count:  # vmap takes no empty dimension: one block of zeros shows which results there are
+        if not count:  # vmap rejects empty dimensions: one block of zeros determines the results' keys and shapes
             inputs = [value.new_zeros((1, *value.shape[1:])) for value in inputs]
         results = torch.vmap(on_one)(inputs)
         return {key: result[:count] for key, result in zip(keys, results, strict=True)}
@@ -398,7 +398,7 @@ class Pieces:
     # Results.
 
     def first_slots(self) -> Slots:
-        """The first slots of all inner stages."""
+        """Return the initial slots of all inner stages."""
 
         def initialized(block: BlockLeaf) -> dict[Any, Tensor]:
             block.program = self._operations
@@ -411,7 +411,7 @@ class Pieces:
         return self._united_slots({})
 
     def finish(self) -> None:
-        """Give the leaf its update, its slots and its shared values."""
+        """Set the leaf's update, slots and shared values."""
         leaf = self._leaf
         old = {path: leaf.run.slots(path, leaf) for path in self._paths}
         leaf.new.update(self._united_slots(old))
@@ -430,11 +430,11 @@ class Pieces:
         update = self._division.whole(updates, self._like)
         like = leaf.update if leaf.update is not None else leaf.param
         leaf.update = self._placed(update, like)
-        if leaf.grad is None:  # a combinator inside made an update for a leaf without a gradient
+        if leaf.grad is None:  # an inner combinator created an update for a leaf without a gradient
             leaf.grad = torch.zeros_like(leaf.update)
 
     def _united_slots(self, old: Slots) -> Slots:
-        """The slots of the leaf: those of its blocks, stacked, or numbered if blocks differ in shape."""
+        """Return the slots of the leaf: those of its blocks, stacked, or numbered if blocks differ in shape."""
         new: Slots = {}
         for batch in self._batches:
             for key, value in batch.outputs.items():
@@ -454,7 +454,7 @@ class Pieces:
         return new
 
     def _first_slot(self, value: Tensor) -> Any:
-        """A new slot of all blocks; where each rank has some of them, it is divided as they are."""
+        """Return a new slot of all blocks; if the blocks are distributed over ranks, it is sharded accordingly."""
         like = self._leaf.param if self._leaf.param is not None else self._leaf.update
         if self._local is None:
             return value
@@ -462,7 +462,7 @@ class Pieces:
         return divided_among(value, like, shape, placements_by_rows(like, shape))
 
     def evaluated(self, operation: Operation) -> Any:
-        """The tensor to evaluate with, by an operation inside; or None."""
+        """Return the tensor to evaluate with, according to an inner operation, or None."""
 
         def weights(block: BlockLeaf) -> dict[Any, Tensor]:
             value = operation.evaluate(block)
@@ -476,10 +476,10 @@ class Pieces:
 
 
 def _run(operations: Sequence[Any], block: Leaf, totals: Sequence[Any]) -> tuple[int | None, Any]:
-    """Send a block through the operations, with the sums known by now.
+    """Run the operations on a block, with the sums known so far.
 
     Returns:
-        The position of the operation that asks for another sum, and its terms; or None twice.
+        The position of the operation that requests another sum, and its terms; `(None, None)` if there is none.
     """
     known = list(totals)
     for position, operation in enumerate(operations):
@@ -494,7 +494,7 @@ def _run(operations: Sequence[Any], block: Leaf, totals: Sequence[Any]) -> tuple
 
 
 def _outputs(block: Leaf, whole: Leaf) -> dict[Any, Tensor]:
-    """What a block has become."""
+    """Return the results of a block."""
     outputs = _new_slots(block)
     for path, values in block.run.new_shared.items():
         for name, value in values.items():

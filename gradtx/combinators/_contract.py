@@ -12,7 +12,7 @@ from gradtx._messages import describe, nearest
 
 
 class Sums(dict[str, Tensor]):
-    """The sums that a clock gets; a missing one says why."""
+    """The sums passed to a clock; a missing one raises an error that gives the reason."""
 
     def __init__(self, values: Mapping[str, Tensor], owner: str, measured: bool):
         super().__init__(values)
@@ -27,7 +27,7 @@ class Sums(dict[str, Tensor]):
 
 
 def check_start(start: Mapping[str, Any]) -> None:
-    """Raise an error unless these are the first values of a clock."""
+    """Raise an error unless these are valid initial values of a clock."""
     for name, value in start.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"InnerClock: start[{name!r}] must be an int, got {describe(value)}")
@@ -36,19 +36,19 @@ def check_start(start: Mapping[str, Any]) -> None:
 
 
 def check_inner_slots(names: Any) -> None:
-    """Raise an error unless these are names of slots."""
+    """Raise an error unless this is a tuple of slot names."""
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"Frame: inner_slots must be a tuple of slot names, got {describe(names)}")
 
 
 def checked_ticks(owner: str, result: Any, start: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The result of a clock's `ticks`."""
+    """Return the checked result of a clock's `ticks`."""
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
         raise TypeError(f"{owner}: ticks returns (counts, values), got {describe(result)}")
     counts, values = result
     if not isinstance(counts, Tensor) or counts.dtype != torch.bool or counts.ndim:
         raise TypeError(f"{owner}: ticks returns a 0-d bool tensor as its first value, got {describe(counts)}")
-    values = {name: value for name, value in values.items() if name != "step"}  # which the library counts
+    values = {name: value for name, value in values.items() if name != "step"}  # the library counts steps itself
     if set(values) != set(start):
         raise ValueError(f"{owner}: ticks returns the values {sorted(values)}, start names {sorted(start)}")
     for name, value in values.items():
@@ -58,7 +58,7 @@ def checked_ticks(owner: str, result: Any, start: Iterable[str]) -> tuple[Tensor
 
 
 def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
-    """The result of a clock's `measure` for one leaf."""
+    """Return the checked result of a clock's `measure` for one leaf."""
     if not isinstance(sums, Mapping):
         raise TypeError(f"{owner}: measure returns a dict of 0-d tensors, got {describe(sums)}")
     for name, value in sums.items():
@@ -75,7 +75,7 @@ def check_names(owner: str, slots: Iterable[str], shared: Iterable[str]) -> None
 
 
 def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:
-    """Raise an error unless these replace inner slots."""
+    """Raise an error unless these values can replace inner slots."""
     for name, value in new.items():
         if name not in old:
             raise ValueError(f"{owner}: leave returns the inner slot {name!r}, which is none; {nearest(name, old)}")

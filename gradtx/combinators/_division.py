@@ -1,4 +1,4 @@
-"""How a leaf is divided into blocks, and put together again."""
+"""Divide a leaf into blocks and reassemble it."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Join = Callable[[Sequence[Tensor]], Tensor]
 
 
 class Division:
-    """Divides a tensor into blocks. Blocks of one shape are handled as one batch, stacked in front."""
+    """Divide a tensor into blocks. Blocks of one shape form one batch, stacked along a new first dimension."""
 
     def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
         """Raise an error unless a leaf of this shape can be divided."""
 
     def groups(self, x: Tensor) -> list[list[int]]:
-        """The numbers of the blocks in each batch."""
+        """Return the indices of the blocks in each batch."""
         raise NotImplementedError
 
     def batches(self, x: Tensor) -> list[Tensor]:
-        """The blocks, one batch for each shape."""
+        """Return the blocks, one batch per shape."""
         raise NotImplementedError
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
-        """The reverse of `batches`, for a tensor shaped as `like`."""
+        """Invert `batches`, for a tensor shaped like `like`."""
         raise NotImplementedError
 
     def first(self, x: Tensor) -> Tensor:
-        """The first block; for no blocks, one of zeros."""
+        """Return the first block; if there are no blocks, a block of zeros."""
         batch = self.batches(x)[0]
         return batch[0] if len(batch) else batch.new_zeros(batch.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True)
 class EvenParts(Division):
-    """A dimension in equal consecutive parts."""
+    """Divide a dimension into equal consecutive parts."""
 
     heads: int
     dim: int
@@ -69,7 +69,7 @@ class EvenParts(Division):
 
 @dataclasses.dataclass(frozen=True)
 class LeadingIndices(Division):
-    """One block for each index of the leading dimensions."""
+    """Create one block for each index of the leading dimensions."""
 
     batch: int
 
@@ -91,7 +91,7 @@ class LeadingIndices(Division):
 
 @dataclasses.dataclass(frozen=True)
 class EqualRuns(Division):
-    """Dimension 0 in consecutive runs of a size, as many as there are."""
+    """Divide dimension 0 into as many consecutive runs of a given size as it contains."""
 
     size: int
 
@@ -133,7 +133,7 @@ class ListedBlocks(Division):
 
 @dataclasses.dataclass(frozen=True)
 class Runs(ListedBlocks):
-    """A dimension in runs of given sizes, each of them in equal parts."""
+    """Divide a dimension into runs of given sizes, and each run into equal parts."""
 
     sizes: tuple[int, ...]
     heads: tuple[int, ...]
@@ -165,7 +165,7 @@ class Runs(ListedBlocks):
 
 @dataclasses.dataclass(frozen=True)
 class View(ListedBlocks):
-    """Blocks that two functions of the user take out and put back."""
+    """Divide and reassemble a tensor with two user functions."""
 
     split_function: Split
     join_function: Join
@@ -192,7 +192,7 @@ class View(ListedBlocks):
 
 
 def _size(owner: str, name: str, shape: Sequence[int], dim: int) -> int:
-    """The size of a dimension."""
+    """Return the size of a dimension."""
     if not -len(shape) <= dim < len(shape):
         raise ValueError(f"{owner}: leaf {name!r} has shape {tuple(shape)}, no dimension dim={dim}")
     return shape[dim]
@@ -200,10 +200,10 @@ def _size(owner: str, name: str, shape: Sequence[int], dim: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class LocalBlocks:
-    """Blocks of a divided leaf that no rank shares with another one.
+    """Blocks of a sharded leaf, none of which is split across ranks.
 
     Attributes:
-        division: How the local part is divided.
+        division: The division of the local shard.
         count: The number of blocks of the whole leaf.
     """
 
@@ -212,7 +212,7 @@ class LocalBlocks:
 
 
 def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
-    """The blocks of a divided leaf, if each is on one rank; None if ranks share blocks."""
+    """Return the blocks of a sharded leaf if each is on a single rank; None if a block is split across ranks."""
     ranks = ranks_along_rows(like)
     if ranks is None:
         return None
@@ -227,10 +227,10 @@ def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
 
 
 def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int) -> Division:
-    """The division that the arguments of `blocks` ask for.
+    """Return the division specified by the arguments of `blocks`.
 
     Raises:
-        ValueError: they exclude each other, or one is no count.
+        ValueError: the arguments exclude each other, or one is not a count.
     """
     choices = {"heads": heads, "sizes": sizes, "batch": batch, "view": view}
     given = [name for name, value in choices.items() if value is not None]

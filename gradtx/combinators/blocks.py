@@ -1,4 +1,4 @@
-"""Run a transformation on logical blocks of a leaf: heads, fused projections, experts."""
+"""Apply a transformation to logical blocks of a leaf: heads, fused projections, experts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["blocks"]
 
 
 class Blocks(Combinator):
-    """Sends some leaves through a transformation in blocks, the others whole."""
+    """Apply a transformation to some leaves block by block, and to the others as a whole."""
 
     def __init__(self, tx: GradientTransformation, where: Selector, parts: Division):
         self._tx = tx
@@ -41,7 +41,7 @@ class Blocks(Combinator):
 
 
 def _check_space(scope: Scope, name: str, operations: list[Any]) -> None:
-    """Raise an error if a combinator around would have to turn slots of blocks."""
+    """Raise an error if an enclosing combinator would have to rotate the slots of blocks."""
     keeps_slots = any(operation.keeps_slots for operation in Block(operations, []).walk())
     if scope.space is not None and keeps_slots:
         around = scope.space.name
@@ -70,10 +70,10 @@ def blocks(
     view: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
     dim: int = 0,
 ):
-    r"""Treat every block of a leaf as a leaf: one head, one part of a fused projection, one expert.
+    r"""Treat each block of a leaf as a separate leaf: one head, one part of a fused projection, one expert.
 
-    The result is that of separate parameters, one for each block: norms, means, shapes, thresholds and factored moments
-    inside `tx` are those of a block. A sum over leaves runs over all blocks of all leaves. Give one of `heads`,
+    The result is the same as with one separate parameter per block: norms, means, shapes, thresholds and factored
+    moments inside `tx` are those of a block. A sum over leaves includes all blocks of all leaves. Pass one of `heads`,
     `sizes`, `batch` and `view`, or `heads` and `sizes`.
 
     torch stores the weight of a `Linear` as (out, in): heads of queries, keys and values lie along dimension 0, those
@@ -81,24 +81,24 @@ def blocks(
     `sizes=(Hq * d, Hkv * d, Hkv * d), heads=(Hq, Hkv, Hkv)`.
 
     Args:
-        tx: The transformation. Selectors in it see the name of the whole leaf, predicates its first block.
-        where: Selects the leaves to divide, as in `partition`; the others go through `tx` whole.
-        heads: Number of equal parts of dimension `dim`; with `sizes`, of every run, or one number for each.
-        sizes: Lengths of the runs into which dimension `dim` is cut; their sum is its size.
-        batch: Number of leading dimensions whose indices count blocks: 1 for experts of shape (E, out, in).
+        tx: The transformation. Its selectors see the name of the whole leaf, predicates its first block.
+        where: Selects the leaves to divide, as in `partition`; the others pass through `tx` as a whole.
+        heads: Number of equal parts of dimension `dim`; with `sizes`, of every run, or a tuple with one number per run.
+        sizes: Lengths of the runs into which dimension `dim` is divided; they must sum to its size.
+        batch: Number of leading dimensions whose indices enumerate blocks: 1 for experts of shape (E, out, in).
         view: Two functions (split, join), tensor -> sequence of tensors and back, for other layouts, such as
             interleaved ones.
-        dim: The dimension that `heads` and `sizes` cut.
+        dim: The dimension that `heads` and `sizes` divide.
 
     Returns:
         A transformation with the state of `tx`. If all blocks have one shape, every slot of a divided leaf has a
-        leading dimension that counts them; else slots are numbered, `exp_avg_0` for the first block.
+        leading dimension that enumerates them; otherwise slots are numbered, `exp_avg_0` for the first block.
 
     Raises:
-        TypeError: `tx` is not a transformation, or it contains one that works on whole trees or calls `grad_fn`; at
-            init, `tx` keeps slots and a combinator around changes coordinates (`rotated`, `low_rank`).
-        ValueError: none or too many of `heads`, `sizes`, `batch`, `view`; a leaf that they don't divide; a
-            `view` whose join does not undo its split; no pattern, or one that matches no leaf.
+        TypeError: `tx` is not a transformation, or contains one that works on whole trees or calls `grad_fn`; at init,
+            `tx` has slots and an enclosing combinator changes coordinates (`rotated`, `low_rank`).
+        ValueError: none or too many of `heads`, `sizes`, `batch`, `view`; a leaf that they do not divide; a
+            `view` whose join does not invert its split; no pattern, or one that matches no leaf.
 
     Example:
         >>> tx = gradtx.blocks(gradtx.scale_by_trust_ratio(), heads=2)
@@ -117,7 +117,7 @@ def blocks(
 
 
 def _links_of(tx: GradientTransformation) -> Iterator[GradientTransformation]:
-    """All links of a transformation, those inside combinators too."""
+    """Yield all links of a transformation, including those inside combinators."""
     for link in tx._links():
         yield link
         for inner in link._children():

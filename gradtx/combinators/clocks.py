@@ -1,4 +1,4 @@
-"""Combinators with a clock: the inner transformation does not update in every call."""
+"""Combinators with a clock, whose inner transformation does not update in every call."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["accumulate", "skip_nonfinite"]
 def accumulate(tx: GradientTransformation, every: int):
     r"""Average the gradients of `every` calls and update once.
 
-    Calls in between return zero updates. The inner transformation has its own clock, which counts real
-    updates; schedules inside follow it, and `ctx.grad` is the averaged gradient. A None gradient counts as zero;
-    a leaf that saw only None in a cycle is skipped.
+    Calls in between return zero updates. The inner transformation has its own clock, which counts actual updates;
+    inner schedules follow this clock, and `ctx.grad` is the averaged gradient. A None gradient counts as zero; a leaf
+    without any gradient in a cycle is skipped.
 
     Args:
         tx: The transformation of the averaged gradient.
@@ -25,7 +25,7 @@ def accumulate(tx: GradientTransformation, every: int):
 
     Returns:
         A transformation with the state `step` and `mini_step` (int64), `acc` (the sum so far, shaped as the
-        parameter), `seen` (bool, a leaf each) and the entries of `tx`.
+        parameter), `seen` (a bool per leaf) and the entries of `tx`.
 
     Raises:
         TypeError: `tx` is not a transformation.
@@ -68,16 +68,16 @@ def accumulate(tx: GradientTransformation, every: int):
 
 @combinator(example=lambda tx: {"tx": tx})
 def skip_nonfinite(tx: GradientTransformation):
-    """Skip an update, with its state and its count, if any leaf of it is not finite.
+    """Skip an update, including its changes to state and count, if any leaf has a non-finite entry.
 
-    A skipped call returns zero updates. The inner clock counts real updates. No value is read on the host.
+    A skipped call returns zero updates. The inner clock counts actual updates. No value is read on the host.
 
     Args:
         tx: The transformation of finite updates.
 
     Returns:
-        A transformation with the state `step` and `skipped` (int64: how many calls did and did not count) and the
-        entries of `tx`.
+        A transformation with the state `step` and `skipped` (int64: the number of calls that did and did not count) and
+        the entries of `tx`.
 
     Raises:
         TypeError: `tx` is not a transformation.
@@ -98,7 +98,7 @@ def skip_nonfinite(tx: GradientTransformation):
         return finite, {"skipped": torch.where(finite, values["skipped"], values["skipped"] + 1)}
 
     def enter(update, state, param, ctx):
-        # The inner rules run in any case; on zeros, so that no NaN comes back through a gradient of `where`.
+        # The inner rules run in any case; they get zeros, so that no NaN propagates through the gradient of `where`.
         return torch.where(ctx.ticks, update, torch.zeros_like(update)), state
 
     return Frame(tx, enter=enter, clock=InnerClock(ticks, {"skipped": 0}, measure))

@@ -1,4 +1,4 @@
-"""`Frame`, the body of every combinator: functions around the inner transformation, and its clock."""
+"""`Frame`, the body of every combinator: functions around the inner transformation, and a clock."""
 
 from __future__ import annotations
 
@@ -38,18 +38,19 @@ Ticks = Callable[[dict[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[s
 
 @dataclasses.dataclass(frozen=True)
 class InnerClock:
-    """The clock of a combinator, for an inner transformation that does not update in every call.
+    """The clock of a combinator whose inner transformation does not update in every call.
 
-    In a call that the clock does not count, the inner transformation runs, but its state stays and its update is zero.
-    The clock keeps `step`, the number of counted calls, and the values in `start`.
+    In a call that the clock does not count, the inner transformation runs, but its state does not change and its update
+    is zero. The state of the clock consists of `step`, the number of counted calls, and the values in `start`.
 
     Args:
-        ticks: `(values, sums) -> (counts, values)`: whether this call counts, a 0-d bool tensor, and the new values, a
-            dict with the names of `start`. Called once a call. Uses `torch.where`, never a Python `if` on a tensor.
-        start: The first values, whole numbers by name; kept as 0-d int64 tensors. `ticks` may read `step`, too,
-            which the library counts.
+        ticks: `(values, sums) -> (counts, values)`: whether this call counts, as a 0-d bool tensor, and the new values,
+            a dict with the keys of `start`. Called once per call. It must use `torch.where`, not a Python `if` on a
+            tensor.
+        start: The initial values, integers by name, stored as 0-d int64 tensors. `ticks` may also read `step`, which
+            the library counts.
         measure: `update -> {name: 0-d tensor}`; the sums over all leaves are passed to `ticks`.
-        counts: Whether the inner transformation follows this clock; otherwise it keeps the outer count.
+        counts: Whether the inner transformation follows this clock; otherwise it follows the outer count.
     """
 
     ticks: Ticks
@@ -63,36 +64,35 @@ class InnerClock:
 
 @dataclasses.dataclass(frozen=True)
 class Frame(Combinator):
-    """The body of a combinator: functions of one tensor, in front of an inner transformation and behind it.
+    """The body of a combinator: functions of one tensor that run before and after an inner transformation.
 
-    All functions are pure, as those of `per_tensor`. `ctx` is a `Context` with more attributes: `ctx.ticks`,
-    whether the clock counts this call, `ctx.keep(new, old)`, which gives `old` for a leaf that is skipped, and
-    `ctx.inner`, the new inner slots by "link.slot". `enter` and `leave` run in every call, and so do the inner rules:
-    an `enter` that drops a gradient that is not finite puts zeros in its place, so that no NaN comes back through
-    derivatives.
+    All functions are pure, like those of `per_tensor`. `ctx` is a `Context` with additional attributes: `ctx.ticks`,
+    whether the clock counts this call; `ctx.keep(new, old)`, which returns `old` for a leaf that is skipped; and
+    `ctx.inner`, the new inner slots by "link.slot". `enter`, `leave` and the inner rules run in every call: an `enter`
+    that drops a non-finite gradient must replace it by zeros, so that no NaN propagates through derivatives.
 
     Args:
-        inner: The inner transformation, or several by name, which all get the same updates.
+        inner: The inner transformation, or a dict of several, which all receive the same updates.
         init: `param -> slots`, the slots of the combinator for one leaf. With `inner_slots`: `(param, inner) -> slots`.
-        enter: `(update, state, param, ctx) -> (update, state)` in front. The new update is the gradient of the links
-            inside. An optional third value, a 0-d bool tensor, is whether the leaf takes part.
-        leave: `(update, state, param, ctx) -> (update, state)` behind; `state` is as `enter` returned it. May yield
-            sums as a rule does. With several inner transformations `update` is a dict, name -> update (None where a
-            leaf was skipped). With `inner_slots` it may return a third value: new inner slots, as in `ctx.inner`.
+        enter: `(update, state, param, ctx) -> (update, state)`, runs before the inner links. The new update is their
+            gradient. An optional third value, a 0-d bool tensor, is whether the leaf takes part.
+        leave: `(update, state, param, ctx) -> (update, state)`, runs after them; `state` is as returned by `enter`. It
+            may yield sums, like a rule. With several inner transformations, `update` is a dict, name -> update (None
+            if a leaf was skipped). With `inner_slots` it may return a third value: new inner slots, as in `ctx.inner`.
         evaluate: `(state, param) -> tensor`, for `eval_params`.
         clock: An `InnerClock`, if not every call is an update.
-        gradient: `(init, update)` or `update`, functions of dicts by leaf name as of a `whole_tree` rule, which make
-            the gradient that the inner transformation gets. `ctx.grad_fn` computes gradients at other parameters.
+        gradient: `(init, update)` or `update`, functions of dicts by leaf name like those of a `whole_tree` rule, which
+            compute the gradient for the inner transformation. `ctx.grad_fn` computes gradients at other parameters.
         restarts: `step -> bool`, also for a tensor: whether the inner transformation restarts, with the state of
-            `init` at the current parameters, before this step of the outer clock. A `clock` starts again as well.
+            `init` at the current parameters, before this step of the outer clock. A `clock` restarts as well.
         shared: 0-d values of the whole combinator, name -> start; `leave` reads and returns them like slots.
         inner_slots: The names of inner slots that `init` and `leave` read, in `ctx.inner`.
-        takes_none: A slot shaped as the parameter. With it leaves without a gradient also enter: `enter` gets None as
-            their update, and the functions use `ctx.keep` for their slots themselves.
+        takes_none: A slot shaped like the parameter. If set, leaves without a gradient also enter: `enter` receives
+            None as their update, and the functions must apply `ctx.keep` to their slots.
         agree: Hyperparameters that must agree across the groups of an optimizer.
         elementwise: Whether `enter` and `leave` compute every entry independently.
-        whole: Whether `enter` and `leave` need the whole of a leaf that is divided among ranks, and no sums: then its
-            owner runs them and the inner transformation, as rules with `per_tensor(whole=True)`.
+        whole: Whether `enter` and `leave` need whole leaves instead of shards, and no sums. The owner of a sharded leaf
+            then runs them and the inner transformation, as for rules with `per_tensor(whole=True)`.
 
     Example:
         >>> @gradtx.combinator(example=lambda tx: {"tx": tx})
@@ -142,7 +142,7 @@ class Frame(Combinator):
 
 
 class FrameRun:
-    """A frame in one call: its state, its clock, and the operations around those of the inner transformation."""
+    """A frame during one call: its state, its clock, and the operations around those of the inner transformation."""
 
     def __init__(self, frame: Frame, scope: Scope, path: Path, name: str):
         self.frame = frame
@@ -151,7 +151,7 @@ class FrameRun:
         self.run: Run = scope.run
         self.clock: Clock | None = None
         self.old_step: Any = None
-        self.ticks: Tensor | None = None  # whether the inner clock counts this call, once that is known
+        self.ticks: Tensor | None = None  # whether the inner clock counts this call; None until this is known
         self._scope = scope
         self._new_shared: dict[str, Tensor] = {}
         if frame.clock is not None:
@@ -174,7 +174,7 @@ class FrameRun:
             self.run.commits.append(self._commit)
 
     def decide(self, sums: Mapping[str, Tensor]) -> None:
-        """Ask the clock whether it counts this call."""
+        """Determine whether the clock counts this call."""
         assert self.frame.clock is not None
         clock = self.frame.clock
         result = clock.ticks(dict(self._old_shared), Sums(sums, self.name, clock.measure is not None))
@@ -184,23 +184,23 @@ class FrameRun:
             self._new_shared["step"] = step
 
     def ticks_for(self, leaf: Leaf) -> Tensor | None:
-        """Whether the inner clock counts this call, where the leaf is."""
+        """Return whether the inner clock counts this call, on the leaf's device."""
         return None if self.ticks is None else self.ticks.to(leaf.device)
 
     def _restarts_at(self, count: Any) -> Any:
-        """Whether the inner transformation starts again, if so many updates are finished outside."""
+        """Return whether the inner transformation restarts after `count` updates of the outer clock."""
         outer = self._scope.restarts
         if self.frame.restarts is None:
             return outer
         if self.run.initial:
-            return torch.tensor(False)  # but later it may, which some links can't follow
+            return torch.tensor(False)  # not False: it may restart later, which some links don't support
         now = self.frame.restarts(count + 1)
         return now if outer is False else now | outer
 
     # Operations.
 
     def around(self) -> list[Any]:
-        """The operations of the frame and of the inner transformation."""
+        """Return the operations of the frame and of the inner transformation."""
         if isinstance(self.frame.inner, Mapping):
             return self._arms(self.frame.inner)
         if self.clock is not None and self._scope.place is not None:
@@ -214,7 +214,7 @@ class FrameRun:
         return tx._expand(scope)
 
     def between(self, inner: list[Any]) -> list[Any]:
-        """These operations inside the frame's own."""
+        """Return the inner operations enclosed by those of the frame."""
         takes = self.frame.takes_none is not None or takes_none(inner)
         enter = Enter(self, self._scope, takes)
         leave = Leave(self, self._scope, enter)
@@ -225,7 +225,7 @@ class FrameRun:
         return [enter, *inner, leave]
 
     def _owner_reads(self) -> tuple[str, ...]:
-        """What the owner of a leaf reads of it besides the update."""
+        """Return the tensors of a leaf that its owner reads in addition to the update."""
         assert isinstance(self.frame.inner, GradientTransformation)
         reads_params = any("params" in link._needs for link in self.frame.inner._links())
         return ("param", "grad") if reads_params else ("grad",)
@@ -242,11 +242,11 @@ class FrameRun:
     # The state of the inner transformation.
 
     def holds(self, path: Path) -> bool:
-        """Whether a path is the inner transformation's."""
+        """Whether a path belongs to the inner transformation."""
         return len(path) > len(self.path) and path[: len(self.path)] == self.path
 
     def inner_slots(self, leaf: Leaf) -> Iterator[tuple[Path, str]]:
-        """(path, slot) of the inner slots that the frame looks at, in the order of the chain."""
+        """Yield (path, slot) of the inner slots that the frame reads, in the order of the chain."""
         for path in self.run.stages:
             if self.holds(path):
                 for slot in self._slots(path, leaf):
@@ -254,11 +254,11 @@ class FrameRun:
                         yield path, slot
 
     def _slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
-        """The slots at an inner stage: the old ones if the leaf passed it by."""
+        """Return the slots of an inner stage: the old ones if the leaf has skipped the stage."""
         return leaf.new[path] if path in leaf.new else leaf.run.slots(path, leaf)
 
     def inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
-        """The same slots by "stage.slot"."""
+        """Return the values of these slots by "stage.slot"."""
         if not self.frame.inner_slots:
             return {}
         values = {}
@@ -267,10 +267,10 @@ class FrameRun:
         return values
 
     def first_inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
-        """These slots as they are when the inner transformation starts again."""
+        """Return the values of these slots after a restart of the inner transformation."""
         new, leaf.new = leaf.new, {}
         for operation in leaf.program:
-            if self.holds(operation.path) and operation.path[-1]:  # not the end of this frame, or of an arm
+            if self.holds(operation.path) and operation.path[-1]:  # skip the end of this frame or of an arm
                 operation.init(leaf)
         values = self.inner_values(leaf)
         leaf.new = new
@@ -301,7 +301,7 @@ class FrameRun:
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         for path, values in run.new_shared.items():
-            # A branch that none of these leaves takes has no old values.
+            # A branch that none of these leaves enters has no old values.
             old = run.scalars(path) if self.holds(path) else None
             if old:
                 run.new_shared[path] = {name: torch.where(ticks, new, old[name]) for name, new in values.items()}
@@ -318,7 +318,7 @@ def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
 
 @dataclasses.dataclass
 class Outside:
-    """A leaf as it was in front of a frame, and the frame's state on its way to `leave`."""
+    """The attributes of a leaf before a frame, and the frame's state between `enter` and `leave`."""
 
     update: Any
     grad: Any
@@ -330,7 +330,7 @@ class Outside:
 
 
 class FrameState(StageState):
-    """The state of a frame: its slots are single tensors, so their names may end in a number."""
+    """The state of a frame. Its slots are single tensors, so their names may end in a number."""
 
     def __init__(self, frame_run: FrameRun, scope: Scope, rule: Rule):
         super().__init__(frame_run.path, scope, rule)
@@ -353,7 +353,7 @@ class FrameState(StageState):
 
 
 class Enter(RuleOperation):
-    """In front of the inner transformation."""
+    """The operation before the inner transformation."""
 
     def __init__(self, frame_run: FrameRun, scope: Scope, takes_none: bool):
         frame = frame_run.frame
@@ -375,7 +375,7 @@ class Enter(RuleOperation):
         self._frame = frame
 
     def init(self, leaf: Leaf) -> None:
-        """The frame's own slots are made when those inside are there."""
+        """Do nothing: `Leave` creates the frame's slots, after the inner ones."""
 
     def start(self, leaf: Leaf) -> Any:
         leaf.saved[self] = Outside(leaf.update, leaf.grad, leaf.clock, leaf.active, leaf.restarts)
@@ -383,7 +383,7 @@ class Enter(RuleOperation):
         if clock is None or clock.measure is None:
             with self._as_owners_do(leaf):
                 return self._enter(leaf)
-        if leaf.update is None:  # on its way to a combinator inside that takes it
+        if leaf.update is None:  # an inner combinator accepts it
             return {}
         sums = checked_sums(self.rule.name, clock.measure(leaf.update))
         if leaf.active is None:
@@ -420,7 +420,7 @@ class Enter(RuleOperation):
         self._finish(call, self._guarded(call))
 
     def _call_with(self, leaf: Leaf, update: Any) -> Call:
-        """The arguments of `enter` for a leaf, with this update."""
+        """Return the arguments of `enter` for a leaf with this update."""
         wide = self.stage.wide(leaf)
         old, state = self.stage.read(leaf, wide)
         param = None if leaf.param is None else leaf.param.to(wide)
@@ -428,7 +428,7 @@ class Enter(RuleOperation):
         return Call(leaf, update, state, param, context, wide, old)
 
     def late_state(self, leaf: Leaf) -> RuleState:
-        """The state of `enter` for a leaf without gradient, after a combinator inside made its update: as of zeros."""
+        """Return the state of `enter`, applied to zeros, for a leaf whose update an inner combinator created."""
         assert leaf.update is not None
         zeros = torch.zeros_like(leaf.update, dtype=self.stage.wide(leaf))
         call = self._call_with(leaf, zeros)
@@ -436,7 +436,7 @@ class Enter(RuleOperation):
         return RuleState(entered, self.stage, leaf)
 
     def _entered(self, out: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """What `enter` returns: the update, the state, and whether the leaf takes part, or None."""
+        """Return the results of `enter`: the update, the state, and whether the leaf takes part, or None."""
         if isinstance(out, types.GeneratorType):
             raise TypeError(f"{self.rule.name}: enter can't yield sums; leave can")
         *pair, active = out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
@@ -458,7 +458,7 @@ class Enter(RuleOperation):
         if clock is None or not clock.counts:
             return
         counts = position.counts[-1] is not None
-        if clock.measure is None:  # sums over leaves are assumed to let the call count
+        if clock.measure is None:  # with sums over leaves, the call is assumed to count
             counts = counts and bool(self._frame_run.ticks)
         position.counts.append(int(self._frame_run.old_step) if counts else None)
 
@@ -480,7 +480,7 @@ def _pass(update: Any, state: Any, param: Any, ctx: Any) -> Any:
 
 
 class NextArm(Operation):
-    """Between inner transformations that all get the same updates."""
+    """The operation between inner transformations that all receive the same updates."""
 
     def __init__(self, frame_run: FrameRun, enter: Enter, arm: str):
         self.path = (*frame_run.path, arm, "")
@@ -495,7 +495,7 @@ class NextArm(Operation):
 
 
 class Leave(RuleOperation):
-    """Behind the inner transformation."""
+    """The operation after the inner transformation."""
 
     def __init__(self, frame_run: FrameRun, scope: Scope, enter: Enter):
         frame = frame_run.frame
@@ -522,7 +522,7 @@ class Leave(RuleOperation):
         leaf.clock, leaf.restarts, leaf.grad = outside.clock, outside.restarts, outside.grad
         update = self._of_arms(outside.arms, leaf) if outside.arms else leaf.update
         if leaf.update is not None and outside.grad is None:
-            # A combinator inside made an update for a leaf without a gradient.
+            # An inner combinator created an update for a leaf without a gradient.
             leaf.grad = torch.zeros_like(leaf.update)
         if outside.arms or update is None:
             return self._leave(leaf, outside, update)
@@ -532,7 +532,7 @@ class Leave(RuleOperation):
             return self._leave(leaf, outside, leaf.update)
 
     def _hold(self, leaf: Leaf, outside: Outside) -> None:
-        """Unless this call counts: a zero update, and the old state inside."""
+        """Unless this call counts, set the update to zero and keep the old inner state."""
         ticks = self._frame_run.ticks_for(leaf)
         assert ticks is not None
         accept = ticks if leaf.active is None else ticks & leaf.active
@@ -544,7 +544,7 @@ class Leave(RuleOperation):
         present = [update for update in arms.values() if update is not None]
         if not present:
             return None
-        if len(present) < len(arms):  # no gradient, and not all of them accumulate
+        if len(present) < len(arms):  # no gradient, and not all inner transformations accumulate
             leaf.update = torch.zeros_like(present[0])
             return None
         leaf.update = present[0]
@@ -577,7 +577,7 @@ class Leave(RuleOperation):
             self._frame_run.replace_inner(leaf, accepted)
         update, state = _checked_pair(self.rule.name, out)
         self._accept(call, update)
-        if self._frame.takes_none is not None:  # it decides about skipped leaves itself
+        if self._frame.takes_none is not None:  # the frame's functions handle skipped leaves themselves
             active, leaf.active = leaf.active, None
             self.stage.write(leaf, state, call.old)
             leaf.active = active
@@ -590,7 +590,7 @@ class Leave(RuleOperation):
 
 
 def _either(counts: Tensor, inside: Tensor | None, outside: Tensor | None) -> Tensor | None:
-    """Whether a leaf takes part behind a clock: as inside if the call counts, else as outside."""
+    """Return whether a leaf takes part after a clock: as inside the clock if the call counts, else as outside."""
     if inside is None and outside is None:
         return None
     yes = torch.ones_like(counts)

@@ -1,4 +1,4 @@
-"""The direction of one transformation with the length of another."""
+"""Combine the direction of one transformation with the length of another."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["graft"]
 def graft(direction: GradientTransformation, magnitude: GradientTransformation, eps: Scalar = 1e-16):
     r"""Take the direction of one transformation and the length of another, leaf by leaf.
 
-    Both get the same update; with $d$ of the first and $m$ of the second, gives
-    $d \, \lVert m \rVert / (\lVert d \rVert + \epsilon)$. It carries a tuned learning rate over to a new direction.
+    Both receive the same update. With the result $d$ of the first and $m$ of the second, the update is
+    $d \, \lVert m \rVert / (\lVert d \rVert + \epsilon)$. This transfers a tuned learning rate to a new direction.
 
     Args:
-        direction: Gives the direction $d$, usually without a learning rate.
-        magnitude: Gives the length $\lVert m \rVert$.
+        direction: Computes the direction $d$, usually without a learning rate.
+        magnitude: Determines the length $\lVert m \rVert$.
         eps: $\epsilon \ge 0$, for leaves where $d$ is 0.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: the entries of the two, under `direction` and
-        `magnitude`; `graft` adds none.
+        A transformation that preserves shapes and dtypes. State: the entries of both transformations, under `direction`
+        and `magnitude`; `graft` itself has none.
 
     Raises:
         TypeError: an argument is not a transformation.

@@ -1,4 +1,4 @@
-"""Relative steps on the sphere that weights start on: Hyperball."""
+"""Take relative steps on the sphere given by the initial weights: Hyperball."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["hyperball"]
 
 @combinator(example=lambda tx: {"tx": trace_ema(0.9), "lr": 0.1})
 def hyperball(tx: GradientTransformation, lr: Scalar, eps: Scalar = 1e-12):
-    r"""Take steps of a fixed share of the norm of a leaf, and keep that norm.
+    r"""Take steps of a fixed fraction of a leaf's norm, and preserve that norm.
 
     With $R = \lVert p_0 \rVert$, $N(x) = x / \max(\lVert x \rVert, \epsilon)$ and the direction $u$ of `tx`,
     $p \leftarrow R\, N(p - \eta R\, N(u))$.
 
-    For weights whose scale does not matter, in front of a norm: one rate then fits layers of all sizes, and no weight
-    decay is needed.
+    Suited to weights whose scale does not matter because a normalization layer follows: one learning rate then fits
+    layers of all sizes, and weight decay is unnecessary.
 
     Args:
-        tx: Gives the direction, without a learning rate.
-        lr: $\eta \ge 0$, the relative step.
-        eps: $\epsilon \ge 0$. Keep it above 0, for updates of 0.
+        tx: Computes the direction, without a learning rate.
+        lr: $\eta \ge 0$, the relative step size.
+        eps: $\epsilon \ge 0$. Keep it above 0 in case an update is 0.
 
     Returns:
         A transformation whose updates are added to the parameters. State: the entries of `tx`, and `radius`, 0-d, in
@@ -33,7 +33,7 @@ def hyperball(tx: GradientTransformation, lr: Scalar, eps: Scalar = 1e-12):
 
     Raises:
         TypeError: `tx` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that starts with norm 0.
+        ValueError: arguments out of range, missing `params`, a leaf with initial norm 0.
 
     Example:
         >>> tx = gradtx.hyperball(gradtx.trace(0.9), lr=0.75)

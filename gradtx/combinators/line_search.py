@@ -1,4 +1,4 @@
-"""Step lengths by more evaluations of the loss: backtracking, and the strong Wolfe conditions."""
+"""Choose step lengths by evaluating the loss again: backtracking, and the strong Wolfe conditions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradtx.factories import Combinator, combinator
 
 __all__ = ["line_search"]
 
-EDGE = 0.1  # a trial stays this share of a bracket away from its ends
+EDGE = 0.1  # minimum distance of a trial from the ends of a bracket, as a fraction of its width
 
 
 @combinator(
@@ -43,37 +43,37 @@ def line_search(
     conditions: str = "armijo",
     c2: Scalar = 0.9,
 ):
-    r"""Scale the updates of an optimizer so that the loss falls enough.
+    r"""Scale the updates of an optimizer so that the loss decreases sufficiently.
 
-    With the finished update $u$, the loss $\varphi(a)$ at $p + a u$ and $m = \langle g, u \rangle$ over all leaves:
-    "armijo" tries $a = a_0, a_0 s, a_0 s^2, \ldots$ and takes the first with
-    $\varphi(a) \le \varphi(0) + c_1 a m$. "strong_wolfe" asks for $|\varphi'(a)| \le c_2 |m|$ too: it doubles $a$ until
-    a bracket holds such a point, then tries the minimum of the cubic through both ends, kept a tenth of the bracket
-    away from them; if no trial satisfies both, it takes the lowest that satisfies the first. The number of trials is
-    fixed: flags select among them, so it runs under `vmap` and compiles. An optimizer of `as_optimizer` stops at the
-    first accepted trial.
+    With the final update $u$, the loss $\varphi(a)$ at $p + a u$ and $m = \langle g, u \rangle$ over all leaves,
+    "armijo" tries $a = a_0, a_0 s, a_0 s^2, \ldots$ and accepts the first with
+    $\varphi(a) \le \varphi(0) + c_1 a m$. "strong_wolfe" also requires $|\varphi'(a)| \le c_2 |m|$: it doubles $a$
+    until a bracket contains such a point, then tries the minimum of the cubic through both ends, kept a tenth of the
+    bracket away from them; if no trial satisfies both conditions, it uses the one with the lowest loss that satisfies
+    the first. The number of trials is fixed and flags select among them, so the search runs under `vmap` and compiles.
+    An optimizer created by `as_optimizer` stops at the first accepted trial.
 
-    The caller passes `value_fn`, a function of the parameters that gives the loss of this batch; a torch optimizer
-    calls its closure instead. All trials use one batch. If `value` is passed as well, it is $\varphi(0)$.
+    The caller passes `value_fn`, a function of the parameters that returns the loss of this batch; a torch optimizer
+    calls its closure instead. All trials use the same batch. If `value` is also passed, it is used as $\varphi(0)$.
 
     Args:
         tx: The optimizer whose updates are scaled, such as `lbfgs()`.
         max_steps: Number of trials, >= 1.
         shrink: $s$ in (0, 1), for "armijo".
         c1: $c_1$ in (0, 1).
-        start: $a_0 > 0$ of the first step, and of all others without `growth`.
-        growth: $a_0$ of the next step is this, >= 1, times the accepted $a$, or $s a_0$ after a failure.
+        start: $a_0 > 0$ of the first step; without `growth`, of every step.
+        growth: Factor >= 1: $a_0$ of the next step is this factor times the accepted $a$, or $s a_0$ after a failure.
         conditions: "armijo" or "strong_wolfe", which needs a derivative at every trial: through `value_fn` in pure use,
             by the closure's `backward` in an optimizer.
-        c2: $c_2$ in (0, 1), above $c_1$, for "strong_wolfe".
+        c2: $c_2$ in (0, 1), greater than $c_1$, for "strong_wolfe".
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `step_size` (the last $a$, 0-d), with
-        `growth` `next_size` ($a_0$, 0-d), and the entries of `tx`.
+        A transformation whose updates are added to the parameters. State: `step_size` (the last $a$, 0-d), `next_size`
+        ($a_0$, 0-d) if `growth` is given, and the entries of `tx`.
 
     Raises:
         TypeError: `tx` is not a transformation, or `value_fn` is not a function.
-        ValueError: numbers out of range, unknown conditions, a c2 that is not above c1, no `value_fn`, missing
+        ValueError: arguments out of range, unknown conditions, a c2 that is not greater than c1, no `value_fn`, missing
             `params`, a loss that is not 0-d.
 
     Example:
@@ -84,9 +84,9 @@ def line_search(
         >>> updates["w"], state["line_search"]["step_size"]  # the gradient is 32, which would overshoot
         (tensor([-2.]), tensor(0.0625, dtype=torch.float64))
 
-    Source: Armijo 1966; Wolfe 1969; Nocedal and Wright 2006, algorithms 3.5 and 3.6. Departures: one loop of trials
-    brackets and zooms. If no trial counts, nothing moves, but the state inside `tx` has advanced. An update that does
-    not go downhill ($m \ge 0$) passes where the loss falls.
+    Source: Armijo 1966; Wolfe 1969; Nocedal and Wright 2006, algorithms 3.5 and 3.6. Departures: a single loop of
+    trials both brackets and zooms. If no trial is accepted, the parameters do not change, but the state of `tx` has
+    advanced. An update that is not a descent direction ($m \ge 0$) is accepted if the loss decreases.
     """
     check_transformation("line_search", "tx", tx)
     if conditions not in ("armijo", "strong_wolfe"):
@@ -111,7 +111,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Search(Combinator):
-    """The inner operations, and behind them one for all leaves."""
+    """The inner operations, followed by one operation for all leaves."""
 
     inner: GradientTransformation
     options: Options
@@ -165,17 +165,17 @@ class Line:
     slope: Tensor
 
     def at(self, length: Tensor, sloped: bool = False) -> tuple[Tensor, Any]:
-        """The loss at a length, and its slope there."""
+        """Return the loss at a length, and its slope if `sloped`."""
         value, slope = self.ctx.value_along(self.origin, self.direction, length, sloped)
         return value.to(self.slope), None if slope is None else slope.to(self.slope)
 
     def is_over(self, found: Tensor) -> bool:
-        """Whether no further trial is needed, where the host may ask."""
+        """Whether no further trial is needed, if the host may read `found`."""
         return isinstance(self.ctx.is_first, bool) and bool(found)
 
 
 def backtracked(line: Line, first: Tensor, options: Options) -> Tensor:
-    """The first of shrinking lengths with enough decrease; 0 if there is none."""
+    """Return the first of a decreasing sequence of lengths with sufficient decrease; 0 if there is none."""
     accepted, found = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)
     length = first
     for _ in range(options.max_steps):
@@ -191,14 +191,14 @@ def backtracked(line: Line, first: Tensor, options: Options) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """A length with the loss there and its slope."""
+    """A length, and the loss and slope at that length."""
 
     length: Tensor
     value: Tensor
     slope: Tensor
 
     def where(self, choice: Tensor, otherwise: End) -> End:
-        """The end itself where `choice`, else another."""
+        """Return this end where `choice` is true, else `otherwise`."""
         return End(
             torch.where(choice, self.length, otherwise.length),
             torch.where(choice, self.value, otherwise.value),
@@ -207,9 +207,9 @@ class End:
 
 
 def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
-    """A length that satisfies the strong Wolfe conditions, or the lowest one with enough decrease.
+    """Return a length that satisfies the strong Wolfe conditions, or the one of lowest loss with sufficient decrease.
 
-    `low` is the best end so far, `high` the other end of a bracket once there is one.
+    `low` is the best end so far, `high` the other end of the bracket once there is one.
     """
     low = high = End(torch.zeros_like(first), line.value, line.slope)
     bracketed = found = torch.zeros_like(first, dtype=torch.bool)
@@ -218,7 +218,7 @@ def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
         value, slope = line.at(length, sloped=True)
         trial = End(length, value, slope)
         enough = value <= line.value + options.c1 * length * line.slope
-        too_far = ~enough | (value >= low.value)  # also where the value is NaN
+        too_far = ~enough | (value >= low.value)  # also true if the value is NaN
         flat = ~too_far & (slope.abs() <= options.c2 * line.slope.abs())
         turns = ~too_far & (slope * torch.where(bracketed, high.length - low.length, 1.0) >= 0)
         new_high = trial.where(too_far, low.where(turns, high))
@@ -232,7 +232,7 @@ def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
 
 
 def _between(low: End, high: End) -> Tensor:
-    """The minimum of the cubic through both ends, inside of them; their middle where that is none."""
+    """Return the minimum of the cubic through both ends, clamped between them; the midpoint if there is no minimum."""
     width = high.length - low.length
     safe = torch.where(width == 0, 1.0, width)
     bend = low.slope + high.slope - 3 * (high.value - low.value) / safe

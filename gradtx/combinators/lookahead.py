@@ -1,4 +1,4 @@
-"""Lookahead around a transformation, which may change its momentum."""
+"""Lookahead around a transformation, optionally with changes to its momentum."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ MOMENTA = ("momentum_buffer", "exp_avg")
 
 @combinator(ranges={"k": "[1, inf)", "alpha": "[0, 1]"}, needs=("params",), example=lambda tx: {"tx": tx})
 def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, pullback_momentum: str = "none"):
-    r"""`lookahead` around a transformation, with a choice for its momentum at each synchronization.
+    r"""Apply `lookahead` to a transformation, with a choice of what happens to its momentum at each synchronization.
 
     Args:
-        tx: The transformation whose updates make the fast weights.
-        k: Steps between synchronisations, >= 1.
+        tx: The transformation whose updates are applied to the fast weights.
+        k: Steps between synchronizations, >= 1.
         alpha: $\alpha$ in [0, 1].
-        pullback_momentum: "none" leaves the inner momentum (`momentum_buffer`, `exp_avg`) alone, "reset" makes it 0,
-            "pullback" treats it as the weights: $s_m \leftarrow s_m + \alpha (m - s_m)$, $m \leftarrow s_m$, from
-            $s_m = 0$. Second moments and counts are never touched.
+        pullback_momentum: "none" leaves the inner momentum (`momentum_buffer`, `exp_avg`) unchanged, "reset" sets it to
+            0, "pullback" treats it like the weights: $s_m \leftarrow s_m + \alpha (m - s_m)$, $m \leftarrow s_m$, from
+            $s_m = 0$. Second moments and counts are never changed.
 
     Returns:
-        A transformation with the state `slow`, with "pullback" `slow_momentum` (a second one is `slow_momentum_1`),
-        and the entries of `tx`. `eval_params` gives `slow`.
+        A transformation with the state `slow`, with "pullback" also `slow_momentum` (`slow_momentum_1` for a second
+        momentum), and the entries of `tx`. `eval_params` returns `slow`.
 
     Raises:
         TypeError: `tx` is not a transformation.
-        ValueError: numbers out of range, an unknown mode, missing `params`.
+        ValueError: arguments out of range, an unknown mode, missing `params`.
 
     Example:
         >>> tx = gradtx.with_lookahead(gradtx.sgd(lr=1.0, momentum=0.9), k=1, pullback_momentum="reset")
@@ -42,8 +42,8 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
         >>> state["with_lookahead"]["trace"]["momentum_buffer"]["w"]
         tensor([0.])
 
-    Source: Zhang et al. 2019, arXiv:1907.08610. Departures: none from the paper; in the authors' code "pullback" does
-    nothing after its first use, since the copy that it keeps is the live buffer.
+    Source: Zhang et al. 2019, arXiv:1907.08610. Departures: none from the paper; in the authors' code "pullback" has
+    no effect after its first use, because the copy that it stores is the live buffer.
     """
     check_transformation("with_lookahead", "tx", tx)
     if pullback_momentum not in ("none", "reset", "pullback"):
@@ -77,5 +77,5 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
 
 
 def _slow(i: int) -> str:
-    """The slot of the slow copy of the i-th momentum."""
+    """Return the name of the slot for the slow copy of the i-th momentum."""
     return f"slow_momentum_{i}" if i else "slow_momentum"

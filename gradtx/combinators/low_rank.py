@@ -1,4 +1,4 @@
-"""Any chain on matrices that are projected to a low rank."""
+"""Run any chain on matrices projected to a low rank."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ def low_rank(
     carry: str = "keep",
     seed: int = 0,
 ):
-    r"""Run a chain on matrices that are projected to a low rank, so that its state is as small.
+    r"""Run a chain on matrices projected to a low rank, so that its state is correspondingly small.
 
-    At steps t with (t - 1) mod `every` = 0 a basis $Q$ with `rank` columns is taken from the update $G$. The chain gets
-    $G Q$, or $Q^\top G$ with a basis on the left, and $a\, u\, Q^\top$, or $a\, Q u$, of its update $u$ goes on. Other
-    leaves go through the chain as they are. The entry of largest size of each basis vector is positive: without a rule
-    for signs the moments of before and after a new basis would not fit.
+    At steps t with (t - 1) mod `every` = 0 a basis $Q$ with `rank` columns is computed from the update $G$. The chain
+    receives $G Q$, or $Q^\top G$ if the basis is on the left; its update $u$ is mapped back to $a\, u\, Q^\top$, or
+    $a\, Q u$. Other leaves pass through the chain without projection. The entry of largest magnitude in each basis
+    vector is positive: without a sign convention, moments from before and after a new basis would not match.
 
     Args:
         tx: The chain that runs at low rank, such as `scale_by_adam_hat()`; `ctx.grad` and `params` are projected too.
         rank: Number of basis vectors, >= 1, at most the smaller side unless they are random.
-        every: Steps between two bases, >= 1.
-        projection: "svd" for the first singular vectors, "power" for $\mathrm{QR}(G^\top G Q)$ (at first from the
-            identity), "random" for normal numbers divided by $\sqrt{\mathrm{rank}}$, not orthogonal.
+        every: Steps between updates of the basis, >= 1.
+        projection: "svd" for the first singular vectors, "power" for $\mathrm{QR}(G^\top G Q)$ (initially from the
+            identity), "random" for normal random numbers divided by $\sqrt{\mathrm{rank}}$, not orthogonal.
         side: "short" projects the smaller dimension (the last of a square), "long" the other one; "left", "right".
         scale: $a \ge 0$.
-        carry: What becomes of inner slots at a new basis: "keep", "reset" to 0, or "rotate": "linear" slots (see
-            `rotated`) are multiplied by $Q^\top Q_{old}$, others stay.
-        seed: Of random bases.
+        carry: The treatment of inner slots when the basis changes: "keep", "reset" to 0, or "rotate": "linear" slots
+            (see `rotated`) are multiplied by $Q^\top Q_{old}$, others are kept.
+        seed: Seed of random bases.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `Q`, side x rank, of matrices, and the entries of `tx`, at
-        low rank; with random bases `seed` and `counter`.
+        A transformation that preserves shapes and dtypes. State: `Q`, side x rank, for matrices, and the entries of
+        `tx`, at low rank; with random bases also `seed` and `counter`.
 
     Raises:
-        TypeError: `tx` is not a transformation, works on whole trees or averages weights; with "rotate", it keeps a
-            slot of no declared kind.
-        ValueError: numbers out of range, an unknown option.
+        TypeError: `tx` is not a transformation, works on whole trees or averages weights; with "rotate", it has a slot
+            without a declared kind.
+        ValueError: arguments out of range, an unknown option.
 
     Example:
         >>> tx = gradtx.low_rank(gradtx.scale_by_adam(), rank=1)
@@ -60,8 +60,8 @@ def low_rank(
         >>> state["low_rank"]["scale_by_adam"]["exp_avg"]["w"].shape
         torch.Size([512, 1])
 
-    Source: Zhao et al. 2024, GaLore, arXiv:2403.03507. Departures: any chain; the rule for signs, since those of
-    LAPACK are arbitrary; "power", "reset" and "rotate" are added.
+    Source: Zhao et al. 2024, GaLore, arXiv:2403.03507. Departures: any chain; the sign convention, since the
+    signs of LAPACK are arbitrary; "power", "reset" and "rotate" are added.
     """
     check_transformation("low_rank", "tx", tx)
     check_choices("low_rank", projection=projection, side=side, carry=carry)

@@ -1,4 +1,4 @@
-"""Give a direction of fixed size the size of a momentum, relative to that of the gradients: NAMO."""
+"""Scale a direction of fixed size by the size of the momentum relative to that of the gradients: NAMO."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ def scale_by_norm_ratio(
     r"""Scale the direction of a transformation by the norm of its input, relative to that of the gradients.
 
     With the input $u$, the gradient $g$ of the leaf and $v_t = \beta_2 v_{t-1} + (1-\beta_2) \lVert g \rVert^2$ from 0,
-    gives $\mathrm{tx}(u)\, \lVert u \rVert / (\sqrt{v_t} + \epsilon)$: the ratio is near 1 while gradients agree, and
-    small while they are noise. For directions whose own size means nothing, as that of `orthogonalize`.
+    the update is $\mathrm{tx}(u)\, \lVert u \rVert / (\sqrt{v_t} + \epsilon)$: the ratio is near 1 while gradients
+    agree, and small while they are noise. Suited to directions whose size carries no information, such as that of
+    `orthogonalize`.
 
     Args:
-        tx: Gives the direction.
+        tx: Computes the direction.
         betas: $\beta_1$ of the momentum $u$, used by `correct_bias` only, and $\beta_2$, each in [0, 1).
         eps: $\epsilon \ge 0$.
         correct_bias: Divide $\lVert u \rVert$ by $1 - \beta_1^t$ and $v_t$ by $1 - \beta_2^t$.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, 0-d in the dtype of the leaf, and the
+        A transformation that preserves shapes and dtypes. State: `exp_avg_sq`, 0-d in the dtype of the leaf, and the
         entries of `tx`.
 
     Raises:
         TypeError: `tx` is not a transformation.
-        ValueError: numbers out of range.
+        ValueError: arguments out of range.
 
     Example:
         >>> tx = gradtx.scale_by_norm_ratio(gradtx.scale_by_sign(), betas=(0.0, 0.75))

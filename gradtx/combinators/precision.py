@@ -15,7 +15,7 @@ __all__ = ["compensate_rounding", "round_stochastically", "with_state_dtype"]
 
 
 class Stored(Combinator):
-    """Has a transformation keep its slots in another way; it has no state of its own."""
+    """Change the storage of a transformation's slots. The combinator itself has no state."""
 
     def __init__(self, tx: GradientTransformation, storage: Storage):
         self._tx = tx
@@ -27,28 +27,28 @@ class Stored(Combinator):
 
 @combinator(static=("state_dtype", "min_size"), example=lambda tx: {"tx": tx, "state_dtype": "int8"})
 def with_state_dtype(tx: GradientTransformation, state_dtype: StateDtype, min_size: int = MIN_SIZE):
-    """Keep the state of a chain in fewer bits; every rule computes in float32 at least.
+    """Store the state of a chain in fewer bits; every rule computes in at least float32.
 
-    A slot `exp_avg` becomes its codes, in the shape of the parameter, and `exp_avg.scale`, one float32 number for a
-    block of entries. Codes leave some slots as they are: those of leaves below `min_size` entries, those not shaped as
-    their parameter, and numbers. A pattern without wildcard codes its slot in any case.
+    A slot `exp_avg` is stored as its codes, in the shape of the parameter, and `exp_avg.scale`, one float32 value per
+    block of entries. Some slots are not coded: those of leaves with fewer than `min_size` entries, those not shaped
+    like their parameter, and 0-d ones. A pattern without a wildcard codes its slot in any case.
 
     Args:
         tx: The transformation.
         state_dtype: One of
 
             - a floating-point dtype, for all slots;
-            - the name of a code: "int8" (1.06 bytes an entry), "int4" (0.63), "float8" (1.06), "bfloat16+8" (3, with a
-              relative error of 2^-16), "bfloat16:stochastic" (2, rounded at random, without bias);
+            - the name of a code: "int8" (1.06 bytes per entry), "int4" (0.63), "float8" (1.06), "bfloat16+8" (3, with a
+              relative error of 2^-16), "bfloat16:stochastic" (2, stochastic rounding without bias);
             - a `Codec`;
-            - a dict slot pattern -> one of these; the first match counts, other slots stay as they are.
-        min_size: How many entries a leaf has at least if its slots are coded.
+            - a dict slot pattern -> one of these; the first match counts, other slots remain unchanged.
+        min_size: The minimum number of entries of a leaf whose slots are coded.
 
     Returns:
-        A transformation with the state of `tx`, otherwise stored. A link inside that has a `state_dtype` keeps it.
+        A transformation with the state of `tx` in the new format. An inner link with its own `state_dtype` keeps it.
 
     Raises:
-        TypeError: something that is not a transformation, dtype or code; an unknown code.
+        TypeError: `tx` is not a transformation; a `state_dtype` that is not a dtype or code; an unknown code.
         ValueError: at init, a pattern that matches no slot.
 
     Example:
@@ -57,15 +57,15 @@ def with_state_dtype(tx: GradientTransformation, state_dtype: StateDtype, min_si
         >>> {slot: values["w"].dtype for slot, values in state["scale_by_adam"].items()}
         {'exp_avg': torch.int8, 'exp_avg.scale': torch.float32, 'exp_avg_sq': torch.bfloat16}
 
-    Source: Dettmers et al. 2022, arXiv:2110.02861. Departures: codes are computed, without tables, softsign and square
-    root; blocks lie in rows, so that a shard of a parameter is a shard of its codes.
+    Source: Dettmers et al. 2022, arXiv:2110.02861. Departures: codes are computed with softsign and square root instead
+    of tables; blocks lie within rows, so that a shard of a parameter is a shard of its codes.
     """
     check_transformation("with_state_dtype", "tx", tx)
     return Stored(tx, Storage("with_state_dtype", state_dtype, min_size))
 
 
 class Last(Combinator):
-    """Places an operation that rounds weights."""
+    """Insert an operation that rounds weights."""
 
     def __init__(self, operation: Callable[[Scope], Rounding]):
         self._operation = operation
@@ -76,23 +76,23 @@ class Last(Combinator):
 
 @combinator(needs=("params",), rounds=True)
 def round_stochastically(seed: int = 0):
-    """Round weights of 16 bits at random to one of the two neighbours, so that small updates count on average.
+    """Round 16-bit weights at random to one of the two neighbors, so that small updates count on average.
 
-    A weight p with the update u becomes one of the neighbours of p + u in its dtype, with the expected value p + u. To
-    the nearest, updates below half a unit of the last place are lost: in bfloat16 those below 2^-9 of the weight. The
-    noise follows from the seed, the leaf's name, the step and the entry's place in the whole tensor, so it is the same
-    compiled, on any number of processes, and after a resume. Leaves in float32 and float64 pass unchanged. Stands last
-    in a chain; only `record` may follow.
+    A weight p with the update u becomes one of the neighbors of p + u in its dtype, with the expected value p + u. With
+    rounding to nearest, updates below half a unit in the last place are lost: in bfloat16 those below 2^-9 of the
+    weight. The noise depends only on the seed, the leaf's name, the step and the entry's index in the whole tensor, so
+    it is the same when compiled, on any number of processes, and after resuming. Leaves in float32 and float64 pass
+    through unchanged. Must be last in a chain; only `record` may follow.
 
     Args:
         seed: Selects the noise.
 
     Returns:
-        A transformation that returns the difference of the rounded weight and the old one. State: `key`, a 0-d int64
-        for each leaf of 16 bits.
+        A transformation that returns the difference between the rounded and the old weight. State: `key`, a 0-d int64
+        for each 16-bit leaf.
 
     Raises:
-        ValueError: in `update` without params; a link that follows in the same chain; a derivative through it.
+        ValueError: in `update` without params; a later link in the same chain; a derivative through it.
 
     Example:
         >>> tx = gradtx.chain(gradtx.sgd(lr=1e-3), gradtx.round_stochastically())
@@ -108,21 +108,21 @@ def round_stochastically(seed: int = 0):
 
 @combinator(needs=("params",), rounds=True)
 def compensate_rounding(bits: int = 16):
-    """Keep what rounding takes from weights of 16 bits, and add it to the next update (Kahan's sum).
+    """Store the rounding error of 16-bit weights and add it to the next update (Kahan summation).
 
-    A weight with its compensation is p + u, to 2^-16 of the weight (`bits=8`) or to the rounding of the compensation
-    (`bits=16`; in bfloat16 2^-8 of it). Leaves in float32 and float64 pass unchanged. Stands last in a chain; only
-    `record` may follow.
+    A weight plus its compensation equals p + u, up to 2^-16 of the weight (`bits=8`) or up to the rounding of the
+    compensation (`bits=16`; 2^-8 of it in bfloat16). Leaves in float32 and float64 pass through unchanged. Must be last
+    in a chain; only `record` may follow.
 
     Args:
-        bits: 16 for a compensation in the parameter's dtype; 8 for one in 128 steps of half a unit of the last place.
+        bits: 16 for a compensation in the parameter's dtype; 8 for one in 128 steps of half a unit in the last place.
 
     Returns:
-        A transformation that returns the difference of the rounded weight and the old one. State: `compensation`, in
-        the shape of each leaf of 16 bits. `eval_params` gives the weights without it.
+        A transformation that returns the difference between the rounded and the old weight. State: `compensation`, in
+        the shape of each 16-bit leaf. `eval_params` returns the weights without it.
 
     Raises:
-        ValueError: other bits; in `update` without params; a link that follows in the same chain; a derivative.
+        ValueError: other bits; in `update` without params; a later link in the same chain; a derivative through it.
 
     Example:
         >>> tx = gradtx.chain(gradtx.sgd(lr=1e-3), gradtx.compensate_rounding())
@@ -135,7 +135,7 @@ def compensate_rounding(bits: int = 16):
         1.1015625
 
     Source: Kahan 1965, doi:10.1145/363707.363723; Zamirai et al. 2020, arXiv:2010.06192. Departures: `bits=8` is
-    ours.
+    an addition.
     """
     if bits not in (8, 16):
         raise ValueError(f"compensate_rounding: bits must be 8 or 16, got {bits!r}")

@@ -1,4 +1,4 @@
-"""Bound the logits of attention by the weights of queries and keys: QK-clip, as in MuonClip."""
+"""Bound attention logits by shrinking the weights of queries and keys: QK-clip, as in MuonClip."""
 
 from __future__ import annotations
 
@@ -30,29 +30,30 @@ ROLES = ("query", "key", "query_rotary", "key_rotary")
     example=lambda tx: {"roles": {"*": ("layer", "query")}},
 )
 def qk_clip(roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Scalar = 0.5):
-    r"""Shrink the heads of queries and keys whose largest attention logit was above a bound.
+    r"""Shrink the query and key heads whose largest attention logit was above a bound.
 
-    Last link of a chain. With the largest logit $S_h$ of head $h$ and $\gamma_h = \tau / \max(S_h, \tau)$, the rows of
-    the head, after the step, are multiplied by $\gamma_h^\alpha$ ("query"), $\gamma_h^{1-\alpha}$ ("key"), $\gamma_h$
-    ("query_rotary") or 1 ("key_rotary"). Rows are indices of the first dimension, in equal parts for the heads.
+    Use it as the last link of a chain. With the largest logit $S_h$ of head $h$ and
+    $\gamma_h = \tau / \max(S_h, \tau)$, the head's rows, after the step, are multiplied by $\gamma_h^\alpha$ ("query"),
+    $\gamma_h^{1-\alpha}$ ("key"), $\gamma_h$ ("query_rotary") or 1 ("key_rotary"). Rows are indices of the first
+    dimension, divided equally among the heads.
 
-    The caller passes `max_logits`, a dict of 1-D tensors with one number a head, to `update` or `step`: the largest
-    scaled logits before the softmax, in the forward pass of this step. Leaves whose name it lacks stay as they are.
+    The caller passes `max_logits`, a dict of 1-D tensors with one value per head, to `update` or `step`: the largest
+    scaled logits before the softmax in the forward pass of this step. Leaves whose name it lacks do not change.
 
     Args:
         roles: Pattern of leaf names -> (name in `max_logits`, role), tried in order. Biases need a role too. With
-            grouped queries, give the keys a name with the maximum over each group.
+            grouped queries, assign the keys to an entry that contains the maximum over each group.
         tau: $\tau > 0$.
         alpha: $\alpha$ in [0, 1], the share of the queries.
 
     Returns:
-        A transformation that keeps shapes and dtypes; no state.
+        A transformation that preserves shapes and dtypes; no state.
 
     Raises:
-        TypeError: `max_logits` that are no dict of real tensors.
-        ValueError: numbers out of range, an unknown role, a pattern that matches no leaf, missing `params` or
-            `max_logits`, logits that are not one number a head, rows that heads don't divide; on the CPU a logit that
-            is NaN or infinite. No leaf has changed then.
+        TypeError: `max_logits` is not a dict of real tensors.
+        ValueError: arguments out of range, an unknown role, a pattern that matches no leaf, missing `params` or
+            `max_logits`, logits that are not one value per head, a number of rows that the heads do not divide; on the
+            CPU, a logit that is NaN or infinite. All checks run before any leaf changes.
 
     Example:
         >>> tx = gradtx.qk_clip({"q": ("layer", "query"), "k": ("layer", "key")}, tau=25.0)
@@ -89,7 +90,7 @@ def _checked(pattern: str, value: Any) -> tuple[str, str]:
 def _check_heads(
     arguments: Mapping[str, Any], name: str, shape: Sequence[int], extras: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Check that the largest logits are numbers, one for each head of a leaf."""
+    """Check that the largest logits are real and finite, with one value per head of a leaf."""
     key, logits = arguments["logits"], extras["max_logits"]
     if key not in logits:
         return
@@ -105,7 +106,7 @@ def _check_heads(
             f"qk_clip: max_logits[{key!r}] has {len(largest)} heads, which don't divide the {rows} rows of leaf "
             f"{name!r} of shape {tuple(shape)}"
         )
-    if largest.device.type != "cpu" or not readable(largest):  # reading them would wait for all queued work
+    if largest.device.type != "cpu" or not readable(largest):  # reading them would synchronize with the device
         return
     for head, value in enumerate(largest.tolist()):
         if math.isnan(value) or value == math.inf:

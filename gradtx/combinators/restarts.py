@@ -1,4 +1,4 @@
-"""Restarts of the state, at regular steps."""
+"""Restart the state at regular intervals."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["restart"]
 def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
     r"""Reset a transformation to the state of its `init` before each step t with $t \bmod N = 0$.
 
-    All slots and shared values are reset, those that depend on the parameters with the current parameters, and so is
-    the inner clock: after a restart bias corrections are those of t = 1, and inner schedules start again.
-    The first stretch has $N - 1$ steps.
+    All slots and shared values are reset (those that depend on the parameters use the current parameters), and so is
+    the inner clock: after a restart, bias corrections are those of t = 1, and inner schedules start again. The first
+    period has $N - 1$ steps.
 
     Args:
         tx: The transformation to restart.
         every: $N \ge 1$.
-        keep_clock: Do not reset the clock. Corrections are then near 1 after a restart: Adam's first step is
-            $(1-\beta_1) / \sqrt{1-\beta_2}$ times as long, 3.2 at its defaults (`restart_warmup_schedule`).
+        keep_clock: Do not reset the clock. Bias corrections are then near 1 after a restart: Adam's first step is
+            $(1-\beta_1) / \sqrt{1-\beta_2}$ times as long, 3.2 at its defaults (see `restart_warmup_schedule`).
 
     Returns:
-        A transformation with the entries of `tx`, and unless `keep_clock` its own `step`, int64.
+        A transformation with the entries of `tx` and, unless `keep_clock` is set, its own `step`, int64.
 
     Raises:
         TypeError: `tx` is not a transformation, or contains a rule on whole trees.
@@ -44,8 +44,8 @@ def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
         2.0
         3.0
 
-    Source: Huang et al. 2025, arXiv:2501.06842, where the clock goes on; Huang et al. 2025, arXiv:2502.17055, where it
-    starts again. Departures: none.
+    Source: Huang et al. 2025, arXiv:2501.06842, where the clock continues; Huang et al. 2025, arXiv:2502.17055, where
+    it restarts. Departures: none.
     """
     check_transformation("restart", "tx", tx)
 

@@ -1,4 +1,4 @@
-"""Any chain in the eigenbases of Kronecker factors."""
+"""Run any chain in the eigenbases of Kronecker factors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gradtx.transforms._rotation import SIDES, Factors, Rotation
 
 __all__ = ["rotated"]
 
-# Option -> what it may be.
+# Option -> its choices.
 _CHOICES = {
     "statistics": ("shampoo", "kl"),
     "sides": SIDES,
@@ -21,7 +21,7 @@ RANGES = {"beta": "[0, 1)", "precondition_frequency": "[1, inf)", "max_precondit
 
 
 def _full_rank(arguments):
-    """Whether leaves that become a single long dimension, whose statistics have rank 1 at first, stay unrotated."""
+    """Whether leaves that reduce to one long dimension, whose statistics initially have rank 1, are not rotated."""
     return not (arguments["merge_dims"] or arguments["precondition_1d"])
 
 
@@ -51,47 +51,48 @@ def rotated(
     r"""Run a chain in the eigenbases of the Kronecker factors of its updates.
 
     With the update $u$, a basis $Q_i$ for every dimension i, and a rotation by all $Q_i^\top$ written as a prime, the
-    inner transformation gets $u'$, and its update is rotated back. Then the factors follow, from $x = u$:
+    inner transformation receives $u'$, and its update is rotated back. Then the factors are updated with $x = u$:
     "shampoo": $S_i \leftarrow \beta S_i + (1-\beta)\, \mathrm{mat}_i(x) \mathrm{mat}_i(x)^\top$. "kl":
     $S_i \leftarrow (1-w) S_i + w\, \mathrm{mat}_i(\tilde x) \mathrm{mat}_i(\tilde x)^\top d_i / n$ with
     $w = (1-\beta)/(1-\beta^t)$, where $\tilde x$ is x along every other basis, divided by the root of
-    $\lambda_j = \max(\mathrm{diag}(Q_j^\top S_j Q_j), \epsilon)$ there (1 at the first step), all of before this step.
-    The first bases are eigenvectors of the first factors, the largest eigenvalue first.
+    $\lambda_j = \max(\mathrm{diag}(Q_j^\top S_j Q_j), \epsilon)$ there (1 at the first step), all from before this
+    step. The first bases are the eigenvectors of the first factors, sorted by decreasing eigenvalue.
 
     Slots of the inner transformation are of three kinds, which its links declare (`kinds=` of `per_tensor`): "linear"
-    ones (`exp_avg`) are kept unrotated and turned for every step, "square" ones (`exp_avg_sq`) are kept along the
-    bases, and change places with the columns, "scalar" ones stay. `ctx.grad` and `params` are rotated as well.
+    slots (`exp_avg`) are stored unrotated and rotated in every step, "square" slots (`exp_avg_sq`) are stored in the
+    rotated coordinates and permuted with the columns, and "scalar" slots do not change. `ctx.grad` and `params` are
+    rotated as well.
 
     Args:
-        inner: The chain that runs in the rotated coordinates, such as `scale_by_adam_hat()`. Its last link gives a
-            direction; a learning rate and weight decay usually stand behind `rotated`.
+        inner: The chain that runs in the rotated coordinates, such as `scale_by_adam_hat()`. Its last link returns a
+            direction; a learning rate and weight decay usually follow `rotated`.
         statistics: "shampoo" or "kl".
         sides: "both" rotates every dimension; "left", "right" and "short" rotate matrices only, along the first, the
             last, or the smaller dimension (the last of a square).
         beta: $\beta$ in [0, 1).
-        precondition_frequency: New bases at steps t with (t - offset) mod this = 0, >= 1.
+        precondition_frequency: Period >= 1: new bases are computed at steps t with (t - offset) mod period = 0.
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighbouring dimensions, left to right, while their product is at most that.
-        precondition_1d: Rotate leaves of one dimension too.
-        start: "skip": the first step only takes statistics, gives 0, and the inner clock is one behind. "identity":
-            the first step runs unrotated.
+        merge_dims: Merge neighboring dimensions, left to right, while their product does not exceed that limit.
+        precondition_1d: Also rotate leaves with one dimension.
+        start: "skip": the first step only collects statistics and returns 0, so the inner clock is one step behind.
+            "identity": the first step runs unrotated.
         refresh: "qr": columns in the order of $\mathrm{diag}(Q^\top S Q)$, then $Q \leftarrow \mathrm{QR}(S Q)$.
-            "eigh": eigenvectors of S. "svd": before use, the left singular vectors of $\mathrm{mat}_i(u)$; there are
-            no factors then.
+            "eigh": eigenvectors of S. "svd": the left singular vectors of $\mathrm{mat}_i(u)$, computed before the
+            bases are used; there are no factors in this mode.
         offset: See `precondition_frequency`, >= 0.
         of: x: "update", or "grad" for the gradient itself, `ctx.grad`.
         eps: $\epsilon \ge 0$, for "kl".
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        stagger: Renew the bases of each leaf at a separate step within the period, derived from its name, so that no
+            step after the first renews the bases of all leaves.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `GG_i` ($S_i$) and `Q_i`, n x n, for every rotated
-        dimension in order, and the entries of `inner`. Time n^3.
+        A transformation that preserves shapes and dtypes. State: `GG_i` ($S_i$) and `Q_i`, n x n, for every rotated
+        dimension in order, and the entries of `inner`. Time: O(n^3).
 
     Raises:
-        TypeError: `inner` is not a transformation, keeps a slot of no declared kind, works on whole trees or averages
+        TypeError: `inner` is not a transformation, has a slot without a declared kind, works on whole trees or averages
             weights.
-        ValueError: numbers out of range, an unknown option.
+        ValueError: arguments out of range, an unknown option.
 
     Example:
         >>> tx = gradtx.rotated(gradtx.clip_by_value(1.0))
@@ -103,7 +104,7 @@ def rotated(
                 [0.8000, 0.0000]])
 
     Source: Vyas et al. 2024, arXiv:2409.11321 (SOAP); "kl": Lin et al. 2025, arXiv:2509.03378. Departures: any inner
-    chain. Where statistics are rank-deficient, part of a basis is arbitrary, see `scale_by_soap`.
+    chain. If statistics are rank-deficient, part of a basis is arbitrary; see `scale_by_soap`.
     """
     check_transformation("rotated", "inner", inner)
     chosen = {"statistics": statistics, "sides": sides, "start": start, "refresh": refresh, "of": of}

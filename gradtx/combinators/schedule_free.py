@@ -37,37 +37,38 @@ def schedule_free(
     weight_lr_power: Scalar = 2.0,
     averaging: Scalar | None = None,
 ):
-    r"""Step along a direction that is measured between the last point and the average of all points.
+    r"""Step along a direction that is computed between the latest point and the average of all points.
 
     With $\eta_t = \eta \min(1, t / \mathrm{warmup})$, $L = \max_{i \le t} \eta_i$, $w_t = t^r L^{power}$,
     $a = w_t / \sum_{i \le t} w_i$ and $d_t$ the base's direction at $y$: $z \leftarrow z - \eta_t d_t$,
-    $x \leftarrow (1-a) x + a z$, $y \leftarrow (1-\beta) z + \beta x$. The parameters that the caller holds are $y$;
-    evaluate and keep $x$, which `eval_params` gives, and recompute the statistics of batch norm there. No link that
-    changes updates may follow.
+    $x \leftarrow (1-a) x + a z$, $y \leftarrow (1-\beta) z + \beta x$. The caller's parameters are $y$;
+    evaluate and save $x$, which `eval_params` returns, and recompute batch norm statistics for it. No link that changes
+    updates may follow.
 
     Args:
-        base: The transformation of the gradient, without a learning rate: `chain()` for the gradient itself. Decay in
-            it pulls at $y$. An optimizer that finds its rate, `prodigy` or one of `dadapt_*`, gives its rate times its
-            direction, measured at $y$; `lr` multiplies it and is 1 then. Take `prodigy`, whose estimate knows where
-            the weights are; those of `dadapt_*` assume their own steps.
+        base: The transformation of the gradient, without a learning rate: `chain()` for the gradient itself. Weight
+            decay in it acts on $y$. An optimizer that estimates its learning rate, `prodigy` or one of `dadapt_*`,
+            returns its rate times its direction, computed at $y$; `lr` multiplies the result, so set it to 1. Prefer
+            `prodigy`, whose estimate uses the actual position of the weights; those of `dadapt_*` assume their own
+            steps.
         lr: $\eta \ge 0$; no schedule is needed.
         beta: $\beta$ in (0, 1), the position of $y$ between $z$ and $x$; it acts as a momentum. Keep it constant:
             $x$ is computed with the current one.
         warmup_steps: Steps over which the rate rises to `lr`, >= 0.
         r: Exponent of the step in the weights of the average, >= 0.
         weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
-        averaging: A constant $a$ in [0, 1] in place of these weights: an exponential average of the points, as in
+        averaging: A constant $a$ in [0, 1] instead of these weights: an exponential average of the points, as in
             Generalized Primal Averaging. None for the weights of Schedule-Free.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `z`, shaped as the parameter, `lr_max` and
-        `weight_sum`, 0-d float64 of every leaf (not with `averaging`), and the entries of `base`. $x$ is computed from
+        A transformation whose updates are added to the parameters. State: `z`, shaped like the parameter, `lr_max` and
+        `weight_sum`, 0-d float64 per leaf (not with `averaging`), and the entries of `base`. $x$ is computed from
         $y$ and $z$.
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a base that scales by a learning rate, or a link after it
-            that does so or decays.
+        ValueError: arguments out of range, missing `params`, a base that scales by a learning rate, or a later link
+            that scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5)
@@ -98,7 +99,7 @@ def schedule_free(
         return {"z": param, "lr_max": exact(-1.0, param.device), "weight_sum": exact(0.0, param.device)}
 
     def share_of(rate, state, ctx):
-        """The share of the new point in the average, and the numbers for the next share."""
+        """Return the share of the new point in the average, and the slots that determine the next share."""
         if averaging is not None:
             return averaging, {}
         largest = torch.maximum(state["lr_max"], rate)
@@ -113,7 +114,7 @@ def schedule_free(
             rate = rate * (ctx.time / warmup_steps).clamp(max=1)
         share, numbers = share_of(rate, state, ctx)
         direction = sign * update
-        # y' - y, with x as it follows from y and z before and z after the step
+        # y' - y, with x computed from y and the z before and after the step
         step = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
         return step, {"z": z - rate * direction, **numbers}
 
@@ -121,12 +122,12 @@ def schedule_free(
         x = state["z"] + (y - state["z"]) / beta
         if averaging is not None:
             return x
-        return torch.where(state["lr_max"] < 0, y, x)  # before the first step, exactly the caller's parameters
+        return torch.where(state["lr_max"] < 0, y, x)  # exactly the caller's parameters before the first step
 
     return Frame(base, init, leave=leave, evaluate=evaluate)
 
 
 def _descends(base: GradientTransformation) -> bool:
-    """Whether a base finds its own rate and turns the sign in its last link, as `prodigy` does."""
+    """Whether a base estimates its learning rate and negates the update in its last link, as `prodigy` does."""
     links = base._links()
     return bool(links) and links[-1]._name == descend.__name__

@@ -1,4 +1,4 @@
-"""Combinators that choose leaves: `partition`, `masked`, `freeze`."""
+"""Combinators that select leaves: `partition`, `masked`, `freeze`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["freeze", "masked", "partition"]
 
 
 class Fork(Combinator):
-    """Sends every leaf through the transformation of its label."""
+    """Send every leaf through the transformation of its label."""
 
     def __init__(self, selector: Selector, txs: Mapping[Any, GradientTransformation]):
         self._fork = selector
         self._txs = txs
-        self.selector = selector if selector.names_branches else None  # the hyperparameters of branches have its labels
+        self.selector = selector if selector.names_branches else None  # branch hyperparameters carry its labels
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
@@ -38,20 +38,20 @@ class Fork(Combinator):
 def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[str, Any] | Callable[..., str]):
     """Send every leaf through the transformation of its label.
 
-    Sums over leaves inside a branch see that branch only.
+    Sums over leaves inside a branch include only the leaves of that branch.
 
     Args:
         transforms: label -> transformation.
-        labels: label -> selector, tried in order (`"*"` for the rest), a function `(name, tensor) -> label`, or as in
-            optax a tree of labels, shaped as the parameters or as a prefix of them.
-            A selector is a name pattern (`fnmatch` on the dotted leaf name, `*` crosses dots), a tuple of them or a
-            function `(name, tensor) -> bool`, which sees the parameter at init.
+        labels: label -> selector, tried in order (`"*"` for the rest); a function `(name, tensor) -> label`; or, as in
+            optax, a tree of labels with the structure of the parameters or of a prefix of it.
+            A selector is a name pattern (`fnmatch` on the dotted leaf name, where `*` matches dots), a tuple of
+            patterns, or a function `(name, tensor) -> bool`, which receives the parameter at init.
 
     Returns:
-        A transformation whose state has one entry a label, with the entries of its transformation.
+        A transformation whose state has one entry per label, with the entries of its transformation.
 
     Raises:
-        TypeError: something that is not a transformation or not a selector.
+        TypeError: an item is not a transformation or not a selector.
         ValueError: a leaf has no label, a pattern matches no leaf at init, or the two sets of labels differ.
 
     Example:
@@ -108,7 +108,7 @@ def masked(tx: GradientTransformation, where: Where):
 
 
 class Frozen(Combinator):
-    """Takes leaves out of the chain around it."""
+    """Exclude leaves from the enclosing chain."""
 
     def __init__(self, where: Selector):
         self._where = where
@@ -121,10 +121,11 @@ class Frozen(Combinator):
 
 @combinator(static=("where",), example=lambda tx: {"where": "*"})
 def freeze(where: Where):
-    """Keep some leaves exactly as they are.
+    """Leave some leaves exactly unchanged.
 
-    Covers the whole chain it stands in, wherever it stands: frozen leaves are taken out before the first link (no
-    slots, not in norms) and get an exactly zero update. Inside a branch of `partition` it covers that branch.
+    Applies to the entire enclosing chain, regardless of its position in it: frozen leaves are removed before the first
+    link (they have no slots and are not part of norms) and get an exactly zero update. Inside a branch of `partition`,
+    it applies to that branch.
 
     Args:
         where: A selector, as in `partition`.

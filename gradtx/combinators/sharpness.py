@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: SAM and variants take the gradient slightly uphill."""
+"""Sharpness-aware minimization: SAM and variants compute the gradient at a point slightly uphill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tree = dict[str, Tensor]
 def _around(
     base: GradientTransformation, function: Callable[[Tree, Tree, Callable[[Tree], Tree]], Tree], **agree: Any
 ) -> Frame:
-    """The base with another gradient, which `function` makes of gradients, parameters and the gradient function."""
+    """Run the base with the gradient that `function` computes from gradients, parameters and the gradient function."""
 
     def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
         return function(grads, params, ctx.grad_fn), state
@@ -36,7 +36,7 @@ def _size(tree: Tree) -> Tensor:
 
 
 def _uphill(grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any) -> tuple[Tree, Tensor]:
-    """The point p + rho T^2 g / (|T g| + eps), and |T g|; a T that is not in `weights` is 1."""
+    """Return the point p + rho T^2 g / (|T g| + eps), and |T g|; a T that is not in `weights` is 1."""
     scaled = {name: weights[name] * g if name in weights else g for name, g in grads.items()}
     size = _size(scaled)
     far = rho / (size + eps)
@@ -50,28 +50,28 @@ def _magnitudes(params: Tree, adaptive: bool) -> Tree:
 
 @combinator(needs=("grad_fn", "params"), ranges={"rho": "[0, inf)"}, example=lambda tx: {"base": tx})
 def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False, eps: Scalar = 1e-12):
-    r"""Sharpness-aware minimization: give the base the gradient at a point slightly uphill.
+    r"""Sharpness-aware minimization: pass the base the gradient at a point slightly uphill.
 
-    $q = p + \rho T^2 g / (\lVert T g \rVert + \epsilon)$ with $T = 1$, or $|p|$ entry by entry if adaptive, and the
-    norm over all leaves; the base updates $p$ with the gradient at $q$. Takes the extra `grad_fn`, which costs a second
-    gradient a step, on the same batch; as a torch optimizer the closure is called again.
+    $q = p + \rho T^2 g / (\lVert T g \rVert + \epsilon)$ with $T = 1$, or $|p|$ elementwise if adaptive, and the norm
+    over all leaves; the base updates $p$ with the gradient at $q$. Requires the extra `grad_fn`, which computes a
+    second gradient per step on the same batch; a torch optimizer calls the closure again.
 
     Batch normalization: the second pass must not update the running statistics; set the layers' momentum to 0 in it.
-    To accumulate gradients put `accumulate` inside, `sam(accumulate(tx, every))`: each call then looks uphill for its
-    own batch. Gradients that are scaled (AMP) must be unscaled before.
+    To accumulate gradients, put `accumulate` inside, `sam(accumulate(tx, every))`: each call then goes uphill for its
+    own batch. Scaled gradients (AMP) must be unscaled first.
 
     Args:
         base: The transformation of the gradient at $q$.
         rho: $\rho \ge 0$, the distance of $q$ from $p$ (measured in $|T^{-1}|$).
         adaptive: Scale the distance by the size of each weight.
-        eps: $\epsilon \ge 0$; keep it above 0, so that a zero gradient gives $q = p$.
+        eps: $\epsilon \ge 0$; keep it above 0, so that $q = p$ for a zero gradient.
 
     Returns:
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the gradient at $q$.
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.sam(gradtx.sgd(lr=1.0), rho=0.5)
@@ -102,24 +102,24 @@ def asam(
     eps: Scalar = 1e-12,
     mask: Callable[[str], bool] | None = None,
 ):
-    r"""Adaptive SAM: `sam` whose distance is measured relative to the size of each weight.
+    r"""Adaptive SAM: `sam` with a distance relative to the size of each weight.
 
-    $q = p + \rho T^2 g / (\lVert T g \rVert + \epsilon)$ with $T = |p| + \eta$; so rescaling a layer and its successor
-    does not change the sharpness. The rest is as in `sam`.
+    $q = p + \rho T^2 g / (\lVert T g \rVert + \epsilon)$ with $T = |p| + \eta$, so that rescaling a layer and its
+    successor does not change the sharpness. Otherwise as `sam`.
 
     Args:
         base: The transformation of the gradient at $q$.
         rho: $\rho \ge 0$, the distance of $q$ from $p$ in units of $T$.
-        eta: $\eta \ge 0$, so that zero weights move too; 0 is `sam(adaptive=True)`.
+        eta: $\eta \ge 0$, so that zero weights move too; 0 corresponds to `sam(adaptive=True)`.
         eps: $\epsilon \ge 0$.
-        mask: A function of the leaf's name: whether it has that $T$, or 1. None: all leaves.
+        mask: A function of the leaf's name: whether the leaf uses this $T$; otherwise $T = 1$. None for all leaves.
 
     Returns:
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the gradient at $q$.
 
     Raises:
         TypeError: `base` is not a transformation, `mask` is not a function.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.asam(gradtx.sgd(lr=1.0), rho=0.1, eta=0.0)
@@ -127,7 +127,7 @@ def asam(
         >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # at 10 + 0.1 * 10
         tensor([-22.])
 
-    Source: Kwon et al. 2021, arXiv:2102.11600. Departures: the authors' code takes $T = 1$ for leaves without "weight"
+    Source: Kwon et al. 2021, arXiv:2102.11600. Departures: the authors' code uses $T = 1$ for leaves without "weight"
     in their name: `mask=lambda name: "weight" in name`.
     """
     check_transformation("asam", "base", base)
@@ -157,13 +157,13 @@ def gsam(
 
     With $g'$ the gradient at $q$ of `sam`, $c = \langle g, g' \rangle / (\lVert g \rVert \lVert g' \rVert + \epsilon)$
     and $g_\perp = g - c \lVert g \rVert g' / (\lVert g' \rVert + \epsilon)$, the part of $g$ orthogonal to $g'$, the
-    base gets $g' - \alpha g_\perp$. Norms run over all leaves. The rest is as in `sam`.
+    base receives $g' - \alpha g_\perp$. Norms are over all leaves. Otherwise as `sam`.
 
     Args:
         base: The transformation of the combined gradient.
         rho: $\rho \ge 0$, the distance of $q$ from $p$; usually a schedule that follows the learning rate.
-        alpha: $\alpha \ge 0$; 0 is `sam`.
-        adaptive: Scale the distance by the size of each weight; the norms in $c$ and $g_\perp$ stay plain.
+        alpha: $\alpha \ge 0$; 0 corresponds to `sam`.
+        adaptive: Scale the distance by the size of each weight; the norms in $c$ and $g_\perp$ remain unscaled.
         eps: $\epsilon \ge 0$.
 
     Returns:
@@ -171,7 +171,7 @@ def gsam(
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.gsam(gradtx.sgd(lr=1.0), rho=1.0, alpha=0.5)
@@ -180,7 +180,7 @@ def gsam(
         >>> tx.update(grads, tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # g' - 0.5 (0, 4), negated
         tensor([-5.,  2.])
 
-    Source: Zhuang et al. 2022, arXiv:2203.08065. Departures: none. With several machines average the final gradient,
+    Source: Zhuang et al. 2022, arXiv:2203.08065. Departures: none. With several machines, average the final gradient,
     not $g$ or $g'$.
     """
     check_transformation("gsam", "base", base)
@@ -210,14 +210,14 @@ def wsam(
 ):
     r"""Weighted SAM: `sam` with a weight for the sharpness relative to the loss.
 
-    With $g'$ the gradient at $q$ of `sam` and $\alpha = \gamma / (1 - \gamma)$, the base gets $g + \alpha (g' - g)$,
-    the gradient of the loss plus $\alpha$ times the sharpness. The rest is as in `sam`.
+    With $g'$ the gradient at $q$ of `sam` and $\alpha = \gamma / (1 - \gamma)$, the base receives
+    $g + \alpha (g' - g)$, the gradient of the loss plus $\alpha$ times the sharpness. Otherwise as `sam`.
 
     Args:
         base: The transformation of the combined gradient.
         rho: $\rho \ge 0$, the distance of $q$ from $p$.
-        gamma: $\gamma$ in [0, 1), the weight of the sharpness: 0 leaves the gradient as it is, 0.5 is `sam`, and more
-            seeks flat minima harder.
+        gamma: $\gamma$ in [0, 1), the weight of the sharpness: 0 leaves the gradient unchanged, 0.5 corresponds to
+            `sam`, and larger values favor flat minima more strongly.
         adaptive: Scale the distance by the size of each weight.
         eps: $\epsilon \ge 0$.
 
@@ -226,7 +226,7 @@ def wsam(
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.wsam(gradtx.sgd(lr=1.0), rho=0.5, gamma=0.75)
@@ -235,7 +235,7 @@ def wsam(
         tensor([-9.])
 
     Source: Yue et al. 2023, arXiv:2305.15817. Departures: the coupled form; the authors' default applies the sharpness
-    outside of the base, which needs its learning rate there.
+    outside the base, which requires its learning rate there.
     """
     check_transformation("wsam", "base", base)
     alpha = gamma / (1 - gamma)
@@ -260,28 +260,28 @@ def looksam(
     adaptive: bool = False,
     eps: Scalar = 1e-12,
 ):
-    r"""LookSAM: `sam` that looks uphill at every k-th step and reuses the result in between.
+    r"""LookSAM: `sam` that computes the uphill gradient at every k-th step and reuses it in between.
 
-    Where $(t-1) \bmod k = 0$ the base gets $g'$, the gradient at $q$ of `sam`, and
-    $v = g' - \frac{\langle g', g \rangle}{\lVert g \rVert^2} g$ is kept, the part of it that leads to flat minima. At
-    all other steps the base gets $g + \alpha \frac{\lVert g \rVert}{\lVert v \rVert + \epsilon} v$. Products and norms
-    run over all leaves. The rest is as in `sam`; an optimizer calls the closure again only where it is due.
+    If $(t-1) \bmod k = 0$, the base receives $g'$, the gradient at $q$ of `sam`, and stores
+    $v = g' - \frac{\langle g', g \rangle}{\lVert g \rVert^2} g$, the component that leads to flat minima. At all other
+    steps the base receives $g + \alpha \frac{\lVert g \rVert}{\lVert v \rVert + \epsilon} v$. Products and norms are
+    over all leaves. Otherwise as `sam`; an optimizer calls the closure again only at steps that need it.
 
     Args:
         base: The transformation of the new gradient.
         rho: $\rho \ge 0$, the distance of $q$ from $p$.
-        k: Steps from one look uphill to the next, >= 1; 1 is `sam`.
-        alpha: $\alpha \ge 0$, the length of the part that is reused, relative to the gradient.
+        k: Steps between uphill gradients, >= 1; 1 corresponds to `sam`.
+        alpha: $\alpha \ge 0$, the length of the reused component relative to the gradient.
         adaptive: Scale the distance by the size of each weight.
         eps: $\epsilon \ge 0$.
 
     Returns:
-        A transformation with the state `sharpness` ($v$), shaped as the parameter, and that of `base`. Inside,
+        A transformation with the state `sharpness` ($v$), shaped like the parameter, and that of `base`. Inside,
         `ctx.grad` is the new gradient.
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.looksam(gradtx.sgd(lr=1.0), k=2, alpha=0.5)
@@ -294,7 +294,7 @@ def looksam(
         tensor([-4., -2.])
 
     Source: Liu et al. 2022, arXiv:2203.02714. Departures: none from the paper's algorithm without layer-wise scaling;
-    public code (rollovd/LookSAM, pytorch_optimizer) takes the products and norms leaf by leaf.
+    public code (rollovd/LookSAM, pytorch_optimizer) computes the products and norms leaf by leaf.
     """
     check_transformation("looksam", "base", base)
 
@@ -338,23 +338,23 @@ def friendly_sam(
     r"""Friendly SAM: `sam` that goes uphill along the batch noise, without the full-data gradient.
 
     $d_t = g_t - \sigma m_{t-1}$ ($d_1 = g_1$), $m_t = \lambda m_{t-1} + (1-\lambda) g_t$ ($m_1 = g_1$); $q$ of `sam` is
-    uphill along $d$ in place of $g$, and the base gets the gradient at $q$. The rest is as in `sam`.
+    computed with $d$ instead of $g$, and the base receives the gradient at $q$. Otherwise as `sam`.
 
     Args:
         base: The transformation of the gradient at $q$.
         rho: $\rho \ge 0$, the distance of $q$ from $p$.
-        sigma: $\sigma \ge 0$, how much of the mean gradient is taken out; 0 is `sam`.
+        sigma: $\sigma \ge 0$, the multiple of the mean gradient that is subtracted; 0 corresponds to `sam`.
         lmbda: $\lambda$ in [0, 1), weight of the old mean.
         adaptive: Scale the distance by the size of each weight.
-        eps: $\epsilon \ge 0$; keep it above 0, so that a $d$ of 0 gives $q = p$.
+        eps: $\epsilon \ge 0$; keep it above 0, so that $q = p$ for $d = 0$.
 
     Returns:
-        A transformation with the state `exp_avg` ($m$), shaped as the parameter, and that of `base`. Inside,
+        A transformation with the state `exp_avg` ($m$), shaped like the parameter, and that of `base`. Inside,
         `ctx.grad` is the gradient at $q$.
 
     Raises:
         TypeError: `base` is not a transformation.
-        ValueError: numbers out of range, no `grad_fn`, missing `params`.
+        ValueError: arguments out of range, no `grad_fn`, missing `params`.
 
     Example:
         >>> tx = gradtx.friendly_sam(gradtx.sgd(lr=1.0), rho=0.5)

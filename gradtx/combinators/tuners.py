@@ -1,7 +1,7 @@
 """Learn a scale for the sum of another optimizer's updates: Mechanic, TRAC.
 
-Both keep the first parameters p0 and write the current ones as p0 + S D, with a scale S for the sum D of the updates of
-the optimizer inside. S is the sum of the scales of several learners, which forget at different speeds.
+Both store the initial parameters p0 and express the current ones as p0 + S D, with a scale S for the sum D of the inner
+optimizer's updates. S is the sum of the scales of several learners, which forget at different rates.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def _learned(
     learner: Learner,
     eps: Any,
 ) -> Frame:
-    """A frame that scales all updates of `tx` since the start by the sum of the scales `s` of the learners.
+    """Return a frame that scales the sum of all updates of `tx` by the sum of the learners' scales `s`.
 
-    The learners learn from `product(sums, scale)`; `learner(beta, numbers, product)` returns the next numbers of one of
-    them, which begin with `start`.
+    The learners receive `product(sums, scale)`; `learner(beta, numbers, product)` returns the next values of one
+    learner, whose initial values are `start`.
     """
     shared = {f"{name}_{i}": value for i in range(len(betas)) for name, value in start.items()}
 
@@ -94,20 +94,20 @@ def mechanize(
     $p \leftarrow p_0 + (\Delta + u) \sum_i s_i$. Products and norms run over all leaves.
 
     Args:
-        tx: A complete optimizer. Its rate is relative: leave it where it is, or at 1, with its schedule.
-        s_init: $s_0 > 0$, where the scale starts: far below what it will be.
-        s_decay: $\lambda \ge 0$, a pull of the weights towards 0 that the scale takes into account.
-        betas: Decay of each learner's statistics, each in [0, 1); any number of them.
+        tx: A complete optimizer. Its learning rate is relative: leave it unchanged, or at 1, with its schedule.
+        s_init: $s_0 > 0$, the initial scale, far below its final value.
+        s_decay: $\lambda \ge 0$, a pull of the weights toward 0 that the scale takes into account.
+        betas: Decay rate of each learner's statistics, each in [0, 1); any number of them.
         eps: $\epsilon > 0$.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`, shaped as the parameter; for
-        all leaves together and for each of the betas `s_i`, `max_product_i`, `sum_squared_products_i`, `reward_i`,
-        0-d; the entries of `tx`.
+        A transformation whose updates are added to the parameters. State: `param_init`, shaped like the parameter; for
+        each beta, shared by all leaves, `s_i`, `max_product_i`, `sum_squared_products_i` and `reward_i`, 0-d; and the
+        entries of `tx`.
 
     Raises:
         TypeError: `tx` is not a transformation.
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+        ValueError: arguments out of range, missing `params`, or a later link that scales by a learning rate or
             decays.
 
     Example:
@@ -121,8 +121,8 @@ def mechanize(
         True
 
     Source: Cutkosky, Defazio and Mehta 2023, arXiv:2306.00144. Departures: none from the authors' code; $\Delta$ is
-    computed from $p$, so that the first steps are lost in a $p$ of low precision. The package mechanic-pytorch takes
-    the decay at $p + u$, optax starts otherwise.
+    computed from $p$, so the first steps are lost if $p$ has low precision. The package mechanic-pytorch computes the
+    decay at $p + u$; optax uses other initial values.
     """
     check_transformation("mechanize", "tx", tx)
 
@@ -149,7 +149,7 @@ def mechanize(
     example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
 )
 def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8, eps: Scalar = 1e-8):
-    r"""Scale the sum of an optimizer's updates by its success, and return to the start if it fails: TRAC.
+    r"""Scale the sum of an optimizer's updates by its success, and return to the initial parameters if it fails: TRAC.
 
     With the update $u$ of the optimizer, $S = \sum_i s_i$ and $\Delta = (p - p_0) / (S + \epsilon)$:
     $h = \langle \Delta, g \rangle$ over all leaves; for every $\beta_i$: $v \leftarrow \beta^2 v + h^2$ from 0,
@@ -158,18 +158,18 @@ def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8
     from 0; $p \leftarrow p_0 + (\Delta + u) \max(\sum_i s_i, 0)$.
 
     Args:
-        tx: A complete optimizer, with a rate as it would have alone.
-        betas: Decay of each learner's statistics, each in [0, 1); any number of them.
+        tx: A complete optimizer, with the learning rate that it would use alone.
+        betas: Decay rate of each learner's statistics, each in [0, 1); any number of them.
         s_prev: $s_0 > 0$, the unit of the scale: far below 1.
         eps: $\epsilon > 0$.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`, shaped as the parameter; for
-        all leaves together and for each of the betas `s_i`, `variance_i`, `sigma_i`, 0-d; the entries of `tx`.
+        A transformation whose updates are added to the parameters. State: `param_init`, shaped like the parameter; for
+        each beta, shared by all leaves, `s_i`, `variance_i` and `sigma_i`, 0-d; and the entries of `tx`.
 
     Raises:
         TypeError: `tx` is not a transformation.
-        ValueError: numbers out of range, missing `params`, or a link after it that scales by a learning rate or
+        ValueError: arguments out of range, missing `params`, or a later link that scales by a learning rate or
             decays.
 
     Example:
@@ -183,7 +183,7 @@ def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8
         True
 
     Source: Muppidi, Zhang and Yang 2024, arXiv:2405.16642. Departures: erfi is computed to the last digit of float64
-    (the authors' code: a rational approximation of the complex error function in float32).
+    (the authors' code uses a rational approximation of the complex error function in float32).
     """
     check_transformation("trac", "tx", tx)
     unit = s_prev / ERFI_OF_ROOT_HALF
@@ -202,15 +202,15 @@ ERFI_OF_ROOT_HALF = 0.9534382692512609  # erfi(1 / sqrt(2))
 
 
 def erfi(x: Tensor) -> Tensor:
-    r"""The imaginary error function of a 0-d tensor, $\frac{2}{\sqrt\pi} \int_0^x e^{t^2} dt$; inf above 26.6.
+    r"""Return the imaginary error function of a 0-d tensor, $\frac{2}{\sqrt\pi} \int_0^x e^{t^2} dt$; inf above 26.6.
 
-    The trapezoidal rule gives $\frac{4}{\pi} \sum_{n = 1, 3, ...} e^{-n^2 h^2} \sinh(2 n h x) / n$, whose error falls
-    as $e^{-(\pi / 2h)^2}$ (Rybicki 1989).
+    The trapezoidal rule gives $\frac{4}{\pi} \sum_{n = 1, 3, ...} e^{-n^2 h^2} \sinh(2 n h x) / n$, whose error
+    decreases as $e^{-(\pi / 2h)^2}$ (Rybicki 1989).
     """
     h = 0.25
     count = 68  # terms are largest where n h = x: up to 26.6, and 7 more
     odd = 2 * torch.arange(count, device=x.device, dtype=x.dtype) + 1
     size = x.abs()
-    # e^(-a^2) sinh(2 a x), without an overflow on the way
+    # e^(-a^2) sinh(2 a x), without intermediate overflow
     terms = (odd * h * (2 * size - odd * h)).exp() * -(-4 * odd * h * size).expm1() / 2
     return x.sign() * (4 / math.pi) * (terms / odd).sum()

@@ -1,4 +1,4 @@
-"""Plain real tensors that share the memory of parameters and slots, as programs take them."""
+"""Create the plain real tensors, sharing memory with parameters and slots, that programs accept."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class OddTensorError(Exception):
-    """No program takes this tensor: its leaf steps eagerly."""
+    """No program accepts this tensor, so its leaf steps eagerly."""
 
 
 def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
-    """The same memory as a plain tensor; if `flat`, as a vector whose entries go with those of `like` one by one.
+    """Return a plain tensor over the same memory; if `flat`, a vector whose entries correspond to those of `like`.
 
     Raises:
-        OddTensorError: the entries are laid out otherwise than those of `like`, or not next to one another.
+        OddTensorError: the entries have another layout than those of `like`, or are not contiguous.
     """
     tensor, like = _plain(tensor), as_real(like)
     if not flat or (tensor.ndim == 0 and like.ndim > 0):
@@ -36,7 +36,7 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
 
 
 def alias_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
-    """The alias of a tensor that is only read; if its entries are laid out otherwise, of a copy."""
+    """Return the alias of a read-only tensor, or of a copy of it if its layout differs from that of `like`."""
     try:
         return alias(tensor, like, flat)
     except OddTensorError:
@@ -45,16 +45,16 @@ def alias_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
 
 
 def entries_of(param: Tensor) -> int:
-    """How many entries the alias of a parameter has."""
+    """Return the number of entries in the alias of a parameter."""
     param = local(param)
     return 2 * param.numel() if param.is_complex() else param.numel()
 
 
 def lengths_like(tensors: Sequence[Tensor], param: Tensor, length: int) -> list[int]:
-    """The lengths of flat tensors of another leaf, whose parameter has about `length` entries.
+    """Return the lengths of the flat tensors of another leaf whose parameter has about `length` entries.
 
-    Tensors are as long as the parameter, apart from those of coded slots: codes may share a byte, a scale is that of a
-    block. Then the parameter has so many times the entries of the longest block.
+    All tensors are as long as the parameter, except those of coded slots: several codes may share a byte, and a block
+    has one scale. In that case the parameter gets `length` times the number of entries in the longest block.
     """
     vectors = [tensor for tensor in tensors if tensor.ndim]
     shortest = min(vectors, key=torch.numel)
@@ -65,7 +65,7 @@ def lengths_like(tensors: Sequence[Tensor], param: Tensor, length: int) -> list[
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The tensor itself, its real view, or the local shard of a DTensor, detached."""
+    """Return the tensor, its real view, or the local shard of a DTensor, detached."""
     if type(tensor) is not Tensor:
         tensor = local(tensor).detach()
         if type(tensor) is not Tensor:
@@ -74,7 +74,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the entries fill their memory without gaps or overlaps, in any order."""
+    """Whether the entries occupy one memory range without gaps or overlaps, in any order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:

@@ -1,4 +1,4 @@
-"""The engine that has programs compiled while training goes on."""
+"""The engine that compiles programs in the background while training continues."""
 
 # pyright: reportPrivateUsage=false
 
@@ -30,23 +30,24 @@ CHILD = "import gradtx.optim.engine.background as background; background.carry_o
 
 
 class BackgroundEngine(CompiledEngine):
-    """Has a child process compile into torch's cache on disk; until it is through, leaves are left to others.
+    """Compile into torch's disk cache in a child process; until it has finished, another engine updates the leaves.
 
-    A thread would not do: torch's tracer patches `nn.Module` while it works, and a process can't end while it compiles.
+    A thread is not an option: torch's tracer patches `nn.Module` while it works, and a process cannot exit while a
+    thread compiles.
 
     Args:
-        options: Options of the backend.
-        backend: The way of running programs.
+        options: Options of the back end.
+        backend: The function that compiles graphs.
     """
 
     def __init__(self, options: Mapping[str, Any], backend: Backend = compile_with_inductor):
         super().__init__(options, backend)
-        self._orders: dict[int, Order] = {}  # by the list that the program joins
-        self._is_through: Callable[[], bool] | None = None  # asks the child, if there is one
-        self._loads = False  # whether this step makes programs, of what the child has left in the cache
+        self._orders: dict[int, Order] = {}  # keyed by the id of the list that the program is added to
+        self._is_through: Callable[[], bool] | None = None  # polls the child process, if there is one
+        self._loads = False  # whether this step builds programs from the cache that the child has filled
 
     def wait(self) -> None:
-        """Wait until the child process is through; the next step then loads what it has compiled."""
+        """Wait for the child process to finish. The next step then loads the compiled programs."""
         while self._is_through is not None and not self._is_through():
             time.sleep(0.01)
 
@@ -71,14 +72,14 @@ class BackgroundEngine(CompiledEngine):
         return "its program is being compiled"
 
     def _compile_elsewhere(self) -> Callable[[], bool]:
-        """Start a child process that carries out the orders; returns a function that says whether it is through.
+        """Start a child process that compiles the orders; return a function that reports whether it has finished.
 
-        Whatever goes wrong there, this process then meets itself, and reports it.
+        Errors in the child are ignored: the same error occurs again in this process, which reports it.
         """
         orders = [_without_values(order) for order in self._orders.values()]
         try:
             payload = pickle.dumps((type(self), *self.__reduce__()[1], orders))
-        except Exception as error:  # such as a function of the user's that has no name
+        except Exception as error:  # such as a user function that has no name
             logger.info("compile='background': the next step compiles, since the chain can't be pickled: %s", error)
             return lambda: True
         with tempfile.TemporaryFile() as file:
@@ -95,7 +96,7 @@ class BackgroundEngine(CompiledEngine):
 
 
 class StandIn(NamedTuple):
-    """What a program depends on of an example."""
+    """The properties of an example tensor that determine its program."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -115,7 +116,7 @@ def _without_values(order: Order) -> Order:
 
 
 def carry_out() -> None:
-    """Compile, in a child process, what the parent has written to standard input."""
+    """Compile, in a child process, the orders that the parent has written to standard input."""
     kind, options, backend, orders = pickle.load(sys.stdin.buffer)
     engine: BackgroundEngine = kind(options, backend)
     for order in orders:

@@ -1,4 +1,4 @@
-"""Sorts the leaves of a step into bundles, and keeps the plan as long as it holds."""
+"""Sort the leaves of a step into bundles and reuse the plan as long as it is valid."""
 
 # pyright: reportPrivateUsage=false
 
@@ -31,17 +31,17 @@ Pairs = list[tuple[Member, Leaf]]
 
 
 class UnsuitableError(Exception):
-    """Programs can't run these leaves; the message says why."""
+    """Programs cannot run these leaves; the message gives the reason."""
 
 
 class Engine:
-    """Runs steps through programs; subclasses make them.
+    """Run steps through programs, which subclasses build.
 
     Attributes:
         plan: The plan of the last step.
-        alone: The plan of the last step of a parameter whose gradient was released.
-        failed: Whether it has given up, so that it takes no leaves.
-        reasons: Why leaves are left to others, by name.
+        alone: For each parameter whose gradient was released, the plan of its last step.
+        failed: Whether the engine has given up and accepts no leaves.
+        reasons: Why the engine does not run a leaf, by leaf name.
     """
 
     def __init__(self) -> None:
@@ -51,13 +51,18 @@ class Engine:
         self.reasons: dict[str, str] = {}
 
     def bundles(self, request: StepRequest, members: list[Member]) -> tuple[list[Any], list[Member]]:
-        """The bundles of some members in a step, ready to run, and the members that are left to others."""
+        """Return the bundles of a step, ready to run, and the members that are not in them."""
         if self.failed or not members:
             return [], members
         fingerprint = fingerprint_of(request, members)
         plan = self.plan
+<<<<<<< HEAD
         known = plan is not None and plan.holds_for(fingerprint) and self._still_holds(plan)
         leaves = [] if known else request.leaves_of(members)  # raises if the step is wrong, as without engine
+=======
+        known = plan is not None and plan.holds_for(fingerprint)
+        leaves = [] if known else request.leaves_of(members)  # raises for invalid steps, as without an engine
+>>>>>>> p4
         try:
             if plan is None or not known:
                 plan = self.plan = self._planned(fingerprint, members, leaves, request)
@@ -65,29 +70,29 @@ class Engine:
         except UnsuitableError as error:
             self._give_up(error.__cause__ or error, logging.DEBUG)
             return [], members
-        except Exception as error:  # a fault of ours: training goes on, but the traceback is logged
+        except Exception as error:  # a bug in gradtx: training continues, but the traceback is logged
             self._give_up(error, logging.ERROR)
             return [], members
         return plan.bundles, plan.rest
 
     def bundles_of_one(self, request: StepRequest, member: Member) -> tuple[list[Any], list[Member]]:
-        """The same for a single member, which keeps a plan beside that of whole steps."""
+        """Return the same for a single member, whose plan is kept separately from that of whole steps."""
         of_all, self.plan = self.plan, self.alone.pop(member, None)
         reasons = self.reasons
         bundles, rest = self.bundles(request, [member])
         if self.plan is not None:
             self.alone[member] = self.plan
-        if self.reasons is not reasons:  # of this member
+        if self.reasons is not reasons:  # `bundles` has replaced them with those of this member
             self.reasons = {**reasons, **self.reasons}
         self.plan = of_all
         return bundles, rest
 
     def plans(self) -> list[Plan]:
-        """The plans of the last steps of all members."""
+        """Return the plans of the last steps of all members."""
         return [*self.alone.values(), *([] if self.plan is None else [self.plan])]
 
     def _begin(self, plan: Plan, request: StepRequest) -> None:
-        """Give each bundle its arguments for this step; those with the same numbers get the same list."""
+        """Pass each bundle its arguments for this step; bundles with the same scalars get the same list."""
         numbers: dict[Any, list[Any]] = {}
         for bundle in plan.bundles:
             member = bundle.members[0]
@@ -103,10 +108,10 @@ class Engine:
         reason = next(iter(str(error).strip().splitlines()), "")
         warn_user(f"{self._consequence()}: {type(error).__name__}: {reason}", RuntimeWarning)
 
-    # What subclasses do.
+    # Methods that subclasses implement.
 
     def _consequence(self) -> str:
-        """What giving up means for the user."""
+        """Return the consequence of giving up, for a warning."""
         raise NotImplementedError
 
     def _still_holds(self, plan: Plan) -> bool:
@@ -114,19 +119,19 @@ class Engine:
         return True
 
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
-        """Give a bundle its arguments for this step."""
+        """Pass a bundle its arguments for this step."""
         raise NotImplementedError
 
     def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
-        """Bundles of leaves of one group, count and kind; leaves that are in none of them are left to others."""
+        """Return bundles of leaves with one group, count and kind; it may leave out leaves."""
         raise NotImplementedError
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
-        """How many leaves a program takes."""
+        """Return the number of leaves that a program processes."""
         raise NotImplementedError
 
     def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
-        """What the parameters and slots of a program have in common; None if it can't take these."""
+        """Return the properties shared by the parameters and slots of a program; None if a program cannot use these."""
         raise NotImplementedError
 
     # Planning.
@@ -147,7 +152,7 @@ class Engine:
         return Plan(fingerprint, members, bundles, rest)
 
     def _kind(self, member: Member, leaf: Leaf, request: StepRequest, shares: bool) -> LeafKind | None:
-        """The kind of a leaf; None if it is left to others."""
+        """Return the kind of a leaf; None if this engine does not run the leaf."""
         param, layout = member.param, member.layout
         assert layout is not None
         if shares:
@@ -180,7 +185,7 @@ class Engine:
         )
 
     def _takes(self, leaf: Leaf) -> bool:
-        """Whether programs may do all operations of a leaf."""
+        """Whether programs may run all operations of a leaf."""
         stage = stage_without_program(leaf)
         if stage is not None:
             self._refuse(leaf, f"{stage} has no program")
@@ -191,7 +196,7 @@ class Engine:
 
 
 def _numbers(member: Member, signature: Signature, request: StepRequest) -> list[Any]:
-    """The numbers that the leaves of a bundle share, in the order of `Signature`."""
+    """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
     numbers: list[Any] = [count.made + 1 if isinstance(count, Count) else count + 1, request.count]
     if request.scaling is not None:
@@ -204,7 +209,7 @@ def _numbers(member: Member, signature: Signature, request: StepRequest) -> list
 
 
 def stand_ins(signature: Signature) -> list[Tensor]:
-    """0-d tensors of the dtypes that rules get, in the order of `_numbers`."""
+    """Return 0-d tensors with the dtypes that rules receive, in the order of `_numbers`."""
     dtypes = [torch.int64, torch.int64]
     if signature.scaled:
         dtypes += [torch.float64, torch.bool]
@@ -216,16 +221,16 @@ def stand_ins(signature: Signature) -> list[Tensor]:
 
 
 def shared_programs(cache: SharedPrograms, tx: GradientTransformation, *options: Any) -> dict[Any, Any]:
-    """The programs of a chain, which optimizers share whose chains differ in numbers only, and whose options agree."""
+    """Return the programs of a chain, shared by optimizers with equal options whose chains differ only in scalars."""
     skeleton = tx._skeleton()
     for entry in tx._entries():
-        if varies(entry.value):  # a shared program would keep a tensor, or what a schedule holds, alive
+        if varies(entry.value):  # a shared program would keep a tensor, or the objects that a schedule refers to, alive
             return {}
     return {} if skeleton is None else cache.of((skeleton, *options))
 
 
 def stage_without_program(leaf: Leaf) -> str | None:
-    """The first operation of a leaf that programs can't do."""
+    """Return the path of the first operation of a leaf that programs cannot run, if there is one."""
     for operation in leaf.program:
         if not operation.compiles:
             return ".".join(operation.path)
@@ -238,14 +243,14 @@ def _takes_part(param: Tensor, leaf: Leaf) -> bool:
 
 
 def _sums_over_shards(operation: Operation) -> bool:
-    """Whether an operation adds up entries of a leaf, now or for the next step."""
-    if isinstance(operation, OwnedRegion):  # of the whole leaf
+    """Whether an operation sums entries of a leaf, for this step or the next."""
+    if isinstance(operation, OwnedRegion):  # its sums are those of the whole leaf
         return False
     return operation.waits or operation.sums_late or operation.of_leaf
 
 
 def _is_flat(member: Member, leaf: Leaf) -> bool:
-    """Whether a leaf may be passed as a vector: all is elementwise, and slots are numbers or shaped as the leaf."""
+    """Whether a leaf may be passed as a vector: all rules are elementwise, slots are 0-d or shaped like the leaf."""
     for operation in leaf.program:
         if not operation.elementwise:
             return False
@@ -253,19 +258,19 @@ def _is_flat(member: Member, leaf: Leaf) -> bool:
 
 
 def slots_are_shaped_as(member: Member) -> bool:
-    """Whether every slot is a number or shaped as its parameter: then padding of any length stands for a leaf."""
+    """Whether every slot is 0-d or shaped like its parameter, so that padding can have any length."""
     layout = member.layout
     assert layout is not None
     coded: set[str] = set()
     if layout.codes:
         if not layout.is_flat(local(member.param).shape):
-            return False  # even where a scale has the parameter's shape: blocks are not whole
+            return False  # even if a scale has the parameter's shape, since blocks are incomplete
         coded = layout.coded_tensors
     return all(key in coded or member.state[key].shape in (member.param.shape, ()) for key in layout.program_keys)
 
 
 def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
-    """Aliases of a parameter and its slots; None if a program can't take or write them."""
+    """Return aliases of a parameter and its slots; None if a program cannot use or write them."""
     assert member.layout is not None
     param = member.param
     try:
@@ -285,5 +290,5 @@ def _are_writable(tensors: list[Tensor]) -> bool:
 
 
 def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:
-    """Dtype and device: sizes are those of the parameter."""
+    """Return the dtype and device; sizes are those of the parameter."""
     return tensor.dtype.to_real(), tensor.device

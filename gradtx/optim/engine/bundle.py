@@ -1,4 +1,4 @@
-"""Bundles: leaves that go through a program together."""
+"""Bundles: leaves that one program processes together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
 from gradtx.optim.engine.windows import windows
 
-# The first arguments of a pass by the identity of the numbers that they follow from, and these, see `Bundle.call`.
+# Maps the pass and the identities of the scalars to these scalars and the leading arguments of the pass computed from
+# them; see `Bundle.call`.
 Prepared = dict[Any, tuple[list[Any], list[Tensor]]]
 
 
@@ -29,11 +30,11 @@ class BundleStep:
     """The arguments of a bundle in the current step.
 
     Attributes:
-        run: Where new shared values go.
-        numbers: The numbers that all leaves share, with the totals known so far.
-        on_host: Whether the host may read them.
+        run: The run that receives new shared values.
+        numbers: The scalars that all leaves share, with the totals known so far.
+        on_host: Whether the host may read the scalars.
         of_leaves: The arguments of the leaves.
-        prepared: The numbers that bundles of the same group and count compute once.
+        prepared: The values that bundles of the same group and count compute once.
     """
 
     run: OptimizerRun
@@ -44,17 +45,17 @@ class BundleStep:
 
 
 class Bundle:
-    """Leaves of one group and count that go through a program together; stands for them in `execute`.
+    """Leaves of one group and count that one program processes; the bundle stands in for them in `execute`.
 
     Args:
         members: The parameters.
         signature: The arguments of the program.
         flat: Whether leaves are passed as flat aliases.
-        name: The name of a leaf, which places the bundle in sums.
-        window: The entries of a leaf that go through a program at a time, if it is the only one; None for all.
+        name: The name of a leaf, which determines the bundle's position in sums.
+        window: The number of entries of the bundle's only leaf that the program processes at a time; None for all.
     """
 
-    update = True  # `execute` sends only leaves with an update through all operations
+    update = True  # `execute` runs all operations only on leaves with an update
     at = -1
     _present: BundleStep | None = None
 
@@ -73,13 +74,13 @@ class Bundle:
         self.program: list[Any] = []
         self._flat = flat
         self._window = window
-        self._template: list[Tensor | None] = []  # the leaves' arguments; None for tensors of the step
-        self._held_windows: list[list[Tensor]] = []  # the parts of the others, for each window
+        self._template: list[Tensor | None] = []  # the leaves' arguments; None for those that change in each step
+        self._held_windows: list[list[Tensor]] = []  # for each window, its parts of the other arguments
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
         self._are_usual = [flat and _is_usual(member.param) for member in members]
 
-    @torch.inference_mode(False)  # later steps write into padding, too
+    @torch.inference_mode(False)  # later steps write into padding as well
     @torch.no_grad()
     def create_arguments(self, flag: Callable[[torch.device, bool], Tensor], trees: Trees) -> None:
         """Create the aliases of parameters and slots, and padding if the bundle is not full."""
@@ -97,7 +98,7 @@ class Bundle:
                 self._template.append(padding)
 
     def arguments(self, trees: Trees) -> list[Tensor]:
-        """The arguments of the leaves: aliases that programs write, then gradients and extras, which they only read."""
+        """Return the leaves' arguments: aliases that programs write, then read-only gradients and extras."""
         arguments: list[Any] = self._template.copy()
         end = self._per_leaf * len(self.members)
         position = self._per_leaf - self._read_per_leaf
@@ -119,17 +120,17 @@ class Bundle:
         return gradients
 
     def _read(self, tensor: Any, member: Member) -> Tensor:
-        """An alias of a tensor, or of a copy if its entries are laid out otherwise."""
+        """Return an alias of a tensor, or of a copy if its layout differs."""
         if tensor.ndim == 1 and type(tensor) is Tensor and not tensor.requires_grad and _is_usual(tensor):
             return tensor  # a shortcut: the alias would be the same
         return alias_or_copy(tensor, member.param, self._flat)
 
     def calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
-        """The arguments of each call of a program."""
+        """Return the arguments of each call of a program."""
         return [arguments] if self._window is None else self._windows_of(arguments, self._window)
 
     def _windows_of(self, arguments: list[Tensor], window: int) -> Iterator[list[Tensor]]:
-        """The arguments of one window after another. Those that steps only read are new in each step."""
+        """Yield the arguments of each window in turn. The read-only ones are new in each step."""
         size, read = entries_of(self.members[0].param), self._per_leaf - self._read_per_leaf
         if not self._held_windows:
             self._held_windows = list(windows(arguments[:read], window, size))
@@ -137,10 +138,10 @@ class Bundle:
             yield held + of_step
 
     def compile_for(self, program: BundleProgram) -> None:
-        """Go through this program from now on."""
+        """Use this program from now on."""
         self.program = [PassOperation(each) for each in program.passes]
 
-    # In a step.
+    # During a step.
 
     def begin(
         self,
@@ -150,14 +151,14 @@ class Bundle:
         trees: Trees,
         prepared: Prepared,
     ) -> None:
-        """Take the arguments of the current step."""
+        """Receive the arguments of the current step."""
         self.at = -1
         self._present = BundleStep(run, numbers, on_host, self.arguments(trees), prepared)
 
     def call(self, compiled: ProgramPass) -> list[dict[Any, Tensor]]:
-        """Run a pass; returns the sums or new shared values of each call by name."""
+        """Run a pass; return the sums or new shared values of each call by name."""
         step = self._in_step()
-        key = (id(compiled), *map(id, step.numbers))  # bundles of a group and count have the same numbers
+        key = (id(compiled), *map(id, step.numbers))  # bundles of a group and count share these scalars
         if key not in step.prepared:
             step.prepared[key] = step.numbers, compiled.prepare(step.numbers, self.device, step.on_host)
         _, prepared = step.prepared[key]
@@ -168,12 +169,12 @@ class Bundle:
         return results
 
     def add_totals(self, totals: list[Tensor]) -> None:
-        """Take the totals of a sum as further arguments."""
+        """Add the totals of a sum to the arguments."""
         step = self._in_step()
         step.numbers = [*step.numbers, *totals]
 
     def end(self, results: list[dict[Any, Tensor]]) -> None:
-        """Hand over the new shared values, and let go of the step's tensors."""
+        """Hand over the new shared values and release the step's tensors."""
         for of_call in results:
             self._hand_over(of_call)
         self._present = None
@@ -184,12 +185,12 @@ class Bundle:
             if not isinstance(place, LateTerm):
                 path, name = place
                 run.new_shared.setdefault(path, {}).setdefault(name, value)
-            elif int(place.leaf) < len(self.members):  # others are padding
+            elif int(place.leaf) < len(self.members):  # the others are padding
                 run.add_late(place, self.members[int(place.leaf)].name, value)
 
     @property
     def run(self) -> OptimizerRun:
-        """The run of the current step, as leaves have it."""
+        """The run of the current step; leaves have the same attribute."""
         return self._in_step().run
 
     def _in_step(self) -> BundleStep:
@@ -198,12 +199,12 @@ class Bundle:
 
 
 def _is_usual(tensor: Tensor) -> bool:
-    """Whether a vector of the entries is a view."""
+    """Whether the flat alias of a tensor is a view."""
     return type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_complex()
 
 
 class PassOperation(Operation):
-    """One pass of a bundle as an operation: up to a sum over leaves, or to the end."""
+    """One pass of a bundle as an operation, which ends at a sum over leaves or at the end of the step."""
 
     def __init__(self, compiled: ProgramPass):
         self._compiled = compiled

@@ -1,4 +1,4 @@
-"""The engine that compiles: it makes bundles of a fixed number of leaves, and finds or compiles their programs."""
+"""The engine that compiles: build bundles of a fixed number of leaves, and look up or compile their programs."""
 
 from __future__ import annotations
 
@@ -40,26 +40,27 @@ from gradtx.optim.engine.windows import can_be_split, is_positional, window_of
 
 logger = logging.getLogger("gradtx")
 
-WIDTH = 8  # leaves in a bundle of flat ones: more of them compile longer than they save
-LARGE = 2**15  # entries from which a flat leaf is worth more than one thread, as for torch's own kernels
-PATIENCE = 3.0  # seconds of compiling after which a line is logged
-COMPILING = threading.RLock()  # torch's tracer patches global names while it works
+WIDTH = 8  # leaves in a flat bundle: wider ones cost more compile time than they save
+LARGE = 2**15  # minimum entries of a flat leaf for more than one thread, as in torch's own kernels
+PATIENCE = 3.0  # seconds of compile time after which a message is logged
+COMPILING = threading.RLock()  # torch's tracer patches global names while it runs
 
 
 class CompilationError(UnsuitableError):
-    """A chain can't be traced or compiled; the cause says why."""
+    """A chain cannot be traced or compiled; `__cause__` is the reason."""
 
 
 @dataclass
 class Order:
-    """What a program is to be made of.
+    """A request to compile a program.
 
     Attributes:
         function: The step of a bundle.
-        common: Stand-ins of the numbers that all leaves share.
-        examples: Arguments of leaves, the last of which the program must take; others may make a better one.
+        common: Stand-ins for the scalars that all leaves share.
+        examples: Sets of leaf arguments. The program must accept the last one; tracing an earlier one may give a
+            better program.
         flat: Whether leaves are passed as flat aliases.
-        large: Whether a leaf is worth more than one thread.
+        large: Whether a leaf is large enough for more than one thread.
         sharded: Whether leaves are shards.
         name: The name of a leaf, for messages.
     """
@@ -77,11 +78,11 @@ _SHARED = SharedPrograms()
 
 
 class CompiledEngine(Engine):
-    """Runs steps through compiled programs, which engines with the same options and like chains share.
+    """Run steps through compiled programs, shared by engines with the same options and similar chains.
 
     Args:
-        options: Options of the backend.
-        backend: The way of running programs.
+        options: Options of the back end.
+        backend: The function that compiles graphs.
     """
 
     def __init__(self, options: Mapping[str, Any], backend: Backend = compile_with_inductor):
@@ -89,13 +90,13 @@ class CompiledEngine(Engine):
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, list[BundleProgram]] | None = None
-        self._with_sums_over_shards: set[int] = set()  # the ids of lists of programs that stay empty
+        self._with_sums_over_shards: set[int] = set()  # ids of program lists that remain empty
         self._prepared: Prepared = {}
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
-        self._logged: set[str] = set()  # the stages that the log has named
+        self._logged: set[str] = set()  # stages that have been logged
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._options, self._backend)  # programs are compiled again where they are needed
+        return type(self), (self._options, self._backend)  # programs are compiled again when they are needed
 
     @property
     def programs(self) -> list[BundleProgram]:
@@ -115,7 +116,7 @@ class CompiledEngine(Engine):
         bundle.begin(request.run, numbers, request.on_host, request.trees, self._prepared)
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
-        """Whether a leaf is real, the same tensor for all leaves."""
+        """Return the flag for real leaves or for padding, one tensor for all leaves."""
         if (device, real) not in self._flags:
             self._flags[device, real] = torch.tensor(real, device=device)
         return self._flags[device, real]
@@ -126,7 +127,7 @@ class CompiledEngine(Engine):
         return "compile=True has no effect, steps run eagerly"
 
     def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
-        pairs.sort(key=_largest_first)  # compilers look at the first sizes they see
+        pairs.sort(key=_largest_first)  # compilers specialize on the first sizes they see
         signature = Signature.of(*pairs[0], kind, request)
         bundles: list[Bundle] = []
         for start in range(0, len(pairs), kind.width):
@@ -146,14 +147,14 @@ class CompiledEngine(Engine):
 
     def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
         if tensors[0].numel() < (1 if flat else 2):
-            return None  # for sizes 0 and 1 compilers make other programs, unless all is elementwise
+            return None  # compilers specialize on sizes 0 and 1, unless all operations are elementwise
         if flat:
             traits = [(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors]
             return tensors[0].numel() >= LARGE, *traits
         return False, *map(_traits_of_held, tensors)
 
     def _takes(self, leaf: Leaf) -> bool:
-        if leaf.key.ndim == 0:  # a slot that is a number looks like one of the leaf's shape
+        if leaf.key.ndim == 0:  # a 0-d slot cannot be distinguished from one shaped like the leaf
             self._refuse(leaf, "it has no dimension")
             return False
         if is_positional(leaf) and not local(leaf.key).is_contiguous():
@@ -176,7 +177,7 @@ class CompiledEngine(Engine):
         signature: Signature,
         request: StepRequest,
     ) -> Bundle | str:
-        """A bundle with its program; or why its leaves are left to others."""
+        """Return a bundle with its program, or the reason why this engine does not run its leaves."""
         first = members[0]
         window = _window(first, leaf) if kind.flat else None
         bundle = Bundle(members, signature, kind.flat, leaf.name, window)
@@ -200,7 +201,7 @@ class CompiledEngine(Engine):
             program = self._make(order, programs)
         if isinstance(program, str):
             return program
-        if others and not program.fits(list(map(torch.empty_like, others[-1]))):  # at no offset, which fits none
+        if others and not program.fits(list(map(torch.empty_like, others[-1]))):  # a storage offset never fits
             return "a rule asks for its length"
         bundle.compile_for(program)
         return bundle
@@ -208,7 +209,7 @@ class CompiledEngine(Engine):
     def _programs_like(
         self, member: Member, kind: LeafKind, signature: Signature, request: StepRequest
     ) -> list[BundleProgram]:
-        """The programs of this structure, for several patterns of sizes."""
+        """Return the programs of this structure, one for each pattern of sizes."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
             self._programs = shared_programs(_SHARED, request.views[0].tx, self._backend, options)
@@ -216,10 +217,10 @@ class CompiledEngine(Engine):
         return self._programs.setdefault(key, [])
 
     def _make(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
-        """A new program, which joins those like it; or why there is none now.
+        """Compile a program and add it to the list of similar ones; or return the reason why there is none yet.
 
         Raises:
-            CompilationError: the chain can't be traced or compiled.
+            CompilationError: the chain cannot be traced or compiled.
         """
         with COMPILING:
             for program in programs:
@@ -233,22 +234,22 @@ class CompiledEngine(Engine):
         return program
 
     def _compiled(self, order: Order) -> BundleProgram | None:
-        """A program, traced with the first of the examples whose sizes lead to one that takes the last.
+        """Return a program traced with the first of the examples that leads to one that fits the last example.
 
-        None if it has sums over a sharded leaf: a sum over this process's shard is not the sum over all.
+        Return None if it sums over a sharded leaf: a sum over this process's shard is not the sum over the whole leaf.
         """
         start = time.monotonic()
-        # An option, since the compiler's cache does not tell programs apart by the lengths of examples.
+        # This is an option because the key of the compiler's cache does not include the lengths of the examples.
         threads = {} if order.large else {"cpp.threads": 1}
         compiler = Compiler(self._backend, {**threads, **self._options})
         try:
             program = BundleProgram(order.function, order.common, order.examples[0], order.flat)
-            if not program.fits(order.examples[-1]):  # a rule asks for the length
+            if not program.fits(order.examples[-1]):  # a rule reads the length
                 program = BundleProgram(order.function, order.common, order.examples[-1], order.flat)
             if order.sharded and have_sums(program.passes):
                 return None
             program.compile(compiler)
-        except Exception as error:  # anything may happen in a user's rule and in torch's compiler
+        except Exception as error:  # a user's rule and torch's compiler may raise any exception
             raise CompilationError(order.name) from error
         if time.monotonic() - start > PATIENCE:
             logger.info("compiled a program for %s in %.1f s", order.name, time.monotonic() - start)
@@ -260,24 +261,24 @@ def _largest_first(pair: tuple[Member, Leaf]) -> int:
 
 
 def _window(member: Member, leaf: Leaf) -> int | None:
-    """The entries of each window of a flat leaf; None if it goes through its program as a whole."""
+    """Return the number of entries in each window of a flat leaf; None if one call processes the whole leaf."""
     is_large = local(member.param).numel() >= LARGE
     splits = can_be_split(member, leaf) and not is_positional(leaf)
     return window_of(member) if is_large and splits else None
 
 
 def _can_be_padded(member: Member, leaf: Leaf) -> bool:
-    """Whether leaves that are no flat aliases fit into one bundle: vectors, with slots of their length."""
+    """Whether leaves that are not flat aliases can share a bundle: vectors whose slots have the same length."""
     return len(leaf.shape) <= 1 and slots_are_shaped_as(member)
 
 
 def _traits_of_held(tensor: Tensor) -> tuple[Any, ...]:
-    """Dtype, device and which sizes are 1: a program for one tensor takes others that agree."""
+    """Return dtype, device and which sizes are 1; a program for one tensor accepts others with the same traits."""
     return tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape)
 
 
 def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
-    """Arguments of leaves, with lengths that tell the compiler whether threads are worth it."""
+    """Return arguments of leaves, with lengths that let the compiler decide whether threads are worthwhile."""
     if not kind.flat:
         return tensors
     per_leaf = len(tensors) // kind.width

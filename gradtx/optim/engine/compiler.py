@@ -1,4 +1,4 @@
-"""The seam between programs and the ways of running them."""
+"""The interface between programs and the back ends that compile them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-# A way of running programs: makes a callable of a traced graph, example arguments and the user's options. The callable
-# takes tensors like the examples, of other sizes where theirs are symbolic, writes in place to the same arguments, and
-# returns what it returns.
+# A back end creates a callable from a traced graph, example arguments and the user's options. The callable accepts
+# tensors like the examples (their symbolic sizes may differ), writes in place to the same arguments as the graph, and
+# returns the graph's results.
 Backend: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Callable[..., Any]]
 
 
 @dataclass
 class Compiler:
-    """A backend with its options.
+    """A back end with its options.
 
     Attributes:
-        backend: The way of running programs.
+        backend: The function that compiles graphs.
         options: Its options.
     """
 

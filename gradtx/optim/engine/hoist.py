@@ -1,4 +1,4 @@
-"""Make traced programs cheaper: numbers, divisions and library calls take a core longer than fetching entries."""
+"""Reduce scalar operations, divisions and library calls in traced programs: they take longer than loading entries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from gradtx import _torch
 
-# atan(t) / t as a polynomial of t^2 for t in [0, 1], of least relative error: 2e-8, rounding adds 1e-7.
+# Minimax approximation of atan(t) / t by a polynomial in t^2 for t in [0, 1]: relative error 2e-8, rounding adds 1e-7.
 ATAN = (
     *(0.999999985, -0.333330733, 0.199926194, -0.142036447, 0.106409344),
     *(-0.0750429475, 0.0426915161, -0.0160686242, 0.00284988782),
@@ -20,7 +20,7 @@ ATAN = (
 
 
 def _atan(x: Tensor) -> Any:
-    """The arc tangent in single precision, in operations that a kernel inlines; torch's kernels call a library."""
+    """Return the float32 arc tangent in operations that a kernel can inline; torch's kernels call a library."""
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return NotImplemented
     size = x.abs()
@@ -34,7 +34,7 @@ def _atan(x: Tensor) -> Any:
 
 
 def _in_single(function: Any) -> Any:
-    """A product in bfloat16 by one in float32, rounded once: 3 to 5 times faster where the processor has none."""
+    """Compute a bfloat16 product in float32, rounded once: 3 to 5 times faster if the CPU has no bfloat16 products."""
 
     def product(*arguments: Any, **options: Any) -> Any:
         first: Tensor = arguments[0]
@@ -58,7 +58,7 @@ def is_number(node: Node) -> bool:
 
 
 def multiply(module: GraphModule) -> None:
-    """Divide by numbers through their reciprocals: a division takes a core longer than fetching the dividend."""
+    """Replace divisions by scalars with products by reciprocals: a division takes longer than loading its operand."""
     graph = module.graph
     for node in graph.find_nodes(op="call_function", target=aten.div.Tensor):
         divisor = node.args[1]
@@ -74,7 +74,7 @@ def multiply(module: GraphModule) -> None:
 
 
 def narrow(module: GraphModule) -> None:
-    """Round numbers to single precision in front of operations that do: a loop would round them for each vector."""
+    """Round scalars to float32 before operations that would do so: a kernel loop would round them for each vector."""
     graph = module.graph
     last_argument = graph.find_nodes(op="placeholder")[-1]
     for number in list(graph.nodes):
@@ -91,14 +91,14 @@ def narrow(module: GraphModule) -> None:
 
 
 def _computes_in_single(node: Node) -> bool:
-    """Whether an operation converts its numbers to float32: torch promotes them to the dtype of tensors."""
+    """Whether an operation converts its scalars to float32, since torch promotes them to the dtype of the tensors."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.ndim > 0 and value.dtype == torch.float32
 
 
 @dataclass
 class Numbers:
-    """A graph of numbers that was taken out of another one.
+    """A graph of scalar computations extracted from another graph.
 
     Attributes:
         graph: The graph, which has no output node.
@@ -111,17 +111,17 @@ class Numbers:
     results: list[Node]
 
     def module(self, owner: GraphModule) -> GraphModule:
-        """The graph as a function of its arguments; `owner` has the constants."""
+        """Return the graph as a function of its arguments; `owner` contains the constants."""
         self.graph.output(tuple(self.results))
         return GraphModule(owner, self.graph)
 
 
 def hoist(module: GraphModule, sources: list[Node], before: Node) -> tuple[Numbers, list[Node]]:
-    """Take all numbers out of a graph that follow from the arguments `sources`.
+    """Extract from a graph all scalars that can be computed from the arguments `sources`.
 
     Returns:
-        The numbers that the rest needs, and the new arguments that the rest takes for them, which stand in front of the
-        argument `before`.
+        The extracted scalars that the rest of the graph needs, and the arguments, inserted before the argument
+        `before`, that receive their values.
     """
     graph = module.graph
     _merge_equal_numbers(graph, sources)
@@ -144,13 +144,13 @@ def hoist(module: GraphModule, sources: list[Node], before: Node) -> tuple[Numbe
 
 
 def _computes_number(node: Node) -> bool:
-    """Whether a node computes a number, or is a constant one, and writes nothing."""
+    """Whether a node computes a scalar or is a constant scalar, and writes nothing."""
     inner = node.op == "get_attr" or (node.op == "call_function" and not _torch.writes(node.target))
     return inner and is_number(node)
 
 
 def _merge_equal_numbers(graph: Graph, sources: list[Node]) -> None:
-    """Compute once the numbers that each leaf of a bundle computes for itself."""
+    """Merge the equal scalar computations of the leaves of a bundle."""
     computable = set(sources)
     first: dict[str, Node] = {}
     for node in graph.nodes:
@@ -165,9 +165,9 @@ def _merge_equal_numbers(graph: Graph, sources: list[Node]) -> None:
 
 
 def _numbers_from(graph: Graph, sources: list[Node]) -> dict[Node, bool]:
-    """The numbers that a graph can compute from `sources` alone, and whether each depends on them.
+    """Return the scalars that a graph can compute from `sources` alone, and whether each depends on them.
 
-    Constants do not; one on its own is not worth an argument.
+    Constants do not depend on them, and a constant alone is not worth an argument.
     """
     depends = dict.fromkeys(sources, True)
     for node in graph.nodes:
@@ -182,7 +182,7 @@ def _graph_of(
     sources: list[Node],
     needed: list[Node],
 ) -> Numbers:
-    """A graph that computes the needed nodes of `sources`."""
+    """Return a graph that computes the nodes `needed` from `sources`."""
     numbers = Graph()
     copies: dict[Node, Node] = {}
     for source in sources:

@@ -1,4 +1,4 @@
-"""The backend that compiles programs with torch's inductor."""
+"""The back end that compiles programs with torch's inductor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradtx.optim.engine.kept import keep, kept_program, place_of
 
 
 def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Compile a graph, or take the program that an earlier process has kept."""
+    """Compile a graph, or load the program that an earlier process has saved."""
     if not _torch.asserts_bind_sizes():
         options = {"size_asserts": False, **options}
     place = place_of(graph, options)
@@ -28,9 +28,9 @@ def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[
 
 
 def _compiled_to_keep(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Compile a graph, again if inductor has it in its cache, which forgets what it assumed of sizes.
+    """Compile a graph; if it came from inductor's cache, which omits the assumptions about sizes, compile it again.
 
-    Leaves of other sizes have the same graph there. What can't be kept is taken from that cache.
+    Leaves of other sizes have the same graph in that cache. Programs that cannot be saved are loaded from it.
     """
     program = _compiled(graph, examples, options)
     if _torch.was_loaded(program) and _torch.kernels_of(program) is not None:
@@ -40,9 +40,9 @@ def _compiled_to_keep(graph: Any, examples: Sequence[Any], options: Mapping[str,
 
 
 def _compiled(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Compile a graph; if that fails, try once more with unlike loops kept apart."""
+    """Compile a graph; if that fails, try again without fusing unlike loops."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's, such as a deprecation at its first import
+        warnings.simplefilter("ignore")  # of the compiler, such as a deprecation warning at its first import
         try:
             with _torch.named_instructions():
                 return _torch.compile_graph(graph, examples, options)
@@ -58,7 +58,7 @@ def compiler_options(compile: Any) -> dict[str, Any]:
         compile: True, a mode of `torch.compile`, or a dict of its options.
 
     Raises:
-        TypeError: something else.
+        TypeError: `compile` is none of these.
         ValueError: an unknown mode or option.
     """
     if compile is True:

@@ -1,6 +1,6 @@
-"""Compiled programs, kept in inductor's cache as text, so that later processes run them without importing inductor.
+"""Save compiled programs as text in inductor's cache, so that later processes run them without importing inductor.
 
-Its import takes longer than all else in the first step of a process whose programs were compiled before.
+If the programs are already compiled, importing inductor takes longer than everything else in a process's first step.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ FOLDER = "gradtx"
 
 
 def kept_program(place: Path, assumptions: _torch.Assumptions) -> Callable[..., Any] | None:
-    """The program of a place, if an earlier process has kept one that can be used."""
+    """Return the program saved in a file, if an earlier process has written one that can be used."""
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
         program = _torch.run_kernels(_torch.Kernels(content["method"], content["libraries"]))
         return program if assumptions.add(content["assumptions"]) else None
     except (OSError, ImportError, AttributeError, LookupError, TypeError, ValueError, SyntaxError):
-        logger.debug("no program in %s", place, exc_info=True)  # inductor makes it again
+        logger.debug("no program in %s", place, exc_info=True)  # inductor compiles it again
         return None
 
 
 def keep(place: Path, program: Callable[..., Any], assumptions: _torch.Assumptions) -> None:
-    """Keep a program that was compiled under assumptions about sizes, if it is simple enough."""
+    """Save a program that was compiled under assumptions about sizes, if it is simple enough."""
     kernels = _torch.kernels_of(program)
     if kernels is None or _torch.was_loaded(program):
         return
@@ -47,17 +47,17 @@ def keep(place: Path, program: Callable[..., Any], assumptions: _torch.Assumptio
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as file:
             json.dump(content, file)
-        os.replace(file.name, place)  # at once: other processes may read
+        os.replace(file.name, place)  # atomically, since other processes may be reading it
     except (OSError, AttributeError):
         logger.debug("the program for %s is not kept", place, exc_info=True)
 
 
 def place_of(graph: GraphModule, options: Mapping[str, Any]) -> Path | None:
-    """Where the program of a graph is kept: a file named by all that it depends on; None if it may not be kept."""
+    """Return the file of a graph's program, named by a digest of all it depends on; None if it must not be saved."""
     folder, settings = _torch.compiler_cache(), _torch.compiler_settings()
     if folder is None or settings is None or not _torch.compiles_at_once(graph, options):
         return None
-    if graph.graph.find_nodes(op="get_attr"):  # constants, which have no text
+    if graph.graph.find_nodes(op="get_attr"):  # constants, which have no text form
         return None
     facts = [_surroundings(), settings, repr(sorted(options.items())), str(torch.get_num_threads())]
     facts += [_text_of(node) for node in graph.graph.nodes]
@@ -78,19 +78,19 @@ def _text_of(node: Node) -> str:
 
 
 def _target_of(node: Node) -> str:
-    """What a node calls, without the address that the text of a function has."""
+    """Return the name of a node's target, without the address in a function's repr."""
     name = getattr(node.target, "__qualname__", None)
     return str(node.target) if name is None else f"{node.target.__module__}.{name}"
 
 
 def _size(size: Any) -> tuple[Any, ...]:
-    """A size as text, with that of the examples: inductor may plan loops by it."""
+    """Return a size as text, with the size of the examples, since inductor may plan loops for it."""
     return (str(size), _torch.hint_of(size)) if isinstance(size, SymInt) else (size,)
 
 
 @functools.cache
 def _surroundings() -> str:
-    """The versions and the processor that programs are for."""
+    """Return the versions, environment variables and processor that programs depend on."""
     modules = (Path(_torch.__file__), Path(__file__))
     codes = [hashlib.sha256(module.read_bytes()).hexdigest() for module in modules]
     environment = sorted(item for item in os.environ.items() if item[0].startswith(("TORCH", "CXX", "CPLUS")))
@@ -98,7 +98,7 @@ def _surroundings() -> str:
 
 
 def _processor() -> str:
-    """The instructions that the processor knows, as far as the system tells."""
+    """Return the processor's instruction sets, as far as the system reports them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The engine that needs no compiler: programs run over lists of leaves, by `gradtx._lists`."""
+"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx._lists`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_o
 
 
 class MemberBundle(ListBundle):
-    """Parameters of one group, count and program, which are updated in place.
+    """Parameters with the same group, count and program, updated in place.
 
     Args:
         members: The parameters.
@@ -46,9 +46,9 @@ class MemberBundle(ListBundle):
         super().__init__(members[0].name, device, passes)
         self.members = members
         self.signature = signature
-        self._results: list[dict[str, Any]] = []  # of owners, by leaf
+        self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
         self._leaves: dict[str, Leaf] = {}
-        flat = splits and not signature.layout.codes  # codes are laid out by rows, except in parts
+        flat = splits and not signature.layout.codes  # codes are stored row by row, except in parts of leaves
         chunks = _chunks_of(members, splits, signature.placed)
         self._chunks = [Chunk(pieces, signature, flat) for pieces in chunks]
         self._trees: Trees = {}
@@ -60,14 +60,14 @@ class MemberBundle(ListBundle):
         return all(len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values())
 
     def read_from(self, trees: Trees, consumes: bool) -> None:
-        """Take the extras by leaf of the current step; `consumes` is whether to free gradients that were used."""
+        """Receive the per-leaf extras of the current step; `consumes` is whether to free gradients after use."""
         self._trees = trees
         self._consumes = consumes
 
     def know(self, leaves: list[Leaf]) -> None:
-        """Take the outlines of leaves of the current step, whose links owners compute."""
+        """Receive the leaves of the current step whose links are computed by owners."""
         for leaf, member in zip(leaves, self.members, strict=True):
-            leaf.given = (None, member.param)  # the program has the rest
+            leaf.given = (None, member.param)  # the program receives the rest
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
@@ -90,7 +90,7 @@ class MemberBundle(ListBundle):
     def add_results(self, results: dict[str, Any]) -> None:
         self._results.append({name: results[name] for name in self._leaves})
         for leaf, member in zip(self._leaves.values(), self.members, strict=True):
-            for path, slots in leaf.new.items():  # at the owner of the leaf
+            for path, slots in leaf.new.items():  # only on the owner of the leaf
                 for slot, value in slots.items():
                     member.state[self.signature.layout.slots[path][slot]] = value
             leaf.new = {}
@@ -117,7 +117,7 @@ class MemberBundle(ListBundle):
         self.let_go()
 
     def _add_late(self, place: LateTerm, dtype: torch.dtype, results: list[Any]) -> None:
-        """Hand over the terms of a sum, one list of them for each call."""
+        """Hand over the terms of a sum, as one list per call."""
         for names, of_call in zip(self.leaf_names(), results, strict=True):
             for name, term in zip(names, self.by_leaf(of_call, dtype, len(names)), strict=True):
                 self.run.add_late(place, name, term)
@@ -125,16 +125,16 @@ class MemberBundle(ListBundle):
 
 # Chunks.
 
-Piece = tuple[Member, slice | None]  # some entries of a parameter's flat alias, or all of it as it is
+Piece = tuple[Member, slice | None]  # a range of entries of a parameter's flat alias, or None for the whole parameter
 
 
 class Chunk:
-    """The lists of one call.
+    """The lists of tensors that one call processes.
 
     Args:
-        pieces: The leaves, or parts of them.
+        pieces: The leaves or parts of leaves.
         signature: The arguments of the program.
-        splits: Whether they are elementwise, so that layouts need not agree.
+        splits: Whether all operations are elementwise, so that layouts may differ.
 
     Attributes:
         names: The name of each leaf.
@@ -152,7 +152,7 @@ class Chunk:
         self._first_entries = [_first_entry(*piece) for piece in pieces] if signature.placed else None
 
     def _held(self, tensor: Tensor, piece: Piece) -> Tensor:
-        """A tensor that programs write: a parameter or a slot."""
+        """Return a tensor that programs write: a parameter or a slot."""
         member, window = piece
         if window is None:
             plain = type(tensor) in PLAIN
@@ -160,7 +160,7 @@ class Chunk:
         return cut(alias(tensor, member.param, True), window, entries_of(member.param))
 
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
-        """The arguments of all leaves, with the present gradients and extras."""
+        """Return the arguments of all leaves, with the current gradients and extras."""
         gradients: list[Any] = [param.grad for param in self._params]
         if not self._whole or not all(map(_is_plain, gradients)):
             gradients = list(map(self._read, gradients, self._pieces))
@@ -172,13 +172,13 @@ class Chunk:
         return columns
 
     def free_gradients(self) -> None:
-        """Free the gradients of parameters that no later chunk has a part of."""
+        """Free the gradients of parameters that no later chunk contains a part of."""
         for member, window in self._pieces:
             if window is None or window.stop == entries_of(member.param):
                 member.param.grad = None
 
     def _read(self, tensor: Tensor, piece: Piece) -> Tensor:
-        """A tensor that programs only read, laid out as the parameter."""
+        """Return a read-only tensor with the parameter's layout."""
         member, window = piece
         if window is None and _is_plain(tensor):
             return as_real(tensor)
@@ -187,7 +187,7 @@ class Chunk:
 
 
 def _first_entry(member: Member, window: slice | None) -> Tensor:
-    """The place of the first entry of a part, on its device."""
+    """Return the index of the first entry of a part, on the part's device."""
     start = 0 if window is None else window.start
     return torch.full((), start, dtype=torch.int64, device=local(member.param).device)
 
@@ -197,7 +197,7 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _chunks_of(members: list[Member], splits: bool, equal: bool) -> list[list[Piece]]:
-    """Leaves in lists of a bounded number of entries; large leaves in parts, which may have to be equal."""
+    """Divide leaves into lists of bounded size; `equal` is whether the parts of a large leaf must be equal."""
     most = entries_of_a_call(local(members[0].param).device)
     chunks: list[list[Piece]] = []
     room = 0
@@ -220,7 +220,7 @@ _SHARED = SharedPrograms()
 
 
 class ListEngine(Engine):
-    """Runs steps over lists of leaves."""
+    """Run steps over lists of leaves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,7 +307,7 @@ class ListEngine(Engine):
     def _bundles(
         self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest, splits: bool
     ) -> list[MemberBundle]:
-        """Bundles of leaves of a kind, each with its program."""
+        """Return bundles of leaves of one kind, each with its program."""
         if not pairs:
             return []
         member, _ = pairs[0]
@@ -333,7 +333,7 @@ class ListEngine(Engine):
     def _common_program(
         self, key: Any, function: BundleFunction, pairs: Pairs, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
-        """The program of all these elementwise leaves, if the smallest and the largest have the same."""
+        """Return the program of the smallest and of the largest of these elementwise leaves, if it is the same."""
         by_size = sorted(pairs, key=_size)
         smallest = self._program(key, function, *by_size[0], request, splits)
         largest = self._program(key, function, *by_size[-1], request, splits)
@@ -342,8 +342,13 @@ class ListEngine(Engine):
     def _program(
         self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
+<<<<<<< HEAD
         """The program of a leaf, or of its parts; None if its operations can't be recorded."""
         tensors = _tensors_of(member, function.signature, request, leaf)
+=======
+        """Return the program of a leaf or of its parts; None if its operations cannot be recorded."""
+        tensors = _tensors_of(member, request, leaf)
+>>>>>>> p4
         placed = function.signature.placed
         part = part_of(member, placed) if splits and (placed or function.signature.layout.codes) else None
         if part is not None:
@@ -363,10 +368,10 @@ class ListEngine(Engine):
             except (UnrecordableError, TracingUnavailableError) as error:
                 self._programs[of_shapes] = str(error)
                 return self._refuse(leaf, str(error))
-            except Exception as error:  # anything may happen in a user's rule; without a program it shows its error
+            except Exception as error:  # a user's rule may raise any exception; eager execution shows it
                 reason = self._programs[of_shapes] = f"{type(error).__name__}: {error}"
                 return self._refuse(leaf, reason)
-            for each in program:  # now, since a fault in it is handled here
+            for each in program:  # now, because errors in it are handled here
                 each.function(local(member.param).device, request.on_host)
             text = tuple(each.text for each in program)
             program = self._programs.setdefault((key, text), program)
@@ -392,13 +397,20 @@ def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
 
 
 def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
-    """The order of leaves by size; a leaf without dimensions, where numbers in float64 count, is below empty ones."""
+    """Return a sort key by size; leaves without dimensions, which float64 scalars promote, precede empty ones."""
     shape = pair[1].shape
     return len(shape) > 0, shape.numel()
 
 
+<<<<<<< HEAD
 def _tensors_of(member: Member, signature: Signature, request: StepRequest, leaf: Leaf) -> list[Tensor]:
     """The arguments of a leaf, for their dtypes and shapes."""
     tensors: list[Any] = [member.param, *(member.state[key] for key in signature.slots_by_leaf), member.param.grad]
+=======
+def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:
+    """Return the arguments of a leaf, of which only dtypes and shapes matter."""
+    assert member.layout is not None
+    tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.program_keys), member.param.grad]
+>>>>>>> p4
     tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
     return [as_real(local(tensor)) for tensor in tensors]

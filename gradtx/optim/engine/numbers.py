@@ -1,4 +1,4 @@
-"""The numbers of a kernel that follow from those of a step, such as bias corrections."""
+"""Scalar arguments of kernels, such as bias corrections, computed from the scalars of a step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gradtx.optim.engine.hoist import Numbers
 
 
 class StepNumbers:
-    """Computes the numbers that a kernel takes: in Python, or on the device if the host would have to wait for it.
+    """Compute the scalar arguments of a kernel: in Python, or on the device if the host would have to synchronize.
 
     Args:
-        numbers: How they follow from the numbers of a step.
-        kept: The nodes of those that the kernel takes as they are.
-        owner: The module that has the constants.
+        numbers: The graph that computes them from the scalars of a step.
+        kept: The nodes of the scalars of a step that the kernel also receives unchanged.
+        owner: The module that contains the constants.
     """
 
     def __init__(self, numbers: Numbers, kept: list[Node], owner: GraphModule):
@@ -34,7 +34,7 @@ class StepNumbers:
         _write_constants(self._graph, owner)
 
     def compute(self, given: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
-        """The numbers as 0-d tensors; `on_host` is whether the host may read those that are given."""
+        """Return the kernel's scalars as 0-d tensors; `on_host` is whether the host may read the given ones."""
         numbers, on_host = numbers_for(given, self._given, device, on_host)
         values = self._function(device, on_host).prepare(numbers)
         if not on_host:
@@ -58,7 +58,7 @@ class StepNumbers:
 
 
 def _write_constants(graph: Graph, owner: GraphModule) -> None:
-    """Put the values of constants into a graph."""
+    """Replace references to constants with their values."""
     for node in graph.find_nodes(op="get_attr"):
         tensor: Tensor = getattr(owner, node.target)
         with graph.inserting_before(node):

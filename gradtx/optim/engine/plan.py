@@ -1,4 +1,4 @@
-"""The plan of a step: which leaves go through which program. It is kept until something that it depends on changes."""
+"""The plan of a step: which program runs each leaf. It is valid until something that it depends on changes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Plan:
     """The bundles of a step, and the parameters that step eagerly.
 
     Args:
-        fingerprint: The request that the plan is for, see `fingerprint_of`.
+        fingerprint: Identifies the requests that the plan is for; see `fingerprint_of`.
         members: The parameters that step.
-        bundles: Those that go through programs.
+        bundles: Those that programs run.
         rest: The others.
     """
 
@@ -56,7 +56,7 @@ class Plan:
         return [*self._params, *map(operator.getitem, self._slot_states, self._slot_keys)]
 
     def holds_for(self, fingerprint: Any) -> bool:
-        """Whether a request is the same, and all parameters and slots have their memory, sizes and strides."""
+        """Whether the request is the same, and all parameters and slots have the same memory, sizes and strides."""
         if fingerprint != self.fingerprint:
             return False
         states = map(operator.attrgetter("state"), self._members)
@@ -71,9 +71,9 @@ class Plan:
 
 
 def fingerprint_of(request: StepRequest, members: list[Member]) -> tuple[Any, ...]:
-    """All that a plan depends on, except where tensors are.
+    """Return everything that a plan depends on, except the addresses of tensors.
 
-    Of counts, only which members have equal ones.
+    For counts, this is only which members have equal ones.
     """
     counts = [member.count for member in members]
     ranks = {count: rank for rank, count in enumerate(dict.fromkeys(counts))}
@@ -96,7 +96,7 @@ def fingerprint_of(request: StepRequest, members: list[Member]) -> tuple[Any, ..
 
 
 class Span(NamedTuple):
-    """The memory of a tensor: device, first byte, byte after the last, owner."""
+    """The memory of a tensor: device, address of the first byte, address after the last byte, id of its member."""
 
     device: str
     start: int
@@ -105,9 +105,9 @@ class Span(NamedTuple):
 
 
 def overlapping(members: Iterable[Member]) -> set[int]:
-    """The ids of members with a tensor that shares entries with another: each has to see the other's writes."""
+    """Return the ids of members with overlapping tensors, whose writes must be visible to one another."""
     shared: set[int] = set()
-    reach: Span | None = None  # the span that reaches farthest so far
+    reach: Span | None = None  # the span with the highest end so far
     for span in sorted(_spans(members)):
         if reach is not None and span.device == reach.device and span.start < reach.end:
             shared.update((reach.owner, span.owner))

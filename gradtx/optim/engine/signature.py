@@ -21,12 +21,12 @@ class LeafKind:
 
     Attributes:
         flat: Whether they are passed as flat aliases of their memory.
-        held: The traits of parameter and slots that a program depends on: dtype, device, and more for some engines.
-        read: Dtype and device of the gradient and each extra by leaf.
-        by_leaf: The names of extras by leaf.
+        held: The traits of the parameter and slots that a program depends on: dtype, device, and more for some engines.
+        read: The dtype and device of the gradient and of each per-leaf extra.
+        by_leaf: The names of per-leaf extras.
         choices: The decisions of selectors.
-        layout: Where slots and shared values are in the state.
-        width: How many leaves a program takes.
+        layout: The positions of slots and shared values in the state.
+        width: The number of leaves that a program processes.
     """
 
     flat: bool
@@ -42,25 +42,40 @@ class LeafKind:
 class Signature:
     """The arguments of a program, and the decisions of selectors for its leaves.
 
+<<<<<<< HEAD
     The flat arguments are: the number of this step; the count that schedules follow; under a GradScaler its two
     numbers; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier passes. Then for each leaf:
     whether it is real (if the last bundle is padded), parameter, slots, gradient, extras, the place of its first entry.
+=======
+    The flat arguments are: the number of this step; the count passed to schedules; under a GradScaler, the inverse
+    scale and whether to proceed; hyperparameters; shared values; 0-d extras; totals of earlier passes. For each leaf
+    they continue with: whether it is real (if the last bundle is padded), parameter, slots, gradient, extras, and the
+    index of its first entry.
+>>>>>>> p4
 
     Attributes:
-        layout: Where the state of a leaf keeps its slots.
+        layout: The positions of a leaf's slots in its state.
         choices: The decision of each selector.
-        numbers: How many hyperparameters are arguments.
+        numbers: The number of hyperparameters among the arguments.
         shared: The dtype of each shared value.
         scalars: The dtype of each 0-d extra.
-        by_leaf: The names of extras by leaf.
+        by_leaf: The names of per-leaf extras.
         absent: The names of extras that are None.
         known_extras: The extras that some link declares.
+<<<<<<< HEAD
         width: How many leaves there are.
         scaled: Whether a GradScaler is at work.
         padded: Whether padding may stand for leaves, so that each says whether it is real.
         placed: Whether leaves are parts of parameters, so that each says where it begins.
         divided: Whether the tensors are shards, so that owners compute what needs whole leaves.
         equal: The keys of 0-d slots that are equal in all leaves, and are passed once.
+=======
+        width: The number of leaves.
+        scaled: Whether a GradScaler is active.
+        padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
+        placed: Whether leaves are parts of parameters, so that each has the index of its first entry.
+        divided: Whether the tensors are shards, so that owners compute operations that need whole leaves.
+>>>>>>> p4
     """
 
     layout: Layout
@@ -86,7 +101,7 @@ class Signature:
         kind: LeafKind,
         request: StepRequest,
     ) -> Signature:
-        """The signature of all leaves like this one."""
+        """Return the signature of all leaves like this one."""
         layout = member.layout
         assert layout is not None
         shared: dict[tuple[Path, str], torch.dtype] = {}
@@ -109,7 +124,11 @@ class Signature:
 
     @property
     def slots(self) -> list[str]:
+<<<<<<< HEAD
         """The keys of slots that programs write."""
+=======
+        """The keys of slots, in argument order."""
+>>>>>>> p4
         return self.layout.program_keys
 
     @property
@@ -118,7 +137,7 @@ class Signature:
         return [key for key in self.slots if key not in self.equal]
 
     def key(self) -> tuple[Any, ...]:
-        """The part of a program's cache key that `LeafKind` does not cover."""
+        """Return the part of a program's cache key that `LeafKind` does not cover."""
         return (
             tuple(self.shared.items()),
             tuple(self.scalars.items()),
@@ -131,5 +150,5 @@ class Signature:
 
 
 def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
-    """The part of a gradient or an extra that a plan depends on."""
+    """Return the properties of a gradient or an extra that a plan depends on."""
     return None if tensor is None else (tensor.dtype, tensor.shape)

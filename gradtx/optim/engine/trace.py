@@ -1,8 +1,8 @@
-"""Programs of the compiled engine: the links of a chain, traced for a bundle of leaves, compiled, working in place.
+"""Programs of the compiled engine: the links of a chain, traced for a bundle of leaves and compiled to work in place.
 
-The core itself is traced, run on stand-ins with symbolic sizes; there is no second version of any rule. A sum over
-leaves ends a pass. The next pass starts over with the total as an argument, so that nothing is held in between. All
-passes but the last compute only their sums.
+Tracing runs the core itself on stand-ins with symbolic sizes; there is no second version of any rule. A sum over leaves
+ends a pass. The next pass starts again from the beginning with the total as an argument, so that no intermediate values
+have to be stored. All passes but the last compute only their sums.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TracedRun(Run):
         return self.old.get(path, {})
 
     def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """As usual; first values for a branch that these leaves don't take, where nothing uses them."""
+        """Return shared values; a branch that these leaves do not take gets initial values, which nothing uses."""
         if path in self.old:
             return super().shared(path, dict(start))
         return {name: make() for name, make in start.items()}
@@ -80,7 +80,7 @@ class TracedRun(Run):
         return self._choices[path]
 
     def copied(self, leaf: Leaf, value: Tensor) -> Tensor:
-        """The same numbers in other memory. Compilers remove a clone, and with it the order of writes."""
+        """Return the same values in other memory; compilers remove a plain clone, and with it the order of writes."""
         if leaf.name not in self.real:
             return value.clone()
         return torch.where(self.real[leaf.name], value, value.new_zeros(()))
@@ -109,11 +109,11 @@ class TracedRun(Run):
 
 
 class BundleFunction:
-    """A step of the leaves of a bundle as a function of flat arguments, in the order of `Signature`.
+    """The step of a bundle's leaves as a function of flat arguments, in the order of `Signature`.
 
     Args:
         signature: The arguments.
-        make_chain: Makes the transformation of the hyperparameters.
+        make_chain: Builds the transformation from the hyperparameters.
     """
 
     def __init__(self, signature: Signature, make_chain: MakeChain):
@@ -121,7 +121,7 @@ class BundleFunction:
         self._make_chain = make_chain
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
-        """Run up to the first sum whose total is not among the arguments; `known` names those that are."""
+        """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
         given = iter(arguments)
         run = TracedRun(self.signature, arguments[-1].device)
         leaves = self._leaves(run, given, known)
@@ -137,7 +137,7 @@ class BundleFunction:
         for (path, name), of_leaves in run.late_sums.items():
             for leaf, term in of_leaves.terms.items():
                 late[LateTerm(path, name, of_leaves.finish, leaf)] = term.clone()
-        run.late_sums.clear()  # which the step completes
+        run.late_sums.clear()  # the step completes these sums
         run.end()
         shared = {**self._new_shared(run), **self._new_equal(leaves), **late}
         write = functools.partial(_write, run, leaves, taken, self.signature.equal)
@@ -149,7 +149,7 @@ class BundleFunction:
         given: Iterator[Tensor],
         known: Names,
     ) -> list[Leaf]:
-        """Leaves made of the arguments, with their programs."""
+        """Create leaves from the arguments, with their programs."""
         signature = self.signature
         step, count = next(given), next(given)
         scaling = Scaling(next(given), next(given)) if signature.scaled else None
@@ -199,7 +199,7 @@ class BundleFunction:
         return leaf
 
     def _new_shared(self, run: TracedRun) -> dict[tuple[Path, str], Tensor]:
-        """New shared values, in memory of no argument."""
+        """Return new shared values, in memory that no argument shares."""
         shared: dict[tuple[Path, str], Tensor] = {}
         for path, values in run.new_shared.items():
             for name, value in values.items():
@@ -219,11 +219,16 @@ class BundleFunction:
 
 
 def _ignore(leaf: Leaf) -> None:
-    """Leave a finished leaf as it is: results are written when all leaves are through."""
+    """Do nothing with a finished leaf: results are written when all leaves have finished."""
 
 
+<<<<<<< HEAD
 def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collection[str]) -> None:
     """Write new slots, except those that are returned, and parameters in place, after all of them are computed."""
+=======
+def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
+    """Write new slots and parameters in place, after all of them have been computed."""
+>>>>>>> p4
     new_slots: list[list[tuple[Tensor, Tensor]]] = []
     for leaf in leaves:
         of_leaf: list[tuple[Tensor, Tensor]] = []
@@ -261,15 +266,15 @@ class ProgramPass(Protocol):
     operation: Operation | None
 
     def fits(self, leaves: list[Tensor]) -> bool:
-        """Whether the sizes of these tensors are as was assumed while tracing."""
+        """Whether the sizes of these tensors satisfy the assumptions made while tracing."""
         ...
 
     def compile(self, compiler: Compiler) -> None:
-        """Make the pass callable."""
+        """Compile the pass, so that it can be called."""
         ...
 
     def prepare(self, numbers: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
-        """The first arguments of `call`, from the numbers of a step; `on_host` is whether the host may read them."""
+        """Compute `prepared` of `call` from the scalars of a step; `on_host` is whether the host may read them."""
         ...
 
     def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
@@ -278,7 +283,7 @@ class ProgramPass(Protocol):
 
 
 class TracedPass:
-    """A pass that is traced once for all sizes, and compiled by a backend."""
+    """A pass that is traced once for all sizes and compiled by a back end."""
 
     sums: list[Tensor]
     names: tuple[Any, ...]
@@ -301,12 +306,12 @@ class TracedPass:
             return result.outputs
 
         self._graph: Any = self._tracer.graph(traced, [*self._common, *self._leaves], REPLACED)
-        self._number_slots: list[int] = []  # the positions of 0-d arguments among those of the leaves
+        self._number_slots: list[int] = []  # the positions of 0-d arguments among the leaves' arguments
         self._of_bundle: Any = None
         self._kernel: Any = None
 
     def _stand_ins(self, leaves: list[Tensor]) -> list[Tensor]:
-        """Stand-ins of other sizes; the flat tensors of a leaf, equal in length, share theirs: a quarter to compile."""
+        """Create stand-ins; equally long tensors of flat leaves share one size: compilation takes a quarter as long."""
         stand_ins: list[Tensor] = []
         by_length: dict[int, Tensor] = {}
         for i, tensor in enumerate(leaves):
@@ -321,16 +326,16 @@ class TracedPass:
         return stand_ins
 
     def fits(self, leaves: list[Tensor]) -> bool:
-        if self._flat:  # every size is a length, and loops over one entry are those over two
+        if self._flat:  # every size is a length, and loops over one entry equal those over two
             leaves = [tensor.new_empty(2) if tensor.shape == (1,) else tensor for tensor in leaves]
         return self._tracer.holds_for(self._leaves, leaves)
 
     def compile(self, compiler: Compiler) -> None:
-        """Make three functions of the graph.
+        """Compile the graph as three functions.
 
-        The first computes the numbers that follow from those of the step (a bias correction), once a step and without
-        compiler. The second computes those that follow from 0-d slots as well (a product over steps), once a bundle.
-        The kernel computes all entries.
+        The first computes the scalars that follow from those of the step, such as a bias correction, once per step and
+        without a compiler. The second computes scalars that also depend on 0-d slots, such as a product over steps,
+        once per bundle. The kernel computes all entries.
         """
         graph = self._graph.graph
         graph.eliminate_dead_code()
@@ -352,7 +357,7 @@ class TracedPass:
         del self._graph
 
     def _compile_kernel(self, compiler: Compiler, prepared: list[Any], leaves: list[Any]) -> None:
-        """Compile what depends on leaves; `prepared` are the nodes of the first arguments."""
+        """Compile the functions that depend on leaves; `prepared` contains the nodes of the leading arguments."""
         slots: list[Any] = []
         for i, node in enumerate(leaves):
             if is_number(node):
@@ -377,18 +382,18 @@ class TracedPass:
 
 
 def _distinct(tensor: Tensor) -> Tensor:
-    """A number in other memory: stand-ins of the same tensor would be taken for one argument."""
+    """Return a 0-d tensor in other memory: stand-ins of the same tensor would be traced as one argument."""
     return tensor.clone() if tensor.ndim == 0 else tensor
 
 
 class DynamoPass:
-    """A pass that `torch.compile` traces, for a torch that lacks the names that tracing needs."""
+    """A pass that `torch.compile` traces, for versions of torch without the names that tracing needs."""
 
     def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor]):
         self._run = run
         self._common = [tensor.dtype for tensor in common]
         self._examples = [*common, *leaves]
-        result = run(self._copies())  # an eager call gives the structure of the result
+        result = run(self._copies())  # an eager call determines the structure of the result
         result.write()
         self.names = result.names
         self.operation = result.operation
@@ -396,16 +401,16 @@ class DynamoPass:
         self._compiled: Any = None
 
     def _copies(self) -> list[Tensor]:
-        """Copies of the examples; one that occurs twice stays one tensor, or dynamo would compile again for a step."""
+        """Copy the examples; one that occurs twice is copied once, or dynamo would compile again in a step."""
         copies = {id(tensor): tensor.clone() for tensor in self._examples}
         return [copies[id(tensor)] for tensor in self._examples]
 
     def fits(self, leaves: list[Tensor]) -> bool:
-        """Always: dynamo compiles once more if a rule assumed other sizes."""
+        """Return True always: dynamo compiles again if a rule assumed other sizes."""
         return True
 
     def compile(self, compiler: Compiler) -> None:
-        """Compile by calling once; the backend is torch's, which takes functions."""
+        """Compile by calling the function once; the back end is torch's, which accepts functions."""
 
         def function(arguments: list[Tensor]) -> list[Tensor]:
             result = self._run(arguments)
@@ -427,13 +432,13 @@ class DynamoPass:
 
 
 class BundleProgram:
-    """The passes of one signature, for one pattern of sizes; traced at once, compiled by `compile`.
+    """The passes of one signature, for one pattern of sizes; traced at construction, compiled by `compile`.
 
     Args:
         function: The step of a bundle.
         common: Examples of the arguments that all leaves share.
         leaves: Examples of the leaves' arguments.
-        flat: Whether leaves are vectors of unlike lengths, whose operations are elementwise.
+        flat: Whether leaves are vectors of different lengths, whose operations are elementwise.
     """
 
     def __init__(
@@ -447,7 +452,7 @@ class BundleProgram:
         self._known_to_fit: dict[tuple[torch.Size, ...], bool] = {}
 
     def fits(self, leaves: list[Tensor]) -> bool:
-        """Whether the program takes leaves of these sizes."""
+        """Whether the program accepts leaves of these sizes."""
         sizes = tuple(tensor.shape for tensor in leaves)
         if sizes not in self._known_to_fit:
             self._known_to_fit[sizes] = all(each.fits(leaves) for each in self.passes)

@@ -1,4 +1,4 @@
-"""Windows: parts of a large coded leaf that go through a program one after another, so that temporaries are small."""
+"""Windows: parts of a large coded leaf that a program processes one at a time, so that temporaries are small."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from gradtx.codes import KEY
 from gradtx.optim._member import Member
 from gradtx.optim.engine.alias import entries_of
 
-SMALLEST_PARTS = 64  # how many times smaller the equal parts of a coded leaf may be than a call's lists
+SMALLEST_PARTS = 64  # equal parts of a coded leaf may be this many times smaller than a call's lists
 
-# Entries of a window on the CPU for each thread: compiled programs write decoded slots to memory, here to the cache.
+# Entries of a window per CPU thread: compiled programs write decoded slots to memory, which then remain in the cache.
 # Measured for AdamW with "int8" on one thread: 2^16 takes 2 to 6% longer, 2^18 3 to 12%.
 WINDOW = 2**17
 
 
+<<<<<<< HEAD
 def can_be_split(member: Member, leaf: Leaf, equal: Sequence[str] = ()) -> bool:
     """Whether parts of a leaf, whose operations are elementwise, may be updated one after another.
 
     Each part would update a 0-d slot again, unless the slot never changes or is one of the `equal` slots, which are
     written after the last part.
+=======
+def can_be_split(member: Member, leaf: Leaf) -> bool:
+    """Whether a leaf whose operations are elementwise may be updated in parts, one at a time.
+
+    A slot that is 0-d rules this out unless it is constant, because each part would update it again.
+>>>>>>> p4
     """
     layout = member.layout
     assert layout is not None
@@ -38,12 +45,15 @@ def can_be_split(member: Member, leaf: Leaf, equal: Sequence[str] = ()) -> bool:
 
 
 def is_positional(leaf: Leaf) -> bool:
-    """Whether the places of entries in the whole parameter matter."""
+    """Whether some operation depends on the positions of entries in the whole parameter."""
     return any(operation.positional for operation in leaf.program)
 
 
 def cut(vector: Tensor, window: slice, size: int) -> Tensor:
-    """The part of a flat alias for some of `size` entries: codes may share a byte, a scale is that of a block."""
+    """Return a window of the flat alias of a tensor that belongs to a leaf of `size` entries.
+
+    The tensor may be shorter than the leaf, since codes may share a byte and a block has one scale.
+    """
     if vector.ndim == 0:
         return vector
     if vector.numel() == size:
@@ -52,10 +62,10 @@ def cut(vector: Tensor, window: slice, size: int) -> Tensor:
 
 
 def part_of(member: Member, equal: bool = False) -> int | None:
-    """The entries of each part of a large leaf for programs over lists; None for a leaf that stays whole.
+    """Return the number of entries in each part of a large leaf for list programs; None for a leaf that is not divided.
 
-    Programs for codes are for one shape, so parts of coded leaves are equal, and hold whole blocks. `equal` is whether
-    those of others are equal, too.
+    List programs for codes are specialized to one shape, so parts of coded leaves are equal and contain whole blocks.
+    `equal` is whether parts of other leaves must be equal as well.
     """
     size, most = entries_of(member.param), entries_of_a_call(local(member.param).device)
     if size <= most:
@@ -71,7 +81,7 @@ def part_of(member: Member, equal: bool = False) -> int | None:
 
 
 def window_of(member: Member) -> int | None:
-    """The entries of each window of a coded leaf for compiled programs, the last one apart; None if it has no codes."""
+    """Return the entries per window (except the last) of a coded leaf for compiled programs; None without codes."""
     unit = _unit(member)
     if unit is None:
         return None
@@ -81,7 +91,7 @@ def window_of(member: Member) -> int | None:
 
 
 def windows(arguments: list[Tensor], window: int, size: int) -> Iterator[list[Tensor]]:
-    """The arguments of a leaf of `size` entries, flat, for one window after another; numbers are those of all."""
+    """Yield the flat arguments of a leaf of `size` entries for each window in turn; 0-d ones belong to all windows."""
     count = -(-size // window)
     columns: list[Sequence[Tensor]] = []
     for tensor in arguments:
@@ -91,7 +101,7 @@ def windows(arguments: list[Tensor], window: int, size: int) -> Iterator[list[Te
 
 
 def _unit(member: Member) -> int | None:
-    """The fewest entries that hold whole blocks of all coded slots; None if there are none."""
+    """Return the fewest entries that contain whole blocks of all coded slots; None if there are no coded slots."""
     assert member.layout is not None
     blocks = [codec.block or codec.packs for codec in member.layout.coded_keys.values()]
     return max(blocks, default=None)
