@@ -61,8 +61,8 @@ def adafactor(
         `exp_avg_sq` for leaves with fewer than two dimensions, and with `beta1` `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, both or none of `lr` and `relative_step`, `warmup_init`
-            without `relative_step`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, if both or neither of `lr` and
+            `relative_step` are given, or if `warmup_init` is set without `relative_step`.
 
     Example:
         >>> tx = gradtx.adafactor()
@@ -109,7 +109,7 @@ def adafactor_torch(
         leaves with fewer than two dimensions.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adafactor_torch(lr=0.5)

@@ -55,11 +55,11 @@ def adam(
     When to use: a first try on almost anything without weight decay; with decay take `adamw`.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        amsgrad: Use the largest $v$ so far.
+        amsgrad: Use the running maximum of $v$.
         decoupled_weight_decay: Apply the decay to the weights, as `adamw`.
 
     Returns:
@@ -67,7 +67,7 @@ def adam(
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adam(lr=0.1)
@@ -94,18 +94,18 @@ def adamw(
     When to use: the default for transformers, and a good default elsewhere.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        amsgrad: Use the largest $v$ so far.
+        amsgrad: Use the running maximum of $v$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamw(lr=0.1, weight_decay=0.5)
@@ -137,19 +137,19 @@ def adamp(
     down.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
         eps: $\epsilon \ge 0$, in Adam's denominator and in the projection.
         weight_decay: $\lambda \ge 0$, decoupled.
-        delta: Threshold of the test for scale invariance, >= 0.
-        wd_ratio: $r \ge 0$, share of the decay for scale-invariant weights.
+        delta: Threshold of the scale-invariance test, >= 0.
+        wd_ratio: $r \ge 0$, the fraction of the decay applied to scale-invariant weights.
         nesterov: $\beta_1 m + (1-\beta_1) g$ in place of $m$, over the same correction.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
@@ -194,14 +194,14 @@ def sgdp(
         weight_decay: $\lambda \ge 0$, decoupled and divided by $1-\mu$.
         nesterov: Look one step ahead; needs a momentum.
         eps: $\epsilon \ge 0$ of the projection.
-        delta: Threshold of the test for scale invariance, >= 0.
-        wd_ratio: $r \ge 0$, share of the decay for scale-invariant weights.
+        delta: Threshold of the scale-invariance test, >= 0.
+        wd_ratio: $r \ge 0$, the fraction of the decay applied to scale-invariant weights.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, never projected.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
@@ -253,12 +253,12 @@ def adam_atan2(
 
     Args:
         lr: $\eta$ in [0, inf); a weight moves by at most $\eta a \pi / 2$.
-        betas: Decay of the two averages, each in [0, 1).
+        betas: Decay rates of the two averages, each in [0, 1).
         weight_decay: $\lambda \ge 0$.
-        regen_reg_rate: Pull towards the initial weights, >= 0, in place of the decay towards 0.
-        decoupled_wd: Divide both rates by the learning rate that training starts with.
+        regen_reg_rate: Strength of the pull toward the initial weights, >= 0, which replaces the decay toward 0.
+        decoupled_wd: Divide both rates by the initial learning rate.
         cautious_wd: Decay only where update and weight have the same sign.
-        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        cautious_factor: Factor in [0, 1] for entries whose update opposes the gradient; 1.0 disables it.
         a: Scale of the update, > 0.
         b: Scale of the denominator, > 0.
         wasserstein_reg: Pull the distribution of a leaf's weights to the initial one.
@@ -272,7 +272,8 @@ def adam_atan2(
         `grad_ema`, `param_init`, `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, both rates above 0, missing `params` for an option that reads them.
+        ValueError: If a hyperparameter is out of range, if both rates are above 0, or if an option needs `params` and
+            it is missing.
 
     Example:
         >>> tx = gradtx.adam_atan2(lr=0.1, a=4 / torch.pi)
@@ -318,18 +319,18 @@ def adopt(
     When to use: when Adam diverges, or needs a beta2 chosen for each problem; a drop-in for `adam` in that case.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
         eps: Lower bound of the denominator, >= 0.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
         clip_exponent: $c \ge 0$; None for no clamping.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adopt(lr=0.1, betas=(0.0, 0.99))
@@ -370,10 +371,10 @@ def adopt_atan2(
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: Decay of the two averages, each in [0, 1).
+        betas: Decay rates of the two averages, each in [0, 1).
         weight_decay: $\lambda \ge 0$.
-        regen_reg_rate: Pull towards the initial weights, >= 0, in place of the decay towards 0.
-        decoupled_wd: Divide both rates by the learning rate that training starts with.
+        regen_reg_rate: Strength of the pull toward the initial weights, >= 0, which replaces the decay toward 0.
+        decoupled_wd: Divide both rates by the initial learning rate.
         cautious_factor: Weight in [0, 1] of entries whose old momentum opposes the gradient; 1.0 is off.
         a: Scale of the update, > 0.
         b: Scale of the denominator, > 0.
@@ -383,7 +384,8 @@ def adopt_atan2(
         `param_init`, `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, both rates above 0, missing `params` for an option that reads them.
+        ValueError: If a hyperparameter is out of range, if both rates are above 0, or if an option needs `params` and
+            it is missing.
 
     Example:
         >>> tx = gradtx.adopt_atan2(lr=0.1, betas=(0.0, 0.99), a=4 / torch.pi)

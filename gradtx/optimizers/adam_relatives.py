@@ -35,11 +35,12 @@ def adabelief(
     Adam.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step, more where gradients agree.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step, more where gradients agree.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its square root.
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; if False, add it to the
+            gradient.
         fixed_decay: $p (1 - \lambda)$, not multiplied by the learning rate; only read when decoupled.
         rectify: Rectify the variance of the first steps, as `radam`, where $\rho_t > 5$.
         degenerated_to_sgd: Move by $\eta \hat m_t$ before that; if False not at all, but the decay still acts.
@@ -50,7 +51,7 @@ def adabelief(
         [`max_exp_avg_var`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adabelief(lr=0.1, rectify=False)  # at first (g - m) is 0.9 g
@@ -83,11 +84,12 @@ def radam(
     When to use: Adam or AdamW without a warm-up that has to be tuned.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step; the first steps are in units of a gradient.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step; the first steps are in units of a
+            gradient.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
         rho_threshold: Threshold of $\rho_t$, >= 4; the paper's is 4.
         degenerated_to_sgd: If False, nothing moves before the first rectified step, the decay included.
 
@@ -95,7 +97,7 @@ def radam(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.radam(lr=0.1)
@@ -130,18 +132,18 @@ def yogi(
     When to use: sparse gradients or gradients that suddenly become small, after which Adam's rates jump up.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
         betas: Decay of the mean, and of the mean square, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
         initial_accumulator_value: $v_0 \ge 0$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> for tx in (gradtx.adam(lr=0.1, betas=(0.0, 0.99)), gradtx.yogi(lr=0.1, betas=(0.0, 0.99))):
@@ -176,17 +178,17 @@ def adamd(
     When to use: Adam with a large learning rate and no warm-up, where the first steps are too long.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamd(lr=0.1)
@@ -214,17 +216,17 @@ def diffgrad(
     When to use: when Adam overshoots near the end, where gradients barely change; costs one more float per weight.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient, so also to what is compared.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `previous_grad`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.diffgrad(lr=0.1)
@@ -253,11 +255,11 @@ def sadam(
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: Decay of the two averages, each in [0, 1).
+        betas: Decay rates of the two averages, each in [0, 1).
         beta_softplus: $b > 0$. The divisor is at least $\log(2)/b$: a large $b$ makes it Adam, a small one SGD with
             momentum. Where $b x > 20$, $s(x) = x$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
         amsgrad: Use the largest $v$ so far; the authors' class does by default.
 
     Returns:
@@ -265,7 +267,7 @@ def sadam(
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sadam(lr=0.1)
@@ -297,19 +299,19 @@ def padam(
 
     Args:
         lr: $\eta$ in [0, inf), larger than Adam's, the more so the smaller `partial`.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient.
         partial: $q$ in [0, 0.5]: 0.5 is Adam, 0 is SGD with momentum.
-        amsgrad: Use the largest $v$ so far.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        amsgrad: Use the running maximum of $v$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.padam(lr=1.0, betas=(0.0, 0.0))  # g / sqrt(|g|)
@@ -339,10 +341,10 @@ def adams(
     When to use: Adam with weight decay, where one value of it should fit learning rates and gradients of many sizes.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root; not in the decay.
-        weight_decay: $\lambda \ge 0$, as for SGD: in the unit of a gradient over a weight.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root; not in the decay.
+        weight_decay: $\lambda \ge 0$, as for SGD: in units of the gradient over a weight.
         amsgrad: Use the largest $v$ so far, in the decay too.
 
     Returns:
@@ -350,7 +352,7 @@ def adams(
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adams(lr=0.1, weight_decay=1.0)

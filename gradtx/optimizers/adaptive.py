@@ -38,23 +38,23 @@ def adabound(
     When to use: Adam's fast start and SGD's end in one run, when the final SGD rate is roughly known.
 
     Args:
-        lr: $\eta$ in (0, inf) at first, about the change of each weight per step in the beginning.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta$ in (0, inf) at first, approximately the change of each weight per step in the beginning.
+        betas: Decay rates of the two averages, each in [0, 1).
         final_lr: The rate of SGD in the end, >= 0.
         gamma: How fast the bounds close in, > 0: they are within a factor of 2 after $1/\gamma$ steps.
-        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
         fixed_decay: $p (1 - \lambda)$ in place of that; read only if decoupled.
-        amsgrad: Use the largest $v$ so far.
+        amsgrad: Use the running maximum of $v$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`] and the 0-d `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0; at `init`, a learning
-            rate that starts at 0.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if the
+            learning rate is 0 at `init`.
 
     Example:
         >>> tx = gradtx.adabound(lr=1e-3, final_lr=0.1, gamma=1e6)  # SGD from the start
@@ -85,10 +85,10 @@ def adamod(
     When to use: deep networks in which Adam takes a few extreme steps early on; replaces a warm-up.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step once warmed up.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step once warmed up.
+        betas: Decay rates of the two averages, each in [0, 1).
         beta3: Decay of the average rate, in [0, 1); a warm-up of about $1/(1-\beta_3)$ steps.
-        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction.
         weight_decay: $\lambda \ge 0$, applied to the weights.
         decoupled_weight_decay: If False, the decay is added to the gradient.
 
@@ -96,7 +96,7 @@ def adamod(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `exp_avg_lr`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamod(lr=0.1, beta3=0.9)
@@ -135,21 +135,21 @@ def adanorm(
     When to use: convolutional networks whose gradients vanish for many steps in a row, so that Adam's average dies out.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
         r: Decay of the average norm, in [0, 1).
         weight_decay: $\lambda \ge 0$, added to the gradient, and then part of its norm.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
         accumulate_eps: Add $\epsilon$ to the kept $v$ at every step as well, as the authors' code does.
-        amsgrad: Use the largest $v$ so far.
+        amsgrad: Use the running maximum of $v$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`] and the 0-d `exp_grad_norm`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adanorm(lr=0.1, betas=(0.0, 0.0), r=0.5)
@@ -187,10 +187,10 @@ def avagrad(
 
     Args:
         lr: $\eta$ in [0, inf), in units of SGD's.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root: small is adaptive, large is SGD with momentum.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root: small is adaptive, large is SGD with momentum.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
         lagged_norm: $\gamma$ of the step before, as in the authors' code.
 
     Returns:
@@ -198,7 +198,7 @@ def avagrad(
         [`gamma`], with `lagged_norm`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> params = {"w": torch.tensor([0.0, 0.0])}
@@ -240,7 +240,7 @@ def adashift(
         lr: $\eta$ in [0, inf), about the change per step of the weight with the largest gradients ("max").
         betas: Weights in the window and decay of the average, each in [0, 1).
         keep_num: $n \ge 1$, the gradients in the window; all of them are kept.
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         reduce: "max" or "mean" of the squares over a leaf, or "none" for a rate for each weight.
 
     Returns:
@@ -248,7 +248,7 @@ def adashift(
         (0-d unless reduce is "none").
 
     Raises:
-        ValueError: numbers out of range, an unknown reduction.
+        ValueError: If a hyperparameter is out of range, or if `reduce` is unknown.
 
     Example:
         >>> tx = gradtx.adashift(lr=0.1, keep_num=1)
@@ -282,9 +282,10 @@ def adasmooth(
     When to use: when the decay of RMSprop should not have to be tuned: it follows how straight each weight moves.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step; that of the first is $\eta/(1-\rho_2)$.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step; that of the first is
+            $\eta/(1-\rho_2)$.
         betas: $(\rho_1, \rho_2)$, the fast and the slow decay, $0 \le \rho_1 < \rho_2 < 1$.
-        eps: $\epsilon \ge 0$, inside the root, in the unit of a squared gradient.
+        eps: $\epsilon \ge 0$, inside the root, in units of the squared gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient.
         decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; it counts as movement.
         reset_every: Steps of one window of movement (the paper's: an epoch); None for one without end.
@@ -294,7 +295,7 @@ def adasmooth(
         `abs_sum`.
 
     Raises:
-        ValueError: numbers out of range, betas that don't rise, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `betas` is not increasing, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adasmooth(lr=1e-3)
@@ -325,10 +326,10 @@ def swats(
 
     Args:
         lr: $\eta$ in [0, inf) of Adam's phase; SGD's does not read it, nor a schedule.
-        betas: Decay of the two averages, each in [0, 1); the first is SGD's momentum.
-        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        betas: Decay rates of the two averages, each in [0, 1); the first is SGD's momentum.
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction.
         weight_decay: $\lambda \ge 0$, added to the gradient in both phases.
-        amsgrad: Use the largest $v$ so far.
+        amsgrad: Use the running maximum of $v$.
         switch_tol: Tolerance >= 0 of the test, in the unit of a learning rate; None for `eps`, as in the paper.
 
     Returns:
@@ -336,7 +337,7 @@ def swats(
         [`max_exp_avg_sq`], `momentum_buffer`; for all leaves `count`, `rate_avg`, `sgd_rate`, `switched`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.swats(lr=0.1, switch_tol=1e-3)

@@ -38,7 +38,7 @@ def madgrad(
         A transformation whose updates are added to the parameters. State: `grad_sum_sq`, `s`, [`x0`].
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.madgrad(lr=0.125, momentum=0.5, eps=0.0)
@@ -73,7 +73,7 @@ def srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100,
         A transformation whose updates are added to the parameters. State: `mov_avg_grad`, `mov_avg_param`.
 
     Raises:
-        ValueError: numbers out of range, `lr * proximal` above 1, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `lr * proximal` is above 1, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.srmm(lr=1.0, beta=0.0)  # no memory: gradient descent

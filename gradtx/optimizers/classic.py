@@ -37,14 +37,14 @@ def adagrad(
         lr_decay: $\kappa \ge 0$, an extra decay of the rate; the first step is at the full rate.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
         initial_accumulator_value: $G_0 \ge 0$.
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, added outside the square root, in units of the gradient.
         decoupled_weight_decay: Apply the decay to the weights, at the decayed rate.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `sum`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adagrad(lr=0.1, lr_decay=1.0)
@@ -86,13 +86,13 @@ def adadelta(
         rho: Weight of the old averages, in [0, 1].
         eps: $\epsilon \ge 0$, inside both roots; the first steps are about $\sqrt{\epsilon}$ long.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `square_avg`, `acc_delta`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adadelta(rho=0.0)
@@ -127,21 +127,21 @@ def rmsprop(
     Args:
         lr: $\eta$ in [0, inf); the first step is $\eta / \sqrt{1-\alpha}$ long, ten times as much by default.
         alpha: $\alpha$ in [0, inf), below 1 in practice.
-        eps: $\epsilon \ge 0$: in the unit of a gradient outside the root, of a squared gradient inside.
+        eps: $\epsilon \ge 0$: in units of the gradient outside the root, of a squared gradient inside.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
+        momentum: $\mu$ in [0, inf). With a literal 0.0, no buffer is kept.
         centered: Subtract the square of the mean gradient from $q_t$.
         eps_in_root: $\sqrt{q_t + \epsilon}$. With `initial_accumulator_value=1.0`, `alpha=0.9` and `eps=1e-10` this is
             TensorFlow's RMSprop, at a constant rate.
         initial_accumulator_value: $q_0 \ge 0$.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `square_avg`, [`grad_avg`],
         [`momentum_buffer`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.rmsprop(lr=0.1)
@@ -174,7 +174,7 @@ def rprop(lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6
         A transformation whose updates are added to the parameters. State: `prev`, `step_size`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.rprop(lr=0.1)
@@ -204,15 +204,15 @@ def adamax(
     Args:
         lr: $\eta$ in [0, inf), about the largest change of a weight per step.
         betas: Decay of the average and of the maximum, each in [0, 1).
-        eps: $\epsilon \ge 0$, inside the maximum, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, inside the maximum, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_inf`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamax(lr=0.1)
@@ -241,19 +241,19 @@ def nadam(
     When to use: when Adam is too slow to turn; often a little faster than Adam at the same rate.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
         momentum_decay: $\psi \ge 0$, how fast $\mu$ rises from $\beta_1 / 2$ to $\beta_1$.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `mu_product` (0-d float64), `exp_avg`,
         `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.nadam(lr=0.1, betas=(0.0, 0.999))  # without momentum it is Adam without momentum

@@ -36,9 +36,9 @@ def acprop(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, of $m$ and of $s$, each in [0, 1).
-        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its root.
+        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its square root.
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Take $\eta \lambda p$ off the weights; else add $\lambda p$ to the gradient.
+        decoupled_weight_decay: Subtract $\eta \lambda p$ from the weights; if False, add $\lambda p$ to the gradient.
         amsgrad: Take the running maximum of $s$ in place of $s$.
         momentum_update: Step along $m_t / (1-\beta_1^t)$ in place of $g_t$.
 
@@ -47,7 +47,7 @@ def acprop(
         `amsgrad`, `max_exp_avg_var`.
 
     Raises:
-        ValueError: numbers out of range; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.acprop(lr=1.0, betas=(0.5, 0.5), eps=0.0)
@@ -81,14 +81,14 @@ def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_deca
     Args:
         lr: $\eta$ in [0, inf).
         delta: $\delta \ge 0$; above 0 the first steps are larger.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        eps: $\epsilon \ge 0$, in units of the squared gradient.
         weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `b_sq`, `m_sq`.
 
     Raises:
-        ValueError: a negative number; a decay without `params`.
+        ValueError: If a hyperparameter is negative, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.kate(lr=1.0)
@@ -122,18 +122,19 @@ def bcos(
         lr: $\eta$ in [0, inf).
         beta: $\beta$ in [0, 1), of the momentum.
         beta2: $\beta_2$ in [0, 1), of the mean square. None: $\beta$, or $1 - (1-\beta)^2$ with `simple_cond`.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in units of the gradient.
         weight_decay: $\lambda \ge 0$.
         mode: "c" (conditional), "m" (averaged squares of the momentum) or "g" (of the gradient, without momentum).
         simple_cond: In mode "c" the simpler estimate $\beta_2 m_{t-1}^2 + (1-\beta_2) g_t^2$.
-        decoupled_weight_decay: Take $\eta \lambda p$ off the weights; else add $\lambda p$ to the gradient.
+        decoupled_weight_decay: Subtract $\eta \lambda p$ from the weights; if False, add $\lambda p$ to the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg` (modes "c" and "m"), `exp_avg_sq`
         (modes "m" and "g"), both from the first gradient.
 
     Raises:
-        ValueError: numbers out of range, an unknown mode; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, if `mode` is unknown, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.bcos(lr=0.1, weight_decay=0.0)  # the first step is the sign of the gradient
@@ -172,7 +173,7 @@ def fadam(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in units of the gradient.
         weight_decay: $\lambda \ge 0$.
         clip: $c > 0$, the largest root mean square of $u$ and of $w$.
         p: $k \ge 0$, the power of the Fisher information; 0.5 is the root.
@@ -182,7 +183,7 @@ def fadam(
         A transformation whose updates are added to the parameters. State: `momentum`, `fim`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.fadam(lr=0.1, betas=(0.0, 0.9), weight_decay=0.0)

@@ -35,7 +35,7 @@ def focus(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, w
         A transformation whose updates are added to the parameters. State: `exp_avg`, `pbar`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.focus(lr=0.1, gamma=0.5)
@@ -69,7 +69,7 @@ def tam(
     Args:
         lr: $\eta$ in [0, inf).
         momentum: $\mu$ in [0, 1).
-        decay_rate: $\gamma$ in [0, 1), of the average of the agreement.
+        decay_rate: $\gamma$ in [0, 1), the decay rate of the average agreement.
         eps: $\epsilon \ge 0$.
         weight_decay: $\lambda \ge 0$, decoupled.
 
@@ -77,7 +77,7 @@ def tam(
         A transformation whose updates are added to the parameters. State: `s`, `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.tam(lr=1.0, momentum=0.0, decay_rate=0.0)
@@ -112,7 +112,7 @@ def adatam(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        decay_rate: $\gamma$ in [0, 1), of the average of the agreement.
+        decay_rate: $\gamma$ in [0, 1), the decay rate of the average agreement.
         eps: $\epsilon \ge 0$.
         weight_decay: $\lambda \ge 0$, decoupled.
 
@@ -120,7 +120,7 @@ def adatam(
         A transformation whose updates are added to the parameters. State: `s`, `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adatam(lr=0.1, betas=(0.9, 0.0))
@@ -145,7 +145,7 @@ def sgd_sai(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-8, weigh
     Args:
         lr: $\eta$ in [0, inf).
         momentum: $\mu$ in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in units of the gradient.
         weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:
@@ -153,7 +153,7 @@ def sgd_sai(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-8, weigh
         of every leaf.
 
     Raises:
-        ValueError: numbers out of range; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sgd_sai(lr=1.0, momentum=0.0, eps=0.0, weight_decay=0.0)

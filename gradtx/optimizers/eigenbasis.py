@@ -78,22 +78,22 @@ def kl_soap(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$ of Adam's averages, each in [0, 1).
-        shampoo_beta: Decay of the factors, in [0, 1); None for $\beta_2$.
+        shampoo_beta: Decay rate of the factors, in [0, 1); None for $\beta_2$.
         eps: Of Adam, >= 0. The least eigenvalue of the whitening is 1e-8.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighbouring dimensions while their product is at most that.
-        correct_bias: Whether Adam's averages are freed of their bias.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) are not rotated.
+        merge_dims: Merge adjacent dimensions as long as their product does not exceed `max_precondition_dim`.
+        correct_bias: Whether to correct the bias of Adam's averages.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.kl_soap(lr=0.1)
@@ -141,21 +141,21 @@ def soap_laprop(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$ of LaProp's averages, each in [0, 1).
-        shampoo_beta: Decay of the factors, in [0, 1); None for $\beta_2$.
+        shampoo_beta: Decay rate of the factors, in [0, 1); None for $\beta_2$.
         eps: Of LaProp, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighbouring dimensions while their product is at most that.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) are not rotated.
+        merge_dims: Merge adjacent dimensions as long as their product does not exceed `max_precondition_dim`.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.soap_laprop(lr=0.1, weight_decay=0.0)
@@ -212,18 +212,18 @@ def kl_shampoo(
         eps: The least eigenvalue, >= 0.
         adam_eps: eps of Adam, for leaves without factors, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
         max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
-        merge_dims: Merge neighbouring dimensions while their product is at most that.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        merge_dims: Merge adjacent dimensions as long as their product does not exceed `max_precondition_dim`.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `GG_i` and `Q_i` for every
         dimension with a factor; `exp_avg_sq` for leaves without any.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.kl_shampoo()
@@ -271,27 +271,28 @@ def soap_muon(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
         momentum: $\mu$ in [0, 1).
-        nesterov: Look one step ahead.
+        nesterov: Use Nesterov momentum.
         beta2: $\beta_2$ in [0, 1), of the second moments and of the factors.
         eps: $\epsilon \ge 0$.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) are not rotated.
         ns_coefficients: As `coefs` of `orthogonalize`.
         ns_steps: Number of iterations, in [0, 100).
         adjust_lr_fn: $r$, see `scale_by_shape`.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `exp_avg_sq` (in the
-        rotated basis), `GG_i`, `Q_i`; with a fallback, these and its entries, under `partition`.
+        rotated basis), `GG_i`, `Q_i`; with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.soap_muon(lr=1.0)  # the first step is Muon's
@@ -365,15 +366,15 @@ def splus(
         inverse_steps: Steps between two computations of the bases, >= 1.
         nonstandard_constant: $c \ge 0$.
         max_dim: Sides larger than this, >= 1, are not rotated, and their leaf counts as another.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `average`, and `GG_i` and
-        `Q_i` of matrices, in the entry `partition`. `eval_params` gives `average`.
+        `Q_i` of matrices, in the entry `partition`. `eval_params` returns `average`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.splus(lr=1.0, weight_decay=0.0)
@@ -441,15 +442,15 @@ def conda(
         eps: $\epsilon \ge 0$.
         update_proj_gap: Q is computed at the first step and at every step that this, >= 1, divides.
         scale: $c \ge 0$, for matrices.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State of matrices: `momentum_buffer`, `exp_avg_sq`
         (in the basis), `Q_0`; of others `exp_avg`, `exp_avg_sq`; under `partition`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.conda(lr=0.1)

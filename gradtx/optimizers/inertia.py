@@ -35,7 +35,7 @@ def lion(lr: Scalar = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0
         A transformation whose updates are added to the parameters. State: `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.lion(lr=0.1, weight_decay=1.0)
@@ -65,10 +65,10 @@ def adan(
     learning rates than `adamw`.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
         betas: Decay of the averages of gradients, of their changes and of squares, each in [0, 1). The paper's are
             one minus these.
-        eps: $\epsilon \ge 0$, outside the root; with `max_grad_norm` added to the norm as well.
+        eps: $\epsilon \ge 0$, added outside the square root; with `max_grad_norm` added to the norm as well.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
         max_grad_norm: Shorten the gradient of all leaves together to this norm, >= 0; a literal 0.0 is no clipping.
         no_prox: Decay as AdamW does, $p \leftarrow p (1 - \eta \lambda) - \eta u$.
@@ -78,7 +78,7 @@ def adan(
         `previous_grad`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adan(lr=0.5, weight_decay=2.0)
@@ -128,7 +128,7 @@ def adai(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `beta1_prod`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adai(lr=0.1)

@@ -44,8 +44,8 @@ def lamb(
 
     Args:
         lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$; it enters the ratio.
         bias_correction: If False, $m$ and $v$ in place of $\hat m$ and $\hat v$.
         grad_averaging: If False, $m = \beta_1 m + g$.
@@ -57,7 +57,7 @@ def lamb(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.lamb(lr=0.1)
@@ -100,12 +100,12 @@ def lars(
 
     Args:
         lr: $\eta$ in [0, inf), a multiple of the leaf's own rate.
-        momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
+        momentum: $\mu$ in [0, inf). With a literal 0.0, no buffer is kept.
         dampening: $\tau$, usually in [0, 1); not applied to the first step.
         weight_decay: $\lambda \ge 0$; it enters the momentum.
-        nesterov: Needs a momentum and no dampening.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum and zero dampening.
         trust_coefficient: $c > 0$, change of a leaf per step relative to its norm.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in units of the gradient.
         trust_clip: $\gamma \leftarrow \min(\gamma / \eta, 1)$ (LARC).
         min_ndim: Leaves with fewer dimensions, >= 0, have $\gamma = 1$ and no decay.
 
@@ -113,7 +113,8 @@ def lars(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
+            `params` is missing.
 
     Example:
         >>> tx = gradtx.lars(trust_coefficient=0.1, min_ndim=1)
@@ -151,17 +152,17 @@ def novograd(
     Args:
         lr: $\eta$ in [0, inf); a leaf moves by about $\eta / (1 - \beta_1)$ in norm.
         betas: Decay of momentum and of $v$, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root; keep it above 0.
+        eps: $\epsilon \ge 0$, added outside the square root; keep it above 0.
         weight_decay: $\lambda \ge 0$; it enters the momentum, after the division.
         grad_averaging: $m \leftarrow \beta_1 m + (1-\beta_1) (\ldots)$.
-        amsgrad: Use the largest $v$ so far.
+        amsgrad: Use the running maximum of $v$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg_sq` and, with `amsgrad`,
         `max_exp_avg_sq`, 0-d for every leaf; `momentum_buffer`, or with `grad_averaging` `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.novograd(lr=0.1, weight_decay=1.0)
@@ -201,7 +202,8 @@ def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
         `scale`, 0-d for every leaf.
 
     Raises:
-        ValueError: numbers out of range; under `constraints` missing `params`, and neurons with one weight each.
+        ValueError: If a hyperparameter is out of range, or if `constraints` is set and `params` is missing or neurons
+            have a single weight.
 
     Example:
         >>> params = gradtx.project_neurons({"w": torch.tensor([[1.0, 3.0, 2.0]])})
@@ -239,7 +241,7 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
         every leaf.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.fromage(lr=0.75)
@@ -272,14 +274,14 @@ def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scala
         lr: $\eta$ in [0, inf), change of each weight in the first step.
         momentum: $\mu$ in [0, 1): $m \leftarrow \mu m + (1-\mu) (\ldots)$. A literal 0.0 keeps no average.
         beta: In [0, 1): above 0, averages of squares in place of sums.
-        eps: $\epsilon > 0$, in the unit of a squared gradient.
+        eps: $\epsilon > 0$, in units of the squared gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `accumulator_0`, ..., one a dimension, and
         with momentum `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.sm3(lr=0.1, momentum=0.5)
@@ -343,7 +345,8 @@ def amos(
         `slot` says) and with momentum `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, an unknown slot, missing `params`, a decay or learning rate after it.
+        ValueError: If a hyperparameter is out of range, if `slot` is unknown, if `params` is missing, or if a decay or
+            learning rate follows.
 
     Example:
         >>> tx = gradtx.amos(lr=0.01, eta=lambda shape: 2.0)

@@ -42,17 +42,18 @@ def alig(
 
     Args:
         max_lr: $\eta \ge 0$, the largest rate; None for no bound. A parameter group shows it as `lr`.
-        momentum: $\mu$ in [0, 1). A literal 0.0 keeps no buffer.
+        momentum: $\mu$ in [0, 1). With a literal 0.0, no buffer is kept.
         adjusted_momentum: $b \leftarrow \mu b - g$, $p \leftarrow p + \gamma (-g + \mu b)$: the rate of the step for
             the whole momentum.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        eps: $\epsilon \ge 0$, in units of the squared gradient.
         max_norm: $r > 0$, in place of weight decay; None for no bound.
 
     Returns:
         A transformation whose updates are added to the parameters. State: [`momentum_buffer`].
 
     Raises:
-        ValueError: numbers out of range, missing `value`, missing `params` with `max_norm`.
+        ValueError: If a hyperparameter is out of range, if `value` is missing, or if `max_norm` is set and `params` is
+            missing.
 
     Example:
         >>> tx = gradtx.alig(eps=0.0)
@@ -88,19 +89,19 @@ def dadapt_adagrad(
     When to use: sparse problems for which you would take `adagrad`, when no rate is known.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         momentum: $\mu$ in [0, 1).
         weight_decay: $\lambda \ge 0$, added to the gradient.
         eps: $\epsilon \ge 0$.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `alphak`, `sk`, `x0`; for all leaves
-        together `d`, `gsq_weighted`, 0-d.
+        A transformation whose updates are added to the parameters. State: `alphak`, `sk`, `x0`; shared by all leaves,
+        0-d: `d`, `gsq_weighted`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_adagrad()
@@ -140,21 +141,21 @@ def dadapt_adam(
     sooner.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
+        betas: Decay rates of the two averages, each in [0, 1).
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
         decoupled_weight_decay: Take $\delta \lambda p$ off the weights.
         use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`; for all
-        leaves together `d`, `numerator_weighted`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`; shared by all
+        leaves, 0-d: `d`, `numerator_weighted`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_adam(d0=0.1, betas=(0.0, 0.99))  # a first step of d0 / sqrt(1 - beta2)
@@ -188,18 +189,18 @@ def dadapt_sgd(
     When to use: SGD when no rate is known, mainly on convolutional networks.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         momentum: $\mu$ in [0, 1).
         weight_decay: $\lambda \ge 0$, added to the gradient, though not where $\lVert g_1 \rVert$ is taken.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `s`, `x0`; for all leaves together `d`,
-        `numerator_weighted`, `g0_norm`, 0-d.
+        A transformation whose updates are added to the parameters. State: `s`, `x0`; shared by all leaves, 0-d: `d`,
+        `numerator_weighted`, `g0_norm`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_sgd(d0=1e-3, growth_rate=2.0)
@@ -240,21 +241,21 @@ def dadapt_adan(
     When to use: Adan when no rate is known.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1): weights of the old averages (the Adan paper writes
             $1 - \beta$).
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$.
         no_prox: $p \leftarrow (1 - \delta\lambda) p - y$ in place of the division.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,
-        `s`, `previous_grad`; for all leaves together `d`, `gsq_weighted`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`, `s`,
+        `previous_grad`; shared by all leaves, 0-d: `d`, `gsq_weighted`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_adan(d0=0.1, betas=(0.0, 0.0, 0.0), weight_decay=1.0, no_prox=True)
@@ -279,17 +280,17 @@ def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scal
     When to use: Lion when no rate is known.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: Weights of the old momentum in the direction and in the next momentum, each in [0, 1).
         weight_decay: $\lambda \ge 0$, decoupled.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `s`; for all leaves together
-        `d`, `numerator_weighted`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `s`; shared by all leaves, 0-d:
+        `d`, `numerator_weighted`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_lion(lr=0.5, d0=0.1, weight_decay=1.0)
@@ -327,25 +328,25 @@ def prodigy(
     without a rate.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         beta3: Decay of the sums that the estimate is made of, in [0, 1); None for $\sqrt{\beta_2}$.
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Take $\delta \lambda p$ off the weights; else add $\lambda p$ to the gradient.
+        decoupled_weight_decay: Subtract $\delta \lambda p$ from the weights; if False, add $\lambda p$ to the gradient.
         use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
         safeguard_warmup: Leave $\eta$ out of the denominator of the estimate, for long warm-ups.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
         d_coef: Multiplier of the estimate, > 0: the way to ask for a larger or smaller rate.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
         slice_p: Estimate from every `slice_p`-th entry of a leaf only, which saves memory; >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`, `p0`; for
-        all leaves together `d`, `d_max`, `d_numerator`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`, `p0`; shared by
+        all leaves, 0-d: `d`, `d_max`, `d_numerator`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.prodigy()

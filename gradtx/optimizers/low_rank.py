@@ -59,7 +59,7 @@ def dion(
         lr: $\eta$ in [0, inf).
         mu: $\mu$ in [0, 1).
         rank: An int, or a fraction of the smaller side, rounded up.
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
         eps: Added to the norm of columns, >= 0.
         adjust_lr_fn: $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; others see `scale_by_shape`.
         init: Start of $Q$, "random" or "eye".
@@ -68,11 +68,12 @@ def dion(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum`, `Q`; with a fallback, these and
-        its entries, under `partition`.
+        the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.dion(rank=0.25)
@@ -126,16 +127,17 @@ def dion2(
         ns_coefficients: As `coefs` of `orthogonalize`, or a name.
         ns_steps: Number of iterations; None for the number that belongs to the coefficients.
         adjust_lr_fn: $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; others see `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum`, with `beta2` `exp_avg_sq` (one
-        entry a row); with a fallback, these and its entries, under `partition`.
+        entry a row); with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.dion2(lr=1.0, weight_decay=0.0, ns_coefficients="newton_schulz")
@@ -183,21 +185,21 @@ def galore(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: Of Adam, >= 0.
+        eps: Adam's eps, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
         rank: Number of columns of $Q$, >= 1, at most the smaller side.
-        update_proj_gap: Steps between two bases, >= 1.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
         scale: $a \ge 0$.
-        side: "short", "long", "left" or "right", see `low_rank`.
-        projection: "svd", "power" or "random", see `low_rank`.
-        carry: "keep", "reset" or "rotate", see `low_rank`.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
+        carry: "keep", "reset" or "rotate"; see `low_rank`.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, and `exp_avg` and `exp_avg_sq` at low
         rank; those of other leaves in full.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.galore(lr=1.0, rank=1)
@@ -235,14 +237,14 @@ def fira(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: Of Adam, >= 0.
+        eps: Adam's eps, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
         rank: Number of columns of $Q$, >= 1, at most the smaller side.
-        update_proj_gap: Steps between two bases, >= 1.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
         scale: Factor of the projected part, >= 0.
-        side: "short", "long", "left" or "right", see `low_rank`.
-        projection: "svd", "power" or "random", see `low_rank`.
-        carry: "keep", "reset" or "rotate", see `low_rank`.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
+        carry: "keep", "reset" or "rotate"; see `low_rank`.
         limit: The most that the norm of the rest grows by in a step, >= 1.
 
     Returns:
@@ -250,7 +252,7 @@ def fira(
         `exp_avg_sq` at low rank; those of other leaves in full.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> state = gradtx.fira(rank=2).init({"w": torch.zeros(8, 3)})["scale_by_fira"]
@@ -289,13 +291,13 @@ def apollo_low_rank(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: Of Adam, >= 0.
+        eps: Adam's eps, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
         rank: Number of columns of $Q$, >= 1.
-        update_proj_gap: Steps between two bases, >= 1.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
         scale: The direction is multiplied by the root of this, >= 0.
-        side: "short", "long", "left" or "right", see `low_rank`.
-        projection: "svd", "power" or "random", see `low_rank`.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
         scale_type: "channel" for a rate per row (column with a basis on the left), "tensor" for one.
         scale_front: Whether to multiply by the root of `scale` before the growth is limited.
         limit: The most that the norm of the direction grows by in a step, >= 1.
@@ -306,7 +308,7 @@ def apollo_low_rank(
         `exp_avg_sq` at low rank; those of other leaves in full; `seed` and `counter`.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.apollo_low_rank(lr=1.0, rank=1, scale_type="tensor")

@@ -50,17 +50,17 @@ def mars_adamw(
     for GPT-2. Costs one more float per weight.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1); the first one also sets the size of the correction.
-        eps: $\epsilon \ge 0$, outside the root, of all leaves.
-        weight_decay: Decoupled, >= 0, multiplied by the learning rate.
-        gamma: $\gamma \ge 0$, how much of the correction is taken.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1); the first one also sets the size of the correction.
+        eps: $\epsilon \ge 0$, added outside the square root, of all leaves.
+        weight_decay: Decoupled weight decay, >= 0, multiplied by the learning rate.
+        gamma: $\gamma \ge 0$, the strength of the correction.
         amsgrad: Use the largest $v$ so far, for all leaves.
-        exact: Take $g'$ at the last parameters with this batch, by the extra `grad_fn`: one gradient a step more. Else
-            $g'$ is the gradient of the last step.
-        optimize_1d: Treat leaves with fewer than two dimensions as the others.
+        exact: Evaluate $g'$ at the previous parameters on the current batch with the extra `grad_fn`, at the cost of
+            one more gradient per step. If False, $g'$ is the gradient of the previous step.
+        optimize_1d: Treat leaves with fewer than two dimensions like all others.
         lr_1d: Rate of those leaves, >= 0; None for `lr`.
-        betas_1d: Decay of their two averages, each in [0, 1).
+        betas_1d: Decay rates of their two averages, each in [0, 1).
         weight_decay_1d: Their decoupled decay, >= 0; `mask` leaves it as it is.
 
     Returns:
@@ -68,8 +68,8 @@ def mars_adamw(
         `exp_avg_sq`, [`max_exp_avg_sq`], under `partition` unless `optimize_1d`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` while a decay is not 0.0; if exact, missing `params` or
-            `grad_fn`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and a decay is not 0.0, or if `exact` is
+            set and `params` or `grad_fn` is missing.
 
     Example:
         >>> tx = gradtx.mars_adamw(lr=0.1, lr_1d=0.2)
@@ -117,12 +117,12 @@ def mars_lion(
         lr: $\eta$ in [0, inf), the change of each weight per step.
         beta: $\beta$ in [0, 1), of the momentum; it also sets the size of the correction.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        gamma: $\gamma \ge 0$, how much of the correction is taken.
-        exact: Take $g'$ at the last parameters with this batch, by the extra `grad_fn`: one gradient a step more. Else
-            $g'$ is the gradient of the last step.
-        optimize_1d: Treat leaves with fewer than two dimensions as the others.
+        gamma: $\gamma \ge 0$, the strength of the correction.
+        exact: Evaluate $g'$ at the previous parameters on the current batch with the extra `grad_fn`, at the cost of
+            one more gradient per step. If False, $g'$ is the gradient of the previous step.
+        optimize_1d: Treat leaves with fewer than two dimensions like all others.
         lr_1d: Rate of AdamW for those leaves, >= 0; None for `lr`.
-        betas_1d: Decay of AdamW's two averages, each in [0, 1).
+        betas_1d: Decay rates of AdamW's two averages, each in [0, 1).
         eps: $\epsilon \ge 0$ of AdamW, outside the root.
         weight_decay_1d: AdamW's decoupled decay, >= 0; `mask` leaves it as it is.
 
@@ -131,8 +131,8 @@ def mars_lion(
         unless `optimize_1d` both under `partition`, with `exp_avg_sq` for the other leaves.
 
     Raises:
-        ValueError: numbers out of range, missing `params` while a decay is not 0.0; if exact, missing `params` or
-            `grad_fn`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and a decay is not 0.0, or if `exact` is
+            set and `params` or `grad_fn` is missing.
 
     Example:
         >>> tx = gradtx.mars_lion(lr=0.1, optimize_1d=True)

@@ -54,9 +54,9 @@ def muon(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
         momentum: $\mu$ in [0, 1).
-        nesterov: Look one step ahead.
+        nesterov: Use Nesterov momentum.
         ns_coefficients: $(a, b, c)$ of the iteration, plain numbers, a tuple of such triples, or the name of a set,
             as in `orthogonalize`.
         eps: Least norm divided by, >= 0.
@@ -64,9 +64,9 @@ def muon(
         adjust_lr_fn: $r$, by a name of `scale_by_shape`: None or "original" is
             $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
             $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype. bfloat16 is good to about 1e-2, and on
-            nearly rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. For a
-            gradient through training take None: that of bfloat16 can have the wrong sign.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf. bfloat16 is good to about 1e-2, and on nearly
+            rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. For a gradient
+            through training take None: that of bfloat16 can have the wrong sign.
         flatten: The same as view="flatten".
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices. Embeddings and
             heads are: send them elsewhere by `muon_for` or `partition`.
@@ -79,9 +79,9 @@ def muon(
         you pass, `lr` is Muon's and `adamw.lr` the fallback's.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, `flatten` with another `view`, missing `params`, a leaf that is not a matrix
-            and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `flatten` is combined with another `view`, if `params` is
+            missing, or if a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))
@@ -191,11 +191,11 @@ def muon_adam_atan2(
 
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
-        betas: Decay of their two averages, each in [0, 1).
+        betas: Decay rates of their two averages, each in [0, 1).
         muon_lr: $L$, learning rate of matrices; None for `lr`.
         weight_decay: $\lambda \ge 0$, decoupled, for both.
-        decoupled_wd: Divide $\lambda$ by the learning rate that training starts with.
-        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        decoupled_wd: Divide $\lambda$ by the initial learning rate.
+        cautious_factor: Factor in [0, 1] for entries whose update opposes the gradient; 1.0 disables it.
         a: Scale of Adam-atan2's update, > 0.
         b: Scale of its denominator, > 0.
         muon_beta1: $\beta_1'$ in [0, 1).
@@ -204,14 +204,16 @@ def muon_adam_atan2(
         muon_rms_factor: $f \ge 0$, the root mean square of matrix updates.
         use_normuon: Give all rows of an update the same size over time.
         normuon_eps: $\epsilon \ge 0$ of that.
-        matrix_ndims: Numbers of dimensions that make a leaf a matrix, or a batch of them in its last two.
+        matrix_ndims: Values of `ndim` for which a leaf is treated as a matrix, or as a batch of matrices in its last
+            two dimensions.
 
     Returns:
         A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, with
         `use_normuon` `exp_avg_sq` (one entry a row), and Adam-atan2's; with `decoupled_wd` `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` with a decay, an initial rate of 0 with `decoupled_wd`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if
+            `decoupled_wd` is set and the initial rate is 0.
 
     Example:
         >>> tx = gradtx.muon_adam_atan2(lr=0.1, a=4 / torch.pi)
@@ -258,24 +260,26 @@ def polar_adam_atan2(
 
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
-        betas: Decay of their two averages, each in [0, 1).
+        betas: Decay rates of their two averages, each in [0, 1).
         polar_lr: Learning rate of matrices; None for `lr`.
         weight_decay: $\lambda \ge 0$, decoupled, for both.
-        decoupled_wd: Divide $\lambda$ by the learning rate that training starts with.
-        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        decoupled_wd: Divide $\lambda$ by the initial learning rate.
+        cautious_factor: Factor in [0, 1] for entries whose update opposes the gradient; 1.0 disables it.
         a: Scale of Adam-atan2's update, > 0.
         b: Scale of its denominator, > 0.
         polar_beta1: Decay of the momentum of matrices, in [0, 1).
         polar_steps: Number of iterations, in [0, 100); after the seventh the polynomial stays the same.
         polar_rms_factor: Root mean square of matrix updates, >= 0.
-        matrix_ndims: Numbers of dimensions that make a leaf a matrix, or a batch of them in its last two.
+        matrix_ndims: Values of `ndim` for which a leaf is treated as a matrix, or as a batch of matrices in its last
+            two dimensions.
 
     Returns:
         A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, and
         Adam-atan2's; with `decoupled_wd` `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` with a decay, an initial rate of 0 with `decoupled_wd`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if
+            `decoupled_wd` is set and the initial rate is 0.
 
     Example:
         >>> tx = gradtx.polar_adam_atan2(lr=0.1, polar_rms_factor=0.5**0.5, polar_steps=9)
@@ -337,7 +341,7 @@ def shampoo(
         `inv_pre_cond_i`, n x n, for every dimension i of size n.
 
     Raises:
-        ValueError: numbers out of range, another variant, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `variant` is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.shampoo(lr=1.0, matrix_eps=1e-3)
@@ -398,7 +402,7 @@ def scalable_shampoo(
         shape_interpretation: Whether to merge neighbouring dimensions.
         graft_type: Whose length: "sgd", "adagrad", "rmsprop", "sqrtn", or "none".
         pre_conditioner_type: Preconditioned dimensions: "all", "input" or "output".
-        nesterov: Look one step ahead.
+        nesterov: Use Nesterov momentum.
         diagonal_eps: $\ge 0$, of the grafted method.
         matrix_eps: > 0, relative to the largest eigenvalue.
 
@@ -407,7 +411,8 @@ def scalable_shampoo(
         [`graft_statistics`], `statistics_i`, `preconditioners_i`.
 
     Raises:
-        ValueError: numbers out of range, an unknown `graft_type` or `pre_conditioner_type`, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `graft_type` or `pre_conditioner_type` is unknown, or if
+            `params` is missing.
 
     Example:
         >>> tx = gradtx.scalable_shampoo(lr=1.0, betas=(0.0, 0.9))
@@ -476,21 +481,21 @@ def soap(
         shampoo_beta: Decay of the statistics, in [0, 1); None for $\beta_2$.
         eps: $\epsilon \ge 0$.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighbouring dimensions while their product is at most that.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) are not rotated.
+        merge_dims: Merge adjacent dimensions as long as their product does not exceed `max_precondition_dim`.
         precondition_1d: Rotate leaves of one dimension too.
         normalize_gradient: Divide the direction by its root mean square.
-        correct_bias: Whether Adam's averages are freed of their bias.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        correct_bias: Whether to correct the bias of Adam's averages.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.soap(lr=0.1, weight_decay=0.5)

@@ -41,11 +41,11 @@ def laprop(
     any pair of betas, which Adam's do not.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
-        amsgrad: Use the largest $v$ so far.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        amsgrad: Use the running maximum of $v$.
         centered: From t = 11 on subtract the square of the mean gradient from $v$.
         fixed_decay: $p (1 - \lambda)$, not multiplied by the learning rate.
 
@@ -54,7 +54,7 @@ def laprop(
         [`exp_mean_avg_beta2`], [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.laprop(lr=0.1)
@@ -81,16 +81,16 @@ def grams(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, we
     faster convergence in language models. Large batches, since the sign is that of one batch.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.grams(lr=0.1)
@@ -117,16 +117,16 @@ def stable_adamw(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.99), eps: Scalar = 1e
     When to use: AdamW whose loss spikes, without gradient clipping; the paper reports no spikes in CLIP training.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the shortened rate.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.stable_adamw(lr=0.1, betas=(0.0, 0.99), weight_decay=0.0)
@@ -159,11 +159,11 @@ def adamc(
     end; the paper corrects the decay of these layers only (`partition`).
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate and by its share of the largest one.
-        amsgrad: Use the largest $v$ so far.
+        amsgrad: Use the running maximum of $v$.
         max_lr: $\eta_{max} > 0$, the peak of the schedule. None for the largest rate so far, which during a warm-up is
             the current one.
 
@@ -172,7 +172,7 @@ def adamc(
         [`max_exp_avg_sq`], and, without `max_lr`, `lr_max`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamc(lr=gradtx.Schedule(lambda step: 0.1 * 0.5**step), weight_decay=1.0)
@@ -216,14 +216,14 @@ def came(
         betas: Decay of the momentum, of the mean squares of gradients and of the residuals, each in [0, 1).
         eps: Added to the squares of gradients and of residuals, each above 0.
         clip_threshold: Largest root mean square of a leaf's $x$, > 0.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`; of leaves with two or more
         dimensions `exp_avg_sq_row`, `exp_avg_sq_col`, `exp_avg_res_row`, `exp_avg_res_col`, of others `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.came(lr=0.1)  # a vector has a momentum only
@@ -259,9 +259,9 @@ def adam_mini(
 
     Args:
         lr: $\eta$ in [0, inf), the root mean square change of the weights of a block per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
         block: "row": an index of dimension 0 (with fewer than two dimensions the leaf); "tensor": the leaf; a number:
             as many equal blocks along dimension 0, such as heads.
 
@@ -269,9 +269,9 @@ def adam_mini(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `vmean`.
 
     Raises:
-        TypeError: a block that is neither a name nor a number.
-        ValueError: numbers out of range, an unknown name, a number of blocks that does not divide a leaf's dimension 0,
-            missing `params` unless `weight_decay` is 0.0.
+        TypeError: If `block` is neither a name nor a number.
+        ValueError: If a hyperparameter is out of range, if the name of a block is unknown, if the number of blocks does
+            not divide dimension 0 of a leaf, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adam_mini(lr=0.1)
@@ -305,10 +305,10 @@ def adagc(
     When to use: language models whose loss spikes despite a clipped global norm; the paper reports no spikes.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of AdamW's two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root, and in the clipping.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of AdamW's two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, and in the clipping.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
         beta: Decay of the average norm, in [0, 1).
         lambda_abs: Bound of the norm over all leaves during the warm-up, > 0.
         lambda_rel: Bound of a leaf's norm relative to its average, > 0.
@@ -318,7 +318,7 @@ def adagc(
         A transformation whose updates are added to the parameters. State: `gamma`, `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adagc(lr=0.1, eps=1.0)  # the first gradient is shortened to 1 over 1 + eps
@@ -360,7 +360,7 @@ def ftrl(
         A transformation whose updates are added to the parameters. State: `z`, `n`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ftrl(lr=1.0, l1=1.0)

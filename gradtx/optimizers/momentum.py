@@ -43,7 +43,7 @@ def accsgd(
         A transformation whose updates are added to the parameters. State: `avg`, which starts as the parameter.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.accsgd(lr=0.1, kappa=4.0, xi=0.0)  # without advantage it is SGD
@@ -77,7 +77,7 @@ def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.
         `momentum_buffer_1`, ..., in the order of `betas`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.aggmo(lr=0.1, betas=(0.0, 0.5))
@@ -113,13 +113,13 @@ def qhm(
         momentum: $\beta$ in [0, 1).
         nu: $\nu$, usually in [0, 1]: 0 is SGD, $\beta$ is Nesterov's momentum.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.qhm(lr=1.0, momentum=0.75, nu=0.5)
@@ -148,18 +148,18 @@ def qhadam(
     When to use: when Adam is unstable or forgets too slowly: lower either nu a little, without touching the betas.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
         nus: $(\nu_1, \nu_2)$; the second in [0, 1], the first usually too. (1, 1) is Adam; the paper suggests (0.7, 1).
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, added outside the square root, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx, state = gradtx.qhadam(lr=0.1, nus=(0.0, 1.0)), {}  # the gradient, over Adam's root
@@ -204,7 +204,7 @@ def pid(
         `previous_grad` (with the decay in it).
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.pid(lr=0.1, momentum=0.5)
@@ -242,7 +242,7 @@ def gravity(lr: Scalar = 0.1, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: in
         parameters together.
 
     Raises:
-        ValueError: numbers out of range; an lr that starts at 0, unless alpha is 0.
+        ValueError: If a hyperparameter is out of range, or if `lr` is initially 0 and `alpha` is not.
 
     Example:
         >>> tx = gradtx.gravity(lr=0.1, alpha=0.0, beta=0.0)

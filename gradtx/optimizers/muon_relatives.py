@@ -62,26 +62,27 @@ def normuon(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
-        momentum: Of the average of gradients, in [0, 1).
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        momentum: Decay rate of the gradient average, in [0, 1).
         beta2: Decay of the rows' mean squares, in [0, 1).
-        nesterov: Look one step ahead.
+        nesterov: Use Nesterov momentum.
         eps: Added to their roots, >= 0.
         axis: "rows", or "long" for the longer side.
         rms: The root mean square of updates per `lr`, >= 0; None to keep the norm of $o$.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `exp_avg_sq`, one
-        number a row, or a column; with a fallback these and its entries, under `partition`.
+        number a row, or a column; with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.normuon(lr=1.0, weight_decay=0.0, rms=0.5)
@@ -129,27 +130,27 @@ def adamuon(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
         betas: Of the momentum and of the second moment, each in [0, 1).
-        nesterov: Look one step ahead.
+        nesterov: Use Nesterov momentum.
         eps: $\epsilon \ge 0$ of `normalize_entries`.
         sign: Orthogonalize the signs of the momentum.
         rescale: The norm of $d$: "sqrt_min", "rms" or None, as in `normalize_entries`.
         correct_bias: Whether the second moment is freed of its bias.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `exp_avg_sq`; with a
-        fallback these and its entries, under `partition`.
+        fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, another `rescale`, missing `params`, a leaf that is not a matrix and no
-            fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `rescale` is unknown, if `params` is missing, or if a leaf
+            is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.adamuon(lr=1.0, weight_decay=0.0)
@@ -198,24 +199,25 @@ def namo(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
         betas: Of the momentum and of the mean square norm, each in [0, 1).
-        nesterov: Look one step ahead.
+        nesterov: Use Nesterov momentum.
         eps: $\epsilon \ge 0$.
         correct_bias: Free both norms of their bias.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `exp_avg_sq`, 0-d;
-        with a fallback these and its entries, under `partition`.
+        with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.namo(lr=1.0, weight_decay=0.0, betas=(0.0, 0.75), ns_coefficients="newton_schulz")
@@ -263,24 +265,25 @@ def contra_muon(
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
-        momentum: Of the average of gradients, in [0, 1).
-        nesterov: Look one step ahead.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
         contra: $k$; often a schedule.
         power_steps: Power iterations for $\sigma$, >= 1.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback that and
-        its entries, under `partition`.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.contra_muon(lr=1.0, contra=1.0)
@@ -324,21 +327,23 @@ def muown(
         lr: Learning rate of both, in [0, inf).
         momentum: Of the average of gradients by directions, in [0, 1).
         weight_decay: Of the lengths, >= 0.
-        betas: Of Adam, each in [0, 1).
-        eps: Of Adam, >= 0.
+        betas: Adam's betas, each in [0, 1).
+        eps: Adam's eps, >= 0.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
         adjust_lr_fn: Scale of Muon's step, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and one number a row of
-        `magnitude`, `length`, `exp_avg` and `exp_avg_sq`; with a fallback these and its entries, under `partition`.
+        `magnitude`, `length`, `exp_avg` and `exp_avg_sq`; with a fallback, these and the fallback's entries, under
+        `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.muown(lr=0.1)
@@ -376,25 +381,25 @@ def polargrad(
 
     Args:
         lr: $\eta$ in [0, inf).
-        momentum: Of the average of gradients, in [0, 1).
-        nesterov: Look one step ahead.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
         weight_decay: $\lambda \ge 0$, decoupled.
         method: "newton_schulz" or "exact", as in `scale_by_nuclear_norm`.
         alpha: Exponent of the nuclear norm, >= 0.
         center_rows: Take the mean over the rows out, for weights whose outputs enter a softmax.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback that and
-        its entries, under `partition`.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, another `method`, missing `params`, a leaf that is not a matrix and no
-            fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `method` is unknown, if `params` is missing, or if a leaf is
+            not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.polargrad(lr=0.1, momentum=0.0, weight_decay=0.0, method="exact")
@@ -441,8 +446,9 @@ def scion(
         momentum of 1.0).
 
     Raises:
-        TypeError: a value of `kinds` that is neither a kind nor a transformation.
-        ValueError: numbers out of range, an unknown kind, missing `params`, a leaf that no pattern matches.
+        TypeError: If a value of `kinds` is neither a kind nor a transformation.
+        ValueError: If a hyperparameter is out of range, if a kind is unknown, if `params` is missing, or if no pattern
+            matches a leaf.
 
     Example:
         >>> tx = gradtx.scion(lr=0.5, momentum=1.0, scale=4.0, kinds={"*": "sign"})
@@ -488,8 +494,8 @@ def adam_h(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.95), eps: Scalar = 1e-8, we
 
     Args:
         lr: $\eta \ge 0$, the relative step.
-        betas: Of Adam, each in [0, 1).
-        eps: Of Adam, >= 0.
+        betas: Adam's betas, each in [0, 1).
+        eps: Adam's eps, >= 0.
         weight_decay: $\lambda \ge 0$; it turns the step, the norm of the weights stays.
 
     Returns:
@@ -497,7 +503,7 @@ def adam_h(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.95), eps: Scalar = 1e-8, we
         0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, a leaf that starts with norm 0.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if the initial norm of a leaf is 0.
 
     Example:
         >>> tx = gradtx.adam_h(lr=0.1)
@@ -529,20 +535,20 @@ def muon_h(
 
     Args:
         lr: $\eta \ge 0$, the relative step.
-        momentum: Of the average of gradients, in [0, 1).
-        nesterov: Look one step ahead.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and twice `radius`, 0-d;
-        with a fallback these and its entries, under `partition`.
+        with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a matrix that starts with norm 0, a leaf that is not a
-            matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, if the initial norm of a matrix is 0,
+            or if a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.muon_h(lr=0.1)

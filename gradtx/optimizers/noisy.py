@@ -29,7 +29,7 @@ def noisy_sgd(lr: Scalar, eta: Scalar = 0.01, gamma: Scalar = 0.55, seed: int = 
         A transformation whose updates are added to the parameters. State: `seed` and `counter` of the whole stage.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: If a hyperparameter is negative.
 
     Example:
         >>> tx = gradtx.noisy_sgd(lr=0.5, eta=4.0)

@@ -32,7 +32,7 @@ def optimistic_gradient_descent(lr: Scalar, alpha: Scalar = 1.0, beta: Scalar = 
         A transformation whose updates are added to the parameters. State: `previous_grad`.
 
     Raises:
-        ValueError: a negative rate.
+        ValueError: If `lr` is negative.
 
     Example:
         >>> tx = gradtx.optimistic_gradient_descent(lr=1.0)
@@ -66,7 +66,7 @@ def optimistic_adam(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         alpha: $\alpha$, any number.
         beta: $\beta$, any number.
         weight_decay: $\lambda \ge 0$, decoupled.
@@ -76,7 +76,7 @@ def optimistic_adam(
         (the last $u$).
 
     Raises:
-        ValueError: numbers out of range; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.optimistic_adam(lr=1.0, betas=(0.0, 0.0))  # u is the sign of the gradient

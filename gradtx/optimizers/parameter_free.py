@@ -32,18 +32,18 @@ def dog(
     When to use: SGD when no rate is known. Evaluate an average of the weights (`average` behind it), as the authors do.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1.
         reps_rel: The length of the first step relative to the weights, > 0.
-        eps: $\epsilon \ge 0$, where $G$ starts.
+        eps: $\epsilon \ge 0$, the initial value of $G$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        init_eta: A first rate >= 0 in place of a first length.
+        init_eta: Initial rate, >= 0, instead of an initial step length.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`; for all leaves together
-        `max_dist`, `sum_sq`, 0-d.
+        A transformation whose updates are added to the parameters. State: `param_init`; shared by all leaves, 0-d:
+        `max_dist`, `sum_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dog(reps_rel=0.1)
@@ -72,18 +72,18 @@ def ldog(
     When to use: as `dog`, where leaves differ much in scale; the authors prefer it for fine-tuning transformers.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1.
         reps_rel: The length of the first step of a leaf relative to its weights, > 0.
-        eps: $\epsilon \ge 0$, where $G$ starts.
+        eps: $\epsilon \ge 0$, the initial value of $G$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        init_eta: A first rate >= 0 in place of a first length.
+        init_eta: Initial rate, >= 0, instead of an initial step length.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `param_init`, and `max_dist`, `sum_sq`, 0-d
         float64, of every leaf.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ldog(reps_rel=0.1)
@@ -106,17 +106,17 @@ def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None
     When to use: as `dog`; its last weights need no average (the paper's claim).
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1.
         eps: $\epsilon > 0$, added to the root, and where $r^2$ starts.
         init_estim_sq_dist: Where $r^2$ starts, > 0, if it is not to be $\epsilon$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`; for all leaves together
-        `estim_sq_dist`, `weighted_sq_norm`, 0-d.
+        A transformation whose updates are added to the parameters. State: `param_init`; shared by all leaves, 0-d:
+        `estim_sq_dist`, `weighted_sq_norm`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dowg(init_estim_sq_dist=4.0)  # a first step of about 2
@@ -149,7 +149,7 @@ def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0)
         `grad_sum`.
 
     Raises:
-        ValueError: a negative number, missing `params`.
+        ValueError: If a hyperparameter is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.cocob(alpha=10.0)
@@ -195,11 +195,11 @@ def momo(
         use_fstar: Learn the lower bound, starting from `lb`.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`; for all leaves together
-        `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`; shared by all leaves, 0-d:
+        `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` or `value`.
+        ValueError: If a hyperparameter is out of range, or if `params` or `value` is missing.
 
     Example:
         >>> tx = gradtx.momo(lr=100.0)
@@ -245,11 +245,11 @@ def momo_adam(
         use_fstar: Learn the lower bound, starting from `lb`.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; for all leaves
-        together `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; shared by all
+        leaves, 0-d: `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` or `value`.
+        ValueError: If a hyperparameter is out of range, or if `params` or `value` is missing.
 
     Example:
         >>> tx = gradtx.momo_adam(lr=100.0)

@@ -28,14 +28,15 @@ def pnm(
         lr: $\eta$ in [0, inf); the authors give no default.
         betas: $(\beta_1, \beta_2)$: the decay per step, in [0, 1), and the weight of the negative part, in [0, 1].
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; if False, add it to the
+            gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `pos_momentum`, `neg_momentum`, which
         change places at every step.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.pnm(lr=1.0, betas=(0.0, 0.75))  # (7 g_t - 3 g_{t-1}) / sqrt(58)
@@ -68,20 +69,21 @@ def adapnm(
     When to use: small or noisily labelled data, where Adam fits the training set but does not generalize.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
         betas: $(\beta_1, \beta_2, \beta_3)$: decay of the momenta and of $v$, in [0, 1); weight of the negative
             part, in [0, 1].
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, added outside the square root, in units of the gradient.
         weight_decay: $\lambda \ge 0$.
-        amsgrad: Use the largest $v$ so far.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
+        amsgrad: Use the running maximum of $v$.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; if False, add it to the
+            gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `neg_exp_avg`, which change
         places at every step, `exp_avg_sq`, [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adapnm(lr=0.1, betas=(0.9, 0.999, 0.0))  # without a negative part

@@ -66,7 +66,7 @@ def psgd_kron(
         b1: Decay of the momentum, in [0, 1).
         weight_decay: $\lambda \ge 0$.
         precond_lr: Rate of the factors, >= 0.
-        precond_init_scale: The factors' product at the start, > 0.
+        precond_init_scale: Initial value of the product of the factors, > 0.
         precondition_frequency: Steps between two updates of the factors, or "annealed".
         balance_every: Updates of the factors between two levellings, >= 1.
         probes: "expected" or "random".
@@ -83,7 +83,8 @@ def psgd_kron(
         annealed `since_update` and `updates`.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params` with a decay.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.psgd_kron(lr=1.0)
@@ -152,7 +153,7 @@ def psgd_pro(
         weight_decay: $\lambda \ge 0$, decoupled.
         beta_lip: Decay of the bounds of the factors' statistics, in [0, 1).
         precond_lr: Rate of the factors at the start, >= 0.
-        precond_init_scale: The factors' product at the start, > 0.
+        precond_init_scale: Initial value of the product of the factors, > 0.
         damping_noise_scale: Size of the noise that damps the factors, >= 0.
         min_precond_lr: Least rate of the factors, >= 0.
         warmup_steps: Steps until the rate of the factors is divided by the root of 2, > 0.
@@ -164,7 +165,7 @@ def psgd_pro(
         every dimension.
 
     Raises:
-        ValueError: numbers out of range, missing `params` with a decay.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.psgd_pro(lr=1.0, max_update_rms=0.5)

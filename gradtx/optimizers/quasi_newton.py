@@ -52,7 +52,7 @@ def apollo(
         A transformation whose updates are added to the parameters. State: `exp_avg_grad`, `approx_hessian`, `update`.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.apollo(lr=0.1, warmup=2, init_lr=0.0)
@@ -112,7 +112,7 @@ def lbfgs(
         `products_s`, `products_y`, `count`, `gamma`.
 
     Raises:
-        ValueError: numbers out of range, another `first`, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `first` is unknown, or if `params` is missing.
 
     Example:
         >>> loss = lambda p: (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2  # Rosenbrock's

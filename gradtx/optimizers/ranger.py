@@ -37,7 +37,7 @@ def ranger(
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: Decay of the two averages, each in [0, 1).
+        betas: Decay rates of the two averages, each in [0, 1).
         eps: $\epsilon \ge 0$, added to the root before its correction.
         weight_decay: $\lambda \ge 0$, decoupled.
         alpha: $\alpha$ in [0, 1], how far the slow weights follow.
@@ -48,10 +48,10 @@ def ranger(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `slow`;
-        `eval_params` gives `slow`.
+        `eval_params` returns `slow`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ranger(lr=1.0, k=2)
@@ -144,10 +144,10 @@ def ranger21(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_ma`, `neg_grad_ma`, `exp_avg_sq`,
-        [`max_exp_avg_sq`], `slow`; `eval_params` gives `slow`.
+        [`max_exp_avg_sq`], `slow`; `eval_params` returns `slow`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ranger21(num_iterations=100, lr=1.0, num_warm_up_iterations=10, weight_decay=0.0)

@@ -37,15 +37,15 @@ def schedule_free_sgd(
         lr: $\eta$ in [0, inf); larger than a scheduled one, from 1 to 50.
         momentum: $\beta$ in (0, 1).
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        warmup_steps: Steps over which the rate rises to `lr`, >= 0.
-        r: Exponent of the step in the weights of the average, >= 0.
-        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+        warmup_steps: Number of steps over which the rate rises to `lr`, >= 0.
+        r: Exponent of the step count in the averaging weights, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in the averaging weights, >= 0.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.schedule_free_sgd(lr=1.0, warmup_steps=4)
@@ -82,18 +82,18 @@ def schedule_free_adamw(
     Args:
         lr: $\eta$ in [0, inf); 1 to 10 times a scheduled one.
         betas: $\beta_1$ in (0, 1), the place of $y$ between $z$ and $x$; $\beta_2$ in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the rate, its warm-up included.
-        warmup_steps: Steps over which the rate rises to `lr`, >= 0.
-        r: Exponent of the step in the weights of the average, >= 0.
-        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+        warmup_steps: Number of steps over which the rate rises to `lr`, >= 0.
+        r: Exponent of the step count in the averaging weights, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in the averaging weights, >= 0.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d;
         `exp_avg_sq`, and `exp_avg`, which is the last gradient.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.schedule_free_adamw(lr=0.1)
@@ -138,9 +138,9 @@ def schedule_free_radam(
         lr: $\eta$ in [0, inf); 1 to 10 times a scheduled one.
         betas: $\beta_1$ in (0, 1), the place of $y$ between $z$ and $x$; $\beta_2$ in [0, 1), above 0.6 for any step
             that is rectified.
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the rate.
-        r: Exponent of the step in the weights of the average, >= 0.
+        r: Exponent of the step count in the averaging weights, >= 0.
         weight_lr_power: Exponent of the largest rate so far in these weights, >= 0; with 0, silent steps count too.
         silent_sgd_phase: Hold still in the first steps in place of taking them as SGD.
 
@@ -149,7 +149,7 @@ def schedule_free_radam(
         `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.schedule_free_radam(lr=0.1)
@@ -195,7 +195,7 @@ def gpa_adamw(
     Args:
         lr: $\eta$ in [0, inf); it may be larger than AdamW's.
         betas: $(\beta_1, \beta_2)$ of Adam's averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the rate.
         mu_x: $\mu_x$ in [0, 1), weight of the old average.
         mu_y: $\mu_y$ in (0, 1), the place of $y$ between $z$ and $x$.
@@ -204,7 +204,7 @@ def gpa_adamw(
         A transformation whose updates are added to the parameters. State: `z`, `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.gpa_adamw(lr=1.0, mu_x=0.5, mu_y=0.5)

@@ -31,11 +31,11 @@ def adahessian(
 
     Args:
         lr: $\eta$ in [0, inf): a Newton step at 1, so larger than Adam's.
-        betas: Decay of the two averages, each in [0, 1).
+        betas: Decay rates of the two averages, each in [0, 1).
         eps: $\epsilon \ge 0$, outside the power, in the unit of a Hessian.
         weight_decay: $\lambda \ge 0$, decoupled.
         hessian_power: $k$ in [0, 1]; 0 is momentum SGD.
-        update_period: Steps between two Hessians, >= 1.
+        update_period: Number of steps between Hessian estimates, >= 1.
         spatial_average: Average $|D|$ over dimensions 2 and up of leaves that have them.
 
     Returns:
@@ -43,7 +43,8 @@ def adahessian(
         [`hessian_diag`].
 
     Raises:
-        ValueError: numbers out of range, no `hessian_diag`, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `hessian_diag` is missing, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adahessian(lr=1.0, eps=0.0)
@@ -80,17 +81,18 @@ def sophia(
 
     Args:
         lr: $\eta$ in [0, inf), the largest change of a weight per step.
-        betas: Decay of the two averages, each in [0, 1).
+        betas: Decay rates of the two averages, each in [0, 1).
         gamma: $\gamma \ge 0$: the smaller, the more entries are clipped.
         eps: $\epsilon \ge 0$, the least denominator.
         weight_decay: $\lambda \ge 0$, decoupled.
-        update_period: Steps between two Hessians, >= 1.
+        update_period: Number of steps between Hessian estimates, >= 1.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `hessian`.
 
     Raises:
-        ValueError: numbers out of range, no `hessian_diag`, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `hessian_diag` is missing, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sophia(lr=0.1, weight_decay=0.0)

@@ -31,17 +31,17 @@ def sgd(
 
     Args:
         lr: $\eta$ in [0, inf), change of a weight per unit of gradient.
-        momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
+        momentum: $\mu$ in [0, inf). With a literal 0.0, no buffer is kept.
         dampening: $\tau$, usually in [0, 1); not applied to the first step.
         weight_decay: $\lambda \ge 0$, coupled: it enters the momentum.
-        nesterov: Needs a momentum and no dampening.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum and zero dampening.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params` unless
-            `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
+            `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sgd(lr=0.1, weight_decay=1.0)
@@ -77,14 +77,14 @@ def sgdw(
         momentum: $\mu$ in [0, inf).
         dampening: $\tau$, usually in [0, 1); not applied to the first step.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate; never enters the momentum.
-        nesterov: Needs a momentum and no dampening.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum and zero dampening.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params` unless
-            `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
+            `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sgdw(lr=0.1, momentum=0.9, weight_decay=1.0)
@@ -122,14 +122,14 @@ def sgds(
         momentum: $\mu$ in [0, 1).
         dampening: $\tau$ in [0, 1]; not applied to the first step, and without momentum only to the decay.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        nesterov: Needs a momentum and no dampening.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum and zero dampening.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params` unless
-            `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
+            `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> params = {"w": torch.tensor([2.0])}
@@ -173,10 +173,10 @@ def asgd(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `ax`, the average, which `eval_params`
-        gives; `eta`, `mu`, 0-d for every leaf.
+        returns; `eta`, `mu`, 0-d for every leaf.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.asgd(lr=1.0, lambd=0.0, t0=0.0)
@@ -226,7 +226,7 @@ def adaptive_gd(
         `step_size`, `theta`, 0-d for all leaves.
 
     Raises:
-        ValueError: numbers out of range, a first rate of 0, missing `params`.
+        ValueError: If a hyperparameter is out of range, if the initial rate is 0, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adaptive_gd(lr=0.001, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0)

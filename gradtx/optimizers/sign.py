@@ -27,7 +27,7 @@ def signsgd(lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_deca
         A transformation whose updates are added to the parameters. State: none.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.signsgd(lr=0.1)
@@ -57,7 +57,7 @@ def signum(lr: Scalar = 1e-3, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0
         A transformation whose updates are added to the parameters. State: `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.signum(lr=0.1)
@@ -89,7 +89,7 @@ def tiger(lr: Scalar = 1e-3, beta: Scalar = 0.965, weight_decay: Scalar = 0.01):
         A transformation whose updates are added to the parameters. State: `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.tiger(lr=0.1, weight_decay=1.0)

@@ -35,11 +35,11 @@ def ademamix(
     average at full weight makes the first steps unstable.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step, up to $1 + \alpha$ times that where gradients
-            agree.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step, up to $1 + \alpha$ times that where
+            gradients agree.
         betas: Decay of the mean, of the mean square and of the slow average, each in [0, 1).
         alpha: $\alpha \ge 0$, how much the slow average counts.
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
         alpha_warmup: Steps in which $\alpha$ rises from 0, >= 0 (`ademamix_alpha_schedule`). None: none.
         beta3_warmup: Steps in which $\beta_3$ rises from $\beta_1$, >= 0 (`half_life_schedule`). None: none.
@@ -48,7 +48,7 @@ def ademamix(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_slow`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.ademamix(lr=0.1, betas=(0.9, 0.999, 0.5))  # the slow average holds half of the first gradient
@@ -90,7 +90,7 @@ def simplified_ademamix(
         lr: $\eta$ in [0, inf). Each weight changes by up to $\eta (\alpha + 1/(1-\beta_1))$ per step.
         betas: Decay of the sum, and of the mean square, each in [0, 1).
         alpha: $\alpha \ge 0$, how much more the newest gradient counts.
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
         min_beta1: Initial value of $\beta_1$, in [0, 1); only read with `beta1_warmup`.
         beta1_warmup: Steps in which $\beta_1$ rises, >= 0 (`half_life_schedule`). None: it is constant.
@@ -101,7 +101,7 @@ def simplified_ademamix(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `num_sum`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.simplified_ademamix(lr=0.01, alpha=9.0)
@@ -136,10 +136,10 @@ def grokfast_adamw(
     in a chain before any optimizer.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: Decoupled, >= 0, multiplied by the learning rate.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: Decoupled weight decay, >= 0, multiplied by the learning rate.
         alpha: $\alpha$ in [0, 1), of the average of gradients.
         lamb: $\lambda \ge 0$, how much that average counts.
 
@@ -147,7 +147,7 @@ def grokfast_adamw(
         A transformation whose updates are added to the parameters. State: `grad_ema`, `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.grokfast_adamw(lr=0.1, eps=3.0)  # the first gradient counts three times

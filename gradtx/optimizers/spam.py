@@ -36,10 +36,10 @@ def spam(
     When to use: language models whose loss spikes; the paper reports lower losses than AdamW's, for low precision too.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
         threshold: $\theta > 0$: entries with $g^2 > \theta v$ are cut.
         clip_after: Steps at the start, and after a restart, in which nothing is cut, >= 0; below 2 gradients are cut to
             0 for ever.
@@ -50,7 +50,7 @@ def spam(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.spam(lr=0.1, every=3, warmup_steps=2)
@@ -106,10 +106,10 @@ def stable_spam(
     results of AdamW in 16 bit.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of Adam's two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root, and in the normalization.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of Adam's two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, and in the normalization.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
         gammas: Decay of the averages of norms and of their squares, each in [0, 1).
         theta: Decay of the average of the largest entry, in [0, 1).
         every: Steps between restarts of Adam, >= 1.
@@ -122,7 +122,7 @@ def stable_spam(
         every leaf, and `exp_avg`, `exp_avg_sq` with their own `step`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.stable_spam(lr=0.1)

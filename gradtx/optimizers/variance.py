@@ -22,13 +22,13 @@ def msvag(lr: Scalar, beta: Scalar = 0.9):
 
     Args:
         lr: $\eta$ in [0, inf), in units of SGD's; the authors give no default.
-        beta: Decay of both averages, in [0, 1).
+        beta: Decay rates of both averages, in [0, 1).
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.msvag(lr=0.1)
@@ -63,7 +63,7 @@ def a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: 
         `v`, [`v_tilde`].
 
     Raises:
-        ValueError: numbers out of range, an unknown variant, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `variant` is unknown, or if `params` is missing.
 
     Example:
         >>> tx, params = gradtx.a2grad(beta=0.0, lips=1.0), {"w": torch.tensor([1.0])}
