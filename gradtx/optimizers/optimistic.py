@@ -1,4 +1,4 @@
-"""Optimism, for games: optimistic gradient descent, optimistic Adam."""
+"""Optimistic methods for games: optimistic gradient descent, optimistic Adam."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def optimistic_gradient_descent(lr: Scalar, alpha: Scalar = 1.0, beta: Scalar = 
 
     $p \leftarrow p - \eta (\alpha g_t + \beta (g_t - g_{t-1}))$ with $g_0 = g_1$.
 
-    When to use: games and saddle points (a GAN, a Lagrangian), where plain descent turns around the solution.
+    When to use: games and saddle points (a GAN, a Lagrangian), where plain descent circles around the solution.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -87,7 +87,8 @@ def optimistic_adam(
         tensor([-1.])
         tensor([3.])
 
-    Source: Daskalakis et al. 2017, arXiv:1711.00141. Departures: none; optax's has Nesterov momentum by default.
+    Source: Daskalakis et al. 2017, arXiv:1711.00141. Departures: none; optax's version has Nesterov momentum by
+    default.
     """
     return chain(
         scale_by_adam(betas, eps),
