@@ -1,4 +1,4 @@
-"""Momentum that depends on directions (FOCUS, TAM, AdaTAM), or with a fixed rate per leaf (SGD-SaI)."""
+"""Momentum methods that depend on directions or fix a rate per leaf: FOCUS, TAM, AdaTAM, SGD-SaI."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def accsgd(
         tensor([-0.2000])
 
     Source: Jain et al. 2017, arXiv:1704.08227; Kidambi et al. 2018, arXiv:1803.05591. Departures: none in value. The
-    steps are those of `qhm(lr * c * (1 + xi) / (1 + c), (kappa - c * c * xi) / (kappa + c * xi), (c * xi - 1) / (c * (1
-    + xi)))`.
+    steps are those of `qhm(lr * c * (1 + xi) / (1 + c), (kappa - c * c * xi) / (kappa + c * xi), (c * xi - 1) / (c *
+    (1 + xi)))`.
     """
     return chain(add_decayed_weights(weight_decay), scale_by_accsgd(lr, kappa, xi, small_const))
 

@@ -212,8 +212,8 @@ def momo(
         tensor([-4.])
         tensor([-3.])
 
-    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo`. (optax divides only the decay by $1
-    + \eta\lambda$.)
+    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo`. (optax divides only the decay by
+    $1 + \eta\lambda$.)
     """
     return scale_by_momo(lr, beta, weight_decay, lb, bias_correction, use_fstar)
 

@@ -128,10 +128,10 @@ def schedule_free_radam(
 ):
     r"""Schedule-Free RAdam: AdamW with neither a schedule nor a warm-up.
 
-    `schedule_free` with $\beta = \beta_1$ and the rate of `rectification_schedule`, along $g / (\sqrt{v/(1-\beta_2^t)}
-    + \epsilon) + \lambda y$, $v$ the average of $g^2$, and along $g + \lambda y$ before the first rectified step. The
-    parameters are $y$, where gradients are computed; evaluate with `eval_params`, which returns the average $x$, and
-    recompute the statistics of batch norm there.
+    `schedule_free` with $\beta = \beta_1$ and the rate of `rectification_schedule`, along $g /
+    (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average of $g^2$, and along $g + \lambda y$ before the
+    first rectified step. The parameters are $y$, where gradients are computed; evaluate with `eval_params`, which
+    returns the average $x$, and recompute the statistics of batch norm there.
 
     When to use: like `schedule_free_adamw`, without a warm-up to tune.
 

@@ -20,7 +20,7 @@ def adahessian(
     update_period: int = 1,
     spatial_average: bool = True,
 ):
-    r"""AdaHessian: Adam with the diagonal of the Hessian in place of the gradient in the denominator.
+    r"""AdaHessian: Adam with the diagonal of the Hessian instead of the gradient in the denominator.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m_t / (\hat v_t^{k/2} + \epsilon)$ with the bias-corrected averages
     $\hat m$ of $g$ and $\hat v$ of $D^2$. $D$ is the extra `hessian_diag`, as computed by `hutchinson_hessian_diag`;
