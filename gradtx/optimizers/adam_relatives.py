@@ -172,8 +172,8 @@ def adamd(
 ):
     r"""AdamD: Adam without bias correction of its first moment, which acts as a built-in warm-up.
 
-    $p \leftarrow p - \eta m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$. The size of the first step is $(1-\beta_1)
-    \eta$; after about $1/(1-\beta_1)$ steps the rule equals Adam.
+    $p \leftarrow p - \eta m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$. The size of the first step is
+    $(1-\beta_1) \eta$; after about $1/(1-\beta_1)$ steps the rule equals Adam.
 
     When to use: Adam with a large learning rate and no warm-up, where the first steps are too long.
 

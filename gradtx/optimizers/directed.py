@@ -106,8 +106,8 @@ def adatam(
     $p \leftarrow p - \eta (m_t / (\sqrt{v_t} + \epsilon) + \lambda p)$ with the momentum of `scale_by_tam` and the
     average $v$ of $g^2$, without bias correction; see `scale_by_adatam`.
 
-    When to use: instead of Adam if gradients are misaligned. The momentum is a sum, not an average: steps are up to $1
-    / (1-\beta_1)$ times as long as Adam's.
+    When to use: instead of Adam if gradients are misaligned. The momentum is a sum, not an average: steps are up to
+    $1 / (1-\beta_1)$ times as long as Adam's.
 
     Args:
         lr: $\eta$ in [0, inf).

@@ -264,8 +264,8 @@ def soap_muon(
 ):
     r"""SOAP-Muon: the momentum divided by its root mean square in the gradients' eigenbasis, then orthogonalized.
 
-    $U$ = `trace_ema`; in the eigenbases of the gradient's factors (decay $\beta_2$), from the second step on, $v
-    \leftarrow \beta_2 v + (1-\beta_2) U'^2$, $U' \leftarrow U' / \sqrt{\max(v, \epsilon^2)}$; rotated back, $X$ =
+    $U$ = `trace_ema`; in the eigenbases of the gradient's factors (decay $\beta_2$), from the second step on,
+    $v \leftarrow \beta_2 v + (1-\beta_2) U'^2$, $U' \leftarrow U' / \sqrt{\max(v, \epsilon^2)}$; rotated back, $X$ =
     `orthogonalize`$(U)$, $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
 
     When to use: fewest steps for the hidden matrices of transformers; one step costs several times as much as one of
@@ -354,9 +354,9 @@ def splus(
     r"""SPlus: signs of the momentum in Shampoo's eigenbases, and an average of the weights for evaluation.
 
     $m \leftarrow \beta_1 m + (1-\beta_1) g$; matrices are rotated into the eigenbases of their factors (decay
-    $\beta_2$), $u = \mathrm{sign}(m')$ is rotated back; $p \leftarrow p - \eta' u$ with $\eta' = 2 \eta /
-    (\mathrm{rows} + \mathrm{columns})$; $p$ enters the average of the weights; then $p \leftarrow p (1 - \eta'
-    \lambda)$. Other leaves are not rotated, and $\eta' = c\, \eta$.
+    $\beta_2$), $u = \mathrm{sign}(m')$ is rotated back; $p \leftarrow p - \eta' u$ with
+    $\eta' = 2 \eta / (\mathrm{rows} + \mathrm{columns})$; $p$ enters the average of the weights; then
+    $p \leftarrow p (1 - \eta' \lambda)$. Other leaves are not rotated, and $\eta' = c\, \eta$.
 
     When to use: large batches, where Shampoo's directions stay valid for a hundred steps; evaluate with `eval_params`.
 
@@ -432,9 +432,10 @@ def conda(
 ):
     r"""Conda: Adam along the singular vectors of the momentum, on the shorter side of a matrix.
 
-    $m \leftarrow \beta_1 m + (1-\beta_1) g$; $Q$: the singular vectors of $m$; $v \leftarrow \beta_2 v + (1-\beta_2) (g
-    Q)^2$; $p \leftarrow (p - \eta\, c\, \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m Q}{\sqrt v + \epsilon} Q^\top)
-    (1-\eta\lambda)$; a matrix with fewer rows than columns is projected from the other side. Other leaves use Adam.
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$; $Q$: the singular vectors of $m$;
+    $v \leftarrow \beta_2 v + (1-\beta_2) (g Q)^2$; $p \leftarrow (p - \eta\, c\, \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t}
+    \frac{m Q}{\sqrt v + \epsilon} Q^\top) (1-\eta\lambda)$; a matrix with fewer rows than columns is projected from the
+    other side. Other leaves use Adam.
 
     When to use: transformers, with Adam's state plus one rarely computed basis per matrix.
 

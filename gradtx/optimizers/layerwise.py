@@ -144,8 +144,8 @@ def novograd(
 ):
     r"""NovoGrad: momentum of gradients divided by a running norm of their leaf.
 
-    $v \leftarrow \beta_2 v + (1-\beta_2) \lVert g \rVert^2$ ($v = \lVert g \rVert^2$ in the first step), $m \leftarrow
-    \beta_1 m + g / (\sqrt v + \epsilon) + \lambda p$, $p \leftarrow p - \eta m$.
+    $v \leftarrow \beta_2 v + (1-\beta_2) \lVert g \rVert^2$ ($v = \lVert g \rVert^2$ in the first step),
+    $m \leftarrow \beta_1 m + g / (\sqrt v + \epsilon) + \lambda p$, $p \leftarrow p - \eta m$.
 
     When to use: speech models and others whose layers have very different gradients, at the cost of one extra number
     per layer.
@@ -187,9 +187,9 @@ def novograd(
 def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
     r"""Nero: one rate per neuron, with the weights of each neuron kept at mean 0 and norm 1.
 
-    $v \leftarrow \beta v + (1-\beta) \lVert g \rVert^2$ for every neuron, $p \leftarrow N(N(p) - \eta \sigma g /
-    \sqrt{v / (1 - \beta^t)})$, where $N$ is `project_neurons` and $\sigma$ the initial mean norm of the leaf's neurons
-    (see `scale_by_neuron_norm`).
+    $v \leftarrow \beta v + (1-\beta) \lVert g \rVert^2$ for every neuron,
+    $p \leftarrow N(N(p) - \eta \sigma g / \sqrt{v / (1 - \beta^t)})$, where $N$ is `project_neurons` and $\sigma$ the
+    initial mean norm of the leaf's neurons (see `scale_by_neuron_norm`).
 
     When to use: when one untuned rate, 0.01, should work on many architectures, with almost no memory.
 

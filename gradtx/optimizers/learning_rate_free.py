@@ -35,8 +35,8 @@ def alig(
     r"""ALI-G: SGD whose rate is computed from the loss, for models that can reach a loss of 0.
 
     $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$ with the loss $f$ at the parameters and batch of $g$, and
-    the norm over the whole tree; $b \leftarrow \mu b - \gamma g$, $p \leftarrow p - \gamma g + \mu b$, then $p
-    \leftarrow p \min(1, r / \lVert p \rVert)$.
+    the norm over the whole tree; $b \leftarrow \mu b - \gamma g$, $p \leftarrow p - \gamma g + \mu b$, then
+    $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 
     When to use: models that can fit their training data (loss 0), with one hyperparameter to tune, the largest rate.
 
@@ -82,9 +82,9 @@ def dadapt_adagrad(
 ):
     r"""D-Adapt AdaGrad: AdaGrad with an automatic learning rate.
 
-    $\delta = d \eta$, $A \leftarrow A + g^2$, $s \leftarrow s + \delta g$, $p \leftarrow \mu p + (1-\mu)(x_0 - s/(\sqrt
-    A + \epsilon))$; $d$ is a lower bound of the distance to the solution that increases during training; see
-    `scale_by_dadapt_adagrad`.
+    $\delta = d \eta$, $A \leftarrow A + g^2$, $s \leftarrow s + \delta g$,
+    $p \leftarrow \mu p + (1-\mu)(x_0 - s/(\sqrt A + \epsilon))$; $d$ is a lower bound of the distance to the solution
+    that increases during training; see `scale_by_dadapt_adagrad`.
 
     When to use: sparse problems suited to `adagrad`, when no rate is known.
 
@@ -233,10 +233,10 @@ def dadapt_adan(
 ):
     r"""D-Adapt Adan: Adan with an automatic learning rate.
 
-    $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $f \leftarrow \beta_2
-    f + (1-\beta_2) \delta \Delta$, $p \leftarrow (p - (m + \beta_2 f)/D) / (1 + \delta\lambda)$, $D$ from the average
-    of $(g + \beta_2 \Delta)^2$; $d$ is a lower bound of the distance to the solution that increases during training;
-    see `scale_by_dadapt_adan`.
+    $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
+    $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$, $p \leftarrow (p - (m + \beta_2 f)/D) / (1 + \delta\lambda)$,
+    $D$ from the average of $(g + \beta_2 \Delta)^2$; $d$ is a lower bound of the distance to the solution that
+    increases during training; see `scale_by_dadapt_adan`.
 
     When to use: Adan when no rate is known.
 

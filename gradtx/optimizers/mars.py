@@ -106,9 +106,9 @@ def mars_lion(
 ):
     r"""MARS-Lion: the sign of a momentum of gradients corrected by their change since the last step.
 
-    $c = g + \gamma \frac{\beta}{1-\beta} (g - g')$, shortened to a norm of at most 1 (`correct_variance`), $m
-    \leftarrow \beta m + (1-\beta) c$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$. Leaves with fewer
-    than two dimensions use AdamW unless `optimize_1d`.
+    $c = g + \gamma \frac{\beta}{1-\beta} (g - g')$, shortened to a norm of at most 1 (`correct_variance`),
+    $m \leftarrow \beta m + (1-\beta) c$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$. Leaves with
+    fewer than two dimensions use AdamW unless `optimize_1d`.
 
     When to use: like `mars_adamw`, with one float per weight less; choose a learning rate as for `lion`, well below
     this default, which is the authors' default for all variants.

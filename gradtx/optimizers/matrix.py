@@ -62,8 +62,9 @@ def muon(
             as in `orthogonalize`.
         eps: Lower bound of the norm in the denominator, >= 0.
         ns_steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: Name of the factor $r$ (see `scale_by_shape`): None or "original" is $\sqrt{\max(1,
-            \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
+        adjust_lr_fn: Name of the factor $r$ (see `scale_by_shape`): None or "original" is
+            $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
+            $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
         ns_dtype: Dtype of the iteration; None for the dtype of the leaf. bfloat16 is accurate to about 1e-2, and for
             nearly rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. To
             differentiate through training, use None: a gradient computed in bfloat16 can have the wrong sign.

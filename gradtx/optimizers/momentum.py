@@ -26,8 +26,9 @@ def accsgd(
 ):
     r"""AccSGD: accelerated SGD, a short step pulled toward an average of long steps.
 
-    $\bar p \leftarrow \alpha \bar p + (1-\alpha)(p - \frac{\eta \kappa}{c} g)$, $p \leftarrow \zeta (p - \eta g) +
-    (1-\zeta) \bar p$ with $\alpha = 1 - c^2 \xi / \kappa$, $\zeta = c / (c + 1 - \alpha)$.
+    $\bar p \leftarrow \alpha \bar p + (1-\alpha)(p - \frac{\eta \kappa}{c} g)$,
+    $p \leftarrow \zeta (p - \eta g) + (1-\zeta) \bar p$ with $\alpha = 1 - c^2 \xi / \kappa$,
+    $\zeta = c / (c + 1 - \alpha)$.
 
     When to use: small batches on smooth, ill-conditioned problems whose condition number you can estimate (kappa, xi);
     otherwise use `qhm`.
@@ -187,8 +188,8 @@ def pid(
 ):
     r"""PID: SGD as a PID controller, along the gradient, its sum with momentum, and its change.
 
-    $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} +
-    (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
+    $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$,
+    $D_t = \mu D_{t-1} + (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
 
     When to use: when momentum overshoots: the derivative term slows down where gradients change. It adds two gains to
     tune.

@@ -54,8 +54,9 @@ def normuon(
 ):
     r"""NorMuon: Muon whose rows are normalized to the same size over time.
 
-    $o$ = `orthogonalize` of the momentum, $n$ = `normalize_neurons`$(o)$, which has the norm of $o$, $p \leftarrow p
-    (1 - \eta \lambda) - \eta r n$ with $r$ of `scale_by_shape`. With `rms`, $n$ has that root mean square, and $r = 1$.
+    $o$ = `orthogonalize` of the momentum, $n$ = `normalize_neurons`$(o)$, which has the norm of $o$,
+    $p \leftarrow p (1 - \eta \lambda) - \eta r n$ with $r$ of `scale_by_shape`. With `rms`, $n$ has that root mean
+    square, and $r = 1$.
 
     When to use: like `muon`, in whose updates some rows are much larger than others, which reduces stability.
 

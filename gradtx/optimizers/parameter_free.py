@@ -101,8 +101,8 @@ def ldog(
 def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None, weight_decay: Scalar = 0.0):
     r"""DoWG: SGD whose rate is the squared distance from the initial weights over a weighted norm of gradients.
 
-    $p \leftarrow p - \eta g r^2 / (\sqrt w + \epsilon)$ with the largest distance $r$ from the initial weights and $w =
-    \sum r^2 \lVert g \rVert^2$, over the whole tree; see `scale_by_dowg`.
+    $p \leftarrow p - \eta g r^2 / (\sqrt w + \epsilon)$ with the largest distance $r$ from the initial weights and
+    $w = \sum r^2 \lVert g \rVert^2$, over the whole tree; see `scale_by_dowg`.
 
     When to use: like `dog`; its final weights need no average (the paper's claim).
 
@@ -230,8 +230,8 @@ def momo_adam(
 ):
     r"""MoMo-Adam: Adam whose rate follows the value of the loss.
 
-    $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where $\tau
-    \le \eta / (1-\beta_1^t)$ takes an averaged linear model of the loss down to its lower bound; see
+    $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where
+    $\tau \le \eta / (1-\beta_1^t)$ takes an averaged linear model of the loss down to its lower bound; see
     `scale_by_momo_adam`.
 
     When to use: Adam at a rate that may be too large, if the loss has a known lower bound such as 0. Updates need the

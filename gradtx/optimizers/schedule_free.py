@@ -128,9 +128,9 @@ def schedule_free_radam(
 ):
     r"""Schedule-Free RAdam: AdamW with neither a schedule nor a warm-up.
 
-    `schedule_free` with $\beta = \beta_1$ and the rate of `rectification_schedule`, along $g /
-    (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average of $g^2$, and along $g + \lambda y$ before the
-    first rectified step. The parameters are $y$, where gradients are computed; evaluate with `eval_params`, which
+    `schedule_free` with $\beta = \beta_1$ and the rate of `rectification_schedule`, along
+    $g / (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average of $g^2$, and along $g + \lambda y$ before
+    the first rectified step. The parameters are $y$, where gradients are computed; evaluate with `eval_params`, which
     returns the average $x$, and recompute the statistics of batch norm there.
 
     When to use: like `schedule_free_adamw`, without a warm-up to tune.
@@ -187,8 +187,8 @@ def gpa_adamw(
 ):
     r"""GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are computed.
 
-    With Adam's direction $d$ at $y$: $z \leftarrow z - \eta (d + \lambda y)$, $x \leftarrow \mu_x x + (1-\mu_x) z$, $y
-    \leftarrow \mu_y x + (1-\mu_y) z$. The parameters are $y$; evaluate with `eval_params`, which returns the average
+    With Adam's direction $d$ at $y$: $z \leftarrow z - \eta (d + \lambda y)$, $x \leftarrow \mu_x x + (1-\mu_x) z$,
+    $y \leftarrow \mu_y x + (1-\mu_y) z$. The parameters are $y$; evaluate with `eval_params`, which returns the average
     $x$.
 
     When to use: wherever you would use `schedule_free_adamw`, or DiLoCo on one machine; unlike Schedule-Free, it

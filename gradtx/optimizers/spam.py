@@ -115,8 +115,8 @@ def stable_spam(
         gammas: Decay rates of the averages of norms and of their squares, each in [0, 1).
         theta: Decay rate of the average of the largest entry, in [0, 1).
         every: Number of steps between restarts of Adam, >= 1.
-        total_steps: $T \ge 1$: $\beta_1$ and $\gamma_1$ fall as half a cosine, to `eta_min` times their values at $t =
-            T + 1$. None keeps them constant.
+        total_steps: $T \ge 1$: $\beta_1$ and $\gamma_1$ fall as half a cosine, to `eta_min` times their values at
+            $t = T + 1$. None keeps them constant.
         eta_min: Final fraction of these values, in [0, 1]; read only with `total_steps`.
 
     Returns:
