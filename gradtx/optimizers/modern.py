@@ -344,7 +344,7 @@ def ftrl(
 ):
     r"""FTRL-Proximal: one rate per weight, and weights that are exactly 0.
 
-    `scale_by_ftrl`, whose updates need no learning rate.
+    Equivalent to `scale_by_ftrl`, whose updates are final: no learning rate may follow.
 
     When to use: sparse linear models and embeddings of rare features, trained online. Weights should start at 0: a
     weight whose gradient has always been 0 becomes 0.

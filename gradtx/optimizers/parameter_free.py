@@ -182,8 +182,8 @@ def momo(
 ):
     r"""MoMo: SGD with momentum whose rate follows the value of the loss.
 
-    $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, where $\tau \le \eta$ takes an
-    averaged linear model of the loss down to its lower bound; see `scale_by_momo`.
+    $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, where $\tau$ is at most $\eta$ and
+    takes an averaged linear model of the loss no further than to its lower bound; see `scale_by_momo`.
 
     When to use: SGD with momentum at a rate that may be too large, if the loss has a known lower bound such as 0.
     Updates need the extra `value`; an optimizer takes it from the closure.
@@ -230,9 +230,9 @@ def momo_adam(
 ):
     r"""MoMo-Adam: Adam whose rate follows the value of the loss.
 
-    $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where
-    $\tau \le \eta / (1-\beta_1^t)$ takes an averaged linear model of the loss down to its lower bound; see
-    `scale_by_momo_adam`.
+    $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where $\tau$
+    is at most $\eta / (1-\beta_1^t)$ and takes an averaged linear model of the loss no further than to its lower bound;
+    see `scale_by_momo_adam`.
 
     When to use: Adam at a rate that may be too large, if the loss has a known lower bound such as 0. Updates need the
     extra `value`; an optimizer takes it from the closure.
