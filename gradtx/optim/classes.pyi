@@ -159,7 +159,7 @@ class AliasOptimizer(ChainOptimizer):
 CLASSES: dict[str, type[AliasOptimizer]]
 
 class ADOPT(AliasOptimizer):
-    r"""ADOPT: Adam that divides by the size of earlier gradients only, and so converges with any $\beta_2$."""
+    r"""ADOPT: Adam that divides by the size of earlier gradients only, and therefore converges with any $\beta_2$."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class ADOPT(AliasOptimizer):
     ) -> None: ...
 
 class ASGD(AliasOptimizer):
-    """ASGD, as torch.optim.ASGD: SGD with a decaying rate that also averages its weights."""
+    """ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class ASGD(AliasOptimizer):
     ) -> None: ...
 
 class BCOS(AliasOptimizer):
-    """BCOS: a momentum divided by an estimate of its mean square, with one slot less than Adam."""
+    """BCOS: a momentum divided by an estimate of its root mean square, with one slot less than Adam."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class CAME(AliasOptimizer):
     ) -> None: ...
 
 class COCOB(AliasOptimizer):
-    """COCOB-Backprop: a step size per weight from a bet on its gradients, without a learning rate."""
+    """COCOB-Backprop: a step size per weight from bets on its gradients, without a learning rate."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class COCOB(AliasOptimizer):
     ) -> None: ...
 
 class FOCUS(AliasOptimizer):
-    """FOCUS: the sign of a momentum, with an attraction to the average of the weights."""
+    """FOCUS: the sign of a momentum, plus an attraction to the average of the weights."""
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ class FOCUS(AliasOptimizer):
     ) -> None: ...
 
 class FTRL(AliasOptimizer):
-    """FTRL-Proximal: a rate for every weight and weights that are exactly 0."""
+    """FTRL-Proximal: one rate per weight, and weights that are exactly 0."""
 
     def __init__(
         self,
@@ -367,7 +367,7 @@ class LARS(AliasOptimizer):
     ) -> None: ...
 
 class LBFGS(AliasOptimizer):
-    """L-BFGS: the gradient, multiplied by an inverse Hessian that the last steps suggest."""
+    """L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps."""
 
     def __init__(
         self,
@@ -389,7 +389,7 @@ class LBFGS(AliasOptimizer):
     ) -> None: ...
 
 class MADGRAD(AliasOptimizer):
-    """MADGRAD: from the starting point along the sum of all gradients, over the cube root of their squares."""
+    """MADGRAD: dual averaging from the initial weights, divided by the cube root of the sum of squares."""
 
     def __init__(
         self,
@@ -439,7 +439,7 @@ class MARS(AliasOptimizer):
     ) -> None: ...
 
 class MSVAG(AliasOptimizer):
-    """M-SVAG: momentum SGD that shortens the step of every weight by the share of variance in its gradient."""
+    """M-SVAG: momentum SGD that shortens the step of each weight by the share of variance in its gradient."""
 
     def __init__(
         self,
@@ -485,7 +485,7 @@ class NAMO(AliasOptimizer):
     ) -> None: ...
 
 class PID(AliasOptimizer):
-    """PID: SGD as a controller, along the gradient, its sum with momentum, and its change."""
+    """PID: SGD as a PID controller, along the gradient, its sum with momentum, and its change."""
 
     def __init__(
         self,
@@ -508,7 +508,7 @@ class PID(AliasOptimizer):
     ) -> None: ...
 
 class PNM(AliasOptimizer):
-    """PNM, positive-negative momentum: SGD whose gradient noise is amplified by an older momentum, subtracted."""
+    """PNM, positive-negative momentum: SGD whose gradient noise is amplified by subtracting an older momentum."""
 
     def __init__(
         self,
@@ -551,7 +551,7 @@ class QHM(AliasOptimizer):
     ) -> None: ...
 
 class SGD(AliasOptimizer):
-    """SGD, as torch.optim.SGD: stochastic gradient descent with optional momentum."""
+    """SGD, equivalent to torch.optim.SGD: stochastic gradient descent with optional momentum."""
 
     def __init__(
         self,
@@ -573,7 +573,7 @@ class SGD(AliasOptimizer):
     ) -> None: ...
 
 class SGDP(AliasOptimizer):
-    """SGDP: SGD with momentum whose direction loses its radial part on weights that look scale-invariant."""
+    """SGDP: SGD with momentum, without the radial part of its direction where weights appear scale-invariant."""
 
     def __init__(
         self,
@@ -598,7 +598,7 @@ class SGDP(AliasOptimizer):
     ) -> None: ...
 
 class SGDS(AliasOptimizer):
-    """SGDS: SGD whose decoupled decay grows with the momentum as its step does (stable weight decay)."""
+    """SGDS: SGD whose decoupled decay grows with the momentum, as its steps do (stable weight decay)."""
 
     def __init__(
         self,
@@ -642,7 +642,7 @@ class SGDW(AliasOptimizer):
     ) -> None: ...
 
 class SM3(AliasOptimizer):
-    """SM3: Adagrad whose state is one vector per dimension, not one number per weight."""
+    """SM3: Adagrad whose state is one vector per dimension instead of one number per weight."""
 
     def __init__(
         self,
@@ -691,7 +691,7 @@ class SOAP(AliasOptimizer):
     ) -> None: ...
 
 class SPAM(AliasOptimizer):
-    """SPAM: AdamW that cuts spikes of the gradient, and forgets its averages from time to time."""
+    """SPAM: AdamW that clips spikes of the gradient and resets its averages periodically."""
 
     def __init__(
         self,
@@ -759,7 +759,7 @@ class SWATS(AliasOptimizer):
     ) -> None: ...
 
 class TAM(AliasOptimizer):
-    """TAM: SGD whose momentum takes in less of gradients that turn away from it."""
+    """TAM: SGD whose momentum gives less weight to gradients that point away from it."""
 
     def __init__(
         self,
@@ -825,7 +825,7 @@ class ACProp(AliasOptimizer):
     ) -> None: ...
 
 class AccSGD(AliasOptimizer):
-    """AccSGD: accelerated SGD, a short step, drawn towards an average of long ones."""
+    """AccSGD: accelerated SGD, a short step pulled toward an average of long steps."""
 
     def __init__(
         self,
@@ -897,7 +897,7 @@ class AdaBelief(AliasOptimizer):
     ) -> None: ...
 
 class AdaBound(AliasOptimizer):
-    """AdaBound, with amsgrad AMSBound: Adam whose rates are clipped ever closer to one rate, that of SGD."""
+    """AdaBound, with amsgrad AMSBound: Adam whose rates are clipped ever more tightly to one SGD rate."""
 
     def __init__(
         self,
@@ -923,7 +923,7 @@ class AdaBound(AliasOptimizer):
     ) -> None: ...
 
 class AdaFactor(AliasOptimizer):
-    """Adafactor, the paper's: second moments by row and column, clipped updates, steps relative to the weights."""
+    """Adafactor as in the paper: factored second moments, clipped updates, and steps relative to the weights."""
 
     def __init__(
         self,
@@ -974,7 +974,7 @@ class AdaGC(AliasOptimizer):
     ) -> None: ...
 
 class AdaHessian(AliasOptimizer):
-    """AdaHessian: Adam with the diagonal of the Hessian in place of the gradient in the denominator."""
+    """AdaHessian: Adam with the diagonal of the Hessian instead of the gradient in the denominator."""
 
     def __init__(
         self,
@@ -999,7 +999,7 @@ class AdaHessian(AliasOptimizer):
     ) -> None: ...
 
 class AdaMod(AliasOptimizer):
-    """AdaMod: Adam whose rate of every weight is at most the average of its past values."""
+    """AdaMod: Adam whose rate for each weight is at most the average of its past values."""
 
     def __init__(
         self,
@@ -1022,7 +1022,7 @@ class AdaMod(AliasOptimizer):
     ) -> None: ...
 
 class AdaMuon(AliasOptimizer):
-    """AdaMuon: Muon with a second moment of every entry of its direction."""
+    """AdaMuon: Muon with a second moment for every entry of its direction."""
 
     def __init__(
         self,
@@ -1052,7 +1052,7 @@ class AdaMuon(AliasOptimizer):
     ) -> None: ...
 
 class AdaNorm(AliasOptimizer):
-    """AdamNorm: Adam whose first average takes no gradient shorter than usual."""
+    """AdamNorm: Adam that lengthens gradients shorter than usual before its first average."""
 
     def __init__(
         self,
@@ -1100,7 +1100,7 @@ class AdaPNM(AliasOptimizer):
     ) -> None: ...
 
 class AdaShift(AliasOptimizer):
-    """AdaShift: the mean of the last n gradients over the size of earlier ones, which it does not depend on."""
+    """AdaShift: the mean of the last n gradients, divided by the size of the gradients before those."""
 
     def __init__(
         self,
@@ -1121,7 +1121,7 @@ class AdaShift(AliasOptimizer):
     ) -> None: ...
 
 class AdaSmooth(AliasOptimizer):
-    """AdaSmooth: RMSprop whose average forgets fast for weights that move straight and slowly for oscillating ones."""
+    """AdaSmooth: RMSprop with a short memory for weights that move straight, and a long one where they oscillate."""
 
     def __init__(
         self,
@@ -1144,7 +1144,7 @@ class AdaSmooth(AliasOptimizer):
     ) -> None: ...
 
 class AdaTAM(AliasOptimizer):
-    """AdaTAM: Adam whose momentum takes in less of gradients that turn away from it."""
+    """AdaTAM: Adam whose momentum gives less weight to gradients that point away from it."""
 
     def __init__(
         self,
@@ -1166,7 +1166,7 @@ class AdaTAM(AliasOptimizer):
     ) -> None: ...
 
 class Adadelta(AliasOptimizer):
-    """Adadelta, as torch.optim.Adadelta: steps as long as earlier steps."""
+    """Adadelta, equivalent to torch.optim.Adadelta: step sizes that follow those of earlier steps."""
 
     def __init__(
         self,
@@ -1188,7 +1188,7 @@ class Adadelta(AliasOptimizer):
     ) -> None: ...
 
 class AdafactorTorch(AliasOptimizer):
-    """Adafactor, as torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step."""
+    """Adafactor, equivalent to torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step."""
 
     def __init__(
         self,
@@ -1210,7 +1210,7 @@ class AdafactorTorch(AliasOptimizer):
     ) -> None: ...
 
 class Adagrad(AliasOptimizer):
-    """Adagrad, as torch.optim.Adagrad: the gradient over the root of the sum of all squares so far."""
+    """Adagrad, equivalent to torch.optim.Adagrad: the gradient over the root of the sum of all squares so far."""
 
     def __init__(
         self,
@@ -1233,7 +1233,7 @@ class Adagrad(AliasOptimizer):
     ) -> None: ...
 
 class Adai(AliasOptimizer):
-    """Adai: momentum SGD whose inertia, not its rate, adapts to every entry's gradients."""
+    """Adai: momentum SGD whose inertia, not its rate, adapts to the gradients of each entry."""
 
     def __init__(
         self,
@@ -1256,7 +1256,7 @@ class Adai(AliasOptimizer):
     ) -> None: ...
 
 class Adam(AliasOptimizer):
-    """Adam, as torch.optim.Adam: the mean gradient over its root mean square."""
+    """Adam, equivalent to torch.optim.Adam: the mean gradient over its root mean square."""
 
     def __init__(
         self,
@@ -1333,7 +1333,7 @@ class AdamC(AliasOptimizer):
     ) -> None: ...
 
 class AdamD(AliasOptimizer):
-    """AdamD: Adam without the correction of its first moment, so that it includes a warm-up."""
+    """AdamD: Adam without bias correction of its first moment, which acts as a built-in warm-up."""
 
     def __init__(
         self,
@@ -1355,7 +1355,7 @@ class AdamD(AliasOptimizer):
     ) -> None: ...
 
 class AdamH(AliasOptimizer):
-    """AdamH: Adam's direction in relative steps, with weights on the sphere that they start on."""
+    """AdamH: Adam's direction in relative steps, with weights kept on their initial sphere."""
 
     def __init__(
         self,
@@ -1398,7 +1398,7 @@ class AdamMini(AliasOptimizer):
     ) -> None: ...
 
 class AdamP(AliasOptimizer):
-    """AdamP: Adam whose direction loses its radial part on weights that look scale-invariant."""
+    """AdamP: Adam without the radial part of its direction where weights appear scale-invariant."""
 
     def __init__(
         self,
@@ -1422,7 +1422,7 @@ class AdamP(AliasOptimizer):
     ) -> None: ...
 
 class AdamS(AliasOptimizer):
-    """AdamS: Adam with a decoupled decay that is as strong as its rates are on average (stable weight decay)."""
+    """AdamS: Adam with a decoupled decay scaled like its average adaptive rate (stable weight decay)."""
 
     def __init__(
         self,
@@ -1444,7 +1444,7 @@ class AdamS(AliasOptimizer):
     ) -> None: ...
 
 class AdamW(AliasOptimizer):
-    """AdamW, as torch.optim.AdamW: Adam with decoupled weight decay."""
+    """AdamW, equivalent to torch.optim.AdamW: Adam with decoupled weight decay."""
 
     def __init__(
         self,
@@ -1466,7 +1466,7 @@ class AdamW(AliasOptimizer):
     ) -> None: ...
 
 class Adamax(AliasOptimizer):
-    """AdaMax, as torch.optim.Adamax: Adam with a fading maximum in place of the root mean square."""
+    """AdaMax, equivalent to torch.optim.Adamax: Adam with a decaying maximum instead of the root mean square."""
 
     def __init__(
         self,
@@ -1534,7 +1534,7 @@ class AdaptiveGD(AliasOptimizer):
     ) -> None: ...
 
 class AdoptAtan2(AliasOptimizer):
-    """ADOPT-atan2: ADOPT with the arc tangent in place of its division and clamp."""
+    """ADOPT-atan2: ADOPT with the arc tangent instead of its division and clamp."""
 
     def __init__(
         self,
@@ -1579,7 +1579,7 @@ class AggMo(AliasOptimizer):
     ) -> None: ...
 
 class AliG(AliasOptimizer):
-    """ALI-G: SGD whose rate follows from the loss, for models that can reach a loss of 0."""
+    """ALI-G: SGD whose rate is computed from the loss, for models that can reach a loss of 0."""
 
     def __init__(
         self,
@@ -1600,7 +1600,7 @@ class AliG(AliasOptimizer):
     ) -> None: ...
 
 class Amos(AliasOptimizer):
-    """Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to the progress of training."""
+    """Amos: Adam-like steps in units of the weights, with rate and decay that adapt to the progress of training."""
 
     def __init__(
         self,
@@ -1650,7 +1650,7 @@ class ApolloDQN(AliasOptimizer):
     ) -> None: ...
 
 class ApolloLowRank(AliasOptimizer):
-    """APOLLO: the gradient itself, with a rate for every row that a projected Adam finds."""
+    """APOLLO: the gradient itself, with one rate per row computed by a projected Adam."""
 
     def __init__(
         self,
@@ -1680,7 +1680,7 @@ class ApolloLowRank(AliasOptimizer):
     ) -> None: ...
 
 class AvaGrad(AliasOptimizer):
-    """AvaGrad: the mean gradient over the size of earlier ones, at an overall scale that neither it nor eps changes."""
+    """AvaGrad: Adam with rates from earlier gradients, normalized to an overall scale that eps does not change."""
 
     def __init__(
         self,
@@ -1727,7 +1727,7 @@ class Conda(AliasOptimizer):
     ) -> None: ...
 
 class ContraMuon(AliasOptimizer):
-    """Contra-Muon: Muon's direction less a share of the momentum, so that small singular values weigh more."""
+    """Contra-Muon: Muon's direction minus a share of the momentum, so that small singular values weigh more."""
 
     def __init__(
         self,
@@ -1755,7 +1755,7 @@ class ContraMuon(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptAdaGrad(AliasOptimizer):
-    """D-Adapt AdaGrad: AdaGrad with an automatic rate."""
+    """D-Adapt AdaGrad: AdaGrad with an automatic learning rate."""
 
     def __init__(
         self,
@@ -1778,7 +1778,7 @@ class DAdaptAdaGrad(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptAdam(AliasOptimizer):
-    """D-Adapt Adam: Adam with an automatic rate."""
+    """D-Adapt Adam: Adam with an automatic learning rate."""
 
     def __init__(
         self,
@@ -1803,7 +1803,7 @@ class DAdaptAdam(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptAdan(AliasOptimizer):
-    """D-Adapt Adan: Adan with an automatic rate."""
+    """D-Adapt Adan: Adan with an automatic learning rate."""
 
     def __init__(
         self,
@@ -1827,7 +1827,7 @@ class DAdaptAdan(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptLion(AliasOptimizer):
-    """D-Adapt Lion: Lion with an automatic rate."""
+    """D-Adapt Lion: Lion with an automatic learning rate."""
 
     def __init__(
         self,
@@ -1848,7 +1848,7 @@ class DAdaptLion(AliasOptimizer):
     ) -> None: ...
 
 class DAdaptSGD(AliasOptimizer):
-    """D-Adapt SGD: SGD with an automatic rate."""
+    """D-Adapt SGD: SGD with an automatic learning rate."""
 
     def __init__(
         self,
@@ -1870,7 +1870,7 @@ class DAdaptSGD(AliasOptimizer):
     ) -> None: ...
 
 class DiffGrad(AliasOptimizer):
-    """diffGrad: Adam that slows down, to half its step, where the gradient barely changes."""
+    """diffGrad: Adam that shortens its steps, down to half, where the gradient barely changes."""
 
     def __init__(
         self,
@@ -1892,7 +1892,7 @@ class DiffGrad(AliasOptimizer):
     ) -> None: ...
 
 class Dion(AliasOptimizer):
-    """Dion: orthogonal directions of low rank by one step of power iteration, with error feedback."""
+    """Dion: orthogonal directions of low rank from one step of power iteration, with error feedback."""
 
     def __init__(
         self,
@@ -1918,7 +1918,7 @@ class Dion(AliasOptimizer):
     ) -> None: ...
 
 class Dion2(AliasOptimizer):
-    """Dion2: Muon of the largest rows or columns of the momentum, which alone decay."""
+    """Dion2: Muon on the largest rows or columns of the momentum, the only ones to decay."""
 
     def __init__(
         self,
@@ -1947,7 +1947,7 @@ class Dion2(AliasOptimizer):
     ) -> None: ...
 
 class DoG(AliasOptimizer):
-    """DoG: SGD whose rate is the distance from the start over the norm of all gradients."""
+    """DoG: SGD whose rate is the distance from the initial weights over the norm of all gradients."""
 
     def __init__(
         self,
@@ -1969,7 +1969,7 @@ class DoG(AliasOptimizer):
     ) -> None: ...
 
 class DoWG(AliasOptimizer):
-    """DoWG: SGD whose rate is the squared distance from the start over a norm of gradients weighted by it."""
+    """DoWG: SGD whose rate is the squared distance from the initial weights over a weighted norm of gradients."""
 
     def __init__(
         self,
@@ -2014,7 +2014,7 @@ class FAdam(AliasOptimizer):
     ) -> None: ...
 
 class Fira(AliasOptimizer):
-    """Fira: GaLore that also follows the rest of the gradient, scaled row by row as Adam scales the projection."""
+    """Fira: GaLore plus the rest of the gradient, scaled row by row as Adam scales the projection."""
 
     def __init__(
         self,
@@ -2042,7 +2042,7 @@ class Fira(AliasOptimizer):
     ) -> None: ...
 
 class Fromage(AliasOptimizer):
-    """Fromage: every leaf turns by a fixed angle, and keeps its norm where the gradient is orthogonal to it."""
+    """Fromage: every leaf rotates by a fixed angle, and keeps its norm if its gradient is orthogonal to it."""
 
     def __init__(
         self,
@@ -2060,7 +2060,7 @@ class Fromage(AliasOptimizer):
     ) -> None: ...
 
 class GPAAdamW(AliasOptimizer):
-    """GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are taken."""
+    """GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are computed."""
 
     def __init__(
         self,
@@ -2083,7 +2083,7 @@ class GPAAdamW(AliasOptimizer):
     ) -> None: ...
 
 class GaLore(AliasOptimizer):
-    """GaLore: Adam of gradients that are projected to a low rank."""
+    """GaLore: Adam on gradients projected to a low rank."""
 
     def __init__(
         self,
@@ -2131,7 +2131,7 @@ class Grams(AliasOptimizer):
     ) -> None: ...
 
 class Gravity(AliasOptimizer):
-    """Gravity: a moving average of gradients whose large entries are bent back towards zero."""
+    """Gravity: a moving average of gradients whose large entries are pushed back toward zero."""
 
     def __init__(
         self,
@@ -2151,7 +2151,7 @@ class Gravity(AliasOptimizer):
     ) -> None: ...
 
 class GrokFastAdamW(AliasOptimizer):
-    """AdamW on gradients with an amplified slow component: Grokfast."""
+    """Grokfast: AdamW on gradients with an amplified slow component."""
 
     def __init__(
         self,
@@ -2200,7 +2200,7 @@ class KLShampoo(AliasOptimizer):
     ) -> None: ...
 
 class Kate(AliasOptimizer):
-    """KATE: AdaGrad without the root, whose steps do not depend on the scale of the data."""
+    """KATE: AdaGrad without the square root, with steps that do not depend on the scale of the data."""
 
     def __init__(
         self,
@@ -2221,7 +2221,7 @@ class Kate(AliasOptimizer):
     ) -> None: ...
 
 class LDoG(AliasOptimizer):
-    """L-DoG: DoG with a rate for every leaf."""
+    """L-DoG: DoG with a separate rate for every leaf."""
 
     def __init__(
         self,
@@ -2267,7 +2267,7 @@ class LaProp(AliasOptimizer):
     ) -> None: ...
 
 class Lamb(AliasOptimizer):
-    """LAMB: Adam's direction with decay, given the size of every leaf's weights."""
+    """LAMB: Adam's direction plus decay, rescaled to the norm of each leaf's weights."""
 
     def __init__(
         self,
@@ -2387,7 +2387,7 @@ class MoMoAdam(AliasOptimizer):
     ) -> None: ...
 
 class Muon(AliasOptimizer):
-    """Muon: orthogonalized momentum of matrices, as torch.optim.Muon."""
+    """Muon, equivalent to torch.optim.Muon: the orthogonalized momentum of matrices."""
 
     def __init__(
         self,
@@ -2448,7 +2448,7 @@ class MuonAdamAtan2(AliasOptimizer):
     ) -> None: ...
 
 class MuonH(AliasOptimizer):
-    """MuonH: Muon's direction in relative steps, with weights on the sphere that they start on."""
+    """MuonH: Muon's direction in relative steps, with weights kept on their initial sphere."""
 
     def __init__(
         self,
@@ -2497,7 +2497,7 @@ class Muown(AliasOptimizer):
     ) -> None: ...
 
 class NAdam(AliasOptimizer):
-    """NAdam, as torch.optim.NAdam: Adam that looks one step of a rising momentum ahead."""
+    """NAdam, equivalent to torch.optim.NAdam: Adam with a Nesterov momentum that rises over time."""
 
     def __init__(
         self,
@@ -2520,7 +2520,7 @@ class NAdam(AliasOptimizer):
     ) -> None: ...
 
 class Nero(AliasOptimizer):
-    """Nero: a rate for every neuron, whose weights are kept at mean 0 and norm 1."""
+    """Nero: one rate per neuron, with the weights of each neuron kept at mean 0 and norm 1."""
 
     def __init__(
         self,
@@ -2539,7 +2539,7 @@ class Nero(AliasOptimizer):
     ) -> None: ...
 
 class NoisySGD(AliasOptimizer):
-    """Noisy SGD: gradients with Gaussian noise that fades with time."""
+    """Noisy SGD: gradients with Gaussian noise that decays over time."""
 
     def __init__(
         self,
@@ -2559,7 +2559,7 @@ class NoisySGD(AliasOptimizer):
     ) -> None: ...
 
 class NorMuon(AliasOptimizer):
-    """NorMuon: Muon whose rows get the same size over time."""
+    """NorMuon: Muon whose rows are normalized to the same size over time."""
 
     def __init__(
         self,
@@ -2589,7 +2589,7 @@ class NorMuon(AliasOptimizer):
     ) -> None: ...
 
 class NovoGrad(AliasOptimizer):
-    """NovoGrad: momentum of gradients that were divided by a running norm of their leaf."""
+    """NovoGrad: momentum of gradients divided by a running norm of their leaf."""
 
     def __init__(
         self,
@@ -2678,7 +2678,7 @@ class PAdam(AliasOptimizer):
     ) -> None: ...
 
 class PSGDKron(AliasOptimizer):
-    """PSGD Kron: momentum, whitened by triangular factors that are fitted by gradient descent."""
+    """PSGD Kron: momentum whitened by triangular factors that are fitted by gradient descent."""
 
     def __init__(
         self,
@@ -2710,7 +2710,7 @@ class PSGDKron(AliasOptimizer):
     ) -> None: ...
 
 class PSGDPro(AliasOptimizer):
-    """PSGD-PRO: momentum, whitened by symmetric factors that are fitted without inverses."""
+    """PSGD-PRO: momentum whitened by symmetric factors that are fitted without inverses."""
 
     def __init__(
         self,
@@ -2795,7 +2795,7 @@ class PolarGrad(AliasOptimizer):
     ) -> None: ...
 
 class Prodigy(AliasOptimizer):
-    """Prodigy: Adam with an automatic rate, found faster than by D-Adaptation."""
+    """Prodigy: Adam with an automatic learning rate, found faster than by D-Adaptation."""
 
     def __init__(
         self,
@@ -2847,7 +2847,7 @@ class QHAdam(AliasOptimizer):
     ) -> None: ...
 
 class RAdam(AliasOptimizer):
-    """RAdam, as torch.optim.RAdam: Adam that takes plain momentum steps until its step size is reliable."""
+    """RAdam, equivalent to torch.optim.RAdam: plain momentum steps until Adam's step size is reliable."""
 
     def __init__(
         self,
@@ -2871,7 +2871,7 @@ class RAdam(AliasOptimizer):
     ) -> None: ...
 
 class RMSprop(AliasOptimizer):
-    """RMSprop, as torch.optim.RMSprop: the gradient over its root mean square, with optional momentum."""
+    """RMSprop, equivalent to torch.optim.RMSprop: the gradient over its root mean square, optionally with momentum."""
 
     def __init__(
         self,
@@ -2897,7 +2897,7 @@ class RMSprop(AliasOptimizer):
     ) -> None: ...
 
 class Ranger(AliasOptimizer):
-    """Ranger: RAdam on centralized gradients, with lookahead around it."""
+    """Ranger: RAdam on centralized gradients, with lookahead."""
 
     def __init__(
         self,
@@ -2960,7 +2960,7 @@ class Ranger21(AliasOptimizer):
     ) -> None: ...
 
 class Rprop(AliasOptimizer):
-    """Rprop, as torch.optim.Rprop: steps from the signs of full gradients, not for mini-batches."""
+    """Rprop, equivalent to torch.optim.Rprop: steps from the signs of full gradients, not for mini-batches."""
 
     def __init__(
         self,
@@ -2979,7 +2979,7 @@ class Rprop(AliasOptimizer):
     ) -> None: ...
 
 class SGDSaI(AliasOptimizer):
-    """SGD-SaI: SGD with momentum, with a rate for every leaf from the signal-to-noise ratio of its first gradient."""
+    """SGD-SaI: SGD with momentum and one rate per leaf, the signal-to-noise ratio of its first gradient."""
 
     def __init__(
         self,
@@ -3000,7 +3000,7 @@ class SGDSaI(AliasOptimizer):
     ) -> None: ...
 
 class SOAPLaProp(AliasOptimizer):
-    """SOAP with LaProp in place of Adam: gradients are normalized in the eigenbasis first and averaged then."""
+    """SOAP with LaProp instead of Adam: gradients are normalized in the eigenbasis first, then averaged."""
 
     def __init__(
         self,
@@ -3026,7 +3026,7 @@ class SOAPLaProp(AliasOptimizer):
     ) -> None: ...
 
 class SOAPMuon(AliasOptimizer):
-    """SOAP-Muon: momentum, divided by its root mean square in the eigenbasis of the gradients, then orthogonalized."""
+    """SOAP-Muon: the momentum divided by its root mean square in the gradients' eigenbasis, then orthogonalized."""
 
     def __init__(
         self,
@@ -3056,7 +3056,7 @@ class SOAPMuon(AliasOptimizer):
     ) -> None: ...
 
 class SPlus(AliasOptimizer):
-    """SPlus: signs of the momentum in Shampoo's eigenbases, with an average of the weights to evaluate with."""
+    """SPlus: signs of the momentum in Shampoo's eigenbases, and an average of the weights for evaluation."""
 
     def __init__(
         self,
@@ -3081,7 +3081,7 @@ class SPlus(AliasOptimizer):
     ) -> None: ...
 
 class Sadam(AliasOptimizer):
-    """Sadam: Adam that divides by a softplus of the root mean square, which needs no eps; with amsgrad, SAMSGrad."""
+    """Sadam: Adam that divides by a softplus of the root mean square and needs no eps; with amsgrad, SAMSGrad."""
 
     def __init__(
         self,
@@ -3104,7 +3104,7 @@ class Sadam(AliasOptimizer):
     ) -> None: ...
 
 class ScalableShampoo(AliasOptimizer):
-    """Scalable Shampoo: blocks, averaged statistics, rare roots, and the length of a simpler method's step."""
+    """Scalable Shampoo: blocks, averaged statistics, rare roots, and step lengths grafted from a simpler method."""
 
     def __init__(
         self,
@@ -3139,7 +3139,7 @@ class ScalableShampoo(AliasOptimizer):
     ) -> None: ...
 
 class ScheduleFreeAdamW(AliasOptimizer):
-    """Schedule-Free AdamW: AdamW that averages its weights in place of a schedule."""
+    """Schedule-Free AdamW: AdamW that averages its weights instead of following a schedule."""
 
     def __init__(
         self,
@@ -3187,7 +3187,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
     ) -> None: ...
 
 class ScheduleFreeSGD(AliasOptimizer):
-    """Schedule-Free SGD: SGD that averages its weights in place of a schedule."""
+    """Schedule-Free SGD: SGD that averages its weights instead of following a schedule."""
 
     def __init__(
         self,
@@ -3210,7 +3210,7 @@ class ScheduleFreeSGD(AliasOptimizer):
     ) -> None: ...
 
 class Scion(AliasOptimizer):
-    """Scion: steps of a fixed size in a norm that fits the layer, with weights in a ball of that norm."""
+    """Scion: steps of a fixed size in a norm that suits the layer, with weights in a ball of that norm."""
 
     def __init__(
         self,
@@ -3297,7 +3297,7 @@ class Signum(AliasOptimizer):
     ) -> None: ...
 
 class SimplifiedAdEMAMix(AliasOptimizer):
-    """Simplified AdEMAMix: AdamW with one long sum of gradients, with extra weight on the newest."""
+    """Simplified AdEMAMix: AdamW with one long sum of gradients, and extra weight on the newest."""
 
     def __init__(
         self,
@@ -3368,7 +3368,7 @@ class StableAdamW(AliasOptimizer):
     ) -> None: ...
 
 class StableSPAM(AliasOptimizer):
-    """Stable-SPAM: AdamW on gradients that are bounded by their history, restarted from time to time."""
+    """Stable-SPAM: AdamW on gradients bounded by their history, restarted periodically."""
 
     def __init__(
         self,
@@ -3414,7 +3414,7 @@ class Tiger(AliasOptimizer):
     ) -> None: ...
 
 class Yogi(AliasOptimizer):
-    """Yogi: Adam whose mean square changes by no more than the new square."""
+    """Yogi: Adam whose mean square changes by at most the new squared gradient."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Optimizers by name: one module per family, in the order of the documentation; each optimizer is a chain."""
+"""Named optimizers, each of them a chain: one module per family, in the order of the documentation."""
 
 from gradtx._names import public_names as _public_names
 from gradtx.optimizers.sgd import *
@@ -34,5 +34,5 @@ from gradtx.optimizers.modern import *
 from gradtx.optimizers.sign import *
 from gradtx.optimizers.spam import *
 
-# Type checkers take the names from the imports above.
+# Type checkers resolve the names through the imports above.
 __all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,4 +1,4 @@
-"""Factored second moments: Adafactor, the paper's and torch's."""
+"""Factored second moments: Adafactor as in the paper and as in torch.optim."""
 
 from __future__ import annotations
 
@@ -37,32 +37,34 @@ def adafactor(
     relative_step: bool = True,
     warmup_init: bool = False,
 ):
-    r"""Adafactor, the paper's: second moments by row and column, clipped updates, steps relative to the weights.
+    r"""Adafactor as in the paper: factored second moments, clipped updates, and steps relative to the weights.
 
     $u = g / \sqrt{V}$ with the factored $V$ of `scale_by_factored_rms`, $u \leftarrow u / \max(1, \mathrm{rms}(u)/d)$,
     $\alpha = \rho_t \max(\epsilon_2, \mathrm{rms}(p))$, $m \leftarrow \beta_1 m + (1-\beta_1) \alpha u$,
     $p \leftarrow p (1 - \alpha \lambda) - m$.
 
-    When to use: large transformers where the state has to be far smaller than Adam's, with the paper's relative steps.
+    When to use: large transformers whose optimizer state must be far smaller than Adam's, with the relative steps of
+    the paper.
 
     Args:
-        lr: $\rho \ge 0$; None with `relative_step`.
-        eps: $(\epsilon_1, \epsilon_2)$: added to $g^2$ (> 0), and the least size of a leaf's weights (>= 0).
+        lr: $\rho \ge 0$; must be None with `relative_step`.
+        eps: $(\epsilon_1, \epsilon_2)$: the term added to $g^2$ (> 0), and the lower bound of a leaf's root mean square
+            (>= 0).
         clip_threshold: $d > 0$.
         decay_rate: $c \le 0$ in $\beta_{2,t} = 1 - t^{c}$.
         beta1: $\beta_1$ in [0, 1), or None for no momentum.
         weight_decay: $\lambda \ge 0$, decoupled, scaled by $\alpha$.
-        scale_parameter: Whether steps are relative to the weights; else $\alpha = \rho$.
-        relative_step: $\rho_t = \min(10^{-2}, 1/\sqrt{t})$.
-        warmup_init: $\rho_t = \min(10^{-6} t, 1/\sqrt{t})$.
+        scale_parameter: Whether steps are relative to the size of the weights; if False, $\alpha = \rho$.
+        relative_step: Use $\rho_t = \min(10^{-2}, 1/\sqrt{t})$ instead of `lr`.
+        warmup_init: Use $\rho_t = \min(10^{-6} t, 1/\sqrt{t})$ instead of that.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg_sq_row` and `exp_avg_sq_col`, or
-        `exp_avg_sq` for leaves with fewer than two dimensions, and with `beta1` `exp_avg`.
+        `exp_avg_sq` for leaves with fewer than two dimensions; with `beta1`, also `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, both or none of `lr` and `relative_step`, `warmup_init`
-            without `relative_step`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, if both or neither of `lr` and
+            `relative_step` are given, or if `warmup_init` is set without `relative_step`.
 
     Example:
         >>> tx = gradtx.adafactor()
@@ -71,8 +73,8 @@ def adafactor(
         tensor([[-0.0300, -0.0300],
                 [-0.0300, -0.0300]])
 
-    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none from tensor2tensor; fairseq compounds the rate
-    where `scale_parameter` is on and `relative_step` off. torch's own is `adafactor_torch`.
+    Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none from tensor2tensor; fairseq compounds the rate if
+    `scale_parameter` is True and `relative_step` is False. For the version of torch.optim, see `adafactor_torch`.
     """
     return chain(
         scale_by_factored_rms(decay_rate, eps[0]),
@@ -89,18 +91,19 @@ def adafactor_torch(
     d: Scalar = 1.0,
     weight_decay: Scalar = 0.0,
 ):
-    r"""Adafactor, as torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step.
+    r"""Adafactor, equivalent to torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step.
 
     $u = g / \sqrt{\max(V, \epsilon_1^2)}$ with the factored $V$ of `scale_by_factored_rms_torch`,
     $\alpha = \max(\epsilon_2, \mathrm{rms}(p)) \min(\eta, 1/\sqrt{t})$,
     $p \leftarrow p (1 - \eta \lambda) - \alpha u / \max(1, \mathrm{rms}(u)/d)$.
 
-    When to use: as `adafactor`, when results or checkpoints must match torch.optim.Adafactor.
+    When to use: like `adafactor`, if results or checkpoints must match torch.optim.Adafactor.
 
     Args:
-        lr: $\eta \ge 0$: the cap of the relative step $1/\sqrt{t}$, no learning rate in the usual sense.
+        lr: $\eta \ge 0$, the cap of the relative step $1/\sqrt{t}$; not a learning rate in the usual sense.
         beta2_decay: $c \le 0$ in $\beta_{2,t} = 1 - t^{c}$.
-        eps: $(\epsilon_1, \epsilon_2)$, each >= 0; $\epsilon_1$ None is the machine epsilon of the dtype computed in.
+        eps: $(\epsilon_1, \epsilon_2)$, each >= 0. If $\epsilon_1$ is None, it is the machine epsilon of the compute
+            dtype.
         d: Clipping threshold, >= 1.
         weight_decay: $\lambda \ge 0$, decoupled, scaled by $\eta$.
 
@@ -109,7 +112,7 @@ def adafactor_torch(
         leaves with fewer than two dimensions.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adafactor_torch(lr=0.5)
@@ -118,8 +121,9 @@ def adafactor_torch(
         tensor([[-1.5000, -1.5000],
                 [-1.5000, -1.5000]])
 
-    Source: torch.optim.Adafactor, after Shazeer and Stern 2018, arXiv:1804.04235. Departures: for parameters in half
-    precision, $\epsilon_1$ None means that of float32, in which rules compute. The paper's is `adafactor`.
+    Source: torch.optim.Adafactor, after Shazeer and Stern 2018, arXiv:1804.04235. Departures: for half-precision
+    parameters, $\epsilon_1$ = None means the machine epsilon of float32, the dtype in which rules compute. For the
+    version of the paper, see `adafactor`.
     """
     return chain(
         scale_by_factored_rms_torch(beta2_decay, eps[0]),

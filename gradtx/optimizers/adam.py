@@ -21,15 +21,15 @@ __all__ = ["adam", "adam_atan2", "adamp", "adamw", "adopt", "adopt_atan2", "sgdp
 
 
 def decayed(direction, weight_decay, decoupled: bool):
-    """A direction with weight decay in front (coupled) or behind (decoupled)."""
+    """Chain a direction with weight decay before it (coupled) or after it (decoupled)."""
     decay = add_decayed_weights(weight_decay)
     return chain(direction, decay) if decoupled else chain(decay, direction)
 
 
 def with_decay(direction, weight_decay, decoupled: bool, lr, fixed: bool = False):
-    """A direction, its weight decay in front (coupled) or behind (decoupled), and the learning rate.
+    """Chain a direction, its weight decay before it (coupled) or after it (decoupled), and the learning rate.
 
-    A `fixed` decay, which is not multiplied by the learning rate, comes last; only read when decoupled.
+    A `fixed` decay is not multiplied by the learning rate, so it comes last; `fixed` is read only if decoupled.
     """
     rate = scale_by_learning_rate(lr)
     if fixed and decoupled:
@@ -47,27 +47,27 @@ def adam(
     *,
     decoupled_weight_decay: bool = False,
 ):
-    r"""Adam, as torch.optim.Adam: the mean gradient over its root mean square.
+    r"""Adam, equivalent to torch.optim.Adam: the mean gradient over its root mean square.
 
     $p \leftarrow p - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$ with the bias-corrected averages $\hat m$ of $g$ and
     $\hat v$ of $g^2$.
 
-    When to use: a first try on almost anything without weight decay; with decay take `adamw`.
+    When to use: a first try on almost any problem without weight decay; with weight decay, use `adamw`.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        amsgrad: Use the largest $v$ so far.
-        decoupled_weight_decay: Apply the decay to the weights, as `adamw`.
+        amsgrad: Use the running maximum of $v$.
+        decoupled_weight_decay: Apply the decay to the weights, as `adamw` does.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adam(lr=0.1)
@@ -87,25 +87,25 @@ def adamw(
     weight_decay: Scalar = 1e-2,
     amsgrad: bool = False,
 ):
-    r"""AdamW, as torch.optim.AdamW: Adam with decoupled weight decay.
+    r"""AdamW, equivalent to torch.optim.AdamW: Adam with decoupled weight decay.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
 
     When to use: the default for transformers, and a good default elsewhere.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        amsgrad: Use the largest $v$ so far.
+        amsgrad: Use the running maximum of $v$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamw(lr=0.1, weight_decay=0.5)
@@ -128,28 +128,28 @@ def adamp(
     wd_ratio: Scalar = 0.1,
     nesterov: bool = False,
 ):
-    r"""AdamP: Adam whose direction loses its radial part on weights that look scale-invariant.
+    r"""AdamP: Adam without the radial part of its direction where weights appear scale-invariant.
 
     $(s, r) = \Pi(p, g, \hat m/(\sqrt{\hat v} + \epsilon))$, $p \leftarrow p (1 - \eta \lambda r) - \eta s$; $\Pi$ is
     `project_scale_invariant`.
 
-    When to use: networks with normalization layers, whose weights grow under momentum and so slow their own training
-    down.
+    When to use: networks with normalization layers, whose weights grow under momentum and thereby slow down their own
+    training.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
         eps: $\epsilon \ge 0$, in Adam's denominator and in the projection.
         weight_decay: $\lambda \ge 0$, decoupled.
-        delta: Threshold of the test for scale invariance, >= 0.
-        wd_ratio: $r \ge 0$, share of the decay for scale-invariant weights.
-        nesterov: $\beta_1 m + (1-\beta_1) g$ in place of $m$, over the same correction.
+        delta: Threshold of the scale-invariance test, >= 0.
+        wd_ratio: $r \ge 0$, the fraction of the decay applied to scale-invariant weights.
+        nesterov: Use $\beta_1 m + (1-\beta_1) g$ instead of $m$, with the same bias correction.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
@@ -162,7 +162,7 @@ def adamp(
     """
     return chain(
         scale_by_adam(betas, eps, nesterov=nesterov),
-        project_scale_invariant(delta, wd_ratio, eps, weight_decay),  # decays too: only it knows r
+        project_scale_invariant(delta, wd_ratio, eps, weight_decay),  # applies the decay, too: only it knows r
         scale_by_learning_rate(lr),
     )
 
@@ -180,28 +180,28 @@ def sgdp(
     delta: Scalar = 0.1,
     wd_ratio: Scalar = 0.1,
 ):
-    r"""SGDP: SGD with momentum whose direction loses its radial part on weights that look scale-invariant.
+    r"""SGDP: SGD with momentum, without the radial part of its direction where weights appear scale-invariant.
 
     $b \leftarrow \mu b + (1-\tau) g$ from 0, $s = b$ or $g + \mu b$ with `nesterov`, $(s, r) = \Pi(p, g, s)$,
     $p \leftarrow p (1 - \eta \lambda r / (1-\mu)) - \eta s$; $\Pi$ is `project_scale_invariant`.
 
-    When to use: convolutional networks with batch normalization that are trained by SGD with momentum.
+    When to use: convolutional networks with batch normalization that are trained with momentum SGD.
 
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
         momentum: $\mu$ in [0, 1).
         dampening: $\tau$, usually in [0, 1); applied to the first step too, unlike in `sgd`.
         weight_decay: $\lambda \ge 0$, decoupled and divided by $1-\mu$.
-        nesterov: Look one step ahead; needs a momentum.
-        eps: $\epsilon \ge 0$ of the projection.
-        delta: Threshold of the test for scale invariance, >= 0.
-        wd_ratio: $r \ge 0$, share of the decay for scale-invariant weights.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum.
+        eps: $\epsilon \ge 0$, in the projection.
+        delta: Threshold of the scale-invariance test, >= 0.
+        wd_ratio: $r \ge 0$, the fraction of the decay applied to scale-invariant weights.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`, never projected.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, which is never projected.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
@@ -209,8 +209,8 @@ def sgdp(
         >>> tx.update({"w": torch.tensor([[-0.4, 0.3]])}, tx.init(params), params)[0]["w"]  # a tenth of the decay
         tensor([[ 0.0100, -0.0700]])
 
-    Source: Heo et al. 2021, arXiv:2006.08217. Departures: the paper's momentum, which is not projected (the authors'
-    code without nesterov projects its buffer in place); a literal momentum of 0.0 keeps no buffer.
+    Source: Heo et al. 2021, arXiv:2006.08217. Departures: the momentum is not projected, as in the paper (without
+    nesterov, the authors' code projects its buffer in place); with a literal momentum of 0.0, no buffer is kept.
     """
     return chain(
         trace(momentum, dampening, nesterov, dampen_first=True),
@@ -248,31 +248,32 @@ def adam_atan2(
 
     $p \leftarrow p (1 - \eta \lambda) - \eta a \, \mathrm{atan2}(\hat m, b \sqrt{\hat v})$.
 
-    When to use: gradients of very different or drifting scale (mixed losses, reinforcement learning, long runs), where
-    no eps fits everywhere.
+    When to use: gradients whose scale varies widely or drifts (mixed losses, reinforcement learning, long runs), so
+    that no single eps fits.
 
     Args:
         lr: $\eta$ in [0, inf); a weight moves by at most $\eta a \pi / 2$.
-        betas: Decay of the two averages, each in [0, 1).
+        betas: Decay rates of the two averages, each in [0, 1).
         weight_decay: $\lambda \ge 0$.
-        regen_reg_rate: Pull towards the initial weights, >= 0, in place of the decay towards 0.
-        decoupled_wd: Divide both rates by the learning rate that training starts with.
+        regen_reg_rate: Strength of the pull toward the initial weights, >= 0, which replaces the decay toward 0.
+        decoupled_wd: Divide both rates by the initial learning rate.
         cautious_wd: Decay only where update and weight have the same sign.
-        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        cautious_factor: Factor in [0, 1] for entries whose update opposes the gradient; 1.0 disables it.
         a: Scale of the update, > 0.
         b: Scale of the denominator, > 0.
-        wasserstein_reg: Pull the distribution of a leaf's weights to the initial one.
-        orthog_grad: Take out of the gradient its part along the mean of earlier gradients.
-        orig_grad_ema_beta: Decay of that mean, in [0, 1).
+        wasserstein_reg: Pull the distribution of a leaf's weights toward its initial distribution.
+        orthog_grad: Remove the component of the gradient along the mean of earlier gradients.
+        orig_grad_ema_beta: Decay rate of that mean, in [0, 1).
         clip_to_grok: Divide rows of weights by their softly clamped norm after each step.
-        clip_to_grok_max_norm: Upper end of the clamp, > 1.
+        clip_to_grok_max_norm: Upper bound of the clamp, > 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` and, by option,
-        `grad_ema`, `param_init`, `initial_lr`.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` and, depending on the
+        options, `grad_ema`, `param_init`, `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, both rates above 0, missing `params` for an option that reads them.
+        ValueError: If a hyperparameter is out of range, if both rates are above 0, or if an option needs `params` and
+            it is missing.
 
     Example:
         >>> tx = gradtx.adam_atan2(lr=0.1, a=4 / torch.pi)
@@ -280,8 +281,8 @@ def adam_atan2(
         tensor([-0.1000,  0.1000])
 
     Source: Everett et al. 2024, arXiv:2407.05872; options: arXiv 2308.11958, 2406.06811, 2411.16085, 2504.01961,
-    2510.12402. The form is adam-atan2-pytorch 0.4.1's. Departures: `decoupled_wd` is that package's; it is not
-    `decoupled_weight_decay` (the decay is decoupled in both cases).
+    2510.12402. The form is that of adam-atan2-pytorch 0.4.1. Departures: `decoupled_wd` is an option of that package
+    and differs from `decoupled_weight_decay` (the decay is decoupled in both cases).
     """
     return chain(
         *([orthogonalize_against_ema(orig_grad_ema_beta)] if orthog_grad else []),
@@ -310,26 +311,27 @@ def adopt(
     decoupled_weight_decay: bool = False,
     clip_exponent: Scalar | None = 0.25,
 ):
-    r"""ADOPT: Adam that divides by the size of earlier gradients only, and so converges with any $\beta_2$.
+    r"""ADOPT: Adam that divides by the size of earlier gradients only, and therefore converges with any $\beta_2$.
 
     $n_t = g_t / \max(\sqrt{v_{t-1}}, \epsilon)$ clamped to $\pm (t-1)^c$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) n_t$,
     $p \leftarrow p - \eta m_t$; the first step only sets $v_1 = g_1^2$.
 
-    When to use: when Adam diverges, or needs a beta2 chosen for each problem; a drop-in for `adam` in that case.
+    When to use: when Adam diverges, or needs a beta2 tuned for each problem; in that case a drop-in replacement for
+    `adam`.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
         eps: Lower bound of the denominator, >= 0.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights.
-        clip_exponent: $c \ge 0$; None for no clamping.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
+        clip_exponent: $c \ge 0$; None disables clamping.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adopt(lr=0.1, betas=(0.0, 0.99))
@@ -340,12 +342,12 @@ def adopt(
         tensor([0.])
         tensor([-0.1000])
 
-    Source: Taniguchi et al. 2024, arXiv:2411.02853. Departures: none from the authors' code; their `clip_lambda` is
-    the exponent here.
+    Source: Taniguchi et al. 2024, arXiv:2411.02853. Departures: none from the authors' code, except that their function
+    `clip_lambda` is replaced by its exponent.
     """
     return chain(
         with_decay(scale_by_adopt(betas, eps, clip_exponent), weight_decay, decoupled_weight_decay, lr),
-        hold_until(2),  # nothing moves in the first step, the decay neither
+        hold_until(2),  # neither the update nor the decay acts in the first step
     )
 
 
@@ -360,30 +362,31 @@ def adopt_atan2(
     a: Scalar = 1.27,
     b: Scalar = 1.0,
 ):
-    r"""ADOPT-atan2: ADOPT with the arc tangent in place of its division and clamp.
+    r"""ADOPT-atan2: ADOPT with the arc tangent instead of its division and clamp.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) \mathrm{atan2}(g_t, b \sqrt{v_{t-1}})$,
     $p \leftarrow p (1 - \eta \lambda) - \eta a m_t$; the first step only decays and sets $v_1 = g_1^2$.
 
-    When to use: as `adopt`, where gradients also differ much in scale, so that neither eps nor the clamp should have to
-    be tuned.
+    When to use: like `adopt`, if gradients also vary widely in scale, so that neither eps nor the clamp should need
+    tuning.
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: Decay of the two averages, each in [0, 1).
+        betas: Decay rates of the two averages, each in [0, 1).
         weight_decay: $\lambda \ge 0$.
-        regen_reg_rate: Pull towards the initial weights, >= 0, in place of the decay towards 0.
-        decoupled_wd: Divide both rates by the learning rate that training starts with.
-        cautious_factor: Weight in [0, 1] of entries whose old momentum opposes the gradient; 1.0 is off.
+        regen_reg_rate: Strength of the pull toward the initial weights, >= 0, which replaces the decay toward 0.
+        decoupled_wd: Divide both rates by the initial learning rate.
+        cautious_factor: Factor in [0, 1] for entries whose old momentum opposes the gradient; 1.0 disables it.
         a: Scale of the update, > 0.
         b: Scale of the denominator, > 0.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` and, by option,
-        `param_init`, `initial_lr`.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` and, depending on the
+        options, `param_init`, `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, both rates above 0, missing `params` for an option that reads them.
+        ValueError: If a hyperparameter is out of range, if both rates are above 0, or if an option needs `params` and
+            it is missing.
 
     Example:
         >>> tx = gradtx.adopt_atan2(lr=0.1, betas=(0.0, 0.99), a=4 / torch.pi)
@@ -394,8 +397,8 @@ def adopt_atan2(
         tensor([-0.])
         tensor([-0.1000])
 
-    Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853. Departures: `decoupled_wd` decides
-    about the pull towards the initial weights too, which that package always divides by the initial rate.
+    Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853. Departures: `decoupled_wd` also
+    applies to the pull toward the initial weights, which that package always divides by the initial rate.
     """
     return chain(
         scale_by_adopt_atan2(betas, a, b, cautious_factor),

@@ -31,34 +31,35 @@ def adabelief(
     $p \leftarrow p - \eta r_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{s_t} + \epsilon)$, with $s$ and $r_t$ of
     `scale_by_belief`.
 
-    When to use: networks where Adam is fast but SGD generalizes better, and training of GANs; eps matters more than in
-    Adam.
+    When to use: networks on which Adam is fast but SGD generalizes better, and training of GANs; eps matters more than
+    in Adam.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step, more where gradients agree.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step, more where gradients agree.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its square root.
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
-        fixed_decay: $p (1 - \lambda)$, not multiplied by the learning rate; only read when decoupled.
-        rectify: Rectify the variance of the first steps, as `radam`, where $\rho_t > 5$.
-        degenerated_to_sgd: Move by $\eta \hat m_t$ before that; if False not at all, but the decay still acts.
-        amsgrad: Use the largest $s$ so far.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; if False, add it to the
+            gradient.
+        fixed_decay: Use $p (1 - \lambda)$, without the learning rate; read only if decoupled.
+        rectify: Rectify the variance of the first steps where $\rho_t > 5$, as `radam` does.
+        degenerated_to_sgd: Move by $\eta \hat m_t$ before that; if False, only the decay acts.
+        amsgrad: Use the running maximum of $s$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_var`,
         [`max_exp_avg_var`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> tx = gradtx.adabelief(lr=0.1, rectify=False)  # at first (g - m) is 0.9 g
+        >>> tx = gradtx.adabelief(lr=0.1, rectify=False)  # in the first step, g - m is 0.9 g
         >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.1111,  0.1111])
 
-    Source: Zhuang et al. 2020, arXiv:2010.07468. Departures: amsgrad acts when rectifying as well; adabelief-pytorch
-    0.2 ignores it there. pytorch_optimizer's AdaBelief does not rectify by default.
+    Source: Zhuang et al. 2020, arXiv:2010.07468. Departures: amsgrad also acts when rectifying; adabelief-pytorch 0.2
+    ignores it there. pytorch_optimizer's AdaBelief does not rectify by default.
     """
     direction = scale_by_belief(betas, eps, amsgrad, rectify, degenerated_to_sgd)
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
@@ -75,27 +76,28 @@ def radam(
     rho_threshold: Scalar = 5.0,
     degenerated_to_sgd: bool = True,
 ):
-    r"""RAdam, as torch.optim.RAdam: Adam that takes plain momentum steps until its step size is reliable.
+    r"""RAdam, equivalent to torch.optim.RAdam: plain momentum steps until Adam's step size is reliable.
 
     $p \leftarrow p - \eta r_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$ with $r_t$ of `scale_by_radam`
-    where $\rho_t$ is above the threshold; before, $p \leftarrow p - \eta \hat m_t$.
+    once $\rho_t$ exceeds the threshold; before that, $p \leftarrow p - \eta \hat m_t$.
 
-    When to use: Adam or AdamW without a warm-up that has to be tuned.
+    When to use: Adam or AdamW without a warm-up to tune.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step; the first steps are in units of a gradient.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step; the first steps are in units of the
+            gradient.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
-        rho_threshold: Threshold of $\rho_t$, >= 4; the paper's is 4.
-        degenerated_to_sgd: If False, nothing moves before the first rectified step, the decay included.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
+        rho_threshold: Threshold of $\rho_t$, >= 4; the paper uses 4.
+        degenerated_to_sgd: If False, neither the update nor the decay acts before the first rectified step.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.radam(lr=0.1)
@@ -113,7 +115,7 @@ def radam(
 
 @alias(
     ranges={"initial_accumulator_value": "[0, inf)"}, example={"initial_accumulator_value": 2**-20}
-)  # near the default, and the same number in every dtype
+)  # close to the default, and the same number in every dtype
 def yogi(
     lr: Scalar = 1e-2,
     betas: Betas = (0.9, 0.999),
@@ -122,39 +124,39 @@ def yogi(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""Yogi: Adam whose mean square changes by no more than the new square.
+    r"""Yogi: Adam whose mean square changes by at most the new squared gradient.
 
     $v_t = v_{t-1} - (1-\beta_2) \mathrm{sign}(v_{t-1} - g_t^2) g_t^2$,
     $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$.
 
-    When to use: sparse gradients or gradients that suddenly become small, after which Adam's rates jump up.
+    When to use: sparse gradients, or gradients that suddenly become small, after which Adam's rates jump up.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the mean, and of the mean square, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the mean and of the mean square, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
         initial_accumulator_value: $v_0 \ge 0$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> for tx in (gradtx.adam(lr=0.1, betas=(0.0, 0.99)), gradtx.yogi(lr=0.1, betas=(0.0, 0.99))):
         ...     state = tx.init({"w": torch.zeros(1)})
-        ...     for grad in [10.0, *200 * [0.1]]:  # one large gradient, which Adam has forgotten by then
+        ...     for grad in [10.0, *200 * [0.1]]:  # one large gradient, which Adam forgets by the end
         ...         updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([-0.0247])
         tensor([-0.0094])
 
-    Source: Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization", NeurIPS. Departures: corrected as in the
-    authors' code. torch_optimizer's and pytorch_optimizer's Yogi start the mean at 1e-6 as well and add eps after the
-    correction, which with this eps makes 1 %.
+    Source: Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization", NeurIPS. Departures: bias correction as
+    in the authors' code. torch_optimizer's and pytorch_optimizer's Yogi also start the mean at 1e-6 and add eps after
+    the correction, which with this eps makes a difference of 1 %.
     """
     direction = scale_by_yogi(betas, eps, initial_accumulator_value)
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
@@ -168,25 +170,25 @@ def adamd(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""AdamD: Adam without the correction of its first moment, so that it includes a warm-up.
+    r"""AdamD: Adam without bias correction of its first moment, which acts as a built-in warm-up.
 
-    $p \leftarrow p - \eta m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$. The first step has the size
-    $(1-\beta_1) \eta$; after about $1/(1-\beta_1)$ steps it is Adam.
+    $p \leftarrow p - \eta m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$. The size of the first step is
+    $(1-\beta_1) \eta$; after about $1/(1-\beta_1)$ steps the rule equals Adam.
 
     When to use: Adam with a large learning rate and no warm-up, where the first steps are too long.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamd(lr=0.1)
@@ -206,25 +208,25 @@ def diffgrad(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""diffGrad: Adam that slows down, to half its step, where the gradient barely changes.
+    r"""diffGrad: Adam that shortens its steps, down to half, where the gradient barely changes.
 
     $p \leftarrow p - \eta \xi_t \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)$ with
     $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$, $g_0 = 0$.
 
-    When to use: when Adam overshoots near the end, where gradients barely change; costs one more float per weight.
+    When to use: when Adam overshoots near the end, where gradients barely change; needs one more float per weight.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
-        weight_decay: $\lambda \ge 0$, added to the gradient, so also to what is compared.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
+        weight_decay: $\lambda \ge 0$, added to the gradient and therefore part of the comparison.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `previous_grad`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.diffgrad(lr=0.1)
@@ -245,7 +247,7 @@ def sadam(
     decoupled_weight_decay: bool = False,
     amsgrad: bool = False,
 ):
-    r"""Sadam: Adam that divides by a softplus of the root mean square, which needs no eps; with amsgrad, SAMSGrad.
+    r"""Sadam: Adam that divides by a softplus of the root mean square and needs no eps; with amsgrad, SAMSGrad.
 
     $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / s(\sqrt{v_t})$, $s(x) = \log(1 + \exp(b x)) / b$.
 
@@ -253,19 +255,19 @@ def sadam(
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: Decay of the two averages, each in [0, 1).
-        beta_softplus: $b > 0$. The divisor is at least $\log(2)/b$: a large $b$ makes it Adam, a small one SGD with
+        betas: Decay rates of the two averages, each in [0, 1).
+        beta_softplus: $b > 0$. The divisor is at least $\log(2)/b$: a large $b$ approaches Adam, a small one SGD with
             momentum. Where $b x > 20$, $s(x) = x$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
-        amsgrad: Use the largest $v$ so far; the authors' class does by default.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
+        amsgrad: Use the running maximum of $v$; the authors' class does so by default.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sadam(lr=0.1)
@@ -290,26 +292,27 @@ def padam(
 ):
     r"""Padam: Adam that divides by a power of the root mean square, between Adam and SGD with momentum.
 
-    $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)^{2q}$, $v$ the largest so far.
+    $p \leftarrow p - \eta \hat m_t \sqrt{1-\beta_2^t} / (\sqrt{v_t} + \epsilon)^{2q}$, where $v$ is its running
+    maximum.
 
-    When to use: image classifiers that Adam trains fast and SGD well; the paper reports SGD's accuracy with most of
-    Adam's speed. Take a learning rate as for SGD.
+    When to use: image classifiers that Adam trains quickly and SGD trains well; the paper reports SGD's accuracy at
+    most of Adam's speed. Choose a learning rate as for SGD.
 
     Args:
-        lr: $\eta$ in [0, inf), larger than Adam's, the more so the smaller `partial`.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), larger than Adam's; the smaller `partial`, the larger.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient.
         partial: $q$ in [0, 0.5]: 0.5 is Adam, 0 is SGD with momentum.
-        amsgrad: Use the largest $v$ so far.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
+        amsgrad: Use the running maximum of $v$.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.padam(lr=1.0, betas=(0.0, 0.0))  # g / sqrt(|g|)
@@ -331,26 +334,27 @@ def adams(
     weight_decay: Scalar = 1e-4,
     amsgrad: bool = False,
 ):
-    r"""AdamS: Adam with a decoupled decay that is as strong as its rates are on average (stable weight decay).
+    r"""AdamS: Adam with a decoupled decay scaled like its average adaptive rate (stable weight decay).
 
     $p \leftarrow p (1 - \eta \lambda / \sqrt{\bar v_t}) - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$, with
     $\bar v_t$ the mean of $\hat v_t$ over all entries of all leaves.
 
-    When to use: Adam with weight decay, where one value of it should fit learning rates and gradients of many sizes.
+    When to use: Adam with weight decay, if one value of the decay should fit a range of learning rates and gradient
+    sizes.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root; not in the decay.
-        weight_decay: $\lambda \ge 0$, as for SGD: in the unit of a gradient over a weight.
-        amsgrad: Use the largest $v$ so far, in the decay too.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root; not part of the decay.
+        weight_decay: $\lambda \ge 0$, as for SGD: in units of the gradient divided by the weight.
+        amsgrad: Use the running maximum of $v$, in the decay as well.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adams(lr=0.1, weight_decay=1.0)
@@ -358,7 +362,7 @@ def adams(
         >>> tx.update({"w": torch.tensor([0.0, 1.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.5657, -0.6657])
 
-    Source: Xie et al. 2020, arXiv:2011.11152. Departures: no decay while all gradients were zero, where the authors'
-    code divides by 0. pytorch_optimizer's AdamS adds eps to $\sqrt{\bar v_t}$.
+    Source: Xie et al. 2020, arXiv:2011.11152. Departures: no decay as long as all gradients are zero, where the
+    authors' code divides by 0. pytorch_optimizer's AdamS adds eps to $\sqrt{\bar v_t}$.
     """
     return chain(scale_by_adam_stable_decay(betas, eps, weight_decay, amsgrad), scale_by_learning_rate(lr))

@@ -1,4 +1,4 @@
-"""Bounded and modified rates for each weight: AdaBound, AdaMod, AdaNorm, AvaGrad, AdaShift, AdaSmooth, SWATS."""
+"""Adam and RMSprop with bounded or modified rates: AdaBound, AdaMod, AdaNorm, AvaGrad, AdaShift, AdaSmooth, SWATS."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ def adabound(
     fixed_decay: bool = False,
     amsgrad: bool = False,
 ):
-    r"""AdaBound, with amsgrad AMSBound: Adam whose rates are clipped ever closer to one rate, that of SGD.
+    r"""AdaBound, with amsgrad AMSBound: Adam whose rates are clipped ever more tightly to one SGD rate.
 
     $p \leftarrow p - \mathrm{clip}(\frac{\eta_t \sqrt{c_2}}{c_1 (\sqrt{v_t} + \epsilon)},
     f_t (1 - \frac{1}{\gamma t + 1}), f_t (1 + \frac{1}{\gamma t})) \, m_t$ with Adam's averages, $c_i = 1-\beta_i^t$
     and $f_t$ = `final_lr` times $\eta_t/\eta_1$.
 
-    When to use: Adam's fast start and SGD's end in one run, when the final SGD rate is roughly known.
+    When to use: Adam's fast start and SGD's final phase in one run, if the final SGD rate is roughly known.
 
     Args:
-        lr: $\eta$ in (0, inf) at first, about the change of each weight per step in the beginning.
-        betas: Decay of the two averages, each in [0, 1).
-        final_lr: The rate of SGD in the end, >= 0.
-        gamma: How fast the bounds close in, > 0: they are within a factor of 2 after $1/\gamma$ steps.
-        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        lr: $\eta$, initially in (0, inf): approximately the change of each weight per step at the beginning.
+        betas: Decay rates of the two averages, each in [0, 1).
+        final_lr: Final SGD rate, >= 0.
+        gamma: Speed at which the bounds converge, > 0: they are within a factor of 2 after $1/\gamma$ steps.
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
-        fixed_decay: $p (1 - \lambda)$ in place of that; read only if decoupled.
-        amsgrad: Use the largest $v$ so far.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
+        fixed_decay: Use $p (1 - \lambda)$ instead of that; read only if decoupled.
+        amsgrad: Use the running maximum of $v$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`] and the 0-d `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0; at `init`, a learning
-            rate that starts at 0.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if the
+            learning rate is 0 at `init`.
 
     Example:
         >>> tx = gradtx.adabound(lr=1e-3, final_lr=0.1, gamma=1e6)  # SGD from the start
         >>> tx.update({"w": torch.tensor([1.0, -2.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 0.1 (1 - beta1) g
         tensor([-0.0100,  0.0200])
 
-    Source: Luo et al. 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate" (ICLR). Departures: none;
-    the authors' AdaBoundW is decoupled with a fixed decay, and pytorch_optimizer's decouples by default.
+    Source: Luo et al. 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate" (ICLR). Departures: none.
+    The authors' AdaBoundW is decoupled with a fixed decay; pytorch_optimizer's AdaBound is decoupled by default.
     """
     direction = scale_by_adabound(lr, final_lr, betas, eps, gamma, amsgrad)
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
@@ -77,18 +77,18 @@ def adamod(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = True,
 ):
-    r"""AdaMod: Adam whose rate of every weight is at most the average of its past values.
+    r"""AdaMod: Adam whose rate for each weight is at most the average of its past values.
 
-    $p \leftarrow p (1 - \eta_t \lambda) - \min(r_t, n_t) m_t$ with $r_t$ Adam's rate, $\eta_t$ included, and $n_t$ its
-    average from 0: see `scale_by_adamod`.
+    $p \leftarrow p (1 - \eta_t \lambda) - \min(r_t, n_t) m_t$, where $r_t$ is Adam's rate, including $\eta_t$, and
+    $n_t$ is its average, started at 0; see `scale_by_adamod`.
 
     When to use: deep networks in which Adam takes a few extreme steps early on; replaces a warm-up.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step once warmed up.
-        betas: Decay of the two averages, each in [0, 1).
-        beta3: Decay of the average rate, in [0, 1); a warm-up of about $1/(1-\beta_3)$ steps.
-        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step once warmed up.
+        betas: Decay rates of the two averages, each in [0, 1).
+        beta3: Decay rate of the average rate, in [0, 1); acts as a warm-up of about $1/(1-\beta_3)$ steps.
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction.
         weight_decay: $\lambda \ge 0$, applied to the weights.
         decoupled_weight_decay: If False, the decay is added to the gradient.
 
@@ -96,12 +96,12 @@ def adamod(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `exp_avg_lr`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamod(lr=0.1, beta3=0.9)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for _ in range(3):  # of a constant gradient: a warm-up
+        >>> for _ in range(3):  # a constant gradient: the rate warms up
         ...     updates, state = tx.update({"w": torch.tensor([5.0])}, state)
         ...     print(updates["w"])
         tensor([-0.0100])
@@ -127,29 +127,30 @@ def adanorm(
     accumulate_eps: bool = False,
     amsgrad: bool = False,
 ):
-    r"""AdamNorm: Adam whose first average takes no gradient shorter than usual.
+    r"""AdamNorm: Adam that lengthens gradients shorter than usual before its first average.
 
     $p \leftarrow p - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$, where $m$ averages
     $g_t \max(1, e_t / \lVert g_t \rVert)$ with $e$ the average norm of the leaf's gradients, and $v$ averages $g_t^2$.
 
-    When to use: convolutional networks whose gradients vanish for many steps in a row, so that Adam's average dies out.
+    When to use: convolutional networks whose gradients vanish for many steps in a row, so that Adam's average fades
+    away.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        r: Decay of the average norm, in [0, 1).
-        weight_decay: $\lambda \ge 0$, added to the gradient, and then part of its norm.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
-        accumulate_eps: Add $\epsilon$ to the kept $v$ at every step as well, as the authors' code does.
-        amsgrad: Use the largest $v$ so far.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        r: Decay rate of the average norm, in [0, 1).
+        weight_decay: $\lambda \ge 0$, added to the gradient and therefore part of its norm.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
+        accumulate_eps: Also add $\epsilon$ to the stored $v$ at every step, as the authors' code does.
+        amsgrad: Use the running maximum of $v$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`] and the 0-d `exp_grad_norm`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adanorm(lr=0.1, betas=(0.0, 0.0), r=0.5)
@@ -160,8 +161,8 @@ def adanorm(
         tensor([-0.1000])
         tensor([-0.1500])
 
-    Source: Dubey et al. 2022, arXiv:2210.06364. Departures: none from the paper. pytorch_optimizer's always accumulates
-    eps, and divides it by the correction of $v$ too.
+    Source: Dubey et al. 2022, arXiv:2210.06364. Departures: none from the paper. pytorch_optimizer's class always
+    accumulates eps, and also divides it by the bias correction of $v$.
     """
     return with_decay(
         scale_by_adanorm(betas, eps, r, amsgrad, accumulate_eps), weight_decay, decoupled_weight_decay, lr
@@ -177,28 +178,29 @@ def avagrad(
     decoupled_weight_decay: bool = False,
     lagged_norm: bool = False,
 ):
-    r"""AvaGrad: the mean gradient over the size of earlier ones, at an overall scale that neither it nor eps changes.
+    r"""AvaGrad: Adam with rates from earlier gradients, normalized to an overall scale that eps does not change.
 
-    $p \leftarrow p - \eta \gamma_t \eta_t m_t/(1-\beta_1^t)$, see `scale_by_avagrad`; so lr and eps can be tuned one
-    after the other. In the first step nothing moves.
+    $p \leftarrow p - \eta \gamma_t \eta_t m_t/(1-\beta_1^t)$; see `scale_by_avagrad`. The learning rate and eps can
+    therefore be tuned separately. The first step moves nothing.
 
     When to use: when eps and the learning rate should be tuned independently, from SGD-like (large eps) to Adam-like
     (small eps).
 
     Args:
-        lr: $\eta$ in [0, inf), in units of SGD's.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root: small is adaptive, large is SGD with momentum.
+        lr: $\eta$ in [0, inf), on the scale of SGD's rates.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root: small values are adaptive, large ones approach SGD with
+            momentum.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$.
-        lagged_norm: $\gamma$ of the step before, as in the authors' code.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$.
+        lagged_norm: Use $\gamma$ of the previous step, as in the authors' code.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; for all leaves
-        [`gamma`], with `lagged_norm`.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; with `lagged_norm`,
+        `gamma`, shared by all leaves.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> params = {"w": torch.tensor([0.0, 0.0])}
@@ -212,11 +214,11 @@ def avagrad(
         tensor([-1.0000, -3.0000])
 
     Source: Savarese et al. 2019, arXiv:1912.01823. Departures: none from the paper; the authors' code and
-    pytorch_optimizer's class are `lagged_norm=True`.
+    pytorch_optimizer's class correspond to `lagged_norm=True`.
     """
     return chain(
         with_decay(scale_by_avagrad(betas, eps, lagged_norm), weight_decay, decoupled_weight_decay, lr),
-        hold_until(2),  # nothing moves in the first step, the decay neither
+        hold_until(2),  # neither the update nor the decay acts in the first step
     )
 
 
@@ -228,27 +230,27 @@ def adashift(
     eps: Scalar = 1e-10,
     reduce: str = "max",
 ):
-    r"""AdaShift: the mean of the last n gradients over the size of earlier ones, which it does not depend on.
+    r"""AdaShift: the mean of the last n gradients, divided by the size of the gradients before those.
 
-    $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$, see `scale_by_adashift`; nothing moves in
+    $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$; see `scale_by_adashift`. Nothing moves in
     the first n steps.
 
-    When to use: problems with rare, large gradients, on which Adam goes the wrong way, and memory for the last n
+    When to use: problems with rare, large gradients that send Adam in the wrong direction; needs memory for the last n
     gradients.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change per step of the weight with the largest gradients ("max").
-        betas: Weights in the window and decay of the average, each in [0, 1).
-        keep_num: $n \ge 1$, the gradients in the window; all of them are kept.
-        eps: $\epsilon \ge 0$, outside the root.
-        reduce: "max" or "mean" of the squares over a leaf, or "none" for a rate for each weight.
+        lr: $\eta$ in [0, inf), approximately the change per step of the weight with the largest gradients ("max").
+        betas: Decay rates of the weights within the window and of the average, each in [0, 1).
+        keep_num: $n \ge 1$, the number of gradients in the window; all of them are stored.
+        eps: $\epsilon \ge 0$, added outside the square root.
+        reduce: "max" or "mean" of the squares over a leaf, or "none" for a separate rate per weight.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_0` ... `grad_{n-1}`, `exp_avg_sq`
         (0-d unless reduce is "none").
 
     Raises:
-        ValueError: numbers out of range, an unknown reduction.
+        ValueError: If a hyperparameter is out of range, or if `reduce` is unknown.
 
     Example:
         >>> tx = gradtx.adashift(lr=0.1, keep_num=1)
@@ -259,8 +261,8 @@ def adashift(
         tensor([-0., -0.])
         tensor([-0.1000, -0.0250])
 
-    Source: Zhou et al. 2018, arXiv:1810.00143. Departures: none from the paper; pytorch_optimizer's option is a
-    function, `reduce_func`.
+    Source: Zhou et al. 2018, arXiv:1810.00143. Departures: none from the paper; pytorch_optimizer takes a function
+    instead, `reduce_func`.
     """
     return chain(scale_by_adashift(betas, keep_num, eps, reduce), scale_by_learning_rate(lr))
 
@@ -274,27 +276,27 @@ def adasmooth(
     decoupled_weight_decay: bool = False,
     reset_every: int | None = None,
 ):
-    r"""AdaSmooth: RMSprop whose average forgets fast for weights that move straight and slowly for oscillating ones.
+    r"""AdaSmooth: RMSprop with a short memory for weights that move straight, and a long one where they oscillate.
 
     $p \leftarrow p - \eta g_t / \sqrt{v_t + \epsilon}$ with $v_t = c_t g_t^2 + (1 - c_t) v_{t-1}$ and $c_t$ from
-    $(1-\rho_2)^2$ (wavers) to $(1-\rho_1)^2$ (straight): see `scale_by_adasmooth`.
+    $(1-\rho_2)^2$ (oscillating) to $(1-\rho_1)^2$ (straight); see `scale_by_adasmooth`.
 
-    When to use: when the decay of RMSprop should not have to be tuned: it follows how straight each weight moves.
+    When to use: when RMSprop's decay rate should follow the movement of each weight instead of being tuned.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step; that of the first is $\eta/(1-\rho_2)$.
-        betas: $(\rho_1, \rho_2)$, the fast and the slow decay, $0 \le \rho_1 < \rho_2 < 1$.
-        eps: $\epsilon \ge 0$, inside the root, in the unit of a squared gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step; in the first step, $\eta/(1-\rho_2)$.
+        betas: $(\rho_1, \rho_2)$, the fast and the slow decay rate, $0 \le \rho_1 < \rho_2 < 1$.
+        eps: $\epsilon \ge 0$, added inside the square root, in units of the squared gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; it counts as movement.
-        reset_every: Steps of one window of movement (the paper's: an epoch); None for one without end.
+        decoupled_weight_decay: Apply the decay to the weights instead, $p (1 - \eta \lambda)$; it counts as movement.
+        reset_every: Number of steps in a window of movement (one epoch in the paper); None for a window without end.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg_sq`, `prev_param`, `sum`,
         `abs_sum`.
 
     Raises:
-        ValueError: numbers out of range, betas that don't rise, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `betas` is not increasing, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adasmooth(lr=1e-3)
@@ -302,8 +304,8 @@ def adasmooth(
         >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]  # lr / (1 - 0.99)
         tensor([-0.1000])
 
-    Source: Lu 2022, arXiv:2204.00825. Departures: none from the paper. pytorch_optimizer's adds eps to the length of
-    the path, and counts the decoupled decay of the first step as movement before it.
+    Source: Lu 2022, arXiv:2204.00825. Departures: none from the paper. pytorch_optimizer's class adds eps to the length
+    of the path, and counts the decoupled decay of the first step as earlier movement.
     """
     return with_decay(scale_by_adasmooth(betas, eps, reset_every), weight_decay, decoupled_weight_decay, lr)
 
@@ -319,34 +321,35 @@ def swats(
 ):
     r"""SWATS: Adam that switches to SGD with momentum once the equivalent SGD rate has settled.
 
-    See `scale_by_swats`. Adam's phase needs `lr`; SGD's finds its own rate, the same for all parameters.
+    See `scale_by_swats`. Adam's phase uses `lr`; the SGD phase estimates its own rate, one for all parameters.
 
-    When to use: Adam's fast start and SGD's generalization, without choosing when to switch or at which rate.
+    When to use: to combine Adam's fast start with SGD's generalization, without choosing the time of the switch or
+    SGD's rate.
 
     Args:
-        lr: $\eta$ in [0, inf) of Adam's phase; SGD's does not read it, nor a schedule.
-        betas: Decay of the two averages, each in [0, 1); the first is SGD's momentum.
-        eps: $\epsilon \ge 0$, outside the root and before its correction.
+        lr: $\eta$ in [0, inf), for Adam's phase; the SGD phase ignores it, including a schedule.
+        betas: Decay rates of the two averages, each in [0, 1); the first is also SGD's momentum.
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction.
         weight_decay: $\lambda \ge 0$, added to the gradient in both phases.
-        amsgrad: Use the largest $v$ so far.
-        switch_tol: Tolerance >= 0 of the test, in the unit of a learning rate; None for `eps`, as in the paper.
+        amsgrad: Use the running maximum of $v$.
+        switch_tol: Tolerance of the test, >= 0, in units of a learning rate; None for `eps`, as in the paper.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
-        [`max_exp_avg_sq`], `momentum_buffer`; for all leaves `count`, `rate_avg`, `sgd_rate`, `switched`.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, [`max_exp_avg_sq`],
+        `momentum_buffer`; shared by all leaves: `count`, `rate_avg`, `sgd_rate`, `switched`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.swats(lr=0.1, switch_tol=1e-3)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for _ in range(2):  # of a constant gradient: Adam's steps of 0.1 are SGD's at a rate of 0.025
+        >>> for _ in range(2):  # a constant gradient: Adam's steps of 0.1 equal SGD's at a rate of 0.025
         ...     _, state = tx.update({"w": torch.tensor([4.0])}, state)
         >>> state["scale_by_swats"]["sgd_rate"], state["scale_by_swats"]["switched"]
         (tensor(0.0250, dtype=torch.float64), tensor(1., dtype=torch.float64))
 
-    Source: Keskar and Socher 2017, arXiv:1712.07628. Departures: none from the paper, which has one vector of all
-    parameters and an absolute tolerance; torch_optimizer's and pytorch_optimizer's classes have neither.
+    Source: Keskar and Socher 2017, arXiv:1712.07628. Departures: none from the paper, which treats all parameters as
+    one vector and has an absolute tolerance; torch_optimizer's and pytorch_optimizer's classes do neither.
     """
     return chain(add_decayed_weights(weight_decay), scale_by_swats(lr, betas, eps, amsgrad, switch_tol))

@@ -1,4 +1,4 @@
-"""Sums and averages over all of training: MADGRAD, SRMM."""
+"""Sums and averages over the whole run: MADGRAD, SRMM."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ def madgrad(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = False,
 ):
-    r"""MADGRAD: from the starting point along the sum of all gradients, over the cube root of their squares.
+    r"""MADGRAD: dual averaging from the initial weights, divided by the cube root of the sum of squares.
 
     With $\lambda_t = r \sqrt t$, $r = \eta + \epsilon$: $s \leftarrow s + \lambda_t g$,
     $\nu \leftarrow \nu + \lambda_t g^2$, $p \leftarrow \mu p + (1-\mu) (x_0 - s / (\sqrt[3]\nu + \epsilon))$.
 
-    When to use: sparse problems and vision tasks where SGD beats Adam; needs less decay than other methods, often none.
+    When to use: sparse problems, and vision tasks on which SGD beats Adam; needs less weight decay than other methods,
+    often none.
 
     Args:
         lr: $\eta$ in [0, inf). Good values differ from those of SGD and of Adam; try powers of 2.
-        momentum: $\mu$ in [0, 1). With a literal 0.0, $x_0$ is computed from the weights in place of kept.
+        momentum: $\mu$ in [0, 1). With a literal 0.0, $x_0$ is computed from the weights instead of stored.
         eps: $\epsilon \ge 0$.
         weight_decay: $\lambda \ge 0$; smaller values than with other optimizers, often 0.
-        decoupled_weight_decay: Take $r \lambda p$ off the weights; else add $\lambda p$ to the gradient.
+        decoupled_weight_decay: Subtract $r \lambda p$ from the weights; if False, add $\lambda p$ to the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_sum_sq`, `s`, [`x0`].
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.madgrad(lr=0.125, momentum=0.5, eps=0.0)
@@ -46,8 +47,8 @@ def madgrad(
         >>> tx.update({"w": torch.tensor([8.0])}, tx.init(params), params)[0]["w"]  # half of 0.125 * 8 / cbrt(8)
         tensor([-0.2500])
 
-    Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code; decoupled decay with
-    momentum is undone by later steps, as there, since $x_0$ never decays.
+    Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code. As there, later steps
+    undo decoupled decay with momentum, because $x_0$ never decays.
     """
     coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
     return chain(add_decayed_weights(coupled), scale_by_madgrad(lr, momentum, eps, decoupled))
@@ -65,15 +66,15 @@ def srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100,
 
     Args:
         lr: $\eta \ge 0$, in the paper's terms $1 / (L + \lambda)$.
-        beta: $\beta \ge 0$: how fast the weight of new gradients falls; 0 keeps no memory.
-        memory_length: Steps after which the averages restart, >= 1; None for never.
-        proximal: $\lambda \ge 0$, the pull towards the current weights; $\eta \lambda \le 1$.
+        beta: $\beta \ge 0$, the speed at which the weight of new gradients falls; with 0, nothing is remembered.
+        memory_length: Number of steps after which the averages restart, >= 1; None for never.
+        proximal: $\lambda \ge 0$, the pull toward the current weights; $\eta \lambda \le 1$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `mov_avg_grad`, `mov_avg_param`.
 
     Raises:
-        ValueError: numbers out of range, `lr * proximal` above 1, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `lr * proximal` is above 1, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.srmm(lr=1.0, beta=0.0)  # no memory: gradient descent

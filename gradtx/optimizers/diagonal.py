@@ -1,4 +1,4 @@
-"""Other estimates of a rate for every weight: ACProp, KATE, BCOS, FAdam."""
+"""Other estimates of per-weight rates: ACProp, KATE, BCOS, FAdam."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def acprop(
 ):
     r"""ACProp: the gradient divided by the deviation of earlier gradients from their mean.
 
-    $p \leftarrow p - \eta g_t / (\sqrt{s_{t-1} / (1-\beta_2^{t-1})} + \epsilon)$ with the average $s$ of
-    $(g - m)^2$; the first step is one of SGD. See `scale_by_acprop`.
+    $p \leftarrow p - \eta g_t / (\sqrt{s_{t-1} / (1-\beta_2^{t-1})} + \epsilon)$ with the average $s$ of $(g - m)^2$;
+    the first step is an SGD step. See `scale_by_acprop`.
 
-    When to use: where AdaBelief is used; the denominator excludes the current gradient, so rare large gradients keep
-    their weight.
+    When to use: as an alternative to AdaBelief; the denominator excludes the current gradient, so rare large gradients
+    keep their weight.
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: $(\beta_1, \beta_2)$, of $m$ and of $s$, each in [0, 1).
-        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its root.
+        betas: $(\beta_1, \beta_2)$, the decay rates of $m$ and of $s$, each in [0, 1).
+        eps: $\epsilon \ge 0$, added to $s$, where it accumulates, and to its square root.
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Take $\eta \lambda p$ off the weights; else add $\lambda p$ to the gradient.
-        amsgrad: Take the running maximum of $s$ in place of $s$.
-        momentum_update: Step along $m_t / (1-\beta_1^t)$ in place of $g_t$.
+        decoupled_weight_decay: Subtract $\eta \lambda p$ from the weights; if False, add $\lambda p$ to the gradient.
+        amsgrad: Use the running maximum of $s$.
+        momentum_update: Step along $m_t / (1-\beta_1^t)$ instead of $g_t$.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_var` and, with
-        `amsgrad`, `max_exp_avg_var`.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_var`; with `amsgrad`,
+        also `max_exp_avg_var`.
 
     Raises:
-        ValueError: numbers out of range; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.acprop(lr=1.0, betas=(0.5, 0.5), eps=0.0)
@@ -71,24 +71,24 @@ def acprop(
 
 @alias(ranges={"delta": "[0, inf)"})
 def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
-    r"""KATE: AdaGrad without the root, whose steps do not depend on the scale of the data.
+    r"""KATE: AdaGrad without the square root, with steps that do not depend on the scale of the data.
 
     $p \leftarrow p - \eta (m_t g_t / b_t^2 + \lambda p)$, $b_t^2 = \sum (g^2 + \epsilon)$,
     $m_t^2 = \sum (\delta g_i^2 + g_i^2 / b_i^2)$; see `scale_by_kate`.
 
-    When to use: where AdaGrad is used, with features of very different scales.
+    When to use: as an alternative to AdaGrad, for features of very different scales.
 
     Args:
         lr: $\eta$ in [0, inf).
-        delta: $\delta \ge 0$; above 0 the first steps are larger.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
+        delta: $\delta \ge 0$; values above 0 enlarge the first steps.
+        eps: $\epsilon \ge 0$, in units of the squared gradient.
         weight_decay: $\lambda \ge 0$, decoupled.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `b_sq`, `m_sq`.
 
     Raises:
-        ValueError: a negative number; a decay without `params`.
+        ValueError: If a hyperparameter is negative, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.kate(lr=1.0)
@@ -111,29 +111,31 @@ def bcos(
     simple_cond: bool = False,
     decoupled_weight_decay: bool = True,
 ):
-    r"""BCOS: a momentum divided by an estimate of its mean square, with one slot less than Adam.
+    r"""BCOS: a momentum divided by an estimate of its root mean square, with one slot less than Adam.
 
-    $p \leftarrow p - \eta (d_t / (\sqrt{v_t} + \epsilon) + \lambda p)$; in mode "c" $d$ is the momentum $m$, and $v_t$
-    the mean square of $m_t$ given $m_{t-1}$; see `scale_by_bcos`.
+    $p \leftarrow p - \eta (d_t / (\sqrt{v_t} + \epsilon) + \lambda p)$; in mode "c", $d$ is the momentum $m$, and $v_t$
+    is the mean square of $m_t$ given $m_{t-1}$. See `scale_by_bcos`.
 
-    When to use: AdamW with half the memory, at the same rate and decay (the paper's claim).
+    When to use: instead of AdamW, at half the memory with the same rate and decay (the paper's claim).
 
     Args:
         lr: $\eta$ in [0, inf).
-        beta: $\beta$ in [0, 1), of the momentum.
-        beta2: $\beta_2$ in [0, 1), of the mean square. None: $\beta$, or $1 - (1-\beta)^2$ with `simple_cond`.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        beta: $\beta$ in [0, 1), the decay rate of the momentum.
+        beta2: $\beta_2$ in [0, 1), the decay rate of the mean square. None: $\beta$, or $1 - (1-\beta)^2$ with
+            `simple_cond`.
+        eps: $\epsilon \ge 0$, in units of the gradient.
         weight_decay: $\lambda \ge 0$.
         mode: "c" (conditional), "m" (averaged squares of the momentum) or "g" (of the gradient, without momentum).
-        simple_cond: In mode "c" the simpler estimate $\beta_2 m_{t-1}^2 + (1-\beta_2) g_t^2$.
-        decoupled_weight_decay: Take $\eta \lambda p$ off the weights; else add $\lambda p$ to the gradient.
+        simple_cond: In mode "c", use the simpler estimate $\beta_2 m_{t-1}^2 + (1-\beta_2) g_t^2$.
+        decoupled_weight_decay: Subtract $\eta \lambda p$ from the weights; if False, add $\lambda p$ to the gradient.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg` (modes "c" and "m"), `exp_avg_sq`
-        (modes "m" and "g"), both from the first gradient.
+        A transformation whose updates are added to the parameters. State: `exp_avg` (modes "c" and "m") and
+        `exp_avg_sq` (modes "m" and "g"), both initialized from the first gradient.
 
     Raises:
-        ValueError: numbers out of range, an unknown mode; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, if `mode` is unknown, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.bcos(lr=0.1, weight_decay=0.0)  # the first step is the sign of the gradient
@@ -164,15 +166,15 @@ def fadam(
     r"""FAdam: Adam as natural gradient descent, with gradients and decay divided by the root of the Fisher information.
 
     $p \leftarrow p - \eta (m_t + \lambda w)$, with the average $m$ of $u = g / B$ and $w = p / B$, each clipped to a
-    root mean square of $c$; $B$ is the root of the average of $g^2$, and more where that is small. See
+    root mean square of $c$; $B$ is the root of the average of $g^2$, enlarged where that is small. See
     `scale_by_fadam`.
 
-    When to use: as AdamW, where the decay should be weaker on weights with a large effect on the loss.
+    When to use: instead of AdamW, if the decay should be weaker on weights with a large effect on the loss.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
+        eps: $\epsilon \ge 0$, in units of the gradient.
         weight_decay: $\lambda \ge 0$.
         clip: $c > 0$, the largest root mean square of $u$ and of $w$.
         p: $k \ge 0$, the power of the Fisher information; 0.5 is the root.
@@ -182,7 +184,7 @@ def fadam(
         A transformation whose updates are added to the parameters. State: `momentum`, `fim`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.fadam(lr=0.1, betas=(0.0, 0.9), weight_decay=0.0)
@@ -190,6 +192,7 @@ def fadam(
         >>> tx.update({"w": torch.tensor([7.0, -0.2])}, tx.init(params), params)[0]["w"]
         tensor([-0.1000,  0.1000])
 
-    Source: Hwang 2024, arXiv:2405.12807. Departures: see `scale_by_fadam`. (pytorch_optimizer writes `eps_2`.)
+    Source: Hwang 2024, arXiv:2405.12807. Departures: see `scale_by_fadam`. (pytorch_optimizer spells `eps2` as
+    `eps_2`.)
     """
     return chain(scale_by_fadam(betas, eps, weight_decay, clip, p, eps2), scale_by_learning_rate(lr))

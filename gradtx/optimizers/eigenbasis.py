@@ -32,7 +32,7 @@ from gradtx.transforms.soap import EXAMPLE, adam_along_bases
 __all__ = ["conda", "kl_shampoo", "kl_soap", "soap_laprop", "soap_muon", "splus"]
 
 _RANGES = {"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"}
-_UNLIMITED = 2**62  # the largest dimension that is rotated
+_UNLIMITED = 2**62  # larger than any dimension: all are rotated
 
 
 def _is_matrix(name: str, tensor: Any) -> bool:
@@ -44,13 +44,13 @@ def _determined(arguments):
 
 
 def _finished(direction: GradientTransformation, lr: Any, weight_decay: Any) -> GradientTransformation:
-    """A direction with its rate, decay after the step, and a first step that only sets bases up."""
+    """Chain a direction, its rate, decay after the step, and a first step that only initializes the bases."""
     kept = 1 - lr * weight_decay
     return chain(
         direction,
         scale_by_learning_rate(lr),
         map_after_step(lambda weights: kept * weights),
-        hold_until(2),  # the decay has no part in the first step either
+        hold_until(2),  # the decay does not act in the first step either
     )
 
 
@@ -71,40 +71,41 @@ def kl_soap(
     r"""KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence.
 
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with Adam's direction $d$ in the bases of `rotated` with "kl"; the
-    first step only sets the bases up.
+    first step only initializes the bases.
 
-    When to use: as `soap`, where its factors, sums over the other dimensions, are ruled by a few large directions.
+    When to use: like `soap`, if its factors, which are sums over the other dimensions, are dominated by a few large
+    directions.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$ of Adam's averages, each in [0, 1).
-        shampoo_beta: Decay of the factors, in [0, 1); None for $\beta_2$.
-        eps: Of Adam, >= 0. The least eigenvalue of the whitening is 1e-8.
+        shampoo_beta: Decay rate of the factors, in [0, 1); None for $\beta_2$.
+        eps: Adam's eps, >= 0. The lower bound of eigenvalues in the whitening is 1e-8.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighbouring dimensions while their product is at most that.
-        correct_bias: Whether Adam's averages are freed of their bias.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) are not rotated.
+        merge_dims: Merge adjacent dimensions as long as their product does not exceed `max_precondition_dim`.
+        correct_bias: Whether to correct the bias of Adam's averages.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.kl_soap(lr=0.1)
         >>> params = {"w": torch.ones(2, 3)}
         >>> _, state = tx.update({"w": torch.eye(2, 3)}, tx.init(params), params)
-        >>> state["rotated"]["GG_0"]["w"]  # of the first step's gradient, divided by the 3 columns, without bias
+        >>> state["rotated"]["GG_0"]["w"]  # from the first gradient, divided by the 3 columns, without bias
         tensor([[0.3333, 0.0000],
                 [0.0000, 0.3333]])
 
-    Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop is SOAP's: the first step is skipped, and bases are
-    renewed after the step.
+    Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop follows SOAP: the first step is skipped, and bases
+    are updated after the step.
     """
     direction = rotated(
         adam_along_bases(betas, eps, correct_bias),
@@ -131,31 +132,31 @@ def soap_laprop(
     *,
     stagger: bool = False,
 ):
-    r"""SOAP with LaProp in place of Adam: gradients are normalized in the eigenbasis first and averaged then.
+    r"""SOAP with LaProp instead of Adam: gradients are normalized in the eigenbasis first, then averaged.
 
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_laprop` in `rotated`; the first
-    step only sets the bases up.
+    step only initializes the bases.
 
-    When to use: as `soap`, with a $\beta_1$ above $\beta_2$ or other pairs that Adam does not bear.
+    When to use: like `soap`, with a $\beta_1$ above $\beta_2$ or other pairs that Adam does not tolerate.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$ of LaProp's averages, each in [0, 1).
-        shampoo_beta: Decay of the factors, in [0, 1); None for $\beta_2$.
-        eps: Of LaProp, >= 0.
+        shampoo_beta: Decay rate of the factors, in [0, 1); None for $\beta_2$.
+        eps: LaProp's eps, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighbouring dimensions while their product is at most that.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) are not rotated.
+        merge_dims: Merge adjacent dimensions as long as their product does not exceed `max_precondition_dim`.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.soap_laprop(lr=0.1, weight_decay=0.0)
@@ -168,7 +169,7 @@ def soap_laprop(
                 [ 0.0000, -0.1000]])
 
     Source: Vyas et al. 2024, arXiv:2409.11321; Ziyin et al. 2020, arXiv:2002.04839. Departures: HeavyBall's SOLP keeps
-    its momentum in the basis, which is the same.
+    its momentum in the basis, which is equivalent.
     """
     direction = rotated(
         scale_by_laprop(betas, eps),
@@ -202,28 +203,28 @@ def kl_shampoo(
     r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
 
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_kl_shampoo`; the first step only
-    sets the factors up.
+    initializes the factors.
 
-    When to use: a Shampoo that needs no grafting to Adam, with the memory of SOAP less Adam's second moments.
+    When to use: a Shampoo that needs no grafting to Adam, with the memory of SOAP minus Adam's second moments.
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: $(\beta_1, \beta_2)$, decay of the momentum and of the factors, each in [0, 1).
-        eps: The least eigenvalue, >= 0.
-        adam_eps: eps of Adam, for leaves without factors, >= 0.
+        betas: $(\beta_1, \beta_2)$, the decay rates of the momentum and of the factors, each in [0, 1).
+        eps: Lower bound of the eigenvalues, >= 0.
+        adam_eps: Adam's eps, for leaves without factors, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
-        merge_dims: Merge neighbouring dimensions while their product is at most that.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) have no factor.
+        merge_dims: Merge adjacent dimensions as long as their product does not exceed `max_precondition_dim`.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `GG_i` and `Q_i` for every
         dimension with a factor; `exp_avg_sq` for leaves without any.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.kl_shampoo()
@@ -231,7 +232,7 @@ def kl_shampoo(
         >>> {slot: sorted(leaves) for slot, leaves in state.items()}
         {'exp_avg': ['b', 'w'], 'GG_0': ['w'], 'GG_1': ['w'], 'Q_0': ['w'], 'Q_1': ['w'], 'exp_avg_sq': ['b']}
 
-    Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop is SOAP's, and the momentum is freed of its bias.
+    Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop follows SOAP, and the momentum is bias-corrected.
     """
     direction = scale_by_kl_shampoo(
         betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims, stagger=stagger
@@ -261,37 +262,39 @@ def soap_muon(
     *,
     stagger: bool = False,
 ):
-    r"""SOAP-Muon: momentum, divided by its root mean square in the eigenbasis of the gradients, then orthogonalized.
+    r"""SOAP-Muon: the momentum divided by its root mean square in the gradients' eigenbasis, then orthogonalized.
 
     $U$ = `trace_ema`; in the eigenbases of the gradient's factors (decay $\beta_2$), from the second step on,
-    $v \leftarrow \beta_2 v + (1-\beta_2) U'^2$, $U' \leftarrow U' / \sqrt{\max(v, \epsilon^2)}$; back from them
-    $X$ = `orthogonalize`$(U)$, $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
+    $v \leftarrow \beta_2 v + (1-\beta_2) U'^2$, $U' \leftarrow U' / \sqrt{\max(v, \epsilon^2)}$; rotated back, $X$ =
+    `orthogonalize`$(U)$, $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
 
-    When to use: fewest steps for the hidden matrices of transformers; a step costs several times that of `muon`.
+    When to use: fewest steps for the hidden matrices of transformers; one step costs several times as much as one of
+    `muon`.
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
         momentum: $\mu$ in [0, 1).
-        nesterov: Look one step ahead.
-        beta2: $\beta_2$ in [0, 1), of the second moments and of the factors.
+        nesterov: Use Nesterov momentum.
+        beta2: $\beta_2$ in [0, 1), the decay rate of the second moments and of the factors.
         eps: $\epsilon \ge 0$.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        ns_coefficients: As `coefs` of `orthogonalize`.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) are not rotated.
+        ns_coefficients: Coefficients of the iteration, as `coefs` of `orthogonalize`.
         ns_steps: Number of iterations, in [0, 100).
-        adjust_lr_fn: $r$, see `scale_by_shape`.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `exp_avg_sq` (in the
-        rotated basis), `GG_i`, `Q_i`; with a fallback, these and its entries, under `partition`.
+        rotated basis), `GG_i`, `Q_i`; with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.soap_muon(lr=1.0)  # the first step is Muon's
@@ -302,7 +305,7 @@ def soap_muon(
                 [ 0.,  1.]])
 
     Source: N. Vyas, SOAP-Muon, and records of track 3 of modded-nanogpt. Departures: their rescaling of the divided
-    momentum is left out, since the orthogonalization undoes it.
+    momentum is omitted, because the orthogonalization cancels it.
     """
     matrices = chain(
         trace_ema(momentum, nesterov),
@@ -348,32 +351,33 @@ def splus(
     *,
     stagger: bool = False,
 ):
-    r"""SPlus: signs of the momentum in Shampoo's eigenbases, with an average of the weights to evaluate with.
+    r"""SPlus: signs of the momentum in Shampoo's eigenbases, and an average of the weights for evaluation.
 
     $m \leftarrow \beta_1 m + (1-\beta_1) g$; matrices are rotated into the eigenbases of their factors (decay
     $\beta_2$), $u = \mathrm{sign}(m')$ is rotated back; $p \leftarrow p - \eta' u$ with
-    $\eta' = 2 \eta / (\mathrm{rows} + \mathrm{columns})$; the average of the weights takes $p$; then
-    $p \leftarrow p (1 - \eta' \lambda)$. Other leaves: unrotated, $\eta' = c\, \eta$.
+    $\eta' = 2 \eta / (\mathrm{rows} + \mathrm{columns})$; $p$ enters the average of the weights; then
+    $p \leftarrow p (1 - \eta' \lambda)$. Other leaves are not rotated, and $\eta' = c\, \eta$.
 
-    When to use: large batches, where Shampoo's directions last a hundred steps; evaluate with `eval_params`.
+    When to use: large batches, where Shampoo's directions stay valid for a hundred steps; evaluate with `eval_params`.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        weight_decay: $\lambda \ge 0$, applied to the weights after the step and after they were averaged.
-        ema_rate: Decay of the average of the weights, in [0, 1).
-        inverse_steps: Steps between two computations of the bases, >= 1.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step and after they enter the average.
+        ema_rate: Decay rate of the average of the weights, in [0, 1).
+        inverse_steps: Number of steps between computations of the bases, >= 1.
         nonstandard_constant: $c \ge 0$.
-        max_dim: Sides larger than this, >= 1, are not rotated, and their leaf counts as another.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        max_dim: Sides larger than this (>= 1) are not rotated, and a leaf with such a side is treated like the other
+            leaves.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `average`, and `GG_i` and
-        `Q_i` of matrices, in the entry `partition`. `eval_params` gives `average`.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `average`, and, for
+        matrices, `GG_i` and `Q_i` under `partition`. `eval_params` returns `average`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.splus(lr=1.0, weight_decay=0.0)
@@ -384,7 +388,7 @@ def splus(
         (tensor([[-0.5000,  0.5000],
                 [-0.5000, -0.5000]]), tensor([-0.0010]))
 
-    Source: Frans et al. 2025, arXiv:2506.07254. Departures: the average is kept without its bias.
+    Source: Frans et al. 2025, arXiv:2506.07254. Departures: the average is stored without its bias.
     """
     signs = rotated(
         scale_by_sign(),
@@ -407,7 +411,7 @@ def splus(
         scale_by_mean_side(nonstandard_constant, max_dim),
         scale_by_learning_rate(lr),
         average(ema_rate, debias=True),
-        map_after_step(decayed),  # behind the average, which sees weights that are not decayed yet
+        map_after_step(decayed),  # after the average, which takes the weights before this decay
     )
 
 
@@ -428,34 +432,35 @@ def conda(
 ):
     r"""Conda: Adam along the singular vectors of the momentum, on the shorter side of a matrix.
 
-    $m \leftarrow \beta_1 m + (1-\beta_1) g$; $Q$: the singular vectors of $m$; $v \leftarrow \beta_2 v + (1-\beta_2)
-    (g Q)^2$; $p \leftarrow (p - \eta\, c\, \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m Q}{\sqrt v + \epsilon}
-    Q^\top)(1 - \eta \lambda)$, for a matrix with fewer rows than columns on the other side. Other leaves: Adam.
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$; $Q$: the singular vectors of $m$;
+    $v \leftarrow \beta_2 v + (1-\beta_2) (g Q)^2$; $p \leftarrow (p - \eta\, c\, \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t}
+    \frac{m Q}{\sqrt v + \epsilon} Q^\top) (1-\eta\lambda)$; a matrix with fewer rows than columns is projected from the
+    other side. Other leaves use Adam.
 
-    When to use: transformers, with the state of Adam and one basis per matrix, computed rarely.
+    When to use: transformers, with Adam's state plus one rarely computed basis per matrix.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
         eps: $\epsilon \ge 0$.
-        update_proj_gap: Q is computed at the first step and at every step that this, >= 1, divides.
+        update_proj_gap: $Q$ is computed at the first step and at every step that is a multiple of this, >= 1.
         scale: $c \ge 0$, for matrices.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State of matrices: `momentum_buffer`, `exp_avg_sq`
-        (in the basis), `Q_0`; of others `exp_avg`, `exp_avg_sq`; under `partition`.
+        (in the basis), `Q_0`; of other leaves: `exp_avg`, `exp_avg_sq`; all under `partition`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.conda(lr=0.1)
         >>> params = {"w": torch.zeros(2, 2)}
         >>> grads = {"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}
-        >>> tx.update(grads, tx.init(params), params)[0]["w"]  # m Q has one column that is not 0
+        >>> tx.update(grads, tx.init(params), params)[0]["w"]  # m Q has one nonzero column
         tensor([[-0.1000,  0.0000],
                 [-0.1000,  0.0000]])
 
@@ -480,4 +485,4 @@ def conda(
     )
 
 
-_scaled = scale  # which `conda` has an argument called
+_scaled = scale  # `conda` has an argument of this name

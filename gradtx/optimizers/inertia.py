@@ -1,4 +1,4 @@
-"""Signs, look-ahead, inertia: Lion, Adan, Adai."""
+"""Sign, Nesterov and inertia methods: Lion, Adan, Adai."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def lion(lr: Scalar = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, then
     $m \leftarrow \beta_2 m + (1-\beta_2) g$.
 
-    When to use: large batches and little memory, half of AdamW's; take a 3 to 10 times smaller rate than AdamW's, and a
-    decay larger by the same factor.
+    When to use: large batches and little memory (half of AdamW's); use a learning rate 3 to 10 times smaller than
+    AdamW's, and a decay larger by the same factor.
 
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step; a third to a tenth of Adam's.
@@ -35,7 +35,7 @@ def lion(lr: Scalar = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0
         A transformation whose updates are added to the parameters. State: `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.lion(lr=0.1, weight_decay=1.0)
@@ -61,24 +61,24 @@ def adan(
 
     $p \leftarrow (p - \eta u) / (1 + \eta \lambda)$ with $u$ the direction of `scale_by_adan`.
 
-    When to use: large vision or language models from scratch, with memory for four floats a weight; it tolerates larger
-    learning rates than `adamw`.
+    When to use: large vision or language models trained from scratch, with memory for four floats per weight; it
+    tolerates larger learning rates than `adamw`.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the averages of gradients, of their changes and of squares, each in [0, 1). The paper's are
-            one minus these.
-        eps: $\epsilon \ge 0$, outside the root; with `max_grad_norm` added to the norm as well.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the averages of gradients, of their changes and of squares, each in [0, 1). The betas in
+            the paper are one minus these.
+        eps: $\epsilon \ge 0$, added outside the square root; with `max_grad_norm`, also added to the norm.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        max_grad_norm: Shorten the gradient of all leaves together to this norm, >= 0; a literal 0.0 is no clipping.
-        no_prox: Decay as AdamW does, $p \leftarrow p (1 - \eta \lambda) - \eta u$.
+        max_grad_norm: Clip the gradient norm over all leaves to this value, >= 0; a literal 0.0 disables clipping.
+        no_prox: Apply the decay as AdamW does, $p \leftarrow p (1 - \eta \lambda) - \eta u$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,
         `previous_grad`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adan(lr=0.5, weight_decay=2.0)
@@ -86,8 +86,8 @@ def adan(
         >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]  # (4 - 0.5) / 2 - 4
         tensor([-2.2500])
 
-    Source: Xie et al. 2022, arXiv:2208.06677. Departures: none from the authors' code, which keeps the previous
-    gradient negated.
+    Source: Xie et al. 2022, arXiv:2208.06677. Departures: none from the authors' code, which stores the negated
+    previous gradient.
     """
     # The proximal step is a decoupled decay at a smaller rate: (p - lr u) / (1 + lr wd) = p - rate (u + wd p).
     rate = lr if no_prox else lr / (1 + lr * weight_decay)
@@ -108,7 +108,7 @@ def adai(
     decoupled_weight_decay: bool = False,
     dampening: Scalar = 1.0,
 ):
-    r"""Adai: momentum SGD whose inertia, not its rate, adapts to every entry's gradients.
+    r"""Adai: momentum SGD whose inertia, not its rate, adapts to the gradients of each entry.
 
     $\beta_1 = \mathrm{clip}(1 - \beta_0 (\hat v / M)^{1/(3 - 2\tau)}, 0, 1 - \epsilon)$ with $M$ the mean of $\hat v$
     over all weights, $m \leftarrow \beta_1 m + (1-\beta_1)^\tau g$,
@@ -117,25 +117,26 @@ def adai(
     When to use: networks for which SGD generalizes better than Adam, but escapes from flat regions too slowly.
 
     Args:
-        lr: $\eta$ in [0, inf), change of a weight per unit of gradient; as for SGD without momentum, times 1 to 10.
+        lr: $\eta$ in [0, inf), the change of a weight per unit of gradient; 1 to 10 times the rate of SGD without
+            momentum.
         betas: $(\beta_0, \beta_2)$, each in [0, 1).
         eps: $\epsilon$ in (0, 1): the inertia stays below $1 - \epsilon$.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights, times the learning rate: AdaiS.
-        dampening: $\tau$ in [0, 1]. Below 1 it is AdaiV2.
+        decoupled_weight_decay: Apply the decay to the weights instead, multiplied by the learning rate (AdaiS).
+        dampening: $\tau$ in [0, 1]. Values below 1 give AdaiV2.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `beta1_prod`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adai(lr=0.1)
-        >>> tx.update({"w": torch.tensor([1.0, -3.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # as SGD
+        >>> tx.update({"w": torch.tensor([1.0, -3.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # like SGD
         tensor([-0.1000,  0.3000])
 
     Source: Xie et al. 2020, arXiv:2006.15815; AdaiS: Xie et al. 2020, arXiv:2011.11152. Departures: none from the
-    authors' code but a ratio of 0 where all gradients are 0.
+    authors' code, except for a ratio of 0 where all gradients are 0.
     """
     return with_decay(scale_by_adai(betas, eps, dampening), weight_decay, decoupled_weight_decay, lr)

@@ -35,7 +35,7 @@ def lamb(
     trust_clip: bool = False,
     always_adapt: bool = True,
 ):
-    r"""LAMB: Adam's direction with decay, given the size of every leaf's weights.
+    r"""LAMB: Adam's direction plus decay, rescaled to the norm of each leaf's weights.
 
     $r = \hat m / (\sqrt{\hat v} + \epsilon) + \lambda p$,
     $p \leftarrow p - \eta \, r \lVert p \rVert / \lVert r \rVert$; the ratio of norms is 1 where either is 0.
@@ -43,21 +43,21 @@ def lamb(
     When to use: batches of thousands of examples, mainly for transformers.
 
     Args:
-        lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: $\lambda \ge 0$; it enters the ratio.
-        bias_correction: If False, $m$ and $v$ in place of $\hat m$ and $\hat v$.
+        lr: $\eta$ in [0, inf), the change of a leaf per step relative to its norm.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: $\lambda \ge 0$; included in the ratio.
+        bias_correction: If False, use $m$ and $v$ instead of $\hat m$ and $\hat v$.
         grad_averaging: If False, $m = \beta_1 m + g$.
-        max_grad_norm: Shorten the gradient of all leaves together to this norm, > 0; None for no clipping.
-        trust_clip: Let no ratio be above 1 (LAMBC).
+        max_grad_norm: Clip the gradient norm over all leaves to this value, > 0; None disables clipping.
+        trust_clip: Limit the ratio to at most 1 (LAMBC).
         always_adapt: If False, the ratio is 1 where `weight_decay` is 0.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.lamb(lr=0.1)
@@ -66,14 +66,14 @@ def lamb(
         >>> updates["w"].norm()  # lr times the norm of w
         tensor(0.5000)
 
-    Source: You et al. 2019, arXiv:1904.00962. Departures: NVIDIA's and timm's versions clip at `max_grad_norm=1.0`
-    and set `always_adapt=False` by default; pytorch_optimizer's has no bias correction, bounds the norm of the
-    weights by 10 and by default keeps the decay out of the ratio.
+    Source: You et al. 2019, arXiv:1904.00962. Departures: NVIDIA's and timm's versions clip at `max_grad_norm=1.0` and
+    set `always_adapt=False` by default; pytorch_optimizer's version has no bias correction, bounds the norm of the
+    weights by 10 and by default excludes the decay from the ratio.
     """
     return chain(
         *([] if max_grad_norm is None else [clip_by_global_norm(max_grad_norm, eps=0.0)]),
         scale_by_lamb(betas, eps, bias_correction, grad_averaging),
-        add_decayed_weights(weight_decay),  # before the ratio, which is of the whole direction
+        add_decayed_weights(weight_decay),  # before the ratio, which is computed from the whole direction
         scale_by_trust_ratio(trust_clip, weight_decay, always_adapt),
         scale_by_learning_rate(lr),
     )
@@ -99,21 +99,22 @@ def lars(
     When to use: batches of thousands of images, for convolutional networks.
 
     Args:
-        lr: $\eta$ in [0, inf), a multiple of the leaf's own rate.
-        momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
+        lr: $\eta$ in [0, inf), a multiple of the rate of each leaf.
+        momentum: $\mu$ in [0, inf). With a literal 0.0, no buffer is kept.
         dampening: $\tau$, usually in [0, 1); not applied to the first step.
-        weight_decay: $\lambda \ge 0$; it enters the momentum.
-        nesterov: Needs a momentum and no dampening.
-        trust_coefficient: $c > 0$, change of a leaf per step relative to its norm.
-        eps: $\epsilon \ge 0$, in the unit of a gradient.
-        trust_clip: $\gamma \leftarrow \min(\gamma / \eta, 1)$ (LARC).
-        min_ndim: Leaves with fewer dimensions, >= 0, have $\gamma = 1$ and no decay.
+        weight_decay: $\lambda \ge 0$; included in the momentum.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum and zero dampening.
+        trust_coefficient: $c > 0$, the change of a leaf per step relative to its norm.
+        eps: $\epsilon \ge 0$, in units of the gradient.
+        trust_clip: Use $\min(\gamma / \eta, 1)$ instead of $\gamma$ (LARC).
+        min_ndim: Leaves with fewer dimensions than this (>= 0) have $\gamma = 1$ and no decay.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
+            `params` is missing.
 
     Example:
         >>> tx = gradtx.lars(trust_coefficient=0.1, min_ndim=1)
@@ -122,8 +123,8 @@ def lars(
         {'w': tensor([-0.6000, -0.8000]), 'scale': tensor(-5.)}
 
     Source: You et al. 2017, arXiv:1708.03888. Departures: the paper has no eps, and multiplies by $\eta$ before the
-    momentum, which is the same as long as $\eta$ does not change. pytorch_optimizer's class has `min_ndim=2`,
-    `eps=0` and dampens the first step.
+    momentum, which is equivalent as long as $\eta$ is constant. pytorch_optimizer's class has `min_ndim=2` and `eps=0`,
+    and also dampens the first step.
     """
     return chain(
         scale_by_lars(trust_coefficient, weight_decay, eps, trust_clip, min_ndim, lr),
@@ -141,27 +142,28 @@ def novograd(
     grad_averaging: bool = False,
     amsgrad: bool = False,
 ):
-    r"""NovoGrad: momentum of gradients that were divided by a running norm of their leaf.
+    r"""NovoGrad: momentum of gradients divided by a running norm of their leaf.
 
-    $v \leftarrow \beta_2 v + (1-\beta_2) \lVert g \rVert^2$ ($v = \lVert g \rVert^2$ at first),
+    $v \leftarrow \beta_2 v + (1-\beta_2) \lVert g \rVert^2$ ($v = \lVert g \rVert^2$ in the first step),
     $m \leftarrow \beta_1 m + g / (\sqrt v + \epsilon) + \lambda p$, $p \leftarrow p - \eta m$.
 
-    When to use: speech and other models with layers of very different gradients, at one extra number per layer.
+    When to use: speech models and others whose layers have very different gradients, at the cost of one extra number
+    per layer.
 
     Args:
         lr: $\eta$ in [0, inf); a leaf moves by about $\eta / (1 - \beta_1)$ in norm.
-        betas: Decay of momentum and of $v$, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root; keep it above 0.
-        weight_decay: $\lambda \ge 0$; it enters the momentum, after the division.
-        grad_averaging: $m \leftarrow \beta_1 m + (1-\beta_1) (\ldots)$.
-        amsgrad: Use the largest $v$ so far.
+        betas: Decay rates of the momentum and of $v$, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root; should be above 0.
+        weight_decay: $\lambda \ge 0$; added after the division, so it is included in the momentum.
+        grad_averaging: Use $m \leftarrow \beta_1 m + (1-\beta_1) (\ldots)$.
+        amsgrad: Use the running maximum of $v$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg_sq` and, with `amsgrad`,
-        `max_exp_avg_sq`, 0-d for every leaf; `momentum_buffer`, or with `grad_averaging` `exp_avg`.
+        `max_exp_avg_sq`, 0-d per leaf; `momentum_buffer`, or `exp_avg` with `grad_averaging`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.novograd(lr=0.1, weight_decay=1.0)
@@ -169,8 +171,8 @@ def novograd(
         >>> tx.update({"w": torch.tensor([30.0, 40.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.0600, -0.2800])
 
-    Source: Ginsburg et al. 2019, arXiv:1905.11286. Departures: none from the authors' code; its `luc` is left out.
-    pytorch_optimizer's class does not average at the first step.
+    Source: Ginsburg et al. 2019, arXiv:1905.11286. Departures: none from the authors' code, except that its option
+    `luc` is omitted. pytorch_optimizer's class does not average in the first step.
     """
     beta1, beta2 = betas
     return chain(
@@ -183,25 +185,26 @@ def novograd(
 
 @alias(ranges={"beta": "[0, 1)"})
 def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
-    r"""Nero: a rate for every neuron, whose weights are kept at mean 0 and norm 1.
+    r"""Nero: one rate per neuron, with the weights of each neuron kept at mean 0 and norm 1.
 
     $v \leftarrow \beta v + (1-\beta) \lVert g \rVert^2$ for every neuron,
-    $p \leftarrow N(N(p) - \eta \sigma g / \sqrt{v / (1 - \beta^t)})$; $N$ is `project_neurons`, $\sigma$ the mean norm
-    of the leaf's neurons at the start (see `scale_by_neuron_norm`).
+    $p \leftarrow N(N(p) - \eta \sigma g / \sqrt{v / (1 - \beta^t)})$, where $N$ is `project_neurons` and $\sigma$ the
+    initial mean norm of the leaf's neurons (see `scale_by_neuron_norm`).
 
-    When to use: one rate, 0.01, that works untuned on many architectures, with almost no memory.
+    When to use: when one untuned rate, 0.01, should work on many architectures, with almost no additional memory.
 
     Args:
-        lr: $\eta$ in [0, inf), change of a neuron per step relative to its norm.
+        lr: $\eta$ in [0, inf), the change of a neuron per step relative to its norm.
         beta: $\beta$ in [0, 1).
-        constraints: If False, $N$ is left out.
+        constraints: If False, $N$ is omitted.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg_sq`, one entry a neuron, and
-        `scale`, 0-d for every leaf.
+        A transformation whose updates are added to the parameters. State: `exp_avg_sq`, one entry per neuron, and
+        `scale`, 0-d per leaf.
 
     Raises:
-        ValueError: numbers out of range; under `constraints` missing `params`, and neurons with one weight each.
+        ValueError: If a hyperparameter is out of range, or if `constraints` is set and `params` is missing or neurons
+            have a single weight.
 
     Example:
         >>> params = gradtx.project_neurons({"w": torch.tensor([[1.0, 3.0, 2.0]])})
@@ -212,7 +215,8 @@ def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
         ('1.0000', True)
 
     Source: Liu et al. 2021, arXiv:2102.07227. Departures: the authors project the weights when the optimizer is
-    made; here call `project_neurons` before training. Else the first step does it, with a gradient from before.
+    constructed; here, call `project_neurons` before training. Otherwise the first step projects them, with a gradient
+    from before the projection.
     """
     return chain(
         scale_by_neuron_norm(beta, constraints),
@@ -223,23 +227,22 @@ def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
 
 @alias(ranges={"p_bound": "(0, inf)"})
 def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
-    r"""Fromage: every leaf turns by a fixed angle, and keeps its norm where the gradient is orthogonal to it.
+    r"""Fromage: every leaf rotates by a fixed angle, and keeps its norm if its gradient is orthogonal to it.
 
     $p \leftarrow (p - \eta \, g \lVert p \rVert / \lVert g \rVert) / \sqrt{1 + \eta^2}$; the ratio of norms is 1
     where either is 0.
 
-    When to use: deep networks, including GANs, with one rate that means the same for every layer; start at 0.01.
+    When to use: deep networks, including GANs, with one rate that has the same meaning for every layer; start at 0.01.
 
     Args:
-        lr: $\eta$ in [0, inf), change of a leaf per step relative to its norm.
-        p_bound: Keep the norm of every leaf below this multiple (> 0) of the norm it started with; None for no bound.
+        lr: $\eta$ in [0, inf), the change of a leaf per step relative to its norm.
+        p_bound: Upper bound of the norm of every leaf, as a multiple (> 0) of its initial norm; None for no bound.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: none, or with `p_bound` `bound`, 0-d for
-        every leaf.
+        A transformation whose updates are added to the parameters. State: none; with `p_bound`, `bound`, 0-d per leaf.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.fromage(lr=0.75)
@@ -248,7 +251,7 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
         >>> gradtx.apply_updates(params, updates)["w"]
         tensor([ 4., -3.])
 
-    Source: Bernstein et al. 2020, arXiv:2002.03432. Departures: none; weights shrink also where the gradient is 0.
+    Source: Bernstein et al. 2020, arXiv:2002.03432. Departures: none; weights also shrink where the gradient is 0.
     """
     shrink = (1 + lr * lr) ** -0.5
     return chain(
@@ -261,25 +264,25 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
 
 @alias(class_name="SM3", ranges={"beta": "[0, 1)", "momentum": "[0, 1)", "eps": "(0, inf)"})
 def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scalar = 1e-30):
-    r"""SM3: Adagrad whose state is one vector per dimension, not one number per weight.
+    r"""SM3: Adagrad whose state is one vector per dimension instead of one number per weight.
 
-    $p \leftarrow p - \eta m$ with $m$ the average of $g / \sqrt{c + \epsilon}$, $c$ the smallest of the sums that
-    cover an entry (see `scale_by_sm3`).
+    $p \leftarrow p - \eta m$ with $m$ the average of $g / \sqrt{c + \epsilon}$, where $c$ is the smallest of the sums
+    that cover an entry (see `scale_by_sm3`).
 
     When to use: embeddings and softmax layers so large that Adagrad's state does not fit.
 
     Args:
-        lr: $\eta$ in [0, inf), change of each weight in the first step.
-        momentum: $\mu$ in [0, 1): $m \leftarrow \mu m + (1-\mu) (\ldots)$. A literal 0.0 keeps no average.
-        beta: In [0, 1): above 0, averages of squares in place of sums.
-        eps: $\epsilon > 0$, in the unit of a squared gradient.
+        lr: $\eta$ in [0, inf), the change of each weight in the first step.
+        momentum: $\mu$ in [0, 1): $m \leftarrow \mu m + (1-\mu) (\ldots)$. With a literal 0.0, no average is kept.
+        beta: In [0, 1); above 0, averages of squares replace the sums.
+        eps: $\epsilon > 0$, in units of the squared gradient.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `accumulator_0`, ..., one a dimension, and
-        with momentum `exp_avg`.
+        A transformation whose updates are added to the parameters. State: `accumulator_0`, ..., one per dimension; with
+        momentum, also `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.sm3(lr=0.1, momentum=0.5)
@@ -287,8 +290,8 @@ def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scala
         >>> [tuple(state["scale_by_sm3"][slot]["w"].shape) for slot in ("accumulator_0", "accumulator_1")]
         [(300, 1), (1, 200)]
 
-    Source: Anil et al. 2019, arXiv:1901.11150. Departures: beta > 0 is Enealor/PyTorch-SM3's. The momentum is an
-    average, not torch SGD's sum.
+    Source: Anil et al. 2019, arXiv:1901.11150. Departures: beta > 0 follows Enealor/PyTorch-SM3. The momentum is an
+    average, unlike the sum in torch's SGD.
     """
     return chain(
         scale_by_sm3(beta, eps),
@@ -318,7 +321,7 @@ def amos(
     d_coef: Scalar = 0.25,
     eps: Scalar = 2**-125,
 ):
-    r"""Amos: Adam-like steps in the unit of the weights, with rate and decay that adapt to the progress of training.
+    r"""Amos: Adam-like steps in units of the weights, with rate and decay that adapt to the progress of training.
 
     $p \leftarrow p - m$ with $m \leftarrow \mu m + (1-\mu) u$, $u$ the step of `scale_by_amos`.
 
@@ -326,24 +329,25 @@ def amos(
     to tune.
 
     Args:
-        lr: $\xi$ in [0, inf), relative to $\eta$; about 1 over the root of the number of batches of an epoch. It
+        lr: $\xi$ in [0, inf), relative to $\eta$; about 1 over the square root of the number of batches per epoch. It
             needs no schedule.
-        beta: Decay of the average of squares, in [0, 1).
-        momentum: $\mu$ in [0, 1), an average of steps. A literal 0.0 keeps none.
+        beta: Decay rate of the average of squares, in [0, 1).
+        momentum: $\mu$ in [0, 1), for an average of steps. With a literal 0.0, none is kept.
         extra_l2: An additional decay, >= 0.
         eta: $\eta > 0$, the expected size of an entry: a number, a function of the shape, or None (see
             `scale_by_amos`).
-        slot: Which entries share an average: "scalar" the whole leaf, "rows" an index of dimension 0, "full" none.
-        c_coef: Speed of the fall of the decay, >= 0.
-        d_coef: Speed of the fall of the rate, >= 0.
+        slot: Entries that share an average: "scalar", the whole leaf; "rows", each index of dimension 0; "full", none.
+        c_coef: Speed at which the decay falls, >= 0.
+        d_coef: Speed at which the rate falls, >= 0.
         eps: Lower bound of the average of squares, > 0.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg_sq`, `decay` (of the size that
-        `slot` says) and with momentum `exp_avg`.
+        A transformation whose updates are added to the parameters. State: `exp_avg_sq`, `decay` (of the size selected
+        by `slot`); with momentum, also `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, an unknown slot, missing `params`, a decay or learning rate after it.
+        ValueError: If a hyperparameter is out of range, if `slot` is unknown, if `params` is missing, or if a decay or
+            learning rate follows.
 
     Example:
         >>> tx = gradtx.amos(lr=0.01, eta=lambda shape: 2.0)
@@ -352,7 +356,8 @@ def amos(
         tensor([-0.0200, -0.0200, -0.0200])
 
     Source: Tian and Parikh 2022, arXiv:2210.11693. Departures: the authors have no defaults for `lr` and `eta`, and
-    "full" for `slot`. pytorch_optimizer's class subtracts `extra_l2`, and adds eps where this takes the larger.
+    their default for `slot` is "full". pytorch_optimizer's class subtracts `extra_l2`, and adds eps where gradtx takes
+    the maximum.
     """
     return chain(
         scale_by_amos(lr, beta, extra_l2, eta, slot, c_coef, d_coef, eps),

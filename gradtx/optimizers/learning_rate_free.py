@@ -1,4 +1,4 @@
-"""No learning rate to choose: from the loss (ALI-G), from the distance travelled (D-Adaptation, Prodigy)."""
+"""Methods without a learning rate to choose: from the loss (ALI-G) or the distance traveled (D-Adaptation, Prodigy)."""
 
 from __future__ import annotations
 
@@ -32,27 +32,28 @@ def alig(
     eps: Scalar = 1e-5,
     max_norm: Scalar | None = None,
 ):
-    r"""ALI-G: SGD whose rate follows from the loss, for models that can reach a loss of 0.
+    r"""ALI-G: SGD whose rate is computed from the loss, for models that can reach a loss of 0.
 
-    $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$ with the loss $f$ at the point and batch of $g$ and the
-    norm of the whole tree; $b \leftarrow \mu b - \gamma g$, $p \leftarrow p - \gamma g + \mu b$, then
+    $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$ with the loss $f$ at the parameters and batch of $g$, and
+    the norm over the whole tree; $b \leftarrow \mu b - \gamma g$, $p \leftarrow p - \gamma g + \mu b$, then
     $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 
-    When to use: models that can fit their training data (loss 0), with one number to tune, the largest rate.
+    When to use: models that can fit their training data (loss 0), with one hyperparameter to tune, the largest rate.
 
     Args:
         max_lr: $\eta \ge 0$, the largest rate; None for no bound. A parameter group shows it as `lr`.
-        momentum: $\mu$ in [0, 1). A literal 0.0 keeps no buffer.
-        adjusted_momentum: $b \leftarrow \mu b - g$, $p \leftarrow p + \gamma (-g + \mu b)$: the rate of the step for
-            the whole momentum.
-        eps: $\epsilon \ge 0$, in the unit of a squared gradient.
-        max_norm: $r > 0$, in place of weight decay; None for no bound.
+        momentum: $\mu$ in [0, 1). With a literal 0.0, no buffer is kept.
+        adjusted_momentum: Use $b \leftarrow \mu b - g$, $p \leftarrow p + \gamma (-g + \mu b)$: the rate of the step
+            then multiplies the whole momentum.
+        eps: $\epsilon \ge 0$, in units of the squared gradient.
+        max_norm: $r > 0$, instead of weight decay; None for no bound.
 
     Returns:
         A transformation whose updates are added to the parameters. State: [`momentum_buffer`].
 
     Raises:
-        ValueError: numbers out of range, missing `value`, missing `params` with `max_norm`.
+        ValueError: If a hyperparameter is out of range, if `value` is missing, or if `max_norm` is set and `params` is
+            missing.
 
     Example:
         >>> tx = gradtx.alig(eps=0.0)
@@ -61,8 +62,8 @@ def alig(
         >>> updates["w"]
         tensor([-1.5000, -2.0000])
 
-    Source: Berrada et al. 2019, arXiv:1906.05661. Departures: the weights that training starts with are not projected
-    (the authors' code does). pytorch_optimizer's class has an eps of 1e-6 that can't be changed.
+    Source: Berrada et al. 2019, arXiv:1906.05661. Departures: the initial weights are not projected (the authors' code
+    does). pytorch_optimizer's class has a fixed eps of 1e-6.
     """
     step = scale_by_polyak(max_lr, eps)
     average = trace(momentum, nesterov=not is_off(momentum))
@@ -79,28 +80,28 @@ def dadapt_adagrad(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""D-Adapt AdaGrad: AdaGrad with an automatic rate.
+    r"""D-Adapt AdaGrad: AdaGrad with an automatic learning rate.
 
     $\delta = d \eta$, $A \leftarrow A + g^2$, $s \leftarrow s + \delta g$,
     $p \leftarrow \mu p + (1-\mu)(x_0 - s/(\sqrt A + \epsilon))$; $d$ is a lower bound of the distance to the solution
-    that grows with what was seen, see `scale_by_dadapt_adagrad`.
+    that increases during training; see `scale_by_dadapt_adagrad`.
 
-    When to use: sparse problems for which you would take `adagrad`, when no rate is known.
+    When to use: sparse problems suited to `adagrad`, when no rate is known.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         momentum: $\mu$ in [0, 1).
         weight_decay: $\lambda \ge 0$, added to the gradient.
         eps: $\epsilon \ge 0$.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `alphak`, `sk`, `x0`; for all leaves
-        together `d`, `gsq_weighted`, 0-d.
+        A transformation whose updates are added to the parameters. State: `alphak`, `sk`, `x0`; shared by all leaves,
+        0-d: `d`, `gsq_weighted`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_adagrad()
@@ -130,31 +131,31 @@ def dadapt_adam(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""D-Adapt Adam: Adam with an automatic rate.
+    r"""D-Adapt Adam: Adam with an automatic learning rate.
 
     $\delta = d \eta$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$, $p \leftarrow p - m / (\sqrt v + \epsilon)$, $v$
-    the average of $g^2$; $d$ is a lower bound of the distance to the solution that grows with what was seen, see
+    the average of $g^2$; $d$ is a lower bound of the distance to the solution that increases during training; see
     `scale_by_dadapt_adam`.
 
     When to use: Adam when no rate is known; leave `lr` at 1.0 and schedule it as usual. `prodigy` often finds its rate
     sooner.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
-        betas: Decay of the two averages, each in [0, 1).
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
+        betas: Decay rates of the two averages, each in [0, 1).
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Take $\delta \lambda p$ off the weights.
+        decoupled_weight_decay: Subtract $\delta \lambda p$ from the weights instead.
         use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`; for all
-        leaves together `d`, `numerator_weighted`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`; shared by all
+        leaves, 0-d: `d`, `numerator_weighted`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_adam(d0=0.1, betas=(0.0, 0.99))  # a first step of d0 / sqrt(1 - beta2)
@@ -180,26 +181,26 @@ def dadapt_sgd(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""D-Adapt SGD: SGD with an automatic rate.
+    r"""D-Adapt SGD: SGD with an automatic learning rate.
 
-    $\delta = d \eta / \lVert g_1 \rVert$, $s \leftarrow s + \delta g$, $p \leftarrow \mu p + (1-\mu)(x_0 - s)$; $d$
-    is a lower bound of the distance to the solution that grows with what was seen, see `scale_by_dadapt_sgd`.
+    $\delta = d \eta / \lVert g_1 \rVert$, $s \leftarrow s + \delta g$, $p \leftarrow \mu p + (1-\mu)(x_0 - s)$; $d$ is
+    a lower bound of the distance to the solution that increases during training; see `scale_by_dadapt_sgd`.
 
-    When to use: SGD when no rate is known, mainly on convolutional networks.
+    When to use: SGD when no rate is known, mainly for convolutional networks.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         momentum: $\mu$ in [0, 1).
-        weight_decay: $\lambda \ge 0$, added to the gradient, though not where $\lVert g_1 \rVert$ is taken.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        weight_decay: $\lambda \ge 0$, added to the gradient, but not to $g_1$ in $\lVert g_1 \rVert$.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `s`, `x0`; for all leaves together `d`,
-        `numerator_weighted`, `g0_norm`, 0-d.
+        A transformation whose updates are added to the parameters. State: `s`, `x0`; shared by all leaves, 0-d: `d`,
+        `numerator_weighted`, `g0_norm`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_sgd(d0=1e-3, growth_rate=2.0)
@@ -230,31 +231,31 @@ def dadapt_adan(
     d0: Scalar = 1e-6,
     growth_rate: Scalar = math.inf,
 ):
-    r"""D-Adapt Adan: Adan with an automatic rate.
+    r"""D-Adapt Adan: Adan with an automatic learning rate.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
     $f \leftarrow \beta_2 f + (1-\beta_2) \delta \Delta$, $p \leftarrow (p - (m + \beta_2 f)/D) / (1 + \delta\lambda)$,
-    $D$ from the average of $(g + \beta_2 \Delta)^2$; $d$ is a lower bound of the distance to the solution that grows
-    with what was seen, see `scale_by_dadapt_adan`.
+    $D$ from the average of $(g + \beta_2 \Delta)^2$; $d$ is a lower bound of the distance to the solution that
+    increases during training; see `scale_by_dadapt_adan`.
 
     When to use: Adan when no rate is known.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2, \beta_3)$, each in [0, 1): weights of the old averages (the Adan paper writes
             $1 - \beta$).
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$.
-        no_prox: $p \leftarrow (1 - \delta\lambda) p - y$ in place of the division.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
+        no_prox: Use $p \leftarrow (1 - \delta\lambda) p - (m + \beta_2 f)/D$ instead of the division.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,
-        `s`, `previous_grad`; for all leaves together `d`, `gsq_weighted`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`, `s`,
+        `previous_grad`; shared by all leaves, 0-d: `d`, `gsq_weighted`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_adan(d0=0.1, betas=(0.0, 0.0, 0.0), weight_decay=1.0, no_prox=True)
@@ -263,33 +264,33 @@ def dadapt_adan(
         tensor([-1.1000])
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Xie et al. 2022, arXiv:2208.06677. Departures: see
-    `scale_by_dadapt_adan`. (pytorch_optimizer's class of the name is another method.)
+    `scale_by_dadapt_adan`. (pytorch_optimizer's class of that name is a different method.)
     """
     return chain(scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate), descend())
 
 
 @alias(class_name="DAdaptLion", ranges={"d0": "(0, inf)"})
 def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
-    r"""D-Adapt Lion: Lion with an automatic rate.
+    r"""D-Adapt Lion: Lion with an automatic learning rate.
 
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,
-    $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$; $d$ is a lower bound of the distance to the solution that grows
-    with what was seen, see `scale_by_dadapt_lion`.
+    $m \leftarrow \beta_2 m + (1-\beta_2) \delta g$; $d$ is a lower bound of the distance to the solution that increases
+    during training; see `scale_by_dadapt_lion`.
 
     When to use: Lion when no rate is known.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: Weights of the old momentum in the direction and in the next momentum, each in [0, 1).
         weight_decay: $\lambda \ge 0$, decoupled.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `s`; for all leaves together
-        `d`, `numerator_weighted`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `s`; shared by all leaves, 0-d:
+        `d`, `numerator_weighted`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_lion(lr=0.5, d0=0.1, weight_decay=1.0)
@@ -318,34 +319,34 @@ def prodigy(
     growth_rate: Scalar = math.inf,
     slice_p: int = 1,
 ):
-    r"""Prodigy: Adam with an automatic rate, found faster than by D-Adaptation.
+    r"""Prodigy: Adam with an automatic learning rate, found faster than by D-Adaptation.
 
     $\delta = d \eta$, $p \leftarrow p - \delta m / (\sqrt v + d \epsilon)$ with the averages $m$ of $d g$ and $v$ of
     $(d g)^2$; $d$ grows with $\sum g (p_0 - p)$, see `scale_by_prodigy`.
 
-    When to use: Adam when no rate is known; leave `lr` at 1.0, use cosine decay. The first choice among the methods
-    without a rate.
+    When to use: Adam when no rate is known; leave `lr` at 1.0 and use cosine decay. The first choice among methods
+    without a learning rate.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1, or a schedule below 1.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1, or a schedule below 1.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        beta3: Decay of the sums that the estimate is made of, in [0, 1); None for $\sqrt{\beta_2}$.
+        beta3: Decay rate of the sums in the estimate, in [0, 1); None for $\sqrt{\beta_2}$.
         eps: $\epsilon > 0$.
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Take $\delta \lambda p$ off the weights; else add $\lambda p$ to the gradient.
+        decoupled_weight_decay: Subtract $\delta \lambda p$ from the weights; if False, add $\lambda p$ to the gradient.
         use_bias_correction: Multiply $\delta$ by $\sqrt{1-\beta_2^t} / (1-\beta_1^t)$.
-        safeguard_warmup: Leave $\eta$ out of the denominator of the estimate, for long warm-ups.
-        d0: Where $d$ starts, > 0: far below the distance from the first weights to the solution.
-        d_coef: Multiplier of the estimate, > 0: the way to ask for a larger or smaller rate.
-        growth_rate: The largest factor of $d$ in a step, >= 1.
-        slice_p: Estimate from every `slice_p`-th entry of a leaf only, which saves memory; >= 1.
+        safeguard_warmup: Exclude $\eta$ from the denominator of the estimate, for long warm-ups.
+        d0: Initial value of $d$, > 0; it should be far below the distance from the initial weights to the solution.
+        d_coef: Multiplier of the estimate, > 0; use it to obtain a larger or smaller rate.
+        growth_rate: Largest factor by which $d$ may grow in one step, >= 1.
+        slice_p: Estimate only from every `slice_p`-th entry of a leaf, which saves memory; >= 1.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`, `p0`; for
-        all leaves together `d`, `d_max`, `d_numerator`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`, `p0`; shared by
+        all leaves, 0-d: `d`, `d_max`, `d_numerator`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.prodigy()

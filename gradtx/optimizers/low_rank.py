@@ -1,4 +1,4 @@
-"""Methods of low rank: Dion and Dion2, GaLore, Fira, APOLLO."""
+"""Low-rank methods: Dion and Dion2, GaLore, Fira, APOLLO."""
 
 from __future__ import annotations
 
@@ -49,30 +49,32 @@ def dion(
     seed: int = 0,
     fallback: GradientTransformation | None = None,
 ):
-    r"""Dion: orthogonal directions of low rank by one step of power iteration, with error feedback.
+    r"""Dion: orthogonal directions of low rank from one step of power iteration, with error feedback.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta\, r\, P Q^\top$ with `scale_by_dion` and $r$ of `scale_by_shape`.
 
-    When to use: as `muon`, where its iteration on whole matrices costs too much: on large or sharded ones.
+    When to use: like `muon`, if its iteration on whole matrices is too expensive: for large or sharded matrices.
 
     Args:
         lr: $\eta$ in [0, inf).
         mu: $\mu$ in [0, 1).
-        rank: An int, or a fraction of the smaller side, rounded up.
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
-        eps: Added to the norm of columns, >= 0.
-        adjust_lr_fn: $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; others see `scale_by_shape`.
-        init: Start of $Q$, "random" or "eye".
-        seed: Of the random start.
+        rank: Rank as an int, or as a fraction of the smaller side, rounded up.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        eps: Added to the norms of columns, >= 0.
+        adjust_lr_fn: Name of the factor $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; for others, see
+            `scale_by_shape`.
+        init: Initial value of $Q$, "random" or "eye".
+        seed: Seed of the random initial value.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum`, `Q`; with a fallback, these and
-        its entries, under `partition`.
+        the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.dion(rank=0.25)
@@ -108,34 +110,36 @@ def dion2(
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
-    r"""Dion2: Muon of the largest rows or columns of the momentum, which alone decay.
+    r"""Dion2: Muon on the largest rows or columns of the momentum, the only ones to decay.
 
-    $p \leftarrow p (1 - \eta \lambda) - \eta\, r\, u$ with $u$ of `orthogonalize_slices` and $r$ of `scale_by_shape`,
-    that of the whole leaf. With `beta2` it is Dion3.
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, r\, u$ with $u$ of `orthogonalize_slices` and $r$ of `scale_by_shape`
+    for the whole leaf. With `beta2`, this is Dion3.
 
-    When to use: as `muon`, at a fraction of the cost of its iteration, and of its messages where slices are shards.
+    When to use: like `muon`, at a fraction of the cost of its iteration, and of its communication if slices are shards.
 
     Args:
         lr: $\eta$ in [0, inf).
-        fraction: Share of slices, in (0, 1].
-        ef_decay: Factor of chosen slices of the momentum, in [0, 1).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$, of all entries.
-        select: "rows", "columns" or "short".
-        beta2: Decay of the rows' mean squares, in [0, 1); None for no normalization.
+        fraction: Fraction of slices, in (0, 1].
+        ef_decay: Decay factor of the chosen slices of the momentum, in [0, 1).
+        weight_decay: $\lambda \ge 0$, decoupled, for all entries; multiplied by $\eta$ but not by $r$.
+        select: Slices: "rows", "columns", or "short" for whichever there are fewer of.
+        beta2: Decay rate of the rows' mean squares, in [0, 1); None disables normalization.
         neuron_eps: eps of the normalization, >= 0.
-        ns_coefficients: As `coefs` of `orthogonalize`, or a name.
+        ns_coefficients: Coefficients of the iteration, as `coefs` of `orthogonalize`.
         ns_steps: Number of iterations; None for the number that belongs to the coefficients.
-        adjust_lr_fn: $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; others see `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        adjust_lr_fn: Name of the factor $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; for others, see
+            `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum`, with `beta2` `exp_avg_sq` (one
-        entry a row); with a fallback, these and its entries, under `partition`.
+        A transformation whose updates are added to the parameters. State: `momentum`; with `beta2`, also `exp_avg_sq`
+        (one entry per row); with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.dion2(lr=1.0, weight_decay=0.0, ns_coefficients="newton_schulz")
@@ -144,7 +148,7 @@ def dion2(
         >>> updates["w"].diagonal()  # the largest of four rows
         tensor([-0., -0., -0., -1.])
 
-    Source: Ahn et al. 2025, arXiv:2512.16928. Departures: none from one device's.
+    Source: Ahn et al. 2025, arXiv:2512.16928. Departures: none from the version for one device.
     """
     matrices = chain(
         orthogonalize_slices(fraction, ef_decay, select, beta2, neuron_eps, ns_coefficients, ns_steps, ns_dtype),
@@ -156,7 +160,7 @@ def dion2(
 
 
 def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any) -> GradientTransformation:
-    """A direction with its rate, and decay after the step."""
+    """Chain a direction, its rate, and decay after the step."""
     kept = 1 - lr * weight_decay
     return chain(direction, scale_by_learning_rate(lr), map_after_step(lambda weights: kept * weights))
 
@@ -174,30 +178,30 @@ def galore(
     projection: str = "svd",
     carry: str = "keep",
 ):
-    r"""GaLore: Adam of gradients that are projected to a low rank.
+    r"""GaLore: Adam on gradients projected to a low rank.
 
     $p \leftarrow (p - \eta\, a\, d\, Q^\top)(1 - \eta \lambda)$ with Adam's direction $d$ of $g Q$; see `low_rank`.
 
-    When to use: training within the memory of a low rank; Adam's state of a matrix shrinks to the rank's.
+    When to use: training with the memory of a low rank; Adam's state of a matrix shrinks to that rank.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: Of Adam, >= 0.
+        eps: Adam's eps, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
         rank: Number of columns of $Q$, >= 1, at most the smaller side.
-        update_proj_gap: Steps between two bases, >= 1.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
         scale: $a \ge 0$.
-        side: "short", "long", "left" or "right", see `low_rank`.
-        projection: "svd", "power" or "random", see `low_rank`.
-        carry: "keep", "reset" or "rotate", see `low_rank`.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
+        carry: "keep", "reset" or "rotate"; see `low_rank`.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, and `exp_avg` and `exp_avg_sq` at low
-        rank; those of other leaves in full.
+        rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.galore(lr=1.0, rank=1)
@@ -206,7 +210,7 @@ def galore(
         tensor([[-0.2500,  0.0000],
                 [ 0.0000,  0.0000]])
 
-    Source: Zhao et al. 2024, arXiv:2403.03507. Departures: the rule for signs of `low_rank`.
+    Source: Zhao et al. 2024, arXiv:2403.03507. Departures: the sign convention of `low_rank`.
     """
     direction = low_rank(scale_by_adam_hat(betas, eps), rank, update_proj_gap, projection, side, scale, carry)
     return _decayed(direction, lr, weight_decay)
@@ -226,31 +230,31 @@ def fira(
     carry: str = "keep",
     limit: Scalar = 1.01,
 ):
-    r"""Fira: GaLore that also follows the rest of the gradient, scaled row by row as Adam scales the projection.
+    r"""Fira: GaLore plus the rest of the gradient, scaled row by row as Adam scales the projection.
 
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_fira`.
 
-    When to use: in place of `galore`, with the same memory: updates have full rank.
+    When to use: instead of `galore`, with the same memory: updates have full rank.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: Of Adam, >= 0.
+        eps: Adam's eps, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
         rank: Number of columns of $Q$, >= 1, at most the smaller side.
-        update_proj_gap: Steps between two bases, >= 1.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
         scale: Factor of the projected part, >= 0.
-        side: "short", "long", "left" or "right", see `low_rank`.
-        projection: "svd", "power" or "random", see `low_rank`.
-        carry: "keep", "reset" or "rotate", see `low_rank`.
-        limit: The most that the norm of the rest grows by in a step, >= 1.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
+        carry: "keep", "reset" or "rotate"; see `low_rank`.
+        limit: Largest factor by which the norm of the rest may grow in one step, >= 1.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
-        `exp_avg_sq` at low rank; those of other leaves in full.
+        `exp_avg_sq` at low rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> state = gradtx.fira(rank=2).init({"w": torch.zeros(8, 3)})["scale_by_fira"]
@@ -279,34 +283,34 @@ def apollo_low_rank(
     limit: Scalar = 1.01,
     seed: int = 0,
 ):
-    r"""APOLLO: the gradient itself, with a rate for every row that a projected Adam finds.
+    r"""APOLLO: the gradient itself, with one rate per row computed by a projected Adam.
 
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_apollo_low_rank`.
 
-    When to use: training within little more memory than SGD's. APOLLO-Mini is `rank=1`, `scale=128.0`,
+    When to use: training with little more memory than SGD. APOLLO-Mini is `rank=1`, `scale=128.0`,
     `scale_type="tensor"`.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: Of Adam, >= 0.
+        eps: Adam's eps, >= 0.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
         rank: Number of columns of $Q$, >= 1.
-        update_proj_gap: Steps between two bases, >= 1.
-        scale: The direction is multiplied by the root of this, >= 0.
-        side: "short", "long", "left" or "right", see `low_rank`.
-        projection: "svd", "power" or "random", see `low_rank`.
-        scale_type: "channel" for a rate per row (column with a basis on the left), "tensor" for one.
-        scale_front: Whether to multiply by the root of `scale` before the growth is limited.
-        limit: The most that the norm of the direction grows by in a step, >= 1.
-        seed: Of random bases.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
+        scale: The direction is multiplied by the square root of this, >= 0.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
+        scale_type: "channel" for one rate per row (per column if the basis is on the left), "tensor" for a single rate.
+        scale_front: Whether to multiply by the square root of `scale` before the growth is limited.
+        limit: Largest factor by which the norm of the direction may grow in one step, >= 1.
+        seed: Seed of random bases.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
-        `exp_avg_sq` at low rank; those of other leaves in full; `seed` and `counter`.
+        `exp_avg_sq` at low rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size; `seed` and `counter`.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.apollo_low_rank(lr=1.0, rank=1, scale_type="tensor")
@@ -315,8 +319,8 @@ def apollo_low_rank(
         >>> updates["w"][0, 0] == updates["w"][1, 1], updates["w"][0, 1]  # the direction of the gradient
         (tensor(True), tensor(0.))
 
-    Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from the library's stream. `apollo` is
-    another method, ApolloDQN.
+    Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from gradtx's own random stream. `apollo`
+    is a different method, ApolloDQN.
     """
     direction = scale_by_apollo_low_rank(
         betas, eps, rank, update_proj_gap, scale, side, projection, scale_type, scale_front, limit, seed

@@ -1,4 +1,4 @@
-"""Adam and sign momentum on gradients of reduced variance: MARS."""
+"""Adam and sign momentum on variance-reduced gradients: MARS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["mars_adamw", "mars_lion"]
 
 
 def _for_matrices(mars, vectors):
-    """One chain for leaves with two or more dimensions, another for the rest."""
+    """Use one chain for leaves with two or more dimensions, and another for the rest."""
 
     def is_matrix(name: str, tensor: Any) -> bool:
         return tensor.ndim >= 2
@@ -44,32 +44,32 @@ def mars_adamw(
     r"""MARS-AdamW: AdamW on gradients corrected by their change since the last step.
 
     $c = g + \gamma \frac{\beta_1}{1-\beta_1} (g - g')$, shortened to a norm of at most 1 (`correct_variance`), then
-    AdamW with $c$ in place of $g$. Leaves with fewer than two dimensions get a plain AdamW unless `optimize_1d`.
+    AdamW with $c$ instead of $g$. Leaves with fewer than two dimensions use plain AdamW unless `optimize_1d`.
 
-    When to use: in place of AdamW where batches are noisy; the paper reports lower losses at equal numbers of tokens
-    for GPT-2. Costs one more float per weight.
+    When to use: instead of AdamW on noisy batches; the paper reports lower losses at equal numbers of tokens for GPT-2.
+    Needs one more float per weight.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1); the first one also sets the size of the correction.
-        eps: $\epsilon \ge 0$, outside the root, of all leaves.
-        weight_decay: Decoupled, >= 0, multiplied by the learning rate.
-        gamma: $\gamma \ge 0$, how much of the correction is taken.
-        amsgrad: Use the largest $v$ so far, for all leaves.
-        exact: Take $g'$ at the last parameters with this batch, by the extra `grad_fn`: one gradient a step more. Else
-            $g'$ is the gradient of the last step.
-        optimize_1d: Treat leaves with fewer than two dimensions as the others.
-        lr_1d: Rate of those leaves, >= 0; None for `lr`.
-        betas_1d: Decay of their two averages, each in [0, 1).
-        weight_decay_1d: Their decoupled decay, >= 0; `mask` leaves it as it is.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1); the first one also sets the size of the correction.
+        eps: $\epsilon \ge 0$, added outside the square root, for all leaves.
+        weight_decay: Decoupled weight decay, >= 0, multiplied by the learning rate.
+        gamma: $\gamma \ge 0$, the strength of the correction.
+        amsgrad: Use the running maximum of $v$, for all leaves.
+        exact: Evaluate $g'$ at the previous parameters on the current batch with the extra `grad_fn`, at the cost of
+            one more gradient per step. If False, $g'$ is the gradient of the previous step.
+        optimize_1d: Treat leaves with fewer than two dimensions like all others.
+        lr_1d: Learning rate of those leaves, >= 0; None for `lr`.
+        betas_1d: Decay rates of their two averages, each in [0, 1).
+        weight_decay_1d: Their decoupled decay, >= 0; `mask` does not change it.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `last_grad` (or `prev_param`), and `exp_avg`,
         `exp_avg_sq`, [`max_exp_avg_sq`], under `partition` unless `optimize_1d`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` while a decay is not 0.0; if exact, missing `params` or
-            `grad_fn`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and a decay is not 0.0, or if `exact` is
+            set and `params` or `grad_fn` is missing.
 
     Example:
         >>> tx = gradtx.mars_adamw(lr=0.1, lr_1d=0.2)
@@ -77,8 +77,8 @@ def mars_adamw(
         >>> tx.update({"w": torch.tensor([[1e-3, -4.0]]), "b": torch.ones(1)}, tx.init(params), params)[0]
         {'w': tensor([[-0.1000,  0.1000]]), 'b': tensor([-0.2000])}
 
-    Source: Yuan et al. 2024, arXiv:2411.10438. Departures: leaves with three or more dimensions are corrected too; if
-    exact, the first step has no correction, as in the paper. pytorch_optimizer adds eps to the root as well.
+    Source: Yuan et al. 2024, arXiv:2411.10438. Departures: leaves with three or more dimensions are corrected, too; if
+    exact, the first step has no correction, as in the paper. pytorch_optimizer also adds eps to the square root.
     """
     correction = correct_variance(gamma, betas[0], exact, 0 if optimize_1d else 2)
     mars = with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, True, lr)
@@ -108,39 +108,39 @@ def mars_lion(
 
     $c = g + \gamma \frac{\beta}{1-\beta} (g - g')$, shortened to a norm of at most 1 (`correct_variance`),
     $m \leftarrow \beta m + (1-\beta) c$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$. Leaves with
-    fewer than two dimensions get AdamW unless `optimize_1d`.
+    fewer than two dimensions use AdamW unless `optimize_1d`.
 
-    When to use: `mars_adamw` with one float per weight less; take a learning rate as for `lion`, well below this
-    default, which is that of the authors for all variants.
+    When to use: like `mars_adamw`, with one float per weight less; choose a learning rate as for `lion`, well below
+    this default, which is the authors' default for all variants.
 
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step.
-        beta: $\beta$ in [0, 1), of the momentum; it also sets the size of the correction.
+        beta: $\beta$ in [0, 1), the decay rate of the momentum; it also sets the size of the correction.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        gamma: $\gamma \ge 0$, how much of the correction is taken.
-        exact: Take $g'$ at the last parameters with this batch, by the extra `grad_fn`: one gradient a step more. Else
-            $g'$ is the gradient of the last step.
-        optimize_1d: Treat leaves with fewer than two dimensions as the others.
-        lr_1d: Rate of AdamW for those leaves, >= 0; None for `lr`.
-        betas_1d: Decay of AdamW's two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$ of AdamW, outside the root.
-        weight_decay_1d: AdamW's decoupled decay, >= 0; `mask` leaves it as it is.
+        gamma: $\gamma \ge 0$, the strength of the correction.
+        exact: Evaluate $g'$ at the previous parameters on the current batch with the extra `grad_fn`, at the cost of
+            one more gradient per step. If False, $g'$ is the gradient of the previous step.
+        optimize_1d: Treat leaves with fewer than two dimensions like all others.
+        lr_1d: Learning rate of AdamW for those leaves, >= 0; None for `lr`.
+        betas_1d: Decay rates of AdamW's two averages, each in [0, 1).
+        eps: AdamW's $\epsilon \ge 0$, added outside the square root.
+        weight_decay_1d: AdamW's decoupled decay, >= 0; `mask` does not change it.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `last_grad` (or `prev_param`), and `exp_avg`;
-        unless `optimize_1d` both under `partition`, with `exp_avg_sq` for the other leaves.
+        unless `optimize_1d`, both under `partition`, with `exp_avg_sq` for the other leaves.
 
     Raises:
-        ValueError: numbers out of range, missing `params` while a decay is not 0.0; if exact, missing `params` or
-            `grad_fn`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and a decay is not 0.0, or if `exact` is
+            set and `params` or `grad_fn` is missing.
 
     Example:
         >>> tx = gradtx.mars_lion(lr=0.1, optimize_1d=True)
         >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.1000,  0.1000])
 
-    Source: Yuan et al. 2024, arXiv:2411.10438. Departures: as `mars_adamw`. The direction is the sign of the momentum,
-    not Lion's interpolation, as in the authors' code.
+    Source: Yuan et al. 2024, arXiv:2411.10438. Departures: as for `mars_adamw`. As in the authors' code, the direction
+    is the sign of the momentum, not Lion's interpolation.
     """
     correction = correct_variance(gamma, beta, exact, 0 if optimize_1d else 2)
     mars = with_decay(scale_by_lion((beta, beta)), weight_decay, True, lr)

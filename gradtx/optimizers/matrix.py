@@ -1,4 +1,4 @@
-"""Matrix methods: Muon and its mixtures with Adam-atan2, Shampoo, SOAP."""
+"""Matrix methods: Muon and its combinations with Adam-atan2, Shampoo, SOAP."""
 
 from __future__ import annotations
 
@@ -44,44 +44,45 @@ def muon(
     fallback: GradientTransformation | None = None,
     view: str = "matrix",
 ):
-    r"""Muon: orthogonalized momentum of matrices, as torch.optim.Muon.
+    r"""Muon, equivalent to torch.optim.Muon: the orthogonalized momentum of matrices.
 
     $B \leftarrow \mu B + (1-\mu) g$, $U = B$ or $\mu B + (1-\mu) g$ with `nesterov`, $X$ = `orthogonalize`$(U)$,
     $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
 
-    When to use: the hidden matrices of transformers. For a whole model call `muon_for`, which sends embeddings, the
-    head, norms and biases to AdamW; `fallback` takes only what is no matrix, and embeddings and the head are matrices.
+    When to use: the hidden matrices of transformers. For a whole model call `muon_for`, which assigns embeddings, the
+    head, norms and biases to AdamW; `fallback` takes only leaves that are not matrices, and embeddings and the head are
+    matrices.
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
         momentum: $\mu$ in [0, 1).
-        nesterov: Look one step ahead.
-        ns_coefficients: $(a, b, c)$ of the iteration, plain numbers, a tuple of such triples, or the name of a set,
+        nesterov: Use Nesterov momentum.
+        ns_coefficients: $(a, b, c)$ of the iteration as plain numbers, a tuple of such triples, or the name of a set,
             as in `orthogonalize`.
-        eps: Least norm divided by, >= 0.
+        eps: Lower bound of the norm in the denominator, >= 0.
         ns_steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`: None or "original" is
+        adjust_lr_fn: Name of the factor $r$ (see `scale_by_shape`): None or "original" is
             $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
             $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype. bfloat16 is good to about 1e-2, and on
-            nearly rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. For a
-            gradient through training take None: that of bfloat16 can have the wrong sign.
-        flatten: The same as view="flatten".
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf. bfloat16 is accurate to about 1e-2, and for
+            nearly rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. To
+            differentiate through training, use None: a gradient computed in bfloat16 can have the wrong sign.
+        flatten: Equivalent to `view="flatten"`.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices. Embeddings and
-            heads are: send them elsewhere by `muon_for` or `partition`.
-        view: As in `orthogonalize`: "flatten" and "batch" take leaves of three and more dimensions as well.
+            heads are matrices: assign them elsewhere with `muon_for` or `partition`.
+        view: As in `orthogonalize`: "flatten" and "batch" also accept leaves with three or more dimensions.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
-        the fallback's entries, under `partition`. An optimizer makes a group of the leaves of the fallback, whose `lr`
-        and other numbers are the fallback's: a scheduler drives both rates, each from its own start. In groups that
-        you pass, `lr` is Muon's and `adamw.lr` the fallback's.
+        the fallback's entries, under `partition`. An optimizer puts the leaves of the fallback into a group whose `lr`
+        and other hyperparameters are the fallback's: a scheduler drives both rates, each from its own initial value. In
+        groups that you pass, `lr` is Muon's and `adamw.lr` the fallback's.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, `flatten` with another `view`, missing `params`, a leaf that is not a matrix
-            and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `flatten` is combined with another `view`, if `params` is
+            missing, or if a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))
@@ -105,7 +106,7 @@ def muon(
     return with_fallback("muon", matrices, fallback, is_matrix if view == "matrix" else has_a_matrix)
 
 
-# Functions with a name, not made at each call: a group finds its branch by its selector.
+# Module-level functions, not created at each call: a group identifies its branch by its selector.
 def is_matrix(name: str, tensor: Any) -> bool:
     return tensor.ndim == 2
 
@@ -120,7 +121,7 @@ def with_fallback(
     fallback: GradientTransformation | None,
     takes: Callable[[str, Any], bool] = is_matrix,
 ) -> GradientTransformation:
-    """A transformation of matrices, and another one for all other leaves, if there is one."""
+    """Use one transformation for matrices and, if there is a fallback, that one for all other leaves."""
     if fallback is None:
         return matrices
     check_transformation(name, "fallback", fallback)
@@ -128,7 +129,7 @@ def with_fallback(
 
 
 def _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, matrix_lr, matrix_ndims):
-    """A direction for matrices, with the decay and rate around it, and Adam-atan2 for the other leaves."""
+    """Complete a direction for matrices with decay and rate, and use Adam-atan2 for the other leaves."""
     rate = lr if matrix_lr is None else matrix_lr
     branch = chain(
         matrix,
@@ -191,27 +192,29 @@ def muon_adam_atan2(
 
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
-        betas: Decay of their two averages, each in [0, 1).
-        muon_lr: $L$, learning rate of matrices; None for `lr`.
+        betas: Decay rates of their two averages, each in [0, 1).
+        muon_lr: $L$, the learning rate of matrices; None for `lr`.
         weight_decay: $\lambda \ge 0$, decoupled, for both.
-        decoupled_wd: Divide $\lambda$ by the learning rate that training starts with.
-        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        decoupled_wd: Divide $\lambda$ by the initial learning rate.
+        cautious_factor: Factor in [0, 1] for entries whose update opposes the gradient; 1.0 disables it.
         a: Scale of Adam-atan2's update, > 0.
         b: Scale of its denominator, > 0.
         muon_beta1: $\beta_1'$ in [0, 1).
-        muon_beta2: Decay of the rows' mean squares, in [0, 1).
+        muon_beta2: Decay rate of the rows' mean squares, in [0, 1).
         muon_steps: Number of iterations, in [0, 100).
         muon_rms_factor: $f \ge 0$, the root mean square of matrix updates.
-        use_normuon: Give all rows of an update the same size over time.
-        normuon_eps: $\epsilon \ge 0$ of that.
-        matrix_ndims: Numbers of dimensions that make a leaf a matrix, or a batch of them in its last two.
+        use_normuon: Normalize the rows of updates to equal size over time.
+        normuon_eps: $\epsilon \ge 0$ of that normalization.
+        matrix_ndims: Values of `ndim` for which a leaf is treated as a matrix, or as a batch of matrices in its last
+            two dimensions.
 
     Returns:
         A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, with
-        `use_normuon` `exp_avg_sq` (one entry a row), and Adam-atan2's; with `decoupled_wd` `initial_lr`.
+        `use_normuon` also `exp_avg_sq` (one entry per row), and Adam-atan2's; with `decoupled_wd`, `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` with a decay, an initial rate of 0 with `decoupled_wd`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if
+            `decoupled_wd` is set and the initial rate is 0.
 
     Example:
         >>> tx = gradtx.muon_adam_atan2(lr=0.1, a=4 / torch.pi)
@@ -250,32 +253,34 @@ def polar_adam_atan2(
 ):
     r"""Polar Express with Adam-atan2: orthogonalized momentum for matrices, Adam-atan2 for all other leaves.
 
-    As `muon_adam_atan2` with another polynomial at every step of the iteration, which brings singular values to 1
-    itself and not only near it.
+    Like `muon_adam_atan2`, with a different polynomial at every step of the iteration, which brings singular values to
+    1 itself rather than close to it.
 
-    When to use: as `muon_adam_atan2`, with iterations that come closer to an orthogonal matrix with the same number of
-    products.
+    When to use: like `muon_adam_atan2`, if the iteration should come closer to an orthogonal matrix with the same
+    number of products.
 
     Args:
         lr: Learning rate of the other leaves, in [0, inf).
-        betas: Decay of their two averages, each in [0, 1).
+        betas: Decay rates of their two averages, each in [0, 1).
         polar_lr: Learning rate of matrices; None for `lr`.
         weight_decay: $\lambda \ge 0$, decoupled, for both.
-        decoupled_wd: Divide $\lambda$ by the learning rate that training starts with.
-        cautious_factor: Weight in [0, 1] of entries whose update opposes the gradient; 1.0 is off.
+        decoupled_wd: Divide $\lambda$ by the initial learning rate.
+        cautious_factor: Factor in [0, 1] for entries whose update opposes the gradient; 1.0 disables it.
         a: Scale of Adam-atan2's update, > 0.
         b: Scale of its denominator, > 0.
-        polar_beta1: Decay of the momentum of matrices, in [0, 1).
+        polar_beta1: Decay rate of the momentum of matrices, in [0, 1).
         polar_steps: Number of iterations, in [0, 100); after the seventh the polynomial stays the same.
         polar_rms_factor: Root mean square of matrix updates, >= 0.
-        matrix_ndims: Numbers of dimensions that make a leaf a matrix, or a batch of them in its last two.
+        matrix_ndims: Values of `ndim` for which a leaf is treated as a matrix, or as a batch of matrices in its last
+            two dimensions.
 
     Returns:
         A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, and
-        Adam-atan2's; with `decoupled_wd` `initial_lr`.
+        Adam-atan2's; with `decoupled_wd`, `initial_lr`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` with a decay, an initial rate of 0 with `decoupled_wd`.
+        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if
+            `decoupled_wd` is set and the initial rate is 0.
 
     Example:
         >>> tx = gradtx.polar_adam_atan2(lr=0.1, polar_rms_factor=0.5**0.5, polar_steps=9)
@@ -318,26 +323,26 @@ def shampoo(
 
     $p \leftarrow p - \eta\, u \times_1 H_1^{-e} \cdots \times_k H_k^{-e}$; see `scale_by_shampoo`.
 
-    When to use: small and middle-sized layers, where a full preconditioner for every dimension is affordable.
+    When to use: small and medium-sized layers, where a full preconditioner for every dimension is affordable.
 
     Args:
         lr: $\eta$ in [0, inf).
-        momentum: $\mu$ in [0, 1), a share of the last direction.
+        momentum: $\mu$ in [0, 1), the share of the previous direction.
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Apply the decay to the weights in place of the gradient.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
         matrix_eps: $\epsilon > 0$: $H_i$ starts at $\epsilon I$.
-        preconditioning_compute_steps: Steps between two computations of the roots, >= 1.
+        preconditioning_compute_steps: Number of steps between computations of the roots, >= 1.
         variant: "paper" ($e = 1/(2k)$, statistics of the gradient), or "moskomule" ($e = 1/k$, statistics of the
-            gradient as the dimensions before left it).
-        stagger: Compute the roots of each leaf at the first step, and then at a step of its own within the period,
-            which follows from its name, so that no later step computes those of all leaves.
+            gradient as preconditioned along the preceding dimensions).
+        stagger: Compute the roots of each leaf at the first step, and then at a separate step within the period,
+            derived from the name of the leaf, so that no later step computes the roots of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `pre_cond_i` and
         `inv_pre_cond_i`, n x n, for every dimension i of size n.
 
     Raises:
-        ValueError: numbers out of range, another variant, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `variant` is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.shampoo(lr=1.0, matrix_eps=1e-3)
@@ -376,30 +381,33 @@ def scalable_shampoo(
     diagonal_eps: Scalar = 1e-10,
     matrix_eps: Scalar = 1e-6,
 ):
-    r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and the length of a simpler method's step.
+    r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and step lengths grafted from a simpler method.
 
     $p \leftarrow p - \eta\, d$ with the direction $d$ of `scale_by_scalable_shampoo`.
 
-    When to use: large models and batches, where second-order steps pay off and roots may be computed rarely, in blocks.
+    When to use: large models and batches, where second-order steps pay off and roots may be computed rarely and in
+    blocks.
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: Decay of the momenta and of the statistics, each in [0, 1]; a second one of 1 sums statistics up.
-        moving_average_for_momentum: Weigh what enters a momentum by $1 - \beta_1$ in place of 1.
+        betas: Decay rates of the momenta and of the statistics, each in [0, 1]; with a second one of 1, statistics are
+            summed.
+        moving_average_for_momentum: Multiply the input of the momenta by $1 - \beta_1$ instead of 1.
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Apply the decay to the weights; else it is added before the momenta.
-        inverse_exponent_override: $e > 0$ of the roots $-1/e$, or 0 for twice the number of preconditioned dimensions.
+        decoupled_weight_decay: Apply the decay to the weights; if False, it is added before the momenta.
+        inverse_exponent_override: $e > 0$ of the roots $-1/e$; 0 for twice the number of preconditioned dimensions.
         start_preconditioning_step: The first step with a preconditioned direction, >= 0.
-        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1.
-        statistics_compute_steps: Statistics are taken where $t$ is a multiple of this, >= 1.
+        preconditioning_compute_steps: Roots are computed at steps $t$ that are multiples of this, >= 1.
+        statistics_compute_steps: Statistics are updated at steps $t$ that are multiples of this, >= 1.
         block_size: Largest side of a block, >= 1.
-        skip_preconditioning_rank_lt: Leaves with fewer dimensions, >= 0, are not preconditioned.
-        no_preconditioning_for_layers_with_dim_gt: Nor are leaves with a dimension larger than this, >= 0.
-        shape_interpretation: Whether to merge neighbouring dimensions.
-        graft_type: Whose length: "sgd", "adagrad", "rmsprop", "sqrtn", or "none".
+        skip_preconditioning_rank_lt: Leaves with fewer dimensions than this (>= 0) are not preconditioned.
+        no_preconditioning_for_layers_with_dim_gt: Leaves with a dimension larger than this (>= 0) are not
+            preconditioned either.
+        shape_interpretation: Whether to merge adjacent dimensions.
+        graft_type: Method that determines the step length: "sgd", "adagrad", "rmsprop", "sqrtn", or "none".
         pre_conditioner_type: Preconditioned dimensions: "all", "input" or "output".
-        nesterov: Look one step ahead.
-        diagonal_eps: $\ge 0$, of the grafted method.
+        nesterov: Use Nesterov momentum.
+        diagonal_eps: $\ge 0$, the eps of the grafted method.
         matrix_eps: > 0, relative to the largest eigenvalue.
 
     Returns:
@@ -407,15 +415,16 @@ def scalable_shampoo(
         [`graft_statistics`], `statistics_i`, `preconditioners_i`.
 
     Raises:
-        ValueError: numbers out of range, an unknown `graft_type` or `pre_conditioner_type`, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `graft_type` or `pre_conditioner_type` is unknown, or if
+            `params` is missing.
 
     Example:
         >>> tx = gradtx.scalable_shampoo(lr=1.0, betas=(0.0, 0.9))
         >>> params = {"w": torch.zeros(2)}
-        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]  # a vector is left to SGD
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]  # a vector uses SGD
         tensor([-3., -4.])
 
-    Source: Anil et al. 2020, arXiv:2002.09018. Departures: roots by eigenvalues, exact, where the authors iterate.
+    Source: Anil et al. 2020, arXiv:2002.09018. Departures: exact roots from eigenvalues, where the authors iterate.
     """
     coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
     return chain(
@@ -465,32 +474,32 @@ def soap(
 ):
     r"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
 
-    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_soap`; the first step only sets
-    the bases up.
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_soap`; the first step only
+    initializes the bases.
 
     When to use: fewest steps at moderate batch sizes, mainly for transformers, with memory for two bases per matrix.
 
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$ of Adam's averages, each in [0, 1).
-        shampoo_beta: Decay of the statistics, in [0, 1); None for $\beta_2$.
+        shampoo_beta: Decay rate of the statistics, in [0, 1); None for $\beta_2$.
         eps: $\epsilon \ge 0$.
         weight_decay: $\lambda \ge 0$, applied to the weights after the step.
-        precondition_frequency: Steps between two refreshments of the bases, >= 1.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighbouring dimensions while their product is at most that.
-        precondition_1d: Rotate leaves of one dimension too.
+        precondition_frequency: Number of steps between updates of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this (>= 1) are not rotated.
+        merge_dims: Merge adjacent dimensions as long as their product does not exceed `max_precondition_dim`.
+        precondition_1d: Also rotate one-dimensional leaves.
         normalize_gradient: Divide the direction by its root mean square.
-        correct_bias: Whether Adam's averages are freed of their bias.
-        stagger: Renew the bases of each leaf at a step of its own within the period, which follows from its name, so
-            that no step after the first renews those of all leaves.
+        correct_bias: Whether to correct the bias of Adam's averages.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.soap(lr=0.1, weight_decay=0.5)
@@ -499,7 +508,8 @@ def soap(
         tensor([[0., 0.],
                 [0., 0.]])
 
-    Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32.
+    Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, except that its casts to
+    float32 are omitted.
     """
     kept = 1 - lr * weight_decay
     return chain(
@@ -517,5 +527,5 @@ def soap(
         ),
         scale_by_learning_rate(lr),
         map_after_step(lambda weights: kept * weights),
-        hold_until(2),  # the decay has no part in the first step either
+        hold_until(2),  # the decay does not act in the first step either
     )

@@ -37,24 +37,24 @@ def laprop(
     $m \leftarrow \beta_1 m + (1-\beta_1) g / (\sqrt{\hat v} + \epsilon)$,
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m$ with Adam's $\hat v$.
 
-    When to use: in place of Adam where gradients vary much in size or $\beta_2$ has to be small: steps stay bounded for
-    any pair of betas, which Adam's do not.
+    When to use: instead of Adam if gradients vary widely in size or $\beta_2$ has to be small: steps stay bounded for
+    any pair of betas, unlike Adam's.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
-        amsgrad: Use the largest $v$ so far.
-        centered: From t = 11 on subtract the square of the mean gradient from $v$.
-        fixed_decay: $p (1 - \lambda)$, not multiplied by the learning rate.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        amsgrad: Use the running maximum of $v$.
+        centered: From t = 11 on, subtract the square of the mean gradient from $v$.
+        fixed_decay: Use $p (1 - \lambda)$, without the learning rate.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`exp_mean_avg_beta2`], [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.laprop(lr=0.1)
@@ -64,9 +64,9 @@ def laprop(
         >>> updates["w"]
         tensor([-0.1218])
 
-    Source: Ziyin et al. 2020, arXiv:2002.04839. Departures: see `scale_by_laprop`; the decay is taken from the weights
-    before the step. pytorch_optimizer adds eps to the root as well, and with amsgrad and centered collects the largest
-    $v$ from the first step on.
+    Source: Ziyin et al. 2020, arXiv:2002.04839. Departures: see `scale_by_laprop`; the decay is subtracted from the
+    weights before the step. pytorch_optimizer also adds eps to the root, and with amsgrad and centered takes the
+    maximum of $v$ from the first step on.
     """
     return with_decay(scale_by_laprop(betas, eps, amsgrad, centered), weight_decay, True, lr, fixed_decay)
 
@@ -77,20 +77,20 @@ def grams(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, we
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(g) |\hat m| \sqrt{1-\beta_2^t} / (\sqrt v + \epsilon)$.
 
-    When to use: in place of AdamW with caution (`scale_by_caution`), which it takes one step further; the paper reports
-    faster convergence in language models. Large batches, since the sign is that of one batch.
+    When to use: instead of AdamW with caution (`scale_by_caution`), which it takes one step further; the paper reports
+    faster convergence for language models. Use large batches, because the sign is that of a single batch.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.grams(lr=0.1)
@@ -117,16 +117,16 @@ def stable_adamw(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.99), eps: Scalar = 1e
     When to use: AdamW whose loss spikes, without gradient clipping; the paper reports no spikes in CLIP training.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the shortened rate.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.stable_adamw(lr=0.1, betas=(0.0, 0.99), weight_decay=0.0)
@@ -155,24 +155,24 @@ def adamc(
     $p \leftarrow p (1 - \eta_t^2 \lambda / \eta_{max}) - \eta_t \hat m / (\sqrt{\hat v} + \epsilon)$. At a constant
     rate, it is AdamW.
 
-    When to use: long runs with a decaying learning rate, in which the gradients of normalized layers grow towards the
-    end; the paper corrects the decay of these layers only (`partition`).
+    When to use: long runs with a decaying learning rate, in which the gradients of normalized layers grow toward the
+    end; the paper corrects only the decay of these layers (`partition`).
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: $\lambda \ge 0$, multiplied by the learning rate and by its share of the largest one.
-        amsgrad: Use the largest $v$ so far.
-        max_lr: $\eta_{max} > 0$, the peak of the schedule. None for the largest rate so far, which during a warm-up is
-            the current one.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: $\lambda \ge 0$, multiplied by the learning rate and by its ratio to the largest rate.
+        amsgrad: Use the running maximum of $v$.
+        max_lr: $\eta_{max} > 0$, the peak of the schedule. None for the largest rate so far, which is the current one
+            during a warm-up.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
-        [`max_exp_avg_sq`], and, without `max_lr`, `lr_max`.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, [`max_exp_avg_sq`];
+        without `max_lr`, also `lr_max`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamc(lr=gradtx.Schedule(lambda step: 0.1 * 0.5**step), weight_decay=1.0)
@@ -185,8 +185,9 @@ def adamc(
         tensor([-0.0250])
         tensor([-0.0063])
 
-    Source: Defazio 2025, arXiv:2506.02285. Departures: without `max_lr` the largest rate so far stands for the peak.
-    pytorch_optimizer takes the constructor's rate, and corrects groups that are marked `normalized` only.
+    Source: Defazio 2025, arXiv:2506.02285. Departures: without `max_lr`, the largest rate so far stands in for the
+    peak. pytorch_optimizer uses the rate passed to the constructor, and corrects only groups that are marked
+    `normalized`.
     """
     return chain(
         scale_by_adam(betas, eps, amsgrad),
@@ -208,22 +209,22 @@ def came(
     $x$ = `scale_by_factored_rms`$(g)$, clipped to a root mean square of `clip_threshold`,
     $p \leftarrow p (1 - \eta \lambda) - \eta u$ with $u$ = `scale_by_confidence`$(x)$.
 
-    When to use: large models for which AdamW's second moment does not fit; the paper reports AdamW's quality at the
+    When to use: large models for which AdamW's second moment does not fit; the paper reports AdamW's quality with the
     memory of SGD with momentum.
 
     Args:
         lr: $\eta$ in [0, inf). The first $1/(1-\beta_3)$ steps are much longer than that.
-        betas: Decay of the momentum, of the mean squares of gradients and of the residuals, each in [0, 1).
+        betas: Decay rates of the momentum, of the mean squares of gradients and of the residuals, each in [0, 1).
         eps: Added to the squares of gradients and of residuals, each above 0.
         clip_threshold: Largest root mean square of a leaf's $x$, > 0.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`; of leaves with two or more
-        dimensions `exp_avg_sq_row`, `exp_avg_sq_col`, `exp_avg_res_row`, `exp_avg_res_col`, of others `exp_avg_sq`.
+        A transformation whose updates are added to the parameters. State: `exp_avg`; for leaves with two or more
+        dimensions, `exp_avg_sq_row`, `exp_avg_sq_col`, `exp_avg_res_row`, `exp_avg_res_col`; for others, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.came(lr=0.1)  # a vector has a momentum only
@@ -255,23 +256,23 @@ def adam_mini(
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m / (\sqrt{\hat v_b} + \epsilon)$.
 
     When to use: transformers, at half of AdamW's memory; the paper reports equal losses with AdamW's hyperparameters.
-    Queries and keys need one block per head: `partition`.
+    Queries and keys need one block per head: use `partition`.
 
     Args:
         lr: $\eta$ in [0, inf), the root mean square change of the weights of a block per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
-        block: "row": an index of dimension 0 (with fewer than two dimensions the leaf); "tensor": the leaf; a number:
-            as many equal blocks along dimension 0, such as heads.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        block: "row": each index of dimension 0 (the leaf, if it has fewer than two dimensions); "tensor": the leaf; a
+            number: that many equal blocks along dimension 0, such as heads.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `vmean`.
 
     Raises:
-        TypeError: a block that is neither a name nor a number.
-        ValueError: numbers out of range, an unknown name, a number of blocks that does not divide a leaf's dimension 0,
-            missing `params` unless `weight_decay` is 0.0.
+        TypeError: If `block` is neither a name nor a number.
+        ValueError: If a hyperparameter is out of range, if the name of a block is unknown, if the number of blocks does
+            not divide dimension 0 of a leaf, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adam_mini(lr=0.1)
@@ -300,25 +301,25 @@ def adagc(
 ):
     r"""AdaGC: AdamW on gradients whose norms are bounded by their history, leaf by leaf.
 
-    `clip_to_history` before AdamW.
+    AdamW after `clip_to_history`.
 
-    When to use: language models whose loss spikes despite a clipped global norm; the paper reports no spikes.
+    When to use: language models whose loss spikes although the global norm is clipped; the paper reports no spikes.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of AdamW's two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root, and in the clipping.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
-        beta: Decay of the average norm, in [0, 1).
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of AdamW's two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, and in the clipping.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        beta: Decay rate of the average norm, in [0, 1).
         lambda_abs: Bound of the norm over all leaves during the warm-up, > 0.
         lambda_rel: Bound of a leaf's norm relative to its average, > 0.
-        warmup_steps: Steps before which the bound is absolute, >= 0.
+        warmup_steps: Before this step, >= 0, the bound is absolute.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `gamma`, `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adagc(lr=0.1, eps=1.0)  # the first gradient is shortened to 1 over 1 + eps
@@ -341,26 +342,26 @@ def ftrl(
     l2: Scalar = 0.0,
     initial_accumulator_value: Scalar = 0.0,
 ):
-    r"""FTRL-Proximal: a rate for every weight and weights that are exactly 0.
+    r"""FTRL-Proximal: one rate per weight, and weights that are exactly 0.
 
-    `scale_by_ftrl`, whose updates are finished.
+    Equivalent to `scale_by_ftrl`, whose updates are final: no learning rate may follow.
 
-    When to use: sparse linear models and embeddings of rare features, online. Weights should start at 0: one whose
-    gradient has always been 0 becomes 0.
+    When to use: sparse linear models and embeddings of rare features, trained online. Weights should start at 0: a
+    weight whose gradient has always been 0 becomes 0.
 
     Args:
         lr: $\eta > 0$.
         lr_power: At most 0; rates fall with this power of the sum of squares.
         beta: $\beta \ge 0$, smooths the first rates.
-        l1: $\lambda_1 \ge 0$; it makes weights exactly 0.
+        l1: $\lambda_1 \ge 0$; makes weights exactly 0.
         l2: $\lambda_2 \ge 0$.
-        initial_accumulator_value: Start of the sum of squares, >= 0.
+        initial_accumulator_value: Initial value of the sum of squares, >= 0.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, `n`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ftrl(lr=1.0, l1=1.0)
@@ -369,6 +370,6 @@ def ftrl(
         tensor([0.0000, 0.6667])
 
     Source: McMahan et al. 2013, "Ad click prediction: a view from the trenches", KDD. Departures: none; Keras doubles
-    `l2`, and pytorch_optimizer takes the root of the sum for any `lr_power`.
+    `l2`, and pytorch_optimizer takes the square root of the sum for any `lr_power`.
     """
     return scale_by_ftrl(lr, lr_power, beta, l1, l2, initial_accumulator_value)

@@ -24,26 +24,27 @@ def accsgd(
     small_const: Scalar = 0.7,
     weight_decay: Scalar = 0.0,
 ):
-    r"""AccSGD: accelerated SGD, a short step, drawn towards an average of long ones.
+    r"""AccSGD: accelerated SGD, a short step pulled toward an average of long steps.
 
-    $\bar p \leftarrow \alpha \bar p + (1-\alpha)(p - \frac{\eta \kappa}{c} g)$, $p \leftarrow \zeta (p - \eta g) +
-    (1-\zeta) \bar p$ with $\alpha = 1 - c^2 \xi / \kappa$, $\zeta = c / (c + 1 - \alpha)$.
+    $\bar p \leftarrow \alpha \bar p + (1-\alpha)(p - \frac{\eta \kappa}{c} g)$,
+    $p \leftarrow \zeta (p - \eta g) + (1-\zeta) \bar p$ with $\alpha = 1 - c^2 \xi / \kappa$,
+    $\zeta = c / (c + 1 - \alpha)$.
 
-    When to use: small batches on smooth, badly conditioned problems whose condition you can guess (kappa, xi); else
-    take `qhm`.
+    When to use: small batches on smooth, ill-conditioned problems whose condition number you can estimate (kappa, xi);
+    otherwise use `qhm`.
 
     Args:
         lr: $\eta$ in [0, inf), the short step; the authors give no default.
-        kappa: $\kappa \ge 1$, how many times as long the long step is ($c$ apart).
+        kappa: $\kappa \ge 1$, the ratio of the long step to the short one (apart from $c$).
         xi: $\xi$ in $[0, \sqrt{\kappa}]$, the statistical advantage.
         small_const: $c$ in (0, 1].
         weight_decay: $\lambda \ge 0$, added to the gradient.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `avg`, which starts as the parameter.
+        A transformation whose updates are added to the parameters. State: `avg`, initialized with the parameter.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.accsgd(lr=0.1, kappa=4.0, xi=0.0)  # without advantage it is SGD
@@ -52,8 +53,8 @@ def accsgd(
         tensor([-0.2000])
 
     Source: Jain et al. 2017, arXiv:1704.08227; Kidambi et al. 2018, arXiv:1803.05591. Departures: none in value. The
-    same steps as `qhm(lr * c * (1 + xi) / (1 + c), (kappa - c * c * xi) / (kappa + c * xi), (c * xi - 1) / (c * (1 +
-    xi)))`.
+    steps are those of `qhm(lr * c * (1 + xi) / (1 + c), (kappa - c * c * xi) / (kappa + c * xi), (c * xi - 1) / (c *
+    (1 + xi)))`.
     """
     return chain(add_decayed_weights(weight_decay), scale_by_accsgd(lr, kappa, xi, small_const))
 
@@ -64,12 +65,12 @@ def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.
 
     $b^{(i)} \leftarrow \beta_i b^{(i)} + g$, $p \leftarrow p - \frac{\eta}{K} \sum_i b^{(i)}$.
 
-    When to use: when momentum as large as 0.99 pays off but makes the loss swing: the slower buffers are damped by the
-    faster ones.
+    When to use: when momentum as large as 0.99 pays off but makes the loss oscillate: the faster buffers damp the
+    slower ones.
 
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
-        betas: $(\beta_1, \ldots, \beta_K)$, one or more, each in [0, 1). The paper takes $1 - 0.1^i$, i = 0, 1, ...
+        betas: $(\beta_1, \ldots, \beta_K)$, one or more, each in [0, 1). The paper uses $1 - 0.1^i$, i = 0, 1, ...
         weight_decay: $\lambda \ge 0$, added to the gradient.
 
     Returns:
@@ -77,7 +78,7 @@ def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.
         `momentum_buffer_1`, ..., in the order of `betas`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.aggmo(lr=0.1, betas=(0.0, 0.5))
@@ -104,30 +105,30 @@ def qhm(
 
     $b \leftarrow \beta b + (1-\beta) g$, $p \leftarrow p - \eta ((1-\nu) g + \nu b)$.
 
-    When to use: in place of SGD with momentum: the paper's defaults tolerate a long memory, and the gradient of this
-    step counts at once.
+    When to use: instead of SGD with momentum: the paper's defaults tolerate a long memory, and the current gradient
+    takes effect immediately.
 
     Args:
-        lr: $\eta$ in [0, inf); about $1/(1-\beta)$ times that of `sgd`, whose momentum adds up. The authors give no
-            default.
+        lr: $\eta$ in [0, inf); about $1/(1-\beta)$ times the rate of `sgd`, whose momentum is a sum. The authors give
+            no default.
         momentum: $\beta$ in [0, 1).
         nu: $\nu$, usually in [0, 1]: 0 is SGD, $\beta$ is Nesterov's momentum.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.qhm(lr=1.0, momentum=0.75, nu=0.5)
         >>> tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # half of 8, half of 8 / 4
         tensor([-5.])
 
-    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: momentum and nu have the paper's rule of thumb as
-    defaults.
+    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: the defaults of momentum and nu are the paper's rule of
+    thumb.
     """
     return with_decay(scale_by_qhm(momentum, nu), weight_decay, decoupled_weight_decay, lr)
 
@@ -145,24 +146,25 @@ def qhadam(
 
     $p \leftarrow p - \eta \frac{(1-\nu_1) g + \nu_1 \hat m}{\sqrt{(1-\nu_2) g^2 + \nu_2 \hat v} + \epsilon}$.
 
-    When to use: when Adam is unstable or forgets too slowly: lower either nu a little, without touching the betas.
+    When to use: when Adam is unstable or forgets too slowly: lower one of the nus slightly, without changing the betas.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        nus: $(\nu_1, \nu_2)$; the second in [0, 1], the first usually too. (1, 1) is Adam; the paper suggests (0.7, 1).
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        nus: $(\nu_1, \nu_2)$; the second in [0, 1], usually the first as well. (1, 1) is Adam; the paper suggests (0.7,
+            1).
+        eps: $\epsilon \ge 0$, added outside the square root, in units of the gradient.
         weight_decay: $\lambda \ge 0$, added to the gradient unless decoupled.
-        decoupled_weight_decay: Apply the decay to the weights.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> tx, state = gradtx.qhadam(lr=0.1, nus=(0.0, 1.0)), {}  # the gradient, over Adam's root
+        >>> tx, state = gradtx.qhadam(lr=0.1, nus=(0.0, 1.0)), {}  # the gradient over Adam's root
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> for grad in (1.0, 0.0):
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
@@ -184,16 +186,18 @@ def pid(
     derivative: Scalar = 10.0,
     weight_decay: Scalar = 0.0,
 ):
-    r"""PID: SGD as a controller, along the gradient, its sum with momentum, and its change.
+    r"""PID: SGD as a PID controller, along the gradient, its sum with momentum, and its change.
 
-    $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} +
-    (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
+    $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$,
+    $D_t = \mu D_{t-1} + (1-\mu)(g_t - g_{t-1})$; $I_1 = g_1$, $D_1 = 0$.
 
-    When to use: when momentum overshoots: the derivative brakes where gradients change. It adds two gains to tune.
+    When to use: when momentum overshoots: the derivative term slows down where gradients change. It adds two gains to
+    tune.
 
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
-        momentum: $\mu$ in [0, inf), below 1 in practice. A literal 0.0 is plain SGD, without the other terms.
+        momentum: $\mu$ in [0, inf), below 1 in practice. With a literal 0.0, this is plain SGD, without the other
+            terms.
         dampening: $\tau$, usually in [0, 1); not applied to the first step.
         integral: $K_I$, the weight of the sum, any number.
         derivative: $K_D$, the weight of the change, any number.
@@ -201,10 +205,10 @@ def pid(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `d_buffer`,
-        `previous_grad` (with the decay in it).
+        `previous_grad` (including the decay).
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.pid(lr=0.1, momentum=0.5)
@@ -215,41 +219,41 @@ def pid(
         tensor([-0.6000])
         tensor([0.2500])
 
-    Source: An et al. 2018, "A PID controller approach for stochastic optimization of deep networks", CVPR.
-    Departures: none from the paper; the authors' code starts $D$ from $g_2 - 0$. Their `nesterov` did nothing.
+    Source: An et al. 2018, "A PID controller approach for stochastic optimization of deep networks", CVPR. Departures:
+    none from the paper; the authors' code starts $D$ from $g_2 - 0$. Their `nesterov` had no effect.
     """
     return with_decay(scale_by_pid(momentum, dampening, integral, derivative), weight_decay, False, lr)
 
 
 @alias(ranges={"beta": "[0, 1)", "alpha": "[0, inf)"})
 def gravity(lr: Scalar = 0.1, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0):
-    r"""Gravity: a moving average of gradients whose large entries are bent back towards zero.
+    r"""Gravity: a moving average of gradients whose large entries are pushed back toward zero.
 
     $v \leftarrow \hat\beta v + (1-\hat\beta) g / (1 + (g \max|g|)^2)$ with $\hat\beta = \frac{\beta t + 1}{t + 2}$ and
     $v_0 \sim N(0, (\alpha/\eta)^2)$, $p \leftarrow p - \eta v$; the maximum is over each tensor.
 
-    When to use: trying out a bound on large entries of the gradient; the evidence is small networks, so compare it with
-    `sgd`.
+    When to use: to try a bound on large entries of the gradient; the evidence is limited to small networks, so compare
+    it with `sgd`.
 
     Args:
         lr: $\eta$ in [0, inf).
-        alpha: $\alpha \ge 0$, standard deviation of the weights' first movement; 0 starts from $v_0 = 0$.
-        beta: $\beta$ in [0, 1), what $\hat\beta$ tends to.
-        seed: Of $v_0$, which also follows from the parameter's name.
+        alpha: $\alpha \ge 0$, the standard deviation of the initial movement of the weights; 0 starts from $v_0 = 0$.
+        beta: $\beta$ in [0, 1), the limit of $\hat\beta$.
+        seed: Seed of $v_0$, which also depends on the name of the parameter.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `v`, and `seed` and `counter` of all
-        parameters together.
+        A transformation whose updates are added to the parameters. State: `v`; shared by all leaves, `seed` and
+        `counter`.
 
     Raises:
-        ValueError: numbers out of range; an lr that starts at 0, unless alpha is 0.
+        ValueError: If a hyperparameter is out of range, or if `lr` is initially 0 and `alpha` is not.
 
     Example:
         >>> tx = gradtx.gravity(lr=0.1, alpha=0.0, beta=0.0)
         >>> tx.update({"w": torch.tensor([1.0, 30.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-7.3992e-05, -2.4691e-06])
 
-    Source: Bahrami and Pouriyan Zadeh 2021, arXiv:2101.09192. Departures: $v_0$ comes from the library's own stream of
-    random numbers, not from torch's global generator.
+    Source: Bahrami and Pouriyan Zadeh 2021, arXiv:2101.09192. Departures: $v_0$ comes from gradtx's own random stream,
+    not from torch's global generator.
     """
     return chain(scale_by_gravity(lr, alpha, beta, seed), scale_by_learning_rate(lr))

@@ -1,4 +1,4 @@
-"""Muon's relatives: other sizes of its direction, other norms, weights on a sphere."""
+"""Variants of Muon: other scalings of its direction, other norms, weights on a sphere."""
 
 from __future__ import annotations
 
@@ -52,36 +52,37 @@ def normuon(
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
-    r"""NorMuon: Muon whose rows get the same size over time.
+    r"""NorMuon: Muon whose rows are normalized to the same size over time.
 
     $o$ = `orthogonalize` of the momentum, $n$ = `normalize_neurons`$(o)$, which has the norm of $o$,
-    $p \leftarrow p (1 - \eta \lambda) - \eta r n$ with $r$ of `scale_by_shape`. With `rms` $n$ has that root mean
+    $p \leftarrow p (1 - \eta \lambda) - \eta r n$ with $r$ of `scale_by_shape`. With `rms`, $n$ has that root mean
     square, and $r = 1$.
 
-    When to use: as `muon`; some rows of its updates are much larger than others, which costs stability.
+    When to use: like `muon`, in whose updates some rows are much larger than others, which reduces stability.
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
-        momentum: Of the average of gradients, in [0, 1).
-        beta2: Decay of the rows' mean squares, in [0, 1).
-        nesterov: Look one step ahead.
-        eps: Added to their roots, >= 0.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        beta2: Decay rate of the rows' mean squares, in [0, 1).
+        nesterov: Use Nesterov momentum.
+        eps: Added to the square roots of these, >= 0.
         axis: "rows", or "long" for the longer side.
-        rms: The root mean square of updates per `lr`, >= 0; None to keep the norm of $o$.
+        rms: Root mean square of updates divided by `lr`, >= 0; None keeps the norm of $o$.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `exp_avg_sq`, one
-        number a row, or a column; with a fallback these and its entries, under `partition`.
+        number per row or column; with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.normuon(lr=1.0, weight_decay=0.0, rms=0.5)
@@ -89,9 +90,9 @@ def normuon(
         >>> tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, 0.1]])}, tx.init(params), params)[0]["w"].norm()
         tensor(1.0000)
 
-    Source: Li et al. 2025, arXiv:2510.05491; zichongli5/NorMuon, microsoft/dion. Departures: none; three rules bear the
-    name: dion's is adjust_lr_fn="spectral", nesterov=False, eps=1e-8; axis="long" is that of NVIDIA
-    Emerging-Optimizers, which leaves out the norm; rms=0.2 is a later one.
+    Source: Li et al. 2025, arXiv:2510.05491; zichongli5/NorMuon, microsoft/dion. Departures: none; three rules have
+    this name: dion's is adjust_lr_fn="spectral", nesterov=False, eps=1e-8; axis="long" is that of NVIDIA
+    Emerging-Optimizers, which omits the norm; rms=0.2 is a later one.
     """
     matrices = chain(
         trace_ema(momentum, nesterov),
@@ -120,36 +121,36 @@ def adamuon(
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
-    r"""AdaMuon: Muon with a second moment of every entry of its direction.
+    r"""AdaMuon: Muon with a second moment for every entry of its direction.
 
     $o$ = `orthogonalize` of the momentum, or of its signs; $d$ = `normalize_entries`$(o)$,
     $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of `scale_by_shape`.
 
-    When to use: as `muon`, where its rate must be as large as AdamW's.
+    When to use: like `muon`, if its rate must be as large as AdamW's.
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
-        betas: Of the momentum and of the second moment, each in [0, 1).
-        nesterov: Look one step ahead.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        betas: Decay rates of the momentum and of the second moment, each in [0, 1).
+        nesterov: Use Nesterov momentum.
         eps: $\epsilon \ge 0$ of `normalize_entries`.
         sign: Orthogonalize the signs of the momentum.
-        rescale: The norm of $d$: "sqrt_min", "rms" or None, as in `normalize_entries`.
-        correct_bias: Whether the second moment is freed of its bias.
+        rescale: Norm of $d$: "sqrt_min", "rms" or None, as in `normalize_entries`.
+        correct_bias: Whether to correct the bias of the second moment.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `exp_avg_sq`; with a
-        fallback these and its entries, under `partition`.
+        fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, another `rescale`, missing `params`, a leaf that is not a matrix and no
-            fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `rescale` is unknown, if `params` is missing, or if a leaf
+            is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.adamuon(lr=1.0, weight_decay=0.0)
@@ -158,8 +159,8 @@ def adamuon(
         tensor([[-0.2000, -0.2000],
                 [ 0.2000, -0.2000]])
 
-    Source: Si et al. 2025, arXiv:2507.11005; Chongjie-Si/AdaMuon. Departures: the defaults are those of the
-    authors' first version. Their code of August 2025 is sign=True, rescale="rms", correct_bias=False,
+    Source: Si et al. 2025, arXiv:2507.11005; Chongjie-Si/AdaMuon. Departures: the defaults are those of the authors'
+    first version. Their code of August 2025 corresponds to sign=True, rescale="rms", correct_bias=False,
     adjust_lr_fn="none", with equal betas.
     """
     beta1, beta2 = betas
@@ -194,28 +195,29 @@ def namo(
     $d = O(u)\, \lVert u \rVert / (\sqrt{v} + \epsilon)$ with the momentum $u$, $O$ of `orthogonalize` and $v$ of
     `scale_by_norm_ratio`, $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of `scale_by_shape`.
 
-    When to use: as `muon`, with noisy gradients: steps shrink where gradients disagree.
+    When to use: like `muon`, for noisy gradients: steps shrink where gradients disagree.
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
-        betas: Of the momentum and of the mean square norm, each in [0, 1).
-        nesterov: Look one step ahead.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        betas: Decay rates of the momentum and of the mean square norm, each in [0, 1).
+        nesterov: Use Nesterov momentum.
         eps: $\epsilon \ge 0$.
-        correct_bias: Free both norms of their bias.
+        correct_bias: Correct the bias of both norms.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `exp_avg_sq`, 0-d;
-        with a fallback these and its entries, under `partition`.
+        with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.namo(lr=1.0, weight_decay=0.0, betas=(0.0, 0.75), ns_coefficients="newton_schulz")
@@ -253,34 +255,36 @@ def contra_muon(
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
-    r"""Contra-Muon: Muon's direction less a share of the momentum, so that small singular values weigh more.
+    r"""Contra-Muon: Muon's direction minus a share of the momentum, so that small singular values weigh more.
 
-    $d = O(u) - k u / (2 \sigma)$ with the norm of $O(u)$, for the momentum $u$, $O$ of `orthogonalize` and an estimate
-    $\sigma$ of the largest singular value of $u$; $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of
+    $d = O(u) - k u / (2 \sigma)$, rescaled to the norm of $O(u)$, for the momentum $u$, $O$ of `orthogonalize` and an
+    estimate $\sigma$ of the largest singular value of $u$; $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of
     `scale_by_shape`.
 
-    When to use: as `muon`, for the last steps of accuracy; with a negative share it lies between Muon and SGD.
+    When to use: like `muon`, for the final gains in accuracy; with a negative share, the method lies between Muon and
+    SGD.
 
     Args:
         lr: $\eta$ in [0, inf).
-        weight_decay: $\lambda \ge 0$, decoupled, by $\eta$ without $r$.
-        momentum: Of the average of gradients, in [0, 1).
-        nesterov: Look one step ahead.
-        contra: $k$; often a schedule.
-        power_steps: Power iterations for $\sigma$, >= 1.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
+        contra: $k$, often a schedule.
+        power_steps: Number of power iterations for $\sigma$, >= 1.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: $r$, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback that and
-        its entries, under `partition`.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.contra_muon(lr=1.0, contra=1.0)
@@ -288,7 +292,7 @@ def contra_muon(
         >>> tx.update({"w": torch.diag(torch.tensor([4.0, 2.0]))}, tx.init(params), params)[0]["w"].diag()
         tensor([-0.7845, -1.1767])
 
-    Source: nilin/contra-muon; modded-nanogpt, track 3. Departures: the norm of the direction is kept, as in the
+    Source: nilin/contra-muon; modded-nanogpt, track 3. Departures: the norm of the direction is preserved, as in the
     published runs; the README has no rescaling.
     """
     matrices = chain(
@@ -318,33 +322,35 @@ def muown(
 
     See `scale_by_muown`.
 
-    When to use: in place of `muon` with weight decay, where norms of rows drift.
+    When to use: instead of `muon` with weight decay, if the norms of rows drift.
 
     Args:
-        lr: Learning rate of both, in [0, inf).
-        momentum: Of the average of gradients by directions, in [0, 1).
-        weight_decay: Of the lengths, >= 0.
-        betas: Of Adam, each in [0, 1).
-        eps: Of Adam, >= 0.
+        lr: Learning rate of both parts, in [0, inf).
+        momentum: Decay rate of the average of gradients by directions, in [0, 1).
+        weight_decay: Weight decay of the lengths, >= 0.
+        betas: Adam's betas, each in [0, 1).
+        eps: Adam's eps, >= 0.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        adjust_lr_fn: Scale of Muon's step, by a name of `scale_by_shape`.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the scale of Muon's step; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and one number a row of
-        `magnitude`, `length`, `exp_avg` and `exp_avg_sq`; with a fallback these and its entries, under `partition`.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and one number per row in
+        `magnitude`, `length`, `exp_avg` and `exp_avg_sq`; with a fallback, these and the fallback's entries, under
+        `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a leaf that is not a matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
 
     Example:
         >>> tx = gradtx.muown(lr=0.1)
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
         >>> updates, state = tx.update({"w": torch.tensor([[-4.0, 3.0]])}, tx.init(params), params)
-        >>> gradtx.apply_updates(params, updates)["w"].norm()  # a gradient across the row does not change its length
+        >>> gradtx.apply_updates(params, updates)["w"].norm()  # a gradient orthogonal to the row keeps its length
         tensor(5.)
 
     Source: Muown, arXiv:2605.10797. Departures: none.
@@ -370,31 +376,31 @@ def polargrad(
     r"""PolarGrad: Muon's direction scaled by the nuclear norm of the momentum.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta\, d$ with $d$ = `scale_by_nuclear_norm` of the momentum: steepest descent
-    in the spectral norm, whose steps become small with the gradient.
+    in the spectral norm, whose steps shrink with the gradient.
 
-    When to use: in place of `muon`, where its steps of constant size need a schedule that ends at 0.
+    When to use: instead of `muon`, whose steps of constant size need a schedule that ends at 0.
 
     Args:
         lr: $\eta$ in [0, inf).
-        momentum: Of the average of gradients, in [0, 1).
-        nesterov: Look one step ahead.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
         weight_decay: $\lambda \ge 0$, decoupled.
         method: "newton_schulz" or "exact", as in `scale_by_nuclear_norm`.
         alpha: Exponent of the nuclear norm, >= 0.
-        center_rows: Take the mean over the rows out, for weights whose outputs enter a softmax.
+        center_rows: Subtract the mean over the rows, for weights whose outputs enter a softmax.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
-        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback that and
-        its entries, under `partition`.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, another `method`, missing `params`, a leaf that is not a matrix and no
-            fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `method` is unknown, if `params` is missing, or if a leaf is
+            not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.polargrad(lr=0.1, momentum=0.0, weight_decay=0.0, method="exact")
@@ -421,33 +427,35 @@ def scion(
     unconstrained: bool = False,
     kinds: Mapping[str, Any] | None = None,
 ):
-    r"""Scion: steps of a fixed size in a norm that fits the layer, with weights in a ball of that norm.
+    r"""Scion: steps of a fixed size in a norm that suits the layer, with weights in a ball of that norm.
 
     $b \leftarrow (1 - \mu) b + \mu g$, $d = s\, \mathrm{lmo}(b)$, $p \leftarrow (1 - \eta) p - \eta d$, or
     $p \leftarrow p - \eta d$ if `unconstrained`.
 
-    When to use: with one rate for all widths; weights stay in the ball of radius $s$, so start them there
-    (`init_for_lmo`). A head needs a large scale (3000 in the paper), by `partition`.
+    When to use: to use one rate for all widths; weights stay in the ball of radius $s$, so initialize them there
+    (`init_for_lmo`). A head needs a large scale (3000 in the paper); set it with `partition`.
 
     Args:
         lr: $\eta$ in [0, inf).
-        momentum: $\mu$ in [0, 1], one minus the usual: a literal 1.0, the authors' default, is none.
-        scale: $s \ge 0$, the radius.
-        unconstrained: Leave out the shrinking of the weights.
-        kinds: Pattern of leaf names -> a kind of `lmo`, or an `lmo(...)`, tried in order; None for "auto" everywhere.
+        momentum: $\mu$ in [0, 1], one minus the usual value: a literal 1.0, the authors' default, means no momentum.
+        scale: $s \ge 0$, the radius of the ball.
+        unconstrained: Omit the shrinking of the weights.
+        kinds: Mapping from patterns of leaf names to kinds of `lmo`, or to an `lmo(...)`, tried in order; None for
+            "auto" everywhere.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer` (none for a literal
         momentum of 1.0).
 
     Raises:
-        TypeError: a value of `kinds` that is neither a kind nor a transformation.
-        ValueError: numbers out of range, an unknown kind, missing `params`, a leaf that no pattern matches.
+        TypeError: If a value of `kinds` is neither a kind nor a transformation.
+        ValueError: If a hyperparameter is out of range, if a kind is unknown, if `params` is missing, or if no pattern
+            matches a leaf.
 
     Example:
         >>> tx = gradtx.scion(lr=0.5, momentum=1.0, scale=4.0, kinds={"*": "sign"})
         >>> params = {"w": torch.tensor([[2.0, 2.0]])}
-        >>> tx.update({"w": torch.tensor([[3.0, -0.1]])}, tx.init(params), params)[0]["w"]  # towards -2 and 2
+        >>> tx.update({"w": torch.tensor([[3.0, -0.1]])}, tx.init(params), params)[0]["w"]  # toward -2 and 2
         tensor([[-2., -0.]])
 
     Source: Pethick et al. 2025, arXiv:2502.07529; LIONS-EPFL/scion. Departures: see `lmo`.
@@ -462,7 +470,7 @@ def scion(
 
 
 def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
-    """The oracle of every leaf."""
+    """Build the transformation that applies the oracle of every leaf."""
     oracles: dict[str, GradientTransformation] = {}
     if not (isinstance(kinds, Mapping) and kinds):
         raise TypeError(f"scion: kinds must be a dict of name pattern -> kind, such as {{'*': 'auto'}}, got {kinds!r}")
@@ -478,26 +486,26 @@ def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
 
 @alias(class_name="AdamH")
 def adam_h(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.95), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
-    r"""AdamH: Adam's direction in relative steps, with weights on the sphere that they start on.
+    r"""AdamH: Adam's direction in relative steps, with weights kept on their initial sphere.
 
     $p \leftarrow R\, N(p - \eta R\, N(u + \lambda p))$ with Adam's direction $u$, $R = \lVert p_0 \rVert$ and
     $N(x) = x / \lVert x \rVert$; see `hyperball`.
 
-    When to use: for matrices in front of norms, with one rate for layers of all sizes. Leave out leaves that start at
-    0, such as biases, by `partition`.
+    When to use: matrices that are followed by normalization, with one rate for layers of all sizes. Exclude leaves that
+    start at 0, such as biases, with `partition`.
 
     Args:
         lr: $\eta \ge 0$, the relative step.
-        betas: Of Adam, each in [0, 1).
-        eps: Of Adam, >= 0.
-        weight_decay: $\lambda \ge 0$; it turns the step, the norm of the weights stays.
+        betas: Adam's betas, each in [0, 1).
+        eps: Adam's eps, >= 0.
+        weight_decay: $\lambda \ge 0$; it rotates the step, and the norm of the weights does not change.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, and twice `radius`,
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, and `radius` twice,
         0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`, a leaf that starts with norm 0.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if the initial norm of a leaf is 0.
 
     Example:
         >>> tx = gradtx.adam_h(lr=0.1)
@@ -520,29 +528,29 @@ def muon_h(
     ns_steps: int | None = None,
     fallback: GradientTransformation | None = None,
 ):
-    r"""MuonH: Muon's direction in relative steps, with weights on the sphere that they start on.
+    r"""MuonH: Muon's direction in relative steps, with weights kept on their initial sphere.
 
     $p \leftarrow R\, N(p - \eta R\, N(O(u)))$ with the momentum $u$, $O$ of `orthogonalize`, $R = \lVert p_0 \rVert$
     and $N(x) = x / \lVert x \rVert$; see `hyperball`.
 
-    When to use: for the hidden matrices of transformers in front of norms, without weight decay.
+    When to use: the hidden matrices of transformers that are followed by normalization, without weight decay.
 
     Args:
         lr: $\eta \ge 0$, the relative step.
-        momentum: Of the average of gradients, in [0, 1).
-        nesterov: Look one step ahead.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
-        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and twice `radius`, 0-d;
-        with a fallback these and its entries, under `partition`.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `radius` twice, 0-d;
+        with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: `fallback` is not a transformation.
-        ValueError: numbers out of range, missing `params`, a matrix that starts with norm 0, a leaf that is not a
-            matrix and no fallback.
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, if the initial norm of a matrix is 0,
+            or if a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.muon_h(lr=0.1)
@@ -551,7 +559,7 @@ def muon_h(
         >>> gradtx.apply_updates(params, updates)["w"].norm()
         tensor(5.0000)
 
-    Source: Hyperball, blog of K. Wen 2025; NVIDIA Emerging-Optimizers. Departures: every leaf has a radius of its own.
+    Source: Hyperball, blog of K. Wen 2025; NVIDIA Emerging-Optimizers. Departures: every leaf has its own radius.
     """
     matrices = hyperball(chain(trace_ema(momentum, nesterov), orthogonalize(ns_coefficients, ns_steps)), lr)
     return with_fallback("muon_h", matrices, fallback)

@@ -13,7 +13,7 @@ __all__ = ["noisy_sgd"]
 
 @alias(class_name="NoisySGD", ranges={"eta": "[0, inf)", "gamma": "[0, inf)"}, example={"lr": 0.1})
 def noisy_sgd(lr: Scalar, eta: Scalar = 0.01, gamma: Scalar = 0.55, seed: int = 0):
-    r"""Noisy SGD: gradients with Gaussian noise that fades with time.
+    r"""Noisy SGD: gradients with Gaussian noise that decays over time.
 
     $p \leftarrow p - \eta_t (g_t + N(0, \eta / t^\gamma))$ with the rate $\eta_t$ = `lr`.
 
@@ -22,14 +22,14 @@ def noisy_sgd(lr: Scalar, eta: Scalar = 0.01, gamma: Scalar = 0.55, seed: int = 
     Args:
         lr: The learning rate, in [0, inf).
         eta: $\eta \ge 0$, the variance of the noise at $t = 1$.
-        gamma: $\gamma \ge 0$, how fast the variance falls.
-        seed: Of the noise, which follows from it, the leaf's name and the step alone.
+        gamma: $\gamma \ge 0$, the speed at which the variance falls.
+        seed: Seed of the noise, which depends only on the seed, the leaf's name and the step.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `seed` and `counter` of the whole stage.
+        A transformation whose updates are added to the parameters. State: `seed` and `counter`, shared by all leaves.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: If a hyperparameter is negative.
 
     Example:
         >>> tx = gradtx.noisy_sgd(lr=0.5, eta=4.0)

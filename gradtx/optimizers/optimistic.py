@@ -1,4 +1,4 @@
-"""Optimism, for games: optimistic gradient descent, optimistic Adam."""
+"""Optimistic methods for games: optimistic gradient descent, optimistic Adam."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def optimistic_gradient_descent(lr: Scalar, alpha: Scalar = 1.0, beta: Scalar = 
 
     $p \leftarrow p - \eta (\alpha g_t + \beta (g_t - g_{t-1}))$ with $g_0 = g_1$.
 
-    When to use: games and saddle points (a GAN, a Lagrangian), where plain descent turns around the solution.
+    When to use: games and saddle points (a GAN, a Lagrangian), where plain descent circles around the solution.
 
     Args:
         lr: $\eta$ in [0, inf).
@@ -32,7 +32,7 @@ def optimistic_gradient_descent(lr: Scalar, alpha: Scalar = 1.0, beta: Scalar = 
         A transformation whose updates are added to the parameters. State: `previous_grad`.
 
     Raises:
-        ValueError: a negative rate.
+        ValueError: If `lr` is negative.
 
     Example:
         >>> tx = gradtx.optimistic_gradient_descent(lr=1.0)
@@ -66,7 +66,7 @@ def optimistic_adam(
     Args:
         lr: $\eta$ in [0, inf).
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         alpha: $\alpha$, any number.
         beta: $\beta$, any number.
         weight_decay: $\lambda \ge 0$, decoupled.
@@ -76,7 +76,7 @@ def optimistic_adam(
         (the last $u$).
 
     Raises:
-        ValueError: numbers out of range; a decay without `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.optimistic_adam(lr=1.0, betas=(0.0, 0.0))  # u is the sign of the gradient
@@ -87,7 +87,8 @@ def optimistic_adam(
         tensor([-1.])
         tensor([3.])
 
-    Source: Daskalakis et al. 2017, arXiv:1711.00141. Departures: none; optax's has Nesterov momentum by default.
+    Source: Daskalakis et al. 2017, arXiv:1711.00141. Departures: none; optax's version has Nesterov momentum by
+    default.
     """
     return chain(
         scale_by_adam(betas, eps),

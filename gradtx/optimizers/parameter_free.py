@@ -1,4 +1,4 @@
-"""No learning rate to choose, continued: distance (DoG, L-DoG, DoWG), bets (COCOB), the loss (MoMo, MoMo-Adam)."""
+"""More methods without a learning rate to choose: distance (DoG, L-DoG, DoWG), bets (COCOB), loss (MoMo, MoMo-Adam)."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ def dog(
     weight_decay: Scalar = 0.0,
     init_eta: Scalar | None = None,
 ):
-    r"""DoG: SGD whose rate is the distance from the start over the norm of all gradients.
+    r"""DoG: SGD whose rate is the distance from the initial weights over the norm of all gradients.
 
-    $p \leftarrow p - \eta g r / \sqrt G$ with the largest distance $r$ from the first weights and the sum $G$ of all
+    $p \leftarrow p - \eta g r / \sqrt G$ with the largest distance $r$ from the initial weights and the sum $G$ of all
     squared gradients, over the whole tree; see `scale_by_dog`.
 
-    When to use: SGD when no rate is known. Evaluate an average of the weights (`average` behind it), as the authors do.
+    When to use: SGD when no rate is known. As the authors do, evaluate an average of the weights (with `average` after
+    it).
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
-        reps_rel: The length of the first step relative to the weights, > 0.
-        eps: $\epsilon \ge 0$, where $G$ starts.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1.
+        reps_rel: Length of the first step relative to the weights, > 0.
+        eps: $\epsilon \ge 0$, the initial value of $G$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        init_eta: A first rate >= 0 in place of a first length.
+        init_eta: Initial rate, >= 0, instead of an initial step length.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`; for all leaves together
-        `max_dist`, `sum_sq`, 0-d.
+        A transformation whose updates are added to the parameters. State: `param_init`; shared by all leaves, 0-d:
+        `max_dist`, `sum_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dog(reps_rel=0.1)
@@ -64,26 +65,26 @@ def ldog(
     weight_decay: Scalar = 0.0,
     init_eta: Scalar | None = None,
 ):
-    r"""L-DoG: DoG with a rate for every leaf.
+    r"""L-DoG: DoG with a separate rate for every leaf.
 
-    $p \leftarrow p - \eta g r / \sqrt G$ with the largest distance $r$ from the first weights and the sum $G$ of all
+    $p \leftarrow p - \eta g r / \sqrt G$ with the largest distance $r$ from the initial weights and the sum $G$ of all
     squared gradients, leaf by leaf; see `scale_by_ldog`.
 
-    When to use: as `dog`, where leaves differ much in scale; the authors prefer it for fine-tuning transformers.
+    When to use: like `dog`, if leaves differ widely in scale; the authors prefer it for fine-tuning transformers.
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
-        reps_rel: The length of the first step of a leaf relative to its weights, > 0.
-        eps: $\epsilon \ge 0$, where $G$ starts.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1.
+        reps_rel: Length of the first step of a leaf relative to its weights, > 0.
+        eps: $\epsilon \ge 0$, the initial value of $G$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        init_eta: A first rate >= 0 in place of a first length.
+        init_eta: Initial rate, >= 0, instead of an initial step length.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`, and `max_dist`, `sum_sq`, 0-d
-        float64, of every leaf.
+        A transformation whose updates are added to the parameters. State: `param_init`, and per leaf `max_dist` and
+        `sum_sq`, 0-d float64.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ldog(reps_rel=0.1)
@@ -98,25 +99,25 @@ def ldog(
 
 @alias(class_name="DoWG", ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"})
 def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None, weight_decay: Scalar = 0.0):
-    r"""DoWG: SGD whose rate is the squared distance from the start over a norm of gradients weighted by it.
+    r"""DoWG: SGD whose rate is the squared distance from the initial weights over a weighted norm of gradients.
 
-    $p \leftarrow p - \eta g r^2 / (\sqrt w + \epsilon)$ with the largest distance $r$ from the first weights and
+    $p \leftarrow p - \eta g r^2 / (\sqrt w + \epsilon)$ with the largest distance $r$ from the initial weights and
     $w = \sum r^2 \lVert g \rVert^2$, over the whole tree; see `scale_by_dowg`.
 
-    When to use: as `dog`; its last weights need no average (the paper's claim).
+    When to use: like `dog`; its final weights need no average (the paper's claim).
 
     Args:
-        lr: $\eta \ge 0$, a multiplier of the rate that is found; usually 1.
-        eps: $\epsilon > 0$, added to the root, and where $r^2$ starts.
-        init_estim_sq_dist: Where $r^2$ starts, > 0, if it is not to be $\epsilon$.
+        lr: $\eta \ge 0$, a multiplier of the estimated rate; usually 1.
+        eps: $\epsilon > 0$, added to the square root, and the initial value of $r^2$.
+        init_estim_sq_dist: Initial value of $r^2$, > 0; None for $\epsilon$.
         weight_decay: $\lambda \ge 0$, added to the gradient.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`; for all leaves together
-        `estim_sq_dist`, `weighted_sq_norm`, 0-d.
+        A transformation whose updates are added to the parameters. State: `param_init`; shared by all leaves, 0-d:
+        `estim_sq_dist`, `weighted_sq_norm`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dowg(init_estim_sq_dist=4.0)  # a first step of about 2
@@ -124,7 +125,7 @@ def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None
         >>> tx.update({"w": torch.tensor([30.0, 40.0])}, tx.init(params), params)[0]["w"]
         tensor([-1.2000, -1.6000])
 
-    Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none. (The package `dowg` is another
+    Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none. (The package `dowg` is a different
     method.)
     """
     return chain(add_decayed_weights(weight_decay), scale_by_dowg(eps, init_estim_sq_dist), scale_by_learning_rate(lr))
@@ -132,16 +133,17 @@ def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None
 
 @alias(class_name="COCOB", ranges={"alpha": "[0, inf)"})
 def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
-    r"""COCOB-Backprop: a step size per weight from a bet on its gradients, without a learning rate.
+    r"""COCOB-Backprop: a step size per weight from bets on its gradients, without a learning rate.
 
     $p \leftarrow p_0 + \theta (L + R) / (L \max(A + L, \alpha L))$, entry by entry, with the sum $-\theta$ of the
-    gradients, the largest of them $L$, the sum $A$ of their sizes and the reward $R$ won so far; see `scale_by_cocob`.
+    gradients, the largest of their magnitudes $L$, the sum $A$ of their magnitudes and the reward $R$ won so far; see
+    `scale_by_cocob`.
 
-    When to use: when no rate is known, where gradients are noisy; weights move away from their start only slowly.
+    When to use: when no rate is known and gradients are noisy; weights move away from their initial values only slowly.
 
     Args:
-        alpha: $\alpha \ge 0$: the first steps are about $1 / \alpha$ long.
-        eps: $\epsilon \ge 0$, where the largest gradient of each weight starts.
+        alpha: $\alpha \ge 0$: the length of the first steps is about $1 / \alpha$.
+        eps: $\epsilon \ge 0$, the initial value of the largest gradient of each weight.
         weight_decay: $\lambda \ge 0$, added to the gradient.
 
     Returns:
@@ -149,13 +151,13 @@ def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0)
         `grad_sum`.
 
     Raises:
-        ValueError: a negative number, missing `params`.
+        ValueError: If a hyperparameter is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.cocob(alpha=10.0)
         >>> params = {"w": torch.tensor([1.0])}
         >>> state = tx.init(params)
-        >>> for _ in range(4):  # a constant gradient: steps grow with what was won
+        >>> for _ in range(4):  # a constant gradient: steps grow with the reward
         ...     updates, state = tx.update({"w": torch.tensor([1.0])}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
         ...     print(updates["w"])
@@ -180,37 +182,37 @@ def momo(
 ):
     r"""MoMo: SGD with momentum whose rate follows the value of the loss.
 
-    $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, with $\tau \le \eta$ as far as an
-    averaged linear model of the loss falls to its lower bound; see `scale_by_momo`.
+    $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, where $\tau$ is at most $\eta$ and
+    takes an averaged linear model of the loss no further than to its lower bound; see `scale_by_momo`.
 
-    When to use: SGD with momentum at a rate that may be too large, where the loss has a known lower bound such as 0.
-    Steps take the extra `value`; an optimizer takes it from the closure.
+    When to use: SGD with momentum at a rate that may be too large, if the loss has a known lower bound such as 0.
+    Updates need the extra `value`; an optimizer takes it from the closure.
 
     Args:
         lr: $\eta \ge 0$, the largest rate.
-        beta: $\beta$ in [0, 1), weight of the old in all averages.
-        weight_decay: $\lambda \ge 0$, as a proximal step.
+        beta: $\beta$ in [0, 1), the decay rate of all averages.
+        weight_decay: $\lambda \ge 0$, applied as a proximal step.
         lb: A lower bound of the loss.
-        bias_correction: Start the averages from 0 and divide by $1 - \beta^t$.
+        bias_correction: Start the averages at 0 and divide by $1 - \beta^t$.
         use_fstar: Learn the lower bound, starting from `lb`.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`; for all leaves together
-        `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`; shared by all leaves, 0-d:
+        `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` or `value`.
+        ValueError: If a hyperparameter is out of range, or if `params` or `value` is missing.
 
     Example:
         >>> tx = gradtx.momo(lr=100.0)
         >>> params = {"w": torch.tensor([8.0])}
-        >>> for lb in (0.0, 16.0):  # the loss is w^2: a rate of 0.25, and less to a higher bound
+        >>> for lb in (0.0, 16.0):  # the loss is w^2: a rate of 0.25, and less for a higher bound
         ...     tx = gradtx.momo(lr=100.0, lb=lb)
         ...     tx.update({"w": 2 * params["w"]}, tx.init(params), params, value=64.0)[0]["w"]
         tensor([-4.])
         tensor([-3.])
 
-    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo`. (optax divides the decay only by
+    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo`. (optax divides only the decay by
     $1 + \eta\lambda$.)
     """
     return scale_by_momo(lr, beta, weight_decay, lb, bias_correction, use_fstar)
@@ -228,11 +230,11 @@ def momo_adam(
 ):
     r"""MoMo-Adam: Adam whose rate follows the value of the loss.
 
-    $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, and
-    $\tau \le \eta / (1-\beta_1^t)$ as far as an averaged linear model of the loss falls to its lower bound; see
-    `scale_by_momo_adam`.
+    $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where $\tau$
+    is at most $\eta / (1-\beta_1^t)$ and takes an averaged linear model of the loss no further than to its lower bound;
+    see `scale_by_momo_adam`.
 
-    When to use: Adam at a rate that may be too large, where the loss has a known lower bound such as 0. Steps take the
+    When to use: Adam at a rate that may be too large, if the loss has a known lower bound such as 0. Updates need the
     extra `value`; an optimizer takes it from the closure.
 
     Args:
@@ -241,15 +243,15 @@ def momo_adam(
         eps: $\epsilon \ge 0$.
         weight_decay: $\lambda \ge 0$.
         lb: A lower bound of the loss.
-        proximal_decay: False for a decay of $p (1 - \eta \lambda)$, as AdamW has it.
+        proximal_decay: If False, use a decay of $p (1 - \eta \lambda)$, as AdamW does.
         use_fstar: Learn the lower bound, starting from `lb`.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; for all leaves
-        together `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`, 0-d.
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; shared by all
+        leaves, 0-d: `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` or `value`.
+        ValueError: If a hyperparameter is out of range, or if `params` or `value` is missing.
 
     Example:
         >>> tx = gradtx.momo_adam(lr=100.0)

@@ -17,25 +17,26 @@ def pnm(
     weight_decay: Scalar = 0.0,
     decoupled_weight_decay: bool = True,
 ):
-    r"""PNM, positive-negative momentum: SGD whose gradient noise is amplified by an older momentum, subtracted.
+    r"""PNM, positive-negative momentum: SGD whose gradient noise is amplified by subtracting an older momentum.
 
-    Two averages from 0 are written in turn, $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$;
+    Two averages, initialized to 0, are updated alternately, $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$;
     $p \leftarrow p - \eta ((1+\beta_2) m_t - \beta_2 m_{t-1}) / \sqrt{(1+\beta_2)^2 + \beta_2^2}$.
 
-    When to use: small or noisily labelled data, where SGD fits the training set and more gradient noise would help.
+    When to use: small datasets or noisy labels, where SGD fits the training set and more gradient noise would help.
 
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.
-        betas: $(\beta_1, \beta_2)$: the decay per step, in [0, 1), and the weight of the negative part, in [0, 1].
+        betas: $(\beta_1, \beta_2)$: the decay rate per step, in [0, 1), and the weight of the negative part, in [0, 1].
         weight_decay: $\lambda \ge 0$.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; if False, add it to the
+            gradient.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `pos_momentum`, `neg_momentum`, which
-        change places at every step.
+        A transformation whose updates are added to the parameters. State: `pos_momentum` and `neg_momentum`, which swap
+        at every step.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.pnm(lr=1.0, betas=(0.0, 0.75))  # (7 g_t - 3 g_{t-1}) / sqrt(58)
@@ -65,27 +66,28 @@ def adapnm(
     $p \leftarrow p - \eta n_t / (1-\beta_1^t) / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$ with $n_t$ the direction of
     `pnm` for $(\beta_1, \beta_3)$ and $v$ the average of $g^2$.
 
-    When to use: small or noisily labelled data, where Adam fits the training set but does not generalize.
+    When to use: small datasets or noisy labels, where Adam fits the training set but does not generalize.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: $(\beta_1, \beta_2, \beta_3)$: decay of the momenta and of $v$, in [0, 1); weight of the negative
-            part, in [0, 1].
-        eps: $\epsilon \ge 0$, outside the root, in the unit of a gradient.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: $(\beta_1, \beta_2, \beta_3)$: the decay rates of the momenta and of $v$, in [0, 1), and the weight of
+            the negative part, in [0, 1].
+        eps: $\epsilon \ge 0$, added outside the square root, in units of the gradient.
         weight_decay: $\lambda \ge 0$.
-        amsgrad: Use the largest $v$ so far.
-        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; else add it to the gradient.
+        amsgrad: Use the running maximum of $v$.
+        decoupled_weight_decay: Apply the decay to the weights, $p (1 - \eta \lambda)$; if False, add it to the
+            gradient.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `exp_avg`, `neg_exp_avg`, which change
-        places at every step, `exp_avg_sq`, [`max_exp_avg_sq`].
+        A transformation whose updates are added to the parameters. State: `exp_avg` and `neg_exp_avg`, which swap at
+        every step, `exp_avg_sq`, [`max_exp_avg_sq`].
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adapnm(lr=0.1, betas=(0.9, 0.999, 0.0))  # without a negative part
-        >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 1 + beta1 times lr
+        >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # lr (1 + beta1)
         tensor([-0.1900,  0.1900])
 
     Source: Xie et al. 2021, arXiv:2103.17182. Departures: none from the authors' code. (pytorch_optimizer's class

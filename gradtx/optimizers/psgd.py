@@ -14,7 +14,7 @@ __all__ = ["psgd_kron", "psgd_pro"]
 
 @per_tensor(needs=("params",), before_owner=True)
 def add_decayed_matrices(weight_decay: Scalar):
-    """Add the decay of leaves of two and more dimensions."""
+    """Add weight decay to leaves with two or more dimensions."""
     if is_off(weight_decay):
         return chain()
 
@@ -53,37 +53,38 @@ def psgd_kron(
     merge_dims: bool = True,
     clip_rms: Scalar = 1.1,
 ):
-    r"""PSGD Kron: momentum, whitened by triangular factors that are fitted by gradient descent.
+    r"""PSGD Kron: momentum whitened by triangular factors that are fitted by gradient descent.
 
-    $p \leftarrow p - \eta\, (u + \lambda p)$ with $u$ of `scale_by_psgd_kron`; decay for leaves of two and more
-    dimensions only.
+    $p \leftarrow p - \eta\, (u + \lambda p)$ with $u$ of `scale_by_psgd_kron`; only leaves with two or more dimensions
+    decay.
 
-    When to use: noisy or badly scaled problems; in place of `shampoo` and `soap` without eigenvectors and roots. Start
+    When to use: noisy or badly scaled problems, instead of `shampoo` and `soap`, without eigenvectors and roots. Start
     with a third of Adam's rate.
 
     Args:
         lr: $\eta$ in [0, inf).
-        b1: Decay of the momentum, in [0, 1).
+        b1: Decay rate of the momentum, in [0, 1).
         weight_decay: $\lambda \ge 0$.
-        precond_lr: Rate of the factors, >= 0.
-        precond_init_scale: The factors' product at the start, > 0.
-        precondition_frequency: Steps between two updates of the factors, or "annealed".
-        balance_every: Updates of the factors between two levellings, >= 1.
-        probes: "expected" or "random".
-        seed: Of random probes.
-        momentum_into_precond_update: False to fit the factors to the gradient itself.
-        max_size_triangular: Dimensions larger than this, >= 0, have a diagonal factor.
-        min_ndim_triangular: Leaves of fewer dimensions, merged, have diagonal factors only.
-        memory_save_mode: "one_diag", "smart_one_diag" or "all_diag", see `scale_by_psgd_kron`.
-        merge_dims: Read leaves of more than two dimensions as matrices.
-        clip_rms: Largest root mean square of $u$, > 0.
+        precond_lr: Learning rate of the factors, >= 0.
+        precond_init_scale: Initial value of the product of the factors, > 0.
+        precondition_frequency: Number of steps between updates of the factors, or "annealed".
+        balance_every: Number of factor updates between two balancings, >= 1.
+        probes: Kind of probes: "expected" or "random".
+        seed: Seed of random probes.
+        momentum_into_precond_update: If False, fit the factors to the gradient itself instead of the momentum.
+        max_size_triangular: Dimensions larger than this (>= 0) have a diagonal factor.
+        min_ndim_triangular: Leaves with fewer dimensions than this, after merging, have only diagonal factors.
+        memory_save_mode: "one_diag", "smart_one_diag" or "all_diag"; see `scale_by_psgd_kron`.
+        merge_dims: Treat leaves with more than two dimensions as matrices.
+        clip_rms: Upper bound of the root mean square of $u$, > 0.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `Q_i` for every dimension,
-        annealed `since_update` and `updates`.
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `Q_i` for every dimension;
+        if annealed, also `since_update` and `updates`.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params` with a decay.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.psgd_kron(lr=1.0)
@@ -140,31 +141,31 @@ def psgd_pro(
     max_update_rms: Scalar = 0.0,
     max_precondition_dim: int = 10000,
 ):
-    r"""PSGD-PRO: momentum, whitened by symmetric factors that are fitted without inverses.
+    r"""PSGD-PRO: momentum whitened by symmetric factors that are fitted without inverses.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta\, u$ with $u$ of `scale_by_psgd_pro`.
 
-    When to use: as `psgd_kron`, in low precision and on accelerators: it needs products only, no triangular solve.
+    When to use: like `psgd_kron`, in low precision and on accelerators: it needs only products, no triangular solve.
 
     Args:
         lr: $\eta$ in [0, inf).
-        momentum: Decay of the momentum, in [0, 1).
+        momentum: Decay rate of the momentum, in [0, 1).
         weight_decay: $\lambda \ge 0$, decoupled.
-        beta_lip: Decay of the bounds of the factors' statistics, in [0, 1).
-        precond_lr: Rate of the factors at the start, >= 0.
-        precond_init_scale: The factors' product at the start, > 0.
+        beta_lip: Decay rate of the bounds of the factors' statistics, in [0, 1).
+        precond_lr: Initial learning rate of the factors, >= 0.
+        precond_init_scale: Initial value of the product of the factors, > 0.
         damping_noise_scale: Size of the noise that damps the factors, >= 0.
-        min_precond_lr: Least rate of the factors, >= 0.
-        warmup_steps: Steps until the rate of the factors is divided by the root of 2, > 0.
-        max_update_rms: Largest root mean square of $u$, >= 0; a literal 0.0 is off.
-        max_precondition_dim: Dimensions larger than this, >= 0, have a diagonal factor.
+        min_precond_lr: Lower bound of the learning rate of the factors, >= 0.
+        warmup_steps: Number of steps until the learning rate of the factors is divided by the square root of 2, > 0.
+        max_update_rms: Upper bound of the root mean square of $u$, >= 0; a literal 0.0 disables it.
+        max_precondition_dim: Dimensions larger than this (>= 0) have a diagonal factor.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, and `Q_i` and `lipschitz_i` for
         every dimension.
 
     Raises:
-        ValueError: numbers out of range, missing `params` with a decay.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.psgd_pro(lr=1.0, max_update_rms=0.5)

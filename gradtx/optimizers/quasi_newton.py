@@ -1,4 +1,4 @@
-"""The Hessian from gradients: its diagonal (Apollo), or along the last steps (L-BFGS)."""
+"""Quasi-Newton methods: the diagonal of the Hessian (Apollo), or the Hessian along the last steps (L-BFGS)."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def apollo(
     $p \leftarrow p - \eta_t d_t$ with $d_t$ of `scale_by_apollo`; $\eta_t$ rises linearly from `init_lr` at the first
     step to `lr` after `warmup` steps.
 
-    When to use: when curvature would help, but a second backward pass is too expensive; needs a long warm-up.
+    When to use: when curvature would help but a second backward pass is too expensive; needs a long warm-up.
 
     Args:
         lr: $\eta$ in [0, inf) after the warm-up.
-        beta: Decay of the mean gradient, in [0, 1).
+        beta: Decay rate of the mean gradient, in [0, 1).
         eps: $\epsilon > 0$.
-        rebound: How the curvature is bounded from below: "constant" (by 0.01) or "belief" (by the largest change of
-            the leaf's gradient).
-        warmup: Steps of the warm-up, >= 0.
-        init_lr: The rate of the first step, >= 0; None for lr/1000.
+        rebound: Lower bound of the curvature: "constant" (0.01) or "belief" (the largest change of the leaf's
+            gradient).
+        warmup: Number of warm-up steps, >= 0.
+        init_lr: Rate of the first step, >= 0; None for lr/1000.
         weight_decay: $\lambda \ge 0$.
         weight_decay_type: "L2" adds the decay to the gradient, "decoupled" to the direction, "stable" to the direction,
-            over the mean denominator; None for "L2" with "constant" and "decoupled" with "belief".
+            divided by the mean denominator; None for "L2" with "constant" and "decoupled" with "belief".
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg_grad`, `approx_hessian`, `update`.
 
     Raises:
-        ValueError: numbers out of range, an unknown option, missing `params`.
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.apollo(lr=0.1, warmup=2, init_lr=0.0)
@@ -66,13 +66,13 @@ def apollo(
         tensor([-0.0010])
 
     Source: Ma 2020, arXiv:2009.13586. Departures: none from the authors' code. pytorch_optimizer's ApolloDQN is one
-    step ahead in its warm-up; its APOLLO is another method.
+    step ahead in its warm-up; its APOLLO is a different method.
     """
     kind = weight_decay_type or ("L2" if rebound == "constant" else "decoupled")
     if kind not in ("L2", "decoupled", "stable"):
         raise ValueError(f"weight_decay_type must be 'L2', 'decoupled' or 'stable', got {weight_decay_type!r}")
     first = lr / 1000 if init_lr is None else init_lr
-    # A cosine from lr to lr is constant.
+    # The cosine part, from lr to lr, is constant.
     rate = warmup_cosine_schedule(warmup, lr, lr, first, warmup) if warmup else lr
     if kind == "L2":
         direction = chain(add_decayed_weights(weight_decay), scale_by_apollo(beta, eps, rebound))
@@ -93,7 +93,7 @@ def lbfgs(
     first: str = "l1",
     weight_decay: Scalar = 0.0,
 ):
-    r"""L-BFGS: the gradient, multiplied by an inverse Hessian that the last steps suggest.
+    r"""L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta\, H g$ with $H$ of `scale_by_lbfgs`.
 
@@ -102,17 +102,18 @@ def lbfgs(
 
     Args:
         lr: $\eta$ in [0, inf).
-        history: Number of pairs, >= 1.
-        curvature: Least $\langle s, y \rangle$ of a pair, >= 0.
-        first: The first step divides the gradient by its 1-norm if that is above 1, "l1", or takes it as it is, "none".
-        weight_decay: $\lambda \ge 0$, decoupled; in a line search add it to the loss instead.
+        history: Number of stored pairs, >= 1.
+        curvature: Minimum of $\langle s, y \rangle$ for a pair, >= 0.
+        first: Treatment of the first gradient: "l1" divides it by its 1-norm if that is above 1, "none" leaves it
+            unchanged.
+        weight_decay: $\lambda \ge 0$, decoupled; in a line search, add it to the loss instead.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `prev_param`, `previous_grad`, `s_i`, `y_i`,
         `products_s`, `products_y`, `count`, `gamma`.
 
     Raises:
-        ValueError: numbers out of range, another `first`, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `first` is unknown, or if `params` is missing.
 
     Example:
         >>> loss = lambda p: (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2  # Rosenbrock's
@@ -125,8 +126,8 @@ def lbfgs(
         >>> loss(params) < 1e-20
         tensor(True)
 
-    Source: Liu and Nocedal 1989. Departures: see `scale_by_lbfgs`; torch.optim.LBFGS makes up to `max_iter` steps a
-    call, here a call is one step, and its line search is another transformation.
+    Source: Liu and Nocedal 1989. Departures: see `scale_by_lbfgs`; torch.optim.LBFGS takes up to `max_iter` steps per
+    call, here a call is one step, and the line search is a separate transformation.
     """
     return chain(
         scale_by_lbfgs(history, curvature, first),

@@ -1,4 +1,4 @@
-"""Combinations: Ranger, Ranger21 (RAdam or Ranger21's step, with centralized gradients and lookahead)."""
+"""Combined methods: Ranger, Ranger21 (RAdam's or Ranger21's step, with centralized gradients and lookahead)."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def ranger(
     use_gc: bool = True,
     gc_conv_only: bool = False,
 ):
-    r"""Ranger: RAdam on centralized gradients, with lookahead around it.
+    r"""Ranger: RAdam on centralized gradients, with lookahead.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta d_t$ with $d_t$ the direction of `scale_by_radam` ($\hat m_t$ in the first
-    steps), and every k-th step the weights go back to $s \leftarrow s + \alpha (p - s)$.
+    steps), and at every k-th step the weights are reset to $s \leftarrow s + \alpha (p - s)$.
 
-    When to use: vision models with little time for tuning: no warm-up, calmer steps by lookahead.
+    When to use: vision models with little time for tuning: no warm-up, and steadier steps through lookahead.
 
     Args:
         lr: $\eta$ in [0, inf).
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, added to the root before its correction.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added to the square root before its bias correction.
         weight_decay: $\lambda \ge 0$, decoupled.
         alpha: $\alpha$ in [0, 1], how far the slow weights follow.
-        k: Steps between synchronisations, >= 1.
+        k: Number of steps between synchronizations, >= 1.
         n_sma_threshold: Threshold of $\rho_t$ for a rectified step, >= 4.
         use_gc: Centralize gradients.
-        gc_conv_only: Only of leaves with at least 4 dimensions.
+        gc_conv_only: Centralize only leaves with at least 4 dimensions.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `slow`;
-        `eval_params` gives `slow`.
+        `eval_params` returns `slow`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ranger(lr=1.0, k=2)
@@ -65,7 +65,7 @@ def ranger(
         tensor([-1.])
 
     Source: Wright's Ranger 20.4.11, after Liu et al. 2019, arXiv:1908.03265, Zhang et al. 2019, arXiv:1907.08610 and
-    Yong et al. 2020, arXiv:2004.01461. Departures from that code: `use_gc=False` is honoured.
+    Yong et al. 2020, arXiv:2004.01461. Departures from that code: `use_gc=False` is respected.
     """
     return chain(
         *([centralize(gc_conv_only)] if use_gc else []),
@@ -115,39 +115,40 @@ def ranger21(
 ):
     r"""Ranger21: eight ideas in one chain, from adaptive clipping to lookahead, with its own learning rate schedule.
 
-    Gradients are clipped by `clip_adaptive`, centralized and normalized by `normalize_by_std`; `scale_by_ranger21`
-    makes the step, at the rate of `ranger21_schedule`; `lookahead` averages.
+    Gradients are clipped by `clip_adaptive`, centralized, and normalized by `normalize_by_std`; `scale_by_ranger21`
+    computes the step at the rate of `ranger21_schedule`; `lookahead` averages.
 
     When to use: vision models with the length of training known in advance: warm-up and cool-down are built in.
 
     Args:
-        num_iterations: How many updates there will be, >= 1; the rate follows from it.
-        lr: The highest rate, in [0, inf).
-        beta0: Weight of the negative momentum, in [0, 1]; the authors' code has 1.
-        betas: Decay of the momenta and of the squares, each in [0, 1).
-        eps: $\epsilon \ge 0$; keep it above 0.
-        use_softplus: Smooth the denominator.
-        beta_softplus: Sharpness of that, > 0.
-        num_warm_up_iterations: Updates of the linear rise, >= 0; None: about $2/(1-\beta_2)$, or 22 % of all.
-        num_warm_down_iterations: Updates of the linear fall at the end, >= 0; None: 28 % of all.
-        warm_down_min_lr: Where the fall ends, >= 0.
-        agc_clipping_value: Longest gradient of a unit, relative to its weights, > 0.
-        agc_eps: Least norm of weights in that comparison, >= 0.
+        num_iterations: Total number of updates, >= 1; the rate depends on it.
+        lr: Peak rate, in [0, inf).
+        beta0: Weight of the negative momentum, in [0, 1]; the authors' code uses 1.
+        betas: Decay rates of the momenta and of the squares, each in [0, 1).
+        eps: $\epsilon \ge 0$; should be above 0.
+        use_softplus: Smooth the denominator with a softplus.
+        beta_softplus: Sharpness of the softplus, > 0.
+        num_warm_up_iterations: Number of updates of the linear rise, >= 0; None: about $2/(1-\beta_2)$, or 22 % of all.
+        num_warm_down_iterations: Number of updates of the linear fall at the end, >= 0; None: 28 % of all.
+        warm_down_min_lr: Final rate of the fall, >= 0.
+        agc_clipping_value: Largest norm of a unit's gradient, relative to its weights, > 0.
+        agc_eps: Lower bound of the norm of the weights in that comparison, >= 0.
         centralize_gradients: Subtract the mean of every output unit's gradient.
         normalize_gradients: Divide every leaf's gradient by its standard deviation.
-        lookahead_merge_time: Steps between lookahead's synchronisations, >= 1.
+        lookahead_merge_time: Number of steps between synchronizations of lookahead, >= 1.
         lookahead_blending_alpha: How far the slow weights follow, in [0, 1].
         weight_decay: Stable decay, >= 0.
-        norm_loss_factor: Pull of every unit's norm to 1, >= 0.
-        amsgrad: Use the largest average of squares so far.
-        chebyshev_epochs: Number of epochs, >= 3, for Chebyshev's factors between rise and fall; None for a flat rate.
+        norm_loss_factor: Strength of the pull of every unit's norm toward 1, >= 0.
+        amsgrad: Use the running maximum of the average of squares.
+        chebyshev_epochs: Number of epochs, >= 3, for Chebyshev factors between the rise and the fall; None for a
+            constant rate there.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_ma`, `neg_grad_ma`, `exp_avg_sq`,
-        [`max_exp_avg_sq`], `slow`; `eval_params` gives `slow`.
+        [`max_exp_avg_sq`], `slow`; `eval_params` returns `slow`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ranger21(num_iterations=100, lr=1.0, num_warm_up_iterations=10, weight_decay=0.0)

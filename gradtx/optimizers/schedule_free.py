@@ -1,4 +1,4 @@
-"""No schedule: Schedule-Free SGD, AdamW and RAdam, GPA-AdamW."""
+"""Methods without a schedule: Schedule-Free SGD, AdamW and RAdam, GPA-AdamW."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ def schedule_free_sgd(
     r: Scalar = 0.0,
     weight_lr_power: Scalar = 2.0,
 ):
-    r"""Schedule-Free SGD: SGD that averages its weights in place of a schedule.
+    r"""Schedule-Free SGD: SGD that averages its weights instead of following a schedule.
 
-    `schedule_free` with $\beta$ = `momentum` along $g + \lambda y$. The parameters are $y$, where gradients are taken;
-    evaluate with `eval_params`, which gives the average $x$, and recompute the statistics of batch norm there.
+    `schedule_free` with $\beta$ = `momentum` along $g + \lambda y$. The parameters are $y$, where gradients are
+    computed; evaluate with `eval_params`, which returns the average $x$, and recompute the statistics of batch norm
+    there.
 
     When to use: SGD when the length of training is not fixed in advance; evaluate with `eval_params`.
 
     Args:
-        lr: $\eta$ in [0, inf); larger than a scheduled one, from 1 to 50.
+        lr: $\eta$ in [0, inf); larger than a scheduled rate, from 1 to 50.
         momentum: $\beta$ in (0, 1).
         weight_decay: $\lambda \ge 0$, added to the gradient.
-        warmup_steps: Steps over which the rate rises to `lr`, >= 0.
-        r: Exponent of the step in the weights of the average, >= 0.
-        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+        warmup_steps: Number of steps over which the rate rises to `lr`, >= 0.
+        r: Exponent of the step count in the averaging weights, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in the averaging weights, >= 0.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.schedule_free_sgd(lr=1.0, warmup_steps=4)
@@ -71,29 +72,29 @@ def schedule_free_adamw(
     r: Scalar = 0.0,
     weight_lr_power: Scalar = 2.0,
 ):
-    r"""Schedule-Free AdamW: AdamW that averages its weights in place of a schedule.
+    r"""Schedule-Free AdamW: AdamW that averages its weights instead of following a schedule.
 
     `schedule_free` with $\beta = \beta_1$ along $g / (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average
-    of $g^2$. The parameters are $y$, where gradients are taken; evaluate with `eval_params`, which gives the average
-    $x$, and recompute the statistics of batch norm there.
+    of $g^2$. The parameters are $y$, where gradients are computed; evaluate with `eval_params`, which returns the
+    average $x$, and recompute the statistics of batch norm there.
 
     When to use: AdamW when the length of training is not fixed in advance; evaluate with `eval_params`.
 
     Args:
-        lr: $\eta$ in [0, inf); 1 to 10 times a scheduled one.
-        betas: $\beta_1$ in (0, 1), the place of $y$ between $z$ and $x$; $\beta_2$ in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: $\lambda \ge 0$, multiplied by the rate, its warm-up included.
-        warmup_steps: Steps over which the rate rises to `lr`, >= 0.
-        r: Exponent of the step in the weights of the average, >= 0.
-        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
+        lr: $\eta$ in [0, inf); 1 to 10 times a scheduled rate.
+        betas: $\beta_1$ in (0, 1), the position of $y$ between $z$ and $x$; $\beta_2$ in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: $\lambda \ge 0$, multiplied by the rate, including its warm-up.
+        warmup_steps: Number of steps over which the rate rises to `lr`, >= 0.
+        r: Exponent of the step count in the averaging weights, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in the averaging weights, >= 0.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d;
         `exp_avg_sq`, and `exp_avg`, which is the last gradient.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.schedule_free_adamw(lr=0.1)
@@ -105,8 +106,8 @@ def schedule_free_adamw(
         >>> tx.eval_params(state, params)["w"]  # the mean of two points, at 0.1 and 0.2 from the start
         tensor([0.8500, 1.1500])
 
-    Source: Defazio et al. 2024, arXiv:2405.15682. Departures: $v$ is corrected where it divides, as in the authors'
-    released optimizer (the paper puts $\sqrt{1-\beta_2^t}$ into the rate, and so into the average).
+    Source: Defazio et al. 2024, arXiv:2405.15682. Departures: the bias of $v$ is corrected where it divides, as in the
+    authors' released optimizer (the paper puts $\sqrt{1-\beta_2^t}$ into the rate, and thereby into the average).
     """
     base = chain(scale_by_adam((0.0, betas[1]), eps), add_decayed_weights(weight_decay))
     return schedule_free(base, lr, betas[0], warmup_steps, r, weight_lr_power)
@@ -129,27 +130,28 @@ def schedule_free_radam(
 
     `schedule_free` with $\beta = \beta_1$ and the rate of `rectification_schedule`, along
     $g / (\sqrt{v/(1-\beta_2^t)} + \epsilon) + \lambda y$, $v$ the average of $g^2$, and along $g + \lambda y$ before
-    the first rectified step. The parameters are $y$, where gradients are taken; evaluate with `eval_params`, which
-    gives the average $x$, and recompute the statistics of batch norm there.
+    the first rectified step. The parameters are $y$, where gradients are computed; evaluate with `eval_params`, which
+    returns the average $x$, and recompute the statistics of batch norm there.
 
-    When to use: as `schedule_free_adamw`, where no warm-up was tuned.
+    When to use: like `schedule_free_adamw`, without a warm-up to tune.
 
     Args:
-        lr: $\eta$ in [0, inf); 1 to 10 times a scheduled one.
-        betas: $\beta_1$ in (0, 1), the place of $y$ between $z$ and $x$; $\beta_2$ in [0, 1), above 0.6 for any step
-            that is rectified.
-        eps: $\epsilon \ge 0$, outside the root.
+        lr: $\eta$ in [0, inf); 1 to 10 times a scheduled rate.
+        betas: $\beta_1$ in (0, 1), the position of $y$ between $z$ and $x$; $\beta_2$ in [0, 1), above 0.6 for any step
+            to be rectified.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the rate.
-        r: Exponent of the step in the weights of the average, >= 0.
-        weight_lr_power: Exponent of the largest rate so far in these weights, >= 0; with 0, silent steps count too.
-        silent_sgd_phase: Hold still in the first steps in place of taking them as SGD.
+        r: Exponent of the step count in the averaging weights, >= 0.
+        weight_lr_power: Exponent of the largest rate so far in the averaging weights, >= 0; with 0, silent steps count
+            as well.
+        silent_sgd_phase: Do not move in the first steps, instead of taking them as SGD steps.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d;
         `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.schedule_free_radam(lr=0.1)
@@ -183,28 +185,28 @@ def gpa_adamw(
     mu_x: Scalar = 0.9967,
     mu_y: Scalar = 0.7,
 ):
-    r"""GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are taken.
+    r"""GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are computed.
 
-    With Adam's direction $d$ at $y$: $z \leftarrow z - \eta (d + \lambda y)$,
-    $x \leftarrow \mu_x x + (1-\mu_x) z$, $y \leftarrow \mu_y x + (1-\mu_y) z$. The parameters are $y$; evaluate with
-    `eval_params`, which gives the average $x$.
+    With Adam's direction $d$ at $y$: $z \leftarrow z - \eta (d + \lambda y)$, $x \leftarrow \mu_x x + (1-\mu_x) z$,
+    $y \leftarrow \mu_y x + (1-\mu_y) z$. The parameters are $y$; evaluate with `eval_params`, which returns the average
+    $x$.
 
-    When to use: where you would take `schedule_free_adamw` or DiLoCo on one machine; unlike Schedule-Free it forgets
-    early points, with one more hyperparameter, and works well with a learning rate schedule.
+    When to use: wherever you would use `schedule_free_adamw`, or DiLoCo on one machine; unlike Schedule-Free, it
+    forgets early points, with one more hyperparameter, and works well with a learning rate schedule.
 
     Args:
         lr: $\eta$ in [0, inf); it may be larger than AdamW's.
         betas: $(\beta_1, \beta_2)$ of Adam's averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the rate.
         mu_x: $\mu_x$ in [0, 1), weight of the old average.
-        mu_y: $\mu_y$ in (0, 1), the place of $y$ between $z$ and $x$.
+        mu_y: $\mu_y$ in (0, 1), the position of $y$ between $z$ and $x$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.gpa_adamw(lr=1.0, mu_x=0.5, mu_y=0.5)

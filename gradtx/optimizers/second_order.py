@@ -1,4 +1,4 @@
-"""Diagonal of the Hessian: AdaHessian and Sophia."""
+"""Methods with the diagonal of the Hessian: AdaHessian and Sophia."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ def adahessian(
     update_period: int = 1,
     spatial_average: bool = True,
 ):
-    r"""AdaHessian: Adam with the diagonal of the Hessian in place of the gradient in the denominator.
+    r"""AdaHessian: Adam with the diagonal of the Hessian instead of the gradient in the denominator.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \hat m_t / (\hat v_t^{k/2} + \epsilon)$ with the bias-corrected averages
-    $\hat m$ of $g$ and $\hat v$ of $D^2$. $D$ is the extra `hessian_diag`, such as `hutchinson_hessian_diag` gives it;
-    as a torch optimizer it takes it from `loss.backward(create_graph=True)` or from a closure by itself.
+    $\hat m$ of $g$ and $\hat v$ of $D^2$. $D$ is the extra `hessian_diag`, as computed by `hutchinson_hessian_diag`;
+    the torch optimizer obtains it from `loss.backward(create_graph=True)` or from a closure.
 
-    When to use: when curvature differs much from weight to weight, and a second backward pass at every step is
-    affordable.
+    When to use: when curvature differs widely between weights, and a second backward pass at every step is affordable.
 
     Args:
-        lr: $\eta$ in [0, inf): a Newton step at 1, so larger than Adam's.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the power, in the unit of a Hessian.
+        lr: $\eta$ in [0, inf): 1 is a Newton step, so rates are larger than Adam's.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the power, in units of the Hessian.
         weight_decay: $\lambda \ge 0$, decoupled.
         hessian_power: $k$ in [0, 1]; 0 is momentum SGD.
-        update_period: Steps between two Hessians, >= 1.
+        update_period: Number of steps between Hessian estimates, >= 1.
         spatial_average: Average $|D|$ over dimensions 2 and up of leaves that have them.
 
     Returns:
@@ -43,11 +42,12 @@ def adahessian(
         [`hessian_diag`].
 
     Raises:
-        ValueError: numbers out of range, no `hessian_diag`, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `hessian_diag` is missing, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adahessian(lr=1.0, eps=0.0)
-        >>> params = {"w": torch.tensor([3.0, -1.0])}  # the loss 2 a^2 + 5 b^2, gone in one step
+        >>> params = {"w": torch.tensor([3.0, -1.0])}  # the loss 2 a^2 + 5 b^2, minimized in one step
         >>> grads, diag = {"w": params["w"] * torch.tensor([4.0, 10.0])}, {"w": torch.tensor([4.0, 10.0])}
         >>> updates, _ = tx.update(grads, tx.init(params), params, hessian_diag=diag)
         >>> gradtx.apply_updates(params, updates)["w"].abs().max() < 1e-6
@@ -71,26 +71,27 @@ def sophia(
 ):
     r"""Sophia-H: the mean gradient over the mean of the Hessian's diagonal, clipped entry by entry.
 
-    $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{clip}(m_t / \max(\gamma h, \epsilon), -1, 1)$ with averages
-    $m$ of $g$ and $h$ of the extra `hessian_diag`, taken every `update_period` steps. As a torch optimizer it takes it
-    from `loss.backward(create_graph=True)` or from a closure by itself.
+    $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{clip}(m_t / \max(\gamma h, \epsilon), -1, 1)$ with averages $m$
+    of $g$ and $h$ of the extra `hessian_diag`, needed every `update_period` steps; the torch optimizer obtains it from
+    `loss.backward(create_graph=True)` or from a closure.
 
-    When to use: pre-training of language models: the Hessian is estimated every ten steps or so, and clipping bounds
+    When to use: pre-training of language models: the Hessian is estimated about every ten steps, and clipping bounds
     the error of the estimate.
 
     Args:
         lr: $\eta$ in [0, inf), the largest change of a weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        gamma: $\gamma \ge 0$: the smaller, the more entries are clipped.
-        eps: $\epsilon \ge 0$, the least denominator.
+        betas: Decay rates of the two averages, each in [0, 1).
+        gamma: $\gamma \ge 0$: the smaller it is, the more entries are clipped.
+        eps: $\epsilon \ge 0$, the lower bound of the denominator.
         weight_decay: $\lambda \ge 0$, decoupled.
-        update_period: Steps between two Hessians, >= 1.
+        update_period: Number of steps between Hessian estimates, >= 1.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `hessian`.
 
     Raises:
-        ValueError: numbers out of range, no `hessian_diag`, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `hessian_diag` is missing, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sophia(lr=0.1, weight_decay=0.0)
@@ -99,7 +100,7 @@ def sophia(
         >>> tx.update({"w": torch.tensor([1.0, 1.0])}, tx.init(params), params, hessian_diag=diag)[0]["w"]
         tensor([-4.0000e-05, -1.0000e-01])
 
-    Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version; the authors' code has only
+    Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version; the authors' code contains only
     Sophia-G.
     """
     return with_decay(scale_by_sophia(betas, gamma, eps, update_period), weight_decay, True, lr)

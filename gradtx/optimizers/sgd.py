@@ -22,26 +22,26 @@ def sgd(
     weight_decay: Scalar = 0.0,
     nesterov: bool = False,
 ):
-    r"""SGD, as torch.optim.SGD: stochastic gradient descent with optional momentum.
+    r"""SGD, equivalent to torch.optim.SGD: stochastic gradient descent with optional momentum.
 
     $g \leftarrow g + \lambda p$, $b_t = \mu b_{t-1} + (1-\tau) g$ ($b_1 = g$), $p \leftarrow p - \eta b_t$, or
     $p - \eta (g + \mu b_t)$ with `nesterov`.
 
-    When to use: convolutional networks with a tuned schedule, little memory, or a well-known baseline.
+    When to use: convolutional networks with a tuned schedule, tight memory, or a well-known baseline.
 
     Args:
-        lr: $\eta$ in [0, inf), change of a weight per unit of gradient.
-        momentum: $\mu$ in [0, inf). A literal 0.0 keeps no buffer.
+        lr: $\eta$ in [0, inf), the change of a weight per unit of gradient.
+        momentum: $\mu$ in [0, inf). With a literal 0.0, no buffer is kept.
         dampening: $\tau$, usually in [0, 1); not applied to the first step.
-        weight_decay: $\lambda \ge 0$, coupled: it enters the momentum.
-        nesterov: Needs a momentum and no dampening.
+        weight_decay: $\lambda \ge 0$, coupled: included in the momentum.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum and zero dampening.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params` unless
-            `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
+            `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sgd(lr=0.1, weight_decay=1.0)
@@ -76,15 +76,15 @@ def sgdw(
         lr: $\eta$ in [0, inf).
         momentum: $\mu$ in [0, inf).
         dampening: $\tau$, usually in [0, 1); not applied to the first step.
-        weight_decay: $\lambda \ge 0$, multiplied by the learning rate; never enters the momentum.
-        nesterov: Needs a momentum and no dampening.
+        weight_decay: $\lambda \ge 0$, multiplied by the learning rate; never included in the momentum.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum and zero dampening.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params` unless
-            `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
+            `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sgdw(lr=0.1, momentum=0.9, weight_decay=1.0)
@@ -110,26 +110,26 @@ def sgds(
     weight_decay: Scalar = 0.0,
     nesterov: bool = False,
 ):
-    r"""SGDS: SGD whose decoupled decay grows with the momentum as its step does (stable weight decay).
+    r"""SGDS: SGD whose decoupled decay grows with the momentum, as its steps do (stable weight decay).
 
     $p \leftarrow p (1 - \eta \lambda (1-\tau)/(1-\mu))$, then `sgd` without decay on the same gradient.
 
-    When to use: SGD with momentum and a learning rate that changes, where the strength of the decay should not depend
-    on the momentum.
+    When to use: SGD with momentum and a varying learning rate, if the strength of the decay should not depend on the
+    momentum.
 
     Args:
         lr: $\eta$ in [0, inf).
         momentum: $\mu$ in [0, 1).
-        dampening: $\tau$ in [0, 1]; not applied to the first step, and without momentum only to the decay.
+        dampening: $\tau$ in [0, 1]; not applied to the first step, and without momentum applied only to the decay.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        nesterov: Needs a momentum and no dampening.
+        nesterov: Use Nesterov momentum; requires a nonzero momentum and zero dampening.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: numbers out of range, `nesterov` without momentum or with dampening, missing `params` unless
-            `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
+            `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> params = {"w": torch.tensor([2.0])}
@@ -139,7 +139,7 @@ def sgds(
         tensor([-0.3000])
         tensor([-0.5000])
 
-    Source: Xie et al. 2020, arXiv:2011.11152. Departures: a default for `lr`, which the authors ask for.
+    Source: Xie et al. 2020, arXiv:2011.11152. Departures: a default for `lr`, which the authors require.
     """
     decay = weight_decay * (1 - dampening) / (1 - momentum)
     return chain(
@@ -157,26 +157,27 @@ def asgd(
     t0: Scalar = 1e6,
     weight_decay: Scalar = 0.0,
 ):
-    r"""ASGD, as torch.optim.ASGD: SGD with a decaying rate that also averages its weights.
+    r"""ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights.
 
     $p \leftarrow p (1 - \lambda \eta_t) - \eta_t (g + w p)$ with $\eta_t = \eta / (1 + \lambda \eta (t - 1))^\alpha$,
     and the mean of $p$ since step $t_0$.
 
-    When to use: when the average of the weights is what you want from plain SGD on a convex or nearly convex problem.
+    When to use: when you need the average of plain SGD's weights on a convex or nearly convex problem.
 
     Args:
-        lr: $\eta$ in [0, inf), change of a weight per unit of gradient; a change of it acts one step later.
-        lambd: $\lambda \ge 0$, decay of weights and of the rate.
-        alpha: $\alpha \ge 0$, power of the decay of the rate.
+        lr: $\eta$ in [0, inf), the change of a weight per unit of gradient; a change of $\eta$ takes effect one step
+            later.
+        lambd: $\lambda \ge 0$, the decay of the weights and of the rate.
+        alpha: $\alpha \ge 0$, the exponent of the decay of the rate.
         t0: $t_0 \ge 0$, the step at which the average begins.
         weight_decay: $w \ge 0$, added to the gradient.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `ax`, the average, which `eval_params`
-        gives; `eta`, `mu`, 0-d for every leaf.
+        returns; per leaf, `eta` and `mu`, 0-d.
 
     Raises:
-        ValueError: numbers out of range, missing `params`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.asgd(lr=1.0, lambd=0.0, t0=0.0)
@@ -188,8 +189,8 @@ def asgd(
         >>> params["w"], tx.eval_params(state, params)["w"]
         (tensor([6.]), tensor([5.]))
 
-    Source: Polyak and Juditsky 1992. Departures: none from torch.optim.ASGD, but `eta` and `mu` in float64.
-    pytorch_optimizer's ASGD is another method: see `adaptive_gd`.
+    Source: Polyak and Juditsky 1992. Departures: none from torch.optim.ASGD, except that `eta` and `mu` are float64.
+    pytorch_optimizer's ASGD is a different method: see `adaptive_gd`.
     """
     return chain(add_decayed_weights(weight_decay), scale_by_asgd(lr, lambd, alpha, t0))
 
@@ -209,24 +210,24 @@ def adaptive_gd(
     \epsilon$, $\theta = \lambda_t / \lambda_{t-1}$, $p \leftarrow p - \lambda_t (g + w p)$, one $\lambda$ for all
     weights.
 
-    When to use: full or large batches, where the loss is smooth and no step size should have to be chosen; with noisy
-    small batches its estimate of the smoothness is noisy too.
+    When to use: full or large batches, if the loss is smooth and no step size should have to be chosen; with noisy
+    small batches, its estimate of the smoothness is noisy as well.
 
     Args:
-        lr: $\lambda_0 > 0$, the first step size; later values are never read.
-        amplifier: $a \ge 0$, how fast the step size may grow. 1 in the paper.
-        damping: $b > 0$. 2 in the paper.
-        theta: First $\theta > 0$. inf in the paper.
-        eps: $\epsilon \ge 0$, in the unit of a step size. 0 in the paper.
-        weight_decay: $w \ge 0$, coupled, but left out of the measurement.
+        lr: $\lambda_0 > 0$, the initial step size; later values are ignored.
+        amplifier: $a \ge 0$, how fast the step size may grow. The paper uses 1.
+        damping: $b > 0$. The paper uses 2.
+        theta: Initial $\theta > 0$. The paper uses inf.
+        eps: $\epsilon \ge 0$, in units of a step size. The paper uses 0.
+        weight_decay: $w \ge 0$, coupled, but excluded from the measurement.
 
     Returns:
-        A transformation whose updates are added to the parameters; it takes the extra `prev_grad` (see
-        `scale_by_local_smoothness`; with `maximize` pass it negated). State: `prev_param`, `previous_grad`;
-        `step_size`, `theta`, 0-d for all leaves.
+        A transformation whose updates are added to the parameters; it accepts the extra `prev_grad` (see
+        `scale_by_local_smoothness`; with `maximize`, pass it negated). State: `prev_param`, `previous_grad`; shared by
+        all leaves, 0-d: `step_size`, `theta`.
 
     Raises:
-        ValueError: numbers out of range, a first rate of 0, missing `params`.
+        ValueError: If a hyperparameter is out of range, if the initial rate is 0, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adaptive_gd(lr=0.001, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0)
@@ -238,8 +239,8 @@ def adaptive_gd(
         >>> bool(params["w"].norm() < 1e-6)
         True
 
-    Source: Malitsky and Mishchenko 2019, arXiv:1910.09529; the defaults are those of the authors' `Adsgd`.
-    Departures: without the extra, noisy gradients shrink the step size, since their noise counts as curvature.
-    pytorch_optimizer's ASGD takes the difference of norms for the norm of the difference.
+    Source: Malitsky and Mishchenko 2019, arXiv:1910.09529; the defaults are those of the authors' `Adsgd`. Departures:
+    without the extra, noisy gradients shrink the step size, because their noise counts as curvature.
+    pytorch_optimizer's ASGD uses the difference of norms instead of the norm of the difference.
     """
     return scale_by_local_smoothness(lr, amplifier, damping, theta, eps, weight_decay)

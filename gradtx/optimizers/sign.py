@@ -1,4 +1,4 @@
-"""Steps of one size for every weight: signSGD, Signum, Tiger."""
+"""Methods with the same step size for every weight: signSGD, Signum, Tiger."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def signsgd(lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_deca
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        decoupled_weight_decay: If False, the decay is added to the gradient, whose sign it then may turn.
+        decoupled_weight_decay: If False, the decay is added to the gradient, whose sign it can change.
 
     Returns:
         A transformation whose updates are added to the parameters. State: none.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.signsgd(lr=0.1)
@@ -45,19 +45,19 @@ def signum(lr: Scalar = 1e-3, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0
 
     $m \leftarrow \mu m + (1-\mu) g$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$.
 
-    When to use: half of AdamW's memory, as `lion`, whose direction weighs the newest gradient more.
+    When to use: half of AdamW's memory, like `lion`, which gives the newest gradient more weight.
 
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step.
-        momentum: $\mu$ in [0, 1). A literal 0.0 keeps no state.
+        momentum: $\mu$ in [0, 1). With a literal 0.0, no state is kept.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        decoupled_weight_decay: If False, the decay is added to the gradient, and so enters the momentum.
+        decoupled_weight_decay: If False, the decay is added to the gradient, and is thus included in the momentum.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.signum(lr=0.1)
@@ -67,7 +67,8 @@ def signum(lr: Scalar = 1e-3, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0
         >>> updates["w"]
         tensor([-0.1000])
 
-    Source: Bernstein et al. 2018, arXiv:1802.04434. Departures: $1-\mu$ before $g$, which leaves the signs alone.
+    Source: Bernstein et al. 2018, arXiv:1802.04434. Departures: a factor of $1-\mu$ before $g$, which does not change
+    the signs.
     """
     return with_decay(scale_by_lion((momentum, momentum)), weight_decay, decoupled_weight_decay, lr)
 
@@ -78,7 +79,7 @@ def tiger(lr: Scalar = 1e-3, beta: Scalar = 0.965, weight_decay: Scalar = 0.01):
 
     $m \leftarrow \beta m + (1-\beta) g$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$.
 
-    When to use: as `signum`; its author made it for language models with little memory.
+    When to use: like `signum`; its author designed it for language models with little memory.
 
     Args:
         lr: $\eta$ in [0, inf), the change of each weight per step.
@@ -89,7 +90,7 @@ def tiger(lr: Scalar = 1e-3, beta: Scalar = 0.965, weight_decay: Scalar = 0.01):
         A transformation whose updates are added to the parameters. State: `exp_avg`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.tiger(lr=0.1, weight_decay=1.0)
@@ -97,7 +98,7 @@ def tiger(lr: Scalar = 1e-3, beta: Scalar = 0.965, weight_decay: Scalar = 0.01):
         >>> tx.update({"w": torch.tensor([1e-9, -7.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.1000, -0.1000])
 
-    Source: Su 2023, bojone/tiger. Departures: rates are not scaled by the weights' size, nor halved for biases, as in
-    pytorch_optimizer.
+    Source: Su 2023, bojone/tiger. Departures: rates are neither scaled by the size of the weights nor halved for
+    biases, as in pytorch_optimizer.
     """
     return with_decay(scale_by_lion((beta, beta)), weight_decay, True, lr)

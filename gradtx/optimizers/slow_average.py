@@ -1,4 +1,4 @@
-"""Adam that remembers gradients for a long time: AdEMAMix, its simplified form, Grokfast."""
+"""Adam with a long memory of gradients: AdEMAMix, its simplified form, Grokfast."""
 
 from __future__ import annotations
 
@@ -30,33 +30,35 @@ def ademamix(
     $p \leftarrow p (1 - \eta \lambda) - \eta (\hat m + \alpha l) / (\sqrt{\hat v} + \epsilon)$ with Adam's $\hat m$ and
     $\hat v$.
 
-    When to use: long runs, where AdamW forgets gradients that would still help; the paper reports AdamW's loss with
-    about half of the tokens. Costs one more float per weight. Give both warm-ups the length of the run, since a slow
-    average at full weight makes the first steps unstable.
+    When to use: long runs, in which AdamW forgets gradients that would still help; the paper reports AdamW's loss with
+    about half of the tokens. Needs one more float per weight. Set both warm-ups to the length of the run, because a
+    slow average at full weight makes the first steps unstable.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step, up to $1 + \alpha$ times that where gradients
-            agree.
-        betas: Decay of the mean, of the mean square and of the slow average, each in [0, 1).
-        alpha: $\alpha \ge 0$, how much the slow average counts.
-        eps: $\epsilon \ge 0$, outside the root.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step, up to $1 + \alpha$ times that where
+            gradients agree.
+        betas: Decay rates of the mean, of the mean square and of the slow average, each in [0, 1).
+        alpha: $\alpha \ge 0$, the weight of the slow average.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        alpha_warmup: Steps in which $\alpha$ rises from 0, >= 0 (`ademamix_alpha_schedule`). None: none.
-        beta3_warmup: Steps in which $\beta_3$ rises from $\beta_1$, >= 0 (`half_life_schedule`). None: none.
+        alpha_warmup: Number of steps over which $\alpha$ rises from 0, >= 0 (`ademamix_alpha_schedule`); None for no
+            warm-up.
+        beta3_warmup: Number of steps over which $\beta_3$ rises from $\beta_1$, >= 0 (`half_life_schedule`); None for
+            no warm-up.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_slow`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.ademamix(lr=0.1, betas=(0.9, 0.999, 0.5))  # the slow average holds half of the first gradient
         >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.2000,  0.2000])
 
-    Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none from the authors' code. optax' and
-    pytorch_optimizer's default is alpha = 5, and pytorch_optimizer has one length for both warm-ups.
+    Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none from the authors' code. The default in optax and
+    pytorch_optimizer is alpha = 5, and pytorch_optimizer has a single length for both warm-ups.
     """
     beta1, beta2, beta3 = betas
     if alpha_warmup is not None:
@@ -78,30 +80,30 @@ def simplified_ademamix(
     bias_correction1: bool = False,
     bias_correction2: bool = True,
 ):
-    r"""Simplified AdEMAMix: AdamW with one long sum of gradients, with extra weight on the newest.
+    r"""Simplified AdEMAMix: AdamW with one long sum of gradients, and extra weight on the newest.
 
     $m \leftarrow \beta_1 m + g$,
     $p \leftarrow p (1 - \eta \lambda) - \eta (\alpha g + m) / (\sqrt{\hat v} + \epsilon)$.
 
-    When to use: AdEMAMix at AdamW's memory; the paper reports equal results for small batches with $\alpha$ up to 100,
-    for large ones with 0. Take a learning rate about $1/(1-\beta_1)$ times smaller than AdamW's.
+    When to use: AdEMAMix with AdamW's memory; the paper reports equal results for small batches with $\alpha$ up to
+    100, and for large ones with 0. Use a learning rate about $1/(1-\beta_1)$ times smaller than AdamW's.
 
     Args:
         lr: $\eta$ in [0, inf). Each weight changes by up to $\eta (\alpha + 1/(1-\beta_1))$ per step.
-        betas: Decay of the sum, and of the mean square, each in [0, 1).
-        alpha: $\alpha \ge 0$, how much more the newest gradient counts.
-        eps: $\epsilon \ge 0$, outside the root.
+        betas: Decay rates of the sum and of the mean square, each in [0, 1).
+        alpha: $\alpha \ge 0$, the extra weight of the newest gradient.
+        eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        min_beta1: Initial value of $\beta_1$, in [0, 1); only read with `beta1_warmup`.
-        beta1_warmup: Steps in which $\beta_1$ rises, >= 0 (`half_life_schedule`). None: it is constant.
+        min_beta1: Initial value of $\beta_1$, in [0, 1); read only with `beta1_warmup`.
+        beta1_warmup: Number of steps over which $\beta_1$ rises, >= 0 (`half_life_schedule`); None keeps it constant.
         bias_correction1: Divide by the sum of the weights in $m$, which makes the steps as long as AdamW's.
-        bias_correction2: False divides the direction by $\sqrt{1-\beta_2^t}$.
+        bias_correction2: If False, divide the direction by $\sqrt{1-\beta_2^t}$.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `num_sum`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.simplified_ademamix(lr=0.01, alpha=9.0)
@@ -127,27 +129,27 @@ def grokfast_adamw(
     alpha: Scalar = 0.98,
     lamb: Scalar = 2.0,
 ):
-    r"""AdamW on gradients with an amplified slow component: Grokfast.
+    r"""Grokfast: AdamW on gradients with an amplified slow component.
 
-    $e \leftarrow \alpha e + (1-\alpha) g$, then AdamW with $g + \lambda e$ in place of $g$.
+    $e \leftarrow \alpha e + (1-\alpha) g$, then AdamW with $g + \lambda e$ instead of $g$.
 
     When to use: small models on algorithmic data, where the test loss falls long after the training loss (grokking);
-    the paper reports up to 50 times fewer steps there. Other gradients than the EMA's: `amplify_slow_gradients_window`
-    in a chain before any optimizer.
+    the paper reports up to 50 times fewer steps there. For a filter other than the EMA, use
+    `amplify_slow_gradients_window` in a chain before any optimizer.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root.
-        weight_decay: Decoupled, >= 0, multiplied by the learning rate.
-        alpha: $\alpha$ in [0, 1), of the average of gradients.
-        lamb: $\lambda \ge 0$, how much that average counts.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root.
+        weight_decay: Decoupled weight decay, >= 0, multiplied by the learning rate.
+        alpha: $\alpha$ in [0, 1), the decay rate of the average of gradients.
+        lamb: $\lambda \ge 0$, the weight of that average.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_ema`, `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.grokfast_adamw(lr=0.1, eps=3.0)  # the first gradient counts three times

@@ -28,29 +28,30 @@ def spam(
     every: int = 500,
     warmup_steps: int = 150,
 ):
-    r"""SPAM: AdamW that cuts spikes of the gradient, and forgets its averages from time to time.
+    r"""SPAM: AdamW that clips spikes of the gradient and resets its averages periodically.
 
-    `scale_by_spam` in `restart`, whose clock goes on, and after each restart a warm-up that leaves the decay alone
-    (`restart_warmup_schedule`).
+    `scale_by_spam` in `restart`, whose clock keeps running, and after each restart a warm-up that does not affect the
+    decay (`restart_warmup_schedule`).
 
-    When to use: language models whose loss spikes; the paper reports lower losses than AdamW's, for low precision too.
+    When to use: language models whose loss spikes; the paper reports lower losses than AdamW's, in low precision as
+    well.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of the two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root and before its correction, in the unit of a gradient.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
-        threshold: $\theta > 0$: entries with $g^2 > \theta v$ are cut.
-        clip_after: Steps at the start, and after a restart, in which nothing is cut, >= 0; below 2 gradients are cut to
-            0 for ever.
-        every: Steps between restarts, >= 1.
-        warmup_steps: Steps of the warm-up after a restart, >= 0.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        threshold: $\theta > 0$: entries with $g^2 > \theta v$ are clipped.
+        clip_after: Number of steps at the start, and after a restart, without clipping, >= 0; below 2, gradients are
+            clipped to 0 indefinitely.
+        every: Number of steps between restarts, >= 1.
+        warmup_steps: Number of warm-up steps after a restart, >= 0.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.spam(lr=0.1, every=3, warmup_steps=2)
@@ -63,9 +64,9 @@ def spam(
         tensor([-0.0006])
         tensor([-0.0201])
 
-    Source: Huang et al. 2025, arXiv:2501.06842. Departures: the decay is taken from the weights before the step; all
-    entries are trained (no `density`). pytorch_optimizer's warm-up is one step ahead, and wrong from the second restart
-    on.
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: the decay is subtracted from the weights before the step;
+    all entries are trained (no `density`). pytorch_optimizer's warm-up is one step ahead, and wrong from the second
+    restart on.
     """
     direction = restart(scale_by_spam(betas, eps, threshold, clip_after, every), every, keep_clock=True)
     warmup = scale(restart_warmup_schedule(1.0, every, warmup_steps))
@@ -76,7 +77,7 @@ def spam(
 def stable_spam_direction(
     beta1: Scalar, gamma1: Scalar, beta2: Scalar, gamma2: Scalar, eps: Scalar, theta: Scalar, every: int
 ):
-    """Stable-SPAM's links. They get the first two numbers of a step of the whole run, also inside the restart."""
+    """Chain Stable-SPAM's links, with `beta1` and `gamma1` of the step of the whole run, even inside the restart."""
     return chain(
         clip_to_peak_history(theta),
         normalize_by_norm_history((gamma1, gamma2), eps),
@@ -98,31 +99,32 @@ def stable_spam(
     total_steps: int | None = None,
     eta_min: Scalar = 0.5,
 ):
-    r"""Stable-SPAM: AdamW on gradients that are bounded by their history, restarted from time to time.
+    r"""Stable-SPAM: AdamW on gradients bounded by their history, restarted periodically.
 
-    `clip_to_peak_history`, `normalize_by_norm_history`, then Adam in `restart`, with its clock; decoupled decay.
+    `clip_to_peak_history`, `normalize_by_norm_history`, then Adam in `restart`, with its own clock; the decay is
+    decoupled.
 
-    When to use: training in 4 or 8 bit, where single entries and whole norms of gradients spike; the paper reports the
-    results of AdamW in 16 bit.
+    When to use: training in 4 or 8 bits, where single entries and whole norms of gradients spike; the paper reports the
+    results of AdamW in 16 bits.
 
     Args:
-        lr: $\eta$ in [0, inf), about the change of each weight per step.
-        betas: Decay of Adam's two averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, outside the root, and in the normalization.
-        weight_decay: Decoupled, $\lambda \ge 0$, multiplied by the learning rate.
-        gammas: Decay of the averages of norms and of their squares, each in [0, 1).
-        theta: Decay of the average of the largest entry, in [0, 1).
-        every: Steps between restarts of Adam, >= 1.
-        total_steps: $T \ge 1$: $\beta_1$ and $\gamma_1$ fall as half a cosine, to `eta_min` of their values at
-            $t = T + 1$. None: they stay.
-        eta_min: Share in [0, 1] of them at the end; only read with `total_steps`.
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of Adam's two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, and in the normalization.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        gammas: Decay rates of the averages of norms and of their squares, each in [0, 1).
+        theta: Decay rate of the average of the largest entry, in [0, 1).
+        every: Number of steps between restarts of Adam, >= 1.
+        total_steps: $T \ge 1$: $\beta_1$ and $\gamma_1$ fall as half a cosine, to `eta_min` times their values at
+            $t = T + 1$. None keeps them constant.
+        eta_min: Final fraction of these values, in [0, 1]; read only with `total_steps`.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `max_avg`, `norm_avg`, `norm_sq_avg`, 0-d of
-        every leaf, and `exp_avg`, `exp_avg_sq` with their own `step`.
+        A transformation whose updates are added to the parameters. State: per leaf, `max_avg`, `norm_avg` and
+        `norm_sq_avg`, 0-d; `exp_avg`, `exp_avg_sq` with their own `step`.
 
     Raises:
-        ValueError: numbers out of range, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.stable_spam(lr=0.1)
@@ -133,9 +135,9 @@ def stable_spam(
         tensor([-0.1000])
         tensor([-0.0989])
 
-    Source: Huang et al. 2025, arXiv:2502.17055. Departures: averages of norms keep the count of the whole run, and at a
-    restart Adam steps with new averages, as in pytorch_optimizer; the authors' code does neither. The cosine is that of
-    the paper; pytorch_optimizer's is one step ahead.
+    Source: Huang et al. 2025, arXiv:2502.17055. Departures: averages of norms keep the step count of the whole run, and
+    at a restart Adam steps with new averages, as in pytorch_optimizer; the authors' code does neither. The cosine is
+    that of the paper; pytorch_optimizer's is one step ahead.
     """
     (beta1, beta2), (gamma1, gamma2) = betas, gammas
     if total_steps is not None:
@@ -146,5 +148,5 @@ def stable_spam(
 
 
 def _times(number: Scalar, share: Schedule) -> Schedule:
-    """A number times a schedule that counts steps from 1."""
+    """Return `number` times a schedule that counts steps from 1."""
     return Schedule(lambda step: number * share(step + 1))

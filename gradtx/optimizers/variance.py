@@ -13,22 +13,22 @@ __all__ = ["a2grad", "msvag"]
 
 @alias(class_name="MSVAG", ranges={"beta": "[0, 1)"}, example={"lr": 0.1})
 def msvag(lr: Scalar, beta: Scalar = 0.9):
-    r"""M-SVAG: momentum SGD that shortens the step of every weight by the share of variance in its gradient.
+    r"""M-SVAG: momentum SGD that shortens the step of each weight by the share of variance in its gradient.
 
-    $p \leftarrow p - \eta f_t \hat m_t$, with $f_t$ in [0, 1] the estimated share of the squared mean in the square of
-    $\hat m_t$: see `scale_by_msvag`.
+    $p \leftarrow p - \eta f_t \hat m_t$, where $f_t$ in [0, 1] is the estimated share of the squared mean in the square
+    of $\hat m_t$; see `scale_by_msvag`.
 
-    When to use: when Adam's signs hurt generalization, yet noise differs much from weight to weight.
+    When to use: when Adam's sign-like steps hurt generalization, yet noise differs widely between weights.
 
     Args:
-        lr: $\eta$ in [0, inf), in units of SGD's; the authors give no default.
-        beta: Decay of both averages, in [0, 1).
+        lr: $\eta$ in [0, inf), on the scale of SGD's rates; the authors give no default.
+        beta: Decay rates of both averages, in [0, 1).
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.msvag(lr=0.1)
@@ -47,28 +47,28 @@ def msvag(lr: Scalar, beta: Scalar = 0.9):
 def a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5):
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 
-    See `scale_by_a2grad`, which this is.
+    Equivalent to `scale_by_a2grad`.
 
-    When to use: convex or nearly convex problems with noise, where you want acceleration with a guarantee; `lips` must
-    be about right.
+    When to use: convex or nearly convex problems with noise, if acceleration should come with a guarantee; `lips` must
+    be approximately right.
 
     Args:
         variant: "uni", "inc" or "exp": how quickly earlier deviations are forgotten.
         beta: $\beta \ge 0$, the weight of the damping.
-        lips: $L > 0$, the Lipschitz constant of the gradient: steps are 1/L large.
-        rho: Decay of the average deviation in [0, 1); read by "exp" only.
+        lips: $L > 0$, the Lipschitz constant of the gradient: the step size is 1/L.
+        rho: Decay rate of the average deviation, in [0, 1); read only by "exp".
 
     Returns:
         A transformation whose updates are added to the parameters; there is no learning rate. State: `x`, `avg_grad`,
         `v`, [`v_tilde`].
 
     Raises:
-        ValueError: numbers out of range, an unknown variant, missing `params`.
+        ValueError: If a hyperparameter is out of range, if `variant` is unknown, or if `params` is missing.
 
     Example:
         >>> tx, params = gradtx.a2grad(beta=0.0, lips=1.0), {"w": torch.tensor([1.0])}
         >>> state = tx.init(params)
-        >>> for _ in range(4):  # of w**2 / 2, without damping
+        >>> for _ in range(4):  # the loss is w**2 / 2, without damping
         ...     updates, state = tx.update(params, state, params)
         ...     params = gradtx.apply_updates(params, updates)
         ...     print(params["w"])
@@ -77,7 +77,7 @@ def a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: 
         tensor([-0.0375])
         tensor([-0.0217])
 
-    Source: Deng et al. 2018, arXiv:1810.00553. Departures: none from the paper; published codes have one damping a
-    leaf, and pytorch_optimizer's counts from 1.
+    Source: Deng et al. 2018, arXiv:1810.00553. Departures: none from the paper; published implementations have one
+    damping per leaf, and pytorch_optimizer's counts from 1.
     """
     return scale_by_a2grad(variant, beta, lips, rho)

@@ -1,4 +1,4 @@
-"""Chains of every kind for the tests of the adapter, over the parameters of `problems`."""
+"""Chains of every kind for the adapter's tests, over the parameters of `problems`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WARM_UP = gradtx.warmup_cosine_schedule(40, max_lr=3e-2, init_lr=1e-3, warmup_st
 
 @gradtx.per_tensor
 def scale_by_two_sums(factor: gradtx.Scalar = 1.0):
-    """Divides by the norm of the tree, then by the mean size of what came out; the second sum needs the first."""
+    """Divide by the norm of the tree, then by the mean size of the result; the second sum depends on the first."""
 
     def update(update, state, param, ctx):
         square = yield {"square": update.square().sum()}
@@ -25,7 +25,7 @@ def scale_by_two_sums(factor: gradtx.Scalar = 1.0):
 
 @gradtx.per_tensor(elementwise=True)
 def take_turns():
-    """Two slots that change places at every step, as in positive-negative momentum."""
+    """Swap two slots at every step while updating them, as in positive-negative momentum."""
 
     def init(param):
         return {"even": torch.zeros_like(param), "odd": torch.ones_like(param)}
@@ -38,7 +38,7 @@ def take_turns():
 
 @gradtx.per_tensor(elementwise=True)
 def swap_slots():
-    """Two slots that change places as they are."""
+    """Swap two slots unchanged."""
 
     def init(param):
         return {"one": torch.zeros_like(param), "other": torch.ones_like(param)}
@@ -51,7 +51,7 @@ def swap_slots():
 
 @gradtx.per_tensor(random=True)
 def add_noise(size: gradtx.Scalar = 0.1, seed: int = 3):
-    """Random numbers at init and at every step, of both kinds."""
+    """Draw random numbers at init and at every step, of both kinds."""
 
     def init(param, rng):
         return {"drift": rng.normal(param)}
@@ -65,7 +65,7 @@ def add_noise(size: gradtx.Scalar = 0.1, seed: int = 3):
 
 @gradtx.whole_tree
 def scale_by_mean_of_trees(factor: gradtx.Scalar = 1.0):
-    """A function of whole trees, with slots and a shared number."""
+    """Apply a function of whole trees, with slots and a shared value."""
 
     def init(params):
         return {
@@ -83,7 +83,7 @@ def scale_by_mean_of_trees(factor: gradtx.Scalar = 1.0):
 
 @gradtx.whole_tree(needs=("grad_fn", "params"))
 def gradient_ahead(rate: gradtx.Scalar = 0.1):
-    """The gradient where a step of plain descent would lead."""
+    """Return the gradient at the point that a step of plain descent would reach."""
 
     def update(updates, state, params, ctx):
         return ctx.grad_fn({name: params[name] - rate * update for name, update in updates.items()}), state
@@ -182,4 +182,4 @@ CHAINS = {
     "schedule free": gradtx.schedule_free_adamw(lr=1e-2, weight_decay=0.1, warmup_steps=4),
 }
 
-ON_HOST = ("whole tree", "plain functions", "random")  # chains whose steps read values or counts
+ON_HOST = ("whole tree", "plain functions", "random")  # chains whose steps read values or counts on the host

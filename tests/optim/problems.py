@@ -1,4 +1,4 @@
-"""What the tests of the adapter share: named parameters, gradients that depend on them, loops, and comparisons."""
+"""Shared helpers of the adapter's tests: named parameters, gradients, training loops, and comparisons."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ Skip = Callable[[str, int], bool]
 def parameters(
     dtype: torch.dtype = torch.float64, shapes: Mapping[str, tuple[int, ...]] = SHAPES
 ) -> dict[str, torch.nn.Parameter]:
-    """Fresh parameters by name, the same numbers in every call."""
+    """Return fresh parameters by name, with the same values in every call."""
     return {
         name: torch.nn.Parameter(drawn(i, shape).to(dtype, copy=True)) for i, (name, shape) in enumerate(shapes.items())
     }
 
 
 def made(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor] | None = None) -> tuple[Any, Any]:
-    """An optimizer, and the parameters of which it knows the names."""
+    """Return an optimizer and its named parameters."""
     params = parameters() if params is None else params
     return gradtx.as_optimizer(tx, list(params.items())), params
 
 
 def both(run: Callable[[Any], Any]) -> list[Any]:
-    """The results of the same handling of our optimizer and of torch's."""
+    """Return the results of `run` with our optimizers and with torch's."""
     return [run(module) for module in (gradtx.optim, torch.optim)]
 
 
 def gradient(param: Tensor, t: int) -> Tensor:
-    """The gradient of step `t` (from 0), a smooth function of the parameter; signs differ between steps."""
+    """Return the gradient of step `t` (from 0), a smooth function of the parameter whose sign differs between steps."""
     p = param.detach()
     return 0.5 * p + 0.3 * (2 * p).sin() + 0.7 * drawn(100 + t, tuple(p.shape)).to(p.dtype)
 
 
 def loss_of(params: Mapping[str, Tensor]) -> Tensor:
-    """A loss whose gradient is that of `gradient` without its noise."""
+    """Return a loss whose gradient is that of `gradient` without its noise."""
     terms = [(0.25 * p.square() - 0.15 * (2 * p).cos()).to(torch.float64).sum() for p in params.values()]
     return torch.stack(terms).sum()
 
@@ -64,7 +64,7 @@ def descend(
     after: Callable[[], Any] = lambda: None,
     skip: Skip = lambda name, t: False,
 ) -> None:
-    """Steps with the gradients of `gradient`, None where `skip(name, t)`; `after` is called at the end of each."""
+    """Take steps with the gradients of `gradient`, None where `skip(name, t)`; call `after` at the end of each step."""
     for t in range(start, start + steps):
         set_gradients(params, t, skip)
         optimizer.step()
@@ -74,7 +74,7 @@ def descend(
 def functional(
     tx: gradtx.GradientTransformation, params: Mapping[str, Tensor], steps: int, skip: Skip = lambda name, t: False
 ) -> tuple[dict[str, Tensor], Any]:
-    """The same by pure functions: final parameters and state."""
+    """Take the same steps with pure functions; return the final parameters and state."""
     values = {name: param.detach().clone() for name, param in params.items()}
     state = tx.init(values)
     for t in range(steps):
@@ -90,12 +90,12 @@ def values(params: Mapping[str, Tensor] | Iterable[Tensor]) -> list[Tensor]:
 
 
 def twins(params: Mapping[str, Tensor]) -> dict[str, torch.nn.Parameter]:
-    """Parameters of their own with the same values."""
+    """Return independent parameters with the same values."""
     return {name: torch.nn.Parameter(param.detach().clone()) for name, param in params.items()}
 
 
 def saved_and_loaded(value: Any) -> Any:
-    """Through a file, as a careful user loads it."""
+    """Save a value to a file and load it with `weights_only=True`."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
@@ -106,13 +106,13 @@ def saved_and_loaded(value: Any) -> Any:
 
 
 def assert_equal(actual: Any, expected: Any) -> None:
-    """The same structure, and the same bits in every tensor; other leaves are equal."""
+    """Assert the same structure, the same bits in every tensor, and equality of all other leaves."""
     got, spec = _pytree.tree_flatten(actual)
     wanted, expected_spec = _pytree.tree_flatten(expected)
     assert spec == expected_spec
     for a, b in zip(got, wanted, strict=True):
         if not isinstance(b, Tensor):
-            assert a is b or a == b  # a NaN that was left alone is the same object
+            assert a is b or a == b  # an unchanged NaN is the same object
             continue
         assert isinstance(a, Tensor)
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
@@ -129,7 +129,7 @@ def assert_close(actual: Iterable[Tensor], expected: Iterable[Tensor], tolerance
 
 
 def whole(optimizer: torch.optim.Optimizer, grads: bool = True) -> Any:
-    """Groups, states, parameters and gradients, copied."""
+    """Return copies of groups, states, parameters and gradients."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     found = {
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
@@ -142,7 +142,7 @@ def whole(optimizer: torch.optim.Optimizer, grads: bool = True) -> Any:
 
 @contextlib.contextmanager
 def unchanged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """The block leaves groups, states, parameters and gradients bit for bit as they were."""
+    """Assert that the block leaves groups, states, parameters and gradients bit-identical."""
     before = whole(optimizer)
     yield
     assert_equal(whole(optimizer), before)

@@ -1,4 +1,4 @@
-"""Repeats a recorded step as a CUDA graph would."""
+"""Replay a recorded step as a CUDA graph would."""
 
 import torch
 from torch.utils import _pytree
@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Tape(TorchDispatchMode):
-    """Records operations, and runs them again on the same memory, with the same numbers: what a CUDA graph does."""
+    """Records operations and replays them on the same memory with the same scalars, as a CUDA graph does."""
 
     def __init__(self):
         super().__init__()

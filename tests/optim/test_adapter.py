@@ -1,4 +1,4 @@
-"""The adapter is the functional loop, kept in place."""
+"""The adapter equals the functional loop, run in place."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.optim.chains import CHAINS, WARM_UP
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, values
 
 # Hyperparameters are 0-d float64 tensors in the adapter and Python numbers in the loop: `log` and `1 - beta` may differ
-# in the last bit of float64, and thirty steps make that up to about 1e-14.
+# in the last bit of float64, which thirty steps amplify to about 1e-14.
 TOLERANCE = 1e-12
 
 
@@ -37,8 +37,8 @@ def test_parameters_of_different_dtypes_equal_the_functional_loop(name):
     descend(gradtx.as_optimizer(CHAINS[name], list(params.items())), params, 6)
     expected, _ = functional(CHAINS[name], mixed(), 6)
     for key, param in params.items():
-        # One rounding of the dtype that may fall to the other side; plain functions keep half-precision slots here,
-        # and their own float32 tree there.
+        # A single rounding of the dtype may go the other way; here, plain functions keep half-precision slots, and in
+        # the functional loop their own float32 tree.
         tolerance = {torch.float64: 1e-6, torch.float32: 1e-6}.get(param.dtype, 2e-2)
         torch.testing.assert_close(param.detach(), expected[key], rtol=tolerance, atol=tolerance)
 
@@ -73,7 +73,7 @@ def test_bfloat16_parameters_equal_the_functional_loop_bit_for_bit(state_dtype):
     for name, param in params.items():
         kept = optimizer.state[param]["exp_avg"]
         assert kept.dtype == (state_dtype or torch.bfloat16)
-        # Only a 0-d leaf meets the adapter's 0-d float64 hyperparameters in float64 rather than float32.
+        # Only 0-d leaves are combined with the adapter's 0-d float64 hyperparameters in float64 rather than float32.
         assert_close([kept], [state["scale_by_adam"]["exp_avg"][name]], 1e-6)
 
 
@@ -119,7 +119,7 @@ def test_parameters_that_are_not_contiguous_move_as_contiguous_ones():
         for param in (odd, plain):
             descend(gradtx.as_optimizer(tx, [param]), {"w": param}, 6)
         assert odd.stride() != plain.stride()
-        # Sums over other strides add in another order.
+        # Different strides change the order of summation.
         assert_close([odd], [plain], TOLERANCE)
 
 

@@ -1,4 +1,4 @@
-"""ASGD is torch's: the same steps and averages, and checkpoints go both ways."""
+"""ASGD matches torch: the same steps and averages, and checkpoints work in both directions."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 import gradtx
 from tests.optim.problems import assert_close, descend, parameters, saved_and_loaded, twins
 
-# The same sums in float64, in another order.
+# The same float64 sums in a different order.
 TOLERANCE = 1e-12
 OPTIONS = [
     {},
@@ -15,7 +15,7 @@ OPTIONS = [
     {"lambd": 0.0, "t0": 6, "maximize": True},
 ]
 
-# torch keeps `eta` and `mu` in the default dtype.
+# torch stores `eta` and `mu` in the default dtype.
 pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 
@@ -47,7 +47,7 @@ def test_a_scheduler_reaches_the_rate_as_in_torch():
         (gradtx.optim.ASGD(own.values(), lr=0.03), own),
         (torch.optim.ASGD(other.values(), lr=0.03), other),
     ):
-        # a warm-up writes the rate before the first step
+        # a warm-up sets the rate before the first step
         scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=10)
         descend(optimizer, params, 20, after=scheduler.step)
     assert_close(own.values(), other.values(), TOLERANCE)

@@ -1,4 +1,4 @@
-"""Steps that a CUDA graph captures, `capturable=True`. On the processor a tape repeats a step as a graph would."""
+"""Steps captured by a CUDA graph, `capturable=True`. On the CPU, a tape replays a step as a graph would."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ REPEATABLE = {name: tx for name, tx in CHAINS.items() if name not in ON_HOST}
 
 
 class NoCountIsRead(TorchDispatchMode):
-    """An error where the host reads a whole number."""
+    """Raises an error if the host reads an integer."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -29,12 +29,12 @@ class NoCountIsRead(TorchDispatchMode):
 
 @pytest.fixture
 def device_counts(monkeypatch):
-    """The processor's counts as those of a device, which the host doesn't read."""
+    """Make the CPU's counts behave like those of a device, which the host does not read."""
     monkeypatch.setattr(Count, "most", property(lambda count: count.bound))
 
 
 def pair(tx):
-    """An optimizer to capture and its twin, with their parameters."""
+    """Return an optimizer to capture and its twin, with their parameters."""
     made = []
     for _ in range(2):
         params = parameters()
@@ -53,7 +53,7 @@ def give_gradients(params, t):
 
 
 def repeat(captured, params, twin, expected, steps):
-    """Record a step after three and repeat it, while the twin steps as usual."""
+    """Record a step after three others and replay it, while the twin takes ordinary steps."""
     for t in range(steps):
         give_gradients(params, t)
         give_gradients(expected, t)
@@ -117,7 +117,7 @@ def test_the_clock_of_a_wrapper_is_not_read(device_counts):
 
 @pytest.mark.parametrize("by_lists", [True, False])
 def test_a_rule_that_returns_its_old_slots_is_repeated_rightly(by_lists, device_counts, monkeypatch):
-    """New state is written into the tensors of the old, which may be the new values of others."""
+    """New state is written into the tensors of the old state, which may be the new values of other slots."""
 
     @gradtx.per_tensor
     def exchange():
@@ -167,7 +167,7 @@ def test_a_step_with_a_rate_on_the_device_follows_it(device_counts):
 
 @contextlib.contextmanager
 def capturing():
-    """A CUDA graph that is being captured, as far as optimizers can tell."""
+    """Make optimizers believe that a CUDA graph is being captured."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
         yield

@@ -1,4 +1,4 @@
-"""Checkpoints that don't fit: an error that says what, and nothing has changed."""
+"""Checkpoints that do not fit raise an error that says why, and change nothing."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Checkpoints of our own: what is saved continues bit for bit; what does not fit changes nothing."""
+"""Our own checkpoints: saved runs continue bit for bit; a checkpoint that does not fit changes nothing."""
 
 import copy
 
@@ -28,7 +28,7 @@ def trained(tx, steps=7, dtype=torch.float32):
 
 
 def assert_resumes(tx, dtype=torch.float32):
-    """A new optimizer with the saved state, and the first one, go on alike; the new one had steps behind it."""
+    """Assert that an optimizer that has taken other steps continues like the first one after loading its state."""
     optimizer, params = trained(tx, dtype=dtype)
     again, own = trained(tx, steps=2, dtype=dtype)
     checkpoint = saved_and_loaded({"optimizer": optimizer.state_dict(), "params": params})
@@ -75,7 +75,7 @@ def test_loading_neither_changes_the_given_state_dict_nor_ties_it_to_the_optimiz
     optimizer, params = trained(CHAINS["record"])
     saved = saved_and_loaded(optimizer.state_dict())
     kept = copy.deepcopy(saved)
-    for _ in range(2):  # loading twice is loading once
+    for _ in range(2):  # loading twice is the same as loading once
         optimizer.load_state_dict(saved)
         descend(optimizer, params, 2)
         assert_equal(saved, kept)

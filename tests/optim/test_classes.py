@@ -45,7 +45,7 @@ def test_a_class_has_the_docstring_of_its_alias_and_a_name_to_pickle_it_by(name)
 def test_options_that_torch_takes_by_position_are_taken_by_position(name):
     theirs = inspect.signature(getattr(torch.optim, name)).parameters.values()
     positional = [p.name for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]
-    # What comes behind an option of torch's engines cannot be reached by position alone.
+    # Arguments after one of torch's implementation options cannot be passed by position alone.
     positional = list(itertools.takewhile(lambda name: name not in ENGINE_OPTIONS, positional))
     own = inspect.signature(getattr(gradtx.optim, name)).parameters.values()
     assert [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
@@ -62,7 +62,7 @@ def test_a_class_takes_the_steps_of_as_optimizer(name):
         params = parameters()
         optimizer = make(params.values(), **required)
         for _ in range(5):
-            optimizer.step(closure_of(optimizer, params))  # which has whatever a link may need
+            optimizer.step(closure_of(optimizer, params))  # provides every extra that a link may need
         results.append(values(params))
     assert_equal(*results)
 
@@ -99,7 +99,7 @@ def test_an_unknown_argument_is_an_error_with_a_suggestion():
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_the_defaults_of_an_optimizer_make_another_like_it(name):
-    """Trainers and torch's own code write `type(opt)(params, **opt.defaults)`."""
+    """Trainers and torch itself call `type(opt)(params, **opt.defaults)`."""
     cls, param, options = getattr(gradtx.optim, name), torch.nn.Parameter(torch.ones(3, 3)), example(ALIASES[name])
     others = [{}]
     arguments = inspect.signature(cls).parameters
@@ -163,7 +163,7 @@ def test_a_class_may_be_subclassed():
     assert_equal(values(params), values(others))
 
 
-# What torch says to bad parameters.
+# torch's errors for invalid parameters.
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""Closures: the loss, gradients elsewhere, and other extras reach the links that ask for them."""
+"""Closures: the loss, gradients at other points, and other extras reach the links that need them."""
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ from tests.optim.problems import (
     whole,
 )
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 
 @gradtx.whole_tree(needs=("grad_fn", "params"))
 def sam(rho: gradtx.Scalar = 0.05):
-    """Foret et al. 2020: the gradient a little uphill."""
+    """Foret et al. 2020: the gradient at a nearby point uphill."""
 
     def update(updates, state, params, ctx):
         norm = torch.stack([u.square().sum().to(torch.float64) for u in updates.values()]).sum().sqrt()

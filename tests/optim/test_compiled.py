@@ -1,4 +1,4 @@
-"""`compile=True`: equal to eager steps, in place, and nothing compiles twice."""
+"""`compile=True`: equal to eager steps, in place, and nothing is compiled twice."""
 
 import copy
 import functools
@@ -23,7 +23,7 @@ from tests.conformance import composed_cases, noise, plain_cases, step_extras, t
 from tests.thinning import thinned
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
-# A sixth is really compiled, which takes seconds each; `test_every_transformation_...` traces all of them.
+# One in six is actually compiled, because each takes seconds; `test_every_transformation_...` traces all of them.
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"][::6]
 CHAINS = {
     "norm": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw(lr=0.01)),
@@ -46,7 +46,7 @@ each = functools.partial(pytest.mark.parametrize, ids=str)
 
 
 def optimizers(make, dtype=torch.float64, shapes=SHAPES, options=True):
-    """Two optimizers of the same start: eager and compiled."""
+    """Return two optimizers with the same initial weights: eager and compiled."""
     start = noise(3, shapes, dtype)
     made = []
     for compile in (False, options):
@@ -56,7 +56,7 @@ def optimizers(make, dtype=torch.float64, shapes=SHAPES, options=True):
 
 
 def walk(params, optimizer, steps, missing=None):
-    """Steps along a smooth field; some leaf may lack its gradient for a step."""
+    """Take steps along a smooth field; a leaf may lack its gradient in a step."""
     for i in range(steps):
         for (name, param), grad in zip(params.items(), gradients(params).values(), strict=True):
             param.grad = None if missing == (i, name) else grad
@@ -69,7 +69,7 @@ def values(params):
 
 
 def gradients(params):
-    """As the field of the conformance tests, for any names."""
+    """Return the field of the conformance tests, for arbitrary names."""
     return {name: (0.5 * p + 0.3 * (2 * p).sin() + 0.1).to(p.dtype) for name, p in values(params).items()}
 
 
@@ -103,7 +103,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
 @thinned(4)
 @each("case", ALIASES)
 def test_every_alias_compiled_equals_eager(case, monkeypatch):
-    monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile sooner
+    monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile faster
     eager, compiled = optimizers(case.make, shapes={"matrix": (3, 4)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
@@ -132,12 +132,12 @@ def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
     assert_equal(eager, compiled, 1e-12)
 
 
-# What does not compile anything twice.
+# Cases in which nothing is compiled twice.
 
 
 @pytest.fixture(name="programs")
 def _programs(monkeypatch):
-    """Of each program that is made the options of its functions, which are not really compiled."""
+    """Record, per program, the options of its functions, without actually compiling them."""
     made, compile = [], trace.BundleProgram.compile
 
     def noted(program, compiler):
@@ -199,7 +199,7 @@ def test_a_switch_that_changes_the_links_compiles_anew_and_back_again_nothing(pr
 
 def test_optimizers_of_like_chains_share_programs(programs):
     params = [torch.nn.Parameter(torch.full((n,), 1.0)) for n in (3, 4, 5)]
-    for param, lr in zip(params, (0.1, 0.2, 0.3), strict=True):  # an optimizer for each parameter, as hooks have it
+    for param, lr in zip(params, (0.1, 0.2, 0.3), strict=True):  # one optimizer per parameter, as with hooks
         param.grad = torch.ones_like(param)
         gradtx.optim.AdamW([param], lr=lr, compile=True).step()
     assert len(programs) == 1
@@ -217,12 +217,12 @@ def test_leaves_of_one_entry_join_the_programs_of_others(programs):
     assert_equal(eager, compiled, 1e-12)
 
 
-# Compiling while steps go on.
+# Compilation while steps continue.
 
 
 @pytest.fixture(name="gate")
 def _gate(monkeypatch, uncompiled):
-    """An event that stands for the end of the child process; programs are not really compiled."""
+    """Return an event that stands for the end of the child process; programs are not actually compiled."""
     gate = threading.Event()
     monkeypatch.setattr(BackgroundEngine, "_compile_elsewhere", lambda engine: gate.is_set)
     return gate
@@ -289,7 +289,7 @@ def test_a_child_process_fills_the_cache_on_disk(tmp_path, monkeypatch):
     assert_equal(eager, compiled, 1e-12)
 
 
-# In place, with whatever tensors there are.
+# In-place writes, for all kinds of tensors.
 
 
 def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go(uncompiled):
@@ -378,7 +378,7 @@ def test_a_compiled_run_resumes_bit_for_bit(uncompiled):
     assert_equal((params, optimizer), (others, other), 0.0)
 
 
-# Options, and when it does not work.
+# Options, and failures to compile.
 
 
 def test_a_backend_is_a_function_of_graph_examples_and_options():

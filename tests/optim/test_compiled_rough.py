@@ -1,4 +1,4 @@
-"""What users do to optimizers behind their backs, with `compile=True`: the same as eagerly."""
+"""Changes that users make to optimizers behind their backs, with `compile=True`: the same results as eagerly."""
 
 import contextlib
 import threading
@@ -15,15 +15,15 @@ each = pytest.mark.parametrize
 
 @pytest.fixture(name="uncompiled", autouse=True)
 def _uncompiled(request, monkeypatch):
-    """Programs run as they were traced, unless a test asks for `real` ones."""
+    """Run programs as traced, without compiling them, unless a test requests `real` compilation."""
     if "real" not in request.fixturenames:
         monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
-        monkeypatch.setattr(compiled, "WIDTH", 2)  # and short ones are traced sooner
+        monkeypatch.setattr(compiled, "WIDTH", 2)  # short programs are traced faster
 
 
 @pytest.fixture(name="real")
 def _real(monkeypatch):
-    monkeypatch.setattr(compiled, "WIDTH", 1)  # small programs compile sooner
+    monkeypatch.setattr(compiled, "WIDTH", 1)  # small programs compile faster
 
 
 def line(size, factor=1.0, dtype=F64):
@@ -42,7 +42,7 @@ def step(optimizer, factor=1.0, **extras):
 
 
 def assert_same(run, tolerance=1e-12):
-    """`run(compile)` gives an optimizer: parameters and state are the same, and the engine was at work."""
+    """Assert that `run` yields equal parameters and state in both modes, and that the engine ran."""
     eager, compiled = run(False), run(True)
     assert not compiled._engine.failed
     for group, other in zip(eager.param_groups, compiled.param_groups, strict=True):
@@ -149,7 +149,7 @@ def test_an_update_may_be_an_old_slot():
     assert_same(run)
 
 
-# What rules ask of sizes, and of branches.
+# Rules that read sizes or branch on values.
 
 
 def test_a_size_that_a_rule_takes_as_a_plain_number_is_not_used_for_others():
@@ -195,7 +195,7 @@ def test_a_wrapper_with_a_clock_in_another_branch_needs_no_state():
     assert_same(run)
 
 
-# Extras and state in other dtypes, absent, wrong.
+# Extras and state: other dtypes, missing, or wrong.
 
 
 def test_the_value_of_a_closure_may_come_and_go_and_change_its_dtype(real):
@@ -251,7 +251,7 @@ def test_shared_state_that_a_user_rounded_goes_on(real):
     torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
 
 
-# Surroundings.
+# Environment.
 
 
 @each("inside", [(0,), (0, 1, 3), (2,)])

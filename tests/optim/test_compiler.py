@@ -1,4 +1,4 @@
-"""How torch's compiler is called: without the tests that it runs of the processor, and once more where it fails."""
+"""Calls of torch's compiler: without its tests of the processor, and with a second attempt after a failure."""
 
 import platform
 
@@ -29,7 +29,7 @@ def sgdp(compile):
 
 @pytest.fixture
 def compiled_equals_eager(monkeypatch):
-    monkeypatch.setattr(compiled, "WIDTH", 1)  # small programs compile sooner
+    monkeypatch.setattr(compiled, "WIDTH", 1)  # small programs compile faster
 
     def check():
         with torch._inductor.config.patch(force_disable_caches=True):
@@ -42,7 +42,7 @@ def compiled_equals_eager(monkeypatch):
 
 @pytest.fixture
 def nothing_asked():
-    """torch knows nothing of instruction sets, neither before nor after."""
+    """Clear torch's caches of instruction sets before and after the test."""
     for known in ASKED:
         known.cache_clear()
     yield
@@ -58,7 +58,7 @@ def test_instruction_sets_are_believed_while_we_compile_and_not_later(
     monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda self, code: asked.append(self) or False)
     compiled_equals_eager()
     assert asked == []
-    assert cpu_vec_isa.valid_vec_isa_list() == []  # others get what the tests say
+    assert cpu_vec_isa.valid_vec_isa_list() == []  # other callers get the results of these tests
     assert asked
 
 

@@ -1,4 +1,4 @@
-"""Complex parameters step as with torch.optim's classes, that is as their real views; other links refuse them."""
+"""Complex parameters step as in torch.optim, that is, as their real views; links that cannot do so refuse them."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ from gradtx._lists import bundle as lists
 from tests.conformance import Case, plain_cases
 from tests.optim.problems import assert_close, assert_equal, saved_and_loaded
 
-# The same operations in another order.
+# The same operations in a different order.
 TOLERANCE = 1e-12
 SHAPES = {"matrix": (3, 4), "vector": (5,), "number": (), "empty": (0, 2)}
 DECAY = {"weight_decay": 0.1}
@@ -42,7 +42,7 @@ NAMES = sorted({name for name, _ in CASES})
 
 @pytest.fixture(autouse=True)
 def float64_by_default():
-    """Numbers that torch's optimizers keep in the default dtype are in float64 then, as ours."""
+    """Make float64 the default dtype, in which torch's optimizers store some values, as ours always do."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
@@ -54,7 +54,7 @@ def drawn(seed, shape=(3, 4), dtype=torch.complex128):
 
 
 def parameters(view=False, seed=0):
-    """Complex parameters, or their real views, and a real parameter."""
+    """Return complex parameters, or their real views, and a real parameter."""
     params = {}
     for i, (name, shape) in enumerate(SHAPES.items()):
         value = drawn(100 * seed + i, shape)
@@ -91,7 +91,7 @@ def torch_and_ours(name, options, **ours):
     return reference, params, getattr(gradtx.optim, name)(twins.items(), lr=0.03, **options, **ours), twins
 
 
-# As torch.
+# Comparison with torch.
 
 
 @pytest.mark.parametrize("skips", [False, True], ids=["all gradients", "some gradients"])
@@ -119,7 +119,7 @@ def test_single_precision_stays_single_and_follows_torch(name):
             param.grad = gradient.clone()
             optimizer.step()
     assert params[1].dtype == torch.complex64
-    assert_close([params[1]], [params[0]], 1e-5)  # roundings of float32
+    assert_close([params[1]], [params[0]], 1e-5)  # float32 rounding
     slots = [slot for slot in optimizers[1].state[params[1]].values() if slot.ndim]
     assert {slot.dtype for slot in slots} <= {torch.complex64}
 
@@ -151,16 +151,16 @@ def test_a_gradient_of_the_other_kind_is_an_error():
             torch.nn.Parameter(param.clone()).grad = gradient  # torch's own error
 
 
-# As the real view.
+# Comparison with the real view.
 
 
 def steps_of(case, view):
-    """The weights after some steps of a case, as real views."""
+    """Return the weights after some steps of a case, as real views."""
     params = parameters(view)
     tx = case.make()
     extras = {"value": torch.tensor(2.0)} if "value" in tx.needs else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # chains that don't descend
+        warnings.simplefilter("ignore")  # about chains that do not descend
         optimizer = gradtx.as_optimizer(tx, list(params.items()))
     descend(optimizer, params, 5, **extras)
     return real_values(params)
@@ -185,7 +185,7 @@ TAKEN = ["lamb", "lars", "ldog", "novograd", "adanorm", "lion", "prodigy", "lbfg
 @pytest.mark.parametrize("name", TAKEN)
 def test_methods_with_norms_and_sums_take_complex_parameters(name):
     case = next(case for case in plain_cases() if str(case) == name)
-    steps_of(case, view=False)  # raises nothing
+    steps_of(case, view=False)  # must not raise
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_selectors_see_the_dimensions_of_the_complex_parameter():
     assert seen == expected
 
 
-# Ways of running a step.
+# Modes of running a step.
 
 
 def chain():
@@ -492,7 +492,7 @@ def test_schedulers_and_groups_work_as_for_real_parameters():
     assert_close(results[1], results[0], TOLERANCE)
 
 
-# What stays refused.
+# Parameters that are still refused.
 
 
 def test_half_precision_and_conjugate_parameters_are_refused_by_name():

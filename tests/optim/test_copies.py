@@ -1,4 +1,4 @@
-"""deepcopy, pickle and torch.save of whole optimizers: each copy goes on alike, on its own."""
+"""deepcopy, pickle and torch.save of whole optimizers: each copy continues in the same way, independently."""
 
 import copy
 import gc
@@ -97,7 +97,7 @@ def test_an_override_of_a_schedule_lasts_in_a_copy(way):
     assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == 0.7
 
 
-@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # torch's copies lose its note of the first step
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # torch's copies lose the record of the first step
 def test_a_scheduler_copied_with_its_optimizer_drives_the_copy():
     params, optimizer = trained(gradtx.adamw(lr=0.1), 1)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)

@@ -1,4 +1,4 @@
-"""A step on a device that computes asynchronously: the host sends nothing there, and does not wait for it."""
+"""A step on an asynchronous device: the host neither sends data to it nor waits for it."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import gradtx
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import SHAPES, assert_close, assert_equal, parameters, values
 
-# A schedule on the clock of a wrapper is shown in the group by reading that clock.
+# To show the value of a schedule on a wrapper's clock in the group, the optimizer reads that clock.
 READ = {"accumulate", "accumulate a partition", "skip", "skip an accumulation", "accumulate around skip"}
 QUIET = {
     **{name: tx for name, tx in CHAINS.items() if name not in READ},
@@ -23,7 +23,7 @@ SCALED = [name for name in QUIET if name not in ON_HOST]
 
 
 class Traffic(TorchDispatchMode):
-    """What goes between devices. (A read of a meta tensor raises an error by itself.)"""
+    """Records transfers between devices. (Reading a meta tensor raises an error by itself.)"""
 
     def __init__(self):
         super().__init__()
@@ -40,8 +40,8 @@ class Traffic(TorchDispatchMode):
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("name", QUIET)
 def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, capturable, monkeypatch):
-    """Meta tensors stand for those of a device, since any read of them is an error."""
-    monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)  # ours wait until they are somewhere else
+    """Meta tensors stand for those of a device, because reading their values is an error."""
+    monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)  # ours wait until they have left the meta device
     params = {key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()}
     if capturable and name in ON_HOST:
         pytest.skip("refused: it reads values or counts on the host")
@@ -51,12 +51,12 @@ def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, capturable, 
             param.grad = torch.empty_like(param)
         with Traffic() as traffic:
             optimizer.step()
-        assert t == 0 or traffic.seen == []  # the first step makes state, perhaps from numbers
+        assert t == 0 or traffic.seen == []  # the first step creates state, possibly from numbers
 
 
 @pytest.mark.parametrize("name", SCALED)
 def test_a_step_under_a_grad_scaler_waits_for_nothing(name, monkeypatch):
-    """What it found decides about counts, too: these are on the device from the first such step on."""
+    """The scaler's flag also determines counts, so these are on the device from the first such step on."""
     monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)
     params = {key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()}
     optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()))
@@ -84,7 +84,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(name):
     optimizer, params = on_cuda(QUIET[name])
     for param in params.values():
         param.grad = torch.ones_like(param)
-    optimizer.step()  # may load kernels, and makes state
+    optimizer.step()  # may load kernels, and creates state
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
@@ -102,7 +102,7 @@ def test_a_step_under_a_grad_scaler_on_a_gpu_waits_for_nothing(name):
     for t in range(4):
         for param in params.values():
             param.grad = torch.full_like(param, float("inf") if t == 2 else 1.0)
-        torch.cuda.set_sync_debug_mode("error" if t else "default")  # the first step may load kernels, and makes state
+        torch.cuda.set_sync_debug_mode("error" if t else "default")  # the first step may load kernels and creates state
         try:
             scaler.step(optimizer)
         finally:
@@ -123,7 +123,7 @@ def test_steps_on_a_gpu_equal_those_on_the_cpu(name):
             param.grad = twin.grad.cuda()
         optimizer.step()
         reference.step()
-    # Elementary functions of the two devices differ in their last bit.
+    # Elementary functions on the two devices differ in the last bit.
     assert_close([param.cpu() for param in params.values()], twins.values(), 1e-10)
 
 

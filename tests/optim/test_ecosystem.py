@@ -1,4 +1,4 @@
-"""What the rest of torch does with an optimizer."""
+"""Optimizers in the rest of the torch ecosystem."""
 
 import copy
 
@@ -14,7 +14,7 @@ from tests.optim.problems import (
     values,
 )
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 
 def train(model, optimizer, steps, after=lambda: None):
@@ -45,14 +45,14 @@ def test_averaged_models_and_swalr_work_as_with_torch():
         train(model, optimizer, 6, after)
         assert optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["swa_lr"] == 0.01
         results.append(list(averaged.parameters()))
-    assert_close(*results, tolerance=1e-6)  # six roundings of float32
+    assert_close(*results, tolerance=1e-6)  # six float32 roundings
 
 
 def test_update_bn_sees_the_averaged_weights():
     results = []
     for module in (gradtx.optim, torch.optim):
         torch.manual_seed(0)
-        first = torch.nn.Linear(3, 4, bias=False)  # its gradient would be all rounding
+        first = torch.nn.Linear(3, 4, bias=False)  # its gradient would consist of rounding errors only
         model = torch.nn.Sequential(first, torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)).double()
         averaged = swa_utils.AveragedModel(model)
         batches = [torch.randn(4, 3, dtype=torch.float64) for _ in range(5)]
@@ -89,7 +89,7 @@ def test_a_compiled_model_trains_as_a_plain_one():
     assert_equal(*results)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler, about what it can't trace
+@pytest.mark.filterwarnings("ignore")  # from the compiler, about code that it cannot trace
 def test_a_compiled_training_step_trains_as_a_plain_one():
     results = []
     for wrap in (lambda step: step, lambda step: torch.compile(step, backend="eager")):
@@ -108,7 +108,7 @@ def test_a_compiled_training_step_trains_as_a_plain_one():
     assert_equal(*results)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler, about what it can't trace
+@pytest.mark.filterwarnings("ignore")  # from the compiler, about code that it cannot trace
 def test_dynamo_ends_its_graphs_at_a_step():
     graphs = []
 
@@ -203,7 +203,7 @@ def test_make_fx_traces_a_step(name):
             optimizer.step()
             return param.detach().clone()
 
-        step(gradients[0])  # state is there
+        step(gradients[0])  # creates the state
         return step
 
     by_graph, by_hand = stepping(traced), stepping(plain)
@@ -211,7 +211,7 @@ def test_make_fx_traces_a_step(name):
     graph = make_fx(by_graph)(gradients[1])
     assert any("aten" in str(node.target) for node in graph.graph.nodes)
     by_hand(gradients[1])
-    assert torch.equal(traced, plain)  # the step that was traced was taken, too
+    assert torch.equal(traced, plain)  # tracing also takes the step
     assert not torch.equal(traced, kept)
 
 
@@ -232,7 +232,7 @@ def test_make_fx_traces_an_optimizer_that_is_made_inside_as_it_does_torchs(name,
 
 
 def test_make_fx_over_the_state_of_an_optimizer_says_to_trace_the_pure_update():
-    """torch's AdamW raises there, too: it reads the count as well."""
+    """torch's AdamW raises an error as well: it also reads the count."""
     param = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = gradtx.optim.AdamW([param])
     param.grad = torch.ones(2)

@@ -1,4 +1,4 @@
-"""Where torch.optim has an optimizer of the name, ours takes the same steps."""
+"""Where torch.optim has an optimizer of the same name, ours takes the same steps."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 import gradtx
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, twins, values
 
-# The same sums in another order: torch updates in place by fused operations.
+# The same sums in a different order: torch updates in place with fused operations.
 TOLERANCE = 1e-12
 
 SGD = [
@@ -39,13 +39,13 @@ CASES = [
     *(("AdamW", options) for options in [*ADAM, {"weight_decay": 0.0}]),
     ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     *(("RAdam", options) for options in RADAM),
-    # with further options in tests/optimizers/test_classic.py
+    # with more options in tests/optimizers/test_classic.py
     *((name, {}) for name in ("Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax")),
 ]
 
 
 def pair(name, params=parameters, **options):
-    """Our optimizer and torch's, each with parameters of its own."""
+    """Return our optimizer and torch's, each with its own parameters."""
     return [
         (made(ours.values(), **{"lr": 0.03, **options}), ours)
         for made, ours in ((getattr(gradtx.optim, name), params()), (getattr(torch.optim, name), params()))
@@ -72,7 +72,7 @@ def test_steps_without_some_gradients_equal_torch(name, options):
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # Thirty roundings of the dtype; torch computes in half precision where we compute in float32.
+    # Thirty roundings of the dtype; torch computes in half precision, and our rules in float32.
     [(torch.float32, 1e-5), (torch.bfloat16, 0.05)],
 )
 def test_narrow_dtypes_follow_torch(name, dtype, tolerance):

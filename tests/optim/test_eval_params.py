@@ -1,4 +1,4 @@
-"""The weights to evaluate with, for the length of a block."""
+"""Evaluation weights, for the duration of a block."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import gradtx
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, values
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 TRACKING = {
     "average": gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()),

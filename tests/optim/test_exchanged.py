@@ -1,4 +1,4 @@
-"""Parameters, groups and state that users exchange, move and throw away."""
+"""Parameters, groups and state that users exchange, move and discard."""
 
 import collections
 import gc
@@ -10,11 +10,11 @@ import torch
 import gradtx
 from tests.optim.problems import assert_close, assert_equal, both, descend, parameters, set_gradients, unchanged, values
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 
 def grown(optimizer, params, more=2):
-    """Every parameter with more entries, its state moved along, as 3D Gaussian splatting does to densify."""
+    """Enlarge every parameter along with its state, as 3D Gaussian splatting does to densify."""
     for group in optimizer.param_groups:
         (old,) = group["params"]
         state = optimizer.state.get(old)
@@ -54,7 +54,7 @@ def test_parameters_that_were_exchanged_are_freed():
 
 
 def exchanged(optimizer, params, name, new=None):
-    """Another tensor in the place of a named parameter, with its state."""
+    """Replace a named parameter by another tensor, along with its state."""
     old = params[name]
     new = torch.nn.Parameter(old.detach().clone()) if new is None else new
     for group in optimizer.param_groups:
@@ -262,7 +262,7 @@ def test_the_dict_that_a_user_gave_is_the_group_as_in_torch():
 
 
 def flattened(tx):
-    """An optimizer after its parameters were replaced by one flat piece of memory, as DeepSpeed does."""
+    """Return an optimizer whose parameters were replaced by one flat tensor, as DeepSpeed does."""
     model = torch.nn.Linear(3, 2)
     optimizer = gradtx.as_optimizer(tx, model.named_parameters())
     flat = torch.nn.Parameter(torch.cat([param.detach().flatten() for param in model.parameters()]))

@@ -1,4 +1,4 @@
-"""Keys that wrappers write into `optimizer.state`, as timm's Lookahead does, are kept as by torch.optim."""
+"""Keys that wrappers write into `optimizer.state`, as timm's Lookahead does, are kept, as in torch.optim."""
 
 import copy
 
@@ -12,7 +12,7 @@ from tests.optim.problems import assert_close, descend, parameters, unchanged
 
 
 class Lookahead:
-    """Keeps its slow weights in the state of the optimizer that it wraps."""
+    """Stores its slow weights in the state of the optimizer that it wraps."""
 
     def __init__(self, base, every=3):
         self.base = base
@@ -49,7 +49,7 @@ def test_a_wrapper_that_keeps_tensors_in_the_state_resumes_as_around_torchs_opti
             with pytest.warns(UserWarning, match=f"^{name}: the loaded state has 'lookahead_slow_buff', .* keeps it"):
                 optimizer.load_state_dict(saved)
         else:
-            optimizer.load_state_dict(saved)  # warnings are errors here
+            optimizer.load_state_dict(saved)  # warnings are errors in these tests
         Lookahead(optimizer).run(params, 7, start=7)
         assert saved["state"].keys() == optimizer.state_dict()["state"].keys()
         return params.values(), [optimizer.state[param]["lookahead_slow_buff"] for param in params.values()]

@@ -1,4 +1,4 @@
-"""Extras other than those of a closure: by leaf, as a list in parameter order or a dict by name."""
+"""Extras that do not come from a closure: per leaf, as a list in parameter order or a dict by name."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 import gradtx
 from tests.optim.problems import assert_close, functional, made, parameters, set_gradients, unchanged, values
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 
 @gradtx.per_tensor(needs=("hessian_diag",))

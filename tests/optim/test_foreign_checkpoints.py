@@ -1,4 +1,4 @@
-"""Checkpoints of torch.optim, adamp and adam-atan2-pytorch continue here, ours continue there; the rest is refused."""
+"""Checkpoints of torch.optim, adamp and adam-atan2-pytorch continue here, and ours there; others are refused."""
 
 import copy
 
@@ -18,7 +18,7 @@ from tests.optim.problems import (
     unchanged,
 )
 
-# The same sums in float64, in another order.
+# The same float64 sums in a different order.
 TOLERANCE = 1e-12
 
 CASES = [
@@ -46,12 +46,12 @@ CASES = [
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
 ]
 
-# torch.optim.NAdam keeps its product in the default dtype.
+# torch.optim.NAdam stores its product in the default dtype.
 pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 
 def continues(make, remake, skip=lambda name, t: False, tolerance=TOLERANCE, change=lambda state: state):
-    """Whether the checkpoint of one optimizer goes on in another as in the first, both by ten more steps."""
+    """Check that the checkpoint of one optimizer continues in another for ten more steps as in the first."""
     params = parameters()
     optimizer = make(params.values())
     descend(optimizer, params, 10, skip=skip)
@@ -64,7 +64,7 @@ def continues(make, remake, skip=lambda name, t: False, tolerance=TOLERANCE, cha
 
 
 def pair(name, options):
-    """How to make torch's optimizer, and ours with defaults that the checkpoint is to replace."""
+    """Return constructors of torch's optimizer, and of ours with defaults that the checkpoint replaces."""
     structure = {key: value for key, value in options.items() if isinstance(value, bool) or key == "momentum"}
     return (
         lambda params: getattr(torch.optim, name)(params, lr=0.03, **options),
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_torch_in_which_a_parameter_never_stepped_continues_here
     continues(*pair(name, options), skip=lambda leaf, t: leaf == "head.scale")
 
 
-# torch's SGD has no count: to it, the buffer of zeros that ours has from the start means a step that was taken, so
+# torch's SGD has no count: it takes the zero buffer that ours has from the start as evidence of an earlier step, so
 # with dampening it would dampen the first one (docs/design.md, "What differs from torch").
 NEVER_STEPPED = [case for case in CASES if not case[1].get("dampening")]
 
@@ -187,7 +187,7 @@ OURS_IN_PACKAGES = {
 }
 
 
-# With our count as it is, they take 1 - beta**t in float32, which at 0.999 is off by 1e-5.
+# With our count left a tensor, they compute 1 - beta**t in float32, which at 0.999 is off by 1e-5.
 @pytest.mark.parametrize(("count", "tolerance"), [(int, TOLERANCE), (torch.clone, 1e-4)])
 @pytest.mark.parametrize("name", OURS_IN_PACKAGES)
 def test_checkpoints_of_ours_continue_in_the_authors_packages(name, count, tolerance):
@@ -243,11 +243,11 @@ def test_a_count_and_a_product_that_are_numbers_load_as_older_versions_of_torch_
             entry.update(step=10, mu_product=entry["mu_product"].item())
         return state
 
-    continues(*pair("NAdam", {}), change=change, tolerance=1e-7)  # torch makes a float32 of such a product, too
+    continues(*pair("NAdam", {}), change=change, tolerance=1e-7)  # torch also computes such a product in float32
 
 
 def test_adam_moments_whose_step_is_kept_elsewhere_are_refused():
-    # As apex's FusedAdam does, which counts in the group: a step of 1 would undo the bias correction of a long run.
+    # apex's FusedAdam keeps its count in the group: a step of 1 would undo the bias correction of a long run.
     params = parameters()
     theirs = torch.optim.AdamW(params.values())
     descend(theirs, params, 3)

@@ -1,4 +1,4 @@
-"""GradScaler: gradients are unscaled, and infinite steps skipped with their state and counts, without looking.
+"""GradScaler: gradients are unscaled, and non-finite steps skipped with their state and counts, without host reads.
 
 `found_inf` and `grad_scale` are the attributes that torch's scaler sets around its call of `step`.
 """
@@ -30,7 +30,7 @@ from tests.optim.problems import (
 )
 from tests.thinning import thinned
 
-SCALE = 2.0**12  # a power of two: scaling rounds nothing
+SCALE = 2.0**12  # a power of two, so that scaling does not round
 BAD = (0, 3, 4, 7)
 STEPS = 10
 
@@ -46,7 +46,7 @@ def scaler(optimizer, infinite=False, scale=SCALE):
 
 
 def skips(name, t):
-    """Some gradients are missing now and then, also at steps that are not counted."""
+    """Whether a gradient is missing, which also happens at steps that are not counted."""
     return (name, t) in {("body.bias", 1), ("head.weight", 3), ("body.bias", 4), ("head.scale", 5)}
 
 
@@ -56,7 +56,7 @@ def step(optimizer, params, t, skip=skips):
 
 
 def scaled_step(optimizer, params, t, skip=skips):
-    """As `step`, with scaled gradients; one of them is not finite where `t` is bad."""
+    """Take a step with scaled gradients, one of which is not finite if `t` is bad."""
     set_gradients(params, t, skip)
     grads = [param.grad for param in params.values() if param.grad is not None]
     torch._foreach_mul_(grads, SCALE)
@@ -67,7 +67,7 @@ def scaled_step(optimizer, params, t, skip=skips):
 
 
 def run(optimizer, params, scaled, steps=range(STEPS), skip=skips):
-    """Steps under a scaler, or without one those that are not bad."""
+    """Take steps under a scaler, or, without one, only the steps that are not bad."""
     for t in steps:
         if scaled:
             scaled_step(optimizer, params, t, skip)
@@ -81,7 +81,7 @@ def compiled(tx, params=None):
 
 
 def assert_same(optimizer, expected, tolerance):
-    """Parameters, states with their counts, and what groups show."""
+    """Return parameters, states with their counts, and the hyperparameters that groups show."""
     found, wanted = whole(optimizer, grads=False), whole(expected, grads=False)
     assert_close(found["params"], wanted["params"], tolerance)
     for state, other in zip(found["state"], wanted["state"], strict=True):
@@ -95,7 +95,7 @@ def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), made(CHAINS[name])
     run(expected, theirs, scaled=False)
     run(optimizer, params, scaled=True)
-    # Where counts are tensors, torch computes schedules rather than Python.
+    # If counts are tensors, schedules are computed by torch instead of Python.
     assert_same(optimizer, expected, 1e-13)
 
 
@@ -121,10 +121,10 @@ def test_every_transformation_skips_infinite_steps(case):
 
 @pytest.mark.parametrize("name", ["adamp", "design"])
 def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name, monkeypatch):
-    monkeypatch.setattr(engine, "WIDTH", 2)  # short programs compile sooner
+    monkeypatch.setattr(engine, "WIDTH", 2)  # short programs compile faster
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
     run(expected, theirs, scaled=False)
-    run(optimizer, params, scaled=True, steps=range(6))  # every pattern of missing gradients has come by
+    run(optimizer, params, scaled=True, steps=range(6))  # every pattern of missing gradients has occurred
     programs = len(optimizer._engine.programs)
     run(optimizer, params, scaled=True, steps=range(6, STEPS))
     assert len(optimizer._engine.programs) == programs
@@ -134,10 +134,10 @@ def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name, m
 
 @pytest.mark.parametrize("make", [made, compiled])
 def test_parameters_that_stepped_apart_are_never_taken_for_equals(make, uncompiled):
-    """Three calls for each, but what the second one skipped was a step of one parameter alone."""
+    """Steps 3 (skipped) and 5 involve one parameter each, so equal counts do not mean equal histories."""
     optimizer, params = make(gradtx.adam(lr=0.1))
     (expected, theirs) = made(gradtx.adam(lr=0.1))
-    only = {3: "body.weight", 5: "body.bias"}  # 3 is bad
+    only = {3: "body.weight", 5: "body.bias"}  # step 3 is bad
 
     def skip(name, t):
         return t in only and name != only[t]
@@ -208,7 +208,7 @@ def test_a_count_that_somebody_writes_is_obeyed():
     assert_same(optimizer, expected, 1e-13)
 
 
-@pytest.mark.parametrize("name", ["design", "random"])  # whose skips are on the device, on the host
+@pytest.mark.parametrize("name", ["design", "random"])  # skips on the device, and on the host
 @pytest.mark.parametrize("infinite", [False, True])
 def test_gradients_are_left_unscaled_as_by_every_other_optimizer(name, infinite):
     optimizer, params = made(CHAINS[name])
@@ -221,7 +221,7 @@ def test_gradients_are_left_unscaled_as_by_every_other_optimizer(name, infinite)
 
 
 def test_gradients_in_half_precision_are_unscaled_before_they_are_rounded():
-    """Unscaled, they are less than the smallest number of float16."""
+    """After unscaling, they are below the smallest number of float16."""
     params = {"a": torch.nn.Parameter(torch.ones(3, dtype=torch.float16))}
     optimizer, _ = made(gradtx.adam(lr=0.25, eps=0.0, state_dtype=torch.float32), params)
     params["a"].grad = torch.tensor([1e-4, -1e-4, 2e-4], dtype=torch.float16)
@@ -245,7 +245,7 @@ def test_a_schedule_does_not_advance_at_skipped_steps():
     schedule = gradtx.cosine_schedule(0.1, T_max=20)
     optimizer, params = made(gradtx.sgd(lr=schedule))
     for t in range(3):
-        scaled_step(optimizer, params, t)  # the first is bad
+        scaled_step(optimizer, params, t)  # the first step is bad
     assert optimizer.param_groups[0]["lr"] == schedule(2)
 
 
@@ -271,7 +271,7 @@ def test_what_can_not_work_under_a_scaler_is_refused():
 
 
 def trained(make, steps=8):
-    """A run whose third loss is infinite."""
+    """Train with an infinite third loss."""
     params = parameters(torch.float32)
     optimizer = make(params)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
@@ -288,7 +288,7 @@ def trained(make, steps=8):
 def test_a_grad_scaler_skips_steps_with_infinite_gradients_as_with_torch(compile):
     params, optimizer, scaler = trained(lambda ps: gradtx.optim.AdamW(ps.values(), lr=0.1, compile=compile))
     theirs, _, reference = trained(lambda ps: torch.optim.AdamW(ps.values(), lr=0.1))
-    # Eight roundings of float32.
+    # Eight float32 roundings.
     assert_close(params.values(), theirs.values(), 1e-6)
     assert scaler.get_scale() == reference.get_scale()
     assert {optimizer.state[param]["step"].item() for param in params.values()} == {7.0}

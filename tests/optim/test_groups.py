@@ -1,4 +1,4 @@
-"""Parameter groups: hyperparameters that anybody may read, give and write."""
+"""Parameter groups: hyperparameters that users read, pass and overwrite."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tests.optim.problems import (
     unchanged,
 )
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 OVERRIDES = {
     "SGD": {"lr": 0.2, "momentum": 0.5, "dampening": 0.1, "weight_decay": 0.3, "nesterov": True, "maximize": True},
@@ -31,7 +31,7 @@ CASES = [(name, {key: value}) for name, options in OVERRIDES.items() for key, va
 
 
 def in_groups(make, *overrides, **options):
-    """Parameters one group each, cyclically with these overrides, and their optimizer."""
+    """Return parameters in one group each, which cycle through these overrides, and their optimizer."""
     params = parameters()
     groups = [{"params": [param], **overrides[i % len(overrides)]} for i, param in enumerate(params.values())]
     return make(groups, **options), params
@@ -79,7 +79,7 @@ def test_groups_show_every_hyperparameter_at_its_default(name):
     optimizer = getattr(gradtx.optim, name)([torch.nn.Parameter(torch.zeros(2))], **required)
     shown = hyperparameters(optimizer.param_groups[0])
     if name == "AdamW":
-        assert shown.pop("decoupled_weight_decay") is True  # which torch's AdamW shows and ours fixes
+        assert shown.pop("decoupled_weight_decay") is True  # torch's AdamW shows this option, ours fixes it
     assert shown == optimizer._tx.hyperparams
     assert optimizer.defaults == optimizer._tx.hyperparams
 
@@ -129,7 +129,7 @@ def test_a_near_miss_is_warned_of_once_for_all_labels_and_a_key_of_another_label
         "a.lr": 0.1,
         "b.adamw.lr": 0.1,
     }
-    assert len(gradtx.as_optimizer(tx, [group]).param_groups) == 2  # warnings are errors here
+    assert len(gradtx.as_optimizer(tx, [group]).param_groups) == 2  # warnings are errors in these tests
     with pytest.warns(UserWarning, match="did you mean 'momentum'") as found:
         gradtx.as_optimizer(tx, [{**group, "momentm": 0.9}])
     assert len(found) == 1
@@ -167,7 +167,7 @@ HAVE = [
 def test_keys_of_schedulers_and_trainers_are_no_misspelt_hyperparameters(name):
     group = {"params": parameters().values(), **{key: 0.5 for key in KEPT.split() if key != "max_lr" or name != "alig"}}
     tx = getattr(gradtx, name)(**({"num_iterations": 20} if name == "ranger21" else {}))
-    optimizer = gradtx.as_optimizer(tx, [group])  # warnings are errors here
+    optimizer = gradtx.as_optimizer(tx, [group])  # warnings are errors in these tests
     assert optimizer.param_groups[0]["lr_scale"] == 0.5
 
 
@@ -177,11 +177,11 @@ def test_a_hyperparameter_that_looks_like_a_key_of_torchs_makes_that_none_that_i
         return lambda update, state, param, ctx: (max_momenta * names * labels * update, state)
 
     group = {"params": parameters().values(), "max_momentum": 0.9, "name": "all", "label": "x"}
-    gradtx.as_optimizer(rule(), [group])  # warnings are errors here
+    gradtx.as_optimizer(rule(), [group])  # warnings are errors in these tests
 
 
 def makers(option, value):
-    """The ways in which code written for torch passes an option of its implementations."""
+    """Return the forms in which code written for torch passes an option of its implementations."""
     param = torch.nn.Parameter(torch.zeros(2))
     return {
         "class": lambda: gradtx.optim.AdamW([param], **{option: value}),
@@ -216,7 +216,7 @@ def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_
 @pytest.mark.parametrize("value", [None, False])
 @pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])
 def test_an_option_of_torchs_implementations_that_is_off_asks_for_nothing(option, value, way):
-    makers(option, value)[way]()  # warnings are errors here
+    makers(option, value)[way]()  # warnings are errors in these tests
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -280,7 +280,7 @@ def test_options_that_exclude_each_other_in_one_group_change_nothing_in_another(
     optimizer = gradtx.optim.SGD([{"params": items[:1]}, {"params": items[1:]}])
     descend(optimizer, params, 2)
     optimizer.param_groups[0]["momentum"] = 0.9
-    optimizer.param_groups[1]["nesterov"] = True  # without momentum
+    optimizer.param_groups[1]["nesterov"] = True  # requires momentum
     with unchanged(optimizer), pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
         optimizer.step()
 
@@ -399,11 +399,11 @@ def test_an_empty_group_is_kept_as_in_torch():
     optimizer.load_state_dict(optimizer.state_dict())
 
 
-# Numbers that belong to all leaves together, written into groups.
+# Shared hyperparameters of all leaves, written into groups.
 
 
 def prodigy_after(groups, edit=None, at=0, d0=1e-2, steps=6):
-    """The parameters, one a group or all in one, and the distance of a Prodigy whose d0 is edited at a step."""
+    """Return the parameters, in one or several groups, and the distance of a Prodigy whose `d0` is edited at a step."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(3, generator=generator, dtype=torch.float64)) for _ in range(2)]
     optimizer = gradtx.optim.Prodigy([{"params": [p]} for p in params] if groups == 2 else params, d0=d0)
@@ -420,7 +420,7 @@ def prodigy_after(groups, edit=None, at=0, d0=1e-2, steps=6):
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_tensor_that_agrees_with_a_number_to_float32_rounding_agrees_across_groups(at, dtype):
     found = prodigy_after(2, torch.tensor(1e-2, dtype=dtype), at)
-    torch.testing.assert_close(found, prodigy_after(2), rtol=1e-6, atol=0)  # d0 in float32
+    torch.testing.assert_close(found, prodigy_after(2), rtol=1e-6, atol=0)  # `d0` is rounded to float32
 
 
 @pytest.mark.parametrize("edit", [2e-2, torch.tensor(2e-2)], ids=["number", "tensor"])
@@ -435,7 +435,7 @@ def test_a_number_that_state_starts_with_may_be_edited_until_the_first_step(edit
 
 
 def test_an_edit_of_a_starting_number_after_a_step_leaves_the_state():
-    """As in the authors' code, whose group keeps `d`; the rule compares with the new `d0` from then on."""
+    """As in the authors' code, whose group stores `d`; from then on, the rule compares with the new `d0`."""
     _, before = prodigy_after(1, steps=1)
     _, after = prodigy_after(1, 2e-2, at=1, steps=2)
     assert before == 1e-2

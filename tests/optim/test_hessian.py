@@ -1,4 +1,4 @@
-"""Optimizers that take `hessian_diag` from the graph of the gradients, or from a closure, by themselves."""
+"""Optimizers that obtain `hessian_diag` themselves, from the graph of the gradients or from a closure."""
 
 import copy
 
@@ -9,7 +9,7 @@ import gradtx
 from gradtx.optim import _hessian
 from tests.optim.problems import assert_close, assert_equal, parameters, saved_and_loaded, unchanged, values, whole
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Using backward\(\) with create_graph:UserWarning")
 
@@ -23,7 +23,7 @@ def newton(update_period: int = 1):
 
 
 def loss_of(params):
-    """A separable loss, whose Hessian is diagonal, so that one random vector gives it exactly."""
+    """Return a separable loss: its Hessian is diagonal, so a single random vector determines it exactly."""
     return sum(((2 * p).sin() + 0.5 * p.square()).sum() for p in params.values())
 
 
@@ -105,7 +105,7 @@ def test_the_class_does_the_same():
 
 @pytest.fixture
 def estimates(monkeypatch):
-    """The number of estimates that were made."""
+    """Count the estimates."""
     found = []
     estimate = _hessian.HessianStep._estimate
     monkeypatch.setattr(
@@ -138,7 +138,7 @@ def test_between_them_backward_needs_no_graph():
 
 def test_a_closure_keeps_a_graph_only_at_the_steps_that_use_it_and_none_afterwards():
     optimizer, params = made(gradtx.sophia(lr=0.1, update_period=3))
-    params["head.scale"].requires_grad_(False)  # never steps, so it is due all the time
+    params["head.scale"].requires_grad_(False)  # never steps, so it is always due
     calls = []
     for _ in range(7):
         optimizer.step(closure_of(optimizer, params, calls=calls))
@@ -166,7 +166,7 @@ def test_accumulation_takes_the_hessian_of_the_call_that_updates(estimates):
         optimizer.step(closure_of(optimizer, params, calls=calls))
     assert calls == [False, False, True] * 2
     assert len(estimates) == 2
-    # the weights stand still within a cycle, so two cycles are two plain steps
+    # the weights do not change within a cycle, so two cycles equal two plain steps
     assert_close(params.values(), functional(gradtx.adahessian(lr=0.1), 2).values(), TOLERANCE)
 
 
@@ -310,7 +310,7 @@ def test_a_seed_that_is_no_int_is_an_error(seed):
         made(gradtx.adahessian(), seed=seed)
 
 
-# What the caller gives.
+# Diagonals passed by the caller.
 
 
 def test_an_explicit_diagonal_is_taken_and_nothing_estimated(estimates):

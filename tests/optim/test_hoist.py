@@ -1,4 +1,4 @@
-"""Numbers taken out of traced programs, on small programs traced here."""
+"""Scalar computations hoisted out of traced programs, on small programs traced here."""
 
 import math
 
@@ -24,7 +24,7 @@ def number(value):
 
 
 def computed(module):
-    """The nodes of a graph's operations with 0-d results."""
+    """Return the nodes of a graph's operations with 0-d results."""
     return [node for node in module.graph.nodes if node.op == "call_function" and is_number(node)]
 
 
@@ -38,7 +38,7 @@ def test_numbers_are_computed_outside_and_each_once():
     numbers, added = hoist(module, [a, b], x)
     assert len(added) == 2
     assert not computed(module)
-    assert len(computed(numbers)) == 3  # a product, its expm1, a logarithm
+    assert len(computed(numbers)) == 3  # a product, its expm1, and a logarithm
     found = module(*arguments[:2], *numbers.module(module)(*arguments[:2]), *arguments[2:])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -83,7 +83,7 @@ def test_numbers_that_loops_in_single_precision_read_are_rounded_outside():
     narrow(module)
     numbers, added = hoist(module, [a, b], first)
     assert [node.meta["val"].dtype for node in added] == [torch.float32, torch.float32]
-    comparison = torch.ops.aten.gt.Tensor  # in double precision, as before
+    comparison = torch.ops.aten.gt.Tensor  # still in double precision
     assert [user.target for user in a.users] == [comparison]
     assert [user.target for user in b.users] == [torch.ops.aten.mul.Tensor]
     found = module(*arguments[:2], *numbers.module(module)(*arguments[:2]), *arguments[2:])
@@ -129,14 +129,14 @@ def test_numbers_of_a_step_are_the_same_computed_in_python_and_on_a_device(on_ho
     assert len(given) == len(kept) + len(added) == 3
     by_node = dict(zip((b, *added), given, strict=True))
     for node in (a, n):
-        by_node[node] = number(math.nan)  # nothing reads them
+        by_node[node] = number(math.nan)  # never read
     order = [by_node.get(node, arguments[-1]) for node in module.graph.find_nodes(op="placeholder")]
     torch.testing.assert_close(module(*order), expected, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadam", "radam", "prodigy", "schedule_free_adamw"])
 def test_no_kernel_computes_numbers_of_the_step(name, monkeypatch):
-    """All that is 0-d in a kernel of entries are sums over them, and what is written into 0-d slots."""
+    """All 0-d values in an elementwise kernel are sums over entries or values written into 0-d slots."""
     kernels = []
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, *_, **__: kernels.append(graph) or graph)
     param = torch.nn.Parameter(torch.ones(5))
@@ -147,5 +147,5 @@ def test_no_kernel_computes_numbers_of_the_step(name, monkeypatch):
     for kernel in entries:
         known = {n for n in kernel.graph.nodes if n.op == "placeholder" and is_number(n)}
         for node in computed(kernel):
-            fixed = not node.all_input_nodes  # a constant
+            fixed = not node.all_input_nodes  # constant
             assert fixed or node.target._schema.is_mutable or not known.issuperset(node.all_input_nodes)

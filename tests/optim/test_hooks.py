@@ -1,4 +1,4 @@
-"""Hooks: all of torch.optim's, at the same moments, with the same say."""
+"""Hooks: all of torch.optim's, at the same points, with the same effects."""
 
 import copy
 
@@ -16,7 +16,7 @@ def made(module=gradtx.optim, **options):
 
 
 def log_of(module):
-    """What the hooks of an optimizer are called with, in order."""
+    """Record the arguments with which the hooks of an optimizer are called, in order."""
     optimizer, params = made(module)
     log = []
     optimizer.register_step_pre_hook(lambda o, args, kwargs: log.append(("step pre", o is optimizer, args[1:], kwargs)))

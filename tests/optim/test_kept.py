@@ -1,4 +1,4 @@
-"""Compiled programs are kept for later processes, which run the same bits without importing the compiler."""
+"""Compiled programs are kept for later processes, which run identical code without importing the compiler."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_what_calls_torchs_kernels_is_compiled_again(tmp_path):
     assert run([CHAINS["products"]], tmp_path)[0] == digest
 
 
-# In one process.
+# Within one process.
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """Trains as in a new process: returns the parameters and how many graphs inductor has compiled."""
+    """Train as in a new process; return the parameters and the number of graphs that inductor has compiled."""
     graphs, compile_graph = [], _torch.compile_graph
 
     def counted(graph, examples, options):
@@ -237,12 +237,12 @@ def test_a_kept_program_is_taken_for_the_sizes_that_its_compiler_assumed(folder,
     shapes = {"weight": (64, 128)}
     long, count = steps(gradtx.lamb(lr=0.1), shapes)
     assert count > 0
-    assert any("> 4096" in text for text in assumed)  # from there on inductor splits a sum
+    assert any("> 4096" in text for text in assumed)  # above this size, inductor splits a sum
     again, count = steps(gradtx.lamb(lr=0.1), shapes)
     assert count == 0
     assert_equal(again, long)
     again, count = steps(gradtx.lamb(lr=0.1), {**shapes, "small": (10, 12)})
-    assert count > 0  # the smaller leaf has a program of its own
+    assert count > 0  # the smaller leaf has a separate program
     assert_equal(again[:1], long)
 
 

@@ -1,4 +1,4 @@
-"""Elementwise chains run over large leaves in parts; nobody can tell."""
+"""Elementwise chains process large leaves in parts, without a visible difference."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gradtx._lists import bundle as lists
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, saved_and_loaded, values
 
-# Sums over parts round differently from sums over leaves; float64 all the way.
+# Sums over parts round differently from sums over leaves, in float64 throughout.
 TOLERANCE = 1e-12
 
 EXTRA = {
@@ -25,7 +25,7 @@ EXTRA = {
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Leaves of more than 4 entries count as large."""
+    """Make leaves of more than 4 entries count as large."""
     monkeypatch.setattr(lists, "CHUNK", 4)
 
 
@@ -72,7 +72,7 @@ def test_a_large_elementwise_chain_equals_the_functional_loop_to_rounding():
     params = parameters(torch.float32, SHAPES)
     descend(gradtx.as_optimizer(gradtx.adamw(lr=0.01), list(params.items())), params, 2)
     expected, _ = functional(gradtx.adamw(lr=0.01), parameters(torch.float32, SHAPES), 2)
-    assert_close(params.values(), expected.values(), 3e-7)  # the adapter multiplies by the rate while it adds
+    assert_close(params.values(), expected.values(), 3e-7)  # the adapter fuses the rate with the addition
 
 
 @pytest.mark.parametrize("strided", ["parameter", "gradient", "state"])

@@ -1,6 +1,6 @@
-"""State on the host: numbers, checkpoints and options are those of training on the host.
+"""State on the host: results, checkpoints and options equal those of training without offloading.
 
-Without a GPU, the parameters' device is the CPU as well, and all parameters count as elsewhere.
+Without a GPU, the device of the parameters is the CPU as well, and all parameters are treated as if on another device.
 """
 
 import copy
@@ -32,7 +32,7 @@ CHAINS = {
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """Lets every parameter count as one on another device; the transfers are listed."""
+    """Treat every parameter as if on another device, and list the transfers."""
     transfers = []
 
     def to_host(tensor, copied):
@@ -90,7 +90,7 @@ def check_equal_states(optimizer, other):
 
 
 def pair(name, dtype=torch.float32, **options):
-    """Two equal models, one with its state on the host."""
+    """Return two equal models, one of them with its state on the host."""
     ours, plain = model_of(dtype), model_of(dtype)
     optimizer = gradtx.as_optimizer(CHAINS[name](), ours.named_parameters(), state_device="cpu", **options)
     ordinary = gradtx.as_optimizer(CHAINS[name](), plain.named_parameters(), **options)

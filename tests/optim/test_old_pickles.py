@@ -1,4 +1,4 @@
-"""Optimizers that version 0.1 has pickled: they load, and go on as a run in one piece."""
+"""Optimizers pickled by version 0.1 load and continue like an uninterrupted run."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ import gradtx
 from tests.optim.problems import assert_close, descend, parameters
 
 DATA = pathlib.Path(__file__).parent / "data"
-TOLERANCE = 1e-6  # the same sums in float32, in another order
+TOLERANCE = 1e-6  # the same float32 sums in a different order
 
 
 def adamw(params):
@@ -33,7 +33,7 @@ def test_a_pickle_of_version_0_1_goes_on(make, steps, monkeypatch):
     params, optimizer = torch.load(DATA / f"{make.__name__}_0_1.pt", weights_only=False)
     if optimizer._engine is not None:
         monkeypatch.setattr(torch._inductor, "compile", lambda graph, examples, options: graph)
-    if not steps:  # its state is still to be made from the weights that training starts with
+    if not steps:  # its state is yet to be created, from the initial weights
         with torch.no_grad():
             for param in params.values():
                 param.mul_(2)

@@ -1,4 +1,4 @@
-"""Gradients that are released during backward, and gradients that a step consumes."""
+"""Gradients released during backward, and gradients consumed by a step."""
 
 import copy
 import functools
@@ -134,7 +134,7 @@ def test_partitions_and_groups_of_other_numbers_equal_ordinary_steps():
 
 
 def refused(tx, values):
-    """Whether the gradients of a chain can't be released."""
+    """Whether a chain refuses to release gradients."""
     optimizer = gradtx.as_optimizer(tx, [torch.nn.Parameter(p) for p in values.values()])
     try:
         optimizer.release_gradients().remove()
@@ -144,7 +144,7 @@ def refused(tx, values):
 
 
 def sums_over_leaves(tx, values):
-    """Whether an ordinary step of a chain has a sum over leaves, or a rule for all of them."""
+    """Whether an ordinary step of a chain has a sum over leaves, or a rule for whole trees."""
     params = {name: torch.nn.Parameter(p) for name, p in values.items()}
     optimizer = gradtx.as_optimizer(tx, list(params.items()))
     for name, gradient in field({name: p.detach() for name, p in params.items()}).items():
@@ -201,7 +201,7 @@ def test_each_gradient_is_freed_before_that_of_the_layer_below_is_complete():
             alive = [reference for reference in gradients if reference() is not None]
             most.append(len(alive) + 1)
 
-        # The first hook sees the gradient before the optimizer's does.
+        # This hook receives the gradient before the optimizer's hook does.
         param.register_hook(lambda gradient: gradients.append(weakref.ref(gradient)))
         param.register_post_accumulate_grad_hook(note)
     before = [p.detach().clone() for p in net.parameters()]
@@ -431,7 +431,7 @@ def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
     assert {way.way for way in optimizer.explain()} == {"lists"}
 
 
-# Gradients that a whole step consumes.
+# Gradients consumed by a whole step.
 
 
 @thinned(2)
@@ -471,6 +471,6 @@ def test_a_gradient_is_freed_as_soon_as_its_chunk_is_through(norm, monkeypatch):
 
         with mock.patch.object(lists.Chunk, "columns", watched):
             optimizer.step(consume_gradients=True)
-        # Of 200 entries there are four chunks; the one that was used last goes when the next one is there.
+        # With 200 entries there are four chunks; the previous chunk is released when the next one exists.
         assert alive[-7:] == [5, 5, 4, 4, 4, 4, 3]
         assert all(gradient() is None for gradient in gradients)

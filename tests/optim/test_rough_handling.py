@@ -1,4 +1,4 @@
-"""What users of torch.optim do to its optimizers behind its back."""
+"""Changes that users of torch.optim make to its optimizers behind their backs."""
 
 import re
 
@@ -20,7 +20,7 @@ from tests.optim.problems import (
     values,
 )
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 
 def test_data_of_a_parameter_may_be_exchanged_and_written():
@@ -104,7 +104,7 @@ def test_a_model_in_place_of_its_parameters_is_an_error_that_says_what_to_pass()
     both(lambda module: module.AdamW(torch.nn.ParameterList([torch.zeros(1)])).param_groups[0]["params"])
 
 
-# Chains that go the wrong way.
+# Chains that point in the wrong direction.
 
 
 @gradtx.alias
@@ -183,14 +183,14 @@ RIGHT = {
 
 @pytest.mark.parametrize("tx", RIGHT.values(), ids=RIGHT)
 def test_a_chain_that_may_be_meant_is_not_warned_of(tx):
-    gradtx.as_optimizer(tx, parameters().values())  # warnings are errors here
+    gradtx.as_optimizer(tx, parameters().values())  # warnings are errors in these tests
 
 
 # Names.
 
 
 def two_models(tx, **options):
-    """One optimizer of two models whose parameters have the same names; the gradients of the second are larger."""
+    """Return one optimizer of two models with equal parameter names; the gradients of the second are larger."""
     models = [torch.nn.Linear(2, 2, dtype=torch.float64) for _ in range(2)]
     groups = [{"params": model.named_parameters(), **options} for model in models]
     optimizer = gradtx.as_optimizer(tx, groups)
@@ -206,7 +206,7 @@ def test_equal_names_in_two_groups_are_no_obstacle_to_functions_of_whole_trees()
     optimizer.step()
     moved = [(param.detach() - old).abs() for param, old in zip(first.values(), before[0], strict=True)]
     others = [(param.detach() - old).abs() for param, old in zip(second.values(), before[1], strict=True)]
-    # The same factor for both, and gradients ten times as large.
+    # Both are scaled by the same factor, and the gradients are ten times as large.
     assert_close(others, [10 * move for move in moved], 1e-9)
 
 
@@ -226,7 +226,7 @@ def test_equal_names_in_two_groups_get_random_numbers_of_their_own():
     assert not torch.equal(first["weight"], second["weight"])
 
 
-# Odd tensors.
+# Unusual tensors.
 
 
 def test_parameters_of_size_zero_are_carried_along():
@@ -261,7 +261,7 @@ def test_a_sparse_gradient_is_a_clear_error_that_changes_nothing(name):
     assert_equal(values(params), before)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own Adagrad
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # from torch's own Adagrad
 @pytest.mark.parametrize("name", ["SGD", "Adagrad"])
 def test_a_sparse_gradient_made_dense_as_the_error_says_gives_the_steps_of_torchs_sparse_one(name):
     embeddings = [torch.nn.Embedding(5, 2, sparse=True).double() for _ in range(2)]
@@ -294,13 +294,13 @@ def test_gradients_of_several_backward_passes_add_up_until_they_are_zeroed():
     assert_equal(values(params), values(others))
 
 
-# Errors halfway.
+# Errors in the middle of a step.
 
 
 def test_an_error_in_a_rule_leaves_every_parameter_either_before_or_after_its_step():
     fail = []
 
-    @gradtx.per_tensor(compiles=False)  # without a program it is called at every step
+    @gradtx.per_tensor(compiles=False)  # without a program, it is called at every step
     def count():
         def init(param):
             return {"seen": torch.zeros_like(param)}
@@ -355,6 +355,6 @@ def test_a_number_written_over_none_makes_the_slots_that_it_needs():
     optimizer.param_groups[1]["relative_to"] = 0.1
     expected = twins(params)
     set_gradients(params, 1)
-    optimizer.step()  # the decay is now divided by 0.1 in that group, from fresh slots
+    optimizer.step()  # in that group the decay is now divided by 0.1, with fresh slots
     for param, old, size in zip(items, expected.values(), (0.1, 0.1, 1.0, 1.0), strict=True):
         assert_close([param], [old.detach() - 0.1 * (gradient(old, 1) + size * old.detach())], TOLERANCE)

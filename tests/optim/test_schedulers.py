@@ -1,4 +1,4 @@
-"""Every scheduler of torch drives ours as it drives torch's."""
+"""Every scheduler of torch drives our optimizers as it drives torch's."""
 
 import adam_atan2_pytorch
 import pytest
@@ -8,7 +8,7 @@ from torch.optim import lr_scheduler
 import gradtx
 from tests.optim.problems import assert_close, assert_equal, descend, hyperparameters, parameters, set_gradients
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 STEPS = 24
 
 SCHEDULERS = {
@@ -33,7 +33,7 @@ SCHEDULERS = {
     ),
 }
 
-# Momentum 0.0 is where a scheduler that cycles momentum writes a number over a literal 0.0.
+# With momentum 0.0, a scheduler that cycles momentum overwrites a literal 0.0.
 OPTIMIZERS = {
     "SGD": {"lr": 0.05},
     "SGD with momentum": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
@@ -49,7 +49,7 @@ def groups(params, name):
 
 
 def trajectory(module, name, make, steps=STEPS):
-    """Final parameters, and the hyperparameters that every step had."""
+    """Return the final parameters and the hyperparameters of every step."""
     params, seen = parameters(), []
     optimizer = getattr(module, name.split()[0])(groups(params, name), **OPTIMIZERS[name])
     scheduler = make(optimizer)
@@ -87,7 +87,7 @@ def test_schedulers_fill_a_learning_rate_that_is_a_tensor_as_in_torch(name, dtyp
         scheduler = SCHEDULERS[name](optimizer)
         descend(optimizer, params, STEPS, after=scheduler.step)
         results.append(params.values())
-    # torch rounds the rate to its own dtype before it is applied; ours is that rate in float64.
+    # torch rounds the rate to its own dtype before applying it; our rate stays in float64.
     assert_close(*results, tolerance=1e-6 if dtype is torch.float32 else TOLERANCE)
 
 
@@ -160,7 +160,8 @@ def test_the_initial_rate_is_the_groups_at_construction_whatever_a_warm_up_write
 
 
 def test_momentum_written_over_0_makes_fresh_buffers_at_the_next_step_as_torch():
-    # Without dampening: torch leaves a buffer's first step undampened, ours a parameter's (docs/design.md).
+    # Without dampening: torch does not dampen a buffer's first step, and ours does not dampen a parameter's
+    # (docs/design.md).
     results = []
     for module in (gradtx.optim, torch.optim):
         params = parameters()
@@ -219,7 +220,7 @@ def test_0_written_over_a_momentum_keeps_the_buffers_and_follows_the_formula():
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
 def test_a_cycled_momentum_is_the_first_beta_of_a_fallback_as_in_torchs_adamw(name):
-    """torch writes `momentum` into all groups if the optimizer has one, and Muon has; its AdamW has betas."""
+    """torch writes `momentum` into all groups if the optimizer has one, as Muon does; its AdamW has betas."""
 
     def run(make):
         param = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
@@ -245,4 +246,4 @@ def test_a_cycled_momentum_that_no_link_reads_is_one_warning():
     with pytest.warns(UserWarning, match="^Muon: an LRScheduler cycles the momentum of the group 'fallback'") as said:
         optimizer.step()
     assert len(said) == 1
-    optimizer.step()  # warnings are errors here
+    optimizer.step()  # warnings are errors in these tests

@@ -1,4 +1,4 @@
-"""Schedules of the library inside an optimizer: shown ahead, overridden by whoever writes, on their own clock."""
+"""The library's schedules in an optimizer: shown in advance, overridden by written values, and on their own clock."""
 
 import json
 
@@ -8,8 +8,8 @@ import torch
 import gradtx
 from tests.optim.problems import assert_close, descend, functional, made, parameters, saved_and_loaded, twins
 
-SCHEDULE = gradtx.Schedule(lambda step: 0.5 ** (step + 1))  # exact also where torch computes it in float32
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+SCHEDULE = gradtx.Schedule(lambda step: 0.5 ** (step + 1))  # exact even where torch computes it in float32
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 
 def lr_at_each_step(optimizer, params, steps):

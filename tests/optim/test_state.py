@@ -1,4 +1,4 @@
-"""State: per parameter, flat, made early, and made again from the weights that training starts with."""
+"""State: per parameter, flat, created early, and created again from the initial weights."""
 
 import pytest
 import torch
@@ -15,12 +15,12 @@ from tests.optim.problems import (
     values,
 )
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 LOOKAHEAD = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))
 
 
 def load(params, value):
-    """As `model.load_state_dict` does."""
+    """Overwrite values in place, as `model.load_state_dict` does."""
     with torch.no_grad():
         for param in params.values():
             param.copy_(torch.full_like(param, value))
@@ -125,7 +125,7 @@ def test_state_that_was_loaded_is_not_made_again():
 
 def removed_and_replaced(state):
     shape, dtype = state["exp_avg"].shape, state["exp_avg"].dtype
-    del state["exp_avg"]  # from here on, another tensor may have its id
+    del state["exp_avg"]  # from here on, another tensor may have the same id
     state["exp_avg"] = torch.ones(shape, dtype=dtype)
 
 

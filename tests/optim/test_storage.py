@@ -23,12 +23,12 @@ from tests.thinning import thinned
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
 
-TRACED = SharedPrograms()  # the tests of this file share their programs: codes trace for seconds
+TRACED = SharedPrograms()  # shared by the tests of this file, because programs with codes take seconds to trace
 
 
 @pytest.fixture(params=["eager", "traced"])
 def compile(request, monkeypatch):
-    """Traced programs run as they were traced: all of the engine but torch's compiler."""
+    """Run programs as traced: the whole engine without torch's compiler."""
     if request.param == "traced":
         monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
         monkeypatch.setattr(planning, "WIDTH", 2)
@@ -63,7 +63,7 @@ def test_an_optimizer_equals_pure_use(name, compile):
     tx = gradtx.adamw(lr=1e-2, state_dtype=name)
     pure = {str(i): param.detach().clone() for i, param in enumerate(parameters())}
     state = tx.init(pure)
-    agree = [torch.ones_like(param, dtype=torch.bool) for param in params]  # entries whose codes never differed
+    agree = [torch.ones_like(param, dtype=torch.bool) for param in params]  # entries whose codes have never differed
     for i in range(4):
         run(optimizer, params, 1, first=i)
         updates, state = tx.update({str(j): param.grad for j, param in enumerate(params)}, state, pure)
@@ -82,13 +82,13 @@ def test_an_optimizer_equals_pure_use(name, compile):
         for slot in ("exp_avg", "exp_avg_sq"):
             ours, theirs = optimizer.state[param][slot], state["scale_by_adam"][slot][str(i)]
             assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
-            # A program may round a tie the other way, so that a code is the neighbour of the other one.
+            # A program may round a tie in the other direction, which yields an adjacent code.
             differ = ~torch.isclose(ours.float(), theirs.float(), rtol=3e-7, atol=0.0)
             assert differ.double().mean() <= 1e-3
 
 
 def of_entries(of_codes, shape):
-    """What is known of codes, for the entries that they stand for: two of them may share a byte."""
+    """Expand a mask of codes to the entries that they represent: two entries may share a byte."""
     if of_codes.shape != shape:
         of_codes = of_codes.repeat_interleave(2, -1)
     return of_codes[..., : shape[-1]]
@@ -105,7 +105,7 @@ def test_resuming_is_bitwise(name, compile):
     others, other = made(name, compile)
     other.load_state_dict(torch.load(file, weights_only=True))
     copied = copy.deepcopy(optimizer)
-    if name != "float8":  # which torch 2.13 pickles and can't unpickle, outside of torch.save
+    if name != "float8":  # torch 2.13 pickles it but cannot unpickle it outside of torch.save
         copied = pickle.loads(pickle.dumps(copied))
     with torch.no_grad():
         for param, saved in zip(others, params, strict=True):
@@ -138,7 +138,7 @@ def test_checkpoints_are_converted_both_ways_with_torchs(name):
             assert error <= {"int4": 0.15, "int8": 0.01}.get(name, 0.04) * value.abs().max()
         assert coded.state[coded_param]["step"] == 3
     before = copy.deepcopy(coded.state_dict()["state"])
-    coded.load_state_dict(plain.state_dict())  # encoding what was decoded changes nothing
+    coded.load_state_dict(plain.state_dict())  # encoding the decoded values changes nothing
     for number, entry in coded.state_dict()["state"].items():
         for key, tensor in entry.items():
             if not key.endswith(".key"):
@@ -195,7 +195,7 @@ def test_chains_of_all_kinds_step_with_codes(wrap, compile):
 @pytest.mark.parametrize("shape", [(1,), (5, 1), (64, 1), (4, 1, 1), (1, 5), (0, 5), ()], ids=str)
 @pytest.mark.parametrize("code", ["int8", "int4"])
 def test_leaves_with_one_entry_a_row_equal_pure_use(shape, code, compile):
-    """A scale then has its parameter's shape, without being shaped as it: padding stands for no block."""
+    """A scale then has the same shape as its parameter by coincidence; padding does not belong to any block."""
     tx = with_state_dtype(gradtx.adamw(lr=1e-2), code, min_size=0)
     params = {"w": torch.nn.Parameter(noise(0, shape)), "v": torch.nn.Parameter(noise(1, (5, 70)))}
     optimizer = gradtx.as_optimizer(tx, params.items(), compile=compile)
@@ -242,7 +242,7 @@ def test_a_large_coded_leaf_is_decoded_in_parts_with_the_same_numbers(code, monk
         sizes = [
             sum(param.numel() for param in columns[0]) for each in plan_of(optimizer) for columns in each.columns()
         ]
-        # Rows of three entries fill no block, and such a leaf stays whole.
+        # Rows of three entries do not fill a block, so such a leaf is not divided.
         assert max(sizes) <= most or (
             not code.startswith("bfloat16") and sorted(sizes)[-2] <= most and max(sizes) == 15000
         )
@@ -250,7 +250,7 @@ def test_a_large_coded_leaf_is_decoded_in_parts_with_the_same_numbers(code, monk
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-WINDOWED = {  # by the link before AdamW: sums over leaves are those over windows
+WINDOWED = {  # keyed by the link before AdamW: sums over leaves are computed over windows
     "alone": chain(),
     "sum": gradtx.clip_by_global_norm(1.0),
     "late sum": gradtx.clip_by_global_norm(1.0, stale=True),
@@ -278,15 +278,15 @@ def test_compiled_windows_of_a_large_coded_leaf_have_the_same_numbers(code, link
         calls = [len(list(bundle.calls(bundle.arguments({})))) for bundle in optimizer._engine.plan.bundles]
         assert sorted(calls) == ([1, 4, 4] if entries == 2048 else [1, 1, 1])
         slots = [optimizer.state[param][key] for param in params for key in optimizer.state[param]]
-        runs.append([*params, *(slots if link == "alone" else [])])  # else a code may be its neighbour
+        runs.append([*params, *(slots if link == "alone" else [])])  # otherwise codes may be adjacent
     for part, whole in zip(*runs, strict=True):
-        # The order of a sum's terms differs; the 3 steps are of 1e-2 each.
+        # The terms of a sum are added in a different order; the 3 steps are of 1e-2 each.
         torch.testing.assert_close(part, whole, rtol=0.0, atol=0.0 if link == "alone" else 1e-4)
 
 
 @gradtx.per_tensor(elementwise=True)
 def exchange():
-    """Slots that become each other, as they are and changed."""
+    """Exchange slots, both unchanged and modified."""
 
     def init(param):
         return {"one": torch.zeros_like(param), "other": torch.ones_like(param), "third": torch.ones_like(param)}
@@ -301,7 +301,7 @@ def exchange():
 @pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtypes", list(itertools.product((torch.float32, torch.bfloat16, "int8"), repeat=3)), ids=str)
 def test_conversions_are_left_to_copies_where_nothing_is_written_in_between(dtypes, param_dtype, monkeypatch):
-    """A copy converts, too; but what it would copy may be the old value of another slot."""
+    """A copy also converts, but its source may be the old value of another slot."""
     storage = dict(zip(("one", "other", "third"), dtypes, strict=True))
     tx = chain(exchange(state_dtype=storage), gradtx.sgd(lr=0.1))
     runs = []
@@ -318,7 +318,7 @@ def test_conversions_are_left_to_copies_where_nothing_is_written_in_between(dtyp
         assert ("lists" in repr(optimizer.explain())) == by_lists
         runs.append([*params, *(optimizer.state[p][key] for p in params for key in optimizer.state[p])])
     for by_lists, alone in zip(*runs, strict=True):
-        if by_lists.is_floating_point():  # a code may be its neighbour
+        if by_lists.is_floating_point():  # codes may be adjacent
             torch.testing.assert_close(by_lists, alone, rtol=2e-2, atol=2e-2)
 
 
@@ -351,12 +351,12 @@ def test_temporaries_of_a_default_step_are_those_of_a_part(tx, dtype):
         param.grad = torch.ones_like(param)
         optimizer.step()
         peaks.append(most_bytes_of(optimizer.step))
-    assert 0 < peaks[0] <= 64 * CHUNK  # whole numbers of 64 bits, for places
+    assert 0 < peaks[0] <= 64 * CHUNK  # 64-bit integers for positions
     assert peaks[1] <= 1.01 * peaks[0]
 
 
 def most_bytes_of(step):
-    """The most bytes that a step holds beyond those before it."""
+    """Return the peak number of bytes that a step allocates beyond those before it."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     held = peak = 0
@@ -375,7 +375,7 @@ def plan_of(optimizer):
     return optimizer._workings.lists.plan.bundles
 
 
-# A name that several links keep, of which some are coded.
+# A name used by several links, some of which are coded.
 
 
 def of_two_links(first, second):

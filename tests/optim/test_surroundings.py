@@ -1,4 +1,4 @@
-"""Optimizers beside each other, over many steps, and in surroundings of other dtypes, devices and modes."""
+"""Optimizers alongside each other, over many steps, and under other dtypes, devices and modes."""
 
 import copy
 import gc
@@ -22,7 +22,7 @@ from tests.optim.problems import (
 )
 from tests.thinning import thinned
 
-TOLERANCE = 1e-12  # the same sums in float64, in another order
+TOLERANCE = 1e-12  # the same float64 sums in a different order
 
 
 def test_two_optimizers_on_one_model_do_not_meet():
@@ -96,14 +96,15 @@ def test_a_thousand_steps_keep_no_more_objects_than_ten():
 @thinned(2)
 @pytest.mark.parametrize("name", ["with lookahead", "record", "adamp", "skip", "whole tree", "accumulate"])
 def test_a_step_leaves_no_tensor_to_the_garbage_collector(name):
-    # Tensors in reference cycles live until Python looks for cycles: a copy of the state a step, where it rarely does.
+    # Tensors in reference cycles live until the garbage collector runs: one copy of the state per step, if it runs
+    # rarely.
     params = parameters()
     optimizer = gradtx.as_optimizer(CHAINS[name], list(params.items()))
     for t in range(5):
-        set_gradients(params, t)  # whose noise is cached
+        set_gradients(params, t)  # caches the noise
     descend(optimizer, params, 2)
     gc.collect()
-    gc.freeze()  # leaves the objects of all other tests out of the counts
+    gc.freeze()  # excludes the objects of all other tests from the counts
     gc.disable()
     try:
         counts = []
@@ -128,7 +129,7 @@ def test_a_default_dtype_of_float64_keeps_the_state_of_float32_parameters_float3
     finally:
         torch.set_default_dtype(torch.float32)
     assert results[0][1] == results[1][1]
-    assert_close(results[0][0], results[1][0], 1e-6)  # three roundings of float32
+    assert_close(results[0][0], results[1][0], 1e-6)  # three float32 roundings
 
 
 def test_a_step_under_autocast_is_a_plain_step():

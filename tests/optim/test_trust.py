@@ -1,4 +1,4 @@
-"""Promises that random chains, trainers and other projects' suites found broken: each was seen before it was mended."""
+"""Promises that random chains, trainers and other projects' suites found broken, each reproduced before its fix."""
 
 import copy
 import gc
@@ -18,7 +18,7 @@ from tests.optim.problems import assert_equal
 
 
 def stepped(tx, params, gradients):
-    """The named parameters after a step for each tuple of gradients."""
+    """Return the named parameters after a step for each tuple of gradients."""
     named = {name: Parameter(value.clone()) for name, value in params.items()}
     optimizer = gradtx.as_optimizer(tx, list(named.items()))
     for step in gradients:
@@ -29,7 +29,7 @@ def stepped(tx, params, gradients):
 
 
 def functional(tx, params, gradients):
-    """The same by pure functions."""
+    """Take the same steps with pure functions."""
     state = tx.init(params)
     for step in gradients:
         updates, state = tx.update(dict(zip(params, step, strict=True)), state, params)
@@ -40,7 +40,7 @@ def functional(tx, params, gradients):
 ONES = torch.ones(2)
 
 
-# An alias sees as its gradient the updates that it is given.
+# The gradient seen by an alias is the updates that it receives.
 
 
 def test_adamp_behind_centralize_tests_scale_invariance_on_the_centralized_gradient():
@@ -55,7 +55,7 @@ def test_adamp_behind_centralize_tests_scale_invariance_on_the_centralized_gradi
 
 
 def test_in_a_plain_chain_the_gradient_is_that_of_the_clock():
-    tx = chain(gradtx.scale(-1.0), gradtx.scale_by_caution())  # every update opposes the clock's gradient
+    tx = chain(gradtx.scale(-1.0), gradtx.scale_by_caution())  # every update opposes the gradient of the clock
     assert tx.update({"w": ONES}, tx.init({"w": ONES}))[0]["w"].abs().max() == 0
 
 
@@ -80,7 +80,7 @@ def test_grafting_an_optimizer_onto_itself_changes_nothing():
     torch.testing.assert_close(both.update(grads, both.init(params), params)[0], expected)
 
 
-# Chains that turn the sign, or not.
+# Chains that flip the sign, and chains that do not.
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_copy_made_while_evaluating_goes_back_to_its_training_weights(duplicat
     assert not torch.equal(param, trained)
 
 
-# Numbers in groups, as torch and its users write them.
+# Hyperparameters in groups, as written by torch and its users.
 
 
 def test_rates_within_rounding_of_their_range_are_taken_as_its_end():
@@ -474,7 +474,7 @@ def test_zeros_of_frozen_leaves_have_no_sign(tx):
     assert not torch.signbit(updates["w"]).any()
 
 
-# Blame and remedies.
+# Error messages: the link to blame, and the remedy.
 
 
 @pytest.mark.parametrize(
@@ -607,7 +607,7 @@ def test_a_fault_of_a_rule_that_no_extra_heals_stays_as_it_is():
         broken().update({"w": ONES}, broken().init({"w": ONES}))
 
 
-# Decay for some leaves only.
+# Decay of some leaves only.
 
 
 def test_a_mask_keeps_the_decay_of_an_optimizer_to_some_leaves():
@@ -688,11 +688,11 @@ def test_pure_use_can_count_the_updates_of_each_leaf_as_torch_does(make):
         tx.init(params, counts="both")
 
 
-# Found by the fuzz of chains and of states (tests/fuzz).
+# Faults found by fuzzing chains and states (tests/fuzz).
 
 
 def stepped_by_leaves(tx, params, gradients):
-    """By pure functions in which every leaf counts its updates."""
+    """Take steps with pure functions in which every leaf counts its updates."""
     state = tx.init(params, counts="leaves")
     for step in gradients:
         updates, state = tx.update(dict(zip(params, step, strict=True)), state, params)
@@ -875,7 +875,7 @@ def test_a_parameter_of_another_shape_is_named_before_anything_changes(tx):
         step()
     assert all(torch.equal(param, before[name]) for name, param in params.items())
     assert_equal(optimizer.state_dict()["state"], states)
-    optimizer.state.pop(params["grown"])  # as the error says
+    optimizer.state.pop(params["grown"])  # as the error suggests
     step()
     assert not torch.equal(params["grown"], before["grown"])
 
