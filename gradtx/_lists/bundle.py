@@ -75,13 +75,8 @@ class ListPass:
         """Return the function for lists of leaves on a device, with Python scalars or with 0-d tensors."""
         key = (device, on_host)
         if key not in self._functions:
-<<<<<<< HEAD
             recording = self.recording
-            self._recording = None  # writing uses it up
-=======
-            recording = self._recording or self._record()
             self._recording = None  # code generation modifies it
->>>>>>> p4
             self._functions[key] = self._written(recording, device, on_host)
         return self._functions[key]
 

@@ -56,13 +56,8 @@ class Engine:
             return [], members
         fingerprint = fingerprint_of(request, members)
         plan = self.plan
-<<<<<<< HEAD
         known = plan is not None and plan.holds_for(fingerprint) and self._still_holds(plan)
-        leaves = [] if known else request.leaves_of(members)  # raises if the step is wrong, as without engine
-=======
-        known = plan is not None and plan.holds_for(fingerprint)
         leaves = [] if known else request.leaves_of(members)  # raises for invalid steps, as without an engine
->>>>>>> p4
         try:
             if plan is None or not known:
                 plan = self.plan = self._planned(fingerprint, members, leaves, request)

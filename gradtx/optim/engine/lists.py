@@ -342,13 +342,8 @@ class ListEngine(Engine):
     def _program(
         self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
-<<<<<<< HEAD
-        """The program of a leaf, or of its parts; None if its operations can't be recorded."""
-        tensors = _tensors_of(member, function.signature, request, leaf)
-=======
         """Return the program of a leaf or of its parts; None if its operations cannot be recorded."""
-        tensors = _tensors_of(member, request, leaf)
->>>>>>> p4
+        tensors = _tensors_of(member, function.signature, request, leaf)
         placed = function.signature.placed
         part = part_of(member, placed) if splits and (placed or function.signature.layout.codes) else None
         if part is not None:
@@ -402,15 +397,8 @@ def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
     return len(shape) > 0, shape.numel()
 
 
-<<<<<<< HEAD
 def _tensors_of(member: Member, signature: Signature, request: StepRequest, leaf: Leaf) -> list[Tensor]:
-    """The arguments of a leaf, for their dtypes and shapes."""
-    tensors: list[Any] = [member.param, *(member.state[key] for key in signature.slots_by_leaf), member.param.grad]
-=======
-def _tensors_of(member: Member, request: StepRequest, leaf: Leaf) -> list[Tensor]:
     """Return the arguments of a leaf, of which only dtypes and shapes matter."""
-    assert member.layout is not None
-    tensors: list[Any] = [member.param, *(member.state[key] for key in member.layout.program_keys), member.param.grad]
->>>>>>> p4
+    tensors: list[Any] = [member.param, *(member.state[key] for key in signature.slots_by_leaf), member.param.grad]
     tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
     return [as_real(local(tensor)) for tensor in tensors]

@@ -42,16 +42,10 @@ class LeafKind:
 class Signature:
     """The arguments of a program, and the decisions of selectors for its leaves.
 
-<<<<<<< HEAD
-    The flat arguments are: the number of this step; the count that schedules follow; under a GradScaler its two
-    numbers; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier passes. Then for each leaf:
-    whether it is real (if the last bundle is padded), parameter, slots, gradient, extras, the place of its first entry.
-=======
     The flat arguments are: the number of this step; the count passed to schedules; under a GradScaler, the inverse
-    scale and whether to proceed; hyperparameters; shared values; 0-d extras; totals of earlier passes. For each leaf
-    they continue with: whether it is real (if the last bundle is padded), parameter, slots, gradient, extras, and the
-    index of its first entry.
->>>>>>> p4
+    scale and whether to proceed; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier passes. For
+    each leaf they continue with: whether it is real (if the last bundle is padded), parameter, slots, gradient, extras,
+    and the index of its first entry.
 
     Attributes:
         layout: The positions of a leaf's slots in its state.
@@ -62,20 +56,12 @@ class Signature:
         by_leaf: The names of per-leaf extras.
         absent: The names of extras that are None.
         known_extras: The extras that some link declares.
-<<<<<<< HEAD
-        width: How many leaves there are.
-        scaled: Whether a GradScaler is at work.
-        padded: Whether padding may stand for leaves, so that each says whether it is real.
-        placed: Whether leaves are parts of parameters, so that each says where it begins.
-        divided: Whether the tensors are shards, so that owners compute what needs whole leaves.
-        equal: The keys of 0-d slots that are equal in all leaves, and are passed once.
-=======
         width: The number of leaves.
         scaled: Whether a GradScaler is active.
         padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
         placed: Whether leaves are parts of parameters, so that each has the index of its first entry.
         divided: Whether the tensors are shards, so that owners compute operations that need whole leaves.
->>>>>>> p4
+        equal: The keys of 0-d slots that are equal in all leaves and are passed once.
     """
 
     layout: Layout
@@ -124,11 +110,7 @@ class Signature:
 
     @property
     def slots(self) -> list[str]:
-<<<<<<< HEAD
         """The keys of slots that programs write."""
-=======
-        """The keys of slots, in argument order."""
->>>>>>> p4
         return self.layout.program_keys
 
     @property

@@ -222,13 +222,8 @@ def _ignore(leaf: Leaf) -> None:
     """Do nothing with a finished leaf: results are written when all leaves have finished."""
 
 
-<<<<<<< HEAD
 def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collection[str]) -> None:
-    """Write new slots, except those that are returned, and parameters in place, after all of them are computed."""
-=======
-def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
-    """Write new slots and parameters in place, after all of them have been computed."""
->>>>>>> p4
+    """Write new slots, except the returned ones, and parameters in place, after all of them have been computed."""
     new_slots: list[list[tuple[Tensor, Tensor]]] = []
     for leaf in leaves:
         of_leaf: list[tuple[Tensor, Tensor]] = []

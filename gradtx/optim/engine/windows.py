@@ -21,18 +21,11 @@ SMALLEST_PARTS = 64  # equal parts of a coded leaf may be this many times smalle
 WINDOW = 2**17
 
 
-<<<<<<< HEAD
 def can_be_split(member: Member, leaf: Leaf, equal: Sequence[str] = ()) -> bool:
-    """Whether parts of a leaf, whose operations are elementwise, may be updated one after another.
-
-    Each part would update a 0-d slot again, unless the slot never changes or is one of the `equal` slots, which are
-    written after the last part.
-=======
-def can_be_split(member: Member, leaf: Leaf) -> bool:
     """Whether a leaf whose operations are elementwise may be updated in parts, one at a time.
 
-    A slot that is 0-d rules this out unless it is constant, because each part would update it again.
->>>>>>> p4
+    A slot that is 0-d rules this out because each part would update it again, unless it is constant or one of the
+    `equal` slots, which are written after the last part.
     """
     layout = member.layout
     assert layout is not None
